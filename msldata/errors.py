@@ -1,0 +1,33 @@
+"""Exceptions that mean "the user can mend this": raised by both packages, printed by the CLI without a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake or a bad file outside the program: the message says what, where, and which command to run next."""
+
+
+class StorageError(UserError):
+    """A place that cannot be listed, read or written: missing, denied, full or unreachable."""
+
+
+class BadInputError(UserError):
+    """One source file that cannot become a sample: a broken image, XML or mask.
+
+    Args:
+        file: path of the file, as the user would type it.
+        reason: what is wrong with it, without a full stop.
+        hint: what to do next; defaults to the way round that every build has.
+    """
+
+    def __init__(
+        self, file: str, reason: str, hint: str = "repair or remove the file, or run again with --on-error skip"
+    ):
+        super().__init__(f"{file}: {reason}; {hint}")
+        self.file = file
+        self.reason = reason
+        self.hint = hint
+
+    def __reduce__(self):
+        # Exceptions travel back from worker processes; the default would call __init__ with the finished message.
+        return type(self), (self.file, self.reason, self.hint)

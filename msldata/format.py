@@ -1,0 +1,270 @@
+"""THE CONTRACT: member names, sample index, manifest. The only code that reads or writes a dataset folder's metadata.
+
+A dataset folder holds WebDataset tars, one parquet sample index per tar, and ``dataset.json``, the manifest, which is
+written last: no manifest, no dataset. ``shards/README.md`` states the same contract for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from msldata.errors import UserError
+from msldata.storage import Storage
+
+SCHEMA_VERSION = 1
+
+MANIFEST_NAME = "dataset.json"
+IMAGE_SUFFIX = ".jpg"
+META_SUFFIX = ".json"
+TARGET_SUFFIX = ".target.npy"
+KEEP_MASK_SUFFIX = ".png"
+MAX_KEY_BYTES = 100 - len(TARGET_SUFFIX)
+"""A USTAR name field holds 100 bytes; longer keys would need PAX headers, which not every reader follows."""
+
+IMAGES = "images"
+KEEP_MASKS = "keep-masks"
+
+_SHARD_METADATA = b"msl.shard"
+
+OBJECT_TYPE = pa.struct(
+    [
+        pa.field("class_index", pa.int16(), nullable=False),
+        pa.field("box", pa.list_(pa.float32(), 4), nullable=False),  # x, y, width, height in source pixels
+        pa.field("area", pa.float32(), nullable=False),  # square source pixels
+        pa.field("difficult", pa.bool_(), nullable=False),
+        pa.field("truncated", pa.bool_()),  # null: the source does not say
+        pa.field("occluded", pa.bool_()),
+        pa.field("crowd", pa.bool_(), nullable=False),
+    ]
+)
+_BYTES_FIELDS = [
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("offset", pa.int64(), nullable=False),  # of the image's (keep mask's) first byte in the tar
+    pa.field("length", pa.int64(), nullable=False),
+    pa.field("crc32", pa.uint32(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+    pa.field("height", pa.int32(), nullable=False),
+]
+IMAGE_INDEX_SCHEMA = pa.schema(
+    [
+        *_BYTES_FIELDS,
+        pa.field("positives", pa.list_(pa.int16()), nullable=False),
+        pa.field("ignored", pa.list_(pa.int16()), nullable=False),
+        pa.field("objects", pa.list_(OBJECT_TYPE), nullable=False),
+    ]
+)
+KEEP_MASK_INDEX_SCHEMA = pa.schema(
+    [
+        *_BYTES_FIELDS,
+        pa.field("hole_fraction", pa.float64(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
+INDEX_SCHEMAS = {IMAGES: IMAGE_INDEX_SCHEMA, KEEP_MASKS: KEEP_MASK_INDEX_SCHEMA}
+
+
+class FormatError(UserError):
+    """A folder or file that does not keep the shard contract."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One tar: file name, samples, bytes, and the SHA-256 of the whole file in hex."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+    @property
+    def index_name(self) -> str:
+        """File name of the sample index beside the tar."""
+        return index_name(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What ``dataset.json`` says of one split."""
+
+    kind: str
+    """``images`` or ``keep-masks``."""
+    dataset: str
+    split: str
+    classes: tuple[str, ...] = ()
+    """Class names in target order; empty for keep masks."""
+    shards: tuple[ShardInfo, ...]
+    label_histogram: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Per class: ``positive`` and ``ignored`` image counts."""
+    hole_fraction_histogram: Mapping[str, int] = field(default_factory=dict)
+    """Keep masks per ten-percent bin of the hole fraction, as ``"0.1-0.2": 120``; each bin excludes its lower edge."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What happened on the way, by name: dropped, transcoded, quarantined …"""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The build options that shaped the bytes."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    licence: str = ""
+    plan: str = ""
+    """Digest of the build plan; equal plans give equal bytes."""
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the shard digests in order: two datasets with equal fingerprints hold the same bytes."""
+        return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+    def to_json(self) -> bytes:
+        content = asdict(self)
+        content["num_samples"] = self.num_samples
+        content["fingerprint"] = self.fingerprint
+        return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Manifest:
+        """Parse and check a manifest.
+
+        Raises:
+            FormatError: not JSON, another schema version, a missing field, or a fingerprint that does not match.
+        """
+        try:
+            content = json.loads(data)
+            fingerprint = content.pop("fingerprint")
+            content.pop("num_samples")
+            version = content["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise FormatError(
+                    f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; "
+                    "build the shards again with `msl build-shards --overwrite`"
+                )
+            content["shards"] = tuple(ShardInfo(**shard) for shard in content["shards"])
+            content["classes"] = tuple(content["classes"])
+            manifest = cls(**content)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"{where}: not a manifest of this program ({error})") from None
+        if manifest.fingerprint != fingerprint:
+            raise FormatError(
+                f"{where}: the fingerprint does not match the shard digests; the file was edited or damaged"
+            )
+        return manifest
+
+
+def shard_name(dataset: str, split: str, index: int) -> str:
+    """File name of shard ``index``: ``voc2007-test-000003.tar``."""
+    return f"{dataset}-{split}-{index:06d}.tar"
+
+
+def index_name(shard: str) -> str:
+    """File name of the sample index that belongs to the tar ``shard``."""
+    return shard.removesuffix(".tar") + ".parquet"
+
+
+def check_key(key: str) -> None:
+    """Raise FormatError unless ``key`` can name a sample: a dot would split it, a slash or space would break tools."""
+    if not key or "." in key or "/" in key or not key.isprintable() or " " in key:
+        raise FormatError(f"sample key {key!r}: must be printable text without dots, slashes or spaces")
+    if len(key.encode()) > MAX_KEY_BYTES:
+        raise FormatError(f"sample key {key!r}: {len(key.encode())} bytes, at most {MAX_KEY_BYTES} fit a USTAR name")
+
+
+def encode_json(content: Mapping[str, Any]) -> bytes:
+    """The one JSON encoding used inside shards: UTF-8, sorted keys, no spaces: equal content, equal bytes."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def encode_target(positives: Sequence[int], num_classes: int) -> bytes:
+    """``KEY.target.npy``: uint8 multi-hot vector of shape (K,)."""
+    target = np.zeros(num_classes, dtype=np.uint8)
+    target[list(positives)] = 1
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, target, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def encode_index(kind: str, rows: Sequence[Mapping[str, Any]], shard: ShardInfo, plan: str) -> bytes:
+    """The parquet bytes of one sample index; the shard's digest and the plan's travel in the file's metadata."""
+    metadata = {_SHARD_METADATA: encode_json({**asdict(shard), "plan": plan, "schema_version": SCHEMA_VERSION})}
+    table = pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMAS[kind]).replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    return sink.getvalue().to_pybytes()
+
+
+def decode_index(kind: str, data: bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Parse a sample index and check its columns. Raises FormatError."""
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=list(columns) if columns else None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise FormatError(f"{where}: not a sample index ({error})") from None
+    wanted = columns or INDEX_SCHEMAS[kind].names
+    missing = [name for name in wanted if name not in table.column_names]
+    if missing:
+        raise FormatError(f"{where}: the sample index lacks the columns {', '.join(missing)}")
+    return table
+
+
+def decode_shard_metadata(data: bytes, where: str) -> tuple[ShardInfo, str]:
+    """The shard and the plan digest that a sample index was written for. Raises FormatError."""
+    try:
+        content = json.loads(pq.read_metadata(pa.BufferReader(data)).metadata[_SHARD_METADATA])
+        content.pop("schema_version")
+        plan = content.pop("plan")
+        return ShardInfo(**content), plan
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise FormatError(f"{where}: not a sample index of this program ({error})") from None
+
+
+def read_manifest(storage: Storage) -> Manifest:
+    """Read the manifest of the dataset folder ``storage``.
+
+    Raises:
+        FormatError: there is none (the message names datasets found below, if any), or it is not valid.
+    """
+    try:
+        data = storage.read(MANIFEST_NAME)
+    except FileNotFoundError:
+        below = (
+            [info.name for info in storage.list_files() if info.name.endswith(f"/{MANIFEST_NAME}")]
+            if storage.path()
+            else []
+        )
+        hint = (
+            f"; did you mean {', '.join(storage.where(name.removesuffix(f'/{MANIFEST_NAME}')) for name in below[:6])}?"
+            if below
+            else "; build it with `msl build-shards` or `msl build-masks`, or wait until the build has finished"
+        )
+        raise FormatError(f"{storage.url}: no finished dataset here (no {MANIFEST_NAME}){hint}") from None
+    return Manifest.from_json(data, storage.where(MANIFEST_NAME))
+
+
+def write_manifest(storage: Storage, manifest: Manifest) -> None:
+    """Publish a dataset: first the files other readers want, then ``dataset.json``, which makes it complete."""
+    for name, data in reader_files(manifest).items():
+        storage.put(name, data)
+    storage.put(MANIFEST_NAME, manifest.to_json())
+
+
+def reader_files(manifest: Manifest) -> dict[str, bytes]:
+    """``_info.json`` (timm's WebDataset reader) and ``sizes.json`` (open_clip's): samples per shard."""
+    split = {
+        "name": manifest.split,
+        "num_samples": manifest.num_samples,
+        "filenames": [shard.name for shard in manifest.shards],
+        "shard_lengths": [shard.num_samples for shard in manifest.shards],
+    }
+    sizes = {shard.name: shard.num_samples for shard in manifest.shards}
+    return {
+        "_info.json": (json.dumps({"splits": {manifest.split: split}}, indent=2) + "\n").encode(),
+        "sizes.json": (json.dumps(sizes, indent=2) + "\n").encode(),
+    }

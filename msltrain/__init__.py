@@ -1,0 +1,1 @@
+"""Streams shards into Masked Supervised Learning, and proves what the model learnt."""
