@@ -197,7 +197,7 @@ def encode_index(kind: str, rows: Sequence[Mapping[str, Any]], shard: ShardInfo,
     metadata = {_SHARD_METADATA: encode_json({**asdict(shard), "plan": plan, "schema_version": SCHEMA_VERSION})}
     table = pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMAS[kind]).replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 

@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine with python3, make and git:  make demo   make test
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SHELL := /bin/bash
+
+.PHONY: help demo test lint bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
+
+demo: $(READY)  ## raw data -> shards -> training -> report, about 5 minutes on 2 cores
+	$(BIN)/python cli.py demo
+
+test: lint  ## format, lint, types and the tests
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(READY)  ## format, lint and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## the measurements behind benchmarks/RESULTS.md
+	@for script in build masks stream step; do \
+	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+clean:  ## remove the environment and what the demo wrote
+	rm -rf $(VENV) demo
+
+# The stamp is written last: an interrupted installation is finished by the next call.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "python3 cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@

@@ -1,0 +1,114 @@
+"""Storage: the same behaviour on a local folder and on an object store, and one clear sentence for each failure."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+
+import pytest
+
+from msldata.errors import BadInputError, StorageError
+from msldata.storage import PART_SUFFIX, LocalStorage, RemoteStorage, Storage, open_storage
+
+
+class MemoryBackedStorage(RemoteStorage):
+    """The remote code path over obstore's in-memory store: everything but the network."""
+
+    def __init__(self):
+        from obstore.store import MemoryStore
+
+        self.url = "memory://bucket"
+        self.store = MemoryStore()
+
+
+@pytest.fixture(params=["local", "remote"])
+def storage(request, tmp_path) -> Storage:
+    return LocalStorage(tmp_path / "folder") if request.param == "local" else MemoryBackedStorage()
+
+
+def test_put_read_list_delete(storage):
+    assert storage.list_files() == []
+    storage.put("b/two.bin", b"22")
+    storage.put("one.bin", b"1")
+    assert [(info.name, info.size) for info in storage.list_files()] == [("b/two.bin", 2), ("one.bin", 1)]
+    assert storage.read("b/two.bin") == b"22"
+    assert storage.exists("one.bin") and not storage.exists("three.bin")
+    storage.put("one.bin", b"replaced")
+    assert storage.read("one.bin") == b"replaced"
+    storage.delete("one.bin")
+    storage.delete("one.bin")
+    assert not storage.exists("one.bin")
+
+
+def test_put_takes_a_file_over(storage, tmp_path):
+    staged = tmp_path / "staged.tar"
+    staged.write_bytes(b"x" * 1000)
+    storage.put("shard.tar", staged)
+    assert storage.read("shard.tar") == b"x" * 1000
+    assert not staged.exists()
+
+
+def test_ranges_come_in_the_order_asked(storage):
+    storage.put("digits", b"0123456789")
+    assert storage.read_ranges("digits", [7, 0, 3], [2, 1, 3]) == [b"78", b"0", b"345"]
+
+
+def test_a_range_beyond_the_end_is_an_error(storage):
+    storage.put("digits", b"0123456789")
+    with pytest.raises(StorageError, match="digits"):
+        storage.read_ranges("digits", [8], [5])
+
+
+def test_missing_file_is_named(storage):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.json: no such"):
+        storage.read("nothing.json")
+
+
+def test_failed_put_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+    storage = LocalStorage(tmp_path)
+    storage.put("dataset.json", b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"dataset\.json: the disk is full"):
+        storage.put("dataset.json", b"new")
+    assert storage.read("dataset.json") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
+
+def test_unfinished_writes_are_not_listed(tmp_path):
+    (tmp_path / f"shard.tar{PART_SUFFIX}").write_bytes(b"half")
+    assert LocalStorage(tmp_path).list_files() == []
+
+
+@pytest.mark.parametrize("location", ["pipe:cat /etc/passwd", "ftp://host/x", "s3:bucket"])
+def test_unknown_locations_are_refused(location):
+    with pytest.raises(StorageError, match="unknown kind of location"):
+        open_storage(location)
+
+
+def test_locations():
+    assert isinstance(open_storage("some/folder"), LocalStorage)
+    assert isinstance(open_storage("s3://bucket/prefix"), RemoteStorage)
+
+
+def test_remote_storage_travels_to_workers():
+    storage = pickle.loads(pickle.dumps(open_storage("s3://bucket/prefix")))
+    assert storage.url == "s3://bucket/prefix"
+
+
+def test_unreachable_store_is_one_sentence_in_seconds(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with pytest.raises(StorageError, match=r"s3://bucket/x/dataset\.json: ") as caught:
+        open_storage("s3://bucket/x").read("dataset.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_input_error_survives_a_process_boundary():
+    error = pickle.loads(pickle.dumps(BadInputError("a.jpg", "not an image")))
+    assert str(error).startswith("a.jpg: not an image; ") and error.reason == "not an image"
