@@ -20,3 +20,23 @@ def sample() -> Path:
     if not (root / "VOCdevkit").is_dir():
         pytest.skip(f"real sample data not found at {root}; set MSL_SAMPLE to its folder")
     return root
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """A real S3 server on loopback (rclone, signature checks) behind a fault proxy, with an empty bucket ``bucket``."""
+    from tests import s3server
+
+    root = tmp_path_factory.mktemp("s3")
+    (root / "bucket").mkdir()
+    with s3server.running(root) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """The S3 server with its address and keys in the environment; ``s3.proxy.choose`` injects faults."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield s3_server
+    s3_server.proxy.choose = lambda method, path: None

@@ -1,0 +1,68 @@
+"""Storage against a real S3 server: what a program sees of good and of broken buckets."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from msldata.errors import StorageError
+from msldata.storage import open_storage
+
+
+def test_round_trip(s3, tmp_path):
+    storage = open_storage("s3://bucket/voc/test")
+    staged = tmp_path / "shard.tar"
+    content = bytes(range(256)) * 50_000  # 12.8 MB: goes up in several parts
+    staged.write_bytes(content)
+    storage.put("shard.tar", staged)
+    storage.put("dataset.json", b"{}")
+    assert [(info.name, info.size) for info in storage.list_files()] == [
+        ("dataset.json", 2),
+        ("shard.tar", len(content)),
+    ]
+    assert storage.read_ranges("shard.tar", [10_000_000, 5], [3, 2]) == [content[10_000_000:10_000_003], b"\x05\x06"]
+    storage.delete("dataset.json")
+    assert not storage.exists("dataset.json")
+    assert not staged.exists()
+
+
+def test_missing_object_and_missing_bucket_are_told_apart(s3):
+    with pytest.raises(FileNotFoundError, match=r"s3://bucket/nothing/dataset\.json: no such object"):
+        open_storage("s3://bucket/nothing").read("dataset.json")
+    with pytest.raises(FileNotFoundError, match=r"s3://absent/x/dataset\.json: no such bucket"):
+        open_storage("s3://absent/x").read("dataset.json")
+
+
+def test_wrong_secret_is_said_at_once(s3, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    start = time.monotonic()
+    with pytest.raises(StorageError, match="access denied; check the credentials"):
+        open_storage("s3://bucket/x").read("dataset.json")
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("fault", ["unavailable", "reset", "cut", "slow"])
+def test_passing_faults_are_retried(s3, fault):
+    storage = open_storage("s3://bucket/faults")
+    content = bytes(range(256)) * 4_000
+    storage.put("x.bin", content)
+    left = {"GET": 2}
+
+    def twice(method: str, path: str) -> str | None:
+        left[method] = left.get(method, 0) - 1
+        return fault if left[method] >= 0 else None
+
+    s3.proxy.choose = twice
+    assert storage.read("x.bin") == content
+    assert left["GET"] < 2, "the fault was never met"
+
+
+def test_lasting_fault_ends_in_one_sentence(s3):
+    storage = open_storage("s3://bucket/faults")
+    storage.put("x.bin", b"1")
+    s3.proxy.choose = lambda method, path: "unavailable"
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=r"s3://bucket/faults/x\.bin: ") as caught:
+        storage.read("x.bin")
+    assert time.monotonic() - start < 10 and "\n" not in str(caught.value)
