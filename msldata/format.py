@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -185,19 +186,37 @@ def encode_json(content: Mapping[str, Any]) -> bytes:
 
 def encode_target(positives: Sequence[int], num_classes: int) -> bytes:
     """``KEY.target.npy``: uint8 multi-hot vector of shape (K,)."""
-    target = np.zeros(num_classes, dtype=np.uint8)
-    target[list(positives)] = 1
+    target = bytearray(num_classes)
+    for index in positives:
+        target[index] = 1
+    return _target_header(num_classes) + target
+
+
+@cache
+def _target_header(num_classes: int) -> bytes:
+    """The .npy header of every target with this many classes: built once, it costs more than the vector."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, target, version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
+    np.lib.format.write_array(buffer, np.zeros(num_classes, dtype=np.uint8), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()[:-num_classes]
 
 
-def encode_index(kind: str, rows: Sequence[Mapping[str, Any]], shard: ShardInfo, plan: str) -> bytes:
-    """The parquet bytes of one sample index; the shard's digest and the plan's travel in the file's metadata."""
-    metadata = {_SHARD_METADATA: encode_json({**asdict(shard), "plan": plan, "schema_version": SCHEMA_VERSION})}
-    table = pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMAS[kind]).replace_schema_metadata(metadata)
+def encode_index(
+    kind: str,
+    rows: Sequence[Mapping[str, Any]],
+    shard: ShardInfo,
+    plan: str,
+    report: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The parquet bytes of one sample index; the shard's digest, the plan's and the report travel in its metadata.
+
+    ``report`` is what writing the shard found out (transcoded images, label counts …): a resumed build takes it from
+    here, so that its manifest equals an undisturbed build's.
+    """
+    content = {**asdict(shard), "plan": plan, "report": report or {}, "schema_version": SCHEMA_VERSION}
+    table = pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMAS[kind])
+    table = table.replace_schema_metadata({_SHARD_METADATA: encode_json(content)})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", store_schema=False)
     return sink.getvalue().to_pybytes()
 
 
@@ -216,11 +235,21 @@ def decode_index(kind: str, data: bytes, where: str, columns: Sequence[str] | No
 
 def decode_shard_metadata(data: bytes, where: str) -> tuple[ShardInfo, str]:
     """The shard and the plan digest that a sample index was written for. Raises FormatError."""
+    content = _shard_metadata(data, where)
     try:
-        content = json.loads(pq.read_metadata(pa.BufferReader(data)).metadata[_SHARD_METADATA])
-        content.pop("schema_version")
-        plan = content.pop("plan")
-        return ShardInfo(**content), plan
+        return ShardInfo(**{name: content[name] for name in ShardInfo.__dataclass_fields__}), content["plan"]
+    except KeyError as error:
+        raise FormatError(f"{where}: the sample index lacks {error} in its metadata") from None
+
+
+def decode_shard_report(data: bytes, where: str) -> dict[str, Any]:
+    """The report that was given to ``encode_index``. Raises FormatError."""
+    return _shard_metadata(data, where).get("report", {})
+
+
+def _shard_metadata(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        return json.loads(pq.read_metadata(pa.BufferReader(data)).metadata[_SHARD_METADATA])
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise FormatError(f"{where}: not a sample index of this program ({error})") from None
 

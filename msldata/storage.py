@@ -126,11 +126,11 @@ class LocalStorage(Storage):
         return (self.root / name).is_file()
 
     def read(self, name: str) -> bytes:
-        with _clear_local_errors(self.where(name)):
+        with clear_local_errors(self.where(name)):
             return (self.root / name).read_bytes()
 
     def read_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
-        with _clear_local_errors(self.where(name)), open(self.root / name, "rb") as file:
+        with clear_local_errors(self.where(name)), open(self.root / name, "rb") as file:
             parts = [os.pread(file.fileno(), length, start) for start, length in zip(starts, lengths, strict=True)]
         for part, start, length in zip(parts, starts, lengths, strict=True):
             if len(part) != length:
@@ -142,7 +142,7 @@ class LocalStorage(Storage):
 
     def put(self, name: str, data: bytes | Path) -> None:
         target = self.root / name
-        with _clear_local_errors(str(target)):
+        with clear_local_errors(str(target)):
             target.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(data, Path) and data.parent == target.parent:
                 os.replace(data, target)
@@ -160,7 +160,7 @@ class LocalStorage(Storage):
                 raise
 
     def delete(self, name: str) -> None:
-        with _clear_local_errors(self.where(name)):
+        with clear_local_errors(self.where(name)):
             (self.root / name).unlink(missing_ok=True)
 
 
@@ -261,7 +261,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 @contextmanager
-def _clear_local_errors(where: str) -> Iterator[None]:
+def clear_local_errors(where: str) -> Iterator[None]:
     """Turn the operating system's errors into one sentence; FileNotFoundError keeps its type."""
     try:
         yield
