@@ -23,9 +23,9 @@ from msldata.storage import PART_SUFFIX, Storage, clear_local_errors
 _BLOCK = 512
 _NAME_BYTES = MAX_KEY_BYTES + len(TARGET_SUFFIX)
 _MAX_MEMBER_BYTES = 0o77777777777
-_OWNERS = b"0000644\00000000\00000000\0"  # mode, uid, gid
-_TIME = b"\000000000000\0"  # end of the size field, time stamp
-_KIND = b"0" + bytes(100) + b"ustar\000" + bytes(64) + b"0000000\00000000\0" + bytes(167)
+_OWNERS = b"".join((b"0000644\0", b"0000000\0", b"0000000\0"))  # mode, uid, gid
+_TIME = b"".join((b"\0", b"00000000000\0"))  # end of the size field, time stamp
+_KIND = b"".join((b"0", bytes(100), b"ustar\0", b"00", bytes(247)))  # regular file, no link, no owner's name
 _CONSTANT_SUM = sum(_OWNERS + _TIME + _KIND) + 8 * ord(" ")  # the checksum counts its own field as spaces
 _PADDING = [bytes(-size % _BLOCK) for size in range(_BLOCK)]
 _END = bytes(2 * _BLOCK)
