@@ -214,10 +214,9 @@ def encode_index(
     """
     content = {**asdict(shard), "plan": plan, "report": report or {}, "schema_version": SCHEMA_VERSION}
     table = pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMAS[kind])
+    table = table.replace_schema_metadata({_SHARD_METADATA: encode_json(content)})
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({_SHARD_METADATA: encode_json(content)})
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 
