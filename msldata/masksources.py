@@ -1,0 +1,221 @@
+"""Where masks come from: a folder (local or remote), a zip, a tar, or the generator."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+
+from msldata.errors import BadInputError, UserError
+from msldata.keepmask import HOLE_WHITE, decode_gray
+from msldata.maskgenerator import MIN_SIZE, generate_hole_mask
+from msldata.storage import LocalStorage, Storage, open_storage
+
+MAX_FILE_BYTES = 2**26
+"""Largest mask file read from an archive, whose members can unpack to far more than they occupy."""
+
+
+class MaskSource(Protocol):
+    """A set of named masks; picklable and without state, because worker processes read from it."""
+
+    @property
+    def polarity(self) -> str | None:
+        """``hole-white`` or ``hole-black`` where it is known by construction, else None."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the masks are from, for the manifest."""
+
+    def names(self) -> list[str]:
+        """Names of all masks, with ``/`` between folders, sorted.
+
+        Raises:
+            FileNotFoundError: the place does not exist.
+            UserError: it holds no mask, or is not what it claims to be.
+        """
+
+    def read_gray(self, name: str) -> np.ndarray:
+        """gray_HW, uint8, of one mask. Raises BadInputError naming the file."""
+
+
+def open_mask_source(location: str | Path) -> MaskSource:
+    """A folder, a zip or an uncompressed tar, by path; a remote folder by URL. No mask is read yet.
+
+    Raises:
+        FileNotFoundError: there is nothing at a local path.
+        UserError: a local file that is neither zip nor tar, or an archive by URL.
+    """
+    storage = open_storage(location)
+    if not isinstance(storage, LocalStorage):
+        if PurePosixPath(storage.url).suffix in (".zip", ".tar", ".gz", ".tgz"):
+            raise UserError(f"{storage.url}: archives are read from a local disk only; copy it here first")
+        return FolderMasks(storage)
+    path = storage.root
+    if path.is_dir():
+        return FolderMasks(storage)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder or archive of masks")
+    if zipfile.is_zipfile(path):
+        return ZipMasks(path)
+    if tarfile.is_tarfile(path):
+        return TarMasks(path)
+    raise UserError(f"{path}: neither a folder nor a zip or tar archive; give the place where the mask files are")
+
+
+@dataclass(frozen=True)
+class FolderMasks:
+    """Mask files anywhere below one folder, local or remote."""
+
+    storage: Storage
+    polarity: str | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {"source": self.storage.url}
+
+    def names(self) -> list[str]:
+        return _mask_names([info.name for info in self.storage.list_files()], self.storage.url)
+
+    def read_gray(self, name: str) -> np.ndarray:
+        return decode_gray(self.storage.read(name), self.storage.where(name))
+
+
+@dataclass(frozen=True)
+class ZipMasks:
+    """Mask files in a zip; members are read directly, nothing is unpacked to disk."""
+
+    path: Path
+    polarity: str | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {"source": str(self.path)}
+
+    def names(self) -> list[str]:
+        members = [member.filename for member in _zip_of_process(self.path).infolist() if not member.is_dir()]
+        _check_members(members, self.path)
+        return _mask_names(members, str(self.path))
+
+    def read_gray(self, name: str) -> np.ndarray:
+        where = f"{self.path}/{name}"
+        archive = _zip_of_process(self.path)
+        _check_size(archive.getinfo(name).file_size, where)
+        try:
+            data = archive.read(name)
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+            raise BadInputError(where, f"cannot be read from the zip ({error})") from None
+        return decode_gray(data, where)
+
+
+@dataclass(frozen=True)
+class TarMasks:
+    """Mask files in an uncompressed tar; members are read in place."""
+
+    path: Path
+    polarity: str | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {"source": str(self.path)}
+
+    def names(self) -> list[str]:
+        members = list(_tar_members(self.path, self.path.stat().st_mtime_ns))
+        _check_members(members, self.path)
+        return _mask_names(members, str(self.path))
+
+    def read_gray(self, name: str) -> np.ndarray:
+        where = f"{self.path}/{name}"
+        offset, size = _tar_members(self.path, self.path.stat().st_mtime_ns)[name]
+        _check_size(size, where)
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return decode_gray(file.read(size), where)
+
+
+@dataclass(frozen=True)
+class GeneratedMasks:
+    """``count`` generated masks of ``size`` × ``size`` pixels: for everyone who has no set of irregular masks.
+
+    About a third of them are more than half hole: 3,000 masks give 1,000 "high" and 2,000 "low" ones at a threshold
+    of 0.5.
+    """
+
+    count: int
+    seed: int = 0
+    size: int = 512
+    polarity: str | None = HOLE_WHITE
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"cannot generate {self.count} masks; ask for at least 1, as in `--generate 3000`")
+        if self.size < MIN_SIZE:
+            raise UserError(f"masks of {self.size} pixels are too small to draw; the size must be at least {MIN_SIZE}")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {"source": "generated", "generator_seed": self.seed, "generator_size": self.size}
+
+    def names(self) -> list[str]:
+        return [f"generated-{index:06d}" for index in range(self.count)]
+
+    def read_gray(self, name: str) -> np.ndarray:
+        return generate_hole_mask(self.seed, int(name.removeprefix("generated-")), self.size) * np.uint8(255)
+
+
+def _mask_names(names: Sequence[str], where: str) -> list[str]:
+    """Sorted, without the clutter of desktop systems; refuses an empty place."""
+    masks = sorted(name for name in names if not _is_clutter(name))
+    if not masks:
+        raise UserError(f"{where}: no mask files here; give the folder or archive that holds them")
+    return masks
+
+
+def _is_clutter(name: str) -> bool:
+    parts = name.split("/")
+    return parts[-1] in ("Thumbs.db", "desktop.ini") or any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def _check_members(names: Sequence[str], archive: Path) -> None:
+    """Refuse an archive whose names lead outside of it: nothing is unpacked here, but nobody should pass it on."""
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0]:
+            raise UserError(f"{archive}: member '{name}' leads outside of the archive; this file is not to be trusted")
+
+
+def _check_size(num_bytes: int, where: str) -> None:
+    if num_bytes > MAX_FILE_BYTES:
+        raise BadInputError(where, f"{num_bytes:,} bytes unpacked is too large for a mask")
+
+
+def _zip_of_process(path: Path) -> zipfile.ZipFile:
+    """The archive, opened once per process: its directory takes long to read, and a fork shares the file offset."""
+    return _open_zip(path, path.stat().st_mtime_ns, os.getpid())
+
+
+@lru_cache(maxsize=4)
+def _open_zip(path: Path, modified_ns: int, process: int) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a zip ({error}); download it again") from None
+
+
+@lru_cache(maxsize=4)
+def _tar_members(path: Path, modified_ns: int) -> dict[str, tuple[int, int]]:
+    """(offset, size) of every file in the tar, read once per process."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return {member.name: (member.offset_data, member.size) for member in archive if member.isreg()}
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(
+            f"{path}: cannot be read as an uncompressed tar ({error}); unpack it and give the folder"
+        ) from None
