@@ -129,6 +129,7 @@ class ShardWriter:
             sha256=self._digest.hexdigest(),
         )
         index = encode_index(self.kind, self._rows, info, self.plan, report)
+        self.out.delete(index_name(self.name))  # an older index must not vouch for the new tar
         self.out.put(self.name, self._staged)
         self.out.put(index_name(self.name), index)
         return info

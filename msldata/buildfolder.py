@@ -1,0 +1,187 @@
+"""The folder that one build fills: who owns it, what is finished in it, and what it must not mix with."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from msldata.errors import UserError
+from msldata.format import (
+    MANIFEST_NAME,
+    FormatError,
+    Manifest,
+    ShardInfo,
+    decode_shard_metadata,
+    decode_shard_report,
+    index_name,
+    read_manifest,
+)
+from msldata.storage import PART_SUFFIX, FileInfo, Storage, clear_local_errors
+
+QUARANTINE_NAME = "quarantine.jsonl"
+_READERS = frozenset({"_info.json", "sizes.json"})
+_SHARD_FILE = re.compile(r"[^/]+-\d{6}\.(tar|parquet)")
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedShard:
+    """A shard that is complete in the folder, and the report that its index keeps."""
+
+    info: ShardInfo | None
+    """None: not one sample was usable, so there are no files."""
+    report: Mapping[str, Any]
+
+
+class BuildFolder:
+    """One dataset folder during one build.
+
+    Args:
+        out: the dataset folder.
+        shard_names: the tars that the plan writes.
+        plan: the plan's digest.
+    """
+
+    def __init__(self, out: Storage, shard_names: Sequence[str], plan: str):
+        self.out = out
+        self.shard_names = tuple(shard_names)
+        self.plan = plan
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Own the folder while the block runs, and clear away what dead builds left half-written.
+
+        The lock is the kernel's, on the local folder itself: it dies with its process and leaves no file. A remote
+        folder, or a file system without locks, is not locked; two builds of one plan then write the same bytes twice.
+
+        Raises:
+            UserError: another build owns the folder. StorageError: the folder cannot be made.
+        """
+        folder = self.out.path()
+        if folder is None:
+            yield
+            return
+        with clear_local_errors(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            locked = _lock(descriptor, str(folder))
+            if locked:
+                self._remove_parts()
+            try:
+                yield
+            finally:
+                if locked:
+                    self._remove_parts()
+        finally:
+            os.close(descriptor)
+
+    def finished_manifest(self) -> Manifest | None:
+        """The manifest, when this very plan is finished here and no shard is missing or of another size.
+
+        Raises:
+            UserError: the folder holds a dataset of another plan.
+        """
+        if not self.out.exists(MANIFEST_NAME):
+            return None
+        manifest = read_manifest(self.out)
+        if manifest.plan != self.plan:
+            raise self._refusal(f"a finished dataset of another plan ({manifest.dataset}, {manifest.split})")
+        sizes = {info.name: info.size for info in self.out.list_files()}
+        for shard in manifest.shards:
+            if sizes.get(shard.name) != shard.num_bytes or shard.index_name not in sizes:
+                return None
+        return manifest
+
+    def finished_shards(self) -> dict[str, FinishedShard]:
+        """The shards of this plan that are complete here, by the name of their tar.
+
+        Raises:
+            UserError: the folder holds shards of another plan, or files that no build makes.
+        """
+        files = {info.name: info.size for info in _visible(self.out.list_files())}
+        expected = {*self.shard_names, *map(index_name, self.shard_names), *_READERS, MANIFEST_NAME, QUARANTINE_NAME}
+        foreign = sorted(files.keys() - expected)
+        if foreign:
+            if not any(_SHARD_FILE.fullmatch(name) for name in foreign):
+                raise self._foreign(foreign)
+            raise self._refusal(f"shards of another plan ({_some(foreign)})")
+        finished = {}
+        for name in self.shard_names:
+            if index_name(name) not in files:
+                continue
+            where = self.out.where(index_name(name))
+            data = self.out.read(index_name(name))
+            try:
+                info, plan = decode_shard_metadata(data, where)
+            except FormatError:
+                continue  # a damaged index is written again
+            if plan != self.plan:
+                raise self._refusal(f"shards of another plan ({index_name(name)})")
+            if files.get(name) == info.num_bytes:
+                finished[name] = FinishedShard(info, decode_shard_report(data, where))
+        return finished
+
+    def clear(self) -> None:
+        """Delete what earlier builds wrote, the manifest first, so that the folder is at no moment a wrong dataset.
+
+        Raises:
+            UserError: there are other files as well; nothing is deleted then.
+        """
+        names = [info.name for info in _visible(self.out.list_files())]
+        ours = {*_READERS, QUARANTINE_NAME, MANIFEST_NAME}
+        foreign = [name for name in names if name not in ours and not _SHARD_FILE.fullmatch(name)]
+        if foreign:
+            raise self._foreign(foreign)
+        for name in sorted(names, key=lambda name: (name != MANIFEST_NAME, not name.endswith(".parquet"), name)):
+            self.out.delete(name)
+
+    def _remove_parts(self) -> None:
+        folder = self.out.path()
+        assert folder is not None
+        with clear_local_errors(str(folder)):
+            for path in folder.glob(f".*{PART_SUFFIX}"):
+                path.unlink(missing_ok=True)
+
+    def _refusal(self, found: str) -> UserError:
+        return UserError(
+            f"{self.out.url}: this folder holds {found}; choose another --out, or start over with the same command "
+            "and --overwrite"
+        )
+
+    def _foreign(self, names: Sequence[str]) -> UserError:
+        return UserError(
+            f"{self.out.url}: this folder holds files that no build makes ({_some(names)}); choose another --out, or "
+            "move them away"
+        )
+
+
+def _lock(descriptor: int, folder: str) -> bool:
+    """Take the folder's lock; False where the file system knows none. Raises UserError when another build has it."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(
+                f"{folder}: another build is writing into this folder; wait until it has finished, or stop it and "
+                "run the same command again"
+            ) from None
+        return False
+    return True
+
+
+def _visible(files: Sequence[FileInfo]) -> list[FileInfo]:
+    """Without hidden files (``.gitignore``, ``.DS_Store``), which belong to other tools."""
+    return [info for info in files if not any(part.startswith(".") for part in info.name.split("/"))]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

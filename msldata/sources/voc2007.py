@@ -1,0 +1,184 @@
+"""PASCAL VOC 2007: image lists, and per image one XML with its objects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from msldata.errors import BadInputError, UserError
+from msldata.labels import VOC
+from msldata.records import ObjectRecord, Record
+from msldata.sources import unknown_split
+from msldata.storage import LocalStorage, Storage
+
+# Per split the ways to list it, best first; the lists of one way are joined. They are named one by one, for a pattern
+# such as *_train.txt would also take train_train.txt, the list of the class "train".
+_LISTS = {
+    "trainval": (("train", "val"), ("trainval",)),
+    "train": (("train",),),
+    "val": (("val",),),
+    "test": (("test",),),
+}
+_HINT = "repair the file, or take its id out of the list in ImageSets/Main"
+
+
+class Voc2007:
+    """One split of VOC2007.
+
+    A class is positive when at least one of its objects is not difficult, ignored when all its objects are difficult
+    (evaluation leaves that pair out, training counts it as negative), and negative when it has none.
+
+    Args:
+        root: the folder VOC2007, VOCdevkit, or one that contains VOCdevkit.
+        split: ``trainval``, ``train``, ``val`` or ``test``.
+
+    Raises:
+        UserError: unknown split. FileNotFoundError: no VOC2007 there, or a list or folder of it is missing.
+    """
+
+    dataset = "voc2007"
+    labels = VOC
+    licence = (
+        "Photographs from flickr, under flickr's terms and their photographers' rights; no licence for the dataset as "
+        "a whole. Cite Everingham et al., The PASCAL Visual Object Classes Challenge 2007."
+    )
+
+    def __init__(self, root: Path, split: str):
+        if split not in _LISTS:
+            raise unknown_split(self.dataset, split, tuple(_LISTS))
+        self.split = split
+        self.root = find_root(root)
+        self.images: Storage = LocalStorage(self.root)
+        self.counts: dict[str, int] = {}
+        self._lists = _lists(self.root, split)
+        for path in (*self._lists, self.root / "Annotations", self.root / "JPEGImages"):
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: missing; VOC2007 {split} needs it, is the download complete?")
+        self.provenance: dict[str, Any] = {
+            "source": "VOC2007",
+            "files": {
+                path.relative_to(self.root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in self._lists
+            },
+        }
+
+    def records(self) -> Iterator[Record]:
+        """The split's images in ascending order of their ids."""
+        annotations = hashlib.sha256()
+        for image_id in self._image_ids():
+            path = self.root / "Annotations" / f"{image_id}.xml"
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise BadInputError(str(path), (error.strerror or str(error)).lower(), _HINT) from None
+            annotations.update(data)
+            objects = parse_objects(data, str(path))
+            clear = {item.class_index for item in objects if not item.difficult}
+            yield Record(
+                key=image_id,
+                image=f"JPEGImages/{image_id}.jpg",
+                positives=tuple(sorted(clear)),
+                ignored=tuple(sorted({item.class_index for item in objects} - clear)),
+                objects=objects,
+                image_id=image_id,
+            )
+        self.provenance["annotations_sha256"] = annotations.hexdigest()
+
+    def _image_ids(self) -> list[str]:
+        ids = []
+        for path in self._lists:
+            for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+                if not line.strip():
+                    continue
+                image_id = line.split()[0]
+                # It becomes part of a path: nothing in a list may point outside the dataset.
+                if not image_id.replace("_", "").replace("-", "").isalnum():
+                    raise BadInputError(str(path), f"line {number}: {image_id[:80]!r} is not an image id", _HINT)
+                ids.append(image_id)
+        if not ids:
+            raise UserError(f"{self._lists[0]}: the list is empty; VOC2007 {self.split} has no images here")
+        return sorted(ids)
+
+
+def find_root(root: Path) -> Path:
+    """The folder VOC2007 itself: ``root``, or the one below it. Raises FileNotFoundError."""
+    for candidate in (root, root / "VOC2007", root / "VOCdevkit" / "VOC2007"):
+        if (candidate / "ImageSets" / "Main").is_dir():
+            return candidate
+    raise FileNotFoundError(
+        f"{root}: no VOC2007 here (no ImageSets/Main in it, in VOC2007 or in VOCdevkit/VOC2007); "
+        "give the folder that holds JPEGImages, Annotations and ImageSets"
+    )
+
+
+def available_splits(root: Path) -> tuple[str, ...]:
+    """Splits whose image lists lie in ``root``; empty when it is no VOC2007 folder."""
+    lists = {split: _lists(root, split) for split in _LISTS}
+    return tuple(split for split, paths in lists.items() if all(path.is_file() for path in paths))
+
+
+def _lists(root: Path, split: str) -> tuple[Path, ...]:
+    choices = [tuple(root / "ImageSets" / "Main" / f"{name}.txt" for name in names) for names in _LISTS[split]]
+    return next((paths for paths in choices if all(path.is_file() for path in paths)), choices[0])
+
+
+def parse_objects(data: bytes, where: str) -> tuple[ObjectRecord, ...]:
+    """The objects of one VOC annotation, in the order of the file.
+
+    VOC counts pixels from 1 and both corners belong to the box; the result counts from 0.
+
+    Raises:
+        BadInputError: not XML, a document type declaration (never needed here, and a way to exhaust memory), an object
+            without name or box, or an unknown class.
+    """
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data or b"\0" in data:
+        raise BadInputError(where, "document type declarations, entities and NUL bytes are refused", _HINT)
+    try:
+        annotation = ElementTree.fromstring(data)
+        return tuple(_parse_object(element) for element in annotation.findall("object"))
+    except ElementTree.ParseError as error:
+        raise BadInputError(where, f"not valid XML ({error})", _HINT) from None
+    except ValueError as error:
+        raise BadInputError(where, str(error), _HINT) from None
+
+
+def _parse_object(element: ElementTree.Element) -> ObjectRecord:
+    name = (element.findtext("name") or "").strip()
+    if name not in VOC:
+        raise ValueError(f"unknown class '{name}'")
+    box = element.find("bndbox")
+    if box is None:
+        raise ValueError(f"an object of class '{name}' has no bndbox")
+    left, top, right, bottom = (_number(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    width, height = right - left + 1, bottom - top + 1
+    if not (0 < width < float("inf") and 0 < height < float("inf")):
+        raise ValueError(f"an object of class '{name}' has a box without area ({left}, {top}, {right}, {bottom})")
+    return ObjectRecord(
+        class_index=VOC.index(name),
+        box=(left - 1, top - 1, width, height),
+        area=width * height,
+        difficult=bool(_flag(element, "difficult")),
+        truncated=_flag(element, "truncated"),
+        occluded=_flag(element, "occluded"),
+    )
+
+
+def _number(box: ElementTree.Element, tag: str) -> float:
+    text = box.findtext(tag)
+    try:
+        return float(text or "")
+    except ValueError:
+        raise ValueError(f"{tag} is {text!r}, not a number") from None
+
+
+def _flag(element: ElementTree.Element, tag: str) -> bool | None:
+    """A 0/1 tag; None where it is absent, because "not marked" and "not looked at" differ."""
+    text = element.findtext(tag)
+    if text is None or not text.strip():
+        return None
+    if text.strip() not in ("0", "1"):
+        raise ValueError(f"{tag} is {text!r}, expected 0 or 1")
+    return text.strip() == "1"
