@@ -1,0 +1,63 @@
+"""StreamConfig: how samples become batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from msldata.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """How shards become batches.
+
+    ``image_size``, ``batch_size``, ``window`` and the augmentation decide what a run sees; ``num_threads``,
+    ``num_buffers`` and ``read_ahead_mb`` only how fast it comes. Raises UserError for values that cannot work.
+    """
+
+    image_size: int = 448
+    """Side S of the square images, in pixels."""
+    batch_size: int = 32
+    """Samples per step over all ranks together (the global batch)."""
+    drop_last: bool = True
+    """Whether training leaves out the last, incomplete batch of an epoch. Evaluation never does."""
+    window: int = 16384
+    """About how many samples are shuffled together; their shards (never fewer than one) are open at the same time."""
+    crop_scale: tuple[float, float] = (0.7, 1.0)
+    """Share of the image's area that a training crop keeps, drawn uniformly from this range."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width / height of a training crop before it is squashed to S×S, drawn log-uniformly from this range."""
+    flip_probability: float = 0.5
+    """How often a training image is mirrored left to right."""
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Subtracted from the RGB values in [0, 1]. The published VOC and COCO runs subtract nothing: a hole is black."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """RGB values are divided by this after the mean is subtracted."""
+    num_threads: int | None = None
+    """Decoding threads of this rank; None: the CPUs this process may use, shared among the ranks of the host."""
+    num_buffers: int = 4
+    """Batches decoded or being decoded at the same time; each holds S·S·3 bytes per sample."""
+    read_ahead_mb: int = 128
+    """Bound on the encoded images, in MiB, that are read ahead of the batches being decoded."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("image_size", 1),
+            ("batch_size", 1),
+            ("window", 1),
+            ("num_threads", 1),
+            ("num_buffers", 2),
+            ("read_ahead_mb", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"stream.{name} is {value}; it must be at least {least}")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise UserError(f"stream.crop_scale is {self.crop_scale}; it must be two ascending numbers in (0, 1]")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1] < math.inf:
+            raise UserError(f"stream.crop_ratio is {self.crop_ratio}; it must be two ascending positive numbers")
+        if not 0 <= self.flip_probability <= 1:
+            raise UserError(f"stream.flip_probability is {self.flip_probability}; it must lie in [0, 1]")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise UserError("stream.mean and stream.std need three numbers each, those of std above 0")

@@ -1,0 +1,80 @@
+"""Decoder: one encoded photograph to the square crop in its slot of a batch. One per thread.
+
+The three steps release the GIL and copy nothing that need not be copied: libjpeg-turbo decodes into a scratch buffer
+that the thread keeps, the crop is a view of it, and torch's antialiased uint8 kernel (the one behind torchvision's
+``resize(antialias=True)``) writes into the batch.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import simplejpeg
+import torch
+
+_resize = torch.ops.aten._upsample_bilinear2d_aa.out
+
+
+class Decoder:
+    """Decodes into scratch memory that grows to the largest image met."""
+
+    def __init__(self) -> None:
+        self._scratch = np.empty(1 << 20, dtype=np.uint8)
+
+    def decode(self, data: bytes | memoryview, width: int, height: int, crc32: int) -> np.ndarray:
+        """Decode an image to RGB.
+
+        Args:
+            data: a JPEG, colour or greyscale; anything else that Pillow reads works too, but slowly.
+            width, height: the size that the sample index states, in pixels.
+            crc32: of ``data`` as the index states it; looked at only when the decoder complains.
+
+        Returns:
+            image_HWC: uint8, valid until the next call.
+
+        Raises:
+            ValueError: not an image, damaged, or of another size.
+        """
+        if self._scratch.size < width * height * 3:
+            self._scratch = np.empty(width * height * 3, dtype=np.uint8)
+        try:
+            image_HWC = simplejpeg.decode_jpeg(data, buffer=self._scratch)
+        except ValueError as error:
+            image_HWC = _decode_leniently(data, crc32, str(error))
+        if image_HWC.shape != (height, width, 3):
+            raise ValueError(
+                f"the image is {image_HWC.shape[1]}×{image_HWC.shape[0]} pixels, its index says {width}×{height}"
+            )
+        return image_HWC
+
+
+def resize_crop(image_HWC: np.ndarray, crop: Sequence[int], slot_1CSS: torch.Tensor) -> None:
+    """Resize a box of an image to a square, bilinear and antialiased, straight into its place.
+
+    Args:
+        image_HWC: uint8.
+        crop: (top, left, height, width) in pixels.
+        slot_1CSS: uint8 view of the batch in channels-last strides; overwritten.
+    """
+    top, left, height, width = crop
+    box_HWC = torch.from_numpy(image_HWC[top : top + height, left : left + width])
+    _resize(box_HWC.permute(2, 0, 1).unsqueeze(0), slot_1CSS.shape[2:], False, None, None, out=slot_1CSS)
+
+
+def _decode_leniently(data: bytes | memoryview, crc32: int, complaint: str) -> np.ndarray:
+    """Decode with Pillow, which forgives what libjpeg only warns of, as the published loader does.
+
+    Only bytes that are as they were stored are given this chance: damage must not become a training image.
+    """
+    from PIL import Image
+
+    if zlib.crc32(data) != crc32:
+        raise ValueError(f"the bytes do not match their CRC-32 ({complaint})")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error …
+        raise ValueError(complaint) from None

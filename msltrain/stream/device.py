@@ -1,0 +1,86 @@
+"""The last leg of a batch: to the device, mirrored and normalised there, on a CUDA stream of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from msltrain.stream.batch import Batch, HostBatch
+
+
+class ToDevice:
+    """Puts batches on the device: copy, mirror, normalise as (pixel / 255 - mean) / std."""
+
+    def __init__(self, device: torch.device, mean: tuple[float, float, float], std: tuple[float, float, float]):
+        self.device = device
+        self._mean_C11 = torch.tensor(mean, device=device)[:, None, None] * 255 if any(mean) else None
+        self._std_C11 = torch.tensor(std, device=device)[:, None, None] * 255
+
+    def __call__(self, host: HostBatch) -> Batch:
+        pixel_BCHW = host.pixel_BHWC.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        if self.device.type == "cpu":
+            # The buffer is ours until it is released: turning some images around in place beats a pass over all.
+            for position in host.flip_B.nonzero().flatten().tolist():
+                pixel_BCHW[position] = pixel_BCHW[position].flip(2)
+        else:
+            flip_B111 = host.flip_B.to(self.device, non_blocking=True)[:, None, None, None]
+            pixel_BCHW = torch.where(flip_B111, pixel_BCHW.flip(3), pixel_BCHW)
+        centred_BCHW = pixel_BCHW if self._mean_C11 is None else pixel_BCHW - self._mean_C11
+        return Batch(
+            image_BCHW=(centred_BCHW / self._std_C11).contiguous(memory_format=torch.channels_last),
+            target_BK=host.target_BK.to(self.device, non_blocking=True).float(),
+            ignore_BK=host.ignore_BK.to(self.device, non_blocking=True),
+            keys=host.keys,
+            key_hash_B=host.key_hash_B,
+            index_B=host.index_B,
+        )
+
+
+class Uploads:
+    """Copies batches to a CUDA device while the consumer computes, and releases each buffer once its copy is done."""
+
+    def __init__(self, to_device: ToDevice, release: Callable[[HostBatch], None]):
+        self._to_device = to_device
+        self._release = release
+        self._stream = torch.cuda.Stream(to_device.device)
+        self._staged: Batch | None = None
+        self._copying: deque[tuple[torch.cuda.Event, HostBatch]] = deque()
+
+    def __enter__(self) -> Uploads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The next iteration decodes into the same buffers.
+        self._stream.synchronize()
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether a batch was staged and not yet collected."""
+        return self._staged is not None
+
+    def stage(self, host: HostBatch) -> None:
+        """Start the way of a batch to the device."""
+        with torch.cuda.stream(self._stream):
+            self._staged = self._to_device(host)
+            copied = torch.cuda.Event()
+            copied.record(self._stream)
+        self._copying.append((copied, host))
+
+    def collect(self) -> Batch:
+        """The staged batch, for use on the current stream."""
+        batch = self._staged
+        assert batch is not None
+        self._staged = None
+        current = torch.cuda.current_stream(self._stream.device)
+        current.wait_stream(self._stream)
+        for tensor in (batch.image_BCHW, batch.target_BK, batch.ignore_BK):
+            # The allocator must not hand this memory to the side stream again before the consumer's work is done.
+            tensor.record_stream(current)
+        # One copy may still be under way, since the ring has at least two buffers; waiting for it would stall the CPU.
+        while len(self._copying) > 1 or (self._copying and self._copying[0][0].query()):
+            copied, host = self._copying.popleft()
+            copied.synchronize()
+            self._release(host)
+        return batch

@@ -1,0 +1,272 @@
+"""Loader: iterates over the batches of a rank, on the device; its position can be saved and taken up again anywhere.
+
+    loader = Loader(shards, config, device="cuda", rank=0, world_size=8, training=True, seed=0)
+    loader.set_epoch(3)                # nothing is lost when the epoch is the one that load_state_dict set
+    for batch in loader: ...           # Batch; len(loader) of them, the same number on every rank
+    state = loader.state_dict()        # plain numbers and text; valid between any two batches
+    loader.load_state_dict(state)      # on any number of ranks or threads; the next iteration starts there
+    loader.stats                       # StreamStats(num_images, num_bytes, seconds_waited)
+    loader.close()                     # or `with Loader(...) as loader`
+
+Every batch is a pure function of (shards, config, seed, epoch, step): threads, ranks and interruptions leave no trace.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from msldata.errors import UserError
+from msltrain.stream.augment import random_crops, random_flips, whole_images
+from msltrain.stream.batch import Batch, HostBatch
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.device import ToDevice, Uploads
+from msltrain.stream.fetch import open_fetcher
+from msltrain.stream.pipeline import Augment, Pipeline, Slot
+from msltrain.stream.plan import EpochPlan, rank_slice, steps
+from msltrain.stream.shardset import SampleRows, ShardSet
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStats:
+    """What a loader has delivered since it was made."""
+
+    num_images: int = 0
+    num_bytes: int = 0
+    """Encoded bytes read from the shards."""
+    seconds_waited: float = 0.0
+    """Time the consumer stood waiting for a batch; small when the stream is faster than the training."""
+
+
+class Loader:
+    """Batches of one rank.
+
+    Training shuffles, crops, flips and may drop the last incomplete batch; evaluation takes every sample exactly once
+    in stored order, squashed whole to the square. When the last batch has fewer samples than there are ranks, some
+    ranks get an empty one in training (so that all take the same number of steps) and none in evaluation.
+
+    Args:
+        shards: what to read; the same on all ranks.
+        config: how; the same on all ranks.
+        device: where batches go.
+        rank, world_size: this process's part of every batch.
+        training: as above.
+        seed: decides order and augmentation; the same on all ranks.
+
+    Raises:
+        UserError: no complete batch in training; more ranks than samples in a batch.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        config: StreamConfig,
+        *,
+        device: str | torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+        training: bool,
+        seed: int = 0,
+    ):
+        self.shards, self.config, self.training, self.seed = shards, config, training, seed
+        self.rank, self.world_size = rank, world_size
+        self.device = torch.device(device)
+        self.epoch = 0
+        self.step = 0
+        """Batches of this epoch that the consumer has got."""
+        self.stats = StreamStats()
+        if config.batch_size < world_size:
+            raise UserError(
+                f"stream.batch_size is {config.batch_size} for {world_size} ranks; give every rank a sample at least"
+            )
+        if not len(self):
+            raise UserError(
+                f"{shards.name}: {shards.num_samples} samples make no complete batch of {config.batch_size}; "
+                "set a smaller stream.batch_size, or stream.drop_last=false"
+            )
+        shards.reserve(4 * config.window)
+        self._to_device = ToDevice(self.device, config.mean, config.std)
+        self._start = 0
+        self._slots: list[Slot] = []
+        self._pipeline: Pipeline | None = None
+
+    def __len__(self) -> int:
+        """Steps in an epoch, the same on every rank."""
+        drop_last = self.training and self.config.drop_last
+        return steps(self.shards.num_samples, self.config.batch_size, drop_last)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the epoch: from the beginning, or from where ``load_state_dict`` put it.
+
+        Raises:
+            SampleError: a sample cannot be read or decoded; names dataset, shard, key and offset. The batches before it
+                are delivered first.
+            StorageError, FileNotFoundError, FormatError: the shards cannot be read.
+        """
+        pipeline = self._open_pipeline()
+        try:
+            yield from self._device_batches(pipeline)
+        finally:
+            pipeline.close()
+        if self.training:
+            self.epoch += 1
+            self.step = 0
+
+    def host_batches(self) -> Iterator[HostBatch]:
+        """As iterating, but in host memory and raw; the pixels of a batch are gone when the next one is asked for."""
+        pipeline = self._open_pipeline()
+        try:
+            while (batch := self._take(pipeline)) is not None:
+                self.step += 1
+                yield batch
+                pipeline.release(batch)
+        finally:
+            pipeline.close()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch; a position inside that very epoch is kept."""
+        if epoch != self.epoch:
+            self.epoch, self.step, self._start = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch the consumer got, and what gives that position its meaning."""
+        return {"epoch": self.epoch, "step": self.step, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken, on any number of ranks.
+
+        Raises:
+            UserError: the position means something else here: other data, seed, batch size or window.
+        """
+        for name, here in self._identity().items():
+            if state.get(name) != here:
+                raise UserError(
+                    f"cannot continue: the saved run had {name} = {state.get(name)!r}, this one has {here!r}; "
+                    "continue with the saved value, or start a new run"
+                )
+        self.epoch = state["epoch"]
+        self.step = self._start = state["step"]
+
+    def close(self) -> None:
+        """Stop all threads and give the buffers back. Iterating again is possible."""
+        if self._pipeline is not None:
+            self._pipeline.close()
+        self._slots = []
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "batch_size": self.config.batch_size,
+            "window": self.config.window,
+            "num_samples": self.shards.num_samples,
+            "fingerprint": self.shards.manifest.fingerprint,
+        }
+
+    def _open_pipeline(self) -> Pipeline:
+        if self._pipeline is not None:
+            self._pipeline.close()
+        if not self._slots:
+            largest = -(-self.config.batch_size // self.world_size)
+            pinned = self.device.type == "cuda"
+            self._slots = [Slot(largest, self.config.image_size, pinned) for _ in range(self.config.num_buffers)]
+        self.step, self._start = self._start, 0
+        self._pipeline = Pipeline(
+            self.shards,
+            open_fetcher(self.shards),
+            EpochPlan(
+                self.shards.counts,
+                seed=self.seed,
+                epoch=self.epoch,
+                window=self.config.window,
+                shuffle=self.training,
+            ),
+            self._slices(self.step),
+            self._augment(),
+            self._slots,
+            num_threads=self.config.num_threads or _threads_per_rank(),
+            read_ahead_bytes=self.config.read_ahead_mb << 20,
+        )
+        return self._pipeline
+
+    def _slices(self, first_step: int) -> Iterator[tuple[int, int]]:
+        for step in range(first_step, len(self)):
+            start, stop = rank_slice(
+                step,
+                num_samples=self.shards.num_samples,
+                batch_size=self.config.batch_size,
+                rank=self.rank,
+                world_size=self.world_size,
+            )
+            if self.training or start < stop:
+                yield start, stop
+
+    def _augment(self) -> Augment:
+        seed, epoch, config = self.seed, self.epoch, self.config
+
+        def augment(rows: SampleRows) -> tuple[np.ndarray, np.ndarray]:
+            if not self.training:
+                return whole_images(rows.width_N, rows.height_N), np.zeros(len(rows), dtype=bool)
+            crop_N4 = random_crops(
+                rows.key_hash_N,
+                rows.width_N,
+                rows.height_N,
+                seed=seed,
+                epoch=epoch,
+                scale=config.crop_scale,
+                ratio=config.crop_ratio,
+            )
+            return crop_N4, random_flips(rows.key_hash_N, seed=seed, epoch=epoch, probability=config.flip_probability)
+
+        return augment
+
+    def _take(self, pipeline: Pipeline) -> HostBatch | None:
+        began = time.perf_counter()
+        batch = pipeline.take()
+        return self._counted(batch, time.perf_counter() - began) if batch is not None else None
+
+    def _counted(self, batch: HostBatch, seconds_waited: float = 0.0) -> HostBatch:
+        self.stats = replace(
+            self.stats,
+            num_images=self.stats.num_images + len(batch),
+            num_bytes=self.stats.num_bytes + batch.num_bytes,
+            seconds_waited=self.stats.seconds_waited + seconds_waited,
+        )
+        return batch
+
+    def _device_batches(self, pipeline: Pipeline) -> Iterator[Batch]:
+        if self.device.type != "cuda":
+            while (host := self._take(pipeline)) is not None:
+                batch = self._to_device(host)
+                pipeline.release(host)
+                self.step += 1
+                yield batch
+            return
+        with Uploads(self._to_device, pipeline.release) as uploads:
+            while uploads.is_staged or (host := self._take(pipeline)) is not None:
+                if not uploads.is_staged:
+                    assert host is not None
+                    uploads.stage(host)
+                batch = uploads.collect()
+                if (following := pipeline.take_ready()) is not None:
+                    # Copied on its own stream while the consumer computes on the batch before it.
+                    uploads.stage(self._counted(following))
+                self.step += 1
+                yield batch
+
+
+def _threads_per_rank() -> int:
+    """CPUs of this process shared among the ranks of the host (LOCAL_WORLD_SIZE, set by torchrun)."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,0 +1,255 @@
+"""Pipeline: worker threads that fill a ring of reused batch buffers, in order, for one pass over a plan.
+
+One planner thread looks up what the next steps need and starts the reads, as far ahead as the memory bound allows; when
+a buffer is free it hands the samples of the next batch, one by one, to the decoding threads. Batches leave in order. An
+error stops at its batch: the consumer gets every batch before it and then the error. Nothing here knows of devices.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import numpy as np
+import torch
+
+from msltrain.stream.batch import HostBatch
+from msltrain.stream.decode import Decoder, resize_crop
+from msltrain.stream.fetch import Fetcher, Request
+from msltrain.stream.plan import EpochPlan
+from msltrain.stream.shardset import SampleRows, ShardSet
+
+Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray]]
+"""Index rows to crop_N4 (top, left, height, width; int64) and flip_N (bool)."""
+
+
+class Slot:
+    """One buffer of the ring, with a ready-made view of each sample's place."""
+
+    def __init__(self, num_samples: int, image_size: int, pinned: bool):
+        self.pixel_BHWC = torch.empty((num_samples, image_size, image_size, 3), dtype=torch.uint8, pin_memory=pinned)
+        self.views = list(self.pixel_BHWC.permute(0, 3, 1, 2).split(1)) if num_samples else []
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """A batch on its way."""
+
+    shard_N: np.ndarray
+    index_N: np.ndarray
+    rows: SampleRows
+    crop_N4: list[list[int]]
+    flip_N: np.ndarray
+    request: Request
+    num_bytes: int
+    slot: Slot | None = None
+    num_left: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    finished: threading.Event = field(default_factory=threading.Event)
+    error: tuple[int, BaseException] | None = None
+    """Position of the first bad sample, and what happened."""
+
+    def finish_one(self, position: int, error: BaseException | None) -> None:
+        with self.lock:
+            if error is not None and (self.error is None or position < self.error[0]):
+                self.error = (position, error)
+            self.num_left -= 1
+            if self.num_left == 0:
+                self.finished.set()
+
+
+class Pipeline:
+    """Runs from construction to ``close``; used by one consumer thread.
+
+    Args:
+        shards, fetcher, plan: what to read, and in which order.
+        slices: items ``[start, stop)`` of each batch, in order.
+        augment: crops and flips of some rows.
+        slots: the ring; every batch must fit one.
+        num_threads: decoding threads.
+        read_ahead_bytes: bound on the encoded bytes requested but not yet given to the decoding threads.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        fetcher: Fetcher,
+        plan: EpochPlan,
+        slices: Iterable[tuple[int, int]],
+        augment: Augment,
+        slots: list[Slot],
+        *,
+        num_threads: int,
+        read_ahead_bytes: int,
+    ):
+        self._shards, self._fetcher, self._plan, self._augment = shards, fetcher, plan, augment
+        self._slices = iter(slices)
+        self._read_ahead_bytes = read_ahead_bytes
+        self._closing = False
+        self._free: SimpleQueue[Slot | None] = SimpleQueue()
+        self._tasks: SimpleQueue[tuple[_Job, int] | None] = SimpleQueue()
+        self._ready: SimpleQueue[_Job | BaseException] = SimpleQueue()  # StopIteration ends it
+        self._started = threading.Barrier(num_threads + 1)
+        self._head: _Job | BaseException | None = None
+        self._lent: dict[HostBatch, Slot] = {}
+        for slot in slots:
+            self._free.put(slot)
+        self._threads = [threading.Thread(target=self._plan_batches, name="msl-plan", daemon=True)]
+        self._threads += [
+            threading.Thread(target=self._decode_samples, name=f"msl-decode-{number}", daemon=True)
+            for number in range(num_threads)
+        ]
+        _running.add(self)
+        self._start_threads()
+
+    def take(self) -> HostBatch | None:
+        """The next batch, waiting for it; None after the last. Raises what kept it from being made."""
+        if self._head is None:
+            self._head = self._ready.get()
+        head = self._head
+        if isinstance(head, StopIteration):
+            return None
+        if isinstance(head, BaseException):
+            raise head
+        head.finished.wait()
+        if head.error is not None:
+            raise head.error[1]
+        self._head = None
+        assert head.slot is not None
+        batch = HostBatch(
+            pixel_BHWC=head.slot.pixel_BHWC[: len(head.rows)],
+            flip_B=torch.from_numpy(head.flip_N),
+            target_BK=torch.from_numpy(head.rows.target_NK),
+            ignore_BK=torch.from_numpy(head.rows.ignore_NK),
+            keys=head.rows.key_N.tolist(),
+            key_hash_B=head.rows.key_hash_N,
+            index_B=head.index_N,
+            num_bytes=head.num_bytes,
+        )
+        self._lent[batch] = head.slot
+        return batch
+
+    def take_ready(self) -> HostBatch | None:
+        """The next batch if it can be had without waiting and without an error, else None."""
+        if self._head is None and not self._ready.empty():
+            self._head = self._ready.get()
+        head = self._head
+        return self.take() if isinstance(head, _Job) and head.finished.is_set() and head.error is None else None
+
+    def release(self, batch: HostBatch) -> None:
+        """Give the pixels of a batch back to the ring."""
+        self._free.put(self._lent.pop(batch))
+
+    def close(self) -> None:
+        """Stop all threads and wait for them; batches not yet taken are lost. May be called twice."""
+        if self._closing:
+            return
+        self._closing = True
+        self._fetcher.close()
+        self._free.put(None)
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._lent.clear()
+        _running.discard(self)
+
+    def _start_threads(self) -> None:
+        # Torch would start a pool of its own inside every decoding thread. The number of threads that a thread sets
+        # stays its own, but becomes the default for new threads too; so ours is put back once all have set theirs.
+        num_threads = torch.get_num_threads()
+        for thread in self._threads:
+            thread.start()
+        self._started.wait()
+        torch.set_num_threads(num_threads)
+
+    def _plan_batches(self) -> None:
+        ahead: deque[_Job] = deque()
+        ahead_bytes = 0
+        more = True
+        try:
+            while not self._closing:
+                # Reads run ahead, but never while a buffer stands idle for want of a batch.
+                while more and (not ahead or (ahead_bytes < self._read_ahead_bytes and self._free.empty())):
+                    bounds = next(self._slices, None)
+                    more = bounds is not None
+                    if bounds is not None:
+                        ahead.append(self._request(*bounds))
+                        ahead_bytes += ahead[-1].num_bytes
+                if not ahead:
+                    self._ready.put(StopIteration())
+                    return
+                slot = self._free.get()
+                if slot is None:
+                    return
+                job = ahead.popleft()
+                ahead_bytes -= job.num_bytes
+                self._dispatch(job, slot)
+        except BaseException as error:
+            self._ready.put(error)
+
+    def _request(self, start: int, stop: int) -> _Job:
+        shard_N, row_N = self._plan.items(start, stop)
+        index_N, rows = self._shards.rows(shard_N, row_N)
+        crop_N4, flip_N = self._augment(rows)
+        return _Job(
+            shard_N=shard_N,
+            index_N=index_N,
+            rows=rows,
+            crop_N4=crop_N4.tolist(),
+            flip_N=flip_N,
+            request=self._fetcher.request(shard_N, rows),
+            num_bytes=int(rows.length_N.sum()),
+        )
+
+    def _dispatch(self, job: _Job, slot: Slot) -> None:
+        job.slot = slot
+        job.num_left = len(job.rows)
+        if not job.num_left:
+            job.finished.set()
+        self._ready.put(job)
+        for position in range(len(job.rows)):
+            self._tasks.put((job, position))
+
+    def _decode_samples(self) -> None:
+        torch.set_num_threads(1)
+        self._started.wait()
+        decoder = Decoder()
+        while (task := self._tasks.get()) is not None and not self._closing:
+            job, position = task
+            try:
+                self._decode(decoder, job, position)
+            except BaseException as error:
+                job.finish_one(position, error)
+            else:
+                job.finish_one(position, None)
+            # A thread that waits for work must not hold the last batch's memory.
+            del task, job
+
+    def _decode(self, decoder: Decoder, job: _Job, position: int) -> None:
+        assert job.slot is not None
+        data = job.request.read(position)
+        rows = job.rows
+        try:
+            image_HWC = decoder.decode(
+                data, int(rows.width_N[position]), int(rows.height_N[position]), int(rows.crc32_N[position])
+            )
+        except ValueError as error:
+            shard, offset = int(job.shard_N[position]), int(rows.offset_N[position])
+            raise self._shards.error(shard, rows.key_N[position], offset, str(error)) from None
+        resize_crop(image_HWC, job.crop_N4[position], job.slot.views[position])
+
+
+_running: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Stop the threads of iterations that were left half-way, before the interpreter goes away under them."""
+    for pipeline in list(_running):
+        pipeline.close()
