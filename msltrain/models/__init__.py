@@ -1,0 +1,1 @@
+"""Recognisers: any timm backbone with a CSRA or a plain head."""

@@ -1,0 +1,30 @@
+"""Recipes: functions that return a whole `TrainConfig`; their docstrings hold command, table and published number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msldata.errors import UserError
+from msltrain.config import TrainConfig
+from msltrain.recipes import published, small
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "msl-c-voc2007": published.msl_c_voc2007,
+    "msl-c-coco2014": published.msl_c_coco2014,
+    "msl-v-voc2007": published.msl_v_voc2007,
+    "msl-v-coco2014": published.msl_v_coco2014,
+    "baseline-c-voc2007": published.baseline_c_voc2007,
+    "baseline-c-coco2014": published.baseline_c_coco2014,
+    "baseline-v-voc2007": published.baseline_v_voc2007,
+    "baseline-v-coco2014": published.baseline_v_coco2014,
+    "smoke": small.smoke,
+    "demo": small.demo,
+    "demo-baseline": small.demo_baseline,
+}
+
+
+def recipe(name: str) -> TrainConfig:
+    """The config of the recipe ``name``. Raises UserError that lists the recipes."""
+    if name not in RECIPES:
+        raise UserError(f"no recipe '{name}'; there are: {', '.join(RECIPES)}")
+    return RECIPES[name]()

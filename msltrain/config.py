@@ -1,0 +1,303 @@
+"""The whole description of a run as frozen dataclasses: what is trained on what, how, and for how long.
+
+A config is made by a recipe (`msltrain.recipes`), changed field by field with `override`, and stored as JSON beside
+every checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union
+
+from msldata.errors import UserError
+from msltrain.stream.config import StreamConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which shards are read."""
+
+    train: str = ""
+    """Folder or URL of the training shards, such as ``shards/voc2007/trainval``."""
+    keep_masks: tuple[str, ...] = ()
+    """Folders or URLs of keep-mask shards; needed when the loss has a masked branch."""
+    validation_fraction: float = 0.05
+    """Share of the training samples set aside, by a hash of their key, to choose the best checkpoint. 0 replays the
+    published habit: train on everything, keep the last weights."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.validation_fraction < 1, "data.validation_fraction", self.validation_fraction, "0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network."""
+
+    backbone: str = "resnet101"
+    """Name of a timm model."""
+    weights: str = ""
+    """Where the backbone's first weights come from: a timm tag (``tv_in1k``), a local .pth or .safetensors file, or
+    nothing for random ones."""
+    head: Literal["csra", "mean", "max"] = "csra"
+    """Class-specific residual attention, or one linear layer after mean or max pooling."""
+    num_heads: int = 1
+    """H of CSRA: 1, 2, 4, 6 or 8."""
+    attention_weight: float = 0.1
+    """λ of CSRA."""
+    freeze_batchnorm: bool = False
+    """Normalise by the pretrained running statistics and leave them as they are; weight and bias still learn."""
+
+    def __post_init__(self) -> None:
+        _check(self.num_heads in (1, 2, 4, 6, 8), "model.num_heads", self.num_heads, "1, 2, 4, 6 or 8")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """The paper's loss: ``α1 · BCE(image) + α2 · BCE(masked image) + α3 · LaCo``; (1, 0, 0) is the plain baseline."""
+
+    clean_weight: float = 0.3
+    """α1."""
+    masked_weight: float = 0.2
+    """α2."""
+    consistency_weight: float = 0.5
+    """α3."""
+    train_ignored: Literal["negative", "drop"] = "negative"
+    """What an ignored (image, class) pair (VOC "difficult") means in training: negative as published, or no part of
+    any term."""
+    branches: Literal["sequential", "fused"] = "sequential"
+    """Two passes as published, or one pass over both batches with BatchNorm kept apart: same numbers up to rounding."""
+
+    def __post_init__(self) -> None:
+        for name in ("clean_weight", "masked_weight", "consistency_weight"):
+            _check(0 <= getattr(self, name) < math.inf, f"loss.{name}", getattr(self, name), "0 or more")
+        _check(
+            self.clean_weight + self.masked_weight + self.consistency_weight > 0,
+            "loss.clean_weight",
+            self.clean_weight,
+            "above 0 when the other weights are 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """How the weights are moved, and for how long."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum as published, or AdamW."""
+    lr: float = 0.01
+    """Learning rate of the backbone after warm-up."""
+    classifier_lr_factor: float = 10.0
+    """The head's learning rate over the backbone's."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 1e-4
+    """SGD: on every parameter, as published. AdamW: on weight matrices and filters, not on biases and norms."""
+    num_epochs: int = 60
+    """Passes over the training samples."""
+    warmup_epochs: float = 2.0
+    """The learning rate rises from 0 by the same amount per iteration during so many epochs."""
+    schedule: Literal["step", "cosine"] = "step"
+    """After warm-up: multiplied by ``step_factor`` every ``step_epochs`` epochs, or a half cosine down to 0."""
+    step_epochs: int = 4
+    """Epochs between two steps of the step schedule, counted from the start of the run."""
+    step_factor: float = 0.1
+    """What a step multiplies the learning rate by."""
+    clip_norm: float | None = None
+    """Gradients are scaled down to this global L2 norm when above it; none: as they are."""
+    ema_decay: float | None = None
+    """Decay per step of a moving average of the weights, which is then validated and shipped; none: no average."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "classifier_lr_factor", "step_factor"):
+            _check(0 < getattr(self, name) < math.inf, f"optim.{name}", getattr(self, name), "above 0")
+        for name in ("num_epochs", "step_epochs"):
+            _check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "1 or more")
+        for name in ("warmup_epochs", "weight_decay"):
+            _check(0 <= getattr(self, name) < math.inf, f"optim.{name}", getattr(self, name), "0 or more")
+        _check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 to below 1")
+        _check(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0, or none")
+        _check(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "optim.ema_decay",
+            self.ema_decay,
+            "between 0 and 1, or none",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Where and how the run is carried out."""
+
+    seed: int = 0
+    """Of the head's first weights, the sample order, the augmentation, the masks, dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU when there is one."""
+    amp: bool = False
+    """bf16 autocast in the backbone; head, logits and loss stay float32."""
+    channels_last: bool = False
+    """Store images and filters as NHWC, which tensor cores and CPUs prefer."""
+    compile: bool = False
+    """Compile the step with torch.compile: minutes once, then faster on a GPU."""
+    sync_batchnorm: bool = False
+    """BatchNorm statistics over all GPUs instead of each GPU's share of the batch."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    save_every: int = 0
+    """Steps between two saves of the last checkpoint besides those at the end of every epoch; 0: none."""
+
+    def __post_init__(self) -> None:
+        _check(self.log_every >= 1, "run.log_every", self.log_every, "1 or more")
+        _check(self.save_every >= 0, "run.save_every", self.save_every, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Everything that decides what a run computes."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which shards."""
+    stream: StreamConfig
+    """How samples become batches."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What is minimised."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """How, and for how long."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Where, and what is written."""
+
+
+def to_json(config: TrainConfig) -> str:
+    """The config as indented JSON; `from_json` gives an equal one back."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str, where: str = "config.json") -> TrainConfig:
+    """Read what `to_json` wrote; a field that is absent takes its default.
+
+    Raises:
+        UserError: not JSON, an unknown field, or a value of the wrong type or range.
+    """
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    try:
+        return _decode(content, TrainConfig, "")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
+    """Change fields by ``section.field=value``.
+
+    Values are written plainly: ``0.02``, ``true``, ``none``, and ``a,b`` where several are taken.
+
+    Raises:
+        UserError: not of that form, no such section or field (the message lists those there are), or a value that the
+            field does not take.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        section, dot, name = path.strip().partition(".")
+        if not equals or not dot:
+            raise UserError(f"'{assignment}': expected section.field=value, for instance optim.lr=0.02")
+        known = [entry.name for entry in dataclasses.fields(config)]
+        if section not in known:
+            raise UserError(f"'{assignment}': no section '{section}'; there are {', '.join(known)}")
+        hints = typing.get_type_hints(type(getattr(config, section)))
+        if name not in hints:
+            raise UserError(f"'{assignment}': no field '{name}' in {section}; there are {', '.join(hints)}")
+        value = _decode(_plain(text.strip(), hints[name]), hints[name], f"{section}.{name}")
+        changes.setdefault(section, {})[name] = value
+    sections = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in changes.items()}
+    return dataclasses.replace(config, **sections)
+
+
+def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two configs differ, as ``section.field`` → (value in one, value in other)."""
+    found = {}
+    for section in dataclasses.fields(one):
+        ours, theirs = getattr(one, section.name), getattr(other, section.name)
+        for entry in dataclasses.fields(ours):
+            pair = getattr(ours, entry.name), getattr(theirs, entry.name)
+            if pair[0] != pair[1]:
+                found[f"{section.name}.{entry.name}"] = pair
+    return found
+
+
+def _plain(text: str, hint: Any) -> Any:
+    """What a person typed → the JSON value it stands for, as far as ``hint`` asks for one."""
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    if type(None) in options and text.lower() in ("none", "null"):
+        return None
+    for option in options:
+        if option is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if option in (int, float):
+            for number in (int, float):
+                try:
+                    return number(text)
+                except ValueError:
+                    continue
+        if typing.get_origin(option) is tuple:
+            element = typing.get_args(option)[0]
+            return [_plain(part.strip(), element) for part in text.split(",") if part.strip()]
+    return text
+
+
+def _decode(value: Any, hint: Any, where: str) -> Any:
+    """A JSON value as the type ``hint`` asks for. Raises UserError."""
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        if not isinstance(value, dict):
+            raise UserError(f"{where or 'config'}: expected named fields, found {value!r}")
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise UserError(f"{where or 'config'}: no field '{unknown[0]}'; there are {', '.join(hints)}")
+        fields = {name: _decode(part, hints[name], f"{where}.{name}".lstrip(".")) for name, part in value.items()}
+        try:
+            return typing.cast(Any, hint)(**fields)
+        except TypeError as error:
+            raise UserError(f"{where or 'config'}: {error}") from None
+    if _is_union(hint):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        (option,) = (option for option in typing.get_args(hint) if option is not type(None))
+        return _decode(value, option, where)
+    if typing.get_origin(hint) is Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+    if typing.get_origin(hint) is tuple:
+        elements = typing.get_args(hint)
+        if not isinstance(value, list):
+            raise UserError(f"{where}: expected several values, found {value!r}")
+        if elements[-1] is Ellipsis:
+            return tuple(_decode(part, elements[0], where) for part in value)
+        if len(value) != len(elements):
+            raise UserError(f"{where}: expected {len(elements)} values, found {len(value)}")
+        return tuple(_decode(part, element, where) for part, element in zip(value, elements))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise UserError(f"{where}: expected {kinds.get(hint, hint)}, found {value!r}")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (Union, types.UnionType)
+
+
+def _check(holds: bool, name: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise UserError(f"{name}: {value} is not {expected}")

@@ -1,0 +1,176 @@
+"""Pretrained weights for a backbone: a timm tag, or a local .pth / .safetensors file.
+
+Files keep their author's layout. Names are matched first (torchvision's ResNets and timm's are named alike); a file
+with other names but the same tensors in the same order (torchvision's mobilenet_v2) is matched by position.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from msldata.errors import UserError
+
+FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_COUNTER = "num_batches_tracked"
+"""BatchNorm's step counter: not a weight; old files lack it, and nothing here reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsReport:
+    """What came from where when a backbone was filled with pretrained weights."""
+
+    source: str
+    """The file, or the full timm name."""
+    matched_by: Literal["timm", "names", "order"]
+    num_loaded: int
+    """Tensors of the network that were filled."""
+    missing: tuple[str, ...] = ()
+    """Tensors of the network that the file does not hold."""
+    ignored: tuple[str, ...] = ()
+    """Tensors of the file that the network has no place for, its classifier as a rule."""
+
+    def summary(self) -> str:
+        """One sentence for a log."""
+        ignored = f"; not used: {_shortened(self.ignored)}" if self.ignored else ""
+        return f"{self.num_loaded} backbone tensors loaded from {self.source} (matched by {self.matched_by}){ignored}"
+
+
+def is_weights_file(weights: str) -> bool:
+    """Whether ``weights`` names a file rather than a timm tag."""
+    return weights.endswith(FILE_SUFFIXES) or "/" in weights
+
+
+def create_pretrained(name: str, tag: str) -> tuple[nn.Module, WeightsReport]:
+    """The timm network ``name`` with the pretrained weights ``tag``, downloaded or from timm's cache.
+
+    Raises:
+        UserError: timm has no such weights (the message lists those it has), or they cannot be fetched.
+    """
+    import timm
+
+    architecture = name.split(".")[0]
+    known = sorted(full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*"))
+    if tag not in known:
+        raise UserError(
+            f"timm has no weights '{tag}' for '{architecture}'; it has: {', '.join(known) or 'none'}; "
+            f"a local file ({', '.join(FILE_SUFFIXES)}) can be given in their place"
+        )
+    try:
+        network = timm.create_model(f"{architecture}.{tag}", pretrained=True, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{architecture}.{tag}: the weights could not be fetched ({str(error).splitlines()[0]}); check the "
+            "network, or download the file elsewhere and give its path as --weights FILE"
+        ) from error
+    return network, WeightsReport(
+        source=f"{architecture}.{tag}", matched_by="timm", num_loaded=len(network.state_dict())
+    )
+
+
+def load_weights_file(network: nn.Module, path: str | Path) -> WeightsReport:
+    """Fill ``network`` in place from a local file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: not a plain weights file, or its tensors do not fit the network.
+    """
+    path = Path(path).expanduser()
+    found = read_tensors(path)
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(_COUNTER)}
+    shared = [name for name in wanted if name in found]
+    if 2 * len(shared) >= len(wanted):
+        return _load_by_names(network, wanted, found, str(path))
+    return _load_by_order(network, wanted, found, str(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, without a ``module.`` prefix and without BatchNorm's counters.
+
+    A .pth file is only ever read with ``weights_only=True``: it cannot run code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is damaged, or holds something else than tensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: object = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: holds Python objects besides tensors and was not opened, since that could run code "
+            f"({str(error).splitlines()[0]}); save its state_dict alone, or as .safetensors, where you trust it"
+        ) from None
+    except Exception as error:  # torch and safetensors raise a dozen types for a damaged file
+        raise UserError(f"{path}: cannot be read as a weights file ({str(error).splitlines()[0]})") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    tensors = dict(content) if isinstance(content, Mapping) else {}
+    tensors = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path}: no tensors found; a state_dict (name → tensor) is needed")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
+
+
+def _load_by_names(
+    network: nn.Module, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str
+) -> WeightsReport:
+    wrong = [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{source}: {len(wrong)} tensors have another shape than the backbone's: {_shortened(wrong)}; "
+            "the file belongs to another variant; choose the backbone it was made with"
+        )
+    chosen = {name: found[name] for name in wanted if name in found}
+    network.load_state_dict(chosen, strict=False)
+    return WeightsReport(
+        source=source,
+        matched_by="names",
+        num_loaded=len(chosen),
+        missing=tuple(name for name in wanted if name not in found),
+        ignored=tuple(name for name in found if name not in wanted),
+    )
+
+
+def _load_by_order(
+    network: nn.Module, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str
+) -> WeightsReport:
+    """Pair the tensors by position; only a complete match of shapes and roles is believed."""
+    names = list(found)
+    for position, (ours, theirs) in enumerate(zip(wanted, names)):
+        if wanted[ours].shape != found[theirs].shape or ours.rpartition(".")[2] != theirs.rpartition(".")[2]:
+            raise UserError(
+                f"{source}: its names differ from the backbone's and tensor {position} does not fit: {theirs} "
+                f"{tuple(found[theirs].shape)} in the file, {ours} {tuple(wanted[ours].shape)} in the backbone; "
+                "choose the backbone it was made with"
+            )
+    if len(names) < len(wanted):
+        raise UserError(
+            f"{source}: holds {len(names)} tensors and the backbone needs {len(wanted)}; "
+            "choose the backbone it was made with"
+        )
+    network.load_state_dict({ours: found[theirs] for ours, theirs in zip(wanted, names)}, strict=False)
+    return WeightsReport(source=source, matched_by="order", num_loaded=len(wanted), ignored=tuple(names[len(wanted) :]))
+
+
+def _shortened(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

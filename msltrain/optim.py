@@ -1,0 +1,63 @@
+"""Optimiser and learning-rate schedule, as published and for training from scratch.
+
+The learning rate is a pure function of the step, so a resumed run needs no scheduler state.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from msltrain.config import OptimConfig
+
+CLASSIFIER = "classifier"
+"""Parameters with this word in their name learn at ``lr * classifier_lr_factor``, as published."""
+
+
+def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW over the trainable parameters of ``model``, in groups that carry their ``lr_factor``.
+
+    The published SGD decays every parameter; AdamW leaves out biases and norms (one-dimensional parameters), as usual.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = config.optimizer == "sgd" or parameter.ndim > 1
+            groups.setdefault((CLASSIFIER in name, decayed), []).append(parameter)
+    described: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "lr_factor": config.classifier_lr_factor if in_classifier else 1.0,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for (in_classifier, decayed), parameters in groups.items()
+    ]
+    # The fused kernels update all parameters in a few calls, on CPU and GPU.
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(described, lr=config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(described, lr=config.lr, fused=True)
+
+
+def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
+    """The backbone's learning rate of ``step``, counted from 0 over the whole run.
+
+    Warm-up: ``lr * step / warm-up steps``, so step 0 moves nothing. Then the step schedule (``step_factor`` for every
+    ``step_epochs`` epochs since the start of the run) or a half cosine that ends at 0 with the run.
+    """
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup_steps:
+        return config.lr * step / warmup_steps
+    if config.schedule == "step":
+        return config.lr * config.step_factor ** (step // steps_per_epoch // config.step_epochs)
+    total_steps = config.num_epochs * steps_per_epoch
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give each group ``rate`` times its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]

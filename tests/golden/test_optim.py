@@ -1,0 +1,93 @@
+"""The learning-rate trace of the published schedule, and which parameter learns at which rate."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from msltrain.config import OptimConfig
+from msltrain.optim import build_optimizer, learning_rate, set_learning_rate
+
+
+def test_published_trace_of_voc():
+    """lr 0.01; 2 epochs of warm-up per iteration from 0; x0.1 after every 4th epoch. 10 iterations an epoch."""
+    config = OptimConfig(lr=0.01, warmup_epochs=2, schedule="step", step_epochs=4, step_factor=0.1, num_epochs=60)
+    trace = [learning_rate(config, step, steps_per_epoch=10) for step in range(170)]
+    assert trace[:4] == pytest.approx([0, 0.0005, 0.001, 0.0015])
+    assert trace[19] == pytest.approx(0.0095)
+    assert trace[20:40] == pytest.approx([0.01] * 20)  # epochs 3 and 4
+    assert trace[40:80] == pytest.approx([1e-3] * 40)  # epochs 5 to 8
+    assert trace[80:120] == pytest.approx([1e-4] * 40)
+    assert trace[120:160] == pytest.approx([1e-5] * 40)
+    assert trace[160:] == pytest.approx([1e-6] * 10)  # practically zero after 16 epochs
+
+
+def test_trace_equals_a_published_style_scheduler_pair():
+    """PyTorch's StepLR advanced once an epoch, with a per-iteration linear warm-up that sets the rate outright."""
+    config = OptimConfig(lr=0.01, warmup_epochs=2, step_epochs=5, num_epochs=12)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=5, gamma=0.1)
+    expected = []
+    for epoch in range(12):
+        for iteration in range(7):
+            if epoch < 2:
+                optimizer.param_groups[0]["lr"] = config.lr * (epoch * 7 + iteration) / 14
+            elif epoch == 2 and iteration == 0:
+                optimizer.param_groups[0]["lr"] = config.lr
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+        scheduler.step()
+    assert [learning_rate(config, step, 7) for step in range(84)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_cosine_ends_at_zero():
+    config = OptimConfig(lr=0.2, warmup_epochs=1, schedule="cosine", num_epochs=5)
+    trace = [learning_rate(config, step, 4) for step in range(20)]
+    assert trace[:5] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    assert trace[12] == pytest.approx(0.2 * 0.5)  # half of the 16 steps after warm-up
+    assert trace[19] == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi * 15 / 16)))
+    assert learning_rate(config, 20, 4) == pytest.approx(0)
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(2, 2)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.classifier = nn.Linear(2, 1)
+
+
+def test_head_learns_ten_times_faster_and_everything_decays():
+    optimizer = build_optimizer(OptimConfig(lr=0.01, weight_decay=1e-4), Network())
+    set_learning_rate(optimizer, 0.004)
+    assert sorted((group["lr"], len(group["params"])) for group in optimizer.param_groups) == [
+        (pytest.approx(0.004), 2),
+        (pytest.approx(0.04), 2),
+    ]
+    assert all(group["weight_decay"] == 1e-4 and group["momentum"] == 0.9 for group in optimizer.param_groups)
+
+
+def test_sgd_step_by_hand():
+    network = Network()
+    weight = network.body.weight.detach().clone()
+    optimizer = build_optimizer(OptimConfig(lr=0.1, weight_decay=0.01, momentum=0.9), network)
+    set_learning_rate(optimizer, 0.1)
+    for _ in range(2):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    velocity = 1 + 0.01 * weight
+    after_one = weight - 0.1 * velocity
+    velocity = 0.9 * velocity + 1 + 0.01 * after_one
+    torch.testing.assert_close(network.body.weight.detach(), after_one - 0.1 * velocity)
+
+
+def test_adamw_leaves_biases_undecayed():
+    optimizer = build_optimizer(OptimConfig(optimizer="adamw", weight_decay=0.05), Network())
+    decays = {
+        parameter.ndim: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]
+    }
+    assert decays == {2: 0.05, 1: 0.0}

@@ -1,0 +1,136 @@
+"""Configs: JSON round trip, typed overrides, recipes."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+
+import msltrain.config
+from msldata.errors import UserError
+from msltrain.config import LossConfig, TrainConfig, differences, from_json, override, to_json
+from msltrain.recipes import RECIPES, recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_json(name: str):
+    config = recipe(name)
+    assert from_json(to_json(config)) == config
+
+
+def test_override_parses_by_the_field_type():
+    config = override(
+        recipe("msl-c-voc2007"),
+        [
+            "optim.lr=0.02",
+            "optim.clip_norm=1",
+            "optim.num_epochs=7",
+            "run.amp=true",
+            "model.weights=",
+            "model.head=max",
+            "data.keep_masks=shards/masks/high, s3://bucket/masks",
+            "stream.mean=0.485,0.456,0.406",
+            "stream.num_threads=none",
+        ],
+    )
+    assert config.optim.lr == 0.02
+    assert config.optim.clip_norm == 1.0 and isinstance(config.optim.clip_norm, float)
+    assert config.optim.num_epochs == 7
+    assert config.run.amp is True
+    assert config.model.weights == ""
+    assert config.model.head == "max"
+    assert config.data.keep_masks == ("shards/masks/high", "s3://bucket/masks")
+    assert config.stream.mean == (0.485, 0.456, 0.406)
+    assert config.stream.num_threads is None
+    assert differences(recipe("msl-c-voc2007"), override(recipe("msl-c-voc2007"), ["optim.lr=0.02"])) == {
+        "optim.lr": (0.01, 0.02)
+    }
+
+
+def test_overrides_of_one_section_are_judged_together():
+    config = override(recipe("demo-baseline"), ["loss.clean_weight=0", "loss.masked_weight=1"])
+    assert config.loss == LossConfig(clean_weight=0, masked_weight=1, consistency_weight=0)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("lr=0.02", "section.field=value"),
+        ("optim.lr", "section.field=value"),
+        ("opt.lr=1", "no section 'opt'; there are data, stream, model, loss, optim, run"),
+        ("optim.rate=1", "no field 'rate' in optim; there are optimizer, lr, "),
+        ("optim.lr=fast", "optim.lr: expected a number, found 'fast'"),
+        ("optim.num_epochs=1.5", "optim.num_epochs: expected a whole number, found 1.5"),
+        ("run.amp=1", "run.amp: expected true or false"),
+        ("model.head=mlp", "'mlp' is not one of csra, mean, max"),
+        ("model.num_heads=3", "model.num_heads: 3 is not 1, 2, 4, 6 or 8"),
+        ("stream.mean=0.5", "expected 3 values, found 1"),
+        ("optim.lr=-1", "optim.lr: -1.0 is not above 0"),
+        ("optim.lr=nan", "optim.lr: nan is not above 0"),
+    ],
+)
+def test_a_wrong_override_says_what_is_possible(assignment: str, words: str):
+    with pytest.raises(UserError) as caught:
+        override(recipe("smoke"), [assignment])
+    assert words in str(caught.value)
+
+
+def test_a_damaged_config_file_is_named():
+    with pytest.raises(UserError, match=r"run/config\.json: not JSON"):
+        from_json("{", "run/config.json")
+    with pytest.raises(UserError, match=r"optim: no field 'rate'; there are optimizer"):
+        from_json(to_json(recipe("smoke")).replace('"lr"', '"rate"'))
+
+
+def test_published_values():
+    voc, coco, vit = recipe("msl-c-voc2007"), recipe("msl-c-coco2014"), recipe("msl-v-coco2014")
+    assert (voc.loss.clean_weight, voc.loss.masked_weight, voc.loss.consistency_weight) == (0.3, 0.2, 0.5)
+    assert (voc.stream.image_size, voc.stream.batch_size) == (448, 6)
+    assert (voc.stream.crop_scale, voc.stream.crop_ratio) == ((0.7, 1.0), (3 / 4, 4 / 3))
+    assert (voc.stream.flip_probability, voc.stream.mean, voc.stream.std) == (0.5, (0, 0, 0), (1, 1, 1))
+    assert (voc.optim.optimizer, voc.optim.lr, voc.optim.classifier_lr_factor) == ("sgd", 0.01, 10)
+    assert (voc.optim.momentum, voc.optim.weight_decay, voc.optim.num_epochs) == (0.9, 1e-4, 60)
+    assert (voc.optim.warmup_epochs, voc.optim.step_epochs, voc.optim.step_factor) == (2, 4, 0.1)
+    assert (voc.optim.clip_norm, voc.optim.ema_decay, voc.run.amp) == (None, None, False)
+    assert (voc.loss.train_ignored, voc.loss.branches) == ("negative", "sequential")
+    assert (voc.model.num_heads, voc.model.attention_weight) == (1, 0.1)
+    assert (coco.model.num_heads, coco.model.attention_weight, coco.optim.step_epochs) == (6, 0.4, 5)
+    assert (vit.model.num_heads, vit.model.attention_weight, vit.optim.num_epochs) == (8, 1.0, 40)
+    assert vit.stream.image_size == 224
+    assert recipe("msl-v-voc2007").model.attention_weight == 0.3
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "baseline" in name])
+def test_a_baseline_differs_in_its_loss_alone(name: str):
+    method = name.replace("baseline-", "msl-") if name.startswith("baseline-") else name.replace("-baseline", "")
+    changed = differences(recipe(method), recipe(name))
+    assert {field for field in changed if not field.startswith("loss.")} == {"data.keep_masks"}
+    loss = recipe(name).loss
+    assert (loss.clean_weight, loss.masked_weight, loss.consistency_weight) == (1, 0, 0)
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(UserError, match="msl-c-voc2007, msl-c-coco2014"):
+        recipe("msl")
+
+
+def test_every_recipe_names_its_command():
+    for name, function in RECIPES.items():
+        words = inspect.getdoc(function) or ""
+        assert f"--recipe {name}" in words or "msl demo" in words, name
+
+
+def test_every_field_is_explained():
+    """A string stands under each field of each config class."""
+    tree = ast.parse(Path(msltrain.config.__file__).read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert {entry.type for entry in dataclasses.fields(TrainConfig)} <= {f"{node.name}" for node in classes} | {
+        "StreamConfig"
+    }
+    for node in classes:
+        for here, below in zip(node.body, [*node.body[1:], None]):
+            if isinstance(here, ast.AnnAssign):
+                assert isinstance(below, ast.Expr), f"{node.name}.{ast.unparse(here.target)}"

@@ -1,0 +1,155 @@
+"""The Siamese step: baseline, sequential and fused branches."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from msltrain.config import LossConfig, ModelConfig
+from msltrain.models.build import build_model
+from msltrain.siamese import SiameseStep
+
+BASELINE = LossConfig(clean_weight=1, masked_weight=0, consistency_weight=0)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def batch(size: int = 64, num_classes: int = 5):
+    images = torch.randn(4, 3, size, size)
+    keep_masks = (torch.rand(4, 1, size, size) > 0.5).float()
+    targets = (torch.rand(4, num_classes) > 0.5).float()
+    return images, keep_masks, targets
+
+
+def recogniser(backbone: str = "resnet18") -> nn.Module:
+    return build_model(ModelConfig(backbone=backbone, num_heads=2), 5, image_size=64).train()
+
+
+def test_baseline_equals_the_plain_step_bit_for_bit():
+    ours = recogniser()
+    plain = copy.deepcopy(ours)
+    images, keep_masks, targets = batch()
+    losses = SiameseStep(ours, BASELINE)(images, keep_masks, targets)
+    losses["total"].backward()
+    loss = F.binary_cross_entropy_with_logits(plain(images), targets)
+    loss.backward()
+    assert set(losses) == {"total", "clean"}
+    assert torch.equal(losses["total"], loss)
+    for (name, one), other in zip(ours.named_parameters(), plain.parameters()):
+        assert torch.equal(one.grad, other.grad), name
+    for (name, one), other in zip(ours.named_buffers(), plain.buffers()):
+        assert torch.equal(one, other), name
+
+
+def test_baseline_needs_no_keep_masks():
+    images, _, targets = batch()
+    step = SiameseStep(recogniser(), BASELINE)
+    assert not step.needs_keep_masks
+    step(images, None, targets)["total"].backward()
+
+
+def test_sequential_equals_two_published_forwards():
+    ours = recogniser()
+    plain = copy.deepcopy(ours)
+    images, keep_masks, targets = batch()
+    losses = SiameseStep(ours, LossConfig())(images, keep_masks, targets)
+    clean, masked = plain(images), plain(images * keep_masks)
+    assert torch.equal(losses["clean"], F.binary_cross_entropy_with_logits(clean, targets))
+    assert torch.equal(losses["masked"], F.binary_cross_entropy_with_logits(masked, targets))
+    assert torch.equal(losses["consistency"], F.mse_loss(clean.sigmoid(), masked.sigmoid()))
+    total = 0.3 * losses["clean"] + 0.2 * losses["masked"] + 0.5 * losses["consistency"]
+    torch.testing.assert_close(losses["total"], total)
+    for (name, one), other in zip(ours.named_buffers(), plain.buffers()):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2_100"])  # plain BatchNorm2d and timm's BatchNormAct2d
+def test_fused_equals_sequential(backbone: str):
+    sequential = recogniser(backbone).double()
+    fused = copy.deepcopy(sequential)
+    images, keep_masks, targets = (tensor.double() for tensor in batch())
+    expected = SiameseStep(sequential, LossConfig(branches="sequential"))(images, keep_masks, targets)
+    found = SiameseStep(fused, LossConfig(branches="fused"))(images, keep_masks, targets)
+    expected["total"].backward()
+    found["total"].backward()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)
+    for (name, one), other in zip(fused.named_parameters(), sequential.parameters()):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5, msg=name)
+    for (name, one), other in zip(fused.named_buffers(), sequential.buffers()):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5, msg=name)
+    assert list(fused.state_dict()) == list(sequential.state_dict())
+
+
+def test_fused_in_float32_keeps_outputs_and_statistics():
+    sequential = recogniser()
+    fused = copy.deepcopy(sequential)
+    images, keep_masks, targets = batch()
+    expected = SiameseStep(sequential, LossConfig())(images, keep_masks, targets)
+    found = SiameseStep(fused, LossConfig(branches="fused"))(images, keep_masks, targets)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)
+    for (name, one), other in zip(fused.named_buffers(), sequential.buffers()):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_a_fused_network_treats_other_batches_as_one():
+    """Outside the step (a validation pass, a recalibration of BatchNorm) the batch is not cut in half."""
+    plain = recogniser()
+    fused = copy.deepcopy(plain)
+    SiameseStep(fused, LossConfig(branches="fused"))
+    images, _, _ = batch()
+    assert torch.equal(fused(images), plain(images))
+    assert torch.equal(fused.eval()(images), plain.eval()(images))
+
+
+def test_the_mask_multiplies_the_normalised_image():
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, image):
+            seen.append(image)
+            return image.flatten(1)[:, :5]
+
+    images, keep_masks, targets = batch()
+    SiameseStep(Spy(), LossConfig())(images, keep_masks, targets)
+    assert torch.equal(seen[0], images)
+    assert torch.equal(seen[1], images * keep_masks)
+
+
+def test_ignored_pairs_are_negative_as_published_or_dropped():
+    images, keep_masks, targets = batch()
+    targets[0, 0] = 0
+    ignore = torch.zeros(4, 5, dtype=torch.bool)
+    ignore[0, 0] = True
+    network = recogniser().eval()
+    published = SiameseStep(network, LossConfig())(images, keep_masks, targets, ignore)
+    assert torch.equal(published["clean"], SiameseStep(network, LossConfig())(images, keep_masks, targets)["clean"])
+    dropped = SiameseStep(network, LossConfig(train_ignored="drop"))(images, keep_masks, targets, ignore)
+    pair = F.softplus(network(images)[0, 0]) / 20
+    torch.testing.assert_close(published["clean"] - dropped["clean"], pair)
+
+
+def test_logits_and_losses_are_float32_under_autocast():
+    images, keep_masks, targets = batch()
+    network = recogniser()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network.backbone(images).dtype == torch.bfloat16
+        assert network(images).dtype == torch.float32
+        losses = SiameseStep(network, LossConfig(branches="fused"))(images, keep_masks, targets)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+def test_timm_norm_layers_are_recognised():
+    """A timm release whose BatchNorm is no _BatchNorm would silently mix the branches' statistics."""
+    network = timm.create_model("mobilenetv2_100", num_classes=0)
+    kinds = {type(module) for module in network.modules() if "Norm" in type(module).__name__}
+    assert kinds and all(issubclass(kind, nn.modules.batchnorm._BatchNorm) for kind in kinds)
