@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,3 +93,36 @@ def places_looked_at(root: Path) -> list[str]:
 def unknown_split(dataset: str, split: str, known: tuple[str, ...]) -> UserError:
     """The error for a split that ``dataset`` does not have."""
     return UserError(f"{dataset} has no split '{split}'; known are: {', '.join(known)}")
+
+
+def select_sources(
+    root: Path, dataset: str | None = None, source: Path | None = None, splits: Sequence[str] | None = None
+) -> list[FoundSource]:
+    """What a build command means: the dataset at ``source``, or what is found in the usual places below ``root``.
+
+    Args:
+        root: the folder of all datasets.
+        dataset: only this one; needed with ``source``.
+        source: the dataset's own folder.
+        splits: default: those of ``DEFAULT_SPLITS`` that are there.
+
+    Raises:
+        UserError: nothing was found, or ``source`` without ``dataset``.
+    """
+    if source is not None:
+        if dataset is None:
+            raise UserError(
+                f"--source {source}: say also what it is, with --dataset {' or --dataset '.join(DEFAULT_SPLITS)}"
+            )
+        return [FoundSource(dataset, source, tuple(splits or DEFAULT_SPLITS[dataset]))]
+    found = [entry for entry in find_sources(root) if dataset in (None, entry.dataset)]
+    if not found:
+        places = "\n  ".join(places_looked_at(root))
+        raise UserError(
+            f"no {dataset or 'dataset'} found; looked at\n  {places}\n"
+            "Three ways on:\n"
+            "  point at it:  msl build-shards --dataset voc2007 --source FOLDER, or set MSL_DATA to the folder of all\n"
+            "  download it:  host.robots.ox.ac.uk/pascal/VOC/voc2007 or cocodataset.org, unpacked into a place above\n"
+            "  synthetic:    msl synthesize --out FOLDER, then point at it"
+        )
+    return [FoundSource(entry.dataset, entry.root, tuple(splits or entry.splits)) for entry in found]
