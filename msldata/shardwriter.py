@@ -7,7 +7,6 @@ headers of a sample as everything else here together.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -29,7 +28,6 @@ _KIND = b"".join((b"0", bytes(100), b"ustar\0", b"00", bytes(247)))  # regular f
 _CONSTANT_SUM = sum(_OWNERS + _TIME + _KIND) + 8 * ord(" ")  # the checksum counts its own field as spaces
 _PADDING = [bytes(-size % _BLOCK) for size in range(_BLOCK)]
 _END = bytes(2 * _BLOCK)
-_BUFFER_BYTES = 1 << 17
 
 
 def tar_header(name: str, num_bytes: int) -> bytes:
@@ -74,15 +72,13 @@ class ShardWriter:
                 place = Path(self._temporary, name)
             place.parent.mkdir(parents=True, exist_ok=True)
             self._staged = place.with_name(f".{name}.{os.getpid()}{PART_SUFFIX}")
-            self._file = open(self._staged, "wb", buffering=_BUFFER_BYTES)  # noqa: SIM115
+            self._file = open(self._staged, "wb", buffering=0)  # noqa: SIM115
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The file is closed already unless something went wrong; then flushing it may fail again, which is no news.
-        with contextlib.suppress(OSError):
-            self._file.close()
+        self._file.close()
         self._staged.unlink(missing_ok=True)
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
@@ -103,13 +99,12 @@ class ShardWriter:
         data = members[0][1]
         position = {"key": key, "offset": self._num_bytes + _BLOCK, "length": len(data), "crc32": zlib.crc32(data)}
         self._rows.append({**position, **row})
-        # The large first member is hashed and written as it is; the small rest is joined into one piece.
+        # The image is hashed and written where it lies; everything after it is joined into one piece.
         rest = [_PADDING[len(data) % _BLOCK]]
         for suffix, content in members[1:]:
             rest += (tar_header(key + suffix, len(content)), content, _PADDING[len(content) % _BLOCK])
         with clear_local_errors(str(self._staged)):
-            for piece in (tar_header(key + members[0][0], len(data)), data, b"".join(rest)):
-                self._write(piece)
+            self._write(tar_header(key + members[0][0], len(data)), data, b"".join(rest))
 
     def publish(self, report: Mapping[str, Any] | None = None) -> ShardInfo:
         """Finish the tar, move it in, then write its sample index. Raises StorageError (disk full, denied …).
@@ -119,7 +114,6 @@ class ShardWriter:
         """
         with clear_local_errors(str(self._staged)):
             self._write(_END)
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
         info = ShardInfo(
@@ -134,7 +128,14 @@ class ShardWriter:
         self.out.put(index_name(self.name), index)
         return info
 
-    def _write(self, piece: bytes) -> None:
-        self._file.write(piece)
-        self._digest.update(piece)
-        self._num_bytes += len(piece)
+    def _write(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self._digest.update(piece)
+        num_bytes = sum(map(len, pieces))
+        written = os.writev(self._file.fileno(), pieces)
+        if written < num_bytes:
+            # The disk is nearly full: writing the rest raises, or finds that somebody made room.
+            rest = memoryview(b"".join(pieces))
+            while written < num_bytes:
+                written += os.write(self._file.fileno(), rest[written:])
+        self._num_bytes += num_bytes
