@@ -91,7 +91,7 @@ class Loader:
                 "set a smaller stream.batch_size, or stream.drop_last=false"
             )
         shards.reserve(4 * config.window)
-        self._to_device = ToDevice(self.device, config.mean, config.std)
+        self._to_device = ToDevice(self.device, config.image_size, config.mean, config.std)
         self._start = 0
         self._slots: list[Slot] = []
         self._pipeline: Pipeline | None = None
