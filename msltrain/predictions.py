@@ -6,6 +6,7 @@ Shapes: N samples in dataset order, K classes.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msldata.errors import UserError
-from msldata.storage import LocalStorage
+from msldata.format import read_manifest
+from msldata.storage import LocalStorage, open_storage
 
 PREDICTIONS_VERSION = 1
 _METADATA = b"msl.predictions"
@@ -184,6 +186,11 @@ def largest_objects(objects: pa.ChunkedArray, num_classes: int) -> LargestObject
     return LargestObjects(
         area_NK=area_NK, truncated_NK=flags["truncated"], occluded_NK=flags["occluded"], crowd_NK=flags["crowd"]
     )
+
+
+def keep_mask_fingerprints(locations: Sequence[str | Path]) -> tuple[str, ...]:
+    """Fingerprints of the keep-mask folders. Raises FormatError where one is not a finished dataset."""
+    return tuple(read_manifest(open_storage(location)).fingerprint for location in locations)
 
 
 def _to_lists(array_NK: np.ndarray) -> pa.FixedSizeListArray:
