@@ -1,0 +1,325 @@
+"""Masks in, keep-mask shards out: read once, settle the polarity, split by hole fraction, draw, write."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from msldata.buildfolder import QUARANTINE_NAME, BuildFolder
+from msldata.engine import run_tasks
+from msldata.errors import BadInputError, UserError
+from msldata.format import (
+    KEEP_MASK_SUFFIX,
+    KEEP_MASKS,
+    MANIFEST_NAME,
+    MAX_KEY_BYTES,
+    META_SUFFIX,
+    SCHEMA_VERSION,
+    Manifest,
+    ShardInfo,
+    check_key,
+    encode_json,
+    shard_name,
+    write_manifest,
+)
+from msldata.keepmask import (
+    AUTO,
+    POLARITIES,
+    PolarityDecision,
+    decide_polarity,
+    encode_png,
+)
+from msldata.masksources import MaskSource
+from msldata.measuredmask import MeasuredMask, measure_masks
+from msldata.shardwriter import ShardWriter
+from msldata.storage import Storage
+
+DATASET = "masks"
+SUBSETS = ("high", "low")
+MASKS_PER_SHARD = 1000
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskBuild:
+    """What one build made, and what it saw on the way."""
+
+    manifests: Mapping[str, Manifest]
+    """By subset, ``high`` and ``low``; ``counts`` holds how many masks were available for it."""
+    polarity: PolarityDecision
+    histogram: Mapping[str, int]
+    """Hole fractions of all masks that were read, in ten bins; see ``hole_fraction_histogram``."""
+    quarantined: tuple[BadInputError, ...]
+    """The files that were skipped, with the reasons."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """One keep mask to be written."""
+
+    key: str
+    source: str
+    mask: MeasuredMask
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardTask:
+    out: Storage
+    name: str
+    plan: str
+    polarity: str
+    samples: tuple[_Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Subset:
+    """One of the two datasets to be written."""
+
+    folder: BuildFolder
+    tasks: tuple[_ShardTask, ...]
+    draft: Manifest
+    """The manifest, but for the shards."""
+
+
+def build_masks(
+    source: MaskSource,
+    out: Storage,
+    *,
+    threshold: float = 0.5,
+    polarity: str = AUTO,
+    per_subset: int = 1000,
+    seed: int = 0,
+    num_workers: int | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MaskBuild:
+    """Build ``out/high`` and ``out/low``: keep masks that hide more than ``threshold`` of an image, and the others.
+
+    The same arguments again do nothing but read the masks; a killed build goes on from its finished shards. Equal masks
+    and options give equal shards, whatever the number of workers, the kind of source, or the order of its listing.
+
+    Args:
+        source: where the masks come from.
+        out: the folder that will hold both subsets.
+        threshold: hole fraction in (0, 1); "high" lies above it, "low" at or below. The paper: 0.5.
+        polarity: ``hole-white``, ``hole-black``, or ``auto`` to tell it from the masks (refused when unclear).
+        per_subset: masks drawn for each subset, or all that there are when fewer; 0 means all. The paper: 1,000.
+        seed: which masks are drawn, where there are more.
+        num_workers: processes; default one per available processor.
+        on_error: ``fail`` at the first file that is no mask, or ``skip`` and list such files in ``quarantine.jsonl``.
+        overwrite: delete what earlier builds wrote into the two folders and start over.
+        progress: called with (done, total), first in masks read, then in masks written.
+
+    Raises:
+        UserError: an option out of range, unclear polarity, or a folder that holds something else.
+        BadInputError: a file that is no mask (with ``fail``).
+
+    Deviation: the official code takes files 11000–11999 as "high" and 00000–00999 as "low" without computing a hole
+    fraction, and the paper's rule applied to the raw files, where white is the hole, would swap the two.
+    """
+    _check_options(source, threshold, polarity, per_subset, on_error)
+    names = source.names()
+    masks, rejected = measure_masks(source, names, num_workers=num_workers, on_error=on_error, progress=progress)
+    decision = _settle_polarity(source, polarity, masks)
+    options = {"threshold": threshold, "polarity": decision.polarity, "per_subset": per_subset, "seed": seed}
+    origin = {"polarity_origin": decision.origin, "polarity_explanation": decision.explanation}
+    available = _split(masks, _sample_names(names), decision.polarity, threshold)
+    subsets = []
+    for name in SUBSETS:
+        samples = _draw(available[name], per_subset, seed)
+        fractions = [sample.mask.hole_fraction(decision.polarity) for sample in samples]
+        draft = Manifest(
+            kind=KEEP_MASKS,
+            dataset=DATASET,
+            split=name,
+            shards=(),
+            hole_fraction_histogram=hole_fraction_histogram(fractions),
+            counts={
+                "masks_read": len(masks),
+                "quarantined": len(rejected),
+                "available": len(available[name]),
+                "without_hole": fractions.count(0.0),
+                "all_hole": fractions.count(1.0),
+            },
+            options=options,
+            provenance={**source.provenance, **origin},
+        )
+        subsets.append(_plan_subset(out.child(name), draft, samples))
+    return MaskBuild(
+        manifests=_write(subsets, rejected, num_workers, overwrite, progress),
+        polarity=decision,
+        histogram=hole_fraction_histogram(mask.hole_fraction(decision.polarity) for mask in masks),
+        quarantined=rejected,
+    )
+
+
+def hole_fraction_histogram(hole_fractions: Iterable[float]) -> dict[str, int]:
+    """Masks per ten-percent bin, ``"0.0-0.1"`` to ``"0.9-1.0"``; a bin excludes its lower edge (but 0 counts)."""
+    edges = [tenth / 10 for tenth in range(1, 10)]
+    counts = [0] * 10
+    for fraction in hole_fractions:
+        counts[bisect_left(edges, fraction)] += 1
+    return {f"{tenth / 10:.1f}-{(tenth + 1) / 10:.1f}": count for tenth, count in enumerate(counts)}
+
+
+def _check_options(source: MaskSource, threshold: float, polarity: str, per_subset: int, on_error: str) -> None:
+    if not 0 < threshold < 1:
+        raise UserError(f"threshold is {threshold}; it is a share of the image and must lie between 0 and 1, as in 0.5")
+    if per_subset < 0:
+        raise UserError(f"per_subset is {per_subset}; give the number of masks for each subset, or 0 for all")
+    if polarity not in (AUTO, *POLARITIES):
+        raise UserError(f"unknown polarity '{polarity}'; use {AUTO}, {' or '.join(POLARITIES)}")
+    if source.polarity not in (None, polarity) and polarity != AUTO:
+        raise UserError(f"polarity is {polarity}, but generated masks are {source.polarity}; leave --polarity out")
+    if on_error not in ("fail", "skip"):
+        raise UserError(f"unknown on_error '{on_error}'; use fail or skip")
+
+
+def _settle_polarity(source: MaskSource, polarity: str, masks: Sequence[MeasuredMask]) -> PolarityDecision:
+    if source.polarity is not None:
+        return PolarityDecision(source.polarity, "generator", f"{source.polarity}: the generator draws holes so")
+    if polarity != AUTO:
+        return PolarityDecision(polarity, "user", f"{polarity}: given by the user")
+    return decide_polarity(mask.clue for mask in masks)
+
+
+def _sample_names(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """(key, source name) of every mask, by its name in the source.
+
+    Names count from the deepest folder that holds all masks, so that a folder, its zip and a folder further up give the
+    same shards. Names that cannot be told apart as keys, or are too long, all get a hash of themselves as a suffix.
+    """
+    folders = [name.split("/")[:-1] for name in (min(names), max(names))]
+    depth = next((i for i, (a, b) in enumerate(zip(*folders)) if a != b), min(map(len, folders)))
+    short = {name: name.split("/", depth)[depth] for name in names}
+    plain = {name: re.sub(r"[^A-Za-z0-9_-]", "_", re.sub(r"\.\w{1,5}$", "", short[name])) for name in names}
+    uses: dict[str, int] = {}
+    for key in plain.values():
+        uses[key] = uses.get(key, 0) + 1
+    keys = {}
+    for name, key in plain.items():
+        if uses[key] > 1 or len(key) > MAX_KEY_BYTES:
+            key = f"{key[: MAX_KEY_BYTES - 17]}-{hashlib.sha256(short[name].encode()).hexdigest()[:16]}"
+        check_key(key)
+        keys[name] = key
+    if len(set(keys.values())) != len(keys):
+        raise UserError("two mask files have names that differ too little to become keys; rename one of them")
+    return {name: (keys[name], short[name]) for name in names}
+
+
+def _split(
+    masks: Sequence[MeasuredMask], sample_names: Mapping[str, tuple[str, str]], polarity: str, threshold: float
+) -> dict[str, list[_Sample]]:
+    """All masks by subset."""
+    available: dict[str, list[_Sample]] = {name: [] for name in SUBSETS}
+    for mask in masks:
+        subset = "high" if mask.hole_fraction(polarity) > threshold else "low"
+        available[subset].append(_Sample(*sample_names[mask.name], mask))
+    return available
+
+
+def _draw(samples: Sequence[_Sample], count: int, seed: int) -> list[_Sample]:
+    """``count`` samples (0: all) in the order of their names, whatever the order they come in."""
+
+    def lot(sample: _Sample) -> bytes:
+        # A hash of the name draws the same masks for ever; a library's generator may change its sequence.
+        return hashlib.sha256(f"{seed}/{sample.source}".encode()).digest()
+
+    return sorted(sorted(samples, key=lot)[: count or None], key=lambda sample: sample.source)
+
+
+def _plan_subset(out: Storage, draft: Manifest, samples: Sequence[_Sample]) -> _Subset:
+    """Cut the samples into shard tasks and give the plan its digest."""
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "subset": draft.split,
+        "masks_per_shard": MASKS_PER_SHARD,
+        "counts": draft.counts,
+        "options": draft.options,
+        "samples": [[sample.key, sample.source, sample.mask.digest] for sample in samples],
+    }
+    plan = hashlib.sha256(encode_json(content)).hexdigest()
+    tasks = tuple(
+        _ShardTask(
+            out=out,
+            name=shard_name(DATASET, draft.split, start // MASKS_PER_SHARD),
+            plan=plan,
+            polarity=draft.options["polarity"],
+            samples=tuple(samples[start : start + MASKS_PER_SHARD]),
+        )
+        for start in range(0, len(samples), MASKS_PER_SHARD)
+    )
+    return _Subset(BuildFolder(out, [task.name for task in tasks], plan), tasks, replace(draft, plan=plan))
+
+
+def _write(
+    subsets: Sequence[_Subset],
+    rejected: Sequence[BadInputError],
+    num_workers: int | None,
+    overwrite: bool,
+    progress: Progress | None,
+) -> dict[str, Manifest]:
+    """Write what is missing of both subsets and publish them."""
+    with ExitStack() as claims:
+        for subset in subsets:
+            claims.enter_context(subset.folder.claim())
+        if overwrite:
+            for subset in subsets:
+                subset.folder.clear()
+        # Both folders are looked at before either is written to.
+        finished = {subset.draft.split: subset.folder.finished_manifest() for subset in subsets}
+        unfinished = [subset for subset in subsets if finished[subset.draft.split] is None]
+        kept = [subset.folder.finished_shards() for subset in unfinished]
+        infos = {name: shard.info for shards in kept for name, shard in shards.items() if shard.info is not None}
+        for subset in unfinished:
+            # Both speak of a whole dataset; until the last shard is there, this is none.
+            subset.folder.out.delete(MANIFEST_NAME)
+            subset.folder.out.delete(QUARANTINE_NAME)
+        missing = [task for subset in unfinished for task in subset.tasks if task.name not in infos]
+        done, total = 0, sum(len(task.samples) for task in missing)
+
+        def count(info: ShardInfo) -> None:
+            nonlocal done
+            done += info.num_samples
+            if progress is not None:
+                progress(done, total)
+
+        infos |= {info.name: info for info in run_tasks(_write_shard, missing, num_workers, count)}
+        for subset in unfinished:
+            manifest = replace(subset.draft, shards=tuple(infos[task.name] for task in subset.tasks))
+            _publish(subset.folder.out, manifest, rejected)
+            finished[subset.draft.split] = manifest
+    return {name: manifest for name, manifest in finished.items() if manifest is not None}
+
+
+def _write_shard(task: _ShardTask) -> ShardInfo:
+    """Write one shard; runs in a worker process."""
+    with ShardWriter(task.out, task.name, kind=KEEP_MASKS, plan=task.plan) as writer:
+        for sample in task.samples:
+            mask = sample.mask
+            facts = {
+                "width": mask.width,
+                "height": mask.height,
+                "hole_fraction": mask.hole_fraction(task.polarity),
+                "source": sample.source,
+            }
+            members = [
+                (KEEP_MASK_SUFFIX, encode_png(mask.keep_mask(task.polarity))),
+                (META_SUFFIX, encode_json({**facts, "polarity": task.polarity})),
+            ]
+            writer.add(sample.key, members, facts)
+        return writer.publish()
+
+
+def _publish(out: Storage, manifest: Manifest, rejected: Sequence[BadInputError]) -> None:
+    if rejected:
+        lines = (encode_json({"file": error.file, "reason": error.reason}) + b"\n" for error in rejected)
+        out.put(QUARANTINE_NAME, b"".join(lines))
+    write_manifest(out, manifest)
