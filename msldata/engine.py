@@ -55,7 +55,9 @@ def run_tasks(
     if "forkserver" in methods:
         context.set_forkserver_preload([function.__module__])
     lifeline, held_end = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(lifeline,))
+    executor = ProcessPoolExecutor(
+        num_workers, context, initializer=_start_worker, initargs=(lifeline, dict(os.environ))
+    )
     try:
         futures = [executor.submit(function, task) for task in tasks]
         for future in as_completed(futures):
@@ -67,7 +69,7 @@ def run_tasks(
         held_end.close()
         raise UserError(
             "a worker process was killed, most likely because memory ran out; run the same command again to go on "
-            "from the finished shards, with a smaller --num-workers if it happens again"
+            "from the finished shards, with fewer --workers if it happens again"
         ) from None
     except BaseException:
         held_end.close()
@@ -89,9 +91,10 @@ def _run_here(
     return results
 
 
-def _start_worker(lifeline: Connection) -> None:
+def _start_worker(lifeline: Connection, environment: dict[str, str]) -> None:
     """Tie a worker's life to its parent's: the pipe ends when the parent closes its end, or dies of anything."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; the parent decides
+    os.environ.update(environment)  # the fork server keeps the environment of its own start, without later credentials
     threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
 
 
