@@ -171,7 +171,7 @@ def build_masks(
             overwrite=overwrite,
             progress=progress,
         )
-    out.print(f"polarity: {build.polarity.polarity} ({build.polarity.explanation})")
+    out.print(f"polarity: {build.polarity.explanation}", soft_wrap=True)
     _show_histogram("hole fraction of all masks read", build.histogram)
     for name, manifest in build.manifests.items():
         _show_manifest(manifest, f"{out_}/{name}")

@@ -19,6 +19,9 @@ from msldata.keepmask import HOLE_WHITE, decode_gray
 from msldata.maskgenerator import MIN_SIZE, generate_hole_mask
 from msldata.storage import LocalStorage, Storage, open_storage
 
+_PLACES = ("irregular_mask", "testing_mask_dataset", "test_mask.zip", "SCRIBBLES", "SCRIBBLES.zip")
+"""Where NVIDIA's test set, or the copy of it in the official release, usually lies below the folder of all datasets."""
+
 MAX_FILE_BYTES = 2**26
 """Largest mask file read from an archive, whose members can unpack to far more than they occupy."""
 
@@ -68,6 +71,39 @@ def open_mask_source(location: str | Path) -> MaskSource:
     if tarfile.is_tarfile(path):
         return TarMasks(path)
     raise UserError(f"{path}: neither a folder nor a zip or tar archive; give the place where the mask files are")
+
+
+def select_mask_source(
+    root: Path, source: str | None = None, *, generate: int | None = None, size: int = 512, seed: int = 0
+) -> MaskSource:
+    """What a build command means: masks at ``source``, ``generate`` new ones, or those in the usual places.
+
+    Args:
+        root: the folder of all datasets.
+        source: folder, zip or tar of masks.
+        generate: number of masks to make; then ``size`` is their side in pixels and ``seed`` decides what they are.
+
+    Raises:
+        UserError: nothing was found, or both a source and a number were given.
+    """
+    if source is not None and generate is not None:
+        raise UserError("give either --source or --generate, not both")
+    if generate is not None:
+        return GeneratedMasks(generate, seed=seed, size=size)
+    if source is not None:
+        return open_mask_source(source)
+    places = [root / place for place in _PLACES]
+    for place in places:
+        if place.exists():
+            return open_mask_source(place)
+    listing = "\n  ".join(map(str, places))
+    raise UserError(
+        f"no masks found; looked at\n  {listing}\n"
+        "Three ways on:\n"
+        "  point at them: msl build-masks --source FOLDER_OR_ZIP, or set MSL_DATA to the folder of all datasets\n"
+        "  download them: NVIDIA's irregular mask dataset (test set), unpacked into a place above\n"
+        "  generate them: msl build-masks --generate 3000"
+    )
 
 
 @dataclass(frozen=True)
