@@ -70,12 +70,12 @@ def _transcode(data: bytes) -> PreparedImage:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked next
+            warnings.simplefilter("ignore")  # on damaged metadata and on large images, both dealt with here
             image = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
-        _check_size(*image.size)
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"more than 8 bits a channel (Pillow's mode {image.mode}); convert it to 8 bits first")
-        pixels = image.convert("RGB")
+            _check_size(*image.size)
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"more than 8 bits a channel (Pillow's mode {image.mode}); convert it to 8 bits first")
+            pixels = image.convert("RGB")
     except UnidentifiedImageError:
         kind = "damaged JPEG" if data.startswith(_JPEG_START) else "not an image"
         raise ValueError(f"{kind}: the file starts with {data[:16]!r}") from None
