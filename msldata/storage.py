@@ -277,26 +277,32 @@ def clear_local_errors(where: str) -> Iterator[None]:
         raise StorageError(f"{where}: {reason}") from error
 
 
+# Some requests (a listing, for one) fail with a class that says nothing; then only the server's own words do.
+_DENIED = re.compile(r"AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|40[13] (Unauthorized|Forbidden)")
+_MISSING = re.compile(r"NoSuchBucket|NoSuchKey|404 Not Found")
+
+
 @contextmanager
 def _clear_remote_errors(where: str) -> Iterator[None]:
-    """Turn obstore's errors into one sentence; a missing object becomes FileNotFoundError."""
+    """Turn obstore's errors into one sentence; a missing object or bucket becomes FileNotFoundError."""
     import obstore.exceptions as failures
 
     try:
         yield
-    except (FileNotFoundError, failures.NotFoundError) as error:
-        # A missing bucket and a missing object share this class; the server's own code tells them apart.
-        what = "no such bucket" if "NoSuchBucket" in str(error) else "no such object"
-        raise FileNotFoundError(f"{where}: {what}") from None
-    except (PermissionError, failures.PermissionDeniedError, failures.UnauthenticatedError):
-        raise StorageError(
-            f"{where}: access denied; check the credentials in the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL …)"
-        ) from None
-    except failures.BaseError as error:
-        raise StorageError(f"{where}: {_first_sentence(str(error))}") from error
+    except (failures.BaseError, FileNotFoundError, PermissionError) as error:
+        text = str(error)
+        if isinstance(error, FileNotFoundError | failures.NotFoundError) or _MISSING.search(text):
+            what = "no such bucket" if "NoSuchBucket" in text else "no such object"
+            raise FileNotFoundError(f"{where}: {what}") from None
+        denied = PermissionError | failures.PermissionDeniedError | failures.UnauthenticatedError
+        if isinstance(error, denied) or _DENIED.search(text):
+            raise StorageError(
+                f"{where}: access denied; check the credentials in the environment "
+                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL …)"
+            ) from None
+        raise StorageError(f"{where}: {_first_sentence(text)}") from error
 
 
 def _first_sentence(text: str) -> str:
     """The readable head of an obstore message, which otherwise carries a debug dump of its cause."""
-    return re.split(r"\n\s*\n|\n?Debug source:", text.strip(), maxsplit=1)[0].strip()[:300]
+    return re.split(r"\n|: <\?xml|Debug source:", text.strip(), maxsplit=1)[0].strip()[:300]
