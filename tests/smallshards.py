@@ -1,0 +1,68 @@
+"""Small image and keep-mask datasets for the stream's tests, written through the shard contract itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from msldata.format import IMAGES, KEEP_MASKS, Manifest, encode_target, shard_name, write_manifest
+from msldata.keepmask import encode_png, hole_fraction
+from msldata.shardwriter import ShardWriter
+from msldata.storage import LocalStorage
+
+CLASSES = ("bird", "boat", "cat")
+
+
+def photo(seed: int, width: int = 60, height: int = 40, mode: str = "RGB") -> bytes:
+    """A JPEG with smooth structure, different for every seed."""
+    y, x = np.mgrid[0:height, 0:width] / 20.0
+    waves = np.stack([np.sin(x * (1 + seed % 5) + c + seed) * np.cos(y + c * seed) for c in range(3)], axis=-1)
+    image = Image.fromarray((127 + 120 * waves).astype(np.uint8)).convert(mode)
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=90)
+    return data.getvalue()
+
+
+def write_images(folder: Path, counts: Sequence[int], photos: dict[str, bytes] | None = None) -> Manifest:
+    """A dataset with ``counts`` samples per shard and keys ``s000000`` …; ``photos`` replaces those of some keys."""
+    storage = LocalStorage(folder)
+    shards = []
+    number = 0
+    for shard, count in enumerate(counts):
+        with ShardWriter(storage, shard_name("small", "train", shard), kind=IMAGES, plan="test") as writer:
+            for _ in range(count):
+                key = f"s{number:06d}"
+                width, height = 40 + number % 37, 36 + number % 23
+                data = (photos or {}).get(key) or photo(number, width, height)
+                positives, ignored = [number % 3], [(number + 1) % 3] if number % 4 == 0 else []
+                row = {"width": width, "height": height, "positives": positives, "ignored": ignored, "objects": []}
+                writer.add(key, [(".jpg", data), (".json", b"{}"), (".target.npy", encode_target(positives, 3))], row)
+                number += 1
+            shards.append(writer.publish())
+    manifest = Manifest(kind=IMAGES, dataset="small", split="train", classes=CLASSES, shards=tuple(shards))
+    write_manifest(storage, manifest)
+    return manifest
+
+
+def write_keep_masks(folder: Path, masks: Sequence[np.ndarray], per_shard: int = 3) -> Manifest:
+    """A keep-mask dataset of the given uint8 0/1 masks, in order."""
+    storage = LocalStorage(folder)
+    shards = []
+    for shard, start in enumerate(range(0, len(masks), per_shard)):
+        with ShardWriter(storage, shard_name("masks", folder.name, shard), kind=KEEP_MASKS, plan="test") as writer:
+            for number, mask in enumerate(masks[start : start + per_shard], start):
+                row = {
+                    "width": mask.shape[1],
+                    "height": mask.shape[0],
+                    "hole_fraction": hole_fraction(mask),
+                    "source": f"{number}.png",
+                }
+                writer.add(f"m{number:05d}", [(".png", encode_png(mask)), (".json", b"{}")], row)
+            shards.append(writer.publish())
+    manifest = Manifest(kind=KEEP_MASKS, dataset="masks", split=folder.name, shards=tuple(shards))
+    write_manifest(storage, manifest)
+    return manifest
