@@ -126,8 +126,7 @@ def _gray_of_image(image: Image.Image, where: str) -> np.ndarray:
         return _to_full_scale(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _gray_of_transparent(image.convert("RGBA"), where)
-    if image.mode not in ("1", "L"):
-        image = image.convert("RGB")  # np.asarray of a palette file would be its indices, not its colours
+    # np.asarray of a palette file would be its indices, and convert("P") of a colour file a palette's entries.
     return _to_full_scale(np.asarray(image.convert("L")))
 
 

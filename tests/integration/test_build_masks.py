@@ -359,9 +359,16 @@ def test_another_plan_is_refused_until_overwritten(folder, tmp_path, change):
     assert all_files(out) == all_files(tmp_path / "fresh")
 
 
+def test_another_seed_is_another_plan_even_when_all_are_drawn(folder, tmp_path):
+    build(folder, tmp_path / "out", per_subset=0)
+    with pytest.raises(UserError, match="--overwrite"):
+        build(folder, tmp_path / "out", per_subset=0, seed=1)
+
+
 def test_a_changed_mask_changes_the_plan(folder, tmp_path):
     build(folder, tmp_path / "out")
-    (folder / "00003.png").write_bytes(MASKS["00005.png"])
+    mirrored = generate_hole_mask(0, 3, 64)[:, ::-1]  # the same hole fraction and border, other pixels
+    (folder / "00003.png").write_bytes(png(mirrored * np.uint8(255)))
     with pytest.raises(UserError, match="--overwrite"):
         build(folder, tmp_path / "out")
 

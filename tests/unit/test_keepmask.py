@@ -181,6 +181,19 @@ def test_decodes_every_kind_of_file_to_what_a_person_sees(kind):
     assert (gray == GRAY).all()
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[0, 20000, 40000, 65535]], dtype=np.uint16),
+        np.array([[0, 20000, 40000, 65535]], dtype=np.int32),
+        np.array([[0, 0.305, 0.61, 1]], dtype=np.float32),
+    ],
+)
+def test_deep_files_are_scaled_not_clipped(values):
+    image = Image.fromarray(values.repeat([9, 1, 1, 9], axis=1))  # mostly black and white, or it would be no mask
+    assert decode_gray(file_bytes(image, "TIFF"), "m")[0, 8:12].tolist() == [0, 78, 156, 255]
+
+
 def test_jpeg_noise_does_not_matter():
     big = np.kron(GRAY, np.ones((40, 40), dtype=np.uint8))
     assert (to_keep_mask(decode_gray(file_bytes(Image.fromarray(big), "JPEG"), "m"), HOLE_BLACK) == big // 255).all()
