@@ -1,0 +1,119 @@
+"""Shard tasks in worker processes: order, errors, and no process that outlives the build."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from msldata.engine import run_tasks
+from msldata.errors import BadInputError, UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def square(number: int) -> int:
+    time.sleep(0.02 * (number % 3))  # finish out of order
+    return number * number
+
+
+def fail_at_three(number: int) -> int:
+    if number == 3:
+        raise BadInputError("image.jpg", "truncated JPEG")
+    time.sleep(30 if number > 3 else 0)
+    return number
+
+
+def die(number: int) -> int:
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def leave_pid_and_sleep(folder: str) -> None:
+    Path(folder, str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def environment(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, None])
+def test_results_come_in_task_order(num_workers):
+    seen = []
+    results = run_tasks(square, range(8), num_workers, seen.append)
+    assert results == [number * number for number in range(8)]
+    assert sorted(seen) == results
+    assert run_tasks(square, [], num_workers) == []
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_first_error_stops_the_rest_and_is_raised_as_itself(num_workers):
+    start = time.monotonic()
+    with pytest.raises(BadInputError, match=r"image\.jpg: truncated JPEG") as caught:
+        run_tasks(fail_at_three, range(9), num_workers)
+    assert (caught.value.file, caught.value.reason) == ("image.jpg", "truncated JPEG")
+    assert time.monotonic() - start < 15
+
+
+def test_a_killed_worker_is_said_with_the_way_on():
+    with pytest.raises(UserError, match=r"a worker process was killed.*run the same command again"):
+        run_tasks(die, range(8), 2)
+
+
+def test_workers_see_todays_environment(monkeypatch):
+    """Credentials that are set after the first build must reach the workers of the second."""
+    run_tasks(square, range(3), 2)
+    monkeypatch.setenv("MSL_TEST_LATE", "yes")
+    assert run_tasks(environment, ["MSL_TEST_LATE"] * 3, 2) == ["yes"] * 3
+
+
+def test_the_number_of_workers_is_checked():
+    with pytest.raises(UserError, match="num_workers is 0"):
+        run_tasks(square, range(3), 0)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_its_parent(tmp_path, number):
+    """Ctrl-C, ``kill`` and ``kill -9`` alike: seconds later nothing of the build is running."""
+    code = (
+        "from msldata.engine import run_tasks\n"
+        "from tests.integration.test_engine import leave_pid_and_sleep\n"
+        f"run_tasks(leave_pid_and_sleep, [{str(tmp_path)!r}] * 4, 2)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+        if number == signal.SIGINT:
+            os.killpg(parent.pid, number)  # as a terminal does: the workers get it too
+        else:
+            parent.send_signal(number)
+        _, errors = parent.communicate(timeout=10)
+        assert parent.returncode != 0
+        assert errors.count("Traceback") == (1 if number == signal.SIGINT else 0), errors
+        wait_until(lambda: not any(alive(int(path.name)) for path in tmp_path.iterdir()))
+    finally:
+        parent.kill()
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "waited 20 s in vain"
+        time.sleep(0.02)
