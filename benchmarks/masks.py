@@ -20,14 +20,6 @@ from msldata.masksources import GeneratedMasks, open_mask_source
 from msldata.storage import open_storage
 
 
-def cpu_seconds() -> float:
-    """Processor time of this process and its finished workers: comparable on a busy machine, unlike the clock."""
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -42,9 +34,9 @@ def main() -> None:
             (masks / f"{index:06d}.png").symlink_to(originals[index % len(originals)])
         out = open_storage(Path(scratch, "shards"))
         options = {"per_subset": 0, "num_workers": arguments.num_workers}
-        started, started_cpu = time.perf_counter(), cpu_seconds()
+        started = time.perf_counter()
         build = build_masks(open_mask_source(masks), out, **options)
-        built, built_cpu = time.perf_counter(), cpu_seconds()
+        built = time.perf_counter()
         build_masks(open_mask_source(masks), out, **options)
         repeated = time.perf_counter()
         num_bytes = sum(shard.num_bytes for manifest in build.manifests.values() for shard in manifest.shards)
@@ -58,7 +50,6 @@ def main() -> None:
                 "masks": arguments.count,
                 "num_workers": arguments.num_workers,
                 "build_seconds": round(built - started, 2),
-                "build_cpu_seconds": round(built_cpu - started_cpu, 2),
                 "masks_per_second": round(arguments.count / (built - started)),
                 "same_command_again_seconds": round(repeated - built, 2),
                 "shard_megabytes": round(num_bytes / 1e6, 1),
