@@ -75,6 +75,6 @@ def _decode_leniently(data: bytes | memoryview, crc32: int, complaint: str) -> n
         raise ValueError(f"the bytes do not match their CRC-32 ({complaint})")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error …
         raise ValueError(complaint) from None

@@ -8,12 +8,13 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, wait
 
 import numpy as np
 
 from msldata.format import FormatError
 from msldata.storage import StorageError
+from msltrain.stream.readers import Readers
 from msltrain.stream.shardset import SampleRows, ShardSet
 
 Buffer = bytes | memoryview
@@ -122,7 +123,7 @@ class RemoteFetcher(Fetcher):
     def __init__(self, shards: ShardSet):
         self._shards = shards
         self._closing = threading.Event()
-        self._readers = ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="msl-fetch")
+        self._readers = Readers(_PARALLEL_READS)
 
     def request(self, shard_N: np.ndarray, rows: SampleRows) -> Request:
         reads: dict[int, tuple[Future[list[bytes]], int]] = {}
@@ -134,7 +135,7 @@ class RemoteFetcher(Fetcher):
 
     def close(self) -> None:
         self._closing.set()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._readers.close()
 
     def _read(self, shard: int, rows: SampleRows, members: Sequence[int]) -> list[bytes]:
         name = self._shards.manifest.shards[shard].name

@@ -28,6 +28,10 @@ Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray]]
 """Index rows to crop_N4 (top, left, height, width; int64) and flip_N (bool)."""
 
 
+_PATIENCE = 1.0
+"""Seconds that closing waits for a planner that is reading."""
+
+
 class Slot:
     """One buffer of the ring, with a ready-made view of each sample's place."""
 
@@ -155,7 +159,8 @@ class Pipeline:
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
-            thread.join()
+            # Decoding threads end within one image; the planner may hang in a sample index that does not arrive.
+            thread.join(timeout=_PATIENCE if thread is self._threads[0] else None)
         self._lent.clear()
         _running.discard(self)
 

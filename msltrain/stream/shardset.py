@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from msldata.format import IMAGES, FormatError, Manifest, decode_index, decode_s
 from msldata.storage import Storage, open_storage
 from msltrain.stream.errors import SampleError
 from msltrain.stream.random import HOLD_OUT, key_hash, uniform
+from msltrain.stream.readers import Readers
 
 _COLUMNS = ("key", "offset", "length", "crc32", "width", "height", "positives", "ignored")
 _PARALLEL_READS = 16
@@ -193,8 +193,12 @@ class _IndexCache:
                 self._indexes.move_to_end(shard)
         missing = [shard for shard in shards if shard not in found]
         if missing:
-            with ThreadPoolExecutor(min(_PARALLEL_READS, len(missing))) as readers:
-                found.update(zip(missing, readers.map(self._read, missing)))
+            readers = Readers(min(_PARALLEL_READS, len(missing)))
+            try:
+                reads = [readers.submit(self._read, shard) for shard in missing]
+                found.update((shard, read.result()) for shard, read in zip(missing, reads))
+            finally:
+                readers.close()
             with self._lock:
                 for shard in missing:
                     self._held += len(found[shard]) if shard not in self._indexes else 0
