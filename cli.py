@@ -179,6 +179,136 @@ def build_masks(
             out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
 
 
+@app.command(rich_help_panel="Training")
+def train(
+    recipe: Annotated[str, typer.Option(help="What to train; `msl recipes` lists them.")],
+    data: Annotated[str | None, typer.Option(help="Training shards: folder or URL; default: the recipe's.")] = None,
+    keep_masks: Annotated[list[str] | None, typer.Option(help="Keep-mask shards; default: the recipe's.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/RECIPE.", show_default=False)] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: section.field=value.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run folder.")] = False,
+    gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
+) -> None:
+    """Train with the Siamese step, on one or many GPUs, and resume bit for bit."""
+    import sys
+
+    from msltrain import launch
+    from msltrain.recipes import configure
+
+    config = configure(recipe, train=data, keep_masks=keep_masks, settings=set_ or [])
+    if (processes := launch.num_processes(gpus)) > 1:
+        raise typer.Exit(launch.launch([__file__, *sys.argv[1:]], processes))
+    from msltrain.trainer import train
+
+    with _TrainingDisplay() as display:
+        result = train(config, run_dir=run or Path("runs", recipe), resume=resume, on_event=display.show)
+    if result.best_epoch is not None:
+        out.print(f"best validation mAP {100 * (result.validation_mAP or 0):.1f}, epoch {result.best_epoch + 1}")
+    out.print(f"[green]{result.run_dir}[/green]: {result.num_steps:,} steps, {result.seconds:,.0f} s", soft_wrap=True)
+
+
+@app.command(rich_help_panel="Training")
+def recipes() -> None:
+    """List the recipes: what each one trains, its command, the published number."""
+    from msltrain.recipes import RECIPES
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it is")
+    for name, make in RECIPES.items():
+        summary, _, rest = (make.__doc__ or "").strip().partition("\n")
+        published = rest.strip().rpartition("·")[2].strip()
+        table.add_row(name, f"{summary.replace('`', '')}\n[dim]{published}[/dim]")
+    out.print(table)
+
+
+@app.command(rich_help_panel="Proof")
+def evaluate(
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint, or a run folder for its best one.")] = None,
+    data: Annotated[str | None, typer.Option(help="Shards to evaluate on: folder or URL.")] = None,
+    keep_masks: Annotated[list[str] | None, typer.Option(help="Hide parts of the images with these.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Measure this predictions file again; no model needed.")
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="Predictions file to write (parquet).")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Predict every sample exactly once and measure as published: mAP, CP, CR, CF1, OP, OR, OF1."""
+    from msldata.errors import UserError
+    from msltrain.evaluate import evaluate, evaluate_predictions
+    from msltrain.predictions import default_file
+
+    if predictions is not None:
+        _, metrics = evaluate_predictions(predictions)
+        out_ = predictions
+    elif checkpoint is None or data is None:
+        raise UserError("say what to evaluate: --checkpoint RUN --data SHARDS, or --predictions FILE")
+    else:
+        out_ = out_ or default_file(checkpoint, data, keep_masks or [])
+        with _progress("evaluating") as progress:
+            _, metrics = evaluate(
+                checkpoint,
+                data,
+                keep_masks=keep_masks or [],
+                out=out_,
+                batch_size=batch_size,
+                device=device,
+                seed=seed,
+                progress=progress,
+            )
+    table = Table(box=None, header_style="bold")
+    summary = metrics.summary()
+    for name in summary:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{100 * value:.2f}" for value in summary.values()))
+    out.print(table)
+    if metrics.absent_classes:
+        out.print(f"left out of mAP, without positives: {', '.join(metrics.absent_classes)}")
+    out.print(f"[green]{out_}[/green]: {metrics.num_samples:,} samples", soft_wrap=True)
+
+
+class OutputFormat(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+@app.command(rich_help_panel="Proof")
+def predict(
+    inputs: Annotated[list[str], typer.Argument(help="Images, folders, patterns.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint, or a run folder for its best one.")],
+    top_k: Annotated[int, typer.Option(help="Classes shown per image.", min=1)] = 5,
+    threshold: Annotated[float | None, typer.Option(help="Only scores from this on, 0 to 1.")] = None,
+    format_: Annotated[OutputFormat, typer.Option("--format", help="How to print.")] = OutputFormat.table,
+    on_error: Annotated[OnError, typer.Option(help="At an unreadable image: stop, or leave it out.")] = OnError.fail,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Say what photographs show."""
+    from msltrain.predict import predict_images
+
+    found = predict_images(checkpoint, inputs, top_k=top_k, threshold=threshold, device=device, on_error=on_error.value)
+    if format_ is OutputFormat.json:
+        import json
+
+        for image in found:
+            print(json.dumps({"file": image.file, "scores": dict(image.scores), "error": image.error}))
+    elif format_ is OutputFormat.csv:
+        import csv
+        import sys
+
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(("file", "class", "score"))
+        writer.writerows((image.file, name, f"{score:.6f}") for image in found for name, score in image.scores)
+    else:
+        for image in found:
+            scores = "  ".join(f"{name} {100 * score:.0f} %" for name, score in image.scores)
+            out.print(f"{image.file}  {scores or image.error or 'nothing above the threshold'}", soft_wrap=True)
+    if failed := [image for image in found if image.error]:
+        err.print(f"{len(failed)} of {len(found)} images could not be read: {failed[0].file}: {failed[0].error}")
+
+
 def _show_manifest(manifest: Any, where: str) -> None:
     size = sum(shard.num_bytes for shard in manifest.shards)
     notes = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in manifest.counts.items() if count)
@@ -195,6 +325,54 @@ def _show_histogram(title: str, histogram: Any) -> None:
     for name, count in histogram.items():
         table.add_row(name, f"{count:,}", "█" * round(40 * count / largest))
     out.print(table)
+
+
+class _TrainingDisplay:
+    """A progress bar with the loss terms, and a line that stays for every epoch."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=err, transient=True)
+        self._task = self._bar.add_task("starting", total=None)
+        self._last = ""
+
+    def __enter__(self) -> _TrainingDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, event: Any) -> None:
+        from msltrain.events import EpochEvent, StartEvent, StepEvent
+
+        match event:
+            case StartEvent():
+                out.print(
+                    f"{event.num_parameters / 1e6:.1f} M parameters on {event.world_size} × {event.device}, "
+                    f"{event.num_train:,} training and {event.num_validation:,} validation samples, "
+                    f"{event.num_keep_masks:,} keep masks, {event.num_steps:,} steps",
+                    soft_wrap=True,
+                )
+                for note in event.notes:
+                    out.print(f"  {note}", soft_wrap=True)
+            case StepEvent():
+                terms = "  ".join(f"{name} {value:.4f}" for name, value in event.losses.items())
+                self._last = (
+                    f"{terms}  {event.images_per_second:,.0f} images/s  data wait {100 * event.data_wait:.1f} %"
+                )
+                epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
+                self._bar.update(
+                    self._task, description=f"{epoch}  {self._last}", completed=event.step, total=event.num_steps
+                )
+            case EpochEvent():
+                validation = ""
+                if event.validation_mAP is not None:
+                    validation = f"  validation mAP {100 * event.validation_mAP:.1f}{' (best)' * event.is_best}"
+                epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
+                out.print(f"{epoch}  {self._last}{validation}  {event.seconds:.0f} s", soft_wrap=True)
 
 
 def main() -> None:

@@ -199,3 +199,16 @@ def _to_lists(array_NK: np.ndarray) -> pa.FixedSizeListArray:
 
 def _to_array(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+
+
+def default_file(checkpoint: str | Path, shards: str | Path, keep_masks: Sequence[str | Path] = ()) -> Path:
+    """Where an evaluation puts its predictions: in the run folder, named after what was evaluated.
+
+    ``shards/voc2007/test`` through ``shards/masks/high`` gives ``predictions/voc2007-test-masks-high.parquet``.
+    """
+    places = [str(place).rstrip("/").split("/")[-2:] for place in (shards, *keep_masks)]
+    name = "-".join(part for place in places for part in place if part)
+    run = Path(checkpoint)
+    if run.parent.name == "checkpoints":  # a checkpoint folder is replaced as a whole when training goes on
+        run = run.parent.parent
+    return run / "predictions" / f"{name}.parquet"

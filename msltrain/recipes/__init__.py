@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from msldata.errors import UserError
-from msltrain.config import TrainConfig
+from msltrain.config import TrainConfig, override
 from msltrain.recipes import published, small
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
@@ -28,3 +29,24 @@ def recipe(name: str) -> TrainConfig:
     if name not in RECIPES:
         raise UserError(f"no recipe '{name}'; there are: {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def configure(
+    name: str, *, train: str | None = None, keep_masks: Sequence[str] | None = None, settings: Sequence[str] = ()
+) -> TrainConfig:
+    """A recipe with the user's own data and settings.
+
+    Args:
+        name: of the recipe.
+        train: training shards, instead of the recipe's.
+        keep_masks: keep-mask shards, instead of the recipe's.
+        settings: ``section.field=value``, applied last.
+
+    Raises:
+        UserError: unknown recipe or field, or a value that the field cannot take.
+    """
+    config = recipe(name)
+    data = replace(config.data, train=train or config.data.train)
+    if keep_masks:
+        data = replace(data, keep_masks=tuple(keep_masks))
+    return override(replace(config, data=data), settings)

@@ -17,10 +17,10 @@ SHARED_WITH_TRAINING = {"msldata.errors", "msldata.format", "msldata.storage", "
 
 # Lower layers first; a module may import from its own layer and from those before it.
 MSLTRAIN_LAYERS = (
-    ("config", "random", "losses", "metrics", "predictions", "distributed"),
-    ("stream", "models", "optim", "siamese", "recipes"),
-    ("checkpoint",),
-    ("evaluate", "predict"),
+    ("config", "losses", "metrics", "predictions", "distributed", "events", "interrupt", "launch"),
+    ("stream", "models", "optim", "siamese", "recipes", "strata", "bootstrap"),
+    ("checkpoint", "rundir"),
+    ("learner", "traindata", "validation", "evaluate", "predict"),
     ("trainer", "report"),
     ("demo",),
 )

@@ -1,0 +1,54 @@
+"""One command on a host with several GPUs: start one process per GPU through torchrun, and be their terminal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from msldata.errors import UserError
+
+
+def num_processes(gpus: str) -> int:
+    """How many processes to start.
+
+    Args:
+        gpus: ``auto`` (all that are visible) or a number.
+
+    Returns:
+        1 where there is no GPU, and inside a process that torchrun started already.
+
+    Raises:
+        UserError: not a number, or more than there are.
+    """
+    if "LOCAL_RANK" in os.environ:
+        return 1
+    if gpus != "auto" and not (gpus.isdigit() and int(gpus)):
+        raise UserError(f"--gpus is '{gpus}'; give a number, or auto for all there are")
+    import torch
+
+    available = torch.cuda.device_count()
+    if gpus == "auto":
+        return max(1, available)
+    if int(gpus) > max(1, available):
+        raise UserError(f"--gpus {gpus}: this host has {available}; give at most that many, or auto")
+    return int(gpus)
+
+
+def launch(command: Sequence[str], processes: int) -> int:
+    """Run a Python program once per process under torchrun and return the exit code.
+
+    Ctrl-C reaches the processes directly, for they share the terminal; this one waits until they have saved and ended.
+
+    Args:
+        command: the program's file and its arguments, as in ``sys.argv``.
+        processes: on this host; the rendezvous is on a free loopback port.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    child = subprocess.Popen([*torchrun, *command])
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            continue
