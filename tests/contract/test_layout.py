@@ -17,8 +17,9 @@ SHARED_WITH_TRAINING = {"msldata.errors", "msldata.format", "msldata.storage", "
 
 # Lower layers first; a module may import from its own layer and from those before it.
 MSLTRAIN_LAYERS = (
-    ("config", "losses", "metrics", "predictions", "distributed", "events", "interrupt", "launch"),
-    ("stream", "models", "optim", "siamese", "recipes", "strata", "bootstrap"),
+    ("stream", "losses", "metrics", "predictions", "distributed", "events", "interrupt", "launch"),
+    ("config", "strata", "bootstrap"),
+    ("models", "optim", "siamese", "recipes"),
     ("checkpoint", "rundir"),
     ("learner", "traindata", "validation", "evaluate", "predict"),
     ("trainer", "report"),
