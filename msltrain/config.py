@@ -73,6 +73,11 @@ class LossConfig:
     branches: Literal["sequential", "fused"] = "sequential"
     """Two passes as published, or one pass over both batches with BatchNorm kept apart: same numbers up to rounding."""
 
+    @property
+    def has_masked_branch(self) -> bool:
+        """Whether any term needs the masked images; without it the step is the plain baseline."""
+        return self.masked_weight > 0 or self.consistency_weight > 0
+
     def __post_init__(self) -> None:
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
             _check(0 <= getattr(self, name) < math.inf, f"loss.{name}", getattr(self, name), "0 or more")

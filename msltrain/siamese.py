@@ -37,13 +37,8 @@ class SiameseStep(nn.Module):
         self.recogniser = recogniser
         self.loss = loss
         self._halves = BatchHalves()
-        if self.needs_keep_masks and loss.branches == "fused":
+        if loss.has_masked_branch and loss.branches == "fused":
             normalise_by_halves(recogniser, self._halves)
-
-    @property
-    def needs_keep_masks(self) -> bool:
-        """Whether the masked branch takes part; without it the step is the plain baseline."""
-        return self.loss.masked_weight > 0 or self.loss.consistency_weight > 0
 
     def forward(
         self,
@@ -61,11 +56,11 @@ class SiameseStep(nn.Module):
             ignore_BK: bool; used when ``loss.train_ignored`` is "drop", else such pairs count as negative.
 
         Returns:
-            float32 scalars: ``total`` (to be minimised), ``clean``; with a masked branch ``masked`` and ``consistency``.
+            float32 scalars: ``total`` (to be minimised), ``clean``; with masks ``masked`` and ``consistency`` too.
         """
         if self.loss.train_ignored == "negative":
             ignore_BK = None
-        if not self.needs_keep_masks:
+        if not self.loss.has_masked_branch:
             clean = recognition_loss(self.recogniser(image_BCHW), target_BK, ignore_BK)
             return {"total": self.loss.clean_weight * clean, "clean": clean}
         assert keep_mask_B1HW is not None, "a loss with masked terms needs keep masks"

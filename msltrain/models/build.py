@@ -9,6 +9,7 @@ import difflib
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from msldata.errors import UserError
 from msltrain.config import ModelConfig
@@ -26,13 +27,31 @@ class Recogniser(nn.Module):
 
     Attributes:
         weights: where the backbone's first weights came from; None when it started at random.
+        freeze_batchnorm: BatchNorm stays in evaluation mode while the rest trains.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module, weights: WeightsReport | None = None):
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        *,
+        weights: WeightsReport | None = None,
+        freeze_batchnorm: bool = False,
+    ):
         super().__init__()
         self.backbone = backbone
         self.classifier = head
         self.weights = weights
+        self.freeze_batchnorm = freeze_batchnorm
+        self.train()
+
+    def train(self, mode: bool = True) -> Recogniser:
+        super().train(mode)
+        if self.freeze_batchnorm:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Logits (B, K), always float32: the head runs outside autocast, since bf16 logits tie and lose rank."""
@@ -64,7 +83,12 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int) -> Re
                 f"{report.source}: lacks {len(absent)} tensors that backbone '{config.backbone}' needs, "
                 f"such as {', '.join(absent[:4])}; choose the backbone it was made with"
             )
-    return Recogniser(backbone, _build_head(config, backbone.num_features, num_classes), report)
+    return Recogniser(
+        backbone,
+        _build_head(config, backbone.num_features, num_classes),
+        weights=report,
+        freeze_batchnorm=config.freeze_batchnorm,
+    )
 
 
 def _build_network(config: ModelConfig) -> tuple[nn.Module, WeightsReport | None]:

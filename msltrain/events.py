@@ -1,0 +1,69 @@
+"""What a training run tells its caller while it goes; only the first process tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartEvent:
+    """Everything is open and built; the first batch is next."""
+
+    run_dir: Path
+    device: str
+    world_size: int
+    num_train: int
+    """Training samples, without those held out."""
+    num_validation: int
+    """Samples held out to choose the best checkpoint; 0: none."""
+    num_keep_masks: int
+    num_parameters: int
+    """Trainable ones."""
+    steps_per_epoch: int
+    num_steps: int
+    """Steps of the whole run."""
+    step: int
+    """Steps already taken by the run that is continued; 0 for a new one."""
+    notes: tuple[str, ...] = ()
+    """Sentences worth showing: which weights were loaded, which setting has no effect here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepEvent:
+    """A log interval ended."""
+
+    step: int
+    """Steps taken, counted over the whole run."""
+    num_steps: int
+    epoch: int
+    """Counted from 0."""
+    num_epochs: int
+    losses: Mapping[str, float]
+    """Mean of each term over the interval and all processes: ``total``, ``clean``, ``masked``, ``consistency``."""
+    learning_rate: float
+    """The backbone's, of the last step."""
+    images_per_second: float
+    """Over all processes; an image counts once, though the network may see it twice."""
+    data_wait: float
+    """Share of the interval spent waiting for batches, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochEvent:
+    """An epoch ended, was validated and saved."""
+
+    epoch: int
+    """Counted from 0."""
+    num_epochs: int
+    step: int
+    validation_mAP: float | None
+    """0 to 1; None without a validation split."""
+    is_best: bool
+    seconds: float
+    """Training, validation and saving of this epoch, as far as this start of the run did it."""
+
+
+Event = StartEvent | StepEvent | EpochEvent
+OnEvent = Callable[[Event], None]

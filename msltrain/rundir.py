@@ -1,0 +1,183 @@
+"""The run folder: what a run was given, where it ran, and what it measured.
+
+``config.json``       the whole config
+``datasets.json``     which shards, by fingerprint
+``environment.json``  versions, machine and command of every start
+``metrics.jsonl``     a line per log interval and per validation
+``checkpoints/``      see `msltrain.checkpoint`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msldata.errors import UserError
+from msldata.format import Manifest
+from msldata.storage import LocalStorage
+from msltrain.checkpoint import BEST, CHECKPOINTS, LAST
+from msltrain.config import TrainConfig, differences, from_json, to_json
+from msltrain.distributed import Ranks
+
+CONFIG_NAME = "config.json"
+DATASETS_NAME = "datasets.json"
+ENVIRONMENT_NAME = "environment.json"
+METRICS_NAME = "metrics.jsonl"
+
+MAY_DIFFER = (
+    "data.train",
+    "data.keep_masks",
+    "stream.num_threads",
+    "stream.num_buffers",
+    "stream.read_ahead_mb",
+    "run.log_every",
+    "run.save_every",
+)
+"""Fields that change nothing a run computes, so that a continued run may set them anew: where the same shards lie now
+(their fingerprints are compared), how fast they are read, how often is logged."""
+
+_PACKAGES = ("msl-shards", "torch", "torchvision", "timm", "numpy", "pyarrow", "obstore", "simplejpeg", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetIdentity:
+    """Which dataset was read: its fingerprint is a hash of all its bytes."""
+
+    location: str
+    dataset: str
+    split: str
+    num_samples: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, location: str, manifest: Manifest) -> DatasetIdentity:
+        return cls(
+            location=location,
+            dataset=manifest.dataset,
+            split=manifest.split,
+            num_samples=manifest.num_samples,
+            fingerprint=manifest.fingerprint,
+        )
+
+
+class RunFolder:
+    """A run folder that was opened for this run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._files = LocalStorage(path)
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to continue from."""
+        return self.path / CHECKPOINTS / LAST
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the highest validation mAP."""
+        return self.path / CHECKPOINTS / BEST
+
+    def check_unused(self) -> None:
+        """Raise UserError if the folder holds a run already."""
+        if self._files.exists(CONFIG_NAME):
+            raise UserError(
+                f"{self.path}: holds a run already; continue it with --resume, or choose another folder with --run"
+            )
+
+    def start(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
+        """Write down what the run was given. Raises StorageError if that is impossible."""
+        described = {role: [asdict(identity) for identity in identities] for role, identities in datasets.items()}
+        self._files.put(DATASETS_NAME, _json_bytes(described))
+        self._files.put(CONFIG_NAME, to_json(config).encode())
+
+    def check_same(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
+        """Raise UserError unless the run in this folder has this config and these datasets."""
+        try:
+            stored = from_json(self._files.read(CONFIG_NAME).decode(), str(self.path / CONFIG_NAME))
+            known = json.loads(self._files.read(DATASETS_NAME))
+        except FileNotFoundError as error:
+            raise UserError(f"{error}, so there is no run to continue; start it without --resume") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.path / DATASETS_NAME}: not JSON ({error})") from None
+        changed = {name: pair for name, pair in differences(stored, config).items() if name not in MAY_DIFFER}
+        if changed:
+            listed = "; ".join(f"{name} was {before!r}, is {now!r}" for name, (before, now) in changed.items())
+            raise UserError(
+                f"{self.path}: the run to continue has another config ({listed}); "
+                "give the same one, or start a new run in another folder"
+            )
+        for role, identities in datasets.items():
+            before = known.get(role, [])
+            if [entry["fingerprint"] for entry in before] != [identity.fingerprint for identity in identities]:
+                then = ", ".join(entry["location"] for entry in before) or "none"
+                now = ", ".join(identity.location for identity in identities) or "none"
+                raise UserError(
+                    f"{self.path}: the run to continue was given other data for {role}: then {then}, now {now}, with "
+                    "other contents; give the same shards, or start a new run in another folder"
+                )
+
+    def note_start(self, ranks: Ranks, step: int) -> None:
+        """Append this start (at ``step``) to ``environment.json``."""
+        starts = json.loads(self._files.read(ENVIRONMENT_NAME)) if self._files.exists(ENVIRONMENT_NAME) else []
+        starts.append(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "from_step": step,
+                "command": sys.argv,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "packages": {name: _version(name) for name in _PACKAGES},
+                "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
+                "cuda": torch.version.cuda,
+                "world_size": ranks.world_size,
+                "num_cpus": os.cpu_count(),
+                "num_torch_threads": torch.get_num_threads(),
+            }
+        )
+        self._files.put(ENVIRONMENT_NAME, _json_bytes(starts))
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop the lines of steps after ``step``: a run that was killed logged them and will take them again."""
+        if self._files.exists(METRICS_NAME):
+            lines = self._files.read(METRICS_NAME).decode().splitlines()
+            kept = [line for line in lines if (row := _parsed(line)) is not None and row["step"] <= step]
+            self._files.put(METRICS_NAME, "".join(f"{line}\n" for line in kept).encode())
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        with open(self.path / METRICS_NAME, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """The row, or None for a line cut short by a crash."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

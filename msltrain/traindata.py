@@ -1,0 +1,113 @@
+"""The data of a run: training and validation part of the shards, keep masks, and the loaders of this process."""
+
+from __future__ import annotations
+
+from msldata.errors import UserError
+from msldata.format import read_manifest
+from msldata.storage import open_storage
+from msltrain.config import TrainConfig
+from msltrain.distributed import Ranks
+from msltrain.rundir import DatasetIdentity
+from msltrain.stream.loader import Loader
+from msltrain.stream.maskbank import MaskBank
+from msltrain.stream.plan import EpochPlan
+from msltrain.stream.shardset import ShardSet, open_shard_set
+
+HOLD_OUT_SEED = 0
+"""Not the run's seed: runs with other seeds are validated on the same samples and may be compared."""
+
+
+class TrainData:
+    """Opened shards and masks.
+
+    Args:
+        config: the whole run.
+        ranks: this process among the others.
+
+    Attributes:
+        classes: class names in target order.
+        identities: which datasets these are, by role.
+        training: this process's part of the training batches.
+        validation: of the validation batches; None without a validation split.
+        keep_masks: None for a loss without a masked branch.
+
+    Raises:
+        UserError: the config names no data, batches cannot be shared equally, or the validation part is of no use.
+        FormatError, StorageError, FileNotFoundError: the shards cannot be read.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks):
+        _check_batches(config, ranks)
+        _check_named(config)
+        shards = open_shard_set(config.data.train)
+        places = config.data.keep_masks if config.loss.has_masked_branch else ()
+        self.classes = shards.classes
+        self.identities = {
+            "train": [DatasetIdentity.of(config.data.train, shards.manifest)],
+            "keep_masks": [DatasetIdentity.of(place, read_manifest(open_storage(place))) for place in places],
+        }
+        kept, held_out = _hold_out(shards, config.data.validation_fraction)
+        self.training = _loader(kept, config, ranks, training=True)
+        self.validation = None if held_out is None else _loader(held_out, config, ranks, training=False)
+        self.keep_masks = MaskBank.open(places, config.stream.image_size, ranks.device) if places else None
+
+    def __enter__(self) -> TrainData:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.training.close()
+        if self.validation is not None:
+            self.validation.close()
+
+
+def _loader(shards: ShardSet, config: TrainConfig, ranks: Ranks, *, training: bool) -> Loader:
+    return Loader(
+        shards,
+        config.stream,
+        device=ranks.device,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        training=training,
+        seed=config.run.seed,
+    )
+
+
+def _hold_out(shards: ShardSet, fraction: float) -> tuple[ShardSet, ShardSet | None]:
+    """Split the training set by key hash into (training part, validation part); the latter None for fraction 0."""
+    if fraction == 0:
+        return shards, None
+    kept, held_out = shards.hold_out(fraction, seed=HOLD_OUT_SEED)
+    plan = EpochPlan(held_out.counts, seed=0, epoch=0, shuffle=False)
+    _, rows = held_out.rows(*plan.items(0, held_out.num_samples))
+    if not rows.target_NK.any():
+        raise UserError(
+            f"{shards.name}: none of the {held_out.num_samples} samples held out for validation shows any class; "
+            "set a larger data.validation_fraction, or 0 to do without"
+        )
+    return kept, held_out
+
+
+def _check_batches(config: TrainConfig, ranks: Ranks) -> None:
+    """Raise UserError where the average over processes would not be the average over samples."""
+    world_size = ranks.world_size
+    if config.stream.batch_size % world_size:
+        raise UserError(
+            f"stream.batch_size is {config.stream.batch_size}, which {world_size} processes cannot share equally; "
+            f"set a multiple of {world_size}"
+        )
+    if world_size > 1 and not config.stream.drop_last:
+        raise UserError("stream.drop_last=false: an incomplete batch cannot be shared equally; set it to true")
+    if world_size > 1 and config.run.sync_batchnorm and ranks.device.type == "cpu":
+        raise UserError("run.sync_batchnorm needs GPUs; set it to false, or model.freeze_batchnorm=true")
+
+
+def _check_named(config: TrainConfig) -> None:
+    if not config.data.train:
+        raise UserError(
+            "data.train is not set: give the folder of the training shards, such as shards/voc2007/trainval"
+        )
+    if config.loss.has_masked_branch and not config.data.keep_masks:
+        raise UserError(
+            "the loss has a masked branch and data.keep_masks is not set: give a folder of keep masks, such as "
+            "shards/masks/high; `msl build-masks` makes one"
+        )

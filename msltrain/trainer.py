@@ -1,0 +1,337 @@
+"""The training run: from a config to a run folder, with validation, checkpoints and clean interruption."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msldata.errors import UserError
+from msltrain.checkpoint import Checkpoint, copy_checkpoint, load_checkpoint, save_checkpoint
+from msltrain.config import TrainConfig
+from msltrain.distributed import Ranks, process_group
+from msltrain.events import EpochEvent, Event, OnEvent, StartEvent, StepEvent
+from msltrain.interrupt import Interrupted, StopSignals
+from msltrain.learner import Learner
+from msltrain.optim import learning_rate
+from msltrain.rundir import RunFolder
+from msltrain.traindata import TrainData
+from msltrain.validation import validation_mean_ap
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A finished run."""
+
+    run_dir: Path
+    num_steps: int
+    last: Path
+    """Checkpoint after the last step."""
+    best: Path | None
+    """Checkpoint with the highest validation mAP; None without a validation split."""
+    best_epoch: int | None
+    """Counted from 0."""
+    validation_mAP: float | None
+    """Of ``best``, 0 to 1."""
+    seconds: float
+    """Of this start of the run."""
+
+
+def train(
+    config: TrainConfig, *, run_dir: str | Path, resume: bool = False, on_event: OnEvent | None = None
+) -> TrainResult:
+    """Train a recogniser; alone, or as one of the processes that torchrun started.
+
+    Every batch is ``stream.batch_size`` samples over all processes together, so the number of processes changes the
+    speed and nothing else (but BatchNorm's statistics, which are per process unless ``run.sync_batchnorm``).
+
+    Args:
+        config: the whole run.
+        run_dir: where everything is written. With several hosts, only the first process's host needs it.
+        resume: continue the run in ``run_dir`` from its last checkpoint, bit for bit on a CPU; from the beginning if
+            it was stopped before the first one.
+        on_event: called in the first process with `msltrain.events`.
+
+    Raises:
+        UserError: ``run_dir`` is in use (without ``resume``) or holds another run (with it); the data or the model
+            cannot be used; a loss is not finite, with the step and the samples' keys.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        StorageError, FileNotFoundError: shards or checkpoint cannot be read or written.
+    """
+    began = time.perf_counter()
+    folder = RunFolder(Path(run_dir).expanduser())
+    with process_group(config.run.device) as ranks, StopSignals() as stop, TrainData(config, ranks) as data:
+        checkpoint = ranks.first_does(lambda: _open_run(folder, config, data, resume))
+        trainer = Trainer(config, data, folder, ranks, stop, on_event, checkpoint)
+        trainer.run()
+    best = trainer.best
+    return TrainResult(
+        run_dir=folder.path,
+        num_steps=trainer.step,
+        last=folder.last,
+        best=None if best is None else folder.best,
+        best_epoch=None if best is None else best["epoch"],
+        validation_mAP=None if best is None else best["mAP"],
+        seconds=time.perf_counter() - began,
+    )
+
+
+class Trainer:
+    """The loop, and where in it the run is.
+
+    Args:
+        config, data, folder, ranks: the run.
+        stop: says when to stop.
+        on_event: called in the first process.
+        checkpoint: continue from here; None: from the beginning.
+
+    Attributes:
+        step: steps taken, over the whole run.
+        best: ``epoch`` and ``mAP`` of the best checkpoint so far.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrainData,
+        folder: RunFolder,
+        ranks: Ranks,
+        stop: StopSignals,
+        on_event: OnEvent | None,
+        checkpoint: Checkpoint | None,
+    ):
+        self.config, self.data, self.folder, self.ranks, self.stop = config, data, folder, ranks, stop
+        self.on_event = on_event if ranks.is_first else None
+        self.learner = Learner(config, len(data.classes), ranks, checkpoint)
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        self._interval = _Interval()
+        if checkpoint is not None:
+            self.step = checkpoint.step
+            self.best = checkpoint.train_state["best"]
+            data.training.load_state_dict(checkpoint.train_state["loader"])
+        # Only now: a mistake in the config should leave no folder behind that then counts as used.
+        ranks.first_does(self._write_down)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.optim.num_epochs * len(self.data.training)
+
+    def run(self) -> None:
+        """Train to the end."""
+        self._tell(self._start_event())
+        num_epochs = self.config.optim.num_epochs
+        for epoch in range(self.data.training.epoch, num_epochs):
+            began = time.perf_counter()
+            self.learner.step_module.train()
+            self._train_epoch(epoch)
+            mean_ap, is_best = self._validate(epoch)
+            self._save(mean_ap)
+            if is_best:
+                self.ranks.first_does(lambda: copy_checkpoint(self.folder.last, self.folder.best))
+            event = EpochEvent(
+                epoch=epoch,
+                num_epochs=num_epochs,
+                step=self.step,
+                validation_mAP=mean_ap,
+                is_best=is_best,
+                seconds=time.perf_counter() - began,
+            )
+            if self.ranks.is_first and mean_ap is not None:
+                row = {"step": self.step, "epoch": epoch, "validation_mAP": mean_ap, "seconds": event.seconds}
+                self.folder.add_metrics(row)
+            self._tell(event)
+
+    def _write_down(self) -> None:
+        """Note in the run folder that the run starts, or goes on, here."""
+        if self.step == 0:
+            self.folder.start(self.config, self.data.identities)
+        self.folder.keep_metrics_until(self.step)
+        self.folder.note_start(self.ranks, self.step)
+
+    def _train_epoch(self, epoch: int) -> None:
+        """Take the rest of an epoch's steps. Raises Interrupted once the state is saved."""
+        loader, config = self.data.training, self.config
+        loader.set_epoch(epoch)
+        self._interval = _Interval()
+        batches = iter(loader)
+        while True:
+            waiting = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            self._interval.waited += time.perf_counter() - waiting
+            keep_mask_B1HW = None
+            if self.data.keep_masks is not None:
+                keep_mask_B1HW = self.data.keep_masks.keep_masks(batch.key_hash_B, seed=config.run.seed, epoch=epoch)
+            rate = learning_rate(config.optim, self.step, len(loader))
+            losses = self.learner.take_step(batch, keep_mask_B1HW, rate)
+            self._interval.add(rate, losses, batch.keys)
+            self.step += 1
+            due = config.run.save_every > 0 and self.step % config.run.save_every == 0
+            stopping = self._report(epoch) if due or self.step % config.run.log_every == 0 else False
+            if self.ranks.world_size == 1 and self.stop.received is not None:
+                # Alone, a process stops after any step; several can only agree on it where they report.
+                self._report(epoch)
+                stopping = True
+            if stopping or due:
+                self._save(None)
+            if stopping:
+                raise Interrupted(
+                    signal=self.stop.received, step=self.step, num_steps=self.num_steps, checkpoint=self.folder.last
+                )
+        self._report(epoch)
+
+    def _report(self, epoch: int) -> bool:
+        """Log the steps since the last report; whether any process was asked to stop.
+
+        Losses are read here and not after every step, because reading makes a GPU wait.
+
+        Raises:
+            UserError: a loss was not finite.
+        """
+        interval = self._interval
+        if not interval.losses:
+            return False
+        names, rows, asked = interval.read(self.ranks, self.stop.received is not None)
+        for offset, row in enumerate(rows):
+            if not all(map(math.isfinite, row)):
+                self._fail_on(self.step - len(rows) + offset, dict(zip(names, row)), interval.keys[offset])
+        seconds = time.perf_counter() - interval.began
+        event = StepEvent(
+            step=self.step,
+            num_steps=self.num_steps,
+            epoch=epoch,
+            num_epochs=self.config.optim.num_epochs,
+            losses={name: sum(column) / len(rows) for name, column in zip(names, zip(*rows))},
+            learning_rate=interval.learning_rate,
+            images_per_second=sum(map(len, interval.keys)) * self.ranks.world_size / seconds,
+            data_wait=interval.waited / seconds,
+        )
+        if self.ranks.is_first:
+            self.folder.add_metrics(
+                {
+                    "step": event.step,
+                    "epoch": event.epoch,
+                    **event.losses,
+                    "learning_rate": event.learning_rate,
+                    "images_per_second": round(event.images_per_second, 2),
+                    "data_wait": round(event.data_wait, 4),
+                }
+            )
+        self._tell(event)
+        self._interval = _Interval()
+        return asked
+
+    def _fail_on(self, step: int, losses: dict[str, float], keys: Sequence[str]) -> None:
+        everyone = [key for rank_keys in self.ranks.gather(keys) for key in rank_keys]
+        terms = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        raise UserError(
+            f"step {step + 1} of {self.num_steps}: the loss is not finite ({terms}); the batch was "
+            f"{', '.join(everyone)}; checkpoints from before are as they were; start a new run with a lower "
+            "optim.lr or with optim.clip_norm=1, and look at these samples"
+        )
+
+    def _validate(self, epoch: int) -> tuple[float | None, bool]:
+        """The validation mAP, and whether it is the best so far."""
+        if self.data.validation is None:
+            return None, False
+        self.ranks.share_buffers(self.learner.shipped)
+        mean_ap = validation_mean_ap(self.learner.shipped, self.data.validation, self.ranks, amp=self.config.run.amp)
+        is_best = self.best is None or mean_ap > self.best["mAP"]
+        if is_best:
+            self.best = {"epoch": epoch, "mAP": mean_ap}
+        return mean_ap, is_best
+
+    def _save(self, mean_ap: float | None) -> None:
+        """Replace the last checkpoint."""
+        random_states = self.ranks.gather(self.learner.random_state())
+
+        def write() -> None:
+            checkpoint = Checkpoint(
+                config=self.config,
+                classes=self.data.classes,
+                step=self.step,
+                epoch=self.step // len(self.data.training),
+                validation_mAP=mean_ap,
+                weights=self.learner.shipped_weights(),
+                train_state={
+                    **self.learner.state_dict(),
+                    "loader": self.data.training.state_dict(),
+                    "random": random_states,
+                    "best": self.best,
+                },
+            )
+            save_checkpoint(checkpoint, self.folder.last)
+
+        self.ranks.first_does(write)
+
+    def _start_event(self) -> StartEvent:
+        notes = []
+        if self.learner.weights_report is not None:
+            notes.append(self.learner.weights_report.summary())
+        if self.data.keep_masks is None and self.config.data.keep_masks:
+            notes.append("data.keep_masks is not used: the loss gives the masked branch no weight")
+        if self.config.run.sync_batchnorm and self.ranks.world_size == 1:
+            notes.append("run.sync_batchnorm has no effect: there is one process")
+        validation, keep_masks = self.data.validation, self.data.keep_masks
+        return StartEvent(
+            run_dir=self.folder.path,
+            device=str(self.ranks.device),
+            world_size=self.ranks.world_size,
+            num_train=self.data.training.shards.num_samples,
+            num_validation=0 if validation is None else validation.shards.num_samples,
+            num_keep_masks=0 if keep_masks is None else len(keep_masks),
+            num_parameters=sum(p.numel() for p in self.learner.recogniser.parameters() if p.requires_grad),
+            steps_per_epoch=len(self.data.training),
+            num_steps=self.num_steps,
+            step=self.step,
+            notes=tuple(notes),
+        )
+
+    def _tell(self, event: Event) -> None:
+        if self.on_event is not None:
+            self.on_event(event)
+
+
+class _Interval:
+    """What happened since the last report."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.waited = 0.0
+        self.learning_rate = 0.0
+        self.losses: list[dict[str, Tensor]] = []
+        self.keys: list[Sequence[str]] = []
+
+    def add(self, rate: float, losses: dict[str, Tensor], keys: Sequence[str]) -> None:
+        self.learning_rate = rate
+        self.losses.append(losses)
+        self.keys.append(keys)
+
+    def read(self, ranks: Ranks, asked: bool) -> tuple[list[str], list[list[float]], bool]:
+        """Loss names, a row of values per step averaged over the processes, whether any of them was asked to stop."""
+        names = list(self.losses[0])
+        table = torch.stack([torch.stack([losses[name] for name in names]) for losses in self.losses])
+        flags = torch.full((1, len(names)), float(asked), device=table.device)
+        *rows, flag_row = ranks.mean(torch.cat((table, flags))).tolist()
+        return names, rows, flag_row[0] > 0
+
+
+def _open_run(folder: RunFolder, config: TrainConfig, data: TrainData, resume: bool) -> Checkpoint | None:
+    """Check that ``folder`` is free for a new run, or holds this one; the checkpoint to continue from."""
+    if not resume:
+        folder.check_unused()
+        return None
+    folder.check_same(config, data.identities)
+    try:
+        return load_checkpoint(folder.last)
+    except FileNotFoundError:
+        return None  # stopped before the first checkpoint

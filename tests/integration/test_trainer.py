@@ -1,0 +1,373 @@
+"""Whole training runs on small shards: resume, interruption, refusals, run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from msldata.errors import UserError
+from msltrain.checkpoint import load_checkpoint, load_recogniser
+from msltrain.config import (
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    from_json,
+    override,
+)
+from msltrain.events import EpochEvent, StartEvent, StepEvent
+from msltrain.interrupt import Interrupted
+from msltrain.models.build import Recogniser
+from msltrain.recipes.published import BASELINE_LOSS
+from msltrain.stream.config import StreamConfig
+from msltrain.trainer import train
+from tests.smallshards import CLASSES, write_images, write_keep_masks
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 images in four shards, and eight keep masks."""
+    root = tmp_path_factory.mktemp("data")
+    write_images(root / "train", [15, 15, 15, 5])
+    rng = np.random.default_rng(0)
+    masks = [(rng.random((8, 8)) > 0.5).astype(np.uint8).repeat(5, axis=0).repeat(5, axis=1) for _ in range(8)]
+    write_keep_masks(root / "high", masks)
+    return root
+
+
+@pytest.fixture
+def config(data: Path) -> TrainConfig:
+    """Three epochs of five steps, with everything on that carries state."""
+    return TrainConfig(
+        data=DataConfig(train=str(data / "train"), keep_masks=(str(data / "high"),), validation_fraction=0.15),
+        stream=StreamConfig(image_size=32, batch_size=8, num_threads=1),
+        model=ModelConfig(backbone="test_efficientnet", num_heads=2),
+        optim=OptimConfig(lr=0.01, num_epochs=3, warmup_epochs=0.5, step_epochs=2, ema_decay=0.9, clip_norm=5.0),
+        run=RunConfig(log_every=1),
+    )
+
+
+def stop_after(step: int, number: signal.Signals = signal.SIGTERM):
+    def on_event(event):
+        if isinstance(event, StepEvent) and event.step == step:
+            os.kill(os.getpid(), number)
+
+    return on_event
+
+
+def rows(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["total"]) for row in rows(run_dir) if "total" in row]
+
+
+def assert_same(one, other, where: str = "") -> None:
+    """Equal to the last bit, at any depth."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert set(one) == set(other), where
+        for name in one:
+            assert_same(one[name], other[name], f"{where}.{name}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for number, (left, right) in enumerate(zip(one, other)):
+            assert_same(left, right, f"{where}[{number}]")
+    else:
+        assert one == other, where
+
+
+@pytest.fixture
+def dropout(monkeypatch: pytest.MonkeyPatch):
+    """A recogniser that draws random numbers in every training step."""
+    plain = Recogniser.forward
+
+    def forward(self, image_BCHW):
+        return plain(self, F.dropout(image_BCHW, 0.1, self.training))
+
+    monkeypatch.setattr(Recogniser, "forward", forward)
+
+
+def test_a_run_leaves_a_complete_folder(config: TrainConfig, tmp_path: Path):
+    events = []
+    result = train(config, run_dir=tmp_path / "run", on_event=events.append)
+    run = tmp_path / "run"
+    assert from_json((run / "config.json").read_text()) == config
+    assert set(json.loads((run / "datasets.json").read_text())) == {"train", "keep_masks"}
+    (start,) = json.loads((run / "environment.json").read_text())
+    assert torch.__version__.startswith(start["packages"]["torch"]) and start["from_step"] == 0
+    assert isinstance(events[0], StartEvent)
+    num_train, num_validation = events[0].num_train, events[0].num_validation
+    assert num_train + num_validation == 50 and num_validation > 0
+    assert events[0].num_keep_masks == 8
+    assert events[0].steps_per_epoch == num_train // 8
+    assert result.num_steps == events[0].num_steps == 3 * (num_train // 8)
+    steps = [event for event in events if isinstance(event, StepEvent)]
+    assert [event.step for event in steps] == list(range(1, result.num_steps + 1))
+    assert all(set(event.losses) == {"total", "clean", "masked", "consistency"} for event in steps)
+    assert steps[0].learning_rate == 0 and all(0 <= event.data_wait <= 1 for event in steps)
+    epochs = [event for event in events if isinstance(event, EpochEvent)]
+    best = max(epochs, key=lambda event: event.validation_mAP)
+    assert (result.validation_mAP, result.best_epoch) == (best.validation_mAP, best.epoch)
+    assert load_checkpoint(result.best).validation_mAP == result.validation_mAP
+    assert load_checkpoint(result.last).step == result.num_steps
+    loaded = load_recogniser(run)
+    assert loaded.path == result.best and loaded.classes == CLASSES
+    assert [row["validation_mAP"] for row in rows(run) if "validation_mAP" in row] == [e.validation_mAP for e in epochs]
+
+
+def test_validation_measures_the_shipped_weights(config: TrainConfig, tmp_path: Path, data: Path):
+    """The mAP in the checkpoint is that of the moving average, on the held-out samples alone."""
+    from msltrain.metrics import mean_average_precision
+    from msltrain.stream.loader import Loader
+    from msltrain.stream.shardset import open_shard_set
+
+    result = train(config, run_dir=tmp_path / "run")
+    loaded = load_recogniser(result.last)
+    _, held_out = open_shard_set(data / "train").hold_out(0.15, seed=0)
+    with Loader(held_out, config.stream, device="cpu", training=False) as loader, torch.no_grad():
+        parts = [(loaded.recogniser(batch.image_BCHW), batch.target_BK, batch.ignore_BK) for batch in loader]
+    columns = (torch.cat(column).numpy() for column in zip(*parts))
+    assert mean_average_precision(*columns) == pytest.approx(load_checkpoint(result.last).validation_mAP, abs=1e-12)
+    state = load_checkpoint(result.last).train_state
+    name = "classifier.score.weight"
+    assert not torch.equal(state["weights"][name], load_checkpoint(result.last).weights[name])
+
+
+@pytest.mark.usefixtures("dropout")
+@pytest.mark.parametrize("step", [1, 6, 8])  # first step, last step of an epoch, inside an epoch
+@pytest.mark.parametrize("branches", ["sequential", "fused"])
+def test_an_interrupted_run_continues_bit_for_bit(config: TrainConfig, tmp_path: Path, step: int, branches: str):
+    config = override(config, [f"loss.branches={branches}"])
+    straight = train(config, run_dir=tmp_path / "straight")
+    with pytest.raises(Interrupted) as caught:
+        train(config, run_dir=tmp_path / "run", on_event=stop_after(step))
+    assert caught.value.step == step
+    assert "--resume" in str(caught.value) and "SIGTERM" in str(caught.value)
+    assert load_checkpoint(caught.value.checkpoint).step == step
+    resumed = train(config, run_dir=tmp_path / "run", resume=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    one, other = load_checkpoint(straight.last), load_checkpoint(resumed.last)
+    assert_same(one.weights, other.weights)
+    assert_same(one.train_state, other.train_state)
+    assert (straight.validation_mAP, straight.best_epoch) == (resumed.validation_mAP, resumed.best_epoch)
+
+
+def test_a_killed_run_goes_back_to_its_last_save(config: TrainConfig, tmp_path: Path):
+    config = override(config, ["run.save_every=3"])
+
+    class Killed(Exception):
+        pass
+
+    def kill(event):
+        if isinstance(event, StepEvent) and event.step == 8:
+            raise Killed
+
+    straight = train(config, run_dir=tmp_path / "straight")
+    with pytest.raises(Killed):
+        train(config, run_dir=tmp_path / "run", on_event=kill)
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "to')
+    events = []
+    resumed = train(config, run_dir=tmp_path / "run", resume=True, on_event=events.append)
+    assert events[0].step == 6
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    assert_same(load_checkpoint(straight.last).weights, load_checkpoint(resumed.last).weights)
+    assert [start["from_step"] for start in json.loads((tmp_path / "run" / "environment.json").read_text())] == [0, 6]
+
+
+def test_a_run_stopped_before_its_first_save_starts_again(config: TrainConfig, tmp_path: Path):
+    class Killed(Exception):
+        pass
+
+    def kill(event):
+        if isinstance(event, StepEvent):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, run_dir=tmp_path / "run", on_event=kill)
+    events = []
+    train(override(config, ["optim.num_epochs=3"]), run_dir=tmp_path / "run", resume=True, on_event=events.append)
+    assert events[0].step == 0
+    assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, events[0].num_steps + 1))
+
+
+def test_a_finished_run_resumes_to_nothing(config: TrainConfig, tmp_path: Path):
+    config = override(config, ["optim.num_epochs=1"])
+    first = train(config, run_dir=tmp_path / "run")
+    again = train(config, run_dir=tmp_path / "run", resume=True)
+    assert (again.num_steps, again.validation_mAP) == (first.num_steps, first.validation_mAP)
+
+
+def test_sigint_also_stops_and_handlers_come_back(config: TrainConfig, tmp_path: Path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped by SIGINT after step 2 "):
+        train(config, run_dir=tmp_path / "run", on_event=stop_after(2, signal.SIGINT))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_used_and_foreign_folders_are_refused(config: TrainConfig, tmp_path: Path):
+    short = override(config, ["optim.num_epochs=1"])
+    with pytest.raises(UserError, match="there is no run to continue; start it without --resume"):
+        train(short, run_dir=tmp_path / "run", resume=True)
+    train(short, run_dir=tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="holds a run already; continue it with --resume"):
+        train(short, run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=r"another config \(optim\.lr was 0\.01, is 0\.02\)"):
+        train(override(short, ["optim.lr=0.02"]), run_dir=tmp_path / "run", resume=True)
+    write_images(tmp_path / "other", [20, 20])
+    with pytest.raises(UserError, match=r"other data for train: then .*train, now .*other"):
+        train(override(short, [f"data.train={tmp_path / 'other'}"]), run_dir=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_moved_shards_and_other_threads_may_continue(config: TrainConfig, tmp_path: Path):
+    config = override(config, ["optim.num_epochs=1"])
+    with pytest.raises(Interrupted):
+        train(config, run_dir=tmp_path / "run", on_event=stop_after(2))
+    write_images(tmp_path / "moved", [15, 15, 15, 5])
+    moved = override(config, [f"data.train={tmp_path / 'moved'}", "stream.num_threads=2", "run.log_every=2"])
+    straight = train(config, run_dir=tmp_path / "straight")
+    resumed = train(moved, run_dir=tmp_path / "run", resume=True)
+    assert_same(load_checkpoint(straight.last).weights, load_checkpoint(resumed.last).weights)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_samples(config: TrainConfig, tmp_path: Path):
+    config = override(config, ["optim.lr=1e30", "optim.warmup_epochs=0", "optim.clip_norm=none", "run.log_every=4"])
+    with pytest.raises(UserError, match=r"step \d+ of \d+: the loss is not finite") as caught:
+        train(config, run_dir=tmp_path / "run")
+    step = int(str(caught.value).split()[1])
+    assert 2 <= step <= 4  # the first step's loss is fine; it is noticed at the next report
+    assert str(caught.value).count("s0000") == 8
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_no_weights_of_a_broken_loss_are_saved(config: TrainConfig, tmp_path: Path):
+    config = override(
+        config,
+        ["optim.lr=1e30", "optim.warmup_epochs=0", "optim.clip_norm=none", "run.log_every=100", "run.save_every=2"],
+    )
+    with pytest.raises(UserError, match="the loss is not finite"):
+        train(config, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_baseline_needs_no_masks_and_says_when_they_are_unused(config: TrainConfig, tmp_path: Path):
+    config = replace(override(config, ["optim.num_epochs=1"]), loss=BASELINE_LOSS)
+    events = []
+    train(config, run_dir=tmp_path / "noted", on_event=events.append)
+    assert any("data.keep_masks is not used" in note for note in events[0].notes)
+    without = train(override(config, ["data.keep_masks="]), run_dir=tmp_path / "without")
+    assert losses(tmp_path / "noted") == losses(tmp_path / "without")
+    assert set(rows(without.run_dir)[0]) >= {"total", "clean"} and "masked" not in rows(without.run_dir)[0]
+
+
+def test_without_validation_everything_is_trained_on(config: TrainConfig, tmp_path: Path):
+    events = []
+    config = override(config, ["data.validation_fraction=0", "optim.num_epochs=1"])
+    result = train(config, run_dir=tmp_path / "run", on_event=events.append)
+    assert (events[0].num_train, events[0].num_validation) == (50, 0)
+    assert (result.best, result.validation_mAP) == (None, None)
+    assert load_recogniser(tmp_path / "run").path == result.last
+
+
+def test_mistakes_leave_no_folder_behind(config: TrainConfig, tmp_path: Path):
+    for assignment, words in [
+        ("data.keep_masks=", "data.keep_masks is not set"),
+        ("data.train=", "data.train is not set"),
+        ("model.weights=missing.pth", "no such weights file"),
+        ("model.backbone=resnet999", "timm has no model"),
+        ("stream.batch_size=64", "no complete batch"),
+        ("data.validation_fraction=0.001", "choose another fraction"),
+    ]:
+        with pytest.raises((UserError, FileNotFoundError), match=words):
+            train(override(config, [assignment]), run_dir=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ["run.amp=true"],
+        ["run.channels_last=true", "loss.branches=fused"],
+        ["optim.optimizer=adamw", "optim.schedule=cosine", "optim.lr=0.001"],
+        ["model.head=max", "loss.train_ignored=drop"],
+        ["model.freeze_batchnorm=true"],
+    ],
+    ids=lambda assignments: assignments[0],
+)
+def test_options_train(config: TrainConfig, tmp_path: Path, assignments: list[str]):
+    """Each option gives a run of its own: near the plain one at first, finite to the end, and resumable."""
+    config = override(config, ["optim.num_epochs=2", "optim.lr=0.001"])
+    changed = override(config, assignments)
+    train(config, run_dir=tmp_path / "plain")
+    with pytest.raises(Interrupted):
+        train(changed, run_dir=tmp_path / "changed", on_event=stop_after(2))
+    result = train(changed, run_dir=tmp_path / "changed", resume=True)
+    plain, ours = losses(tmp_path / "plain"), losses(tmp_path / "changed")
+    assert plain != ours
+    assert ours[0][1] == pytest.approx(plain[0][1], rel=0.5)
+    assert [step for step, _ in ours] == [step for step, _ in plain]
+    assert result.validation_mAP is not None
+
+
+def test_frozen_batchnorm_keeps_its_statistics(config: TrainConfig, tmp_path: Path):
+    config = override(config, ["optim.num_epochs=1", "model.freeze_batchnorm=true"])
+    weights = load_checkpoint(train(config, run_dir=tmp_path / "run").last).weights
+    statistics = [tensor for name, tensor in weights.items() if name.endswith("running_mean")]
+    assert statistics and not any(tensor.any() for tensor in statistics)
+
+
+def test_channels_last_changes_nothing_but_rounding(config: TrainConfig, tmp_path: Path):
+    config = override(config, ["optim.num_epochs=1"])
+    train(config, run_dir=tmp_path / "nchw")
+    train(override(config, ["run.channels_last=true"]), run_dir=tmp_path / "nhwc")
+    for (_, one), (_, other) in zip(losses(tmp_path / "nchw"), losses(tmp_path / "nhwc"), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("branches", ["sequential", "fused"])
+def test_a_compiled_step_gives_the_same_losses(config: TrainConfig, tmp_path: Path, branches: str):
+    config = override(config, ["optim.num_epochs=1", f"loss.branches={branches}"])
+    train(config, run_dir=tmp_path / "eager")
+    train(override(config, ["run.compile=true"]), run_dir=tmp_path / "compiled")
+    for (_, one), (_, other) in zip(losses(tmp_path / "eager"), losses(tmp_path / "compiled"), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_seeds_differ_and_repeat(config: TrainConfig, tmp_path: Path):
+    config = override(config, ["optim.num_epochs=1"])
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(override(config, [f"run.seed={seed}"]), run_dir=tmp_path / name)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+def test_loss_weights_reach_the_step(config: TrainConfig, tmp_path: Path):
+    loss = LossConfig(clean_weight=0.5, masked_weight=0.25, consistency_weight=2)
+    train(replace(override(config, ["optim.num_epochs=1"]), loss=loss), run_dir=tmp_path / "run")
+    row = rows(tmp_path / "run")[0]
+    assert row["total"] == pytest.approx(0.5 * row["clean"] + 0.25 * row["masked"] + 2 * row["consistency"], abs=1e-6)
