@@ -1,0 +1,262 @@
+"""How fast photographs become training batches, against the usual pipelines and against decoding alone.
+
+Usage: python benchmarks/stream.py [--photos voc|coco] [--images 2000] [--rounds 3] [--threads 2]
+
+The photographs of the real sample (MSL_SAMPLE, default ../shared/sample) are repeated under new keys. Contenders take
+turns, so that a busy machine slows all of them; the medians of images per second over the rounds are compared.
+
+reference    written as the official pipeline is: Pillow, torchvision transforms, a mask PNG read and resized per
+             sample, float tensors, DataLoader with one worker process per thread
+webdataset   plain webdataset over the same shards, Pillow and the same transforms, as many workers; no masks
+decode       the same decoder on the same number of threads and nothing else
+ours         everything the host does: read, decode, crop, resize into the batch; uint8 (flip, float and mask belong
+             to the device)
+ours-cpu     the same plus float, flip and keep mask on this CPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import platform
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+
+from msldata.format import IMAGES, Manifest, encode_target, shard_name, write_manifest
+from msldata.masksources import GeneratedMasks
+from msldata.shardwriter import ShardWriter
+from msldata.storage import LocalStorage
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.decode import Decoder
+from msltrain.stream.fetch import LocalFetcher
+from msltrain.stream.loader import Loader
+from msltrain.stream.maskbank import MaskBank
+from msltrain.stream.plan import EpochPlan
+from msltrain.stream.shardset import open_shard_set
+
+SIZE, BATCH, NUM_CLASSES, NUM_MASKS = 448, 32, 20, 100
+Contender = Callable[[], int]
+"""Runs one epoch and returns the number of images that came out."""
+
+
+def photographs(sample: Path, kind: str) -> list[Path]:
+    """VOC2007 test photographs (their original bytes) or COCO-2014 ones."""
+    if kind == "coco":
+        return sorted((sample / "coco2014").glob("*2014/*.jpg"))
+    voc = sample / "VOCdevkit" / "VOC2007"
+    return [voc / "JPEGImages" / f"{key}.jpg" for key in (voc / "ImageSets/Main/test.txt").read_text().split()]
+
+
+def write_shards(photos: list[Path], num_images: int, folder: Path) -> None:
+    """Shards of 1,000 samples with the photographs in turn."""
+    storage = LocalStorage(folder)
+    shards = []
+    for first in range(0, num_images, 1000):
+        with ShardWriter(storage, shard_name("bench", "train", first // 1000), kind=IMAGES, plan="bench") as writer:
+            for number in range(first, min(first + 1000, num_images)):
+                data = photos[number % len(photos)].read_bytes()
+                with Image.open(io.BytesIO(data)) as image:
+                    width, height = image.size
+                positives = [number % NUM_CLASSES]
+                row = {"width": width, "height": height, "positives": positives, "ignored": [], "objects": []}
+                members = [(".jpg", data), (".target.npy", encode_target(positives, NUM_CLASSES))]
+                writer.add(f"{number:06d}", members, row)
+            shards.append(writer.publish())
+    classes = tuple(str(number) for number in range(NUM_CLASSES))
+    manifest = Manifest(kind=IMAGES, dataset="bench", split="train", classes=classes, shards=tuple(shards))
+    write_manifest(storage, manifest)
+
+
+class ReferenceDataset(torch.utils.data.Dataset):
+    """Files, Pillow and torchvision, one mask file per sample: the shape of the official pipeline."""
+
+    def __init__(self, photos: list[Path], masks: list[Path], num_images: int):
+        from torchvision import transforms
+
+        self.photos, self.masks, self.num_images = photos, masks, num_images
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomHorizontalFlip(),
+                transforms.RandomResizedCrop(SIZE, scale=(0.7, 1.0)),
+                transforms.ToTensor(),
+            ]
+        )
+        self.mask_transform = transforms.Compose([transforms.Resize((SIZE, SIZE)), transforms.ToTensor()])
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, number: int):
+        with Image.open(self.photos[number % len(self.photos)]) as image:
+            image_CHW = self.transform(image.convert("RGB"))
+        with Image.open(random.choice(self.masks)) as mask:
+            mask_1HW = self.mask_transform(mask.convert("L"))
+        target_K = torch.zeros(NUM_CLASSES)
+        target_K[number % NUM_CLASSES] = 1
+        return image_CHW, target_K, (mask_1HW > 0).float()
+
+
+def reference(photos: list[Path], masks: list[Path], num_images: int, num_threads: int) -> Contender:
+    batches = torch.utils.data.DataLoader(
+        ReferenceDataset(photos, masks, num_images),
+        batch_size=BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=num_threads,
+        persistent_workers=True,
+    )
+    return lambda: sum(len(image_BCHW) for image_BCHW, _, _ in batches)
+
+
+def webdataset(folder: Path, num_threads: int) -> Contender:
+    import webdataset as wds
+    from torchvision import transforms
+
+    transform = transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomResizedCrop(SIZE, scale=(0.7, 1.0)),
+            transforms.ToTensor(),
+        ]
+    )
+    tars = sorted(str(path) for path in folder.glob("*.tar"))
+    samples = wds.WebDataset(tars, shardshuffle=len(tars), empty_check=False).shuffle(1000).decode("pil")
+    batched = samples.to_tuple("jpg", "target.npy").map_tuple(transform, torch.from_numpy).batched(BATCH)
+    batches = torch.utils.data.DataLoader(batched, batch_size=None, num_workers=num_threads, persistent_workers=True)
+    return lambda: sum(len(image_BCHW) for image_BCHW, _ in batches)
+
+
+def decode_alone(folder: Path, num_threads: int) -> Contender:
+    shards = open_shard_set(folder)
+    shard_N, row_N = EpochPlan(shards.counts, seed=0, epoch=0).items(0, shards.num_samples)
+    rows = shards.rows(shard_N, row_N)[1]
+    request = LocalFetcher(shards).request(shard_N, rows)
+    sizes = list(zip(rows.width_N.tolist(), rows.height_N.tolist()))
+
+    def epoch() -> int:
+        positions: SimpleQueue[int | None] = SimpleQueue()
+        for position in [*range(len(sizes)), *[None] * num_threads]:
+            positions.put(position)
+
+        def work() -> None:
+            decoder = Decoder()
+            while (position := positions.get()) is not None:
+                decoder.decode(request.read(position), *sizes[position], crc32=0)
+
+        threads = [threading.Thread(target=work) for _ in range(num_threads)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return len(sizes)
+
+    return epoch
+
+
+def ours(folder: Path, num_threads: int) -> Contender:
+    config = StreamConfig(image_size=SIZE, batch_size=BATCH, num_threads=num_threads)
+    loader = Loader(open_shard_set(folder), config, device="cpu", training=True)
+    return lambda: sum(len(batch) for batch in loader.host_batches())
+
+
+def ours_on_cpu(folder: Path, bank: MaskBank, num_threads: int) -> Contender:
+    config = StreamConfig(image_size=SIZE, batch_size=BATCH, num_threads=num_threads)
+    loader = Loader(open_shard_set(folder), config, device="cpu", training=True)
+
+    def epoch() -> int:
+        num_images = 0
+        for batch in loader:
+            keep_mask_B1HW = bank.keep_masks(batch.key_hash_B, seed=0, epoch=0)
+            num_images += len(keep_mask_B1HW)
+        return num_images
+
+    return epoch
+
+
+def python_cost(folder: Path) -> float:
+    """Microseconds of Python per sample: what is left of one thread's epoch without decoding and resizing."""
+    blank_HWC = np.zeros((1, 1, 3), dtype=np.uint8)
+    with (
+        mock.patch.object(Decoder, "decode", lambda *_: blank_HWC),
+        mock.patch("msltrain.stream.decode._resize", lambda *_, **__: None),
+    ):
+        epoch = ours(folder, 1)
+        epoch()
+        began = time.process_time()
+        num_images = epoch()
+        return (time.process_time() - began) / num_images * 1e6
+
+
+def alternate(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
+    """Images per second of every contender in every round, after one epoch that is not counted."""
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_number in range(rounds + 1):
+        for name, epoch in contenders.items():
+            began = time.perf_counter()
+            num_images = epoch()
+            if round_number:
+                rates[name].append(num_images / (time.perf_counter() - began))
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", choices=("voc", "coco"), default="voc")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    sample = Path(os.environ.get("MSL_SAMPLE", Path(__file__).resolve().parents[2] / "shared" / "sample"))
+    photos = photographs(sample, arguments.photos)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, masks = Path(scratch, "shards"), []
+        write_shards(photos, arguments.images, folder)
+        generator = GeneratedMasks(NUM_MASKS)
+        for name in generator.names():
+            masks.append(Path(scratch, f"{name}.png"))
+            Image.fromarray(255 - generator.read_gray(name)).save(masks[-1])
+        packed = np.packbits(np.random.default_rng(0).random((1000, SIZE, SIZE)) < 0.5, axis=-1)
+        bank = MaskBank(packed, SIZE, "cpu")
+        threads = arguments.threads
+        contenders = {
+            "reference": reference(photos, masks, arguments.images, threads),
+            "webdataset": webdataset(folder, threads),
+            "decode": decode_alone(folder, threads),
+            "decode, 1 thread": decode_alone(folder, 1),
+            "ours": ours(folder, threads),
+            "ours, 1 thread": ours(folder, 1),
+            "ours-cpu": ours_on_cpu(folder, bank, threads),
+        }
+        rates = alternate(contenders, arguments.rounds)
+        median = {name: statistics.median(values) for name, values in rates.items()}
+        width, height = np.median([Image.open(path).size for path in photos], axis=0)
+        kilobytes = np.mean([path.stat().st_size for path in photos]) / 1000
+        print(
+            f"{arguments.images} {arguments.photos} photographs (median {width:.0f}×{height:.0f}, {kilobytes:.0f} kB) "
+            f"to {SIZE}², batches of {BATCH}, {threads} threads or workers, {os.cpu_count()} CPUs "
+            f"({platform.machine()}), medians of {arguments.rounds} alternating rounds\n"
+        )
+        print("| contender | images/s | of reference | of decode | all rounds |\n|---|---|---|---|---|")
+        for name, rate in median.items():
+            print(
+                f"| {name} | {rate:.0f} | {rate / median['reference']:.2f} | {rate / median['decode']:.2f} | "
+                f"{', '.join(f'{value:.0f}' for value in rates[name])} |"
+            )
+        print(f"\nPython per sample: {python_cost(folder):.0f} µs")
+
+
+if __name__ == "__main__":
+    main()
