@@ -179,9 +179,12 @@ def check_key(key: str) -> None:
         raise FormatError(f"sample key {key!r}: {len(key.encode())} bytes, at most {MAX_KEY_BYTES} fit a USTAR name")
 
 
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def encode_json(content: Mapping[str, Any]) -> bytes:
     """The one JSON encoding used inside shards: UTF-8, sorted keys, no spaces: equal content, equal bytes."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _JSON.encode(content).encode()
 
 
 def encode_target(positives: Sequence[int], num_classes: int) -> bytes:
