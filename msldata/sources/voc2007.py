@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from msldata.errors import BadInputError, UserError
-from msldata.labels import VOC
+from msldata.labels import VOC, LabelSpace
 from msldata.records import ObjectRecord, Record
 from msldata.sources import unknown_split
 from msldata.storage import LocalStorage, Storage
@@ -28,6 +28,9 @@ _HINT = "repair the file, or take its id out of the list in ImageSets/Main"
 class Voc2007:
     """One split of VOC2007.
 
+    A class list of one's own, ``ImageSets/Main/classes.txt`` with one name a line, takes the place of VOC's 20 classes:
+    so any dataset in VOC's layout can be read.
+
     A class is positive when at least one of its objects is not difficult, ignored when all its objects are difficult
     (evaluation leaves that pair out, training counts it as negative), and negative when it has none.
 
@@ -36,11 +39,11 @@ class Voc2007:
         split: ``trainval``, ``train``, ``val`` or ``test``.
 
     Raises:
-        UserError: unknown split. FileNotFoundError: no VOC2007 there, or a list or folder of it is missing.
+        UserError: unknown split, or a class list that is empty or names a class twice. FileNotFoundError: no VOC2007
+            there, or a list or folder of it is missing.
     """
 
     dataset = "voc2007"
-    labels = VOC
     licence = (
         "Photographs from flickr, under flickr's terms and their photographers' rights; no licence for the dataset as "
         "a whole. Cite Everingham et al., The PASCAL Visual Object Classes Challenge 2007."
@@ -57,11 +60,18 @@ class Voc2007:
         for path in (*self._lists, self.root / "Annotations", self.root / "JPEGImages"):
             if not path.exists():
                 raise FileNotFoundError(f"{path}: missing; VOC2007 {split} needs it, is the download complete?")
+        own_classes = self.root / "ImageSets" / "Main" / "classes.txt"
+        self.labels = VOC
+        read_from = self._lists
+        if own_classes.is_file():
+            self.labels = _read_classes(own_classes)
+            self.licence = "Not VOC2007 but a dataset of its own in the same layout; its maker states the licence."
+            read_from = (*self._lists, own_classes)
         self.provenance: dict[str, Any] = {
-            "source": "VOC2007",
+            "source": "VOC2007 layout, own classes" if own_classes.is_file() else "VOC2007",
             "files": {
                 path.relative_to(self.root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in self._lists
+                for path in read_from
             },
         }
 
@@ -75,7 +85,7 @@ class Voc2007:
             except OSError as error:
                 raise BadInputError(str(path), (error.strerror or str(error)).lower(), _HINT) from None
             annotations.update(data)
-            objects = parse_objects(data, str(path))
+            objects = parse_objects(data, str(path), self.labels)
             clear = {item.class_index for item in objects if not item.difficult}
             yield Record(
                 key=image_id,
@@ -125,7 +135,15 @@ def _lists(root: Path, split: str) -> tuple[Path, ...]:
     return next((paths for paths in choices if all(path.is_file() for path in paths)), choices[0])
 
 
-def parse_objects(data: bytes, where: str) -> tuple[ObjectRecord, ...]:
+def _read_classes(path: Path) -> LabelSpace:
+    names = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    try:
+        return LabelSpace(tuple(name for name in names if name))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def parse_objects(data: bytes, where: str, labels: LabelSpace = VOC) -> tuple[ObjectRecord, ...]:
     """The objects of one VOC annotation, in the order of the file.
 
     VOC counts pixels from 1 and both corners belong to the box; the result counts from 0.
@@ -138,16 +156,16 @@ def parse_objects(data: bytes, where: str) -> tuple[ObjectRecord, ...]:
         raise BadInputError(where, "document type declarations, entities and NUL bytes are refused", _HINT)
     try:
         annotation = ElementTree.fromstring(data)
-        return tuple(_parse_object(element) for element in annotation.findall("object"))
+        return tuple(_parse_object(element, labels) for element in annotation.findall("object"))
     except ElementTree.ParseError as error:
         raise BadInputError(where, f"not valid XML ({error})", _HINT) from None
     except ValueError as error:
         raise BadInputError(where, str(error), _HINT) from None
 
 
-def _parse_object(element: ElementTree.Element) -> ObjectRecord:
+def _parse_object(element: ElementTree.Element, labels: LabelSpace) -> ObjectRecord:
     name = (element.findtext("name") or "").strip()
-    if name not in VOC:
+    if name not in labels:
         raise ValueError(f"unknown class '{name}'")
     box = element.find("bndbox")
     if box is None:
@@ -157,7 +175,7 @@ def _parse_object(element: ElementTree.Element) -> ObjectRecord:
     if not (0 < width < float("inf") and 0 < height < float("inf")):
         raise ValueError(f"an object of class '{name}' has a box without area ({left}, {top}, {right}, {bottom})")
     return ObjectRecord(
-        class_index=VOC.index(name),
+        class_index=labels.index(name),
         box=(left - 1, top - 1, width, height),
         area=width * height,
         difficult=bool(_flag(element, "difficult")),
