@@ -35,9 +35,10 @@ def die(number: int) -> int:
     return number
 
 
-def leave_pid_and_sleep(folder: str) -> None:
+def leave_pid_and_sleep(task: tuple[str, float]) -> None:
+    folder, seconds = task
     Path(folder, str(os.getpid())).touch()
-    time.sleep(60)
+    time.sleep(seconds)
 
 
 def environment(name: str) -> str | None:
@@ -93,13 +94,14 @@ def test_no_worker_outlives_its_parent(tmp_path, number):
     code = (
         "from msldata.engine import run_tasks\n"
         "from tests.integration.test_engine import leave_pid_and_sleep\n"
-        f"run_tasks(leave_pid_and_sleep, [{str(tmp_path)!r}] * 4, 2)\n"
+        f"run_tasks(leave_pid_and_sleep, [({str(tmp_path)!r}, 60), ({str(tmp_path)!r}, 0)], 2)\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+        time.sleep(0.3)  # now one worker is busy and one is idle
         if number == signal.SIGINT:
             os.killpg(parent.pid, number)  # as a terminal does: the workers get it too
         else:
