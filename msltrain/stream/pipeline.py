@@ -222,6 +222,8 @@ class Pipeline:
             self._tasks.put((job, position))
 
     def _decode_samples(self) -> None:
+        # Asking first matters: torch sets a new thread's number to the default on first use, undoing what was set.
+        torch.get_num_threads()
         torch.set_num_threads(1)
         self._started.wait()
         decoder = Decoder()

@@ -12,6 +12,7 @@ import torch
 from msldata.errors import UserError
 from msldata.format import FormatError
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.decode import resize_crop
 from msltrain.stream.loader import Loader
 from msltrain.stream.shardset import ShardSet, open_shard_set
 from tests.smallshards import photo, write_images, write_keep_masks
@@ -239,15 +240,23 @@ def test_batches_survive_the_ring(shards):
     assert [contents(batch) for batch in batches] == copies
 
 
-def test_torch_keeps_its_threads(shards):
+def test_decoding_threads_use_one_torch_thread_and_the_consumer_keeps_its_own(shards, monkeypatch):
+    seen = set()
+
+    def resize(*arguments):
+        resize_crop(*arguments)
+        seen.add(torch.get_num_threads())
+
+    monkeypatch.setattr("msltrain.stream.pipeline.resize_crop", resize)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with make(shards) as loader:
-            next(iter(loader))
-            assert torch.get_num_threads() == 2
+        with make(shards, config(image_size=224)) as loader:
+            for _ in loader:
+                assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+    assert seen == {1}
 
 
 def test_greyscale_and_larger_images_come_through(tmp_path):
