@@ -179,6 +179,31 @@ def build_masks(
             out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
 
 
+@app.command(rich_help_panel="Data")
+def synthesize(
+    out_: Annotated[Path, typer.Option("--out", help="Folder that gets VOCdevkit/VOC2007.")],
+    num_train: Annotated[int, typer.Option(help="Images of trainval.")] = 2000,
+    num_test: Annotated[int, typer.Option(help="Images of test.")] = 500,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 96,
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    workers: Workers = None,
+) -> None:
+    """Draw a small dataset in VOC's own layout: overlapping, occluded and small objects."""
+    from msldata.sources.synthetic import write_synthetic_voc
+
+    with _progress("drawing") as progress:
+        write_synthetic_voc(
+            out_,
+            num_train=num_train,
+            num_test=num_test,
+            image_size=size,
+            seed=seed,
+            num_workers=workers,
+            progress=progress,
+        )
+    out.print(f"[green]{out_}/VOCdevkit/VOC2007[/green]: {num_train:,} + {num_test:,} images", soft_wrap=True)
+
+
 @app.command(rich_help_panel="Training")
 def train(
     recipe: Annotated[str, typer.Option(help="What to train; `msl recipes` lists them.")],

@@ -198,3 +198,55 @@ def test_missing_bucket(voc, tmp_path, s3):
 def test_no_cluster_of_processes_is_left_by_a_mistake(voc, tmp_path):
     shutil.rmtree(voc / "JPEGImages")
     assert_refused(msl("build-shards", "--workers", "2", folder=tmp_path), tmp_path, "JPEGImages")
+
+
+@pytest.fixture
+def shards(voc, tmp_path) -> Path:
+    """The four images as shards; the manifests are taken for granted by ``assert_refused``, so they lie elsewhere."""
+    out = tmp_path.parent / f"{tmp_path.name}-shards"
+    assert msl("build-shards", "--out", out, folder=tmp_path).returncode == 0
+    return out
+
+
+def test_unknown_recipe(tmp_path):
+    assert_refused(msl("train", "--recipe", "msl-x", folder=tmp_path), tmp_path, "no recipe 'msl-x'", "msl-c-voc2007")
+
+
+def test_unknown_setting(shards, tmp_path):
+    result = msl("train", "--recipe", "smoke", "--set", "optim.rate=1", folder=tmp_path)
+    assert_refused(result, tmp_path, "optim.rate", "lr")
+
+
+def test_training_shards_that_are_not_there(tmp_path):
+    result = msl("train", "--recipe", "smoke", "--data", "nowhere", "--run", "run", folder=tmp_path)
+    assert_refused(result, tmp_path, "nowhere: no finished dataset here", "msl build-shards")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_folder_above_the_split_is_pointed_down(shards, tmp_path):
+    result = msl("train", "--recipe", "smoke", "--data", shards / "voc2007", folder=tmp_path)
+    assert_refused(result, tmp_path, "did you mean", "voc2007/trainval")
+
+
+def test_images_given_as_keep_masks(shards, tmp_path):
+    trainval = shards / "voc2007" / "trainval"
+    result = msl(
+        *("train", "--recipe", "smoke", "--data", trainval, "--keep-masks", trainval),
+        *("--set", "data.validation_fraction=0", "--set", "stream.batch_size=2"),
+        folder=tmp_path,
+    )
+    assert_refused(result, tmp_path, "holds images, not keep masks", str(trainval))
+
+
+def test_missing_checkpoint(shards, tmp_path):
+    result = msl("evaluate", "--checkpoint", "nowhere", "--data", shards / "voc2007" / "test", folder=tmp_path)
+    assert_refused(result, tmp_path, "nowhere")
+
+
+def test_evaluate_without_anything(tmp_path):
+    assert_refused(msl("evaluate", folder=tmp_path), tmp_path, "--checkpoint RUN --data SHARDS", "--predictions FILE")
+
+
+def test_a_file_that_is_no_predictions(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"nothing")
+    assert_refused(msl("evaluate", "--predictions", "x.parquet", folder=tmp_path), tmp_path, "x.parquet")

@@ -300,7 +300,7 @@ def test_mistakes_leave_no_folder_behind(config: TrainConfig, tmp_path: Path):
         ("model.weights=missing.pth", "no such weights file"),
         ("model.backbone=resnet999", "timm has no model"),
         ("stream.batch_size=64", "no complete batch"),
-        ("data.validation_fraction=0.001", "choose another fraction"),
+        ("data.validation_fraction=0.001", "set data.validation_fraction"),
     ]:
         with pytest.raises((UserError, FileNotFoundError), match=words):
             train(override(config, [assignment]), run_dir=tmp_path / "run")
