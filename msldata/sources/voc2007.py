@@ -64,7 +64,7 @@ class Voc2007:
         self.labels = VOC
         read_from = self._lists
         if own_classes.is_file():
-            self.labels = _read_classes(own_classes)
+            self.dataset, self.labels = "voc-layout", _read_classes(own_classes)
             self.licence = "Not VOC2007 but a dataset of its own in the same layout; its maker states the licence."
             read_from = (*self._lists, own_classes)
         self.provenance: dict[str, Any] = {

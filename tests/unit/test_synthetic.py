@@ -175,5 +175,6 @@ def test_own_class_list_decides_names_and_order(dataset: Path, tmp_path: Path):
 def test_its_provenance_does_not_claim_to_be_voc2007(dataset: Path):
     source = open_source("voc2007", dataset, "test")
     assert "flickr" not in source.licence
+    assert source.dataset == "voc-layout"
     assert source.provenance["source"] != "VOC2007"
     assert "ImageSets/Main/classes.txt" in source.provenance["files"]
