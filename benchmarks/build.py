@@ -3,8 +3,8 @@
 Usage: python benchmarks/build.py [--images 8000] [--rounds 5] [--workers 2]
 
 The VOC photographs of the real sample (MSL_SAMPLE, default ../shared/sample) and their XML files are copied under new
-names, again and again, into a temporary folder. Contenders take turns, so that a busy machine slows all of them; medians
-over the rounds are compared. Every contender reads each photograph once and writes all of them once.
+names, again and again, into a temporary folder. Contenders take turns, so that a busy machine slows all of them;
+medians over the rounds are compared. Every contender reads each photograph once and writes all of them once.
 
 tar            ``tar cf`` of the photographs; the bytes may still be in memory when it returns
 tar, synced    the same, and the file forced to disk, as ours is
