@@ -26,13 +26,13 @@ class ToDevice:
         self._centred = any(mean)
 
     def __call__(self, host: HostBatch) -> Batch:
-        pixel_BHWC = host.pixel_BHWC.to(self.device, non_blocking=True)
+        pixel_BHWC = self._copy(host.pixel_BHWC)
         if self.device.type == "cpu":
             # The buffer is ours until it is released: turning some images around in place beats a pass over all.
             for position in host.flip_B.nonzero().flatten().tolist():
                 pixel_BHWC[position] = pixel_BHWC[position].flip(1)
         else:
-            flip_B111 = host.flip_B.to(self.device, non_blocking=True)[:, None, None, None]
+            flip_B111 = self._copy(host.flip_B)[:, None, None, None]
             pixel_BHWC = torch.where(flip_B111, pixel_BHWC.flip(2), pixel_BHWC)
         row_BHR = pixel_BHWC.flatten(2).float()
         if self._centred:
@@ -40,12 +40,16 @@ class ToDevice:
         row_BHR /= self._std
         return Batch(
             image_BCHW=row_BHR.view(pixel_BHWC.shape).permute(0, 3, 1, 2),
-            target_BK=host.target_BK.to(self.device, non_blocking=True).float(),
-            ignore_BK=host.ignore_BK.to(self.device, non_blocking=True),
+            target_BK=self._copy(host.target_BK).float(),
+            ignore_BK=self._copy(host.ignore_BK),
             keys=host.keys,
             key_hash_B=host.key_hash_B,
             index_B=host.index_B,
         )
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        # Only CUDA has the events that tell when a buffer may be used again.
+        return tensor.to(self.device, non_blocking=self.device.type == "cuda")
 
 
 def _per_row(values: tuple[float, float, float], width: int, device: torch.device) -> torch.Tensor:

@@ -111,9 +111,10 @@ class _Ranges(Request):
     def read(self, position: int) -> bytes:
         future, place = self._reads[position]
         # A server that stalls must not keep the program from ending.
-        while not wait([future], timeout=0.5).done:
+        while not future.done():
             if self._closing.is_set():
                 raise CancelledError
+            wait([future], timeout=0.5)
         return future.result()[place]
 
 

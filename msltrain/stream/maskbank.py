@@ -23,7 +23,8 @@ from msldata.keepmask import decode_png, pack_bits, resize_nearest
 from msldata.storage import Storage, open_storage
 from msltrain.stream.random import KEEP_MASK, uniform
 
-_NUM_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+_NUM_ONES = _BITS.sum(axis=1, dtype=np.uint8)
 _COLUMNS = ("key", "offset", "length", "crc32")
 
 
@@ -46,7 +47,7 @@ class MaskBank:
         visible_N = _NUM_ONES[packed].sum(axis=(1, 2), dtype=np.int64)
         self.hole_fraction_N = 1.0 - visible_N / image_size**2
         self._packed_NHW8 = torch.from_numpy(packed).to(self.device)
-        self._shift_8 = torch.arange(7, -1, -1, dtype=torch.uint8, device=self.device)
+        self._bit_256_8 = torch.from_numpy(_BITS).to(self.device, torch.float32)
 
     def __len__(self) -> int:
         return len(self.hole_fraction_N)
@@ -102,8 +103,8 @@ class MaskBank:
         """
         chosen_B = torch.from_numpy(self.chosen(key_hash_B, seed=seed, epoch=epoch))
         byte_BHW8 = self._packed_NHW8[chosen_B.to(self.device, non_blocking=True)]
-        bit_BHW = ((byte_BHW8[..., None] >> self._shift_8) & 1).flatten(2)[..., : self.image_size]
-        return bit_BHW[:, None].float()
+        bit_BHW = torch.nn.functional.embedding(byte_BHW8.int(), self._bit_256_8).flatten(2)
+        return bit_BHW[:, None, :, : self.image_size]
 
 
 def _stored_masks(storage: Storage, limit: int | None) -> Iterable[tuple[bytes, str]]:

@@ -113,6 +113,8 @@ class Pipeline:
 
     def take(self) -> HostBatch | None:
         """The next batch, waiting for it; None after the last. Raises what kept it from being made."""
+        if self._closing:
+            raise RuntimeError("this iteration has ended: its loader was closed or iterated anew")
         if self._head is None:
             self._head = self._ready.get()
         head = self._head

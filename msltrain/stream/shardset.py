@@ -150,7 +150,8 @@ class ShardSet:
         if not kept.num_samples or not held_out.num_samples:
             raise UserError(
                 f"{self.storage.url}: holding out {fraction:g} of {self.num_samples} samples leaves "
-                f"{kept.num_samples} to train on and {held_out.num_samples} to validate; set data.validation_fraction to another value, or to 0"
+                f"{kept.num_samples} to train on and {held_out.num_samples} to validate; "
+                "set data.validation_fraction to another value, or to 0"
             )
         return kept, held_out
 

@@ -266,3 +266,18 @@ def test_greyscale_and_larger_images_come_through(tmp_path):
     grey_CHW = batch.image_BCHW[1]
     assert torch.equal(grey_CHW[0], grey_CHW[1]) and torch.equal(grey_CHW[0], grey_CHW[2])
     assert not torch.equal(batch.image_BCHW[0][0], batch.image_BCHW[0][1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gets_the_very_same_batches(shards):
+    cfg = config(num_buffers=2, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2))
+    with make(shards, cfg) as ours, Loader(shards, cfg, device="cuda", training=True) as theirs:
+        for _ in range(2):
+            pairs = list(zip(ours, theirs, strict=True))
+            for cpu, gpu in pairs:
+                assert gpu.keys == cpu.keys and gpu.image_BCHW.is_cuda
+                assert gpu.image_BCHW.is_contiguous(memory_format=torch.channels_last)
+                torch.testing.assert_close(gpu.image_BCHW.cpu(), cpu.image_BCHW)
+                assert torch.equal(gpu.target_BK.cpu(), cpu.target_BK)
+                assert torch.equal(gpu.ignore_BK.cpu(), cpu.ignore_BK)
+        assert theirs.stats.num_images == 400

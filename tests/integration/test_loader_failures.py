@@ -165,6 +165,8 @@ def test_a_new_iteration_ends_the_one_before(folder):
         old = iter(loader)
         first = next(old).keys
         assert next(iter(loader)).keys == first
+        with pytest.raises(RuntimeError, match="iterated anew"):
+            next(old)
     assert len([thread for thread in threading.enumerate() if thread.name.startswith("msl-")]) == 0
 
 
