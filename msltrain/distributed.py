@@ -89,6 +89,10 @@ def process_group(device: str) -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks(rank=0, world_size=1, device=chosen)
         return
+    # Functions of this module take the process group of the moment as a default argument. Imported while there is none,
+    # they cannot keep it alive beyond the end, where its threads would abort the process now and then.
+    import torch.distributed.nn  # noqa: F401
+
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Ranks(rank=rank, world_size=world_size, device=chosen)
