@@ -110,15 +110,16 @@ def example_figure(example: Example, runs: Sequence[RunReport], condition: str) 
     parts = [_view(example.image, f"Photograph {clean.keys[example.row]}: {shown}", runs, WHOLE, example.row)]
     if example.keep_mask_HW is not None:
         alt = f"The same photograph with {100 * (1 - example.keep_mask_HW.mean()):.0f} % hidden"
-        masked = hide(example.image, example.keep_mask_HW)
+        masked = hide(example.image, example.keep_mask_HW, runs[0].config.stream.mean)
         parts.append(_view(masked, alt, runs, condition, example.row))
     return f'<figure class="example"><figcaption>{caption}.</figcaption>{"".join(parts)}</figure>'
 
 
-def hide(image: Image.Image, keep_mask_HW: np.ndarray) -> Image.Image:
-    """The image with its holes black, as a model with [0, 1] normalisation sees it, in the image's own shape."""
+def hide(image: Image.Image, keep_mask_HW: np.ndarray, mean: tuple[float, float, float]) -> Image.Image:
+    """The image as a model meets it, in its own shape: the mask multiplies normalised values, so a hole is the mean."""
     mask = Image.fromarray(np.uint8(keep_mask_HW > 0) * 255).resize(image.size, Image.Resampling.NEAREST)
-    return Image.composite(image, Image.new("RGB", image.size), mask)
+    colour = (round(255 * mean[0]), round(255 * mean[1]), round(255 * mean[2]))
+    return Image.composite(image, Image.new("RGB", image.size, colour), mask)
 
 
 def answer(predictions: Predictions, row: int) -> list[tuple[str, float, str]]:

@@ -1,0 +1,193 @@
+"""Evaluation end to end: every sample once, the same file on any number of ranks, the same holes for every model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from msldata.errors import UserError
+from msltrain.checkpoint import Checkpoint, save_checkpoint
+from msltrain.config import ModelConfig, TrainConfig
+from msltrain.evaluate import _assemble, _concatenate, _Part, evaluate, evaluate_predictions
+from msltrain.models.build import build_model
+from msltrain.predictions import Origin
+from msltrain.strata import compute_strata
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.random import key_hash
+from msltrain.stream.shardset import open_shard_set
+from tests.smallshards import CLASSES, write_images, write_keep_masks
+
+IMAGE_SIZE = 32
+SHARDS = (5, 1, 5)
+
+
+def write_checkpoint(folder: Path, classes: tuple[str, ...], seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:
+    """A run folder whose best checkpoint is a tiny network with random weights."""
+    torch.manual_seed(seed)
+    config = TrainConfig(
+        stream=StreamConfig(image_size=image_size, batch_size=4), model=ModelConfig(backbone="resnet10t")
+    )
+    weights = build_model(config.model, len(classes), image_size=image_size).state_dict()
+    checkpoint = Checkpoint(
+        config=config, classes=classes, step=0, epoch=0, validation_mAP=None, weights=weights, train_state={}
+    )
+    save_checkpoint(checkpoint, folder / "checkpoints" / "best")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Eleven samples in three shards, keep masks, and the run of a random model."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_images(folder / "shards", SHARDS)
+    rng = np.random.default_rng(0)
+    write_keep_masks(folder / "holes", [(rng.random((64, 64)) > 0.6).astype(np.uint8) for _ in range(5)])
+    write_keep_masks(folder / "visible", [np.ones((64, 64), np.uint8)])
+    write_checkpoint(folder / "run", CLASSES)
+    return folder
+
+
+def test_every_sample_once_in_stored_order_with_its_truth(place, tmp_path):
+    done = []
+    predictions, metrics = evaluate(
+        place / "run",
+        place / "shards",
+        out=tmp_path / "p.parquet",
+        batch_size=4,
+        device="cpu",
+        progress=lambda *counts: done.append(counts),
+    )
+    assert predictions.keys == tuple(f"s{number:06d}" for number in range(11))
+    assert predictions.target_NK.argmax(axis=1).tolist() == [number % 3 for number in range(11)]
+    assert predictions.ignore_NK.sum(axis=1).tolist() == [int(number % 4 == 0) for number in range(11)]
+    assert predictions.classes == CLASSES
+    assert done == [(4, 11), (8, 11), (11, 11)]
+    assert metrics.num_samples == 11
+
+    origin = predictions.origin
+    assert (origin.dataset, origin.split, origin.image_size) == ("small", "train", IMAGE_SIZE)
+    assert origin.dataset_fingerprint == open_shard_set(place / "shards").manifest.fingerprint
+    assert len(origin.checkpoint_sha256) == 64
+    assert evaluate_predictions(tmp_path / "p.parquet")[1] == metrics
+
+
+def test_logits_do_not_depend_on_the_batch_size_beyond_rounding(place):
+    whole = evaluate(place / "run", place / "shards", batch_size=11, device="cpu")[0]
+    single = evaluate(place / "run", place / "shards", batch_size=1, device="cpu")[0]
+    np.testing.assert_allclose(whole.logit_NK, single.logit_NK, atol=1e-5)
+    assert np.ptp(whole.logit_NK, axis=0).min() > 1e-3, "the samples must differ for this to mean anything"
+
+
+def test_every_model_meets_the_same_holes_and_the_seed_changes_them(place, tmp_path):
+    masks = [place / "holes"]
+    other = write_checkpoint(tmp_path / "other", CLASSES, seed=1)
+    first = evaluate(place / "run", place / "shards", keep_masks=masks, device="cpu")[0]
+    again = evaluate(place / "run", place / "shards", keep_masks=masks, device="cpu", batch_size=3)[0]
+    second = evaluate(other, place / "shards", keep_masks=masks, device="cpu")[0]
+    reseeded = evaluate(place / "run", place / "shards", keep_masks=masks, device="cpu", seed=1)[0]
+    whole = evaluate(place / "run", place / "shards", device="cpu")[0]
+
+    np.testing.assert_allclose(first.logit_NK, again.logit_NK, atol=1e-5)
+    assert 0.5 < first.origin.hole_fraction == second.origin.hole_fraction < 0.7
+    assert first.origin.hole_fraction != reseeded.origin.hole_fraction
+    assert np.abs(first.logit_NK - whole.logit_NK).max() > 1e-3
+    assert (whole.origin.keep_masks, whole.origin.hole_fraction) == ((), 0.0)
+    assert len(first.origin.keep_mask_fingerprints) == 1
+
+
+def test_masks_without_holes_change_nothing(place):
+    whole = evaluate(place / "run", place / "shards", device="cpu")[0]
+    visible = evaluate(place / "run", place / "shards", keep_masks=[place / "visible"], device="cpu")[0]
+    np.testing.assert_array_equal(whole.logit_NK, visible.logit_NK)
+    assert visible.origin.hole_fraction == 0.0
+
+
+def test_other_classes_are_named(place, tmp_path):
+    run = write_checkpoint(tmp_path / "run", ("bird", "boat", "zebra"))
+    with pytest.raises(UserError, match=r"zebra.*cat"):
+        evaluate(run, place / "shards", device="cpu")
+
+
+def run_evaluate(place: Path, out: Path, launcher: list[str]) -> bytes:
+    """The bytes of the predictions file that another process (or several) writes."""
+    script = out.with_suffix(".py")
+    script.write_text(
+        "import sys\nfrom msltrain.evaluate import evaluate\n"
+        "run, shards, masks, out = sys.argv[1:]\n"
+        "evaluate(run, shards, keep_masks=[masks], out=out, batch_size=2, num_threads=1, device='cpu')\n"
+    )
+    arguments = [str(place / name) for name in ("run", "shards", "holes")]
+    result = subprocess.run(
+        [sys.executable, *launcher, str(script), *arguments, str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert result.returncode == 0, result.stderr
+    return out.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def file_of_one_process(place) -> bytes:
+    return run_evaluate(place, place / "one.parquet", [])
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_any_number_of_ranks_writes_the_same_file(place, tmp_path, num_ranks, file_of_one_process):
+    # Eleven samples on steps of 4 or 6: the last step is short, and ranks have unequal parts of it.
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    assert run_evaluate(place, tmp_path / "many.parquet", launcher) == file_of_one_process
+
+
+def test_a_sample_met_twice_or_never_is_refused(place):
+    shard_set = open_shard_set(place / "shards")
+    keys = [f"s{number:06d}" for number in range(11)]
+    part = _Part(np.arange(11), key_hash(keys), np.zeros((11, 3), np.float32))
+    assert _assemble(part, shard_set, None, Origin()).keys == tuple(keys)
+    with pytest.raises(AssertionError, match="0 were never evaluated and 11 more than once"):
+        _assemble(_concatenate([part, part]), shard_set, None, Origin())
+    with pytest.raises(AssertionError, match="1 were never evaluated"):
+        _assemble(_Part(np.arange(10), part.key_hash_M[:10], part.logit_MK[:10]), shard_set, None, Origin())
+    with pytest.raises(AssertionError, match="do not belong together"):
+        _assemble(replace(part, key_hash_M=part.key_hash_M[::-1]), shard_set, None, Origin())
+
+
+@pytest.mark.real
+def test_real_photographs_from_shards_to_numbers(sample, tmp_path):
+    from sklearn.metrics import average_precision_score
+
+    from msldata.build_shards import build_shards, plan_build
+    from msldata.labels import VOC_CLASSES
+    from msldata.sources import open_source
+    from msldata.storage import open_storage
+
+    source = open_source("voc2007", sample / "VOCdevkit" / "VOC2007", "test")
+    manifest = build_shards(plan_build(source, samples_per_shard=150), open_storage(tmp_path / "test"), num_workers=1)
+    run = write_checkpoint(tmp_path / "run", VOC_CLASSES)
+    predictions, metrics = evaluate(run, tmp_path / "test", out=tmp_path / "p.parquet", device="cpu")
+    assert metrics.num_samples == manifest.num_samples == 390
+    assert metrics.absent_classes == ()
+    assert {name: row["positive"] for name, row in manifest.label_histogram.items()} == {
+        row.name: row.num_positive for row in metrics.classes
+    }
+    strata = {row.name: row for row in compute_strata(predictions)}
+    assert strata["small"].num_positive + strata["medium"].num_positive + strata["large"].num_positive == int(
+        predictions.target_NK.sum()
+    )
+    assert strata["truncated"].num_positive > 0
+
+    # The number once more, from nothing but the file.
+    table = pq.read_table(tmp_path / "p.parquet").to_pydict()
+    logit, target, ignore = (np.array(table[name]) for name in ("logit", "target", "ignore"))
+    kept = ~ignore
+    values = [average_precision_score(target[kept[:, k], k], logit[kept[:, k], k]) for k in range(20)]
+    assert metrics.mAP == pytest.approx(np.mean(values), abs=1e-9)
