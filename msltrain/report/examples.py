@@ -14,7 +14,7 @@ from PIL import Image
 
 from msldata.errors import UserError
 from msltrain.predictions import Predictions, keep_mask_fingerprints
-from msltrain.report.finding import WHOLE, RunReport, describe_condition
+from msltrain.report.runs import WHOLE, RunReport, describe_condition
 from msltrain.stream.maskbank import MaskBank
 from msltrain.stream.shardset import open_shard_set
 

@@ -4,41 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from msldata.errors import UserError
 from msltrain.bootstrap import Interval, mean_ap_difference
-from msltrain.config import TrainConfig
-from msltrain.metrics import Metrics, compute_metrics
-from msltrain.predictions import Predictions
-
-WHOLE = "whole"
-"""Name of the condition in which nothing is hidden."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunReport:
-    """One trained model as the report shows it. Every number is computed from its predictions."""
-
-    name: str
-    """As the page calls it: "Baseline", "MSL"."""
-    clean: Predictions
-    """On whole test images."""
-    masked: Mapping[str, Predictions]
-    """On the same images behind keep masks, by hole subset: ``{"low": …, "high": …}``; may be empty."""
-    config: TrainConfig
-    history: Sequence[Mapping[str, Any]]
-    """The run's ``metrics.jsonl``, one mapping per line."""
-
-    @property
-    def conditions(self) -> dict[str, Predictions]:
-        """Predictions by condition, whole images first, then by how much is hidden."""
-        masked = sorted(self.masked.items(), key=lambda item: item[1].origin.hole_fraction)
-        return {WHOLE: self.clean, **dict(masked)}
-
-    def metrics(self) -> dict[str, Metrics]:
-        """The published measures by condition."""
-        return {name: compute_metrics(predictions) for name, predictions in self.conditions.items()}
+from msltrain.metrics import compute_metrics
+from msltrain.report.runs import WHOLE, RunReport, describe_condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,44 +16,6 @@ class Finding:
 
     headline: str
     sentences: tuple[str, ...]
-
-
-def check_comparable(runs: Sequence[RunReport]) -> None:
-    """Raise UserError unless all runs were measured on the same samples, labels and conditions."""
-    if not runs:
-        raise UserError("a report needs at least one run")
-    names = [run.name for run in runs]
-    if len(set(names)) != len(names):
-        raise UserError(f"two runs have the same name ({', '.join(names)}); give each its own")
-    first = runs[0]
-    for run in runs:
-        if list(run.conditions) != list(first.conditions):
-            raise UserError(
-                f"{run.name} was measured under {', '.join(run.conditions)}, {first.name} under "
-                f"{', '.join(first.conditions)}; evaluate both with the same keep masks"
-            )
-        for name, predictions in run.conditions.items():
-            if predictions.classes != first.clean.classes or predictions.keys != first.clean.keys:
-                raise UserError(
-                    f"{run.name} ({name}) was measured on other samples or classes than {first.name}; "
-                    "evaluate both on the same shards"
-                )
-            other = first.conditions[name].origin
-            if (predictions.origin.keep_mask_fingerprints, predictions.origin.seed) != (
-                other.keep_mask_fingerprints,
-                other.seed,
-            ):
-                raise UserError(
-                    f"{run.name} and {first.name} met other keep masks under '{name}'; "
-                    "evaluate both with the same masks and seed"
-                )
-
-
-def describe_condition(name: str, predictions: Predictions) -> str:
-    """``whole images`` or ``high holes (55 % hidden)``."""
-    if name == WHOLE:
-        return "whole images"
-    return f"{name} holes ({100 * predictions.origin.hole_fraction:.0f}\u00a0% hidden)"
 
 
 def points(fraction: float) -> str:

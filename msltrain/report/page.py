@@ -16,9 +16,10 @@ from msldata.storage import LocalStorage
 from msltrain.bootstrap import mean_ap_interval
 from msltrain.metrics import Metrics
 from msltrain.report.examples import Example, choose, example_figure, read_examples
-from msltrain.report.finding import WHOLE, RunReport, check_comparable, describe_condition, find, percent
+from msltrain.report.finding import find, percent
 from msltrain.report.history import training_plots
 from msltrain.report.plots import Line, line_plot
+from msltrain.report.runs import WHOLE, RunReport, check_comparable, describe_condition
 from msltrain.report.tables import class_table, legend, measures_table, settings_table, strata_table
 
 

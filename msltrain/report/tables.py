@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from msltrain.metrics import SUMMARY, Metrics
-from msltrain.report.finding import RunReport, describe_condition, percent, points
+from msltrain.report.finding import percent, points
+from msltrain.report.runs import RunReport, describe_condition
 from msltrain.strata import compute_strata
 
 

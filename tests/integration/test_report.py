@@ -1,0 +1,366 @@
+"""The report: one page that stands alone, is well formed, and says what the predictions say."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msldata.errors import UserError
+from msltrain.bootstrap import mean_ap_difference, mean_ap_interval
+from msltrain.config import LossConfig, TrainConfig, to_json
+from msltrain.metrics import SUMMARY, compute_metrics
+from msltrain.predictions import LargestObjects, Origin, Predictions, keep_mask_fingerprints, write_predictions
+from msltrain.report import RunReport, open_run, write_report
+from msltrain.report.examples import answer, choose, hide
+from msltrain.report.finding import find, points
+from msltrain.report.history import by_epoch
+from msltrain.report.plots import ticks
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.maskbank import MaskBank
+from msltrain.stream.random import key_hash
+from msltrain.stream.shardset import open_shard_set
+from tests.smallshards import CLASSES, write_images, write_keep_masks
+
+NUM_SAMPLES = 120
+CONFIG = TrainConfig(stream=StreamConfig(image_size=32))
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+def predictions(skill: float, seed: int, hole_fraction: float = 0.0, weights: str = "a") -> Predictions:
+    """Random truth, the same for every call; logits that follow it by ``skill``."""
+    truth = np.random.default_rng(7)
+    target_NK = truth.random((NUM_SAMPLES, 3)) < 0.3
+    ignore_NK = (truth.random((NUM_SAMPLES, 3)) < 0.05) & ~target_NK
+    area_NK = (truth.random((NUM_SAMPLES, 3)) * 2e4).astype(np.float32) * target_NK
+    flag_NK = np.where(target_NK, truth.random((NUM_SAMPLES, 3)) < 0.5, -1).astype(np.int8)
+    noise_NK = np.random.default_rng(seed).standard_normal((NUM_SAMPLES, 3))
+    return Predictions(
+        keys=tuple(f"s{number:06d}" for number in range(NUM_SAMPLES)),
+        logit_NK=(noise_NK + skill * (target_NK - 0.5)).astype(np.float32),
+        target_NK=target_NK.astype(np.uint8),
+        ignore_NK=ignore_NK,
+        classes=CLASSES,
+        objects=LargestObjects(area_NK=area_NK, truncated_NK=flag_NK, occluded_NK=flag_NK * 0 - 1, crowd_NK=flag_NK),
+        origin=Origin(
+            checkpoint="runs/x",
+            checkpoint_sha256=weights * 64,
+            dataset="small",
+            split="test",
+            image_size=32,
+            keep_masks=("masks",) if hole_fraction else (),
+            hole_fraction=hole_fraction,
+        ),
+    )
+
+
+def run(name: str, clean: float, high: float, weights: str = "a", seed: int = 1) -> RunReport:
+    history = [{"step": 1, "epoch": 0, "clean": 0.7}, {"step": 2, "epoch": 0, "clean": 0.5}]
+    history += [{"step": 2, "epoch": 0, "validation_mAP": 0.4}, {"step": 4, "epoch": 1, "clean": 0.3}]
+    return RunReport(
+        name=name,
+        clean=predictions(clean, seed, weights=weights),
+        masked={"high": predictions(high, seed + 1, 0.55, weights), "low": predictions(clean, seed + 2, 0.05, weights)},
+        config=CONFIG,
+        history=history,
+    )
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and collects tables, addresses and texts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and ("td" in self.open or "th" in self.open):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def pair() -> list[RunReport]:
+    return [run("Base & line", 2.0, 0.6), run("MSL", 2.0, 2.5, weights="b", seed=21)]
+
+
+@pytest.fixture(scope="module")
+def page(pair, tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(file, title="A <title>", runs=pair, commands=["msl a > b"], next_commands=["msl c"])
+    assert [path.name for path in file.parent.iterdir()] == ["report.html"]
+    return file.read_text("utf-8")
+
+
+def test_page_is_well_formed_and_needs_nothing_else(page):
+    parsed = Page(page)
+    for tag, attributes in parsed.elements:
+        assert tag not in ("script", "link", "iframe", "object", "embed"), tag
+        for name in ("src", "href", "srcset", "poster", "data", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, value)
+        if tag == "img":
+            assert attributes["alt"]
+        if tag == "svg":
+            assert attributes["role"] == "img" and attributes["aria-label"]
+    assert not re.search(r"url\(|@import|https?://", page)
+    assert "prefers-color-scheme: dark" in page
+    assert "A &lt;title&gt;" in page and "Base &amp; line" in page and "msl a &gt; b" in page
+
+
+def test_numbers_on_the_page_equal_those_of_the_predictions(page, pair):
+    rows = Page(page).rows
+    for each in pair:
+        shown = [cells[1:] for cells in rows if len(cells) == 1 + len(SUMMARY) and cells[0] == each.name]
+        metrics = [compute_metrics(each.conditions[name]) for name in ("whole", "low", "high")]
+        assert shown == [[f"{100 * value:.1f}" for value in entry.summary().values()] for entry in metrics]
+    first, second = (compute_metrics(each.masked["high"]).mAP for each in pair)
+    difference = [cells[1] for cells in rows if cells[:1] == ["difference"]]
+    assert difference[-1] == points(second - first)
+
+
+def test_best_numbers_are_marked(page, pair):
+    best = max(pair, key=lambda each: compute_metrics(each.masked["high"]).mAP)
+    value = f"{100 * compute_metrics(best.masked['high']).mAP:.1f}"
+    assert f"<td class=best>{value}</td>" in page
+
+
+def test_finding_says_who_is_ahead(pair):
+    finding = find(pair)
+    high = mean_ap_difference(pair[0].masked["high"], pair[1].masked["high"])
+    assert high.excludes_zero
+    assert finding.headline.startswith(
+        f"MSL is ahead of Base & line by {100 * high.value:.1f} points of mAP with high holes (55\u00a0% hidden)"
+    )
+    assert "no difference can be shown" in finding.headline
+    assert f"Measured on {NUM_SAMPLES} test images" in finding.sentences[-1]
+    assert "another seed" in finding.sentences[-1]
+
+
+def test_finding_says_when_the_method_loses(pair):
+    headline = find(list(reversed(pair))).headline
+    assert headline.startswith("Base & line is behind MSL by ")
+
+
+def test_finding_says_when_nothing_can_be_shown(pair):
+    same = replace(pair[0], name="Copy")
+    finding = find([pair[0], same])
+    assert finding.headline.startswith("No difference in mAP between Copy and Base & line can be shown")
+    assert "which includes zero" in finding.sentences[0]
+
+
+def test_finding_of_one_run(pair, tmp_path):
+    mean_ap = compute_metrics(pair[0].clean).mAP
+    assert f"{100 * mean_ap:.1f} on whole images" in find(pair[:1]).headline
+    Page(write_report(tmp_path / "one.html", title="One", runs=pair[:1]).read_text("utf-8"))
+
+
+def test_run_without_masks_history_or_objects(pair, tmp_path):
+    bare = replace(pair[0], masked={}, history=[], clean=replace(pair[0].clean, objects=None))
+    text = write_report(tmp_path / "bare.html", title="Bare", runs=[bare]).read_text("utf-8")
+    Page(text)
+    assert "Training" not in text and "truncated" not in text and "Figure 1" not in text
+
+
+def test_settings_that_differ_are_shown(pair, tmp_path):
+    other = replace(pair[1], config=replace(CONFIG, loss=LossConfig(masked_weight=0.25)))
+    rows = Page(write_report(tmp_path / "r.html", title="T", runs=[pair[0], other]).read_text("utf-8")).rows
+    assert ["loss.masked_weight", "0.2", "0.25"] in rows
+    assert not any(cells[0] == "loss.clean_weight" for cells in rows)
+
+
+def test_class_without_positives_is_named(pair, tmp_path):
+    target_NK = pair[0].clean.target_NK.copy()
+    target_NK[:, 1] = 0
+    single = replace(pair[0], masked={}, clean=replace(pair[0].clean, target_NK=target_NK, objects=None))
+    text = write_report(tmp_path / "r.html", title="T", runs=[single]).read_text("utf-8")
+    assert "without a value: boat" in text
+    Page(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda other: replace(other, name="Base & line"), "same name"),
+        (lambda other: replace(other, masked={"high": other.masked["high"]}), "measured under whole, high"),
+        (lambda other: replace(other, clean=predictions(1.0, 1, weights="c")), "of other weights"),
+        (
+            lambda other: replace(
+                other,
+                masked={
+                    name: replace(entry, origin=replace(entry.origin, seed=9)) for name, entry in other.masked.items()
+                },
+            ),
+            "other keep masks",
+        ),
+        (lambda other: replace(other, clean=replace(other.clean, keys=other.clean.keys[::-1])), "other samples"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(pair, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        write_report(tmp_path / "r.html", title="T", runs=[pair[0], change(pair[1])])
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_difference_of_a_model_from_itself_is_nothing(pair):
+    difference = mean_ap_difference(pair[0].clean, pair[0].clean)
+    assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
+
+
+def test_interval_holds_the_value_and_narrows_with_more_images(pair):
+    clean = pair[0].clean
+    some = mean_ap_interval(clean)
+    assert some.low < some.value == compute_metrics(clean).mAP < some.high
+    many = mean_ap_interval(
+        replace(
+            clean,
+            keys=clean.keys * 9,
+            objects=None,
+            **{name: np.tile(getattr(clean, name), (9, 1)) for name in ("logit_NK", "target_NK", "ignore_NK")},
+        )
+    )
+    assert many.high - many.low < 0.5 * (some.high - some.low)
+
+
+def test_answers_by_hand():
+    single = replace(
+        predictions(0, 0),
+        logit_NK=np.float32([[2.0, 0.0, -1.0]] * NUM_SAMPLES),
+        target_NK=np.uint8([[0, 1, 1]] * NUM_SAMPLES),
+        ignore_NK=np.array([[False, False, False]] * NUM_SAMPLES),
+        objects=None,
+    )
+    assert [(name, verdict) for name, _, verdict in answer(single, 0)] == [
+        ("bird", "wrong"),
+        ("boat", "right"),
+        ("cat", "missed"),
+    ]
+    ignored = replace(single, target_NK=np.zeros_like(single.target_NK), ignore_NK=~single.ignore_NK)
+    assert {verdict for _, _, verdict in answer(ignored, 0)} == {"not counted"}
+
+
+def test_examples_show_both_sides(pair):
+    rows = choose(pair, "high", 5)
+    assert len(set(rows)) == 5
+    better, worse = rows[:3], rows[3:]
+
+    def loss(each: RunReport, row: int) -> float:
+        logit_K = each.masked["high"].logit_NK[row].astype(float)
+        target_K, kept_K = each.clean.target_NK[row], ~each.clean.ignore_NK[row]
+        return float(np.mean((np.log1p(np.exp(logit_K)) - logit_K * target_K)[kept_K]))
+
+    gains = [loss(pair[0], row) - loss(pair[1], row) for row in range(NUM_SAMPLES)]
+    assert better == sorted(range(NUM_SAMPLES), key=lambda row: -gains[row])[:3]
+    assert worse == sorted(range(NUM_SAMPLES), key=lambda row: gains[row])[:2]
+
+
+def test_holes_are_filled_with_the_mean():
+    image = Image.new("RGB", (8, 4), "white")
+    keep_mask_HW = np.ones((4, 4), np.float32)
+    keep_mask_HW[:, 2:] = 0
+    hidden = np.asarray(hide(image, keep_mask_HW, (0.5, 0.0, 1.0)))
+    assert (hidden[:, :4] == 255).all()
+    assert (hidden[:, 4:] == [128, 0, 255]).all()
+
+
+def test_pictures_come_from_the_shards_and_masks_of_the_predictions(tmp_path):
+    write_images(tmp_path / "shards", [50, 70])
+    rng = np.random.default_rng(0)
+    write_keep_masks(tmp_path / "high", [(rng.random((32, 32)) > p).astype(np.uint8) for p in (0.2, 0.4, 0.6, 0.8)])
+    shard_set = open_shard_set(tmp_path / "shards")
+    bank = MaskBank.open([tmp_path / "high"], 32, "cpu")
+    masks = (str(tmp_path / "high"),)
+
+    def placed(entry: Predictions) -> Predictions:
+        origin = replace(entry.origin, dataset_fingerprint=shard_set.manifest.fingerprint)
+        if entry.origin.keep_masks:
+            origin = replace(origin, keep_masks=masks, keep_mask_fingerprints=keep_mask_fingerprints(masks))
+        return replace(entry, origin=origin)
+
+    single = run("One", 1.0, 1.0)
+    single = replace(single, clean=placed(single.clean), masked={"high": placed(single.masked["high"])})
+    text = write_report(
+        tmp_path / "r.html", title="T", runs=[single], shards=tmp_path / "shards", num_examples=2
+    ).read_text("utf-8")
+    images = [attributes for tag, attributes in Page(text).elements if tag == "img"]
+    assert len(images) == 4
+    for row, whole, masked in zip(choose([single], "high", 2), images[::2], images[1::2], strict=True):
+        keep_mask_HW = bank.keep_masks(key_hash([single.clean.keys[row]]), seed=0, epoch=0)[0, 0].numpy()
+        assert single.clean.keys[row] in whole["alt"]
+        assert f"{100 * (1 - keep_mask_HW.mean()):.0f} % hidden" in masked["alt"]
+        # Keys are numbered in stored order, and the size of a sample follows from its number.
+        assert (int(whole["width"]), int(whole["height"])) == (40 + row % 37, 36 + row % 23)
+        before, after = (decode(attributes["src"]) for attributes in (whole, masked))
+        hole = np.asarray(Image.fromarray(np.uint8(keep_mask_HW * 255)).resize(before.size, 0)) == 0
+        assert np.asarray(after)[hole].mean() < 60 < np.asarray(before)[hole].mean()
+
+    with pytest.raises(UserError, match="not the shards of the predictions"):
+        other = replace(single, clean=single.clean, masked={"high": predictions(1.0, 2, 0.5)})
+        write_report(tmp_path / "s.html", title="T", runs=[other], shards=tmp_path / "shards")
+    write_keep_masks(tmp_path / "high", [np.ones((32, 32), np.uint8)])
+    with pytest.raises(UserError, match="the keep masks have changed"):
+        write_report(tmp_path / "s.html", title="T", runs=[single], shards=tmp_path / "shards")
+
+
+def decode(address: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/jpeg;base64,"))))
+
+
+def test_a_run_is_gathered_from_its_folder(tmp_path, pair):
+    (tmp_path / "config.json").write_text(to_json(CONFIG))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pair[0].history))
+    write_predictions(pair[0].clean, tmp_path / "clean.parquet")
+    write_predictions(pair[0].masked["high"], tmp_path / "high.parquet")
+    gathered = open_run(
+        tmp_path, name="Run", clean=tmp_path / "clean.parquet", masked={"high": tmp_path / "high.parquet"}
+    )
+    assert gathered.config == CONFIG and list(gathered.history) == list(pair[0].history)
+    assert gathered.metrics()["high"] == pair[0].metrics()["high"]
+    with pytest.raises(FileNotFoundError, match=r"config\.json: no such file"):
+        open_run(tmp_path / "none", name="Run", clean=tmp_path / "clean.parquet")
+
+
+def test_history_is_averaged_by_epoch_and_skips_what_is_not_finite():
+    history = [{"epoch": 0, "clean": 1.0}, {"epoch": 0, "clean": 3.0}, {"epoch": 1, "clean": float("nan")}]
+    history += [{"epoch": 1, "validation_mAP": 0.5}, {"epoch": 2, "clean": 4.0}]
+    assert by_epoch(history, "clean") == ([1, 3], [2.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "whole", "expected"),
+    [
+        (0, 1, False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (12, 61, False, [10, 20, 30, 40, 50, 60, 70]),
+        (1, 3, True, [1, 2, 3]),
+        (0.5, 0.5, False, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),
+    ],
+)
+def test_ticks_are_round_and_cover_the_range(low, high, whole, expected):
+    assert ticks(low, high, whole=whole) == pytest.approx(expected)
