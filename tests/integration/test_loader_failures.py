@@ -129,6 +129,13 @@ def test_damage_is_named_after_the_batches_before_it(folder, open_shards):
     assert "CRC-32" in str(caught.value) and "msl verify" in str(caught.value)
 
 
+def test_of_several_bad_samples_the_first_is_named(folder):
+    keys = [damage(folder, 1, row, b"not a JPEG header at all")[0] for row in (6, 4, 2)]
+    with pytest.raises(SampleError) as caught:
+        everything(make(open_shard_set(folder)))
+    assert caught.value.key == keys[-1]
+
+
 def test_missing_short_and_mixed_up_files(folder):
     first, second = (folder / f"small-train-00000{number}.tar" for number in (0, 1))
     content = second.read_bytes()
@@ -167,7 +174,6 @@ def test_a_new_iteration_ends_the_one_before(folder):
         assert next(iter(loader)).keys == first
         with pytest.raises(RuntimeError, match="iterated anew"):
             next(old)
-    assert len([thread for thread in threading.enumerate() if thread.name.startswith("msl-")]) == 0
 
 
 def test_closing_does_not_wait_for_a_stalled_server(folder):
