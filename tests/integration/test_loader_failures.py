@@ -219,7 +219,7 @@ def test_ctrl_c_while_a_server_stalls(folder):
                 return None
 
             def read_ranges(self, name, starts, lengths):
-                print("waiting", flush=True)
+                print("waiting\\n", end="", flush=True)
                 time.sleep(3600)
 
         local = loader.shards
