@@ -35,8 +35,13 @@ _HABITATS = (
 )
 """Which classes are met together and how often (open water, sea floor, reef, wreck): context, as in photographs."""
 
+_SMALLEST, _LARGEST = 0.24, 0.66
+"""Range of the objects' usual reach, as a share of half the image's side."""
+
 _STRAY = 0.06
 """Weight of a class that is not at home in the habitat."""
+
+_USUAL_SHARE = 0.7
 
 _USUAL_HUES = {
     "anchor": 0.6,
@@ -91,7 +96,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> tuple[Image.Image, tuple[
     inside: list[int] = []
     centres: list[np.ndarray] = []
     for number, name in enumerate(names, start=1):
-        radius = 0.5 * side * float(np.exp(rng.uniform(np.log(0.2), np.log(0.62))))
+        radius = 0.5 * side * float(np.exp(rng.uniform(np.log(_SMALLEST), np.log(_LARGEST))))
         centre = rng.uniform(0.08, 0.92, 2) * side
         if centres and rng.random() < 0.45:  # near another one, so that many are partly covered
             centre = centres[rng.integers(len(centres))] + rng.normal(0, 0.9, 2) * radius
@@ -171,7 +176,7 @@ def _paint(
 
 
 def _choose_tones(usual_hue: float, rng: np.random.Generator) -> dict[str, tuple[int, int, int]]:
-    hue = usual_hue + rng.normal(0, 0.06) if rng.random() < 0.6 else rng.random()
+    hue = usual_hue + rng.normal(0, 0.06) if rng.random() < _USUAL_SHARE else rng.random()
     saturation, value = rng.uniform(0.35, 0.9), rng.uniform(0.55, 0.95)
     return {
         "body": _colour(hue, saturation, value),

@@ -1,0 +1,272 @@
+"""The demo: the public commands from raw files to a report, on a synthetic dataset, on a laptop.
+
+Every step is a command that a user could type, run as a process of its own. Steps that a stopped demo finished are not
+run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from msldata.errors import UserError
+from msldata.format import MANIFEST_NAME
+from msldata.storage import LocalStorage
+from msltrain.config import from_json
+from msltrain.predictions import read_predictions
+from msltrain.report import RunReport, describe_environment, write_report
+
+PAGE_NAME = "report.html"
+_STEPS_NAME = "steps.json"
+_RUNS = {"baseline": ("Baseline", "demo-baseline"), "msl": ("MSL", "demo")}
+"""Folder of each run → its name on the page, its recipe; the reference first."""
+
+NEXT_COMMANDS = (
+    "# VOC2007, raw: datasets/VOCdevkit/VOC2007; COCO-2014, raw: datasets/COCO2014; irregular masks: a folder or zip",
+    "msl build-shards",
+    "msl build-masks --source irregular_mask.zip --threshold 0.5",
+    "msl train --recipe msl-c-voc2007 --run runs/msl-c-voc2007",
+    "msl evaluate --checkpoint runs/msl-c-voc2007 --data shards/voc2007/test",
+    "msl predict photograph.jpg --checkpoint runs/msl-c-voc2007",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepStarted:
+    """A command is about to run."""
+
+    number: int
+    """Counted from 1."""
+    num_steps: int
+    title: str
+    command: str
+    """As a user would type it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepOutput:
+    """The running command printed a line."""
+
+    line: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepFinished:
+    """A command ended well, or had done so before."""
+
+    seconds: float
+    """Wall time; of the earlier time when ``skipped``."""
+    skipped: bool
+
+
+OnEvent = Callable[[StepStarted | StepOutput | StepFinished], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Size:
+    num_train: int
+    num_test: int
+    image_size: int
+    num_masks: int
+    num_heldout_masks: int
+    settings: tuple[str, ...] = ()
+
+
+# Large enough for the baseline to learn the task within minutes; two thirds of the generated masks are "low".
+_FULL = _Size(num_train=3500, num_test=1000, image_size=128, num_masks=1500, num_heldout_masks=900)
+_QUICK = _Size(
+    num_train=48,
+    num_test=24,
+    image_size=48,
+    num_masks=24,
+    num_heldout_masks=24,
+    settings=("stream.image_size=32", "stream.batch_size=16", "optim.num_epochs=1", "optim.warmup_epochs=0.5"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Step:
+    name: str
+    title: str
+    arguments: tuple[str, ...]
+    product: Path
+    """Exists once the command has ended well."""
+
+    @property
+    def command(self) -> str:
+        return shlex.join(("msl", *self.arguments))
+
+
+def run_demo(out: Path, *, quick: bool = False, on_event: OnEvent = lambda event: None) -> Path:
+    """Make a dataset, build shards and keep masks, train baseline and MSL with equal budgets, compare them on a page.
+
+    Args:
+        out: folder for everything; a demo that was stopped there goes on where it was.
+        quick: a tiny version that checks the path and learns nothing.
+        on_event: told when a command starts, prints a line, and ends.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: a command failed; the message names it, its last words and its log.
+    """
+    steps = _plan(out, _QUICK if quick else _FULL)
+    finished = _read_finished(out)
+    for number, step in enumerate(steps, start=1):
+        on_event(StepStarted(number=number, num_steps=len(steps), title=step.title, command=step.command))
+        skipped = step.command in finished and step.product.exists()
+        if not skipped:
+            finished[step.command] = _run(step, out, on_event)
+            LocalStorage(out).put(_STEPS_NAME, (json.dumps(finished, indent=2) + "\n").encode())
+        on_event(StepFinished(seconds=finished[step.command], skipped=skipped))
+    return _write_page(out, steps)
+
+
+def _plan(out: Path, size: _Size) -> list[_Step]:
+    steps: list[_Step] = []
+
+    def add(name: str, title: str, product: Path, *arguments: object) -> None:
+        steps.append(_Step(name=name, title=title, arguments=tuple(map(str, arguments)), product=product))
+
+    voc, shards, masks, heldout = out / "raw/VOCdevkit/VOC2007", out / "shards", out / "masks", out / "heldout-masks"
+    train, test = shards / "voc2007" / "trainval", shards / "voc2007" / "test"
+    # fmt: off
+    add(
+        "synthesize", "Draw a dataset in VOC's own layout", voc,
+        "synthesize", "--out", out / "raw", "--num-train", size.num_train, "--num-test", size.num_test,
+        "--size", size.image_size, "--seed", 0,
+    )
+    add(
+        "build-shards", "Build shards from the raw files", test / MANIFEST_NAME,
+        "build-shards", "--dataset", "voc2007", "--source", voc, "--out", shards, "--samples-per-shard", 500,
+    )
+    for folder, what, count, seed in (
+        (masks, "keep masks for training", size.num_masks, 0),
+        (heldout, "other keep masks for the test", size.num_heldout_masks, 1),
+    ):
+        add(
+            f"build-{folder.name}", f"Generate {what}, split by hole fraction", folder / "low" / MANIFEST_NAME,
+            "build-masks", "--generate", count, "--size", size.image_size, "--seed", seed, "--threshold", 0.5,
+            "--per-subset", 0, "--out", folder,
+        )
+    settings = [word for setting in size.settings for word in ("--set", setting)]
+    for run, (name, recipe) in _RUNS.items():
+        keep_masks = ["--keep-masks", masks / "high"] if recipe == "demo" else []
+        add(
+            f"train-{run}", f"Train: {name}", out / "runs" / run / "checkpoints",
+            "train", "--recipe", recipe, "--data", train, *keep_masks, "--run", out / "runs" / run, *settings,
+        )
+    for run, (name, _) in _RUNS.items():
+        for condition, what in (("whole", "whole test images"), ("high", "test images behind the other keep masks")):
+            keep_masks = ["--keep-masks", heldout / condition] if condition == "high" else []
+            file = _predictions_file(out, run, condition)
+            add(
+                f"evaluate-{run}-{condition}", f"Evaluate: {name} on {what}", file,
+                "evaluate", "--checkpoint", out / "runs" / run, "--data", test, *keep_masks, "--out", file,
+            )
+    # fmt: on
+    return steps
+
+
+def _predictions_file(out: Path, run: str, condition: str) -> Path:
+    return out / "predictions" / f"{run}-{condition}.parquet"
+
+
+def _run(step: _Step, out: Path, on_event: OnEvent) -> float:
+    """Run one command, pass on what it prints, keep it in a log; return the seconds it took."""
+    log = out / "logs" / f"{step.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    arguments = step.arguments
+    if step.name.startswith("train-") and (out / "runs" / step.name.removeprefix("train-") / "config.json").exists():
+        arguments += ("--resume",)
+    began = time.perf_counter()
+    lines: list[str] = []
+    with (
+        open(log, "w", encoding="utf-8") as file,
+        subprocess.Popen(
+            [sys.executable, "-m", "cli", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        file.write(f"$ {step.command}\n")
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            if line.strip():
+                lines.append(line.rstrip())
+                on_event(StepOutput(line=line.rstrip()))
+    if process.returncode != 0:
+        last_words = "\n  ".join(lines[-8:]) or "(it printed nothing)"
+        raise UserError(
+            f"this step of the demo failed with exit code {process.returncode}:\n  {step.command}\n  {last_words}\n"
+            f"its log is {log}; run the same demo again to go on from here, or delete {out} to start over"
+        )
+    return time.perf_counter() - began
+
+
+def _read_finished(out: Path) -> dict[str, float]:
+    """Commands that ended well here, and how many seconds each took."""
+    try:
+        finished = json.loads((out / _STEPS_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise UserError(f"{out / _STEPS_NAME}: not a list of finished steps; delete {out} to start over") from None
+    return {str(command): float(seconds) for command, seconds in finished.items()}
+
+
+def _write_page(out: Path, steps: list[_Step]) -> Path:
+    runs = [_read_run(out, run, name) for run, (name, _) in _RUNS.items()]
+    return write_report(
+        out / PAGE_NAME,
+        title="Recognising what is partly hidden: a synthetic reef",
+        runs=runs,
+        shards=out / "shards" / "voc2007" / "test",
+        commands=[step.command for step in steps],
+        next_commands=NEXT_COMMANDS,
+        environment={**describe_environment(), **_describe_budget(runs)},
+    )
+
+
+def _read_run(out: Path, run: str, name: str) -> RunReport:
+    folder = out / "runs" / run
+    config = from_json((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return RunReport(
+        name=name,
+        clean=read_predictions(_predictions_file(out, run, "whole")),
+        masked={"high": read_predictions(_predictions_file(out, run, "high"))},
+        config=config,
+        history=[json.loads(line) for line in lines],
+    )
+
+
+def _describe_budget(runs: list[RunReport]) -> Mapping[str, str]:
+    """What "equal budgets" means here, with the measured cost of each run."""
+    reference, other = runs
+    took = [sum(row.get("seconds", 0.0) for row in run.history) for run in runs]
+    optim = other.config.optim
+    equal = (optim, other.config.stream, other.config.run.seed) == (
+        reference.config.optim,
+        reference.config.stream,
+        reference.config.run.seed,
+    )
+    assert equal, "the two recipes of the demo must differ in nothing but the masked branch"
+    return {
+        "Budget": f"equal for both: the same samples in the same order, {optim.num_epochs} epochs, the same optimiser "
+        "and seed. Not equal in computing: a step of MSL runs the network on each image twice.",
+        "Training time": f"{reference.name} {took[0]:,.0f} s, {other.name} {took[1]:,.0f} s "
+        f"({took[1] / max(took[0], 1e-9):.1f} times as long)",
+    }

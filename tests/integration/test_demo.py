@@ -1,0 +1,120 @@
+"""The demo end to end in its quick version: real commands, the page, going on after a stop, and failures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from msldata.errors import UserError
+from msltrain.demo import StepFinished, StepOutput, StepStarted, run_demo
+from msltrain.metrics import compute_metrics
+from msltrain.predictions import read_predictions
+from msltrain.recipes import recipe
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list]:
+    out = tmp_path_factory.mktemp("demo") / "out here"  # a space: the commands shown must be quoted
+    events: list = []
+    return out, run_demo(out, quick=True, on_event=events.append), events
+
+
+def numbers_of_steps(events: list, kind: type) -> int:
+    return sum(isinstance(event, kind) for event in events)
+
+
+def test_page_holds_the_numbers_of_both_runs(finished):
+    out, page, _ = finished
+    text = page.read_text(encoding="utf-8")
+    for run in ("baseline", "msl"):
+        for condition in ("whole", "high"):
+            metrics = compute_metrics(read_predictions(out / "predictions" / f"{run}-{condition}.parquet"))
+            assert f"{100 * metrics.mAP:.1f}" in text, f"{run} {condition}"
+    assert "Baseline" in text and "MSL" in text
+    assert "voc-layout" in text
+    assert re.search(r"Baseline [\d,]+ s, MSL [\d,]+ s", text), "wall time of both runs"
+    assert "msl build-masks --source" in text, "how to go on with real data"
+
+
+def test_every_step_is_a_command_that_is_shown_before_it_runs(finished):
+    out, page, events = finished
+    started = [event for event in events if isinstance(event, StepStarted)]
+    assert [event.command.split()[1] for event in started] == [
+        *("synthesize", "build-shards", "build-masks", "build-masks", "train", "train"),
+        *("evaluate", "evaluate", "evaluate", "evaluate"),
+    ]
+    assert [event.number for event in started] == list(range(1, 11))
+    assert all(f"'{out}" in event.command for event in started)
+    assert not any(event.skipped for event in events if isinstance(event, StepFinished))
+    assert numbers_of_steps(events, StepOutput) > 10
+    for event in started:
+        assert event.command.replace("'", "&#x27;") in page.read_text(encoding="utf-8")
+
+
+def test_both_runs_have_equal_budgets(finished):
+    out, _, _ = finished
+    baseline, msl = (json.loads((out / "runs" / run / "config.json").read_text()) for run in ("baseline", "msl"))
+    for section in ("stream", "model", "optim", "run"):
+        assert baseline[section] == msl[section]
+    assert recipe("demo").optim == recipe("demo-baseline").optim
+    steps = [
+        max(json.loads(line)["step"] for line in (out / "runs" / run / "metrics.jsonl").read_text().splitlines())
+        for run in ("baseline", "msl")
+    ]
+    assert steps[0] == steps[1] > 0
+
+
+def test_train_and_test_masks_differ(finished):
+    out, _, _ = finished
+    names = [json.loads((out / name / "high" / "dataset.json").read_text()) for name in ("masks", "heldout-masks")]
+    assert names[0]["fingerprint"] != names[1]["fingerprint"]
+
+
+def test_a_second_run_does_only_what_is_missing(finished):
+    out, page, _ = finished
+    before = page.read_bytes()
+    missing = out / "predictions" / "msl-high.parquet"
+    contents = missing.read_bytes()
+    missing.unlink()
+    events: list = []
+    assert run_demo(out, quick=True, on_event=events.append) == page
+    assert [event.skipped for event in events if isinstance(event, StepFinished)] == [True] * 9 + [False]
+    assert missing.read_bytes() == contents
+    assert page.read_bytes() == before
+
+
+def test_a_stopped_training_is_resumed(finished, tmp_path: Path):
+    out, _, _ = finished
+    steps = json.loads((out / "steps.json").read_text())
+    kept = {
+        command: seconds for command, seconds in steps.items() if " train " not in command or "demo-base" in command
+    }
+    assert len(kept) == 9
+    (out / "steps.json").write_text(json.dumps(kept))
+    started = json.loads((out / "runs" / "msl" / "environment.json").read_text())
+    run_demo(out, quick=True)
+    again = json.loads((out / "runs" / "msl" / "environment.json").read_text())
+    assert len(again) == len(started) + 1 and again[-1]["from_step"] > 0
+
+
+def test_a_failure_names_the_command_its_words_and_its_log(tmp_path: Path):
+    wrong = tmp_path / "raw" / "VOCdevkit" / "VOC2007"
+    wrong.mkdir(parents=True)
+    with pytest.raises(UserError) as failure:
+        run_demo(tmp_path, quick=True)
+    message = str(failure.value)
+    assert "exit code 2" in message
+    assert "msl synthesize --out" in message
+    assert "not a synthetic dataset" in message
+    log = tmp_path / "logs" / "synthesize.log"
+    assert str(log) in message and "not a synthetic dataset" in log.read_text()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_damaged_list_of_steps_is_a_clear_error(tmp_path: Path):
+    (tmp_path / "steps.json").write_text("{")
+    with pytest.raises(UserError, match=r"steps\.json: not a list of finished steps"):
+        run_demo(tmp_path, quick=True)
