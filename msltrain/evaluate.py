@@ -146,11 +146,13 @@ def _predict(
     return _concatenate(parts)
 
 
-def _forward(recogniser: nn.Module, image_BCHW: Tensor, index_B: np.ndarray, batch_size: int) -> Tensor:
+def _forward(
+    recogniser: Callable[[Tensor], Tensor], image_BCHW: Tensor, index_B: np.ndarray, batch_size: int
+) -> Tensor:
     """Logits (B, K) of a batch, computed inside a full batch with sample n at position n modulo the batch size.
 
-    Kernels, and with them the last bits of a logit, depend on the size of the batch and on the place in it. The last
-    step is shared out differently for every number of ranks; so placed, a sample has the same logits in all of them.
+    The last bits of a logit depend on the kernel, and that on the size of the batch, if not on the place in it. The
+    last step is shared out differently for every number of ranks; so placed, a sample has the same logits in all.
     """
     if len(index_B) == batch_size and index_B[0] % batch_size == 0:
         return recogniser(image_BCHW)

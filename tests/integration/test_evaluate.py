@@ -16,7 +16,7 @@ import torch
 from msldata.errors import UserError
 from msltrain.checkpoint import Checkpoint, save_checkpoint
 from msltrain.config import ModelConfig, TrainConfig
-from msltrain.evaluate import _assemble, _concatenate, _Part, evaluate, evaluate_predictions
+from msltrain.evaluate import _assemble, _concatenate, _forward, _Part, evaluate, evaluate_predictions
 from msltrain.models.build import build_model
 from msltrain.predictions import Origin
 from msltrain.strata import compute_strata
@@ -148,11 +148,30 @@ def test_any_number_of_ranks_writes_the_same_file(place, tmp_path, num_ranks, fi
     assert run_evaluate(place, tmp_path / "many.parquet", launcher) == file_of_one_process
 
 
+def test_a_short_batch_is_computed_inside_a_full_one():
+    seen = []
+
+    def recogniser(image_BCHW: torch.Tensor) -> torch.Tensor:
+        seen.append(image_BCHW)
+        return image_BCHW[:, :, 0, 0]
+
+    image_BCHW = torch.rand(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    for index_B in ([8, 9, 10, 11], [9, 10, 11, 12], [7, 8], [5]):
+        logit_BK = _forward(recogniser, image_BCHW[: len(index_B)], np.array(index_B), 4)
+        assert torch.equal(logit_BK, image_BCHW[: len(index_B), :, 0, 0])
+        assert seen[-1].shape == (4, 3, 2, 2) and seen[-1].is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(seen[-1][[index % 4 for index in index_B]], image_BCHW[: len(index_B)])
+
+
 def test_a_sample_met_twice_or_never_is_refused(place):
     shard_set = open_shard_set(place / "shards")
     keys = [f"s{number:06d}" for number in range(11)]
     part = _Part(np.arange(11), key_hash(keys), np.zeros((11, 3), np.float32))
     assert _assemble(part, shard_set, None, Origin()).keys == tuple(keys)
+    logit_MK = np.arange(33, dtype=np.float32).reshape(11, 3)
+    shuffled = np.random.default_rng(0).permutation(11)
+    mixed = _Part(shuffled, part.key_hash_M[shuffled], logit_MK[shuffled])
+    np.testing.assert_array_equal(_assemble(mixed, shard_set, None, Origin()).logit_NK, logit_MK)
     with pytest.raises(AssertionError, match="0 were never evaluated and 11 more than once"):
         _assemble(_concatenate([part, part]), shard_set, None, Origin())
     with pytest.raises(AssertionError, match="1 were never evaluated"):

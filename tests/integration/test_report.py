@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from msldata.errors import UserError
-from msltrain.bootstrap import mean_ap_difference, mean_ap_interval
+from msltrain.bootstrap import mean_ap_difference, mean_ap_interval, resampled_mean_ap
 from msltrain.config import LossConfig, TrainConfig, to_json
 from msltrain.metrics import SUMMARY, compute_metrics
 from msltrain.predictions import LargestObjects, Origin, Predictions, keep_mask_fingerprints, write_predictions
@@ -247,6 +247,13 @@ def test_interval_holds_the_value_and_narrows_with_more_images(pair):
         )
     )
     assert many.high - many.low < 0.5 * (some.high - some.low)
+
+
+def test_interval_lies_around_the_value_although_repeated_images_raise_the_ap():
+    weak = predictions(0.3, 5)
+    interval = mean_ap_interval(weak)
+    assert resampled_mean_ap(weak).mean() - interval.value > 0.01, "nothing to correct"
+    assert (interval.low + interval.high) / 2 == pytest.approx(interval.value, abs=0.01)
 
 
 def test_answers_by_hand():
