@@ -93,7 +93,8 @@ def build_shards(
         Dataset | None, typer.Option(help="Default: every dataset found under datasets/ or $MSL_DATA.")
     ] = None,
     source: Annotated[Path | None, typer.Option(help="Folder of the raw dataset.")] = None,
-    out_: Annotated[str, typer.Option("--out", help="Folder or URL; shards go to OUT/DATASET/SPLIT.")] = "shards",
+    out_: Annotated[str, typer.Option("--out", help="Folder or URL; shards go to OUT/NAME/SPLIT.")] = "shards",
+    name: Annotated[str | None, typer.Option(help="What to call it; default: the dataset's name.")] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="Repeat for several; default: all.", show_default=False)
     ] = None,
@@ -111,11 +112,12 @@ def build_shards(
     from msldata.storage import open_storage
 
     for found in select_sources(_data_root(), dataset and dataset.value, source, split):
-        for name in found.splits:
-            label = f"{found.dataset} {name}"
+        for chosen in found.splits:
+            label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):
-                plan = plan_build(open_source(found.dataset, found.root, name), samples_per_shard=samples_per_shard)
-            target = open_storage(out_).child(found.dataset).child(name)
+                opened = open_source(found.dataset, found.root, chosen, name)
+                plan = plan_build(opened, samples_per_shard=samples_per_shard)
+            target = open_storage(out_).child(plan.dataset).child(plan.split)
             if dry_run:
                 size = plan.image_bytes()
                 out.print(
@@ -350,6 +352,28 @@ def _show_histogram(title: str, histogram: Any) -> None:
     for name, count in histogram.items():
         table.add_row(name, f"{count:,}", "█" * round(40 * count / largest))
     out.print(table)
+
+
+@app.command()
+def demo(
+    out_: Annotated[Path, typer.Option("--out", help="Folder for everything.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny: checks the path, learns nothing.")] = False,
+) -> None:
+    """From raw files to a page: shards, keep masks, baseline and MSL with equal budgets, what each of them learnt."""
+    from msltrain.demo import StepFinished, StepOutput, StepStarted, run_demo
+
+    def show(event: StepStarted | StepOutput | StepFinished) -> None:
+        match event:
+            case StepStarted():
+                out.print(f"\n[bold]{event.number}/{event.num_steps} {event.title}[/bold]")
+                out.print(f"$ {event.command}", style="cyan", markup=False, soft_wrap=True)
+            case StepOutput():
+                out.print(f"  {event.line}", style="dim", markup=False, soft_wrap=True)
+            case StepFinished():
+                out.print("  done before" if event.skipped else f"  {event.seconds:.0f} s")
+
+    page = run_demo(out_, quick=quick, on_event=show)
+    out.print(f"\nWhat was measured: [green]{page}[/green]; open it in a browser.", soft_wrap=True)
 
 
 class _TrainingDisplay:

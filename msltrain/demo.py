@@ -23,14 +23,15 @@ from msltrain.predictions import read_predictions
 from msltrain.report import RunReport, describe_environment, write_report
 
 PAGE_NAME = "report.html"
+DATASET = "reef"
 _STEPS_NAME = "steps.json"
 _RUNS = {"baseline": ("Baseline", "demo-baseline"), "msl": ("MSL", "demo")}
 """Folder of each run → its name on the page, its recipe; the reference first."""
 
 NEXT_COMMANDS = (
-    "# VOC2007, raw: datasets/VOCdevkit/VOC2007; COCO-2014, raw: datasets/COCO2014; irregular masks: a folder or zip",
+    "# raw data in datasets/VOCdevkit/VOC2007, datasets/COCO2014 and datasets/irregular_mask",
     "msl build-shards",
-    "msl build-masks --source irregular_mask.zip --threshold 0.5",
+    "msl build-masks --threshold 0.5",
     "msl train --recipe msl-c-voc2007 --run runs/msl-c-voc2007",
     "msl evaluate --checkpoint runs/msl-c-voc2007 --data shards/voc2007/test",
     "msl predict photograph.jpg --checkpoint runs/msl-c-voc2007",
@@ -136,7 +137,7 @@ def _plan(out: Path, size: _Size) -> list[_Step]:
         steps.append(_Step(name=name, title=title, arguments=tuple(map(str, arguments)), product=product))
 
     voc, shards, masks, heldout = out / "raw/VOCdevkit/VOC2007", out / "shards", out / "masks", out / "heldout-masks"
-    train, test = shards / "voc2007" / "trainval", shards / "voc2007" / "test"
+    train, test = shards / DATASET / "trainval", shards / DATASET / "test"
     # fmt: off
     add(
         "synthesize", "Draw a dataset in VOC's own layout", voc,
@@ -145,7 +146,8 @@ def _plan(out: Path, size: _Size) -> list[_Step]:
     )
     add(
         "build-shards", "Build shards from the raw files", test / MANIFEST_NAME,
-        "build-shards", "--dataset", "voc2007", "--source", voc, "--out", shards, "--samples-per-shard", 500,
+        "build-shards", "--dataset", "voc2007", "--source", voc, "--name", DATASET, "--out", shards,
+        "--samples-per-shard", 500,
     )
     for folder, what, count, seed in (
         (masks, "keep masks for training", size.num_masks, 0),
@@ -233,7 +235,7 @@ def _write_page(out: Path, steps: list[_Step]) -> Path:
         out / PAGE_NAME,
         title="Recognising what is partly hidden: a synthetic reef",
         runs=runs,
-        shards=out / "shards" / "voc2007" / "test",
+        shards=out / "shards" / DATASET / "test",
         commands=[step.command for step in steps],
         next_commands=NEXT_COMMANDS,
         environment={**describe_environment(), **_describe_budget(runs)},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from msldata.errors import UserError
+from msldata.format import check_key
 from msldata.labels import LabelSpace
 from msldata.records import Record
 from msldata.storage import Storage
@@ -49,13 +50,14 @@ class FoundSource:
     splits: tuple[str, ...]
 
 
-def open_source(dataset: str, root: str | Path, split: str) -> Source:
+def open_source(dataset: str, root: str | Path, split: str, name: str | None = None) -> Source:
     """Open one split of a dataset.
 
     Args:
         dataset: ``voc2007`` or ``coco2014``.
         root: the dataset's folder.
         split: ``trainval``, ``train``, ``val`` or ``test`` of VOC2007; ``train`` or ``val`` of COCO-2014.
+        name: what the shards and the manifest call the dataset; default: its own name.
 
     Raises:
         UserError: unknown dataset or split. FileNotFoundError: the folder or a list in it is missing.
@@ -66,7 +68,11 @@ def open_source(dataset: str, root: str | Path, split: str) -> Source:
     openers: Mapping[str, Callable[[Path, str], Source]] = {"voc2007": Voc2007, "coco2014": Coco2014}
     if dataset not in openers:
         raise UserError(f"unknown dataset '{dataset}'; known are: {', '.join(openers)}")
-    return openers[dataset](Path(root).expanduser(), split)
+    source = openers[dataset](Path(root).expanduser(), split)
+    if name is not None:
+        check_key(name)  # it becomes part of file names
+        source.dataset = name
+    return source
 
 
 def find_sources(root: Path) -> list[FoundSource]:
