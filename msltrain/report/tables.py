@@ -80,7 +80,10 @@ def class_table(runs: Sequence[RunReport], metrics: Sequence[Mapping[str, Metric
     for k in sorted(range(len(first)), key=gain, reverse=True):
         cells = []
         for condition in conditions:
-            bars = [_bar(number, entry[condition].classes[k].average_precision) for number, entry in enumerate(metrics)]
+            bars = [
+                _bar(number, run.name, entry[condition].classes[k].average_precision)
+                for number, (run, entry) in enumerate(zip(runs, metrics, strict=True))
+            ]
             cells.append(f'<td class="wide">{"".join(bars)}</td>')
         label = f"{escape(first[k].name)} <small>{first[k].num_positive:,}</small>"
         rows.append(f'<tr><th scope="row">{label}</th>{"".join(cells)}</tr>')
@@ -127,9 +130,10 @@ def _heads(names: Sequence[str]) -> str:
     return "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
 
 
-def _bar(number: int, value: float | None) -> str:
+def _bar(number: int, name: str, value: float | None) -> str:
     share = 0 if value is None else 100 * value
-    return f'<span class="bar run{number}"><i style="--share:{share:.1f}%"></i>{percent(value)}</span>'
+    bar = f'<i style="--share:{share:.1f}%"></i>'
+    return f'<span class="bar run{number}" title="{escape(name)}">{bar}{percent(value)}</span>'
 
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
