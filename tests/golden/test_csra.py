@@ -60,6 +60,18 @@ def test_one_head_by_pencil():
     assert head(torch.eye(2).reshape(1, 2, 1, 2)).item() == pytest.approx(1.0549834, abs=1e-6)
 
 
+def test_temperature_99_means_the_maximum():
+    # Scores 1 and 1.01: a softmax at temperature 99 would attend to 1.00729, the published code takes 1.01.
+    head = CSRAHead(1, 1, num_heads=2, attention_weight=1.0).double()
+    with torch.no_grad():
+        head.score.weight.fill_(1.0)
+    scores = [1.0, 1.01]
+    weights = [math.exp(score) for score in scores]
+    attended = sum(weight * score for weight, score in zip(weights, scores)) / sum(weights)
+    feature = torch.tensor(scores, dtype=torch.float64).reshape(1, 1, 1, 2)
+    assert head(feature).item() == pytest.approx(1.005 + attended + 1.005 + 1.01, abs=1e-12)
+
+
 def test_published_temperatures():
     assert TEMPERATURES == {
         1: (1,),

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import msltrain.validation
 from msldata.errors import UserError
 from msltrain.checkpoint import load_checkpoint, load_recogniser
 from msltrain.config import (
@@ -31,7 +32,9 @@ from msltrain.models.build import Recogniser
 from msltrain.recipes import recipe
 from msltrain.recipes.published import BASELINE_LOSS
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.loader import Loader
 from msltrain.stream.maskbank import MaskBank
+from msltrain.stream.shardset import open_shard_set
 from msltrain.trainer import train
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
@@ -139,22 +142,33 @@ def test_a_run_leaves_a_complete_folder(config: TrainConfig, tmp_path: Path):
     assert [row["validation_mAP"] for row in rows(run) if "validation_mAP" in row] == [e.validation_mAP for e in epochs]
 
 
-def test_validation_measures_the_shipped_weights(config: TrainConfig, tmp_path: Path, data: Path):
-    """The mAP in the checkpoint is that of the moving average, on the held-out samples alone."""
-    from msltrain.metrics import mean_average_precision
-    from msltrain.stream.loader import Loader
-    from msltrain.stream.shardset import open_shard_set
+def test_validation_measures_the_shipped_weights(
+    config: TrainConfig, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What is ranked are the moving average's logits on the held-out samples, each once, with their ignored pairs."""
+    ranked = []
 
+    def mean_average_precision(logit_NK, target_NK, ignore_NK):
+        ranked.append((logit_NK, target_NK, ignore_NK))
+        return 0.5
+
+    monkeypatch.setattr(msltrain.validation, "mean_average_precision", mean_average_precision)
     result = train(config, run_dir=tmp_path / "run")
     loaded = load_recogniser(result.last)
     _, held_out = open_shard_set(data / "train").hold_out(0.15, seed=0)
     with Loader(held_out, config.stream, device="cpu", training=False) as loader, torch.no_grad():
         parts = [(loaded.recogniser(batch.image_BCHW), batch.target_BK, batch.ignore_BK) for batch in loader]
-    columns = (torch.cat(column).numpy() for column in zip(*parts))
-    assert mean_average_precision(*columns) == pytest.approx(load_checkpoint(result.last).validation_mAP, abs=1e-12)
-    state = load_checkpoint(result.last).train_state
+    for found, expected in zip(ranked[-1], (torch.cat(column) for column in zip(*parts))):
+        torch.testing.assert_close(torch.from_numpy(found), expected)
+    assert result.best_epoch == 0  # the first of equals
+
+
+def test_the_moving_average_follows_the_weights(config: TrainConfig, tmp_path: Path):
     name = "classifier.score.weight"
-    assert not torch.equal(state["weights"][name], load_checkpoint(result.last).weights[name])
+    for decay, follows in (("1e-6", True), ("0.9", False)):
+        result = train(override(config, [f"optim.ema_decay={decay}"]), run_dir=tmp_path / decay)
+        last = load_checkpoint(result.last)
+        assert torch.allclose(last.weights[name], last.train_state["weights"][name], atol=1e-5) == follows
 
 
 @pytest.mark.usefixtures("dropout")

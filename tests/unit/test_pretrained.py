@@ -22,6 +22,7 @@ from msltrain.models.pretrained import load_weights_file
         ("resnet18", 64, 512, 2),
         ("convnext_atto", 64, 320, 2),
         ("mobilenetv2_100", 64, 1280, 2),
+        ("mobilenetv4_conv_small", 64, 960, 2),  # has a convolution behind its pooling
         ("efficientnet_b0", 96, 1280, 3),
         ("vit_tiny_patch16_224", 224, 192, 14),
         ("vit_tiny_patch16_224", 96, 192, 6),
