@@ -5,7 +5,9 @@ Everything here also works, and costs nothing, in a single process. Tensors go o
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +80,8 @@ class Ranks:
 def process_group(device: str) -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be alone.
 
+    Nothing made in the block that holds a DistributedDataParallel may be kept beyond it.
+
     Args:
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
 
@@ -96,7 +100,13 @@ def process_group(device: str) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Ranks(rank=rank, world_size=world_size, device=chosen)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # its frames hold what the block made
+        raise
     finally:
+        # DistributedDataParallel must go before the group does: as the group's last owner it would end the group's
+        # threads while it holds the interpreter lock, which such a thread may be waiting for, and neither would move.
+        gc.collect()
         dist.destroy_process_group()
 
 

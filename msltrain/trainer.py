@@ -68,18 +68,23 @@ def train(
     folder = RunFolder(Path(run_dir).expanduser())
     with process_group(config.run.device) as ranks, StopSignals() as stop, TrainData(config, ranks) as data:
         checkpoint = ranks.first_does(lambda: _open_run(folder, config, data, resume))
-        trainer = Trainer(config, data, folder, ranks, stop, on_event, checkpoint)
-        trainer.run()
-    best = trainer.best
+        num_steps, best = _run(config, data, folder, ranks, stop, on_event, checkpoint)
     return TrainResult(
         run_dir=folder.path,
-        num_steps=trainer.step,
+        num_steps=num_steps,
         last=folder.last,
         best=None if best is None else folder.best,
         best_epoch=None if best is None else best["epoch"],
         validation_mAP=None if best is None else best["mAP"],
         seconds=time.perf_counter() - began,
     )
+
+
+def _run(*arguments: Any) -> tuple[int, dict[str, Any] | None]:
+    """Steps taken and best epoch of a Trainer that lives no longer than this call, as ``process_group`` asks."""
+    trainer = Trainer(*arguments)
+    trainer.run()
+    return trainer.step, trainer.best
 
 
 class Trainer:
