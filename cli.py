@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,17 +67,6 @@ Workers = Annotated[int | None, typer.Option(help="Processes; default: one a cor
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where another build was.")]
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A Rich progress bar fed with (done, total)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _data_root() -> Path:
     """Where raw datasets are looked for when no --source is given."""
     import os
@@ -108,6 +95,7 @@ def build_shards(
 ) -> None:
     """Turn labelled photographs into verified WebDataset shards."""
     from msldata.build_shards import build_shards, plan_build
+    from msldata.display import progress_bar, show_manifest
     from msldata.sources import open_source, select_sources
     from msldata.storage import open_storage
 
@@ -125,11 +113,11 @@ def build_shards(
                     f"{f', about {size / 1e6:,.0f} MB' if size else ''} -> {target.url}"
                 )
                 continue
-            with _progress(label) as progress:
+            with progress_bar(err, label) as progress:
                 manifest = build_shards(
                     plan, target, num_workers=workers, on_error=on_error.value, overwrite=overwrite, progress=progress
                 )
-            _show_manifest(manifest, target.url)
+            show_manifest(out, manifest, target.url)
 
 
 @app.command(rich_help_panel="Data")
@@ -156,11 +144,12 @@ def build_masks(
 ) -> None:
     """Split irregular masks by their hole fraction into keep-mask shards, high and low."""
     from msldata.build_masks import build_masks
+    from msldata.display import progress_bar, show_histogram, show_manifest
     from msldata.masksources import select_mask_source
     from msldata.storage import open_storage
 
     masks = select_mask_source(_data_root(), source, generate=generate, size=size, seed=seed)
-    with _progress("masks") as progress:
+    with progress_bar(err, "masks") as progress:
         build = build_masks(
             masks,
             open_storage(out_),
@@ -174,9 +163,9 @@ def build_masks(
             progress=progress,
         )
     out.print(f"polarity: {build.polarity.explanation}", soft_wrap=True)
-    _show_histogram("hole fraction of all masks read", build.histogram)
+    show_histogram(out, "hole fraction of all masks read", build.histogram)
     for name, manifest in build.manifests.items():
-        _show_manifest(manifest, f"{out_}/{name}")
+        show_manifest(out, manifest, f"{out_}/{name}")
         if per_subset > manifest.num_samples:
             out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
 
@@ -191,9 +180,10 @@ def synthesize(
     workers: Workers = None,
 ) -> None:
     """Draw a small dataset in VOC's own layout: overlapping, occluded and small objects."""
+    from msldata.display import progress_bar
     from msldata.sources.synthetic import write_synthetic_voc
 
-    with _progress("drawing") as progress:
+    with progress_bar(err, "drawing") as progress:
         write_synthetic_voc(
             out_,
             num_train=num_train,
@@ -225,9 +215,10 @@ def train(
     config = configure(recipe, train=data, keep_masks=keep_masks, settings=set_ or [])
     if (processes := launch.num_processes(gpus)) > 1:
         raise typer.Exit(launch.launch([__file__, *sys.argv[1:]], processes))
+    from msltrain.display import TrainingDisplay
     from msltrain.trainer import train
 
-    with _TrainingDisplay() as display:
+    with TrainingDisplay(out, err) as display:
         result = train(config, run_dir=run or Path("runs", recipe), resume=resume, on_event=display.show)
     if result.best_epoch is not None:
         out.print(f"best validation mAP {100 * (result.validation_mAP or 0):.1f}, epoch {result.best_epoch + 1}")
@@ -263,6 +254,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Predict every sample exactly once and measure as published: mAP, CP, CR, CF1, OP, OR, OF1."""
+    from msldata.display import progress_bar
     from msldata.errors import UserError
     from msltrain.evaluate import evaluate, evaluate_predictions
     from msltrain.predictions import default_file
@@ -274,7 +266,7 @@ def evaluate(
         raise UserError("say what to evaluate: --checkpoint RUN --data SHARDS, or --predictions FILE")
     else:
         out_ = out_ or default_file(checkpoint, data, keep_masks or [])
-        with _progress("evaluating") as progress:
+        with progress_bar(err, "evaluating") as progress:
             _, metrics = evaluate(
                 checkpoint,
                 data,
@@ -336,24 +328,6 @@ def predict(
         err.print(f"{len(failed)} of {len(found)} images could not be read: {failed[0].file}: {failed[0].error}")
 
 
-def _show_manifest(manifest: Any, where: str) -> None:
-    size = sum(shard.num_bytes for shard in manifest.shards)
-    notes = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in manifest.counts.items() if count)
-    shards = f"{len(manifest.shards):,} shard{'s' * (len(manifest.shards) != 1)}"
-    out.print(
-        f"[green]{where}[/green]: {manifest.num_samples:,} samples, {shards}, {size / 1e6:,.1f} MB{notes}",
-        soft_wrap=True,
-    )
-
-
-def _show_histogram(title: str, histogram: Any) -> None:
-    table = Table(title=title, title_justify="left", box=None, show_header=False)
-    largest = max(histogram.values(), default=0) or 1
-    for name, count in histogram.items():
-        table.add_row(name, f"{count:,}", "█" * round(40 * count / largest))
-    out.print(table)
-
-
 @app.command()
 def demo(
     out_: Annotated[Path, typer.Option("--out", help="Folder for everything.")] = Path("demo"),
@@ -374,54 +348,6 @@ def demo(
 
     page = run_demo(out_, quick=quick, on_event=show)
     out.print(f"\nWhat was measured: [green]{page}[/green]; open it in a browser.", soft_wrap=True)
-
-
-class _TrainingDisplay:
-    """A progress bar with the loss terms, and a line that stays for every epoch."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=err, transient=True)
-        self._task = self._bar.add_task("starting", total=None)
-        self._last = ""
-
-    def __enter__(self) -> _TrainingDisplay:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, event: Any) -> None:
-        from msltrain.events import EpochEvent, StartEvent, StepEvent
-
-        match event:
-            case StartEvent():
-                out.print(
-                    f"{event.num_parameters / 1e6:.1f} M parameters on {event.world_size} × {event.device}, "
-                    f"{event.num_train:,} training and {event.num_validation:,} validation samples, "
-                    f"{event.num_keep_masks:,} keep masks, {event.num_steps:,} steps",
-                    soft_wrap=True,
-                )
-                for note in event.notes:
-                    out.print(f"  {note}", soft_wrap=True)
-            case StepEvent():
-                terms = "  ".join(f"{name} {value:.4f}" for name, value in event.losses.items())
-                self._last = (
-                    f"{terms}  {event.images_per_second:,.0f} images/s  data wait {100 * event.data_wait:.1f} %"
-                )
-                epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
-                self._bar.update(
-                    self._task, description=f"{epoch}  {self._last}", completed=event.step, total=event.num_steps
-                )
-            case EpochEvent():
-                validation = ""
-                if event.validation_mAP is not None:
-                    validation = f"  validation mAP {100 * event.validation_mAP:.1f}{' (best)' * event.is_best}"
-                epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
-                out.print(f"{epoch}  {self._last}{validation}  {event.seconds:.0f} s", soft_wrap=True)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ SHARED_WITH_TRAINING = {"msldata.errors", "msldata.format", "msldata.storage", "
 
 # Lower layers first; a module may import from its own layer and from those before it.
 MSLTRAIN_LAYERS = (
-    ("stream", "losses", "metrics", "predictions", "distributed", "events", "interrupt", "launch"),
+    ("stream", "losses", "metrics", "predictions", "distributed", "events", "interrupt", "launch", "display"),
     ("config", "strata", "bootstrap"),
     ("models", "optim", "siamese", "recipes"),
     ("checkpoint", "rundir"),
