@@ -80,7 +80,7 @@ class _Size:
 
 
 # Large enough for the baseline to learn the task within minutes; two thirds of the generated masks are "low".
-_FULL = _Size(num_train=3500, num_test=1000, image_size=128, num_masks=1500, num_heldout_masks=900)
+_FULL = _Size(num_train=4000, num_test=1000, image_size=128, num_masks=1500, num_heldout_masks=900)
 _QUICK = _Size(
     num_train=48,
     num_test=24,
