@@ -80,9 +80,17 @@ def train(
     )
 
 
-def _run(*arguments: Any) -> tuple[int, dict[str, Any] | None]:
+def _run(
+    config: TrainConfig,
+    data: TrainData,
+    folder: RunFolder,
+    ranks: Ranks,
+    stop: StopSignals,
+    on_event: OnEvent | None,
+    checkpoint: Checkpoint | None,
+) -> tuple[int, dict[str, Any] | None]:
     """Steps taken and best epoch of a Trainer that lives no longer than this call, as ``process_group`` asks."""
-    trainer = Trainer(*arguments)
+    trainer = Trainer(config, data, folder, ranks, stop, on_event, checkpoint)
     trainer.run()
     return trainer.step, trainer.best
 
