@@ -63,6 +63,11 @@ class Polarity(StrEnum):
     hole_black = "hole-black"
 
 
+class MaskOrder(StrEnum):
+    seeded = "seeded"
+    official = "official"
+
+
 Workers = Annotated[int | None, typer.Option(help="Processes; default: one a core.", min=1, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where another build was.")]
 
@@ -131,10 +136,14 @@ def build_masks(
     size: Annotated[int, typer.Option(help="Side of generated masks in pixels.")] = 512,
     threshold: Annotated[float, typer.Option(help="high = hole fraction above it.")] = 0.5,
     polarity: Annotated[Polarity, typer.Option(help="What the holes look like in the files.")] = Polarity.auto,
-    per_subset: Annotated[int, typer.Option(help="Masks drawn for high and for low; 0 = all.", min=0)] = 1000,
+    order: Annotated[
+        MaskOrder, typer.Option(help="seeded = by hole fraction; official = the released code's slices of file names.")
+    ] = MaskOrder.seeded,
+    buckets: Annotated[bool, typer.Option("--buckets", help="Also one subset per ten percent, up to 60 %.")] = False,
+    per_subset: Annotated[int, typer.Option(help="Masks drawn for each subset; 0 = all.", min=0)] = 1000,
     seed: Annotated[int, typer.Option(help="Of the draw and of the generator.")] = 0,
     out_: Annotated[
-        str, typer.Option("--out", help="Folder or URL; shards go to OUT/high and OUT/low.")
+        str, typer.Option("--out", help="Folder or URL; shards go to OUT/high, OUT/low …")
     ] = "shards/masks",
     workers: Workers = None,
     on_error: Annotated[
@@ -153,10 +162,12 @@ def build_masks(
         build = build_masks(
             masks,
             open_storage(out_),
+            order=order.value,
             threshold=threshold,
             polarity=polarity.value,
             per_subset=per_subset,
             seed=seed,
+            buckets=buckets,
             num_workers=workers,
             on_error=on_error.value,
             overwrite=overwrite,
@@ -168,6 +179,29 @@ def build_masks(
         show_manifest(out, manifest, f"{out_}/{name}")
         if per_subset > manifest.num_samples:
             out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
+    for note in build.notes:
+        out.print(note, soft_wrap=True)
+
+
+@app.command(rich_help_panel="Data")
+def verify(
+    shards: Annotated[str, typer.Argument(help="A dataset folder or URL: images or keep masks.")],
+    against: Annotated[
+        str | None, typer.Option(help="A split that must share no image with it, as test with train.")
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Check every byte of a dataset: checksums, index, images, labels, duplicates, leftover files."""
+    from msldata.display import progress_bar, show_verification
+    from msldata.storage import open_storage
+    from msldata.verify import verify
+
+    other = open_storage(against) if against else None
+    with progress_bar(err, "verifying") as progress:
+        result = verify(open_storage(shards), against=other, num_workers=workers, progress=progress)
+    show_verification(out, result, shards)
+    if result.findings:
+        raise typer.Exit(2)
 
 
 @app.command(rich_help_panel="Data")

@@ -35,13 +35,17 @@ from msldata.keepmask import (
     encode_png,
 )
 from msldata.masksources import MaskSource
+from msldata.masksubsets import MaskSample, choose_official, choose_seeded
 from msldata.measuredmask import MeasuredMask, measure_masks
 from msldata.shardwriter import ShardWriter
 from msldata.storage import Storage
 
 DATASET = "masks"
-SUBSETS = ("high", "low")
 MASKS_PER_SHARD = 1000
+
+SEEDED = "seeded"
+OFFICIAL = "official"
+ORDERS = (SEEDED, OFFICIAL)
 
 Progress = Callable[[int, int], None]
 
@@ -51,21 +55,14 @@ class MaskBuild:
     """What one build made, and what it saw on the way."""
 
     manifests: Mapping[str, Manifest]
-    """By subset, ``high`` and ``low``; ``counts`` holds how many masks were available for it."""
+    """By subset, ``high`` and ``low`` first; ``counts`` holds how many masks were available for it."""
     polarity: PolarityDecision
     histogram: Mapping[str, int]
     """Hole fractions of all masks that were read, in ten bins; see ``hole_fraction_histogram``."""
     quarantined: tuple[BadInputError, ...]
     """The files that were skipped, with the reasons."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """One keep mask to be written."""
-
-    key: str
-    source: str
-    mask: MeasuredMask
+    notes: tuple[str, ...]
+    """What a person should know of how the masks were chosen, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +71,12 @@ class _ShardTask:
     name: str
     plan: str
     polarity: str
-    samples: tuple[_Sample, ...]
+    samples: tuple[MaskSample, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Subset:
-    """One of the two datasets to be written."""
+    """One of the datasets to be written."""
 
     folder: BuildFolder
     tasks: tuple[_ShardTask, ...]
@@ -91,10 +88,12 @@ def build_masks(
     source: MaskSource,
     out: Storage,
     *,
+    order: str = SEEDED,
     threshold: float = 0.5,
     polarity: str = AUTO,
     per_subset: int = 1000,
     seed: int = 0,
+    buckets: bool = False,
     num_workers: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
     overwrite: bool = False,
@@ -107,14 +106,17 @@ def build_masks(
 
     Args:
         source: where the masks come from.
-        out: the folder that will hold both subsets.
+        out: the folder that will hold the subsets.
+        order: ``seeded``: by hole fraction, drawn by the seed. ``official``: the slices of file names that the released
+            code takes for "high" and "low", and a third one it never touches, "heldout"; see ``choose_official``.
         threshold: hole fraction in (0, 1); "high" lies above it, "low" at or below. The paper: 0.5.
         polarity: ``hole-white``, ``hole-black``, or ``auto`` to tell it from the masks (refused when unclear).
         per_subset: masks drawn for each subset, or all that there are when fewer; 0 means all. The paper: 1,000.
         seed: which masks are drawn, where there are more.
+        buckets: also build ``holes-00-10`` to ``holes-50-60``, by hole fraction; see ``choose_seeded``.
         num_workers: processes; default one per available processor.
         on_error: ``fail`` at the first file that is no mask, or ``skip`` and list such files in ``quarantine.jsonl``.
-        overwrite: delete what earlier builds wrote into the two folders and start over.
+        overwrite: delete what earlier builds wrote into the folders of these subsets and start over.
         progress: called with (done, total), first in masks read, then in masks written.
 
     Raises:
@@ -122,41 +124,49 @@ def build_masks(
         BadInputError: a file that is no mask (with ``fail``).
 
     Deviation: the official code takes files 11000–11999 as "high" and 00000–00999 as "low" without computing a hole
-    fraction, and the paper's rule applied to the raw files, where white is the hole, would swap the two.
+    fraction (``order="official"`` does so too), and the paper's rule applied to the raw files, where white is the hole,
+    would swap the two.
     """
-    _check_options(source, threshold, polarity, per_subset, on_error)
+    _check_options(source, order, threshold, polarity, per_subset, seed, buckets, on_error)
     names = source.names()
     masks, rejected = measure_masks(source, names, num_workers=num_workers, on_error=on_error, progress=progress)
     decision = _settle_polarity(source, polarity, masks)
-    options = {"threshold": threshold, "polarity": decision.polarity, "per_subset": per_subset, "seed": seed}
     origin = {"polarity_origin": decision.origin, "polarity_explanation": decision.explanation}
-    available = _split(masks, _sample_names(names), decision.polarity, threshold)
+    sample_names = _sample_names(names)
+    samples = [MaskSample(*sample_names[mask.name], mask) for mask in masks]
+    if order == OFFICIAL:
+        choice = choose_official(samples, decision.polarity, per_subset=per_subset)
+    else:
+        choice = choose_seeded(
+            samples, decision.polarity, threshold=threshold, per_subset=per_subset, seed=seed, buckets=buckets
+        )
     subsets = []
-    for name in SUBSETS:
-        samples = _draw(available[name], per_subset, seed)
-        fractions = [sample.mask.hole_fraction(decision.polarity) for sample in samples]
+    for subset in choice.subsets:
+        fractions = [sample.mask.hole_fraction(decision.polarity) for sample in subset.samples]
         draft = Manifest(
             kind=KEEP_MASKS,
             dataset=DATASET,
-            split=name,
+            split=subset.name,
             shards=(),
             hole_fraction_histogram=hole_fraction_histogram(fractions),
             counts={
                 "masks_read": len(masks),
                 "quarantined": len(rejected),
-                "available": len(available[name]),
+                **subset.counts,
                 "without_hole": fractions.count(0.0),
                 "all_hole": fractions.count(1.0),
             },
-            options=options,
+            options=subset.options,
             provenance={**source.provenance, **origin},
         )
-        subsets.append(_plan_subset(out.child(name), draft, samples))
+        subsets.append(_plan_subset(out.child(subset.name), draft, subset.samples))
+    left_out = [BuildFolder(out.child(name), [], "") for name in choice.left_out]
     return MaskBuild(
-        manifests=_write(subsets, rejected, num_workers, overwrite, progress),
+        manifests=_write(subsets, left_out, rejected, num_workers, overwrite, progress),
         polarity=decision,
         histogram=hole_fraction_histogram(mask.hole_fraction(decision.polarity) for mask in masks),
         quarantined=rejected,
+        notes=choice.notes,
     )
 
 
@@ -169,7 +179,23 @@ def hole_fraction_histogram(hole_fractions: Iterable[float]) -> dict[str, int]:
     return {f"{tenth / 10:.1f}-{(tenth + 1) / 10:.1f}": count for tenth, count in enumerate(counts)}
 
 
-def _check_options(source: MaskSource, threshold: float, polarity: str, per_subset: int, on_error: str) -> None:
+def _check_options(
+    source: MaskSource,
+    order: str,
+    threshold: float,
+    polarity: str,
+    per_subset: int,
+    seed: int,
+    buckets: bool,
+    on_error: str,
+) -> None:
+    if order not in ORDERS:
+        raise UserError(f"unknown order '{order}'; use {' or '.join(ORDERS)}")
+    if order == OFFICIAL and (threshold != 0.5 or seed != 0 or buckets):
+        raise UserError(
+            "--order official takes masks by their file names: --threshold, --seed and --buckets would do nothing; "
+            "leave them out, or build those subsets into another --out with --order seeded"
+        )
     if not 0 < threshold < 1:
         raise UserError(f"threshold is {threshold}; it is a share of the image and must lie between 0 and 1, as in 0.5")
     if per_subset < 0:
@@ -214,28 +240,7 @@ def _sample_names(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {name: (keys[name], short[name]) for name in names}
 
 
-def _split(
-    masks: Sequence[MeasuredMask], sample_names: Mapping[str, tuple[str, str]], polarity: str, threshold: float
-) -> dict[str, list[_Sample]]:
-    """All masks by subset."""
-    available: dict[str, list[_Sample]] = {name: [] for name in SUBSETS}
-    for mask in masks:
-        subset = "high" if mask.hole_fraction(polarity) > threshold else "low"
-        available[subset].append(_Sample(*sample_names[mask.name], mask))
-    return available
-
-
-def _draw(samples: Sequence[_Sample], count: int, seed: int) -> list[_Sample]:
-    """``count`` samples (0: all) in the order of their names, whatever the order they come in."""
-
-    def lot(sample: _Sample) -> bytes:
-        # A hash of the name draws the same masks for ever; a library's generator may change its sequence.
-        return hashlib.sha256(f"{seed}/{sample.source}".encode()).digest()
-
-    return sorted(sorted(samples, key=lot)[: count or None], key=lambda sample: sample.source)
-
-
-def _plan_subset(out: Storage, draft: Manifest, samples: Sequence[_Sample]) -> _Subset:
+def _plan_subset(out: Storage, draft: Manifest, samples: Sequence[MaskSample]) -> _Subset:
     """Cut the samples into shard tasks and give the plan its digest."""
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -261,19 +266,23 @@ def _plan_subset(out: Storage, draft: Manifest, samples: Sequence[_Sample]) -> _
 
 def _write(
     subsets: Sequence[_Subset],
+    left_out: Sequence[BuildFolder],
     rejected: Sequence[BadInputError],
     num_workers: int | None,
     overwrite: bool,
     progress: Progress | None,
 ) -> dict[str, Manifest]:
-    """Write what is missing of both subsets and publish them."""
+    """Write what is missing of the subsets and publish them."""
     with ExitStack() as claims:
         for subset in subsets:
             claims.enter_context(subset.folder.claim())
         if overwrite:
-            for subset in subsets:
-                subset.folder.clear()
-        # Both folders are looked at before either is written to.
+            for folder in (*(subset.folder for subset in subsets), *left_out):
+                folder.clear()
+        # All folders are looked at before any is written to; what another build left where this one has nothing to
+        # put would pass for its work.
+        for folder in left_out:
+            folder.finished_manifest()
         finished = {subset.draft.split: subset.folder.finished_manifest() for subset in subsets}
         unfinished = [subset for subset in subsets if finished[subset.draft.split] is None]
         kept = [subset.folder.finished_shards() for subset in unfinished]

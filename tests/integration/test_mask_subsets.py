@@ -1,0 +1,207 @@
+"""Which masks a build chooses: official slices, buckets of ten percent, and that the default never changes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msldata.build_masks import build_masks
+from msldata.errors import UserError
+from msldata.format import KEEP_MASKS, decode_index, read_manifest
+from msldata.masksources import GeneratedMasks, open_mask_source
+from msldata.storage import open_storage
+
+
+def white_rows(rows: float, size: int = 50) -> bytes:
+    """A mask file whose upper ``rows`` of 50 rows are white."""
+    gray = np.zeros((size, size), dtype=np.uint8)
+    gray[: round(rows * size / 50)] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(gray).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def build(location, out: Path, **options):
+    options = {"num_workers": 1, "polarity": "hole-white", **options}
+    return build_masks(open_mask_source(location), open_storage(out), **options)
+
+
+def rows(out: Path, subset: str) -> list[dict]:
+    storage = open_storage(out / subset)
+    return [
+        row
+        for shard in read_manifest(storage).shards
+        for row in decode_index(KEEP_MASKS, storage.read(shard.index_name), shard.index_name).to_pylist()
+    ]
+
+
+def sources(out: Path, subset: str) -> list[str]:
+    return [row["source"] for row in rows(out, subset)]
+
+
+def test_default_plans_and_bytes_never_change(tmp_path):
+    # Written down once: whoever has built masks must find the same command to do nothing, and the same fingerprints.
+    made = build_masks(
+        GeneratedMasks(40, size=64), open_storage(tmp_path), per_subset=5, seed=3, num_workers=1
+    ).manifests
+    assert {name: (manifest.plan[:16], manifest.fingerprint[:16]) for name, manifest in made.items()} == {
+        "high": ("fd064b201a808c4b", "dccb1217356cba0d"),
+        "low": ("8c34161e43f6b172", "ca5d2f1723bc3162"),
+    }
+
+
+# --- official order ---------------------------------------------------------------------------------------------------
+
+EDGES = ("00000", "00001", "00999", "01000", "09999", "10000", "10999", "11000", "11998", "11999")
+"""Numbers at the ends of the slices. All hide the same share: names decide, not hole fractions."""
+
+
+@pytest.fixture
+def nvidia_like(tmp_path) -> Path:
+    return write(tmp_path / "source", {f"mask/{number}.png": white_rows(20 + 1) for number in EDGES})
+
+
+def test_official_takes_the_slices_by_file_name(nvidia_like, tmp_path):
+    made = build(nvidia_like, tmp_path / "out", order="official")
+    found = {
+        name: [source.removesuffix(".png") for source in sources(tmp_path / "out", name)] for name in made.manifests
+    }
+    assert found == {
+        "high": ["11000", "11998", "11999"],
+        "low": ["00000", "00001", "00999"],
+        "heldout": ["10000", "10999"],
+    }
+    heldout = made.manifests["heldout"]
+    assert (heldout.counts["available"], heldout.counts["files_in_slice"]) == (2, 1000)
+    assert heldout.options == {"order": "official", "polarity": "hole-white", "per_subset": 1000}
+    assert "high: 3 of the 1,000 files 11000–11999 are in the source" in made.notes
+
+
+def test_official_cuts_from_the_front_of_each_slice(nvidia_like, tmp_path):
+    made = build(nvidia_like, tmp_path / "out", order="official", per_subset=2)
+    assert sources(tmp_path / "out", "high") == ["11000.png", "11998.png"]
+    assert sources(tmp_path / "out", "low") == ["00000.png", "00001.png"]
+    assert made.manifests["low"].counts["available"] == 3
+
+
+@pytest.mark.parametrize("missing", ["00", "10", "11"])
+def test_an_empty_slice_is_refused(nvidia_like, tmp_path, missing):
+    for path in nvidia_like.rglob(f"{missing}*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"none of the files .*is in the source.*--order seeded"):
+        build(nvidia_like, tmp_path / "out", order="official")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["mask/1234.png", "mask/000001.png", "mask/a.png", "mask/12000.png", "mask/٠٠٠٠١.png"])
+def test_official_needs_the_names_of_the_test_set(nvidia_like, tmp_path, name):
+    write(nvidia_like, {name: white_rows(5)})
+    with pytest.raises(UserError, match=r"named 00000 to 11999; '.*' is not one of them"):
+        build(nvidia_like, tmp_path / "out", order="official")
+
+
+def test_one_number_twice_is_refused(nvidia_like, tmp_path):
+    write(nvidia_like, {"copy/10000.png": white_rows(5)})
+    with pytest.raises(UserError, match=r"copy/10000\.png and mask/10000\.png have one number"):
+        build(nvidia_like, tmp_path / "out", order="official")
+
+
+def test_generated_masks_have_no_official_order(tmp_path):
+    with pytest.raises(UserError, match="'generated-000000'"):
+        build_masks(GeneratedMasks(8, size=32), open_storage(tmp_path / "out"), order="official", num_workers=1)
+
+
+@pytest.mark.parametrize("option", [{"threshold": 0.4}, {"seed": 1}, {"buckets": True}])
+def test_options_that_official_order_would_ignore_are_refused(nvidia_like, tmp_path, option):
+    with pytest.raises(UserError, match=r"--order official takes masks by their file names"):
+        build(nvidia_like, tmp_path / "out", order="official", **option)
+
+
+def test_an_unknown_order_is_refused(nvidia_like, tmp_path):
+    with pytest.raises(UserError, match="unknown order 'random'; use seeded or official"):
+        build(nvidia_like, tmp_path / "out", order="random")
+
+
+@pytest.mark.real
+def test_official_slices_of_the_real_masks(sample, tmp_path):
+    numbers = [int(path.stem) for path in (sample / "irregular_mask").rglob("*.png")]
+    made = build(sample / "irregular_mask", tmp_path / "out", order="official", polarity="auto", num_workers=2)
+    for name, start in {"high": 11000, "low": 0, "heldout": 10000}.items():
+        expected = sorted(number for number in numbers if start <= number < start + 1000)
+        assert [int(row["key"]) for row in rows(tmp_path / "out", name)] == expected
+        assert made.manifests[name].counts["available"] == len(expected) > 0
+        for row in rows(tmp_path / "out", name):
+            assert (0.5 < row["hole_fraction"] <= 0.6) if start else (0 < row["hole_fraction"] <= 0.1)
+
+
+# --- buckets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graded(tmp_path) -> Path:
+    """Masks of 0, 2, 4 … 100 percent."""
+    return write(tmp_path / "source", {f"p{2 * number:03d}.png": white_rows(number) for number in range(51)})
+
+
+def test_buckets_exclude_their_lower_edge_and_include_their_upper(graded, tmp_path):
+    made = build(graded, tmp_path / "out", buckets=True, per_subset=0)
+    assert list(made.manifests) == [
+        *("high", "low", "holes-00-10", "holes-10-20", "holes-20-30", "holes-30-40", "holes-40-50", "holes-50-60"),
+    ]
+    for tenth in range(6):
+        name = f"holes-{tenth}0-{tenth + 1}0"
+        assert sources(tmp_path / "out", name) == [f"p{10 * tenth + 2 * step:03d}.png" for step in range(1, 6)]
+        options = made.manifests[name].options
+        assert (options["hole_fraction_above"], options["hole_fraction_up_to"]) == (tenth / 10, (tenth + 1) / 10)
+    assert made.notes == ("21 masks are in none of the buckets: they hide nothing, or more than 60 % of an image",)
+
+
+def test_buckets_first_take_masks_that_high_and_low_did_not(graded, tmp_path):
+    made = build(graded, tmp_path / "out", buckets=True, per_subset=3)
+    taken = {*sources(tmp_path / "out", "high"), *sources(tmp_path / "out", "low")}
+    for name in list(made.manifests)[2:]:
+        drawn = set(sources(tmp_path / "out", name))
+        assert len(drawn) == 3
+        assert made.manifests[name].counts["also_in_high_or_low"] == len(drawn & taken)
+        free = {f"p{int(name[6:8]) + 2 * step:03d}.png" for step in range(1, 6)} - taken
+        assert len(drawn & free) == min(3, len(free)), "a free mask was passed over"
+
+
+def test_buckets_leave_high_and_low_as_they_are(graded, tmp_path):
+    first = build(graded, tmp_path / "out", per_subset=5).manifests
+    again = build(graded, tmp_path / "out", per_subset=5, buckets=True).manifests
+    assert {name: again[name] for name in first} == first
+
+
+def test_an_empty_bucket_is_left_out_and_said(graded, tmp_path):
+    for percent in range(32, 42, 2):
+        (graded / f"p{percent:03d}.png").unlink()
+    made = build(graded, tmp_path / "out", buckets=True)
+    assert "holes-30-40" not in made.manifests
+    assert len(made.manifests) == 7
+    assert not (tmp_path / "out" / "holes-30-40").exists()
+    assert "holes-30-40: left out, no mask of this hole fraction in the source" in made.notes
+
+
+def test_an_old_bucket_does_not_pass_for_one_that_is_left_out(graded, tmp_path):
+    build(graded, tmp_path / "out", buckets=True, threshold=0.4)
+    for name in ("high", "low"):
+        for path in (tmp_path / "out" / name).iterdir():
+            path.unlink()
+    for percent in range(32, 42, 2):
+        (graded / f"p{percent:03d}.png").unlink()
+    with pytest.raises(UserError, match=r"holes-30-40: this folder holds a finished dataset of another plan"):
+        build(graded, tmp_path / "out", buckets=True)
+    build(graded, tmp_path / "out", buckets=True, overwrite=True)
+    assert not list((tmp_path / "out").glob("holes-30-40/*"))
