@@ -68,7 +68,8 @@ class MaskBank:
             limit: at most this many masks of each location, the first ones in stored order.
 
         Raises:
-            FormatError: a location holds no keep masks, or damaged ones.
+            UserError: no location, or one without any mask in it: training with fewer sets than asked would go unseen.
+            FormatError: a location holds something else, or damaged masks.
             StorageError, FileNotFoundError: it cannot be read.
         """
         with ThreadPoolExecutor(os.cpu_count()) as workers:
@@ -81,7 +82,7 @@ class MaskBank:
                 )
             ]
         if not packed:
-            raise UserError(f"no keep masks in {', '.join(map(str, locations))}; build some with `msl build-masks`")
+            raise UserError("no keep masks were named; give at least one folder of them, such as shards/masks/high")
         return cls(np.stack(packed), image_size, device)
 
     def chosen(self, key_hash_B: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
@@ -112,6 +113,12 @@ def _stored_masks(storage: Storage, limit: int | None) -> Iterable[tuple[bytes, 
     manifest = read_manifest(storage)
     if manifest.kind != KEEP_MASKS:
         raise FormatError(f"{storage.url}: holds {manifest.kind}, not keep masks; build them with `msl build-masks`")
+    if not manifest.num_samples:
+        raise UserError(
+            f"{storage.url}: this subset was built without any mask, because its source had none of this kind "
+            f"({manifest.counts.get('masks_read', 0):,} masks were read); leave it out, or build masks from another "
+            "source or with another --threshold with `msl build-masks`"
+        )
     wanted = manifest.num_samples if limit is None else limit
     for shard in manifest.shards:
         if wanted <= 0:

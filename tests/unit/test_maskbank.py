@@ -64,8 +64,12 @@ def test_wrong_places_are_named(tmp_path):
     with pytest.raises(FormatError, match="no finished dataset"):
         MaskBank.open([tmp_path / "nothing"], 32, "cpu")
     write_keep_masks(tmp_path / "empty", [])
-    with pytest.raises(UserError, match="no keep masks in"):
-        MaskBank.open([tmp_path / "empty"], 32, "cpu")
+    write_keep_masks(tmp_path / "full", masks(4))
+    for locations in ([tmp_path / "empty"], [tmp_path / "full", tmp_path / "empty"]):
+        with pytest.raises(UserError, match=r"empty: this subset was built without any mask.*msl build-masks"):
+            MaskBank.open(locations, 32, "cpu")
+    with pytest.raises(UserError, match="no keep masks were named"):
+        MaskBank.open([], 32, "cpu")
 
 
 def test_damage_is_named(tmp_path):
