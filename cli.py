@@ -47,11 +47,6 @@ def _root(debug: Annotated[bool, typer.Option("--debug", help="Show the tracebac
     pass
 
 
-class Dataset(StrEnum):
-    voc2007 = "voc2007"
-    coco2014 = "coco2014"
-
-
 class OnError(StrEnum):
     fail = "fail"
     skip = "skip"
@@ -82,9 +77,15 @@ def _data_root() -> Path:
 @app.command(rich_help_panel="Data")
 def build_shards(
     dataset: Annotated[
-        Dataset | None, typer.Option(help="Default: every dataset found under datasets/ or $MSL_DATA.")
+        str | None,
+        typer.Option(help="voc2007, coco2014 or table; default: all that is found under datasets/ or $MSL_DATA."),
     ] = None,
-    source: Annotated[Path | None, typer.Option(help="Folder of the raw dataset.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Folder of the raw dataset; of a table the .csv, .jsonl or .parquet file.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Of a table: class names, one a line; default: its labels, sorted.")
+    ] = None,
     out_: Annotated[str, typer.Option("--out", help="Folder or URL; shards go to OUT/NAME/SPLIT.")] = "shards",
     name: Annotated[str | None, typer.Option(help="What to call it; default: the dataset's name.")] = None,
     split: Annotated[
@@ -104,11 +105,11 @@ def build_shards(
     from msldata.sources import open_source, select_sources
     from msldata.storage import open_storage
 
-    for found in select_sources(_data_root(), dataset and dataset.value, source, split):
+    for found in select_sources(_data_root(), dataset, source, split):
         for chosen in found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):
-                opened = open_source(found.dataset, found.root, chosen, name)
+                opened = open_source(found.dataset, found.root, chosen, name, classes)
                 plan = plan_build(opened, samples_per_shard=samples_per_shard)
             target = open_storage(out_).child(plan.dataset).child(plan.split)
             if dry_run:

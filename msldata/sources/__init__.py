@@ -1,74 +1,83 @@
-"""Where records come from: the datasets that can be built, and the usual places to look for them."""
+"""Where records come from: the kinds of datasets that can be built, and the usual places to look for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from msldata.errors import UserError
 from msldata.format import check_key
-from msldata.labels import LabelSpace
-from msldata.records import Record
-from msldata.storage import Storage
+from msldata.sources import coco2014, table, voc2007
+from msldata.sources.source import FoundSource, Source
 
-DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {"voc2007": ("trainval", "test"), "coco2014": ("train", "val")}
-"""The splits that are built when none is named: all there is, once."""
-
-_PLACES: Mapping[str, tuple[str, ...]] = {
-    "voc2007": ("VOCdevkit/VOC2007", "VOC2007"),
-    "coco2014": ("COCO2014", "coco2014", "coco"),
-}
-
-
-class Source(Protocol):
-    """One split of a labelled dataset."""
-
-    dataset: str
-    split: str
-    labels: LabelSpace
-    images: Storage
-    """The folder that ``Record.image`` is relative to."""
-    licence: str
-    provenance: dict[str, Any]
-    """Names relative to the dataset and SHA-256 of what the records were read from; nothing of this machine."""
-    counts: dict[str, int]
-    """What was left out, by reason; complete once ``records`` is exhausted."""
-
-    def records(self) -> Iterator[Record]:
-        """All images of the split, always in the same order. Raises BadInputError for a file it cannot understand."""
-        ...
+__all__ = [
+    "DEFAULT_SPLITS",
+    "KINDS",
+    "FoundSource",
+    "Source",
+    "find_sources",
+    "open_source",
+    "places_looked_at",
+    "select_sources",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class FoundSource:
-    """A dataset that was found on disk, and which of its ``DEFAULT_SPLITS`` are there."""
+class SourceKind:
+    """How one kind of dataset is opened and found."""
 
-    dataset: str
-    root: Path
-    splits: tuple[str, ...]
+    open: Callable[..., Source]
+    """Called with the dataset's place and the split; with ``classes`` too when ``takes_classes``."""
+    available_splits: Callable[[Path], tuple[str, ...]]
+    """The splits that a place has; none where it is no dataset of this kind."""
+    default_splits: tuple[str, ...] = ()
+    """Built when no split is named; empty: all that are available."""
+    places: tuple[str, ...] = ()
+    """Where it is usually put below the folder of all datasets, best first."""
+    takes_classes: bool = False
 
 
-def open_source(dataset: str, root: str | Path, split: str, name: str | None = None) -> Source:
+# A new kind of dataset is one line here, and a module of its own.
+KINDS: Mapping[str, SourceKind] = {
+    "voc2007": SourceKind(
+        voc2007.Voc2007, voc2007.available_splits, ("trainval", "test"), ("VOCdevkit/VOC2007", "VOC2007")
+    ),
+    "coco2014": SourceKind(
+        coco2014.Coco2014, coco2014.available_splits, ("train", "val"), ("COCO2014", "coco2014", "coco")
+    ),
+    "table": SourceKind(table.Table, table.available_splits, takes_classes=True),
+}
+
+DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for name, kind in KINDS.items()}
+"""The splits that are built when none is named: all there is, once."""
+
+
+def open_source(
+    dataset: str, root: str | Path, split: str, name: str | None = None, classes: str | Path | None = None
+) -> Source:
     """Open one split of a dataset.
 
     Args:
-        dataset: ``voc2007`` or ``coco2014``.
-        root: the dataset's folder.
-        split: ``trainval``, ``train``, ``val`` or ``test`` of VOC2007; ``train`` or ``val`` of COCO-2014.
+        dataset: its kind, a name of ``KINDS``.
+        root: the dataset's folder; of a table the file.
+        split: one that the kind has.
         name: what the shards and the manifest call the dataset; default: its own name.
+        classes: a file with one class name a line, for kinds that leave the classes open.
 
     Raises:
-        UserError: unknown dataset or split. FileNotFoundError: the folder or a list in it is missing.
+        UserError: unknown dataset or split, or ``classes`` for a dataset that has its own. FileNotFoundError: the
+            dataset or a list in it is missing. BadInputError: a list that cannot be understood.
     """
-    from msldata.sources.coco2014 import Coco2014
-    from msldata.sources.voc2007 import Voc2007
-
-    openers: Mapping[str, Callable[[Path, str], Source]] = {"voc2007": Voc2007, "coco2014": Coco2014}
-    if dataset not in openers:
-        raise UserError(f"unknown dataset '{dataset}'; known are: {', '.join(openers)}")
-    source = openers[dataset](Path(root).expanduser(), split)
+    kind = _kind(dataset)
+    place = Path(root).expanduser()
+    if classes is None:
+        source = kind.open(place, split)
+    elif kind.takes_classes:
+        source = kind.open(place, split, Path(classes).expanduser())
+    else:
+        takers = ", ".join(other for other, entry in KINDS.items() if entry.takes_classes)
+        raise UserError(f"--classes {classes}: {dataset} has its own classes; only these take a list: {takers}")
     if name is not None:
         check_key(name)  # it becomes part of file names
         source.dataset = name
@@ -76,15 +85,12 @@ def open_source(dataset: str, root: str | Path, split: str, name: str | None = N
 
 
 def find_sources(root: Path) -> list[FoundSource]:
-    """Datasets in the usual places below ``root``, at most one of a kind, in the order of ``DEFAULT_SPLITS``."""
-    from msldata.sources import coco2014, voc2007
-
-    finders = {"voc2007": voc2007.available_splits, "coco2014": coco2014.available_splits}
+    """Datasets in the usual places below ``root``, at most one of a kind, in the order of ``KINDS``."""
     found = []
-    for dataset, places in _PLACES.items():
-        for place in places:
-            available = finders[dataset](root / place)
-            splits = tuple(split for split in DEFAULT_SPLITS[dataset] if split in available)
+    for dataset, kind in KINDS.items():
+        for place in kind.places:
+            available = kind.available_splits(root / place)
+            splits = tuple(split for split in kind.default_splits or available if split in available)
             if splits:
                 found.append(FoundSource(dataset, root / place, splits))
                 break
@@ -93,12 +99,7 @@ def find_sources(root: Path) -> list[FoundSource]:
 
 def places_looked_at(root: Path) -> list[str]:
     """The folders that ``find_sources`` tries, as a person would type them."""
-    return [str(root / place) for places in _PLACES.values() for place in places]
-
-
-def unknown_split(dataset: str, split: str, known: tuple[str, ...]) -> UserError:
-    """The error for a split that ``dataset`` does not have."""
-    return UserError(f"{dataset} has no split '{split}'; known are: {', '.join(known)}")
+    return [str(root / place) for kind in KINDS.values() for place in kind.places]
 
 
 def select_sources(
@@ -109,26 +110,34 @@ def select_sources(
     Args:
         root: the folder of all datasets.
         dataset: only this one; needed with ``source``.
-        source: the dataset's own folder.
-        splits: default: those of ``DEFAULT_SPLITS`` that are there.
+        source: the dataset's own place.
+        splits: default: the kind's, or all that are there.
 
     Raises:
-        UserError: nothing was found, or ``source`` without ``dataset``.
+        UserError: nothing was found, ``source`` without ``dataset``, or an unknown ``dataset``.
     """
     if source is not None:
         if dataset is None:
-            raise UserError(
-                f"--source {source}: say also what it is, with --dataset {' or --dataset '.join(DEFAULT_SPLITS)}"
-            )
-        return [FoundSource(dataset, source, tuple(splits or DEFAULT_SPLITS[dataset]))]
+            raise UserError(f"--source {source}: say also what it is, with --dataset {' or --dataset '.join(KINDS)}")
+        kind = _kind(dataset)
+        return [FoundSource(dataset, source, tuple(splits or kind.default_splits or kind.available_splits(source)))]
+    if dataset is not None and not _kind(dataset).places:
+        raise UserError(f"--dataset {dataset}: say also where it is, with --source")
     found = [entry for entry in find_sources(root) if dataset in (None, entry.dataset)]
     if not found:
         places = "\n  ".join(places_looked_at(root))
         raise UserError(
             f"no {dataset or 'dataset'} found; looked at\n  {places}\n"
-            "Three ways on:\n"
+            "Four ways on:\n"
             "  point at it:  msl build-shards --dataset voc2007 --source FOLDER, or set MSL_DATA to the folder of all\n"
+            "  your own:     msl build-shards --dataset table --source labels.csv --name NAME\n"
             "  download it:  host.robots.ox.ac.uk/pascal/VOC/voc2007 or cocodataset.org, unpacked into a place above\n"
             "  synthetic:    msl synthesize --out FOLDER, then point at it"
         )
     return [FoundSource(entry.dataset, entry.root, tuple(splits or entry.splits)) for entry in found]
+
+
+def _kind(dataset: str) -> SourceKind:
+    if dataset not in KINDS:
+        raise UserError(f"unknown dataset '{dataset}'; known are: {', '.join(KINDS)}")
+    return KINDS[dataset]

@@ -13,7 +13,7 @@ from typing import Any
 from msldata.errors import BadInputError
 from msldata.labels import LabelSpace
 from msldata.records import ObjectRecord, Record
-from msldata.sources import unknown_split
+from msldata.sources.source import unknown_split
 from msldata.storage import LocalStorage, Storage
 
 _SPLITS = ("train", "val")

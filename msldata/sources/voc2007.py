@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from msldata.errors import BadInputError, UserError
 from msldata.labels import VOC, LabelSpace
 from msldata.records import ObjectRecord, Record
-from msldata.sources import unknown_split
+from msldata.sources.source import read_classes, unknown_split
 from msldata.storage import LocalStorage, Storage
 
 # Per split the ways to list it, best first; the lists of one way are joined. They are named one by one, for a pattern
@@ -64,7 +64,7 @@ class Voc2007:
         self.labels = VOC
         read_from = self._lists
         if own_classes.is_file():
-            self.dataset, self.labels = "voc-layout", _read_classes(own_classes)
+            self.dataset, self.labels = "voc-layout", read_classes(own_classes)
             self.licence = "Not VOC2007 but a dataset of its own in the same layout; its maker states the licence."
             read_from = (*self._lists, own_classes)
         self.provenance: dict[str, Any] = {
@@ -133,14 +133,6 @@ def available_splits(root: Path) -> tuple[str, ...]:
 def _lists(root: Path, split: str) -> tuple[Path, ...]:
     choices = [tuple(root / "ImageSets" / "Main" / f"{name}.txt" for name in names) for names in _LISTS[split]]
     return next((paths for paths in choices if all(path.is_file() for path in paths)), choices[0])
-
-
-def _read_classes(path: Path) -> LabelSpace:
-    names = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-    try:
-        return LabelSpace(tuple(name for name in names if name))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def parse_objects(data: bytes, where: str, labels: LabelSpace = VOC) -> tuple[ObjectRecord, ...]:

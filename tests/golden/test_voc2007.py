@@ -149,8 +149,8 @@ def test_missing_files_are_named(tmp_path):
         open_source("voc2007", tmp_path / "nothing", "test")
     with pytest.raises(UserError, match="no split 'dev'; known are: trainval, train, val, test"):
         open_source("voc2007", folder, "dev")
-    with pytest.raises(UserError, match="unknown dataset 'voc2012'"):
-        open_source("voc2012", folder, "test")
+    with pytest.raises(UserError, match="unknown dataset 'voc1999'; known are: voc2007, "):
+        open_source("voc1999", folder, "test")
 
 
 @pytest.mark.parametrize("line", ["../../etc/passwd", "a.b", "a/b"])

@@ -93,6 +93,22 @@ def test_unknown_split(voc, tmp_path):
     assert_refused(result, tmp_path, "no split 'dev'", "trainval")
 
 
+def test_unknown_dataset(tmp_path):
+    result = msl("build-shards", "--dataset", "voc", folder=tmp_path)
+    assert_refused(result, tmp_path, "unknown dataset 'voc'; known are: voc2007, coco2014")
+
+
+def test_a_table_with_a_bad_line(voc, tmp_path):
+    table, classes = voc / "labels.csv", voc / "names.txt"
+    classes.write_text("cat\n")
+    table.write_text("image,labels\nJPEGImages/000001.jpg,cat\nJPEGImages/000002.jpg,cot\n")
+    command = ("build-shards", "--dataset", "table", "--source", table, "--name", "mine")
+    result = msl(*command, "--classes", classes, folder=tmp_path)
+    assert_refused(result, tmp_path, "labels.csv", "line 3", "'cot'", "names.txt")
+    built = msl(*command, folder=tmp_path)
+    assert built.returncode == 0 and "shards/mine/all: 2 samples" in built.stdout, built.stderr
+
+
 def test_truncated_jpeg(voc, tmp_path):
     image = voc / "JPEGImages" / "000001.jpg"
     image.write_bytes(image.read_bytes()[:-400])

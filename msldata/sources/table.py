@@ -1,0 +1,250 @@
+"""One's own labelled photographs: a table (CSV, JSON lines or parquet) with a row per image."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from msldata.errors import BadInputError, UserError
+from msldata.format import check_key
+from msldata.labels import LabelSpace
+from msldata.records import Record
+from msldata.sources.source import key_of, read_classes, unknown_split
+from msldata.storage import LocalStorage, Storage
+
+WHOLE = "all"
+"""The one split of a table without the column ``split``."""
+
+_NEEDED = ("image", "labels")
+_COLUMNS = (*_NEEDED, "ignored", "split")
+_SEPARATORS = re.compile(r"[;|]")
+_SCHEME_OR_DRIVE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_HINT = "mend the table and run again"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    place: str
+    """Where the row is in the file: ``line 3`` or, where there are no lines, ``row 3``."""
+    image: str
+    key: str
+    labels: tuple[str, ...]
+    ignored: tuple[str, ...]
+    split: str
+
+
+class Table:
+    """One split of a table with the columns ``image``, ``labels`` and, where wanted, ``ignored`` and ``split``.
+
+    ``image`` is a path relative to the table's folder. ``labels`` and ``ignored`` are class names: in CSV separated by
+    ``;`` or ``|``, in JSON lines and parquet lists; none at all is an image without any class. The order of the rows
+    is kept. An image may be listed only once in the whole table: in two splits it would be trained on and tested with.
+
+    Args:
+        path: a ``.csv``, ``.jsonl`` or ``.parquet`` file.
+        split: a value of the column ``split``, or ``all`` for a table without it.
+        classes: a file with one class name a line, in target order; default: all labels of the table, sorted.
+
+    Raises:
+        FileNotFoundError: no table or list of classes there. UserError: another kind of file, an unknown split, or no
+            class at all. BadInputError: a row that is wrong, with its line.
+    """
+
+    dataset = "table"
+    licence = "Not stated by the table; the photographs' owner states it."
+
+    def __init__(self, path: Path, split: str, classes: Path | None = None):
+        data, rows = _read_table(path)
+        known = _splits(rows)
+        if split not in known:
+            raise unknown_split(str(path), split, known)
+        self.split = split
+        self.images: Storage = LocalStorage(path.parent)
+        self.counts: dict[str, int] = {}
+        self.provenance: dict[str, Any] = {"source": "table", "files": {path.name: hashlib.sha256(data).hexdigest()}}
+        if classes is None:
+            # Over all splits, so that the vectors of one split mean what those of the others mean.
+            names = sorted({name for row in rows for name in (*row.labels, *row.ignored)})
+            if not names:
+                raise UserError(f"{path}: no row has a label; name the classes with --classes FILE")
+            self.labels = LabelSpace(tuple(names))
+        else:
+            self.labels = read_classes(classes)
+            self.provenance["classes"] = {classes.name: hashlib.sha256(classes.read_bytes()).hexdigest()}
+            _check_labels(path, rows, self.labels, classes)
+        self._rows = [row for row in rows if row.split == split]
+
+    def records(self) -> Iterator[Record]:
+        """The split's rows, in the order of the table."""
+        for row in self._rows:
+            yield Record(
+                key=row.key,
+                image=row.image,
+                positives=self._indices(row.labels),
+                ignored=self._indices(row.ignored),
+                image_id=row.image,
+            )
+
+    def _indices(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(sorted({self.labels.index(name) for name in names}))
+
+
+def available_splits(path: Path) -> tuple[str, ...]:
+    """The distinct values of the column ``split`` in order of appearance, or ``all``. Raises as ``Table`` does."""
+    return _splits(_read_table(path)[1])
+
+
+def _splits(rows: list[_Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(row.split for row in rows))
+
+
+def _check_labels(path: Path, rows: list[_Row], labels: LabelSpace, classes: Path) -> None:
+    for row in rows:
+        for name in (*row.labels, *row.ignored):
+            if name not in labels:
+                raise BadInputError(
+                    str(path), f"{row.place}: unknown label '{name}'", f"add it to {classes}, or mend the line"
+                )
+
+
+def _read_table(path: Path) -> tuple[bytes, list[_Row]]:
+    """The file's bytes and its rows, checked."""
+    readers: Mapping[str, Callable[[bytes], Iterator[tuple[str, Mapping[str, Any]]]]] = {
+        ".csv": _csv_rows,
+        ".jsonl": _json_rows,
+        ".parquet": _parquet_rows,
+    }
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table; give a {', '.join(readers)} file with image and labels")
+    if path.suffix.lower() not in readers:
+        raise UserError(f"{path}: not a kind of table that is known; known are: {', '.join(readers)}")
+    data = path.read_bytes()
+    rows: list[_Row] = []
+    seen: dict[str, _Row] = {}
+    try:
+        for place, cells in readers[path.suffix.lower()](data):
+            try:
+                row = _row(place, cells)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+            if (first := seen.setdefault(row.key, row)) is not row:
+                raise ValueError(
+                    f"{first.place} and {row.place}: '{first.image}' and '{row.image}' have one key, '{row.key}'; an "
+                    "image may be listed only once, and two must differ in more than extension, dots and spaces"
+                )
+            if rows and bool(row.split) != bool(rows[0].split):
+                raise ValueError(f"{place}: split is {row.split!r}; either all rows name a split or none does")
+            rows.append(row)
+    except (ValueError, csv.Error) as error:  # includes JSON and UTF-8 errors
+        raise BadInputError(str(path), str(error), _HINT) from None
+    if not rows:
+        raise BadInputError(str(path), "the table has no rows", _HINT)
+    if not rows[0].split:
+        rows = [replace(row, split=WHOLE) for row in rows]
+    return data, rows
+
+
+def _row(place: str, cells: Mapping[str, Any]) -> _Row:
+    _check_columns(tuple(cells))
+    image = _checked_path(cells["image"])
+    key = key_of(image)
+    check_key(key)
+    labels, ignored = (_names(cells.get(column), column) for column in ("labels", "ignored"))
+    if both := sorted(set(labels) & set(ignored)):
+        raise ValueError(f"'{both[0]}' is both a label and ignored")
+    split = cells.get("split")
+    if split is not None:
+        if not isinstance(split, str) or not split:
+            raise ValueError(f"split is {split!r}, not a name")
+        check_key(split)  # it becomes part of file names
+    return _Row(place, image, key, labels, ignored, split or "")
+
+
+def _check_columns(columns: tuple[str, ...]) -> None:
+    missing = [name for name in _NEEDED if name not in columns]
+    # A misspelt "ignored" would otherwise be left unread without a word.
+    unknown = [str(name) for name in columns if name not in _COLUMNS]
+    if missing or unknown:
+        what = f"no column '{missing[0]}'" if missing else f"unknown column '{unknown[0]}'"
+        raise ValueError(f"{what}; needed are {', '.join(_NEEDED)}, possible too: {', '.join(_COLUMNS[2:])}")
+
+
+def _checked_path(image: Any) -> str:
+    """The path in its plainest form. Raises ValueError when it is none, or could lead out of the table's folder."""
+    if not isinstance(image, str) or not image:
+        raise ValueError(f"image is {image!r}, not a path")
+    if "\\" in image or _SCHEME_OR_DRIVE.match(image):
+        raise ValueError(f"image is {image!r}; give a path with / that starts from the table's folder")
+    path = PurePosixPath(image)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"image is {image!r}; absolute paths and '..' are refused, put the table beside the images")
+    return path.as_posix()
+
+
+def _names(value: Any, column: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(name, str) and name.strip() for name in value):
+        raise ValueError(f"{column} is {value!r}, expected a list of class names")
+    return tuple(name.strip() for name in value)
+
+
+def _csv_rows(data: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+    columns: list[str] | None = None
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        cells = [cell.strip() for cell in cells]
+        if columns is None:
+            columns = cells
+            _check_columns(tuple(columns))
+            if len(set(columns)) != len(columns):
+                raise ValueError(f"line {reader.line_num}: a column is named twice: {', '.join(columns)}")
+            continue
+        place = f"line {reader.line_num}"
+        if len(cells) != len(columns):
+            raise ValueError(
+                f"{place}: {len(cells)} cells, the header has {len(columns)}; labels are separated by ; or |, and a "
+                "cell with a comma stands in double quotes"
+            )
+        row: dict[str, Any] = dict(zip(columns, cells, strict=True))
+        for column in ("labels", "ignored"):
+            if column in row:
+                row[column] = [name for name in _SEPARATORS.split(row[column]) if name.strip()]
+        yield place, row
+
+
+def _json_rows(data: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number}: {str(row)[:80]!r} is not an object with image and labels")
+        yield f"line {number}", row
+
+
+def _parquet_rows(data: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"not a parquet file ({error})") from None
+    number = 0
+    for batch in table.to_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield f"row {number}", row

@@ -1,0 +1,176 @@
+"""One's own labelled photographs as a table: what is read, in three file formats, and what is refused with its line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from msldata.build_shards import build_shards, plan_build
+from msldata.errors import BadInputError, UserError
+from msldata.sources import open_source, select_sources
+from msldata.storage import open_storage
+from tests.tinydata import jpeg
+
+ROWS = [
+    {"image": "a.jpg", "labels": ["dog", "cat"], "ignored": ["bird"], "split": "train"},
+    {"image": "deep er/b.v2.JPG", "labels": [], "ignored": [], "split": "test"},
+    {"image": "./c.png", "labels": ["cat", "cat"], "ignored": [], "split": "train"},
+]
+CSV = "image,labels,ignored,split\na.jpg,dog;cat,bird,train\n\ndeep er/b.v2.JPG,,,test\n./c.png, cat | cat ;,,train\n"
+
+
+def write_csv(path: Path, text: str = CSV) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_jsonl(path: Path, rows: list[dict] = ROWS) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict] = ROWS) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize(("kind", "write"), [("csv", write_csv), ("jsonl", write_jsonl), ("parquet", write_parquet)])
+def test_three_formats_say_the_same(tmp_path, kind, write):
+    path = write(tmp_path / f"labels.{kind}")
+    train = open_source("table", path, "train", name="mine")
+    assert (train.dataset, train.split, train.labels.classes) == ("mine", "train", ("bird", "cat", "dog"))
+    a, c = train.records()
+    assert (a.key, a.image, a.positives, a.ignored, a.image_id) == ("a", "a.jpg", (1, 2), (0,), "a.jpg")
+    assert (c.key, c.image, c.positives, c.ignored) == ("c", "c.png", (1,), ())
+    (b,) = open_source("table", path, "test").records()
+    assert (b.key, b.image, b.positives) == ("deep_er_b_v2", "deep er/b.v2.JPG", ())
+    (found,) = select_sources(tmp_path, "table", path)
+    assert found.splits == ("train", "test")
+    assert list(train.provenance["files"]) == [path.name]
+
+
+def test_only_image_and_labels_are_needed(tmp_path):
+    for path in (
+        write_csv(tmp_path / "l.csv", '\ufefflabels,image\r\n"x","a, b.jpg"\r\n'),  # as spreadsheets write it
+        write_jsonl(tmp_path / "l.jsonl", [{"image": "a, b.jpg", "labels": ["x"]}]),
+    ):
+        (found,) = select_sources(tmp_path, "table", path)
+        assert found.splits == ("all",)
+        (record,) = open_source("table", path, "all").records()
+        assert (record.image, record.positives) == ("a, b.jpg", (0,))
+    with pytest.raises(UserError, match=r"l\.csv has no split 'train'; known are: all"):
+        open_source("table", tmp_path / "l.csv", "train")
+
+
+def test_a_list_of_classes_gives_the_order(tmp_path):
+    path = write_csv(tmp_path / "labels.csv")
+    classes = tmp_path / "classes.txt"
+    classes.write_text("dog\ncat\n\nfish\nbird\n")
+    source = open_source("table", path, "train", classes=classes)
+    assert source.labels.classes == ("dog", "cat", "fish", "bird")
+    assert next(source.records()).positives == (0, 1)
+    assert list(source.provenance["classes"]) == ["classes.txt"]
+    classes.write_text("dog\ncat\n")
+    with pytest.raises(BadInputError, match=r"labels\.csv: line 2: unknown label 'bird'; add it to .*classes\.txt"):
+        open_source("table", path, "train", classes=classes)
+    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such list of classes"):
+        open_source("table", path, "train", classes=tmp_path / "none.txt")
+    with pytest.raises(UserError, match="voc2007 has its own classes; only these take a list: table"):
+        open_source("voc2007", tmp_path, "train", classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the table has no rows"),
+        ("image,labels\n", "the table has no rows"),
+        ("picture,labels\na.jpg,x\n", "no column 'image'"),
+        ("image,labels,ignore\na.jpg,x,\n", "unknown column 'ignore'; needed are image, labels, possible too: ignored"),
+        ("image,labels,labels\na.jpg,x,y\n", "line 1: a column is named twice"),
+        ("image,labels\na.jpg,x,y\n", "line 2: 3 cells, the header has 2; labels are separated by ; or |"),
+        ("image,labels\n,x\n", "line 2: image is '', not a path"),
+        ("image,labels\na.jpg,x\n/etc/a.jpg,x\n", "line 3: image is '/etc/a.jpg'; absolute paths and '..' are refused"),
+        ("image,labels\nb/../../a.jpg,x\n", "line 2: image is 'b/../../a.jpg'; absolute paths and '..' are refused"),
+        ("image,labels\nC:\\a.jpg,x\n", "line 2: image is 'C:"),
+        ("image,labels\nhttps://host/a.jpg,x\n", "line 2: image is 'https://host/a.jpg'"),
+        ("image,labels\npipe:rm a.jpg,x\n", "line 2: image is 'pipe:rm a.jpg'"),
+        (f"image,labels\n{'x' * 90}.jpg,x\n", "line 2: sample key"),
+        ("image,labels\na.jpg,x\n\na.png,y\n", "line 2 and line 4: 'a.jpg' and 'a.png' have one key, 'a'"),
+        ("image,labels\na/b.jpg,x\na_b.jpg,y\n", "line 2 and line 3: 'a/b.jpg' and 'a_b.jpg' have one key, 'a_b'"),
+        ("image,labels,split\na.jpg,x,train\na.jpg,x,test\n", "line 2 and line 3: "),
+        ("image,labels,ignored\na.jpg,x;y,y\n", "line 2: 'y' is both a label and ignored"),
+        ("image,labels,split\na.jpg,x,\n", "line 2: split is '', not a name"),
+        ("image,labels,split\na.jpg,x,../up\n", "line 2: "),
+        ('image,labels\n"a.jpg,x\n', "unexpected end of data"),
+    ],
+)
+def test_a_bad_csv_is_named_with_its_line(tmp_path, text, reason):
+    path = write_csv(tmp_path / "labels.csv", text)
+    with pytest.raises(BadInputError) as caught:
+        select_sources(tmp_path, "table", path)
+    assert caught.value.file == str(path)
+    assert caught.value.reason.startswith(reason)
+    assert "--on-error" not in str(caught.value)  # it would not help
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"image": "a.jpg", "labels": ["x"]}\n{"image": "b', "line 2: not JSON"),
+        ("[1]\n", "line 1: '[1]' is not an object with image and labels"),
+        ('{"image": "a.jpg"}\n', "line 1: no column 'labels'"),
+        ('{"image": 5, "labels": []}\n', "line 1: image is 5, not a path"),
+        ('{"image": "a.jpg", "labels": "x;y"}\n', "line 1: labels is 'x;y', expected a list of class names"),
+        ('{"image": "a.jpg", "labels": [""]}\n', "line 1: labels is [''], expected a list of class names"),
+        (
+            '{"image": "a.jpg", "labels": ["x"], "split": "train"}\n{"image": "b.jpg", "labels": ["x"]}\n',
+            "line 2: split is ''; either all rows name a split or none does",
+        ),
+    ],
+)
+def test_bad_json_lines_are_named_with_their_line(tmp_path, text, reason):
+    path = tmp_path / "labels.jsonl"
+    path.write_text(text)
+    with pytest.raises(BadInputError) as caught:
+        open_source("table", path, "train")
+    assert caught.value.reason.startswith(reason)
+
+
+def test_files_that_are_no_tables(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.csv: no such table; give a \.csv, \.jsonl, \.parquet file"):
+        open_source("table", tmp_path / "none.csv", "all")
+    (tmp_path / "labels.xlsx").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"labels\.xlsx: not a kind of table that is known"):
+        open_source("table", tmp_path / "labels.xlsx", "all")
+    (tmp_path / "labels.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(BadInputError, match="not a parquet file"):
+        open_source("table", tmp_path / "labels.parquet", "all")
+    (tmp_path / "labels.csv").write_bytes(b"image,labels\n\xff\xfe,x\n")
+    with pytest.raises(BadInputError, match="utf-8"):
+        open_source("table", tmp_path / "labels.csv", "all")
+    write_csv(tmp_path / "labels.csv", "image,labels\na.jpg,\n")
+    with pytest.raises(UserError, match="no row has a label; name the classes with --classes FILE"):
+        open_source("table", tmp_path / "labels.csv", "all")
+    with pytest.raises(UserError, match="--dataset table: say also where it is, with --source"):
+        select_sources(tmp_path, "table")
+
+
+def test_a_table_becomes_shards(tmp_path):
+    path = write_csv(tmp_path / "labels.csv")
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    plan = plan_build(open_source("table", path, "train", name="mine"))
+    with pytest.raises(BadInputError, match=r"c\.png: the image is missing"):
+        build_shards(plan, open_storage(tmp_path / "out"), num_workers=1)
+    (tmp_path / "c.png").write_bytes(jpeg(2))
+    manifest = build_shards(plan, open_storage(tmp_path / "out"), num_workers=1)
+    assert (manifest.dataset, manifest.split, manifest.num_samples) == ("mine", "train", 2)
+    assert manifest.label_histogram == {
+        "bird": {"positive": 0, "ignored": 1},
+        "cat": {"positive": 2, "ignored": 0},
+        "dog": {"positive": 1, "ignored": 0},
+    }
+    assert str(tmp_path).encode() not in (tmp_path / "out" / "dataset.json").read_bytes()
