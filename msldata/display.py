@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from msldata.format import Manifest
+
+if TYPE_CHECKING:
+    from msldata.verify import Verification
+
+MAX_FINDINGS_SHOWN = 50
 
 
 @contextmanager
@@ -40,3 +46,19 @@ def show_histogram(console: Console, title: str, histogram: Mapping[str, int]) -
     for name, count in histogram.items():
         table.add_row(name, f"{count:,}", "█" * round(40 * count / largest))
     console.print(table)
+
+
+def show_verification(console: Console, result: Verification, where: str) -> None:
+    """A line per finding and what to do next; or that everything is right."""
+    shards = f"{len(result.manifest.shards):,} shard{'s' * (len(result.manifest.shards) != 1)}"
+    if not result.findings:
+        console.print(
+            f"[green]{where}[/green]: {result.manifest.num_samples:,} samples in {shards} are right", soft_wrap=True
+        )
+        return
+    for finding in result.findings[:MAX_FINDINGS_SHOWN]:
+        console.print(str(finding), markup=False, soft_wrap=True)
+    if (hidden := len(result.findings) - MAX_FINDINGS_SHOWN) > 0:
+        console.print(f"… and {hidden:,} more")
+    count = f"{len(result.findings):,} finding{'s' * (len(result.findings) != 1)}"
+    console.print(f"[red]{where}[/red]: {count} in {shards}; {result.next_step}", soft_wrap=True)

@@ -1,0 +1,182 @@
+"""Is a dataset folder right? Every byte of it against its manifest, its indexes and itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from msldata.build_masks import hole_fraction_histogram
+from msldata.buildfolder import QUARANTINE_NAME
+from msldata.engine import run_tasks
+from msldata.errors import UserError
+from msldata.format import IMAGES, MANIFEST_NAME, Manifest, read_manifest, reader_files
+from msldata.storage import PART_SUFFIX, Storage
+from msldata.verifyshard import Finding, ShardReport, ShardTask, examine_shard, hash_shard
+
+__all__ = ["Finding", "Verification", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was examined and what is wrong with it; no findings: every byte is accounted for."""
+
+    manifest: Manifest
+    findings: tuple[Finding, ...]
+    next_step: str
+    """What to do about the findings; empty when there are none."""
+
+
+def verify(
+    folder: Storage,
+    *,
+    against: Storage | None = None,
+    num_workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Read a whole dataset and compare everything in it that says the same thing twice.
+
+    Sizes and SHA-256 of the shards; the index against the tar (order, offsets, lengths, crc32); every image decoded;
+    ``target.npy`` against JSON against index against the manifest's counts; keys and images that appear twice; files
+    that do not belong. Images are equal when their bytes are.
+
+    Args:
+        folder: a split of images, or a subset of keep masks, local or remote.
+        against: a second dataset of the same kind that must share no image with it, as test with train.
+        num_workers: processes, each of which holds one shard in memory; default: one per available processor.
+        progress: called with (samples done, samples in all).
+
+    Raises:
+        FormatError: no readable manifest. StorageError: a file that cannot be read.
+        UserError: ``against`` is this dataset, or of another kind.
+    """
+    manifest = read_manifest(folder)
+    other = _open_other(folder, manifest, against)
+    done, total = 0, manifest.num_samples + (other.num_samples if other else 0)
+
+    def count(num_samples: int) -> None:
+        nonlocal done
+        done += num_samples
+        if progress is not None:
+            progress(done, total)
+
+    reports = run_tasks(
+        examine_shard, _tasks(folder, manifest), num_workers, lambda report: count(report.info.num_samples)
+    )
+    findings = [finding for report in reports for finding in report.findings]
+    findings += _check_totals(manifest, reports)
+    findings += _check_files(folder, manifest)
+    repairable = len(findings)
+    findings += _check_duplicates(reports, images_too=manifest.kind == IMAGES)
+    if other is not None and against is not None:
+        hashes = run_tasks(hash_shard, _tasks(against, other), num_workers, lambda pairs: count(len(pairs)))
+        findings += _check_shared(reports, against, (pair for pairs in hashes for pair in pairs))
+    next_step = _next_step(folder, manifest, damaged=repairable > 0) if findings else ""
+    return Verification(manifest, tuple(findings), next_step)
+
+
+def _open_other(folder: Storage, manifest: Manifest, against: Storage | None) -> Manifest | None:
+    if against is None:
+        return None
+    other = read_manifest(against)
+    if against.url.rstrip("/") == folder.url.rstrip("/"):
+        raise UserError(f"{against.url}: --against names the dataset itself; name another split, as test for train")
+    if other.kind != manifest.kind:
+        raise UserError(f"{against.url}: holds {other.kind}, while {folder.url} holds {manifest.kind}")
+    return other
+
+
+def _tasks(folder: Storage, manifest: Manifest) -> list[ShardTask]:
+    return [ShardTask(folder, info, manifest.kind, manifest.classes, manifest.plan) for info in manifest.shards]
+
+
+def _check_totals(manifest: Manifest, reports: Sequence[ShardReport]) -> list[Finding]:
+    """The manifest's counts against those of all indexes together."""
+    found: list[tuple[str, object, object]] = []
+    if manifest.kind == IMAGES:
+        for column in ("positive", "ignored"):
+            per_shard = [getattr(report, column) for report in reports]
+            sums = [sum(counts) for counts in zip(*per_shard, strict=True)] or [0] * len(manifest.classes)
+            for name, in_index in zip(manifest.classes, sums, strict=True):
+                said = manifest.label_histogram.get(name, {}).get(column)
+                found.append((f"label histogram, {column} images of {name}", in_index, said))
+        ignored = sum(sum(report.ignored) for report in reports)
+        objects = sum(report.num_objects for report in reports)
+        found += [("count of ignored_labels", ignored, manifest.counts.get("ignored_labels"))]
+        found += [("count of objects", objects, manifest.counts.get("objects"))]
+        extra = sorted(manifest.label_histogram.keys() - set(manifest.classes))
+        found.append(("classes only in the label histogram", [], extra))
+    else:
+        histogram = hole_fraction_histogram(value for report in reports for value in report.hole_fractions)
+        found.append(("hole-fraction histogram", histogram, dict(manifest.hole_fraction_histogram)))
+        threshold = manifest.options.get("threshold")
+        if threshold is not None and manifest.split in ("high", "low"):
+            fractions = [value for report in reports for value in report.hole_fractions]
+            wrong = sum((value > threshold) != (manifest.split == "high") for value in fractions)
+            found.append((f"masks on the other side of the threshold {threshold}", 0, wrong))
+    return [
+        Finding(MANIFEST_NAME, "", what, f"{expected} (by the indexes)", str(said))
+        for what, expected, said in found
+        if expected != said
+    ]
+
+
+def _check_files(folder: Storage, manifest: Manifest) -> list[Finding]:
+    """What other readers need, and what nobody needs."""
+    findings = []
+    readers = reader_files(manifest)
+    present = {info.name for info in folder.list_files()}
+    for name, wanted in readers.items():
+        if name not in present:
+            findings.append(Finding(name, "", "samples per shard, for other readers", "the file", "no such file"))
+        elif folder.read(name) != wanted:
+            findings.append(Finding(name, "", "samples per shard, for other readers", "as in the manifest", "others"))
+    shards = {name for info in manifest.shards for name in (info.name, info.index_name)}
+    leftover = sorted(present - shards - readers.keys() - {MANIFEST_NAME, QUARANTINE_NAME})
+    local = folder.path()
+    if local is not None:
+        leftover += sorted(path.name for path in local.glob(f".*{PART_SUFFIX}"))
+    for name in leftover:
+        if name.endswith(PART_SUFFIX) or not any(part.startswith(".") for part in name.split("/")):
+            findings.append(Finding(name, "", "files of the dataset", "only those the manifest names", "this one"))
+    return findings
+
+
+def _check_duplicates(reports: Sequence[ShardReport], images_too: bool) -> list[Finding]:
+    """Keys that appear twice, and (among photographs) images of equal bytes."""
+    findings = []
+    shard_of_key: dict[str, str] = {}
+    key_of_image: dict[bytes, str] = {}
+    for report in reports:
+        for key, digest in zip(report.keys, report.image_digests, strict=True):
+            name = report.info.name
+            if key in shard_of_key:
+                findings.append(Finding(name, key, "key", "one sample of this name", f"also in {shard_of_key[key]}"))
+            elif images_too and digest in key_of_image:
+                twin = key_of_image[digest]
+                where = f"the same bytes as {twin} in {shard_of_key[twin]}"
+                findings.append(Finding(name, key, "image", "different from all others", where))
+            shard_of_key.setdefault(key, name)
+            key_of_image.setdefault(digest, key)
+    return findings
+
+
+def _check_shared(
+    reports: Sequence[ShardReport], against: Storage, others: Iterable[tuple[str, bytes]]
+) -> list[Finding]:
+    twins = {digest: key for key, digest in others}
+    return [
+        Finding(report.info.name, key, "image", f"not in {against.url}", f"the same bytes as {twins[digest]} there")
+        for report in reports
+        for key, digest in zip(report.keys, report.image_digests, strict=True)
+        if digest in twins
+    ]
+
+
+def _next_step(folder: Storage, manifest: Manifest, damaged: bool) -> str:
+    if not damaged:
+        return "remove one image of each pair from the source's lists, then build again with --overwrite"
+    if manifest.kind == IMAGES:
+        root = folder.url.removesuffix(f"/{manifest.dataset}/{manifest.split}")
+        return f"build it again from the source: msl build-shards --split {manifest.split} --out {root} --overwrite"
+    root = folder.url.removesuffix(f"/{manifest.split}")
+    return f"build them again from the source: msl build-masks --out {root} --overwrite"
