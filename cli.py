@@ -134,7 +134,10 @@ def build_masks(
     generate: Annotated[
         int | None, typer.Option(help="Make N irregular masks instead.", min=1, show_default=False)
     ] = None,
-    size: Annotated[int, typer.Option(help="Side of generated masks in pixels.")] = 512,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of the keep masks in pixels; default: the files' own, generated 512.", min=16),
+    ] = None,
     threshold: Annotated[float, typer.Option(help="high = hole fraction above it.")] = 0.5,
     polarity: Annotated[Polarity, typer.Option(help="What the holes look like in the files.")] = Polarity.auto,
     order: Annotated[
@@ -158,7 +161,7 @@ def build_masks(
     from msldata.masksources import select_mask_source
     from msldata.storage import open_storage
 
-    masks = select_mask_source(_data_root(), source, generate=generate, size=size, seed=seed)
+    masks = select_mask_source(_data_root(), source, generate=generate, size=size or 512, seed=seed)
     with progress_bar(err, "masks") as progress:
         build = build_masks(
             masks,
@@ -169,6 +172,7 @@ def build_masks(
             per_subset=per_subset,
             seed=seed,
             buckets=buckets,
+            size=size if generate is None else None,  # generated masks are drawn at their size
             num_workers=workers,
             on_error=on_error.value,
             overwrite=overwrite,

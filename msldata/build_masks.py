@@ -42,6 +42,8 @@ from msldata.storage import Storage
 
 DATASET = "masks"
 MASKS_PER_SHARD = 1000
+MIN_KEEP_MASK_SIZE = 16
+MAX_KEEP_MASK_SIZE = 8192
 
 SEEDED = "seeded"
 OFFICIAL = "official"
@@ -71,6 +73,7 @@ class _ShardTask:
     name: str
     plan: str
     polarity: str
+    resized: bool
     samples: tuple[MaskSample, ...]
 
 
@@ -94,6 +97,7 @@ def build_masks(
     per_subset: int = 1000,
     seed: int = 0,
     buckets: bool = False,
+    size: int | None = None,
     num_workers: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
     overwrite: bool = False,
@@ -114,6 +118,8 @@ def build_masks(
         per_subset: masks drawn for each subset, or all that there are when fewer; 0 means all. The paper: 1,000.
         seed: which masks are drawn, where there are more.
         buckets: also build ``holes-00-10`` to ``holes-50-60``, by hole fraction; see ``choose_seeded``.
+        size: side in pixels that keep masks are resized to, by nearest pixel; hole fractions are then those of the
+            resized masks, and each sample records its source's beside its own. None stores them as they are.
         num_workers: processes; default one per available processor.
         on_error: ``fail`` at the first file that is no mask, or ``skip`` and list such files in ``quarantine.jsonl``.
         overwrite: delete what earlier builds wrote into the folders of these subsets and start over.
@@ -127,9 +133,11 @@ def build_masks(
     fraction (``order="official"`` does so too), and the paper's rule applied to the raw files, where white is the hole,
     would swap the two.
     """
-    _check_options(source, order, threshold, polarity, per_subset, seed, buckets, on_error)
+    _check_options(source, order, threshold, polarity, per_subset, seed, buckets, size, on_error)
     names = source.names()
-    masks, rejected = measure_masks(source, names, num_workers=num_workers, on_error=on_error, progress=progress)
+    masks, rejected = measure_masks(
+        source, names, size=size, num_workers=num_workers, on_error=on_error, progress=progress
+    )
     decision = _settle_polarity(source, polarity, masks)
     origin = {"polarity_origin": decision.origin, "polarity_explanation": decision.explanation}
     sample_names = _sample_names(names)
@@ -156,7 +164,7 @@ def build_masks(
                 "without_hole": fractions.count(0.0),
                 "all_hole": fractions.count(1.0),
             },
-            options=subset.options,
+            options=subset.options if size is None else {**subset.options, "size": size},
             provenance={**source.provenance, **origin},
         )
         subsets.append(_plan_subset(out.child(subset.name), draft, subset.samples))
@@ -187,6 +195,7 @@ def _check_options(
     per_subset: int,
     seed: int,
     buckets: bool,
+    size: int | None,
     on_error: str,
 ) -> None:
     if order not in ORDERS:
@@ -200,6 +209,11 @@ def _check_options(
         raise UserError(f"threshold is {threshold}; it is a share of the image and must lie between 0 and 1, as in 0.5")
     if per_subset < 0:
         raise UserError(f"per_subset is {per_subset}; give the number of masks for each subset, or 0 for all")
+    if size is not None and not MIN_KEEP_MASK_SIZE <= size <= MAX_KEEP_MASK_SIZE:
+        raise UserError(
+            f"size is {size}; the side of keep masks in pixels must lie between {MIN_KEEP_MASK_SIZE} and "
+            f"{MAX_KEEP_MASK_SIZE:,}"
+        )
     if polarity not in (AUTO, *POLARITIES):
         raise UserError(f"unknown polarity '{polarity}'; use {AUTO}, {' or '.join(POLARITIES)}")
     if source.polarity not in (None, polarity) and polarity != AUTO:
@@ -257,6 +271,7 @@ def _plan_subset(out: Storage, draft: Manifest, samples: Sequence[MaskSample]) -
             name=shard_name(DATASET, draft.split, start // MASKS_PER_SHARD),
             plan=plan,
             polarity=draft.options["polarity"],
+            resized="size" in draft.options,
             samples=tuple(samples[start : start + MASKS_PER_SHARD]),
         )
         for start in range(0, len(samples), MASKS_PER_SHARD)
@@ -319,9 +334,13 @@ def _write_shard(task: _ShardTask) -> ShardInfo:
                 "hole_fraction": mask.hole_fraction(task.polarity),
                 "source": sample.source,
             }
+            meta = {**facts, "polarity": task.polarity}
+            if task.resized:
+                meta["source_hole_fraction"] = mask.source_hole_fraction(task.polarity)
+                meta |= {"source_width": mask.source_width, "source_height": mask.source_height}
             members = [
                 (KEEP_MASK_SUFFIX, encode_png(mask.keep_mask(task.polarity))),
-                (META_SUFFIX, encode_json({**facts, "polarity": task.polarity})),
+                (META_SUFFIX, encode_json(meta)),
             ]
             writer.add(sample.key, members, facts)
         return writer.publish()

@@ -12,7 +12,7 @@ import numpy as np
 
 from msldata.engine import run_tasks
 from msldata.errors import BadInputError, UserError
-from msldata.keepmask import HOLE_WHITE, PolarityClue, pack_bits, polarity_clue, unpack_bits
+from msldata.keepmask import HOLE_WHITE, PolarityClue, pack_bits, polarity_clue, resize_nearest, unpack_bits
 from msldata.masksources import MaskSource
 
 _NAMES_PER_TASK = 64
@@ -20,12 +20,18 @@ _NAMES_PER_TASK = 64
 
 @dataclass(frozen=True, slots=True)
 class MeasuredMask:
-    """Everything about one mask file but its polarity, which only the whole set can tell."""
+    """Everything about one mask file but its polarity, which only the whole set can tell.
+
+    Width, height and white pixels are those of the mask that is stored, which can be smaller than its source.
+    """
 
     name: str
     width: int
     height: int
     white_pixels: int
+    source_width: int
+    source_height: int
+    source_white_pixels: int
     clue: PolarityClue
     white_bits: bytes
     """White pixels as ``pack_bits`` packs them, compressed: about 3 KB for 512×512."""
@@ -33,16 +39,24 @@ class MeasuredMask:
     """SHA-256 of the packed white pixels, in hex."""
 
     @classmethod
-    def of_gray(cls, name: str, gray_HW: np.ndarray) -> MeasuredMask:
-        """Measure a decoded mask, uint8, 0 black … 255 white."""
-        height, width = gray_HW.shape
+    def of_gray(cls, name: str, gray_HW: np.ndarray, size: int | None = None) -> MeasuredMask:
+        """Measure a decoded mask, uint8, 0 black … 255 white, and resize it to size × size by nearest pixel."""
+        source_height, source_width = gray_HW.shape
         white_HW = gray_HW > 127
+        source_white_pixels = white_pixels = int(np.count_nonzero(white_HW))
+        if size is not None:
+            white_HW = resize_nearest(white_HW, size, size)
+            white_pixels = int(np.count_nonzero(white_HW))
+        height, width = white_HW.shape
         bits = pack_bits(white_HW).tobytes()
         return cls(
             name=name,
             width=width,
             height=height,
-            white_pixels=int(np.count_nonzero(white_HW)),
+            white_pixels=white_pixels,
+            source_width=source_width,
+            source_height=source_height,
+            source_white_pixels=source_white_pixels,
             clue=polarity_clue(gray_HW),
             white_bits=zlib.compress(bits, 1),
             digest=hashlib.sha256(bits).hexdigest(),
@@ -50,9 +64,11 @@ class MeasuredMask:
 
     def hole_fraction(self, polarity: str) -> float:
         """Share of hole pixels under ``polarity``, in [0, 1]; equals ``keepmask.hole_fraction`` of the keep mask."""
-        num_pixels = self.width * self.height
-        holes = self.white_pixels if polarity == HOLE_WHITE else num_pixels - self.white_pixels
-        return holes / num_pixels
+        return _hole_fraction(self.white_pixels, self.width * self.height, polarity)
+
+    def source_hole_fraction(self, polarity: str) -> float:
+        """The same of the file, before it was resized."""
+        return _hole_fraction(self.source_white_pixels, self.source_width * self.source_height, polarity)
 
     def keep_mask(self, polarity: str) -> np.ndarray:
         """keep_mask_HW, uint8, 1 = visible, 0 = hole."""
@@ -65,6 +81,7 @@ def measure_masks(
     source: MaskSource,
     names: Sequence[str],
     *,
+    size: int | None = None,
     num_workers: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
     progress: Callable[[int, int], None] | None = None,
@@ -74,6 +91,7 @@ def measure_masks(
     Args:
         source: where they are.
         names: which of its masks.
+        size: side in pixels that masks are resized to; None leaves them as they are.
         num_workers: processes; default one per available processor.
         on_error: ``fail`` or ``skip``.
         progress: called with (done, total), in masks.
@@ -94,7 +112,8 @@ def measure_masks(
             progress(done, len(names))
 
     tasks = [
-        (source, names[start : start + _NAMES_PER_TASK], on_error) for start in range(0, len(names), _NAMES_PER_TASK)
+        (source, names[start : start + _NAMES_PER_TASK], size, on_error)
+        for start in range(0, len(names), _NAMES_PER_TASK)
     ]
     results = [result for chunk in run_tasks(_measure_some, tasks, num_workers, count) for result in chunk]
     masks = [result for result in results if isinstance(result, MeasuredMask)]
@@ -104,12 +123,16 @@ def measure_masks(
     return masks, rejected
 
 
-def _measure_some(task: tuple[MaskSource, Sequence[str], str]) -> list[MeasuredMask | BadInputError]:
-    source, names, on_error = task
+def _hole_fraction(white_pixels: int, num_pixels: int, polarity: str) -> float:
+    return (white_pixels if polarity == HOLE_WHITE else num_pixels - white_pixels) / num_pixels
+
+
+def _measure_some(task: tuple[MaskSource, Sequence[str], int | None, str]) -> list[MeasuredMask | BadInputError]:
+    source, names, size, on_error = task
     results: list[MeasuredMask | BadInputError] = []
     for name in names:
         try:
-            results.append(MeasuredMask.of_gray(name, source.read_gray(name)))
+            results.append(MeasuredMask.of_gray(name, source.read_gray(name), size))
         except BadInputError as error:
             if on_error == "fail":
                 raise

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image
 from msldata.build_masks import build_masks
 from msldata.errors import UserError
 from msldata.format import KEEP_MASKS, decode_index, read_manifest
+from msldata.keepmask import decode_png, hole_fraction, resize_nearest
 from msldata.masksources import GeneratedMasks, open_mask_source
 from msldata.storage import open_storage
 
@@ -205,3 +209,64 @@ def test_an_old_bucket_does_not_pass_for_one_that_is_left_out(graded, tmp_path):
         build(graded, tmp_path / "out", buckets=True)
     build(graded, tmp_path / "out", buckets=True, overwrite=True)
     assert not list((tmp_path / "out").glob("holes-30-40/*"))
+
+
+# --- size -------------------------------------------------------------------------------------------------------------
+
+
+def stored(out: Path, subset: str) -> dict[str, tuple[np.ndarray, dict]]:
+    """(keep mask, JSON) of each sample, by the name of its source."""
+    found = {}
+    with tarfile.open(out / subset / f"masks-{subset}-000000.tar") as archive:
+        for row in rows(out, subset):
+            meta = json.loads(archive.extractfile(f"{row['key']}.json").read())
+            found[meta["source"]] = decode_png(archive.extractfile(f"{row['key']}.png").read(), ""), meta
+    return found
+
+
+def test_resized_masks_are_measured_as_they_are_stored(tmp_path):
+    # 26 of 50 rows are 0.52, but 8 of 16; a mask must lie in the subset that its stored form belongs to.
+    files = {"a.png": white_rows(26), "b.png": white_rows(27), "c.png": white_rows(10)}
+    out = tmp_path / "out"
+    made = build(write(tmp_path / "source", files), out, size=16)
+    assert sources(out, "high") == ["b.png"]
+    assert made.manifests["high"].options["size"] == 16
+    for name, rows_of_16, source_fraction in (("a.png", 8, 0.52), ("c.png", 3, 0.2)):
+        keep_mask, meta = stored(out, "low")[name]
+        assert keep_mask.shape == (16, 16)
+        assert (keep_mask == (np.arange(16) >= rows_of_16)[:, None]).all()
+        assert meta["hole_fraction"] == rows_of_16 / 16 == hole_fraction(keep_mask)
+        assert (meta["source_hole_fraction"], meta["source_width"], meta["source_height"]) == (source_fraction, 50, 50)
+    for row in rows(out, "low"):
+        assert (row["width"], row["height"], row["hole_fraction"]) == (
+            16,
+            16,
+            {"a.png": 0.5}.get(row["source"], 3 / 16),
+        )
+
+
+@pytest.mark.parametrize("size", [0, 15, -4, 8193])
+def test_a_size_out_of_range_is_refused(graded, tmp_path, size):
+    with pytest.raises(UserError, match=f"size is {size}; .* between 16 and 8,192"):
+        build(graded, tmp_path / "out", size=size)
+
+
+def test_another_size_is_another_plan(graded, tmp_path):
+    build(graded, tmp_path / "out", size=32)
+    for other in (64, None):
+        with pytest.raises(UserError, match="--overwrite"):
+            build(graded, tmp_path / "out", size=other)
+
+
+@pytest.mark.real
+def test_real_masks_resized_to_448(sample, tmp_path):
+    with open(sample / "oracles" / "masks" / "zero_pixels.csv") as file:
+        truth = {row["file"]: 1 - int(row["zero_pixels"]) / int(row["total_pixels"]) for row in csv.DictReader(file)}
+    folder = next((sample / "irregular_mask").rglob("*.png")).parent
+    build(folder, tmp_path / "out", size=448, order="official", per_subset=12)
+    for subset in ("high", "low", "heldout"):
+        for name, (keep_mask, meta) in stored(tmp_path / "out", subset).items():
+            original = (np.asarray(Image.open(folder / name)) == 0).astype(np.uint8)
+            assert (keep_mask == resize_nearest(original, 448, 448)).all()
+            assert meta["source_hole_fraction"] == pytest.approx(truth[name], abs=1e-12)
+            assert 0 < abs(meta["hole_fraction"] - truth[name]) < 0.01
