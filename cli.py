@@ -78,7 +78,9 @@ def _data_root() -> Path:
 def build_shards(
     dataset: Annotated[
         str | None,
-        typer.Option(help="voc2007, coco2014 or table; default: all that is found under datasets/ or $MSL_DATA."),
+        typer.Option(
+            help="voc2007, voc2012, coco2014, coco or table; default: all found under datasets/ or $MSL_DATA."
+        ),
     ] = None,
     source: Annotated[
         Path | None, typer.Option(help="Folder of the raw dataset; of a table the .csv, .jsonl or .parquet file.")
@@ -207,6 +209,26 @@ def verify(
     show_verification(out, result, shards)
     if result.findings:
         raise typer.Exit(2)
+
+
+@app.command(rich_help_panel="Data")
+def info(
+    shards: Annotated[str, typer.Argument(help="A dataset folder or URL: images or keep masks.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what is in a dataset: counts, labels and their pairs, sizes, objects, hole fractions."""
+    from msldata.describe import describe
+    from msldata.display import show_description
+    from msldata.storage import open_storage
+
+    about = describe(open_storage(shards))
+    if json_:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(about), indent=2))
+    else:
+        show_description(out, about, shards)
 
 
 @app.command(rich_help_panel="Data")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msldata.errors import UserError
-from msldata.format import check_key
-from msldata.sources import coco2014, table, voc2007
-from msldata.sources.source import FoundSource, Source
+from msldata.sources import coco, table, voc
+from msldata.sources.source import FoundSource, Source, check_name
 
 __all__ = [
     "DEFAULT_SPLITS",
@@ -31,6 +30,8 @@ class SourceKind:
     """Called with the dataset's place and the split; with ``classes`` too when ``takes_classes``."""
     available_splits: Callable[[Path], tuple[str, ...]]
     """The splits that a place has; none where it is no dataset of this kind."""
+    layout: str
+    """What a place of this kind holds, for messages."""
     default_splits: tuple[str, ...] = ()
     """Built when no split is named; empty: all that are available."""
     places: tuple[str, ...] = ()
@@ -41,12 +42,16 @@ class SourceKind:
 # A new kind of dataset is one line here, and a module of its own.
 KINDS: Mapping[str, SourceKind] = {
     "voc2007": SourceKind(
-        voc2007.Voc2007, voc2007.available_splits, ("trainval", "test"), ("VOCdevkit/VOC2007", "VOC2007")
+        voc.Voc2007, voc.available_splits, voc.LAYOUT, ("trainval", "test"), ("VOCdevkit/VOC2007", "VOC2007")
+    ),
+    "voc2012": SourceKind(
+        voc.Voc2012, voc.available_splits, voc.LAYOUT, ("trainval",), ("VOCdevkit/VOC2012", "VOC2012")
     ),
     "coco2014": SourceKind(
-        coco2014.Coco2014, coco2014.available_splits, ("train", "val"), ("COCO2014", "coco2014", "coco")
+        coco.Coco2014, coco.available_splits_2014, coco.LAYOUT, ("train", "val"), ("COCO2014", "coco2014", "coco")
     ),
-    "table": SourceKind(table.Table, table.available_splits, takes_classes=True),
+    "coco": SourceKind(coco.Coco, coco.available_splits, coco.LAYOUT, places=("COCO2017", "coco2017")),
+    "table": SourceKind(table.Table, table.available_splits, table.LAYOUT, takes_classes=True),
 }
 
 DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for name, kind in KINDS.items()}
@@ -79,7 +84,7 @@ def open_source(
         takers = ", ".join(other for other, entry in KINDS.items() if entry.takes_classes)
         raise UserError(f"--classes {classes}: {dataset} has its own classes; only these take a list: {takers}")
     if name is not None:
-        check_key(name)  # it becomes part of file names
+        check_name("name", name)
         source.dataset = name
     return source
 
@@ -120,7 +125,10 @@ def select_sources(
         if dataset is None:
             raise UserError(f"--source {source}: say also what it is, with --dataset {' or --dataset '.join(KINDS)}")
         kind = _kind(dataset)
-        return [FoundSource(dataset, source, tuple(splits or kind.default_splits or kind.available_splits(source)))]
+        chosen = tuple(splits or kind.default_splits or kind.available_splits(source))
+        if not chosen:
+            raise UserError(f"{source}: no {dataset} dataset here; it would hold {kind.layout}")
+        return [FoundSource(dataset, source, chosen)]
     if dataset is not None and not _kind(dataset).places:
         raise UserError(f"--dataset {dataset}: say also where it is, with --source")
     found = [entry for entry in find_sources(root) if dataset in (None, entry.dataset)]

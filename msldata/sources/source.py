@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from msldata.errors import UserError
+from msldata.format import check_key
 from msldata.labels import LabelSpace
 from msldata.records import Record
 from msldata.storage import Storage
@@ -44,6 +45,16 @@ class FoundSource:
 def unknown_split(dataset: str, split: str, known: tuple[str, ...]) -> UserError:
     """The error for a split that ``dataset`` does not have."""
     return UserError(f"{dataset} has no split '{split}'; known are: {', '.join(known)}")
+
+
+def check_name(what: str, name: str) -> None:
+    """Raise UserError unless ``name``, of a dataset or split, can be part of a shard's file name."""
+    try:
+        check_key(name)
+    except UserError:
+        raise UserError(
+            f"{what} '{name}' becomes part of file names: it must have no dots, slashes or spaces"
+        ) from None
 
 
 def key_of(image: str) -> str:

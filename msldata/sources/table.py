@@ -16,11 +16,13 @@ from msldata.errors import BadInputError, UserError
 from msldata.format import check_key
 from msldata.labels import LabelSpace
 from msldata.records import Record
-from msldata.sources.source import key_of, read_classes, unknown_split
+from msldata.sources.source import check_name, key_of, read_classes, unknown_split
 from msldata.storage import LocalStorage, Storage
 
 WHOLE = "all"
 """The one split of a table without the column ``split``."""
+
+LAYOUT = "a row per image with the columns image and labels"
 
 _NEEDED = ("image", "labels")
 _COLUMNS = (*_NEEDED, "ignored", "split")
@@ -163,7 +165,7 @@ def _row(place: str, cells: Mapping[str, Any]) -> _Row:
     if split is not None:
         if not isinstance(split, str) or not split:
             raise ValueError(f"split is {split!r}, not a name")
-        check_key(split)  # it becomes part of file names
+        check_name("split", split)
     return _Row(place, image, key, labels, ignored, split or "")
 
 

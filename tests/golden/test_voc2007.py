@@ -11,7 +11,7 @@ import pytest
 from msldata.errors import BadInputError, UserError
 from msldata.labels import VOC
 from msldata.sources import find_sources, open_source
-from msldata.sources.voc2007 import parse_objects
+from msldata.sources.voc import parse_objects
 from tests.tinydata import make_voc, voc_object, voc_xml
 
 

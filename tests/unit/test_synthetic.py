@@ -13,7 +13,7 @@ from msldata.errors import UserError
 from msldata.sources import open_source
 from msldata.sources.reef import CLASSES, Creature, _account, draw_scene
 from msldata.sources.synthetic import OCCLUDED_FROM, annotation_xml, is_difficult, write_synthetic_voc
-from msldata.sources.voc2007 import parse_objects
+from msldata.sources.voc import parse_objects
 
 SIZE = 48
 NUM_TRAIN, NUM_TEST = 30, 70  # across the border of two chunks

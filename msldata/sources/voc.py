@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007: image lists, and per image one XML with its objects."""
+"""PASCAL VOC 2007 and 2012: image lists, and per image one XML with its objects."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _LISTS = {
     "val": (("val",),),
     "test": (("test",),),
 }
+LAYOUT = "JPEGImages, Annotations and ImageSets"
 _HINT = "repair the file, or take its id out of the list in ImageSets/Main"
 
 
-class Voc2007:
-    """One split of VOC2007.
+class Voc:
+    """One split of a VOC dataset; the years differ only in what they are called.
 
     A class list of one's own, ``ImageSets/Main/classes.txt`` with one name a line, takes the place of VOC's 20 classes:
     so any dataset in VOC's layout can be read.
@@ -35,40 +36,41 @@ class Voc2007:
     (evaluation leaves that pair out, training counts it as negative), and negative when it has none.
 
     Args:
-        root: the folder VOC2007, VOCdevkit, or one that contains VOCdevkit.
+        root: the year's folder (VOC2007), VOCdevkit, or one that contains VOCdevkit.
         split: ``trainval``, ``train``, ``val`` or ``test``.
 
     Raises:
-        UserError: unknown split, or a class list that is empty or names a class twice. FileNotFoundError: no VOC2007
-            there, or a list or folder of it is missing.
+        UserError: unknown split, or a class list that is empty or names a class twice. FileNotFoundError: not that
+            dataset, or a list or folder of it is missing.
     """
 
-    dataset = "voc2007"
-    licence = (
-        "Photographs from flickr, under flickr's terms and their photographers' rights; no licence for the dataset as "
-        "a whole. Cite Everingham et al., The PASCAL Visual Object Classes Challenge 2007."
-    )
+    dataset: str
+    title: str
+    """What it is called, and its folder's name."""
+    licence: str
 
     def __init__(self, root: Path, split: str):
         if split not in _LISTS:
             raise unknown_split(self.dataset, split, tuple(_LISTS))
         self.split = split
-        self.root = find_root(root)
+        self.root = find_root(root, self.title)
         self.images: Storage = LocalStorage(self.root)
         self.counts: dict[str, int] = {}
         self._lists = _lists(self.root, split)
         for path in (*self._lists, self.root / "Annotations", self.root / "JPEGImages"):
             if not path.exists():
-                raise FileNotFoundError(f"{path}: missing; VOC2007 {split} needs it, is the download complete?")
+                raise FileNotFoundError(f"{path}: missing; {self.title} {split} needs it, is the download complete?")
         own_classes = self.root / "ImageSets" / "Main" / "classes.txt"
         self.labels = VOC
         read_from = self._lists
         if own_classes.is_file():
             self.dataset, self.labels = "voc-layout", read_classes(own_classes)
-            self.licence = "Not VOC2007 but a dataset of its own in the same layout; its maker states the licence."
+            self.licence = (
+                f"Not {self.title} but a dataset of its own in the same layout; its maker states the licence."
+            )
             read_from = (*self._lists, own_classes)
         self.provenance: dict[str, Any] = {
-            "source": "VOC2007 layout, own classes" if own_classes.is_file() else "VOC2007",
+            "source": f"{self.title} layout, own classes" if own_classes.is_file() else self.title,
             "files": {
                 path.relative_to(self.root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
                 for path in read_from
@@ -109,23 +111,42 @@ class Voc2007:
                     raise BadInputError(str(path), f"line {number}: {image_id[:80]!r} is not an image id", _HINT)
                 ids.append(image_id)
         if not ids:
-            raise UserError(f"{self._lists[0]}: the list is empty; VOC2007 {self.split} has no images here")
+            raise UserError(f"{self._lists[0]}: the list is empty; {self.title} {self.split} has no images here")
         return sorted(ids)
 
 
-def find_root(root: Path) -> Path:
-    """The folder VOC2007 itself: ``root``, or the one below it. Raises FileNotFoundError."""
-    for candidate in (root, root / "VOC2007", root / "VOCdevkit" / "VOC2007"):
+class Voc2007(Voc):
+    """The dataset of the paper's Table 1: 5,011 images for training, 4,952 for testing."""
+
+    dataset = "voc2007"
+    title = "VOC2007"
+    licence = (
+        "Photographs from flickr, under flickr's terms and their photographers' rights; no licence for the dataset as "
+        "a whole. Cite Everingham et al., The PASCAL Visual Object Classes Challenge 2007."
+    )
+
+
+class Voc2012(Voc):
+    """Its objects say also whether they are occluded; the annotations of its test images were never published."""
+
+    dataset = "voc2012"
+    title = "VOC2012"
+    licence = Voc2007.licence.replace("2007", "2012")
+
+
+def find_root(root: Path, title: str) -> Path:
+    """The folder ``title`` (VOC2007) itself: ``root``, or the one below it. Raises FileNotFoundError."""
+    for candidate in (root, root / title, root / "VOCdevkit" / title):
         if (candidate / "ImageSets" / "Main").is_dir():
             return candidate
     raise FileNotFoundError(
-        f"{root}: no VOC2007 here (no ImageSets/Main in it, in VOC2007 or in VOCdevkit/VOC2007); "
-        "give the folder that holds JPEGImages, Annotations and ImageSets"
+        f"{root}: no {title} here (no ImageSets/Main in it, in {title} or in VOCdevkit/{title}); "
+        f"give the folder that holds {LAYOUT}"
     )
 
 
 def available_splits(root: Path) -> tuple[str, ...]:
-    """Splits whose image lists lie in ``root``; empty when it is no VOC2007 folder."""
+    """Splits whose image lists lie in ``root``; empty when it is no VOC folder."""
     lists = {split: _lists(root, split) for split in _LISTS}
     return tuple(split for split, paths in lists.items() if all(path.is_file() for path in paths))
 
