@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from msldata.format import Manifest
 
 if TYPE_CHECKING:
+    from msldata.describe import Description, Spread
     from msldata.verify import Verification
 
 MAX_FINDINGS_SHOWN = 50
@@ -62,3 +64,62 @@ def show_verification(console: Console, result: Verification, where: str) -> Non
         console.print(f"… and {hidden:,} more")
     count = f"{len(result.findings):,} finding{'s' * (len(result.findings) != 1)}"
     console.print(f"[red]{where}[/red]: {count} in {shards}; {result.next_step}", soft_wrap=True)
+
+
+def show_description(console: Console, about: Description, where: str) -> None:
+    """What a dataset holds: facts, labels, pairs of labels, objects, hole fractions."""
+    what = "images" if about.labels else "keep masks"
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("dataset", f"{about.dataset}, {about.split}")
+    shards = f"{about.num_shards:,} shard{'s' * (about.num_shards != 1)}"
+    facts.add_row(what, f"{about.num_samples:,} in {shards}, {about.num_bytes / 1e6:,.1f} MB")
+    facts.add_row("fingerprint", about.fingerprint)
+    facts.add_row("options", Text(", ".join(f"{name} {value}" for name, value in about.options.items())))
+    facts.add_row("counts", ", ".join(f"{name} {value:,}" for name, value in about.counts.items()).replace("_", " "))
+    facts.add_row("size", f"width {_span(about.width)}, height {_span(about.height)} pixels")
+    if about.object_sizes:
+        sizes = ", ".join(f"{count:,} {name}" for name, count in about.object_sizes.items())
+        flags = ", ".join(
+            f"{name} {flag.true:,} of {flag.known:,}" if flag.known else f"{name} unknown"
+            for name, flag in about.object_flags.items()
+        )
+        facts.add_row("objects", f"{sizes} (below 32², from 96² pixels)\n{flags}")
+    if about.hole_fraction is not None:
+        facts.add_row("hole fraction", _span(about.hole_fraction))
+    if about.licence:
+        facts.add_row("licence", Text(about.licence))
+    console.print(f"[green]{where}[/green]", soft_wrap=True)
+    console.print(facts)
+    if about.labels:
+        _show_labels(console, about)
+    else:
+        console.print()
+        show_histogram(console, "keep masks by hole fraction", about.hole_fraction_histogram)
+
+
+def _show_labels(console: Console, about: Description) -> None:
+    largest = max(label.positive for label in about.labels) or 1
+    labels = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    labels.add_column("class")
+    for heading in ("positive", "ignored", "share"):
+        labels.add_column(heading, justify="right")
+    labels.add_column("")
+    for label in about.labels:
+        bar = "█" * round(30 * label.positive / largest)
+        labels.add_row(label.name, f"{label.positive:,}", f"{label.ignored:,}", f"{label.share:.1%}", bar)
+    console.print()
+    console.print(labels)
+    console.print(f"{about.labels_per_image:.2f} positive classes an image")
+    if about.pairs:
+        pairs = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+        pairs.add_column("strongest pairs")
+        for heading in ("images with both", "of those with either"):
+            pairs.add_column(heading, justify="right")
+        for pair in about.pairs:
+            pairs.add_row(f"{pair.first} + {pair.second}", f"{pair.images:,}", f"{pair.overlap:.0%}")
+        console.print()
+        console.print(pairs)
+
+
+def _span(spread: Spread) -> str:
+    return f"{spread.minimum:.4g} to {spread.maximum:.4g} (median {spread.median:.4g})"

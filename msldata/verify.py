@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from msldata.buildfolder import QUARANTINE_NAME
 from msldata.engine import run_tasks
 from msldata.errors import UserError
 from msldata.format import IMAGES, MANIFEST_NAME, Manifest, read_manifest, reader_files
+from msldata.sources import KINDS
 from msldata.storage import PART_SUFFIX, Storage
 from msldata.verifyshard import Finding, ShardReport, ShardTask, examine_shard, hash_shard
 
@@ -108,16 +110,25 @@ def _check_totals(manifest: Manifest, reports: Sequence[ShardReport]) -> list[Fi
     else:
         histogram = hole_fraction_histogram(value for report in reports for value in report.hole_fractions)
         found.append(("hole-fraction histogram", histogram, dict(manifest.hole_fraction_histogram)))
-        threshold = manifest.options.get("threshold")
-        if threshold is not None and manifest.split in ("high", "low"):
-            fractions = [value for report in reports for value in report.hole_fractions]
-            wrong = sum((value > threshold) != (manifest.split == "high") for value in fractions)
-            found.append((f"masks on the other side of the threshold {threshold}", 0, wrong))
+        above, up_to = _limits(manifest)
+        outside = sum(not above <= value <= up_to for report in reports for value in report.hole_fractions)
+        found.append((f"masks with a hole fraction outside {above} to {up_to}", 0, outside))
     return [
         Finding(MANIFEST_NAME, "", what, f"{expected} (by the indexes)", str(said))
         for what, expected, said in found
         if expected != said
     ]
+
+
+def _limits(manifest: Manifest) -> tuple[float, float]:
+    """The hole fractions, both included, that the options allow in this subset."""
+    options = manifest.options
+    if "hole_fraction_above" in options:
+        return math.nextafter(options["hole_fraction_above"], 1), options["hole_fraction_up_to"]
+    if "threshold" in options and manifest.split in ("high", "low"):
+        threshold = options["threshold"]
+        return (math.nextafter(threshold, 1), 1) if manifest.split == "high" else (0, threshold)
+    return 0, 1
 
 
 def _check_files(folder: Storage, manifest: Manifest) -> list[Finding]:
@@ -177,6 +188,7 @@ def _next_step(folder: Storage, manifest: Manifest, damaged: bool) -> str:
         return "remove one image of each pair from the source's lists, then build again with --overwrite"
     if manifest.kind == IMAGES:
         root = folder.url.removesuffix(f"/{manifest.dataset}/{manifest.split}")
-        return f"build it again from the source: msl build-shards --split {manifest.split} --out {root} --overwrite"
+        what = f"--dataset {manifest.dataset} " if manifest.dataset in KINDS else ""
+        return f"build it again: msl build-shards {what}--split {manifest.split} --out {root} --overwrite"
     root = folder.url.removesuffix(f"/{manifest.split}")
-    return f"build them again from the source: msl build-masks --out {root} --overwrite"
+    return f"build them again: msl build-masks --out {root} --overwrite"

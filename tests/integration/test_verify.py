@@ -394,7 +394,7 @@ def test_wrong_keep_masks(keep_masks):
         (key, f"hole_fraction in {key}.json"),
         (key, "hole fraction"),
         ("", "hole-fraction histogram"),
-        ("", "masks on the other side of the threshold 0.5"),
+        ("", "masks with a hole fraction outside 0.5000000000000001 to 1"),
     }
 
 
@@ -420,7 +420,7 @@ def test_command(images):
     run = CliRunner().invoke(app, ["verify", str(images), "--workers", "1"])
     assert run.exit_code == 2
     assert f"{FIRST}, sample 000003: crc32 of the image: expected" in run.output
-    assert "msl build-shards --split test --out" in run.output and "--overwrite" in run.output
+    assert "msl build-shards --dataset voc2007 --split test --out" in run.output and "--overwrite" in run.output
 
 
 @pytest.mark.real
