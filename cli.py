@@ -94,6 +94,10 @@ def build_shards(
         list[str] | None, typer.Option(help="Repeat for several; default: all.", show_default=False)
     ] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
+    resize: Annotated[
+        str | None, typer.Option(help="shorter=N or fit=N pixels; default: the images' own bytes.")
+    ] = None,
+    quality: Annotated[int | None, typer.Option(help="Of resized JPEGs; default: 90.", show_default=False)] = None,
     workers: Workers = None,
     on_error: Annotated[
         OnError, typer.Option(help="At a bad image: stop, or leave it out and count it.")
@@ -104,22 +108,23 @@ def build_shards(
     """Turn labelled photographs into verified WebDataset shards."""
     from msldata.build_shards import build_shards, plan_build
     from msldata.display import progress_bar, show_manifest
+    from msldata.resize import parse_resize
     from msldata.sources import open_source, select_sources
     from msldata.storage import open_storage
 
+    smaller = parse_resize(resize, quality)
     for found in select_sources(_data_root(), dataset, source, split):
         for chosen in found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):
                 opened = open_source(found.dataset, found.root, chosen, name, classes)
-                plan = plan_build(opened, samples_per_shard=samples_per_shard)
+                plan = plan_build(opened, samples_per_shard=samples_per_shard, resize=smaller)
             target = open_storage(out_).child(plan.dataset).child(plan.split)
             if dry_run:
                 size = plan.image_bytes()
-                out.print(
-                    f"{label}: {plan.num_samples:,} samples in {len(plan.shards):,} shards"
-                    f"{f', about {size / 1e6:,.0f} MB' if size else ''} -> {target.url}"
-                )
+                about = f", {'at most' if smaller else 'about'} {size / 1e6:,.0f} MB" if size else ""
+                shards = f"{plan.num_samples:,} samples in {len(plan.shards):,} shards{about}"
+                out.print(f"{label}: {shards} -> {target.url}")
                 continue
             with progress_bar(err, label) as progress:
                 manifest = build_shards(
@@ -229,6 +234,24 @@ def info(
         print(json.dumps(asdict(about), indent=2))
     else:
         show_description(out, about, shards)
+
+
+@app.command(rich_help_panel="Data")
+def preview(
+    shards: Annotated[str, typer.Argument(help="A dataset folder or URL: images or keep masks.")],
+    out_: Annotated[Path, typer.Option("--out", help="A .png contact sheet, or one .html page.")],
+    num: Annotated[int, typer.Option(help="Samples shown, spread over the dataset.", min=1)] = 24,
+    keep_masks: Annotated[
+        str | None, typer.Option(help="Show also a keep mask of this dataset and the masked image.")
+    ] = None,
+) -> None:
+    """Draw samples with labels and boxes, or keep masks, as a contact sheet or a page."""
+    from msldata.preview import write_preview
+    from msldata.storage import open_storage
+
+    masks = open_storage(keep_masks) if keep_masks else None
+    shown = write_preview(open_storage(shards), out_, num=num, keep_masks=masks)
+    out.print(f"[green]{out_}[/green]: {shown:,} samples", soft_wrap=True)
 
 
 @app.command(rich_help_panel="Data")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from msldata.buildfolder import QUARANTINE_NAME, BuildFolder, FinishedShard
@@ -24,6 +24,7 @@ from msldata.format import (
 )
 from msldata.images import PreparedImage, prepare_image
 from msldata.records import Record
+from msldata.resize import Resize
 from msldata.shardwriter import ShardWriter
 from msldata.storage import Storage
 
@@ -42,6 +43,7 @@ class _Job:
     classes: tuple[str, ...]
     plan: str
     on_error: OnError
+    resize: Resize | None
 
 
 def build_shards(
@@ -96,7 +98,7 @@ def build_shards(
 
         if progress is not None:
             progress(done, plan.num_samples)
-        jobs = [_Job(task, plan.images, out, plan.classes, plan.digest, on_error) for task in tasks]
+        jobs = [_Job(task, plan.images, out, plan.classes, plan.digest, on_error, plan.resize) for task in tasks]
         written = run_tasks(_write_shard, jobs, num_workers, report_progress)
         finished = kept | dict(zip((task.name for task in tasks), written, strict=True))
         return _finish(plan, out, [finished[task.name] for task in plan.shards])
@@ -151,12 +153,14 @@ def _write_shard(job: _Job) -> FinishedShard:
     with ShardWriter(job.out, job.task.name, kind=IMAGES, plan=job.plan) as writer:
         for record in job.task.records():
             try:
-                image = _read_image(job.images, record)
+                image = _read_image(job.images, record, job.resize)
             except BadInputError as error:
                 if job.on_error == "fail":
                     raise
                 quarantined.append({"file": record.image, "reason": error.reason})
                 continue
+            if image.placement is not None:
+                record = replace(record, objects=tuple(map(image.placement.move, record.objects)))
             writer.add(record.key, _members(record, image, job.classes), _row(record, image))
             for index in record.positives:
                 positive[index] += 1
@@ -181,9 +185,9 @@ def _write_shard(job: _Job) -> FinishedShard:
     return FinishedShard(info, report)
 
 
-def _read_image(images: Storage, record: Record) -> PreparedImage:
+def _read_image(images: Storage, record: Record, resize: Resize | None) -> PreparedImage:
     try:
-        return prepare_image(images.read(record.image))
+        return prepare_image(images.read(record.image), resize)
     except FileNotFoundError:
         raise BadInputError(images.where(record.image), "the image is missing") from None
     except ValueError as error:

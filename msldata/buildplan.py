@@ -12,6 +12,7 @@ from msldata.errors import UserError
 from msldata.format import SCHEMA_VERSION, check_key, encode_json, shard_name
 from msldata.images import TRANSCODE_QUALITY
 from msldata.records import ObjectRecord, Record
+from msldata.resize import Resize
 from msldata.sources import Source
 from msldata.storage import Storage
 
@@ -59,6 +60,8 @@ class BuildPlan:
     licence: str
     digest: str
     """SHA-256 over dataset, split, classes, options and every record; equal plans give equal bytes."""
+    resize: Resize | None = None
+    """How images are made smaller; None: they keep their own bytes."""
 
     @property
     def num_samples(self) -> int:
@@ -72,12 +75,13 @@ class BuildPlan:
         return sum(path.stat().st_size for path in paths if path is not None and path.is_file())
 
 
-def plan_build(source: Source, *, samples_per_shard: int = 1000) -> BuildPlan:
+def plan_build(source: Source, *, samples_per_shard: int = 1000, resize: Resize | None = None) -> BuildPlan:
     """Read all records of a source and cut them into shards, in the source's order.
 
     Args:
         source: one split of a dataset.
         samples_per_shard: every shard but the last has this many.
+        resize: make the images smaller, and turn them upright; default: they keep their own bytes.
 
     Raises:
         UserError: no images, two images of one key, a key that cannot name a sample, or ``samples_per_shard`` below 1.
@@ -85,7 +89,9 @@ def plan_build(source: Source, *, samples_per_shard: int = 1000) -> BuildPlan:
     """
     if samples_per_shard < 1:
         raise UserError(f"samples_per_shard is {samples_per_shard}; it must be 1 or more")
-    options = {"samples_per_shard": samples_per_shard, "transcode_quality": TRANSCODE_QUALITY}
+    options: dict[str, Any] = {"samples_per_shard": samples_per_shard, "transcode_quality": TRANSCODE_QUALITY}
+    if resize is not None:  # without it nothing is added: the plans of earlier builds keep their digests
+        options |= resize.options()
     classes = source.labels.classes
     digest = hashlib.sha256(
         encode_json(
@@ -116,6 +122,7 @@ def plan_build(source: Source, *, samples_per_shard: int = 1000) -> BuildPlan:
         provenance=dict(source.provenance),
         licence=source.licence,
         digest=digest.hexdigest(),
+        resize=resize,
     )
 
 

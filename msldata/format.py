@@ -39,8 +39,8 @@ _SHARD_METADATA = b"msl.shard"
 OBJECT_TYPE = pa.struct(
     [
         pa.field("class_index", pa.int16(), nullable=False),
-        pa.field("box", pa.list_(pa.float32(), 4), nullable=False),  # x, y, width, height in source pixels
-        pa.field("area", pa.float32(), nullable=False),  # square source pixels
+        pa.field("box", pa.list_(pa.float32(), 4), nullable=False),  # x, y, width, height in pixels of the stored image
+        pa.field("area", pa.float32(), nullable=False),  # square pixels of the stored image
         pa.field("difficult", pa.bool_(), nullable=False),
         pa.field("truncated", pa.bool_()),  # null: the source does not say
         pa.field("occluded", pa.bool_()),

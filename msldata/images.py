@@ -1,12 +1,23 @@
-"""One image on its way into a shard: checked cheaply, its bytes kept whenever every JPEG decoder can read them."""
+"""One image on its way into a shard: checked cheaply, its bytes kept whenever every JPEG decoder can read them.
+
+With a ``Resize`` it is made smaller from the decoded original, and turned upright as its EXIF orientation says.
+"""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import simplejpeg
+
+from msldata.resize import Placement, Resize
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 TRANSCODE_QUALITY = 95
 MAX_PIXELS = 100_000_000
@@ -16,6 +27,7 @@ _TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} million pixels"
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 _TAIL_BYTES = 64
+_ORIENTATION_TAG = 0x0112
 # Of Pillow's formats those that only decode pixels; its PostScript reader, for one, would start another program.
 _PILLOW_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG", "JPEG2000")
 
@@ -28,30 +40,43 @@ class PreparedImage:
     width: int
     height: int
     transcoded: bool
+    placement: Placement | None = None
+    """Where the source's pixels are now, for boxes to move with them; None: where they were."""
 
 
-def prepare_image(data: bytes) -> PreparedImage:
+def prepare_image(data: bytes, resize: Resize | None = None) -> PreparedImage:
     """Check an image file and make it a JPEG that is grey or three-channel.
 
     A JPEG keeps its bytes: its header is parsed and its end looked for, but it is decoded only when the end-of-image
     marker is not where it belongs. Everything else (PNG, WebP, CMYK JPEG …) becomes an RGB JPEG of quality 95;
     transparency is dropped, of an animation the first frame is taken.
 
+    With ``resize`` a JPEG keeps its bytes only when it is small enough and upright already. All others are decoded,
+    made smaller with Pillow's LANCZOS filter, turned upright, and become RGB JPEGs of the quality asked for; grey
+    images of 16 bits are brought down to 8. Nothing is ever enlarged.
+
     Raises:
         ValueError: why this is not an image that can be used: empty, another file type, truncated, damaged, too large.
     """
     if not data:
         raise ValueError("the file is empty")
+    if resize is not None:
+        return _resized(data, resize)
     if not data.startswith(_JPEG_START):
         return _transcode(data)
+    return _checked_jpeg(data) or _transcode(data)
+
+
+def _checked_jpeg(data: bytes) -> PreparedImage | None:
+    """The JPEG with its own bytes, or None when only a general decoder might read it."""
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         # Either damaged, or sampled in a way that only a general decoder reads: Pillow knows which.
-        return _transcode(data)
+        return None
     _check_size(width, height)
     if colour_space == "CMYK":
-        return _transcode(data)
+        return None
     if data.find(_JPEG_END, max(0, len(data) - _TAIL_BYTES)) < 0:
         _decode_fully(data)
     return PreparedImage(data, width, height, transcoded=False)
@@ -66,6 +91,33 @@ def _decode_fully(data: bytes) -> None:
 
 
 def _transcode(data: bytes) -> PreparedImage:
+    with _opened(data) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"more than 8 bits a channel (Pillow's mode {image.mode}); convert it to 8 bits first, or use --resize"
+            )
+        pixels = image.convert("RGB")
+    return PreparedImage(_encoded(pixels, TRANSCODE_QUALITY), *pixels.size, transcoded=True)
+
+
+def _resized(data: bytes, resize: Resize) -> PreparedImage:
+    with _opened(data) as image:
+        placement = resize.placement(*image.size, _orientation(image))
+        if placement.is_identity and data.startswith(_JPEG_START) and (kept := _checked_jpeg(data)):
+            return kept
+        pixels = placement.apply(_eight_bits(image).convert("RGB"))
+    return PreparedImage(_encoded(pixels, resize.quality), *pixels.size, transcoded=True, placement=placement)
+
+
+def _encoded(pixels: Image.Image, quality: int) -> bytes:
+    output = io.BytesIO()
+    pixels.save(output, "JPEG", quality=quality)
+    return output.getvalue()
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The image, not yet decoded; whatever goes wrong with it inside the block becomes a ValueError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -73,9 +125,7 @@ def _transcode(data: bytes) -> PreparedImage:
             warnings.simplefilter("ignore")  # on damaged metadata and on large images, both dealt with here
             image = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
             _check_size(*image.size)
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"more than 8 bits a channel (Pillow's mode {image.mode}); convert it to 8 bits first")
-            pixels = image.convert("RGB")
+            yield image
     except UnidentifiedImageError:
         kind = "damaged JPEG" if data.startswith(_JPEG_START) else "not an image"
         raise ValueError(f"{kind}: the file starts with {data[:16]!r}") from None
@@ -83,9 +133,32 @@ def _transcode(data: bytes) -> PreparedImage:
         raise ValueError(_TOO_LARGE) from None
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
         raise ValueError(_reason(error)) from None
-    output = io.BytesIO()
-    pixels.save(output, "JPEG", quality=TRANSCODE_QUALITY)
-    return PreparedImage(output.getvalue(), *pixels.size, transcoded=True)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none that makes sense."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these itself when it decodes them
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF says nothing of the pixels
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey images of 16 bits a pixel brought down to 8; all others as they are."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; convert it to 8 bits first")
+    if not image.mode.startswith("I"):
+        return image
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"values from {values.min()} to {values.max()} are not 16 bits; convert it to 8 bits first")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def _check_size(width: int, height: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -107,6 +108,14 @@ def test_a_table_with_a_bad_line(voc, tmp_path):
     assert_refused(result, tmp_path, "labels.csv", "line 3", "'cot'", "names.txt")
     built = msl(*command, folder=tmp_path)
     assert built.returncode == 0 and "shards/mine/all: 2 samples" in built.stdout, built.stderr
+
+
+def test_resize(voc, tmp_path):
+    assert_refused(msl("build-shards", "--resize", "448", folder=tmp_path), tmp_path, "shorter=N or fit=N")
+    built = msl("build-shards", "--split", "test", "--resize", "fit=32", "--quality", "70", folder=tmp_path)
+    assert built.returncode == 0, built.stderr
+    manifest = json.loads((tmp_path / "shards" / "voc2007" / "test" / MANIFEST_NAME).read_text())
+    assert (manifest["options"]["resize"], manifest["options"]["resize_quality"]) == ("fit=32", 70)
 
 
 def test_truncated_jpeg(voc, tmp_path):
