@@ -160,6 +160,9 @@ def build_masks(
     on_error: Annotated[
         OnError, typer.Option(help="At a bad file: stop, or leave it out and count it.")
     ] = OnError.fail,
+    plots: Annotated[
+        Path | None, typer.Option(help="Draw a histogram and a contact sheet into this folder.", show_default=False)
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Split irregular masks by their hole fraction into keep-mask shards, high and low."""
@@ -193,6 +196,11 @@ def build_masks(
             out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
     for note in build.notes:
         out.print(note, soft_wrap=True)
+    if plots is not None:
+        from msldata.maskplots import write_mask_plots
+
+        for picture in write_mask_plots(plots, build, open_storage(out_)):
+            out.print(f"[green]{picture}[/green]", soft_wrap=True)
 
 
 @app.command(rich_help_panel="Data")

@@ -59,8 +59,10 @@ class MaskBuild:
     manifests: Mapping[str, Manifest]
     """By subset, ``high`` and ``low`` first; ``counts`` holds how many masks were available for it."""
     polarity: PolarityDecision
+    hole_fractions: tuple[float, ...]
+    """Of all masks that were read, in the order of their names; resized ones where ``size`` asks for it."""
     histogram: Mapping[str, int]
-    """Hole fractions of all masks that were read, in ten bins; see ``hole_fraction_histogram``."""
+    """The same in ten bins; see ``hole_fraction_histogram``."""
     quarantined: tuple[BadInputError, ...]
     """The files that were skipped, with the reasons."""
     notes: tuple[str, ...]
@@ -169,10 +171,12 @@ def build_masks(
         )
         subsets.append(_plan_subset(out.child(subset.name), draft, subset.samples))
     left_out = [BuildFolder(out.child(name), [], "") for name in choice.left_out]
+    hole_fractions = tuple(mask.hole_fraction(decision.polarity) for mask in masks)
     return MaskBuild(
         manifests=_write(subsets, left_out, rejected, num_workers, overwrite, progress),
         polarity=decision,
-        histogram=hole_fraction_histogram(mask.hole_fraction(decision.polarity) for mask in masks),
+        hole_fractions=hole_fractions,
+        histogram=hole_fraction_histogram(hole_fractions),
         quarantined=rejected,
         notes=choice.notes,
     )
