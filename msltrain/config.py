@@ -152,7 +152,7 @@ class RunConfig:
     sync_batchnorm: bool = False
     """BatchNorm statistics over all GPUs instead of each GPU's share of the batch."""
     log_every: int = 10
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between two lines of metrics.jsonl. Several processes heed Ctrl-C and SIGTERM there, one anywhere."""
     save_every: int = 0
     """Steps between two saves of the last checkpoint besides those at the end of every epoch; 0: none."""
 

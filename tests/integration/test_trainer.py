@@ -395,7 +395,8 @@ def test_masks_and_augmentation_change_with_the_epoch(
     result = train(override(config, ["run.seed=7"]), run_dir=tmp_path / "run")
     per_epoch = result.num_steps // 3
     assert drawn == [(7, epoch) for epoch in range(3) for _ in range(per_epoch)]
-    assert load_checkpoint(result.last).train_state["loader"]["epoch"] == 3
+    position = load_checkpoint(result.last).train_state["loader"]
+    assert (position["seed"], position["epoch"], position["step"]) == (7, 3, 0)
 
 
 @pytest.mark.real
