@@ -136,7 +136,7 @@ def build_shards(
 @app.command(rich_help_panel="Data")
 def build_masks(
     source: Annotated[
-        str | None, typer.Option(help="Folder, zip or tar of masks; default: looked for under datasets/.")
+        str | None, typer.Option(help="Folder, zip, tar or list (.txt) of masks; default: looked for in datasets/.")
     ] = None,
     generate: Annotated[
         int | None, typer.Option(help="Make N irregular masks instead.", min=1, show_default=False)

@@ -1,4 +1,4 @@
-"""Where masks come from: a folder (local or remote), a zip, a tar, or the generator."""
+"""Where masks come from: a folder (local or remote), a zip, a tar, a list of files, or the generator."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 from msldata.errors import BadInputError, UserError
 from msldata.keepmask import HOLE_WHITE, decode_gray
 from msldata.maskgenerator import MIN_SIZE, generate_hole_mask
+from msldata.masklist import LIST_SUFFIXES, ListedMasks
 from msldata.storage import LocalStorage, Storage, open_storage
 
 _PLACES = ("irregular_mask", "testing_mask_dataset", "test_mask.zip", "SCRIBBLES", "SCRIBBLES.zip")
@@ -50,27 +51,34 @@ class MaskSource(Protocol):
 
 
 def open_mask_source(location: str | Path) -> MaskSource:
-    """A folder, a zip or an uncompressed tar, by path; a remote folder by URL. No mask is read yet.
+    """A folder, a zip, an uncompressed tar or a text file that lists masks, by path; a remote folder by URL.
+
+    No mask is read yet.
 
     Raises:
         FileNotFoundError: there is nothing at a local path.
-        UserError: a local file that is neither zip nor tar, or an archive by URL.
+        UserError: a local file that is none of these, or an archive or a list by URL.
     """
     storage = open_storage(location)
     if not isinstance(storage, LocalStorage):
-        if PurePosixPath(storage.url).suffix in (".zip", ".tar", ".gz", ".tgz"):
-            raise UserError(f"{storage.url}: archives are read from a local disk only; copy it here first")
+        if PurePosixPath(storage.url).suffix in (".zip", ".tar", ".gz", ".tgz", *LIST_SUFFIXES):
+            raise UserError(f"{storage.url}: archives and lists are read from a local disk only; copy it here first")
         return FolderMasks(storage)
     path = storage.root
     if path.is_dir():
         return FolderMasks(storage)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder or archive of masks")
+    if path.suffix in LIST_SUFFIXES:
+        return ListedMasks(path)
     if zipfile.is_zipfile(path):
         return ZipMasks(path)
     if tarfile.is_tarfile(path):
         return TarMasks(path)
-    raise UserError(f"{path}: neither a folder nor a zip or tar archive; give the place where the mask files are")
+    raise UserError(
+        f"{path}: neither a folder, a zip or tar archive, nor a list of masks ({', '.join(LIST_SUFFIXES)}); give the "
+        "place where the mask files are"
+    )
 
 
 def select_mask_source(
@@ -80,7 +88,7 @@ def select_mask_source(
 
     Args:
         root: the folder of all datasets.
-        source: folder, zip or tar of masks.
+        source: folder, zip or tar of masks, or a text file that lists them.
         generate: number of masks to make; then ``size`` is their side in pixels and ``seed`` decides what they are.
 
     Raises:

@@ -158,10 +158,10 @@ def test_an_empty_place_is_one_clear_message(kind, tmp_path):
 def test_wrong_places_are_one_clear_message(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder or archive"):
         open_mask_source(tmp_path / "nowhere")
-    (tmp_path / "note.txt").write_text("hello")
-    with pytest.raises(UserError, match=r"note\.txt: neither a folder nor a zip or tar"):
-        open_mask_source(tmp_path / "note.txt")
-    with pytest.raises(UserError, match=r"masks\.zip: archives are read from a local disk only"):
+    (tmp_path / "note.md").write_text("hello")
+    with pytest.raises(UserError, match=r"note\.md: neither a folder, a zip or tar archive, nor a list"):
+        open_mask_source(tmp_path / "note.md")
+    with pytest.raises(UserError, match=r"masks\.zip: archives and lists are read from a local disk only"):
         open_mask_source("https://example.org/masks.zip")
     compressed = write_tar(tmp_path / "masks.tar.gz", FILES, "w:gz")
     with pytest.raises(UserError, match=r"masks\.tar\.gz: .*unpack it and give the folder"):
