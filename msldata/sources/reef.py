@@ -42,6 +42,7 @@ _STRAY = 0.06
 """Weight of a class that is not at home in the habitat."""
 
 _USUAL_SHARE = 0.7
+"""How many objects have about the usual hue of their class; the others have any."""
 
 _USUAL_HUES = {
     "anchor": 0.6,
