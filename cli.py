@@ -79,7 +79,7 @@ def build_shards(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="voc2007, voc2012, coco2014, coco or table; default: all found under datasets/ or $MSL_DATA."
+            help="voc2007, voc2012, coco2014, coco, wider or table; default: all found in datasets/ or $MSL_DATA."
         ),
     ] = None,
     source: Annotated[

@@ -187,7 +187,7 @@ def _write_shard(job: _Job) -> FinishedShard:
 
 def _read_image(images: Storage, record: Record, resize: Resize | None) -> PreparedImage:
     try:
-        return prepare_image(images.read(record.image), resize)
+        return prepare_image(images.read(record.image), resize, record.crop)
     except FileNotFoundError:
         raise BadInputError(images.where(record.image), "the image is missing") from None
     except ValueError as error:
@@ -197,7 +197,7 @@ def _read_image(images: Storage, record: Record, resize: Resize | None) -> Prepa
 
 
 def _members(record: Record, image: PreparedImage, classes: Sequence[str]) -> list[tuple[str, bytes]]:
-    meta = {
+    meta: dict[str, Any] = {
         "image_id": record.image_id or record.key,
         "file": record.image,
         "width": image.width,
@@ -217,6 +217,8 @@ def _members(record: Record, image: PreparedImage, classes: Sequence[str]) -> li
             for item in record.objects
         ],
     }
+    if record.crop is not None:
+        meta["crop"] = record.crop
     return [
         (IMAGE_SUFFIX, image.data),
         (META_SUFFIX, encode_json(meta)),

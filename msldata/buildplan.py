@@ -39,8 +39,9 @@ class ShardTask:
                 tuple(ignored),
                 tuple([ObjectRecord(index, tuple(box), *rest) for index, box, *rest in objects]),
                 image_id,
+                *map(tuple, crop),
             )
-            for key, image, positives, ignored, objects, image_id in json.loads(self.packed)
+            for key, image, positives, ignored, objects, image_id, *crop in json.loads(self.packed)
         ]
 
 
@@ -71,7 +72,7 @@ class BuildPlan:
         """Size of all images that can be found, in bytes; None when they are remote."""
         if self.images.path() is None:
             return None
-        paths = (self.images.path(record.image) for shard in self.shards for record in shard.records())
+        paths = {self.images.path(record.image) for shard in self.shards for record in shard.records()}
         return sum(path.stat().st_size for path in paths if path is not None and path.is_file())
 
 
@@ -132,7 +133,9 @@ def _packed(record: Record) -> list[Any]:
         [item.class_index, item.box, item.area, item.difficult, item.truncated, item.occluded, item.crowd]
         for item in record.objects
     ]
-    return [record.key, record.image, record.positives, record.ignored, objects, record.image_id]
+    # Whole images add nothing for it: their plans keep the digests of earlier builds.
+    crop = [] if record.crop is None else [record.crop]
+    return [record.key, record.image, record.positives, record.ignored, objects, record.image_id, *crop]
 
 
 def _checked(source: Source) -> Iterator[Record]:

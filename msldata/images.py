@@ -44,7 +44,9 @@ class PreparedImage:
     """Where the source's pixels are now, for boxes to move with them; None: where they were."""
 
 
-def prepare_image(data: bytes, resize: Resize | None = None) -> PreparedImage:
+def prepare_image(
+    data: bytes, resize: Resize | None = None, crop: tuple[float, float, float, float] | None = None
+) -> PreparedImage:
     """Check an image file and make it a JPEG that is grey or three-channel.
 
     A JPEG keeps its bytes: its header is parsed and its end looked for, but it is decoded only when the end-of-image
@@ -55,13 +57,15 @@ def prepare_image(data: bytes, resize: Resize | None = None) -> PreparedImage:
     made smaller with Pillow's LANCZOS filter, turned upright, and become RGB JPEGs of the quality asked for; grey
     images of 16 bits are brought down to 8. Nothing is ever enlarged.
 
+    With ``crop`` (x, y, width, height) only that part of the image is taken, as far as it lies inside.
+
     Raises:
         ValueError: why this is not an image that can be used: empty, another file type, truncated, damaged, too large.
     """
     if not data:
         raise ValueError("the file is empty")
-    if resize is not None:
-        return _resized(data, resize)
+    if resize is not None or crop is not None:
+        return _redrawn(data, resize, crop)
     if not data.startswith(_JPEG_START):
         return _transcode(data)
     return _checked_jpeg(data) or _transcode(data)
@@ -100,13 +104,29 @@ def _transcode(data: bytes) -> PreparedImage:
     return PreparedImage(_encoded(pixels, TRANSCODE_QUALITY), *pixels.size, transcoded=True)
 
 
-def _resized(data: bytes, resize: Resize) -> PreparedImage:
+def _redrawn(data: bytes, resize: Resize | None, crop: tuple[float, float, float, float] | None) -> PreparedImage:
     with _opened(data) as image:
-        placement = resize.placement(*image.size, _orientation(image))
-        if placement.is_identity and data.startswith(_JPEG_START) and (kept := _checked_jpeg(data)):
-            return kept
-        pixels = placement.apply(_eight_bits(image).convert("RGB"))
-    return PreparedImage(_encoded(pixels, resize.quality), *pixels.size, transcoded=True, placement=placement)
+        orientation = _orientation(image)
+        part = image if crop is None else image.crop(_inside(crop, *image.size))
+        placement = None if resize is None else resize.placement(*part.size, orientation)
+        if crop is None and placement is not None and placement.is_identity and data.startswith(_JPEG_START):
+            kept = _checked_jpeg(data)
+            if kept is not None:
+                return kept
+        pixels = _eight_bits(part).convert("RGB")
+        if placement is not None:
+            pixels = placement.apply(pixels)
+    quality = TRANSCODE_QUALITY if resize is None else resize.quality
+    return PreparedImage(_encoded(pixels, quality), *pixels.size, transcoded=True, placement=placement)
+
+
+def _inside(crop: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
+    """The corners of the crop in whole pixels, cut off at the image's edges."""
+    left, top = max(0, round(crop[0])), max(0, round(crop[1]))
+    right, bottom = min(width, round(crop[0] + crop[2])), min(height, round(crop[1] + crop[3]))
+    if left >= right or top >= bottom:
+        raise ValueError(f"the part {crop} lies outside the image of {width} × {height}")
+    return left, top, right, bottom
 
 
 def _encoded(pixels: Image.Image, quality: int) -> bytes:

@@ -40,3 +40,5 @@ class Record:
     objects: tuple[ObjectRecord, ...] = ()
     image_id: str = ""
     """The source's own id for the image, as text; the key where the source has none."""
+    crop: tuple[float, float, float, float] | None = None
+    """Only this part of the image (x, y, width, height in its pixels) is the sample; boxes count from its corner."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msldata.errors import UserError
-from msldata.sources import coco, table, voc
+from msldata.sources import coco, table, voc, wider
 from msldata.sources.source import FoundSource, Source, check_name
 
 __all__ = [
@@ -51,6 +51,9 @@ KINDS: Mapping[str, SourceKind] = {
         coco.Coco2014, coco.available_splits_2014, coco.LAYOUT, ("train", "val"), ("COCO2014", "coco2014", "coco")
     ),
     "coco": SourceKind(coco.Coco, coco.available_splits, coco.LAYOUT, places=("COCO2017", "coco2017")),
+    "wider": SourceKind(
+        wider.Wider, wider.available_splits, wider.LAYOUT, ("trainval", "test"), ("WIDER", "WIDER_Attribute")
+    ),
     "table": SourceKind(table.Table, table.available_splits, table.LAYOUT, takes_classes=True),
 }
 

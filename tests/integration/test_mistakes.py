@@ -96,7 +96,7 @@ def test_unknown_split(voc, tmp_path):
 
 def test_unknown_dataset(tmp_path):
     result = msl("build-shards", "--dataset", "voc", folder=tmp_path)
-    assert_refused(result, tmp_path, "unknown dataset 'voc'; known are: voc2007, voc2012, coco2014")
+    assert_refused(result, tmp_path, "unknown dataset 'voc'; known are: voc2007, voc2012, coco2014, coco, wider, table")
 
 
 def test_a_table_with_a_bad_line(voc, tmp_path):

@@ -1,0 +1,124 @@
+"""WIDER-Attribute: photographs with boxes round people, each person a sample with 14 attributes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from msldata.errors import BadInputError
+from msldata.labels import LabelSpace
+from msldata.records import Record
+from msldata.sources.source import key_of, unknown_split
+from msldata.storage import LocalStorage, Storage
+
+LAYOUT = "Image and, beside it or in Annotations, wider_attribute_trainval.json and wider_attribute_test.json"
+ATTRIBUTES = LabelSpace(
+    tuple(
+        "Male longHair sunglass Hat Tshirt longSleeve formal shorts jeans longPants skirt faceMask logo stripe".split()
+    )
+)
+"""The 14 attributes in the order of the annotations."""
+
+_SPLITS = {"trainval": "trainval", "train": "trainval", "val": "trainval", "test": "test"}  # → which of the two files
+_FOLDERS = ("", "Annotations", "Anno", "wider_attribute_annotation")
+_POSITIVE, _NEGATIVE, _UNSPECIFIED = 1, -1, 0
+_HINT = "fetch the annotations again and check them"
+
+
+class Wider:
+    """One split of WIDER-Attribute: the person in each box, cut out of the photograph.
+
+    An attribute is positive (1), negative (-1) or ignored (0, the annotators could not tell).
+
+    Deviation: the published code pads a box that leaves the photograph with black; here it ends at the edge.
+
+    Args:
+        root: the folder that holds ``Image/`` and the annotations, or one above it that calls it WIDER.
+        split: ``trainval``, ``train``, ``val`` or ``test``; train and val are told apart by the images' folders.
+
+    Raises:
+        UserError: unknown split. FileNotFoundError: annotations or images are missing. BadInputError: the annotations
+            are not WIDER-Attribute's.
+    """
+
+    dataset = "wider"
+    labels = ATTRIBUTES
+    licence = (
+        "Photographs from the web, for research only. Cite Li et al., Human Attribute Recognition by Deep Contexts."
+    )
+
+    def __init__(self, root: Path, split: str):
+        if split not in _SPLITS:
+            raise unknown_split(self.dataset, split, tuple(_SPLITS))
+        self.split = split
+        self.root = root / "WIDER" if (root / "WIDER").is_dir() else root
+        self.images: Storage = LocalStorage(self.root)
+        self.counts: dict[str, int] = {}
+        path = _annotation_file(self.root, split)
+        for needed in (path, self.root / "Image"):
+            if not needed.exists():
+                raise FileNotFoundError(
+                    f"{needed}: missing; WIDER-Attribute {split} needs it, in a folder with {LAYOUT}"
+                )
+        data = path.read_bytes()
+        self._where = str(path)
+        try:
+            self._images = json.loads(data)["images"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInputError(self._where, f"not WIDER-Attribute's annotations ({error!r})", _HINT) from None
+        self.provenance: dict[str, Any] = {
+            "source": "WIDER-Attribute",
+            "files": {path.relative_to(self.root).as_posix(): hashlib.sha256(data).hexdigest()},
+        }
+
+    def records(self) -> Iterator[Record]:
+        """The people of the split, in the order of the annotations."""
+        try:
+            for entry in self._images:
+                file_name = _checked_name(entry["file_name"])
+                if self.split in ("train", "val") and PurePosixPath(file_name).parts[0] != self.split:
+                    continue
+                for number, person in enumerate(entry["targets"]):
+                    yield _record(file_name, number, person)
+        except KeyError as error:
+            raise BadInputError(self._where, f"not WIDER-Attribute's annotations (no entry {error})", _HINT) from None
+        except (ValueError, TypeError) as error:
+            raise BadInputError(self._where, f"not WIDER-Attribute's annotations ({error})", _HINT) from None
+
+
+def available_splits(root: Path) -> tuple[str, ...]:
+    """Splits whose annotations lie in ``root``."""
+    return tuple(split for split in _SPLITS if _annotation_file(root, split).is_file())
+
+
+def _annotation_file(root: Path, split: str) -> Path:
+    paths = [root / folder / f"wider_attribute_{_SPLITS[split]}.json" for folder in _FOLDERS]
+    return next((path for path in paths if path.is_file()), paths[1])
+
+
+def _checked_name(file_name: Any) -> str:
+    # It becomes part of a path: nothing in the annotations may point outside the dataset.
+    path = PurePosixPath(file_name)
+    if path.is_absolute() or ".." in path.parts or "\\" in file_name or not path.name:
+        raise ValueError(f"{file_name!r} is not a path below Image")
+    return path.as_posix()
+
+
+def _record(file_name: str, number: int, person: dict[str, Any]) -> Record:
+    where = f"{file_name}, person {number}"
+    attributes = person["attribute"]
+    if len(attributes) != len(ATTRIBUTES) or not set(attributes) <= {_POSITIVE, _NEGATIVE, _UNSPECIFIED}:
+        raise ValueError(f"{where}: {attributes} are not {len(ATTRIBUTES)} values of 1, 0 and -1")
+    left, top, width, height = map(float, person["bbox"])
+    if not (0 < width < float("inf") and 0 < height < float("inf")):
+        raise ValueError(f"{where}: the box {person['bbox']} has no area")
+    return Record(
+        key=f"{key_of(file_name)}_{number}",
+        image=f"Image/{file_name}",
+        positives=tuple(index for index, value in enumerate(attributes) if value == _POSITIVE),
+        ignored=tuple(index for index, value in enumerate(attributes) if value == _UNSPECIFIED),
+        crop=(left, top, width, height),
+    )
