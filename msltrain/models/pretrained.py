@@ -67,7 +67,7 @@ def create_pretrained(name: str, tag: str) -> tuple[nn.Module, WeightsReport]:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{architecture}.{tag}: the weights could not be fetched ({str(error).splitlines()[0]}); check the "
-            "network, or download the file elsewhere and give its path as --weights FILE"
+            "network, or download the file elsewhere and set model.weights=FILE"
         ) from error
     return network, WeightsReport(
         source=f"{architecture}.{tag}", matched_by="timm", num_loaded=len(network.state_dict())

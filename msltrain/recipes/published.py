@@ -4,7 +4,7 @@ Every value is the published one (paper: section 4.1 and the official defaults),
 shares: the backbone starts from the nearest weights timm can fetch, because the published ones (ResNet-101 trained with
 CutMix; an older ViT-L/16 file) have no timm tag, and 5 % of the training set chooses the checkpoint, because the
 published runs chose it on the test set. To replay the published habit:
-``--weights resnet_cut.pth --set data.validation_fraction=0``.
+``--set model.weights=resnet_cut.pth --set data.validation_fraction=0``.
 """
 
 from __future__ import annotations
