@@ -263,6 +263,23 @@ def preview(
 
 
 @app.command(rich_help_panel="Data")
+def doctor(
+    shards: Annotated[str, typer.Option(help="Folder or URL of all shards.")] = "shards",
+) -> None:
+    """Say which datasets and shards are there, whether they are whole, and the next command for each."""
+    from msldata.display import show_checks
+    from msldata.doctor import examine_raw, examine_shards
+    from msldata.storage import open_storage
+
+    target = open_storage(shards)
+    with err.status("counting what is there"):
+        raw = examine_raw(_data_root(), target)
+        built = examine_shards(target, raw)
+    show_checks(out, f"raw datasets in {_data_root()} (MSL_DATA names another folder)", raw)
+    show_checks(out, f"shards in {shards}", built)
+
+
+@app.command(rich_help_panel="Data")
 def synthesize(
     out_: Annotated[Path, typer.Option("--out", help="Folder that gets VOCdevkit/VOC2007.")],
     num_train: Annotated[int, typer.Option(help="Images of trainval.")] = 2000,

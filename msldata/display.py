@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from msldata.format import Manifest
 
 if TYPE_CHECKING:
     from msldata.describe import Description, Spread
+    from msldata.doctor import Check
     from msldata.verify import Verification
 
 MAX_FINDINGS_SHOWN = 50
@@ -123,3 +124,20 @@ def _show_labels(console: Console, about: Description) -> None:
 
 def _span(spread: Spread) -> str:
     return f"{spread.minimum:.4g} to {spread.maximum:.4g} (median {spread.median:.4g})"
+
+
+def show_checks(console: Console, title: str, checks: Sequence[Check]) -> None:
+    """What was looked for and found, each with the command to run next."""
+    colours = {"complete": "green", "found": "green", "partial": "yellow", "unfinished": "yellow", "damaged": "red"}
+    console.print(f"[bold]{title}[/bold]")
+    for check in checks:
+        count = f"{check.num_samples:,}" if check.num_samples is not None else ""
+        if check.published is not None:
+            count = f"{count or 'none'} of {check.published:,}"
+        colour = colours.get(check.state, "dim")
+        console.print(f"  [{colour}]{check.state:10}[/{colour}] {check.name:20} {count:17} ", end="")
+        console.print(check.where, style="dim", markup=False, soft_wrap=True)
+        if check.problem:
+            console.print(f"             {check.problem}", markup=False, soft_wrap=True)
+        if check.next_command:
+            console.print(f"             $ {check.next_command}", style="cyan", markup=False, soft_wrap=True)

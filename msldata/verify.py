@@ -11,7 +11,7 @@ from msldata.buildfolder import QUARANTINE_NAME
 from msldata.engine import run_tasks
 from msldata.errors import UserError
 from msldata.format import IMAGES, MANIFEST_NAME, Manifest, read_manifest, reader_files
-from msldata.sources import KINDS
+from msldata.nextsteps import build_command
 from msldata.storage import PART_SUFFIX, Storage
 from msldata.verifyshard import Finding, ShardReport, ShardTask, examine_shard, hash_shard
 
@@ -184,11 +184,5 @@ def _check_shared(
 
 
 def _next_step(folder: Storage, manifest: Manifest, damaged: bool) -> str:
-    if not damaged:
-        return "remove one image of each pair from the source's lists, then build again with --overwrite"
-    if manifest.kind == IMAGES:
-        root = folder.url.removesuffix(f"/{manifest.dataset}/{manifest.split}")
-        what = f"--dataset {manifest.dataset} " if manifest.dataset in KINDS else ""
-        return f"build it again: msl build-shards {what}--split {manifest.split} --out {root} --overwrite"
-    root = folder.url.removesuffix(f"/{manifest.split}")
-    return f"build them again: msl build-masks --out {root} --overwrite"
+    build = f"{build_command(folder, manifest)} --overwrite"
+    return f"build it again: {build}" if damaged else f"take one image of each pair out of the source, then: {build}"

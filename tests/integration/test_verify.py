@@ -342,7 +342,7 @@ def test_duplicate_image(images):
     found = only(images)
     assert (found.file, found.key, found.what) == (LAST, "000011", "image")
     assert found.found == f"the same bytes as 000002 in {FIRST}"
-    assert "build again" in verify(LocalStorage(images), num_workers=1).next_step
+    assert "take one image of each pair" in verify(LocalStorage(images), num_workers=1).next_step
 
 
 def test_duplicate_key_across_shards_and_within_one(images):
@@ -420,7 +420,8 @@ def test_command(images):
     run = CliRunner().invoke(app, ["verify", str(images), "--workers", "1"])
     assert run.exit_code == 2
     assert f"{FIRST}, sample 000003: crc32 of the image: expected" in run.output
-    assert "msl build-shards --dataset voc2007 --split test --out" in run.output and "--overwrite" in run.output
+    command = "msl build-shards --dataset voc2007 --split test --samples-per-shard 5 --out"
+    assert command in run.output and "--overwrite" in run.output
 
 
 @pytest.mark.real

@@ -1,0 +1,154 @@
+"""`msl doctor`: each state of raw datasets and of shards is told from the others, with a command that mends it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import app
+from msldata.build_masks import build_masks
+from msldata.build_shards import build_shards, plan_build
+from msldata.doctor import PUBLISHED, Check, examine_raw, examine_shards
+from msldata.masksources import select_mask_source
+from msldata.sources import open_source
+from msldata.storage import LocalStorage, open_storage
+from tests.tinydata import make_voc
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """``datasets`` with 4 images of VOC2007 test, and ``shards`` with them and with keep masks."""
+    root = tmp_path_factory.mktemp("doctor")
+    source = open_source("voc2007", make_voc(root / "datasets", 4), "test")
+    out = LocalStorage(root / "shards" / "voc2007" / "test")
+    build_shards(plan_build(source, samples_per_shard=2), out, num_workers=1)
+    masks = select_mask_source(root, None, generate=12, size=64, seed=0)
+    build_masks(masks, LocalStorage(root / "shards" / "masks"), per_subset=6, num_workers=1)
+    return root
+
+
+@pytest.fixture
+def place(built, tmp_path) -> Path:
+    return shutil.copytree(built, tmp_path / "place")
+
+
+def examine(place: Path) -> dict[str, Check]:
+    shards = LocalStorage(place / "shards")
+    raw = examine_raw(place / "datasets", shards)
+    return {check.name: check for check in [*raw, *examine_shards(shards, raw)]}
+
+
+def test_nothing_there(tmp_path):
+    checks = examine(tmp_path)
+    assert {check.state for check in checks.values()} == {"missing"}
+    assert [checks[f"{dataset} {split}"].published for dataset, split in PUBLISHED] == [5011, 4952, 82081, 40137]
+    assert checks["irregular masks"].published == 12000
+    assert "msl build-masks --generate" in checks["masks/high"].next_command
+    assert "VOCtest_06-Nov-2007.tar" in checks["voc2007 test"].next_command
+    assert "train2014.zip" in checks["coco2014 train"].next_command
+    assert checks["voc2007/test"].problem == "first needs voc2007 test, above"
+    assert "msl build-masks --generate" in checks["irregular masks"].next_command
+
+
+def test_partial_raw_data_and_its_shards(place):
+    checks = examine(place)
+    raw, built = checks["voc2007 test"], checks["voc2007/test"]
+    assert (raw.state, raw.num_samples, raw.published, raw.problem) == ("partial", 4, 4952, "")
+    assert raw.next_command == f"msl build-shards --dataset voc2007 --split test --out {place / 'shards'}"
+    assert (built.state, built.num_samples) == ("partial", 4)
+    assert built.next_command == f"msl verify {place / 'shards' / 'voc2007' / 'test'}"
+    assert checks["voc2007 trainval"].state == "missing"
+    assert checks["masks/high"].state == "found" and checks["masks/high"].num_samples
+
+
+def test_as_many_as_published_is_complete(place, monkeypatch):
+    monkeypatch.setattr("msldata.doctor.PUBLISHED", {**PUBLISHED, ("voc2007", "test"): 4})
+    checks = examine(place)
+    assert checks["voc2007 test"].state == checks["voc2007/test"].state == "complete"
+
+
+def test_missing_image_and_broken_annotation(place):
+    folder = place / "datasets" / "VOCdevkit" / "VOC2007"
+    (folder / "JPEGImages" / "000003.jpg").unlink()
+    check = examine(place)["voc2007 test"]
+    assert check.state == "damaged" and check.problem.startswith("1 of 4 images are missing")
+    assert "000003.jpg" in check.problem and check.next_command.endswith("--on-error skip")
+    (folder / "Annotations" / "000002.xml").write_text("<annotation>")
+    check = examine(place)["voc2007 test"]
+    assert check.state == "damaged" and "000002.xml" in check.problem
+
+
+@pytest.mark.parametrize("name", ["voc2007-test-000001.tar", "voc2007-test-000000.parquet"])
+def test_missing_shard_file(place, name):
+    (place / "shards" / "voc2007" / "test" / name).unlink()
+    check = examine(place)["voc2007/test"]
+    assert check.state == "damaged" and name.partition(".")[0] in check.problem
+    assert check.next_command.startswith("msl build-shards --dataset voc2007 --split test --samples-per-shard 2 --out")
+
+
+def test_cut_shard_and_edited_manifest(place):
+    shard = place / "shards" / "voc2007" / "test" / "voc2007-test-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert examine(place)["voc2007/test"].state == "damaged"
+    (shard.parent / "dataset.json").write_text("{}")
+    check = examine(place)["voc2007/test"]
+    assert check.state == "damaged" and "not a manifest" in check.problem and "--overwrite" in check.next_command
+
+
+def test_unfinished_build(place):
+    (place / "shards" / "voc2007" / "test" / "dataset.json").unlink()
+    check = examine(place)["voc2007/test"]
+    assert check.state == "unfinished" and check.next_command.startswith("msl build-shards")
+
+
+def test_the_commands_it_names_mend_it(place, monkeypatch):
+    monkeypatch.setenv("MSL_DATA", str(place / "datasets"))
+    (place / "shards" / "voc2007" / "test" / "voc2007-test-000001.tar").unlink()
+    for state in ("damaged", "partial"):
+        check = examine(place)["voc2007/test"]
+        assert check.state == state
+        run = CliRunner().invoke(app, shlex.split(check.next_command)[1:])
+        assert run.exit_code == 0, run.output
+
+
+def test_own_datasets_are_found_too(place):
+    source = open_source("voc2007", place / "datasets" / "VOCdevkit" / "VOC2007", "test", "mine")
+    build_shards(plan_build(source), LocalStorage(place / "shards" / "mine" / "test"), num_workers=1)
+    check = examine(place)["mine/test"]
+    assert (check.state, check.num_samples, check.published) == ("found", 4, None)
+
+
+def test_remote_shards(built, s3):
+    shards = open_storage("s3://bucket/doctor")
+    for path in (built / "shards").rglob("*.*"):
+        shards.put(path.relative_to(built / "shards").as_posix(), path.read_bytes())
+    raw = examine_raw(built / "datasets", shards)
+    checks = {check.name: check for check in examine_shards(shards, raw)}
+    assert (checks["voc2007/test"].state, checks["masks/low"].state) == ("partial", "found")
+    assert checks["voc2007/test"].next_command == "msl verify s3://bucket/doctor/voc2007/test"
+    assert {check.name: check for check in raw}["voc2007 test"].next_command.endswith("--out s3://bucket/doctor")
+
+
+def test_command(place, monkeypatch):
+    monkeypatch.setenv("MSL_DATA", str(place / "datasets"))
+    run = CliRunner().invoke(app, ["doctor", "--shards", str(place / "shards")])
+    assert run.exit_code == 0
+    assert "4 of 4,952" in run.output and "none of 82,081" in run.output
+    assert "msl build-shards --dataset voc2007 --split test" in run.output
+
+
+@pytest.mark.real
+def test_real_sample(sample, tmp_path):
+    checks = {check.name: check for check in examine_raw(sample, LocalStorage(tmp_path))}
+    counts = {name: (check.state, check.num_samples) for name, check in checks.items()}
+    assert counts == {
+        "voc2007 trainval": ("partial", 430),
+        "voc2007 test": ("partial", 390),
+        "coco2014 train": ("partial", 136),
+        "coco2014 val": ("partial", 140),
+        "irregular masks": ("partial", 400),
+    }
