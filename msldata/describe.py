@@ -14,7 +14,7 @@ from msldata.storage import Storage
 
 SMALL_BELOW = 32**2
 LARGE_FROM = 96**2
-"""COCO's object sizes, in square pixels of the source image: small < 32², medium, large >= 96²."""
+"""COCO's object sizes, in square pixels of the stored image: small < 32², medium, large >= 96²."""
 
 _FLAGS = ("difficult", "truncated", "occluded", "crowd")
 

@@ -91,10 +91,11 @@ def _draw_tile(sheet: Image.Image, tile: Tile, layout: _Layout, left: int, top: 
             x += layout.panel_width + _PANEL_GAP
     y = top + layout.panel_height + 10
     font = _font(_KEY_SIZE)
-    draw.text((left, y), _shorten(tile.key, font, layout.tile_width * 3 // 5), fill=_MUTED, font=font)
-    if tile.mask is not None:
-        hole = f"hole {tile.mask.hole_fraction:.1%}"
-        draw.text((left + layout.tile_width, y), hole, fill=_MUTED, font=font, anchor="ra")
+    hole = f"hole {tile.mask.hole_fraction:.1%}" if tile.mask is not None else ""
+    draw.text((left + layout.tile_width, y), hole, fill=_MUTED, font=font, anchor="ra")
+    # A key that is too long keeps its end, where the number is.
+    room = layout.tile_width - round(font.getlength(f"{hole}   ")) if hole else layout.tile_width
+    draw.text((left, y), _shorten(tile.key[::-1], font, room)[::-1], fill=_MUTED, font=font)
     y += _KEY_SIZE + 8
     for line in _chip_lines(tile.labels, layout.tile_width):
         x = left

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -225,6 +227,14 @@ def test_index_that_is_none_or_belongs_to_other_bytes(images):
 def test_wrong_index_row(images, column, value, what):
     edit_rows(images, lambda rows: rows[1].update({column: value}))
     assert ("000002", what) in {(item.key, item.what) for item in findings(images)}
+
+
+def test_index_with_a_column_of_another_type(images):
+    path = images / FIRST.replace(".tar", ".parquet")
+    table = pq.read_table(path)
+    number = table.schema.get_field_index("crc32")
+    pq.write_table(table.set_column(number, "crc32", table["crc32"].cast(pa.int64())), path)
+    assert (only(images).what, only(images).found) == ("type of column crc32", "int64")
 
 
 def test_index_rows_in_another_order(images):
