@@ -270,3 +270,25 @@ def test_real_masks_resized_to_448(sample, tmp_path):
             assert (keep_mask == resize_nearest(original, 448, 448)).all()
             assert meta["source_hole_fraction"] == pytest.approx(truth[name], abs=1e-12)
             assert 0 < abs(meta["hole_fraction"] - truth[name]) < 0.01
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_was_there(nvidia_like, tmp_path):
+    from typer.testing import CliRunner
+
+    import cli
+
+    common = ["build-masks", "--source", str(nvidia_like), "--polarity", "hole-white", "--workers", "1"]
+    official = [*common, "--out", str(tmp_path / "out"), "--order", "official", "--size", "32"]
+    result = CliRunner().invoke(cli.app, [*official, "--plots", str(tmp_path / "plots")])
+    assert result.exit_code == 0, result.output
+    assert "low: 3 of the 1,000 files 00000–00999 are in the source" in result.output
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["contact-sheet.png", "hole-fractions.png"]
+    assert {row["width"] for row in rows(tmp_path / "out", "heldout")} == {32}
+    result = CliRunner().invoke(cli.app, [*common, "--out", str(tmp_path / "buckets"), "--buckets"])
+    assert "holes-00-10: left out" in result.output
+    assert len(rows(tmp_path / "buckets", "holes-40-50")) == len(EDGES)
+    refused = CliRunner().invoke(cli.app, [*official, "--seed", "1"])
+    assert refused.exit_code == 2
