@@ -19,9 +19,7 @@ from pathlib import Path
 from msldata.errors import UserError
 from msldata.format import MANIFEST_NAME
 from msldata.storage import LocalStorage
-from msltrain.config import from_json
-from msltrain.predictions import read_predictions
-from msltrain.report import RunReport, describe_environment, write_report
+from msltrain.report import RunReport, describe_environment, open_run, write_report
 
 PAGE_NAME = "report.html"
 DATASET = "reef"
@@ -241,7 +239,15 @@ def _read_finished(out: Path) -> dict[str, float]:
 
 
 def _write_page(out: Path, steps: list[_Step]) -> Path:
-    runs = [_read_run(out, run, name) for run, (name, _) in _RUNS.items()]
+    runs = [
+        open_run(
+            out / "runs" / run,
+            name=name,
+            clean=_predictions_file(out, run, "whole"),
+            masked={"high": _predictions_file(out, run, "high")},
+        )
+        for run, (name, _) in _RUNS.items()
+    ]
     return write_report(
         out / PAGE_NAME,
         title="Recognising what is partly hidden: a synthetic reef",
@@ -250,19 +256,6 @@ def _write_page(out: Path, steps: list[_Step]) -> Path:
         commands=[step.command for step in steps],
         next_commands=NEXT_COMMANDS,
         environment={**describe_environment(), **_describe_budget(runs)},
-    )
-
-
-def _read_run(out: Path, run: str, name: str) -> RunReport:
-    folder = out / "runs" / run
-    config = from_json((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json"))
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return RunReport(
-        name=name,
-        clean=read_predictions(_predictions_file(out, run, "whole")),
-        masked={"high": read_predictions(_predictions_file(out, run, "high"))},
-        config=config,
-        history=[json.loads(line) for line in lines],
     )
 
 

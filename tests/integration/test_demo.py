@@ -34,9 +34,9 @@ def test_page_holds_the_numbers_of_both_runs(finished):
             metrics = compute_metrics(read_predictions(out / "predictions" / f"{run}-{condition}.parquet"))
             assert f"{100 * metrics.mAP:.1f}" in text, f"{run} {condition}"
     assert "Baseline" in text and "MSL" in text
-    assert "voc-layout" in text
+    assert "reef" in text
     assert re.search(r"Baseline [\d,]+ s, MSL [\d,]+ s", text), "wall time of both runs"
-    assert "msl build-masks --source" in text, "how to go on with real data"
+    assert "msl train --recipe msl-c-voc2007" in text, "how to go on with real data"
 
 
 def test_every_step_is_a_command_that_is_shown_before_it_runs(finished):
