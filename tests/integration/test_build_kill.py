@@ -28,9 +28,9 @@ from msldata.images import prepare_image
 from msldata.sources import open_source
 from msldata.storage import open_storage
 
-def slowly(data):
+def slowly(*arguments):
     time.sleep(0.005)
-    return prepare_image(data)
+    return prepare_image(*arguments)
 
 module.prepare_image = slowly
 
