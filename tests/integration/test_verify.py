@@ -237,6 +237,31 @@ def test_index_with_a_column_of_another_type(images):
     assert (only(images).what, only(images).found) == ("type of column crc32", "int64")
 
 
+def test_index_of_another_plan(images):
+    path = images / FIRST.replace(".tar", ".parquet")
+    info, plan = decode_shard_metadata(path.read_bytes(), "")
+    rows = decode_index(IMAGES, path.read_bytes(), "").to_pylist()
+    path.write_bytes(encode_index(IMAGES, rows, info, "another"))
+    assert (only(images).what, only(images).expected) == ("plan in its metadata", plan)
+
+
+def test_key_that_breaks_other_readers(images):
+    rewrite(images, lambda key, members, row: "has space" if key == "000004" else None)
+    assert [item.what for item in findings(images) if item.key == "has space"] == ["key"]
+
+
+def test_sample_torn_apart_in_the_tar(images):
+    """The members of 000001 come in two places, so that readers would see two samples."""
+    data = (images / FIRST).read_bytes()
+    first, last = member(images, "000002", ".jpg"), member(images, "000001", ".target.npy")
+    torn = data[last.offset - 512 : last.offset + 512]
+    body = data[: last.offset - 512] + data[first.offset - 512 : -1024] + torn + bytes(1024)
+    (images / FIRST).write_bytes(body)
+    found = {(item.key, item.what): item for item in findings(images)}
+    assert found["", "samples in the tar"].found == "6"
+    assert found["000001", "members"].found == ".jpg, .json"
+
+
 def test_index_rows_in_another_order(images):
     edit_rows(images, lambda rows: rows.reverse())
     found = only(images)
