@@ -220,6 +220,7 @@ def test_index_that_is_none_or_belongs_to_other_bytes(images):
         ("width", 25, "width in 000002.json"),
         ("positives", [19], "000002.target.npy"),
         ("ignored", [0], "ignored in 000002.json"),
+        ("ignored", [1], "classes both positive and ignored"),
         ("positives", [20], "positives in the index"),
         ("objects", [], "number of objects in 000002.json"),
     ],
