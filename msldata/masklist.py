@@ -36,7 +36,7 @@ class ListedMasks:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return {"source": str(self.path)}
+        return {"source": self.path.name}
 
     def names(self) -> list[str]:
         names: dict[str, int] = {}

@@ -36,7 +36,7 @@ class MaskSource(Protocol):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where the masks are from, for the manifest."""
+        """Where the masks are from, for the manifest: the place's own name, and nothing of this machine."""
 
     def names(self) -> list[str]:
         """Names of all masks, with ``/`` between folders, sorted.
@@ -123,7 +123,7 @@ class FolderMasks:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return {"source": self.storage.url}
+        return {"source": PurePosixPath(self.storage.url).name}
 
     def names(self) -> list[str]:
         return _mask_names([info.name for info in self.storage.list_files()], self.storage.url)
@@ -141,7 +141,7 @@ class ZipMasks:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return {"source": str(self.path)}
+        return {"source": self.path.name}
 
     def names(self) -> list[str]:
         members = [member.filename for member in _zip_of_process(self.path).infolist() if not member.is_dir()]
@@ -168,7 +168,7 @@ class TarMasks:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return {"source": str(self.path)}
+        return {"source": self.path.name}
 
     def names(self) -> list[str]:
         members = list(_tar_members(self.path, self.path.stat().st_mtime_ns))

@@ -143,7 +143,7 @@ def test_shards_hold_what_the_sources_hold(folder, tmp_path):
         assert manifest.options["polarity"] == "hole-white"
         assert manifest.provenance["polarity_origin"] == "auto"
         assert "all-black border" in manifest.provenance["polarity_explanation"]
-        assert manifest.provenance["source"] == str(folder)
+        assert manifest.provenance["source"] == folder.name
         assert manifest.counts["available"] == manifest.num_samples
         assert sum(manifest.hole_fraction_histogram.values()) == manifest.num_samples
         with tarfile.open(out / subset / f"masks-{subset}-000000.tar") as archive:
