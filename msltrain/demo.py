@@ -24,8 +24,14 @@ from msltrain.report import RunReport, describe_environment, open_run, write_rep
 PAGE_NAME = "report.html"
 DATASET = "reef"
 _STEPS_NAME = "steps.json"
+_GRACE_SECONDS = 3
 _RUNS = {"baseline": ("Baseline", "demo-baseline"), "msl": ("MSL", "demo")}
 """Folder of each run → its name on the page, its recipe; the reference first."""
+_CONDITIONS = {
+    "whole": "whole test images",
+    "low": "test images behind the other keep masks, low",
+    "high": "test images behind the other keep masks, high",
+}
 
 NEXT_COMMANDS = (
     "# raw data in datasets/VOCdevkit/VOC2007, datasets/COCO2014 and datasets/irregular_mask",
@@ -165,8 +171,8 @@ def _plan(out: Path, size: _Size) -> list[_Step]:
             "train", "--recipe", recipe, "--data", train, *keep_masks, "--run", out / "runs" / run, *settings,
         )
     for run, (name, _) in _RUNS.items():
-        for condition, what in (("whole", "whole test images"), ("high", "test images behind the other keep masks")):
-            keep_masks = ["--keep-masks", heldout / condition] if condition == "high" else []
+        for condition, what in _CONDITIONS.items():
+            keep_masks = [] if condition == "whole" else ["--keep-masks", heldout / condition]
             file = _predictions_file(out, run, condition)
             add(
                 f"evaluate-{run}-{condition}", f"Evaluate: {name} on {what}", file,
@@ -203,12 +209,16 @@ def _run(step: _Step, out: Path, on_event: OnEvent) -> float:
     ):
         assert process.stdout is not None
         file.write(f"$ {step.command}\n")
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            if line.strip():
-                lines.append(line.rstrip())
-                on_event(StepOutput(line=line.rstrip()))
+        try:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                if line.strip():
+                    lines.append(line.rstrip())
+                    on_event(StepOutput(line=line.rstrip()))
+        except BaseException:
+            _let_end(process)
+            raise
     if process.returncode != 0:
         last_words = "\n  ".join(lines[-8:]) or "(it printed nothing)"
         raise UserError(
@@ -216,6 +226,15 @@ def _run(step: _Step, out: Path, on_event: OnEvent) -> float:
             f"its log is {log}; run the same demo again to go on from here, or delete {out} to start over"
         )
     return time.perf_counter() - began
+
+
+def _let_end(process: subprocess.Popen[str]) -> None:
+    """Leave no command behind: Ctrl-C in a terminal has reached it too, so it first gets the time to save its state."""
+    try:
+        process.wait(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
 
 
 def _environment() -> dict[str, str]:
@@ -244,7 +263,7 @@ def _write_page(out: Path, steps: list[_Step]) -> Path:
             out / "runs" / run,
             name=name,
             clean=_predictions_file(out, run, "whole"),
-            masked={"high": _predictions_file(out, run, "high")},
+            masked={subset: _predictions_file(out, run, subset) for subset in _CONDITIONS if subset != "whole"},
         )
         for run, (name, _) in _RUNS.items()
     ]
