@@ -1,9 +1,8 @@
-"""What the data commands show on a terminal: progress, a finished dataset, a histogram."""
+"""What the data commands show on a terminal: a finished dataset, a histogram."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,17 +17,6 @@ if TYPE_CHECKING:
     from msldata.verify import Verification
 
 MAX_FINDINGS_SHOWN = 50
-
-
-@contextmanager
-def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that vanishes when it is done; the block gets a function to feed it with (done, total)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def show_manifest(console: Console, manifest: Manifest, where: str) -> None:

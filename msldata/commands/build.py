@@ -1,0 +1,174 @@
+"""``build-shards``, ``build-masks``, ``synthesize``: raw data in, datasets out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msldata.commands import Overwrite, Workers, data_root
+from msldata.console import OnError, err, out, progress_bar
+
+
+class Polarity(StrEnum):
+    auto = "auto"
+    hole_white = "hole-white"
+    hole_black = "hole-black"
+
+
+class MaskOrder(StrEnum):
+    seeded = "seeded"
+    official = "official"
+
+
+def build_shards(
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="voc2007, voc2012, coco2014, coco, wider or table; default: all found in datasets/ or $MSL_DATA."
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Folder of the raw dataset; of a table the .csv, .jsonl or .parquet file.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Of a table: class names, one a line; default: its labels, sorted.")
+    ] = None,
+    out_: Annotated[str, typer.Option("--out", help="Folder or URL; shards go to OUT/NAME/SPLIT.")] = "shards",
+    name: Annotated[str | None, typer.Option(help="What to call it; default: the dataset's name.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Repeat for several; default: all.", show_default=False)
+    ] = None,
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
+    resize: Annotated[
+        str | None, typer.Option(help="shorter=N or fit=N pixels; default: the images' own bytes.")
+    ] = None,
+    quality: Annotated[int | None, typer.Option(help="Of resized JPEGs; default: 90.", show_default=False)] = None,
+    workers: Workers = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="At a bad image: stop, or leave it out and count it.")
+    ] = OnError.fail,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+) -> None:
+    """Turn labelled photographs into verified WebDataset shards."""
+    from msldata.build_shards import build_shards, plan_build
+    from msldata.display import show_manifest
+    from msldata.resize import parse_resize
+    from msldata.sources import open_source, select_sources
+    from msldata.storage import open_storage
+
+    smaller = parse_resize(resize, quality)
+    for found in select_sources(data_root(), dataset, source, split):
+        for chosen in found.splits:
+            label = f"{name or found.dataset} {chosen}"
+            with err.status(f"{label}: reading annotations"):
+                opened = open_source(found.dataset, found.root, chosen, name, classes)
+                plan = plan_build(opened, samples_per_shard=samples_per_shard, resize=smaller)
+            target = open_storage(out_).child(plan.dataset).child(plan.split)
+            if dry_run:
+                size = plan.image_bytes()
+                about = f", {'at most' if smaller else 'about'} {size / 1e6:,.0f} MB" if size else ""
+                shards = f"{plan.num_samples:,} samples in {len(plan.shards):,} shards{about}"
+                out.print(f"{label}: {shards} -> {target.url}")
+                continue
+            with progress_bar(label) as progress:
+                manifest = build_shards(
+                    plan, target, num_workers=workers, on_error=on_error.value, overwrite=overwrite, progress=progress
+                )
+            show_manifest(out, manifest, target.url)
+
+
+def build_masks(
+    source: Annotated[
+        str | None, typer.Option(help="Folder, zip, tar or list (.txt) of masks; default: looked for in datasets/.")
+    ] = None,
+    generate: Annotated[
+        int | None, typer.Option(help="Make N irregular masks instead.", min=1, show_default=False)
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of the keep masks in pixels; default: the files' own, generated 512.", min=16),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="high = hole fraction above it.")] = 0.5,
+    polarity: Annotated[Polarity, typer.Option(help="What the holes look like in the files.")] = Polarity.auto,
+    order: Annotated[
+        MaskOrder, typer.Option(help="seeded = by hole fraction; official = the released code's slices of file names.")
+    ] = MaskOrder.seeded,
+    buckets: Annotated[bool, typer.Option("--buckets", help="Also one subset per ten percent, up to 60 %.")] = False,
+    per_subset: Annotated[int, typer.Option(help="Masks drawn for each subset; 0 = all.", min=0)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the draw and of the generator.")] = 0,
+    out_: Annotated[
+        str, typer.Option("--out", help="Folder or URL; shards go to OUT/high, OUT/low …")
+    ] = "shards/masks",
+    workers: Workers = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="At a bad file: stop, or leave it out and count it.")
+    ] = OnError.fail,
+    plots: Annotated[
+        Path | None, typer.Option(help="Draw a histogram and a contact sheet into this folder.", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Split irregular masks by their hole fraction into keep-mask shards, high and low."""
+    from msldata.build_masks import build_masks
+    from msldata.display import show_histogram, show_manifest
+    from msldata.masksources import select_mask_source
+    from msldata.storage import open_storage
+
+    masks = select_mask_source(data_root(), source, generate=generate, size=size or 512, seed=seed)
+    with progress_bar("masks") as progress:
+        build = build_masks(
+            masks,
+            open_storage(out_),
+            order=order.value,
+            threshold=threshold,
+            polarity=polarity.value,
+            per_subset=per_subset,
+            seed=seed,
+            buckets=buckets,
+            size=size if generate is None else None,  # generated masks are drawn at their size
+            num_workers=workers,
+            on_error=on_error.value,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    out.print(f"polarity: {build.polarity.explanation}", soft_wrap=True)
+    show_histogram(out, "hole fraction of all masks read", build.histogram)
+    for name, manifest in build.manifests.items():
+        show_manifest(out, manifest, f"{out_}/{name}")
+        if per_subset > manifest.num_samples:
+            out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
+    for note in build.notes:
+        out.print(note, soft_wrap=True)
+    if plots is not None:
+        from msldata.maskplots import write_mask_plots
+
+        for picture in write_mask_plots(plots, build, open_storage(out_)):
+            out.print(f"[green]{picture}[/green]", soft_wrap=True)
+
+
+def synthesize(
+    out_: Annotated[Path, typer.Option("--out", help="Folder that gets VOCdevkit/VOC2007.")],
+    num_train: Annotated[int, typer.Option(help="Images of trainval.")] = 2000,
+    num_test: Annotated[int, typer.Option(help="Images of test.")] = 500,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 96,
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    workers: Workers = None,
+) -> None:
+    """Draw a small dataset in VOC's own layout: overlapping, occluded and small objects."""
+    from msldata.sources.synthetic import write_synthetic_voc
+
+    with progress_bar("drawing") as progress:
+        write_synthetic_voc(
+            out_,
+            num_train=num_train,
+            num_test=num_test,
+            image_size=size,
+            seed=seed,
+            num_workers=workers,
+            progress=progress,
+        )
+    out.print(f"[green]{out_}/VOCdevkit/VOC2007[/green]: {num_train:,} + {num_test:,} images", soft_wrap=True)
