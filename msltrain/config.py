@@ -223,6 +223,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check(self.log_every >= 1, "run.log_every", self.log_every, "1 or more")
         _check(self.save_every >= 0, "run.save_every", self.save_every, "0 or more")
+        _check(
+            not (self.compile and self.activation_checkpointing),
+            "run.activation_checkpointing",
+            self.activation_checkpointing,
+            "false, as run.compile needs; the compiler already chooses what to compute again",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -121,15 +121,15 @@ class SiameseStep(nn.Module):
         """Logits of the images and of the masked images."""
         masked_image_BCHW = image_BCHW * keep_mask_B1HW
         if self.branches == "sequential":
+            only: tuple[Tensor, ...] = ()
+            if self._drops_tokens:
+                grid: tuple[int, int] = self.recogniser.patch_grid  # type: ignore[assignment]
+                patch_BP = visible_patches(keep_mask_B1HW, grid, self.loss.drop_hidden_tokens)
+                only = () if patch_BP is None else (patch_BP,)
             with self._passage.of("clean"):
                 clean_logit_BK = self.recogniser(image_BCHW)
             with self._passage.of("masked"):
-                if self._drops_tokens:
-                    grid = self.recogniser.patch_grid  # type: ignore[union-attr]
-                    patch_BP = visible_patches(keep_mask_B1HW, grid, self.loss.drop_hidden_tokens)  # type: ignore[arg-type]
-                    masked_logit_BK = self.recogniser(masked_image_BCHW, patch_BP)
-                else:
-                    masked_logit_BK = self.recogniser(masked_image_BCHW)
+                masked_logit_BK = self.recogniser(masked_image_BCHW, *only)
             return clean_logit_BK, masked_logit_BK
         # A mixture is one plain batch to every BatchNorm.
         with self._passage.of("joined" if self.branches == "fused" else "clean"):

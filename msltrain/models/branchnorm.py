@@ -81,9 +81,12 @@ def tell_branches_apart(
 
 
 def _silent(norm: nn.Module) -> nn.Module:
-    """The same norm with the same parameters, in training mode, that leaves the running statistics alone."""
-    twin = copy.copy(norm)  # shares the dicts that hold parameters and buffers
-    twin.track_running_stats = False  # type: ignore[assignment]
+    """The same norm with the same parameters, in training mode, whose running statistics are scratch that nobody reads.
+
+    Without any, the kernel would keep other tensors for the backward pass, and a second computation must keep the same.
+    """
+    twin = copy.copy(norm)  # shares the dict that holds the parameters
+    twin._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in norm._buffers.items()}
     twin.training = True
     return twin
 

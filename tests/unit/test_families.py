@@ -64,10 +64,9 @@ def test_a_family_gives_a_map_and_trains_a_step(backbone: str, image_size: int, 
 class Stub(nn.Module):
     """Gives what it is told as features."""
 
-    default_cfg = {"input_size": (3, 32, 32)}
-
     def __init__(self, *shape: int):
         super().__init__()
+        self.default_cfg = {"input_size": (3, 32, 32)}
         self.shape = shape
         self.scale = nn.Parameter(torch.ones(()))
 
@@ -114,6 +113,13 @@ def test_vit_applies_the_final_norm_and_drops_the_class_token():
     feature = Backbone(network, name="vit", image_size=224)(images)
     torch.testing.assert_close(feature[0, :, 3, 5], tokens[0, 1 + 3 * 14 + 5])
     torch.testing.assert_close(feature.mean(dim=1), torch.zeros(1, 14, 14), atol=1e-5, rtol=0)  # LayerNorm's mark
+
+
+def test_channels_behind_positions_come_to_the_front():
+    network = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0)
+    images = torch.randn(1, 3, 64, 64)
+    feature = Backbone(network, name="swin", image_size=64).eval()(images)
+    torch.testing.assert_close(feature[0, :, 0, 1], network.forward_features(images)[0, 0, 1])
 
 
 def test_a_norm_behind_the_pooling_is_applied_to_the_map():
