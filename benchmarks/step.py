@@ -22,13 +22,13 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -118,16 +118,25 @@ def peak_on_gpu(step: Step) -> float:
 
 
 def peak_in_this_process(step: Step) -> float:
-    """MiB of resident memory that the first two steps take."""
-    with open("/proc/self/statm") as file:
-        before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    """MiB of resident memory that the first two steps take (Linux)."""
+    # ru_maxrss would include what the parent process had; the kernel's own mark can be set back.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
     step()
     step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return resident("VmHWM") - before
 
 
-def peak_in_own_process(arguments: argparse.Namespace, backbone: str, name: str, precision: str) -> float:
-    child = [sys.executable, __file__, "--backbones", backbone, "--image-size", str(arguments.image_size)]
+def resident(field: str) -> float:
+    """MiB of this process by a field of its status."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) / 1024
+
+
+def peak_in_own_process(
+    arguments: argparse.Namespace, backbone: str, image_size: int, name: str, precision: str
+) -> float:
+    child = [sys.executable, __file__, "--backbones", backbone, "--image-size", str(image_size)]
     child += ["--batch-size", str(arguments.batch_size), "--threads", str(arguments.threads), "--device", "cpu"]
     output = subprocess.run([*child, "--peak-of", name, precision], capture_output=True, text=True, check=True)
     return float(output.stdout)
@@ -135,9 +144,12 @@ def peak_in_own_process(arguments: argparse.Namespace, backbone: str, name: str,
 
 def compare(backbone: str, arguments: argparse.Namespace, device: torch.device) -> None:
     """Time and print all contenders of one backbone."""
-    names = ["plain", "official", "sequential", "dropping" if "vit" in backbone or "eva" in backbone else "fused"]
+    is_transformer = "vit" in backbone or "eva" in backbone
+    names = ["plain", "official", "sequential", "dropping" if is_transformer else "fused"]
     contenders = [(name, precision) for name in names for precision in PRECISIONS]
-    size = (backbone, arguments.image_size, arguments.batch_size, device)
+    on_gpu = device.type == "cuda"
+    image_size = arguments.image_size or ((224 if is_transformer else 448) if on_gpu else 160)
+    size = (backbone, image_size, arguments.batch_size, device)
     steps = {contender: make_step(*contender, *size) for contender in contenders}
     for step in steps.values():
         seconds(step, device)
@@ -147,12 +159,12 @@ def compare(backbone: str, arguments: argparse.Namespace, device: torch.device) 
             times[contender].append(min(seconds(step, device) for _ in range(arguments.repeats)))
     peaks = {}
     for contender in contenders:
-        if device.type == "cuda":
+        if on_gpu:
             peaks[contender] = peak_on_gpu(steps[contender])
         else:
-            peaks[contender] = peak_in_own_process(arguments, backbone, *contender)
+            peaks[contender] = peak_in_own_process(arguments, backbone, image_size, *contender)
     print(
-        f"\n{backbone}, {arguments.batch_size} images of {arguments.image_size}², medians of {arguments.rounds} "
+        f"\n{backbone}, {arguments.batch_size} images of {image_size}², medians of {arguments.rounds} "
         f"alternating rounds\n\n| branches | precision | ms a step | images/s | of plain | of official | peak MiB |"
         "\n|---|---|---|---|---|---|---|"
     )
@@ -168,7 +180,9 @@ def compare(backbone: str, arguments: argparse.Namespace, device: torch.device) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", nargs="+", help="default: a small ResNet and ViT, on a GPU the paper's")
-    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument(
+        "--image-size", type=int, help="default: 160, on a GPU the paper's 448 or, for transformers, 224"
+    )
     parser.add_argument("--batch-size", type=int, help="default: 4, on a GPU 32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, help="steps a turn, the fastest counts; default: 1, on a GPU 10")
