@@ -40,11 +40,15 @@ MAY_DIFFER = (
     "stream.num_threads",
     "stream.num_buffers",
     "stream.read_ahead_mb",
+    "stream.cache",
+    "stream.cache_limit_gb",
+    "stream.on_sample_error",
+    "stream.max_skipped",
     "run.log_every",
     "run.save_every",
 )
 """Fields that change nothing a run computes, so that a continued run may set them anew: where the same shards lie now
-(their fingerprints are compared), how fast they are read, how often is logged."""
+(their fingerprints are compared), how fast they are read, what a damaged sample leads to, how often is logged."""
 
 _PACKAGES = ("msl-shards", "torch", "torchvision", "timm", "numpy", "pyarrow", "obstore", "simplejpeg", "safetensors")
 

@@ -182,16 +182,13 @@ class Loader:
             pinned = self.device.type == "cuda"
             self._slots = [Slot(largest, self.config.image_size, pinned) for _ in range(self.config.num_buffers)]
         self.step, self._start = self._start, 0
+        plan = EpochPlan(
+            self.shards.counts, seed=self.seed, epoch=self.epoch, window=self.config.window, shuffle=self.training
+        )
         self._pipeline = Pipeline(
             self.shards,
-            open_fetcher(self.shards),
-            EpochPlan(
-                self.shards.counts,
-                seed=self.seed,
-                epoch=self.epoch,
-                window=self.config.window,
-                shuffle=self.training,
-            ),
+            open_fetcher(self.shards, self.config, plan.shards_by_window(self.step * self.config.batch_size)),
+            plan,
             self._slices(self.step),
             self._augment(),
             self._slots,
