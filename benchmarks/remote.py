@@ -3,9 +3,10 @@
 Usage: python -m benchmarks.remote [--photos voc|coco] [--images 2000] [--rounds 3] [--shared]
 
 The server is rclone on loopback: `rclone serve http`, which answers ranged GETs as a store does and costs little (its
-S3 server needs a translating proxy, see tests/s3server.py, that would cost more than the client measured here). Client
-and server each get one processor of their own, and the client one decoding thread, so that the server takes nothing
-from the client, as in a real cluster; `--shared` lets both use all processors. Contenders take turns; rates are medians.
+S3 server needs a translating proxy, see tests/s3server.py, that would cost more than the client measured here).
+Client and server each get one processor of their own, and the client one decoding thread, so that the server takes
+nothing from the client, as in a real cluster; `--shared` lets both use all processors. Contenders take turns; rates
+are medians.
 
 local     memory-mapped shards
 ranges    ranged reads, no cache
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -104,7 +105,6 @@ def first_batch(root: Path, photos: list[Path], num_images: int) -> None:
         os.environ.update(server.environment)
         seconds: dict[str, list[float]] = {}
         for _ in range(5):
-            steps: list[tuple[str, Callable[[], object]]] = []
             began = time.perf_counter()
             shards = open_shard_set("s3://bucket/many")
             seconds.setdefault("manifest", []).append(time.perf_counter() - began)
@@ -114,7 +114,6 @@ def first_batch(root: Path, photos: list[Path], num_images: int) -> None:
             with Loader(kept, config, device="cpu", training=True) as one:
                 next(iter(one))
             seconds.setdefault("first batch", []).append(time.perf_counter() - began)
-            del steps
     print(f"\nfrom S3, {NUM_SHARDS} shards of {num_images // NUM_SHARDS} samples, seconds since opening (median of 5):")
     for name, values in seconds.items():
         print(f"  {name}: {statistics.median(values):.2f}")
@@ -137,9 +136,10 @@ def main() -> None:
         write_shards(photos, arguments.images, scratch / "served" / "shards")
         with http_server(scratch / "served", {cpus[-1]} if apart else set(cpus)) as address:
             os.sched_setaffinity(0, {cpus[0]} if apart else cpus)
-            print(f"{arguments.images} {arguments.photos} photographs to {SIZE}², client and server on " + (
-                "one processor each\n" if apart else f"the same {len(cpus)} processors\n"
-            ))
+            print(
+                f"{arguments.images} {arguments.photos} photographs to {SIZE}², client and server on "
+                + ("one processor each\n" if apart else f"the same {len(cpus)} processors\n")
+            )
             compare(scratch / "served" / "shards", address, scratch, 1 if apart else len(cpus), arguments.rounds)
         os.sched_setaffinity(0, cpus)
         first_batch(scratch / "s3", photos, max(arguments.images, NUM_SHARDS))

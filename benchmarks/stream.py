@@ -64,7 +64,9 @@ def write_shards(photos: list[Path], num_images: int, folder: Path, per_shard: i
     storage = LocalStorage(folder)
     shards = []
     for first in range(0, num_images, per_shard):
-        with ShardWriter(storage, shard_name("bench", "train", first // per_shard), kind=IMAGES, plan="bench") as writer:
+        with ShardWriter(
+            storage, shard_name("bench", "train", first // per_shard), kind=IMAGES, plan="bench"
+        ) as writer:
             for number in range(first, min(first + per_shard, num_images)):
                 data = photos[number % len(photos)].read_bytes()
                 with Image.open(io.BytesIO(data)) as image:

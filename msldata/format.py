@@ -227,7 +227,9 @@ def decode_index(kind: str, data: bytes, where: str, columns: Sequence[str] | No
     """Parse a sample index and check its columns. Raises FormatError."""
     try:
         # Not pq.read_table: its dataset machinery and threads take three times as long for a file of some kilobytes.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(columns=list(columns) if columns else None, use_threads=False)
+        table = pq.ParquetFile(pa.BufferReader(data)).read(
+            columns=list(columns) if columns else None, use_threads=False
+        )
     except (pa.ArrowInvalid, OSError) as error:
         raise FormatError(f"{where}: not a sample index ({error})") from None
     wanted = columns or INDEX_SCHEMAS[kind].names
