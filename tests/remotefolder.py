@@ -1,4 +1,4 @@
-"""RemoteFolder: a local folder that the stream takes for a remote one, which counts, spoils and stalls as it is told."""
+"""RemoteFolder: a local folder that the stream takes for a remote one; it counts, spoils and stalls as it is told."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Tracked(bytes):
 
 
 class RemoteFolder(LocalStorage):
-    """Attributes: ``spoil`` reads of tars come with wrong bytes; reads wait while ``stall``; ``reads`` lists (name, start,
-    length); ``peak`` is the most bytes of tars that were handed out and not freed again at any time."""
+    """Attributes: the next ``spoil`` reads of tars come with wrong bytes; reads wait while ``stall``; ``reads`` lists
+    (name, start, length); ``peak`` is the most bytes of tars that were handed out and not freed again at any time."""
 
     def __init__(self, root: Path):
         super().__init__(root)

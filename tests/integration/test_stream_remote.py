@@ -206,6 +206,6 @@ def test_damage_on_the_server_is_named_through_the_cache_too(folder, tmp_path):
         file.seek(int(rows.offset_N[0]) + 400)
         file.write(b"damage")
     for options in ({}, {"cache": str(tmp_path / "cache")}):
-        with pytest.raises(SampleError, match="s000052.*CRC-32, also when read a second time") as caught:
+        with pytest.raises(SampleError, match=r"s000052.*CRC-32, also when read a second time") as caught:
             epochs(make(remote(tmp_path / "data"), **options), 2)
         assert caught.value.offset == rows.offset_N[0]

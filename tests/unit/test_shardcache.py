@@ -1,4 +1,4 @@
-"""The shard cache: each shard fetched once, nothing in use evicted, nothing left behind that blocks the next process."""
+"""The shard cache: a shard is fetched once, nothing in use is evicted, nothing left behind blocks the next process."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_killed_writer_blocks_nobody(source, tmp_path):
         time.sleep(0.2)
         print("there", flush=True)
     """
-    process = other_process(source, tmp_path / "cache", textwrap.dedent(code))
+    process = other_process(source, tmp_path / "cache", code)
     cache = ShardCache(tmp_path / "cache", 250_000)
     closing = threading.Event()
     with ThreadPoolExecutor(1) as worker:
