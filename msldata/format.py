@@ -268,7 +268,9 @@ def read_manifest(storage: Storage) -> Manifest:
     """
     try:
         data = storage.read(MANIFEST_NAME)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if "no such bucket" in str(error):  # a mistake in the name; building anything would not mend it
+            raise
         below = (
             [info.name for info in storage.list_files() if info.name.endswith(f"/{MANIFEST_NAME}")]
             if storage.path()
