@@ -197,11 +197,11 @@ class CachedFetcher(Fetcher):
     def _fetch(self, shard: int) -> mmap.mmap:
         try:
             return self._cache.fetch(self._shards.manifest.shards[shard], self._shards.storage, self._closing)
-        except NotCached as error:
-            note_once(f"{error}; samples are read one by one from {self._shards.storage.url} instead")
-            raise
-        finally:
+        except Exception as error:
+            if isinstance(error, NotCached):
+                note_once(f"{error}; samples are read one by one from {self._shards.storage.url} instead")
             self._retry_at = time.monotonic() + _RETRY_AFTER
+            raise
 
 
 class _Cached(Request):
