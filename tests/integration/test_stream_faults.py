@@ -229,7 +229,7 @@ def soak(num_epochs: int, folder: Path, url: str, s3, cache: Path) -> None:
         assert digests == expected[: len(digests)], f"epoch {epoch}"
         assert len(digests) == len(expected) or "CRC-32" in error, f"epoch {epoch} was short: {error}"
     assert sum(bool(error) for _, error, _, _ in rows) < 0.1 * num_epochs
-    third = num_epochs // 3
+    third = num_epochs // 3  # the first is for warming up
     memory, files = ([row[column] for row in rows] for column in (2, 3))
     assert max(memory[-third:]) - max(memory[third:-third]) < 8 << 20
     assert max(files[-third:]) <= max(files[third:-third]) + 4
