@@ -8,6 +8,7 @@ from msldata.storage import open_storage
 from msltrain.config import TrainConfig
 from msltrain.distributed import Ranks
 from msltrain.rundir import DatasetIdentity
+from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
 from msltrain.stream.maskbank import MaskBank
 from msltrain.stream.plan import EpochPlan
@@ -50,6 +51,11 @@ class TrainData:
         self.training = _loader(kept, config, ranks, training=True)
         self.validation = None if held_out is None else _loader(held_out, config, ranks, training=False)
         self.keep_masks = MaskBank.open(places, config.stream.image_size, ranks.device) if places else None
+
+    def skipped(self) -> list[SampleError]:
+        """The bad samples that this process has skipped so far."""
+        loaders = (self.training, self.validation)
+        return [error for loader in loaders if loader is not None for error in loader.skipped.errors.values()]
 
     def __enter__(self) -> TrainData:
         return self
