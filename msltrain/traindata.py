@@ -7,16 +7,12 @@ from msldata.format import read_manifest
 from msldata.storage import open_storage
 from msltrain.config import TrainConfig
 from msltrain.distributed import Ranks
+from msltrain.holdout import hold_out
 from msltrain.rundir import DatasetIdentity
 from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
 from msltrain.stream.maskbank import MaskBank
-from msltrain.stream.plan import EpochPlan
 from msltrain.stream.shardset import ShardSet, open_shard_set
-
-HOLD_OUT_SEED = 0
-"""Not the run's seed: runs with other seeds are validated on the same samples and may be compared."""
-
 
 class TrainData:
     """Opened shards and masks.
@@ -47,7 +43,8 @@ class TrainData:
             "train": [DatasetIdentity.of(config.data.train, shards.manifest)],
             "keep_masks": [DatasetIdentity.of(place, read_manifest(open_storage(place))) for place in places],
         }
-        kept, held_out = _hold_out(shards, config.data.validation_fraction)
+        fraction = config.data.validation_fraction
+        kept, held_out = hold_out(shards, fraction) if fraction else (shards, None)
         self.training = _loader(kept, config, ranks, training=True)
         self.validation = None if held_out is None else _loader(held_out, config, ranks, training=False)
         self.keep_masks = MaskBank.open(places, config.stream.image_size, ranks.device) if places else None
@@ -76,21 +73,6 @@ def _loader(shards: ShardSet, config: TrainConfig, ranks: Ranks, *, training: bo
         training=training,
         seed=config.run.seed,
     )
-
-
-def _hold_out(shards: ShardSet, fraction: float) -> tuple[ShardSet, ShardSet | None]:
-    """Split the training set by key hash into (training part, validation part); the latter None for fraction 0."""
-    if fraction == 0:
-        return shards, None
-    kept, held_out = shards.hold_out(fraction, seed=HOLD_OUT_SEED)
-    plan = EpochPlan(held_out.counts, seed=0, epoch=0, shuffle=False)
-    _, rows = held_out.rows(*plan.items(0, held_out.num_samples))
-    if not rows.target_NK.any():
-        raise UserError(
-            f"{shards.name}: none of the {held_out.num_samples} samples held out for validation shows any class; "
-            "set a larger data.validation_fraction, or 0 to do without"
-        )
-    return kept, held_out
 
 
 def _check_batches(config: TrainConfig, ranks: Ranks) -> None:

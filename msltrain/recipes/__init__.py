@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from msldata.errors import UserError
 from msltrain.config import TrainConfig, override
-from msltrain.recipes import published, small
+from msltrain.recipes.catalogue import RECIPES, Recipe
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    "msl-c-voc2007": published.msl_c_voc2007,
-    "msl-c-coco2014": published.msl_c_coco2014,
-    "msl-v-voc2007": published.msl_v_voc2007,
-    "msl-v-coco2014": published.msl_v_coco2014,
-    "baseline-c-voc2007": published.baseline_c_voc2007,
-    "baseline-c-coco2014": published.baseline_c_coco2014,
-    "baseline-v-voc2007": published.baseline_v_voc2007,
-    "baseline-v-coco2014": published.baseline_v_coco2014,
-    "smoke": small.smoke,
-    "demo": small.demo,
-    "demo-baseline": small.demo_baseline,
-}
+__all__ = ["RECIPES", "Recipe", "configure", "recipe"]
 
 
 def recipe(name: str) -> TrainConfig:

@@ -1,0 +1,110 @@
+"""The paper's ablations as grids: functions that return named configs, to be run over several seeds.
+
+All vary our default of MSL-C on VOC2007 (`tuned`), each in one respect, and name the published setting's row
+``msl``. Where our sources say which table of the paper a grid belongs to, its docstring does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from msltrain.config import LossConfig, TrainConfig
+from msltrain.recipes import published
+from msltrain.recipes.backbones import mae_vit_l16, resnet101, vit_l16
+from msltrain.recipes.variants import baseline, matched_baseline, tuned
+
+Grid = dict[str, TrainConfig]
+
+
+def loss_terms() -> Grid:
+    """What each term of the loss adds: plain, masked images as augmentation, masked branch, label consistency."""
+    msl = _base()
+    return {
+        "baseline": baseline(msl),
+        "matched-baseline": matched_baseline(msl),
+        "masked-branch": _with_loss(msl, 0.3, 0.2, 0.0),
+        "consistency": _with_loss(msl, 0.5, 0.0, 0.5),
+        "msl": msl,
+    }
+
+
+def loss_weights() -> Grid:
+    """Other shares of the three terms than the published (0.3, 0.2, 0.5), each adding up to 1."""
+    msl = _base()
+    shares = ((0.2, 0.3, 0.5), (0.4, 0.4, 0.2), (0.6, 0.2, 0.2), (0.1, 0.1, 0.8))
+    return {"msl": msl, **{"-".join(map(str, share)): _with_loss(msl, *share) for share in shares}}
+
+
+def mask_subsets() -> Grid:
+    """How much is hidden: masks with holes of more than half the image (the published choice), of less, or all."""
+    msl = _base()
+    high, low = "shards/masks/high", "shards/masks/low"
+    return {"msl": msl, "low": _with_masks(msl, low), "both": _with_masks(msl, high, low)}
+
+
+def binarisation() -> Grid:
+    """Table 5: masks as they are instead of binarised (``msl build-masks --no-binarize --out shards/masks-grey``)."""
+    msl = _base()
+    return {"msl": msl, "grey": _with_masks(msl, "shards/masks-grey/high")}
+
+
+def masked_autoencoder() -> Grid:
+    """Table 8, read as fine-tuning: MSL-V from a ViT-L/16 that was pretrained as a masked autoencoder.
+
+    Read as hiding random patches, the other row is MSL-V with keep masks of that kind in ``shards/masks-patch``.
+    """
+    msl = tuned(published.v_voc2007())
+    mae = replace(msl, model=replace(mae_vit_l16(), num_heads=1, attention_weight=0.3))
+    return {
+        "baseline": baseline(msl),
+        "msl": msl,
+        "mae-baseline": baseline(mae),
+        "mae-msl": mae,
+        "random-patches": _with_masks(msl, "shards/masks-patch"),
+    }
+
+
+def plain_head() -> Grid:
+    """Tables 4 and 9, "w/ MSL": a mean-pooled linear head instead of CSRA, with and without MSL, on two backbones."""
+    grid: Grid = {}
+    for name, model, image_size in (("resnet101", resnet101(), 448), ("vit-l16", vit_l16(), 224)):
+        msl = _base()
+        msl = replace(msl, stream=replace(msl.stream, image_size=image_size), model=replace(model, head="mean"))
+        grid |= {f"{name}-baseline": baseline(msl), f"{name}-msl": msl}
+    return grid
+
+
+def batchnorm() -> Grid:
+    """Not in the paper: how much of the gain is BatchNorm getting to know masked images."""
+    msl = _base()
+    return {
+        "msl": msl,
+        "clean-only": replace(msl, loss=replace(msl.loss, bn_mode="clean_only")),
+        "split": replace(msl, loss=replace(msl.loss, bn_mode="split")),
+        "mixture": replace(msl, loss=replace(msl.loss, branches="concatenated")),
+    }
+
+
+GRIDS: dict[str, Callable[[], Grid]] = {
+    "loss-terms": loss_terms,
+    "loss-weights": loss_weights,
+    "mask-subsets": mask_subsets,
+    "binarisation": binarisation,
+    "masked-autoencoder": masked_autoencoder,
+    "plain-head": plain_head,
+    "batchnorm": batchnorm,
+}
+
+
+def _base() -> TrainConfig:
+    return tuned(published.c_voc2007())
+
+
+def _with_loss(config: TrainConfig, clean: float, masked: float, consistency: float) -> TrainConfig:
+    loss = LossConfig(clean_weight=clean, masked_weight=masked, consistency_weight=consistency)
+    return replace(config, loss=loss)
+
+
+def _with_masks(config: TrainConfig, *places: str) -> TrainConfig:
+    return replace(config, data=replace(config.data, keep_masks=places))

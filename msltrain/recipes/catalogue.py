@@ -1,0 +1,98 @@
+"""The list of recipes by name: METHOD-NETWORK-DATASET, with ``-paper`` for the values exactly as published."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from msltrain.config import TrainConfig
+from msltrain.recipes import published, small
+from msltrain.recipes.cost import gpu_hours
+from msltrain.recipes.variants import baseline, matched_baseline, tuned
+
+_LINE = re.compile(r"``msl train --recipe (?P<name>[\w-]+)`` · (?P<source>.+) · (?P<number>.+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One named run. Calling it gives the config."""
+
+    name: str
+    what: str
+    """One line."""
+    make: Callable[[], TrainConfig]
+    source: str
+    """Where the published number is from."""
+    number: str
+    """The published number, or that there is none."""
+
+    def __call__(self) -> TrainConfig:
+        return self.make()
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Estimated hours on one H100 or H200; see `msltrain.recipes.cost`."""
+        return gpu_hours(self())
+
+
+def _family(function: Callable[[], TrainConfig]) -> Iterator[Recipe]:
+    """MSL, baseline and rate-matched baseline in our default form, then MSL and baseline as published."""
+    target = function.__name__.replace("_", "-")
+    what = _first_line(function)
+    numbers = {match["name"]: match for match in _LINE.finditer(inspect.getdoc(function) or "")}
+    msl, plain = numbers[f"msl-{target}"], numbers[f"baseline-{target}"]
+
+    def entry(name: str, what: str, make: Callable[[], TrainConfig], source: str, number: str) -> Recipe:
+        return Recipe(name=name, what=what, make=make, source=source, number=number)
+
+    yield entry(f"msl-{target}", f"MSL: {what}", lambda: tuned(function()), msl["source"], msl["number"])
+    yield entry(
+        f"baseline-{target}", "its plain baseline", lambda: baseline(tuned(function())), plain["source"], plain["number"]
+    )
+    yield entry(
+        f"matched-{target}",
+        "its baseline with the recognition loss weighted as in MSL",
+        lambda: matched_baseline(tuned(function())),
+        "ours",
+        "no published number",
+    )
+    yield entry(f"msl-{target}-paper", "MSL exactly as published", function, msl["source"], msl["number"])
+    yield entry(
+        f"baseline-{target}-paper",
+        "baseline exactly as published",
+        lambda: baseline(function()),
+        plain["source"],
+        plain["number"],
+    )
+
+
+def _single(name: str, function: Callable[[], TrainConfig]) -> Recipe:
+    return Recipe(name=name, what=_first_line(function), make=function, source="ours", number="no published number")
+
+
+def _first_line(function: Callable[[], TrainConfig]) -> str:
+    return (inspect.getdoc(function) or "").partition("\n")[0].replace("`", "")
+
+
+_PUBLISHED = (
+    published.c_voc2007,
+    published.r_voc2007,
+    published.v_voc2007,
+    published.c_coco2014,
+    published.r_coco2014,
+    published.v_coco2014,
+    published.v_wider,
+    published.b_wider,
+)
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        *(entry for function in _PUBLISHED for entry in _family(function)),
+        _single("smoke", small.smoke),
+        _single("demo", small.demo),
+        _single("demo-baseline", small.demo_baseline),
+    )
+}

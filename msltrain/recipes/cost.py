@@ -1,0 +1,34 @@
+"""What a recipe costs on one GPU: arithmetic of the network × samples × epochs over a sustained rate.
+
+The assumption: an H100 or H200 sustains 250 TFLOP/s in bf16, a quarter of its dense peak, and 30 in float32, half of
+its peak without TF32. Evaluation, start and slow storage come on top.
+"""
+
+from __future__ import annotations
+
+from msltrain.config import TrainConfig
+
+GIGAFLOP_PER_IMAGE = {
+    ("resnet101", 448): 62.4,
+    ("vit_large_patch16_224", 224): 123.1,
+    ("vit_base_patch16_224", 224): 35.1,
+}
+"""Of one forward pass by (backbone, image size); a multiplication and an addition are two operations."""
+NUM_SAMPLES = {"shards/voc2007/trainval": 5_011, "shards/coco2014/train": 82_081, "shards/wider/trainval": 28_345}
+"""Of the training sets in the recipes."""
+BF16_TERAFLOPS, FLOAT32_TERAFLOPS = 250.0, 30.0
+FORWARD_AND_BACKWARD = 3
+"""A backward pass costs two forward passes."""
+
+
+def gpu_hours(config: TrainConfig) -> float | None:
+    """Hours on one H100 or H200, by the assumption above; None for networks and data that no published recipe has."""
+    per_image = GIGAFLOP_PER_IMAGE.get((config.model.backbone, config.stream.image_size))
+    num_samples = NUM_SAMPLES.get(config.data.train)
+    if per_image is None or num_samples is None:
+        return None
+    num_branches = 2 if config.loss.has_masked_branch else 1
+    num_passes = FORWARD_AND_BACKWARD * num_branches * config.optim.num_epochs
+    kept = 1 - config.data.validation_fraction
+    teraflops = BF16_TERAFLOPS if config.run.amp else FLOAT32_TERAFLOPS
+    return per_image / 1e3 * num_samples * kept * num_passes / teraflops / 3600
