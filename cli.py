@@ -58,6 +58,7 @@ def _root(debug: Annotated[bool, typer.Option("--debug", help="Show the tracebac
 
 _COMMANDS = {
     "Data": (
+        build.download,
         build.build_shards,
         build.build_masks,
         look.verify,

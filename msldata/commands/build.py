@@ -1,4 +1,4 @@
-"""``build-shards``, ``build-masks``, ``synthesize``: raw data in, datasets out."""
+"""``download``, ``build-shards``, ``build-masks``, ``synthesize``: raw data in, datasets out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from msldata.commands import Overwrite, Workers, data_root
-from msldata.console import OnError, err, out, progress_bar
+from msldata.console import OnError, byte_progress_bar, err, out, progress_bar
 
 
 class Polarity(StrEnum):
@@ -21,6 +21,29 @@ class Polarity(StrEnum):
 class MaskOrder(StrEnum):
     seeded = "seeded"
     official = "official"
+
+
+def download(
+    dataset: Annotated[str, typer.Argument(help="voc2007 or coco2014.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder of all datasets; default: datasets/ or $MSL_DATA.", show_default=False)
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Repeat for several; default: all.", show_default=False)
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="Address of a folder that holds the archives; asked first.", show_default=False)
+    ] = None,
+    keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Do not delete what was unpacked.")] = False,
+) -> None:
+    """Fetch a published dataset: mirrors, checksums, and a stopped download goes on where it was."""
+    from msldata.download import download, select_archives
+
+    archives = select_archives(dataset, split or ())
+    with byte_progress_bar() as progress:
+        folders = download(archives, to or data_root(), mirror=mirror, keep_archives=keep_archives, progress=progress)
+    for archive, folder in zip(archives, folders, strict=True):
+        out.print(f"[green]{folder}[/green]: {archive.name} is checked and unpacked", soft_wrap=True)
 
 
 def build_shards(

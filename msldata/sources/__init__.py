@@ -142,7 +142,7 @@ def select_sources(
             "Four ways on:\n"
             "  point at it:  msl build-shards --dataset voc2007 --source FOLDER, or set MSL_DATA to the folder of all\n"
             "  your own:     msl build-shards --dataset table --source labels.csv --name NAME\n"
-            "  download it:  host.robots.ox.ac.uk/pascal/VOC/voc2007 or cocodataset.org, unpacked into a place above\n"
+            "  download it:  msl download voc2007, or msl download coco2014\n"
             "  synthetic:    msl synthesize --out FOLDER, then point at it"
         )
     return [FoundSource(entry.dataset, entry.root, tuple(splits or entry.splits)) for entry in found]
