@@ -54,10 +54,11 @@ def build_shards(
         ),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option(help="Folder of the raw dataset; of a table the .csv, .jsonl or .parquet file.")
+        str | None,
+        typer.Option(help="Folder or URL of the raw dataset; of a table, or of one COCO file, that file."),
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="Of a table: class names, one a line; default: its labels, sorted.")
+        str | None, typer.Option(help="Of a table: class names, one a line; default: its labels, sorted.")
     ] = None,
     out_: Annotated[str, typer.Option("--out", help="Folder or URL; shards go to OUT/NAME/SPLIT.")] = "shards",
     name: Annotated[str | None, typer.Option(help="What to call it; default: the dataset's name.")] = None,

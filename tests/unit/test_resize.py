@@ -196,10 +196,10 @@ def test_the_plan_changes_only_when_a_size_is_asked_for(tmp_path):
 def test_real_photographs(sample, tmp_path):
     source = open_source("coco2014", sample, "val")
     before = [next(records) for records in [source.records()] for _ in range(20)]
-    plan = plan_build(ListSource(source.root, before, source.labels.classes), resize=parse_resize("fit=256"))
+    plan = plan_build(ListSource(source.images.path(), before, source.labels.classes), resize=parse_resize("fit=256"))
     manifest = build_shards(plan, open_storage(tmp_path), num_workers=2)
     for record, found in zip(before, read_samples(tmp_path, manifest), strict=True):
-        with Image.open(source.root / record.image) as original:
+        with Image.open(source.images.path(record.image)) as original:
             small, whole = simplejpeg.decode_jpeg(found["jpg"]).astype(float), original.convert("RGB")
         height, width = small.shape[:2]
         assert max(width, height) == 256
