@@ -61,6 +61,7 @@ _COMMANDS = {
         build.download,
         build.build_shards,
         build.build_masks,
+        build.index,
         look.verify,
         look.info,
         look.preview,

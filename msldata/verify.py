@@ -11,8 +11,10 @@ from msldata.buildfolder import QUARANTINE_NAME
 from msldata.engine import run_tasks
 from msldata.errors import UserError
 from msldata.format import IMAGES, MANIFEST_NAME, Manifest, read_manifest, reader_files
+from msldata.index_shards import FOREIGN, tasks_of
 from msldata.nextsteps import build_command
 from msldata.storage import PART_SUFFIX, Storage
+from msldata.verifyforeign import examine_foreign
 from msldata.verifyshard import Finding, ShardReport, ShardTask, examine_shard, hash_shard
 
 __all__ = ["Finding", "Verification", "verify"]
@@ -61,9 +63,7 @@ def verify(
         if progress is not None:
             progress(done, total)
 
-    reports = run_tasks(
-        examine_shard, _tasks(folder, manifest), num_workers, lambda report: count(report.info.num_samples)
-    )
+    reports = _examine(folder, manifest, num_workers, lambda report: count(report.info.num_samples))
     findings = [finding for report in reports for finding in report.findings]
     findings += _check_totals(manifest, reports)
     findings += _check_files(folder, manifest)
@@ -85,6 +85,19 @@ def _open_other(folder: Storage, manifest: Manifest, against: Storage | None) ->
     if other.kind != manifest.kind:
         raise UserError(f"{against.url}: holds {other.kind}, while {folder.url} holds {manifest.kind}")
     return other
+
+
+def _examine(
+    folder: Storage, manifest: Manifest, num_workers: int | None, on_report: Callable[[ShardReport], None]
+) -> list[ShardReport]:
+    if _is_foreign(manifest):
+        jobs = list(zip(tasks_of(folder, manifest), manifest.shards, strict=True))
+        return run_tasks(examine_foreign, jobs, num_workers, on_report)
+    return run_tasks(examine_shard, _tasks(folder, manifest), num_workers, on_report)
+
+
+def _is_foreign(manifest: Manifest) -> bool:
+    return manifest.provenance.get("source") == FOREIGN
 
 
 def _tasks(folder: Storage, manifest: Manifest) -> list[ShardTask]:
@@ -143,6 +156,8 @@ def _check_files(folder: Storage, manifest: Manifest) -> list[Finding]:
             findings.append(Finding(name, "", "samples per shard, for other readers", "as in the manifest", "others"))
     shards = {name for info in manifest.shards for name in (info.name, info.index_name)}
     leftover = sorted(present - shards - readers.keys() - {MANIFEST_NAME, QUARANTINE_NAME})
+    if _is_foreign(manifest):  # the program that wrote the tars may have left its own notes beside them
+        leftover = [name for name in leftover if name.endswith((".tar", ".parquet")) and "/" not in name]
     local = folder.path()
     if local is not None:
         leftover += sorted(path.name for path in local.glob(f".*{PART_SUFFIX}"))

@@ -240,7 +240,7 @@ class _Examination:
         if data is None:
             return
         try:
-            height, width = _decoded_size(data)
+            height, width = decoded_size(data)
         except Exception as error:  # damaged files make decoders raise almost anything
             self._add(row["key"], "decoding the image", "a whole image", error)
             return
@@ -325,7 +325,7 @@ class _Examination:
         return ShardReport(info, findings, keys, digests, positive, ignored, num_objects)
 
 
-def _decoded_size(data: bytes) -> tuple[int, int]:
+def decoded_size(data: bytes) -> tuple[int, int]:
     """Height and width after decoding all of an image. Raises whatever the decoder does."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=True)

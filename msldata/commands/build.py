@@ -1,4 +1,4 @@
-"""``download``, ``build-shards``, ``build-masks``, ``synthesize``: raw data in, datasets out."""
+"""``download``, ``build-shards``, ``build-masks``, ``index``, ``synthesize``: raw data in, datasets out."""
 
 from __future__ import annotations
 
@@ -172,6 +172,51 @@ def build_masks(
 
         for picture in write_mask_plots(plots, build, open_storage(out_)):
             out.print(f"[green]{picture}[/green]", soft_wrap=True)
+
+
+def index(
+    tars: Annotated[str, typer.Argument(help="Folder or URL of WebDataset tars that another program wrote.")],
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names in target order, one a line; default: as in the labels.", show_default=False),
+    ] = None,
+    labels_from: Annotated[
+        str, typer.Option(help="target.npy, cls or json:FIELD; auto: what the first sample has.")
+    ] = "auto",
+    name: Annotated[str | None, typer.Option(help="What to call it; default: by the tars or the folder.")] = None,
+    split: Annotated[str | None, typer.Option(help="Default: by the tars, or train.", show_default=False)] = None,
+    out_: Annotated[
+        str | None,
+        typer.Option("--out", help="Folder for indexes, manifest and links to the tars; default: beside the tars."),
+    ] = None,
+    workers: Workers = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="At a bad sample: stop, or leave it out and count it.")
+    ] = OnError.fail,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the indexes and manifest there.")] = False,
+) -> None:
+    """Make sample indexes and a manifest for tars of another program, so that they can be trained on."""
+    from msldata.display import show_manifest
+    from msldata.index_shards import index_shards
+    from msldata.sources.source import read_classes, split_location
+    from msldata.storage import open_storage
+
+    names = read_classes(*split_location(classes)).classes if classes else None
+    target = open_storage(out_ or tars)
+    with progress_bar("indexing") as progress:
+        manifest = index_shards(
+            open_storage(tars),
+            target if out_ else None,
+            name=name,
+            split=split,
+            classes=names,
+            labels_from=labels_from,
+            num_workers=workers,
+            on_error=on_error.value,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    show_manifest(out, manifest, target.url)
 
 
 def synthesize(
