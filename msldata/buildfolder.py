@@ -24,7 +24,7 @@ from msldata.format import (
 from msldata.storage import PART_SUFFIX, FileInfo, Storage, clear_local_errors
 
 QUARANTINE_NAME = "quarantine.jsonl"
-_READERS = frozenset({"_info.json", "sizes.json"})
+_READERS = frozenset({"_info.json", "sizes.json", "croissant.json"})
 _SHARD_FILE = re.compile(r"[^/]+-\d{6}\.(tar|parquet)")
 
 
