@@ -84,8 +84,9 @@ def select_archives(dataset: str, splits: Sequence[str] = ()) -> tuple[Archive, 
     """
     if dataset not in ARCHIVES:
         raise UserError(
-            f"'{dataset}' cannot be downloaded; known are: {', '.join(ARCHIVES)}. WIDER-Attribute and NVIDIA's masks "
-            "are handed out on their authors' pages: `msl doctor` says where they are looked for"
+            f"'{dataset}' cannot be downloaded; known are: {', '.join(ARCHIVES)}. By hand: WIDER-Attribute from "
+            "mmlab.ie.cuhk.edu.hk/projects/WIDERAttribute.html into datasets/WIDER, NVIDIA's masks from "
+            "nv-adlr.github.io/publication/partialconv-inpainting into datasets/irregular_mask"
         )
     known = tuple(dict.fromkeys(split for archive in ARCHIVES[dataset] for split in archive.splits))
     for split in splits:

@@ -206,3 +206,12 @@ def test_the_command_takes_an_address(s3, tmp_path):
     run = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out"), "--workers", "1"])
     assert run.exit_code == 0, run.output
     assert (tmp_path / "out" / "mine" / "all" / "dataset.json").exists()
+
+
+def test_the_command_says_in_one_line_what_is_missing(s3, tmp_path):
+    for place, reason in (("s3://absent/x", "no such bucket"), ("s3://bucket/nothing", "no VOC2007 here")):
+        command = ["build-shards", "--dataset", "voc2007", "--source", place, "--split", "test"]
+        run = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
+        assert run.exit_code == 2 and reason in run.stderr, run.output
+        assert len(run.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
