@@ -84,7 +84,7 @@ def index_shards(
             json:labels that the first sample has.
         on_error: ``fail`` stops at the first unusable sample; ``skip`` leaves it out of the index, lists it with the
             reason in ``quarantine.jsonl`` and counts it in the manifest.
-        overwrite: replace the indexes and the manifest that are there.
+        overwrite: read every tar again and replace the indexes and the manifest that are there.
         progress: called with (tars done, tars in all).
 
     Raises:
@@ -111,6 +111,8 @@ def index_shards(
         if out is not tars:
             _link(tars, out, files)
         kept = _kept_shards(out, files, plan)
+        if overwrite:
+            kept = {}
         out.delete(MANIFEST_NAME)
         out.delete(QUARANTINE_NAME)
         tasks = [

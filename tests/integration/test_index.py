@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import tarfile
 from pathlib import Path
 
@@ -345,6 +346,16 @@ def test_mistakes_of_the_user(tmp_path):
         index(tmp_path, name="a/b")
 
 
+def verify_again(folder: Path) -> list:
+    """What is left to find after the command that `msl verify` names: the tar is taken as it is now."""
+    command = verify(LocalStorage(folder), num_workers=1).next_step.partition("msl ")[2]
+    run = CliRunner().invoke(app, [*shlex.split(command), "--workers", "1"])
+    assert run.exit_code == 0, run.output
+    return [
+        finding for finding in verify(LocalStorage(folder), num_workers=1).findings if "decoding" not in finding.what
+    ]
+
+
 def test_damage_after_indexing_is_found(tmp_path):
     folder = write_shards(tmp_path / "tars", KINDS["json names"][0], per_shard=10)
     index(folder)
@@ -355,6 +366,7 @@ def test_damage_after_indexing_is_found(tmp_path):
     path.write_bytes(data)
     found = {finding.what for finding in verify(LocalStorage(folder), num_workers=1).findings}
     assert {"sha256", "crc32 in the index"} <= found
+    assert not verify_again(folder)
     path.unlink()
     result = verify(LocalStorage(folder), num_workers=1)
     assert "no such file" in {finding.found for finding in result.findings}
