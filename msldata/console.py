@@ -8,9 +8,9 @@ from enum import StrEnum
 
 from rich.console import Console
 
-out = Console(highlight=False)
+out = Console(highlight=False, emoji=False)
 """Results."""
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 """Progress, and what went wrong."""
 
 

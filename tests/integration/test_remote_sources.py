@@ -215,3 +215,10 @@ def test_the_command_says_in_one_line_what_is_missing(s3, tmp_path):
         assert run.exit_code == 2 and reason in run.stderr, run.output
         assert len(run.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe_is_refused_and_named_as_it_was_given(tmp_path):
+    for source, dataset in (("pipe:cat", "table"), ("pipe:cat: /etc/passwd", "voc2007"), ("pipe://x", "coco")):
+        command = ["build-shards", "--dataset", dataset, "--source", source, "--split", "test"]
+        run = CliRunner().invoke(app, [*command, "--out", str(tmp_path)])
+        assert run.exit_code == 2 and source in run.stderr, run.output
