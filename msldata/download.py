@@ -127,15 +127,23 @@ def download(
         with clear_local_errors(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
         stamp = folder / f".{archive.name}.unpacked"
-        if stamp.is_file() and stamp.read_text().strip() == archive.md5:
+        if _is_unpacked(archive, folder, stamp):
             continue
         path = fetch(archive, folder, mirror=mirror, progress=report)
-        unpack(path, folder, partial(report, f"unpacking {archive.name}"))
+        names = unpack(path, folder, partial(report, f"unpacking {archive.name}"))
         with clear_local_errors(str(stamp)):
-            stamp.write_text(f"{archive.md5}\n")
+            stamp.write_text("\n".join([archive.md5, *names[:1], *names[-1:]]), encoding="utf-8")
             if not keep_archives:
                 path.unlink()
     return folders
+
+
+def _is_unpacked(archive: Archive, folder: Path, stamp: Path) -> bool:
+    """Whether this very archive was unpacked to the end, and its first and last file are still there."""
+    if not stamp.is_file():
+        return False
+    md5, *names = stamp.read_text(encoding="utf-8").splitlines()
+    return md5 == archive.md5 and all((folder / name).is_file() for name in names)
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -238,7 +246,8 @@ def _request(name: str, url: str, part: Path, progress: Progress) -> None:
         etag = response.headers.get("ETag") or ""
         validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
         with clear_local_errors(str(part)):
-            _check_room(part, (total or start) - start)
+            # Photographs do not shrink in a zip: unpacked they need about as much again.
+            _check_room(part, 2 * (total or start) - start)
             _origin(part).write_text(json.dumps({url: validator} if validator else {}))
             file = open(part, "r+b" if start else "wb")  # noqa: SIM115
         with file:
@@ -268,8 +277,8 @@ def _check_room(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise StorageError(
-            f"{part.parent}: {needed / 1e9:.2f} GB are still to come for {part.name.removesuffix(PART_SUFFIX)}, only "
-            f"{free / 1e9:.2f} GB are free; make room, or choose another disk with --to"
+            f"{part.parent}: {part.name.removesuffix(PART_SUFFIX)} and what is unpacked of it still need "
+            f"{needed / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free; make room, or choose another disk with --to"
         )
 
 

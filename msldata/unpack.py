@@ -19,8 +19,8 @@ from msldata.storage import PART_SUFFIX, clear_local_errors
 _HINT = "delete it and download it again"
 
 
-def unpack(archive: Path, folder: Path, progress: Callable[[int, int], None]) -> int:
-    """Write every file of ``archive`` below ``folder`` and return their number.
+def unpack(archive: Path, folder: Path, progress: Callable[[int, int], None]) -> list[str]:
+    """Write every file of ``archive`` below ``folder`` and return their names.
 
     Each file appears whole or not at all, and one that is there in its size is left alone: so an unpacking that was
     stopped goes on where it was.
@@ -33,17 +33,17 @@ def unpack(archive: Path, folder: Path, progress: Callable[[int, int], None]) ->
         StorageError: the disk is too small or full, or ``folder`` cannot be written.
     """
     total = archive.stat().st_size
-    count = 0
+    names = []
     try:
         for name, size, position, opened in _members(archive, folder):
             target = folder / _checked(archive, name)
             if not (target.is_file() and target.stat().st_size == size):
                 _write(target, opened())
-            count += 1
+            names.append(name)
             progress(min(position, total), total)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
         raise BadInputError(str(archive), f"a damaged archive ({error})", _HINT) from None
-    return count
+    return names
 
 
 def _members(archive: Path, folder: Path) -> Iterator[tuple[str, int, int, Callable[[], IO[bytes]]]]:

@@ -85,6 +85,14 @@ def test_fetched_checked_unpacked_and_never_again(server, tmp_path, content, nam
     assert len(server.requests) == 1
 
 
+def test_what_was_deleted_is_fetched_again(server, tmp_path):
+    archive = archive_of(TAR, server.url)
+    download([archive], tmp_path)
+    shutil.rmtree(tmp_path / "VOCdevkit")
+    download([archive], tmp_path)
+    assert unpacked(tmp_path) == FILES and len(server.requests) == 2
+
+
 def test_archives_can_be_kept(server, tmp_path):
     download([archive_of(TAR, server.url)], tmp_path, keep_archives=True)
     assert (tmp_path / "x.tar").read_bytes() == TAR
@@ -200,8 +208,8 @@ def test_only_web_addresses_are_opened(tmp_path, mirror):
 
 
 def test_a_disk_too_small_is_said_before(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(StorageError, match=r"0\.00 GB are still to come for x\.tar, only .* are free; .* --to"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * len(TAR) - 1))
+    with pytest.raises(StorageError, match=r"x\.tar and what is unpacked of it still need 0\.00 GB, only .* --to"):
         download([archive_of(TAR, server.url)], tmp_path)
     assert not (tmp_path / "x.tar.part").exists()
 
