@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,8 +88,13 @@ def refuse_missing_bucket(place: Storage, name: str) -> None:
         try:
             place.read(name)
         except FileNotFoundError as error:
-            if "no such bucket" in str(error):
+            if lacks_bucket(error):
                 raise
+
+
+def lacks_bucket(error: FileNotFoundError) -> bool:
+    """Whether not only a file is missing but the bucket (on Azure the container) that it would be in."""
+    return re.search("no such (bucket|container)", str(error)) is not None
 
 
 def is_inside(name: object) -> bool:

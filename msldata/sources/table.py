@@ -17,7 +17,15 @@ from msldata.format import check_key
 from msldata.labels import LabelSpace
 from msldata.records import Record
 from msldata.sources.places import Places, address_path, is_address
-from msldata.sources.source import Location, check_name, key_of, read_classes, split_location, unknown_split
+from msldata.sources.source import (
+    Location,
+    check_name,
+    key_of,
+    lacks_bucket,
+    read_classes,
+    split_location,
+    unknown_split,
+)
 from msldata.storage import REMOTE_SCHEMES, Storage
 
 WHOLE = "all"
@@ -132,7 +140,7 @@ def _read_table(folder: Storage, name: str) -> tuple[bytes, list[_Row]]:
         data = folder.read(name) if suffix in readers else None
     except FileNotFoundError as error:
         # A missing bucket is another mistake than a missing file, and the storage's message says which.
-        reason = "no such bucket" if "no such bucket" in str(error) else "no such table"
+        reason = "no such bucket" if lacks_bucket(error) else "no such table"
         raise FileNotFoundError(f"{where}: {reason}; give a {', '.join(readers)} file with image and labels") from None
     if data is None:
         if not folder.exists(name):
