@@ -19,6 +19,8 @@ from msldata.verify import verify
 from tests.smallshards import write_images
 from tests.tinydata import make_voc
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # those of the reader itself
+
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
