@@ -42,15 +42,6 @@ app = typer.Typer(
 )
 
 
-app = typer.Typer(
-    cls=_Commands,
-    help="Multi-label recognition of small and occluded objects: shards in, a trained and explained model out.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
 @app.callback()
 def _root(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
     pass
