@@ -35,11 +35,11 @@ def main() -> None:
         out = open_storage(Path(scratch, "shards"))
         options = {"per_subset": 0, "num_workers": arguments.num_workers}
         started = time.perf_counter()
-        build = build_masks(open_mask_source(masks), out, **options)
+        manifests = build_masks(open_mask_source(masks), out, **options).manifests
         built = time.perf_counter()
         build_masks(open_mask_source(masks), out, **options)
         repeated = time.perf_counter()
-        num_bytes = sum(shard.num_bytes for manifest in build.manifests.values() for shard in manifest.shards)
+        num_bytes = sum(shard.num_bytes for manifest in manifests.values() for shard in manifest.shards)
         generated = GeneratedMasks(100)
         for name in generated.names():
             generated.read_gray(name)

@@ -88,9 +88,9 @@ def _draw_histogram(build: MaskBuild, stored: Mapping[str, _Stored]) -> Figure:
     axes = figure.add_axes((0.085, 0.19, 0.885, 0.66))
     threshold = build.manifests["high"].options.get("threshold")
     at = 100 * (threshold or 0.5)
-    stop = 10 * int(np.ceil(max(10 * max(build.hole_fractions) - 1e-9, at / 10)))
+    stop = 10 * int(np.ceil(max(10 * max(build.plan.hole_fractions) - 1e-9, at / 10)))
     edges = np.arange(0, stop + _BIN_PERCENT, _BIN_PERCENT)
-    middles, all_read = edges[:-1] + _BIN_PERCENT / 2, _count(build.hole_fractions, edges)
+    middles, all_read = edges[:-1] + _BIN_PERCENT / 2, _count(build.plan.hole_fractions, edges)
     entries: list[Any] = [axes.bar(middles, all_read, _BIN_PERCENT, color=_FAINT, label=f"all read: {sum(all_read):,}")]
     below = np.zeros_like(all_read)
     for name, colour in _COLOURS.items():
@@ -178,7 +178,7 @@ def _origin(build: MaskBuild, width: int) -> str:
     manifest = build.manifests["high"]
     options: Mapping[str, Any] = {"order": "seeded", **manifest.options}
     chosen = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(options.items()))
-    text = f"source: {manifest.provenance['source']} ({len(build.hole_fractions):,} masks read); {chosen}"
+    text = f"source: {manifest.provenance['source']} ({len(build.plan.hole_fractions):,} masks read); {chosen}"
     return "\n".join(textwrap.wrap(text, width))
 
 
