@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import stat
 import tarfile
 import tempfile
 import zipfile
@@ -151,7 +152,10 @@ class ZipMasks:
         return {"source": self.path.name}
 
     def names(self) -> list[str]:
-        members = [member.filename for member in _zip_of_process(self.path).infolist() if not member.is_dir()]
+        infos = [info for info in _zip_of_process(self.path).infolist() if not info.is_dir()]
+        odd = (info.filename for info in infos if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG))
+        _check_regular(next(odd, None), self.path)
+        members = [info.filename for info in infos]
         _check_members(members, self.path)
         return _mask_names(members, str(self.path))
 
@@ -242,6 +246,15 @@ def _check_members(names: Sequence[str], archive: Path) -> None:
             raise UserError(f"{archive}: member '{name}' leads outside of the archive; this file is not to be trusted")
 
 
+def _check_regular(odd: str | None, archive: Path) -> None:
+    """Refuse an archive with a link, device or pipe ``odd`` in it: nothing disappears unseen."""
+    if odd is not None:
+        raise UserError(
+            f"{archive}: member '{odd}' is no file but a link, a device or a pipe; if it is meant to be a mask, unpack "
+            "the archive, put the file itself in its place and give the folder"
+        )
+
+
 def _check_size(num_bytes: int, where: str) -> None:
     if num_bytes > MAX_FILE_BYTES:
         raise BadInputError(where, f"{num_bytes:,} bytes unpacked is too large for a mask")
@@ -264,7 +277,7 @@ def _open_zip(path: Path, modified_ns: int, process: int) -> zipfile.ZipFile:
 class _OpenTar:
     file: BinaryIO
     members: Mapping[str, tuple[int, int]]
-    """(offset, size) of every regular file; links, devices and pipes are no masks."""
+    """(offset, size) of every file."""
 
 
 def _tar_of_process(path: Path) -> _OpenTar:
@@ -281,7 +294,9 @@ def _open_tar(path: Path, modified_ns: int, process: int) -> _OpenTar:
             file = _unpack_gzip(path)
         file.seek(0)
         with tarfile.open(fileobj=file, mode="r:") as archive:
-            return _OpenTar(file, {item.name: (item.offset_data, item.size) for item in archive if item.isreg()})
+            items = [item for item in archive if not item.isdir()]
+        _check_regular(next((item.name for item in items if not item.isreg()), None), path)
+        return _OpenTar(file, {item.name: (item.offset_data, item.size) for item in items})
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"{path}: cannot be read as a tar ({error}); download it again, or unpack it and give the folder"

@@ -88,7 +88,8 @@ def _open_other(folder: Storage, manifest: Manifest, against: Storage | None) ->
 
 
 def _tasks(folder: Storage, manifest: Manifest) -> list[ShardTask]:
-    return [ShardTask(folder, info, manifest.kind, manifest.classes, manifest.plan) for info in manifest.shards]
+    grey = manifest.options.get("binarize") is False
+    return [ShardTask(folder, info, manifest.kind, manifest.classes, manifest.plan, grey) for info in manifest.shards]
 
 
 def _check_totals(manifest: Manifest, reports: Sequence[ShardReport]) -> list[Finding]:

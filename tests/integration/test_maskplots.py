@@ -70,8 +70,8 @@ def test_contact_sheet_shows_stored_masks_with_their_hole_fractions(tmp_path):
     percent = []
     for axes in figure.axes:
         keep_mask = axes.images[0].get_array()
-        assert axes.get_xlabel() == f"{100 * (1 - keep_mask.mean()):.1f} %"
-        percent.append(1 - keep_mask.mean())
+        assert axes.get_xlabel() == f"{100 * (1 - keep_mask.mean() / 255):.1f} %"
+        percent.append(1 - keep_mask.mean() / 255)
     assert percent[:few] == sorted(percent[:few]) and percent[few:] == sorted(percent[few:])
     low = [fraction for fraction in build.plan.hole_fractions if fraction <= 0.7]
     assert (percent[few], percent[-1]) == pytest.approx((min(low), max(low)))
