@@ -54,9 +54,22 @@ def hole_fraction(keep_mask_HW: np.ndarray) -> float:
 
 def resize_nearest(keep_mask_HW: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize (..., H, W) to (..., height, width), taking for each pixel the one under its centre; stays 0 and 1."""
-    rows = (2 * np.arange(height) + 1) * keep_mask_HW.shape[-2] // (2 * height)
-    columns = (2 * np.arange(width) + 1) * keep_mask_HW.shape[-1] // (2 * width)
+    rows, columns = _centres(keep_mask_HW.shape[-2], height), _centres(keep_mask_HW.shape[-1], width)
     return keep_mask_HW.take(rows, axis=-2).take(columns, axis=-1)  # in two steps, which is twice as fast
+
+
+def resize_packed(packed: np.ndarray, width: int, to_height: int, to_width: int) -> np.ndarray:
+    """The same of a mask of ``width`` pixels as ``pack_bits`` has packed it, packed again."""
+    if packed.shape[0] != to_height:
+        packed = packed.take(_centres(packed.shape[0], to_height), axis=0)
+    if width != to_width:
+        packed = pack_bits(unpack_bits(packed, width).take(_centres(width, to_width), axis=1))
+    return packed
+
+
+def _centres(length: int, to_length: int) -> np.ndarray:
+    """Which of ``length`` pixels lie under the centres of ``to_length`` in the same place."""
+    return (2 * np.arange(to_length) + 1) * length // (2 * to_length)
 
 
 def resize_area(level_HW: np.ndarray, height: int, width: int) -> np.ndarray:
