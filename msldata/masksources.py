@@ -23,8 +23,18 @@ from msldata.maskgenerator import MIN_SIZE, generate_hole_mask
 from msldata.masklist import LIST_SUFFIXES, ListedMasks
 from msldata.storage import LocalStorage, Storage, open_storage
 
-_PLACES = ("irregular_mask", "testing_mask_dataset", "test_mask.zip", "SCRIBBLES", "SCRIBBLES.zip")
-"""Where NVIDIA's test set, or the copy of it in the official release, usually lies below the folder of all datasets."""
+_PLACES = (
+    "mask/testing_mask_dataset",
+    "irregular_mask/mask/testing_mask_dataset",
+    "irregular_mask",
+    "testing_mask_dataset",
+    "test_mask.zip",
+    "SCRIBBLES",
+    "SCRIBBLES.zip",
+    "irregular_mask.zip",
+)
+"""Where NVIDIA's test set, the copy of it in the official release, or NVIDIA's training set usually lie below the folder
+of all datasets. Best first: the test set's own folder comes before one that may hold the training set as well."""
 
 MAX_FILE_BYTES = 2**26
 """Largest mask file read from an archive, whose members can unpack to far more than they occupy."""

@@ -88,13 +88,13 @@ def refused(source: Path, tmp_path: Path, reason: str, error: type[UserError] = 
 def test_entity_bomb_in_an_annotation(little_memory):
     levels = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
     bomb = f'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY l0 "boom">{levels}]><annotation>&l9;</annotation>'
-    with pytest.raises(BadInputError, match=r"DOCTYPE|entit"):
+    with pytest.raises(BadInputError, match="document type declarations, entities"):
         parse_objects(bomb.encode(), "bomb.xml")
 
 
 def test_an_annotation_that_names_a_file_of_this_machine():
     steal = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>'
-    with pytest.raises(BadInputError, match=r"DOCTYPE|entit"):
+    with pytest.raises(BadInputError, match="document type declarations, entities"):
         parse_objects(steal.encode(), "steal.xml")
 
 

@@ -285,6 +285,16 @@ def test_moves_leave_the_choice_and_the_hole_fraction_as_they_are(places):
     assert torch.equal(plain.sum((1, 2, 3)), moved.sum((1, 2, 3)))
 
 
+def test_moves_do_not_go_with_the_choice():
+    """Numbers that were used twice would give each mask moves of its own."""
+    bank = MaskBank(np.stack([pack_bits(corner()), pack_bits(1 - corner())]), 9, "cpu", augment=("flip",))
+    batch = batch_of(4000)
+    second_B = bank.chosen(batch.key_hash_B, seed=0, epoch=0) == 1
+    flipped_B = (bank.keep_masks(batch, seed=0, epoch=0)[:, 0, 0, 0] == 0).numpy() != second_B
+    for cell in (second_B & flipped_B, second_B & ~flipped_B, ~second_B & flipped_B, ~second_B & ~flipped_B):
+        assert abs(cell.mean() - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 4000)
+
+
 def write_grey(folder: Path, levels: Sequence[np.ndarray]) -> None:
     storage = LocalStorage(folder)
     with ShardWriter(storage, shard_name("masks", "soft", 0), kind=KEEP_MASKS, plan="test") as writer:
