@@ -77,19 +77,25 @@ def resize_area(level_HW: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Whole numbers only, so that a grey keep mask is the same on every machine.
     """
-    sum_hW = _sums_of_rows(level_HW.astype(np.int64), height)
-    sum_hw = _sums_of_rows(sum_hW.T, width).T
+    fits = 2 * 255 * level_HW.size + level_HW.size < 2**31
+    sum_hW = _sums_of_rows(level_HW.astype(np.int32 if fits else np.int64), height)
+    sum_hw = _sums_of_rows(np.ascontiguousarray(sum_hW.T), width).T
     num_HW = level_HW.size
     return ((2 * sum_hw + num_HW) // (2 * num_HW)).astype(np.uint8)
 
 
 def _sums_of_rows(value_HW: np.ndarray, height: int) -> np.ndarray:
     """Over ``height`` equal strips, each row weighted by its part in the strip; the weights of a strip add up to H."""
-    before_HW = np.zeros((len(value_HW) + 1, value_HW.shape[1]), dtype=np.int64)
-    np.cumsum(value_HW, axis=0, out=before_HW[1:])
-    row, part = np.divmod(np.arange(height + 1) * len(value_HW), height)
-    inside_hW = np.take(value_HW, row, axis=0, mode="clip") * part[:, None]  # the last edge has no part of a row
-    return np.diff(before_HW[row] * height + inside_hW, axis=0)
+    num_rows = len(value_HW)
+    edge = np.arange(height + 1) * num_rows  # in parts of a row, of which each has ``height``
+    start, stop, first = edge[:-1], edge[1:], edge[:-1] // height
+    total_hW = np.zeros((height, value_HW.shape[1]), dtype=value_HW.dtype)
+    for row in (first + step for step in range(-(-num_rows // height) + 1)):
+        weight = np.minimum((row + 1) * height, stop) - np.maximum(row * height, start)
+        part_hW = value_HW[np.minimum(row, num_rows - 1)]
+        part_hW *= np.maximum(weight, 0).astype(value_HW.dtype)[:, None]
+        total_hW += part_hW
+    return total_hW
 
 
 def pack_bits(keep_mask_HW: np.ndarray) -> np.ndarray:

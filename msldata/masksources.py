@@ -34,7 +34,7 @@ _PLACES = (
     "irregular_mask.zip",
 )
 """Where NVIDIA's test set, the copy of it in the official release, or NVIDIA's training set usually lie below the
-folder of all datasets. Best first: the test set's own folder comes before one that may hold the training set as well."""
+folder of all datasets. Best first: the test set's own folder is before one that may hold the training set as well."""
 
 MAX_FILE_BYTES = 2**26
 """Largest mask file read from an archive, whose members can unpack to far more than they occupy."""
