@@ -136,7 +136,7 @@ def _predict(
     for step, batch in enumerate(loader, start=1):
         image_BCHW = batch.image_BCHW
         if bank is not None:
-            image_BCHW = image_BCHW * bank.keep_masks(batch.key_hash_B, seed=seed, epoch=KEEP_MASK_EPOCH)
+            image_BCHW = image_BCHW * bank.keep_masks(batch, seed=seed, epoch=KEEP_MASK_EPOCH)
         # Not around the loop: the loader's own buffers must not become inference tensors.
         with torch.inference_mode():
             logit_BK = _forward(recogniser, image_BCHW, batch.index_B, batch_size)
