@@ -24,6 +24,8 @@ class Storage(ABC):
 
     url: str
     """The location as a person would type it; used in messages."""
+    can_list: bool = True
+    """False for a web address, whose files can only be asked for by name."""
 
     @abstractmethod
     def child(self, name: str) -> Storage:

@@ -42,6 +42,7 @@ class RemoteStorage(Storage):
     def __init__(self, url: str, store: Any = None):
         """``store``: an obstore store to use as it is, instead of one made from the URL and the environment."""
         self.url = url
+        self.can_list = not url.startswith(("http://", "https://"))
         self.store: Any = store if store is not None else self._connect(self.RETRY, self.READ_CLIENT)
         self._writer = store
         self._has_answered = store is not None
@@ -64,6 +65,10 @@ class RemoteStorage(Storage):
             self.store = self._connect(self.PATIENT_RETRY, self.READ_CLIENT)
 
     def _writing_store(self) -> Any:
+        if not self.can_list:
+            raise StorageError(
+                f"{self.url}: a web address can only be read; write to a local path, s3://, gs:// or az://"
+            )
         if self._writer is None:
             # The first write of a run meets wrong keys and addresses too, so it asks with little patience first.
             self.exists(".reachable")
@@ -82,7 +87,7 @@ class RemoteStorage(Storage):
     def list_files(self) -> list[FileInfo]:
         import obstore
 
-        if self.url.startswith(("http://", "https://")):
+        if not self.can_list:
             raise StorageError(
                 f"{self.url}: a web address cannot be listed; give the folder of a finished dataset (the one with "
                 "dataset.json), or reach the store through s3://, gs:// or az://"
