@@ -120,7 +120,8 @@ def test_a_silent_server_is_left_in_time(s3, monkeypatch):
     assert "no answer came in time" in sentence(ACTIONS["read"], "s3://bucket/stall")
 
 
-def test_a_store_that_has_answered_is_waited_for(s3):
+def test_a_store_that_has_answered_is_waited_for(s3, monkeypatch):
+    monkeypatch.setattr(RemoteStorage, "PATIENT_RETRY", RemoteStorage.RETRY | {"max_retries": 10})
     storage = open_storage("s3://bucket/patience")
     storage.put("x", b"1")
     s3.proxy.choose = Sometimes("slowdown", RemoteStorage.RETRY["max_retries"] + 2, method="GET")
