@@ -190,7 +190,9 @@ def start(script, voc, out, per_shard: int = 6) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("after", [0, 3, 8, 13])
+@pytest.mark.parametrize(
+    "after", [0, 8, pytest.param(3, marks=pytest.mark.slow), pytest.param(13, marks=pytest.mark.slow)]
+)
 def test_killed_in_the_middle_of_an_upload(s3, small_parts, script, voc, undisturbed, out, after):
     """SIGKILL at the given part; the same command then goes on, though the lock of the dead build is still there."""
     arrived = threading.Event()

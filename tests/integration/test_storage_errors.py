@@ -42,14 +42,14 @@ def sentence(action, url: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", ["read", "list", "put"])
 def test_refused_connection(s3, monkeypatch, action):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     text = sentence(ACTIONS[action], "s3://bucket/x")
     assert "the connection was refused; check AWS_ENDPOINT_URL (now http://127.0.0.1:9)" in text
 
 
-@pytest.mark.parametrize("action", ["read", "list", "put"])
+@pytest.mark.parametrize("action", ["read", "put"])
 def test_unknown_host(s3, monkeypatch, action):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://storage.invalid")
     assert "its host name is not known; check AWS_ENDPOINT_URL" in sentence(ACTIONS[action], "s3://bucket/x")
