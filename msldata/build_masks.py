@@ -121,6 +121,7 @@ def _write(
 
         infos |= {info.name: info for info in run_tasks(_write_shard, missing, num_workers, count)}
         for subset in unfinished:
+            subset.folder.check_claim()
             manifest = replace(subset.draft, shards=tuple(infos[task.name] for task in subset.tasks))
             _publish(subset.folder.out, manifest, rejected)
             finished[subset.draft.split] = manifest

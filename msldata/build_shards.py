@@ -101,6 +101,7 @@ def build_shards(
         jobs = [_Job(task, plan.images, out, plan.classes, plan.digest, on_error, plan.resize) for task in tasks]
         written = run_tasks(_write_shard, jobs, num_workers, report_progress)
         finished = kept | dict(zip((task.name for task in tasks), written, strict=True))
+        folder.check_claim()
         return _finish(plan, out, [finished[task.name] for task in plan.shards])
 
 

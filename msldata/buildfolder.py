@@ -21,6 +21,7 @@ from msldata.format import (
     index_name,
     read_manifest,
 )
+from msldata.remotelock import RemoteLock, remote_lock
 from msldata.storage import PART_SUFFIX, FileInfo, Storage, clear_local_errors
 
 QUARANTINE_NAME = "quarantine.jsonl"
@@ -50,20 +51,27 @@ class BuildFolder:
         self.out = out
         self.shard_names = tuple(shard_names)
         self.plan = plan
+        self._remote: RemoteLock | None = None
+
+    def check_claim(self) -> None:
+        """To be asked before the manifest: raises UserError when another build has taken the folder over."""
+        if self._remote is not None:
+            self._remote.check()
 
     @contextmanager
     def claim(self) -> Iterator[None]:
         """Own the folder while the block runs, and clear away what dead builds left half-written.
 
-        The lock is the kernel's, on the local folder itself: it dies with its process and leaves no file. A remote
-        folder, or a file system without locks, is not locked; two builds of one plan then write the same bytes twice.
+        On a local folder the lock is the kernel's, on the folder itself: it dies with its process and leaves no file
+        (a file system without locks is not locked). In a remote folder it is a file that must show signs of life.
 
         Raises:
             UserError: another build owns the folder. StorageError: the folder cannot be made.
         """
         folder = self.out.path()
         if folder is None:
-            yield
+            with remote_lock(self.out) as self._remote:
+                yield
             return
         with clear_local_errors(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,9 @@ class ShardWriter:
         self._digest = hashlib.sha256()
         self._num_bytes = 0
         self._temporary: str | None = None
-        with clear_local_errors(out.where(name)):
+        with clear_local_errors(
+            out.where(name) if out.path() else f"{tempfile.gettempdir()} (TMPDIR, staging for {name})"
+        ):
             place = out.path(name)
             if place is None:
                 self._temporary = tempfile.mkdtemp(prefix="msl-shard-")
@@ -129,10 +131,19 @@ class ShardWriter:
             sha256=self._digest.hexdigest(),
         )
         index = encode_index(self.kind, self._rows, info, self.plan, report)
-        self.out.delete(index_name(self.name))  # an older index must not vouch for the new tar
+        # An older index must not vouch for the new tar. One for these very bytes stays: it is true, and another build
+        # of the same plan may be publishing its manifest at this moment.
+        if not self._is_published(index):
+            self.out.delete(index_name(self.name))
         self.out.put(self.name, self._staged)
         self.out.put(index_name(self.name), index)
         return info
+
+    def _is_published(self, index: bytes) -> bool:
+        try:
+            return self.out.read(index_name(self.name)) == index
+        except FileNotFoundError:
+            return False
 
     def _write(self, *pieces: bytes) -> None:
         for piece in pieces:

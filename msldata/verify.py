@@ -150,7 +150,10 @@ def _check_files(folder: Storage, manifest: Manifest) -> list[Finding]:
     """What other readers need, and what nobody needs."""
     findings = []
     readers = reader_files(manifest)
-    present = {info.name for info in folder.list_files()}
+    if folder.can_list:
+        present = {info.name for info in folder.list_files()}
+    else:  # a web address: what the manifest does not name stays unseen
+        present = {name for name in readers if folder.exists(name)}
     for name, wanted in readers.items():
         if name not in present:
             if name == CROISSANT_NAME:

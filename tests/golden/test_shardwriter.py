@@ -32,8 +32,7 @@ class MemoryStorage(RemoteStorage):
     def __init__(self):
         import obstore.store
 
-        self.url = "memory://test"
-        self.store = obstore.store.MemoryStore()
+        super().__init__("memory://test", obstore.store.MemoryStore())
 
 
 def members(data: bytes) -> list[tuple[str, bytes]]:
