@@ -7,7 +7,6 @@ headers of a sample as everything else here together.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from msldata.format import MAX_KEY_BYTES, TARGET_SUFFIX, ShardInfo, encode_index, index_name
+from msldata.hashedfile import HashedFile
 from msldata.storage import PART_SUFFIX, Storage, clear_local_errors
 
 _BLOCK = 512
@@ -62,8 +62,6 @@ class ShardWriter:
         self.kind = kind
         self.plan = plan
         self._rows: list[dict[str, Any]] = []
-        self._digest = hashlib.sha256()
-        self._num_bytes = 0
         self._temporary: str | None = None
         with clear_local_errors(out.where(name)):
             place = out.path(name)
@@ -72,7 +70,7 @@ class ShardWriter:
                 place = Path(self._temporary, name)
             place.parent.mkdir(parents=True, exist_ok=True)
             self._staged = place.with_name(f".{name}.{os.getpid()}{PART_SUFFIX}")
-            self._file = open(self._staged, "wb", buffering=0)  # noqa: SIM115
+            self._file = HashedFile(self._staged)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -96,15 +94,20 @@ class ShardWriter:
             members: pairs of suffix and bytes. The first is the image or keep mask that the index points at.
             row: the index columns besides ``key``, ``offset``, ``length`` and ``crc32``.
         """
-        data = members[0][1]
-        position = {"key": key, "offset": self._num_bytes + _BLOCK, "length": len(data), "crc32": zlib.crc32(data)}
+        suffix, data = members[0]
+        position = {
+            "key": key,
+            "offset": self._file.num_bytes + _BLOCK,
+            "length": len(data),
+            "crc32": zlib.crc32(data),
+        }
         self._rows.append({**position, **row})
-        # The image is hashed and written where it lies; everything after it is joined into one piece.
+        # The image is written where it lies; everything after it is joined into one piece.
         rest = [_PADDING[len(data) % _BLOCK]]
-        for suffix, content in members[1:]:
-            rest += (tar_header(key + suffix, len(content)), content, _PADDING[len(content) % _BLOCK])
+        for other, content in members[1:]:
+            rest += (tar_header(key + other, len(content)), content, _PADDING[len(content) % _BLOCK])
         with clear_local_errors(str(self._staged)):
-            self._write(tar_header(key + members[0][0], len(data)), data, b"".join(rest))
+            self._file.add((tar_header(key + suffix, len(data)), data, b"".join(rest)))
 
     def publish(self, report: Mapping[str, Any] | None = None) -> ShardInfo:
         """Finish the tar, move it in, then write its sample index. Raises StorageError (disk full, denied …).
@@ -113,29 +116,16 @@ class ShardWriter:
             report: what a resumed build must know of this shard without reading it again; JSON-able.
         """
         with clear_local_errors(str(self._staged)):
-            self._write(_END)
-            os.fsync(self._file.fileno())
-            self._file.close()
+            self._file.add((_END,))
+            digest = self._file.finish()
         info = ShardInfo(
             name=self.name,
             num_samples=self.num_samples,
-            num_bytes=self._num_bytes,
-            sha256=self._digest.hexdigest(),
+            num_bytes=self._file.num_bytes,
+            sha256=digest,
         )
         index = encode_index(self.kind, self._rows, info, self.plan, report)
         self.out.delete(index_name(self.name))  # an older index must not vouch for the new tar
         self.out.put(self.name, self._staged)
         self.out.put(index_name(self.name), index)
         return info
-
-    def _write(self, *pieces: bytes) -> None:
-        for piece in pieces:
-            self._digest.update(piece)
-        num_bytes = sum(map(len, pieces))
-        written = os.writev(self._file.fileno(), pieces)
-        if written < num_bytes:
-            # The disk is nearly full: writing the rest raises, or finds that somebody made room.
-            rest = memoryview(b"".join(pieces))
-            while written < num_bytes:
-                written += os.write(self._file.fileno(), rest[written:])
-        self._num_bytes += num_bytes
