@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from msldata.buildfolder import QUARANTINE_NAME, BuildFolder, FinishedShard
 from msldata.buildplan import BuildPlan, ShardTask, plan_build
 from msldata.engine import run_tasks
 from msldata.errors import BadInputError, UserError
 from msldata.format import (
-    IMAGE_SUFFIX,
     IMAGES,
     MANIFEST_NAME,
-    META_SUFFIX,
-    TARGET_SUFFIX,
     Manifest,
     encode_json,
-    encode_target,
     index_name,
     write_manifest,
 )
-from msldata.images import PreparedImage, prepare_image
-from msldata.records import Record
 from msldata.resize import Resize
+from msldata.samples import SampleMaker
 from msldata.shardwriter import ShardWriter
 from msldata.storage import Storage
 
@@ -150,23 +145,22 @@ def _write_shard(job: _Job) -> FinishedShard:
     transcoded = num_objects = 0
     quarantined: list[dict[str, str]] = []
     info = None
+    maker = SampleMaker(job.images, job.classes, job.resize)
     with ShardWriter(job.out, job.task.name, kind=IMAGES, plan=job.plan) as writer:
         for record in job.task.records():
             try:
-                image = _read_image(job.images, record, job.resize)
+                sample = maker.make(record)
             except BadInputError as error:
                 if job.on_error == "fail":
                     raise
                 quarantined.append({"file": record.image, "reason": error.reason})
                 continue
-            if image.placement is not None:
-                record = replace(record, objects=tuple(map(image.placement.move, record.objects)))
-            writer.add(record.key, _members(record, image, job.classes), _row(record, image))
+            writer.add(record.key, sample.members, sample.row)
             for index in record.positives:
                 positive[index] += 1
             for index in record.ignored:
                 ignored[index] += 1
-            transcoded += image.transcoded
+            transcoded += sample.transcoded
             num_objects += len(record.objects)
         report = {
             "num_planned": job.task.num_samples,
@@ -183,66 +177,3 @@ def _write_shard(job: _Job) -> FinishedShard:
             job.out.delete(index_name(job.task.name))
             job.out.delete(job.task.name)
     return FinishedShard(info, report)
-
-
-def _read_image(images: Storage, record: Record, resize: Resize | None) -> PreparedImage:
-    try:
-        return prepare_image(images.read(record.image), resize, record.crop)
-    except FileNotFoundError:
-        raise BadInputError(images.where(record.image), "the image is missing") from None
-    except ValueError as error:
-        if isinstance(error, UserError):  # the storage failed, which says nothing of the image
-            raise
-        raise BadInputError(images.where(record.image), str(error)) from None
-
-
-def _members(record: Record, image: PreparedImage, classes: Sequence[str]) -> list[tuple[str, bytes]]:
-    meta: dict[str, Any] = {
-        "image_id": record.image_id or record.key,
-        "file": record.image,
-        "width": image.width,
-        "height": image.height,
-        "labels": [classes[index] for index in record.positives],
-        "ignored": [classes[index] for index in record.ignored],
-        "objects": [
-            {
-                "class": classes[item.class_index],
-                "box": item.box,
-                "area": item.area,
-                "difficult": item.difficult,
-                "truncated": item.truncated,
-                "occluded": item.occluded,
-                "crowd": item.crowd,
-            }
-            for item in record.objects
-        ],
-    }
-    if record.crop is not None:
-        meta["crop"] = record.crop
-    return [
-        (IMAGE_SUFFIX, image.data),
-        (META_SUFFIX, encode_json(meta)),
-        (TARGET_SUFFIX, encode_target(record.positives, len(classes))),
-    ]
-
-
-def _row(record: Record, image: PreparedImage) -> dict[str, Any]:
-    """The sample's row of the index, but for where its bytes are."""
-    return {
-        "width": image.width,
-        "height": image.height,
-        "positives": record.positives,
-        "ignored": record.ignored,
-        "objects": [
-            {
-                "class_index": item.class_index,
-                "box": item.box,
-                "area": item.area,
-                "difficult": item.difficult,
-                "truncated": item.truncated,
-                "occluded": item.occluded,
-                "crowd": item.crowd,
-            }
-            for item in record.objects
-        ],
-    }

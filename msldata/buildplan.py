@@ -129,13 +129,9 @@ def plan_build(source: Source, *, samples_per_shard: int = 1000, resize: Resize 
 
 def _packed(record: Record) -> list[Any]:
     """What ``ShardTask.records`` reads back, field by field."""
-    objects = [
-        [item.class_index, item.box, item.area, item.difficult, item.truncated, item.occluded, item.crowd]
-        for item in record.objects
-    ]
     # Whole images add nothing for it: their plans keep the digests of earlier builds.
     crop = [] if record.crop is None else [record.crop]
-    return [record.key, record.image, record.positives, record.ignored, objects, record.image_id, *crop]
+    return [record.key, record.image, record.positives, record.ignored, record.objects, record.image_id, *crop]
 
 
 def _checked(source: Source) -> Iterator[Record]:

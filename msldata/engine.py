@@ -1,7 +1,7 @@
 """Where the tasks of a build run: in local worker processes, or on a Ray cluster. Tasks are independent and idempotent.
 
-The same function runs in both, so the bytes are the same. Who is killed in the middle of a task costs only that task: it
-is run once more, elsewhere.
+The same function runs in both, so the bytes are the same. A worker that is killed in the middle of a task costs only
+that task: it is run once more, elsewhere.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Engine:
     name: str = "local"
     """``local`` or ``ray``."""
     ray_address: str | None = None
-    """Of a running cluster, ``auto`` or ``ray://host:10001``; default: $RAY_ADDRESS, else one started on this machine."""
+    """Of a running cluster: ``auto`` or ``ray://host:10001``; default: $RAY_ADDRESS, else one is started here."""
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:

@@ -82,7 +82,7 @@ class HashedFile:
             self._write_direct(True)
             for _ in range(_NUM_CHUNKS - 1):
                 self._free.put(_new_chunk())
-            self._thread = threading.Thread(target=self._write_chunks, daemon=True)
+            self._thread = threading.Thread(target=self._write_chunks, name="write_chunks", daemon=True)
             self._thread.start()
         self._full.put(self._chunk)
         self._chunk, self._filled = self._free.get(), 0

@@ -11,7 +11,7 @@ import traceback
 import types
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
@@ -75,10 +75,8 @@ def run_in_processes(
             return
         index = waiting.popleft()
         busy[worker.pipe] = worker, index
-        try:
+        with suppress(BrokenPipeError):  # it died; the pipe will say so when it is read
             worker.pipe.send(tasks[index])
-        except BrokenPipeError:
-            pass  # it died; the pipe will say so when it is read
 
     try:
         for worker in [start_worker() for _ in range(num_workers)]:
@@ -129,7 +127,7 @@ def _context(module: str) -> Any:
 
 @contextmanager
 def _without_main(module: str) -> Iterator[None]:
-    """Hide the main script while a process starts, or it would be run again there: a whole command line, for nothing."""
+    """Hide the main script while a process starts: it would be run again there, a whole command line, for nothing."""
     main = sys.modules["__main__"]
     if module != "__main__":
         sys.modules["__main__"] = types.ModuleType("__main__")
@@ -139,9 +137,7 @@ def _without_main(module: str) -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _work(
-    function: Callable[[Any], Any], pipe: Connection, lifeline: Connection, environment: dict[str, str]
-) -> None:
+def _work(function: Callable[[Any], Any], pipe: Connection, lifeline: Connection, environment: dict[str, str]) -> None:
     """A worker's life: one task after the other, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; the parent decides
     os.environ.update(environment)

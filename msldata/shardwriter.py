@@ -106,8 +106,11 @@ class ShardWriter:
         rest = [_PADDING[len(data) % _BLOCK]]
         for other, content in members[1:]:
             rest += (tar_header(key + other, len(content)), content, _PADDING[len(content) % _BLOCK])
-        with clear_local_errors(str(self._staged)):
+        try:
             self._file.add((tar_header(key + suffix, len(data)), data, b"".join(rest)))
+        except OSError:
+            with clear_local_errors(str(self._staged)):
+                raise
 
     def publish(self, report: Mapping[str, Any] | None = None) -> ShardInfo:
         """Finish the tar, move it in, then write its sample index. Raises StorageError (disk full, denied …).
