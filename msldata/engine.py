@@ -30,7 +30,7 @@ class Engine:
     name: str = "local"
     """``local`` or ``ray``."""
     ray_address: str | None = None
-    """Of a running cluster: ``auto`` or ``ray://host:10001``; default: $RAY_ADDRESS, else one is started here."""
+    """Of a running cluster: ``auto`` or ``HOST:6379``; default: $RAY_ADDRESS, else one is started here."""
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:

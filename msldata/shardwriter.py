@@ -46,6 +46,11 @@ def tar_header(name: str, num_bytes: int) -> bytes:
     return b"".join((encoded.ljust(_NAME_BYTES, b"\0"), _OWNERS, size, _TIME, b"%06o\0 " % checksum, _KIND))
 
 
+def padded_size(num_bytes: int) -> int:
+    """What a member of ``num_bytes`` takes up in a tar: its header, and whole blocks."""
+    return _BLOCK + num_bytes + -num_bytes % _BLOCK
+
+
 class ShardWriter:
     """One shard being written; leaving the ``with`` block without ``publish`` leaves nothing behind.
 

@@ -14,7 +14,7 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -118,8 +118,9 @@ class LocalStorage(Storage):
         for folder, _, names in os.walk(self.root):
             for name in names:
                 path = Path(folder, name)
-                if not name.endswith(PART_SUFFIX):
-                    found.append(FileInfo(path.relative_to(self.root).as_posix(), path.stat().st_size))
+                with suppress(FileNotFoundError):  # deleted meanwhile, by another part of the same build
+                    if not name.endswith(PART_SUFFIX):
+                        found.append(FileInfo(path.relative_to(self.root).as_posix(), path.stat().st_size))
         return sorted(found, key=lambda info: info.name)
 
     def exists(self, name: str) -> bool:
