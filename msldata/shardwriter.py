@@ -8,6 +8,7 @@ headers of a sample as everything else here together.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 import zlib
@@ -74,7 +75,8 @@ class ShardWriter:
                 self._temporary = tempfile.mkdtemp(prefix="msl-shard-")
                 place = Path(self._temporary, name)
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._staged = place.with_name(f".{name}.{os.getpid()}{PART_SUFFIX}")
+            # Parts of an array job on several machines may write one shard twice, and have one process id.
+            self._staged = place.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}{PART_SUFFIX}")
             self._file = HashedFile(self._staged)
 
     def __enter__(self) -> ShardWriter:

@@ -102,8 +102,11 @@ def build_shards(
         for chosen in found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):
-                opened = open_source(found.dataset, found.root, chosen, name, classes)
-                plan = plan_build(opened, samples_per_shard=samples_per_shard, resize=smaller)
+                plan = plan_build(
+                    open_source(found.dataset, found.root, chosen, name, classes),
+                    samples_per_shard=samples_per_shard,
+                    resize=smaller,
+                )
             target = open_storage(out_).child(plan.dataset).child(plan.split)
             if dry_run:
                 with err.status(f"{label}: timing a few images"):
