@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from msldata.records import ObjectRecord, Record
 from msldata.resize import Resize
 from msldata.sources import Source
 from msldata.storage import Storage
+
+_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ def plan_build(source: Source, *, samples_per_shard: int = 1000, resize: Resize 
     )
     shards: list[ShardTask] = []
     for chunk in _chunks(_checked(source), samples_per_shard):
-        packed = json.dumps([_packed(record) for record in chunk], separators=(",", ":")).encode()
+        packed = _pack(chunk, source)
         digest.update(b"\n" + packed)
         shards.append(ShardTask(shard_name(source.dataset, source.split, len(shards)), len(chunk), packed))
     if not shards:
@@ -125,6 +128,23 @@ def plan_build(source: Source, *, samples_per_shard: int = 1000, resize: Resize 
         digest=digest.hexdigest(),
         resize=resize,
     )
+
+
+def _pack(records: Sequence[Record], source: Source) -> bytes:
+    try:
+        return _JSON.encode([_packed(record) for record in records]).encode()
+    except ValueError:
+        bad = next(record for record in records if not _is_finite(record))
+        raise UserError(
+            f"{source.images.where(bad.image)}: a box, an area or a crop is not a finite number; mend the annotations"
+        ) from None
+
+
+def _is_finite(record: Record) -> bool:
+    numbers = [*(record.crop or ())]
+    for item in record.objects:
+        numbers += (*item.box, item.area)
+    return all(map(math.isfinite, numbers))
 
 
 def _packed(record: Record) -> list[Any]:
