@@ -40,7 +40,12 @@ class ShardTask:
                 image,
                 tuple(positives),
                 tuple(ignored),
-                tuple([ObjectRecord(index, tuple(box), *rest) for index, box, *rest in objects]),
+                tuple(
+                    [
+                        ObjectRecord(index, tuple(box), area, difficult, truncated, occluded, crowd)
+                        for index, box, area, difficult, truncated, occluded, crowd in objects
+                    ]
+                ),
                 image_id,
                 *map(tuple, crop),
             )
