@@ -112,11 +112,8 @@ class HashedFile:
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._write_direct(False):
                     raise
-                continue  # this file system knows no direct writes after all
-            data = data[written:]
-            if data:
-                # The disk is nearly full: writing the rest raises, or finds that somebody made room.
-                self._write_direct(False)
+                continue  # no direct writes on this file system, or no longer at the edge of a block
+            data = data[written:]  # what is left is written next, which raises on a full disk
 
     def _write_direct(self, wanted: bool) -> bool:
         """Go past the page cache or not; returns whether that changed anything."""

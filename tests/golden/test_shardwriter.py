@@ -167,6 +167,22 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
             assert not [thread for thread in threading.enumerate() if thread.name == "write_chunks"]
 
 
+def test_a_write_that_failed_in_the_thread_is_never_forgotten(tmp_path, monkeypatch):
+    """Room may come back before the end: the hole in the file stays."""
+    real, failed = os.write, []
+
+    def full_once(descriptor, data):
+        if not failed:
+            failed.append(descriptor)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full_once)
+    with pytest.raises(StorageError, match="the disk is full"):
+        write(open_storage(tmp_path), [bytes(1_100_000)])  # one chunk for the thread, the rest at the end
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_short_write_is_completed(tmp_path, monkeypatch):
     """The kernel may take less than it is given; nothing of a sample may be lost then."""
     real = os.write

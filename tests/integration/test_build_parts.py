@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -15,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from msldata.build_shards import Part, build_part, build_shards, finish_build, plan_build
+from msldata.buildfolder import BuildFolder
 from msldata.errors import BadInputError, UserError
 from msldata.estimate import estimate_build
 from msldata.format import MANIFEST_NAME, read_manifest
+from msldata.resize import Resize
 from msldata.sources import open_source
 from msldata.storage import open_storage
 from tests.golden.test_shardwriter import MemoryStorage
@@ -118,6 +121,40 @@ def test_a_part_without_one_good_image_is_remembered(voc, plan, tmp_path):
     assert manifest.counts["quarantined"] == 2
     build_shards(plan, open_storage(tmp_path / "one"), num_workers=1, on_error="skip")
     assert contents(tmp_path / "parts") == contents(tmp_path / "one")
+
+
+def test_what_another_plan_remembered_is_not_believed(voc, plan, tmp_path):
+    spoil_second_shard(voc)
+    out = open_storage(tmp_path / "out")
+    other = plan_build(open_source("voc2007", voc, "test"), samples_per_shard=2, resize=Resize("fit", 8))
+    build_part(other, out, Part(2, 5), num_workers=1, on_error="skip")
+    for number in (1, 3, 4, 5):
+        build_part(plan, out, Part(number, 5), num_workers=1)
+    with pytest.raises(UserError, match="1 of 5 shards are missing"):
+        finish_build(plan, out)
+
+
+def test_there_is_no_manifest_while_a_lost_shard_is_made_again(plan, whole, tmp_path):
+    shutil.copytree(tmp_path / "whole", tmp_path / "out")
+    out = open_storage(tmp_path / "out")
+    (tmp_path / "out" / "voc2007-test-000001.tar").unlink()
+    seen = []
+    build_shards(plan, out, num_workers=1, progress=lambda *_: seen.append(out.exists(MANIFEST_NAME)))
+    assert seen == [False, False]
+    assert contents(tmp_path / "out") == whole
+
+
+def test_shards_are_settled_before_the_manifest_names_them(plan, tmp_path, monkeypatch):
+    settled = []
+    settle = BuildFolder.settle
+
+    def note(folder):
+        settled.append((len(list((tmp_path / "out").glob("*.tar"))), folder.out.exists(MANIFEST_NAME)))
+        settle(folder)
+
+    monkeypatch.setattr(BuildFolder, "settle", note)
+    build_shards(plan, open_storage(tmp_path / "out"), num_workers=1)
+    assert settled == [(5, False)]
 
 
 def test_parts_of_another_plan_are_refused(voc, plan, tmp_path):
