@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 from msldata.errors import UserError
@@ -36,12 +37,7 @@ def prepare_workers(module: str) -> None:
     It takes a fifth of a second to import ``module``, the one that holds the tasks' function; called before a build
     plans its shards, that time costs nothing.
     """
-    context = _context(module)
-    if context.get_start_method() == "forkserver":
-        from multiprocessing.forkserver import ensure_running
-
-        with _without_main(module):
-            ensure_running()
+    _context(module)
 
 
 def run_in_processes(
@@ -117,12 +113,35 @@ def run_in_processes(
 
 
 def _context(module: str) -> Any:
+    """Where workers come from; the process that they are forked from is started, unless it runs already."""
     # Never "fork": the caller may have threads (a progress bar, obstore's runtime), whose locks a fork would copy held.
-    methods = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
-        context.set_forkserver_preload([module])
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing.forkserver import ensure_running
+
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    with _without_main(module), _same_search_path():
+        ensure_running()
     return context
+
+
+@contextmanager
+def _same_search_path() -> Iterator[None]:
+    """A process that is started in the block imports what this one would, not what happens to be installed as well."""
+    wanted = {
+        "PYTHONPATH": os.pathsep.join(place or str(Path.cwd()) for place in sys.path),
+        "PYTHONSAFEPATH": "1",  # or the current folder would come first
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -110,6 +110,21 @@ def test_the_main_script_is_not_run_again_in_workers(tmp_path):
     assert len(list(tmp_path.glob("ran-*"))) == 1
 
 
+def test_workers_import_what_their_parent_imports(tmp_path):
+    """Started elsewhere, with another copy of the module in the folder there: as when a second version is installed."""
+    for folder, answer in (("here", "right"), ("there", "wrong")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "copied.py").write_text(f"def answer(number):\n    return {answer!r}\n")
+    script = tmp_path / "here" / "main.py"
+    script.write_text(
+        "from msldata.engine import run_tasks\nimport copied, os\n"
+        "before = dict(os.environ)\n"
+        "assert run_tasks(copied.answer, range(4), 2) == ['right'] * 4\nassert dict(os.environ) == before\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, script], cwd=tmp_path / "there", env=environment, check=True, timeout=60)
+
+
 def test_workers_see_todays_environment(monkeypatch):
     """Credentials that are set after the first build must reach the workers of the second."""
     run_tasks(square, range(3), 2)
