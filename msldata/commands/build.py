@@ -8,8 +8,13 @@ from typing import Annotated
 
 import typer
 
-from msldata.commands import Overwrite, Workers, data_root
+from msldata.commands import Overwrite, Workers, command_without, data_root
 from msldata.console import OnError, byte_progress_bar, err, out, progress_bar
+
+
+class EngineName(StrEnum):
+    local = "local"
+    ray = "ray"
 
 
 class Polarity(StrEnum):
@@ -75,34 +80,93 @@ def build_shards(
         OnError, typer.Option(help="At a bad image: stop, or leave it out and count it.")
     ] = OnError.fail,
     overwrite: Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, its size and a guess at the time; write nothing.")
+    ] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Of an array job: write the I-th of N parts, without a manifest.", show_default=False
+        ),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="After the last --task: check that all is there, write the manifest.")
+    ] = False,
+    engine: Annotated[EngineName, typer.Option(help="Where the workers run.")] = EngineName.local,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Of a running Ray cluster; default: $RAY_ADDRESS, else this machine.", show_default=False),
+    ] = None,
 ) -> None:
     """Turn labelled photographs into verified WebDataset shards."""
-    from msldata.build_shards import build_shards, plan_build
-    from msldata.display import show_manifest
+    import sys
+
+    from msldata.build_shards import Part, build_part, build_shards, finish_build, plan_build
+    from msldata.display import show_estimate, show_manifest
+    from msldata.engine import Engine
+    from msldata.errors import UserError
+    from msldata.estimate import estimate_build
+    from msldata.processes import prepare_workers
     from msldata.resize import parse_resize
     from msldata.sources import open_source, select_sources
     from msldata.storage import open_storage
 
+    part = Part.parse(task) if task is not None else None
+    if sum((part is not None, finish, overwrite or dry_run)) > 1:
+        raise UserError(
+            "--task and --finish exclude each other, --overwrite and --dry-run; to start an array job over, delete the "
+            "folder first"
+        )
+    runs_on = Engine(engine.value, ray_address)
     smaller = parse_resize(resize, quality)
-    for found in select_sources(data_root(), dataset, source, split):
+    chosen_sources = select_sources(data_root(), dataset, source, split)
+    if workers != 1 and engine is EngineName.local and not (dry_run or finish):
+        prepare_workers("msldata.build_shards")  # they start while the annotations are read
+    for found in chosen_sources:
         for chosen in found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):
-                opened = open_source(found.dataset, found.root, chosen, name, classes)
-                plan = plan_build(opened, samples_per_shard=samples_per_shard, resize=smaller)
+                plan = plan_build(
+                    open_source(found.dataset, found.root, chosen, name, classes),
+                    samples_per_shard=samples_per_shard,
+                    resize=smaller,
+                )
             target = open_storage(out_).child(plan.dataset).child(plan.split)
             if dry_run:
-                size = plan.image_bytes()
-                about = f", {'at most' if smaller else 'about'} {size / 1e6:,.0f} MB" if size else ""
-                shards = f"{plan.num_samples:,} samples in {len(plan.shards):,} shards{about}"
-                out.print(f"{label}: {shards} -> {target.url}")
+                with err.status(f"{label}: timing a few images"):
+                    estimate = estimate_build(plan, target, num_workers=workers, overwrite=overwrite)
+                show_estimate(out, label, plan, estimate, target.url)
+                continue
+            if finish:
+                manifest = finish_build(plan, target, command_without("--finish", sys.argv))
+                show_manifest(out, manifest, target.url)
                 continue
             with progress_bar(label) as progress:
-                manifest = build_shards(
-                    plan, target, num_workers=workers, on_error=on_error.value, overwrite=overwrite, progress=progress
-                )
-            show_manifest(out, manifest, target.url)
+                if part is not None:
+                    build_part(
+                        plan,
+                        target,
+                        part,
+                        num_workers=workers,
+                        on_error=on_error.value,
+                        progress=progress,
+                        engine=runs_on,
+                    )
+                else:
+                    manifest = build_shards(
+                        plan,
+                        target,
+                        num_workers=workers,
+                        on_error=on_error.value,
+                        overwrite=overwrite,
+                        progress=progress,
+                        engine=runs_on,
+                    )
+            if part is not None:
+                shards = f"{len(part.of(plan.shards)):,} of {len(plan.shards):,} shards"
+                out.print(f"{label}: task {task}, {shards} -> {target.url}", soft_wrap=True)
+            else:
+                show_manifest(out, manifest, target.url)
 
 
 def build_masks(
