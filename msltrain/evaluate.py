@@ -5,16 +5,20 @@ B batch, C channels, H, W height and width, K classes, N samples of the dataset,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from msldata.format import IMAGES, decode_index
+from msldata.format import IMAGES, ShardInfo, decode_index
 from msltrain.checkpoint import load_recogniser
 from msltrain.distributed import process_group
 from msltrain.metrics import Metrics, compute_metrics
@@ -27,12 +31,15 @@ from msltrain.predictions import (
     read_predictions,
     write_predictions,
 )
+from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
 from msltrain.stream.maskbank import MaskBank
 from msltrain.stream.shardset import ShardSet, open_shard_set
 
 Progress = Callable[[int, int], None]
 """Called with (samples done by all ranks, samples in all)."""
+
+_PARALLEL_READS = 16
 
 KEEP_MASK_EPOCH = 0
 """Keep masks change with the epoch in training; an evaluation always takes those of this one."""
@@ -61,6 +68,9 @@ def evaluate(
     device: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
+    cache: str = "",
+    cache_limit_gb: float = 50.0,
+    on_sample_error: Literal["fail", "skip"] = "fail",
 ) -> tuple[Predictions, Metrics]:
     """Predict every sample of a dataset and measure the predictions.
 
@@ -78,8 +88,11 @@ def evaluate(
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
         seed: chooses among the keep masks.
         progress: see ``Progress``.
+        cache, cache_limit_gb, on_sample_error: see ``StreamConfig``. Skipped samples are no part of the predictions;
+            their origin names them.
 
     Raises:
+        SampleError: a sample is damaged, and ``on_sample_error`` is ``fail``.
         UserError: the checkpoint knows other classes than the shards, or the shards or masks cannot be used.
         FileNotFoundError: no such checkpoint.
     """
@@ -87,7 +100,14 @@ def evaluate(
         loaded = load_recogniser(checkpoint, ranks.device)
         shard_set = open_shard_set(shards)
         loaded.require_classes(shard_set.classes, str(shards))
-        stream = replace(loaded.config.stream, batch_size=batch_size * ranks.world_size, num_threads=num_threads)
+        stream = replace(
+            loaded.config.stream,
+            batch_size=batch_size * ranks.world_size,
+            num_threads=num_threads,
+            cache=cache,
+            cache_limit_gb=cache_limit_gb,
+            on_sample_error=on_sample_error,
+        )
         bank = MaskBank.open(keep_masks, stream.image_size, ranks.device) if keep_masks else None
         loader = Loader(
             shard_set, stream, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size, training=False
@@ -105,7 +125,8 @@ def evaluate(
             keep_mask_fingerprints=keep_mask_fingerprints(keep_masks),
             seed=seed,
         )
-        predictions = _assemble(_concatenate(ranks.gather(part)), shard_set, bank, origin)
+        parts, skipped = zip(*ranks.gather((part, loader.skipped.errors)))
+        predictions = _assemble(_concatenate(parts), shard_set, bank, origin, ChainMap(*skipped))
         if out is not None:
             ranks.first_does(lambda: write_predictions(predictions, out))
     return predictions, compute_metrics(predictions)
@@ -167,14 +188,17 @@ def _concatenate(parts: Sequence[_Part]) -> _Part:
     return _Part(*(np.concatenate([getattr(part, name) for part in parts]) for name in _Part.__slots__))
 
 
-def _assemble(part: _Part, shard_set: ShardSet, bank: MaskBank | None, origin: Origin) -> Predictions:
+def _assemble(
+    part: _Part, shard_set: ShardSet, bank: MaskBank | None, origin: Origin, skipped: Mapping[int, SampleError]
+) -> Predictions:
     """Put the logits of all ranks into the stored order, beside the truth from the sample indexes.
 
     Raises:
-        AssertionError: a sample was met twice or never, or under another key.
+        AssertionError: a sample was met twice, or neither met nor skipped, or under another key.
     """
     num_samples = shard_set.num_samples
-    visits_N = np.bincount(part.index_M, minlength=num_samples)
+    skipped_N = np.array(sorted(skipped), dtype=np.int64)
+    visits_N = np.bincount(np.concatenate((part.index_M, skipped_N)), minlength=num_samples)
     assert len(visits_N) == num_samples == shard_set.manifest.num_samples and (visits_N == 1).all(), (
         f"{shard_set.name}: of {num_samples} samples {int((visits_N == 0).sum())} were never evaluated and "
         f"{int((visits_N > 1).sum())} more than once"
@@ -182,7 +206,9 @@ def _assemble(part: _Part, shard_set: ShardSet, bank: MaskBank | None, origin: O
     order_N = np.argsort(part.index_M)
     shard_N = np.repeat(np.arange(len(shard_set.counts)), shard_set.counts)
     row_N = np.concatenate([np.arange(count) for count in shard_set.counts])
-    _, rows = shard_set.rows(shard_N, row_N)
+    seen_N = np.setdiff1d(np.arange(num_samples), skipped_N)
+    _, rows = shard_set.rows(shard_N[seen_N], row_N[seen_N])
+    origin = replace(origin, skipped=tuple(skipped[index].short for index in skipped_N.tolist()))
     assert (rows.key_hash_N == part.key_hash_M[order_N]).all(), (
         f"{shard_set.name}: logits and keys do not belong together"
     )
@@ -195,15 +221,18 @@ def _assemble(part: _Part, shard_set: ShardSet, bank: MaskBank | None, origin: O
         target_NK=rows.target_NK,
         ignore_NK=rows.ignore_NK,
         classes=shard_set.classes,
-        objects=_objects(shard_set),
+        objects=_objects(shard_set, seen_N),
         origin=origin,
     )
 
 
-def _objects(shard_set: ShardSet) -> LargestObjects | None:
-    columns = []
-    for shard in shard_set.manifest.shards:
-        where = shard_set.storage.where(shard.index_name)
-        table = decode_index(IMAGES, shard_set.storage.read(shard.index_name), where, ["objects"])
-        columns.extend(table["objects"].chunks)
-    return largest_objects(pa.chunked_array(columns), len(shard_set.classes))
+def _objects(shard_set: ShardSet, seen_N: np.ndarray) -> LargestObjects | None:
+    storage = shard_set.storage
+
+    def objects(shard: ShardInfo) -> list[pa.Array]:
+        data = storage.read(shard.index_name)
+        return decode_index(IMAGES, data, storage.where(shard.index_name), ["objects"])["objects"].chunks
+
+    with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+        columns = list(chain.from_iterable(readers.map(objects, shard_set.manifest.shards)))
+    return largest_objects(pa.chunked_array(columns).take(pa.array(seen_N)), len(shard_set.classes))

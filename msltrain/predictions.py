@@ -40,6 +40,8 @@ class Origin:
     """Mean share of hidden pixels over the masks that were used."""
     seed: int = 0
     """Chooses the keep mask of each sample, together with its key."""
+    skipped: tuple[str, ...] = ()
+    """Samples that were left out because they are damaged: key, place, reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +113,10 @@ def write_predictions(predictions: Predictions, file: str | Path) -> None:
     if predictions.objects is not None:
         for name in ("area", "truncated", "occluded", "crowd"):
             columns[f"largest_{name}"] = _to_lists(getattr(predictions.objects, f"{name}_NK"))
-    content = {
-        "version": PREDICTIONS_VERSION,
-        "classes": list(predictions.classes),
-        "origin": asdict(predictions.origin),
-    }
+    origin = asdict(predictions.origin)
+    if not predictions.origin.skipped:
+        del origin["skipped"]  # a file with every sample is the same as before there was such a thing
+    content = {"version": PREDICTIONS_VERSION, "classes": list(predictions.classes), "origin": origin}
     table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(content, ensure_ascii=False).encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")

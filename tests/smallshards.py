@@ -27,8 +27,18 @@ def photo(seed: int, width: int = 60, height: int = 40, mode: str = "RGB") -> by
     return data.getvalue()
 
 
-def write_images(folder: Path, counts: Sequence[int], photos: dict[str, bytes] | None = None) -> Manifest:
-    """A dataset with ``counts`` samples per shard and keys ``s000000`` …; ``photos`` replaces those of some keys."""
+def write_images(
+    folder: Path,
+    counts: Sequence[int],
+    photos: dict[str, bytes] | None = None,
+    size: tuple[int, int] | None = None,
+    with_objects: bool = False,
+) -> Manifest:
+    """A dataset with ``counts`` samples per shard and keys ``s000000`` …; ``photos`` replaces those of some keys.
+
+    ``size`` (width, height) is the one of all photographs; None: it differs. ``with_objects``: sample n has one object,
+    of its positive class and n + 1 pixels large.
+    """
     storage = LocalStorage(folder)
     shards = []
     number = 0
@@ -36,10 +46,17 @@ def write_images(folder: Path, counts: Sequence[int], photos: dict[str, bytes] |
         with ShardWriter(storage, shard_name("small", "train", shard), kind=IMAGES, plan="test") as writer:
             for _ in range(count):
                 key = f"s{number:06d}"
-                width, height = 40 + number % 37, 36 + number % 23
+                width, height = size or (40 + number % 37, 36 + number % 23)
                 data = (photos or {}).get(key) or photo(number, width, height)
                 positives, ignored = [number % 3], [(number + 1) % 3] if number % 4 == 0 else []
-                row = {"width": width, "height": height, "positives": positives, "ignored": ignored, "objects": []}
+                thing = {"class_index": positives[0], "area": number + 1.0, "box": [0, 0, 1, 1]} | {
+                    "difficult": False,
+                    "truncated": None,
+                    "occluded": None,
+                    "crowd": False,
+                }
+                row = {"width": width, "height": height, "positives": positives, "ignored": ignored}
+                row["objects"] = [thing] if with_objects else []
                 writer.add(key, [(".jpg", data), (".json", b"{}"), (".target.npy", encode_target(positives, 3))], row)
                 number += 1
             shards.append(writer.publish())

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from msldata.console import OnError, err, out, progress_bar
+from msldata.console import OnError, err, gigabytes, out, progress_bar
 
 
 def evaluate(
@@ -23,6 +23,11 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
+    cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
+    on_sample_error: Annotated[
+        OnError, typer.Option(help="At a damaged sample: stop, or leave it out and list it.")
+    ] = OnError.fail,
 ) -> None:
     """Predict every sample exactly once and measure as published: mAP, CP, CR, CF1, OP, OR, OF1."""
     from msldata.errors import UserError
@@ -30,14 +35,14 @@ def evaluate(
     from msltrain.predictions import default_file
 
     if predictions is not None:
-        _, metrics = evaluate_predictions(predictions)
+        found, metrics = evaluate_predictions(predictions)
         out_ = predictions
     elif checkpoint is None or data is None:
         raise UserError("say what to evaluate: --checkpoint RUN --data SHARDS, or --predictions FILE")
     else:
         out_ = out_ or default_file(checkpoint, data, keep_masks or [])
         with progress_bar("evaluating") as progress:
-            _, metrics = evaluate(
+            found, metrics = evaluate(
                 checkpoint,
                 data,
                 keep_masks=keep_masks or [],
@@ -46,6 +51,9 @@ def evaluate(
                 device=device,
                 seed=seed,
                 progress=progress,
+                cache="" if cache is None else str(cache),
+                cache_limit_gb=gigabytes(cache_limit),
+                on_sample_error=on_sample_error.value,
             )
     table = Table(box=None, header_style="bold")
     summary = metrics.summary()
@@ -55,6 +63,10 @@ def evaluate(
     out.print(table)
     if metrics.absent_classes:
         out.print(f"left out of mAP, without positives: {', '.join(metrics.absent_classes)}")
+    if skipped := found.origin.skipped:
+        err.print(f"{len(skipped)} bad samples were left out:")
+        for sample in skipped:
+            err.print(f"  {sample}", markup=False, soft_wrap=True)
     out.print(f"[green]{out_}[/green]: {metrics.num_samples:,} samples", soft_wrap=True)
 
 

@@ -167,17 +167,17 @@ def test_a_sample_met_twice_or_never_is_refused(place):
     shard_set = open_shard_set(place / "shards")
     keys = [f"s{number:06d}" for number in range(11)]
     part = _Part(np.arange(11), key_hash(keys), np.zeros((11, 3), np.float32))
-    assert _assemble(part, shard_set, None, Origin()).keys == tuple(keys)
+    assert _assemble(part, shard_set, None, Origin(), {}).keys == tuple(keys)
     logit_MK = np.arange(33, dtype=np.float32).reshape(11, 3)
     shuffled = np.random.default_rng(0).permutation(11)
     mixed = _Part(shuffled, part.key_hash_M[shuffled], logit_MK[shuffled])
-    np.testing.assert_array_equal(_assemble(mixed, shard_set, None, Origin()).logit_NK, logit_MK)
+    np.testing.assert_array_equal(_assemble(mixed, shard_set, None, Origin(), {}).logit_NK, logit_MK)
     with pytest.raises(AssertionError, match="0 were never evaluated and 11 more than once"):
-        _assemble(_concatenate([part, part]), shard_set, None, Origin())
+        _assemble(_concatenate([part, part]), shard_set, None, Origin(), {})
     with pytest.raises(AssertionError, match="1 were never evaluated"):
-        _assemble(_Part(np.arange(10), part.key_hash_M[:10], part.logit_MK[:10]), shard_set, None, Origin())
+        _assemble(_Part(np.arange(10), part.key_hash_M[:10], part.logit_MK[:10]), shard_set, None, Origin(), {})
     with pytest.raises(AssertionError, match="do not belong together"):
-        _assemble(replace(part, key_hash_M=part.key_hash_M[::-1]), shard_set, None, Origin())
+        _assemble(replace(part, key_hash_M=part.key_hash_M[::-1]), shard_set, None, Origin(), {})
 
 
 @pytest.mark.real
