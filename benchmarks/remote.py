@@ -1,12 +1,12 @@
 """How fast samples come from a server, without and with a cache, against the same shards on the local disk.
 
-Usage: python -m benchmarks.remote [--photos voc|coco] [--images 2000] [--rounds 3] [--shared]
+Usage: python -m benchmarks.remote [--photos voc|coco] [--images 2000] [--rounds 3] [--shared] [--store s3://bucket/x]
 
 The server is rclone on loopback: `rclone serve http`, which answers ranged GETs as a store does and costs little (its
 S3 server needs a translating proxy, see tests/s3server.py, that would cost more than the client measured here).
 Client and server each get one processor of their own, and the client one decoding thread, so that the server takes
-nothing from the client, as in a real cluster; `--shared` lets both use all processors. Contenders take turns; rates
-are medians.
+nothing from the client, as in a real cluster; `--shared` lets both use all processors, and `--store` measures a store
+of one's own instead, to which the shards are uploaded. Contenders take turns; rates are medians.
 
 local     memory-mapped shards
 ranges    ranged reads, no cache
@@ -34,6 +34,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.stream import BATCH, SIZE, photographs, write_shards
+from msldata.storage import open_storage
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
 from msltrain.stream.shardset import open_shard_set
@@ -69,12 +70,11 @@ def measure(loader: Loader) -> tuple[float, float]:
     return num_images / (time.perf_counter() - began), (time.process_time() - cpu) / num_images
 
 
-def compare(folder: Path, address: str, scratch: Path, num_threads: int, rounds: int) -> None:
+def compare(folder: Path, url: str, scratch: Path, num_threads: int, rounds: int) -> None:
     def loader(location: str | Path, **options: object) -> Loader:
         config = StreamConfig(image_size=SIZE, batch_size=BATCH, num_threads=num_threads, **options)
         return Loader(open_shard_set(location), config, device="cpu", training=True)
 
-    url = f"{address}/{folder.name}"
     contenders = {
         "local": loader(folder),
         "ranges": loader(url),
@@ -125,22 +125,28 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shared", action="store_true")
+    parser.add_argument("--store", help="measure this place; its files are overwritten and left there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sample = Path(os.environ.get("MSL_SAMPLE", Path(__file__).resolve().parents[2] / "shared" / "sample"))
     photos = photographs(sample, arguments.photos)
-    cpus = sorted(os.sched_getaffinity(0))
-    apart = not arguments.shared and len(cpus) > 1
+    cpus = set(os.sched_getaffinity(0))
+    apart = not arguments.shared and arguments.store is None and len(cpus) > 1
+    client, server = ({min(cpus)}, {max(cpus)}) if apart else (cpus, cpus)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        write_shards(photos, arguments.images, scratch / "served" / "shards")
-        with http_server(scratch / "served", {cpus[-1]} if apart else set(cpus)) as address:
-            os.sched_setaffinity(0, {cpus[0]} if apart else cpus)
-            print(
-                f"{arguments.images} {arguments.photos} photographs to {SIZE}², client and server on "
-                + ("one processor each\n" if apart else f"the same {len(cpus)} processors\n")
-            )
-            compare(scratch / "served" / "shards", address, scratch, 1 if apart else len(cpus), arguments.rounds)
+        folder = scratch / "served" / "shards"
+        write_shards(photos, arguments.images, folder)
+        print(f"{arguments.images} {arguments.photos} photographs to {SIZE}², {len(client)} decoding threads\n")
+        if arguments.store:
+            store = open_storage(arguments.store)
+            for path in sorted(folder.iterdir()):
+                store.put(path.name, path.read_bytes())
+            compare(folder, arguments.store, scratch, len(client), arguments.rounds)
+            return
+        with http_server(folder.parent, server) as address:
+            os.sched_setaffinity(0, client)
+            compare(folder, f"{address}/{folder.name}", scratch, len(client), arguments.rounds)
         os.sched_setaffinity(0, cpus)
         first_batch(scratch / "s3", photos, max(arguments.images, NUM_SHARDS))
 

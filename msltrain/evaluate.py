@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from msldata.format import IMAGES, decode_index
+from msldata.format import IMAGES, ShardInfo, decode_index
 from msltrain.checkpoint import load_recogniser
 from msltrain.distributed import process_group
 from msltrain.metrics import Metrics, compute_metrics
@@ -36,6 +38,8 @@ from msltrain.stream.shardset import ShardSet, open_shard_set
 
 Progress = Callable[[int, int], None]
 """Called with (samples done by all ranks, samples in all)."""
+
+_PARALLEL_READS = 16
 
 KEEP_MASK_EPOCH = 0
 """Keep masks change with the epoch in training; an evaluation always takes those of this one."""
@@ -223,9 +227,12 @@ def _assemble(
 
 
 def _objects(shard_set: ShardSet, seen_N: np.ndarray) -> LargestObjects | None:
-    columns = []
-    for shard in shard_set.manifest.shards:
-        where = shard_set.storage.where(shard.index_name)
-        table = decode_index(IMAGES, shard_set.storage.read(shard.index_name), where, ["objects"])
-        columns.extend(table["objects"].chunks)
+    storage = shard_set.storage
+
+    def objects(shard: ShardInfo) -> list[pa.Array]:
+        data = storage.read(shard.index_name)
+        return decode_index(IMAGES, data, storage.where(shard.index_name), ["objects"])["objects"].chunks
+
+    with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+        columns = list(chain.from_iterable(readers.map(objects, shard_set.manifest.shards)))
     return largest_objects(pa.chunked_array(columns).take(pa.array(seen_N)), len(shard_set.classes))

@@ -71,7 +71,8 @@ class ShardCache:
             if state.st_size != shard.num_bytes:
                 path.unlink(missing_ok=True)
                 return None
-            os.utime(file)  # the order of eviction
+            with suppress(PermissionError):  # a copy that another user fetched
+                os.utime(file)  # the order of eviction
             return mmap.mmap(file, 0, access=mmap.ACCESS_READ)  # keeps a descriptor of its own, and so the lock
         except BlockingIOError:  # being evicted right now
             return None

@@ -23,6 +23,7 @@ from msltrain.stream.shardset import SampleRows, ShardSet
 
 _OPEN_MAPS = 128
 _PARALLEL_SHARDS = 8
+"""Shards fetched at the same time; each takes the memory of one piece, 8 MiB."""
 _MOST_SHARDS = 256
 """Shards of a window that are held open; each takes a file descriptor."""
 _RETRY_AFTER = 5.0
@@ -114,9 +115,10 @@ class CachedFetcher(Fetcher):
     """Whole shards through a cache on this host, the next window's while this one's are read.
 
     The shards of a window are all needed from its first batch on. In the first window nobody waits for them: samples of
-    a shard that is not here yet are read singly, so that training starts as soon as it would without a cache. Later
-    windows were fetched ahead, and a sample waits for its shard: the fastest way to the rest of it. A shard that finds
-    no room, because of the limit or a full disk, is read singly too, and a note says so.
+    a shard that is not here yet are read singly, so that training starts as soon as it would without a cache; at worst
+    that window is transferred twice. Later windows were fetched ahead, and a sample waits for its shard: the fastest
+    way to the rest of it. A shard that finds no room, because of the limit or a full disk, is read singly too, and a
+    note says so.
 
     Args:
         shards, cache: what to read, through which folder.
@@ -197,11 +199,11 @@ class CachedFetcher(Fetcher):
     def _fetch(self, shard: int) -> mmap.mmap:
         try:
             return self._cache.fetch(self._shards.manifest.shards[shard], self._shards.storage, self._closing)
-        except NotCached as error:
-            note_once(f"{error}; samples are read one by one from {self._shards.storage.url} instead")
-            raise
-        finally:
+        except Exception as error:
+            if isinstance(error, NotCached):
+                note_once(f"{error}; samples are read one by one from {self._shards.storage.url} instead")
             self._retry_at = time.monotonic() + _RETRY_AFTER
+            raise
 
 
 class _Cached(Request):

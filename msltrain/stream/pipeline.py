@@ -89,6 +89,7 @@ class _Job:
         good_N = np.setdiff1d(np.arange(len(self.rows)), list(self.errors))
         self.slot.pixel_BHWC[: len(good_N)] = self.slot.pixel_BHWC[good_N]
         self.rows, self.index_N, self.flip_N = self.rows.take(good_N), self.index_N[good_N], self.flip_N[good_N]
+        self.crop_N4 = [self.crop_N4[position] for position in good_N.tolist()]
         self.left_out = True
 
     def take_over(self, other: _Job, position: int) -> None:
@@ -98,6 +99,7 @@ class _Job:
         for name in SampleRows.__slots__:
             getattr(self.rows, name)[position] = getattr(other.rows, name)[0]
         self.index_N[position], self.flip_N[position] = other.index_N[0], other.flip_N[0]
+        self.crop_N4[position] = other.crop_N4[0]
 
 
 class Pipeline:

@@ -91,7 +91,9 @@ class EpochPlan:
         first = int(np.searchsorted(self._first_item_W, start, side="right")) - 1
         for number in range(max(first, 0), len(self._first_shard_W) - 1):
             positions = slice(self._first_shard_W[number], self._first_shard_W[number + 1])
-            yield self._order_S[positions][self._counts_S[positions] > 0]
+            shards = self._order_S[positions][self._counts_S[positions] > 0]
+            if len(shards):
+                yield shards
 
     def _window(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         cached = self._windows.get(number)

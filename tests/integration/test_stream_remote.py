@@ -16,6 +16,7 @@ from PIL import Image
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
+from msltrain.stream.plan import EpochPlan
 from msltrain.stream.ranges import RangeFetcher
 from msltrain.stream.request import note_once
 from msltrain.stream.shardset import ShardSet, open_shard_set
@@ -90,8 +91,21 @@ def test_ranks_on_one_host_fetch_each_shard_once(folder, tmp_path):
     ]
 
 
+def test_only_the_first_window_is_read_singly_while_its_shards_are_fetched(folder, tmp_path):
+    shards = remote(folder)
+    loader = make(shards, cache=str(tmp_path))
+    plan = EpochPlan(shards.counts, seed=0, epoch=0, window=64)
+    first, *later = [{shards.manifest.shards[number].name for number in w} for w in plan.shards_by_window(0)]
+    assert len(later) == 2
+    epochs(loader)
+    assert {name for name, start, _ in tar_reads(shards) if start} <= first
+    assert {name for name, start, _ in tar_reads(shards) if not start} == first.union(*later)
+
+
+@pytest.mark.parametrize("retry_after", [0.0, 5.0])
 @pytest.mark.parametrize("shards_that_fit", [0.5, 1.5])
-def test_a_limit_below_two_shards_streams_through(folder, tmp_path, notes, shards_that_fit):
+def test_a_limit_below_two_shards_streams_through(folder, tmp_path, notes, monkeypatch, shards_that_fit, retry_after):
+    monkeypatch.setattr("msltrain.stream.fetch._RETRY_AFTER", retry_after)
     largest = max(shard.num_bytes for shard in open_shard_set(folder).manifest.shards)
     limit = shards_that_fit * largest / 1e9
     loader = make(remote(folder), cache=str(tmp_path), cache_limit_gb=limit)

@@ -141,6 +141,20 @@ def test_the_rest_of_a_killed_writer_counts_and_goes_first(source, tmp_path):
     assert cached(source, cache.folder) == [0, 2] and not list(cache.folder.glob("*.part"))
 
 
+def test_a_writer_that_makes_no_progress_is_not_waited_for_for_ever(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("msltrain.stream.cache._PATIENCE", 0.3)
+    cache, closing = ShardCache(tmp_path / "cache", 10**6), threading.Event()
+    source.stall = True
+    with ThreadPoolExecutor(1) as worker:
+        stalled = worker.submit(cache.fetch, info(source, 0), source, closing)
+        while not list(cache.folder.glob("*.part")):
+            time.sleep(0.01)
+        with pytest.raises(NotCached, match=r"another process fetches 0\.tar and makes no progress"):
+            ShardCache(cache.folder, 10**6).fetch(info(source, 0), RemoteFolder(source.root), RUNNING)
+        source.stall = False
+        assert len(stalled.result(timeout=5)) == SIZE
+
+
 def test_closing_gives_up_waiting_and_fetching(source, tmp_path):
     cache, closing = ShardCache(tmp_path / "cache", 10**6), threading.Event()
     source.stall = True
