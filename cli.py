@@ -11,7 +11,7 @@ import typer
 
 from msldata.commands import build, look
 from msldata.console import err
-from msltrain.commands import proof, training
+from msltrain.commands import proof, streaming, training
 
 
 class _Commands(typer.core.TyperGroup):
@@ -59,7 +59,7 @@ _COMMANDS = {
         look.doctor,
         build.synthesize,
     ),
-    "Training": (training.train, training.recipes, training.demo),
+    "Training": (training.train, training.recipes, training.demo, streaming.bench_stream),
     "Proof": (proof.evaluate, proof.predict),
 }
 for _panel, _functions in _COMMANDS.items():
