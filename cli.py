@@ -59,7 +59,13 @@ _COMMANDS = {
         look.doctor,
         build.synthesize,
     ),
-    "Training": (training.train, training.recipes, training.demo, streaming.bench_stream),
+    "Training": (
+        training.train,
+        training.recipes,
+        training.demo,
+        training.import_checkpoint,
+        streaming.bench_stream,
+    ),
     "Proof": (proof.evaluate, proof.predict),
 }
 for _panel, _functions in _COMMANDS.items():

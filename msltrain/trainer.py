@@ -19,7 +19,7 @@ from msltrain.distributed import Ranks, process_group
 from msltrain.events import EpochEvent, Event, OnEvent, StartEvent, StepEvent
 from msltrain.interrupt import Interrupted, StopSignals
 from msltrain.learner import Learner
-from msltrain.optim import learning_rate
+from msltrain.optim import for_batch_size, learning_rate
 from msltrain.rundir import RunFolder
 from msltrain.stream.errors import TooManySkipped
 from msltrain.traindata import TrainData
@@ -123,6 +123,7 @@ class Trainer:
         self.config, self.data, self.folder, self.ranks, self.stop = config, data, folder, ranks, stop
         self.on_event = on_event if ranks.is_first else None
         self.learner = Learner(config, len(data.classes), ranks, checkpoint)
+        self._optim, self._rate_note = for_batch_size(config.optim, config.stream.batch_size)
         self.step = 0
         self.best: dict[str, Any] | None = None
         self._num_skipped = 0
@@ -190,7 +191,7 @@ class Trainer:
                 break
             self._interval.waited += time.perf_counter() - waiting
             keep_mask_B1HW = self.data.keep_mask(batch, epoch)
-            rate = learning_rate(config.optim, self.step, len(loader))
+            rate = learning_rate(self._optim, self.step, len(loader))
             losses = self.learner.take_step(batch, keep_mask_B1HW, rate)
             self._interval.add(rate, losses, batch.keys)
             self.step += 1
@@ -295,9 +296,9 @@ class Trainer:
         self._num_skipped = self.ranks.first_does(write)
 
     def _start_event(self) -> StartEvent:
-        notes = []
-        if self.learner.weights_report is not None:
-            notes.append(self.learner.weights_report.summary())
+        notes = [*self.learner.notes]
+        if self._rate_note:
+            notes.append(self._rate_note)
         kind = self.config.keep_mask.kind
         if self.data.keep_masks is None and self.config.data.keep_masks:
             notes.append("data.keep_masks is not used: the loss gives the masked branch no weight")

@@ -21,7 +21,7 @@ MSLTRAIN_LAYERS = (
     ("config", "strata", "bootstrap"),
     ("models", "optim", "siamese", "recipes"),
     ("checkpoint", "rundir"),
-    ("learner", "traindata", "validation", "evaluate", "predict"),
+    ("learner", "traindata", "validation", "evaluate", "predict", "released"),
     ("trainer", "report"),
     ("demo",),
     ("commands",),
