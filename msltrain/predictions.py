@@ -40,6 +40,19 @@ class Origin:
     """Mean share of hidden pixels over the masks that were used."""
     seed: int = 0
     """Chooses the keep mask of each sample, together with its key."""
+    ignored_in_rates: str = "left out"
+    """What an ignored pair is in precision, recall and F1: ``left out`` (VOC), or ``negative`` (WIDER-Attribute). In
+    AP it is always left out."""
+    resize: str = ""
+    """How the stored images were made smaller when the shards were built, such as ``shorter=448``; empty: not."""
+    test_time: str = ""
+    """Views whose logits were averaged, such as ``flip``; empty: one plain view."""
+    kind: str = ""
+    """Kind of the keep masks in a robustness run, such as ``irregular``."""
+    hole_range: tuple[float, ...] = ()
+    """(low, high] of their hole fractions in a robustness run."""
+    recalibrated: str = ""
+    """Fingerprint of the images that BatchNorm's statistics were measured on anew; empty: the checkpoint's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
