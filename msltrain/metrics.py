@@ -141,7 +141,7 @@ def compute_metrics(predictions: Predictions, thresholds_K: np.ndarray | None = 
         for k, name in enumerate(predictions.classes)
     )
     present = [row for row in classes if row.num_positive]
-    by_kind = {kind: _mean([row.average_precisions[kind] for row in present]) for kind in AP_KINDS}
+    by_kind: dict[str, float] = {kind: _mean([row.average_precisions[kind] for row in present]) for kind in AP_KINDS}
     thresholds = () if thresholds_K is None else tuple(float(1 / (1 + np.exp(-value))) for value in thresholds_K)
     tuned_NK = None if thresholds_K is None else (logit_NK >= thresholds_K) & counted_NK
     return Metrics(
@@ -204,7 +204,7 @@ def _class_metrics(
         num_correct=num_correct,
         num_tied=num_tied_positives(logit_N, target_N),
         average_precision=by_kind["msl"],
-        average_precisions={**by_kind},
+        average_precisions={str(kind): value for kind, value in by_kind.items()},
         precision=num_correct / max(num_predicted, 1),
         recall=num_correct / num_positive if num_positive else None,
     )

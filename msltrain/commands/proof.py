@@ -4,58 +4,132 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from msldata.console import OnError, err, out, progress_bar
 
+if TYPE_CHECKING:
+    from msltrain.measured import Measured
+
 
 def evaluate(
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint, or a run folder for its best one.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Run folder, checkpoint, or a weights file.")] = None,
     data: Annotated[str | None, typer.Option(help="Shards to evaluate on: folder or URL.")] = None,
+    recipe: Annotated[str, typer.Option(help="For a released MSL or CSRA file: the recipe it belongs to.")] = "",
+    model: Annotated[str, typer.Option(help="For a plain classifier's file: its timm name.")] = "",
+    held_out: Annotated[bool, typer.Option("--held-out", help="Only what training set aside for validation.")] = False,
     keep_masks: Annotated[list[str] | None, typer.Option(help="Hide parts of the images with these.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
+    scales: Annotated[list[float] | None, typer.Option(help="Average with these sizes, as 0.75 or 1.25.")] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Measure this predictions file again; no model needed.")
     ] = None,
+    thresholds_from: Annotated[
+        Path | None, typer.Option(help="Tune a threshold per class on these predictions (of --held-out).")
+    ] = None,
+    classes: Annotated[bool, typer.Option("--classes", help="Show every class.")] = False,
+    intervals: Annotated[bool, typer.Option("--intervals", help="95 % bootstrap intervals over the images.")] = False,
     out_: Annotated[Path | None, typer.Option("--out", help="Predictions file to write (parquet).")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write every number to this file.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
 ) -> None:
     """Predict every sample exactly once and measure as published: mAP, CP, CR, CF1, OP, OR, OF1."""
-    from msldata.errors import UserError
-    from msltrain.evaluate import evaluate, evaluate_predictions
-    from msltrain.predictions import default_file
+    import sys
 
-    if predictions is not None:
-        _, metrics = evaluate_predictions(predictions)
-        out_ = predictions
-    elif checkpoint is None or data is None:
-        raise UserError("say what to evaluate: --checkpoint RUN --data SHARDS, or --predictions FILE")
-    else:
-        out_ = out_ or default_file(checkpoint, data, keep_masks or [])
+    from msldata.errors import UserError
+    from msltrain import launch
+    from msltrain.predictions import default_file, read_predictions
+
+    if predictions is None:
+        if checkpoint is None or data is None:
+            raise UserError("say what to evaluate: --checkpoint RUN --data SHARDS, or --predictions FILE")
+        if device != "cpu" and (processes := launch.num_processes(gpus)) > 1:
+            raise typer.Exit(launch.launch(sys.argv, processes))
+        from msltrain.anycheckpoint import Foreign
+        from msltrain.distributed import is_first_process
+        from msltrain.evaluate import evaluate
+
+        predictions = out_ or default_file(checkpoint, data, keep_masks or [], held_out=held_out)
         with progress_bar("evaluating") as progress:
-            _, metrics = evaluate(
+            evaluate(
                 checkpoint,
                 data,
+                foreign=Foreign(recipe=recipe, model=model),
+                held_out=held_out,
                 keep_masks=keep_masks or [],
-                out=out_,
+                flip=flip,
+                scales=scales or (),
+                out=predictions,
                 batch_size=batch_size,
                 device=device,
                 seed=seed,
                 progress=progress,
             )
-    table = Table(box=None, header_style="bold")
+        if not is_first_process():
+            return
+    from msltrain.measured import measure
+
+    measured = measure(
+        read_predictions(predictions),
+        validation=None if thresholds_from is None else read_predictions(thresholds_from),
+        with_intervals=intervals,
+    )
+    if json_ is not None:
+        json_.write_text(measured.to_json(), encoding="utf-8")
+    _show(measured, with_classes=classes)
+    out.print(f"[green]{predictions}[/green]: {measured.metrics.num_samples:,} samples", soft_wrap=True)
+
+
+def _show(measured: Measured, *, with_classes: bool) -> None:
+    """The tables of ``evaluate``, in percent."""
+    metrics = measured.metrics
     summary = metrics.summary()
-    for name in summary:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{100 * value:.2f}" for value in summary.values()))
+    table = _table("", *summary)
+    table.add_row("score ≥ 0.5", *map(_percent, summary.values()))
+    if measured.intervals:
+        table.add_row("95 % from", *(_percent(measured.intervals[name].low) for name in summary))
+        table.add_row("95 % to", *(_percent(measured.intervals[name].high) for name in summary))
+    for label, rates in (("top 3", metrics.top3), ("tuned thresholds", metrics.tuned)):
+        if rates is not None:
+            table.add_row(label, "", *(_percent(getattr(rates, name)) for name in summary if name != "mAP"))
     out.print(table)
+    others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")
+    out.print(f"mAP by other definitions: {others}")
+    if metrics.num_tied:
+        out.print(f"{metrics.num_tied:,} positives share their logit with a negative: their rank is the stored order")
     if metrics.absent_classes:
-        out.print(f"left out of mAP, without positives: {', '.join(metrics.absent_classes)}")
-    out.print(f"[green]{out_}[/green]: {metrics.num_samples:,} samples", soft_wrap=True)
+        out.print(f"left out of mAP, without positives: {', '.join(metrics.absent_classes)}", soft_wrap=True)
+    if measured.strata:
+        table = _table("largest object", "pairs", "classes", "mAP", "CR")
+        for row in measured.strata:
+            table.add_row(row.name, f"{row.num_positive:,}", str(row.num_classes), _percent(row.mAP), _percent(row.CR))
+        out.print(table)
+    if measured.size_note:
+        out.print(measured.size_note, soft_wrap=True)
+    if with_classes:
+        table = _table("class", "positive", "ignored", "AP", "precision", "recall")
+        for one in metrics.classes:
+            rates_ = (one.average_precision, one.precision, one.recall)
+            table.add_row(one.name, f"{one.num_positive:,}", f"{one.num_ignored:,}", *map(_percent, rates_))
+        out.print(table)
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=None, header_style="bold")
+    table.add_column(first)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
 
 
 class OutputFormat(StrEnum):

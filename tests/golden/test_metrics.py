@@ -130,7 +130,7 @@ def test_top_three_by_hand():
         )
     )
     # Predicted among three: a: 1 (1 correct); b: 3 (2); c: 2 (1); d: 1 (1). Positives 1, 2, 1, 2.
-    assert metrics.top3.CP == pytest.approx((1 + 2 / 3 + 1 / 2 + 1) / 4)
+    assert pytest.approx((1 + 2 / 3 + 1 / 2 + 1) / 4) == metrics.top3.CP
     assert metrics.top3.CR == (1 + 1 + 1 + 1 / 2) / 4
     assert (metrics.top3.OP, metrics.top3.OR) == (5 / 7, 5 / 6)
     assert metrics.OR == 1.0

@@ -26,17 +26,19 @@ def thing(class_index, area, *, difficult=False, truncated=None, occluded=None, 
 def test_the_largest_object_that_is_not_difficult_decides():
     first = [thing(0, 50), thing(0, 2000, truncated=True), thing(0, 9e4, difficult=True)]
     third = [thing(1, 7, occluded=False, crowd=True)]
-    column = pa.chunked_array([pa.array([first, []], pa.list_(OBJECT_TYPE)), pa.array([third], pa.list_(OBJECT_TYPE))])
-    objects = largest_objects(column, 2)
+    column = pa.array([first, [], third], pa.list_(OBJECT_TYPE))
+    objects = largest_objects(column, 2, np.array([4000, 9, 28]))
     assert objects is not None
     assert objects.area_NK.tolist() == [[2000, 0], [0, 0], [0, 7]]
+    assert objects.relative_area_NK is not None
+    assert objects.relative_area_NK.tolist() == [[0.5, 0], [0, 0], [0, 0.25]]
     assert objects.truncated_NK.tolist() == [[1, -1], [-1, -1], [-1, -1]]
     assert objects.occluded_NK.tolist() == [[-1, -1], [-1, -1], [-1, 0]]
     assert objects.crowd_NK.tolist() == [[0, -1], [-1, -1], [-1, 1]]
 
 
 def test_no_object_annotations_means_no_strata():
-    assert largest_objects(pa.chunked_array([pa.array([[], []], pa.list_(OBJECT_TYPE))]), 2) is None
+    assert largest_objects(pa.array([[], []], pa.list_(OBJECT_TYPE)), 2, np.ones(2)) is None
 
 
 def test_strata_by_hand():

@@ -16,7 +16,8 @@ import torch
 from msldata.errors import UserError
 from msltrain.checkpoint import Checkpoint, save_checkpoint
 from msltrain.config import ModelConfig, TrainConfig
-from msltrain.evaluate import _assemble, _concatenate, _forward, _Part, evaluate, evaluate_predictions
+from msltrain.evaluate import evaluate, evaluate_predictions
+from msltrain.forward import AllSamples, Part, in_full_batch
 from msltrain.models.build import build_model
 from msltrain.predictions import Origin
 from msltrain.strata import compute_strata
@@ -157,27 +158,27 @@ def test_a_short_batch_is_computed_inside_a_full_one():
 
     image_BCHW = torch.rand(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
     for index_B in ([8, 9, 10, 11], [9, 10, 11, 12], [7, 8], [5]):
-        logit_BK = _forward(recogniser, image_BCHW[: len(index_B)], np.array(index_B), 4)
+        logit_BK = in_full_batch(recogniser, image_BCHW[: len(index_B)], np.array(index_B), 4)
         assert torch.equal(logit_BK, image_BCHW[: len(index_B), :, 0, 0])
         assert seen[-1].shape == (4, 3, 2, 2) and seen[-1].is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(seen[-1][[index % 4 for index in index_B]], image_BCHW[: len(index_B)])
 
 
 def test_a_sample_met_twice_or_never_is_refused(place):
-    shard_set = open_shard_set(place / "shards")
+    samples = AllSamples(open_shard_set(place / "shards"))
     keys = [f"s{number:06d}" for number in range(11)]
-    part = _Part(np.arange(11), key_hash(keys), np.zeros((11, 3), np.float32))
-    assert _assemble(part, shard_set, None, Origin()).keys == tuple(keys)
+    part = Part(np.arange(11), key_hash(keys), np.zeros((11, 3), np.float32))
+    assert samples.assemble(part, Origin()).keys == tuple(keys)
     logit_MK = np.arange(33, dtype=np.float32).reshape(11, 3)
     shuffled = np.random.default_rng(0).permutation(11)
-    mixed = _Part(shuffled, part.key_hash_M[shuffled], logit_MK[shuffled])
-    np.testing.assert_array_equal(_assemble(mixed, shard_set, None, Origin()).logit_NK, logit_MK)
+    mixed = Part(shuffled, part.key_hash_M[shuffled], logit_MK[shuffled])
+    np.testing.assert_array_equal(samples.assemble(mixed, Origin()).logit_NK, logit_MK)
     with pytest.raises(AssertionError, match="0 were never evaluated and 11 more than once"):
-        _assemble(_concatenate([part, part]), shard_set, None, Origin())
+        samples.assemble(Part.concatenate([part, part]), Origin())
     with pytest.raises(AssertionError, match="1 were never evaluated"):
-        _assemble(_Part(np.arange(10), part.key_hash_M[:10], part.logit_MK[:10]), shard_set, None, Origin())
+        samples.assemble(Part(np.arange(10), part.key_hash_M[:10], part.logit_MK[:10]), Origin())
     with pytest.raises(AssertionError, match="do not belong together"):
-        _assemble(replace(part, key_hash_M=part.key_hash_M[::-1]), shard_set, None, Origin())
+        samples.assemble(replace(part, key_hash_M=part.key_hash_M[::-1]), Origin())
 
 
 @pytest.mark.real
