@@ -169,3 +169,67 @@ def predict(
             out.print(f"{image.file}  {scores or image.error or 'nothing above the threshold'}", soft_wrap=True)
     if failed := [image for image in found if image.error]:
         err.print(f"{len(failed)} of {len(found)} images could not be read: {failed[0].file}: {failed[0].error}")
+
+
+def robustness(
+    checkpoint: Annotated[list[Path], typer.Option(help="Repeat it: the reference (baseline) first.")],
+    data: Annotated[str, typer.Option(help="Shards to evaluate on: folder or URL.")],
+    keep_masks: Annotated[list[str], typer.Option(help="Held-out keep masks; repeat it: low and high.")],
+    name: Annotated[list[str] | None, typer.Option(help="Names of the models, in the same order.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Kinds of holes; default: irregular.")] = None,
+    recalibrate: Annotated[
+        str | None,
+        typer.Option(help="Training shards: add the reference with BatchNorm measured anew on them."),
+    ] = None,
+    recalibrate_masks: Annotated[list[str] | None, typer.Option(help="Training keep masks for that.")] = None,
+    recipe: Annotated[str, typer.Option(help="For released MSL or CSRA files: the recipe they belong to.")] = "",
+    model: Annotated[str, typer.Option(help="For plain classifiers' files: their timm name.")] = "",
+    out_: Annotated[Path, typer.Option("--out", help="The study's folder; finished models in it are kept.")] = Path(
+        "robustness"
+    ),
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
+) -> None:
+    """Draw mAP, CR and CF1 over the hidden share of the images, and recall over the visible share of the objects."""
+    import sys
+
+    from msldata.errors import UserError
+    from msltrain import launch
+
+    names = name or [path.name if path.is_dir() else path.stem for path in checkpoint]
+    if len(names) != len(checkpoint):
+        raise UserError(f"{len(checkpoint)} checkpoints and {len(names)} names; give --name once per --checkpoint")
+    if bool(recalibrate) != bool(recalibrate_masks):
+        raise UserError("--recalibrate SHARDS and --recalibrate-masks DIR belong together")
+    if device != "cpu" and (processes := launch.num_processes(gpus)) > 1:
+        raise typer.Exit(launch.launch(sys.argv, processes))
+    from msltrain.anycheckpoint import Foreign
+    from msltrain.curves import compute_curves
+    from msltrain.distributed import is_first_process
+    from msltrain.report.robustness import write_robustness
+    from msltrain.robustness import Recalibration, Study, run_study
+
+    study = Study(
+        models=tuple(zip(names, map(str, checkpoint), strict=True)),
+        shards=data,
+        keep_masks=tuple(keep_masks),
+        kinds=tuple(kind or ("irregular",)),
+        recalibration=Recalibration(shards=recalibrate, keep_masks=tuple(recalibrate_masks or ()))
+        if recalibrate
+        else None,
+        foreign=Foreign(recipe=recipe, model=model),
+        seed=seed,
+    )
+    found = run_study(study, out_, batch_size=batch_size, device=device, progress=progress_bar)
+    if not is_first_process():
+        return
+    curves = compute_curves(found)
+    written = write_robustness(curves, out_)
+    table = _table("area under the curve", "kind", "mAP", "CR", "CF1")
+    for area in curves.areas:
+        table.add_row(area.model, area.kind, *map(_percent, (area.mAP, area.CR, area.CF1)))
+    out.print(table)
+    for file in written:
+        out.print(f"[green]{file}[/green]", soft_wrap=True)

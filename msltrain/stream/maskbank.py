@@ -85,6 +85,13 @@ class MaskBank:
             raise UserError("no keep masks were named; give at least one folder of them, such as shards/masks/high")
         return cls(np.stack(packed), image_size, device)
 
+    def within(self, low: float, high: float) -> MaskBank | None:
+        """The masks whose hole fraction lies in (low, high], as a bank of their own; None where there are none."""
+        which_N = np.flatnonzero((self.hole_fraction_N > low) & (self.hole_fraction_N <= high))
+        return (
+            MaskBank(self._packed_NHW8.cpu().numpy()[which_N], self.image_size, self.device) if len(which_N) else None
+        )
+
     def chosen(self, key_hash_B: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
         """Number of the mask that each sample meets, int64 (B,): uniform, and decided by (seed, epoch, key) alone."""
         return (uniform(key_hash_B, seed, epoch, KEEP_MASK, 1)[:, 0] * len(self)).astype(np.int64)
