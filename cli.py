@@ -67,7 +67,7 @@ _COMMANDS = {
         build.synthesize,
     ),
     "Training": (training.train, training.recipes, training.demo),
-    "Proof": (proof.evaluate, proof.robustness, proof.predict),
+    "Proof": (proof.evaluate, proof.robustness, proof.predict, proof.export),
 }
 for _panel, _functions in _COMMANDS.items():
     for _function in _functions:

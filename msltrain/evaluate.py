@@ -101,6 +101,7 @@ def evaluate(
             keep_mask_fingerprints=keep_mask_fingerprints(keep_masks),
             seed=seed,
             test_time=model.description,
+            part="held out" if held_out else "",
         )
         if bank is not None:
             chosen_N = bank.chosen(samples.key_hash_N, seed=seed, epoch=KEEP_MASK_EPOCH)

@@ -41,6 +41,8 @@ class Origin:
     """Mean share of hidden pixels over the masks that were used."""
     seed: int = 0
     """Chooses the keep mask of each sample, together with its key."""
+    part: str = ""
+    """``held out``: only the samples that training set aside for validation; empty: the whole split."""
     ignored_in_rates: str = "left out"
     """What an ignored pair is in precision, recall and F1: ``left out`` (VOC), or ``negative`` (WIDER-Attribute). In
     AP it is always left out."""

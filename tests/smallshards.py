@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,8 +28,13 @@ def photo(seed: int, width: int = 60, height: int = 40, mode: str = "RGB") -> by
     return data.getvalue()
 
 
-def write_images(folder: Path, counts: Sequence[int], photos: dict[str, bytes] | None = None) -> Manifest:
-    """A dataset with ``counts`` samples per shard and keys ``s000000`` …; ``photos`` replaces those of some keys."""
+def write_images(
+    folder: Path, counts: Sequence[int], photos: dict[str, bytes] | None = None, *, with_objects: bool = False
+) -> Manifest:
+    """A dataset with ``counts`` samples per shard and keys ``s000000`` …; ``photos`` replaces those of some keys.
+
+    With objects, the class of an image has one in the upper left quarter of it.
+    """
     storage = LocalStorage(folder)
     shards = []
     number = 0
@@ -39,13 +45,26 @@ def write_images(folder: Path, counts: Sequence[int], photos: dict[str, bytes] |
                 width, height = 40 + number % 37, 36 + number % 23
                 data = (photos or {}).get(key) or photo(number, width, height)
                 positives, ignored = [number % 3], [(number + 1) % 3] if number % 4 == 0 else []
-                row = {"width": width, "height": height, "positives": positives, "ignored": ignored, "objects": []}
+                objects = [_quarter(positives[0], width, height)] if with_objects else []
+                row = {
+                    "width": width,
+                    "height": height,
+                    "positives": positives,
+                    "ignored": ignored,
+                    "objects": objects,
+                }
                 writer.add(key, [(".jpg", data), (".json", b"{}"), (".target.npy", encode_target(positives, 3))], row)
                 number += 1
             shards.append(writer.publish())
     manifest = Manifest(kind=IMAGES, dataset="small", split="train", classes=CLASSES, shards=tuple(shards))
     write_manifest(storage, manifest)
     return manifest
+
+
+def _quarter(class_index: int, width: int, height: int) -> dict[str, Any]:
+    box = [0.0, 0.0, width / 2, height / 2]
+    flags = {"difficult": False, "truncated": None, "occluded": None, "crowd": False}
+    return {"class_index": class_index, "box": box, "area": width * height / 4, **flags}
 
 
 def write_keep_masks(folder: Path, masks: Sequence[np.ndarray], per_shard: int = 3) -> Manifest:

@@ -1,4 +1,4 @@
-"""``evaluate``, ``predict``: what a trained model knows, in numbers and on photographs."""
+"""``evaluate``, ``robustness``, ``predict``, ``export``: what a trained model knows, and how to take it elsewhere."""
 
 from __future__ import annotations
 
@@ -233,3 +233,35 @@ def robustness(
     out.print(table)
     for file in written:
         out.print(f"[green]{file}[/green]", soft_wrap=True)
+
+
+class ExportFormat(StrEnum):
+    safetensors = "safetensors"
+    torch_export = "torch-export"
+    onnx = "onnx"
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint, or a run folder for its best one.")],
+    out_: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
+    format_: Annotated[
+        list[ExportFormat] | None, typer.Option("--format", help="Repeat it; default: all three.")
+    ] = None,
+    from_pixels: Annotated[
+        bool, typer.Option("--from-pixels", help="Let the graphs take uint8 pixels and normalise them.")
+    ] = False,
+    images: Annotated[list[str] | None, typer.Option(help="Photographs to compare on; default: patterns.")] = None,
+) -> None:
+    """Write a model for use elsewhere, and check each file against the original."""
+    from msltrain.export import FORMATS, Exported, export_model
+
+    def show(done: Exported) -> None:
+        out.print(
+            f"[green]{done.file}[/green]: logits differ by at most {done.max_difference:.1e} "
+            f"on {done.num_images} images, alone and as a batch",
+            soft_wrap=True,
+        )
+
+    wanted = [one for one in FORMATS if format_ is None or one in {chosen.value for chosen in format_}]
+    export_model(checkpoint, out_, formats=wanted, from_pixels=from_pixels, images=images or (), on_done=show)
+    out.print(f"[green]{out_ / 'README.md'}[/green]: the model card", soft_wrap=True)

@@ -35,7 +35,7 @@ MSLTRAIN_LAYERS = (
     ("checkpoint", "rundir"),
     ("anycheckpoint", "forward", "objectboxes", "holes"),
     ("learner", "traindata", "validation", "evaluate", "predict", "recalibrate"),
-    ("robustness", "curves", "export", "onnxexport"),
+    ("robustness", "curves", "modelcard", "export"),
     ("trainer", "report"),
     ("demo",),
     ("commands",),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from msldata.format import OBJECT_TYPE
-from msltrain.predictions import LargestObjects, Predictions, largest_objects
-from msltrain.strata import compute_strata
+from msltrain.predictions import LargestObjects, Origin, Predictions, largest_objects
+from msltrain.strata import compute_strata, size_note
 
 
 def thing(class_index, area, *, difficult=False, truncated=None, occluded=None, crowd=False):
@@ -64,3 +66,36 @@ def test_strata_by_hand():
     assert strata["large"].CR == 0.5
     # Truncated: ranks 1 and 3 of (small, negative, missed).
     assert strata["truncated"].mAP == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_sizes_relative_to_the_image_and_the_note_about_resized_shards():
+    # COCO's limits on 640 x 480: a third of a percent and three percent of the image.
+    unknown = np.full((3, 1), -1, np.int8)
+    objects = LargestObjects(
+        area_NK=np.float32([[100], [100], [100]]),
+        relative_area_NK=np.float32([[0.0033], [0.0034], [0.03]]),
+        truncated_NK=unknown,
+        occluded_NK=unknown,
+        crowd_NK=np.int8([[1], [0], [-1]]),
+    )
+    predictions = Predictions(
+        keys=tuple("abc"),
+        logit_NK=np.float32([[1], [2], [3]]),
+        target_NK=np.uint8([[1], [1], [1]]),
+        ignore_NK=np.zeros((3, 1), bool),
+        classes=("a",),
+        objects=objects,
+    )
+    counts = {row.name: row.num_positive for row in compute_strata(predictions)}
+    assert counts == {
+        "small": 3,
+        "medium": 0,
+        "large": 0,
+        "small part": 1,
+        "medium part": 1,
+        "large part": 1,
+        "crowded": 1,
+        "not crowded": 1,
+    }
+    assert size_note(predictions) == ""
+    assert "shorter=448" in size_note(replace(predictions, origin=Origin(resize="shorter=448")))
