@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from msldata.format import Manifest
 if TYPE_CHECKING:
     from msldata.describe import Description, Spread
     from msldata.doctor import Check
+    from msldata.maskplan import MaskPlan
     from msldata.verify import Verification
 
 MAX_FINDINGS_SHOWN = 50
@@ -28,6 +30,21 @@ def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
         f"[green]{where}[/green]: {manifest.num_samples:,} samples, {shards}, {size / 1e6:,.1f} MB{notes}",
         soft_wrap=True,
     )
+
+
+def show_mask_plan(console: Console, plan: MaskPlan) -> None:
+    """What a keep-mask build would write, to the byte, and how long it would take. The bytes are made, not stored."""
+    began = time.perf_counter()
+    for subset in plan.subsets:
+        num_shards = len(subset.tasks)
+        shards = f"{num_shards:,} shard{'s' * (num_shards != 1)}"
+        masks = f"{subset.num_samples:,} keep mask{'s' * (subset.num_samples != 1)}"
+        about = f"{masks} in {shards}, {subset.num_bytes() / 1e6:,.1f} MB"
+        console.print(f"{subset.draft.split}: {about} -> {subset.folder.out.url}", soft_wrap=True)
+    if plan.quarantined:
+        console.print(f"{len(plan.quarantined):,} files are no masks and would be left out")
+    seconds = plan.seconds + time.perf_counter() - began
+    console.print(f"nothing was written; the build would take about {seconds:,.0f} s, most of it reading the masks")
 
 
 def show_histogram(console: Console, title: str, histogram: Mapping[str, int]) -> None:

@@ -27,7 +27,8 @@ _TIME = b"".join((b"\0", b"00000000000\0"))  # end of the size field, time stamp
 _KIND = b"".join((b"0", bytes(100), b"ustar\0", b"00", bytes(247)))  # regular file, no link, no owner's name
 _CONSTANT_SUM = sum(_OWNERS + _TIME + _KIND) + 8 * ord(" ")  # the checksum counts its own field as spaces
 _PADDING = [bytes(-size % _BLOCK) for size in range(_BLOCK)]
-_END = bytes(2 * _BLOCK)
+TAR_END_BYTES = 2 * _BLOCK
+_END = bytes(TAR_END_BYTES)
 
 
 def tar_header(name: str, num_bytes: int) -> bytes:
@@ -44,6 +45,11 @@ def tar_header(name: str, num_bytes: int) -> bytes:
     size = b"%011o" % num_bytes
     checksum = _CONSTANT_SUM + sum(encoded) + sum(size)
     return b"".join((encoded.ljust(_NAME_BYTES, b"\0"), _OWNERS, size, _TIME, b"%06o\0 " % checksum, _KIND))
+
+
+def tar_member_bytes(num_bytes: int) -> int:
+    """What a member of ``num_bytes`` takes in a tar: its header, itself, and the padding to whole blocks."""
+    return _BLOCK + -(-num_bytes // _BLOCK) * _BLOCK
 
 
 class ShardWriter:

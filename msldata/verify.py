@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from msldata.build_masks import hole_fraction_histogram
 from msldata.buildfolder import QUARANTINE_NAME
 from msldata.engine import run_tasks
 from msldata.errors import UserError
 from msldata.format import IMAGES, MANIFEST_NAME, Manifest, read_manifest, reader_files
+from msldata.maskplan import hole_fraction_histogram
 from msldata.nextsteps import build_command
 from msldata.storage import PART_SUFFIX, Storage
 from msldata.verifyshard import Finding, ShardReport, ShardTask, examine_shard, hash_shard
@@ -88,7 +88,8 @@ def _open_other(folder: Storage, manifest: Manifest, against: Storage | None) ->
 
 
 def _tasks(folder: Storage, manifest: Manifest) -> list[ShardTask]:
-    return [ShardTask(folder, info, manifest.kind, manifest.classes, manifest.plan) for info in manifest.shards]
+    grey = manifest.options.get("binarize") is False
+    return [ShardTask(folder, info, manifest.kind, manifest.classes, manifest.plan, grey) for info in manifest.shards]
 
 
 def _check_totals(manifest: Manifest, reports: Sequence[ShardReport]) -> list[Finding]:

@@ -65,6 +65,8 @@ class ShardTask:
     kind: str
     classes: tuple[str, ...]
     plan: str
+    grey: bool = False
+    """Whether keep masks may be grey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,10 +306,13 @@ class _Examination:
         if data is None:
             return
         try:
-            keep_mask_HW = keepmask.decode_png(data, key)
+            level_HW = keepmask.decode_levels(data, key)
         except BadInputError as error:
-            self._add(key, "decoding the keep mask", "a black and white image", error.reason)
+            self._add(key, "decoding the keep mask", "a whole image", error.reason)
             return
+        keep_mask_HW = keepmask.to_keep_mask(level_HW, keepmask.HOLE_BLACK)
+        if not self.task.grey and not np.array_equal(level_HW, keep_mask_HW * np.uint8(255)):
+            self._add(key, "pixels of the keep mask", "0 and 255", "grey; the build options say it was binarised")
         height, width = keep_mask_HW.shape
         self._compare(key, "size of the keep mask", f"{row['width']}×{row['height']}", f"{width}×{height}")
         self._compare(key, "hole fraction", row["hole_fraction"], keepmask.hole_fraction(keep_mask_HW))

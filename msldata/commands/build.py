@@ -83,7 +83,7 @@ def build_shards(
 
 def build_masks(
     source: Annotated[
-        str | None, typer.Option(help="Folder, zip, tar or list (.txt) of masks; default: looked for in datasets/.")
+        str | None, typer.Option(help="Folder, zip, tar(.gz) or list (.txt) of masks; default: in datasets/.")
     ] = None,
     generate: Annotated[
         int | None, typer.Option(help="Make N irregular masks instead.", min=1, show_default=False)
@@ -92,6 +92,9 @@ def build_masks(
         int | None,
         typer.Option(help="Side of the keep masks in pixels; default: the files' own, generated 512.", min=16),
     ] = None,
+    binarize: Annotated[
+        bool, typer.Option("--binarize/--no-binarize", help="1-bit keep masks, or the files' grey as it is.")
+    ] = True,
     threshold: Annotated[float, typer.Option(help="high = hole fraction above it.")] = 0.5,
     polarity: Annotated[Polarity, typer.Option(help="What the holes look like in the files.")] = Polarity.auto,
     order: Annotated[
@@ -111,16 +114,20 @@ def build_masks(
         Path | None, typer.Option(help="Draw a histogram and a contact sheet into this folder.", show_default=False)
     ] = None,
     overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the masks, show what would be written, and write nothing.")
+    ] = False,
 ) -> None:
     """Split irregular masks by their hole fraction into keep-mask shards, high and low."""
-    from msldata.build_masks import build_masks
-    from msldata.display import show_histogram, show_manifest
+    from msldata.build_masks import write_masks
+    from msldata.display import show_histogram, show_manifest, show_mask_plan
+    from msldata.maskplan import plan_masks
     from msldata.masksources import select_mask_source
     from msldata.storage import open_storage
 
     masks = select_mask_source(data_root(), source, generate=generate, size=size or 512, seed=seed)
     with progress_bar("masks") as progress:
-        build = build_masks(
+        plan = plan_masks(
             masks,
             open_storage(out_),
             order=order.value,
@@ -130,20 +137,24 @@ def build_masks(
             seed=seed,
             buckets=buckets,
             size=size if generate is None else None,  # generated masks are drawn at their size
+            binarize=binarize,
             num_workers=workers,
             on_error=on_error.value,
-            overwrite=overwrite,
             progress=progress,
         )
-    out.print(f"polarity: {build.polarity.explanation}", soft_wrap=True)
-    show_histogram(out, "hole fraction of all masks read", build.histogram)
-    for name, manifest in build.manifests.items():
-        show_manifest(out, manifest, f"{out_}/{name}")
-        if per_subset > manifest.num_samples:
-            out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
-    for note in build.notes:
+        build = None if dry_run else write_masks(plan, num_workers=workers, overwrite=overwrite, progress=progress)
+    out.print(f"polarity: {plan.polarity.explanation}", soft_wrap=True)
+    show_histogram(out, "hole fraction of all masks read", plan.histogram)
+    if build is None:
+        show_mask_plan(out, plan)
+    else:
+        for name, manifest in build.manifests.items():
+            show_manifest(out, manifest, f"{out_}/{name}")
+            if per_subset > manifest.num_samples:
+                out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
+    for note in plan.notes:
         out.print(note, soft_wrap=True)
-    if plots is not None:
+    if plots is not None and build is not None:
         from msldata.maskplots import write_mask_plots
 
         for picture in write_mask_plots(plots, build, open_storage(out_)):

@@ -174,9 +174,11 @@ def predict(
 def robustness(
     checkpoint: Annotated[list[Path], typer.Option(help="Repeat it: the reference (baseline) first.")],
     data: Annotated[str, typer.Option(help="Shards to evaluate on: folder or URL.")],
-    keep_masks: Annotated[list[str], typer.Option(help="Held-out keep masks; repeat it: low and high.")],
+    keep_masks: Annotated[
+        list[str] | None, typer.Option(help="Held-out keep masks, for irregular; repeat it: low and high.")
+    ] = None,
     name: Annotated[list[str] | None, typer.Option(help="Names of the models, in the same order.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Kinds of holes; default: irregular.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="irregular (default), patch, box, object.")] = None,
     recalibrate: Annotated[
         str | None,
         typer.Option(help="Training shards: add the reference with BatchNorm measured anew on them."),
@@ -214,7 +216,7 @@ def robustness(
     study = Study(
         models=tuple(zip(names, map(str, checkpoint), strict=True)),
         shards=data,
-        keep_masks=tuple(keep_masks),
+        keep_masks=tuple(keep_masks or ()),
         kinds=tuple(kind or ("irregular",)),
         recalibration=Recalibration(shards=recalibrate, keep_masks=tuple(recalibrate_masks or ()))
         if recalibrate

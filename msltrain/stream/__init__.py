@@ -16,5 +16,5 @@ takes the batch to the GPU and ``loader`` is the whole. ``maskbank`` holds the k
         for epoch in range(60):
             loader.set_epoch(epoch)
             for batch in loader:
-                keep_mask_B1HW = bank.keep_masks(batch.key_hash_B, seed=0, epoch=epoch)
+                keep_mask_B1HW = bank.keep_masks(batch, seed=0, epoch=epoch)
 """
