@@ -59,13 +59,15 @@ def photographs(sample: Path, kind: str) -> list[Path]:
     return [voc / "JPEGImages" / f"{key}.jpg" for key in (voc / "ImageSets/Main/test.txt").read_text().split()]
 
 
-def write_shards(photos: list[Path], num_images: int, folder: Path) -> None:
+def write_shards(photos: list[Path], num_images: int, folder: Path, per_shard: int = 1000) -> None:
     """Shards of 1,000 samples with the photographs in turn."""
     storage = LocalStorage(folder)
     shards = []
-    for first in range(0, num_images, 1000):
-        with ShardWriter(storage, shard_name("bench", "train", first // 1000), kind=IMAGES, plan="bench") as writer:
-            for number in range(first, min(first + 1000, num_images)):
+    for first in range(0, num_images, per_shard):
+        with ShardWriter(
+            storage, shard_name("bench", "train", first // per_shard), kind=IMAGES, plan="bench"
+        ) as writer:
+            for number in range(first, min(first + per_shard, num_images)):
                 data = photos[number % len(photos)].read_bytes()
                 with Image.open(io.BytesIO(data)) as image:
                     width, height = image.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -19,6 +20,16 @@ class OnError(StrEnum):
 
     fail = "fail"
     skip = "skip"
+
+
+def gigabytes(text: str) -> float:
+    """What ``50GB``, ``800MB``, ``1.5TB`` or plain ``50`` means, in GB of 10⁹ bytes. Raises UserError."""
+    from msldata.errors import UserError
+
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UserError(f"'{text}' is not an amount of memory or disk; write for instance 50GB")
+    return float(match[1]) * {"K": 1e-6, "M": 1e-3, "": 1.0, "G": 1.0, "T": 1e3}[match[2].upper()]
 
 
 @contextmanager

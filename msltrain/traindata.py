@@ -11,6 +11,7 @@ from msltrain.config import TrainConfig
 from msltrain.distributed import Ranks
 from msltrain.rundir import DatasetIdentity
 from msltrain.stream.batch import Batch
+from msltrain.stream.errors import SampleError
 from msltrain.stream.keepmasks import open_keep_masks
 from msltrain.stream.loader import Loader
 from msltrain.stream.maskbank import MaskBank
@@ -77,6 +78,11 @@ class TrainData:
         keep_mask_B1HW = self.keep_masks.keep_masks(batch, seed=self._config.run.seed, epoch=epoch)
         level = self._config.keep_mask.visible_level
         return keep_mask_B1HW if level == 1 else keep_mask_B1HW * level
+
+    def skipped(self) -> list[SampleError]:
+        """The bad samples that this process has skipped so far."""
+        loaders = (self.training, self.validation)
+        return [error for loader in loaders if loader is not None for error in loader.skipped.errors.values()]
 
     def __enter__(self) -> TrainData:
         return self

@@ -21,6 +21,7 @@ from msltrain.interrupt import Interrupted, StopSignals
 from msltrain.learner import Learner
 from msltrain.optim import learning_rate
 from msltrain.rundir import RunFolder
+from msltrain.stream.errors import TooManySkipped
 from msltrain.traindata import TrainData
 from msltrain.validation import validation_mean_ap
 
@@ -124,6 +125,7 @@ class Trainer:
         self.learner = Learner(config, len(data.classes), ranks, checkpoint)
         self.step = 0
         self.best: dict[str, Any] | None = None
+        self._num_skipped = 0
         self._interval = _Interval()
         if checkpoint is not None:
             self.step = checkpoint.step
@@ -144,8 +146,13 @@ class Trainer:
         for epoch in range(self.data.training.epoch, num_epochs):
             began = time.perf_counter()
             self.learner.step_module.train()
-            self._train_epoch(epoch)
-            mean_ap, is_best = self._validate(epoch)
+            try:
+                self._train_epoch(epoch)
+                mean_ap, is_best = self._validate(epoch)
+            except TooManySkipped:
+                if self.folder.path.is_dir():  # not so on other hosts
+                    self.folder.add_skipped(self.data.skipped())
+                raise
             self._save(mean_ap)
             if is_best:
                 self.ranks.first_does(lambda: copy_checkpoint(self.folder.last, self.folder.best))
@@ -156,6 +163,7 @@ class Trainer:
                 validation_mAP=mean_ap,
                 is_best=is_best,
                 seconds=time.perf_counter() - began,
+                num_skipped=self._num_skipped,
             )
             if self.ranks.is_first and mean_ap is not None:
                 row = {"step": self.step, "epoch": epoch, "validation_mAP": mean_ap, "seconds": event.seconds}
@@ -262,10 +270,11 @@ class Trainer:
         return mean_ap, is_best
 
     def _save(self, mean_ap: float | None) -> None:
-        """Replace the last checkpoint."""
+        """Replace the last checkpoint, and list what was skipped."""
         random_states = self.ranks.gather(self.learner.random_state())
+        skipped = [error for errors in self.ranks.gather(self.data.skipped()) for error in errors]
 
-        def write() -> None:
+        def write() -> int:
             checkpoint = Checkpoint(
                 config=self.config,
                 classes=self.data.classes,
@@ -281,8 +290,9 @@ class Trainer:
                 },
             )
             save_checkpoint(checkpoint, self.folder.last)
+            return self.folder.add_skipped(skipped)
 
-        self.ranks.first_does(write)
+        self._num_skipped = self.ranks.first_does(write)
 
     def _start_event(self) -> StartEvent:
         notes = []

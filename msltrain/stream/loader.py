@@ -27,6 +27,7 @@ from msltrain.stream.augment import random_crops, random_flips, whole_images
 from msltrain.stream.batch import Batch, HostBatch
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.device import ToDevice, Uploads
+from msltrain.stream.errors import SkippedSamples
 from msltrain.stream.fetch import open_fetcher
 from msltrain.stream.pipeline import Augment, Pipeline, Slot
 from msltrain.stream.plan import EpochPlan, rank_slice, steps
@@ -50,6 +51,10 @@ class Loader:
     Training shuffles, crops, flips and may drop the last incomplete batch; evaluation takes every sample exactly once
     in stored order, squashed whole to the square. When the last batch has fewer samples than there are ranks, some
     ranks get an empty one in training (so that all take the same number of steps) and none in evaluation.
+
+    With ``on_sample_error=skip`` the place of a bad sample in a training batch goes to the nearest good one before it
+    in the epoch's order, on whichever rank that is, so batches keep their size and stay the same on any number of
+    ranks. In evaluation a bad sample is left out. ``skipped`` lists them.
 
     Args:
         shards: what to read; the same on all ranks.
@@ -81,6 +86,8 @@ class Loader:
         self.step = 0
         """Batches of this epoch that the consumer has got."""
         self.stats = StreamStats()
+        self.skipped = SkippedSamples(config.max_skipped)
+        """Bad samples met so far by this rank, with ``on_sample_error=skip``."""
         if config.batch_size < world_size:
             raise UserError(
                 f"stream.batch_size is {config.batch_size} for {world_size} ranks; give every rank a sample at least"
@@ -112,7 +119,7 @@ class Loader:
 
         Raises:
             SampleError: a sample cannot be read or decoded; names dataset, shard, key and offset. The batches before it
-                are delivered first.
+                are delivered first. With ``on_sample_error=skip``: TooManySkipped, beyond the limit.
             StorageError, FileNotFoundError, FormatError: the shards cannot be read.
         """
         pipeline = self._open_pipeline()
@@ -182,21 +189,20 @@ class Loader:
             pinned = self.device.type == "cuda"
             self._slots = [Slot(largest, self.config.image_size, pinned) for _ in range(self.config.num_buffers)]
         self.step, self._start = self._start, 0
+        plan = EpochPlan(
+            self.shards.counts, seed=self.seed, epoch=self.epoch, window=self.config.window, shuffle=self.training
+        )
         self._pipeline = Pipeline(
             self.shards,
-            open_fetcher(self.shards),
-            EpochPlan(
-                self.shards.counts,
-                seed=self.seed,
-                epoch=self.epoch,
-                window=self.config.window,
-                shuffle=self.training,
-            ),
+            open_fetcher(self.shards, self.config, plan.shards_by_window(self.step * self.config.batch_size)),
+            plan,
             self._slices(self.step),
             self._augment(),
             self._slots,
             num_threads=self.config.num_threads or _threads_per_rank(),
             read_ahead_bytes=self.config.read_ahead_mb << 20,
+            skipped=self.skipped if self.config.on_sample_error == "skip" else None,
+            replace_skipped=self.training,
         )
         return self._pipeline
 

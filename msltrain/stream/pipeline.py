@@ -2,7 +2,8 @@
 
 One planner thread looks up what the next steps need and starts the reads, as far ahead as the memory bound allows; when
 a buffer is free it hands the samples of the next batch, one by one, to the decoding threads. Batches leave in order. An
-error stops at its batch: the consumer gets every batch before it and then the error. Nothing here knows of devices.
+error stops at its batch: the consumer gets every batch before it and then the error. A bad sample may be skipped
+instead: replaced in training, left out in evaluation. Nothing here knows of devices.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch
 
 from msltrain.stream.batch import HostBatch
 from msltrain.stream.decode import Decoder, resize_crop
-from msltrain.stream.fetch import Fetcher, Request
+from msltrain.stream.errors import SampleError, SkippedSamples
 from msltrain.stream.plan import EpochPlan
+from msltrain.stream.request import Fetcher, Request
 from msltrain.stream.shardset import SampleRows, ShardSet
 
 Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray]]
@@ -44,6 +46,8 @@ class Slot:
 class _Job:
     """A batch on its way."""
 
+    start: int
+    """Position of its first sample in the epoch's order."""
     shard_N: np.ndarray
     index_N: np.ndarray
     rows: SampleRows
@@ -55,16 +59,34 @@ class _Job:
     num_left: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     finished: threading.Event = field(default_factory=threading.Event)
-    error: tuple[int, BaseException] | None = None
-    """Position of the first bad sample, and what happened."""
+    errors: dict[int, BaseException] = field(default_factory=dict)
+    """By position in the batch."""
+    left_out: bool = False
+    """Whether bad samples were left out."""
 
     def finish_one(self, position: int, error: BaseException | None) -> None:
         with self.lock:
-            if error is not None and (self.error is None or position < self.error[0]):
-                self.error = (position, error)
+            if error is not None:
+                self.errors[position] = error
             self.num_left -= 1
             if self.num_left == 0:
                 self.finished.set()
+
+    def leave_out_bad(self) -> None:
+        """Close the gaps that bad samples left."""
+        assert self.slot is not None
+        good_N = np.setdiff1d(np.arange(len(self.rows)), list(self.errors))
+        self.slot.pixel_BHWC[: len(good_N)] = self.slot.pixel_BHWC[good_N]
+        self.rows, self.index_N, self.flip_N = self.rows.take(good_N), self.index_N[good_N], self.flip_N[good_N]
+        self.left_out = True
+
+    def take_over(self, other: _Job, position: int) -> None:
+        """Put the one sample of ``other`` into a place of this batch."""
+        assert self.slot is not None and other.slot is not None
+        self.slot.pixel_BHWC[position] = other.slot.pixel_BHWC[0]
+        for name in SampleRows.__slots__:
+            getattr(self.rows, name)[position] = getattr(other.rows, name)[0]
+        self.index_N[position], self.flip_N[position] = other.index_N[0], other.flip_N[0]
 
 
 class Pipeline:
@@ -77,6 +99,9 @@ class Pipeline:
         slots: the ring; every batch must fit one.
         num_threads: decoding threads.
         read_ahead_bytes: bound on the encoded bytes requested but not yet given to the decoding threads.
+        skipped: where bad samples are noted; None: they are errors.
+        replace_skipped: give the place of a bad sample to the one before it in the plan, so that batches keep their
+            size; else leave it out.
     """
 
     def __init__(
@@ -90,10 +115,14 @@ class Pipeline:
         *,
         num_threads: int,
         read_ahead_bytes: int,
+        skipped: SkippedSamples | None = None,
+        replace_skipped: bool = False,
     ):
         self._shards, self._fetcher, self._plan, self._augment = shards, fetcher, plan, augment
         self._slices = iter(slices)
         self._read_ahead_bytes = read_ahead_bytes
+        self._skipped, self._replace_skipped = skipped, replace_skipped
+        self._request_lock = threading.Lock()
         self._closing = False
         self._free: SimpleQueue[Slot | None] = SimpleQueue()
         self._tasks: SimpleQueue[tuple[_Job, int] | None] = SimpleQueue()
@@ -123,10 +152,13 @@ class Pipeline:
         if isinstance(head, BaseException):
             raise head
         head.finished.wait()
-        if head.error is not None:
-            raise head.error[1]
+        if head.errors:
+            self._settle(head)
         self._head = None
         assert head.slot is not None
+        if head.left_out and not len(head.rows):
+            self._free.put(head.slot)
+            return self.take()
         batch = HostBatch(
             pixel_BHWC=head.slot.pixel_BHWC[: len(head.rows)],
             flip_B=torch.from_numpy(head.flip_N),
@@ -145,7 +177,7 @@ class Pipeline:
         if self._head is None and not self._ready.empty():
             self._head = self._ready.get()
         head = self._head
-        return self.take() if isinstance(head, _Job) and head.finished.is_set() and head.error is None else None
+        return self.take() if isinstance(head, _Job) and head.finished.is_set() and not head.errors else None
 
     def release(self, batch: HostBatch) -> None:
         """Give the pixels of a batch back to the ring."""
@@ -200,26 +232,63 @@ class Pipeline:
         except BaseException as error:
             self._ready.put(error)
 
+    def _settle(self, job: _Job) -> None:
+        """Make a batch whole that has bad samples in it, or raise the first error."""
+        for position in sorted(job.errors):
+            error = job.errors[position]
+            if self._skipped is None or not isinstance(error, SampleError):
+                raise error
+            self._skipped.add(int(job.index_N[position]), error)
+            if self._replace_skipped:
+                self._replace(job, position)
+        if not self._replace_skipped:
+            job.leave_out_bad()
+        job.errors.clear()
+
+    def _replace(self, job: _Job, position: int) -> None:
+        """Put the nearest good sample before this one in the epoch's order into its place.
+
+        That order knows nothing of ranks, so a batch stays the same on any number of them. Rare, hence one by one.
+        """
+        assert self._skipped is not None and job.slot is not None
+        image_size = job.slot.pixel_BHWC.shape[1]
+        for back in range(1, self._plan.num_samples):
+            item = (job.start + position - back) % self._plan.num_samples
+            other = self._request(item, item + 1)
+            self._decode_soon(other, Slot(1, image_size, pinned=False))
+            other.finished.wait()
+            if not other.errors:
+                return job.take_over(other, position)
+            if not isinstance(other.errors[0], SampleError):
+                raise other.errors[0]
+            self._skipped.add(int(other.index_N[0]), other.errors[0])
+        raise job.errors[position]
+
     def _request(self, start: int, stop: int) -> _Job:
-        shard_N, row_N = self._plan.items(start, stop)
-        index_N, rows = self._shards.rows(shard_N, row_N)
-        crop_N4, flip_N = self._augment(rows)
-        return _Job(
-            shard_N=shard_N,
-            index_N=index_N,
-            rows=rows,
-            crop_N4=crop_N4.tolist(),
-            flip_N=flip_N,
-            request=self._fetcher.request(shard_N, rows),
-            num_bytes=int(rows.length_N.sum()),
-        )
+        with self._request_lock:  # the consumer asks too, for what replaces a bad sample
+            shard_N, row_N = self._plan.items(start, stop)
+            index_N, rows = self._shards.rows(shard_N, row_N)
+            crop_N4, flip_N = self._augment(rows)
+            return _Job(
+                start=start,
+                shard_N=shard_N,
+                index_N=index_N,
+                rows=rows,
+                crop_N4=crop_N4.tolist(),
+                flip_N=flip_N,
+                request=self._fetcher.request(shard_N, rows),
+                num_bytes=int(rows.length_N.sum()),
+            )
 
     def _dispatch(self, job: _Job, slot: Slot) -> None:
+        self._ready.put(job)
+        self._decode_soon(job, slot)
+
+    def _decode_soon(self, job: _Job, slot: Slot) -> None:
         job.slot = slot
         job.num_left = len(job.rows)
         if not job.num_left:
             job.finished.set()
-        self._ready.put(job)
         for position in range(len(job.rows)):
             self._tasks.put((job, position))
 
