@@ -34,6 +34,7 @@ from msltrain.testtime import AveragedViews
 from msltrain.traindata import HOLD_OUT_SEED
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE_SIZE = 32
 SHARDS = (5, 1, 5)
 
@@ -267,7 +268,8 @@ def run_evaluate(place: Path, out: Path, launcher: list[str]) -> bytes:
     arguments = [str(place / name) for name in ("run", "shards", "holes")]
     result = subprocess.run(
         [sys.executable, *launcher, str(script), *arguments, str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # The script lies elsewhere: without this an installed copy of the program would be tested.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=180,
