@@ -141,7 +141,7 @@ def test_the_held_out_part_is_what_training_set_aside(place):
         return write_checkpoint(place / f"aside-{fraction}", CLASSES, config=changed)
 
     run = setting_aside(0.5)
-    part = evaluate(run, place / "shards", held_out=True, device="cpu", batch_size=2)[0]
+    part = evaluate(run, place / "shards", held_out=True, device="cpu", batch_size=3)[0]
     expected = open_shard_set(place / "shards").hold_out(0.5, seed=HOLD_OUT_SEED)[1]
     assert 1 < len(part.keys) == expected.num_samples < 11
     assert part.origin.part == "held out" and set(part.keys) < set(whole.keys)
