@@ -66,7 +66,7 @@ _COMMANDS = {
         training.import_checkpoint,
         streaming.bench_stream,
     ),
-    "Proof": (proof.evaluate, proof.predict),
+    "Proof": (proof.evaluate, proof.robustness, proof.predict, proof.export),
 }
 for _panel, _functions in _COMMANDS.items():
     for _function in _functions:

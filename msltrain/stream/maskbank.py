@@ -122,6 +122,14 @@ class MaskBank:
                 task.result()
         return cls(stored, image_size, device, grey=grey, augment=augment)
 
+    def within(self, low: float, high: float) -> MaskBank | None:
+        """The masks whose hole fraction lies in (low, high], as a bank of their own; None where there are none."""
+        which_N = np.flatnonzero((self.hole_fraction_N > low) & (self.hole_fraction_N <= high))
+        if not len(which_N):
+            return None
+        stored = self._stored.cpu().numpy()[which_N]
+        return MaskBank(stored, self.image_size, self.device, grey=self._grey, augment=tuple(self._augment))
+
     def chosen(self, key_hash_B: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
         """Number of the mask that each sample meets, int64 (B,): uniform, and decided by (seed, epoch, key) alone."""
         return (uniform(key_hash_B, seed, epoch, KEEP_MASK, 1)[:, 0] * len(self)).astype(np.int64)
