@@ -11,7 +11,7 @@ import typer
 
 from msldata.commands import build, look
 from msldata.console import err
-from msltrain.commands import proof, training
+from msltrain.commands import proof, streaming, training
 
 
 class _Commands(typer.core.TyperGroup):
@@ -42,15 +42,6 @@ app = typer.Typer(
 )
 
 
-app = typer.Typer(
-    cls=_Commands,
-    help="Multi-label recognition of small and occluded objects: shards in, a trained and explained model out.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
 @app.callback()
 def _root(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
     pass
@@ -58,16 +49,24 @@ def _root(debug: Annotated[bool, typer.Option("--debug", help="Show the tracebac
 
 _COMMANDS = {
     "Data": (
+        build.download,
         build.build_shards,
         build.build_masks,
+        build.index,
         look.verify,
         look.info,
         look.preview,
         look.doctor,
         build.synthesize,
     ),
-    "Training": (training.train, training.recipes, training.demo, training.import_checkpoint),
-    "Proof": (proof.evaluate, proof.predict),
+    "Training": (
+        training.train,
+        training.recipes,
+        training.demo,
+        training.import_checkpoint,
+        streaming.bench_stream,
+    ),
+    "Proof": (proof.evaluate, proof.robustness, proof.predict, proof.export),
 }
 for _panel, _functions in _COMMANDS.items():
     for _function in _functions:

@@ -9,9 +9,9 @@ from enum import StrEnum
 
 from rich.console import Console
 
-out = Console(highlight=False)
+out = Console(highlight=False, emoji=False)
 """Results."""
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 """Progress, and what went wrong."""
 
 
@@ -41,3 +41,22 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def byte_progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """The same for bytes, fed with (what is being done, bytes done, bytes in all)."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
+        task, current = bar.add_task("connecting", total=None), "connecting"
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal current
+            if what != current:
+                bar.reset(task, description=what, total=total)  # another speed, another time left
+                current = what
+            bar.update(task, completed=done, total=total)
+
+        yield show

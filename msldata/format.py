@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from msldata.croissant import CROISSANT_NAME, croissant
 from msldata.errors import UserError
 from msldata.storage import Storage
 
@@ -293,7 +294,7 @@ def write_manifest(storage: Storage, manifest: Manifest) -> None:
 
 
 def reader_files(manifest: Manifest) -> dict[str, bytes]:
-    """``_info.json`` (timm's WebDataset reader) and ``sizes.json`` (open_clip's): samples per shard."""
+    """``_info.json`` (timm's WebDataset reader), ``sizes.json`` (open_clip's) and ``croissant.json`` (catalogues)."""
     split = {
         "name": manifest.split,
         "num_samples": manifest.num_samples,
@@ -304,4 +305,5 @@ def reader_files(manifest: Manifest) -> dict[str, bytes]:
     return {
         "_info.json": (json.dumps({"splits": {manifest.split: split}}, indent=2) + "\n").encode(),
         "sizes.json": (json.dumps(sizes, indent=2) + "\n").encode(),
+        CROISSANT_NAME: croissant(manifest),
     }

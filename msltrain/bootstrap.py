@@ -1,15 +1,16 @@
-"""Bootstrap intervals of mAP over the test images, and of the difference between two models on the same images.
+"""Bootstrap intervals of the measures over the test images, and of the difference between two models on the same ones.
 
 Shapes: N samples, K classes, R resamples, P positives of one class.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from msltrain.metrics import mean_average_precision
+from msltrain.metrics import RATES, compute_metrics, mean_average_precision
 from msltrain.predictions import Predictions
 
 NUM_RESAMPLES = 500
@@ -55,16 +56,67 @@ def mean_ap_difference(first: Predictions, second: Predictions) -> Interval:
 
 def resampled_mean_ap(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray:
     """mAP of each resample, float64 (R,); equal seeds draw equal images. Classes it has no positive of are left out."""
-    rng = np.random.default_rng(seed)
-    num_samples = len(predictions.keys)
     chunks = []
-    for start in range(0, num_resamples, _CHUNK):
-        size = min(_CHUNK, num_resamples - start)
-        weight_RN = rng.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=size)
+    for weight_RN in _weights(len(predictions.keys), num_resamples, seed):
         value_RK = np.stack([_weighted_ap(predictions, k, weight_RN) for k in range(len(predictions.classes))], axis=1)
         known_RK = np.isfinite(value_RK)
         chunks.append(np.where(known_RK, value_RK, 0).sum(axis=1) / np.maximum(known_RK.sum(axis=1), 1))
     return np.concatenate(chunks)
+
+
+def summary_intervals(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[str, Interval]:
+    """The seven published measures, each with its interval; every resample takes the same images for all of them."""
+    value_by_name = compute_metrics(predictions).summary()
+    rates_R = resampled_rates(predictions, num_resamples=num_resamples)
+    mean_ap_R = resampled_mean_ap(predictions, num_resamples=num_resamples)
+    return {name: _interval(value, {"mAP": mean_ap_R, **rates_R}[name]) for name, value in value_by_name.items()}
+
+
+def resampled_rates(
+    predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """CP, CR, CF1, OP, OR and OF1 of each resample, float64 (R,), on the images that `resampled_mean_ap` draws."""
+    left_out = predictions.origin.ignored_in_rates != "negative"
+    target_NK = predictions.target_NK > 0
+    predicted_NK = (predictions.logit_NK >= 0) & ~(predictions.ignore_NK & left_out)
+    flags = [flag_NK.astype(np.float64) for flag_NK in (target_NK, predicted_NK, predicted_NK & target_NK)]
+    positive_RK, predicted_RK, correct_RK = (
+        np.concatenate(parts)
+        for parts in zip(
+            *(
+                [weight_RN @ flag_NK for flag_NK in flags]
+                for weight_RN in _weights(len(predictions.keys), num_resamples, seed)
+            )
+        )
+    )
+    counted_RK = np.maximum(predicted_RK, 1)
+    present_RK = positive_RK > 0
+    num_present_R = np.maximum(present_RK.sum(axis=1), 1)
+    class_precision_R = np.where(present_RK, correct_RK / counted_RK, 0).sum(axis=1) / num_present_R
+    class_recall_R = (correct_RK / np.maximum(positive_RK, 1)).sum(axis=1) / num_present_R
+    overall_precision_R = correct_RK.sum(axis=1) / counted_RK.sum(axis=1)
+    overall_recall_R = correct_RK.sum(axis=1) / np.maximum(positive_RK.sum(axis=1), 1)
+    values = (
+        class_precision_R,
+        class_recall_R,
+        _harmonic(class_precision_R, class_recall_R),
+        overall_precision_R,
+        overall_recall_R,
+        _harmonic(overall_precision_R, overall_recall_R),
+    )
+    return dict(zip(RATES, values, strict=True))
+
+
+def _weights(num_samples: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image is in each resample, int64 (r, N), some resamples at a time."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, num_resamples, _CHUNK):
+        size = min(_CHUNK, num_resamples - start)
+        yield rng.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=size)
+
+
+def _harmonic(first_R: np.ndarray, second_R: np.ndarray) -> np.ndarray:
+    return 2 * first_R * second_R / np.maximum(first_R + second_R, np.finfo(float).tiny)
 
 
 def _weighted_ap(predictions: Predictions, k: int, weight_RN: np.ndarray) -> np.ndarray:

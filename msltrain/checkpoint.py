@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msldata.errors import StorageError, UserError
 from msldata.storage import flush_to_disk
@@ -61,7 +61,7 @@ class Checkpoint:
 class LoadedRecogniser:
     """A trained recogniser, ready to run, and what it was trained as."""
 
-    recogniser: Recogniser
+    recogniser: nn.Module
     """In evaluation mode."""
     classes: tuple[str, ...]
     config: TrainConfig

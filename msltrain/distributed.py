@@ -76,6 +76,11 @@ class Ranks:
                 dist.broadcast(buffer, src=0)
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that prints; true without torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be alone.

@@ -21,6 +21,7 @@ from msldata.storage import LocalStorage, open_storage
 
 PREDICTIONS_VERSION = 1
 _METADATA = b"msl.predictions"
+_LARGEST = ("area", "relative_area", "truncated", "occluded", "crowd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,21 @@ class Origin:
     """Mean share of hidden pixels over the masks that were used."""
     seed: int = 0
     """Chooses the keep mask of each sample, together with its key."""
+    part: str = ""
+    """``held out``: only the samples that training set aside for validation; empty: the whole split."""
+    ignored_in_rates: str = "left out"
+    """What an ignored pair is in precision, recall and F1: ``left out`` (VOC), or ``negative`` (WIDER-Attribute). In
+    AP it is always left out."""
+    resize: str = ""
+    """How the stored images were made smaller when the shards were built, such as ``shorter=448``; empty: not."""
+    test_time: str = ""
+    """Views whose logits were averaged, such as ``flip``; empty: one plain view."""
+    kind: str = ""
+    """Kind of the keep masks in a robustness run, such as ``irregular``."""
+    hole_range: tuple[float, ...] = ()
+    """(low, high] of their hole fractions in a robustness run."""
+    recalibrated: str = ""
+    """Fingerprint of the images that BatchNorm's statistics were measured on anew; empty: the checkpoint's own."""
     skipped: tuple[str, ...] = ()
     """Samples that were left out because they are damaged: key, place, reason."""
 
@@ -52,13 +68,15 @@ class LargestObjects:
     """
 
     area_NK: np.ndarray
-    """float32, square source pixels; 0 where there is no object."""
+    """float32, square pixels of the stored image (see ``Origin.resize``); 0 where there is no object."""
     truncated_NK: np.ndarray
     """int8"""
     occluded_NK: np.ndarray
     """int8"""
     crowd_NK: np.ndarray
     """int8"""
+    relative_area_NK: np.ndarray | None = None
+    """float32, the largest area over that of the stored image, so no resize changes it; None in files of before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +97,9 @@ class Predictions:
     classes: tuple[str, ...]
     objects: LargestObjects | None = None
     """None where the dataset has no object annotations."""
+    visible_NK: np.ndarray | None = None
+    """float32, share of its box that the keep mask leaves visible of the object of the class it hides least; -1 where
+    there is no object. None where the images were whole."""
     origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self) -> None:
@@ -98,8 +119,8 @@ def write_predictions(predictions: Predictions, file: str | Path) -> None:
     """Write one row per sample, atomically; equal predictions give equal bytes.
 
     Columns: ``key`` and, as lists of K values, ``logit``, ``target``, ``ignore`` and, where objects are known,
-    ``largest_area``, ``largest_truncated``, ``largest_occluded``, ``largest_crowd``. Classes and origin are JSON in the
-    file's metadata under ``msl.predictions``.
+    ``largest_area``, ``largest_relative_area``, ``largest_truncated``, ``largest_occluded``, ``largest_crowd``, and
+    ``visible`` behind keep masks. Classes and origin are JSON in the file's metadata under ``msl.predictions``.
 
     Raises:
         StorageError: the place cannot be written.
@@ -111,8 +132,11 @@ def write_predictions(predictions: Predictions, file: str | Path) -> None:
         "ignore": _to_lists(predictions.ignore_NK),
     }
     if predictions.objects is not None:
-        for name in ("area", "truncated", "occluded", "crowd"):
-            columns[f"largest_{name}"] = _to_lists(getattr(predictions.objects, f"{name}_NK"))
+        for name in _LARGEST:
+            if (array_NK := getattr(predictions.objects, f"{name}_NK")) is not None:
+                columns[f"largest_{name}"] = _to_lists(array_NK)
+    if predictions.visible_NK is not None:
+        columns["visible"] = _to_lists(predictions.visible_NK)
     origin = asdict(predictions.origin)
     if not predictions.origin.skipped:
         del origin["skipped"]  # a file with every sample is the same as before there was such a thing
@@ -148,7 +172,11 @@ def read_predictions(file: str | Path) -> Predictions:
     objects = None
     if "largest_area" in table.column_names:
         objects = LargestObjects(
-            **{f"{name}_NK": _to_array(table[f"largest_{name}"]) for name in ("area", "truncated", "occluded", "crowd")}
+            **{
+                f"{name}_NK": _to_array(table[f"largest_{name}"])
+                for name in _LARGEST
+                if f"largest_{name}" in table.column_names
+            }
         )
     return Predictions(
         keys=tuple(table["key"].to_pylist()),
@@ -157,16 +185,21 @@ def read_predictions(file: str | Path) -> Predictions:
         ignore_NK=_to_array(table["ignore"]),
         classes=tuple(content["classes"]),
         objects=objects,
+        visible_NK=_to_array(table["visible"]) if "visible" in table.column_names else None,
         origin=Origin(**origin),
     )
 
 
-def largest_objects(objects: pa.ChunkedArray, num_classes: int) -> LargestObjects | None:
+def largest_objects(array: pa.ListArray, num_classes: int, image_area_N: np.ndarray) -> LargestObjects | None:
     """Reduce the ``objects`` column of a sample index (N lists of structs) to the largest object per class.
 
     Difficult objects are passed over, as they never make a class positive. None when there is no object at all.
+
+    Args:
+        array: a list of ``msldata.format.OBJECT_TYPE`` per sample.
+        num_classes: K.
+        image_area_N: of the stored images, square pixels.
     """
-    array = objects.combine_chunks()
     flat = array.flatten()
     if len(flat) == 0:
         return None
@@ -185,7 +218,11 @@ def largest_objects(objects: pa.ChunkedArray, num_classes: int) -> LargestObject
         flags[name] = np.full(shape, -1, np.int8)
         flags[name][cell] = flat.field(name).cast(pa.int8()).fill_null(-1).to_numpy()[order]
     return LargestObjects(
-        area_NK=area_NK, truncated_NK=flags["truncated"], occluded_NK=flags["occluded"], crowd_NK=flags["crowd"]
+        area_NK=area_NK,
+        relative_area_NK=(area_NK / image_area_N[:, None]).astype(np.float32),
+        truncated_NK=flags["truncated"],
+        occluded_NK=flags["occluded"],
+        crowd_NK=flags["crowd"],
     )
 
 
@@ -202,14 +239,19 @@ def _to_array(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
-def default_file(checkpoint: str | Path, shards: str | Path, keep_masks: Sequence[str | Path] = ()) -> Path:
+def default_file(
+    checkpoint: str | Path, shards: str | Path, keep_masks: Sequence[str | Path] = (), *, held_out: bool = False
+) -> Path:
     """Where an evaluation puts its predictions: in the run folder, named after what was evaluated.
 
     ``shards/voc2007/test`` through ``shards/masks/high`` gives ``predictions/voc2007-test-masks-high.parquet``.
     """
     places = [str(place).rstrip("/").split("/")[-2:] for place in (shards, *keep_masks)]
     name = "-".join(part for place in places for part in place if part)
+    name += "-held-out" if held_out else ""
     run = Path(checkpoint)
+    if run.is_file():  # a weights file from elsewhere
+        run = run.parent
     if run.parent.name == "checkpoints":  # a checkpoint folder is replaced as a whole when training goes on
         run = run.parent.parent
     return run / "predictions" / f"{name}.parquet"

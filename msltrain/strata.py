@@ -17,6 +17,8 @@ from msltrain.predictions import LargestObjects, Predictions
 SMALL_BELOW = 32**2
 LARGE_FROM = 96**2
 """COCO's limits, in square pixels of the source image."""
+REFERENCE_AREA = 640 * 480
+"""The relative limits are COCO's on an image of this size: 0.33 % and 3 % of the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,8 @@ class StratumMetrics:
     """One stratum. mAP and CR are None when it is empty, else means over the classes that have a positive in it."""
 
     name: str
-    """``small``, ``medium``, ``large``, ``truncated``, ``not truncated``, ``occluded``, …"""
+    """``small``, ``medium``, ``large``, ``small part``, ``medium part``, ``large part`` (by the share of the image that
+    the object takes), ``truncated``, ``not truncated``, ``occluded``, ``crowded``, …"""
     num_positive: int
     """Positive (image, class) pairs."""
     num_classes: int
@@ -36,7 +39,9 @@ class StratumMetrics:
 def compute_strata(predictions: Predictions) -> tuple[StratumMetrics, ...]:
     """mAP and class-mean recall (score ≥ 0.5) for every stratum that the annotations speak of.
 
-    Size comes from the area of the largest object (the segment's where the dataset has segments, else the box's).
+    Size comes from the area of the largest object (the segment's where the dataset has segments, else the box's), in
+    pixels of the stored image and as a share of it. Where the build made the images smaller only the share compares
+    with other work; ``size_note`` says so.
     Truncation, occlusion and crowds are reported only where the dataset marks them. Empty without object annotations.
     """
     if predictions.objects is None:
@@ -48,18 +53,38 @@ def compute_strata(predictions: Predictions) -> tuple[StratumMetrics, ...]:
 
 
 def _strata(objects: LargestObjects) -> Iterator[tuple[str, np.ndarray]]:
-    known_NK = objects.area_NK > 0
-    yield "small", known_NK & (objects.area_NK < SMALL_BELOW)
-    yield "medium", known_NK & (objects.area_NK >= SMALL_BELOW) & (objects.area_NK < LARGE_FROM)
-    yield "large", known_NK & (objects.area_NK >= LARGE_FROM)
+    yield from _by_size(objects.area_NK, SMALL_BELOW, LARGE_FROM, "")
+    if objects.relative_area_NK is not None:
+        limits = SMALL_BELOW / REFERENCE_AREA, LARGE_FROM / REFERENCE_AREA
+        yield from _by_size(objects.relative_area_NK, *limits, " part")
     for name, flag_NK in (
         ("truncated", objects.truncated_NK),
         ("occluded", objects.occluded_NK),
-        ("crowd", objects.crowd_NK),
+        ("crowded", objects.crowd_NK),
     ):
         if (flag_NK == 1).any():
             yield name, flag_NK == 1
             yield f"not {name}", flag_NK == 0
+
+
+def _by_size(
+    area_NK: np.ndarray, small_below: float, large_from: float, suffix: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    known_NK = area_NK > 0
+    yield f"small{suffix}", known_NK & (area_NK < small_below)
+    yield f"medium{suffix}", known_NK & (area_NK >= small_below) & (area_NK < large_from)
+    yield f"large{suffix}", known_NK & (area_NK >= large_from)
+
+
+def size_note(predictions: Predictions) -> str:
+    """What a reader of the size strata must know about their pixels; empty when they are the source's."""
+    resize = predictions.origin.resize
+    if not resize or predictions.objects is None:
+        return ""
+    return (
+        f"small, medium and large are in pixels of the stored images, which the build made smaller ({resize}): they "
+        "hold smaller objects than COCO's; the parts of the image do not change with the size"
+    )
 
 
 def _measure(name: str, predictions: Predictions, member_NK: np.ndarray) -> StratumMetrics:

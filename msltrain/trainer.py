@@ -190,9 +190,7 @@ class Trainer:
             if batch is None:
                 break
             self._interval.waited += time.perf_counter() - waiting
-            keep_mask_B1HW = None
-            if self.data.keep_masks is not None:
-                keep_mask_B1HW = self.data.keep_masks.keep_masks(batch.key_hash_B, seed=config.run.seed, epoch=epoch)
+            keep_mask_B1HW = self.data.keep_mask(batch, epoch)
             rate = learning_rate(self._optim, self.step, len(loader))
             losses = self.learner.take_step(batch, keep_mask_B1HW, rate)
             self._interval.add(rate, losses, batch.keys)
@@ -301,18 +299,22 @@ class Trainer:
         notes = [*self.learner.notes]
         if self._rate_note:
             notes.append(self._rate_note)
+        kind = self.config.keep_mask.kind
         if self.data.keep_masks is None and self.config.data.keep_masks:
             notes.append("data.keep_masks is not used: the loss gives the masked branch no weight")
+        elif self.data.keep_masks is not None and kind != "stored":
+            unused = "; data.keep_masks is not used" if self.config.data.keep_masks else ""
+            notes.append(f"keep masks are of the kind '{kind}'{unused}")
         if self.config.run.sync_batchnorm and self.ranks.world_size == 1:
             notes.append("run.sync_batchnorm has no effect: there is one process")
-        validation, keep_masks = self.data.validation, self.data.keep_masks
+        validation = self.data.validation
         return StartEvent(
             run_dir=self.folder.path,
             device=str(self.ranks.device),
             world_size=self.ranks.world_size,
             num_train=self.data.training.shards.num_samples,
             num_validation=0 if validation is None else validation.shards.num_samples,
-            num_keep_masks=0 if keep_masks is None else len(keep_masks),
+            num_keep_masks=self.data.num_keep_masks,
             num_parameters=sum(p.numel() for p in self.learner.recogniser.parameters() if p.requires_grad),
             steps_per_epoch=len(self.data.training),
             num_steps=self.num_steps,

@@ -37,7 +37,7 @@ def write_images(
     """A dataset with ``counts`` samples per shard and keys ``s000000`` …; ``photos`` replaces those of some keys.
 
     ``size`` (width, height) is the one of all photographs; None: it differs. ``with_objects``: sample n has one object,
-    of its positive class and n + 1 pixels large.
+    of its positive class, in the upper left quarter, and n + 1 pixels large.
     """
     storage = LocalStorage(folder)
     shards = []
@@ -49,7 +49,7 @@ def write_images(
                 width, height = size or (40 + number % 37, 36 + number % 23)
                 data = (photos or {}).get(key) or photo(number, width, height)
                 positives, ignored = [number % 3], [(number + 1) % 3] if number % 4 == 0 else []
-                thing = {"class_index": positives[0], "area": number + 1.0, "box": [0, 0, 1, 1]} | {
+                thing = {"class_index": positives[0], "area": number + 1.0, "box": [0, 0, width / 2, height / 2]} | {
                     "difficult": False,
                     "truncated": None,
                     "occluded": None,

@@ -27,11 +27,14 @@ from msltrain.stream.augment import random_crops, random_flips, whole_images
 from msltrain.stream.batch import Batch, HostBatch
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.device import ToDevice, Uploads
+from msltrain.stream.devicedecode import check_device_decoding
 from msltrain.stream.errors import SkippedSamples
 from msltrain.stream.fetch import open_fetcher
+from msltrain.stream.imagecache import ImageCache
 from msltrain.stream.pipeline import Augment, Pipeline, Slot
 from msltrain.stream.plan import EpochPlan, rank_slice, steps
 from msltrain.stream.shardset import SampleRows, ShardSet
+from msltrain.stream.stages import StageSeconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +100,15 @@ class Loader:
                 f"{shards.name}: {shards.num_samples} samples make no complete batch of {config.batch_size}; "
                 "set a smaller stream.batch_size, or stream.drop_last=false"
             )
+        if config.decode == "device":
+            check_device_decoding(self.device)
         shards.reserve(4 * config.window)
         self._to_device = ToDevice(self.device, config.image_size, config.mean, config.std)
         self._start = 0
         self._slots: list[Slot] = []
+        self._stages = [StageSeconds() for _ in range(config.num_threads or _threads_per_rank())]
+        # An evaluation of its own set would take the room from the training images, which are met more often.
+        self._images = ImageCache(int(config.ram_cache_gb * 1e9)) if training and config.ram_cache_gb else None
         self._pipeline: Pipeline | None = None
 
     def __len__(self) -> int:
@@ -141,6 +149,15 @@ class Loader:
                 pipeline.release(batch)
         finally:
             pipeline.close()
+
+    @property
+    def num_threads(self) -> int:
+        """Decoding threads of this rank."""
+        return len(self._stages)
+
+    def stage_seconds(self) -> StageSeconds:
+        """Where the time of the decoding threads went since the loader was made, added up over them."""
+        return StageSeconds.total(self._stages)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch; a position inside that very epoch is kept."""
@@ -187,7 +204,8 @@ class Loader:
         if not self._slots:
             largest = -(-self.config.batch_size // self.world_size)
             pinned = self.device.type == "cuda"
-            self._slots = [Slot(largest, self.config.image_size, pinned) for _ in range(self.config.num_buffers)]
+            size, encoded = self.config.image_size, self.config.decode == "device"
+            self._slots = [Slot(largest, size, pinned, encoded) for _ in range(self.config.num_buffers)]
         self.step, self._start = self._start, 0
         plan = EpochPlan(
             self.shards.counts, seed=self.seed, epoch=self.epoch, window=self.config.window, shuffle=self.training
@@ -199,10 +217,11 @@ class Loader:
             self._slices(self.step),
             self._augment(),
             self._slots,
-            num_threads=self.config.num_threads or _threads_per_rank(),
+            stages=self._stages,
             read_ahead_bytes=self.config.read_ahead_mb << 20,
             skipped=self.skipped if self.config.on_sample_error == "skip" else None,
             replace_skipped=self.training,
+            images=self._images,
         )
         return self._pipeline
 

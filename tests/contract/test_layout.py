@@ -17,11 +17,25 @@ SHARED_WITH_TRAINING = {"msldata.console", "msldata.errors", "msldata.format", "
 
 # Lower layers first; a module may import from its own layer and from those before it.
 MSLTRAIN_LAYERS = (
-    ("stream", "losses", "metrics", "predictions", "distributed", "events", "interrupt", "launch", "display"),
-    ("config", "strata", "bootstrap"),
+    (
+        "stream",
+        "losses",
+        "ranking",
+        "metrics",
+        "predictions",
+        "distributed",
+        "events",
+        "interrupt",
+        "launch",
+        "display",
+    ),
+    ("config",),
+    ("strata", "bootstrap", "thresholds", "testtime", "measured"),
     ("models", "optim", "siamese", "recipes"),
     ("checkpoint", "rundir"),
-    ("learner", "traindata", "validation", "evaluate", "predict", "released"),
+    ("anycheckpoint", "forward", "objectboxes", "holes"),
+    ("learner", "traindata", "validation", "evaluate", "predict", "recalibrate", "released"),
+    ("robustness", "curves", "modelcard", "export"),
     ("trainer", "report"),
     ("demo",),
     ("commands",),

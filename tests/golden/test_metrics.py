@@ -1,9 +1,10 @@
-"""The published measures against values worked out by hand, and against scikit-learn where the definitions agree."""
+"""The published measures by hand, and against scikit-learn and torchmetrics where the definitions agree."""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from sklearn.metrics import average_precision_score
 
 from msldata.errors import UserError
 from msltrain.metrics import average_precision, compute_metrics, mean_average_precision
-from msltrain.predictions import Predictions
+from msltrain.predictions import Origin, Predictions
+from msltrain.ranking import AP_KINDS, average_precisions
+from msltrain.thresholds import require_other_samples, tune_thresholds
 
 
 def predictions(logit, target, ignore=None) -> Predictions:
@@ -39,6 +42,29 @@ def test_equal_logits_keep_the_order_of_the_samples():
     logit_N = np.float32([0.5, 0.5])
     assert average_precision(logit_N, np.array([True, False])) == 1.0
     assert average_precision(logit_N, np.array([False, True])) == 0.5
+
+
+def test_the_four_kinds_of_average_precision_by_hand():
+    # Ranks 1 … 7; positives at 1, 3, 4 and 7: precisions 1, 2/3, 3/4, 4/7, the envelope 1, 3/4, 3/4, 4/7. Recalls 1/4,
+    # 1/2, 3/4, 1: recall 0 to 0.2 is first met at the first positive, 0.3 to 0.5 at the second, 0.6 and 0.7 at the
+    # third, 0.8 to 1 at the last. The positive at rank 4 shares its logit with the negative at rank 5.
+    logit_N = np.float32([9, 8, 7, 5, 5, 3, 2])
+    values = average_precisions(logit_N, np.array([True, False, True, True, False, False, True]))
+    assert values == pytest.approx(
+        {
+            "msl": (1 + 2 / 3 + 3 / 4 + 4 / 7) / 4,
+            "sklearn": (1 + 2 / 3 + 3 / 5 + 4 / 7) / 4,
+            "interpolated": (1 + 3 / 4 + 3 / 4 + 4 / 7) / 4,
+            "voc11": (3 * 1 + 3 * 3 / 4 + 2 * 3 / 4 + 3 * 4 / 7) / 11,
+        }
+    )
+
+
+def test_eleven_point_recalls_are_exact():
+    # Ten positives, a negative after the third: recall 0.3 is reached by the third positive, whose precision is 1.
+    target_N = np.array([True] * 3 + [False] + [True] * 7)
+    value = average_precisions(-np.arange(11, dtype=np.float32), target_N)["voc11"]
+    assert value == pytest.approx((4 * 1 + 7 * 10 / 11) / 11)
 
 
 # Four samples, three classes. Worked out by hand:
@@ -85,6 +111,33 @@ def test_ignored_pairs_count_nowhere():
     assert compute_metrics(predictions([[3], [2], [1]], [[0], [1], [0]])).mAP == 0.5
 
 
+def test_unspecified_attributes_are_negatives_in_the_rates_and_left_out_of_the_ranking():
+    wider = predictions([[3], [2], [1]], [[0], [1], [0]], [[1], [0], [0]])
+    wider = replace(wider, origin=Origin(ignored_in_rates="negative"))
+    metrics = compute_metrics(wider)
+    assert (metrics.mAP, metrics.OP, metrics.OR) == (1.0, 1 / 3, 1.0)
+    assert compute_metrics(replace(wider, origin=Origin())).OP == 1 / 2
+
+
+def test_top_three_by_hand():
+    # The first image's fourth class is positive and above 0.5 but not among its three highest. Of equal logits the
+    # first class counts. The ignored pair of the second image takes no place, so its fourth class is among the three.
+    metrics = compute_metrics(
+        predictions(
+            [[4, 3, 2, 1], [4, 2, 2, 2], [-1, 1, -2, -3]],
+            [[1, 0, 0, 1], [0, 1, 1, 1], [0, 1, 0, 0]],
+            [[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]],
+        )
+    )
+    # Predicted among three: a: 1 (1 correct); b: 3 (2); c: 2 (1); d: 1 (1). Positives 1, 2, 1, 2.
+    assert pytest.approx((1 + 2 / 3 + 1 / 2 + 1) / 4) == metrics.top3.CP
+    assert metrics.top3.CR == (1 + 1 + 1 + 1 / 2) / 4
+    assert (metrics.top3.OP, metrics.top3.OR) == (5 / 7, 5 / 6)
+    assert metrics.OR == 1.0
+    tied = compute_metrics(predictions([[2, 2, 2, 2]], [[1, 1, 1, 1]]))
+    assert (tied.top3.OR, tied.top3.CR) == (3 / 4, 3 / 4)
+
+
 def test_class_without_positives_is_left_out_and_named():
     metrics = compute_metrics(predictions([[1, 1], [-1, -1]], [[1, 0], [0, 0]]))
     assert metrics.absent_classes == ("b",)
@@ -102,7 +155,7 @@ def test_nothing_right_is_zero_not_nan():
 
 def test_ties_between_positives_and_negatives_are_counted():
     metrics = compute_metrics(predictions([[1], [1], [2], [2]], [[1], [0], [1], [1]]))
-    assert metrics.classes[0].num_tied == 1
+    assert metrics.classes[0].num_tied == metrics.num_tied == 1
 
 
 def test_no_positive_at_all_is_an_error():
@@ -140,6 +193,93 @@ def test_equals_scikit_learn_when_scores_are_unique(data, num_samples, num_class
     metrics = compute_metrics(predictions(logit_NK, target_NK, ignore_NK))
     assert [row.average_precision for row in metrics.classes] == pytest.approx(expected)
     assert metrics.mAP == pytest.approx(np.mean(expected))
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data(), num_samples=st.integers(1, 40))
+def test_kinds_against_scikit_learn_with_ties(data, num_samples):
+    target_N = data.draw(hnp.arrays(np.bool_, num_samples))
+    logit_N = data.draw(hnp.arrays(np.int8, num_samples, elements=st.integers(-3, 3))).astype(np.float32)
+    values = average_precisions(logit_N, target_N)
+    if not target_N.any():
+        assert values == dict.fromkeys(AP_KINDS)
+        return
+    assert values["sklearn"] == pytest.approx(average_precision_score(target_N, logit_N))
+    assert values["msl"] is not None and values["interpolated"] is not None
+    assert values["msl"] <= values["interpolated"] + 1e-12
+    if len(set(logit_N)) == num_samples:
+        assert values["msl"] == pytest.approx(values["sklearn"])
+
+
+@settings(deadline=None, max_examples=30)
+@given(data=st.data(), num_samples=st.integers(1, 30), num_classes=st.integers(2, 5))
+def test_rates_and_ap_against_torchmetrics(data, num_samples, num_classes):
+    import torch
+    from torchmetrics.functional import classification
+
+    shape = (num_samples, num_classes)
+    target_NK = data.draw(hnp.arrays(np.bool_, shape))
+    logit_NK = data.draw(hnp.arrays(np.int8, shape, elements=st.integers(-4, 4))).astype(np.float32) + 0.5
+    target_NK[0], logit_NK[0] = True, 4.5  # every class has a positive and is predicted: there the definitions agree
+    metrics = compute_metrics(predictions(logit_NK, target_NK))
+    score_NK, truth_NK = torch.tensor(logit_NK).sigmoid(), torch.tensor(target_NK).long()
+    for ours, function, average in (
+        (metrics.CP, classification.multilabel_precision, "macro"),
+        (metrics.CR, classification.multilabel_recall, "macro"),
+        (metrics.OP, classification.multilabel_precision, "micro"),
+        (metrics.OR, classification.multilabel_recall, "micro"),
+        (metrics.OF1, classification.multilabel_f1_score, "micro"),
+        (metrics.mAP_by_kind["sklearn"], classification.multilabel_average_precision, "macro"),
+    ):
+        assert ours == pytest.approx(float(function(score_NK, truth_NK, num_classes, average=average)), abs=1e-5)
+
+
+def test_thresholds_are_where_f1_is_highest():
+    # a by rank, + − + −: F1 is 2/3, 1/2, 4/5, 2/3, so behind the third. b: F1 of the one at 3 is 2/4, of those at 3, 2
+    # and 2 (which can only be predicted together) 4/6, of all 6/7: from the lowest logit on. c has no positive.
+    validation = predictions(
+        [[4, 3, 1], [3, 2, 1], [1, 2, 1], [-1, -5, 1]], [[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]]
+    )
+    threshold_K = tune_thresholds(validation)
+    assert threshold_K.tolist() == [0.0, -5.0, 0.0]
+    ignored = replace(validation, ignore_NK=np.array([[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]], bool))
+    # a without its second positive: the first alone is perfect. b: {3}: 2/3, {3, 2, 2}: 4/5.
+    assert tune_thresholds(ignored).tolist() == [3.5, 2.0, 0.0]
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data(), num_samples=st.integers(1, 25))
+def test_no_other_threshold_has_a_higher_f1(data, num_samples):
+    target_NK = data.draw(hnp.arrays(np.bool_, (num_samples, 1)))
+    target_NK[0] = True
+    logit_NK = data.draw(hnp.arrays(np.int8, (num_samples, 1), elements=st.integers(-4, 4))).astype(np.float32)
+    validation = predictions(logit_NK, target_NK)
+
+    def f1(threshold: float) -> float:
+        metrics = compute_metrics(validation, np.array([threshold]))
+        assert metrics.tuned is not None
+        return metrics.tuned.CF1
+
+    assert f1(tune_thresholds(validation)[0]) == pytest.approx(max(f1(value) for value in np.arange(-4.5, 5)))
+
+
+def test_tuned_rates_stand_beside_those_at_one_half():
+    metrics = compute_metrics(predictions([[-1], [-2]], [[1], [0]]), np.array([-1.5]))
+    assert metrics.CF1 == 0.0
+    assert metrics.tuned is not None and metrics.tuned.CF1 == 1.0
+    assert metrics.thresholds == pytest.approx([1 / (1 + np.exp(1.5))])
+
+
+def test_thresholds_must_come_from_the_same_model_and_other_samples():
+    one = predictions([[1], [2]], [[1], [0]])
+    with pytest.raises(UserError, match="2 samples are in both"):
+        require_other_samples(one, one)
+    other = replace(one, keys=("x", "y"))
+    require_other_samples(other, one)
+    with pytest.raises(UserError, match="other weights"):
+        require_other_samples(replace(other, origin=Origin(checkpoint_sha256="f")), one)
+    with pytest.raises(UserError, match="same model"):
+        require_other_samples(replace(other, classes=("z",)), one)
 
 
 def test_coco_sized_evaluation_takes_under_two_seconds():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from msldata.format import OBJECT_TYPE
-from msltrain.predictions import LargestObjects, Predictions, largest_objects
-from msltrain.strata import compute_strata
+from msltrain.predictions import LargestObjects, Origin, Predictions, largest_objects
+from msltrain.strata import compute_strata, size_note
 
 
 def thing(class_index, area, *, difficult=False, truncated=None, occluded=None, crowd=False):
@@ -26,17 +28,19 @@ def thing(class_index, area, *, difficult=False, truncated=None, occluded=None, 
 def test_the_largest_object_that_is_not_difficult_decides():
     first = [thing(0, 50), thing(0, 2000, truncated=True), thing(0, 9e4, difficult=True)]
     third = [thing(1, 7, occluded=False, crowd=True)]
-    column = pa.chunked_array([pa.array([first, []], pa.list_(OBJECT_TYPE)), pa.array([third], pa.list_(OBJECT_TYPE))])
-    objects = largest_objects(column, 2)
+    column = pa.array([first, [], third], pa.list_(OBJECT_TYPE))
+    objects = largest_objects(column, 2, np.array([4000, 9, 28]))
     assert objects is not None
     assert objects.area_NK.tolist() == [[2000, 0], [0, 0], [0, 7]]
+    assert objects.relative_area_NK is not None
+    assert objects.relative_area_NK.tolist() == [[0.5, 0], [0, 0], [0, 0.25]]
     assert objects.truncated_NK.tolist() == [[1, -1], [-1, -1], [-1, -1]]
     assert objects.occluded_NK.tolist() == [[-1, -1], [-1, -1], [-1, 0]]
     assert objects.crowd_NK.tolist() == [[0, -1], [-1, -1], [-1, 1]]
 
 
 def test_no_object_annotations_means_no_strata():
-    assert largest_objects(pa.chunked_array([pa.array([[], []], pa.list_(OBJECT_TYPE))]), 2) is None
+    assert largest_objects(pa.array([[], []], pa.list_(OBJECT_TYPE)), 2, np.ones(2)) is None
 
 
 def test_strata_by_hand():
@@ -62,3 +66,36 @@ def test_strata_by_hand():
     assert strata["large"].CR == 0.5
     # Truncated: ranks 1 and 3 of (small, negative, missed).
     assert strata["truncated"].mAP == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_sizes_relative_to_the_image_and_the_note_about_resized_shards():
+    # COCO's limits on 640 x 480: a third of a percent and three percent of the image.
+    unknown = np.full((3, 1), -1, np.int8)
+    objects = LargestObjects(
+        area_NK=np.float32([[100], [100], [100]]),
+        relative_area_NK=np.float32([[0.0033], [0.0034], [0.03]]),
+        truncated_NK=unknown,
+        occluded_NK=unknown,
+        crowd_NK=np.int8([[1], [0], [-1]]),
+    )
+    predictions = Predictions(
+        keys=tuple("abc"),
+        logit_NK=np.float32([[1], [2], [3]]),
+        target_NK=np.uint8([[1], [1], [1]]),
+        ignore_NK=np.zeros((3, 1), bool),
+        classes=("a",),
+        objects=objects,
+    )
+    counts = {row.name: row.num_positive for row in compute_strata(predictions)}
+    assert counts == {
+        "small": 3,
+        "medium": 0,
+        "large": 0,
+        "small part": 1,
+        "medium part": 1,
+        "large part": 1,
+        "crowded": 1,
+        "not crowded": 1,
+    }
+    assert size_note(predictions) == ""
+    assert "shorter=448" in size_note(replace(predictions, origin=Origin(resize="shorter=448")))

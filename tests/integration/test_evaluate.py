@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,31 +13,45 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 
 from msldata.errors import UserError
-from msltrain.checkpoint import Checkpoint, save_checkpoint
+from msltrain.anycheckpoint import Foreign, load_any
+from msltrain.checkpoint import Checkpoint, load_recogniser, save_checkpoint
 from msltrain.config import ModelConfig, TrainConfig
-from msltrain.evaluate import _assemble, _concatenate, _forward, _Part, evaluate, evaluate_predictions
+from msltrain.evaluate import evaluate, evaluate_predictions
+from msltrain.forward import AllSamples, Part, in_full_batch
+from msltrain.holdout import hold_out
 from msltrain.models.build import build_model
 from msltrain.predictions import Origin
+from msltrain.recipes import RECIPES
 from msltrain.strata import compute_strata
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.loader import Loader
 from msltrain.stream.random import key_hash
 from msltrain.stream.shardset import open_shard_set
+from msltrain.testtime import AveragedViews
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE_SIZE = 32
 SHARDS = (5, 1, 5)
 
 
-def write_checkpoint(folder: Path, classes: tuple[str, ...], seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:
+def write_checkpoint(
+    folder: Path,
+    classes: tuple[str, ...],
+    seed: int = 0,
+    image_size: int = IMAGE_SIZE,
+    config: TrainConfig | None = None,
+) -> Path:
     """A run folder whose best checkpoint is a tiny network with random weights."""
     torch.manual_seed(seed)
-    config = TrainConfig(
+    config = config or TrainConfig(
         stream=StreamConfig(image_size=image_size, batch_size=4), model=ModelConfig(backbone="resnet10t")
     )
-    weights = build_model(config.model, len(classes), image_size=image_size).state_dict()
+    weights = build_model(config.model, len(classes), image_size=config.stream.image_size).state_dict()
     checkpoint = Checkpoint(
         config=config, classes=classes, step=0, epoch=0, validation_mAP=None, weights=weights, train_state={}
     )
@@ -116,6 +132,131 @@ def test_other_classes_are_named(place, tmp_path):
         evaluate(run, place / "shards", device="cpu")
 
 
+def test_the_held_out_part_is_what_training_set_aside(place):
+    whole = evaluate(place / "run", place / "shards", device="cpu")[0]
+    config = load_recogniser(place / "run").config
+
+    def setting_aside(fraction: float) -> Path:
+        changed = replace(config, data=replace(config.data, validation_fraction=fraction))
+        return write_checkpoint(place / f"aside-{fraction}", CLASSES, config=changed)
+
+    run = setting_aside(0.5)
+    part = evaluate(run, place / "shards", held_out=True, device="cpu", batch_size=3)[0]
+    expected = hold_out(open_shard_set(place / "shards"), 0.5)[1]
+    assert 1 < len(part.keys) == expected.num_samples < 11
+    assert part.origin.part == "held out" and set(part.keys) < set(whole.keys)
+    rows = [whole.keys.index(key) for key in part.keys]
+    np.testing.assert_allclose(part.logit_NK, whole.logit_NK[rows], atol=1e-5)
+    np.testing.assert_array_equal(part.target_NK, whole.target_NK[rows])
+    with pytest.raises(UserError, match="set no samples aside"):
+        evaluate(setting_aside(0.0), place / "shards", held_out=True, device="cpu")
+
+
+def test_views_are_averaged(place):
+    plain = evaluate(place / "run", place / "shards", device="cpu")[0]
+    flipped = evaluate(place / "run", place / "shards", flip=True, device="cpu", batch_size=4)[0]
+    same = evaluate(place / "run", place / "shards", scales=[1.0], device="cpu")[0]
+    scaled = evaluate(place / "run", place / "shards", scales=[2.0], device="cpu")[0]
+    assert flipped.origin.test_time == "flip" and scaled.origin.test_time == "scale 2" and not plain.origin.test_time
+    assert np.abs(flipped.logit_NK - plain.logit_NK).max() > 1e-3
+    assert np.abs(scaled.logit_NK - plain.logit_NK).max() > 1e-3
+    np.testing.assert_allclose(same.logit_NK, plain.logit_NK, atol=1e-5)
+    recogniser = load_recogniser(place / "run").recogniser
+    image = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    with torch.inference_mode():
+        expected = (recogniser(image) + recogniser(image.flip(3))) / 2
+        assert torch.allclose(AveragedViews(recogniser, flip=True)(image), expected, atol=1e-6)
+
+
+def test_a_scale_that_the_model_cannot_take_is_said(place):
+    with pytest.raises(UserError, match=r"between 0\.25 and 4"):
+        evaluate(place / "run", place / "shards", scales=[100.0], device="cpu")
+
+    def picky(image_BCHW: torch.Tensor) -> torch.Tensor:
+        assert image_BCHW.shape[2] == 32, "Input height (64) doesn't match model (32)."
+        return image_BCHW[:, :, 0, 0]
+
+    with pytest.raises(UserError, match="does not take images of 64 pixels"):
+        AveragedViews(picky, scales=(2.0,))(torch.rand(1, 3, 32, 32))
+
+
+def test_a_plain_timm_classifier(place, tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=3).eval()
+    torch.save(network.state_dict(), tmp_path / "plain.pth")
+    foreign = Foreign(model="test_resnet")
+    predictions, _ = evaluate(tmp_path / "plain.pth", place / "shards", foreign=foreign, device="cpu")
+    data = timm.data.resolve_data_config({}, model=network)
+    assert predictions.origin.image_size == data["input_size"][-1]
+    stream = StreamConfig(
+        image_size=data["input_size"][-1], batch_size=11, mean=tuple(data["mean"]), std=tuple(data["std"])
+    )
+    with Loader(open_shard_set(place / "shards"), stream, device="cpu", training=False) as loader:
+        [batch] = list(loader)
+    with torch.inference_mode():
+        np.testing.assert_allclose(predictions.logit_NK, network(batch.image_BCHW).numpy(), atol=1e-4)
+
+    with pytest.raises(UserError, match="give --recipe NAME"):
+        evaluate(tmp_path / "plain.pth", place / "shards", device="cpu")
+    torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), tmp_path / "seven.pth")
+    with pytest.raises(UserError, match=r"has 7 outputs .*the data 3 classes"):
+        evaluate(tmp_path / "seven.pth", place / "shards", foreign=foreign, device="cpu")
+    with pytest.raises(UserError, match="not a whole 'test_vit'"):
+        evaluate(tmp_path / "plain.pth", place / "shards", foreign=Foreign(model="test_vit"), device="cpu")
+    with pytest.raises(UserError, match="no CSRA head"):
+        evaluate(tmp_path / "plain.pth", place / "shards", foreign=Foreign(recipe="smoke"), device="cpu")
+
+
+def test_a_released_checkpoint_by_its_recipe(place, tmp_path):
+    # As released: torchvision-like names, one tensor per head. The smoke recipe has two heads.
+    torch.manual_seed(1)
+    config = RECIPES["smoke"]()
+    model = build_model(config.model, 3, image_size=config.stream.image_size).eval()
+    weights = {name.removeprefix("backbone.network."): value for name, value in model.backbone.state_dict().items()}
+    weights = {name.removeprefix("network."): value for name, value in weights.items()}
+    heads = model.classifier.score.weight.detach().split(3)
+    weights |= {f"classifier.multi_head.{n}.head.weight": head.clone() for n, head in enumerate(heads)}
+    torch.save(weights, tmp_path / "msl.pth")
+    foreign = Foreign(recipe="smoke")
+    predictions, _ = evaluate(tmp_path / "msl.pth", place / "shards", foreign=foreign, device="cpu")
+    loaded = load_any(tmp_path / "msl.pth", foreign, CLASSES, torch.device("cpu"))
+    image = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(loaded.recogniser(image), model(image), atol=1e-5)
+    assert predictions.origin.image_size == 64
+    with pytest.raises(UserError, match="its head has 3 classes, the data 2"):
+        load_any(tmp_path / "msl.pth", foreign, ("a", "b"), torch.device("cpu"))
+
+
+def test_a_corrupt_image_is_named(place, tmp_path):
+    write_images(tmp_path / "bad", (5, 4), photos={"s000007": b"\xff\xd8\xff not a photograph"})
+    with pytest.raises(UserError, match="s000007"):
+        evaluate(place / "run", tmp_path / "bad", device="cpu")
+
+
+def test_an_empty_folder_and_a_missing_class_list_are_said(place, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"build-shards"):
+        evaluate(place / "run", tmp_path / "empty", device="cpu")
+    shutil.copytree(place / "shards", tmp_path / "unnamed")
+    manifest = json.loads((tmp_path / "unnamed" / "dataset.json").read_text())
+    (tmp_path / "unnamed" / "dataset.json").write_text(json.dumps(manifest | {"classes": []}))
+    with pytest.raises(UserError, match="names no classes"):
+        evaluate(place / "run", tmp_path / "unnamed", device="cpu")
+
+
+def test_widers_rule_and_a_resize_are_recorded(place, tmp_path):
+    shutil.copytree(place / "shards", tmp_path / "wider")
+    file = tmp_path / "wider" / "dataset.json"
+    manifest = json.loads(file.read_text())
+    changed = {"provenance": {"source": "WIDER-Attribute"}, "options": {"resize": "shorter=448"}}
+    file.write_text(json.dumps(manifest | changed))
+    origin = evaluate(place / "run", tmp_path / "wider", device="cpu")[0].origin
+    assert (origin.ignored_in_rates, origin.resize) == ("negative", "shorter=448")
+    origin = evaluate(place / "run", place / "shards", device="cpu")[0].origin
+    assert (origin.ignored_in_rates, origin.resize) == ("left out", "")
+
+
 def run_evaluate(place: Path, out: Path, launcher: list[str]) -> bytes:
     """The bytes of the predictions file that another process (or several) writes."""
     script = out.with_suffix(".py")
@@ -127,7 +268,8 @@ def run_evaluate(place: Path, out: Path, launcher: list[str]) -> bytes:
     arguments = [str(place / name) for name in ("run", "shards", "holes")]
     result = subprocess.run(
         [sys.executable, *launcher, str(script), *arguments, str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # The script lies elsewhere: without this an installed copy of the program would be tested.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=180,
@@ -157,27 +299,27 @@ def test_a_short_batch_is_computed_inside_a_full_one():
 
     image_BCHW = torch.rand(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
     for index_B in ([8, 9, 10, 11], [9, 10, 11, 12], [7, 8], [5]):
-        logit_BK = _forward(recogniser, image_BCHW[: len(index_B)], np.array(index_B), 4)
+        logit_BK = in_full_batch(recogniser, image_BCHW[: len(index_B)], np.array(index_B), 4)
         assert torch.equal(logit_BK, image_BCHW[: len(index_B), :, 0, 0])
         assert seen[-1].shape == (4, 3, 2, 2) and seen[-1].is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(seen[-1][[index % 4 for index in index_B]], image_BCHW[: len(index_B)])
 
 
 def test_a_sample_met_twice_or_never_is_refused(place):
-    shard_set = open_shard_set(place / "shards")
+    samples = AllSamples(open_shard_set(place / "shards"))
     keys = [f"s{number:06d}" for number in range(11)]
-    part = _Part(np.arange(11), key_hash(keys), np.zeros((11, 3), np.float32))
-    assert _assemble(part, shard_set, None, Origin(), {}).keys == tuple(keys)
+    part = Part(np.arange(11), key_hash(keys), np.zeros((11, 3), np.float32))
+    assert samples.assemble(part, Origin()).keys == tuple(keys)
     logit_MK = np.arange(33, dtype=np.float32).reshape(11, 3)
     shuffled = np.random.default_rng(0).permutation(11)
-    mixed = _Part(shuffled, part.key_hash_M[shuffled], logit_MK[shuffled])
-    np.testing.assert_array_equal(_assemble(mixed, shard_set, None, Origin(), {}).logit_NK, logit_MK)
+    mixed = Part(shuffled, part.key_hash_M[shuffled], logit_MK[shuffled])
+    np.testing.assert_array_equal(samples.assemble(mixed, Origin()).logit_NK, logit_MK)
     with pytest.raises(AssertionError, match="0 were never evaluated and 11 more than once"):
-        _assemble(_concatenate([part, part]), shard_set, None, Origin(), {})
+        samples.assemble(Part.concatenate([part, part]), Origin())
     with pytest.raises(AssertionError, match="1 were never evaluated"):
-        _assemble(_Part(np.arange(10), part.key_hash_M[:10], part.logit_MK[:10]), shard_set, None, Origin(), {})
+        samples.assemble(Part(np.arange(10), part.key_hash_M[:10], part.logit_MK[:10]), Origin())
     with pytest.raises(AssertionError, match="do not belong together"):
-        _assemble(replace(part, key_hash_M=part.key_hash_M[::-1]), shard_set, None, Origin(), {})
+        samples.assemble(replace(part, key_hash_M=part.key_hash_M[::-1]), Origin())
 
 
 @pytest.mark.real

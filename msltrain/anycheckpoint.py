@@ -1,0 +1,131 @@
+"""Any checkpoint as a recogniser: a run of this program, a released MSL or CSRA file, a plain timm classifier.
+
+K classes, H attention heads, D feature channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from msldata.errors import UserError
+from msltrain.checkpoint import LoadedRecogniser, load_recogniser
+from msltrain.config import ModelConfig, TrainConfig
+from msltrain.models.build import Recogniser, build_model
+from msltrain.models.csra import CSRAHead
+from msltrain.models.pretrained import read_tensors
+from msltrain.recipes import recipe
+from msltrain.stream.config import StreamConfig
+
+_HEAD = re.compile(r"classifier\.multi_head\.(\d+)\.head\.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """How to read a weights file that says nothing but tensors; exactly one of the two is given."""
+
+    recipe: str = ""
+    """The file holds a backbone and a CSRA head, as released for MSL and CSRA; network and input are this recipe's."""
+    model: str = ""
+    """The file holds a timm classifier of this name; input size, mean and std are those of its timm config."""
+
+
+def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], device: torch.device) -> LoadedRecogniser:
+    """A recogniser in evaluation mode.
+
+    Args:
+        path: a checkpoint or run folder of this program, or a .pth / .safetensors file.
+        foreign: for a file, how to read it.
+        classes: of the data. A folder knows its own; a file is taken to have these, in this order.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        UserError: it is not clear how to read the file, it does not fit, or has another number of outputs.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        return load_recogniser(path, device)
+    if bool(foreign.recipe) == bool(foreign.model):
+        raise UserError(
+            f"{path}: a weights file does not say which network it belongs to; give --recipe NAME for a released MSL "
+            "or CSRA checkpoint (`msl recipes` lists them), or --model NAME for a timm classifier"
+        )
+    found = read_tensors(path)
+    module: nn.Module
+    if foreign.recipe:
+        module, config = _released(path, found, recipe(foreign.recipe), len(classes))
+    else:
+        module, config = _timm_classifier(path, found, foreign.model, len(classes))
+    return LoadedRecogniser(
+        recogniser=module.to(device).eval(),
+        classes=classes,
+        config=config,
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def _released(
+    path: Path, found: dict[str, Tensor], config: TrainConfig, num_classes: int
+) -> tuple[Recogniser, TrainConfig]:
+    heads = {int(match[1]): tensor for name, tensor in found.items() if (match := _HEAD.fullmatch(name))}
+    if not heads:
+        raise UserError(
+            f"{path}: holds no CSRA head (no tensor classifier.multi_head.0.head.weight), so it is not a released MSL "
+            "or CSRA checkpoint; give --model NAME for a timm classifier"
+        )
+    if len(heads[0]) != num_classes:
+        raise UserError(
+            f"{path}: its head has {len(heads[0])} classes, the data {num_classes}; evaluate on shards of the dataset "
+            "it was trained on"
+        )
+    model = replace(config.model, weights=str(path), num_heads=len(heads), head="csra")
+    module = build_model(model, num_classes, image_size=config.stream.image_size)
+    assert isinstance(module.classifier, CSRAHead)
+    weight = torch.cat([heads[number] for number in sorted(heads)])
+    if weight.shape != module.classifier.score.weight.shape:
+        raise UserError(
+            f"{path}: its head expects {weight.shape[1]} feature channels, '{model.backbone}' has "
+            f"{module.classifier.score.weight.shape[1]}; choose the recipe it was made with"
+        )
+    with torch.no_grad():
+        module.classifier.score.weight.copy_(weight)
+    return module, replace(config, model=model)
+
+
+def _timm_classifier(
+    path: Path, found: dict[str, Tensor], name: str, num_classes: int
+) -> tuple[nn.Module, TrainConfig]:
+    import timm
+
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model '{name}'; `timm.list_models()` lists them")
+    module = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    wanted = module.state_dict()
+    # The last tensor of the classifier says how many outputs the file has, which is the likeliest mistake.
+    last = next((key for key in reversed(wanted) if key in found and wanted[key].shape != found[key].shape), None)
+    if last is not None and found[last].shape[1:] == wanted[last].shape[1:]:
+        raise UserError(
+            f"{path}: has {len(found[last])} outputs ({last}), the data {num_classes} classes; evaluate on shards of "
+            "the dataset it was trained on"
+        )
+    try:
+        missing, unexpected = module.load_state_dict(found, strict=False)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: its tensors do not fit timm's '{name}' ({str(error).splitlines()[1].strip()})"
+        ) from None
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise UserError(
+            f"{path}: not a whole '{name}': {len(missing)} of its tensors are missing, {len(unexpected)} are not its "
+            f"own, such as {', '.join([*missing[:2], *unexpected[:2]])}; choose the model it was made with"
+        )
+    data = timm.data.resolve_data_config({}, model=module)
+    stream = StreamConfig(image_size=data["input_size"][-1], mean=tuple(data["mean"]), std=tuple(data["std"]))
+    return module, TrainConfig(stream=stream, model=ModelConfig(backbone=name))

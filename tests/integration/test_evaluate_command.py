@@ -1,0 +1,92 @@
+"""``msl evaluate`` as a user meets it: tables, JSON, thresholds, and its messages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cli import app
+from msltrain.metrics import compute_metrics
+from msltrain.predictions import LargestObjects, Origin, Predictions, write_predictions
+
+
+def make(keys: str, seed: int, **changes) -> Predictions:
+    rng = np.random.default_rng(seed)
+    shape = (len(keys), 3)
+    target_NK = (rng.random(shape) < 0.5).astype(np.uint8)
+    target_NK[:, 2] = 0
+    unknown_NK = np.full(shape, -1, np.int8)
+    return replace(
+        Predictions(
+            keys=tuple(keys),
+            logit_NK=(rng.standard_normal(shape) + target_NK - 2).astype(np.float32),
+            target_NK=target_NK,
+            ignore_NK=np.zeros(shape, bool),
+            classes=("cat", "dog", "unicorn"),
+            objects=LargestObjects(
+                area_NK=np.where(target_NK > 0, 500, 0).astype(np.float32),
+                relative_area_NK=np.where(target_NK > 0, 0.1, 0).astype(np.float32),
+                truncated_NK=unknown_NK,
+                occluded_NK=unknown_NK,
+                crowd_NK=unknown_NK,
+            ),
+            origin=Origin(checkpoint_sha256="abc", resize="shorter=64"),
+        ),
+        **changes,
+    )
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["evaluate", *arguments], env={"COLUMNS": "200"})
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    write_predictions(make("abcdefghijklmnop", 0), tmp_path / "test.parquet")
+    return tmp_path / "test.parquet"
+
+
+def test_every_number_from_a_predictions_file(file, tmp_path):
+    write_predictions(make("ABCDEFGHIJKLMNOP", 1), tmp_path / "val.parquet")
+    code, output = run(
+        *("--predictions", str(file), "--thresholds-from", str(tmp_path / "val.parquet"), "--classes", "--intervals"),
+        *("--json", str(tmp_path / "all.json")),
+    )
+    assert code == 0, output
+    metrics = compute_metrics(make("abcdefghijklmnop", 0))
+    for text in ("tuned thresholds", "top 3", "95 % from", "left out of mAP, without positives: unicorn", "small part"):
+        assert text in output
+    assert "which the build made smaller (shorter=64)" in output
+    assert f"{100 * metrics.mAP:.2f}" in output and "voc11" in output
+    content = json.loads((tmp_path / "all.json").read_text())
+    assert content["metrics"]["mAP"] == metrics.mAP
+    assert content["metrics"]["tuned"]["CF1"] != content["metrics"]["CF1"]
+    assert content["metrics"]["classes"][2]["average_precision"] is None
+    assert content["intervals"]["mAP"]["low"] < metrics.mAP < content["intervals"]["mAP"]["high"]
+    assert {row["name"]: row["num_positive"] for row in content["strata"]}["small"] == int(
+        make("abcdefghijklmnop", 0).target_NK.sum()
+    )
+
+
+def test_thresholds_tuned_on_the_test_itself_are_refused(file):
+    code, output = run("--predictions", str(file), "--thresholds-from", str(file))
+    assert code == 2 and "16 samples are in both predictions files" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what to evaluate"),
+        (["--predictions", "nowhere.parquet"], "nowhere.parquet"),
+        (["--checkpoint", "nowhere", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_messages(arguments, message):
+    code, output = run(*arguments)
+    assert code == 2 and "error:" in output and message in output and "Traceback" not in output

@@ -1,0 +1,115 @@
+"""Exports: each format gives the original's logits, for any batch size, and says what it wants."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors import safe_open
+
+from msldata.errors import UserError
+from msltrain import export
+from msltrain.checkpoint import load_recogniser
+from msltrain.config import ModelConfig, TrainConfig
+from msltrain.evaluate import evaluate
+from msltrain.export import FORMATS, export_model
+from msltrain.predict import predict_images
+from msltrain.stream.config import StreamConfig
+from tests.integration.test_evaluate import write_checkpoint
+from tests.smallshards import CLASSES, photo, write_images
+
+
+def make_run(folder: Path, backbone: str, num_heads: int = 2) -> Path:
+    stream = StreamConfig(image_size=64, batch_size=4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    model = ModelConfig(backbone=backbone, num_heads=num_heads, attention_weight=0.4)
+    return write_checkpoint(folder / "run", CLASSES, config=TrainConfig(stream=stream, model=model))
+
+
+@pytest.fixture
+def photos(tmp_path) -> list[Path]:
+    files = [tmp_path / f"{n}.jpg" for n in range(3)]
+    for n, file in enumerate(files):
+        file.write_bytes(photo(n))
+    return files
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "mobilenetv2_035"])
+def test_every_format_is_within_a_ten_thousandth_of_eager(tmp_path, photos, backbone):
+    run = make_run(tmp_path, backbone)
+    done = export_model(run, tmp_path / "out", images=photos)
+    assert [one.format for one in done] == list(FORMATS)
+    assert all(one.max_difference <= 1e-4 and one.num_images == 3 for one in done)
+
+    # Once more from the files, with a batch size that was never exported.
+    recogniser = load_recogniser(run).recogniser
+    torch.manual_seed(0)
+    image = torch.randn(5, 3, 64, 64)
+    with torch.inference_mode():
+        expected = recogniser(image).numpy()
+    assert np.ptp(expected, axis=0).min() > 1e-3, "the images must differ for this to mean anything"
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(["logit"], {"image": image.numpy()})[0], expected, atol=1e-4)
+    with torch.no_grad():
+        program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+        np.testing.assert_allclose(program(image).numpy(), expected, atol=1e-4)
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["classes"]) == list(CLASSES)
+        assert set(file.keys()) == set(recogniser.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["resnet50", "vit_small_patch16_224", "mobilenetv2_100"])
+def test_networks_of_a_useful_size(tmp_path, backbone):
+    """``pytest -m slow tests/integration/test_export.py``: minutes on two cores."""
+    stream, model = StreamConfig(image_size=224, batch_size=4), ModelConfig(backbone=backbone, num_heads=6)
+    run = write_checkpoint(tmp_path / "run", CLASSES, config=TrainConfig(stream=stream, model=model))
+    assert all(one.max_difference <= 1e-4 for one in export_model(run, tmp_path / "out"))
+
+
+def test_graphs_that_take_pixels(tmp_path, photos):
+    run = make_run(tmp_path, "test_resnet")
+    export_model(run, tmp_path / "out", formats=["onnx"], from_pixels=True, images=photos)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    pixels = torch.cat([export.read_square(file, 64) for file in photos]).contiguous().numpy()
+    logit = session.run(["logit"], {"image": pixels})[0]
+    for row, predicted in zip(1 / (1 + np.exp(-logit)), predict_images(run, photos, device="cpu"), strict=True):
+        assert dict(predicted.scores) == pytest.approx(dict(zip(CLASSES, row)), abs=1e-4)
+    stated = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
+    assert stated["dtype"] == "uint8" and stated["resize"] == [64, 64] and "mean" not in stated
+    assert "take uint8 pixels" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_model_card_says_what_it_is_and_how_well_it_did(tmp_path):
+    run = make_run(tmp_path, "test_resnet")
+    write_images(tmp_path / "shards", (11,))
+    metrics = evaluate(run, tmp_path / "shards", out=run / "predictions" / "small.parquet", device="cpu")[1]
+    (run / "predictions" / "broken.parquet").write_bytes(b"not one")
+    other = make_run(tmp_path / "other", "test_resnet", num_heads=1)
+    evaluate(other, tmp_path / "shards", out=run / "predictions" / "other.parquet", device="cpu")
+    export_model(run, tmp_path / "out", formats=["safetensors"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| small/train (11 images) | {100 * metrics.mAP:.1f} |" in card
+    assert card.count("small/train") == 1, "results of other weights are not this model's"
+    assert "bird, boat, cat" in card and "mean (0.4, 0.5, 0.6)" in card and "2 heads, λ = 0.4" in card
+    assert load_recogniser(run).sha256 in card
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["classes"] == list(CLASSES)
+
+
+def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
+    run = make_run(tmp_path, "test_resnet")
+    honest = export._WRITERS["safetensors"]
+
+    for spoil in (lambda logit: logit + 1e-2, lambda logit: logit * np.nan):
+
+        def wrong(*arguments, spoil=spoil):
+            data, model = honest(*arguments)
+            return data, lambda image: spoil(model(image))
+
+        monkeypatch.setitem(export._WRITERS, "safetensors", wrong)
+        with pytest.raises(UserError, match=r"model\.safetensors: its logits differ"):
+            export_model(run, tmp_path / "out", formats=["safetensors"])
+    assert not (tmp_path / "out" / "model.safetensors").exists()

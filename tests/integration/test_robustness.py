@@ -1,0 +1,279 @@
+"""A robustness study: the same holes for every model, kept when finished, its numbers in its files."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import msltrain.robustness
+from msldata.errors import UserError
+from msltrain.checkpoint import load_recogniser
+from msltrain.curves import compute_curves, pooled_visibility
+from msltrain.evaluate import evaluate
+from msltrain.metrics import compute_metrics
+from msltrain.predictions import read_predictions
+from msltrain.report.robustness import robustness_table, write_robustness
+from msltrain.robustness import Recalibration, Study, run_study
+from tests.integration.test_evaluate import write_checkpoint
+from tests.smallshards import CLASSES, write_images, write_keep_masks
+
+
+def keep_mask(hole_fraction: float, seed: int) -> np.ndarray:
+    """64 x 64 with that share of zeros, whole at the model's 32 x 32."""
+    hidden = np.random.default_rng(seed).permutation(1024) < round(hole_fraction * 1024)
+    return np.kron(~hidden.reshape(32, 32), np.ones((2, 2), bool)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("robustness")
+    write_images(folder / "shards", (5, 1, 5), with_objects=True)
+    write_images(folder / "train", (12,))
+    levels = [0.05, 0.08, 0.15, 0.35, 0.55, 0.7]
+    write_keep_masks(folder / "heldout", [keep_mask(level, seed) for seed, level in enumerate(levels * 2)])
+    write_keep_masks(folder / "masks", [keep_mask(0.6, seed) for seed in range(20, 24)])
+    quarter = np.ones((64, 64), np.uint8)
+    quarter[:32, :32] = 0
+    half = np.ones((64, 64), np.uint8)
+    half[:32, :16] = 0
+    write_keep_masks(folder / "quarter", [quarter, half])
+    write_checkpoint(folder / "one", CLASSES)
+    write_checkpoint(folder / "two", CLASSES, seed=1)
+    return folder
+
+
+def study(place: Path, **changes) -> Study:
+    models = (("One", str(place / "one")), ("Two", str(place / "two")))
+    return replace(Study(models=models, shards=str(place / "shards"), keep_masks=(str(place / "heldout"),)), **changes)
+
+
+@pytest.fixture(scope="module")
+def found(place):
+    recalibration = Recalibration(shards=str(place / "train"), keep_masks=(str(place / "masks"),))
+    return run_study(study(place, recalibration=recalibration), place / "study", batch_size=4, device="cpu")
+
+
+def test_conditions_and_their_holes(found):
+    names = ["whole", *(f"irregular-{name}" for name in ("00-10", "10-20", "30-40", "50-60", "high"))]
+    assert list(found) == ["One", "One recalibrated", "Two"]
+    for row in found.values():
+        assert list(row) == names  # no mask in the other ranges
+        for name, one in row.items():
+            low, high = one.origin.hole_range or (0, 0)
+            assert name == "whole" or low < one.origin.hole_fraction <= high
+    assert found["One"]["whole"].visible_NK is None and found["One"]["whole"].origin.keep_masks == ()
+
+
+def test_every_model_meets_the_same_holes(found):
+    for name, one in found["One"].items():
+        for other in ("One recalibrated", "Two"):
+            assert found[other][name].origin.hole_fraction == one.origin.hole_fraction
+            if one.visible_NK is not None:
+                np.testing.assert_array_equal(found[other][name].visible_NK, one.visible_NK)
+            assert np.abs(found[other][name].logit_NK - one.logit_NK).max() > 1e-3
+
+
+def test_whole_images_are_those_of_evaluate(place, found):
+    plain = evaluate(place / "one", place / "shards", device="cpu", batch_size=4)[0]
+    np.testing.assert_array_equal(found["One"]["whole"].logit_NK, plain.logit_NK)
+    assert np.abs(found["One"]["irregular-high"].logit_NK - plain.logit_NK).max() > 1e-3
+
+
+def test_visible_share_of_the_boxes(place):
+    # The object is the upper left quarter; one mask hides exactly that, the other its left half.
+    one = run_study(study(place, keep_masks=(str(place / "quarter"),)), place / "quarters", device="cpu")["One"]
+    assert list(one) == ["whole", "irregular-10-20", "irregular-20-30"]
+    for name, share in (("irregular-10-20", 0.5), ("irregular-20-30", 0.0)):
+        visible_NK = one[name].visible_NK
+        assert visible_NK is not None
+        np.testing.assert_array_equal(visible_NK, np.where(one[name].target_NK == 1, np.float32(share), -1))
+    cells = compute_curves({"One": one}).of("One", "irregular")
+    expected = one["irregular-20-30"]
+    kept_NK = (expected.target_NK == 1) & ~expected.ignore_NK
+    predicted = int((kept_NK & (expected.logit_NK >= 0)).sum())
+    assert cells[2].num_pairs == (int(kept_NK.sum()), 0, 0, 0, 0) and cells[2].num_predicted[0] == predicted
+    assert cells[1].num_pairs == (0, 0, 11, 0, 0)
+    assert [pairs for _, pairs in pooled_visibility(cells)] == [11, 0, 11, 0, 0]
+
+
+def test_drawn_kinds_need_no_stored_masks(place):
+    # At 32 pixels: patches of 2, so 16 a side; boxes up to rounding; the object's box is the upper left quarter.
+    found = run_study(study(place, keep_masks=(), kinds=("patch", "box", "object")), place / "drawn", device="cpu")
+    bins = [f"{low:02d}-{low + 10}" for low in range(0, 60, 10)]
+    names = [f"{kind}-{name}" for kind in ("patch", "box") for name in bins]
+    assert list(found["One"]) == ["whole", *names, "object-box"]
+    for name, one in found["One"].items():
+        assert one.origin.keep_masks == ()
+        assert one.origin.hole_fraction == found["Two"][name].origin.hole_fraction
+        if name.startswith(("patch", "box")):
+            assert one.origin.hole_fraction == pytest.approx(sum(one.origin.hole_range) / 2, abs=0.02)
+    hidden = found["One"]["object-box"]
+    assert hidden.visible_NK is not None
+    np.testing.assert_array_equal(hidden.visible_NK, np.where(hidden.target_NK == 1, 0, -1))
+    curves = compute_curves(found)
+    assert curves.kinds == ["patch", "box", "object"]
+    assert len([area for area in curves.areas if area.model == "One"]) == 3
+
+
+def test_finished_models_are_kept_and_missing_ones_run(place, found, monkeypatch):
+    first = place / "study" / "predictions" / "One" / "whole.parquet"
+    second = place / "study" / "predictions" / "Two" / "irregular-10-20.parquet"
+    before, bytes_before = first.stat().st_mtime_ns, second.read_bytes()
+    second.unlink()
+    again = run_study(study(place), place / "study", batch_size=4, device="cpu")
+    assert first.stat().st_mtime_ns == before and second.read_bytes() == bytes_before
+    assert list(again) == ["One", "Two"]
+    monkeypatch.setattr(msltrain.robustness._Job, "run", lambda *_: pytest.fail("ran a finished model again"))
+    run_study(study(place), place / "study", batch_size=4, device="cpu")
+
+
+def test_another_study_in_the_folder_is_refused(place, found):
+    with pytest.raises(UserError, match=r"its seed is 0, that of this study 1; choose another --out"):
+        run_study(study(place, seed=1), place / "study", device="cpu")
+    with pytest.raises(UserError, match="its checkpoint_sha256"):
+        run_study(study(place, models=(("One", str(place / "two")),)), place / "study", device="cpu")
+
+
+def test_recalibration_changes_batchnorm_alone(place, found):
+    # Statistics over one batch of everything are those of the batch: the recalibrated model in evaluation mode then
+    # gives what the original gives in training mode on the same images.
+    from msltrain.recalibrate import recalibrate_batchnorm
+
+    torch.manual_seed(0)
+    image = torch.rand(64, 3, 64, 64)
+    recogniser = load_recogniser(place / "one").recogniser
+    weights = {name: value.clone() for name, value in recogniser.named_parameters()}
+    original = load_recogniser(place / "one").recogniser
+    reference = load_recogniser(place / "one").recogniser.train()
+    with torch.no_grad():
+        expected = reference(image)
+    assert recalibrate_batchnorm(recogniser, [image]) == 64
+    assert not recogniser.training and not any(module.training for module in recogniser.modules())
+    with torch.no_grad():
+        # Running variances are unbiased, those of a batch are not: one part in 256 in the last layers.
+        assert torch.allclose(recogniser(image), expected, atol=0.05)
+        assert not torch.allclose(original(image), expected, atol=0.05)
+    assert all(torch.equal(value, weights[name]) for name, value in recogniser.named_parameters())
+    assert found["One recalibrated"]["whole"].origin.recalibrated and not found["One"]["whole"].origin.recalibrated
+    with pytest.raises(UserError, match="no BatchNorm"):
+        recalibrate_batchnorm(torch.nn.Linear(2, 2), [torch.rand(1, 2)])
+
+
+def test_figures_come_from_the_files_alone(place, found, tmp_path):
+    curves = compute_curves(found)
+    files = sorted((place / "study" / "predictions").glob("*/*.parquet"))
+    again = {
+        model: {name: read_predictions(place / "study" / "predictions" / model / f"{name}.parquet") for name in row}
+        for model, row in found.items()
+    }
+    assert compute_curves(again) == curves and len(files) == 18
+    for cell in curves.cells:
+        assert cell.mAP == compute_metrics(found[cell.model][cell.condition]).mAP
+    # The curve's area: trapezoids over the mean hole fractions, "high" apart.
+    cells = [cell for cell in curves.of("Two", "irregular") if cell.condition != "irregular-high"]
+    parts = [(right.hole_fraction - left.hole_fraction) * (left.mAP + right.mAP) / 2 for left, right in pairwise(cells)]
+    [area] = [area for area in curves.areas if area.model == "Two"]
+    assert area.mAP == pytest.approx(sum(parts) / cells[-1].hole_fraction)
+    assert (area.up_to, len(cells)) == (cells[-1].hole_fraction, 5)
+
+    written = write_robustness(curves, tmp_path)
+    assert [file.name for file in written] == ["robustness.png", "robustness.md", "robustness.json"]
+    table = robustness_table(curves)
+    for cell in curves.of("Two", "irregular"):
+        assert f" {100 * cell.mAP:.1f} " in next(line for line in table.splitlines() if line.startswith("| Two"))
+    first = written[0].read_bytes()
+    assert first.startswith(b"\x89PNG") and write_robustness(curves, tmp_path)[0].read_bytes() == first
+
+
+def test_the_documented_script_recomputes_map(place, found, tmp_path):
+    document = msltrain.robustness.__doc__ or ""
+    script = textwrap.dedent(document.partition("::\n\n")[2])
+    assert len(script.strip().splitlines()) <= 12 and "msltrain" not in script
+    (tmp_path / "recompute.py").write_text(script)
+    files = sorted((place / "study" / "predictions" / "Two").glob("*.parquet"))
+    result = subprocess.run(
+        [sys.executable, tmp_path / "recompute.py", *files], capture_output=True, text=True, timeout=60, check=True
+    )
+    values = [float(line.split()[-1]) for line in result.stdout.splitlines()]
+    assert values == [pytest.approx(100 * compute_metrics(read_predictions(file)).mAP, abs=1e-3) for file in files]
+
+
+@pytest.mark.slow
+def test_three_ranks_write_the_same_files(place, found, tmp_path):
+    (tmp_path / "run.py").write_text(
+        "import sys\nfrom pathlib import Path\nfrom msltrain.robustness import Study, run_study\n"
+        "one, shards, masks, out = sys.argv[1:]\n"
+        "study = Study(models=(('One', one),), shards=shards, keep_masks=(masks,))\n"
+        "run_study(study, Path(out), batch_size=4, device='cpu')\n"
+    )
+    places = [str(place / name) for name in ("one", "shards", "heldout")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "run.py"]
+    result = subprocess.run(
+        [*command, *places, str(tmp_path / "out")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert result.returncode == 0, result.stderr
+    for file in (tmp_path / "out" / "predictions" / "One").iterdir():
+        assert file.read_bytes() == (place / "study" / "predictions" / "One" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": ()}, "at least one model"),
+        ({"models": (("a", "x"), ("a", "y"))}, "must differ"),
+        ({"models": (("../a", "x"),)}, "cannot name a model"),
+        ({"recalibration": Recalibration(shards="x", keep_masks=("M",)), "keep_masks": ("M",)}, "not on the held-out"),
+    ],
+)
+def test_studies_that_make_no_sense(place, changes, message):
+    with pytest.raises(UserError, match=message):
+        study(place, **changes)
+
+
+def test_an_unknown_kind_is_said(place, tmp_path):
+    with pytest.raises(UserError, match="'spots'; there are: irregular, patch, box, object"):
+        run_study(study(place, kinds=("spots",)), tmp_path, device="cpu")
+
+
+def test_the_command(place, tmp_path):
+    from cli import app
+
+    arguments = [
+        "robustness",
+        "--data",
+        str(place / "shards"),
+        "--keep-masks",
+        str(place / "heldout"),
+        "--device",
+        "cpu",
+    ]
+    for name in ("one", "two"):
+        arguments += ["--checkpoint", str(place / name)]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"one +irregular +\d+\.\d\d", result.output)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "predictions",
+        "robustness.png",
+        "robustness.md",
+        "robustness.json",
+    }
+    result = CliRunner().invoke(app, [*arguments, "--name", "only-one"])
+    assert result.exit_code == 2
+    assert "2 checkpoints and 1 names" in result.output

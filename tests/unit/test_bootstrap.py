@@ -1,0 +1,57 @@
+"""Bootstrap intervals of all measures, against drawing the images one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from msltrain.bootstrap import resampled_mean_ap, resampled_rates, summary_intervals
+from msltrain.metrics import RATES, SUMMARY, compute_metrics
+from msltrain.predictions import Origin, Predictions
+
+
+@pytest.fixture
+def predictions() -> Predictions:
+    rng = np.random.default_rng(3)
+    shape = (40, 4)
+    target_NK = (rng.random(shape) < 0.4).astype(np.uint8)
+    return Predictions(
+        keys=tuple(f"{n:03d}" for n in range(40)),
+        logit_NK=(rng.standard_normal(shape) + 2 * target_NK - 1).astype(np.float32),
+        target_NK=target_NK,
+        ignore_NK=(rng.random(shape) < 0.1) & (target_NK == 0),
+        classes=tuple("abcd"),
+    )
+
+
+@pytest.mark.parametrize("rule", ["left out", "negative"])
+def test_resampled_measures_are_those_of_the_drawn_images(predictions, rule):
+    predictions = replace(predictions, origin=Origin(ignored_in_rates=rule))
+    rates = resampled_rates(predictions, num_resamples=3, seed=5)
+    mean_ap_R = resampled_mean_ap(predictions, num_resamples=3, seed=5)
+    weight_RN = np.random.default_rng(5).multinomial(40, np.full(40, 1 / 40), size=3)
+    for r, weight_N in enumerate(weight_RN):
+        drawn_N = np.repeat(np.arange(40), weight_N)
+        drawn = replace(
+            predictions,
+            keys=tuple(map(str, range(40))),
+            logit_NK=predictions.logit_NK[drawn_N],
+            target_NK=predictions.target_NK[drawn_N],
+            ignore_NK=predictions.ignore_NK[drawn_N],
+        )
+        metrics = compute_metrics(drawn)
+        for name in RATES:
+            assert rates[name][r] == pytest.approx(getattr(metrics, name)), name
+        # Equal images rank side by side; the weighted AP takes them as one step of the list.
+        assert mean_ap_R[r] == pytest.approx(metrics.mAP, abs=0.02)
+
+
+def test_every_measure_has_an_interval_around_it(predictions):
+    intervals = summary_intervals(predictions, num_resamples=200)
+    assert tuple(intervals) == SUMMARY
+    for name, value in compute_metrics(predictions).summary().items():
+        assert intervals[name].value == value
+        assert intervals[name].low < value < intervals[name].high
+        assert intervals[name].high - intervals[name].low < 0.5
