@@ -33,7 +33,7 @@ STATE_NAME = "train_state.pt"
 META_NAME = "meta.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds its checkpoints."""
-BEST, LAST = "best", "last"
+BEST, LAST, FAILED = "best", "last", "failed"
 SCHEMA_VERSION = 1
 
 

@@ -220,10 +220,17 @@ class RunConfig:
     """Steps between two lines of metrics.jsonl. Several processes heed Ctrl-C and SIGTERM there, one anywhere."""
     save_every: int = 0
     """Steps between two saves of the last checkpoint besides those at the end of every epoch; 0: none."""
+    keep: int = 0
+    """Checkpoints of the latest epochs to keep besides ``last`` and ``best``."""
+    tensorboard: bool = False
+    """Write TensorBoard's files into the run folder (extra ``tensorboard``)."""
+    wandb: str = ""
+    """Log to this project of Weights & Biases (extra ``wandb``)."""
 
     def __post_init__(self) -> None:
         _check(self.log_every >= 1, "run.log_every", self.log_every, "1 or more")
         _check(self.save_every >= 0, "run.save_every", self.save_every, "0 or more")
+        _check(self.keep >= 0, "run.keep", self.keep, "0 or more")
         _check(
             not (self.compile and self.activation_checkpointing),
             "run.activation_checkpointing",

@@ -192,7 +192,7 @@ def _run(step: _Step, out: Path, on_event: OnEvent) -> float:
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = step.arguments
     if step.name.startswith("train-") and (out / "runs" / step.name.removeprefix("train-") / "config.json").exists():
-        arguments += ("--resume",)
+        arguments += ("--resume", "auto")
     began = time.perf_counter()
     lines: list[str] = []
     with (

@@ -11,7 +11,7 @@ from pathlib import Path
 class StartEvent:
     """Everything is open and built; the first batch is next."""
 
-    run_dir: Path
+    run_dir: str | Path
     device: str
     world_size: int
     num_train: int

@@ -22,19 +22,19 @@ class Interrupted(UserError):
         checkpoint: where they were saved.
     """
 
-    def __init__(self, *, signal: signal.Signals | None, step: int, num_steps: int, checkpoint: Path):
+    def __init__(self, *, signal: signal.Signals | None, step: int, num_steps: int, checkpoint: str | Path):
         self.signal, self.step, self.num_steps, self.checkpoint = signal, step, num_steps, checkpoint
         asked = signal.name if signal is not None else "another process"
         super().__init__(
             f"stopped by {asked} after step {step} of {num_steps}; saved in {checkpoint}; "
-            "run the same command with --resume to continue"
+            "run the same command with --resume auto to continue"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (self.signal, self.step, self.num_steps, self.checkpoint)
 
 
-def _rebuilt(asked: signal.Signals | None, step: int, num_steps: int, checkpoint: Path) -> Interrupted:
+def _rebuilt(asked: signal.Signals | None, step: int, num_steps: int, checkpoint: str | Path) -> Interrupted:
     return Interrupted(signal=asked, step=step, num_steps=num_steps, checkpoint=checkpoint)
 
 

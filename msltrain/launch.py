@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from msldata.errors import UserError
+
+MAX_RESTARTS = 3
+"""After lost workers, in a run that may go on where it was (``--resume auto``)."""
 
 
 def num_processes(gpus: str) -> int:
@@ -36,19 +40,26 @@ def num_processes(gpus: str) -> int:
     return int(gpus)
 
 
-def launch(command: Sequence[str], processes: int) -> int:
+def launch(command: Sequence[str], processes: int, *, max_restarts: int = 0) -> int:
     """Run a Python program once per process under torchrun and return the exit code.
 
     Ctrl-C reaches the processes directly, for they share the terminal; this one waits until they have saved and ended.
+    SIGTERM reaches this one alone and is passed on.
 
     Args:
         command: the program's file and its arguments, as in ``sys.argv``.
         processes: on this host; the rendezvous is on a free loopback port.
+        max_restarts: how often all processes are started again after one was lost. They must then go on where they
+            were.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    child = subprocess.Popen([*torchrun, *command])
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            continue
+    child = subprocess.Popen([*torchrun, f"--max-restarts={max_restarts}", *command])
+    before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+    try:
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -5,7 +5,11 @@
 ``environment.json``  versions, machine and command of every start
 ``metrics.jsonl``     a line per log interval and per validation
 ``skipped.jsonl``     a line per damaged sample that was skipped (``stream.on_sample_error=skip``); absent if none was
-``checkpoints/``      see `msltrain.checkpoint`
+``tensorboard/``      with ``run.tensorboard``
+``checkpoints/``      ``last``, ``best`` on the validation split, ``epoch-0001`` … with ``run.keep``, ``failed`` after a
+                      loss that was not finite; see `msltrain.checkpoint`
+
+The folder may lie in object storage (`msltrain.runmirror`).
 """
 
 from __future__ import annotations
@@ -13,8 +17,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -25,11 +31,13 @@ import torch
 
 from msldata.errors import UserError
 from msldata.format import Manifest
-from msldata.storage import LocalStorage
-from msltrain.checkpoint import BEST, CHECKPOINTS, LAST
+from msldata.storage import LocalStorage, open_storage
+from msltrain.checkpoint import BEST, CHECKPOINTS, FAILED, LAST, copy_checkpoint
 from msltrain.config import TrainConfig, differences, from_json, to_json
 from msltrain.distributed import Ranks
+from msltrain.runmirror import RunMirror
 from msltrain.stream.errors import SampleError
+from msltrain.trackers import Tracker, open_trackers
 
 CONFIG_NAME = "config.json"
 DATASETS_NAME = "datasets.json"
@@ -45,10 +53,14 @@ MAY_DIFFER = (
     "stream.read_ahead_mb",
     "stream.cache",
     "stream.cache_limit_gb",
+    "stream.ram_cache_gb",
     "stream.on_sample_error",
     "stream.max_skipped",
     "run.log_every",
     "run.save_every",
+    "run.keep",
+    "run.tensorboard",
+    "run.wandb",
 )
 """Fields that change nothing a run computes, so that a continued run may set them anew: where the same shards lie now
 (their fingerprints are compared), how fast they are read, what a damaged sample leads to, how often is logged."""
@@ -78,15 +90,55 @@ class DatasetIdentity:
 
 
 class RunFolder:
-    """A run folder that was opened for this run.
+    """A run folder that was opened for this run; a context manager.
 
     Args:
-        path: the folder.
+        location: a folder, or the URL of one in object storage; then ``path`` is a temporary copy.
+
+    Attributes:
+        location: as the user gave it.
+        path: where its files lie on this machine.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._files = LocalStorage(path)
+    def __init__(self, location: str | Path):
+        self.location: str | Path = location
+        self._temporary: tempfile.TemporaryDirectory | None = None
+        self._mirror: RunMirror | None = None
+        self._trackers: list[Tracker] = []
+        storage = open_storage(location)
+        path = storage.path()
+        if path is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="msl-run-")
+            self.path = Path(self._temporary.name)
+            self._mirror = RunMirror(storage, self.path)
+        else:
+            self.location = self.path = path
+        self._files = LocalStorage(self.path)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def place(self, *names: str) -> str | Path:
+        """A file or folder of the run as the user can find it."""
+        if isinstance(self.location, Path):
+            return self.location.joinpath(*names)
+        return "/".join((self.location.rstrip("/"), *names))
+
+    def fetch(self) -> None:
+        """Bring a run in object storage here; for a local one there is nothing to do."""
+        if self._mirror is not None:
+            self._mirror.fetch()
+
+    def publish(self) -> None:
+        """Bring what has changed to object storage; for a local run there is nothing to do."""
+        if self._mirror is not None:
+            self._mirror.push()
 
     @property
     def last(self) -> Path:
@@ -98,11 +150,29 @@ class RunFolder:
         """The checkpoint with the highest validation mAP."""
         return self.path / CHECKPOINTS / BEST
 
+    @property
+    def failed(self) -> Path:
+        """The state after a loss that was not finite."""
+        return self.path / CHECKPOINTS / FAILED
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it holds a run."""
+        return self._files.exists(CONFIG_NAME)
+
+    def keep_last(self, epoch: int, num_kept: int) -> None:
+        """Keep the last checkpoint as that of ``epoch``, and only the latest ``num_kept`` of such."""
+        if num_kept:
+            copy_checkpoint(self.last, self.path / CHECKPOINTS / f"epoch-{epoch + 1:04d}")
+            for old in sorted((self.path / CHECKPOINTS).glob("epoch-*"))[:-num_kept]:
+                shutil.rmtree(old)
+
     def check_unused(self) -> None:
         """Raise UserError if the folder holds a run already."""
-        if self._files.exists(CONFIG_NAME):
+        if self.is_used:
             raise UserError(
-                f"{self.path}: holds a run already; continue it with --resume, or choose another folder with --run"
+                f"{self.location}: holds a run already; continue it with --resume auto, or choose another folder with "
+                "--run"
             )
 
     def start(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
@@ -111,39 +181,51 @@ class RunFolder:
         self._files.put(DATASETS_NAME, _json_bytes(described))
         self._files.put(CONFIG_NAME, to_json(config).encode())
 
-    def check_same(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
-        """Raise UserError unless the run in this folder has this config and these datasets."""
+    def changes(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> list[str]:
+        """What is different from the run in this folder and matters, in words. Raises UserError if there is no run."""
         try:
-            stored = from_json(self._files.read(CONFIG_NAME).decode(), str(self.path / CONFIG_NAME))
+            stored = from_json(self._files.read(CONFIG_NAME).decode(), str(self.place(CONFIG_NAME)))
             known = json.loads(self._files.read(DATASETS_NAME))
-        except FileNotFoundError as error:
-            raise UserError(f"{error}, so there is no run to continue; start it without --resume") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self.path / DATASETS_NAME}: not JSON ({error})") from None
-        changed = {name: pair for name, pair in differences(stored, config).items() if name not in MAY_DIFFER}
-        if changed:
-            listed = "; ".join(f"{name} was {before!r}, is {now!r}" for name, (before, now) in changed.items())
+        except FileNotFoundError:
             raise UserError(
-                f"{self.path}: the run to continue has another config ({listed}); "
-                "give the same one, or start a new run in another folder"
-            )
+                f"{self.location}: there is no run to continue (no {CONFIG_NAME}); start it without --resume, or with "
+                "--resume auto"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.place(DATASETS_NAME)}: not JSON ({error})") from None
+        found = [
+            f"{name} was {before!r}, is {now!r}"
+            for name, (before, now) in differences(stored, config).items()
+            if name not in MAY_DIFFER
+        ]
         for role, identities in datasets.items():
             before = known.get(role, [])
             if [entry["fingerprint"] for entry in before] != [identity.fingerprint for identity in identities]:
                 then = ", ".join(entry["location"] for entry in before) or "none"
                 now = ", ".join(identity.location for identity in identities) or "none"
-                raise UserError(
-                    f"{self.path}: the run to continue was given other data for {role}: then {then}, now {now}, with "
-                    "other contents; give the same shards, or start a new run in another folder"
-                )
+                found.append(f"other data for {role}: then {then}, now {now}, with other contents")
+        return found
 
-    def note_start(self, ranks: Ranks, step: int) -> None:
-        """Append this start (at ``step``) to ``environment.json``."""
+    def check_same(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
+        """Raise UserError unless the run in this folder has this config and these datasets."""
+        if changes := self.changes(config, datasets):
+            raise UserError(
+                f"{self.location}: the run to continue is another one ({'; '.join(changes)}); give the same config and "
+                "data, or start a new run in another folder. --allow-changes continues it all the same"
+            )
+
+    def track(self, config: TrainConfig, step: int) -> None:
+        """From now on, show metrics where ``config.run`` says as well."""
+        self._trackers = open_trackers(config, self.path, place=str(self.location), step=step)
+
+    def note_start(self, ranks: Ranks, step: int, changes: Sequence[str] = ()) -> None:
+        """Append this start (at ``step``, with what was changed before it) to ``environment.json``."""
         starts = json.loads(self._files.read(ENVIRONMENT_NAME)) if self._files.exists(ENVIRONMENT_NAME) else []
         starts.append(
             {
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "from_step": step,
+                "changes": list(changes),
                 "command": sys.argv,
                 "python": platform.python_version(),
                 "platform": platform.platform(),
@@ -168,6 +250,8 @@ class RunFolder:
         """Append one line to ``metrics.jsonl``."""
         with open(self.path / METRICS_NAME, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        for tracker in self._trackers:
+            tracker.add(row)
 
     def add_skipped(self, samples: Iterable[SampleError]) -> int:
         """Note skipped samples in ``skipped.jsonl``, each once; how many it lists now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -9,19 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from msldata.errors import UserError
-from msltrain.checkpoint import Checkpoint, copy_checkpoint, load_checkpoint, save_checkpoint
+from msltrain.checkpoint import (
+    BEST,
+    CHECKPOINTS,
+    FAILED,
+    LAST,
+    Checkpoint,
+    copy_checkpoint,
+    save_checkpoint,
+)
 from msltrain.config import TrainConfig
 from msltrain.distributed import Ranks, process_group
 from msltrain.events import EpochEvent, Event, OnEvent, StartEvent, StepEvent
 from msltrain.interrupt import Interrupted, StopSignals
+from msltrain.interval import Interval
 from msltrain.learner import Learner
 from msltrain.optim import for_batch_size, learning_rate
+from msltrain.resume import Resume, Start, open_run
 from msltrain.rundir import RunFolder
 from msltrain.stream.errors import TooManySkipped
+from msltrain.trackers import check_trackers
 from msltrain.traindata import TrainData
 from msltrain.validation import validation_mean_ap
 
@@ -30,11 +39,12 @@ from msltrain.validation import validation_mean_ap
 class TrainResult:
     """A finished run."""
 
-    run_dir: Path
+    run_dir: str | Path
+    """A URL for a run in object storage, as are the checkpoints then."""
     num_steps: int
-    last: Path
+    last: str | Path
     """Checkpoint after the last step."""
-    best: Path | None
+    best: str | Path | None
     """Checkpoint with the highest validation mAP; None without a validation split."""
     best_epoch: int | None
     """Counted from 0."""
@@ -45,7 +55,12 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, run_dir: str | Path, resume: bool = False, on_event: OnEvent | None = None
+    config: TrainConfig,
+    *,
+    run_dir: str | Path,
+    resume: Resume = False,
+    allow_changes: bool = False,
+    on_event: OnEvent | None = None,
 ) -> TrainResult:
     """Train a recogniser; alone, or as one of the processes that torchrun started.
 
@@ -54,9 +69,11 @@ def train(
 
     Args:
         config: the whole run.
-        run_dir: where everything is written. With several hosts, only the first process's host needs it.
-        resume: continue the run in ``run_dir`` from its last checkpoint, bit for bit on a CPU; from the beginning if
-            it was stopped before the first one.
+        run_dir: folder or URL where everything is written. With several hosts, only the first process's host needs it.
+        resume: True: continue the run in ``run_dir`` from its last checkpoint, bit for bit on a CPU; from the beginning
+            if it was stopped before the first one. ``auto``: if there is a run; else start one.
+        allow_changes: continue a run that had another config or other data; of an epoch whose samples are others, from
+            its beginning.
         on_event: called in the first process with `msltrain.events`.
 
     Raises:
@@ -66,15 +83,20 @@ def train(
         StorageError, FileNotFoundError: shards or checkpoint cannot be read or written.
     """
     began = time.perf_counter()
-    folder = RunFolder(Path(run_dir).expanduser())
-    with process_group(config.run.device) as ranks, StopSignals() as stop, TrainData(config, ranks) as data:
-        checkpoint = ranks.first_does(lambda: _open_run(folder, config, data, resume))
-        num_steps, best = _run(config, data, folder, ranks, stop, on_event, checkpoint)
+    check_trackers(config)
+    with (
+        RunFolder(run_dir) as folder,
+        process_group(config.run.device) as ranks,
+        StopSignals() as stop,
+        TrainData(config, ranks) as data,
+    ):
+        start = ranks.first_does(lambda: open_run(folder, config, data, resume, allow_changes))
+        num_steps, best = _run(config, data, folder, ranks, stop, on_event, start)
     return TrainResult(
-        run_dir=folder.path,
+        run_dir=folder.location,
         num_steps=num_steps,
-        last=folder.last,
-        best=None if best is None else folder.best,
+        last=folder.place(CHECKPOINTS, LAST),
+        best=None if best is None else folder.place(CHECKPOINTS, BEST),
         best_epoch=None if best is None else best["epoch"],
         validation_mAP=None if best is None else best["mAP"],
         seconds=time.perf_counter() - began,
@@ -88,10 +110,10 @@ def _run(
     ranks: Ranks,
     stop: StopSignals,
     on_event: OnEvent | None,
-    checkpoint: Checkpoint | None,
+    start: Start,
 ) -> tuple[int, dict[str, Any] | None]:
     """Steps taken and best epoch of a Trainer that lives no longer than this call, as ``process_group`` asks."""
-    trainer = Trainer(config, data, folder, ranks, stop, on_event, checkpoint)
+    trainer = Trainer(config, data, folder, ranks, stop, on_event, start)
     trainer.run()
     return trainer.step, trainer.best
 
@@ -103,7 +125,7 @@ class Trainer:
         config, data, folder, ranks: the run.
         stop: says when to stop.
         on_event: called in the first process.
-        checkpoint: continue from here; None: from the beginning.
+        start: where the run begins or goes on.
 
     Attributes:
         step: steps taken, over the whole run.
@@ -118,20 +140,29 @@ class Trainer:
         ranks: Ranks,
         stop: StopSignals,
         on_event: OnEvent | None,
-        checkpoint: Checkpoint | None,
+        start: Start,
     ):
         self.config, self.data, self.folder, self.ranks, self.stop = config, data, folder, ranks, stop
         self.on_event = on_event if ranks.is_first else None
-        self.learner = Learner(config, len(data.classes), ranks, checkpoint)
+        checkpoint, self._changes = start.checkpoint, start.changes
+        try:
+            self.learner = Learner(config, len(data.classes), ranks, checkpoint)
+        except (RuntimeError, ValueError, KeyError) as error:
+            if not self._changes:
+                raise
+            raise UserError(
+                f"{folder.location}: its state does not fit what was changed ({'; '.join(self._changes)}): "
+                f"{str(error).splitlines()[0]}; start a new run in another folder"
+            ) from error
         self._optim, self._rate_note = for_batch_size(config.optim, config.stream.batch_size)
         self.step = 0
         self.best: dict[str, Any] | None = None
         self._num_skipped = 0
-        self._interval = _Interval()
+        self._interval = Interval()
         if checkpoint is not None:
             self.step = checkpoint.step
             self.best = checkpoint.train_state["best"]
-            data.training.load_state_dict(checkpoint.train_state["loader"])
+            self._take_position(checkpoint.train_state["loader"])
         # Only now: a mistake in the config should leave no folder behind that then counts as used.
         ranks.first_does(self._write_down)
 
@@ -155,8 +186,7 @@ class Trainer:
                     self.folder.add_skipped(self.data.skipped())
                 raise
             self._save(mean_ap)
-            if is_best:
-                self.ranks.first_does(lambda: copy_checkpoint(self.folder.last, self.folder.best))
+            self.ranks.first_does(functools.partial(self._keep, epoch, is_best))
             event = EpochEvent(
                 epoch=epoch,
                 num_epochs=num_epochs,
@@ -170,19 +200,32 @@ class Trainer:
                 row = {"step": self.step, "epoch": epoch, "validation_mAP": mean_ap, "seconds": event.seconds}
                 self.folder.add_metrics(row)
             self._tell(event)
+        self.ranks.first_does(self.folder.publish)
+
+    def _take_position(self, position: dict[str, Any]) -> None:
+        try:
+            self.data.training.load_state_dict(position)
+        except UserError:
+            if not self._changes:
+                raise
+            # A position inside an epoch means nothing among other samples or batches.
+            self.data.training.set_epoch(position["epoch"])
+            self.step = position["epoch"] * len(self.data.training)
 
     def _write_down(self) -> None:
         """Note in the run folder that the run starts, or goes on, here."""
-        if self.step == 0:
+        if self.step == 0 or self._changes:
             self.folder.start(self.config, self.data.identities)
         self.folder.keep_metrics_until(self.step)
-        self.folder.note_start(self.ranks, self.step)
+        self.folder.note_start(self.ranks, self.step, self._changes)
+        self.folder.track(self.config, self.step)
+        self.folder.publish()
 
     def _train_epoch(self, epoch: int) -> None:
         """Take the rest of an epoch's steps. Raises Interrupted once the state is saved."""
         loader, config = self.data.training, self.config
         loader.set_epoch(epoch)
-        self._interval = _Interval()
+        self._interval = Interval()
         batches = iter(loader)
         while True:
             waiting = time.perf_counter()
@@ -204,9 +247,15 @@ class Trainer:
             if stopping or due:
                 self._save(None)
             if stopping:
+                self.ranks.first_does(self.folder.publish)
                 raise Interrupted(
-                    signal=self.stop.received, step=self.step, num_steps=self.num_steps, checkpoint=self.folder.last
+                    signal=self.stop.received,
+                    step=self.step,
+                    num_steps=self.num_steps,
+                    checkpoint=self.folder.place(CHECKPOINTS, LAST),
                 )
+            if due:
+                self.ranks.first_does(self.folder.publish)
         self._report(epoch)
 
     def _report(self, epoch: int) -> bool:
@@ -247,16 +296,19 @@ class Trainer:
                 }
             )
         self._tell(event)
-        self._interval = _Interval()
+        self._interval = Interval()
         return asked
 
     def _fail_on(self, step: int, losses: dict[str, float], keys: Sequence[str]) -> None:
         everyone = [key for rank_keys in self.ranks.gather(keys) for key in rank_keys]
         terms = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        self._save(None, self.folder.failed)
+        self.ranks.first_does(self.folder.publish)
         raise UserError(
             f"step {step + 1} of {self.num_steps}: the loss is not finite ({terms}); the batch was "
-            f"{', '.join(everyone)}; checkpoints from before are as they were; start a new run with a lower "
-            "optim.lr or with optim.clip_norm=1, and look at these samples"
+            f"{', '.join(everyone)}; the state after step {self.step} is in "
+            f"{self.folder.place(CHECKPOINTS, FAILED)}, and checkpoints from before are as they were; start a new run "
+            "with a lower optim.lr or with optim.clip_norm=1, and look at these samples"
         )
 
     def _validate(self, epoch: int) -> tuple[float | None, bool]:
@@ -270,8 +322,15 @@ class Trainer:
             self.best = {"epoch": epoch, "mAP": mean_ap}
         return mean_ap, is_best
 
-    def _save(self, mean_ap: float | None) -> None:
-        """Replace the last checkpoint, and list what was skipped."""
+    def _keep(self, epoch: int, is_best: bool) -> None:
+        """After the save at the end of an epoch: the other checkpoints that are made of it."""
+        if is_best:
+            copy_checkpoint(self.folder.last, self.folder.best)
+        self.folder.keep_last(epoch, self.config.run.keep)
+        self.folder.publish()
+
+    def _save(self, mean_ap: float | None, place: Path | None = None) -> None:
+        """Replace the last checkpoint, or another one at ``place``, and list what was skipped."""
         random_states = self.ranks.gather(self.learner.random_state())
         skipped = [error for errors in self.ranks.gather(self.data.skipped()) for error in errors]
 
@@ -290,7 +349,7 @@ class Trainer:
                     "best": self.best,
                 },
             )
-            save_checkpoint(checkpoint, self.folder.last)
+            save_checkpoint(checkpoint, place or self.folder.last)
             return self.folder.add_skipped(skipped)
 
         self._num_skipped = self.ranks.first_does(write)
@@ -309,7 +368,7 @@ class Trainer:
             notes.append("run.sync_batchnorm has no effect: there is one process")
         validation = self.data.validation
         return StartEvent(
-            run_dir=self.folder.path,
+            run_dir=self.folder.location,
             device=str(self.ranks.device),
             world_size=self.ranks.world_size,
             num_train=self.data.training.shards.num_samples,
@@ -325,39 +384,3 @@ class Trainer:
     def _tell(self, event: Event) -> None:
         if self.on_event is not None:
             self.on_event(event)
-
-
-class _Interval:
-    """What happened since the last report."""
-
-    def __init__(self) -> None:
-        self.began = time.perf_counter()
-        self.waited = 0.0
-        self.learning_rate = 0.0
-        self.losses: list[dict[str, Tensor]] = []
-        self.keys: list[Sequence[str]] = []
-
-    def add(self, rate: float, losses: dict[str, Tensor], keys: Sequence[str]) -> None:
-        self.learning_rate = rate
-        self.losses.append(losses)
-        self.keys.append(keys)
-
-    def read(self, ranks: Ranks, asked: bool) -> tuple[list[str], list[list[float]], bool]:
-        """Loss names, a row of values per step averaged over the processes, whether any of them was asked to stop."""
-        names = list(self.losses[0])
-        table = torch.stack([torch.stack([losses[name] for name in names]) for losses in self.losses])
-        flags = torch.full((1, len(names)), float(asked), device=table.device)
-        *rows, flag_row = ranks.mean(torch.cat((table, flags))).tolist()
-        return names, rows, flag_row[0] > 0
-
-
-def _open_run(folder: RunFolder, config: TrainConfig, data: TrainData, resume: bool) -> Checkpoint | None:
-    """Check that ``folder`` is free for a new run, or holds this one; the checkpoint to continue from."""
-    if not resume:
-        folder.check_unused()
-        return None
-    folder.check_same(config, data.identities)
-    try:
-        return load_checkpoint(folder.last)
-    except FileNotFoundError:
-        return None  # stopped before the first checkpoint

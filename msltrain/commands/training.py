@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from msldata.console import OnError, err, gigabytes, out
+
+
+class ResumeChoice(StrEnum):
+    """Values of ``train --resume``."""
+
+    auto = "auto"
+    must = "must"
 
 
 def train(
@@ -18,9 +26,23 @@ def train(
     weights: Annotated[
         str | None, typer.Option(help="First weights: timm tag, hf-hub:OWNER/NAME, .pth or .safetensors file.")
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/RECIPE.", show_default=False)] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Run folder or URL (s3://…); default: runs/RECIPE.", show_default=False)
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: section.field=value.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run folder.")] = False,
+    resume: Annotated[
+        ResumeChoice | None,
+        typer.Option(help="auto = continue the run in the run folder, or start one; must = there has to be one."),
+    ] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Continue though config or data are others than before.")
+    ] = False,
+    paper_protocol: Annotated[
+        bool, typer.Option("--paper-protocol", help="Train on everything, as published; the last weights count.")
+    ] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="A series: 0,1,2 trains into RUN/seed0, RUN/seed1 …", show_default=False)
+    ] = None,
     gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
     cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
     cache_limit: Annotated[str | None, typer.Option(help="What the cache may take.", show_default="50GB")] = None,
@@ -46,17 +68,38 @@ def train(
         settings.append(f"stream.ram_cache_gb={gigabytes(ram_cache)}")
     if on_sample_error is not None:
         settings.append(f"stream.on_sample_error={on_sample_error.value}")
+    if paper_protocol:
+        settings.append("data.validation_fraction=0")
     config = configure(recipe, train=data, keep_masks=keep_masks, weights=weights, settings=[*settings, *(set_ or [])])
     if (processes := launch.num_processes(gpus)) > 1:
-        raise typer.Exit(launch.launch(sys.argv, processes))
+        restarts = launch.MAX_RESTARTS if resume is ResumeChoice.auto else 0
+        raise typer.Exit(launch.launch(sys.argv, processes, max_restarts=restarts))
+    from msltrain import series
     from msltrain.display import TrainingDisplay
     from msltrain.trainer import train
 
+    place = run or Path("runs", recipe)
+    going_on: bool | Literal["auto"] = "auto" if resume is ResumeChoice.auto else resume is not None
     with TrainingDisplay(out, err) as display:
-        result = train(config, run_dir=run or Path("runs", recipe), resume=resume, on_event=display.show)
-    if result.best_epoch is not None:
-        out.print(f"best validation mAP {100 * (result.validation_mAP or 0):.1f}, epoch {result.best_epoch + 1}")
-    out.print(f"[green]{result.run_dir}[/green]: {result.num_steps:,} steps, {result.seconds:,.0f} s", soft_wrap=True)
+        if seeds is None:
+            results = [
+                train(config, run_dir=place, resume=going_on, allow_changes=allow_changes, on_event=display.show)
+            ]
+        else:
+            results = series.train_series(
+                config,
+                series.parse_seeds(seeds),
+                run_dir=place,
+                resume=going_on,
+                allow_changes=allow_changes,
+                on_event=display.show,
+            )
+    for result in results:
+        if result.best_epoch is not None:
+            out.print(f"best validation mAP {100 * (result.validation_mAP or 0):.1f}, epoch {result.best_epoch + 1}")
+        out.print(
+            f"[green]{result.run_dir}[/green]: {result.num_steps:,} steps, {result.seconds:,.0f} s", soft_wrap=True
+        )
 
 
 def import_checkpoint(
@@ -78,17 +121,22 @@ def import_checkpoint(
 
 
 def recipes() -> None:
-    """List the recipes: what each one trains, its command, the published number."""
+    """List the recipes: what each one trains, the published number and its source, estimated hours on one GPU."""
     from msltrain.recipes import RECIPES
+    from msltrain.recipes.cost import BF16_TERAFLOPS, FLOAT32_TERAFLOPS
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("recipe", no_wrap=True)
+    table.add_column("GPU-hours", justify="right")
     table.add_column("what it is")
-    for name, make in RECIPES.items():
-        summary, _, rest = (make.__doc__ or "").strip().partition("\n")
-        published = rest.strip().rpartition("·")[2].strip()
-        table.add_row(name, f"{summary.replace('`', '')}\n[dim]{published}[/dim]")
+    for recipe in RECIPES.values():
+        hours = "" if recipe.gpu_hours is None else f"{recipe.gpu_hours:.2f}"
+        table.add_row(recipe.name, hours, f"{recipe.what}\n[dim]{recipe.source} · {recipe.number}[/dim]")
     out.print(table)
+    out.print(
+        f"GPU-hours: an estimate for one H100 or H200 that sustains {BF16_TERAFLOPS:g} TFLOP/s in bf16 and "
+        f"{FLOAT32_TERAFLOPS:g} in float32 (-paper); numbers are those of the sources, not measured here."
+    )
 
 
 def demo(

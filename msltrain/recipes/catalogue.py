@@ -49,7 +49,11 @@ def _family(function: Callable[[], TrainConfig]) -> Iterator[Recipe]:
 
     yield entry(f"msl-{target}", f"MSL: {what}", lambda: tuned(function()), msl["source"], msl["number"])
     yield entry(
-        f"baseline-{target}", "its plain baseline", lambda: baseline(tuned(function())), plain["source"], plain["number"]
+        f"baseline-{target}",
+        "its plain baseline",
+        lambda: baseline(tuned(function())),
+        plain["source"],
+        plain["number"],
     )
     yield entry(
         f"matched-{target}",

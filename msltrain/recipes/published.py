@@ -1,7 +1,7 @@
 """The paper's runs with its own values: every network on every dataset that the paper or its official code trains.
 
-Letters stand for networks: c ResNet-101 trained with CutMix (the paper's MSL-C), r plain ResNet-101, v ViT-L/16 (MSL-V),
-b ViT-B/16. The last lines of a docstring are read by `msl recipes`: command · where the number is from · number.
+Letters stand for networks: c ResNet-101 trained with CutMix (the paper's MSL-C), r plain ResNet-101, v ViT-L/16
+(MSL-V), b ViT-B/16. The last lines of a docstring are read by `msl recipes`: command · where the number is from · number.
 
 Each function returns the run as published: batches of 6, float32, no validation split. One thing differs: the
 backbone starts from the nearest weights that timm can fetch (`msltrain.recipes.backbones`), because the published files
@@ -100,9 +100,7 @@ def _csra(model: ModelConfig, *, num_heads: int, attention_weight: float) -> Mod
 def _voc2007(model: ModelConfig, *, image_size: int) -> TrainConfig:
     """Section 4.1 and the official defaults: SGD, the head ten times as fast, a tenth of the rate every 4 epochs."""
     return TrainConfig(
-        data=DataConfig(
-            train="shards/voc2007/trainval", keep_masks=("shards/masks/high",), validation_fraction=0.0
-        ),
+        data=DataConfig(train="shards/voc2007/trainval", keep_masks=("shards/masks/high",), validation_fraction=0.0),
         stream=StreamConfig(image_size=image_size, batch_size=6),
         model=model,
         loss=PUBLISHED_LOSS,

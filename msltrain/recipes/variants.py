@@ -30,6 +30,4 @@ def baseline(config: TrainConfig) -> TrainConfig:
 
 def matched_baseline(config: TrainConfig) -> TrainConfig:
     """The baseline that learns recognition at MSL's rate, α = (α1 + α2, 0, 0): the masks alone make the difference."""
-    return replace(
-        config, data=replace(config.data, keep_masks=()), loss=config.loss.rate_matched_baseline()
-    )
+    return replace(config, data=replace(config.data, keep_masks=()), loss=config.loss.rate_matched_baseline())

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from msldata.errors import UserError
+from msltrain.checkpoint import load_checkpoint
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, override, to_json
 from msltrain.distributed import Ranks
 from msltrain.stream.config import StreamConfig
@@ -22,14 +23,26 @@ from msltrain.traindata import TrainData
 from msltrain.trainer import train
 from tests.smallshards import write_images, write_keep_masks
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+
 WORKER = """
-import sys
+import os, signal, sys
+from pathlib import Path
 from msldata.errors import UserError
 from msltrain.config import from_json
 from msltrain.trainer import train
 
+resume = {"no": False, "must": True, "auto": "auto"}[sys.argv[1]]
+die_at = int(os.environ.get("DIE_AT", 0)) if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else 0
+
+def on_event(event):
+    if die_at and getattr(event, "step", 0) == die_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
 try:
-    train(from_json(open(sys.argv[1]).read()), run_dir=sys.argv[2], resume="--resume" in sys.argv)
+    for run in map(Path, sys.argv[2:]):
+        config = from_json(run.with_suffix(".json").read_text())
+        train(config, run_dir=run, resume=resume, on_event=on_event)
 except UserError as error:
     print(f"UserError: {error}")
     sys.exit(2)
@@ -47,24 +60,27 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
         stream=StreamConfig(image_size=32, batch_size=8, num_threads=1),
         # Statistics of half a batch differ from those of the whole one; frozen, BatchNorm has none.
         model=ModelConfig(backbone="test_efficientnet", num_heads=2, freeze_batchnorm=True),
-        optim=OptimConfig(lr=0.02, num_epochs=2, warmup_epochs=0.5, step_epochs=1, clip_norm=1.0, ema_decay=0.9),
+        optim=OptimConfig(lr=0.02, num_epochs=4, warmup_epochs=0.5, step_epochs=1, clip_norm=1.0, ema_decay=0.9),
         run=RunConfig(log_every=1, device="cpu"),
     )
 
 
-def start(config: TrainConfig, folder: Path, num_processes: int, *flags: str) -> subprocess.Popen:
-    """torchrun picks its own free port."""
+def start(
+    runs: dict[str, TrainConfig], folder: Path, num_processes: int, *, resume: str = "no", restarts: int = 0, die_at=0
+) -> subprocess.Popen:
+    """torchrun over the runs, one after the other, each in a folder of its name. It picks its own free port."""
     folder.mkdir(exist_ok=True)
     (folder / "worker.py").write_text(WORKER)
-    (folder / "given.json").write_text(to_json(config))
+    for name, config in runs.items():
+        (folder / f"{name}.json").write_text(to_json(config))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    command = [sys.executable, *launcher, str(folder / "worker.py"), str(folder / "given.json"), str(folder / "run")]
+    command = [sys.executable, *launcher, f"--max-restarts={restarts}", str(folder / "worker.py"), resume]
     return subprocess.Popen(
-        [*command, *flags],
+        [*command, *(str(folder / name) for name in runs)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "DIE_AT": str(die_at)},
     )
 
 
@@ -74,41 +90,80 @@ def finish(process: subprocess.Popen, expected: int = 0) -> str:
     return output
 
 
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def losses(folder: Path) -> list[float]:
-    return [row[name] for row in rows(folder) for name in ("total", "clean", "masked", "consistency") if name in row]
+def losses(run: Path) -> list[float]:
+    return [row[name] for row in rows(run) for name in ("total", "clean", "masked", "consistency") if name in row]
 
 
-def validation(folder: Path) -> list[float]:
-    return [row["validation_mAP"] for row in rows(folder) if "validation_mAP" in row]
+def validation(run: Path) -> list[float]:
+    return [row["validation_mAP"] for row in rows(run) if "validation_mAP" in row]
 
 
 @pytest.fixture(scope="module")
 def alone(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run in one process."""
-    folder = tmp_path_factory.mktemp("alone")
+    """The same run in one process: its folder."""
+    run = tmp_path_factory.mktemp("alone") / "run"
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    train(config, run_dir=folder / "run")
+    train(config, run_dir=run)
     torch.set_num_threads(num_threads)
+    return run
+
+
+@pytest.fixture(scope="module")
+def two(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in two processes, with sequential and with fused branches: a folder of both."""
+    folder = tmp_path_factory.mktemp("two")
+    finish(start(both_branches(config), folder, 2))
     return folder
 
 
-@pytest.mark.parametrize("branches", ["sequential", pytest.param("fused", marks=pytest.mark.slow)])
-def test_two_processes_take_the_steps_of_one(config: TrainConfig, alone: Path, tmp_path: Path, branches: str):
-    finish(start(override(config, [f"loss.branches={branches}"]), tmp_path, 2))
-    assert len(losses(tmp_path)) == 4 * 2 * 5
-    assert losses(tmp_path) == pytest.approx(losses(alone), abs=1e-5)
-    assert validation(tmp_path) == pytest.approx(validation(alone), abs=1e-6)
-    assert json.loads((tmp_path / "run" / "environment.json").read_text())[0]["world_size"] == 2
+def both_branches(config: TrainConfig) -> dict[str, TrainConfig]:
+    return {branches: override(config, [f"loss.branches={branches}"]) for branches in ("sequential", "fused")}
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    assert len(losses(run)) == 4 * 20
+    assert losses(run) == pytest.approx(losses(other), abs=1e-5)
+    assert validation(run) == pytest.approx(validation(other), abs=1e-6)
+
+
+@pytest.mark.parametrize("branches", ["sequential", "fused"])
+def test_two_processes_take_the_steps_of_one(alone: Path, two: Path, branches: str):
+    assert_same_run(two / branches, alone)
+    assert json.loads((two / branches / "environment.json").read_text())[0]["world_size"] == 2
+
+
+def test_four_processes_take_the_steps_of_one(config: TrainConfig, alone: Path, tmp_path: Path):
+    finish(start(both_branches(config), tmp_path, 4))
+    for branches in ("sequential", "fused"):
+        assert_same_run(tmp_path / branches, alone)
+
+
+def test_a_killed_worker_leaves_no_trace_after_a_restart(config: TrainConfig, two: Path, tmp_path: Path):
+    """torchrun starts both again, and they go on from the last checkpoint: equal to the last bit."""
+    runs = {"run": override(config, ["loss.branches=sequential", "run.save_every=3"])}
+    output = finish(start(runs, tmp_path, 2, resume="auto", restarts=1, die_at=13))
+    assert "SIGKILL" in output or "exitcode: -9" in output, output
+    starts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert [entry["from_step"] for entry in starts] == [0, 12]
+    ours, undisturbed = (
+        load_checkpoint(run / "checkpoints" / "last") for run in (tmp_path / "run", two / "sequential")
+    )
+    assert ours.step == undisturbed.step == 20
+    for name, tensor in undisturbed.weights.items():
+        assert torch.equal(ours.weights[name], tensor), name
+    for name, tensor in undisturbed.train_state["weights"].items():
+        assert torch.equal(ours.train_state["weights"][name], tensor), name
+    assert losses(tmp_path / "run") == losses(two / "sequential")
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_of_two_continues_in_one(config: TrainConfig, alone: Path, tmp_path: Path):
-    process = start(override(config, ["optim.num_epochs=2"]), tmp_path, 2)
+    process = start({"run": config}, tmp_path, 2)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not metrics.exists() or not metrics.read_text():
         assert process.poll() is None, process.communicate()[0]
@@ -118,15 +173,15 @@ def test_an_interrupted_run_of_two_continues_in_one(config: TrainConfig, alone: 
     assert process.returncode != 0
     assert "saved in" in output and "--resume" in output
     step = json.loads((tmp_path / "run" / "checkpoints" / "last" / "meta.json").read_text())["step"]
-    assert 1 <= step < 10
+    assert 1 <= step < 20
     train(config, run_dir=tmp_path / "run", resume=True)
-    assert losses(tmp_path) == pytest.approx(losses(alone), abs=1e-5)
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), abs=1e-5)
 
 
 def test_a_mistake_ends_all_processes(config: TrainConfig, tmp_path: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(to_json(config))
-    output = finish(start(config, tmp_path, 2), expected=1)
+    output = finish(start({"run": config}, tmp_path, 2), expected=1)
     assert output.count("holds a run already") == 2
 
 

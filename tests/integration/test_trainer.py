@@ -247,13 +247,13 @@ def test_sigint_also_stops_and_handlers_come_back(config: TrainConfig, tmp_path:
 
 def test_used_and_foreign_folders_are_refused(config: TrainConfig, tmp_path: Path):
     short = override(config, ["optim.num_epochs=1"])
-    with pytest.raises(UserError, match="there is no run to continue; start it without --resume"):
+    with pytest.raises(UserError, match=r"there is no run to continue \(no config.json\); start it without --resume"):
         train(short, run_dir=tmp_path / "run", resume=True)
     train(short, run_dir=tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match="holds a run already; continue it with --resume"):
         train(short, run_dir=tmp_path / "run")
-    with pytest.raises(UserError, match=r"another config \(optim\.lr was 0\.01, is 0\.02\)"):
+    with pytest.raises(UserError, match=r"another one \(optim\.lr was 0\.01, is 0\.02\)"):
         train(override(short, ["optim.lr=0.02"]), run_dir=tmp_path / "run", resume=True)
     write_images(tmp_path / "other", [20, 20])
     with pytest.raises(UserError, match=r"other data for train: then .*train, now .*other"):
@@ -279,7 +279,12 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(config: TrainConfig, t
     step = int(str(caught.value).split()[1])
     assert 2 <= step <= 4  # the first step's loss is fine; it is noticed at the next report
     assert str(caught.value).count("s0000") == 8
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    # What is there to be looked at is kept apart from what a run continues from.
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["failed"]
+    failed = load_checkpoint(tmp_path / "run" / "checkpoints" / "failed")
+    assert failed.step == 4 and f"state after step {failed.step} is in" in str(caught.value)
+    assert failed.train_state["loader"]["step"] == 4 and failed.train_state["optimizer"]["state"]
+    assert not all(tensor.isfinite().all() for tensor in failed.train_state["weights"].values())
 
 
 def test_no_weights_of_a_broken_loss_are_saved(config: TrainConfig, tmp_path: Path):
@@ -289,7 +294,7 @@ def test_no_weights_of_a_broken_loss_are_saved(config: TrainConfig, tmp_path: Pa
     )
     with pytest.raises(UserError, match="the loss is not finite"):
         train(config, run_dir=tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["failed"]
 
 
 def test_the_baseline_needs_no_masks_and_says_when_they_are_unused(config: TrainConfig, tmp_path: Path):
@@ -318,7 +323,6 @@ def test_mistakes_leave_no_folder_behind(config: TrainConfig, tmp_path: Path):
         ("model.weights=missing.pth", "no such weights file"),
         ("model.backbone=resnet999", "timm has no model"),
         ("stream.batch_size=64", "no complete batch"),
-        ("data.validation_fraction=0.001", "set data.validation_fraction"),
     ]:
         with pytest.raises((UserError, FileNotFoundError), match=words):
             train(override(config, [assignment]), run_dir=tmp_path / "run")

@@ -1,0 +1,82 @@
+"""The validation part: every class in both parts, the same whatever the order of the shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msldata.errors import UserError
+from msldata.format import IMAGES, Manifest, encode_target, shard_name, write_manifest
+from msldata.shardwriter import ShardWriter
+from msldata.storage import LocalStorage
+from msltrain.holdout import _with_every_class, hold_out
+from msltrain.stream.plan import EpochPlan
+from msltrain.stream.shardset import ShardSet, open_shard_set
+
+NUM_CLASSES = 6
+SAMPLES = {f"k{number:03d}": [0] if number % 2 else [0, 1] for number in range(120)}
+SAMPLES |= {"rare1": [2], "rare2": [2, 3], "pair1": [4], "pair2": [4], "once": [3, 5], "nothing": []}
+
+
+def write(folder: Path, keys: list[str], per_shard: int) -> ShardSet:
+    storage, shards = LocalStorage(folder), []
+    for start in range(0, len(keys), per_shard):
+        with ShardWriter(storage, shard_name("s", "train", len(shards)), kind=IMAGES, plan="test") as writer:
+            for key in keys[start : start + per_shard]:
+                row = {"width": 4, "height": 4, "positives": SAMPLES[key], "ignored": [], "objects": []}
+                target = encode_target(SAMPLES[key], NUM_CLASSES)
+                writer.add(key, [(".jpg", b"-"), (".json", b"{}"), (".target.npy", target)], row)
+            shards.append(writer.publish())
+    classes = tuple(f"c{k}" for k in range(NUM_CLASSES))
+    write_manifest(storage, Manifest(kind=IMAGES, dataset="s", split="train", classes=classes, shards=tuple(shards)))
+    return open_shard_set(folder)
+
+
+def keys_of(part: ShardSet) -> set[str]:
+    plan = EpochPlan(part.counts, seed=0, epoch=0, shuffle=False)
+    return set(part.rows(*plan.items(0, part.num_samples))[1].key_N)
+
+
+def num_positive(keys: set[str]) -> np.ndarray:
+    return np.bincount([k for key in keys for k in SAMPLES[key]], minlength=NUM_CLASSES)
+
+
+def test_every_class_is_in_both_parts_as_far_as_its_samples_reach(tmp_path: Path):
+    kept, out = map(keys_of, hold_out(write(tmp_path, list(SAMPLES), 50), 0.05))
+    assert not kept & out and kept | out == set(SAMPLES)
+    assert (num_positive(kept) > 0).all()
+    # Class 5 has one sample, which is trained on. Class 3 may miss: its other sample can be the last one of class 2.
+    assert (num_positive(out)[[0, 1, 2, 4]] > 0).all() and num_positive(out)[5] == 0
+    assert 0.02 * len(SAMPLES) < len(out) < 0.15 * len(SAMPLES)
+
+
+def test_order_and_size_of_the_shards_do_not_matter(tmp_path: Path):
+    shuffled = list(np.random.default_rng(0).permutation(list(SAMPLES)))
+    parts = [
+        hold_out(write(tmp_path / "a", list(SAMPLES), 50), 0.05),
+        hold_out(write(tmp_path / "b", shuffled, 7), 0.05),
+    ]
+    assert [keys_of(part) for part in parts[0]] == [keys_of(part) for part in parts[1]]
+    other = hold_out(open_shard_set(tmp_path / "50"), 0.05, seed=1)
+    assert keys_of(other[1]) != keys_of(parts[0][1])
+
+
+def test_a_class_that_was_held_out_whole_comes_back():
+    target_NK = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=bool)
+    number_N = np.array([0.1, 0.2, 0.3, 0.4])
+    assert _with_every_class(np.array([True, True, False, False]), number_N, target_NK).tolist() == [
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_parts_of_no_use_are_refused(tmp_path: Path):
+    shards = write(tmp_path, ["once", "nothing"], 2)
+    with pytest.raises(UserError, match=r"holding out 1e-09 of 2 samples leaves 2 to train on and 0 to validate"):
+        hold_out(shards, 1e-9)
+    with pytest.raises(UserError, match="held out for validation shows any class"):
+        hold_out(shards, 1 - 1e-9)

@@ -1,0 +1,80 @@
+"""The list of recipes and grids: what is in it, what it costs, and that the networks exist."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from msltrain.config import differences, from_json, to_json
+from msltrain.recipes import RECIPES, recipe
+from msltrain.recipes.ablations import GRIDS
+from msltrain.recipes.cost import GIGAFLOP_PER_IMAGE
+
+TARGETS = ("c-voc2007", "r-voc2007", "v-voc2007", "c-coco2014", "r-coco2014", "v-coco2014", "v-wider", "b-wider")
+EVERY_CONFIG = [
+    *(entry() for entry in RECIPES.values()),
+    *(config for grid in GRIDS.values() for config in grid().values()),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_run_of_the_paper_is_there_in_each_form(target: str):
+    assert {f"{method}-{target}" for method in ("msl", "baseline", "matched")} <= set(RECIPES)
+    assert {f"{method}-{target}-paper" for method in ("msl", "baseline")} <= set(RECIPES)
+    tuned, paper = recipe(f"msl-{target}"), recipe(f"msl-{target}-paper")
+    assert (tuned.model, tuned.loss, tuned.optim.lr) == (paper.model, paper.loss, paper.optim.lr)
+    assert (paper.stream.batch_size, paper.run.amp, paper.data.validation_fraction) == (6, False, 0)
+    assert (tuned.stream.batch_size, tuned.run.amp, tuned.data.validation_fraction) == (32, True, 0.05)
+    changed = differences(tuned, recipe(f"matched-{target}"))
+    assert set(changed) == {
+        "data.keep_masks", "loss.clean_weight", "loss.masked_weight", "loss.consistency_weight"
+    }  # fmt: skip
+    assert changed["loss.clean_weight"] == (0.3, 0.5)
+
+
+def test_published_numbers_are_those_of_the_sources():
+    numbers = {name: (entry.source, entry.number) for name, entry in RECIPES.items()}
+    assert numbers["msl-c-voc2007"] == numbers["msl-c-voc2007-paper"] == ("Table 1", "mAP 96.1")
+    assert numbers["msl-c-coco2014"] == ("Table 2", "mAP 86.4")
+    assert numbers["msl-v-voc2007"][1] == "mAP 95.0" and numbers["msl-v-coco2014"][1] == "mAP 79.0"
+    assert numbers["baseline-c-voc2007"][1].startswith("mAP 93.7 (95.2 by CSRA's authors")
+    assert numbers["baseline-r-coco2014"] == ("CSRA's authors, batch 16", "mAP 83.3")
+    assert all(number == "no published number" for _, number in (numbers["matched-c-voc2007"], numbers["smoke"]))
+
+
+def test_weights_are_tags_that_timm_has():
+    tags = {f"{config.model.backbone}.{config.model.weights}" for config in EVERY_CONFIG if config.model.weights}
+    assert {"resnet101.tv_in1k", "vit_large_patch16_224.mae"} <= tags
+    assert tags <= set(timm.list_pretrained())
+
+
+@pytest.mark.parametrize(("backbone", "image_size"), GIGAFLOP_PER_IMAGE)
+def test_the_cost_is_what_a_forward_pass_takes(backbone: str, image_size: int):
+    with torch.device("meta"), torch.no_grad():
+        network = timm.create_model(backbone, num_classes=0)
+        with FlopCounterMode(display=False) as counted:
+            network(torch.empty(1, 3, image_size, image_size))
+    assert GIGAFLOP_PER_IMAGE[backbone, image_size] == pytest.approx(counted.get_total_flops() / 1e9, rel=0.01)
+
+
+def test_hours():
+    """374 GFLOP a sample: 62.4 for an image, twice for the masked one, three times for the way back."""
+    hours = 62.4e9 * 2 * 3 * 82_081 * 60 / 30e12 / 3600
+    assert RECIPES["msl-c-coco2014-paper"].gpu_hours == pytest.approx(hours)
+    assert RECIPES["baseline-c-coco2014-paper"].gpu_hours == pytest.approx(hours / 2)
+    assert RECIPES["smoke"].gpu_hours is None
+    assert all(entry.gpu_hours for name, entry in RECIPES.items() if name.endswith(TARGETS))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_varies_the_method_and_nothing_else(name: str):
+    grid = GRIDS[name]()
+    assert "msl" in grid or any(row.endswith("-msl") for row in grid)
+    configs = list(grid.values())
+    assert len({to_json(config) for config in configs}) == len(configs) > 1
+    for row, config in grid.items():
+        assert from_json(to_json(config)) == config, row
+        assert (config.optim, config.run) == (configs[0].optim, configs[0].run), row
+        assert config.stream.batch_size == configs[0].stream.batch_size, row
