@@ -5,7 +5,9 @@ Everything here also works, and costs nothing, in a single process. Tensors go o
 
 from __future__ import annotations
 
+import functools
 import gc
+import itertools
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -102,7 +104,8 @@ def process_group(device: str) -> Iterator[Ranks]:
     # they cannot keep it alive beyond the end, where its threads would abort the process now and then.
     import torch.distributed.nn  # noqa: F401
 
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_own_store(next(_groups)), rank=rank, world_size=world_size)
     try:
         yield Ranks(rank=rank, world_size=world_size, device=chosen)
     except BaseException as error:
@@ -113,6 +116,25 @@ def process_group(device: str) -> Iterator[Ranks]:
         # threads while it holds the interpreter lock, which such a thread may be waiting for, and neither would move.
         gc.collect()
         dist.destroy_process_group()
+
+
+_groups = itertools.count()
+"""Process groups that this process joins, one after the other; all processes join the same ones."""
+
+
+@functools.cache
+def _common_store() -> dist.Store:
+    store, _, _ = next(iter(dist.rendezvous("env://")))
+    return store
+
+
+def _own_store(group: int) -> dist.Store:
+    """Where the processes of one group find each other.
+
+    Each group needs names of its own: torch gives every default group the same ones, and in a second group the
+    processes would now and then call the addresses of the first, where nobody listens any more.
+    """
+    return dist.PrefixStore(f"group{group}", _common_store())
 
 
 _TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

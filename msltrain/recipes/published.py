@@ -1,7 +1,8 @@
 """The paper's runs with its own values: every network on every dataset that the paper or its official code trains.
 
 Letters stand for networks: c ResNet-101 trained with CutMix (the paper's MSL-C), r plain ResNet-101, v ViT-L/16
-(MSL-V), b ViT-B/16. The last lines of a docstring are read by `msl recipes`: command · where the number is from · number.
+(MSL-V), b ViT-B/16. The last lines of a docstring, which `msl recipes` reads, are: command · where the number is from ·
+number.
 
 Each function returns the run as published: batches of 6, float32, no validation split. One thing differs: the
 backbone starts from the nearest weights that timm can fetch (`msltrain.recipes.backbones`), because the published files
