@@ -257,7 +257,7 @@ def test_an_upload_that_fails_leaves_the_stored_checkpoint_whole(
     place = "s3://bucket/runs/two"
     straight = train(config, run_dir=tmp_path / "straight")
     s3.proxy.choose = Sometimes("unavailable", times=None, method="PUT", containing="last.000000008/meta")
-    monkeypatch.setattr(RemoteStorage, "RETRY", {**RemoteStorage.RETRY, "max_retries": 1})
+    monkeypatch.setattr(RemoteStorage, "PATIENT_RETRY", {**RemoteStorage.PATIENT_RETRY, "max_retries": 1})
     with pytest.raises(StorageError, match="last"):
         train(config, run_dir=place)
     s3.proxy.choose = lambda method, path: None
