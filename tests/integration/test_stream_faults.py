@@ -48,10 +48,10 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def url(folder, s3) -> str:
-    if not (s3.root / "bucket" / "faults").exists():
-        shutil.copytree(folder, s3.root / "bucket" / "faults")
+    if not (s3.root / "bucket" / "stream-faults").exists():
+        shutil.copytree(folder, s3.root / "bucket" / "stream-faults")
     s3.proxy.stall_seconds = 0.5
-    return "s3://bucket/faults"
+    return "s3://bucket/stream-faults"
 
 
 def make(shards: ShardSet, cache: str = "") -> Loader:
@@ -93,9 +93,9 @@ def test_a_passing_fault_leaves_no_trace(folder, url, s3, tmp_path, fault, with_
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
     [
-        ("unavailable", StorageError, r"s3://bucket/faults/small-train-00000\d\.tar: "),
-        ("reset", StorageError, r"s3://bucket/faults/small-train-00000\d\.tar: "),
-        ("cut", StorageError, r"s3://bucket/faults/small-train-00000\d\.tar: "),
+        ("unavailable", StorageError, r"s3://bucket/stream-faults/small-train-00000\d\.tar: "),
+        ("reset", StorageError, r"s3://bucket/stream-faults/small-train-00000\d\.tar: "),
+        ("cut", StorageError, r"s3://bucket/stream-faults/small-train-00000\d\.tar: "),
         (
             "corrupt",
             SampleError,
@@ -128,7 +128,11 @@ def test_a_lasting_fault_is_named_after_the_right_batches(
     [
         ("s3://absent/x", "test-secret", ("s3://absent/x", "no such bucket")),
         ("s3://bucket/wrong-prefix", "test-secret", ("s3://bucket/wrong-prefix: no finished dataset here",)),
-        ("s3://bucket/faults", "wrong", ("s3://bucket/faults/dataset.json: access denied; check the credentials",)),
+        (
+            "s3://bucket/stream-faults",
+            "wrong",
+            ("s3://bucket/stream-faults/dataset.json: access denied; check the credentials",),
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "evaluate"])
