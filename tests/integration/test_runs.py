@@ -154,12 +154,12 @@ def test_a_changed_config_goes_on_when_told(config: TrainConfig, tmp_path: Path)
 
 
 def test_other_data_goes_on_at_the_beginning_of_the_epoch(config: TrainConfig, tmp_path: Path):
-    stopped(config, tmp_path / "run", 6)
+    stopped(config, tmp_path / "run", 5)
     write_images(tmp_path / "more", [15, 15, 15, 15])
     changed = override(config, [f"data.train={tmp_path / 'more'}"])
     result = train(changed, run_dir=tmp_path / "run", resume="auto", allow_changes=True)
     per_epoch = result.num_steps // 3
-    assert per_epoch > 4 and starts(tmp_path / "run")[-1]["from_step"] == per_epoch
+    assert per_epoch > 5 and starts(tmp_path / "run")[-1]["from_step"] == per_epoch
     assert "other data for train" in starts(tmp_path / "run")[-1]["changes"][0]
 
 
@@ -273,9 +273,18 @@ def test_tensorboard_shows_each_step_once(config: TrainConfig, tmp_path: Path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    class Killed(Exception):
+        pass
+
+    def kill(event):
+        if isinstance(event, StepEvent) and event.step == 7:
+            raise Killed
+
     config = override(config, ["run.tensorboard=true", "optim.num_epochs=2"])
-    stopped(config, tmp_path, 5)
+    with pytest.raises(Killed):
+        train(config, run_dir=tmp_path, on_event=kill)
     train(config, run_dir=tmp_path, resume="auto")
+    assert [entry["from_step"] for entry in starts(tmp_path)] == [0, 4]
     shown = EventAccumulator(str(tmp_path / "tensorboard"))
     shown.Reload()
     assert {"total", "clean", "masked", "consistency", "learning_rate", "validation_mAP"} <= set(
