@@ -59,7 +59,7 @@ def test_order_and_size_of_the_shards_do_not_matter(tmp_path: Path):
         hold_out(write(tmp_path / "b", shuffled, 7), 0.05),
     ]
     assert [keys_of(part) for part in parts[0]] == [keys_of(part) for part in parts[1]]
-    other = hold_out(open_shard_set(tmp_path / "50"), 0.05, seed=1)
+    other = hold_out(open_shard_set(tmp_path / "a"), 0.05, seed=1)
     assert keys_of(other[1]) != keys_of(parts[0][1])
 
 
