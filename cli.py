@@ -66,7 +66,7 @@ _COMMANDS = {
         look.doctor,
         build.synthesize,
     ),
-    "Training": (training.train, training.recipes, training.demo),
+    "Training": (training.train, training.recipes, training.demo, training.import_checkpoint),
     "Proof": (proof.evaluate, proof.robustness, proof.predict, proof.export),
 }
 for _panel, _functions in _COMMANDS.items():

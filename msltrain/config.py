@@ -42,8 +42,9 @@ class ModelConfig:
     backbone: str = "resnet101"
     """Name of a timm model."""
     weights: str = ""
-    """Where the backbone's first weights come from: a timm tag (``tv_in1k``), a local .pth or .safetensors file, or
-    nothing for random ones."""
+    """Where the first weights come from: a timm tag (``tv_in1k``), a model on the Hugging Face hub
+    (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, or nothing for random ones. A released CSRA or MSL
+    checkpoint fills the head as well where its heads and classes are the ones asked for."""
     head: Literal["csra", "mean", "max"] = "csra"
     """Class-specific residual attention, or one linear layer after mean or max pooling."""
     num_heads: int = 1
@@ -70,13 +71,46 @@ class LossConfig:
     train_ignored: Literal["negative", "drop"] = "negative"
     """What an ignored (image, class) pair (VOC "difficult") means in training: negative as published, or no part of
     any term."""
-    branches: Literal["sequential", "fused"] = "sequential"
-    """Two passes as published, or one pass over both batches with BatchNorm kept apart: same numbers up to rounding."""
+    recognition: Literal["bce", "asl"] = "bce"
+    """Both recognition terms: binary cross-entropy as published, or the asymmetric loss (Ridnik et al., ICCV 2021)."""
+    asl_gamma_positive: float = 0.0
+    """γ+ of ASL: how much sure positives are played down."""
+    asl_gamma_negative: float = 4.0
+    """γ− of ASL: how much sure negatives are played down."""
+    asl_margin: float = 0.05
+    """m of ASL: negatives of a smaller probability add nothing."""
+    consistency: Literal["mean", "sum"] = "mean"
+    """LaCo as the mean over classes, which the published numbers were made with, or as their sum, which is printed: K
+    times larger. Both are means over images."""
+    stop_gradient: Literal["none", "clean", "masked"] = "none"
+    """The branch that LaCo does not move: the other one alone is pulled towards it. none: both move, as published."""
+    branches: Literal["auto", "sequential", "fused", "concatenated"] = "auto"
+    """Two passes as published, or one pass over both batches with BatchNorm kept apart: same numbers up to rounding.
+    auto: fused on a GPU, sequential elsewhere. concatenated is another method: BatchNorm mixes the two batches."""
+    bn_mode: Literal["shared", "clean_only", "split"] = "shared"
+    """What the masked branch does to BatchNorm: updates the running statistics as published; leaves them alone; or has
+    statistics, weights and biases of its own, which serve in training only. It always normalises by its own batch."""
+    drop_hidden_tokens: float = 0.0
+    """The masked branch of a ViT or EVA leaves out patches of which a smaller share than this is visible, 0 to 1, and
+    costs that much less. 0: every patch stays, as published."""
 
     @property
     def has_masked_branch(self) -> bool:
         """Whether any term needs the masked images; without it the step is the plain baseline."""
         return self.masked_weight > 0 or self.consistency_weight > 0
+
+    def rate_matched_baseline(self) -> LossConfig:
+        """The plain baseline whose cross-entropy weighs as much as both of this loss's together: α = (α1 + α2, 0, 0).
+
+        The published weights give recognition 0.3 + 0.2, the published baseline 1. With one learning rate for both, MSL
+        so learns recognition at half the baseline's rate; against this baseline, the masks alone make the difference.
+        """
+        return dataclasses.replace(
+            self,
+            clean_weight=self.clean_weight + self.masked_weight,
+            masked_weight=0.0,
+            consistency_weight=0.0,
+        )
 
     def __post_init__(self) -> None:
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
@@ -87,6 +121,21 @@ class LossConfig:
             self.clean_weight,
             "above 0 when the other weights are 0",
         )
+        for name in ("asl_gamma_positive", "asl_gamma_negative"):
+            value = getattr(self, name)
+            # Between 0 and 1 the slope at probability 0 is infinite.
+            _check(value == 0 or 1 <= value < math.inf, f"loss.{name}", value, "0, or 1 or more")
+        _check(0 <= self.asl_margin < 1, "loss.asl_margin", self.asl_margin, "0 to below 1")
+        _check(0 <= self.drop_hidden_tokens <= 1, "loss.drop_hidden_tokens", self.drop_hidden_tokens, "0 to 1")
+        if self.branches == "concatenated":
+            _check(self.bn_mode == "shared", "loss.bn_mode", self.bn_mode, "shared, as concatenated branches need")
+        if self.branches in ("fused", "concatenated"):
+            _check(
+                self.drop_hidden_tokens == 0,
+                "loss.drop_hidden_tokens",
+                self.drop_hidden_tokens,
+                f"0, as {self.branches} branches need: both must have as many tokens",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +146,8 @@ class OptimConfig:
     """SGD with momentum as published, or AdamW."""
     lr: float = 0.01
     """Learning rate of the backbone after warm-up."""
+    lr_batch_size: int | None = None
+    """The batch size that ``lr`` is meant for: it is multiplied by ``stream.batch_size`` over this. None: as it is."""
     classifier_lr_factor: float = 10.0
     """The head's learning rate over the backbone's."""
     momentum: float = 0.9
@@ -107,12 +158,16 @@ class OptimConfig:
     """Passes over the training samples."""
     warmup_epochs: float = 2.0
     """The learning rate rises from 0 by the same amount per iteration during so many epochs."""
-    schedule: Literal["step", "cosine"] = "step"
-    """After warm-up: multiplied by ``step_factor`` every ``step_epochs`` epochs, or a half cosine down to 0."""
+    schedule: Literal["step", "cosine", "one_cycle"] = "step"
+    """After warm-up: multiplied by ``step_factor`` every ``step_epochs`` epochs, or a half cosine down to 0. one_cycle:
+    the warm-up is a half cosine as well, up from ``lr / 25``, and the end is at ``lr / 250,000``."""
     step_epochs: int = 4
     """Epochs between two steps of the step schedule, counted from the start of the run."""
     step_factor: float = 0.1
     """What a step multiplies the learning rate by."""
+    accumulation_steps: int = 1
+    """Parts that each process cuts its share of a batch into, one after the other in memory; their gradients add up to
+    one update. BatchNorm sees the parts."""
     clip_norm: float | None = None
     """Gradients are scaled down to this global L2 norm when above it; none: as they are."""
     ema_decay: float | None = None
@@ -121,10 +176,16 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "classifier_lr_factor", "step_factor"):
             _check(0 < getattr(self, name) < math.inf, f"optim.{name}", getattr(self, name), "above 0")
-        for name in ("num_epochs", "step_epochs"):
+        for name in ("num_epochs", "step_epochs", "accumulation_steps"):
             _check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "1 or more")
         for name in ("warmup_epochs", "weight_decay"):
             _check(0 <= getattr(self, name) < math.inf, f"optim.{name}", getattr(self, name), "0 or more")
+        _check(
+            self.lr_batch_size is None or self.lr_batch_size >= 1,
+            "optim.lr_batch_size",
+            self.lr_batch_size,
+            "1 or more, or none",
+        )
         _check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 to below 1")
         _check(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0, or none")
         _check(
@@ -149,6 +210,9 @@ class RunConfig:
     """Store images and filters as NHWC, which tensor cores and CPUs prefer."""
     compile: bool = False
     """Compile the step with torch.compile: minutes once, then faster on a GPU."""
+    activation_checkpointing: bool = False
+    """Compute the backbone's blocks a second time in the backward pass instead of keeping what is in them: about a
+    third more time, far less memory."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over all GPUs instead of each GPU's share of the batch."""
     log_every: int = 10
@@ -159,6 +223,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check(self.log_every >= 1, "run.log_every", self.log_every, "1 or more")
         _check(self.save_every >= 0, "run.save_every", self.save_every, "0 or more")
+        _check(
+            not (self.compile and self.activation_checkpointing),
+            "run.activation_checkpointing",
+            self.activation_checkpointing,
+            "false, as run.compile needs; the compiler already chooses what to compute again",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

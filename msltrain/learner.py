@@ -6,6 +6,8 @@ B batch, C image channels, H, W height and width, K classes.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ class Learner:
     Attributes:
         recogniser: the weights that the optimiser moves.
         shipped: the network to validate and ship: ``recogniser``, or its moving average.
+        notes: sentences on what the config did with this network, for the log.
     """
 
     def __init__(self, config: TrainConfig, num_classes: int, ranks: Ranks, checkpoint: Checkpoint | None):
@@ -50,7 +53,12 @@ class Learner:
 
             recogniser = convert_sync_batchnorm(recogniser)
         self.recogniser: nn.Module = recogniser
-        self.step_module = SiameseStep(recogniser, config.loss)
+        self.step_module = SiameseStep(
+            recogniser, config.loss, activation_checkpointing=config.run.activation_checkpointing
+        )
+        self.notes = tuple(self.step_module.notes)
+        if self.weights_report is not None:
+            self.notes = (self.weights_report.summary(), *self.notes)
         if config.run.compile:
             self.step_module.compile()
         self._parallel: nn.Module = self.step_module
@@ -62,7 +70,7 @@ class Learner:
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
             )
-        self.optimizer = build_optimizer(config.optim, recogniser)
+        self.optimizer = build_optimizer(config.optim, self.step_module)
         self._average = None
         if config.optim.ema_decay is not None:
             from timm.utils import ModelEmaV3
@@ -84,17 +92,41 @@ class Learner:
         """
         optim = self.config.optim
         set_learning_rate(self.optimizer, rate)
-        image_BCHW = batch.image_BCHW.contiguous(memory_format=self._memory_format)
-        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.run.amp):
-            losses = self._parallel(image_BCHW, keep_mask_B1HW, batch.target_BK, batch.ignore_BK)
-        losses["total"].backward()
+        terms: dict[str, Tensor] = {}
+        parts = list(self._parts(batch, keep_mask_B1HW))
+        for number, (image_BCHW, part_mask_B1HW, target_BK, ignore_BK) in enumerate(parts, 1):
+            share = len(image_BCHW) / len(batch)
+            with self._gradients_stay_here(number < len(parts)):
+                with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.run.amp):
+                    losses = self._parallel(image_BCHW, part_mask_B1HW, target_BK, ignore_BK)
+                (losses["total"] * share).backward()
+            for name, loss in losses.items():
+                terms[name] = terms.get(name, 0) + share * loss.detach()
         if optim.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.recogniser.parameters(), optim.clip_norm)
+            nn.utils.clip_grad_norm_(self.step_module.parameters(), optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update(self.recogniser)
-        return {name: loss.detach() for name, loss in losses.items()}
+        return terms
+
+    def _parts(
+        self, batch: Batch, keep_mask_B1HW: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+        """Image, keep mask, target and ignore of each accumulation step."""
+        num_parts = self.config.optim.accumulation_steps
+        images, targets, ignores = (
+            tensor.chunk(num_parts) for tensor in (batch.image_BCHW, batch.target_BK, batch.ignore_BK)
+        )
+        masks = [None] * len(images) if keep_mask_B1HW is None else keep_mask_B1HW.chunk(num_parts)
+        for image_BCHW, part_mask_B1HW, target_BK, ignore_BK in zip(images, masks, targets, ignores):
+            yield image_BCHW.contiguous(memory_format=self._memory_format), part_mask_B1HW, target_BK, ignore_BK
+
+    def _gradients_stay_here(self, stay: bool) -> AbstractContextManager:
+        """Until the last accumulation step, processes need not share their gradients."""
+        if stay and isinstance(self._parallel, nn.parallel.DistributedDataParallel):
+            return self._parallel.no_sync()
+        return nullcontext()
 
     def shipped_weights(self) -> dict[str, Tensor]:
         """The weights of ``shipped`` by name, on the CPU."""
@@ -105,6 +137,8 @@ class Learner:
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
         if self._average is not None:
             state["weights"] = _on_cpu(self.recogniser)
+        if self.step_module.masked_norms:
+            state["masked_norms"] = _on_cpu(self.step_module.masked_norms)
         return state
 
     def random_state(self) -> dict[str, Any]:
@@ -119,6 +153,8 @@ class Learner:
         self.shipped.load_state_dict(checkpoint.weights)
         if self._average is not None:
             self.recogniser.load_state_dict(state["weights"])
+        if self.step_module.masked_norms:
+            self.step_module.masked_norms.load_state_dict(state["masked_norms"])
         self.optimizer.load_state_dict(state["optimizer"])
         if len(state["random"]) == self.ranks.world_size:
             mine = state["random"][self.ranks.rank]

@@ -1,9 +1,14 @@
 """The loss terms of Masked Supervised Learning, on logits, in float32.
 
+Every term is a mean over the B images of the batch, so it does not depend on how a batch is split over processes or
+accumulation steps. An ignored (image, class) pair adds nothing, and the divisor stays the same.
+
 B batch, K classes.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +21,7 @@ def recognition_loss(logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | No
     Args:
         logit_BK: float32.
         target_BK: float32, 0 or 1.
-        ignore_BK: bool; True takes the pair out: it adds nothing, and the divisor stays B x K. A divisor that counted
-            the remaining pairs would make the value depend on how a batch is split over processes.
+        ignore_BK: bool; True takes the pair out: it adds nothing, and the divisor stays B x K.
     """
     if ignore_BK is None:
         return F.binary_cross_entropy_with_logits(logit_BK, target_BK)
@@ -25,20 +29,64 @@ def recognition_loss(logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | No
     return loss_BK.masked_fill(ignore_BK, 0.0).mean()
 
 
-def consistency_loss(clean_logit_BK: Tensor, masked_logit_BK: Tensor, ignore_BK: Tensor | None = None) -> Tensor:
-    """Label consistency (LaCo): mean squared difference of the two branches' probabilities over all B x K pairs.
+def asymmetric_loss(
+    logit_BK: Tensor,
+    target_BK: Tensor,
+    ignore_BK: Tensor | None = None,
+    *,
+    gamma_positive: float,
+    gamma_negative: float,
+    margin: float,
+) -> Tensor:
+    """Asymmetric loss (ASL; Ridnik et al., ICCV 2021, eq. 3 to 6), the mean over all B x K pairs.
 
-    The gradient flows through both branches.
+    With ``p = σ(logit)`` and ``p_m = max(p − m, 0)`` a positive costs ``−(1 − p)^γ+ · log p`` and a negative
+    ``−p_m^γ− · log(1 − p_m)``. γ+ = γ− = m = 0 is `recognition_loss`.
 
-    Deviation: the paper prints a squared norm, ``||σ(y) − σ(y_masked)||²``, which is B x K times larger; the mean is
-    what the published numbers were made with.
+    Deviation: its authors' code sums over the batch, which Adam does not notice; the mean keeps the scale of the other
+    recognition loss, so that the weights α mean the same. Their training script also takes no gradient through the
+    focusing factors; here the loss is derived as printed.
+
+    Args:
+        logit_BK, target_BK, ignore_BK: as in `recognition_loss`.
+        gamma_positive: γ+, 0 or at least 1.
+        gamma_negative: γ−, 0 or at least 1.
+        margin: m, 0 to below 1.
+    """
+    probability_BK = torch.sigmoid(logit_BK)
+    positive_BK = (1 - probability_BK).pow(gamma_positive) * -F.logsigmoid(logit_BK)
+    shifted_BK = (probability_BK - margin).clamp(min=0)
+    # 1 − p loses all its digits near 1; with a margin the logarithm's argument stays away from 0.
+    log_rest_BK = F.logsigmoid(-logit_BK) if margin == 0 else torch.log1p(-shifted_BK)
+    negative_BK = shifted_BK.pow(gamma_negative) * -log_rest_BK
+    loss_BK = target_BK * positive_BK + (1 - target_BK) * negative_BK
+    if ignore_BK is not None:
+        loss_BK = loss_BK.masked_fill(ignore_BK, 0.0)
+    return loss_BK.mean()
+
+
+def consistency_loss(
+    clean_logit_BK: Tensor,
+    masked_logit_BK: Tensor,
+    ignore_BK: Tensor | None = None,
+    *,
+    over_classes: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """Label consistency (LaCo): squared difference of the two branches' probabilities, the mean over the images.
+
+    The gradient flows through both branches; a caller that wants one of them still detaches its logits.
+
+    Deviation: the paper prints a squared norm, ``||σ(y) − σ(y_masked)||²``, the sum over the K classes; the mean over
+    them, K times smaller, is what the published numbers were made with.
 
     Args:
         clean_logit_BK: logits of the whole images, float32.
         masked_logit_BK: logits of the masked images, float32.
         ignore_BK: bool; as in `recognition_loss`.
+        over_classes: the mean as published, or the sum as printed.
     """
     difference_BK = torch.sigmoid(clean_logit_BK) - torch.sigmoid(masked_logit_BK)
     if ignore_BK is not None:
         difference_BK = difference_BK.masked_fill(ignore_BK, 0.0)
-    return difference_BK.square().mean()
+    square_BK = difference_BK.square()
+    return square_BK.mean() if over_classes == "mean" else square_BK.sum(dim=1).mean()

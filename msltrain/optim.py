@@ -6,6 +6,7 @@ The learning rate is a pure function of the step, so a resumed run needs no sche
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,32 @@ from msltrain.config import OptimConfig
 
 CLASSIFIER = "classifier"
 """Parameters with this word in their name learn at ``lr * classifier_lr_factor``, as published."""
+
+
+ONE_CYCLE_START = 25
+"""The one-cycle schedule starts at ``lr`` over this, as PyTorch's does,"""
+ONE_CYCLE_END = 1e4
+"""and ends at its start over this."""
+
+
+def for_batch_size(config: OptimConfig, batch_size: int) -> tuple[OptimConfig, str]:
+    """Scale the learning rate linearly to the batch size (``lr_batch_size``).
+
+    Args:
+        config: as the user gave it.
+        batch_size: samples per update, over all processes and accumulation steps.
+
+    Returns:
+        The config whose ``lr`` is to be used, and a sentence on what was done; "" when nothing was.
+    """
+    if config.lr_batch_size is None or config.lr_batch_size == batch_size:
+        return config, ""
+    lr = config.lr * batch_size / config.lr_batch_size
+    note = (
+        f"learning rate {lr:.4g} = {config.lr:g} × {batch_size} / {config.lr_batch_size}: optim.lr is meant for "
+        f"batches of {config.lr_batch_size} and stream.batch_size is {batch_size}"
+    )
+    return replace(config, lr=lr), note
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -46,8 +73,12 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float
 
     Warm-up: ``lr * step / warm-up steps``, so step 0 moves nothing. Then the step schedule (``step_factor`` for every
     ``step_epochs`` epochs since the start of the run) or a half cosine that ends at 0 with the run.
+
+    One-cycle is PyTorch's ``OneCycleLR`` with the warm-up as its rising part and without its cycle of momentum.
     """
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if config.schedule == "one_cycle":
+        return _one_cycle(config.lr, step, warmup_steps, config.num_epochs * steps_per_epoch)
     if step < warmup_steps:
         return config.lr * step / warmup_steps
     if config.schedule == "step":
@@ -55,6 +86,16 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float
     total_steps = config.num_epochs * steps_per_epoch
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _one_cycle(peak: float, step: int, warmup_steps: int, total_steps: int) -> float:
+    start = peak / ONE_CYCLE_START
+    turn = warmup_steps - 1  # the step of the peak
+    if step <= turn:
+        return peak + (start - peak) * 0.5 * (1 + math.cos(math.pi * step / max(1, turn)))
+    progress = (step - turn) / max(1, total_steps - 1 - turn)
+    end = start / ONE_CYCLE_END
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -19,7 +19,7 @@ from msltrain.distributed import Ranks, process_group
 from msltrain.events import EpochEvent, Event, OnEvent, StartEvent, StepEvent
 from msltrain.interrupt import Interrupted, StopSignals
 from msltrain.learner import Learner
-from msltrain.optim import learning_rate
+from msltrain.optim import for_batch_size, learning_rate
 from msltrain.rundir import RunFolder
 from msltrain.traindata import TrainData
 from msltrain.validation import validation_mean_ap
@@ -122,6 +122,7 @@ class Trainer:
         self.config, self.data, self.folder, self.ranks, self.stop = config, data, folder, ranks, stop
         self.on_event = on_event if ranks.is_first else None
         self.learner = Learner(config, len(data.classes), ranks, checkpoint)
+        self._optim, self._rate_note = for_batch_size(config.optim, config.stream.batch_size)
         self.step = 0
         self.best: dict[str, Any] | None = None
         self._interval = _Interval()
@@ -184,7 +185,7 @@ class Trainer:
             keep_mask_B1HW = None
             if self.data.keep_masks is not None:
                 keep_mask_B1HW = self.data.keep_masks.keep_masks(batch.key_hash_B, seed=config.run.seed, epoch=epoch)
-            rate = learning_rate(config.optim, self.step, len(loader))
+            rate = learning_rate(self._optim, self.step, len(loader))
             losses = self.learner.take_step(batch, keep_mask_B1HW, rate)
             self._interval.add(rate, losses, batch.keys)
             self.step += 1
@@ -287,9 +288,9 @@ class Trainer:
         self.ranks.first_does(write)
 
     def _start_event(self) -> StartEvent:
-        notes = []
-        if self.learner.weights_report is not None:
-            notes.append(self.learner.weights_report.summary())
+        notes = [*self.learner.notes]
+        if self._rate_note:
+            notes.append(self._rate_note)
         if self.data.keep_masks is None and self.config.data.keep_masks:
             notes.append("data.keep_masks is not used: the loss gives the masked branch no weight")
         if self.config.run.sync_batchnorm and self.ranks.world_size == 1:

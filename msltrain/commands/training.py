@@ -1,4 +1,4 @@
-"""``train``, ``recipes``, ``demo``: from shards to a trained model."""
+"""``train``, ``recipes``, ``demo``, ``import-checkpoint``: from shards or released weights to a trained model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ def train(
     recipe: Annotated[str, typer.Option(help="What to train; `msl recipes` lists them.")],
     data: Annotated[str | None, typer.Option(help="Training shards: folder or URL; default: the recipe's.")] = None,
     keep_masks: Annotated[list[str] | None, typer.Option(help="Keep-mask shards; default: the recipe's.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="First weights: timm tag, hf-hub:OWNER/NAME, .pth or .safetensors file.")
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/RECIPE.", show_default=False)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: section.field=value.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run folder.")] = False,
@@ -26,7 +29,7 @@ def train(
     from msltrain import launch
     from msltrain.recipes import configure
 
-    config = configure(recipe, train=data, keep_masks=keep_masks, settings=set_ or [])
+    config = configure(recipe, train=data, keep_masks=keep_masks, weights=weights, settings=set_ or [])
     if (processes := launch.num_processes(gpus)) > 1:
         raise typer.Exit(launch.launch(sys.argv, processes))
     from msltrain.display import TrainingDisplay
@@ -37,6 +40,24 @@ def train(
     if result.best_epoch is not None:
         out.print(f"best validation mAP {100 * (result.validation_mAP or 0):.1f}, epoch {result.best_epoch + 1}")
     out.print(f"[green]{result.run_dir}[/green]: {result.num_steps:,} steps, {result.seconds:,.0f} s", soft_wrap=True)
+
+
+def import_checkpoint(
+    file: Annotated[
+        Path, typer.Argument(help="Released .pth of MSL or CSRA, such as msl_c_voc.pth.", show_default=False)
+    ],
+    recipe: Annotated[str, typer.Option(help="The recipe it was trained with: network and image size.")],
+    data: Annotated[str, typer.Option(help="Shards of its dataset, which name the classes in order.")],
+    out_: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: section.field=value.")] = None,
+) -> None:
+    """Turn a released checkpoint into one that evaluate and predict take."""
+    from msltrain.recipes import configure
+    from msltrain.released import import_released
+
+    report = import_released(file, configure(recipe, settings=set_ or []), data=data, folder=out_)
+    out.print(report.summary(), soft_wrap=True)
+    out.print(f"[green]{out_}[/green]: evaluate it with --checkpoint {out_}", soft_wrap=True)
 
 
 def recipes() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from msldata.errors import UserError
+from msltrain.models.tokens import PatchSelection, install_patch_selection
 
 
 class Backbone(nn.Module):
@@ -38,18 +39,43 @@ class Backbone(nn.Module):
         self.channels_last_axis = getattr(network, "output_fmt", "NCHW") == "NHWC"
         self._set_image_size(image_size)
         self._late_norm = _norm_outside_forward_features(network)
+        self._selection: PatchSelection | None = None
         self.num_features = self._probe(image_size)
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Feature map (B, D, H', W') of images (B, 3, H, W)."""
+    def forward(self, image_BCHW: Tensor, patch_BP: Tensor | None = None) -> Tensor:
+        """Feature map (B, D, H', W') of images (B, 3, H, W).
+
+        Args:
+            image_BCHW: the images.
+            patch_BP: int64, the patches to look at, after `enable_patch_selection`; the map is then (B, D, P, 1).
+        """
+        if self._selection is not None:
+            self._selection.patch_BP = patch_BP
         feature = self.network.forward_features(image_BCHW)
         if self._late_norm:
             feature = self.network.get_submodule(self._late_norm)(feature)
         if feature.ndim == 3:
             feature_BND = feature[:, self.num_prefix_tokens :]
+            if patch_BP is not None:
+                return feature_BND.transpose(1, 2).unsqueeze(3)
             side = math.isqrt(feature_BND.shape[1])
             return feature_BND.transpose(1, 2).unflatten(2, (side, -1))
         return feature.permute(0, 3, 1, 2) if self.channels_last_axis else feature
+
+    def enable_patch_selection(self) -> tuple[int, int]:
+        """Let ``forward`` take patches to look at; the grid (rows, columns) that numbers them.
+
+        Raises:
+            UserError: the network is no ViT or EVA.
+        """
+        self._selection = install_patch_selection(self.network, self.num_prefix_tokens)
+        if self._selection is None:
+            raise UserError(
+                f"loss.drop_hidden_tokens needs a ViT or EVA, which can leave out patches; backbone '{self.name}' is a "
+                f"{type(self.network).__name__}; set it to 0 or choose another backbone"
+            )
+        rows, columns = self.network.patch_embed.grid_size
+        return rows, columns
 
     def _set_image_size(self, image_size: int) -> None:
         default = tuple(self.network.default_cfg["input_size"])[-1]

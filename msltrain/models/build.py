@@ -6,6 +6,8 @@ B batch, C image channels, H, W height and width, K classes.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,8 @@ from msltrain.config import ModelConfig
 from msltrain.models.backbone import Backbone
 from msltrain.models.csra import CSRAHead
 from msltrain.models.heads import MaxPoolHead, MeanPoolHead
-from msltrain.models.pretrained import WeightsReport, create_pretrained, is_weights_file, load_weights_file
+from msltrain.models.official import fill_head, is_head_tensor
+from msltrain.models.pretrained import WeightsReport, create_pretrained, fill_network, is_timm_tag, read_source
 
 
 class Recogniser(nn.Module):
@@ -28,7 +31,10 @@ class Recogniser(nn.Module):
     Attributes:
         weights: where the backbone's first weights came from; None when it started at random.
         freeze_batchnorm: BatchNorm stays in evaluation mode while the rest trains.
+        patch_grid: rows and columns of patches, after `enable_patch_selection`.
     """
+
+    patch_grid: tuple[int, int]
 
     def __init__(
         self,
@@ -53,9 +59,18 @@ class Recogniser(nn.Module):
                     module.eval()
         return self
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Logits (B, K), always float32: the head runs outside autocast, since bf16 logits tie and lose rank."""
-        feature_BDHW = self.backbone(image_BCHW)
+    def enable_patch_selection(self) -> None:
+        """Let ``forward`` take patches to look at. Raises UserError if the backbone cannot."""
+        self.patch_grid = self.backbone.enable_patch_selection()
+
+    def forward(self, image_BCHW: Tensor, patch_BP: Tensor | None = None) -> Tensor:
+        """Logits (B, K), always float32: the head runs outside autocast, since bf16 logits tie and lose rank.
+
+        Args:
+            image_BCHW: the images.
+            patch_BP: int64, the patches to look at, after `enable_patch_selection`; None: all.
+        """
+        feature_BDHW = self.backbone(image_BCHW) if patch_BP is None else self.backbone(image_BCHW, patch_BP)
         with torch.autocast(image_BCHW.device.type, enabled=False):
             return self.classifier(feature_BDHW.to(torch.promote_types(feature_BDHW.dtype, torch.float32)))
 
@@ -72,7 +87,7 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int) -> Re
         UserError: unknown backbone, unknown or unfitting weights, a network that yields no feature map.
         FileNotFoundError: the weights file does not exist.
     """
-    network, report = _build_network(config)
+    network, found, report = _build_network(config)
     backbone = Backbone(network, name=config.backbone, image_size=image_size)
     if report is not None:
         needed = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -83,15 +98,20 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int) -> Re
                 f"{report.source}: lacks {len(absent)} tensors that backbone '{config.backbone}' needs, "
                 f"such as {', '.join(absent[:4])}; choose the backbone it was made with"
             )
+    head = _build_head(config, backbone.num_features, num_classes)
+    if report is not None and fill_head(head, found):
+        ignored = tuple(name for name in report.ignored if not is_head_tensor(name))
+        report = replace(report, fills_head=True, ignored=ignored)
     return Recogniser(
         backbone,
-        _build_head(config, backbone.num_features, num_classes),
+        head,
         weights=report,
         freeze_batchnorm=config.freeze_batchnorm,
     )
 
 
-def _build_network(config: ModelConfig) -> tuple[nn.Module, WeightsReport | None]:
+def _build_network(config: ModelConfig) -> tuple[nn.Module, Mapping[str, Tensor], WeightsReport | None]:
+    """The timm network, the tensors its weights were taken from where they are at hand, and what was taken."""
     import timm
 
     if not timm.is_model(config.backbone):
@@ -100,10 +120,14 @@ def _build_network(config: ModelConfig) -> tuple[nn.Module, WeightsReport | None
             f"timm has no model '{config.backbone}'"
             + (f"; near it are {', '.join(close)}" if close else "; `timm.list_models()` lists them")
         )
-    if config.weights and not is_weights_file(config.weights):
-        return create_pretrained(config.backbone, config.weights)
+    if config.weights and is_timm_tag(config.weights):
+        network, report = create_pretrained(config.backbone, config.weights)
+        return network, {}, report
     network = timm.create_model(config.backbone.split(".")[0], pretrained=False, num_classes=0)
-    return network, load_weights_file(network, config.weights) if config.weights else None
+    if not config.weights:
+        return network, {}, None
+    found = read_source(config.weights)
+    return network, found, fill_network(network, found, config.weights)
 
 
 def _build_head(config: ModelConfig, num_features: int, num_classes: int) -> nn.Module:

@@ -1,7 +1,8 @@
-"""Pretrained weights for a backbone: a timm tag, or a local .pth / .safetensors file.
+"""Pretrained weights for a backbone: a timm tag, a model on the Hugging Face hub, a local .pth / .safetensors file.
 
 Files keep their author's layout. Names are matched first (torchvision's ResNets and timm's are named alike); a file
-with other names but the same tensors in the same order (torchvision's mobilenet_v2) is matched by position.
+with other names but the same tensors in the same order (torchvision's mobilenet_v2) is matched by position. Files are
+only ever read in ways that cannot run code.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from msldata.errors import UserError
 
+HUB_PREFIX = "hf-hub:"
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _COUNTER = "num_batches_tracked"
 """BatchNorm's step counter: not a weight; old files lack it, and nothing here reads it."""
@@ -35,16 +37,41 @@ class WeightsReport:
     """Tensors of the network that the file does not hold."""
     ignored: tuple[str, ...] = ()
     """Tensors of the file that the network has no place for, its classifier as a rule."""
+    fills_head: bool = False
+    """Whether the head was filled too, from a released CSRA or MSL checkpoint."""
 
     def summary(self) -> str:
         """One sentence for a log."""
-        ignored = f"; not used: {_shortened(self.ignored)}" if self.ignored else ""
-        return f"{self.num_loaded} backbone tensors loaded from {self.source} (matched by {self.matched_by}){ignored}"
+        head = " and the head" if self.fills_head else ""
+        ignored = f"; not used: {shortened(self.ignored)}" if self.ignored else ""
+        how = f"{self.num_loaded} backbone tensors{head} loaded from {self.source} (matched by {self.matched_by})"
+        return how + ignored
 
 
-def is_weights_file(weights: str) -> bool:
-    """Whether ``weights`` names a file rather than a timm tag."""
-    return weights.endswith(FILE_SUFFIXES) or "/" in weights
+def is_timm_tag(weights: str) -> bool:
+    """Whether ``weights`` is a timm tag rather than a file or a model on the hub."""
+    return not (weights.startswith(HUB_PREFIX) or weights.endswith(FILE_SUFFIXES) or "/" in weights)
+
+
+def read_source(weights: str) -> dict[str, Tensor]:
+    """The tensors of a local file, or of a model on the Hugging Face hub (``hf-hub:OWNER/NAME``), by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it cannot be fetched, is damaged, or holds something else than tensors.
+    """
+    if not weights.startswith(HUB_PREFIX):
+        return read_tensors(Path(weights).expanduser())
+    from timm.models import load_state_dict_from_hf
+
+    try:
+        content = load_state_dict_from_hf(weights.removeprefix(HUB_PREFIX), weights_only=True)
+    except Exception as error:  # the hub's client and torch raise a dozen types
+        raise UserError(
+            f"{weights}: cannot be fetched as a weights file ({_first_line(error)}); check the name (OWNER/NAME) and "
+            "the network, or download the file elsewhere and set model.weights=FILE"
+        ) from error
+    return _tensors_of(content, weights)
 
 
 def create_pretrained(name: str, tag: str) -> tuple[nn.Module, WeightsReport]:
@@ -66,7 +93,7 @@ def create_pretrained(name: str, tag: str) -> tuple[nn.Module, WeightsReport]:
         network = timm.create_model(f"{architecture}.{tag}", pretrained=True, num_classes=0)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{architecture}.{tag}: the weights could not be fetched ({str(error).splitlines()[0]}); check the "
+            f"{architecture}.{tag}: the weights could not be fetched ({_first_line(error)}); check the "
             "network, or download the file elsewhere and set model.weights=FILE"
         ) from error
     return network, WeightsReport(
@@ -74,20 +101,22 @@ def create_pretrained(name: str, tag: str) -> tuple[nn.Module, WeightsReport]:
     )
 
 
-def load_weights_file(network: nn.Module, path: str | Path) -> WeightsReport:
-    """Fill ``network`` in place from a local file.
+def fill_network(network: nn.Module, found: Mapping[str, Tensor], source: str) -> WeightsReport:
+    """Fill ``network`` in place.
+
+    Args:
+        network: the timm network.
+        found: what `read_source` gave.
+        source: its name, for messages.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UserError: not a plain weights file, or its tensors do not fit the network.
+        UserError: the tensors do not fit the network.
     """
-    path = Path(path).expanduser()
-    found = read_tensors(path)
     wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(_COUNTER)}
     shared = [name for name in wanted if name in found]
     if 2 * len(shared) >= len(wanted):
-        return _load_by_names(network, wanted, found, str(path))
-    return _load_by_order(network, wanted, found, str(path))
+        return _load_by_names(network, wanted, found, source)
+    return _load_by_order(network, wanted, found, source)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -111,17 +140,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: holds Python objects besides tensors and was not opened, since that could run code "
-            f"({str(error).splitlines()[0]}); save its state_dict alone, or as .safetensors, where you trust it"
+            f"({_first_line(error)}); save its state_dict alone, or as .safetensors, where you trust it"
         ) from None
     except Exception as error:  # torch and safetensors raise a dozen types for a damaged file
-        raise UserError(f"{path}: cannot be read as a weights file ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: cannot be read as a weights file ({_first_line(error)})") from error
+    return _tensors_of(content, str(path))
+
+
+def _tensors_of(content: object, source: str) -> dict[str, Tensor]:
+    """The state_dict in what a file held, however it is wrapped."""
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     tensors = dict(content) if isinstance(content, Mapping) else {}
     tensors = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{path}: no tensors found; a state_dict (name → tensor) is needed")
+        raise UserError(f"{source}: no tensors found; a state_dict (name → tensor) is needed")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
@@ -137,7 +171,7 @@ def _load_by_names(
     ]
     if wrong:
         raise UserError(
-            f"{source}: {len(wrong)} tensors have another shape than the backbone's: {_shortened(wrong)}; "
+            f"{source}: {len(wrong)} tensors have another shape than the backbone's: {shortened(wrong)}; "
             "the file belongs to another variant; choose the backbone it was made with"
         )
     chosen = {name: found[name] for name in wanted if name in found}
@@ -172,5 +206,10 @@ def _load_by_order(
     return WeightsReport(source=source, matched_by="order", num_loaded=len(wanted), ignored=tuple(names[len(wanted) :]))
 
 
-def _shortened(names: list[str] | tuple[str, ...]) -> str:
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def shortened(names: list[str] | tuple[str, ...]) -> str:
+    """The first of them, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

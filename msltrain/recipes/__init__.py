@@ -32,7 +32,12 @@ def recipe(name: str) -> TrainConfig:
 
 
 def configure(
-    name: str, *, train: str | None = None, keep_masks: Sequence[str] | None = None, settings: Sequence[str] = ()
+    name: str,
+    *,
+    train: str | None = None,
+    keep_masks: Sequence[str] | None = None,
+    weights: str | None = None,
+    settings: Sequence[str] = (),
 ) -> TrainConfig:
     """A recipe with the user's own data and settings.
 
@@ -40,6 +45,7 @@ def configure(
         name: of the recipe.
         train: training shards, instead of the recipe's.
         keep_masks: keep-mask shards, instead of the recipe's.
+        weights: first weights of the network, instead of the recipe's; see ``model.weights``.
         settings: ``section.field=value``, applied last.
 
     Raises:
@@ -49,4 +55,5 @@ def configure(
     data = replace(config.data, train=train or config.data.train)
     if keep_masks:
         data = replace(data, keep_masks=tuple(keep_masks))
-    return override(replace(config, data=data), settings)
+    model = config.model if weights is None else replace(config.model, weights=weights)
+    return override(replace(config, data=data, model=model), settings)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from msltrain.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from msltrain.config import DataConfig, LossConfig, OptimConfig, TrainConfig
+from msltrain.recipes.backbones import resnet_cut, vit_l16
 from msltrain.stream.config import StreamConfig
 
 BASELINE_LOSS = LossConfig(clean_weight=1.0, masked_weight=0.0, consistency_weight=0.0)
@@ -26,7 +27,7 @@ def msl_c_voc2007() -> TrainConfig:
     return TrainConfig(
         data=DataConfig(train="shards/voc2007/trainval", keep_masks=("shards/masks/high",)),
         stream=StreamConfig(image_size=448, batch_size=6),
-        model=ModelConfig(backbone="resnet101", weights="tv2_in1k", num_heads=1, attention_weight=0.1),
+        model=replace(resnet_cut(), num_heads=1, attention_weight=0.1),
         loss=LossConfig(clean_weight=0.3, masked_weight=0.2, consistency_weight=0.5),
         optim=OptimConfig(
             optimizer="sgd",
@@ -66,9 +67,7 @@ def msl_v_voc2007() -> TrainConfig:
     return replace(
         voc,
         stream=replace(voc.stream, image_size=224),
-        model=ModelConfig(
-            backbone="vit_large_patch16_224", weights="augreg_in21k_ft_in1k", num_heads=1, attention_weight=0.3
-        ),
+        model=replace(vit_l16(), num_heads=1, attention_weight=0.3),
     )
 
 

@@ -34,7 +34,7 @@ MSLTRAIN_LAYERS = (
     ("models", "optim", "siamese", "recipes"),
     ("checkpoint", "rundir"),
     ("anycheckpoint", "forward", "objectboxes", "holes"),
-    ("learner", "traindata", "validation", "evaluate", "predict", "recalibrate"),
+    ("learner", "traindata", "validation", "evaluate", "predict", "released", "recalibrate"),
     ("robustness", "curves", "modelcard", "export"),
     ("trainer", "report"),
     ("demo",),

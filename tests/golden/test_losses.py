@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from msltrain.losses import consistency_loss, recognition_loss
+from msltrain.losses import asymmetric_loss, consistency_loss, recognition_loss
 
 
 def logit(p: float) -> float:
@@ -55,3 +55,60 @@ def test_consistency_pulls_both_branches():
     assert clean.grad is not None and masked.grad is not None
     assert clean.grad.item() == pytest.approx(2 * 0.5 * 0.9 * 0.1, abs=1e-6)
     assert masked.grad.item() == pytest.approx(-2 * 0.5 * 0.4 * 0.6, abs=1e-6)
+
+
+def test_consistency_as_printed_is_the_sum_over_classes():
+    clean = torch.tensor([[logit(0.9), logit(0.2)], [logit(0.5), logit(0.6)]])
+    masked = torch.tensor([[logit(0.4), logit(0.3)], [logit(0.5), logit(0.1)]])
+    expected = (0.5**2 + 0.1**2 + 0 + 0.5**2) / 2
+    assert consistency_loss(clean, masked, over_classes="sum").item() == pytest.approx(expected, abs=1e-6)
+    ignore = torch.tensor([[True, False], [False, False]])
+    found = consistency_loss(clean, masked, ignore, over_classes="sum")
+    assert found.item() == pytest.approx((0.1**2 + 0.5**2) / 2, abs=1e-6)
+
+
+def asl_by_hand(p: float, positive: bool, gamma_positive: float, gamma_negative: float, margin: float) -> float:
+    if positive:
+        return -((1 - p) ** gamma_positive) * math.log(p)
+    shifted = max(p - margin, 0)
+    return -(shifted**gamma_negative) * math.log(1 - shifted)
+
+
+@pytest.mark.parametrize(
+    ("gamma_positive", "gamma_negative", "margin"), [(0, 4, 0.05), (1, 4, 0.05), (1, 2, 0), (0, 0, 0.2)]
+)
+def test_asymmetric_loss_is_its_formula(gamma_positive: float, gamma_negative: float, margin: float):
+    probabilities = [[0.8, 0.3, 0.02], [0.5, 0.9, 0.6]]
+    targets = [[1, 0, 0], [0, 1, 0]]
+    logits = torch.tensor([[logit(p) for p in row] for row in probabilities], dtype=torch.float64)
+    settings = {"gamma_positive": gamma_positive, "gamma_negative": gamma_negative, "margin": margin}
+    terms = [
+        [asl_by_hand(p, t == 1, gamma_positive, gamma_negative, margin) for p, t in zip(*rows)]
+        for rows in zip(probabilities, targets)
+    ]
+    found = asymmetric_loss(logits, torch.tensor(targets, dtype=torch.float64), **settings)
+    assert found.item() == pytest.approx(sum(map(sum, terms)) / 6, abs=1e-12)
+    ignore = torch.zeros(2, 3, dtype=torch.bool)
+    ignore[1, 0] = True
+    found = asymmetric_loss(logits, torch.tensor(targets, dtype=torch.float64), ignore, **settings)
+    assert found.item() == pytest.approx((sum(map(sum, terms)) - terms[1][0]) / 6, abs=1e-12)
+
+
+def test_asymmetric_loss_without_asymmetry_is_cross_entropy():
+    logits = torch.tensor([[3.0, -40.0, 200.0], [-200.0, 0.1, 17.0]], requires_grad=True)
+    targets = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    loss = asymmetric_loss(logits, targets, gamma_positive=0, gamma_negative=0, margin=0)
+    torch.testing.assert_close(loss, recognition_loss(logits, targets))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    (expected,) = torch.autograd.grad(recognition_loss(logits, targets), logits)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_asymmetric_loss_of_extreme_logits_has_finite_slopes():
+    logits = torch.tensor([[1e4, -1e4, 1e4, -1e4]], requires_grad=True)
+    loss = asymmetric_loss(
+        logits, torch.tensor([[0.0, 1.0, 1.0, 0.0]]), gamma_positive=1, gamma_negative=4, margin=0.05
+    )
+    loss.backward()
+    assert torch.isfinite(loss) and logits.grad is not None and torch.isfinite(logits.grad).all()
+    assert logits.grad[0, 3] == 0  # below the margin a negative adds nothing and moves nothing

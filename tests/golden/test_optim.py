@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from msltrain.config import OptimConfig
-from msltrain.optim import build_optimizer, learning_rate, set_learning_rate
+from msltrain.optim import build_optimizer, for_batch_size, learning_rate, set_learning_rate
+from msltrain.recipes import recipe
 
 
 def test_published_trace_of_voc():
@@ -50,6 +51,39 @@ def test_cosine_ends_at_zero():
     assert trace[12] == pytest.approx(0.2 * 0.5)  # half of the 16 steps after warm-up
     assert trace[19] == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi * 15 / 16)))
     assert learning_rate(config, 20, 4) == pytest.approx(0)
+
+
+def test_one_cycle_is_pytorchs():
+    config = OptimConfig(lr=0.2, warmup_epochs=3, schedule="one_cycle", num_epochs=10)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.2, total_steps=70, pct_start=0.3, cycle_momentum=False
+    )
+    expected = []
+    for _ in range(70):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(expected) < 70:
+            scheduler.step()
+    assert [learning_rate(config, step, 7) for step in range(70)] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_published_recipes_follow_the_trace_of_their_dataset():
+    for name, step_epochs in (("msl-c-voc2007", 4), ("msl-c-coco2014", 5), ("msl-v-coco2014", 5)):
+        optim = recipe(name).optim
+        trace = [learning_rate(optim, 100 * epoch, 100) for epoch in range(2 * step_epochs + 1)]
+        rates = [0, 0.005] + [0.01] * (step_epochs - 2) + [1e-3] * step_epochs + [1e-4]
+        assert trace == pytest.approx(rates), name
+
+
+def test_the_rate_follows_the_batch_size_where_asked():
+    plain = OptimConfig(lr=0.01)
+    assert for_batch_size(plain, 96) == (plain, "")
+    assert for_batch_size(OptimConfig(lr=0.01, lr_batch_size=6), 6)[1] == ""
+    scaled, note = for_batch_size(OptimConfig(lr=0.01, lr_batch_size=6), 96)
+    assert scaled.lr == pytest.approx(0.16)
+    assert note.startswith("learning rate 0.16 = 0.01 × 96 / 6: optim.lr is meant for batches of 6")
+    assert learning_rate(scaled, 30, 10) == pytest.approx(0.16)
 
 
 class Network(nn.Module):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from msltrain.checkpoint import Checkpoint
 from msltrain.config import ModelConfig, OptimConfig, TrainConfig, override
 from msltrain.distributed import Ranks
 from msltrain.learner import Learner
+from msltrain.models.build import build_model
 from msltrain.recipes.published import BASELINE_LOSS
 from msltrain.stream.batch import Batch
 from msltrain.stream.config import StreamConfig
@@ -77,3 +80,77 @@ def test_compiling_is_left_to_the_first_step():
 def test_channels_last_filters():
     weight = learner("run.channels_last=true").recogniser.backbone.network.conv_stem.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def batch_of(num_samples: int, image_size: int) -> Batch:
+    generator = torch.Generator().manual_seed(2)
+    return Batch(
+        image_BCHW=torch.randn(num_samples, 3, image_size, image_size, generator=generator),
+        target_BK=(torch.rand(num_samples, 3, generator=generator) > 0.5).float(),
+        ignore_BK=torch.rand(num_samples, 3, generator=generator) > 0.7,
+        keys=[str(number) for number in range(num_samples)],
+        key_hash_B=np.arange(num_samples, dtype=np.uint64),
+        index_B=np.arange(num_samples),
+    )
+
+
+@pytest.mark.parametrize("num_samples", [6, 5])  # the last part is shorter
+def test_accumulated_parts_are_the_whole_batch(num_samples: int):
+    """Without BatchNorm: the same losses and weights after two steps, with clipping and incomplete batches too."""
+    vit = ("model.backbone=vit_tiny_patch16_224", "stream.image_size=32", "optim.clip_norm=0.5", *MASKED)
+    whole, parted = learner(*vit), learner(*vit, "optim.accumulation_steps=3")
+    keep_masks = (torch.rand(num_samples, 1, 32, 32, generator=torch.Generator().manual_seed(3)) > 0.5).float()
+    for _ in range(2):
+        expected = whole.take_step(batch_of(num_samples, 32), keep_masks, 0.1)
+        found = parted.take_step(batch_of(num_samples, 32), keep_masks, 0.1)
+        assert set(found) == {"total", "clean", "masked", "consistency"}
+        for name, loss in expected.items():
+            torch.testing.assert_close(found[name], loss, atol=1e-6, rtol=1e-6)
+    for one, other in zip(parted.recogniser.parameters(), whole.recogniser.parameters()):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+MASKED = ("loss.clean_weight=0.3", "loss.masked_weight=0.2", "loss.consistency_weight=0.5", "loss.train_ignored=drop")
+
+
+def test_the_baseline_is_plain_training_bit_for_bit():
+    """α = (1, 0, 0): weights and statistics after three steps equal those of a loop without any of this code."""
+    ours = learner("optim.momentum=0.9", "optim.weight_decay=0.0001")
+    torch.manual_seed(0)
+    plain = build_model(CONFIG.model, 3, image_size=32)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True)
+    for _ in range(3):
+        ours.take_step(batch(), None, 0.1)
+        F.binary_cross_entropy_with_logits(plain(batch().image_BCHW), batch().target_BK).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for (name, one), other in zip(ours.recogniser.state_dict().items(), plain.state_dict().values()):
+        assert torch.equal(one, other), name
+
+
+def test_norms_of_the_masked_branch_learn_and_are_restored():
+    settings = ("loss.bn_mode=split", "optim.lr=0.1", *MASKED)
+    keep_masks = (torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(3)) > 0.5).float()
+    first = learner(*settings)
+    before = first.step_module.masked_norms[0].bias.detach().clone()
+    first.take_step(batch(), keep_masks, 0.1)
+    assert not torch.equal(first.step_module.masked_norms[0].bias, before)
+    checkpoint = Checkpoint(
+        config=first.config,
+        classes=tuple("abc"),
+        step=1,
+        epoch=0,
+        validation_mAP=None,
+        weights=first.shipped_weights(),
+        train_state={**first.state_dict(), "random": [first.random_state()]},
+    )
+    second = Learner(first.config, 3, ALONE, checkpoint)
+    for one in (first, second):
+        one.take_step(batch(), keep_masks, 0.1)
+    for ours, theirs in zip(second.step_module.state_dict().values(), first.step_module.state_dict().values()):
+        assert torch.equal(ours, theirs)
+
+
+def test_what_the_config_could_not_do_is_noted():
+    notes = learner("model.backbone=vit_tiny_patch16_224", "loss.bn_mode=split", *MASKED).notes
+    assert notes == ("loss.bn_mode=split has no effect: the network has no BatchNorm",)

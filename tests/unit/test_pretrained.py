@@ -1,4 +1,4 @@
-"""Backbones of several timm families, and weights from files."""
+"""Weights from files and from the hub, and mistakes in what was asked for."""
 
 from __future__ import annotations
 
@@ -11,63 +11,12 @@ from safetensors.torch import save_file
 
 from msldata.errors import UserError
 from msltrain.config import ModelConfig
-from msltrain.models.backbone import Backbone
 from msltrain.models.build import build_model
-from msltrain.models.pretrained import load_weights_file
+from msltrain.models.pretrained import WeightsReport, fill_network, read_source
 
 
-@pytest.mark.parametrize(
-    ("backbone", "image_size", "num_features", "side"),
-    [
-        ("resnet18", 64, 512, 2),
-        ("convnext_atto", 64, 320, 2),
-        ("mobilenetv2_100", 64, 1280, 2),
-        ("mobilenetv4_conv_small", 64, 960, 2),  # has a convolution behind its pooling
-        ("efficientnet_b0", 96, 1280, 3),
-        ("vit_tiny_patch16_224", 224, 192, 14),
-        ("vit_tiny_patch16_224", 96, 192, 6),
-        ("swin_tiny_patch4_window7_224", 224, 768, 7),
-        ("eva02_tiny_patch14_224", 112, 192, 8),
-    ],
-)
-def test_a_family_gives_a_map_and_trains(backbone: str, image_size: int, num_features: int, side: int):
-    recogniser = build_model(ModelConfig(backbone=backbone, num_heads=2), 3, image_size=image_size)
-    images = torch.randn(2, 3, image_size, image_size)
-    feature = recogniser.backbone(images)
-    assert feature.shape == (2, num_features, side, side)
-    assert recogniser.backbone.num_features == num_features
-    logit = recogniser(images)
-    assert logit.shape == (2, 3)
-    logit.square().sum().backward()
-    # DDP waits for ever for the gradient of a trainable parameter that takes no part.
-    assert [n for n, p in recogniser.named_parameters() if p.requires_grad and p.grad is None] == []
-
-
-@pytest.mark.parametrize("head", ["mean", "max"])
-def test_plain_heads_pool_then_classify(head):
-    recogniser = build_model(ModelConfig(backbone="resnet18", head=head), 3, image_size=64).eval()
-    images = torch.randn(2, 3, 64, 64)
-    feature = recogniser.backbone(images)
-    pooled = feature.mean(dim=(2, 3)) if head == "mean" else feature.amax(dim=(2, 3))
-    linear = recogniser.classifier.linear
-    torch.testing.assert_close(recogniser(images), pooled @ linear.weight.T + linear.bias)
-
-
-def test_vit_applies_the_final_norm_and_drops_the_class_token():
-    network = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
-    images = torch.randn(1, 3, 224, 224)
-    tokens = network.forward_features(images)
-    feature = Backbone(network, name="vit", image_size=224)(images)
-    torch.testing.assert_close(feature[0, :, 3, 5], tokens[0, 1 + 3 * 14 + 5])
-    torch.testing.assert_close(feature.mean(dim=1), torch.zeros(1, 14, 14), atol=1e-5, rtol=0)  # LayerNorm's mark
-
-
-def test_a_norm_behind_the_pooling_is_applied_to_the_map():
-    network = timm.create_model("convnext_atto", num_classes=0).eval()
-    with torch.no_grad():
-        network.head.norm.bias.fill_(3.0)
-    feature = Backbone(network, name="convnext", image_size=64)(torch.randn(1, 3, 64, 64))
-    torch.testing.assert_close(feature.mean(dim=1), torch.full((1, 2, 2), 3.0), atol=1e-4, rtol=0)
+def load_weights_file(network: torch.nn.Module, path: str | Path) -> WeightsReport:
+    return fill_network(network, read_source(str(path)), str(path))
 
 
 def test_mistakes_in_the_model_are_explained():
@@ -158,6 +107,29 @@ def test_a_damaged_file_is_named(tmp_path: Path):
         (tmp_path / name).write_bytes(b"not weights at all")
         with pytest.raises(UserError, match=f"{name}: "):
             load_weights_file(timm.create_model("resnet18", num_classes=0), tmp_path / name)
+
+
+def test_weights_from_the_hub(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def fetched(name: str, weights_only: bool) -> dict[str, torch.Tensor]:
+        asked.append((name, weights_only))
+        if name != "someone/resnet18":
+            raise OSError("404 Client Error\nmore")
+        return theirs.state_dict()
+
+    theirs = timm.create_model("resnet18", num_classes=7).eval()
+    monkeypatch.setattr(timm.models, "load_state_dict_from_hf", fetched)
+    config = ModelConfig(backbone="resnet18", weights="hf-hub:someone/resnet18")
+    recogniser = build_model(config, 3, image_size=64).eval()
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(recogniser.backbone(images), theirs.forward_features(images))
+    assert asked == [("someone/resnet18", True)]
+    assert recogniser.weights is not None and recogniser.weights.ignored == ("fc.weight", "fc.bias")
+    with pytest.raises(
+        UserError, match=r"hf-hub:someone/else: cannot be fetched as a weights file \(404 Client Error\)"
+    ):
+        build_model(ModelConfig(backbone="resnet18", weights="hf-hub:someone/else"), 3, image_size=64)
 
 
 @pytest.mark.real

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from msltrain.config import LossConfig, ModelConfig
+from msltrain.losses import asymmetric_loss
 from msltrain.models.build import build_model
 from msltrain.siamese import SiameseStep
 
@@ -68,24 +70,6 @@ def test_sequential_equals_two_published_forwards():
     torch.testing.assert_close(losses["total"], total)
     for (name, one), other in zip(ours.named_buffers(), plain.buffers()):
         assert torch.equal(one, other), name
-
-
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2_100"])  # plain BatchNorm2d and timm's BatchNormAct2d
-def test_fused_equals_sequential(backbone: str):
-    sequential = recogniser(backbone).double()
-    fused = copy.deepcopy(sequential)
-    images, keep_masks, targets = (tensor.double() for tensor in batch())
-    expected = SiameseStep(sequential, LossConfig(branches="sequential"))(images, keep_masks, targets)
-    found = SiameseStep(fused, LossConfig(branches="fused"))(images, keep_masks, targets)
-    expected["total"].backward()
-    found["total"].backward()
-    for name in expected:
-        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)
-    for (name, one), other in zip(fused.named_parameters(), sequential.parameters()):
-        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5, msg=name)
-    for (name, one), other in zip(fused.named_buffers(), sequential.buffers()):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5, msg=name)
-    assert list(fused.state_dict()) == list(sequential.state_dict())
 
 
 def test_fused_in_float32_keeps_outputs_and_statistics():
@@ -152,3 +136,74 @@ def test_timm_norm_layers_are_recognised():
     network = timm.create_model("mobilenetv2_100", num_classes=0)
     kinds = {type(module) for module in network.modules() if "Norm" in type(module).__name__}
     assert kinds and all(issubclass(kind, nn.modules.batchnorm._BatchNorm) for kind in kinds)
+
+
+def test_a_fused_pass_is_the_default_on_a_gpu():
+    assert SiameseStep(recogniser("test_resnet"), LossConfig()).branches == "sequential"
+
+    class OnGPU(nn.Module):
+        def parameters(self, recurse: bool = True):
+            return iter([SimpleNamespace(is_cuda=True)])
+
+    assert SiameseStep(OnGPU(), LossConfig()).branches == "fused"
+    assert SiameseStep(OnGPU(), LossConfig(branches="sequential")).branches == "sequential"
+
+
+class Logits(nn.Module):
+    """A network whose first pass gives ``clean`` and second ``masked``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clean = nn.Parameter(torch.randn(4, 5))
+        self.masked = nn.Parameter(torch.randn(4, 5))
+        self.num_passes = 0
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        self.num_passes += 1
+        return self.clean if self.num_passes == 1 else self.masked
+
+
+@pytest.mark.parametrize(("stop_gradient", "moved"), [("none", "both"), ("clean", "masked"), ("masked", "clean")])
+def test_a_stopped_branch_is_not_moved_by_consistency(stop_gradient, moved: str):
+    network = Logits()
+    images, keep_masks, targets = batch()
+    losses = SiameseStep(network, LossConfig(stop_gradient=stop_gradient))(images, keep_masks, targets)
+    expected = F.mse_loss(network.clean.sigmoid(), network.masked.sigmoid())
+    torch.testing.assert_close(losses["consistency"], expected)
+    of_clean, of_masked = torch.autograd.grad(losses["consistency"], [network.clean, network.masked], allow_unused=True)
+    slopes = torch.autograd.grad(expected, [network.clean, network.masked])
+    for gradient, slope, name in ((of_clean, slopes[0], "clean"), (of_masked, slopes[1], "masked")):
+        if moved in ("both", name):
+            torch.testing.assert_close(gradient, slope)
+        else:
+            assert gradient is None
+
+
+def test_terms_are_those_that_were_asked_for():
+    network = Logits()
+    images, keep_masks, targets = batch()
+    config = LossConfig(
+        recognition="asl", asl_gamma_positive=1, asl_gamma_negative=2, asl_margin=0.1, consistency="sum"
+    )
+    losses = SiameseStep(network, config)(images, keep_masks, targets)
+    for name, logits in (("clean", network.clean), ("masked", network.masked)):
+        expected = asymmetric_loss(logits, targets, gamma_positive=1, gamma_negative=2, margin=0.1)
+        assert torch.equal(losses[name], expected)
+    consistency = (network.clean.sigmoid() - network.masked.sigmoid()).square().sum() / 4
+    torch.testing.assert_close(losses["consistency"], consistency)
+    total = 0.3 * losses["clean"] + 0.2 * losses["masked"] + 0.5 * losses["consistency"]
+    torch.testing.assert_close(losses["total"], total)
+
+
+def test_the_rate_matched_baseline_weighs_recognition_as_the_method_does():
+    """Where both branches agree, the method's gradient is the rate-matched baseline's."""
+    images, _, targets = batch()
+    method = LossConfig()
+    baseline = method.rate_matched_baseline()
+    assert (baseline.clean_weight, baseline.has_masked_branch) == (0.5, False)
+    one, other = recogniser("vit_tiny_patch16_224"), recogniser("vit_tiny_patch16_224")
+    other.load_state_dict(one.state_dict())
+    SiameseStep(one, method)(images, torch.ones(4, 1, 64, 64), targets)["total"].backward()
+    SiameseStep(other, baseline)(images, None, targets)["total"].backward()
+    for ours, theirs in zip(one.parameters(), other.parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4)
