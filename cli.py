@@ -42,15 +42,6 @@ app = typer.Typer(
 )
 
 
-app = typer.Typer(
-    cls=_Commands,
-    help="Multi-label recognition of small and occluded objects: shards in, a trained and explained model out.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
 @app.callback()
 def _root(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
     pass
@@ -67,7 +58,7 @@ _COMMANDS = {
         build.synthesize,
     ),
     "Training": (training.train, training.recipes, training.demo, training.import_checkpoint),
-    "Proof": (proof.evaluate, proof.robustness, proof.predict, proof.export),
+    "Proof": (proof.evaluate, proof.robustness, proof.predict, proof.serve, proof.export),
 }
 for _panel, _functions in _COMMANDS.items():
     for _function in _functions:
@@ -77,10 +68,6 @@ for _panel, _functions in _COMMANDS.items():
 def main() -> None:
     """Entry point of ``msl`` and of ``python cli.py``."""
     app()
-
-
-if __name__ == "__main__":
-    main()
 
 
 if __name__ == "__main__":

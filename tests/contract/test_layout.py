@@ -33,10 +33,10 @@ MSLTRAIN_LAYERS = (
     ("strata", "bootstrap", "thresholds", "testtime", "measured"),
     ("models", "optim", "siamese", "recipes"),
     ("checkpoint", "rundir"),
-    ("anycheckpoint", "forward", "objectboxes", "holes"),
+    ("anycheckpoint", "forward", "objectboxes", "holes", "pictures", "placescores", "overlay"),
     ("learner", "traindata", "validation", "evaluate", "predict", "released", "recalibrate"),
     ("robustness", "curves", "modelcard", "export"),
-    ("trainer", "report"),
+    ("trainer", "report", "serve", "predicted"),
     ("demo",),
     ("commands",),
 )
