@@ -37,6 +37,7 @@ _SWITCHES = (
     "--hide-scrollbars",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy of the environment is not for loopback
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the name that the WebDriver standard gives references to elements
 
 
@@ -95,7 +96,7 @@ class Chromium:
         self._call(
             "POST",
             "/actions",
-            {"actions": [{"type": "pointer", "id": "hand", "parameters": pointer, "actions": moves}]},
+            {"actions": [{"type": "pointer", "id": pointer["pointerType"], "parameters": pointer, "actions": moves}]},
         )
 
     def look(self, width: int, height: int = 900, *, dark: bool = False) -> None:
@@ -154,7 +155,7 @@ def running(folder: Path) -> Iterator[Chromium]:
     process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
-        port = next(match[1] for line in process.stdout if (match := re.search(r"on port (\d+)", line)))
+        port = next(match[1] for line in process.stdout if (match := re.search(r"successfully on port (\d+)", line)))
         options = {"binary": chromium, "args": [*_SWITCHES, f"--user-data-dir={folder / 'chromium'}"]}
         wanted = {
             "browserName": "chrome",
@@ -176,7 +177,7 @@ def _call(method: str, address: str, content: Any = None) -> Any:
     body = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with _DIRECT.open(request, timeout=60) as response:
             return json.load(response)["value"]
     except urllib.error.HTTPError as error:
         raise AssertionError(f"{address.rsplit('/', 1)[-1]}: {json.load(error)['value']['message']}") from None
