@@ -22,7 +22,7 @@ PANEL_SIDE = 300
 """Longest side of a photograph on the sheet, in pixels."""
 RAMP = ((38, 12, 81), (119, 28, 109), (206, 68, 70), (249, 141, 10), (252, 246, 150))
 """Colours of the scores 0, 0.25 … 1; their lightness rises evenly, so that they order themselves without hue."""
-STRONGEST = 0.8
+STRONGEST = 0.65
 """Opacity of the colour at score 1; at score 0 the photograph, made grey, is all there is."""
 _GREYNESS = 0.8
 _MARGIN, _TITLE, _FOOT = 12, 22, 40

@@ -216,11 +216,10 @@ def serve(
         with StudioServer(studio, host, port) as server:
             if not server.is_local:
                 err.print(f"[yellow]{host}: everyone who reaches this address can use the page[/yellow]")
-            try:
+            with server.stopping_on_signals():
                 out.print(f"[green]{server.url}[/green]  stop with Ctrl-C", soft_wrap=True)
                 server.serve_forever(poll_interval=0.2)
-            except KeyboardInterrupt:
-                out.print("stopped")
+            out.print("stopped")
 
 
 def robustness(

@@ -24,10 +24,12 @@ import ipaddress
 import json
 import re
 import secrets
+import signal
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -198,6 +200,20 @@ class StudioServer(ThreadingHTTPServer):
         """Where the page is."""
         host, port = self.server_address[:2]
         return f"http://{f'[{host!s}]' if ':' in str(host) else host!s}:{port}/"
+
+    @contextmanager
+    def stopping_on_signals(self) -> Iterator[None]:
+        """While the block runs, Ctrl-C and SIGTERM end ``serve_forever``, or let it not begin, at any moment."""
+
+        def stop(*_: object) -> None:
+            threading.Thread(target=self.shutdown, daemon=True).start()  # it waits for the loop that runs right here
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that goes away in the middle of an answer is nothing to report."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import threading
+import zlib
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,7 +18,7 @@ from msldata.errors import BadInputError, UserError
 from msldata.storage import open_storage
 from msltrain.checkpoint import load_recogniser
 from msltrain.evaluate import evaluate
-from msltrain.predict import Predictor, find_images, predict_images, read_keep_mask, read_square
+from msltrain.predict import Answer, Predictor, find_images, predict_images, read_keep_mask, read_square
 from msltrain.predictions import write_predictions
 from msltrain.thresholds import tune_thresholds
 from tests.integration.test_evaluate import write_checkpoint
@@ -182,6 +183,27 @@ def test_a_keep_mask_hides_what_it_hides_in_training(place, tmp_path):
         read_keep_mask(tmp_path / "gone.png", "auto", 32)
 
 
+def test_what_scores_high_in_either_version_is_shown(place, tmp_path, monkeypatch):
+    Image.new("L", (8, 8), 255).save(tmp_path / "mask.png")
+    whole_K, masked_K = np.float32([0.3, 0.9, 0.1]), np.float32([0.2, 0.1, 0.8])
+
+    def answer(_, squares, keep_mask_SS=None, *, with_places):
+        return [Answer(whole_K if keep_mask_SS is None else masked_K, None) for _ in squares]
+
+    monkeypatch.setattr(Predictor, "answer", answer)
+    [found] = predict_images(
+        place / "run",
+        [place / "photos" / "s000000.jpg"],
+        top_k=2,
+        keep_mask=tmp_path / "mask.png",
+        polarity="hole-black",
+        device="cpu",
+    )
+    assert [(name, round(score, 4)) for name, score in found.scores] == [("boat", 0.9), ("cat", 0.1)]
+    assert (found.predicted, found.masked_predicted) == (("boat",), ("cat",))
+    assert [name for name, _ in found.masked_scores] == ["boat", "cat"]
+
+
 def test_nothing_found_is_said(place, tmp_path):
     with pytest.raises(UserError, match="no images here"):
         find_images([tmp_path])
@@ -209,16 +231,18 @@ def broken_files():
     whole = photo(0, 60, 40)
     png = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(png, "PNG")
+    huge = b"IHDR" + (12_000).to_bytes(4, "big") * 2 + png.getvalue()[24:29]
     return {
         "text.jpg": b"this is no image",
         "empty.png": b"",
         "cut.jpg": whole[: len(whole) // 2],
         "head.jpg": whole[:20],
         "cut.png": png.getvalue()[:60],
-        "huge.png": png.getvalue()[:16] + (65000).to_bytes(4, "big") * 2 + png.getvalue()[24:],
+        "huge.png": png.getvalue()[:12] + huge + zlib.crc32(huge).to_bytes(4, "big") + png.getvalue()[33:],
     }
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", broken_files())
 def test_a_broken_image_stops_everything_or_is_reported(place, tmp_path, name):
     (tmp_path / name).write_bytes(broken_files()[name])
@@ -227,6 +251,7 @@ def test_a_broken_image_stops_everything_or_is_reported(place, tmp_path, name):
         predict_images(place / "run", [good, tmp_path / name], device="cpu")
     found = predict_images(place / "run", [tmp_path / name, good], device="cpu", on_error="skip")
     assert found[0].scores == () and found[0].error
+    assert ("too large" in found[0].error) == (name == "huge.png")
     assert found[1:] == predict_images(place / "run", [good], device="cpu")
 
 

@@ -21,15 +21,18 @@ import torch
 from PIL import Image
 
 from msldata.errors import UserError
-from msldata.keepmask import encode_png
-from msltrain.pictures import find_images
+from msldata.keepmask import decode_png, encode_png, resize_nearest
+from msltrain.config import ModelConfig, TrainConfig
+from msltrain.overlay import hide, paint
+from msltrain.pictures import find_images, read_pixels
 from msltrain.predict import Predictor, read_square
 from msltrain.serve.server import MAX_BODY, Studio, StudioServer, is_loopback
+from msltrain.stream.config import StreamConfig
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SIDE = 64
+SIDE = 128
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,12 @@ def place(tmp_path_factory) -> Path:
     (folder / "photos").mkdir()
     for number in range(3):
         (folder / "photos" / f"s{number}.jpg").write_bytes(photo(number, 300, 200))
-    write_checkpoint(folder / "run", CLASSES, image_size=SIDE)
+    # The attention's weight makes the logits large, so that a random model too says yes here and no there.
+    config = TrainConfig(
+        stream=StreamConfig(image_size=SIDE, batch_size=4),
+        model=ModelConfig(backbone="resnet10t", attention_weight=9.0),
+    )
+    write_checkpoint(folder / "run", CLASSES, config=config)
     return folder
 
 
@@ -141,7 +149,8 @@ def test_addresses(server, place):
         StudioServer(server.studio, "127.0.0.1", server.server_address[1])
 
 
-def test_the_command_starts_and_stops_with_ctrl_c(place):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_starts_and_stops_with_ctrl_c(place, number):
     command = [sys.executable, str(REPOSITORY / "cli.py"), "serve", "--checkpoint", str(place / "run"), "--port", "0"]
     process = subprocess.Popen(
         [*command, "--device", "cpu"],
@@ -155,7 +164,7 @@ def test_the_command_starts_and_stops_with_ctrl_c(place):
         assert "stop with Ctrl-C" in line, process.stderr.read()
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])
         with socket.create_connection(("127.0.0.1", port), timeout=10):  # a client that says nothing holds up nothing
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             output, errors = process.communicate(timeout=15)
     finally:
         process.kill()
@@ -212,6 +221,30 @@ def test_painting_changes_predictions_and_activation(page, server, place):
     page.click("#random")
     page.wait_for("state.behind && state.behind.hidden > 0.05")
     assert page.take_logs()[0] == []
+
+
+def test_activation_is_drawn_as_predict_draws_it(page, server, place):
+    file = place / "photos" / "s1.jpg"
+    photo_HWC = read_pixels(find_images([file])[0])
+    square = read_square(file, SIDE)
+    page.run("document.querySelector('#brush').value = 50")
+    page.drag("#stage", [(0.25, 0.3), (0.6, 0.8)])
+    page.wait_for("state.behind && sent === 0 && wanted === 0")
+    address = page.run("return keepMask().toDataURL()")
+    keep_mask_HW = decode_png(base64.b64decode(address.partition(",")[2]), "the page")
+    assert 0.05 < 1 - keep_mask_HW.mean() < 0.5
+    keep_mask_SS = resize_nearest(keep_mask_HW, SIDE, SIDE)
+    answers = [server.studio.predictor.answer([square], mask, with_places=True)[0] for mask in (None, keep_mask_SS)]
+    photos = [photo_HWC, hide(photo_HWC, keep_mask_HW, server.studio.predictor.hole_colour)]
+    for k in range(len(CLASSES)):
+        page.click(f"#classes [data-k='{k}']")
+        for canvas, answer, shown_HWC in zip(("seen", "seen-behind"), answers, photos, strict=True):
+            address = page.run(f"return document.querySelector('#{canvas}').toDataURL()")
+            drawn = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
+            difference_HWC = np.abs(np.asarray(drawn, float) - paint(shown_HWC, answer.place_score_KHW[k]))
+            assert difference_HWC.mean() < 2, f"class {k}, {canvas}"
+            other = paint(shown_HWC, answer.place_score_KHW[k - 1]).astype(float)
+            assert np.abs(np.asarray(drawn, float) - other).mean() > 4, "classes that look alike show nothing"
 
 
 def test_keyboard_alone_is_enough(page):
