@@ -149,26 +149,28 @@ def test_addresses(server, place):
         StudioServer(server.studio, "127.0.0.1", server.server_address[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_starts_and_stops_with_ctrl_c(place, number):
+def test_the_command_starts_and_stops_when_asked(place):
     command = [sys.executable, str(REPOSITORY / "cli.py"), "serve", "--checkpoint", str(place / "run"), "--port", "0"]
-    process = subprocess.Popen(
-        [*command, "--device", "cpu"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    signals = (signal.SIGINT, signal.SIGTERM)
+    processes = [
+        subprocess.Popen(
+            [*command, "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in signals
+    ]
     try:
-        line = process.stdout.readline()
-        assert "stop with Ctrl-C" in line, process.stderr.read()
-        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])
-        with socket.create_connection(("127.0.0.1", port), timeout=10):  # a client that says nothing holds up nothing
-            process.send_signal(number)
-            output, errors = process.communicate(timeout=15)
+        for process, number in zip(processes, signals, strict=True):
+            line = process.stdout.readline()
+            assert "stop with Ctrl-C" in line, process.stderr.read()
+            port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])
+            with socket.create_connection(("127.0.0.1", port), timeout=10):  # a client that says nothing delays nothing
+                process.send_signal(number)
+                output, errors = process.communicate(timeout=15)
+            assert process.returncode == 0 and output == "stopped\n" and "Traceback" not in errors
     finally:
-        process.kill()
-    assert process.returncode == 0 and output == "stopped\n" and "Traceback" not in errors
+        for process in processes:
+            process.kill()
 
 
 @pytest.fixture
