@@ -34,6 +34,7 @@ from msltrain.testtime import AveragedViews
 from msltrain.traindata import HOLD_OUT_SEED
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE_SIZE = 32
 SHARDS = (5, 1, 5)
 
@@ -140,7 +141,7 @@ def test_the_held_out_part_is_what_training_set_aside(place):
         return write_checkpoint(place / f"aside-{fraction}", CLASSES, config=changed)
 
     run = setting_aside(0.5)
-    part = evaluate(run, place / "shards", held_out=True, device="cpu", batch_size=2)[0]
+    part = evaluate(run, place / "shards", held_out=True, device="cpu", batch_size=3)[0]
     expected = open_shard_set(place / "shards").hold_out(0.5, seed=HOLD_OUT_SEED)[1]
     assert 1 < len(part.keys) == expected.num_samples < 11
     assert part.origin.part == "held out" and set(part.keys) < set(whole.keys)
@@ -267,7 +268,8 @@ def run_evaluate(place: Path, out: Path, launcher: list[str]) -> bytes:
     arguments = [str(place / name) for name in ("run", "shards", "holes")]
     result = subprocess.run(
         [sys.executable, *launcher, str(script), *arguments, str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # The script lies elsewhere: without this an installed copy of the program would be tested.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=180,

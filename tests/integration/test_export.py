@@ -61,6 +61,15 @@ def test_every_format_is_within_a_ten_thousandth_of_eager(tmp_path, photos, back
         assert set(file.keys()) == set(recogniser.state_dict())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["resnet50", "vit_small_patch16_224", "mobilenetv2_100"])
+def test_networks_of_a_useful_size(tmp_path, backbone):
+    """``pytest -m slow tests/integration/test_export.py``: minutes on two cores."""
+    stream, model = StreamConfig(image_size=224, batch_size=4), ModelConfig(backbone=backbone, num_heads=6)
+    run = write_checkpoint(tmp_path / "run", CLASSES, config=TrainConfig(stream=stream, model=model))
+    assert all(one.max_difference <= 1e-4 for one in export_model(run, tmp_path / "out"))
+
+
 def test_graphs_that_take_pixels(tmp_path, photos):
     run = make_run(tmp_path, "test_resnet")
     export_model(run, tmp_path / "out", formats=["onnx"], from_pixels=True, images=photos)
