@@ -11,7 +11,7 @@ import typer
 
 from msldata.commands import build, look
 from msldata.console import err
-from msltrain.commands import proof, training
+from msltrain.commands import proof, streaming, training
 
 
 class _Commands(typer.core.TyperGroup):
@@ -49,15 +49,23 @@ def _root(debug: Annotated[bool, typer.Option("--debug", help="Show the tracebac
 
 _COMMANDS = {
     "Data": (
+        build.download,
         build.build_shards,
         build.build_masks,
+        build.index,
         look.verify,
         look.info,
         look.preview,
         look.doctor,
         build.synthesize,
     ),
-    "Training": (training.train, training.recipes, training.demo, training.import_checkpoint),
+    "Training": (
+        training.train,
+        training.recipes,
+        training.demo,
+        training.import_checkpoint,
+        streaming.bench_stream,
+    ),
     "Proof": (proof.evaluate, proof.robustness, proof.predict, proof.serve, proof.export),
 }
 for _panel, _functions in _COMMANDS.items():

@@ -9,8 +9,9 @@ medians over the rounds are compared. Every contender reads each photograph once
 tar            ``tar cf`` of the photographs; the bytes may still be in memory when it returns
 tar, synced    the same, and the file forced to disk, as ours is
 webdataset     one process, ``webdataset.ShardWriter``: photograph, JSON and target of records read beforehand
-ours, N        build_shards with N workers, their start, checksums, indices and manifest included; the plan is read
-               beforehand
+ours, N        build_shards with N workers, their start, checksums, indices and manifest included, everything forced to
+               disk; the plan is read beforehand. The process that workers are forked from lives on from round to
+               round; the command starts it while it reads the annotations
 plan           reading the image list and all XML files, which every build does once
 """
 

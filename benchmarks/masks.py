@@ -1,9 +1,9 @@
-"""How fast masks become shards: a folder of PNG masks, read, measured, split and written.
+"""How fast masks become shards, and shards a mask bank: read, measured, split, written; then loaded and handed out.
 
 Usage: python benchmarks/masks.py FOLDER [--count 12000] [--num-workers 2]
 
 FOLDER holds mask files; they are repeated under new names (as links) until there are ``--count`` of them. Prints one
-line of JSON.
+line of JSON. The bank is loaded in a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +22,40 @@ from msldata.masksources import GeneratedMasks, open_mask_source
 from msldata.storage import open_storage
 
 
+def measure_bank(places: list[str]) -> None:
+    """Load a bank of all masks at 448×448 and hand out a batch; prints one line of JSON."""
+    import torch
+
+    from msltrain.stream.maskbank import MaskBank
+    from msltrain.stream.random import key_hash
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, started_cpu = time.perf_counter(), time.process_time()
+    bank = MaskBank.open(places, 448, "cpu")
+    loaded, loaded_cpu = time.perf_counter(), time.process_time()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    torch.set_num_threads(1)
+    hashes = key_hash(map(str, range(32)))
+    result = {
+        "bank_masks": len(bank),
+        "bank_seconds": round(loaded - started, 2),
+        "bank_cpu_seconds": round(loaded_cpu - started_cpu, 2),
+        "bank_peak_megabytes": round(grown),
+    }
+    for name, augment in (("plain", ()), ("moved", ("flip", "rotate", "shift"))):
+        bank._augment = frozenset(augment)
+        bank.of_keys(hashes, seed=0, epoch=0)
+        started = time.perf_counter()
+        for epoch in range(10):
+            bank.of_keys(hashes, seed=0, epoch=epoch)
+        result[f"{name}_milliseconds_per_32"] = round((time.perf_counter() - started) * 100, 1)
+    print(json.dumps(result))
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--bank"]:
+        measure_bank(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=12000)
@@ -35,11 +70,14 @@ def main() -> None:
         out = open_storage(Path(scratch, "shards"))
         options = {"per_subset": 0, "num_workers": arguments.num_workers}
         started = time.perf_counter()
-        build = build_masks(open_mask_source(masks), out, **options)
+        manifests = build_masks(open_mask_source(masks), out, **options).manifests
         built = time.perf_counter()
         build_masks(open_mask_source(masks), out, **options)
         repeated = time.perf_counter()
-        num_bytes = sum(shard.num_bytes for manifest in build.manifests.values() for shard in manifest.shards)
+        num_bytes = sum(shard.num_bytes for manifest in manifests.values() for shard in manifest.shards)
+        places = [str(Path(scratch, "shards", name)) for name in manifests]
+        bank = json.loads(subprocess.run([sys.executable, __file__, "--bank", *places], check=True, stdout=-1).stdout)
+        started_generating = time.perf_counter()
         generated = GeneratedMasks(100)
         for name in generated.names():
             generated.read_gray(name)
@@ -54,7 +92,8 @@ def main() -> None:
                 "same_command_again_seconds": round(repeated - built, 2),
                 "shard_megabytes": round(num_bytes / 1e6, 1),
                 "peak_memory_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "generate_milliseconds_per_mask": round((finished - repeated) * 10, 1),
+                "generate_milliseconds_per_mask": round((finished - started_generating) * 10, 1),
+                **bank,
             }
         )
     )

@@ -3,29 +3,37 @@
 Usage: python benchmarks/stream.py [--photos voc|coco] [--images 2000] [--rounds 3] [--threads 2]
 
 The photographs of the real sample (MSL_SAMPLE, default ../shared/sample) are repeated under new keys. Contenders take
-turns, so that a busy machine slows all of them; the medians of images per second over the rounds are compared.
+turns, so that a busy machine slows all of them; the medians of images per second over the rounds are compared, after an
+epoch of each that is not counted. Memory is measured afterwards, for each contender alone in a process of its own.
 
 reference    written as the official pipeline is: Pillow, torchvision transforms, a mask PNG read and resized per
              sample, float tensors, DataLoader with one worker process per thread
 webdataset   plain webdataset over the same shards, Pillow and the same transforms, as many workers; no masks
-decode       the same decoder on the same number of threads and nothing else
-ours         everything the host does: read, decode, crop, resize into the batch; uint8 (flip, float and mask belong
-             to the device)
+decode       the same decoder on the same number of threads and nothing else: the bytes are in memory, no checksum
+ours         everything the host does: read, check, decode, crop, resize into the batch; uint8 (flip, float and mask
+             belong to the device)
 ours-cpu     the same plus float, flip and keep mask on this CPU
+ours-ram     as ours from the second epoch on, with all decoded images in memory (--ram-cache)
+
+Other loaders (benchmarks/peers.py) take part where they are installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import os
 import platform
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from unittest import mock
@@ -46,9 +54,13 @@ from msltrain.stream.maskbank import MaskBank
 from msltrain.stream.plan import EpochPlan
 from msltrain.stream.shardset import open_shard_set
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import peers
+
 SIZE, BATCH, NUM_CLASSES, NUM_MASKS = 448, 32, 20, 100
 Contender = Callable[[], int]
 """Runs one epoch and returns the number of images that came out."""
+Factory = Callable[[], Contender]
 
 
 def photographs(sample: Path, kind: str) -> list[Path]:
@@ -59,13 +71,15 @@ def photographs(sample: Path, kind: str) -> list[Path]:
     return [voc / "JPEGImages" / f"{key}.jpg" for key in (voc / "ImageSets/Main/test.txt").read_text().split()]
 
 
-def write_shards(photos: list[Path], num_images: int, folder: Path) -> None:
+def write_shards(photos: list[Path], num_images: int, folder: Path, per_shard: int = 1000) -> None:
     """Shards of 1,000 samples with the photographs in turn."""
     storage = LocalStorage(folder)
     shards = []
-    for first in range(0, num_images, 1000):
-        with ShardWriter(storage, shard_name("bench", "train", first // 1000), kind=IMAGES, plan="bench") as writer:
-            for number in range(first, min(first + 1000, num_images)):
+    for first in range(0, num_images, per_shard):
+        with ShardWriter(
+            storage, shard_name("bench", "train", first // per_shard), kind=IMAGES, plan="bench"
+        ) as writer:
+            for number in range(first, min(first + per_shard, num_images)):
                 data = photos[number % len(photos)].read_bytes()
                 with Image.open(io.BytesIO(data)) as image:
                     width, height = image.size
@@ -144,6 +158,7 @@ def decode_alone(folder: Path, num_threads: int) -> Contender:
     rows = shards.rows(shard_N, row_N)[1]
     request = LocalFetcher(shards).request(shard_N, rows)
     sizes = list(zip(rows.width_N.tolist(), rows.height_N.tolist()))
+    data = [bytes(request.read(position)) for position in range(len(sizes))]
 
     def epoch() -> int:
         positions: SimpleQueue[int | None] = SimpleQueue()
@@ -153,7 +168,7 @@ def decode_alone(folder: Path, num_threads: int) -> Contender:
         def work() -> None:
             decoder = Decoder()
             while (position := positions.get()) is not None:
-                decoder.decode(request.read(position), *sizes[position], crc32=0)
+                decoder.decode(data[position], *sizes[position], crc32=0)
 
         threads = [threading.Thread(target=work) for _ in range(num_threads)]
         for thread in threads:
@@ -165,13 +180,21 @@ def decode_alone(folder: Path, num_threads: int) -> Contender:
     return epoch
 
 
-def ours(folder: Path, num_threads: int) -> Contender:
-    config = StreamConfig(image_size=SIZE, batch_size=BATCH, num_threads=num_threads)
+def ours(folder: Path, num_threads: int, ram_cache_gb: float = 0.0) -> Contender:
+    config = StreamConfig(image_size=SIZE, batch_size=BATCH, num_threads=num_threads, ram_cache_gb=ram_cache_gb)
     loader = Loader(open_shard_set(folder), config, device="cpu", training=True)
-    return lambda: sum(len(batch) for batch in loader.host_batches())
+    epochs = itertools.count()
+
+    def epoch() -> int:
+        loader.set_epoch(next(epochs))
+        return sum(len(batch) for batch in loader.host_batches())
+
+    return epoch
 
 
-def ours_on_cpu(folder: Path, bank: MaskBank, num_threads: int) -> Contender:
+def ours_on_cpu(folder: Path, num_threads: int) -> Contender:
+    packed = np.random.default_rng(0).integers(0, 256, (1000, SIZE, -(-SIZE // 8)), dtype=np.uint8)
+    bank = MaskBank(packed, SIZE, "cpu")
     config = StreamConfig(image_size=SIZE, batch_size=BATCH, num_threads=num_threads)
     loader = Loader(open_shard_set(folder), config, device="cpu", training=True)
 
@@ -211,51 +234,135 @@ def alternate(contenders: dict[str, Contender], rounds: int) -> dict[str, list[f
     return rates
 
 
+def contenders_of(scratch: Path, photos: list[Path], num_images: int, threads: int) -> dict[str, Factory]:
+    """What makes each contender, once ``prepare`` has written its files below ``scratch``."""
+    folder, masks = scratch / "shards", sorted((scratch / "masks").glob("*.png"))
+    made: dict[str, Factory] = {
+        "reference": lambda: reference(photos, masks, num_images, threads),
+        "webdataset": lambda: webdataset(folder, threads),
+        "decode": lambda: decode_alone(folder, threads),
+        "decode, 1 thread": lambda: decode_alone(folder, 1),
+        "ours": lambda: ours(folder, threads),
+        "ours, 1 thread": lambda: ours(folder, 1),
+        "ours-cpu": lambda: ours_on_cpu(folder, threads),
+        "ours-ram": lambda: ours(folder, threads, ram_cache_gb=20.0),
+    }
+    for name, make in peers.PEERS.items():
+        if not peers.missing(name):
+            made[name] = partial(make, folder, scratch / name, SIZE, BATCH, threads)
+    return made
+
+
+def prepare(scratch: Path, photos: list[Path], num_images: int) -> None:
+    write_shards(photos, num_images, scratch / "shards")
+    (scratch / "masks").mkdir()
+    generator = GeneratedMasks(NUM_MASKS)
+    for name in generator.names():
+        Image.fromarray(255 - generator.read_gray(name)).save(scratch / "masks" / f"{name}.png")
+
+
+def peak_memory(arguments: list[str]) -> tuple[float, float]:
+    """Run this script for one contender and watch it and its workers.
+
+    Returns:
+        peak MB (10⁶ bytes) of their memory that no file backs, and of their proportional share of all memory, mapped
+        files and libraries included.
+    """
+    process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=subprocess.DEVNULL)
+    anonymous, proportional = 0, 0
+    while process.poll() is None:
+        sums = {"Pss_Anon": 0, "Pss_Shmem": 0, "Pss": 0}
+        for pid in family(process.pid):
+            try:
+                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                    name, _, value = line.partition(":")
+                    if name in sums:
+                        sums[name] += int(value.split()[0]) * 1024
+            except OSError:  # it has just ended
+                continue
+        anonymous = max(anonymous, sums["Pss_Anon"] + sums["Pss_Shmem"])
+        proportional = max(proportional, sums["Pss"])
+        time.sleep(0.1)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: ended with {process.returncode}")
+    return anonymous / 1e6, proportional / 1e6
+
+
+def family(root: int) -> list[int]:
+    """A process and all that came from it."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", choices=("voc", "coco"), default="voc")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="these contenders")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     sample = Path(os.environ.get("MSL_SAMPLE", Path(__file__).resolve().parents[2] / "shared" / "sample"))
     photos = photographs(sample, arguments.photos)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, masks = Path(scratch, "shards"), []
-        write_shards(photos, arguments.images, folder)
-        generator = GeneratedMasks(NUM_MASKS)
-        for name in generator.names():
-            masks.append(Path(scratch, f"{name}.png"))
-            Image.fromarray(255 - generator.read_gray(name)).save(masks[-1])
-        packed = np.packbits(np.random.default_rng(0).random((1000, SIZE, SIZE)) < 0.5, axis=-1)
-        bank = MaskBank(packed, SIZE, "cpu")
-        threads = arguments.threads
-        contenders = {
-            "reference": reference(photos, masks, arguments.images, threads),
-            "webdataset": webdataset(folder, threads),
-            "decode": decode_alone(folder, threads),
-            "decode, 1 thread": decode_alone(folder, 1),
-            "ours": ours(folder, threads),
-            "ours, 1 thread": ours(folder, 1),
-            "ours-cpu": ours_on_cpu(folder, bank, threads),
-        }
-        rates = alternate(contenders, arguments.rounds)
-        median = {name: statistics.median(values) for name, values in rates.items()}
-        width, height = np.median([Image.open(path).size for path in photos], axis=0)
-        kilobytes = np.mean([path.stat().st_size for path in photos]) / 1000
-        print(
-            f"{arguments.images} {arguments.photos} photographs (median {width:.0f}×{height:.0f}, {kilobytes:.0f} kB) "
-            f"to {SIZE}², batches of {BATCH}, {threads} threads or workers, {os.cpu_count()} CPUs "
-            f"({platform.machine()}), medians of {arguments.rounds} alternating rounds\n"
-        )
-        print("| contender | images/s | of reference | of decode | all rounds |\n|---|---|---|---|---|")
-        for name, rate in median.items():
-            print(
-                f"| {name} | {rate:.0f} | {rate / median['reference']:.2f} | {rate / median['decode']:.2f} | "
-                f"{', '.join(f'{value:.0f}' for value in rates[name])} |"
-            )
-        print(f"\nPython per sample: {python_cost(folder):.0f} µs")
+    if arguments.alone:
+        made = contenders_of(arguments.scratch, photos, arguments.images, arguments.threads)
+        made[arguments.alone]()()
+        return
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        prepare(scratch, photos, arguments.images)
+        made = contenders_of(scratch, photos, arguments.images, arguments.threads)
+        made = {name: make for name, make in made.items() if not arguments.only or name in arguments.only}
+        rates = alternate({name: make() for name, make in made.items()}, arguments.rounds)
+        memory = {}
+        for name in made:
+            options = {"photos": arguments.photos, "images": arguments.images, "threads": arguments.threads}
+            options |= {"scratch": scratch, "alone": name}
+            memory[name] = peak_memory([f"--{option}={value}" for option, value in options.items()])
+        report(arguments, photos, rates, memory)
+        if not arguments.only:
+            print(f"\nPython per sample: {python_cost(scratch / 'shards'):.0f} µs")
+
+
+def report(
+    arguments: argparse.Namespace,
+    photos: list[Path],
+    rates: dict[str, list[float]],
+    memory: dict[str, tuple[float, float]],
+) -> None:
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    width, height = np.median([Image.open(path).size for path in photos], axis=0)
+    kilobytes = np.mean([path.stat().st_size for path in photos]) / 1000
+    print(
+        f"{arguments.images} {arguments.photos} photographs (median {width:.0f}×{height:.0f}, {kilobytes:.0f} kB) "
+        f"to {SIZE}², batches of {BATCH}, {arguments.threads} threads or workers, {os.cpu_count()} CPUs "
+        f"({platform.machine()}), medians of {arguments.rounds} alternating rounds\n"
+    )
+    print("| contender | images/s | of reference | of decode | peak MB | with files, MB | all rounds |")
+    print("|---|---|---|---|---|---|---|")
+    for name, rate in median.items():
+        ratios = [f"{rate / median[base]:.2f}" if base in median else "–" for base in ("reference", "decode")]
+        rounds = ", ".join(f"{value:.0f}" for value in rates[name])
+        own, all_of_it = memory[name]
+        print(f"| {name} | {rate:.0f} | {' | '.join(ratios)} | {own:.0f} | {all_of_it:.0f} | {rounds} |")
+    if absent := [name for name in peers.PEERS if peers.missing(name)]:
+        print(f"\nnot installed, so left out: {', '.join(absent)}")
+    for name in ("decode", "ours"):
+        if name in median and f"{name}, 1 thread" in median:
+            factor = median[name] / median[f"{name}, 1 thread"]
+            print(f"\n{name}: {arguments.threads} threads are {factor:.2f} × one")
 
 
 if __name__ == "__main__":

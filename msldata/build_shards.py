@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+import gc
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 from msldata.buildfolder import QUARANTINE_NAME, BuildFolder, FinishedShard
 from msldata.buildplan import BuildPlan, ShardTask, plan_build
-from msldata.engine import run_tasks
+from msldata.engine import LOCAL, Engine, run_tasks
 from msldata.errors import BadInputError, UserError
 from msldata.format import (
-    IMAGE_SUFFIX,
     IMAGES,
     MANIFEST_NAME,
-    META_SUFFIX,
-    TARGET_SUFFIX,
     Manifest,
     encode_json,
-    encode_target,
     index_name,
     write_manifest,
 )
-from msldata.images import PreparedImage, prepare_image
-from msldata.records import Record
 from msldata.resize import Resize
+from msldata.samples import SampleMaker
 from msldata.shardwriter import ShardWriter
 from msldata.storage import Storage
 
-__all__ = ["BuildPlan", "build_shards", "plan_build"]
+__all__ = ["BuildPlan", "Part", "build_part", "build_shards", "finish_build", "plan_build"]
 
 OnError = Literal["fail", "skip"]
+Progress = Callable[[int, int], None]
+
+_SHOWN_COMMANDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of ``num_parts`` equal parts of a build, counted from 1. Raises UserError unless 1 ≤ number ≤ num_parts."""
+
+    number: int
+    num_parts: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.num_parts:
+            raise UserError(f"--task {self.number}/{self.num_parts}: tasks are numbered from 1/N to N/N")
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """The part that ``3/8`` names."""
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        if match is None:
+            raise UserError(f"--task {text}: expected I/N, for example 3/8 for the third of eight")
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, tasks: Sequence[ShardTask]) -> Sequence[ShardTask]:
+        """Every ``num_parts``-th task, so that the parts differ by one at most."""
+        return tasks[self.number - 1 :: self.num_parts]
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,8 @@ def build_shards(
     num_workers: int | None = None,
     on_error: OnError = "fail",
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    engine: Engine = LOCAL,
 ) -> Manifest:
     """Write the shards of a plan and, last of all, the manifest.
 
@@ -69,43 +95,132 @@ def build_shards(
             ``quarantine.jsonl`` and counts it in the manifest.
         overwrite: delete what another build left in the folder.
         progress: called with (samples done, samples in all).
+        engine: what runs the workers.
 
     Raises:
         BadInputError: an unusable image, with ``on_error="fail"``. StorageError: ``out`` cannot be written.
         UserError: the folder holds other shards or is being written by another build, or no image was usable.
     """
-    if on_error not in ("fail", "skip"):
-        raise UserError(f"on_error is '{on_error}'; known are: fail, skip")
-    folder = BuildFolder(out, [task.name for task in plan.shards], plan.digest)
+    folder = _folder(plan, out)
     with folder.claim():
         if overwrite:
             folder.clear()
         manifest = folder.finished_manifest()
         if manifest is not None:
             return manifest
-        kept = {name: shard for name, shard in folder.finished_shards().items() if not shard.report["quarantined"]}
-        # Both speak of a whole dataset; until the last shard is there, this is none.
-        out.delete(MANIFEST_NAME)
-        out.delete(QUARANTINE_NAME)
-        tasks = [task for task in plan.shards if task.name not in kept]
-        done = plan.num_samples - sum(task.num_samples for task in tasks)
+        finished = _write_missing(plan, plan.shards, folder, num_workers, on_error, progress, engine)
+        return _finish(plan, folder, finished)
 
-        def report_progress(shard: FinishedShard) -> None:
-            nonlocal done
-            done += shard.report["num_planned"]
-            if progress is not None:
-                progress(done, plan.num_samples)
 
+def build_part(
+    plan: BuildPlan,
+    out: Storage,
+    part: Part,
+    *,
+    num_workers: int | None = None,
+    on_error: OnError = "fail",
+    progress: Progress | None = None,
+    engine: Engine = LOCAL,
+) -> None:
+    """Write one part's shards of a plan, and no manifest; ``finish_build`` adds that when all parts are there.
+
+    Any number of parts can be written at the same time, on any number of machines, and each as often as one likes.
+
+    Args:
+        part: which shards; the other arguments are those of ``build_shards``.
+
+    Raises:
+        As ``build_shards`` does; also UserError when an ordinary build is writing into the folder.
+    """
+    folder = _folder(plan, out)
+    with folder.claim(shared=True):
+        if folder.finished_manifest() is not None:
+            return
+        written = _write_missing(plan, part.of(plan.shards), folder, num_workers, on_error, progress, engine)
+        for name, shard in written.items():
+            if shard.info is None:
+                folder.note_unusable(name, shard.report)
+
+
+def finish_build(plan: BuildPlan, out: Storage, command: str = "msl build-shards …") -> Manifest:
+    """Publish a dataset whose parts are all written: the bytes that one build of it would have made.
+
+    Args:
+        command: the command line of the build, without its part, for the error's advice.
+
+    Raises:
+        UserError: shards are missing (the message holds a command for each), no image was usable, the folder holds
+            other shards, or a build or part is still writing into it.
+    """
+    folder = _folder(plan, out)
+    with folder.claim():
+        manifest = folder.finished_manifest()
+        if manifest is not None:
+            return manifest
+        finished = {**folder.unusable_shards(), **folder.finished_shards()}
+        missing = [number for number, task in enumerate(plan.shards) if task.name not in finished]
+        if missing:
+            num_shards = len(plan.shards)
+            shown = [
+                f"  {command} --task {number + 1}/{num_shards}    # {plan.shards[number].name}"
+                for number in missing[:_SHOWN_COMMANDS]
+            ]
+            more = [f"  … and {len(missing) - len(shown):,} more"] if len(missing) > len(shown) else []
+            raise UserError(
+                "\n".join(
+                    [
+                        f"{out.url}: {len(missing):,} of {num_shards:,} shards are missing; each of these commands "
+                        "writes one of them:",
+                        *shown,
+                        *more,
+                        f"or write them all here, manifest included: {command}",
+                    ]
+                )
+            )
+        return _finish(plan, folder, finished)
+
+
+def _folder(plan: BuildPlan, out: Storage) -> BuildFolder:
+    return BuildFolder(out, [task.name for task in plan.shards], plan.digest)
+
+
+def _write_missing(
+    plan: BuildPlan,
+    tasks: Sequence[ShardTask],
+    folder: BuildFolder,
+    num_workers: int | None,
+    on_error: OnError,
+    progress: Progress | None,
+    engine: Engine,
+) -> dict[str, FinishedShard]:
+    """Write those of ``tasks`` that are not complete yet; returns the shards of all of them by name."""
+    if on_error not in ("fail", "skip"):
+        raise UserError(f"on_error is '{on_error}'; known are: fail, skip")
+    found = folder.finished_shards([task.name for task in tasks])
+    kept = {name: shard for name, shard in found.items() if not shard.report["quarantined"]}
+    # Both speak of a whole dataset; until the last shard is there, this is none.
+    folder.out.delete(MANIFEST_NAME)
+    folder.out.delete(QUARANTINE_NAME)
+    missing = [task for task in tasks if task.name not in kept]
+    total = sum(task.num_samples for task in tasks)
+    done = total - sum(task.num_samples for task in missing)
+
+    def report_progress(shard: FinishedShard) -> None:
+        nonlocal done
+        done += shard.report["num_planned"]
         if progress is not None:
-            progress(done, plan.num_samples)
-        jobs = [_Job(task, plan.images, out, plan.classes, plan.digest, on_error, plan.resize) for task in tasks]
-        written = run_tasks(_write_shard, jobs, num_workers, report_progress)
-        finished = kept | dict(zip((task.name for task in tasks), written, strict=True))
-        return _finish(plan, out, [finished[task.name] for task in plan.shards])
+            progress(done, total)
+
+    if progress is not None:
+        progress(done, total)
+    jobs = [_Job(task, plan.images, folder.out, plan.classes, plan.digest, on_error, plan.resize) for task in missing]
+    written = run_tasks(_write_shard, jobs, num_workers, report_progress, engine)
+    return kept | dict(zip((task.name for task in missing), written, strict=True))
 
 
-def _finish(plan: BuildPlan, out: Storage, shards: Sequence[FinishedShard]) -> Manifest:
+def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, FinishedShard]) -> Manifest:
     """Publish the ledger of bad images and the manifest of all shards together."""
+    out, shards = folder.out, [finished[task.name] for task in plan.shards]
     reports = [shard.report for shard in shards]
     quarantined = [entry for report in reports for entry in report["quarantined"]]
     if quarantined:
@@ -139,8 +254,22 @@ def _finish(plan: BuildPlan, out: Storage, shards: Sequence[FinishedShard]) -> M
         licence=plan.licence,
         plan=plan.digest,
     )
+    folder.settle()
+    folder.check_claim()
     write_manifest(out, manifest)
     return manifest
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Records and rows hold no cycles, and looking for some among them takes a twentieth of the time of a build."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _write_shard(job: _Job) -> FinishedShard:
@@ -150,23 +279,22 @@ def _write_shard(job: _Job) -> FinishedShard:
     transcoded = num_objects = 0
     quarantined: list[dict[str, str]] = []
     info = None
-    with ShardWriter(job.out, job.task.name, kind=IMAGES, plan=job.plan) as writer:
+    maker = SampleMaker(job.images, job.classes, job.resize)
+    with _collector_paused(), ShardWriter(job.out, job.task.name, kind=IMAGES, plan=job.plan) as writer:
         for record in job.task.records():
             try:
-                image = _read_image(job.images, record, job.resize)
+                sample = maker.make(record)
             except BadInputError as error:
                 if job.on_error == "fail":
                     raise
                 quarantined.append({"file": record.image, "reason": error.reason})
                 continue
-            if image.placement is not None:
-                record = replace(record, objects=tuple(map(image.placement.move, record.objects)))
-            writer.add(record.key, _members(record, image, job.classes), _row(record, image))
+            writer.add(record.key, sample.members, sample.row)
             for index in record.positives:
                 positive[index] += 1
             for index in record.ignored:
                 ignored[index] += 1
-            transcoded += image.transcoded
+            transcoded += sample.transcoded
             num_objects += len(record.objects)
         report = {
             "num_planned": job.task.num_samples,
@@ -183,66 +311,3 @@ def _write_shard(job: _Job) -> FinishedShard:
             job.out.delete(index_name(job.task.name))
             job.out.delete(job.task.name)
     return FinishedShard(info, report)
-
-
-def _read_image(images: Storage, record: Record, resize: Resize | None) -> PreparedImage:
-    try:
-        return prepare_image(images.read(record.image), resize, record.crop)
-    except FileNotFoundError:
-        raise BadInputError(images.where(record.image), "the image is missing") from None
-    except ValueError as error:
-        if isinstance(error, UserError):  # the storage failed, which says nothing of the image
-            raise
-        raise BadInputError(images.where(record.image), str(error)) from None
-
-
-def _members(record: Record, image: PreparedImage, classes: Sequence[str]) -> list[tuple[str, bytes]]:
-    meta: dict[str, Any] = {
-        "image_id": record.image_id or record.key,
-        "file": record.image,
-        "width": image.width,
-        "height": image.height,
-        "labels": [classes[index] for index in record.positives],
-        "ignored": [classes[index] for index in record.ignored],
-        "objects": [
-            {
-                "class": classes[item.class_index],
-                "box": item.box,
-                "area": item.area,
-                "difficult": item.difficult,
-                "truncated": item.truncated,
-                "occluded": item.occluded,
-                "crowd": item.crowd,
-            }
-            for item in record.objects
-        ],
-    }
-    if record.crop is not None:
-        meta["crop"] = record.crop
-    return [
-        (IMAGE_SUFFIX, image.data),
-        (META_SUFFIX, encode_json(meta)),
-        (TARGET_SUFFIX, encode_target(record.positives, len(classes))),
-    ]
-
-
-def _row(record: Record, image: PreparedImage) -> dict[str, Any]:
-    """The sample's row of the index, but for where its bytes are."""
-    return {
-        "width": image.width,
-        "height": image.height,
-        "positives": record.positives,
-        "ignored": record.ignored,
-        "objects": [
-            {
-                "class_index": item.class_index,
-                "box": item.box,
-                "area": item.area,
-                "difficult": item.difficult,
-                "truncated": item.truncated,
-                "occluded": item.occluded,
-                "crowd": item.crowd,
-            }
-            for item in record.objects
-        ],
-    }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,16 @@ from msldata.format import (
     ShardInfo,
     decode_shard_metadata,
     decode_shard_report,
+    encode_json,
     index_name,
     read_manifest,
 )
+from msldata.remotelock import RemoteLock, remote_lock
 from msldata.storage import PART_SUFFIX, FileInfo, Storage, clear_local_errors
 
 QUARANTINE_NAME = "quarantine.jsonl"
-_READERS = frozenset({"_info.json", "sizes.json"})
+_READERS = frozenset({"_info.json", "sizes.json", "croissant.json"})
+_UNUSABLE_SUFFIX = ".unusable"
 _SHARD_FILE = re.compile(r"[^/]+-\d{6}\.(tar|parquet)")
 
 
@@ -50,32 +54,46 @@ class BuildFolder:
         self.out = out
         self.shard_names = tuple(shard_names)
         self.plan = plan
+        self._remote: RemoteLock | None = None
+
+    def check_claim(self) -> None:
+        """To be asked before the manifest: raises UserError when another build has taken the folder over."""
+        if self._remote is not None:
+            self._remote.check()
 
     @contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self, *, shared: bool = False) -> Iterator[None]:
         """Own the folder while the block runs, and clear away what dead builds left half-written.
 
-        The lock is the kernel's, on the local folder itself: it dies with its process and leaves no file. A remote
-        folder, or a file system without locks, is not locked; two builds of one plan then write the same bytes twice.
+        On a local folder the lock is the kernel's, on the folder itself: it dies with its process and leaves no file
+        (a file system without locks is not locked). In a remote folder it is a file that must show signs of life.
+
+        Args:
+            shared: own it together with others that say so too, the parts of one array job. Unfinished files are then
+                left alone, for they may be another's.
 
         Raises:
             UserError: another build owns the folder. StorageError: the folder cannot be made.
         """
         folder = self.out.path()
+        if folder is None and shared:
+            yield  # parts write other shards, or the same bytes; only who publishes must be alone
+            return
         if folder is None:
-            yield
+            with remote_lock(self.out) as self._remote:
+                yield
             return
         with clear_local_errors(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder, os.O_RDONLY)
         try:
-            locked = _lock(descriptor, str(folder))
-            if locked:
+            alone = _lock(descriptor, str(folder), shared) and not shared
+            if alone:
                 self._remove_parts()
             try:
                 yield
             finally:
-                if locked:
+                if alone:
                     self._remove_parts()
         finally:
             os.close(descriptor)
@@ -97,8 +115,11 @@ class BuildFolder:
                 return None
         return manifest
 
-    def finished_shards(self) -> dict[str, FinishedShard]:
+    def finished_shards(self, names: Sequence[str] | None = None) -> dict[str, FinishedShard]:
         """The shards of this plan that are complete here, by the name of their tar.
+
+        Args:
+            names: look only for these.
 
         Raises:
             UserError: the folder holds shards of another plan, or files that no build makes.
@@ -111,7 +132,7 @@ class BuildFolder:
                 raise self._foreign(foreign)
             raise self._refusal(f"shards of another plan ({_some(foreign)})")
         finished = {}
-        for name in self.shard_names:
+        for name in self.shard_names if names is None else names:
             if index_name(name) not in files:
                 continue
             where = self.out.where(index_name(name))
@@ -125,6 +146,36 @@ class BuildFolder:
             if files.get(name) == info.num_bytes:
                 finished[name] = FinishedShard(info, decode_shard_report(data, where))
         return finished
+
+    def note_unusable(self, name: str, report: Mapping[str, Any]) -> None:
+        """Remember a shard of which no sample was usable: it leaves no other trace for ``finish`` to find."""
+        self.out.put(_unusable_name(name), encode_json({"plan": self.plan, "report": report}))
+
+    def unusable_shards(self) -> dict[str, FinishedShard]:
+        """The shards that ``note_unusable`` was told of."""
+        noted = {}
+        for name in {info.name for info in self.out.list_files()} & set(map(_unusable_name, self.shard_names)):
+            note = json.loads(self.out.read(name))
+            if note["plan"] == self.plan:
+                noted[_noted_name(name)] = FinishedShard(None, note["report"])
+        return noted
+
+    def settle(self) -> None:
+        """Force the names of the shards to disk, so that no manifest survives a power failure that they do not.
+
+        What remembers unusable shards is deleted.
+        """
+        for info in self.out.list_files():
+            if _noted_name(info.name) in self.shard_names:
+                self.out.delete(info.name)
+        folder = self.out.path()
+        if folder is not None:
+            with clear_local_errors(str(folder)), suppress(PermissionError):  # not every system syncs folders
+                descriptor = os.open(folder, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def clear(self) -> None:
         """Delete what earlier builds wrote, the manifest first, so that the folder is at no moment a wrong dataset.
@@ -160,14 +211,23 @@ class BuildFolder:
         )
 
 
-def _lock(descriptor: int, folder: str) -> bool:
+def _unusable_name(shard: str) -> str:
+    """A hidden file: the dataset does not contain it, and other tools do not see it."""
+    return f".{shard}{_UNUSABLE_SUFFIX}"
+
+
+def _noted_name(name: str) -> str:
+    return name.removeprefix(".").removesuffix(_UNUSABLE_SUFFIX) if name.endswith(_UNUSABLE_SUFFIX) else ""
+
+
+def _lock(descriptor: int, folder: str, shared: bool) -> bool:
     """Take the folder's lock; False where the file system knows none. Raises UserError when another build has it."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise UserError(

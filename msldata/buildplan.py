@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from msldata.records import ObjectRecord, Record
 from msldata.resize import Resize
 from msldata.sources import Source
 from msldata.storage import Storage
+
+_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,12 @@ class ShardTask:
                 image,
                 tuple(positives),
                 tuple(ignored),
-                tuple([ObjectRecord(index, tuple(box), *rest) for index, box, *rest in objects]),
+                tuple(
+                    [
+                        ObjectRecord(index, tuple(box), area, difficult, truncated, occluded, crowd)
+                        for index, box, area, difficult, truncated, occluded, crowd in objects
+                    ]
+                ),
                 image_id,
                 *map(tuple, crop),
             )
@@ -107,7 +115,7 @@ def plan_build(source: Source, *, samples_per_shard: int = 1000, resize: Resize 
     )
     shards: list[ShardTask] = []
     for chunk in _chunks(_checked(source), samples_per_shard):
-        packed = json.dumps([_packed(record) for record in chunk], separators=(",", ":")).encode()
+        packed = _pack(chunk, source)
         digest.update(b"\n" + packed)
         shards.append(ShardTask(shard_name(source.dataset, source.split, len(shards)), len(chunk), packed))
     if not shards:
@@ -127,15 +135,28 @@ def plan_build(source: Source, *, samples_per_shard: int = 1000, resize: Resize 
     )
 
 
+def _pack(records: Sequence[Record], source: Source) -> bytes:
+    try:
+        return _JSON.encode([_packed(record) for record in records]).encode()
+    except ValueError:
+        bad = next(record for record in records if not _is_finite(record))
+        raise UserError(
+            f"{source.images.where(bad.image)}: a box, an area or a crop is not a finite number; mend the annotations"
+        ) from None
+
+
+def _is_finite(record: Record) -> bool:
+    numbers = [*(record.crop or ())]
+    for item in record.objects:
+        numbers += (*item.box, item.area)
+    return all(map(math.isfinite, numbers))
+
+
 def _packed(record: Record) -> list[Any]:
     """What ``ShardTask.records`` reads back, field by field."""
-    objects = [
-        [item.class_index, item.box, item.area, item.difficult, item.truncated, item.occluded, item.crowd]
-        for item in record.objects
-    ]
     # Whole images add nothing for it: their plans keep the digests of earlier builds.
     crop = [] if record.crop is None else [record.crop]
-    return [record.key, record.image, record.positives, record.ignored, objects, record.image_id, *crop]
+    return [record.key, record.image, record.positives, record.ignored, record.objects, record.image_id, *crop]
 
 
 def _checked(source: Source) -> Iterator[Record]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
 from rich.console import Console
 
-out = Console(highlight=False)
+out = Console(highlight=False, emoji=False)
 """Results."""
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 """Progress, and what went wrong."""
 
 
@@ -19,6 +20,16 @@ class OnError(StrEnum):
 
     fail = "fail"
     skip = "skip"
+
+
+def gigabytes(text: str) -> float:
+    """What ``50GB``, ``800MB``, ``1.5TB`` or plain ``50`` means, in GB of 10⁹ bytes. Raises UserError."""
+    from msldata.errors import UserError
+
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UserError(f"'{text}' is not an amount of memory or disk; write for instance 50GB")
+    return float(match[1]) * {"K": 1e-6, "M": 1e-3, "": 1.0, "G": 1.0, "T": 1e3}[match[2].upper()]
 
 
 @contextmanager
@@ -30,3 +41,22 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def byte_progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """The same for bytes, fed with (what is being done, bytes done, bytes in all)."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
+        task, current = bar.add_task("connecting", total=None), "connecting"
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal current
+            if what != current:
+                bar.reset(task, description=what, total=total)  # another speed, another time left
+                current = what
+            bar.update(task, completed=done, total=total)
+
+        yield show

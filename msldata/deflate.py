@@ -15,6 +15,7 @@ import numpy as np
 
 _MAX_MATCH = 258
 _MIN_MATCH = 3
+_HEADER, _HEADER_BITS = 0b011, 3  # low bit first: the last block; type 01, fixed codes
 _END_OF_BLOCK_BITS = 7  # symbol 256: seven zero bits
 _DISTANCE_BITS = 5  # distance 1 is code 0: five zero bits, no extra bits
 
@@ -37,9 +38,9 @@ def _fixed_code(symbol: int) -> tuple[int, int]:
 
 
 def _token_tables() -> tuple[np.ndarray, np.ndarray]:
-    """Bits (uint32) and widths (uint8) of every token: 0–255 are literals, 256 + n is a match of n bytes."""
-    bits = np.zeros(256 + _MAX_MATCH + 1, dtype=np.uint32)
-    widths = np.zeros(256 + _MAX_MATCH + 1, dtype=np.uint8)
+    """Bits and widths (int64) of every token: 0–255 are literals, 256 + n is a match of n bytes."""
+    bits = np.zeros(256 + _MAX_MATCH + 1, dtype=np.int64)
+    widths = np.zeros(256 + _MAX_MATCH + 1, dtype=np.int64)
     for literal in range(256):
         bits[literal], widths[literal] = _fixed_code(literal)
     symbol, first = 257, _MIN_MATCH
@@ -59,24 +60,34 @@ _TOKEN_BITS, _TOKEN_WIDTHS = _token_tables()
 
 def compress(data: np.ndarray) -> bytes:
     """The zlib stream of ``data``, a non-empty uint8 array of shape (N,)."""
-    bits, widths = _TOKEN_BITS[tokens := _tokens(data)], _TOKEN_WIDTHS[tokens].astype(np.int64)
-    ends = np.cumsum(widths)
-    position_in_token = np.arange(ends[-1]) - np.repeat(ends - widths, widths)
-    body = (np.repeat(bits, widths) >> position_in_token.astype(np.uint32) & 1).astype(np.uint8)
-    header = np.array([1, 1, 0], dtype=np.uint8)  # last block; type 01, low bit first: fixed codes
-    stream = np.concatenate([header, body, np.zeros(_END_OF_BLOCK_BITS, dtype=np.uint8)])
-    checksum = zlib.adler32(data.tobytes()).to_bytes(4, "big")
-    return b"\x78\x01" + np.packbits(stream, bitorder="little").tobytes() + checksum
+    tokens = _tokens(data)
+    bits, widths = _TOKEN_BITS[tokens], _TOKEN_WIDTHS[tokens]
+    ends = np.cumsum(widths) + _HEADER_BITS
+    starts = ends - widths
+    num_bits = int(ends[-1]) + _END_OF_BLOCK_BITS
+    # A token, 18 bits at most, is shifted to its place in the 32-bit word it begins in; tokens that begin in one word
+    # share no bit, so their sum is their union, and it stays below 2**50, where float64 is exact.
+    shifted = bits << (starts & 31)
+    words = np.bincount(starts >> 5, weights=shifted, minlength=num_bits // 32 + 2).astype(np.int64)
+    words[0] += _HEADER
+    stream = words & 0xFFFFFFFF
+    stream[1:] += words[:-1] >> 32
+    body = stream.astype("<u4").tobytes()[: (num_bits + 7) // 8]
+    return b"\x78\x01" + body + zlib.adler32(data.data).to_bytes(4, "big")
 
 
 def _tokens(data: np.ndarray) -> np.ndarray:
     """Each run of equal bytes as a literal, as many longest matches as fit, and a short match or literals."""
     starts = np.concatenate([[0], np.flatnonzero(data[1:] != data[:-1]) + 1])
-    literal = data[starts].astype(np.int64)
     repeats = np.diff(np.append(starts, data.size)) - 1
     longest, rest = np.divmod(repeats, _MAX_MATCH)
     matched = rest >= _MIN_MATCH
-    # Four kinds of token per run, in stream order, each with how often it occurs.
-    values = np.stack([literal, np.full_like(literal, 256 + _MAX_MATCH), 256 + rest, literal], axis=1)
-    counts = np.stack([np.ones_like(rest), longest, matched, np.where(matched, 0, rest)], axis=1)
-    return np.repeat(values.ravel(), counts.ravel())
+    counts = 1 + longest + np.where(matched, 1, rest)
+    ends = np.cumsum(counts)
+    # Most tokens are literals; matches are put over them where they belong.
+    tokens = np.repeat(data[starts].astype(np.int64), counts)
+    tokens[ends[matched] - 1] = 256 + rest[matched]
+    for run in np.flatnonzero(longest):
+        first = ends[run] - counts[run] + 1
+        tokens[first : first + longest[run]] = 256 + _MAX_MATCH
+    return tokens

@@ -1,7 +1,8 @@
-"""What the data commands show on a terminal: a finished dataset, a histogram."""
+"""What the data commands show on a terminal: a finished dataset, the estimate of one, a histogram."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,11 @@ from rich.text import Text
 from msldata.format import Manifest
 
 if TYPE_CHECKING:
+    from msldata.buildplan import BuildPlan
     from msldata.describe import Description, Spread
     from msldata.doctor import Check
+    from msldata.estimate import BuildEstimate
+    from msldata.maskplan import MaskPlan
     from msldata.verify import Verification
 
 MAX_FINDINGS_SHOWN = 50
@@ -28,6 +32,38 @@ def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
         f"[green]{where}[/green]: {manifest.num_samples:,} samples, {shards}, {size / 1e6:,.1f} MB{notes}",
         soft_wrap=True,
     )
+
+
+def show_mask_plan(console: Console, plan: MaskPlan) -> None:
+    """What a keep-mask build would write, to the byte, and how long it would take. The bytes are made, not stored."""
+    began = time.perf_counter()
+    for subset in plan.subsets:
+        num_shards = len(subset.tasks)
+        shards = f"{num_shards:,} shard{'s' * (num_shards != 1)}"
+        masks = f"{subset.num_samples:,} keep mask{'s' * (subset.num_samples != 1)}"
+        about = f"{masks} in {shards}, {subset.num_bytes() / 1e6:,.1f} MB"
+        console.print(f"{subset.draft.split}: {about} -> {subset.folder.out.url}", soft_wrap=True)
+    if plan.quarantined:
+        console.print(f"{len(plan.quarantined):,} files are no masks and would be left out")
+    seconds = plan.seconds + time.perf_counter() - began
+    console.print(f"nothing was written; the build would take about {seconds:,.0f} s, most of it reading the masks")
+
+
+def show_estimate(console: Console, label: str, plan: BuildPlan, estimate: BuildEstimate, where: str) -> None:
+    """The plan of a build, what its source left out, and how long and large it would be."""
+    left_out = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in plan.counts.items() if count)
+    shards = f"{len(plan.shards):,} shard{'s' * (len(plan.shards) != 1)}"
+    console.print(f"{label}: {plan.num_samples:,} samples in {shards}{left_out} -> {where}", soft_wrap=True)
+    if estimate.num_finished:
+        console.print(f"  {estimate.num_finished:,} of them finished already", soft_wrap=True)
+    if estimate.num_timed:
+        time = f"about {estimate.seconds:,.0f} s" if estimate.seconds >= 1 else "less than a second"
+        console.print(
+            f"  to write: about {estimate.num_bytes / 1e6:,.1f} MB in {time}, an estimate from "
+            f"{estimate.num_timed} images made in memory; a slow destination takes longer",
+            soft_wrap=True,
+        )
+    console.print("  dry run: nothing was written", soft_wrap=True)
 
 
 def show_histogram(console: Console, title: str, histogram: Mapping[str, int]) -> None:

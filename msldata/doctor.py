@@ -25,14 +25,8 @@ PUBLISHED: Mapping[tuple[str, str], int] = {
 PUBLISHED_MASKS = 12000
 """Files of NVIDIA's irregular mask test set."""
 
-_VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007"
-_COCO = "http://images.cocodataset.org"
-_ARCHIVES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("voc2007", "trainval"): (f"{_VOC}/VOCtrainval_06-Nov-2007.tar",),
-    ("voc2007", "test"): (f"{_VOC}/VOCtest_06-Nov-2007.tar",),
-    ("coco2014", "train"): (f"{_COCO}/zips/train2014.zip", f"{_COCO}/annotations/annotations_trainval2014.zip"),
-    ("coco2014", "val"): (f"{_COCO}/zips/val2014.zip", f"{_COCO}/annotations/annotations_trainval2014.zip"),
-}
+MASKS_PAGE = "nv-adlr.github.io/publication/partialconv-inpainting"
+"""Where NVIDIA hands out its masks; it asks that people come by this page."""
 
 State = Literal["complete", "partial", "found", "missing", "unfinished", "damaged"]
 
@@ -70,7 +64,7 @@ def examine_raw(root: Path, shards: Storage) -> list[Check]:
             checks.append(_examine_source(entry, split, shards))
             continue
         where = str(root / KINDS[dataset].places[0])
-        published, command = PUBLISHED[dataset, split], _fetch_command(root, dataset, split)
+        published, command = PUBLISHED[dataset, split], _download_command(root, dataset, split)
         checks.append(Check(f"{dataset} {split}", where, "missing", published=published, next_command=command))
     return [*checks, _examine_masks(root, shards)]
 
@@ -112,8 +106,7 @@ def _examine_source(entry: FoundSource, split: str, shards: Storage) -> Check:
 def _missing_images(folder: Storage, images: list[str]) -> str:
     """Which images are not there; a listing per folder, since asking for each file takes minutes on some disks."""
     root = folder.path()
-    if root is None:
-        return ""
+    assert root is not None  # the usual places are local
     present = set()
     for parent in {PurePosixPath(image).parent for image in images}:
         if (root / parent).is_dir():
@@ -128,7 +121,9 @@ def _examine_masks(root: Path, shards: Storage) -> Check:
         source = select_mask_source(root)
     except UserError:
         command = f"msl build-masks --generate 3000{out_option(shards.child('masks'), '/high')}"
-        return Check(name, where, "missing", None, PUBLISHED_MASKS, "or put NVIDIA's test set there", command)
+        return Check(
+            name, where, "missing", None, PUBLISHED_MASKS, f"or put NVIDIA's test set there, from {MASKS_PAGE}", command
+        )
     try:
         count = len(source.names())
     except (UserError, FileNotFoundError) as error:
@@ -171,12 +166,7 @@ def _state(count: int, published: int | None) -> State:
     return "complete" if count == published else "partial" if count < published else "found"
 
 
-def _fetch_command(root: Path, dataset: str, split: str) -> str:
-    """Shell commands that put a published split where it is looked for."""
-    target = root / "COCO2014" if dataset == "coco2014" else root
-    commands = [f"mkdir -p {shlex.quote(str(target))}"]
-    for url in _ARCHIVES[dataset, split]:
-        archive = shlex.quote(str(target / PurePosixPath(url).name))
-        unpack = f"tar -xf {archive} -C" if url.endswith(".tar") else f"unzip -nq {archive} -d"
-        commands += [f"curl -fL -C - -o {archive} {url}", f"{unpack} {shlex.quote(str(target))}"]
-    return " && ".join(commands)
+def _download_command(root: Path, dataset: str, split: str) -> str:
+    """The command that puts a published split where it is looked for."""
+    place = "" if root == Path("datasets") else f" --to {shlex.quote(str(root))}"
+    return f"msl download {dataset} --split {split}{place}"

@@ -1,21 +1,45 @@
-"""Where the shard tasks of a build run: local worker processes. Tasks are independent and idempotent."""
+"""Where the tasks of a build run: in local worker processes, or on a Ray cluster. Tasks are independent and idempotent.
+
+The same function runs in both, so the bytes are the same. A worker that is killed in the middle of a task costs only
+that task: it is run once more, elsewhere.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection
+from dataclasses import dataclass
 from typing import TypeVar
 
 from msldata.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What runs the tasks.
+
+    Raises:
+        UserError: an unknown name, or an address for an engine that has none.
+    """
+
+    name: str = "local"
+    """``local`` or ``ray``."""
+    ray_address: str | None = None
+    """Of a running cluster: ``auto`` or ``HOST:6379``; default: $RAY_ADDRESS, else one is started here."""
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise UserError(f"unknown engine '{self.name}'; known are: {', '.join(ENGINES)}")
+        if self.ray_address is not None and self.name != "ray":
+            raise UserError(f"--ray-address {self.ray_address} needs --engine ray")
+
+
+LOCAL = Engine()
 
 
 def available_cpus() -> int:
@@ -30,6 +54,7 @@ def run_tasks(
     tasks: Sequence[Task],
     num_workers: int | None = None,
     on_result: Callable[[Result], None] | None = None,
+    engine: Engine = LOCAL,
 ) -> list[Result]:
     """Run ``function`` on every task and return the results in the order of the tasks.
 
@@ -38,46 +63,26 @@ def run_tasks(
     Args:
         function: a function at the top level of a module; it and the tasks are pickled.
         tasks: one argument each.
-        num_workers: processes; 1 runs in this process. Default: one per available processor.
+        num_workers: tasks that run at the same time; locally 1 runs in this process. Default: one per available
+            processor, of the cluster with Ray.
         on_result: called in this process with each result as soon as it is there, in any order.
+        engine: where they run.
 
     Raises:
-        UserError: a worker process was killed from outside, or ``num_workers`` is below 1.
+        UserError: two workers were killed at one task, ``num_workers`` is below 1, or Ray is missing or out of reach.
     """
     if num_workers is not None and num_workers < 1:
         raise UserError(f"num_workers is {num_workers}; it must be 1 or more")
+    if engine.name == "ray":
+        from msldata.rayengine import run_on_ray
+
+        return run_on_ray(function, tasks, num_workers, on_result, engine.ray_address)
     num_workers = min(num_workers or available_cpus(), len(tasks))
     if num_workers <= 1:
         return _run_here(function, tasks, on_result)
-    # Never "fork": the caller may have threads (a progress bar, obstore's runtime), whose locks a fork would copy held.
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
-        context.set_forkserver_preload([function.__module__])
-    lifeline, held_end = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(
-        num_workers, context, initializer=_start_worker, initargs=(lifeline, dict(os.environ))
-    )
-    try:
-        futures = [executor.submit(function, task) for task in tasks]
-        for future in as_completed(futures):
-            result = future.result()
-            if on_result is not None:
-                on_result(result)
-        return [future.result() for future in futures]
-    except BrokenProcessPool:
-        held_end.close()
-        raise UserError(
-            "a worker process was killed, most likely because memory ran out; run the same command again to go on "
-            "from the finished shards, with fewer --workers if it happens again"
-        ) from None
-    except BaseException:
-        held_end.close()
-        raise
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-        held_end.close()
-        lifeline.close()
+    from msldata.processes import run_in_processes
+
+    return run_in_processes(function, tasks, num_workers, on_result)
 
 
 def _run_here(
@@ -89,17 +94,3 @@ def _run_here(
         if on_result is not None:
             on_result(results[-1])
     return results
-
-
-def _start_worker(lifeline: Connection, environment: dict[str, str]) -> None:
-    """Tie a worker's life to its parent's: the pipe ends when the parent closes its end, or dies of anything."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; the parent decides
-    os.environ.update(environment)  # the fork server keeps the environment of its own start, without later credentials
-    threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
-
-
-def _exit_with_parent(lifeline: Connection) -> None:
-    try:
-        lifeline.recv_bytes()
-    except (EOFError, OSError):
-        os._exit(1)

@@ -68,11 +68,15 @@ def prepare_image(
         return _redrawn(data, resize, crop)
     if not data.startswith(_JPEG_START):
         return _transcode(data)
-    return _checked_jpeg(data) or _transcode(data)
+    return check_jpeg(data) or _transcode(data)
 
 
-def _checked_jpeg(data: bytes) -> PreparedImage | None:
-    """The JPEG with its own bytes, or None when only a general decoder might read it."""
+def check_jpeg(data: bytes) -> PreparedImage | None:
+    """The JPEG with its own bytes, or None when only a general decoder might read it.
+
+    Raises:
+        ValueError: truncated, or too large.
+    """
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -110,7 +114,7 @@ def _redrawn(data: bytes, resize: Resize | None, crop: tuple[float, float, float
         part = image if crop is None else image.crop(_inside(crop, *image.size))
         placement = None if resize is None else resize.placement(*part.size, orientation)
         if crop is None and placement is not None and placement.is_identity and data.startswith(_JPEG_START):
-            kept = _checked_jpeg(data)
+            kept = check_jpeg(data)
             if kept is not None:
                 return kept
         pixels = _eight_bits(part).convert("RGB")

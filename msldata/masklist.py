@@ -52,7 +52,7 @@ class ListedMasks:
             raise UserError(f"{self.path}: the list names no mask; give one path or URL a line")
         return sorted(names)
 
-    def read_gray(self, name: str) -> np.ndarray:
+    def read_gray(self, name: str, *, soft: bool = False) -> np.ndarray:
         whole = name if _SCHEME.match(name) else str(self.path.parent / name)
         folder, _, file = whole.rpartition("/")
         storage = _storage(folder or "/")
@@ -61,7 +61,7 @@ class ListedMasks:
         except (FileNotFoundError, StorageError) as error:
             reason = str(error).removeprefix(f"{storage.where(file)}: ")
             raise BadInputError(storage.where(file), f"{reason} (named in {self.path})") from None
-        return decode_gray(data, storage.where(file))
+        return decode_gray(data, storage.where(file), soft=soft)
 
     def _text(self) -> str:
         with clear_local_errors(str(self.path)):

@@ -13,7 +13,7 @@ import numpy as np
 
 from msldata.build_masks import MaskBuild
 from msldata.format import KEEP_MASKS, Manifest, decode_index
-from msldata.keepmask import decode_png
+from msldata.keepmask import decode_levels
 from msldata.masksubsets import BUCKETS
 from msldata.storage import LocalStorage, Storage
 
@@ -49,12 +49,12 @@ class _Stored:
         return cls(storage, tuple(sorted(rows, key=lambda row: row[3])))
 
     def spread(self, count: int) -> list[tuple[np.ndarray, float]]:
-        """At most ``count`` keep masks with their hole fractions, evenly from the lightest to the heaviest."""
+        """At most ``count`` keep masks (255 = visible) and hole fractions, evenly from the lightest to the heaviest."""
         chosen = np.unique(np.linspace(0, len(self.rows) - 1, min(count, len(self.rows))).round().astype(int))
         found = []
         for shard, offset, length, fraction in (self.rows[number] for number in chosen):
             png = self.storage.read_ranges(shard, [offset], [length])[0]
-            found.append((decode_png(png, f"{self.storage.where(shard)} at byte {offset}"), fraction))
+            found.append((decode_levels(png, f"{self.storage.where(shard)} at byte {offset}"), fraction))
         return found
 
 
@@ -88,9 +88,9 @@ def _draw_histogram(build: MaskBuild, stored: Mapping[str, _Stored]) -> Figure:
     axes = figure.add_axes((0.085, 0.19, 0.885, 0.66))
     threshold = build.manifests["high"].options.get("threshold")
     at = 100 * (threshold or 0.5)
-    stop = 10 * int(np.ceil(max(10 * max(build.hole_fractions) - 1e-9, at / 10)))
+    stop = 10 * int(np.ceil(max(10 * max(build.plan.hole_fractions) - 1e-9, at / 10)))
     edges = np.arange(0, stop + _BIN_PERCENT, _BIN_PERCENT)
-    middles, all_read = edges[:-1] + _BIN_PERCENT / 2, _count(build.hole_fractions, edges)
+    middles, all_read = edges[:-1] + _BIN_PERCENT / 2, _count(build.plan.hole_fractions, edges)
     entries: list[Any] = [axes.bar(middles, all_read, _BIN_PERCENT, color=_FAINT, label=f"all read: {sum(all_read):,}")]
     below = np.zeros_like(all_read)
     for name, colour in _COLOURS.items():
@@ -151,10 +151,10 @@ def _draw_contact_sheet(build: MaskBuild, stored: Mapping[str, _Stored]) -> Figu
         held = f"{len(subset.rows):,} mask{'s' * (len(subset.rows) != 1)}" if masks else "no mask"
         place = ((margin + names - 0.12) / width, (top - cell / 2) / height)
         figure.text(*place, f"{name}\n{held}", ha="right", va="center", color=_INK, size=10)
-        for column, (keep_mask_HW, fraction) in enumerate(masks):
+        for column, (level_HW, fraction) in enumerate(masks):
             left = margin + names + column * pitch
             axes = figure.add_axes((left / width, (top - cell) / height, cell / width, cell / height))
-            axes.imshow(keep_mask_HW, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
+            axes.imshow(level_HW, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_color("#9aa3ae")
@@ -178,7 +178,7 @@ def _origin(build: MaskBuild, width: int) -> str:
     manifest = build.manifests["high"]
     options: Mapping[str, Any] = {"order": "seeded", **manifest.options}
     chosen = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(options.items()))
-    text = f"source: {manifest.provenance['source']} ({len(build.hole_fractions):,} masks read); {chosen}"
+    text = f"source: {manifest.provenance['source']} ({len(build.plan.hole_fractions):,} masks read); {chosen}"
     return "\n".join(textwrap.wrap(text, width))
 
 

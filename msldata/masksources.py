@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import stat
 import tarfile
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -20,11 +23,26 @@ from msldata.maskgenerator import MIN_SIZE, generate_hole_mask
 from msldata.masklist import LIST_SUFFIXES, ListedMasks
 from msldata.storage import LocalStorage, Storage, open_storage
 
-_PLACES = ("irregular_mask", "testing_mask_dataset", "test_mask.zip", "SCRIBBLES", "SCRIBBLES.zip")
-"""Where NVIDIA's test set, or the copy of it in the official release, usually lies below the folder of all datasets."""
+_PLACES = (
+    "mask/testing_mask_dataset",
+    "irregular_mask/mask/testing_mask_dataset",
+    "irregular_mask",
+    "testing_mask_dataset",
+    "test_mask.zip",
+    "SCRIBBLES",
+    "SCRIBBLES.zip",
+    "irregular_mask.zip",
+)
+"""Where NVIDIA's test set, the copy of it in the official release, or NVIDIA's training set usually lie below the
+folder of all datasets. Best first: the test set's own folder is before one that may hold the training set as well."""
 
 MAX_FILE_BYTES = 2**26
 """Largest mask file read from an archive, whose members can unpack to far more than they occupy."""
+
+MAX_UNPACKED_BYTES = 2**32
+"""Most that a gzipped tar may unpack to: 12,000 masks of 512×512 take 60 MB."""
+
+_GZIP = b"\x1f\x8b"
 
 
 class MaskSource(Protocol):
@@ -46,12 +64,12 @@ class MaskSource(Protocol):
             UserError: it holds no mask, or is not what it claims to be.
         """
 
-    def read_gray(self, name: str) -> np.ndarray:
-        """gray_HW, uint8, of one mask. Raises BadInputError naming the file."""
+    def read_gray(self, name: str, *, soft: bool = False) -> np.ndarray:
+        """gray_HW, uint8, of one mask; ``soft``: whose grey is meant. Raises BadInputError naming the file."""
 
 
 def open_mask_source(location: str | Path) -> MaskSource:
-    """A folder, a zip, an uncompressed tar or a text file that lists masks, by path; a remote folder by URL.
+    """A folder, a zip, a tar (also gzipped) or a text file that lists masks, by path; a remote folder by URL.
 
     No mask is read yet.
 
@@ -128,8 +146,8 @@ class FolderMasks:
     def names(self) -> list[str]:
         return _mask_names([info.name for info in self.storage.list_files()], self.storage.url)
 
-    def read_gray(self, name: str) -> np.ndarray:
-        return decode_gray(self.storage.read(name), self.storage.where(name))
+    def read_gray(self, name: str, *, soft: bool = False) -> np.ndarray:
+        return decode_gray(self.storage.read(name), self.storage.where(name), soft=soft)
 
 
 @dataclass(frozen=True)
@@ -144,11 +162,14 @@ class ZipMasks:
         return {"source": self.path.name}
 
     def names(self) -> list[str]:
-        members = [member.filename for member in _zip_of_process(self.path).infolist() if not member.is_dir()]
+        infos = [info for info in _zip_of_process(self.path).infolist() if not info.is_dir()]
+        odd = (info.filename for info in infos if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG))
+        _check_regular(next(odd, None), self.path)
+        members = [info.filename for info in infos]
         _check_members(members, self.path)
         return _mask_names(members, str(self.path))
 
-    def read_gray(self, name: str) -> np.ndarray:
+    def read_gray(self, name: str, *, soft: bool = False) -> np.ndarray:
         where = f"{self.path}/{name}"
         archive = _zip_of_process(self.path)
         _check_size(archive.getinfo(name).file_size, where)
@@ -156,12 +177,12 @@ class ZipMasks:
             data = archive.read(name)
         except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
             raise BadInputError(where, f"cannot be read from the zip ({error})") from None
-        return decode_gray(data, where)
+        return decode_gray(data, where, soft=soft)
 
 
 @dataclass(frozen=True)
 class TarMasks:
-    """Mask files in an uncompressed tar; members are read in place."""
+    """Mask files in a tar, plain or gzipped; members are read in place, a gzipped one from a temporary copy."""
 
     path: Path
     polarity: str | None = None
@@ -171,17 +192,17 @@ class TarMasks:
         return {"source": self.path.name}
 
     def names(self) -> list[str]:
-        members = list(_tar_members(self.path, self.path.stat().st_mtime_ns))
+        members = list(_tar_of_process(self.path).members)
         _check_members(members, self.path)
         return _mask_names(members, str(self.path))
 
-    def read_gray(self, name: str) -> np.ndarray:
+    def read_gray(self, name: str, *, soft: bool = False) -> np.ndarray:
         where = f"{self.path}/{name}"
-        offset, size = _tar_members(self.path, self.path.stat().st_mtime_ns)[name]
+        tar = _tar_of_process(self.path)
+        offset, size = tar.members[name]
         _check_size(size, where)
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            return decode_gray(file.read(size), where)
+        tar.file.seek(offset)
+        return decode_gray(tar.file.read(size), where, soft=soft)
 
 
 @dataclass(frozen=True)
@@ -210,7 +231,7 @@ class GeneratedMasks:
     def names(self) -> list[str]:
         return [f"generated-{index:06d}" for index in range(self.count)]
 
-    def read_gray(self, name: str) -> np.ndarray:
+    def read_gray(self, name: str, *, soft: bool = False) -> np.ndarray:
         return generate_hole_mask(self.seed, int(name.removeprefix("generated-")), self.size) * np.uint8(255)
 
 
@@ -235,6 +256,15 @@ def _check_members(names: Sequence[str], archive: Path) -> None:
             raise UserError(f"{archive}: member '{name}' leads outside of the archive; this file is not to be trusted")
 
 
+def _check_regular(odd: str | None, archive: Path) -> None:
+    """Refuse an archive with a link, device or pipe ``odd`` in it: nothing disappears unseen."""
+    if odd is not None:
+        raise UserError(
+            f"{archive}: member '{odd}' is no file but a link, a device or a pipe; if it is meant to be a mask, unpack "
+            "the archive, put the file itself in its place and give the folder"
+        )
+
+
 def _check_size(num_bytes: int, where: str) -> None:
     if num_bytes > MAX_FILE_BYTES:
         raise BadInputError(where, f"{num_bytes:,} bytes unpacked is too large for a mask")
@@ -253,13 +283,47 @@ def _open_zip(path: Path, modified_ns: int, process: int) -> zipfile.ZipFile:
         raise UserError(f"{path}: cannot be read as a zip ({error}); download it again") from None
 
 
+@dataclass(frozen=True)
+class _OpenTar:
+    file: BinaryIO
+    members: Mapping[str, tuple[int, int]]
+    """(offset, size) of every file."""
+
+
+def _tar_of_process(path: Path) -> _OpenTar:
+    """The archive, opened and listed once per process."""
+    return _open_tar(path, path.stat().st_mtime_ns, os.getpid())
+
+
 @lru_cache(maxsize=4)
-def _tar_members(path: Path, modified_ns: int) -> dict[str, tuple[int, int]]:
-    """(offset, size) of every file in the tar, read once per process."""
+def _open_tar(path: Path, modified_ns: int, process: int) -> _OpenTar:
     try:
-        with tarfile.open(path, "r:") as archive:
-            return {member.name: (member.offset_data, member.size) for member in archive if member.isreg()}
-    except (tarfile.TarError, OSError) as error:
+        file: BinaryIO = open(path, "rb")  # noqa: SIM115
+        if file.read(2) == _GZIP:
+            file.close()
+            file = _unpack_gzip(path)
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            items = [item for item in archive if not item.isdir()]
+        _check_regular(next((item.name for item in items if not item.isreg()), None), path)
+        return _OpenTar(file, {item.name: (item.offset_data, item.size) for item in items})
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"{path}: cannot be read as an uncompressed tar ({error}); unpack it and give the folder"
+            f"{path}: cannot be read as a tar ({error}); download it again, or unpack it and give the folder"
         ) from None
+
+
+def _unpack_gzip(path: Path) -> BinaryIO:
+    """An unnamed temporary file with what a gzipped file holds; it goes with the process."""
+    unpacked: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+    left = MAX_UNPACKED_BYTES
+    with gzip.open(path, "rb") as packed:
+        while piece := packed.read(1 << 20):
+            left -= len(piece)
+            if left < 0:
+                raise UserError(
+                    f"{path}: unpacks to more than {MAX_UNPACKED_BYTES:,} bytes; if that is meant, unpack it yourself "
+                    "and give the folder"
+                )
+            unpacked.write(piece)
+    return unpacked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,8 +11,20 @@ import numpy as np
 
 from msldata.engine import run_tasks
 from msldata.errors import BadInputError, UserError
-from msldata.keepmask import HOLE_WHITE, PolarityClue, pack_bits, polarity_clue, resize_nearest, unpack_bits
+from msldata.keepmask import (
+    HOLE_WHITE,
+    decode_levels,
+    decode_packed,
+    encode_level_png,
+    encode_packed_png,
+    invert_bits,
+    pack_bits,
+    resize_area,
+    resize_nearest,
+    to_levels,
+)
 from msldata.masksources import MaskSource
+from msldata.polarity import PolarityClue, polarity_clue
 
 _NAMES_PER_TASK = 64
 
@@ -33,22 +44,37 @@ class MeasuredMask:
     source_height: int
     source_white_pixels: int
     clue: PolarityClue
-    white_bits: bytes
-    """White pixels as ``pack_bits`` packs them, compressed: about 3 KB for 512×512."""
+    hole_white_png: bytes
+    """The keep mask as it is stored if white turns out to be the hole, as in nearly all sets; about 3 kB of 512×512."""
+    soft: bool
+    """Whether that is a grey keep mask."""
     digest: str
-    """SHA-256 of the packed white pixels, in hex."""
+    """SHA-256 of the packed white pixels, or of the grey ones, in hex."""
 
     @classmethod
-    def of_gray(cls, name: str, gray_HW: np.ndarray, size: int | None = None) -> MeasuredMask:
-        """Measure a decoded mask, uint8, 0 black … 255 white, and resize it to size × size by nearest pixel."""
+    def of_gray(cls, name: str, gray_HW: np.ndarray, size: int | None = None, soft: bool = False) -> MeasuredMask:
+        """Measure a decoded mask, uint8, 0 black … 255 white, and resize it to size × size.
+
+        Args:
+            size: None leaves it as it is. A binary mask takes the nearest pixel, a soft one the mean of an area.
+            soft: keep the grey instead of binarising at half brightness.
+        """
         source_height, source_width = gray_HW.shape
         white_HW = gray_HW > 127
         source_white_pixels = white_pixels = int(np.count_nonzero(white_HW))
+        clue = polarity_clue(white_HW)
         if size is not None:
-            white_HW = resize_nearest(white_HW, size, size)
+            if soft:
+                gray_HW = resize_area(gray_HW, size, size)
+            white_HW = gray_HW > 127 if soft else resize_nearest(white_HW, size, size)
             white_pixels = int(np.count_nonzero(white_HW))
         height, width = white_HW.shape
-        bits = pack_bits(white_HW).tobytes()
+        if soft:
+            content = np.ascontiguousarray(gray_HW)
+            png = encode_level_png(to_levels(gray_HW, HOLE_WHITE))
+        else:
+            content = pack_bits(white_HW)
+            png = encode_packed_png(invert_bits(content, width), width)
         return cls(
             name=name,
             width=width,
@@ -57,9 +83,10 @@ class MeasuredMask:
             source_width=source_width,
             source_height=source_height,
             source_white_pixels=source_white_pixels,
-            clue=polarity_clue(gray_HW),
-            white_bits=zlib.compress(bits, 1),
-            digest=hashlib.sha256(bits).hexdigest(),
+            clue=clue,
+            hole_white_png=png,
+            soft=soft,
+            digest=hashlib.sha256(content.data).hexdigest(),
         )
 
     def hole_fraction(self, polarity: str) -> float:
@@ -70,11 +97,14 @@ class MeasuredMask:
         """The same of the file, before it was resized."""
         return _hole_fraction(self.source_white_pixels, self.source_width * self.source_height, polarity)
 
-    def keep_mask(self, polarity: str) -> np.ndarray:
-        """keep_mask_HW, uint8, 1 = visible, 0 = hole."""
-        packed = np.frombuffer(zlib.decompress(self.white_bits), dtype=np.uint8).reshape(self.height, -1)
-        white_HW = unpack_bits(packed, self.width)
-        return 1 - white_HW if polarity == HOLE_WHITE else white_HW
+    def keep_mask_png(self, polarity: str) -> bytes:
+        """The keep mask as it is stored: 1-bit, white = visible; or 8-bit if it is soft, 255 = visible."""
+        if polarity == HOLE_WHITE:
+            return self.hole_white_png
+        if self.soft:
+            return encode_level_png(255 - decode_levels(self.hole_white_png, self.name))
+        packed, width = decode_packed(self.hole_white_png, self.name)
+        return encode_packed_png(invert_bits(packed, width), width)
 
 
 def measure_masks(
@@ -82,6 +112,7 @@ def measure_masks(
     names: Sequence[str],
     *,
     size: int | None = None,
+    soft: bool = False,
     num_workers: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
     progress: Callable[[int, int], None] | None = None,
@@ -92,6 +123,7 @@ def measure_masks(
         source: where they are.
         names: which of its masks.
         size: side in pixels that masks are resized to; None leaves them as they are.
+        soft: keep the grey of the files.
         num_workers: processes; default one per available processor.
         on_error: ``fail`` or ``skip``.
         progress: called with (done, total), in masks.
@@ -112,7 +144,7 @@ def measure_masks(
             progress(done, len(names))
 
     tasks = [
-        (source, names[start : start + _NAMES_PER_TASK], size, on_error)
+        (source, names[start : start + _NAMES_PER_TASK], size, soft, on_error)
         for start in range(0, len(names), _NAMES_PER_TASK)
     ]
     results = [result for chunk in run_tasks(_measure_some, tasks, num_workers, count) for result in chunk]
@@ -127,12 +159,14 @@ def _hole_fraction(white_pixels: int, num_pixels: int, polarity: str) -> float:
     return (white_pixels if polarity == HOLE_WHITE else num_pixels - white_pixels) / num_pixels
 
 
-def _measure_some(task: tuple[MaskSource, Sequence[str], int | None, str]) -> list[MeasuredMask | BadInputError]:
-    source, names, size, on_error = task
+def _measure_some(
+    task: tuple[MaskSource, Sequence[str], int | None, bool, str],
+) -> list[MeasuredMask | BadInputError]:
+    source, names, size, soft, on_error = task
     results: list[MeasuredMask | BadInputError] = []
     for name in names:
         try:
-            results.append(MeasuredMask.of_gray(name, source.read_gray(name), size))
+            results.append(MeasuredMask.of_gray(name, source.read_gray(name, soft=soft), size, soft))
         except BadInputError as error:
             if on_error == "fail":
                 raise

@@ -28,6 +28,9 @@ def build_command(folder: Storage, manifest: Manifest) -> str:
     Where the source lay is in no manifest: it must be where it is looked for, or be added with ``--source``.
     """
     images = manifest.kind == IMAGES
+    if "labels_from" in manifest.options:  # tars of another program: they cannot be built, only indexed
+        words = ["msl", "index", folder.url, "--name", manifest.dataset, "--split", manifest.split]
+        return shlex.join([*words, "--labels-from", manifest.options["labels_from"]])
     if images:
         known = manifest.dataset in KINDS
         words = ["msl", "build-shards", "--dataset" if known else "--name", manifest.dataset, "--split", manifest.split]

@@ -48,10 +48,10 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class HeldMask:
-    """A keep mask: key, pixels (uint8 HW, 1 = visible) and the share of zeros."""
+    """A keep mask: key, pixels (uint8 HW, 0 = hole … 255 = visible) and hole fraction."""
 
     key: str
-    keep_mask_HW: np.ndarray
+    level_HW: np.ndarray
     hole_fraction: float
 
 
@@ -69,8 +69,8 @@ class Tile:
         """The image with black holes, which is what a network without mean and std normalisation sees."""
         if self.image is None or self.mask is None:
             return None
-        keep_mask_HW = keepmask.resize_nearest(self.mask.keep_mask_HW, self.image.height, self.image.width)
-        return Image.fromarray(np.asarray(self.image) * keep_mask_HW[..., None])
+        level_HW = keepmask.resize_nearest(self.mask.level_HW, self.image.height, self.image.width)
+        return Image.fromarray((np.asarray(self.image) * (level_HW[..., None] / 255)).round().astype(np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +189,10 @@ def _load_masks(folder: Storage, manifest: Manifest, num: int) -> list[HeldMask]
     masks = []
     for row, data, where in _rows(folder, manifest, num):
         try:
-            keep_mask_HW = keepmask.decode_png(data, where)
+            level_HW = keepmask.decode_levels(data, where)
         except BadInputError as error:
             raise FormatError(f"{where}: {error.reason}; run msl verify {folder.url}") from None
-        masks.append(HeldMask(row["key"], keep_mask_HW, row["hole_fraction"]))
+        masks.append(HeldMask(row["key"], level_HW, row["hole_fraction"]))
     return masks
 
 

@@ -6,9 +6,10 @@ import base64
 import io
 from html import escape
 
+import numpy as np
 from PIL import Image
 
-from msldata.keepmask import encode_png
+from msldata.keepmask import encode_level_png, encode_png
 from msldata.preview import Box, Label, Preview, Tile
 
 _LONGEST_SIDE = 640
@@ -75,7 +76,7 @@ def _tile(tile: Tile) -> str:
         picture = f'<img src="{_photo(tile.image)}" alt="{escape(tile.key)}">'
         panels.append(f'<div class="panel">{picture}{_outlines(tile.image, tile.boxes)}</div>')
     if tile.mask is not None:
-        source = _data_url("png", encode_png(tile.mask.keep_mask_HW))
+        source = _data_url("png", _mask_png(tile.mask.level_HW))
         name = f"keep mask {escape(tile.mask.key)}"
         panels.append(f'<div class="panel"><img class="mask" src="{source}" alt="{name}"></div>')
     masked = tile.masked_image()
@@ -87,6 +88,12 @@ def _tile(tile: Tile) -> str:
         f'<figure><div class="panels">{"".join(panels)}</div>'
         f'<figcaption><div class="key"><span>{escape(tile.key)}</span>{hole}</div>{labels}</figcaption></figure>'
     )
+
+
+def _mask_png(level_HW: np.ndarray) -> bytes:
+    binary_HW = level_HW > 127
+    grey = not np.array_equal(level_HW, binary_HW * np.uint8(255))
+    return encode_level_png(level_HW) if grey else encode_png(binary_HW)
 
 
 def _label(label: Label) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from msldata.preview import Box, Label, Preview, Tile
@@ -80,7 +79,7 @@ def _tile_height(tile: Tile, layout: _Layout) -> int:
 def _draw_tile(sheet: Image.Image, tile: Tile, layout: _Layout, left: int, top: int) -> None:
     pictures = [
         _with_boxes(tile, layout),
-        Image.fromarray(tile.mask.keep_mask_HW * np.uint8(255)).convert("RGB") if tile.mask else None,
+        Image.fromarray(tile.mask.level_HW).convert("RGB") if tile.mask else None,
         tile.masked_image(),
     ]
     draw = ImageDraw.Draw(sheet)

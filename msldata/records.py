@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectRecord:
-    """One annotated object.
+class ObjectRecord(NamedTuple):
+    """One annotated object; a tuple, because plans and indices of a million of them are made of tuples.
 
     ``box`` is (x, y, width, height) in pixels of the source image, origin at the top left corner, x and y counted
     from 0. ``area`` is in square pixels: the segment's where the source has one (COCO), else the box's. ``truncated``

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from msldata.errors import UserError
@@ -77,7 +77,7 @@ class Placement:
         }[self.orientation]
         if self.orientation in _TURNED:
             width, height = height, width
-        return replace(item, box=(x, y, width, height), area=item.area * across * down)
+        return item._replace(box=(x, y, width, height), area=item.area * across * down)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ headers of a sample as everything else here together.
 
 from __future__ import annotations
 
-import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import zlib
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from msldata.format import MAX_KEY_BYTES, TARGET_SUFFIX, ShardInfo, encode_index, index_name
+from msldata.hashedfile import HashedFile
 from msldata.storage import PART_SUFFIX, Storage, clear_local_errors
 
 _BLOCK = 512
@@ -27,7 +28,8 @@ _TIME = b"".join((b"\0", b"00000000000\0"))  # end of the size field, time stamp
 _KIND = b"".join((b"0", bytes(100), b"ustar\0", b"00", bytes(247)))  # regular file, no link, no owner's name
 _CONSTANT_SUM = sum(_OWNERS + _TIME + _KIND) + 8 * ord(" ")  # the checksum counts its own field as spaces
 _PADDING = [bytes(-size % _BLOCK) for size in range(_BLOCK)]
-_END = bytes(2 * _BLOCK)
+TAR_END_BYTES = 2 * _BLOCK
+_END = bytes(TAR_END_BYTES)
 
 
 def tar_header(name: str, num_bytes: int) -> bytes:
@@ -46,6 +48,11 @@ def tar_header(name: str, num_bytes: int) -> bytes:
     return b"".join((encoded.ljust(_NAME_BYTES, b"\0"), _OWNERS, size, _TIME, b"%06o\0 " % checksum, _KIND))
 
 
+def tar_member_bytes(num_bytes: int) -> int:
+    """What a member of ``num_bytes`` takes in a tar: its header, itself, and the padding to whole blocks."""
+    return _BLOCK + -(-num_bytes // _BLOCK) * _BLOCK
+
+
 class ShardWriter:
     """One shard being written; leaving the ``with`` block without ``publish`` leaves nothing behind.
 
@@ -62,17 +69,18 @@ class ShardWriter:
         self.kind = kind
         self.plan = plan
         self._rows: list[dict[str, Any]] = []
-        self._digest = hashlib.sha256()
-        self._num_bytes = 0
         self._temporary: str | None = None
-        with clear_local_errors(out.where(name)):
+        with clear_local_errors(
+            out.where(name) if out.path() else f"{tempfile.gettempdir()} (TMPDIR, staging for {name})"
+        ):
             place = out.path(name)
             if place is None:
                 self._temporary = tempfile.mkdtemp(prefix="msl-shard-")
                 place = Path(self._temporary, name)
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._staged = place.with_name(f".{name}.{os.getpid()}{PART_SUFFIX}")
-            self._file = open(self._staged, "wb", buffering=0)  # noqa: SIM115
+            # Parts of an array job on several machines may write one shard twice, and have one process id.
+            self._staged = place.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}{PART_SUFFIX}")
+            self._file = HashedFile(self._staged)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -96,15 +104,23 @@ class ShardWriter:
             members: pairs of suffix and bytes. The first is the image or keep mask that the index points at.
             row: the index columns besides ``key``, ``offset``, ``length`` and ``crc32``.
         """
-        data = members[0][1]
-        position = {"key": key, "offset": self._num_bytes + _BLOCK, "length": len(data), "crc32": zlib.crc32(data)}
+        suffix, data = members[0]
+        position = {
+            "key": key,
+            "offset": self._file.num_bytes + _BLOCK,
+            "length": len(data),
+            "crc32": zlib.crc32(data),
+        }
         self._rows.append({**position, **row})
-        # The image is hashed and written where it lies; everything after it is joined into one piece.
+        # The image is written where it lies; everything after it is joined into one piece.
         rest = [_PADDING[len(data) % _BLOCK]]
-        for suffix, content in members[1:]:
-            rest += (tar_header(key + suffix, len(content)), content, _PADDING[len(content) % _BLOCK])
-        with clear_local_errors(str(self._staged)):
-            self._write(tar_header(key + members[0][0], len(data)), data, b"".join(rest))
+        for other, content in members[1:]:
+            rest += (tar_header(key + other, len(content)), content, _PADDING[len(content) % _BLOCK])
+        try:
+            self._file.add((tar_header(key + suffix, len(data)), data, b"".join(rest)))
+        except OSError:
+            with clear_local_errors(str(self._staged)):
+                raise
 
     def publish(self, report: Mapping[str, Any] | None = None) -> ShardInfo:
         """Finish the tar, move it in, then write its sample index. Raises StorageError (disk full, denied …).
@@ -113,29 +129,25 @@ class ShardWriter:
             report: what a resumed build must know of this shard without reading it again; JSON-able.
         """
         with clear_local_errors(str(self._staged)):
-            self._write(_END)
-            os.fsync(self._file.fileno())
-            self._file.close()
+            self._file.add((_END,))
+            digest = self._file.finish()
         info = ShardInfo(
             name=self.name,
             num_samples=self.num_samples,
-            num_bytes=self._num_bytes,
-            sha256=self._digest.hexdigest(),
+            num_bytes=self._file.num_bytes,
+            sha256=digest,
         )
         index = encode_index(self.kind, self._rows, info, self.plan, report)
-        self.out.delete(index_name(self.name))  # an older index must not vouch for the new tar
+        # An older index must not vouch for the new tar. One for these very bytes stays: it is true, and another build
+        # of the same plan may be publishing its manifest at this moment.
+        if not self._is_published(index):
+            self.out.delete(index_name(self.name))
         self.out.put(self.name, self._staged)
         self.out.put(index_name(self.name), index)
         return info
 
-    def _write(self, *pieces: bytes) -> None:
-        for piece in pieces:
-            self._digest.update(piece)
-        num_bytes = sum(map(len, pieces))
-        written = os.writev(self._file.fileno(), pieces)
-        if written < num_bytes:
-            # The disk is nearly full: writing the rest raises, or finds that somebody made room.
-            rest = memoryview(b"".join(pieces))
-            while written < num_bytes:
-                written += os.write(self._file.fileno(), rest[written:])
-        self._num_bytes += num_bytes
+    def _is_published(self, index: bytes) -> bool:
+        try:
+            return self.out.read(index_name(self.name)) == index
+        except FileNotFoundError:
+            return False

@@ -1,10 +1,12 @@
-"""The members of a tar in memory, in order, up to its end or to the first thing that is not right."""
+"""The members of a tar, in order, up to its end or to the first thing that is not right."""
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 _BLOCK = tarfile.BLOCKSIZE
 _END = 2 * _BLOCK
@@ -54,3 +56,35 @@ def walk_tar(data: bytes) -> Iterator[TarMember]:
     if len(rest) < _END or any(rest):
         found = "other bytes" if any(rest) else f"{len(rest)} bytes"
         raise DamagedTar(f"end of the tar, from byte {position}", f"{_END} empty bytes or more", found)
+
+
+def walk_any_tar(path: Path) -> Iterator[TarMember]:
+    """Yield the regular files of a tar that any program wrote: USTAR, GNU or PAX; folders are passed over.
+
+    Raises:
+        DamagedTar: as ``walk_tar`` does, and for links, devices and sparse files, whose bytes do not lie in the tar.
+    """
+    size = path.stat().st_size
+    try:
+        with closing(tarfile.open(path, "r:", encoding="utf-8")) as tar:
+            for info in tar:
+                if info.isdir():
+                    continue
+                if not info.isreg() or info.issparse():
+                    raise DamagedTar(f"tar header at byte {info.offset}", "a regular file", info.name)
+                if info.offset_data + info.size > size:
+                    rest = size - info.offset_data
+                    raise DamagedTar(f"tar member {info.name}", f"{info.size} bytes", f"{rest}, cut off")
+                yield TarMember(info.name, info.offset_data, info.size)
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise DamagedTar("the tar", "a plain tar", str(error)) from None
+    # Python's reader takes a broken header for the end; the end of a whole tar is nothing but zeros.
+    with open(path, "rb") as file:
+        file.seek(end)
+        rest, num_bytes = True, 0
+        while block := file.read(1 << 20):
+            rest, num_bytes = rest and not any(block), num_bytes + len(block)
+    if not rest or num_bytes < _BLOCK:
+        found = f"{num_bytes} bytes" if rest else "other bytes"
+        raise DamagedTar(f"end of the tar, from byte {end}", f"{_END} empty bytes", found)

@@ -6,13 +6,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from msldata.build_masks import hole_fraction_histogram
 from msldata.buildfolder import QUARANTINE_NAME
+from msldata.croissant import CROISSANT_NAME
 from msldata.engine import run_tasks
 from msldata.errors import UserError
 from msldata.format import IMAGES, MANIFEST_NAME, Manifest, read_manifest, reader_files
+from msldata.index_shards import FOREIGN, tasks_of
+from msldata.maskplan import hole_fraction_histogram
 from msldata.nextsteps import build_command
 from msldata.storage import PART_SUFFIX, Storage
+from msldata.verifyforeign import examine_foreign
 from msldata.verifyshard import Finding, ShardReport, ShardTask, examine_shard, hash_shard
 
 __all__ = ["Finding", "Verification", "verify"]
@@ -61,9 +64,7 @@ def verify(
         if progress is not None:
             progress(done, total)
 
-    reports = run_tasks(
-        examine_shard, _tasks(folder, manifest), num_workers, lambda report: count(report.info.num_samples)
-    )
+    reports = _examine(folder, manifest, num_workers, lambda report: count(report.info.num_samples))
     findings = [finding for report in reports for finding in report.findings]
     findings += _check_totals(manifest, reports)
     findings += _check_files(folder, manifest)
@@ -87,8 +88,22 @@ def _open_other(folder: Storage, manifest: Manifest, against: Storage | None) ->
     return other
 
 
+def _examine(
+    folder: Storage, manifest: Manifest, num_workers: int | None, on_report: Callable[[ShardReport], None]
+) -> list[ShardReport]:
+    if _is_foreign(manifest):
+        jobs = list(zip(tasks_of(folder, manifest), manifest.shards, strict=True))
+        return run_tasks(examine_foreign, jobs, num_workers, on_report)
+    return run_tasks(examine_shard, _tasks(folder, manifest), num_workers, on_report)
+
+
+def _is_foreign(manifest: Manifest) -> bool:
+    return manifest.provenance.get("source") == FOREIGN
+
+
 def _tasks(folder: Storage, manifest: Manifest) -> list[ShardTask]:
-    return [ShardTask(folder, info, manifest.kind, manifest.classes, manifest.plan) for info in manifest.shards]
+    grey = manifest.options.get("binarize") is False
+    return [ShardTask(folder, info, manifest.kind, manifest.classes, manifest.plan, grey) for info in manifest.shards]
 
 
 def _check_totals(manifest: Manifest, reports: Sequence[ShardReport]) -> list[Finding]:
@@ -135,14 +150,21 @@ def _check_files(folder: Storage, manifest: Manifest) -> list[Finding]:
     """What other readers need, and what nobody needs."""
     findings = []
     readers = reader_files(manifest)
-    present = {info.name for info in folder.list_files()}
+    if folder.can_list:
+        present = {info.name for info in folder.list_files()}
+    else:  # a web address: what the manifest does not name stays unseen
+        present = {name for name in readers if folder.exists(name)}
     for name, wanted in readers.items():
         if name not in present:
+            if name == CROISSANT_NAME:
+                continue  # earlier builds wrote none
             findings.append(Finding(name, "", "samples per shard, for other readers", "the file", "no such file"))
         elif folder.read(name) != wanted:
-            findings.append(Finding(name, "", "samples per shard, for other readers", "as in the manifest", "others"))
+            findings.append(Finding(name, "", "what it says, for other readers", "as in the manifest", "others"))
     shards = {name for info in manifest.shards for name in (info.name, info.index_name)}
     leftover = sorted(present - shards - readers.keys() - {MANIFEST_NAME, QUARANTINE_NAME})
+    if _is_foreign(manifest):  # the program that wrote the tars may have left its own notes beside them
+        leftover = [name for name in leftover if name.endswith((".tar", ".parquet")) and "/" not in name]
     local = folder.path()
     if local is not None:
         leftover += sorted(path.name for path in local.glob(f".*{PART_SUFFIX}"))

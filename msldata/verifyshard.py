@@ -65,6 +65,8 @@ class ShardTask:
     kind: str
     classes: tuple[str, ...]
     plan: str
+    grey: bool = False
+    """Whether keep masks may be grey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +242,7 @@ class _Examination:
         if data is None:
             return
         try:
-            height, width = _decoded_size(data)
+            height, width = decoded_size(data)
         except Exception as error:  # damaged files make decoders raise almost anything
             self._add(row["key"], "decoding the image", "a whole image", error)
             return
@@ -304,10 +306,13 @@ class _Examination:
         if data is None:
             return
         try:
-            keep_mask_HW = keepmask.decode_png(data, key)
+            level_HW = keepmask.decode_levels(data, key)
         except BadInputError as error:
-            self._add(key, "decoding the keep mask", "a black and white image", error.reason)
+            self._add(key, "decoding the keep mask", "a whole image", error.reason)
             return
+        keep_mask_HW = keepmask.to_keep_mask(level_HW, keepmask.HOLE_BLACK)
+        if not self.task.grey and not np.array_equal(level_HW, keep_mask_HW * np.uint8(255)):
+            self._add(key, "pixels of the keep mask", "0 and 255", "grey; the build options say it was binarised")
         height, width = keep_mask_HW.shape
         self._compare(key, "size of the keep mask", f"{row['width']}×{row['height']}", f"{width}×{height}")
         self._compare(key, "hole fraction", row["hole_fraction"], keepmask.hole_fraction(keep_mask_HW))
@@ -325,7 +330,7 @@ class _Examination:
         return ShardReport(info, findings, keys, digests, positive, ignored, num_objects)
 
 
-def _decoded_size(data: bytes) -> tuple[int, int]:
+def decoded_size(data: bytes) -> tuple[int, int]:
     """Height and width after decoding all of an image. Raises whatever the decoder does."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=True)

@@ -17,6 +17,7 @@ from typing import Any, Literal, Union
 
 from msldata.errors import UserError
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.maskconfig import KeepMaskConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,6 +240,8 @@ class TrainConfig:
     """Which shards."""
     stream: StreamConfig
     """How samples become batches."""
+    keep_mask: KeepMaskConfig = field(default_factory=KeepMaskConfig)
+    """What hides parts of the images in the masked branch."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
     loss: LossConfig = field(default_factory=LossConfig)

@@ -208,8 +208,8 @@ def _run(step: _Step, out: Path, on_event: OnEvent) -> float:
         ) as process,
     ):
         assert process.stdout is not None
-        file.write(f"$ {step.command}\n")
         try:
+            print(f"$ {step.command}", file=file, flush=True)
             for line in process.stdout:
                 file.write(line)
                 file.flush()

@@ -5,9 +5,11 @@ K classes, N samples of the dataset.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -51,6 +53,9 @@ def evaluate(
     device: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
+    cache: str = "",
+    cache_limit_gb: float = 50.0,
+    on_sample_error: Literal["fail", "skip"] = "fail",
 ) -> tuple[Predictions, Metrics]:
     """Predict every sample of a dataset and measure the predictions.
 
@@ -71,8 +76,11 @@ def evaluate(
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
         seed: chooses among the keep masks.
         progress: see ``Progress``.
+        cache, cache_limit_gb, on_sample_error: see ``StreamConfig``. Skipped samples are no part of the predictions;
+            their origin names them.
 
     Raises:
+        SampleError: a sample is damaged, and ``on_sample_error`` is ``fail``.
         UserError: the checkpoint knows other classes than the shards, or the shards or masks cannot be used.
         FileNotFoundError: no such checkpoint.
     """
@@ -83,18 +91,27 @@ def evaluate(
         loaded.require_classes(shard_set.classes, str(shards))
         if held_out:
             shard_set = _held_out(shard_set, loaded)
-        stream = replace(loaded.config.stream, batch_size=batch_size * ranks.world_size, num_threads=num_threads)
+        stream = replace(
+            loaded.config.stream,
+            batch_size=batch_size * ranks.world_size,
+            num_threads=num_threads,
+            cache=cache,
+            cache_limit_gb=cache_limit_gb,
+            on_sample_error=on_sample_error,
+        )
         bank = MaskBank.open(keep_masks, stream.image_size, ranks.device) if keep_masks else None
         model = AveragedViews(loaded.recogniser, flip=flip, scales=tuple(scales))
         view = View(
             model if model.description else loaded.recogniser,
-            None if bank is None else lambda batch: bank.keep_masks(batch.key_hash_B, seed=seed, epoch=KEEP_MASK_EPOCH),
+            None if bank is None else lambda batch: bank.keep_masks(batch, seed=seed, epoch=KEEP_MASK_EPOCH),
         )
         samples = AllSamples(shard_set)
         with Loader(
             shard_set, stream, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size, training=False
         ) as loader:
             [part] = samples.run([view], loader, batch_size, progress)
+        parts, errors = zip(*ranks.gather((part, loader.skipped.errors)))
+        skipped = dict(ChainMap(*errors))
         origin = replace(
             origin_of(loaded, shard_set),
             keep_masks=tuple(str(location) for location in keep_masks),
@@ -104,9 +121,9 @@ def evaluate(
             part="held out" if held_out else "",
         )
         if bank is not None:
-            chosen_N = bank.chosen(samples.key_hash_N, seed=seed, epoch=KEEP_MASK_EPOCH)
+            chosen_N = bank.chosen(samples.key_hash_N[samples.seen(skipped)], seed=seed, epoch=KEEP_MASK_EPOCH)
             origin = replace(origin, hole_fraction=float(bank.hole_fraction_N[chosen_N].mean()))
-        predictions = samples.assemble(Part.concatenate(ranks.gather(part)), origin)
+        predictions = samples.assemble(Part.concatenate(parts), origin, skipped)
         if out is not None:
             ranks.first_does(lambda: write_predictions(predictions, out))
     return predictions, compute_metrics(predictions)

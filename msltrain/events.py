@@ -63,6 +63,8 @@ class EpochEvent:
     is_best: bool
     seconds: float
     """Training, validation and saving of this epoch, as far as this start of the run did it."""
+    num_skipped: int = 0
+    """Bad samples that the run has skipped so far; the run folder lists them."""
 
 
 Event = StartEvent | StepEvent | EpochEvent

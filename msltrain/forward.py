@@ -5,21 +5,26 @@ B batch, C channels, H, W height and width, K classes, N samples of the dataset,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from msldata.format import IMAGES, decode_index
-from msltrain.predictions import LargestObjects, Origin, Predictions, largest_objects
+from msldata.format import IMAGES, ShardInfo, decode_index
+from msltrain.predictions import Origin, Predictions, largest_objects
 from msltrain.stream.batch import Batch
+from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
 from msltrain.stream.plan import EpochPlan
-from msltrain.stream.shardset import SampleRows, ShardSet
+from msltrain.stream.shardset import ShardSet
 
+_PARALLEL_READS = 16
 Progress = Callable[[int, int], None]
 """Called with (samples done by all ranks, samples in all)."""
 
@@ -100,41 +105,54 @@ class AllSamples:
                 progress(min(step * loader.config.batch_size, num_samples), num_samples)
         return [Part.concatenate(view_parts) for view_parts in parts]
 
-    def assemble(self, part: Part, origin: Origin) -> Predictions:
+    def seen(self, skipped: Mapping[int, SampleError]) -> np.ndarray:
+        """Rows (int64, ascending) of the samples that are not skipped; ``skipped`` is by position in the dataset."""
+        return np.flatnonzero(~np.isin(self.index_N, list(skipped)))
+
+    def assemble(
+        self, part: Part, origin: Origin, skipped: Mapping[int, SampleError] = MappingProxyType({})
+    ) -> Predictions:
         """Put the logits of all ranks into the stored order, beside the truth from the sample indexes.
 
+        Args:
+            part: of all ranks.
+            origin: of the predictions; the skipped samples are added to it.
+            skipped: damaged samples by position in the dataset, of all ranks; they are no part of the predictions.
+
         Raises:
-            AssertionError: a sample was met twice or never, or under another key.
+            AssertionError: a sample was met twice, or neither met nor skipped, or under another key.
         """
-        rows, name = self.rows, self.shard_set.name
+        seen_N = self.seen(skipped)
+        rows, index_N, name = self.rows.take(seen_N), self.index_N[seen_N], self.shard_set.name
         order_N = np.argsort(part.index_M, kind="stable")
-        num_missing = len(np.setdiff1d(self.index_N, part.index_M))
-        num_extra = len(part.index_M) - len(np.unique(part.index_M))
-        assert np.array_equal(part.index_M[order_N], self.index_N), (
-            f"{name}: of {len(self.index_N)} samples {num_missing} were never evaluated and {num_extra} more than once"
+        num_missing = len(np.setdiff1d(index_N, part.index_M))
+        num_extra = len(part.index_M) - len(np.intersect1d(index_N, part.index_M))
+        assert np.array_equal(part.index_M[order_N], index_N), (
+            f"{name}: of {len(index_N)} samples {num_missing} were never evaluated and {num_extra} more than once"
         )
         assert (rows.key_hash_N == part.key_hash_M[order_N]).all(), f"{name}: logits and keys do not belong together"
+        objects = self.objects().take(pa.array(seen_N))
         return Predictions(
             keys=tuple(rows.key_N),
             logit_NK=part.logit_MK[order_N],
             target_NK=rows.target_NK,
             ignore_NK=rows.ignore_NK,
             classes=self.shard_set.classes,
-            objects=self._largest_objects(rows),
-            origin=origin,
+            objects=largest_objects(objects, len(self.shard_set.classes), rows.width_N * rows.height_N),
+            origin=replace(origin, skipped=tuple(skipped[index].short for index in sorted(skipped))),
         )
 
     def objects(self) -> pa.ListArray:
         """The ``objects`` column of the sample indexes, a list per sample."""
-        columns = []
-        for shard in self.shard_set.manifest.shards:
-            where = self.shard_set.storage.where(shard.index_name)
-            table = decode_index(IMAGES, self.shard_set.storage.read(shard.index_name), where, ["objects"])
-            columns.extend(table["objects"].chunks)
-        return pa.chunked_array(columns).combine_chunks().take(pa.array(self.index_N))
+        storage = self.shard_set.storage
 
-    def _largest_objects(self, rows: SampleRows) -> LargestObjects | None:
-        return largest_objects(self.objects(), len(self.shard_set.classes), rows.width_N * rows.height_N)
+        def read(shard: ShardInfo) -> list[pa.Array]:
+            data = storage.read(shard.index_name)
+            return decode_index(IMAGES, data, storage.where(shard.index_name), ["objects"])["objects"].chunks
+
+        with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+            columns = list(chain.from_iterable(readers.map(read, self.shard_set.manifest.shards)))
+        return pa.chunked_array(columns).combine_chunks().take(pa.array(self.index_N))
 
 
 def in_full_batch(

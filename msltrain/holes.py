@@ -16,12 +16,18 @@ from torch import Tensor
 from msldata.errors import UserError
 from msltrain.objectboxes import ObjectBoxes
 from msltrain.stream.batch import Batch
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.keepmasks import KeepMasks
 from msltrain.stream.maskbank import MaskBank
+from msltrain.stream.maskshapes import BoxMasks, ObjectMasks, PatchMasks
+from msltrain.stream.shardset import ShardSet
 
 WHOLE = "whole"
 """The condition in which nothing is hidden."""
-KINDS = ("irregular",)
-"""``irregular``: the stored keep masks of the folders that were named."""
+IRREGULAR = "irregular"
+KINDS = (IRREGULAR, "patch", "box", "object")
+"""``irregular``: the stored keep masks of the folders that were named. ``patch``: squares of a grid. ``box``: one box.
+``object``: the box of one object of the image; its hole fraction is what that object takes."""
 EPOCH = 0
 """Keep masks change with the epoch in training; a study always takes those of this one."""
 
@@ -38,6 +44,9 @@ class HoleRange:
 _BINS = tuple(HoleRange(f"{10 * n:02d}-{10 * n + 10:02d}", n / 10, (n + 1) / 10) for n in range(6))
 RANGES = (*_BINS, HoleRange("high", 0.5, 1.0))
 """Six bins of ten percent, as the irregular test masks come, and the paper's "high"."""
+OBJECT_RANGE = HoleRange("box", 0.0, 1.0)
+_PATCHES_PER_SIDE = 14
+"""About so many; as a ViT of 16-pixel patches sees 224 pixels."""
 
 
 class Holes:
@@ -83,33 +92,51 @@ class Holes:
 
 def open_kind(
     kind: str,
-    ranges: Sequence[HoleRange],
     keep_masks: Sequence[str | Path],
     *,
-    image_size: int,
+    shard_set: ShardSet,
+    stream: StreamConfig,
     device: torch.device,
     seed: int,
 ) -> dict[HoleRange, Callable[[Batch], Tensor]]:
     """For each range that the kind has masks in, what chooses the keep masks (B, 1, H, W) of a batch.
 
-    The choice depends on the sample's key and ``seed`` alone, so every model meets the same holes.
+    The choice depends on the sample and ``seed`` alone, so every model of one image size meets the same holes.
 
     Args:
         kind: of ``KINDS``.
-        ranges: to look for.
         keep_masks: folders of held-out keep masks, for ``irregular``.
+        shard_set, stream: what the loader of the batches is given.
 
     Raises:
-        UserError: an unknown kind, or no folder, or none of their masks lies in any range.
+        UserError: an unknown kind, no folder or no mask in any range, or no objects to hide.
     """
-    if kind not in KINDS:
+    size = stream.image_size
+    masks: dict[HoleRange, KeepMasks]
+    if kind == IRREGULAR:
+        bank = MaskBank.open(keep_masks, size, device)
+        masks = {range_: part for range_ in RANGES if (part := bank.within(range_.low, range_.high)) is not None}
+        if not masks:
+            raise UserError(f"{', '.join(map(str, keep_masks))}: no keep mask has a hole fraction above 0")
+    elif kind == "patch":
+        masks = {
+            range_: PatchMasks(size, device, patch_size=_patch_size(size), hole_fraction=(range_.low + range_.high) / 2)
+            for range_ in _BINS
+        }
+    elif kind == "box":
+        masks = {range_: BoxMasks(size, device, hole_fraction=(range_.low + range_.high) / 2) for range_ in _BINS}
+    elif kind == "object":
+        masks = {OBJECT_RANGE: ObjectMasks(shard_set, stream, device, training=False)}
+    else:
         raise UserError(f"no kind of keep mask is called '{kind}'; there are: {', '.join(KINDS)}")
-    bank = MaskBank.open(keep_masks, image_size, device)
-    found = {range_: part for range_ in ranges if (part := bank.within(range_.low, range_.high)) is not None}
-    if not found:
-        raise UserError(f"{', '.join(map(str, keep_masks))}: no keep mask has a hole fraction above 0")
-    return {range_: _chooser(part, seed) for range_, part in found.items()}
+    return {range_: _chooser(part, seed) for range_, part in masks.items()}
 
 
-def _chooser(bank: MaskBank, seed: int) -> Callable[[Batch], Tensor]:
-    return lambda batch: bank.keep_masks(batch.key_hash_B, seed=seed, epoch=EPOCH)
+def _chooser(masks: KeepMasks, seed: int) -> Callable[[Batch], Tensor]:
+    return lambda batch: masks.keep_masks(batch, seed=seed, epoch=EPOCH)
+
+
+def _patch_size(image_size: int) -> int:
+    """The divisor of the image size that comes nearest to ``_PATCHES_PER_SIDE`` patches a side."""
+    divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
+    return min(divisors, key=lambda size: abs(image_size / size - _PATCHES_PER_SIDE))

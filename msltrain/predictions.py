@@ -56,6 +56,8 @@ class Origin:
     """(low, high] of their hole fractions in a robustness run."""
     recalibrated: str = ""
     """Fingerprint of the images that BatchNorm's statistics were measured on anew; empty: the checkpoint's own."""
+    skipped: tuple[str, ...] = ()
+    """Samples that were left out because they are damaged: key, place, reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +137,10 @@ def write_predictions(predictions: Predictions, file: str | Path) -> None:
                 columns[f"largest_{name}"] = _to_lists(array_NK)
     if predictions.visible_NK is not None:
         columns["visible"] = _to_lists(predictions.visible_NK)
-    content = {
-        "version": PREDICTIONS_VERSION,
-        "classes": list(predictions.classes),
-        "origin": asdict(predictions.origin),
-    }
+    origin = asdict(predictions.origin)
+    if not predictions.origin.skipped:
+        del origin["skipped"]  # a file with every sample is the same as before there was such a thing
+    content = {"version": PREDICTIONS_VERSION, "classes": list(predictions.classes), "origin": origin}
     table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(content, ensure_ascii=False).encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")

@@ -35,7 +35,7 @@ from msltrain.checkpoint import LoadedRecogniser
 from msltrain.distributed import Ranks, process_group
 from msltrain.evaluate import open_images, origin_of
 from msltrain.forward import AllSamples, Part, Progress, View
-from msltrain.holes import EPOCH, RANGES, WHOLE, Holes, open_kind
+from msltrain.holes import EPOCH, IRREGULAR, WHOLE, Holes, open_kind
 from msltrain.objectboxes import ObjectBoxes
 from msltrain.predictions import Origin, Predictions, keep_mask_fingerprints, read_predictions, write_predictions
 from msltrain.recalibrate import recalibrate_batchnorm
@@ -73,7 +73,7 @@ class Study:
     shards: str
     keep_masks: tuple[str, ...]
     """Held-out keep masks; those of training would flatter a model that was trained with them."""
-    kinds: tuple[str, ...] = ("irregular",)
+    kinds: tuple[str, ...] = (IRREGULAR,)
     """See ``holes.KINDS``."""
     recalibration: Recalibration | None = None
     foreign: Foreign = field(default_factory=Foreign)
@@ -145,7 +145,7 @@ class _Job:
     def finished(self) -> dict[str, Predictions]:
         """The predictions of a model that was run before; empty if any is missing. Raises UserError: see below."""
         names = [WHOLE, *(holes.name for holes in self.conditions)]
-        return self.ranks.first_does(lambda: _finished(self.folder, names, self.origin))
+        return self.ranks.first_does(lambda: _finished(self.folder, names, self.origin, self.fingerprints))
 
     def run(self, progress: AbstractContextManager[Progress | None]) -> dict[str, Predictions]:
         """All conditions in one pass over the images; the files are written at its end."""
@@ -167,8 +167,7 @@ class _Job:
         ):
             parts = samples.run(views, loader, self.batch_size, show)
         gathered = [Part.concatenate(ranks.gather(part)) for part in parts]
-        whole = replace(self.origin, keep_masks=(), keep_mask_fingerprints=())
-        found = {WHOLE: samples.assemble(gathered[0], whole)}
+        found = {WHOLE: samples.assemble(gathered[0], self.origin)}
         for holes, part in zip(self.conditions, gathered[1:], strict=True):
             found[holes.name] = self._behind(holes, part)
         ranks.first_does(lambda: _write(self.folder, found))
@@ -183,9 +182,9 @@ class _Job:
             for kind in self.study.kinds
             for range_, choose in open_kind(
                 kind,
-                RANGES,
                 self.study.keep_masks,
-                image_size=self.loaded.config.stream.image_size,
+                shard_set=self.samples.shard_set,
+                stream=self.loaded.config.stream,
                 device=self.ranks.device,
                 seed=self.study.seed,
             ).items()
@@ -201,11 +200,14 @@ class _Job:
             recalibrated = " ".join([images, *keep_mask_fingerprints(study.recalibration.keep_masks)])
         return replace(
             origin_of(self.loaded, self.samples.shard_set),
-            keep_masks=study.keep_masks,
-            keep_mask_fingerprints=keep_mask_fingerprints(study.keep_masks),
             seed=study.seed,
             recalibrated=recalibrated,
         )
+
+    @cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of the stored keep masks."""
+        return keep_mask_fingerprints(self.study.keep_masks)
 
     def _behind(self, holes: Holes, part: Part) -> Predictions:
         """The predictions behind keep masks, with what these left of each object."""
@@ -218,6 +220,8 @@ class _Job:
             hole_range=(holes.range.low, holes.range.high),
             hole_fraction=float(hole_fraction_N[order_N].mean()),
         )
+        if holes.kind == IRREGULAR:
+            origin = replace(origin, keep_masks=self.study.keep_masks, keep_mask_fingerprints=self.fingerprints)
         predictions = self.samples.assemble(part, origin)
         return replace(predictions, visible_NK=visible_NK[order_N] if visible_NK.shape[1] else None)
 
@@ -234,10 +238,12 @@ class _Job:
             for step, batch in enumerate(loader):
                 if step * self.batch_size >= RECALIBRATION_IMAGES:
                     return
-                yield batch.image_BCHW * bank.keep_masks(batch.key_hash_B, seed=self.study.seed, epoch=EPOCH)
+                yield batch.image_BCHW * bank.keep_masks(batch, seed=self.study.seed, epoch=EPOCH)
 
 
-def _finished(folder: Path, names: Sequence[str], origin: Origin) -> dict[str, Predictions]:
+def _finished(
+    folder: Path, names: Sequence[str], origin: Origin, fingerprints: tuple[str, ...]
+) -> dict[str, Predictions]:
     """The predictions of a model that was run before; empty if any is missing.
 
     Raises:
@@ -249,8 +255,8 @@ def _finished(folder: Path, names: Sequence[str], origin: Origin) -> dict[str, P
         for what in ("checkpoint_sha256", "dataset_fingerprint", "image_size", "seed", "recalibrated"):
             if getattr(there, what) != getattr(origin, what):
                 raise _other_study(folder, name, what, getattr(there, what), getattr(origin, what))
-        if name != WHOLE and there.keep_mask_fingerprints != origin.keep_mask_fingerprints:
-            raise _other_study(folder, name, "keep masks", there.keep_masks, origin.keep_masks)
+        if there.kind == IRREGULAR and there.keep_mask_fingerprints != fingerprints:
+            raise _other_study(folder, name, "fingerprint of keep masks", there.keep_mask_fingerprints, fingerprints)
     return found if len(found) == len(names) else {}
 
 

@@ -4,6 +4,7 @@
 ``datasets.json``     which shards, by fingerprint
 ``environment.json``  versions, machine and command of every start
 ``metrics.jsonl``     a line per log interval and per validation
+``skipped.jsonl``     a line per damaged sample that was skipped (``stream.on_sample_error=skip``); absent if none was
 ``checkpoints/``      see `msltrain.checkpoint`
 """
 
@@ -13,7 +14,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -28,11 +29,13 @@ from msldata.storage import LocalStorage
 from msltrain.checkpoint import BEST, CHECKPOINTS, LAST
 from msltrain.config import TrainConfig, differences, from_json, to_json
 from msltrain.distributed import Ranks
+from msltrain.stream.errors import SampleError
 
 CONFIG_NAME = "config.json"
 DATASETS_NAME = "datasets.json"
 ENVIRONMENT_NAME = "environment.json"
 METRICS_NAME = "metrics.jsonl"
+SKIPPED_NAME = "skipped.jsonl"
 
 MAY_DIFFER = (
     "data.train",
@@ -40,11 +43,15 @@ MAY_DIFFER = (
     "stream.num_threads",
     "stream.num_buffers",
     "stream.read_ahead_mb",
+    "stream.cache",
+    "stream.cache_limit_gb",
+    "stream.on_sample_error",
+    "stream.max_skipped",
     "run.log_every",
     "run.save_every",
 )
 """Fields that change nothing a run computes, so that a continued run may set them anew: where the same shards lie now
-(their fingerprints are compared), how fast they are read, how often is logged."""
+(their fingerprints are compared), how fast they are read, what a damaged sample leads to, how often is logged."""
 
 _PACKAGES = ("msl-shards", "torch", "torchvision", "timm", "numpy", "pyarrow", "obstore", "simplejpeg", "safetensors")
 
@@ -161,6 +168,18 @@ class RunFolder:
         """Append one line to ``metrics.jsonl``."""
         with open(self.path / METRICS_NAME, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def add_skipped(self, samples: Iterable[SampleError]) -> int:
+        """Note skipped samples in ``skipped.jsonl``, each once; how many it lists now."""
+        before = self._files.read(SKIPPED_NAME).decode() if self._files.exists(SKIPPED_NAME) else ""
+        lines = dict.fromkeys(before.splitlines())
+        for sample in samples:
+            row = {name: getattr(sample, name) for name in ("dataset", "shard", "key", "offset", "reason")}
+            lines[json.dumps(row, ensure_ascii=False)] = None
+        text = "".join(f"{line}\n" for line in lines)
+        if text != before:
+            self._files.put(SKIPPED_NAME, text.encode())
+        return len(lines)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from msldata.errors import UserError
 from msldata.format import read_manifest
 from msldata.storage import open_storage
 from msltrain.config import TrainConfig
 from msltrain.distributed import Ranks
 from msltrain.rundir import DatasetIdentity
+from msltrain.stream.batch import Batch
+from msltrain.stream.errors import SampleError
+from msltrain.stream.keepmasks import open_keep_masks
 from msltrain.stream.loader import Loader
 from msltrain.stream.maskbank import MaskBank
 from msltrain.stream.plan import EpochPlan
@@ -40,7 +45,7 @@ class TrainData:
         _check_batches(config, ranks)
         _check_named(config)
         shards = open_shard_set(config.data.train)
-        places = config.data.keep_masks if config.loss.has_masked_branch else ()
+        places = config.data.keep_masks if _needs_stored(config) else ()
         self.classes = shards.classes
         self.identities = {
             "train": [DatasetIdentity.of(config.data.train, shards.manifest)],
@@ -49,7 +54,35 @@ class TrainData:
         kept, held_out = _hold_out(shards, config.data.validation_fraction)
         self.training = _loader(kept, config, ranks, training=True)
         self.validation = None if held_out is None else _loader(held_out, config, ranks, training=False)
-        self.keep_masks = MaskBank.open(places, config.stream.image_size, ranks.device) if places else None
+        self.keep_masks = None
+        if config.loss.has_masked_branch:
+            self.keep_masks = open_keep_masks(
+                config.keep_mask,
+                places,
+                shards=shards,
+                stream=config.stream,
+                device=ranks.device,
+                training=True,
+            )
+        self._config = config
+
+    @property
+    def num_keep_masks(self) -> int:
+        """Stored keep masks in use; 0 when they are drawn anew or not needed."""
+        return len(self.keep_masks) if isinstance(self.keep_masks, MaskBank) else 0
+
+    def keep_mask(self, batch: Batch, epoch: int) -> Tensor | None:
+        """keep_mask_B1HW of a training batch, float32 on the device; None for a loss without a masked branch."""
+        if self.keep_masks is None:
+            return None
+        keep_mask_B1HW = self.keep_masks.keep_masks(batch, seed=self._config.run.seed, epoch=epoch)
+        level = self._config.keep_mask.visible_level
+        return keep_mask_B1HW if level == 1 else keep_mask_B1HW * level
+
+    def skipped(self) -> list[SampleError]:
+        """The bad samples that this process has skipped so far."""
+        loaders = (self.training, self.validation)
+        return [error for loader in loaders if loader is not None for error in loader.skipped.errors.values()]
 
     def __enter__(self) -> TrainData:
         return self
@@ -101,13 +134,17 @@ def _check_batches(config: TrainConfig, ranks: Ranks) -> None:
         raise UserError("run.sync_batchnorm needs GPUs; set it to false, or model.freeze_batchnorm=true")
 
 
+def _needs_stored(config: TrainConfig) -> bool:
+    return config.loss.has_masked_branch and config.keep_mask.kind == "stored"
+
+
 def _check_named(config: TrainConfig) -> None:
     if not config.data.train:
         raise UserError(
             "data.train is not set: give the folder of the training shards, such as shards/voc2007/trainval"
         )
-    if config.loss.has_masked_branch and not config.data.keep_masks:
+    if _needs_stored(config) and not config.data.keep_masks:
         raise UserError(
             "the loss has a masked branch and data.keep_masks is not set: give a folder of keep masks, such as "
-            "shards/masks/high; `msl build-masks` makes one"
+            "shards/masks/high; `msl build-masks` makes one. Or set keep_mask.kind to one that needs none"
         )

@@ -21,6 +21,7 @@ from msltrain.interrupt import Interrupted, StopSignals
 from msltrain.learner import Learner
 from msltrain.optim import for_batch_size, learning_rate
 from msltrain.rundir import RunFolder
+from msltrain.stream.errors import TooManySkipped
 from msltrain.traindata import TrainData
 from msltrain.validation import validation_mean_ap
 
@@ -125,6 +126,7 @@ class Trainer:
         self._optim, self._rate_note = for_batch_size(config.optim, config.stream.batch_size)
         self.step = 0
         self.best: dict[str, Any] | None = None
+        self._num_skipped = 0
         self._interval = _Interval()
         if checkpoint is not None:
             self.step = checkpoint.step
@@ -145,8 +147,13 @@ class Trainer:
         for epoch in range(self.data.training.epoch, num_epochs):
             began = time.perf_counter()
             self.learner.step_module.train()
-            self._train_epoch(epoch)
-            mean_ap, is_best = self._validate(epoch)
+            try:
+                self._train_epoch(epoch)
+                mean_ap, is_best = self._validate(epoch)
+            except TooManySkipped:
+                if self.folder.path.is_dir():  # not so on other hosts
+                    self.folder.add_skipped(self.data.skipped())
+                raise
             self._save(mean_ap)
             if is_best:
                 self.ranks.first_does(lambda: copy_checkpoint(self.folder.last, self.folder.best))
@@ -157,6 +164,7 @@ class Trainer:
                 validation_mAP=mean_ap,
                 is_best=is_best,
                 seconds=time.perf_counter() - began,
+                num_skipped=self._num_skipped,
             )
             if self.ranks.is_first and mean_ap is not None:
                 row = {"step": self.step, "epoch": epoch, "validation_mAP": mean_ap, "seconds": event.seconds}
@@ -182,9 +190,7 @@ class Trainer:
             if batch is None:
                 break
             self._interval.waited += time.perf_counter() - waiting
-            keep_mask_B1HW = None
-            if self.data.keep_masks is not None:
-                keep_mask_B1HW = self.data.keep_masks.keep_masks(batch.key_hash_B, seed=config.run.seed, epoch=epoch)
+            keep_mask_B1HW = self.data.keep_mask(batch, epoch)
             rate = learning_rate(self._optim, self.step, len(loader))
             losses = self.learner.take_step(batch, keep_mask_B1HW, rate)
             self._interval.add(rate, losses, batch.keys)
@@ -265,10 +271,11 @@ class Trainer:
         return mean_ap, is_best
 
     def _save(self, mean_ap: float | None) -> None:
-        """Replace the last checkpoint."""
+        """Replace the last checkpoint, and list what was skipped."""
         random_states = self.ranks.gather(self.learner.random_state())
+        skipped = [error for errors in self.ranks.gather(self.data.skipped()) for error in errors]
 
-        def write() -> None:
+        def write() -> int:
             checkpoint = Checkpoint(
                 config=self.config,
                 classes=self.data.classes,
@@ -284,25 +291,30 @@ class Trainer:
                 },
             )
             save_checkpoint(checkpoint, self.folder.last)
+            return self.folder.add_skipped(skipped)
 
-        self.ranks.first_does(write)
+        self._num_skipped = self.ranks.first_does(write)
 
     def _start_event(self) -> StartEvent:
         notes = [*self.learner.notes]
         if self._rate_note:
             notes.append(self._rate_note)
+        kind = self.config.keep_mask.kind
         if self.data.keep_masks is None and self.config.data.keep_masks:
             notes.append("data.keep_masks is not used: the loss gives the masked branch no weight")
+        elif self.data.keep_masks is not None and kind != "stored":
+            unused = "; data.keep_masks is not used" if self.config.data.keep_masks else ""
+            notes.append(f"keep masks are of the kind '{kind}'{unused}")
         if self.config.run.sync_batchnorm and self.ranks.world_size == 1:
             notes.append("run.sync_batchnorm has no effect: there is one process")
-        validation, keep_masks = self.data.validation, self.data.keep_masks
+        validation = self.data.validation
         return StartEvent(
             run_dir=self.folder.path,
             device=str(self.ranks.device),
             world_size=self.ranks.world_size,
             num_train=self.data.training.shards.num_samples,
             num_validation=0 if validation is None else validation.shards.num_samples,
-            num_keep_masks=0 if keep_masks is None else len(keep_masks),
+            num_keep_masks=self.data.num_keep_masks,
             num_parameters=sum(p.numel() for p in self.learner.recogniser.parameters() if p.requires_grad),
             steps_per_epoch=len(self.data.training),
             num_steps=self.num_steps,

@@ -36,8 +36,12 @@ def s3_server(tmp_path_factory):
 @pytest.fixture
 def s3(s3_server, monkeypatch):
     """The S3 server with its address and keys in the environment; ``s3.proxy.choose`` injects faults."""
+    from msldata.storage import RemoteStorage
+
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
+    # A user's program waits half a minute for a store that fails for good; a test must not.
+    monkeypatch.setattr(RemoteStorage, "PATIENT_RETRY", RemoteStorage.RETRY)
     yield s3_server
     s3_server.proxy.choose = lambda method, path: None
 

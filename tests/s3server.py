@@ -37,12 +37,14 @@ class S3Server:
 
 
 @contextmanager
-def running(root: Path) -> Iterator[S3Server]:
-    """Serve the folders below ``root`` as buckets, on ports that the system chooses."""
+def running(root: Path, *, anonymous: bool = False) -> Iterator[S3Server]:
+    """Serve the folders below ``root`` as buckets, on ports that the system chooses; ``anonymous``: without keys."""
     program = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
     if program is None:
         raise FileNotFoundError("rclone: install the test extra")
-    command = [program, "serve", "s3", str(root), "--addr", "127.0.0.1:0", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
+    command = [program, "serve", "s3", str(root), "--addr", "127.0.0.1:0"]
+    if not anonymous:
+        command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
     # Not 0s: rclone then looks at its directories without a pause, and every request waits for a processor.
     command += ["--vfs-cache-mode", "off", "--dir-cache-time", "1ms", "--config", "/dev/null"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

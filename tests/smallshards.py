@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,11 +28,16 @@ def photo(seed: int, width: int = 60, height: int = 40, mode: str = "RGB") -> by
 
 
 def write_images(
-    folder: Path, counts: Sequence[int], photos: dict[str, bytes] | None = None, *, with_objects: bool = False
+    folder: Path,
+    counts: Sequence[int],
+    photos: dict[str, bytes] | None = None,
+    size: tuple[int, int] | None = None,
+    with_objects: bool = False,
 ) -> Manifest:
     """A dataset with ``counts`` samples per shard and keys ``s000000`` …; ``photos`` replaces those of some keys.
 
-    With objects, the class of an image has one in the upper left quarter of it.
+    ``size`` (width, height) is the one of all photographs; None: it differs. ``with_objects``: sample n has one object,
+    of its positive class, in the upper left quarter, and n + 1 pixels large.
     """
     storage = LocalStorage(folder)
     shards = []
@@ -42,29 +46,23 @@ def write_images(
         with ShardWriter(storage, shard_name("small", "train", shard), kind=IMAGES, plan="test") as writer:
             for _ in range(count):
                 key = f"s{number:06d}"
-                width, height = 40 + number % 37, 36 + number % 23
+                width, height = size or (40 + number % 37, 36 + number % 23)
                 data = (photos or {}).get(key) or photo(number, width, height)
                 positives, ignored = [number % 3], [(number + 1) % 3] if number % 4 == 0 else []
-                objects = [_quarter(positives[0], width, height)] if with_objects else []
-                row = {
-                    "width": width,
-                    "height": height,
-                    "positives": positives,
-                    "ignored": ignored,
-                    "objects": objects,
+                thing = {"class_index": positives[0], "area": number + 1.0, "box": [0, 0, width / 2, height / 2]} | {
+                    "difficult": False,
+                    "truncated": None,
+                    "occluded": None,
+                    "crowd": False,
                 }
+                row = {"width": width, "height": height, "positives": positives, "ignored": ignored}
+                row["objects"] = [thing] if with_objects else []
                 writer.add(key, [(".jpg", data), (".json", b"{}"), (".target.npy", encode_target(positives, 3))], row)
                 number += 1
             shards.append(writer.publish())
     manifest = Manifest(kind=IMAGES, dataset="small", split="train", classes=CLASSES, shards=tuple(shards))
     write_manifest(storage, manifest)
     return manifest
-
-
-def _quarter(class_index: int, width: int, height: int) -> dict[str, Any]:
-    box = [0.0, 0.0, width / 2, height / 2]
-    flags = {"difficult": False, "truncated": None, "occluded": None, "crowd": False}
-    return {"class_index": class_index, "box": box, "area": width * height / 4, **flags}
 
 
 def write_keep_masks(folder: Path, masks: Sequence[np.ndarray], per_shard: int = 3) -> Manifest:

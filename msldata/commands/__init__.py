@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,3 +17,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where a
 def data_root() -> Path:
     """Where raw datasets are looked for when no --source is given."""
     return Path(os.environ.get("MSL_DATA", "datasets"))
+
+
+def command_without(option: str, arguments: Sequence[str]) -> str:
+    """The command line that is running, to be typed again without one of its options."""
+    program, *others = arguments
+    start = ["python", program] if program.endswith(".py") else [Path(program).name]
+    return shlex.join([*start, *(argument for argument in others if argument != option)])

@@ -1,4 +1,4 @@
-"""``build-shards``, ``build-masks``, ``synthesize``: raw data in, datasets out."""
+"""``download``, ``build-shards``, ``build-masks``, ``index``, ``synthesize``: raw data in, datasets out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Annotated
 
 import typer
 
-from msldata.commands import Overwrite, Workers, data_root
-from msldata.console import OnError, err, out, progress_bar
+from msldata.commands import Overwrite, Workers, command_without, data_root
+from msldata.console import OnError, byte_progress_bar, err, out, progress_bar
+
+
+class EngineName(StrEnum):
+    local = "local"
+    ray = "ray"
 
 
 class Polarity(StrEnum):
@@ -23,6 +28,29 @@ class MaskOrder(StrEnum):
     official = "official"
 
 
+def download(
+    dataset: Annotated[str, typer.Argument(help="voc2007 or coco2014.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder of all datasets; default: datasets/ or $MSL_DATA.", show_default=False)
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Repeat for several; default: all.", show_default=False)
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="Address of a folder that holds the archives; asked first.", show_default=False)
+    ] = None,
+    keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Do not delete what was unpacked.")] = False,
+) -> None:
+    """Fetch a published dataset: mirrors, checksums, and a stopped download goes on where it was."""
+    from msldata.download import download, select_archives
+
+    archives = select_archives(dataset, split or ())
+    with byte_progress_bar() as progress:
+        folders = download(archives, to or data_root(), mirror=mirror, keep_archives=keep_archives, progress=progress)
+    for archive, folder in zip(archives, folders, strict=True):
+        out.print(f"[green]{folder}[/green]: {archive.name} is checked and unpacked", soft_wrap=True)
+
+
 def build_shards(
     dataset: Annotated[
         str | None,
@@ -31,10 +59,11 @@ def build_shards(
         ),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option(help="Folder of the raw dataset; of a table the .csv, .jsonl or .parquet file.")
+        str | None,
+        typer.Option(help="Folder or URL of the raw dataset; of a table, or of one COCO file, that file."),
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="Of a table: class names, one a line; default: its labels, sorted.")
+        str | None, typer.Option(help="Of a table: class names, one a line; default: its labels, sorted.")
     ] = None,
     out_: Annotated[str, typer.Option("--out", help="Folder or URL; shards go to OUT/NAME/SPLIT.")] = "shards",
     name: Annotated[str | None, typer.Option(help="What to call it; default: the dataset's name.")] = None,
@@ -51,39 +80,98 @@ def build_shards(
         OnError, typer.Option(help="At a bad image: stop, or leave it out and count it.")
     ] = OnError.fail,
     overwrite: Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, its size and a guess at the time; write nothing.")
+    ] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Of an array job: write the I-th of N parts, without a manifest.", show_default=False
+        ),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="After the last --task: check that all is there, write the manifest.")
+    ] = False,
+    engine: Annotated[EngineName, typer.Option(help="Where the workers run.")] = EngineName.local,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Of a running Ray cluster; default: $RAY_ADDRESS, else this machine.", show_default=False),
+    ] = None,
 ) -> None:
     """Turn labelled photographs into verified WebDataset shards."""
-    from msldata.build_shards import build_shards, plan_build
-    from msldata.display import show_manifest
+    import sys
+
+    from msldata.build_shards import Part, build_part, build_shards, finish_build, plan_build
+    from msldata.display import show_estimate, show_manifest
+    from msldata.engine import Engine
+    from msldata.errors import UserError
+    from msldata.estimate import estimate_build
+    from msldata.processes import prepare_workers
     from msldata.resize import parse_resize
     from msldata.sources import open_source, select_sources
     from msldata.storage import open_storage
 
+    part = Part.parse(task) if task is not None else None
+    if sum((part is not None, finish, overwrite or dry_run)) > 1:
+        raise UserError(
+            "--task and --finish exclude each other, --overwrite and --dry-run; to start an array job over, delete the "
+            "folder first"
+        )
+    runs_on = Engine(engine.value, ray_address)
     smaller = parse_resize(resize, quality)
-    for found in select_sources(data_root(), dataset, source, split):
+    chosen_sources = select_sources(data_root(), dataset, source, split)
+    if workers != 1 and engine is EngineName.local and not (dry_run or finish):
+        prepare_workers("msldata.build_shards")  # they start while the annotations are read
+    for found in chosen_sources:
         for chosen in found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):
-                opened = open_source(found.dataset, found.root, chosen, name, classes)
-                plan = plan_build(opened, samples_per_shard=samples_per_shard, resize=smaller)
+                plan = plan_build(
+                    open_source(found.dataset, found.root, chosen, name, classes),
+                    samples_per_shard=samples_per_shard,
+                    resize=smaller,
+                )
             target = open_storage(out_).child(plan.dataset).child(plan.split)
             if dry_run:
-                size = plan.image_bytes()
-                about = f", {'at most' if smaller else 'about'} {size / 1e6:,.0f} MB" if size else ""
-                shards = f"{plan.num_samples:,} samples in {len(plan.shards):,} shards{about}"
-                out.print(f"{label}: {shards} -> {target.url}")
+                with err.status(f"{label}: timing a few images"):
+                    estimate = estimate_build(plan, target, num_workers=workers, overwrite=overwrite)
+                show_estimate(out, label, plan, estimate, target.url)
+                continue
+            if finish:
+                manifest = finish_build(plan, target, command_without("--finish", sys.argv))
+                show_manifest(out, manifest, target.url)
                 continue
             with progress_bar(label) as progress:
-                manifest = build_shards(
-                    plan, target, num_workers=workers, on_error=on_error.value, overwrite=overwrite, progress=progress
-                )
-            show_manifest(out, manifest, target.url)
+                if part is not None:
+                    build_part(
+                        plan,
+                        target,
+                        part,
+                        num_workers=workers,
+                        on_error=on_error.value,
+                        progress=progress,
+                        engine=runs_on,
+                    )
+                else:
+                    manifest = build_shards(
+                        plan,
+                        target,
+                        num_workers=workers,
+                        on_error=on_error.value,
+                        overwrite=overwrite,
+                        progress=progress,
+                        engine=runs_on,
+                    )
+            if part is not None:
+                shards = f"{len(part.of(plan.shards)):,} of {len(plan.shards):,} shards"
+                out.print(f"{label}: task {task}, {shards} -> {target.url}", soft_wrap=True)
+            else:
+                show_manifest(out, manifest, target.url)
 
 
 def build_masks(
     source: Annotated[
-        str | None, typer.Option(help="Folder, zip, tar or list (.txt) of masks; default: looked for in datasets/.")
+        str | None, typer.Option(help="Folder, zip, tar(.gz) or list (.txt) of masks; default: in datasets/.")
     ] = None,
     generate: Annotated[
         int | None, typer.Option(help="Make N irregular masks instead.", min=1, show_default=False)
@@ -92,6 +180,9 @@ def build_masks(
         int | None,
         typer.Option(help="Side of the keep masks in pixels; default: the files' own, generated 512.", min=16),
     ] = None,
+    binarize: Annotated[
+        bool, typer.Option("--binarize/--no-binarize", help="1-bit keep masks, or the files' grey as it is.")
+    ] = True,
     threshold: Annotated[float, typer.Option(help="high = hole fraction above it.")] = 0.5,
     polarity: Annotated[Polarity, typer.Option(help="What the holes look like in the files.")] = Polarity.auto,
     order: Annotated[
@@ -111,16 +202,20 @@ def build_masks(
         Path | None, typer.Option(help="Draw a histogram and a contact sheet into this folder.", show_default=False)
     ] = None,
     overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the masks, show what would be written, and write nothing.")
+    ] = False,
 ) -> None:
     """Split irregular masks by their hole fraction into keep-mask shards, high and low."""
-    from msldata.build_masks import build_masks
-    from msldata.display import show_histogram, show_manifest
+    from msldata.build_masks import write_masks
+    from msldata.display import show_histogram, show_manifest, show_mask_plan
+    from msldata.maskplan import plan_masks
     from msldata.masksources import select_mask_source
     from msldata.storage import open_storage
 
     masks = select_mask_source(data_root(), source, generate=generate, size=size or 512, seed=seed)
     with progress_bar("masks") as progress:
-        build = build_masks(
+        plan = plan_masks(
             masks,
             open_storage(out_),
             order=order.value,
@@ -130,24 +225,73 @@ def build_masks(
             seed=seed,
             buckets=buckets,
             size=size if generate is None else None,  # generated masks are drawn at their size
+            binarize=binarize,
+            num_workers=workers,
+            on_error=on_error.value,
+            progress=progress,
+        )
+        build = None if dry_run else write_masks(plan, num_workers=workers, overwrite=overwrite, progress=progress)
+    out.print(f"polarity: {plan.polarity.explanation}", soft_wrap=True)
+    show_histogram(out, "hole fraction of all masks read", plan.histogram)
+    if build is None:
+        show_mask_plan(out, plan)
+    else:
+        for name, manifest in build.manifests.items():
+            show_manifest(out, manifest, f"{out_}/{name}")
+            if per_subset > manifest.num_samples:
+                out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
+    for note in plan.notes:
+        out.print(note, soft_wrap=True)
+    if plots is not None and build is not None:
+        from msldata.maskplots import write_mask_plots
+
+        for picture in write_mask_plots(plots, build, open_storage(out_)):
+            out.print(f"[green]{picture}[/green]", soft_wrap=True)
+
+
+def index(
+    tars: Annotated[str, typer.Argument(help="Folder or URL of WebDataset tars that another program wrote.")],
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names in target order, one a line; default: as in the labels.", show_default=False),
+    ] = None,
+    labels_from: Annotated[
+        str, typer.Option(help="target.npy, cls or json:FIELD; auto: what the first sample has.")
+    ] = "auto",
+    name: Annotated[str | None, typer.Option(help="What to call it; default: by the tars or the folder.")] = None,
+    split: Annotated[str | None, typer.Option(help="Default: by the tars, or train.", show_default=False)] = None,
+    out_: Annotated[
+        str | None,
+        typer.Option("--out", help="Folder for indexes, manifest and links to the tars; default: beside the tars."),
+    ] = None,
+    workers: Workers = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="At a bad sample: stop, or leave it out and count it.")
+    ] = OnError.fail,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the indexes and manifest there.")] = False,
+) -> None:
+    """Make sample indexes and a manifest for tars of another program, so that they can be trained on."""
+    from msldata.display import show_manifest
+    from msldata.index_shards import index_shards
+    from msldata.sources.source import read_classes, split_location
+    from msldata.storage import open_storage
+
+    names = read_classes(*split_location(classes)).classes if classes else None
+    target = open_storage(out_ or tars)
+    with progress_bar("indexing") as progress:
+        manifest = index_shards(
+            open_storage(tars),
+            target if out_ else None,
+            name=name,
+            split=split,
+            classes=names,
+            labels_from=labels_from,
             num_workers=workers,
             on_error=on_error.value,
             overwrite=overwrite,
             progress=progress,
         )
-    out.print(f"polarity: {build.polarity.explanation}", soft_wrap=True)
-    show_histogram(out, "hole fraction of all masks read", build.histogram)
-    for name, manifest in build.manifests.items():
-        show_manifest(out, manifest, f"{out_}/{name}")
-        if per_subset > manifest.num_samples:
-            out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
-    for note in build.notes:
-        out.print(note, soft_wrap=True)
-    if plots is not None:
-        from msldata.maskplots import write_mask_plots
-
-        for picture in write_mask_plots(plots, build, open_storage(out_)):
-            out.print(f"[green]{picture}[/green]", soft_wrap=True)
+    show_manifest(out, manifest, target.url)
 
 
 def synthesize(

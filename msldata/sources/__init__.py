@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msldata.errors import UserError
 from msldata.sources import coco, table, voc, wider
-from msldata.sources.source import FoundSource, Source, check_name
+from msldata.sources.source import FoundSource, Location, Source, check_name
 
 __all__ = [
     "DEFAULT_SPLITS",
@@ -28,7 +28,7 @@ class SourceKind:
 
     open: Callable[..., Source]
     """Called with the dataset's place and the split; with ``classes`` too when ``takes_classes``."""
-    available_splits: Callable[[Path], tuple[str, ...]]
+    available_splits: Callable[[Location], tuple[str, ...]]
     """The splits that a place has; none where it is no dataset of this kind."""
     layout: str
     """What a place of this kind holds, for messages."""
@@ -62,13 +62,13 @@ DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for n
 
 
 def open_source(
-    dataset: str, root: str | Path, split: str, name: str | None = None, classes: str | Path | None = None
+    dataset: str, root: Location, split: str, name: str | None = None, classes: Location | None = None
 ) -> Source:
     """Open one split of a dataset.
 
     Args:
         dataset: its kind, a name of ``KINDS``.
-        root: the dataset's folder; of a table the file.
+        root: the dataset's folder, local or remote; of a table (or of a COCO JSON of one's own) the file.
         split: one that the kind has.
         name: what the shards and the manifest call the dataset; default: its own name.
         classes: a file with one class name a line, for kinds that leave the classes open.
@@ -78,11 +78,10 @@ def open_source(
             dataset or a list in it is missing. BadInputError: a list that cannot be understood.
     """
     kind = _kind(dataset)
-    place = Path(root).expanduser()
     if classes is None:
-        source = kind.open(place, split)
+        source = kind.open(root, split)
     elif kind.takes_classes:
-        source = kind.open(place, split, Path(classes).expanduser())
+        source = kind.open(root, split, classes)
     else:
         takers = ", ".join(other for other, entry in KINDS.items() if entry.takes_classes)
         raise UserError(f"--classes {classes}: {dataset} has its own classes; only these take a list: {takers}")
@@ -111,14 +110,14 @@ def places_looked_at(root: Path) -> list[str]:
 
 
 def select_sources(
-    root: Path, dataset: str | None = None, source: Path | None = None, splits: Sequence[str] | None = None
+    root: Path, dataset: str | None = None, source: Location | None = None, splits: Sequence[str] | None = None
 ) -> list[FoundSource]:
     """What a build command means: the dataset at ``source``, or what is found in the usual places below ``root``.
 
     Args:
         root: the folder of all datasets.
         dataset: only this one; needed with ``source``.
-        source: the dataset's own place.
+        source: the dataset's own place, local or remote.
         splits: default: the kind's, or all that are there.
 
     Raises:
@@ -142,7 +141,7 @@ def select_sources(
             "Four ways on:\n"
             "  point at it:  msl build-shards --dataset voc2007 --source FOLDER, or set MSL_DATA to the folder of all\n"
             "  your own:     msl build-shards --dataset table --source labels.csv --name NAME\n"
-            "  download it:  host.robots.ox.ac.uk/pascal/VOC/voc2007 or cocodataset.org, unpacked into a place above\n"
+            "  download it:  msl download voc2007, or msl download coco2014\n"
             "  synthetic:    msl synthesize --out FOLDER, then point at it"
         )
     return [FoundSource(entry.dataset, entry.root, tuple(splits or entry.splits)) for entry in found]

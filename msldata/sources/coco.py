@@ -7,17 +7,30 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from msldata.errors import BadInputError
+from msldata.errors import BadInputError, UserError
 from msldata.labels import LabelSpace
 from msldata.records import ObjectRecord, Record
-from msldata.sources.source import check_name, key_of, unknown_split
-from msldata.storage import LocalStorage, Storage
+from msldata.sources.source import (
+    Location,
+    check_name,
+    has_folder,
+    is_inside,
+    key_of,
+    local_file,
+    refuse_missing_bucket,
+    split_location,
+    unknown_split,
+)
+from msldata.storage import Storage, open_storage
 
 LAYOUT = "annotations/instances_SPLIT.json and the images of each split in SPLIT/"
+WHOLE = "all"
+"""What the split of a single JSON file is called unless another name is asked for."""
 _SPLITS_2014 = ("train", "val")
+_FOLDERS_2014 = ("COCO2014", "coco2014", "coco")
 _HINT = "mend the annotations, or fetch them again, and check them"
 
 
@@ -28,7 +41,8 @@ class Coco:
     annotation counts as presence.
 
     Args:
-        root: the folder that holds ``annotations/instances_<folder>.json`` and the images' ``<folder>/``.
+        root: the folder that holds ``annotations/instances_<folder>.json`` and the images' ``<folder>/``; or one
+            ``.json`` file of one's own, which names its images by their paths from its folder. Local or remote.
         split: what the split is called.
         folder: default: ``split``.
 
@@ -44,25 +58,32 @@ class Coco:
         "Commons Attribution 4.0."
     )
 
-    def __init__(self, root: Path, split: str, folder: str | None = None):
+    def __init__(self, root: Location, split: str, folder: str | None = None):
         check_name("split", split)
         self.split = split
-        self.root = root
-        self._folder = folder or split
-        self.images: Storage = LocalStorage(self.root)
         self.counts: dict[str, int] = {}
-        path = annotation_file(self.root, self._folder)
-        if folder is None and not path.is_file() and (known := available_splits(root)):
-            raise unknown_split(str(root), split, known)
-        for needed in (path, self.root / self._folder):
-            if not needed.exists():
-                raise FileNotFoundError(f"{needed}: missing; {self.title} {split} needs it, is the download complete?")
-        self._where = str(path)
-        self._coco, digest = _load(path)
-        self.provenance: dict[str, Any] = {
-            "source": self.title,
-            "files": {path.relative_to(self.root).as_posix(): digest},
-        }
+        self.images: Storage
+        if _is_file(root):
+            self.images, name = split_location(root)
+            self._folder = ""
+        else:
+            self.images = open_storage(root)
+            self._folder = folder or split
+            name = annotation_file(self._folder)
+        self._where = self.images.where(name)
+        there = self.images.exists(name)
+        if not there or not has_folder(self.images, self._folder):
+            refuse_missing_bucket(self.images, name)
+            if folder is None and not there and self.images.path() is not None and (known := available_splits(root)):
+                raise unknown_split(str(root), split, known)
+            missing = self.images.where(self._folder) if there else self._where
+            raise FileNotFoundError(f"{missing}: missing; {self.title} {split} needs it, is the download complete?")
+        try:
+            with local_file(self.images, name) as path:
+                self._coco, digest = _load(path)
+        except BadInputError as error:  # it may have named the copy of a remote file
+            raise BadInputError(self._where, error.reason, error.hint) from None
+        self.provenance: dict[str, Any] = {"source": self.title, "files": {name: digest}}
         with _clear_errors(self._where):
             categories = [self._coco.cats[number] for number in sorted(self._coco.getCatIds())]
             self.labels = LabelSpace(tuple(category["name"] for category in categories))
@@ -83,12 +104,13 @@ class Coco:
     def _record(self, image_id: int, annotations: list[dict[str, Any]]) -> Record:
         file_name = self._coco.imgs[image_id]["file_name"]
         # It becomes part of a path: nothing in the JSON may point outside the dataset.
-        if not isinstance(file_name, str) or "/" in file_name or "\\" in file_name or file_name.startswith("."):
-            raise ValueError(f"image {image_id}: {file_name!r} is not a plain file name")
+        if not is_inside(file_name):
+            raise ValueError(f"image {image_id}: {file_name!r} is not a path below the images' folder")
+        file_name = PurePosixPath(file_name).as_posix()
         objects = tuple(self._object(item) for item in sorted(annotations, key=lambda item: item["id"]))
         return Record(
             key=key_of(file_name),
-            image=f"{self._folder}/{file_name}",
+            image=f"{self._folder}/{file_name}" if self._folder else file_name,
             positives=tuple(sorted({item.class_index for item in objects})),
             objects=objects,
             image_id=str(image_id),
@@ -99,8 +121,9 @@ class Coco:
         return ObjectRecord(
             class_index=self._class_index[annotation["category_id"]],
             box=(left, top, width, height),
-            area=float(annotation["area"]),
-            crowd=bool(annotation["iscrowd"]),
+            # COCO's own files always have both; those of other tools often not.
+            area=float(annotation.get("area", width * height)),
+            crowd=bool(annotation.get("iscrowd", False)),
         )
 
 
@@ -120,32 +143,49 @@ class Coco2014(Coco):
         "that the annotations name for it, mostly Creative Commons."
     )
 
-    def __init__(self, root: Path, split: str):
+    def __init__(self, root: Location, split: str):
         if split not in _SPLITS_2014:
             raise unknown_split(self.dataset, split, _SPLITS_2014)
         super().__init__(_find_root_2014(root), split, f"{split}2014")
 
 
-def available_splits(root: Path) -> tuple[str, ...]:
-    """Splits of any name whose annotations and image folder lie in ``root``, sorted."""
-    names = (path.stem.removeprefix("instances_") for path in (root / "annotations").glob("instances_*.json"))
-    return tuple(sorted(name for name in names if (root / name).is_dir()))
+def available_splits(root: Location) -> tuple[str, ...]:
+    """Splits of any name whose annotations and image folder lie in ``root``, sorted; ``all`` of a single file.
+
+    Raises:
+        UserError: a web address, which cannot be listed.
+    """
+    if _is_file(root):
+        return (WHOLE,)
+    place = open_storage(root)
+    if place.path() is None and place.url.startswith("http"):
+        raise UserError(f"{place.url}: a web address cannot be listed; say which splits it has, with --split")
+    files = [PurePosixPath(info.name) for info in place.child("annotations").list_files()]
+    names = [path.stem.removeprefix("instances_") for path in files if path.match("instances_*.json")]
+    return tuple(sorted(name for name in names if has_folder(place, name)))
 
 
-def available_splits_2014(root: Path) -> tuple[str, ...]:
+def available_splits_2014(root: Location) -> tuple[str, ...]:
     """Splits of COCO-2014 whose annotations lie in ``root``."""
-    return tuple(split for split in _SPLITS_2014 if annotation_file(root, f"{split}2014").is_file())
+    place = open_storage(root)
+    return tuple(split for split in _SPLITS_2014 if place.exists(annotation_file(f"{split}2014")))
 
 
-def annotation_file(root: Path, folder: str) -> Path:
+def annotation_file(folder: str) -> str:
     """Where the annotations of the images in ``folder`` are."""
-    return root / "annotations" / f"instances_{folder}.json"
+    return f"annotations/instances_{folder}.json"
 
 
-def _find_root_2014(root: Path) -> Path:
-    for candidate in (root, root / "COCO2014", root / "coco2014", root / "coco"):
+def _is_file(root: Location) -> bool:
+    return PurePosixPath(str(root)).suffix.lower() == ".json"
+
+
+def _find_root_2014(root: Location) -> Location:
+    below = [root / name if isinstance(root, Path) else f"{root.rstrip('/')}/{name}" for name in _FOLDERS_2014]
+    for candidate in (root, *below):
         if available_splits_2014(candidate):
             return candidate
+    refuse_missing_bucket(open_storage(root), annotation_file("train2014"))
     raise FileNotFoundError(
         f"{root}: no COCO-2014 here (no annotations/instances_train2014.json or instances_val2014.json); "
         "give the folder that holds annotations, train2014 and val2014"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -11,7 +15,13 @@ from msldata.errors import UserError
 from msldata.format import check_key
 from msldata.labels import LabelSpace
 from msldata.records import Record
-from msldata.storage import Storage
+from msldata.storage import LocalStorage, Storage, open_storage
+
+Location = str | Path
+"""Where a dataset lies: a local path, or the address of a folder (of a table: of the file) at a remote place."""
+
+_PARALLEL_READS = 32
+_READ_AHEAD = 512
 
 
 class Source(Protocol):
@@ -35,10 +45,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FoundSource:
-    """A dataset that was found on disk, and the splits of it that would be built."""
+    """A dataset that was found, and the splits of it that would be built."""
 
     dataset: str
-    root: Path
+    root: Location
     splits: tuple[str, ...]
 
 
@@ -57,22 +67,86 @@ def check_name(what: str, name: str) -> None:
         ) from None
 
 
+def split_location(location: Location) -> tuple[Storage, str]:
+    """The folder of a file, and the file's name in it."""
+    if isinstance(location, Path) or "://" not in location:
+        path = Path(location).expanduser()
+        return LocalStorage(path.parent), path.name
+    folder, _, name = location.rpartition("/")
+    return open_storage(folder), name
+
+
+def has_folder(place: Storage, name: str) -> bool:
+    """Whether the sub-folder ``name`` is there; True where that cannot be told, for remote places know only files."""
+    path = place.path(name)
+    return path is None or path.is_dir()
+
+
+def refuse_missing_bucket(place: Storage, name: str) -> None:
+    """Raise FileNotFoundError when ``name``, which was not found, lacks even the bucket it would be in."""
+    if place.path() is None:
+        try:
+            place.read(name)
+        except FileNotFoundError as error:
+            if lacks_bucket(error):
+                raise
+
+
+def lacks_bucket(error: FileNotFoundError) -> bool:
+    """Whether not only a file is missing but the bucket (on Azure the container) that it would be in."""
+    return re.search("no such (bucket|container)", str(error)) is not None
+
+
+def is_inside(name: object) -> bool:
+    """Whether a name that a file gave is a path that stays inside the folder that it is relative to."""
+    if not isinstance(name, str) or "\\" in name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts
+
+
+def read_many(place: Storage, names: Sequence[str]) -> Iterator[bytes]:
+    """Small files in the order of ``names``; remote ones are read many at a time, for each costs a round trip."""
+    if place.path() is not None:
+        yield from map(place.read, names)
+        return
+    with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+        for start in range(0, len(names), _READ_AHEAD):
+            yield from readers.map(place.read, names[start : start + _READ_AHEAD])
+
+
+@contextmanager
+def local_file(place: Storage, name: str) -> Iterator[Path]:
+    """The path of a file; a remote one is copied to this machine for as long as the block runs."""
+    path = place.path(name)
+    if path is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="msl-source-") as folder:
+        copy = Path(folder, PurePosixPath(name).name)
+        copy.write_bytes(place.read(name))
+        yield copy
+
+
 def key_of(image: str) -> str:
     """The key of an image by its path: without the extension, and ``_`` for every dot, slash and space left."""
     path = PurePosixPath(image)
     return "_".join(path.with_suffix("").parts).replace(".", "_").replace(" ", "_")
 
 
-def read_classes(path: Path) -> LabelSpace:
+def read_classes(place: Storage, name: str) -> LabelSpace:
     """A list of classes, one name a line; blank lines are skipped.
 
     Raises:
         FileNotFoundError: no such file. UserError: it is empty or names a class twice.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list of classes; it is a text file with one class name a line")
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
+    try:
+        data = place.read(name)
+    except FileNotFoundError:
+        reason = "no such list of classes; it is a text file with one class name a line"
+        raise FileNotFoundError(f"{place.where(name)}: {reason}") from None
+    names = [line.strip() for line in data.decode("utf-8-sig", "replace").splitlines()]
     try:
         return LabelSpace(tuple(name for name in names if name))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{place.where(name)}: {error}") from None

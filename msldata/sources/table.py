@@ -9,15 +9,24 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from msldata.errors import BadInputError, UserError
 from msldata.format import check_key
 from msldata.labels import LabelSpace
 from msldata.records import Record
-from msldata.sources.source import check_name, key_of, read_classes, unknown_split
-from msldata.storage import LocalStorage, Storage
+from msldata.sources.places import Places, address_path, is_address
+from msldata.sources.source import (
+    Location,
+    check_name,
+    key_of,
+    lacks_bucket,
+    read_classes,
+    split_location,
+    unknown_split,
+)
+from msldata.storage import REMOTE_SCHEMES, Storage
 
 WHOLE = "all"
 """The one split of a table without the column ``split``."""
@@ -45,12 +54,13 @@ class _Row:
 class Table:
     """One split of a table with the columns ``image``, ``labels`` and, where wanted, ``ignored`` and ``split``.
 
-    ``image`` is a path relative to the table's folder. ``labels`` and ``ignored`` are class names: in CSV separated by
+    ``image`` is a path relative to the table's folder, or an address (``https://``, ``s3://``, ``gs://``, ``az://``);
+    the key is made of the path, without host or bucket. ``labels`` and ``ignored`` are class names: in CSV separated by
     ``;`` or ``|``, in JSON lines and parquet lists; none at all is an image without any class. The order of the rows
     is kept. An image may be listed only once in the whole table: in two splits it would be trained on and tested with.
 
     Args:
-        path: a ``.csv``, ``.jsonl`` or ``.parquet`` file.
+        path: a ``.csv``, ``.jsonl`` or ``.parquet`` file, local or remote.
         split: a value of the column ``split``, or ``all`` for a table without it.
         classes: a file with one class name a line, in target order; default: all labels of the table, sorted.
 
@@ -62,26 +72,28 @@ class Table:
     dataset = "table"
     licence = "Not stated by the table; the photographs' owner states it."
 
-    def __init__(self, path: Path, split: str, classes: Path | None = None):
-        data, rows = _read_table(path)
+    def __init__(self, path: Location, split: str, classes: Location | None = None):
+        folder, name = split_location(path)
+        data, rows = _read_table(folder, name)
         known = _splits(rows)
         if split not in known:
-            raise unknown_split(str(path), split, known)
+            raise unknown_split(folder.where(name), split, known)
         self.split = split
-        self.images: Storage = LocalStorage(path.parent)
+        self._rows = [row for row in rows if row.split == split]
+        self.images: Storage = Places(folder) if any(is_address(row.image) for row in self._rows) else folder
         self.counts: dict[str, int] = {}
-        self.provenance: dict[str, Any] = {"source": "table", "files": {path.name: hashlib.sha256(data).hexdigest()}}
+        self.provenance: dict[str, Any] = {"source": "table", "files": {name: hashlib.sha256(data).hexdigest()}}
         if classes is None:
             # Over all splits, so that the vectors of one split mean what those of the others mean.
             names = sorted({name for row in rows for name in (*row.labels, *row.ignored)})
             if not names:
-                raise UserError(f"{path}: no row has a label; name the classes with --classes FILE")
+                raise UserError(f"{folder.where(name)}: no row has a label; name the classes with --classes FILE")
             self.labels = LabelSpace(tuple(names))
         else:
-            self.labels = read_classes(classes)
-            self.provenance["classes"] = {classes.name: hashlib.sha256(classes.read_bytes()).hexdigest()}
-            _check_labels(path, rows, self.labels, classes)
-        self._rows = [row for row in rows if row.split == split]
+            place, file = split_location(classes)
+            self.labels = read_classes(place, file)
+            self.provenance["classes"] = {file: hashlib.sha256(place.read(file)).hexdigest()}
+            _check_labels(folder.where(name), rows, self.labels, classes)
 
     def records(self) -> Iterator[Record]:
         """The split's rows, in the order of the table."""
@@ -98,40 +110,46 @@ class Table:
         return tuple(sorted({self.labels.index(name) for name in names}))
 
 
-def available_splits(path: Path) -> tuple[str, ...]:
+def available_splits(path: Location) -> tuple[str, ...]:
     """The distinct values of the column ``split`` in order of appearance, or ``all``. Raises as ``Table`` does."""
-    return _splits(_read_table(path)[1])
+    return _splits(_read_table(*split_location(path))[1])
 
 
 def _splits(rows: list[_Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.split for row in rows))
 
 
-def _check_labels(path: Path, rows: list[_Row], labels: LabelSpace, classes: Path) -> None:
+def _check_labels(table: str, rows: list[_Row], labels: LabelSpace, classes: Location) -> None:
     for row in rows:
         for name in (*row.labels, *row.ignored):
             if name not in labels:
                 raise BadInputError(
-                    str(path), f"{row.place}: unknown label '{name}'", f"add it to {classes}, or mend the line"
+                    table, f"{row.place}: unknown label '{name}'", f"add it to {classes}, or mend the line"
                 )
 
 
-def _read_table(path: Path) -> tuple[bytes, list[_Row]]:
+def _read_table(folder: Storage, name: str) -> tuple[bytes, list[_Row]]:
     """The file's bytes and its rows, checked."""
     readers: Mapping[str, Callable[[bytes], Iterator[tuple[str, Mapping[str, Any]]]]] = {
         ".csv": _csv_rows,
         ".jsonl": _json_rows,
         ".parquet": _parquet_rows,
     }
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table; give a {', '.join(readers)} file with image and labels")
-    if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: not a kind of table that is known; known are: {', '.join(readers)}")
-    data = path.read_bytes()
+    where, suffix = folder.where(name), PurePosixPath(name).suffix.lower()
+    try:
+        data = folder.read(name) if suffix in readers else None
+    except FileNotFoundError as error:
+        # A missing bucket is another mistake than a missing file, and the storage's message says which.
+        reason = "no such bucket" if lacks_bucket(error) else "no such table"
+        raise FileNotFoundError(f"{where}: {reason}; give a {', '.join(readers)} file with image and labels") from None
+    if data is None:
+        if not folder.exists(name):
+            raise FileNotFoundError(f"{where}: no such table; give a {', '.join(readers)} file with image and labels")
+        raise UserError(f"{where}: not a kind of table that is known; known are: {', '.join(readers)}")
     rows: list[_Row] = []
     seen: dict[str, _Row] = {}
     try:
-        for place, cells in readers[path.suffix.lower()](data):
+        for place, cells in readers[suffix](data):
             try:
                 row = _row(place, cells)
             except ValueError as error:
@@ -145,9 +163,9 @@ def _read_table(path: Path) -> tuple[bytes, list[_Row]]:
                 raise ValueError(f"{place}: split is {row.split!r}; either all rows name a split or none does")
             rows.append(row)
     except (ValueError, csv.Error) as error:  # includes JSON and UTF-8 errors
-        raise BadInputError(str(path), str(error), _HINT) from None
+        raise BadInputError(where, str(error), _HINT) from None
     if not rows:
-        raise BadInputError(str(path), "the table has no rows", _HINT)
+        raise BadInputError(where, "the table has no rows", _HINT)
     if not rows[0].split:
         rows = [replace(row, split=WHOLE) for row in rows]
     return data, rows
@@ -156,7 +174,7 @@ def _read_table(path: Path) -> tuple[bytes, list[_Row]]:
 def _row(place: str, cells: Mapping[str, Any]) -> _Row:
     _check_columns(tuple(cells))
     image = _checked_path(cells["image"])
-    key = key_of(image)
+    key = key_of(address_path(image) if is_address(image) else image)
     check_key(key)
     labels, ignored = (_names(cells.get(column), column) for column in ("labels", "ignored"))
     if both := sorted(set(labels) & set(ignored)):
@@ -182,8 +200,14 @@ def _checked_path(image: Any) -> str:
     """The path in its plainest form. Raises ValueError when it is none, or could lead out of the table's folder."""
     if not isinstance(image, str) or not image:
         raise ValueError(f"image is {image!r}, not a path")
+    if is_address(image):
+        address_path(image)
+        return image
     if "\\" in image or _SCHEME_OR_DRIVE.match(image):
-        raise ValueError(f"image is {image!r}; give a path with / that starts from the table's folder")
+        raise ValueError(
+            f"image is {image!r}; give a path with / that starts from the table's folder, or the address of a file at "
+            + ", ".join(f"{scheme}://" for scheme in REMOTE_SCHEMES)
+        )
     path = PurePosixPath(image)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"image is {image!r}; absolute paths and '..' are refused, put the table beside the images")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from msldata.errors import BadInputError, UserError
 from msldata.labels import VOC, LabelSpace
 from msldata.records import ObjectRecord, Record
-from msldata.sources.source import read_classes, unknown_split
-from msldata.storage import LocalStorage, Storage
+from msldata.sources.source import (
+    Location,
+    has_folder,
+    read_classes,
+    read_many,
+    refuse_missing_bucket,
+    unknown_split,
+)
+from msldata.storage import Storage, open_storage
 
 # Per split the ways to list it, best first; the lists of one way are joined. They are named one by one, for a pattern
 # such as *_train.txt would also take train_train.txt, the list of the class "train".
@@ -23,6 +29,8 @@ _LISTS = {
     "test": (("test",),),
 }
 LAYOUT = "JPEGImages, Annotations and ImageSets"
+_MAIN = "ImageSets/Main"
+_CLASSES = f"{_MAIN}/classes.txt"
 _HINT = "repair the file, or take its id out of the list in ImageSets/Main"
 
 
@@ -36,7 +44,7 @@ class Voc:
     (evaluation leaves that pair out, training counts it as negative), and negative when it has none.
 
     Args:
-        root: the year's folder (VOC2007), VOCdevkit, or one that contains VOCdevkit.
+        root: the year's folder (VOC2007), VOCdevkit, or one that contains VOCdevkit; local or remote.
         split: ``trainval``, ``train``, ``val`` or ``test``.
 
     Raises:
@@ -49,45 +57,53 @@ class Voc:
     """What it is called, and its folder's name."""
     licence: str
 
-    def __init__(self, root: Path, split: str):
+    def __init__(self, root: Location, split: str):
         if split not in _LISTS:
             raise unknown_split(self.dataset, split, tuple(_LISTS))
         self.split = split
-        self.root = find_root(root, self.title)
-        self.images: Storage = LocalStorage(self.root)
+        self.images: Storage = find_root(open_storage(root), self.title)
         self.counts: dict[str, int] = {}
-        self._lists = _lists(self.root, split)
-        for path in (*self._lists, self.root / "Annotations", self.root / "JPEGImages"):
-            if not path.exists():
-                raise FileNotFoundError(f"{path}: missing; {self.title} {split} needs it, is the download complete?")
-        own_classes = self.root / "ImageSets" / "Main" / "classes.txt"
+        self._lists = _lists(self.images, split)
+        missing = [name for name in self._lists if not self.images.exists(name)]
+        missing += [name for name in ("Annotations", "JPEGImages") if not has_folder(self.images, name)]
+        if missing:
+            where = self.images.where(missing[0])
+            raise FileNotFoundError(f"{where}: missing; {self.title} {split} needs it, is the download complete?")
         self.labels = VOC
         read_from = self._lists
-        if own_classes.is_file():
-            self.dataset, self.labels = "voc-layout", read_classes(own_classes)
+        title = self.title
+        if self.images.exists(_CLASSES):
+            self.dataset, self.labels = "voc-layout", read_classes(self.images, _CLASSES)
             self.licence = (
                 f"Not {self.title} but a dataset of its own in the same layout; its maker states the licence."
             )
-            read_from = (*self._lists, own_classes)
-        self.provenance: dict[str, Any] = {
-            "source": f"{self.title} layout, own classes" if own_classes.is_file() else self.title,
-            "files": {
-                path.relative_to(self.root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in read_from
-            },
-        }
+            read_from = (*self._lists, _CLASSES)
+            title = f"{self.title} layout, own classes"
+        self._ids, files = [], {}
+        for name in read_from:
+            data = self.images.read(name)
+            files[name] = hashlib.sha256(data).hexdigest()
+            if name != _CLASSES:
+                self._ids += _image_ids(data, self.images.where(name))
+        self.provenance: dict[str, Any] = {"source": title, "files": files}
 
     def records(self) -> Iterator[Record]:
         """The split's images in ascending order of their ids."""
+        if not self._ids:
+            where = self.images.where(self._lists[0])
+            raise UserError(f"{where}: the list is empty; {self.title} {self.split} has no images here")
         annotations = hashlib.sha256()
-        for image_id in self._image_ids():
-            path = self.root / "Annotations" / f"{image_id}.xml"
+        ids = sorted(self._ids)
+        names = [f"Annotations/{image_id}.xml" for image_id in ids]
+        contents = read_many(self.images, names)
+        for image_id, name in zip(ids, names, strict=True):
+            where = self.images.where(name)
             try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise BadInputError(str(path), (error.strerror or str(error)).lower(), _HINT) from None
+                data = next(contents)
+            except FileNotFoundError:
+                raise BadInputError(where, "no such file", _HINT) from None
             annotations.update(data)
-            objects = parse_objects(data, str(path), self.labels)
+            objects = parse_objects(data, where, self.labels)
             clear = {item.class_index for item in objects if not item.difficult}
             yield Record(
                 key=image_id,
@@ -98,21 +114,6 @@ class Voc:
                 image_id=image_id,
             )
         self.provenance["annotations_sha256"] = annotations.hexdigest()
-
-    def _image_ids(self) -> list[str]:
-        ids = []
-        for path in self._lists:
-            for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-                if not line.strip():
-                    continue
-                image_id = line.split()[0]
-                # It becomes part of a path: nothing in a list may point outside the dataset.
-                if not image_id.replace("_", "").replace("-", "").isalnum():
-                    raise BadInputError(str(path), f"line {number}: {image_id[:80]!r} is not an image id", _HINT)
-                ids.append(image_id)
-        if not ids:
-            raise UserError(f"{self._lists[0]}: the list is empty; {self.title} {self.split} has no images here")
-        return sorted(ids)
 
 
 class Voc2007(Voc):
@@ -134,26 +135,42 @@ class Voc2012(Voc):
     licence = Voc2007.licence.replace("2007", "2012")
 
 
-def find_root(root: Path, title: str) -> Path:
-    """The folder ``title`` (VOC2007) itself: ``root``, or the one below it. Raises FileNotFoundError."""
-    for candidate in (root, root / title, root / "VOCdevkit" / title):
-        if (candidate / "ImageSets" / "Main").is_dir():
+def find_root(place: Storage, title: str) -> Storage:
+    """The folder ``title`` (VOC2007) itself: ``place``, or one below it. Raises FileNotFoundError."""
+    for candidate in (place, place.child(title), place.child("VOCdevkit").child(title)):
+        # A remote place has no folders to look for, only the lists in them.
+        if (candidate.path() is not None and has_folder(candidate, _MAIN)) or available_splits(candidate):
             return candidate
+    refuse_missing_bucket(place, f"{_MAIN}/trainval.txt")
     raise FileNotFoundError(
-        f"{root}: no {title} here (no ImageSets/Main in it, in {title} or in VOCdevkit/{title}); "
+        f"{place.url}: no {title} here (no ImageSets/Main in it, in {title} or in VOCdevkit/{title}); "
         f"give the folder that holds {LAYOUT}"
     )
 
 
-def available_splits(root: Path) -> tuple[str, ...]:
+def available_splits(root: Location | Storage) -> tuple[str, ...]:
     """Splits whose image lists lie in ``root``; empty when it is no VOC folder."""
-    lists = {split: _lists(root, split) for split in _LISTS}
-    return tuple(split for split, paths in lists.items() if all(path.is_file() for path in paths))
+    place = root if isinstance(root, Storage) else open_storage(root)
+    there = {name: place.exists(f"{_MAIN}/{name}.txt") for name in _LISTS}
+    return tuple(split for split, ways in _LISTS.items() if any(all(map(there.get, names)) for names in ways))
 
 
-def _lists(root: Path, split: str) -> tuple[Path, ...]:
-    choices = [tuple(root / "ImageSets" / "Main" / f"{name}.txt" for name in names) for names in _LISTS[split]]
-    return next((paths for paths in choices if all(path.is_file() for path in paths)), choices[0])
+def _lists(place: Storage, split: str) -> tuple[str, ...]:
+    choices = [tuple(f"{_MAIN}/{name}.txt" for name in names) for names in _LISTS[split]]
+    return next((names for names in choices if all(map(place.exists, names))), choices[0])
+
+
+def _image_ids(data: bytes, where: str) -> list[str]:
+    ids = []
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        image_id = line.split()[0]
+        # It becomes part of a path: nothing in a list may point outside the dataset.
+        if not image_id.replace("_", "").replace("-", "").isalnum():
+            raise BadInputError(where, f"line {number}: {image_id[:80]!r} is not an image id", _HINT)
+        ids.append(image_id)
+    return ids
 
 
 def parse_objects(data: bytes, where: str, labels: LabelSpace = VOC) -> tuple[ObjectRecord, ...]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from msldata.errors import BadInputError
 from msldata.labels import LabelSpace
 from msldata.records import Record
-from msldata.sources.source import key_of, unknown_split
-from msldata.storage import LocalStorage, Storage
+from msldata.sources.source import Location, has_folder, is_inside, key_of, refuse_missing_bucket, unknown_split
+from msldata.storage import Storage, open_storage
 
 LAYOUT = "Image and, beside it or in Annotations, wider_attribute_trainval.json and wider_attribute_test.json"
 ATTRIBUTES = LabelSpace(
@@ -36,7 +36,8 @@ class Wider:
     Deviation: the published code pads a box that leaves the photograph with black; here it ends at the edge.
 
     Args:
-        root: the folder that holds ``Image/`` and the annotations, or one above it that calls it WIDER.
+        root: the folder that holds ``Image/`` and the annotations, or one above it that calls it WIDER; local
+            or remote.
         split: ``trainval``, ``train``, ``val`` or ``test``; train and val are told apart by the images' folders.
 
     Raises:
@@ -50,28 +51,29 @@ class Wider:
         "Photographs from the web, for research only. Cite Li et al., Human Attribute Recognition by Deep Contexts."
     )
 
-    def __init__(self, root: Path, split: str):
+    def __init__(self, root: Location, split: str):
         if split not in _SPLITS:
             raise unknown_split(self.dataset, split, tuple(_SPLITS))
         self.split = split
-        self.root = root / "WIDER" if (root / "WIDER").is_dir() else root
-        self.images: Storage = LocalStorage(self.root)
+        self.images: Storage = _find_root(open_storage(root))
         self.counts: dict[str, int] = {}
-        path = _annotation_file(self.root, split)
-        for needed in (path, self.root / "Image"):
-            if not needed.exists():
-                raise FileNotFoundError(
-                    f"{needed}: missing; WIDER-Attribute {split} needs it, in a folder with {LAYOUT}"
-                )
-        data = path.read_bytes()
-        self._where = str(path)
+        name = _annotation_file(self.images, split)
+        self._where = self.images.where(name)
+        try:
+            data = self.images.read(name) if has_folder(self.images, "Image") else None
+        except FileNotFoundError:
+            refuse_missing_bucket(self.images, name)
+            data = None
+        if data is None:
+            missing = self._where if has_folder(self.images, "Image") else self.images.where("Image")
+            raise FileNotFoundError(f"{missing}: missing; WIDER-Attribute {split} needs it, in a folder with {LAYOUT}")
         try:
             self._images = json.loads(data)["images"]
         except (ValueError, KeyError, TypeError) as error:
             raise BadInputError(self._where, f"not WIDER-Attribute's annotations ({error!r})", _HINT) from None
         self.provenance: dict[str, Any] = {
             "source": "WIDER-Attribute",
-            "files": {path.relative_to(self.root).as_posix(): hashlib.sha256(data).hexdigest()},
+            "files": {name: hashlib.sha256(data).hexdigest()},
         }
 
     def records(self) -> Iterator[Record]:
@@ -89,22 +91,30 @@ class Wider:
             raise BadInputError(self._where, f"not WIDER-Attribute's annotations ({error})", _HINT) from None
 
 
-def available_splits(root: Path) -> tuple[str, ...]:
+def available_splits(root: Location | Storage) -> tuple[str, ...]:
     """Splits whose annotations lie in ``root``."""
-    return tuple(split for split in _SPLITS if _annotation_file(root, split).is_file())
+    place = root if isinstance(root, Storage) else open_storage(root)
+    there = {part: place.exists(_annotation_file(place, part)) for part in ("trainval", "test")}
+    return tuple(split for split, part in _SPLITS.items() if there[part])
 
 
-def _annotation_file(root: Path, split: str) -> Path:
-    paths = [root / folder / f"wider_attribute_{_SPLITS[split]}.json" for folder in _FOLDERS]
-    return next((path for path in paths if path.is_file()), paths[1])
+def _find_root(place: Storage) -> Storage:
+    below = place.child("WIDER")
+    found = has_folder(below, "") if below.path() is not None else not available_splits(place)
+    return below if found else place
+
+
+def _annotation_file(place: Storage, split: str) -> str:
+    folders = [f"{folder}/" if folder else "" for folder in _FOLDERS]
+    names = [f"{folder}wider_attribute_{_SPLITS[split]}.json" for folder in folders]
+    return next((name for name in names if place.exists(name)), names[1])
 
 
 def _checked_name(file_name: Any) -> str:
     # It becomes part of a path: nothing in the annotations may point outside the dataset.
-    path = PurePosixPath(file_name)
-    if path.is_absolute() or ".." in path.parts or "\\" in file_name or not path.name:
+    if not is_inside(file_name):
         raise ValueError(f"{file_name!r} is not a path below Image")
-    return path.as_posix()
+    return PurePosixPath(file_name).as_posix()
 
 
 def _record(file_name: str, number: int, person: dict[str, Any]) -> Record:

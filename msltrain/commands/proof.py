@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from msldata.console import OnError, err, out, progress_bar
+from msldata.console import OnError, err, gigabytes, out, progress_bar
 
 if TYPE_CHECKING:
     from msltrain.measured import Measured
@@ -38,6 +38,11 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
+    cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
+    on_sample_error: Annotated[
+        OnError, typer.Option(help="At a damaged sample: stop, or leave it out and list it.")
+    ] = OnError.fail,
 ) -> None:
     """Predict every sample exactly once and measure as published: mAP, CP, CR, CF1, OP, OR, OF1."""
     import sys
@@ -70,6 +75,9 @@ def evaluate(
                 device=device,
                 seed=seed,
                 progress=progress,
+                cache="" if cache is None else str(cache),
+                cache_limit_gb=gigabytes(cache_limit),
+                on_sample_error=on_sample_error.value,
             )
         if not is_first_process():
             return
@@ -83,6 +91,10 @@ def evaluate(
     if json_ is not None:
         json_.write_text(measured.to_json(), encoding="utf-8")
     _show(measured, with_classes=classes)
+    if skipped := measured.origin.skipped:
+        err.print(f"{len(skipped)} bad samples were left out:")
+        for sample in skipped:
+            err.print(f"  {sample}", markup=False, soft_wrap=True)
     out.print(f"[green]{predictions}[/green]: {measured.metrics.num_samples:,} samples", soft_wrap=True)
 
 
@@ -225,9 +237,11 @@ def serve(
 def robustness(
     checkpoint: Annotated[list[Path], typer.Option(help="Repeat it: the reference (baseline) first.")],
     data: Annotated[str, typer.Option(help="Shards to evaluate on: folder or URL.")],
-    keep_masks: Annotated[list[str], typer.Option(help="Held-out keep masks; repeat it: low and high.")],
+    keep_masks: Annotated[
+        list[str] | None, typer.Option(help="Held-out keep masks, for irregular; repeat it: low and high.")
+    ] = None,
     name: Annotated[list[str] | None, typer.Option(help="Names of the models, in the same order.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Kinds of holes; default: irregular.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="irregular (default), patch, box, object.")] = None,
     recalibrate: Annotated[
         str | None,
         typer.Option(help="Training shards: add the reference with BatchNorm measured anew on them."),
@@ -265,7 +279,7 @@ def robustness(
     study = Study(
         models=tuple(zip(names, map(str, checkpoint), strict=True)),
         shards=data,
-        keep_masks=tuple(keep_masks),
+        keep_masks=tuple(keep_masks or ()),
         kinds=tuple(kind or ("irregular",)),
         recalibration=Recalibration(shards=recalibrate, keep_masks=tuple(recalibrate_masks or ()))
         if recalibrate

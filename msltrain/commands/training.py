@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from msldata.console import err, out
+from msldata.console import OnError, err, gigabytes, out
 
 
 def train(
@@ -22,6 +22,14 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: section.field=value.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run folder.")] = False,
     gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
+    cache_limit: Annotated[str | None, typer.Option(help="What the cache may take.", show_default="50GB")] = None,
+    ram_cache: Annotated[
+        str | None, typer.Option(help="Keep decoded images in so much memory, such as 8GB.", show_default="none")
+    ] = None,
+    on_sample_error: Annotated[
+        OnError | None, typer.Option(help="At a damaged sample: stop, or go on and list it.", show_default="fail")
+    ] = None,
 ) -> None:
     """Train with the Siamese step, on one or many GPUs, and resume bit for bit."""
     import sys
@@ -29,7 +37,16 @@ def train(
     from msltrain import launch
     from msltrain.recipes import configure
 
-    config = configure(recipe, train=data, keep_masks=keep_masks, weights=weights, settings=set_ or [])
+    settings = []
+    if cache is not None:
+        settings.append(f"stream.cache={cache}")
+    if cache_limit is not None:
+        settings.append(f"stream.cache_limit_gb={gigabytes(cache_limit)}")
+    if ram_cache is not None:
+        settings.append(f"stream.ram_cache_gb={gigabytes(ram_cache)}")
+    if on_sample_error is not None:
+        settings.append(f"stream.on_sample_error={on_sample_error.value}")
+    config = configure(recipe, train=data, keep_masks=keep_masks, weights=weights, settings=[*settings, *(set_ or [])])
     if (processes := launch.num_processes(gpus)) > 1:
         raise typer.Exit(launch.launch(sys.argv, processes))
     from msltrain.display import TrainingDisplay

@@ -1,8 +1,10 @@
 """Streams shards into batches on the device: exact, resumable on any number of ranks, fast.
 
 The way of a sample: ``plan`` says which samples a step takes, ``shardset`` where their bytes lie, ``fetch`` brings the
-bytes, ``decode`` writes crop and resize into a slot of the ring, ``pipeline`` runs that on threads, ``device``
-takes the batch to the GPU and ``loader`` is the whole. ``maskbank`` holds the keep masks there. What a caller needs::
+bytes (``ranges`` single samples, ``cache`` whole shards), ``decode`` writes crop and resize into a slot of the ring,
+``pipeline`` runs that on threads, ``device`` takes the batch to the GPU and ``loader`` is the whole. ``imagecache``
+keeps decoded images for later epochs, ``devicedecode`` decodes on the GPU instead, ``bench`` measures it all.
+``maskbank`` holds the keep masks there. What a caller needs::
 
     from msltrain.stream.config import StreamConfig
     from msltrain.stream.shardset import open_shard_set
@@ -16,5 +18,5 @@ takes the batch to the GPU and ``loader`` is the whole. ``maskbank`` holds the k
         for epoch in range(60):
             loader.set_epoch(epoch)
             for batch in loader:
-                keep_mask_B1HW = bank.keep_masks(batch.key_hash_B, seed=0, epoch=epoch)
+                keep_mask_B1HW = bank.keep_masks(batch, seed=0, epoch=epoch)
 """

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from msltrain.stream.devicedecode import EncodedImages
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
@@ -48,6 +50,8 @@ class HostBatch:
     index_B: np.ndarray
     num_bytes: int
     """Encoded bytes that were read."""
+    encoded: EncodedImages | None = None
+    """With ``decode=device``: what the device makes the pixels of; ``pixel_BHWC`` is empty then."""
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from msltrain.stream.batch import Batch, HostBatch
+from msltrain.stream.devicedecode import DeviceDecoder
 
 
 class ToDevice:
@@ -24,9 +25,10 @@ class ToDevice:
         self._mean = _per_row(mean, image_size, device)
         self._std = _per_row(std, image_size, device)
         self._centred = any(mean)
+        self._decode = DeviceDecoder(device, image_size)
 
     def __call__(self, host: HostBatch) -> Batch:
-        pixel_BHWC = self._copy(host.pixel_BHWC)
+        pixel_BHWC = self._copy(host.pixel_BHWC) if host.encoded is None else self._decode(host.encoded)
         if self.device.type == "cpu":
             # The buffer is ours until it is released: turning some images around in place beats a pass over all.
             for position in host.flip_B.nonzero().flatten().tolist():

@@ -1,4 +1,4 @@
-"""The error of one sample that cannot be had, named so that a person can find it."""
+"""Samples that cannot be had: the error that names one, and the list of those that were gone on without."""
 
 from __future__ import annotations
 
@@ -23,5 +23,41 @@ class SampleError(UserError):
         )
         self.dataset, self.shard, self.key, self.offset, self.reason = dataset, shard, key, offset, reason
 
+    @property
+    def short(self) -> str:
+        """One line that does not depend on where the shards lie."""
+        return f"{self.key} at byte {self.offset} of {self.shard.rpartition('/')[2]}: {self.reason}"
+
     def __reduce__(self):
         return type(self), (self.dataset, self.shard, self.key, self.offset, self.reason)
+
+
+class TooManySkipped(UserError):
+    """More samples were left out than the limit allows."""
+
+
+class SkippedSamples:
+    """The samples that a loader left out, each once however often it was met.
+
+    Args:
+        limit: how many there may be.
+
+    Attributes:
+        errors: what was wrong, by the sample's position in the stored order of the whole dataset.
+    """
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.errors: dict[int, SampleError] = {}
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+    def add(self, index: int, error: SampleError) -> None:
+        """Note a sample. Raises TooManySkipped."""
+        self.errors.setdefault(index, error)
+        if len(self) > self.limit:
+            raise TooManySkipped(
+                f"{error.dataset}: {len(self)} samples cannot be used, more than stream.max_skipped = {self.limit}; "
+                f"the last of them: {error}"
+            )

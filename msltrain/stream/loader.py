@@ -27,10 +27,14 @@ from msltrain.stream.augment import random_crops, random_flips, whole_images
 from msltrain.stream.batch import Batch, HostBatch
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.device import ToDevice, Uploads
+from msltrain.stream.devicedecode import check_device_decoding
+from msltrain.stream.errors import SkippedSamples
 from msltrain.stream.fetch import open_fetcher
+from msltrain.stream.imagecache import ImageCache
 from msltrain.stream.pipeline import Augment, Pipeline, Slot
 from msltrain.stream.plan import EpochPlan, rank_slice, steps
 from msltrain.stream.shardset import SampleRows, ShardSet
+from msltrain.stream.stages import StageSeconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,10 @@ class Loader:
     Training shuffles, crops, flips and may drop the last incomplete batch; evaluation takes every sample exactly once
     in stored order, squashed whole to the square. When the last batch has fewer samples than there are ranks, some
     ranks get an empty one in training (so that all take the same number of steps) and none in evaluation.
+
+    With ``on_sample_error=skip`` the place of a bad sample in a training batch goes to the nearest good one before it
+    in the epoch's order, on whichever rank that is, so batches keep their size and stay the same on any number of
+    ranks. In evaluation a bad sample is left out. ``skipped`` lists them.
 
     Args:
         shards: what to read; the same on all ranks.
@@ -81,6 +89,8 @@ class Loader:
         self.step = 0
         """Batches of this epoch that the consumer has got."""
         self.stats = StreamStats()
+        self.skipped = SkippedSamples(config.max_skipped)
+        """Bad samples met so far by this rank, with ``on_sample_error=skip``."""
         if config.batch_size < world_size:
             raise UserError(
                 f"stream.batch_size is {config.batch_size} for {world_size} ranks; give every rank a sample at least"
@@ -90,10 +100,15 @@ class Loader:
                 f"{shards.name}: {shards.num_samples} samples make no complete batch of {config.batch_size}; "
                 "set a smaller stream.batch_size, or stream.drop_last=false"
             )
+        if config.decode == "device":
+            check_device_decoding(self.device)
         shards.reserve(4 * config.window)
         self._to_device = ToDevice(self.device, config.image_size, config.mean, config.std)
         self._start = 0
         self._slots: list[Slot] = []
+        self._stages = [StageSeconds() for _ in range(config.num_threads or _threads_per_rank())]
+        # An evaluation of its own set would take the room from the training images, which are met more often.
+        self._images = ImageCache(int(config.ram_cache_gb * 1e9)) if training and config.ram_cache_gb else None
         self._pipeline: Pipeline | None = None
 
     def __len__(self) -> int:
@@ -112,7 +127,7 @@ class Loader:
 
         Raises:
             SampleError: a sample cannot be read or decoded; names dataset, shard, key and offset. The batches before it
-                are delivered first.
+                are delivered first. With ``on_sample_error=skip``: TooManySkipped, beyond the limit.
             StorageError, FileNotFoundError, FormatError: the shards cannot be read.
         """
         pipeline = self._open_pipeline()
@@ -134,6 +149,15 @@ class Loader:
                 pipeline.release(batch)
         finally:
             pipeline.close()
+
+    @property
+    def num_threads(self) -> int:
+        """Decoding threads of this rank."""
+        return len(self._stages)
+
+    def stage_seconds(self) -> StageSeconds:
+        """Where the time of the decoding threads went since the loader was made, added up over them."""
+        return StageSeconds.total(self._stages)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch; a position inside that very epoch is kept."""
@@ -180,23 +204,24 @@ class Loader:
         if not self._slots:
             largest = -(-self.config.batch_size // self.world_size)
             pinned = self.device.type == "cuda"
-            self._slots = [Slot(largest, self.config.image_size, pinned) for _ in range(self.config.num_buffers)]
+            size, encoded = self.config.image_size, self.config.decode == "device"
+            self._slots = [Slot(largest, size, pinned, encoded) for _ in range(self.config.num_buffers)]
         self.step, self._start = self._start, 0
+        plan = EpochPlan(
+            self.shards.counts, seed=self.seed, epoch=self.epoch, window=self.config.window, shuffle=self.training
+        )
         self._pipeline = Pipeline(
             self.shards,
-            open_fetcher(self.shards),
-            EpochPlan(
-                self.shards.counts,
-                seed=self.seed,
-                epoch=self.epoch,
-                window=self.config.window,
-                shuffle=self.training,
-            ),
+            open_fetcher(self.shards, self.config, plan.shards_by_window(self.step * self.config.batch_size)),
+            plan,
             self._slices(self.step),
             self._augment(),
             self._slots,
-            num_threads=self.config.num_threads or _threads_per_rank(),
+            stages=self._stages,
             read_ahead_bytes=self.config.read_ahead_mb << 20,
+            skipped=self.skipped if self.config.on_sample_error == "skip" else None,
+            replace_skipped=self.training,
+            images=self._images,
         )
         return self._pipeline
 

@@ -2,16 +2,18 @@
 
 One planner thread looks up what the next steps need and starts the reads, as far ahead as the memory bound allows; when
 a buffer is free it hands the samples of the next batch, one by one, to the decoding threads. Batches leave in order. An
-error stops at its batch: the consumer gets every batch before it and then the error. Nothing here knows of devices.
+error stops at its batch: the consumer gets every batch before it and then the error. A bad sample may be skipped
+instead: replaced in training, left out in evaluation. Nothing here knows of devices.
 """
 
 from __future__ import annotations
 
 import atexit
 import threading
+import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -20,9 +22,13 @@ import torch
 
 from msltrain.stream.batch import HostBatch
 from msltrain.stream.decode import Decoder, resize_crop
-from msltrain.stream.fetch import Fetcher, Request
+from msltrain.stream.devicedecode import EncodedImages
+from msltrain.stream.errors import SampleError, SkippedSamples
+from msltrain.stream.imagecache import ImageCache, SomeOf
 from msltrain.stream.plan import EpochPlan
+from msltrain.stream.request import Fetcher, Request
 from msltrain.stream.shardset import SampleRows, ShardSet
+from msltrain.stream.stages import StageSeconds
 
 Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray]]
 """Index rows to crop_N4 (top, left, height, width; int64) and flip_N (bool)."""
@@ -33,9 +39,14 @@ _PATIENCE = 1.0
 
 
 class Slot:
-    """One buffer of the ring, with a ready-made view of each sample's place."""
+    """One buffer of the ring, with a ready-made view of each sample's place.
 
-    def __init__(self, num_samples: int, image_size: int, pinned: bool):
+    With ``encoded`` it holds no pixels but a place for each sample's file, which the device decodes.
+    """
+
+    def __init__(self, num_samples: int, image_size: int, pinned: bool, encoded: bool = False):
+        self.encoded: list[torch.Tensor] | None = [torch.empty(0)] * num_samples if encoded else None
+        image_size = 0 if encoded else image_size
         self.pixel_BHWC = torch.empty((num_samples, image_size, image_size, 3), dtype=torch.uint8, pin_memory=pinned)
         self.views = list(self.pixel_BHWC.permute(0, 3, 1, 2).split(1)) if num_samples else []
 
@@ -44,6 +55,8 @@ class Slot:
 class _Job:
     """A batch on its way."""
 
+    start: int
+    """Position of its first sample in the epoch's order."""
     shard_N: np.ndarray
     index_N: np.ndarray
     rows: SampleRows
@@ -51,20 +64,42 @@ class _Job:
     flip_N: np.ndarray
     request: Request
     num_bytes: int
+    cached: dict[int, np.ndarray]
+    """Decoded images that were at hand, by position in the batch; ``request`` is for the others."""
     slot: Slot | None = None
     num_left: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     finished: threading.Event = field(default_factory=threading.Event)
-    error: tuple[int, BaseException] | None = None
-    """Position of the first bad sample, and what happened."""
+    errors: dict[int, BaseException] = field(default_factory=dict)
+    """By position in the batch."""
+    left_out: bool = False
+    """Whether bad samples were left out."""
 
     def finish_one(self, position: int, error: BaseException | None) -> None:
         with self.lock:
-            if error is not None and (self.error is None or position < self.error[0]):
-                self.error = (position, error)
+            if error is not None:
+                self.errors[position] = error
             self.num_left -= 1
             if self.num_left == 0:
                 self.finished.set()
+
+    def leave_out_bad(self) -> None:
+        """Close the gaps that bad samples left."""
+        assert self.slot is not None
+        good_N = np.setdiff1d(np.arange(len(self.rows)), list(self.errors))
+        self.slot.pixel_BHWC[: len(good_N)] = self.slot.pixel_BHWC[good_N]
+        self.rows, self.index_N, self.flip_N = self.rows.take(good_N), self.index_N[good_N], self.flip_N[good_N]
+        self.crop_N4 = [self.crop_N4[position] for position in good_N.tolist()]
+        self.left_out = True
+
+    def take_over(self, other: _Job, position: int) -> None:
+        """Put the one sample of ``other`` into a place of this batch."""
+        assert self.slot is not None and other.slot is not None
+        self.slot.pixel_BHWC[position] = other.slot.pixel_BHWC[0]
+        for name in SampleRows.__slots__:
+            getattr(self.rows, name)[position] = getattr(other.rows, name)[0]
+        self.index_N[position], self.flip_N[position] = other.index_N[0], other.flip_N[0]
+        self.crop_N4[position] = other.crop_N4[0]
 
 
 class Pipeline:
@@ -75,8 +110,12 @@ class Pipeline:
         slices: items ``[start, stop)`` of each batch, in order.
         augment: crops and flips of some rows.
         slots: the ring; every batch must fit one.
-        num_threads: decoding threads.
+        stages: one for each decoding thread, which adds its times to it.
         read_ahead_bytes: bound on the encoded bytes requested but not yet given to the decoding threads.
+        skipped: where bad samples are noted; None: they are errors.
+        replace_skipped: give the place of a bad sample to the one before it in the plan, so that batches keep their
+            size; else leave it out.
+        images: decoded images to begin with, and where more of them are kept.
     """
 
     def __init__(
@@ -88,25 +127,31 @@ class Pipeline:
         augment: Augment,
         slots: list[Slot],
         *,
-        num_threads: int,
+        stages: Sequence[StageSeconds],
         read_ahead_bytes: int,
+        skipped: SkippedSamples | None = None,
+        replace_skipped: bool = False,
+        images: ImageCache | None = None,
     ):
         self._shards, self._fetcher, self._plan, self._augment = shards, fetcher, plan, augment
         self._slices = iter(slices)
         self._read_ahead_bytes = read_ahead_bytes
+        self._skipped, self._replace_skipped = skipped, replace_skipped
+        self._images = images
+        self._request_lock = threading.Lock()
         self._closing = False
         self._free: SimpleQueue[Slot | None] = SimpleQueue()
         self._tasks: SimpleQueue[tuple[_Job, int] | None] = SimpleQueue()
         self._ready: SimpleQueue[_Job | BaseException] = SimpleQueue()  # StopIteration ends it
-        self._started = threading.Barrier(num_threads + 1)
+        self._started = threading.Barrier(len(stages) + 1)
         self._head: _Job | BaseException | None = None
         self._lent: dict[HostBatch, Slot] = {}
         for slot in slots:
             self._free.put(slot)
         self._threads = [threading.Thread(target=self._plan_batches, name="msl-plan", daemon=True)]
         self._threads += [
-            threading.Thread(target=self._decode_samples, name=f"msl-decode-{number}", daemon=True)
-            for number in range(num_threads)
+            threading.Thread(target=self._decode_samples, args=(own,), name=f"msl-decode-{number}", daemon=True)
+            for number, own in enumerate(stages)
         ]
         _running.add(self)
         self._start_threads()
@@ -123,10 +168,13 @@ class Pipeline:
         if isinstance(head, BaseException):
             raise head
         head.finished.wait()
-        if head.error is not None:
-            raise head.error[1]
+        if head.errors:
+            self._settle(head)
         self._head = None
         assert head.slot is not None
+        if head.left_out and not len(head.rows):
+            self._free.put(head.slot)
+            return self.take()
         batch = HostBatch(
             pixel_BHWC=head.slot.pixel_BHWC[: len(head.rows)],
             flip_B=torch.from_numpy(head.flip_N),
@@ -136,6 +184,7 @@ class Pipeline:
             key_hash_B=head.rows.key_hash_N,
             index_B=head.index_N,
             num_bytes=head.num_bytes,
+            encoded=self._encoded(head),
         )
         self._lent[batch] = head.slot
         return batch
@@ -145,7 +194,7 @@ class Pipeline:
         if self._head is None and not self._ready.empty():
             self._head = self._ready.get()
         head = self._head
-        return self.take() if isinstance(head, _Job) and head.finished.is_set() and head.error is None else None
+        return self.take() if isinstance(head, _Job) and head.finished.is_set() and not head.errors else None
 
     def release(self, batch: HostBatch) -> None:
         """Give the pixels of a batch back to the ring."""
@@ -200,58 +249,129 @@ class Pipeline:
         except BaseException as error:
             self._ready.put(error)
 
+    def _settle(self, job: _Job) -> None:
+        """Make a batch whole that has bad samples in it, or raise the first error."""
+        for position in sorted(job.errors):
+            error = job.errors[position]
+            if self._skipped is None or not isinstance(error, SampleError):
+                raise error
+            self._skipped.add(int(job.index_N[position]), error)
+            if self._replace_skipped:
+                self._replace(job, position)
+        if not self._replace_skipped:
+            job.leave_out_bad()
+        job.errors.clear()
+
+    def _replace(self, job: _Job, position: int) -> None:
+        """Put the nearest good sample before this one in the epoch's order into its place.
+
+        That order knows nothing of ranks, so a batch stays the same on any number of them. Rare, hence one by one.
+        """
+        assert self._skipped is not None and job.slot is not None
+        image_size = job.slot.pixel_BHWC.shape[1]
+        for back in range(1, self._plan.num_samples):
+            item = (job.start + position - back) % self._plan.num_samples
+            other = self._request(item, item + 1)
+            self._decode_soon(other, Slot(1, image_size, pinned=False))
+            other.finished.wait()
+            if not other.errors:
+                return job.take_over(other, position)
+            if not isinstance(other.errors[0], SampleError):
+                raise other.errors[0]
+            self._skipped.add(int(other.index_N[0]), other.errors[0])
+        raise job.errors[position]
+
     def _request(self, start: int, stop: int) -> _Job:
-        shard_N, row_N = self._plan.items(start, stop)
-        index_N, rows = self._shards.rows(shard_N, row_N)
-        crop_N4, flip_N = self._augment(rows)
-        return _Job(
-            shard_N=shard_N,
-            index_N=index_N,
-            rows=rows,
-            crop_N4=crop_N4.tolist(),
-            flip_N=flip_N,
-            request=self._fetcher.request(shard_N, rows),
-            num_bytes=int(rows.length_N.sum()),
-        )
+        with self._request_lock:  # the consumer asks too, for what replaces a bad sample
+            shard_N, row_N = self._plan.items(start, stop)
+            index_N, rows = self._shards.rows(shard_N, row_N)
+            crop_N4, flip_N = self._augment(rows)
+            cached = {} if self._images is None else self._images.find(index_N)
+            missing_M = np.setdiff1d(np.arange(len(rows)), list(cached))
+            return _Job(
+                start=start,
+                shard_N=shard_N,
+                index_N=index_N,
+                rows=rows,
+                crop_N4=crop_N4.tolist(),
+                flip_N=flip_N,
+                request=self._request_bytes(shard_N, rows, missing_M),
+                num_bytes=int(rows.length_N[missing_M].sum()),
+                cached=cached,
+            )
+
+    def _request_bytes(self, shard_N: np.ndarray, rows: SampleRows, position_M: np.ndarray) -> Request:
+        if len(position_M) == len(rows):
+            return self._fetcher.request(shard_N, rows)
+        return SomeOf(self._fetcher.request(shard_N[position_M], rows.take(position_M)), position_M)
 
     def _dispatch(self, job: _Job, slot: Slot) -> None:
+        self._ready.put(job)
+        self._decode_soon(job, slot)
+
+    def _decode_soon(self, job: _Job, slot: Slot) -> None:
         job.slot = slot
         job.num_left = len(job.rows)
         if not job.num_left:
             job.finished.set()
-        self._ready.put(job)
         for position in range(len(job.rows)):
             self._tasks.put((job, position))
 
-    def _decode_samples(self) -> None:
+    def _decode_samples(self, stages: StageSeconds) -> None:
         # Asking first matters: torch sets a new thread's number to the default on first use, undoing what was set.
         torch.get_num_threads()
         torch.set_num_threads(1)
         self._started.wait()
         decoder = Decoder()
+        began = time.perf_counter()
         while (task := self._tasks.get()) is not None and not self._closing:
+            stages.idle += time.perf_counter() - began
             job, position = task
             try:
-                self._decode(decoder, job, position)
+                self._decode(decoder, job, position, stages)
             except BaseException as error:
                 job.finish_one(position, error)
             else:
                 job.finish_one(position, None)
             # A thread that waits for work must not hold the last batch's memory.
             del task, job
+            began = time.perf_counter()
 
-    def _decode(self, decoder: Decoder, job: _Job, position: int) -> None:
+    def _decode(self, decoder: Decoder, job: _Job, position: int, stages: StageSeconds) -> None:
         assert job.slot is not None
-        data = job.request.read(position)
         rows = job.rows
-        try:
-            image_HWC = decoder.decode(
-                data, int(rows.width_N[position]), int(rows.height_N[position]), int(rows.crc32_N[position])
-            )
-        except ValueError as error:
-            shard, offset = int(job.shard_N[position]), int(rows.offset_N[position])
-            raise self._shards.error(shard, rows.key_N[position], offset, str(error)) from None
+        began = time.perf_counter()
+        if (image_HWC := job.cached.get(position)) is None:
+            data = job.request.read(position)
+            fetched = time.perf_counter()
+            stages.fetch += fetched - began
+            if job.slot.encoded is not None:
+                job.slot.encoded[position] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                return
+            try:
+                image_HWC = decoder.decode(
+                    data, int(rows.width_N[position]), int(rows.height_N[position]), int(rows.crc32_N[position])
+                )
+            except ValueError as error:
+                raise self._error(job, position, str(error)) from None
+            if self._images is not None:
+                self._images.offer(int(job.index_N[position]), image_HWC)
+            began = time.perf_counter()
+            stages.decode += began - fetched
         resize_crop(image_HWC, job.crop_N4[position], job.slot.views[position])
+        stages.resize += time.perf_counter() - began
+
+    def _error(self, job: _Job, position: int, reason: str) -> SampleError:
+        rows = job.rows
+        return self._shards.error(
+            int(job.shard_N[position]), rows.key_N[position], int(rows.offset_N[position]), reason
+        )
+
+    def _encoded(self, job: _Job) -> EncodedImages | None:
+        if job.slot is None or job.slot.encoded is None:
+            return None
+        data_B = job.slot.encoded[: len(job.rows)]
+        return EncodedImages(data_B, job.rows, job.crop_N4, lambda position, why: self._error(job, position, why))
 
 
 _running: weakref.WeakSet[Pipeline] = weakref.WeakSet()

@@ -9,7 +9,7 @@ be entered at any step by computing one window.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -85,6 +85,15 @@ class EpochPlan:
         if not shards:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         return np.concatenate(shards), np.concatenate(rows)
+
+    def shards_by_window(self, start: int) -> Iterator[np.ndarray]:
+        """The shards (int64) with samples in each window, from the one that holds item ``start`` on."""
+        first = int(np.searchsorted(self._first_item_W, start, side="right")) - 1
+        for number in range(max(first, 0), len(self._first_shard_W) - 1):
+            positions = slice(self._first_shard_W[number], self._first_shard_W[number + 1])
+            shards = self._order_S[positions][self._counts_S[positions] > 0]
+            if len(shards):
+                yield shards
 
     def _window(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         cached = self._windows.get(number)

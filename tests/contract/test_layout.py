@@ -34,7 +34,7 @@ MSLTRAIN_LAYERS = (
     ("models", "optim", "siamese", "recipes"),
     ("checkpoint", "rundir"),
     ("anycheckpoint", "forward", "objectboxes", "holes", "pictures", "placescores", "overlay"),
-    ("learner", "traindata", "validation", "evaluate", "predict", "released", "recalibrate"),
+    ("learner", "traindata", "validation", "evaluate", "predict", "recalibrate", "released"),
     ("robustness", "curves", "modelcard", "export"),
     ("trainer", "report", "serve", "predicted"),
     ("demo",),

@@ -108,7 +108,7 @@ def test_pycocotools_prints_nothing(tmp_path, capfd):
                     "categories": CATEGORIES,
                 }
             ),
-            "'../../secret.jpg' is not a plain file name",
+            "'../../secret.jpg' is not a path below the images' folder",
         ),
     ],
 )

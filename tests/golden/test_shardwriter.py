@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
 import resource
 import subprocess
 import tarfile
+import threading
 import zlib
 
 import numpy as np
@@ -32,8 +34,7 @@ class MemoryStorage(RemoteStorage):
     def __init__(self):
         import obstore.store
 
-        self.url = "memory://test"
-        self.store = obstore.store.MemoryStore()
+        super().__init__("memory://test", obstore.store.MemoryStore())
 
 
 def members(data: bytes) -> list[tuple[str, bytes]]:
@@ -155,22 +156,78 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for call in ("writev", "fsync"):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, full)
-            with pytest.raises(StorageError, match=rf"{NAME}.*: the disk is full"):
-                write(open_storage(tmp_path), [b"x"])
-        assert list(tmp_path.iterdir()) == []
+    for call in ("write", "fsync"):
+        for image in (b"x", bytes(5_000_000)):  # written at the end, and by the thread
+            with monkeypatch.context() as patch:
+                patch.setattr(os, call, full)
+                with pytest.raises(StorageError, match=rf"{NAME}.*: the disk is full"):
+                    write(open_storage(tmp_path), [image])
+            assert list(tmp_path.iterdir()) == []
+            assert not [thread for thread in threading.enumerate() if thread.name == "write_chunks"]
+
+
+def test_a_write_that_failed_in_the_thread_is_never_forgotten(tmp_path, monkeypatch):
+    """Room may come back before the end: the hole in the file stays."""
+    real, failed = os.write, []
+
+    def full_once(descriptor, data):
+        if not failed:
+            failed.append(descriptor)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full_once)
+    with pytest.raises(StorageError, match="the disk is full"):
+        write(open_storage(tmp_path), [bytes(1_100_000)])  # one chunk for the thread, the rest at the end
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_short_write_is_completed(tmp_path, monkeypatch):
     """The kernel may take less than it is given; nothing of a sample may be lost then."""
-    real = os.writev
-    monkeypatch.setattr(os, "writev", lambda descriptor, pieces: real(descriptor, [b"".join(pieces)[:700]]))
-    info = write(open_storage(tmp_path / "short"), [b"x" * 5000, b"y"])
+    real = os.write
+    images = [os.urandom(5000), os.urandom(2_500_000), b"y"]
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:70_000]))
+    info = write(open_storage(tmp_path / "short"), images)
     monkeypatch.undo()
-    assert write(open_storage(tmp_path / "whole"), [b"x" * 5000, b"y"]) == info
+    assert write(open_storage(tmp_path / "whole"), images) == info
     assert (tmp_path / "short" / NAME).read_bytes() == (tmp_path / "whole" / NAME).read_bytes()
+
+
+@pytest.mark.parametrize("refuses", ["to be set", "to write"])
+def test_file_systems_without_direct_writes(tmp_path, monkeypatch, refuses):
+    images = [os.urandom(1_700_000) for _ in range(3)]
+    expected = write(open_storage(tmp_path / "direct"), images)
+    real_fcntl, real_write = fcntl.fcntl, os.write
+    refused = []
+
+    def refuse_to_set(descriptor, command, argument=0):
+        if command == fcntl.F_SETFL and argument & os.O_DIRECT:
+            refused.append(descriptor)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_fcntl(descriptor, command, argument)
+
+    def refuse_to_write(descriptor, data):
+        if real_fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.append(descriptor)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_write(descriptor, data)
+
+    if refuses == "to be set":
+        monkeypatch.setattr(fcntl, "fcntl", refuse_to_set)
+    else:
+        monkeypatch.setattr(os, "write", refuse_to_write)
+    assert write(open_storage(tmp_path / "cached"), images) == expected
+    assert len(refused) == 1
+
+
+@pytest.mark.parametrize("size", [2**20 - 512 - 1, 2**20 - 512, 2**20 - 512 + 1, 2**20 - 511, 3 * 2**20, 9_999_999])
+def test_images_at_the_edges_of_a_chunk(tmp_path, size):
+    images = [os.urandom(size), os.urandom(1000)]
+    info = write(open_storage(tmp_path), images)
+    data = (tmp_path / NAME).read_bytes()
+    assert (info.num_bytes, info.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    with tarfile.open(tmp_path / NAME) as tar:
+        assert [tar.extractfile(entry).read() for entry in tar if entry.name.endswith(".jpg")] == images
 
 
 def test_a_file_size_limit_is_said(tmp_path):

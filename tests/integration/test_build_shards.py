@@ -126,7 +126,7 @@ def test_equal_bytes_with_any_number_of_workers_and_on_any_machine(voc, tmp_path
     for name, folder, num_workers in (("one", voc, 1), ("two", moved, 2), ("three", voc, 3)):
         build_shards(plan_of(folder), open_storage(tmp_path / name), num_workers=num_workers)
     one = contents(tmp_path / "one")
-    assert len(one) == 3 * 2 + 3
+    assert len(one) == 3 * 2 + 4
     assert one == contents(tmp_path / "two") == contents(tmp_path / "three")
     assert str(tmp_path).encode() not in b"".join(one.values())
 

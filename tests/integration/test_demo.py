@@ -131,8 +131,11 @@ def test_stopping_it_leaves_no_command_behind(tmp_path: Path):
         if "$ msl synthesize" in line:
             break
     children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
-    while not (running := children.read_text().split()):
+    log = tmp_path / "logs" / "synthesize.log"
+    while not (log.exists() and log.read_text()):  # from then on the demo answers for the command
         time.sleep(0.01)
+    running = children.read_text().split()
+    assert running
     demo.send_signal(signal.SIGINT)
     output = demo.stdout.read()
     assert demo.wait() == 130, output

@@ -48,8 +48,8 @@ def test_nothing_there(tmp_path):
     assert [checks[f"{dataset} {split}"].published for dataset, split in PUBLISHED] == [5011, 4952, 82081, 40137]
     assert checks["irregular masks"].published == 12000
     assert "msl build-masks --generate" in checks["masks/high"].next_command
-    assert "VOCtest_06-Nov-2007.tar" in checks["voc2007 test"].next_command
-    assert "train2014.zip" in checks["coco2014 train"].next_command
+    assert checks["voc2007 test"].next_command == f"msl download voc2007 --split test --to {tmp_path / 'datasets'}"
+    assert checks["coco2014 train"].next_command.startswith("msl download coco2014 --split train")
     assert checks["voc2007/test"].problem == "first needs voc2007 test, above"
     assert "msl build-masks --generate" in checks["irregular masks"].next_command
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -33,6 +34,19 @@ def die(number: int) -> int:
     if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
+
+
+def die_once(task: tuple[str, int, bool]) -> int:
+    folder, number, deadly = task
+    first = not list(Path(folder).glob(f"{number}-*"))
+    Path(folder, f"{number}-{time.monotonic_ns()}").touch()
+    if deadly and first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def answer_with_a_lock(number: int):
+    return threading.Lock()
 
 
 def leave_pid_and_sleep(task: tuple[str, float]) -> None:
@@ -63,9 +77,52 @@ def test_the_first_error_stops_the_rest_and_is_raised_as_itself(num_workers):
     assert time.monotonic() - start < 15
 
 
-def test_a_killed_worker_is_said_with_the_way_on():
-    with pytest.raises(UserError, match=r"a worker process was killed.*run the same command again"):
+@pytest.mark.parametrize("num_killed", [1, 3])
+def test_a_killed_worker_costs_only_its_task(tmp_path, num_killed):
+    """Each of the first ``num_killed`` tasks kills its first worker; all others run once."""
+    tasks = [(str(tmp_path), number, number < num_killed) for number in range(7)]
+    assert run_tasks(die_once, tasks, 2) == list(range(7))
+    runs = {number: len(list(tmp_path.glob(f"{number}-*"))) for number in range(7)}
+    assert runs == {number: 2 if number < num_killed else 1 for number in range(7)}
+
+
+def test_a_task_that_kills_every_worker_is_given_up_with_the_way_on():
+    with pytest.raises(UserError, match=r"2 worker processes were killed.*run the same command again"):
         run_tasks(die, range(8), 2)
+
+
+def test_an_answer_that_cannot_be_sent_is_an_error():
+    with pytest.raises(RuntimeError, match="pickle"):
+        run_tasks(answer_with_a_lock, range(3), 2)
+
+
+def test_the_main_script_is_not_run_again_in_workers(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import os\nfrom pathlib import Path\n"
+        f"Path({str(tmp_path)!r}, f'ran-{{os.getpid()}}').touch()\n"
+        "from msldata.engine import run_tasks\n"
+        "from tests.integration.test_engine import square\n"
+        "assert run_tasks(square, range(4), 2) == [0, 1, 4, 9]\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, script], cwd=REPOSITORY, env=environment, check=True, timeout=60)
+    assert len(list(tmp_path.glob("ran-*"))) == 1
+
+
+def test_workers_import_what_their_parent_imports(tmp_path):
+    """Started elsewhere, with another copy of the module in the folder there: as when a second version is installed."""
+    for folder, answer in (("here", "right"), ("there", "wrong")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "copied.py").write_text(f"def answer(number):\n    return {answer!r}\n")
+    script = tmp_path / "here" / "main.py"
+    script.write_text(
+        "from msldata.engine import run_tasks\nimport copied, os\n"
+        "before = dict(os.environ)\n"
+        "assert run_tasks(copied.answer, range(4), 2) == ['right'] * 4\nassert dict(os.environ) == before\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, script], cwd=tmp_path / "there", env=environment, check=True, timeout=60)
 
 
 def test_workers_see_todays_environment(monkeypatch):

@@ -21,8 +21,9 @@ from msldata.format import FormatError
 from msldata.storage import LocalStorage
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError
-from msltrain.stream.fetch import LocalFetcher, RemoteFetcher
+from msltrain.stream.fetch import LocalFetcher
 from msltrain.stream.loader import Loader
+from msltrain.stream.ranges import RangeFetcher
 from msltrain.stream.shardset import ShardSet, open_shard_set
 from tests.smallshards import write_images
 
@@ -266,7 +267,7 @@ def test_maps_are_bounded_and_dropped(folder, monkeypatch):
 def test_a_closed_fetcher_gives_up(folder):
     shards = remote(folder)
     shards.storage.stall = True
-    fetcher = RemoteFetcher(shards)
+    fetcher = RangeFetcher(shards, 1 << 20)
     shard_N = np.zeros(1, dtype=np.int64)
     request = fetcher.request(shard_N, shards.rows(shard_N, shard_N)[1])
     fetcher.close()

@@ -89,7 +89,7 @@ def test_official_takes_the_slices_by_file_name(nvidia_like, tmp_path):
     heldout = made.manifests["heldout"]
     assert (heldout.counts["available"], heldout.counts["files_in_slice"]) == (2, 1000)
     assert heldout.options == {"order": "official", "polarity": "hole-white", "per_subset": 1000}
-    assert "high: 3 of the 1,000 files 11000–11999 are in the source" in made.notes
+    assert "high: 3 of the 1,000 files 11000–11999 are in the source" in made.plan.notes
 
 
 def test_official_cuts_from_the_front_of_each_slice(nvidia_like, tmp_path):
@@ -168,7 +168,7 @@ def test_buckets_exclude_their_lower_edge_and_include_their_upper(graded, tmp_pa
         assert sources(tmp_path / "out", name) == [f"p{10 * tenth + 2 * step:03d}.png" for step in range(1, 6)]
         options = made.manifests[name].options
         assert (options["hole_fraction_above"], options["hole_fraction_up_to"]) == (tenth / 10, (tenth + 1) / 10)
-    assert made.notes == ("21 masks are in none of the buckets: they hide nothing, or more than 60 % of an image",)
+    assert made.plan.notes == ("21 masks are in none of the buckets: they hide nothing, or more than 60 % of an image",)
 
 
 def test_buckets_first_take_masks_that_high_and_low_did_not(graded, tmp_path):
@@ -195,7 +195,7 @@ def test_an_empty_bucket_is_left_out_and_said(graded, tmp_path):
     assert "holes-30-40" not in made.manifests
     assert len(made.manifests) == 7
     assert not (tmp_path / "out" / "holes-30-40").exists()
-    assert "holes-30-40: left out, no mask of this hole fraction in the source" in made.notes
+    assert "holes-30-40: left out, no mask of this hole fraction in the source" in made.plan.notes
 
 
 def test_an_old_bucket_does_not_pass_for_one_that_is_left_out(graded, tmp_path):

@@ -44,7 +44,10 @@ def test_histogram_says_what_there_is(tmp_path):
     assert entries == ["all read: 24", "in high: 6", "in low: 6", "threshold: 40 %"]
     assert axes.lines[0].get_xdata()[0] == pytest.approx(40)
     grey, high, low = axes.containers
-    for bars, fractions in ((grey, build.hole_fractions), (high, [row[3] for row in stored(build, out)["high"].rows])):
+    for bars, fractions in (
+        (grey, build.plan.hole_fractions),
+        (high, [row[3] for row in stored(build, out)["high"].rows]),
+    ):
         assert sum(bar.get_height() for bar in bars) == len(fractions)
         for bar in bars:
             middle = (bar.get_x() + bar.get_width() / 2) / 100
@@ -67,10 +70,10 @@ def test_contact_sheet_shows_stored_masks_with_their_hole_fractions(tmp_path):
     percent = []
     for axes in figure.axes:
         keep_mask = axes.images[0].get_array()
-        assert axes.get_xlabel() == f"{100 * (1 - keep_mask.mean()):.1f} %"
-        percent.append(1 - keep_mask.mean())
+        assert axes.get_xlabel() == f"{100 * (1 - keep_mask.mean() / 255):.1f} %"
+        percent.append(1 - keep_mask.mean() / 255)
     assert percent[:few] == sorted(percent[:few]) and percent[few:] == sorted(percent[few:])
-    low = [fraction for fraction in build.hole_fractions if fraction <= 0.7]
+    low = [fraction for fraction in build.plan.hole_fractions if fraction <= 0.7]
     assert (percent[few], percent[-1]) == pytest.approx((min(low), max(low)))
 
 

@@ -77,10 +77,10 @@ def test_classes_of_one_image_have_different_colours(built):
 def test_masked_image_is_black_where_the_mask_hides(built):
     for tile in load(built / "test", 4, built / "masks" / "high").tiles:
         assert tile.mask is not None and tile.image is not None
-        assert tile.mask.hole_fraction == hole_fraction(tile.mask.keep_mask_HW) > 0.5
+        assert tile.mask.hole_fraction == hole_fraction(tile.mask.level_HW) > 0.5
         masked = np.asarray(tile.masked_image())
         rows, columns = np.arange(16) * 4 + 2, (2 * np.arange(24) + 1) * 64 // 48
-        visible_HW = tile.mask.keep_mask_HW[rows][:, columns].astype(bool)
+        visible_HW = tile.mask.level_HW[rows][:, columns].astype(bool)
         assert (masked[~visible_HW] == 0).all()
         assert np.array_equal(masked[visible_HW], np.asarray(tile.image)[visible_HW])
 

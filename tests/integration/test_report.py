@@ -319,7 +319,7 @@ def test_pictures_come_from_the_shards_and_masks_of_the_predictions(tmp_path):
     images = [attributes for tag, attributes in Page(text).elements if tag == "img"]
     assert len(images) == 4
     for row, whole, masked in zip(choose([single], "high", 2), images[::2], images[1::2], strict=True):
-        keep_mask_HW = bank.keep_masks(key_hash([single.clean.keys[row]]), seed=0, epoch=0)[0, 0].numpy()
+        keep_mask_HW = bank.of_keys(key_hash([single.clean.keys[row]]), seed=0, epoch=0)[0, 0].numpy()
         assert single.clean.keys[row] in whole["alt"]
         assert f"{100 * (1 - keep_mask_HW.mean()):.0f} % hidden" in masked["alt"]
         # Keys are numbered in stored order, and the size of a sample follows from its number.

@@ -107,6 +107,25 @@ def test_visible_share_of_the_boxes(place):
     assert [pairs for _, pairs in pooled_visibility(cells)] == [11, 0, 11, 0, 0]
 
 
+def test_drawn_kinds_need_no_stored_masks(place):
+    # At 32 pixels: patches of 2, so 16 a side; boxes up to rounding; the object's box is the upper left quarter.
+    found = run_study(study(place, keep_masks=(), kinds=("patch", "box", "object")), place / "drawn", device="cpu")
+    bins = [f"{low:02d}-{low + 10}" for low in range(0, 60, 10)]
+    names = [f"{kind}-{name}" for kind in ("patch", "box") for name in bins]
+    assert list(found["One"]) == ["whole", *names, "object-box"]
+    for name, one in found["One"].items():
+        assert one.origin.keep_masks == ()
+        assert one.origin.hole_fraction == found["Two"][name].origin.hole_fraction
+        if name.startswith(("patch", "box")):
+            assert one.origin.hole_fraction == pytest.approx(sum(one.origin.hole_range) / 2, abs=0.02)
+    hidden = found["One"]["object-box"]
+    assert hidden.visible_NK is not None
+    np.testing.assert_array_equal(hidden.visible_NK, np.where(hidden.target_NK == 1, 0, -1))
+    curves = compute_curves(found)
+    assert curves.kinds == ["patch", "box", "object"]
+    assert len([area for area in curves.areas if area.model == "One"]) == 3
+
+
 def test_finished_models_are_kept_and_missing_ones_run(place, found, monkeypatch):
     first = place / "study" / "predictions" / "One" / "whole.parquet"
     second = place / "study" / "predictions" / "Two" / "irregular-10-20.parquet"
@@ -228,7 +247,7 @@ def test_studies_that_make_no_sense(place, changes, message):
 
 
 def test_an_unknown_kind_is_said(place, tmp_path):
-    with pytest.raises(UserError, match=r"no kind of keep mask is called 'spots'; there are: irregular"):
+    with pytest.raises(UserError, match="'spots'; there are: irregular, patch, box, object"):
         run_study(study(place, kinds=("spots",)), tmp_path, device="cpu")
 
 

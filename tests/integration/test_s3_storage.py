@@ -8,6 +8,7 @@ import pytest
 
 from msldata.errors import StorageError
 from msldata.storage import open_storage
+from tests.faultproxy import Sometimes
 
 
 def test_round_trip(s3, tmp_path):
@@ -66,3 +67,37 @@ def test_lasting_fault_ends_in_one_sentence(s3):
     with pytest.raises(StorageError, match=r"s3://bucket/faults/x\.bin: ") as caught:
         storage.read("x.bin")
     assert time.monotonic() - start < 10 and "\n" not in str(caught.value)
+
+
+def test_an_upload_whose_last_answer_is_lost_is_sent_again(s3, tmp_path):
+    """The store has the file, answers 500, and does not know the upload any more when asked to complete it again."""
+    storage = open_storage("s3://bucket/lost")
+    content = bytes(range(256)) * 80_000  # 20 MB
+    (tmp_path / "x.bin").write_bytes(content)
+    storage.put("first", b"1")
+    s3.proxy.choose = Sometimes("lost-answer", 1, method="POST", containing="uploadId=")
+    storage.put("x.bin", tmp_path / "x.bin")
+    assert s3.proxy.choose.num_faults == 1
+    assert storage.read("x.bin") == content and not (tmp_path / "x.bin").exists()
+
+
+@pytest.mark.parametrize("fault", ["unavailable", "slowdown", "reset", "cut-upload"])
+def test_parts_that_fail_are_sent_again(s3, tmp_path, fault):
+    storage = open_storage("s3://bucket/parts")
+    content = bytes(range(256)) * 80_000
+    (tmp_path / "x.bin").write_bytes(content)
+    storage.put("first", b"1")
+    s3.proxy.choose = Sometimes(fault, 2, method="PUT", containing="partNumber=", after=1)
+    storage.put("x.bin", tmp_path / "x.bin")
+    assert s3.proxy.choose.num_faults == 2
+    assert storage.read("x.bin") == content
+
+
+@pytest.mark.parametrize("read", ["whole", "ranges"])
+def test_bodies_cut_without_end_are_never_taken_for_whole(s3, read):
+    storage = open_storage("s3://bucket/cut")
+    storage.put("x.bin", bytes(range(256)) * 4_000)
+    s3.proxy.choose = Sometimes("cut", None, method="GET")
+    with pytest.raises(StorageError, match=r"s3://bucket/cut/x\.bin: ") as caught:
+        storage.read("x.bin") if read == "whole" else storage.read_ranges("x.bin", [0], [500_000])
+    assert "\n" not in str(caught.value)

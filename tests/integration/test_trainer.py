@@ -28,6 +28,7 @@ from msltrain.config import (
 )
 from msltrain.events import EpochEvent, StartEvent, StepEvent
 from msltrain.interrupt import Interrupted
+from msltrain.learner import Learner
 from msltrain.models.build import Recogniser
 from msltrain.recipes import recipe
 from msltrain.recipes.published import BASELINE_LOSS
@@ -387,9 +388,9 @@ def test_masks_and_augmentation_change_with_the_epoch(
     drawn = []
     plain = MaskBank.keep_masks
 
-    def keep_masks(self, key_hash_B, *, seed, epoch):
+    def keep_masks(self, batch, *, seed, epoch):
         drawn.append((seed, epoch))
-        return plain(self, key_hash_B, seed=seed, epoch=epoch)
+        return plain(self, batch, seed=seed, epoch=epoch)
 
     monkeypatch.setattr(MaskBank, "keep_masks", keep_masks)
     result = train(override(config, ["run.seed=7"]), run_dir=tmp_path / "run")
@@ -397,6 +398,31 @@ def test_masks_and_augmentation_change_with_the_epoch(
     assert drawn == [(7, epoch) for epoch in range(3) for _ in range(per_epoch)]
     position = load_checkpoint(result.last).train_state["loader"]
     assert (position["seed"], position["epoch"], position["step"]) == (7, 3, 0)
+
+
+@pytest.mark.parametrize("kind", ["patch", "box", "none"])
+def test_drawn_keep_masks_need_no_stored_ones(config: TrainConfig, tmp_path: Path, kind: str):
+    settings = ["data.keep_masks=", f"keep_mask.kind={kind}", "keep_mask.patch_size=8", "optim.num_epochs=1"]
+    events: list = []
+    train(override(config, settings), run_dir=tmp_path / kind, on_event=events.append)
+    assert events[0].num_keep_masks == 0
+    assert f"keep masks are of the kind '{kind}'" in events[0].notes
+    train(override(config, ["optim.num_epochs=1"]), run_dir=tmp_path / "stored")
+    assert losses(tmp_path / kind) != losses(tmp_path / "stored")
+
+
+def test_visible_pixels_can_be_fainter(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Table 5, "without binarisation"."""
+    levels = set()
+    plain = Learner.take_step
+
+    def take_step(self, batch, keep_mask_B1HW, rate):
+        levels.update(keep_mask_B1HW.unique().tolist())
+        return plain(self, batch, keep_mask_B1HW, rate)
+
+    monkeypatch.setattr(Learner, "take_step", take_step)
+    train(override(config, ["keep_mask.visible_level=0.875", "optim.num_epochs=1"]), run_dir=tmp_path / "run")
+    assert levels == {0.0, 0.875}
 
 
 @pytest.mark.real

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import msltrain.config
+import msltrain.stream.config
+import msltrain.stream.maskconfig
 from msldata.errors import UserError
 from msltrain.config import LossConfig, TrainConfig, differences, from_json, override, to_json
 from msltrain.recipes import RECIPES, recipe
@@ -60,7 +62,7 @@ def test_overrides_of_one_section_are_judged_together():
     [
         ("lr=0.02", "section.field=value"),
         ("optim.lr", "section.field=value"),
-        ("opt.lr=1", "no section 'opt'; there are data, stream, model, loss, optim, run"),
+        ("opt.lr=1", "no section 'opt'; there are data, stream, keep_mask, model, loss, optim, run"),
         ("optim.rate=1", "no field 'rate' in optim; there are optimizer, lr, "),
         ("optim.lr=fast", "optim.lr: expected a number, found 'fast'"),
         ("optim.num_epochs=1.5", "optim.num_epochs: expected a whole number, found 1.5"),
@@ -127,11 +129,10 @@ def test_every_recipe_names_its_command():
 
 def test_every_field_is_explained():
     """A string stands under each field of each config class."""
-    tree = ast.parse(Path(msltrain.config.__file__).read_text())
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    assert {entry.type for entry in dataclasses.fields(TrainConfig)} <= {f"{node.name}" for node in classes} | {
-        "StreamConfig"
-    }
+    files = (msltrain.config, msltrain.stream.config, msltrain.stream.maskconfig)
+    bodies = [node for file in files for node in ast.parse(Path(file.__file__).read_text()).body]
+    classes = [node for node in bodies if isinstance(node, ast.ClassDef)]
+    assert {entry.type for entry in dataclasses.fields(TrainConfig)} <= {node.name for node in classes}
     for node in classes:
         for here, below in zip(node.body, [*node.body[1:], None]):
             if isinstance(here, ast.AnnAssign):

@@ -18,18 +18,22 @@ from msldata.errors import BadInputError, UserError
 from msldata.keepmask import (
     HOLE_BLACK,
     HOLE_WHITE,
-    PolarityClue,
-    decide_polarity,
     decode_gray,
+    decode_levels,
+    decode_packed,
     decode_png,
+    encode_level_png,
     encode_png,
     hole_fraction,
+    invert_bits,
     pack_bits,
-    polarity_clue,
+    resize_area,
     resize_nearest,
     to_keep_mask,
+    to_levels,
     unpack_bits,
 )
+from msldata.polarity import PolarityClue, decide_polarity, polarity_clue
 
 KEEP_MASKS = arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1))
 
@@ -131,6 +135,55 @@ def test_png_bytes_are_fixed():
     )
 
 
+@given(KEEP_MASKS)
+def test_packed_masks_are_inverted_and_read_without_unpacking(keep_mask):
+    packed, width = decode_packed(encode_png(keep_mask), "mask.png")
+    assert width == keep_mask.shape[1]
+    assert (packed == pack_bits(keep_mask)).all()
+    assert (invert_bits(packed, width) == pack_bits(1 - keep_mask)).all()
+    assert (decode_levels(encode_png(keep_mask), "mask.png") == keep_mask * 255).all()
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40))))
+def test_grey_png_is_read_back_by_pillow_and_by_us(level):
+    data = encode_level_png(level)
+    assert (np.asarray(Image.open(io.BytesIO(data))) == level).all()
+    assert (decode_levels(data, "mask.png") == level).all()
+
+
+def test_masks_that_others_have_written_are_read_just_as_well():
+    keep_mask = np.random.default_rng(0).integers(0, 2, (5, 11), dtype=np.uint8)
+    for data in (file_bytes(Image.fromarray(keep_mask == 1)), file_bytes(Image.fromarray(keep_mask * np.uint8(255)))):
+        packed, width = decode_packed(data, "m")
+        assert width == 11 and (packed == pack_bits(keep_mask)).all()
+        assert (decode_png(data, "m") == keep_mask).all()
+        assert (decode_levels(data, "m") == keep_mask * 255).all()
+
+
+@pytest.mark.parametrize("encode", [encode_png, encode_level_png])
+def test_damage_to_our_own_files_is_found(encode):
+    data = encode(np.kron(np.eye(4, dtype=np.uint8), np.ones((5, 5), np.uint8)))
+    for at in range(41, len(data) - 16):  # the compressed rows
+        damaged = bytearray(data)
+        damaged[at] ^= 0x10
+        with pytest.raises(BadInputError):
+            decode_levels(bytes(damaged), "m")
+    with pytest.raises(BadInputError):
+        decode_levels(data[: len(data) // 2], "m")
+
+
+@given(
+    st.integers(1, 30), st.integers(1, 30), st.integers(1, 40), st.integers(1, 40), st.randoms(use_true_random=False)
+)
+def test_area_resize_is_the_rounded_mean_of_what_a_pixel_covers(height, width, to_height, to_width, chance):
+    level = np.array([[chance.randrange(256) for _ in range(width)] for _ in range(height)], dtype=np.uint8)
+    # Every source pixel as to_height × to_width equal parts; each result pixel is then a block of height × width.
+    fine = np.kron(level.astype(np.int64), np.ones((to_height, to_width), np.int64))
+    total = fine.reshape(to_height, height, to_width, width).sum(axis=(1, 3))
+    expected = (2 * total + height * width) // (2 * height * width)
+    assert (resize_area(level, to_height, to_width) == expected).all()
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +221,8 @@ FILES = {
     "32 bit": file_bytes(Image.fromarray(GRAY.astype(np.int32) * 257), "TIFF"),
     "float": file_bytes(Image.fromarray(GRAY.astype(np.float32) / 255), "TIFF"),
     "zero and one": file_bytes(Image.fromarray(GRAY // 255)),
+    "grey with opacity": file_bytes(Image.fromarray(GRAY).convert("LA")),
+    "bmp": file_bytes(Image.fromarray(GRAY), "BMP"),
     "opaque rgba": file_bytes(Image.fromarray(GRAY).convert("RGBA")),
     "white strokes on transparent": file_bytes(rgba_image((255, 255, 255))),
     "black strokes on transparent": file_bytes(rgba_image((0, 0, 0))),
@@ -197,6 +252,24 @@ def test_deep_files_are_scaled_not_clipped(values):
 def test_jpeg_noise_does_not_matter():
     big = np.kron(GRAY, np.ones((40, 40), dtype=np.uint8))
     assert (to_keep_mask(decode_gray(file_bytes(Image.fromarray(big), "JPEG"), "m"), HOLE_BLACK) == big // 255).all()
+
+
+def test_soft_masks_keep_their_grey():
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (9, 1))
+    data = file_bytes(Image.fromarray(ramp))
+    assert (decode_gray(data, "m", soft=True) == ramp).all()
+    assert (to_levels(ramp, HOLE_BLACK) == ramp).all()
+    assert (to_levels(ramp, HOLE_WHITE) == 255 - ramp).all()
+    # Binarised, both readings of the grey agree about every pixel.
+    for polarity in (HOLE_BLACK, HOLE_WHITE):
+        assert ((to_levels(ramp, polarity) > 127) == to_keep_mask(ramp, polarity)).all()
+
+
+def test_files_that_start_other_programs_are_no_masks():
+    data = io.BytesIO()
+    Image.fromarray(GRAY).save(data, "EPS")  # which Pillow reads with Ghostscript
+    with pytest.raises(BadInputError, match="not an image"):
+        decode_gray(data.getvalue(), "m")
 
 
 def half_transparent() -> bytes:
@@ -237,12 +310,12 @@ def clues(black: int = 0, white: int = 0, mixed: int = 0, white_fraction: float 
 def test_clue_measures_the_whole_ring():
     gray = np.zeros((8, 8), dtype=np.uint8)
     gray[3, 3] = 255
-    assert polarity_clue(gray) == PolarityClue(1 / 64, "black")
-    assert polarity_clue(255 - gray) == PolarityClue(63 / 64, "white")
+    assert polarity_clue(gray > 127) == PolarityClue(1 / 64, "black")
+    assert polarity_clue(gray <= 127) == PolarityClue(63 / 64, "white")
     for corner in ((0, 4), (7, 4), (4, 0), (4, 7)):
         touched = gray.copy()
         touched[corner] = 255
-        assert polarity_clue(touched).border == "mixed"
+        assert polarity_clue(touched > 127).border == "mixed"
 
 
 def test_the_colour_that_fills_borders_is_visible():
@@ -287,10 +360,10 @@ def real_masks(sample) -> dict[str, np.ndarray]:
 
 @pytest.mark.real
 def test_real_masks_are_white_holes_and_inverted_copies_black_ones(real_masks):
-    decision = decide_polarity(map(polarity_clue, real_masks.values()))
+    decision = decide_polarity(polarity_clue(gray > 127) for gray in real_masks.values())
     assert decision.polarity == HOLE_WHITE
     assert "190 of 400 masks have an all-black border and 0 an all-white one" in decision.explanation
-    assert decide_polarity(polarity_clue(255 - gray) for gray in real_masks.values()).polarity == HOLE_BLACK
+    assert decide_polarity(polarity_clue(gray <= 127) for gray in real_masks.values()).polarity == HOLE_BLACK
 
 
 @pytest.mark.real
@@ -299,7 +372,7 @@ def test_heavy_real_masks_that_touch_the_border_are_refused(real_masks):
     assert len(heavy) > 100
     for version in (heavy, [255 - gray for gray in heavy]):
         with pytest.raises(UserError, match="which colour of the masks is the hole"):
-            decide_polarity(map(polarity_clue, version))
+            decide_polarity(polarity_clue(gray > 127) for gray in version)
 
 
 @pytest.mark.real

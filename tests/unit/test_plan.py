@@ -84,6 +84,41 @@ def test_entered_anywhere(counts, window, data):
 
 
 @relaxed
+@given(few_shards, st.integers(1, 64), st.integers(1, 100), st.integers(1, 100), st.booleans())
+def test_an_epoch_of_all_ranks_is_exact(counts, world_size, batch_size, window, drop_last):
+    plan = EpochPlan(counts, seed=4, epoch=1, window=window)
+    num_samples, met = plan.num_samples, []
+    for step in range(steps(num_samples, batch_size, drop_last)):
+        for rank in range(world_size):
+            options = {"num_samples": num_samples, "batch_size": batch_size, "world_size": world_size}
+            shard_N, row_N = plan.items(*rank_slice(step, rank=rank, **options))
+            met += list(zip(shard_N.tolist(), row_N.tolist()))
+    assert len(set(met)) == len(met) == (num_samples - num_samples % batch_size if drop_last else num_samples)
+    assert met == whole(plan)[: len(met)]
+
+
+@relaxed
+@given(counts_of_shards.filter(lambda counts: sum(counts) >= 30), st.integers(0, 100), st.integers(1, 500))
+def test_no_epoch_repeats_the_one_before(counts, epoch, window):
+    # Windows of one sample in a single shard leave nothing to permute.
+    if len(counts) == 1 or sum(map(bool, counts)) == 1:
+        window = max(window, 30)
+    one, other = (whole(EpochPlan(counts, seed=0, epoch=number, window=window)) for number in (epoch, epoch + 1))
+    assert one != other and sorted(one) == sorted(other)
+
+
+@relaxed
+@given(counts_of_shards, st.integers(1, 200), st.data())
+def test_entering_computes_the_windows_it_needs_and_no_other(counts, window, data):
+    plan, permuted = EpochPlan(counts, seed=3, epoch=0, window=window), []
+    original = plan._permuted
+    plan._permuted = lambda number: permuted.append(len(original(number)[0])) or original(number)  # type: ignore
+    start = data.draw(st.integers(0, plan.num_samples - 1))
+    plan.items(start, start + 1)
+    assert len(permuted) == 1 and permuted[0] < window + max(counts)
+
+
+@relaxed
 @given(counts_of_shards, st.integers(1, 200))
 def test_shards_are_open_for_a_window_only(counts, window):
     shard_N, _ = EpochPlan(counts, seed=0, epoch=0, window=window).items(0, sum(counts))

@@ -134,6 +134,27 @@ def test_all_inputs_become_rgb(kind, mode):
     assert prepare_image(data, Resize("fit", 32)) == prepared  # the same bytes every time
 
 
+def test_a_progressive_jpeg_is_resized_like_another():
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(buffer, "JPEG", progressive=True, quality=95)
+    assert prepare_image(buffer.getvalue()).data == buffer.getvalue()
+    pixels = simplejpeg.decode_jpeg(prepare_image(buffer.getvalue(), Resize("fit", 32)).data).astype(int)
+    assert np.abs(pixels.mean(axis=(1, 2)) - np.linspace(5, 250, 24)).max() < 24
+
+
+@pytest.mark.parametrize("resize", [None, Resize("fit", 16, 95)])
+def test_a_palette_keeps_its_colours_and_loses_its_transparency(resize):
+    """A red image whose palette has a see-through entry, once as one index and once as a table of alphas."""
+    image = Image.new("P", (32, 24), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
+    for transparency in (1, bytes([255, 0, 128])):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", transparency=transparency)
+        prepared = prepare_image(buffer.getvalue(), resize)
+        assert prepared.transcoded
+        assert np.abs(simplejpeg.decode_jpeg(prepared.data).astype(int) - [255, 0, 0]).max() < 8
+
+
 @pytest.mark.parametrize(("kind", "order"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")])
 def test_sixteen_bits_become_eight(kind, order):
     values = np.array([[0, 257, 32896], [65535, 128, 129]], dtype=order).repeat(16, axis=0).repeat(16, axis=1)
@@ -196,10 +217,10 @@ def test_the_plan_changes_only_when_a_size_is_asked_for(tmp_path):
 def test_real_photographs(sample, tmp_path):
     source = open_source("coco2014", sample, "val")
     before = [next(records) for records in [source.records()] for _ in range(20)]
-    plan = plan_build(ListSource(source.root, before, source.labels.classes), resize=parse_resize("fit=256"))
+    plan = plan_build(ListSource(source.images.path(), before, source.labels.classes), resize=parse_resize("fit=256"))
     manifest = build_shards(plan, open_storage(tmp_path), num_workers=2)
     for record, found in zip(before, read_samples(tmp_path, manifest), strict=True):
-        with Image.open(source.root / record.image) as original:
+        with Image.open(source.images.path(record.image)) as original:
             small, whole = simplejpeg.decode_jpeg(found["jpg"]).astype(float), original.convert("RGB")
         height, width = small.shape[:2]
         assert max(width, height) == 256

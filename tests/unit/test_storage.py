@@ -19,7 +19,7 @@ class MemoryBackedStorage(RemoteStorage):
         from obstore.store import MemoryStore
 
         self.url = "memory://bucket"
-        self.store = MemoryStore()
+        super().__init__(self.url, MemoryStore())
 
 
 @pytest.fixture(params=["local", "remote"])

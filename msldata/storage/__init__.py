@@ -1,0 +1,60 @@
+"""One interface over a folder of files, local or remote: list, read, ranged read, atomic put, delete.
+
+A ``Storage`` is one folder ("prefix") on a local disk, ``s3://``, ``gs://``, ``az://`` or ``http(s)://``. Names are
+relative to it and use ``/``. Remote I/O is obstore, which reads the usual environment:
+
+- ``s3://``: ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``; ``AWS_ENDPOINT_URL`` for another server
+  than Amazon's (``http://`` is allowed there), ``AWS_SKIP_SIGNATURE=true`` for public buckets.
+- ``gs://``: ``GOOGLE_APPLICATION_CREDENTIALS`` or ``GOOGLE_SERVICE_ACCOUNT`` (the path of a key file). For an emulator
+  the key file is ``{"gcs_base_url": "http://localhost:4443", "disable_oauth": true, "client_email": "",
+  "private_key": "", "private_key_id": ""}``.
+- ``az://CONTAINER``: ``AZURE_STORAGE_ACCOUNT_NAME`` and ``AZURE_STORAGE_ACCOUNT_KEY`` or ``AZURE_STORAGE_SAS_TOKEN``;
+  ``AZURE_STORAGE_USE_EMULATOR=true`` for Azurite (its address in ``AZURITE_BLOB_STORAGE_URL`` if not the usual one).
+
+No shell is ever started: a ``pipe:`` location is refused like any other unknown scheme.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from msldata.errors import StorageError
+from msldata.storage.base import PART_SUFFIX, FileInfo, Storage
+from msldata.storage.local import LocalStorage, clear_local_errors, flush_to_disk
+from msldata.storage.remote import RemoteStorage
+
+__all__ = [
+    "PART_SUFFIX",
+    "REMOTE_SCHEMES",
+    "FileInfo",
+    "LocalStorage",
+    "RemoteStorage",
+    "Storage",
+    "StorageError",
+    "clear_local_errors",
+    "flush_to_disk",
+    "open_storage",
+]
+
+REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
+
+
+def open_storage(location: str | Path) -> Storage:
+    """Open a folder by path or URL; nothing is read, created or connected to yet.
+
+    Raises:
+        StorageError: the scheme is not one of file, s3, gs, az, http, https.
+    """
+    text = str(location)
+    scheme = re.match(r"^([A-Za-z][A-Za-z0-9+.-]+):", text)
+    if scheme is None or isinstance(location, Path):
+        return LocalStorage(Path(text).expanduser())
+    if scheme[1] == "file":
+        return LocalStorage(Path(text.removeprefix("file://")))
+    if scheme[1] in REMOTE_SCHEMES and text.startswith(f"{scheme[1]}://"):
+        return RemoteStorage(text.rstrip("/"))
+    raise StorageError(
+        f"{text}: unknown kind of location '{scheme[1]}:'; use a local path or "
+        + ", ".join(f"{known}://" for known in REMOTE_SCHEMES)
+    )

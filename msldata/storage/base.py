@@ -1,0 +1,71 @@
+"""The interface of a folder of files, wherever it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PART_SUFFIX = ".part"
+"""Names that end so are unfinished writes: never listed, safe to delete when no build is running."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """Name (relative to its storage) and size in bytes of one file."""
+
+    name: str
+    size: int
+
+
+class Storage(ABC):
+    """A folder that can be read and written the same way wherever it is."""
+
+    url: str
+    """The location as a person would type it; used in messages."""
+    can_list: bool = True
+    """False for a web address, whose files can only be asked for by name."""
+
+    @abstractmethod
+    def child(self, name: str) -> Storage:
+        """The sub-folder ``name``; it need not exist."""
+
+    @abstractmethod
+    def list_files(self) -> list[FileInfo]:
+        """All finished files below this folder, sorted by name; empty when the folder does not exist."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether the file ``name`` exists."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The whole file. Raises FileNotFoundError or StorageError."""
+
+    @abstractmethod
+    def read_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+        """Several byte ranges of one file, in the order asked; a range beyond the end raises StorageError."""
+
+    @abstractmethod
+    def put(self, name: str, data: bytes | Path) -> None:
+        """Write ``name`` atomically from bytes or from a local file (which is moved or uploaded, and then gone)."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write ``name`` if it is not there yet; False if it was, on stores that can tell (not every S3 server can)."""
+        if self.exists(name):
+            return False
+        self.put(name, data)
+        return True
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove the file ``name``; a file that is not there is no error."""
+
+    def path(self, name: str = "") -> Path | None:
+        """The local path of ``name``, or None when this storage is remote."""
+        return None
+
+    def where(self, name: str) -> str:
+        """``name`` with its location, for messages."""
+        return f"{self.url}/{name}"

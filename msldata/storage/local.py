@@ -1,0 +1,123 @@
+"""A folder on a local or mounted disk; writes are staged beside their place and moved in."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from msldata.errors import StorageError
+from msldata.storage.base import PART_SUFFIX, FileInfo, Storage
+
+
+class LocalStorage(Storage):
+    """A folder on a local (or mounted) disk; writes are staged beside their place and moved in."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.url = str(root)
+
+    def child(self, name: str) -> LocalStorage:
+        return LocalStorage(self.root / name)
+
+    def path(self, name: str = "") -> Path:
+        return self.root / name if name else self.root
+
+    def list_files(self) -> list[FileInfo]:
+        if not self.root.is_dir():
+            return []
+        found = []
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                path = Path(folder, name)
+                if name.endswith(PART_SUFFIX):
+                    continue
+                with suppress(FileNotFoundError):  # another process may remove its files at any moment
+                    found.append(FileInfo(path.relative_to(self.root).as_posix(), path.stat().st_size))
+        return sorted(found, key=lambda info: info.name)
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        # A build reads every image here: pathlib, a file object and a context manager take as long as the system calls.
+        path = f"{self.url}/{name}"
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return _read_all(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            with clear_local_errors(path):
+                raise
+
+    def read_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+        with clear_local_errors(self.where(name)), open(self.root / name, "rb") as file:
+            parts = [os.pread(file.fileno(), length, start) for start, length in zip(starts, lengths, strict=True)]
+        for part, start, length in zip(parts, starts, lengths, strict=True):
+            if len(part) != length:
+                raise StorageError(
+                    f"{self.where(name)}: wanted {length} bytes at {start}, found {len(part)}; "
+                    "the file is shorter than its index says"
+                )
+        return parts
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        target = self.root / name
+        with clear_local_errors(str(target)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(data, Path) and data.parent == target.parent:
+                os.replace(data, target)
+                return
+            staged = target.with_name(f".{target.name}.{os.getpid()}{PART_SUFFIX}")
+            try:
+                if isinstance(data, Path):
+                    shutil.move(data, staged)
+                else:
+                    staged.write_bytes(data)
+                flush_to_disk(staged)
+                os.replace(staged, target)
+            except BaseException:
+                staged.unlink(missing_ok=True)
+                raise
+
+    def delete(self, name: str) -> None:
+        with clear_local_errors(self.where(name)):
+            (self.root / name).unlink(missing_ok=True)
+
+
+def _read_all(descriptor: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    data = os.read(descriptor, size + 1)  # one more byte than there should be: a shorter answer is the end
+    if len(data) == size:
+        return data
+    parts = [data]  # no regular file, one that grows, or larger than one call reads
+    while part := os.read(descriptor, 1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Force a finished file out of the page cache, so that a rename after it never names an empty file."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def clear_local_errors(where: str) -> Iterator[None]:
+    """Turn the operating system's errors into one sentence; FileNotFoundError keeps its type."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{where}: no such file") from None
+    except OSError as error:
+        reason = (
+            "the disk is full"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else (error.strerror or str(error)).lower()
+        )
+        raise StorageError(f"{where}: {reason}") from error

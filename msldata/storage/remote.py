@@ -1,0 +1,192 @@
+"""A prefix in an object store, or below an HTTP(S) address, through obstore."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from msldata.errors import StorageError
+from msldata.storage.base import FileInfo, Storage
+from msldata.storage.remoteerrors import clear_remote_errors, is_lost_upload
+
+_PART_BYTES = 8 << 20
+"""Size of one part of a multipart upload; S3 allows 10,000 of them, which makes objects of 80 GB."""
+_PARTS_IN_FLIGHT = 4
+_COALESCE_BYTES = 256 << 10
+"""Ranges of one file that lie nearer than this become one request: as long as the answer of a new one takes."""
+
+
+class RemoteStorage(Storage):
+    """A prefix of a remote store; it pickles, and one object may be used by many threads at once."""
+
+    # Wrong keys and missing objects are answered at once and never retried; only refused connections, 5xx and cut
+    # bodies are. A store that has never answered is given up within seconds: most likely its address is wrong. One that
+    # has answered is worth waiting for, because stores ask busy clients to slow down for tens of seconds.
+    RETRY: ClassVar[dict[str, Any]] = {
+        "max_retries": 6,
+        "retry_timeout": timedelta(seconds=8),
+        "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
+    }
+    PATIENT_RETRY: ClassVar[dict[str, Any]] = {
+        "max_retries": 10,
+        "retry_timeout": timedelta(seconds=60),
+        "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 3},
+    }
+    # A silent connection is dropped and asked again. Writers wait longer: the time counts while a part goes up, too.
+    READ_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "read_timeout": "20s", "timeout": "600s"}
+    WRITE_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "timeout": "300s"}
+
+    def __init__(self, url: str, store: Any = None):
+        """``store``: an obstore store to use as it is, instead of one made from the URL and the environment."""
+        self.url = url
+        self.can_list = not url.startswith(("http://", "https://"))
+        self.store: Any = store if store is not None else self._connect(self.RETRY, self.READ_CLIENT)
+        self._writer = store
+        self._has_answered = store is not None
+
+    def _connect(self, retry: dict[str, Any], client: dict[str, Any]) -> Any:
+        from obstore.store import from_url
+
+        # Plain http is for stores on one's own network; a cloud endpoint is https and is not affected.
+        with clear_remote_errors(self.url):
+            return from_url(
+                self.url,
+                client_options=cast(Any, client | ({"allow_http": True} if _plain_http(self.url) else {})),
+                retry_config=cast(Any, retry),
+            )
+
+    def _answered(self) -> None:
+        """The store has answered: from now on its failures are taken for passing ones."""
+        if not self._has_answered:
+            self._has_answered = True
+            self.store = self._connect(self.PATIENT_RETRY, self.READ_CLIENT)
+
+    def _writing_store(self) -> Any:
+        if not self.can_list:
+            raise StorageError(
+                f"{self.url}: a web address can only be read; write to a local path, s3://, gs:// or az://"
+            )
+        if self._writer is None:
+            # The first write of a run meets wrong keys and addresses too, so it asks with little patience first.
+            self.exists(".reachable")
+            self._writer = self._connect(self.PATIENT_RETRY, self.WRITE_CLIENT)
+        return self._writer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["url"])  # type: ignore[misc]
+
+    def child(self, name: str) -> RemoteStorage:
+        return RemoteStorage(f"{self.url}/{name}")
+
+    def list_files(self) -> list[FileInfo]:
+        import obstore
+
+        if not self.can_list:
+            raise StorageError(
+                f"{self.url}: a web address cannot be listed; give the folder of a finished dataset (the one with "
+                "dataset.json), or reach the store through s3://, gs:// or az://"
+            )
+        with clear_remote_errors(self.url):
+            found = [FileInfo(entry["path"], entry["size"]) for batch in obstore.list(self.store) for entry in batch]
+        self._answered()
+        return sorted(found, key=lambda info: info.name)
+
+    def exists(self, name: str) -> bool:
+        import obstore
+
+        try:
+            with clear_remote_errors(self.where(name)):
+                obstore.head(self.store, name)
+            found = True
+        except FileNotFoundError:
+            found = False
+        self._answered()
+        return found
+
+    def read(self, name: str) -> bytes:
+        import obstore
+
+        with clear_remote_errors(self.where(name)):
+            answer = obstore.get(self.store, name)
+            expected = answer.meta["size"]
+            data = answer.bytes().to_bytes()
+        if len(data) != expected:
+            raise StorageError(f"{self.where(name)}: the object has {expected} bytes, {len(data)} were received")
+        self._answered()
+        return data
+
+    def read_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+        import obstore
+
+        with clear_remote_errors(self.where(name)):
+            parts = [
+                part.to_bytes()
+                for part in obstore.get_ranges(
+                    self.store, name, starts=list(starts), lengths=list(lengths), coalesce=_COALESCE_BYTES
+                )
+            ]
+        for part, start, length in zip(parts, starts, lengths, strict=True):
+            if len(part) != length:
+                raise StorageError(
+                    f"{self.where(name)}: wanted {length} bytes at {start}, received {len(part)}; "
+                    "the object is shorter than its index says"
+                )
+        self._answered()
+        return parts
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        import obstore
+
+        store = self._writing_store()
+        for attempt in range(2):
+            try:
+                # From a path, parts are read as they go up: memory stays at parts in flight, whatever the file's size.
+                with clear_remote_errors(self.where(name), writing=True):
+                    obstore.put(store, name, data, chunk_size=_PART_BYTES, max_concurrency=_PARTS_IN_FLIGHT)
+                break
+            except StorageError as error:
+                # The store had put the parts together, but its answer was lost; asked again it knows no such upload.
+                if attempt or not is_lost_upload(error):
+                    raise
+        if isinstance(data, Path):
+            data.unlink()
+
+    def create(self, name: str, data: bytes) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        store = self._writing_store()
+        with clear_remote_errors(self.where(name), writing=True):
+            try:
+                obstore.put(store, name, data, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def delete(self, name: str) -> None:
+        import obstore
+
+        try:
+            with clear_remote_errors(self.where(name)):
+                obstore.delete(self.store, name)
+        except FileNotFoundError:
+            pass
+
+
+def _plain_http(url: str) -> bool:
+    if url.startswith("gs://"):
+        return True  # its address stands in the key file; Google's own is https
+    if url.startswith("az://"):
+        endpoint = os.environ.get("AZURE_STORAGE_ENDPOINT", os.environ.get("AZURE_ENDPOINT", ""))
+    elif url.startswith("s3://"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
+        endpoint = endpoint or os.environ.get("AWS_ENDPOINT", "")
+    else:
+        endpoint = url
+    return endpoint.startswith("http://")

@@ -1,0 +1,116 @@
+"""One clear sentence for every way in which a remote store fails."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from msldata.errors import StorageError
+
+# Some requests (a listing, for one) fail with a class that says nothing; then only the server's own words do.
+_DENIED = re.compile(
+    r"AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|AuthenticationFailed|AuthorizationFailure|"
+    r"\b40[13] (Unauthorized|Forbidden)|169\.254\.169\.254|metadata\.google\.internal|computeMetadata"
+)
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|The specified bucket does not exist|Bucket not found")
+_MISSING = re.compile(r"NoSuchKey|BlobNotFound|\b404 Not Found")
+_REGION = re.compile(
+    r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|bare redirect|"
+    r"\b301 Moved|\b307 Temporary"
+)
+_UNREACHABLE = (
+    ("dns error", "its host name is not known"),
+    ("ConnectionRefused", "the connection was refused"),
+    ("NetworkUnreachable", "the network cannot be reached"),
+    ("HostUnreachable", "the host cannot be reached"),
+    ("invalid peer certificate", "its TLS certificate is not trusted"),
+    ("kind: Connect", "no connection could be made"),
+    ("ConnectionReset", "the connection was dropped again and again"),
+    ("IncompleteMessage", "the connection was dropped again and again"),
+    ("kind: Interrupted", "the answer was cut off again and again"),
+    ("kind: Timeout", "no answer came in time"),
+    ("TimedOut", "no answer came in time"),
+)
+_STATUS = re.compile(r"\b([45]\d\d [A-Z][A-Za-z]+(?: [A-Z][A-Za-z]+)*)")
+_LOST_UPLOAD = "the store no longer knows the upload"
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+}
+_ADDRESS = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_SERVICE_ACCOUNT", "az": "AZURE_STORAGE_ENDPOINT"}
+
+
+@contextmanager
+def clear_remote_errors(where: str, *, writing: bool = False) -> Iterator[None]:
+    """Turn obstore's errors into one sentence.
+
+    Raises:
+        FileNotFoundError: a read names an object or bucket that is not there. StorageError: anything else, and a write
+            into a bucket that is not there.
+    """
+    import obstore.exceptions as failures
+
+    try:
+        yield
+    except (failures.BaseError, OSError) as error:
+        raise _translated(where, error, writing) from None
+
+
+def _translated(where: str, error: Exception, writing: bool) -> Exception:
+    import obstore.exceptions as failures
+
+    scheme = where.partition(":")[0]
+    text = str(error)
+    if "NoSuchUpload" in text:
+        return StorageError(f"{where}: {_LOST_UPLOAD}; run the same command again")
+    denied = PermissionError | failures.PermissionDeniedError | failures.UnauthenticatedError
+    missing = isinstance(error, FileNotFoundError | failures.NotFoundError) or _MISSING.search(text)
+    if _NO_BUCKET.search(text) or (missing and writing):
+        bucket = "no such container" if scheme == "az" else "no such bucket"
+        if writing and scheme in _CREDENTIALS:
+            return StorageError(f"{where}: {bucket}; create it, or check the name")
+        return FileNotFoundError(f"{where}: {bucket if scheme in _CREDENTIALS else 'no such address'}")
+    if _REGION.search(text):
+        return StorageError(
+            f"{where}: the bucket is in another region or behind another address; check AWS_REGION (now "
+            f"{os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION') or 'not set'})"
+        )
+    if missing:
+        return FileNotFoundError(f"{where}: no such object")
+    if isinstance(error, denied) or _DENIED.search(text):
+        if scheme not in _CREDENTIALS:
+            return StorageError(f"{where}: access denied by the web server")
+        return StorageError(
+            f"{where}: access denied; check the credentials in the environment ({_CREDENTIALS[scheme]})"
+        )
+    if "Account must be specified" in text:
+        return StorageError(f"{where}: no storage account is named; set AZURE_STORAGE_ACCOUNT_NAME")
+    if isinstance(error, failures.NotSupportedError) or re.search(r"\b(405|501) ", text):
+        return StorageError(f"{where}: this kind of location cannot do that; a web address can only be read")
+    for sign, reason in _UNREACHABLE:
+        if sign in text:
+            return StorageError(f"{where}: the store cannot be reached: {reason}{_address(scheme)}")
+    if status := _STATUS.search(text):
+        return StorageError(f"{where}: the store keeps answering {status[1]}; try again later")
+    return StorageError(f"{where}: {_first_sentence(text)}")
+
+
+def is_lost_upload(error: StorageError) -> bool:
+    """Whether a multipart upload ended in the store's not knowing it any more."""
+    return _LOST_UPLOAD in str(error)
+
+
+def _address(scheme: str) -> str:
+    """What to check when nobody answers."""
+    if scheme not in _ADDRESS:
+        return "; check the address"
+    name = _ADDRESS[scheme]
+    return f"; check {name} (now {os.environ.get(name) or 'not set'}) and the network"
+
+
+def _first_sentence(text: str) -> str:
+    """The readable head of an obstore message, which otherwise carries a debug dump of its cause."""
+    return re.split(r"\n|: <\?xml|Debug source:", text.strip(), maxsplit=1)[0].strip()[:300]

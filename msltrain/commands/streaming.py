@@ -1,0 +1,74 @@
+"""``bench-stream``: how fast a dataset streams on the user's own storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from msldata.console import gigabytes, out, progress_bar
+
+
+def bench_stream(
+    shards: Annotated[str, typer.Argument(help="Dataset folder or URL.", show_default=False)],
+    image_size: Annotated[int, typer.Option(help="Side of the square images.")] = 448,
+    batch_size: Annotated[int, typer.Option()] = 32,
+    threads: Annotated[int | None, typer.Option(help="Decoding threads.", show_default="all CPUs")] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure.", min=0.1)] = 20.0,
+    images: Annotated[int | None, typer.Option(help="Stop after so many images.", min=1)] = None,
+    gpu_rate: Annotated[float | None, typer.Option(help="Images/s that one of your GPUs trains on.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
+    cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
+    ram_cache: Annotated[str, typer.Option(help="Keep decoded images in so much memory.")] = "0",
+    read_ahead_mb: Annotated[int, typer.Option(help="Encoded images read ahead, MiB.")] = 128,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure your own storage: images/s, where the time goes, how many GPUs that feeds."""
+    from msldata.errors import UserError
+    from msltrain.stream.bench import measure_stream
+    from msltrain.stream.config import StreamConfig
+
+    if gpu_rate is not None and not gpu_rate > 0:
+        raise UserError(f"--gpu-rate is {gpu_rate:g}; give the images per second that one GPU trains on, such as 900")
+    config = StreamConfig(
+        image_size=image_size,
+        batch_size=batch_size,
+        num_threads=threads,
+        cache="" if cache is None else str(cache),
+        cache_limit_gb=gigabytes(cache_limit),
+        ram_cache_gb=gigabytes(ram_cache),
+        read_ahead_mb=read_ahead_mb,
+    )
+    with progress_bar("streaming") as progress:
+        found = measure_stream(shards, config, seconds=seconds, max_images=images, on_progress=progress)
+    if json_:
+        import json
+
+        gpus = {} if gpu_rate is None else {"gpus_fed": found.gpus_fed(gpu_rate)}
+        print(json.dumps({**found.as_json(), **gpus}))
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(justify="right", style="bold")
+    table.add_column()
+    table.add_row(f"{found.images_per_second:,.0f}", "images/s")
+    table.add_row(f"{found.megabytes_per_second:,.1f}", "MB/s of encoded images")
+    table.add_row(f"{found.seconds_to_first_batch:.2f} s", "to the first batch")
+    table.add_row(f"{found.cpu_seconds_per_1000:.2f} s", "of CPU per 1,000 images")
+    if gpu_rate is not None:
+        table.add_row(f"{found.gpus_fed(gpu_rate):.1f}", f"GPUs of {gpu_rate:,.0f} images/s can be fed")
+    out.print(table)
+    bars = Table(
+        title=f"time of {found.num_threads} decoding threads", title_justify="left", box=None, show_header=False
+    )
+    for name, share in (
+        ("fetch", found.share_fetch),
+        ("decode", found.share_decode),
+        ("resize", found.share_resize),
+        ("wait", found.share_idle),
+    ):
+        bars.add_row(name, f"{100 * share:.0f} %", "█" * round(40 * share))
+    out.print(bars)
+    passes = f" in {found.num_epochs} passes over the data" if found.num_epochs > 1 else ""
+    out.print(f"{found.num_images:,} images in {found.seconds:.1f} s{passes}; {found.advice()}", soft_wrap=True)

@@ -1,0 +1,137 @@
+"""How fast a dataset folder streams on this machine, where the time goes, and how many GPUs that feeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from msltrain.stream.batch import HostBatch
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.loader import Loader
+from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.stages import StageSeconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamMeasurement:
+    """What one measurement found; "thread time" is the wall-clock time of the decoding threads added up."""
+
+    num_images: int
+    """Images counted, those of the first batches not among them."""
+    num_epochs: int
+    """Passes over the data begun; from the second on, local files come from the page cache."""
+    seconds: float
+    """Wall-clock time in which they came."""
+    seconds_to_first_batch: float
+    """From opening the folder to the first batch."""
+    images_per_second: float
+    megabytes_per_second: float
+    """Encoded bytes read; 10⁶ bytes."""
+    cpu_seconds_per_1000: float
+    """CPU time of this whole process per 1,000 images."""
+    num_threads: int
+    """Decoding threads."""
+    share_fetch: float
+    """Share of the thread time spent waiting for encoded bytes."""
+    share_decode: float
+    share_resize: float
+    share_idle: float
+    """Share spent waiting for work: for the plan, the sample indexes or the consumer."""
+
+    def gpus_fed(self, images_per_second: float) -> float:
+        """How many GPUs, each consuming so many images a second, this stream keeps busy."""
+        return self.images_per_second / images_per_second
+
+    def advice(self) -> str:
+        """What limits the rate, and what would raise it."""
+        if self.share_fetch > 0.3:
+            return "the storage is the limit: try --cache DIR on a local disk, or a larger --read-ahead-mb"
+        if self.share_idle > 0.3:
+            return "the threads wait for work: try a larger --batch-size, or fewer --threads"
+        if self.share_resize > self.share_decode:
+            return "resizing is the limit: more CPU cores"
+        return "decoding is the limit: more CPU cores, or --ram-cache when the decoded images fit into memory"
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields, and the advice."""
+        return {**asdict(self), "advice": self.advice()}
+
+
+def measure_stream(
+    location: str | Path,
+    config: StreamConfig,
+    *,
+    seconds: float = 20.0,
+    max_images: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> StreamMeasurement:
+    """Stream training batches into host memory, as fast as they come, and time it.
+
+    Counting begins when every buffer of the ring was emptied once: what was filled while nobody took time is not
+    counted.
+
+    Args:
+        location: a dataset folder, local or remote.
+        config: as a training would use it.
+        seconds: how long to measure; short sets are streamed several times.
+        max_images: stop after so many counted images.
+        on_progress: called with (elapsed, total), in tenths of a second or images.
+
+    Raises:
+        UserError, StorageError, FormatError, FileNotFoundError: as `Loader`.
+    """
+    began = time.perf_counter()
+    with Loader(open_shard_set(location), config, device="cpu", training=True) as loader:
+        batches = _endless(loader)
+        next(batches)
+        seconds_to_first_batch = time.perf_counter() - began
+        for _ in range(config.num_buffers):
+            next(batches)
+        first = loader.stats
+        stages, cpu, start = loader.stage_seconds(), time.process_time(), time.perf_counter()
+        for _ in batches:
+            elapsed = time.perf_counter() - start
+            num_images = loader.stats.num_images - first.num_images
+            if on_progress is not None:
+                done = (num_images, max_images) if max_images else (int(10 * elapsed), int(10 * seconds))
+                on_progress(*done)
+            if elapsed >= seconds or (max_images is not None and num_images >= max_images):
+                break
+        cpu = time.process_time() - cpu
+        return _measurement(loader, first.num_bytes, num_images, elapsed, cpu, stages, seconds_to_first_batch)
+
+
+def _endless(loader: Loader) -> Iterator[HostBatch]:
+    while True:
+        yield from loader.host_batches()
+        loader.set_epoch(loader.epoch + 1)
+
+
+def _measurement(
+    loader: Loader,
+    first_bytes: int,
+    num_images: int,
+    seconds: float,
+    cpu_seconds: float,
+    stages_before: StageSeconds,
+    seconds_to_first_batch: float,
+) -> StreamMeasurement:
+    stages = loader.stage_seconds() - stages_before
+    thread_seconds = max(stages.idle + stages.fetch + stages.decode + stages.resize, 1e-9)
+    return StreamMeasurement(
+        num_images=num_images,
+        num_epochs=loader.epoch + 1,
+        seconds=seconds,
+        seconds_to_first_batch=seconds_to_first_batch,
+        images_per_second=num_images / seconds,
+        megabytes_per_second=(loader.stats.num_bytes - first_bytes) / seconds / 1e6,
+        cpu_seconds_per_1000=cpu_seconds / num_images * 1000,
+        num_threads=loader.num_threads,
+        share_fetch=stages.fetch / thread_seconds,
+        share_decode=stages.decode / thread_seconds,
+        share_resize=stages.resize / thread_seconds,
+        share_idle=stages.idle / thread_seconds,
+    )

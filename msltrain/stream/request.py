@@ -1,0 +1,46 @@
+"""What a fetcher is: it is asked for samples of a shard set ahead of need, and hands out their checked bytes."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from functools import cache
+
+import numpy as np
+
+from msltrain.stream.shardset import SampleRows
+
+Buffer = bytes | memoryview
+
+
+class Request(ABC):
+    """Samples that were asked for."""
+
+    @abstractmethod
+    def read(self, position: int) -> Buffer:
+        """The bytes of one of them, checked against their CRC-32; waits, from any thread. Each is read once.
+
+        Raises:
+            SampleError: they do not match, also when read anew from the source.
+            StorageError, FileNotFoundError: they cannot be had.
+            CancelledError: the fetcher was closed.
+        """
+
+
+class Fetcher(ABC):
+    """Reads samples of one shard set, ahead of need; ``request`` is called from one thread at a time."""
+
+    @abstractmethod
+    def request(self, shard_N: np.ndarray, rows: SampleRows) -> Request:
+        """Start reading samples."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up what is not read yet, and let go of all files."""
+
+
+@cache
+def note_once(message: str) -> None:
+    """Tell the user of something that costs speed, not results; every message once in the life of the process."""
+    # Without any configuration, logging prints the bare message to stderr.
+    logging.getLogger("msltrain").warning("%s", message)

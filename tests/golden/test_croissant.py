@@ -1,0 +1,94 @@
+"""``croissant.json``: valid by MLCommons' own reader, which also reads images and labels by it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from msldata.build_masks import build_masks
+from msldata.build_shards import build_shards, plan_build
+from msldata.croissant import croissant
+from msldata.format import read_manifest
+from msldata.masksources import select_mask_source
+from msldata.sources import open_source
+from msldata.storage import LocalStorage
+from msldata.verify import verify
+from tests.smallshards import write_images
+from tests.tinydata import make_voc
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # those of the reader itself
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """MLCommons' reader, with its cache of unpacked tars (by name!) in a folder of this test."""
+    mlcroissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed: install the test extra")
+    from etils import epath
+    from mlcroissant._src.operation_graph.operations import extract
+
+    monkeypatch.setattr(extract, "EXTRACT_PATH", epath.Path(tmp_path / "cache"))
+    return mlcroissant
+
+
+@pytest.mark.parametrize("samples_per_shard", [2, 10])
+def test_images_and_labels_are_read_by_it(reader, tmp_path, samples_per_shard):
+    source = open_source("voc2007", make_voc(tmp_path / "raw", 5), "test")
+    records = list(source.records())
+    manifest = build_shards(
+        plan_build(source, samples_per_shard=samples_per_shard), LocalStorage(tmp_path / "out"), num_workers=1
+    )
+    dataset = reader.Dataset(str(tmp_path / "out" / "croissant.json"))
+    assert not dataset.metadata.issues.errors and not dataset.metadata.issues.warnings
+    assert dataset.metadata.ctx.conforms_to.value == "http://mlcommons.org/croissant/1.1"
+    assert "Everingham" in dataset.metadata.cite_as and "flickr" in dataset.metadata.license[0]
+    found = {row["samples/key"].decode(): row for row in dataset.records("samples")}
+    assert sorted(found) == [record.key for record in records]
+    for record in records:
+        row = found[record.key]
+        assert tuple(row["samples/positives"]) == record.positives
+        assert tuple(row["samples/ignored"]) == record.ignored
+        assert row["samples/image"].size == (row["samples/width"], row["samples/height"]) == (24, 16)
+        with source.images.path(record.image).open("rb") as file:
+            from PIL import Image
+
+            assert np.array_equal(np.asarray(row["samples/image"]), np.asarray(Image.open(file)))
+    classes = [(row["classes/index"], row["classes/name"]) for row in dataset.records("classes")]
+    assert [(index, name.decode() if isinstance(name, bytes) else name) for index, name in classes] == list(
+        enumerate(manifest.classes)
+    )
+
+
+def test_keep_masks_are_read_by_it(reader, tmp_path):
+    masks = select_mask_source(tmp_path, None, generate=8, size=32, seed=0)
+    build_masks(masks, LocalStorage(tmp_path / "masks"), per_subset=2, num_workers=1)
+    dataset = reader.Dataset(str(tmp_path / "masks" / "high" / "croissant.json"))
+    assert not dataset.metadata.issues.errors
+    rows = list(dataset.records("samples"))
+    assert rows
+    for row in rows:
+        holes = np.asarray(row["samples/keep_mask"]) == 0
+        assert holes.mean() == pytest.approx(row["samples/hole_fraction"], abs=1e-6)
+
+
+def test_every_shard_is_named_with_its_digest(tmp_path):
+    manifest = write_images(tmp_path, [3, 2])
+    content = json.loads((tmp_path / "croissant.json").read_bytes())
+    files = [entry for entry in content["distribution"] if entry["@type"] == "cr:FileObject"]
+    assert [(file["contentUrl"], file["sha256"]) for file in files] == [(i.name, i.sha256) for i in manifest.shards]
+    assert manifest.fingerprint in content["description"]
+
+
+def test_equal_datasets_have_equal_files_and_verify_knows_them(tmp_path):
+    folder = LocalStorage(tmp_path / "out")
+    build_shards(plan_build(open_source("voc2007", make_voc(tmp_path, 3), "test")), folder, num_workers=1)
+    manifest = read_manifest(folder)
+    assert croissant(manifest) == folder.read("croissant.json")
+    assert croissant(replace(manifest, licence="other")) != folder.read("croissant.json")
+    assert not verify(folder, num_workers=1).findings
+    folder.put("croissant.json", b"{}")
+    assert [finding.file for finding in verify(folder, num_workers=1).findings] == ["croissant.json"]
+    folder.delete("croissant.json")  # as earlier versions left it
+    assert not verify(folder, num_workers=1).findings

@@ -1,0 +1,103 @@
+"""``bench-stream``: the figures belong together, and the command shows them."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+import cli
+from msltrain.stream.bench import StreamMeasurement, measure_stream
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.decode import Decoder
+from msltrain.stream.fetch import LocalFetcher
+from tests.smallshards import write_images
+
+CONFIG = StreamConfig(image_size=24, batch_size=8, num_threads=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shards")
+    write_images(path, [40, 61])
+    return path
+
+
+def slowed(monkeypatch, owner, name: str, seconds: float) -> None:
+    original = getattr(owner, name)
+
+    def slow(*arguments, **options):
+        time.sleep(seconds)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, slow)
+
+
+def shares(found: StreamMeasurement) -> dict[str, float]:
+    return {name: getattr(found, f"share_{name}") for name in ("fetch", "decode", "resize", "idle")}
+
+
+def test_the_figures_belong_together(folder):
+    found = measure_stream(folder, CONFIG, max_images=400)
+    assert 400 <= found.num_images <= 408 and found.num_epochs >= 5 and found.num_threads == 2
+    assert found.images_per_second == pytest.approx(found.num_images / found.seconds)
+    assert sum(shares(found).values()) == pytest.approx(1)
+    assert 0 < found.seconds_to_first_batch < 30 and found.cpu_seconds_per_1000 > 0
+    mean_bytes = found.megabytes_per_second * 1e6 / found.images_per_second
+    assert 500 < mean_bytes < 5000
+    assert found.gpus_fed(found.images_per_second / 3) == pytest.approx(3)
+
+
+def test_slow_decoding_is_seen(folder, monkeypatch):
+    slowed(monkeypatch, Decoder, "decode", 0.004)
+    found = measure_stream(folder, CONFIG, max_images=100)
+    assert found.share_decode > 0.6, shares(found)
+    assert "decoding is the limit" in found.advice()
+
+
+def test_slow_storage_is_seen(folder, monkeypatch):
+    from msltrain.stream import fetch
+
+    slowed(monkeypatch, fetch._Mapped, "read", 0.004)
+    found = measure_stream(folder, CONFIG, max_images=100)
+    assert found.share_fetch > 0.6, shares(found)
+    assert "the storage is the limit" in found.advice()
+
+
+def test_a_slow_plan_is_seen_as_waiting(folder, monkeypatch):
+    slowed(monkeypatch, LocalFetcher, "request", 0.02)
+    found = measure_stream(folder, CONFIG, max_images=100)
+    assert found.share_idle > 0.5, shares(found)
+    assert "wait for work" in found.advice()
+
+
+def test_it_stops_in_time(folder):
+    began = time.perf_counter()
+    found = measure_stream(folder, CONFIG, seconds=0.3)
+    assert 0.3 <= found.seconds < time.perf_counter() - began < 10
+
+
+def test_the_command(folder):
+    arguments = ["bench-stream", str(folder), "--image-size", "24", "--batch-size", "8", "--images", "64"]
+    shown = CliRunner().invoke(cli.app, [*arguments, "--gpu-rate", "100"])
+    assert shown.exit_code == 0, shown.output
+    for text in ("images/s", "MB/s", "to the first batch", "CPU per 1,000 images", "GPUs of 100", "fetch", "decode"):
+        assert text in shown.output
+    found = json.loads(CliRunner().invoke(cli.app, [*arguments, "--gpu-rate", "100", "--json"]).stdout)
+    assert found["gpus_fed"] == pytest.approx(found["images_per_second"] / 100) and found["advice"]
+    assert CliRunner().invoke(cli.app, [*arguments, "--gpu-rate", "0"]).exit_code == 2
+
+
+def test_python_costs_little_per_sample(folder, monkeypatch):
+    # What Python does while it holds the interpreter's lock bounds how many threads one process can use: 80 µs a sample
+    # would be 12,500 images/s. Decoding and resizing are taken out; everything else is the real thing.
+    import numpy as np
+
+    blank_HWC = np.zeros((1, 1, 3), dtype=np.uint8)
+    monkeypatch.setattr(Decoder, "decode", lambda *_: blank_HWC)
+    monkeypatch.setattr("msltrain.stream.decode._resize", lambda *_, **__: None)
+    config = StreamConfig(image_size=24, batch_size=32, num_threads=1)
+    best = min(measure_stream(folder, config, max_images=1000).cpu_seconds_per_1000 for _ in range(3))
+    assert best * 1000 < 80, f"{best * 1000:.0f} µs"

@@ -1,0 +1,382 @@
+"""`msl index`: tars that other programs wrote get a sample index and a manifest, and are trained on as they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from typer.testing import CliRunner
+
+from cli import app
+from msldata import index_shards as module
+from msldata.build_shards import build_shards, plan_build
+from msldata.describe import describe
+from msldata.errors import BadInputError, UserError
+from msldata.format import MANIFEST_NAME, read_manifest
+from msldata.index_shards import index_shards
+from msldata.preview import write_preview
+from msldata.sources import open_source
+from msldata.storage import LocalStorage, open_storage
+from msldata.verify import verify
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.loader import Loader
+from msltrain.stream.shardset import open_shard_set
+from tests.smallshards import photo
+from tests.tinydata import contents, make_voc
+
+CLASSES = ("bird", "boat", "cat")
+NUM = 7
+
+
+def targets() -> np.ndarray:
+    """uint8 (NUM, 3), every sample with another pattern."""
+    return np.array([[number >> bit & 1 for bit in range(3)] for number in range(1, NUM + 1)], np.uint8)
+
+
+def write_shards(folder: Path, fields, per_shard: int = 3) -> Path:
+    """Tars of ``webdataset.ShardWriter``; ``fields`` gives the members of a sample beside its image."""
+    folder.mkdir(parents=True)
+    with webdataset.ShardWriter(str(folder / "part-%05d.tar"), maxcount=per_shard, verbose=0) as writer:
+        for number in range(NUM):
+            writer.write({"__key__": f"k{number}", "jpg": photo(number), **fields(number)})
+    return folder
+
+
+def names_of(number: int) -> list[str]:
+    return [CLASSES[index] for index in np.flatnonzero(targets()[number])]
+
+
+KINDS = {
+    "target.npy": (lambda number: {"target.npy": targets()[number]}, "target.npy"),
+    "signed npy": (lambda number: {"vec.npy": targets()[number].astype(np.int64)}, "vec.npy"),
+    "json names": (lambda number: {"json": {"labels": names_of(number)}}, "json:labels"),
+    "json numbers": (
+        lambda number: {"json": {"ids": np.flatnonzero(targets()[number]).tolist(), "url": "http://x"}},
+        "json:ids",
+    ),
+}
+
+
+def write_tar(path: Path, members: dict[str, bytes], form: int = tarfile.USTAR_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def index(folder: Path, **options):
+    return index_shards(LocalStorage(folder), num_workers=1, **options)
+
+
+def loaded(folder: str | Path) -> dict[str, np.ndarray]:
+    """Target by key, as training gets them."""
+    found: dict[str, np.ndarray] = {}
+    config = StreamConfig(image_size=32, batch_size=2, num_threads=1, drop_last=False)
+    with Loader(open_shard_set(folder), config, device="cpu", training=False) as loader:
+        for batch in loader:
+            found |= dict(zip(batch.keys, batch.target_BK.numpy()))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tars_of_shardwriter_are_trained_on(tmp_path, kind):
+    fields, rule = KINDS[kind]
+    folder = write_shards(tmp_path / "tars", fields)
+    before = contents(folder)
+    manifest = index(folder, classes=CLASSES, labels_from="auto" if rule in ("target.npy", "json:labels") else rule)
+    assert manifest.options["labels_from"] == rule
+    assert (manifest.num_samples, len(manifest.shards), manifest.classes) == (NUM, 3, CLASSES)
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before  # the tars are as they were
+    found = loaded(folder)
+    assert sorted(found) == [f"k{number}" for number in range(NUM)]
+    assert all((found[f"k{number}"] == targets()[number]).all() for number in range(NUM))
+    assert not verify(LocalStorage(folder), num_workers=1).findings
+    about = describe(LocalStorage(folder))
+    assert [label.positive for label in about.labels] == targets().sum(0).tolist()
+    assert write_preview(LocalStorage(folder), tmp_path / "sheet.png") == NUM
+
+
+@pytest.mark.parametrize("value", [lambda n: n % 3, lambda n: CLASSES[n % 3]], ids=["number", "name"])
+def test_one_class_per_sample(tmp_path, value):
+    folder = write_shards(tmp_path / "tars", lambda number: {"cls": str(value(number)).encode()})
+    manifest = index(folder)
+    assert manifest.classes == (CLASSES if value(0) == "bird" else ("0", "1", "2"))
+    assert {key: row.tolist().index(1) for key, row in loaded(folder).items()} == {f"k{n}": n % 3 for n in range(NUM)}
+
+
+def test_minus_one_is_ignored_and_numbers_name_the_classes(tmp_path):
+    target = np.array([1, 0, -1, 0], np.int8)
+    buffer = io.BytesIO()
+    np.save(buffer, target)
+    write_tar(tmp_path / "a.tar", {"x.jpg": photo(1), "x.target.npy": buffer.getvalue()})
+    manifest = index(tmp_path, name="mine", split="test")
+    assert (manifest.dataset, manifest.split, manifest.classes) == ("mine", "test", ("0", "1", "2", "3"))
+    row = pq.read_table(tmp_path / "a.parquet").to_pylist()[0]
+    assert (row["positives"], row["ignored"]) == ([0], [2])
+
+
+def test_our_own_tars_get_their_lost_index_back(tmp_path):
+    out = LocalStorage(tmp_path / "voc")
+    plan = plan_build(open_source("voc2007", make_voc(tmp_path / "raw", 5), "test"), samples_per_shard=2)
+    built = build_shards(plan, out, num_workers=1)
+    tables = {info.index_name: pq.read_table(tmp_path / "voc" / info.index_name) for info in built.shards}
+    for name in (*tables, MANIFEST_NAME):
+        out.delete(name)
+    # By the JSON, which alone knows the ignored classes.
+    manifest = index(tmp_path / "voc", classes=built.classes, labels_from="json:labels")
+    assert (manifest.dataset, manifest.split, manifest.shards) == ("voc2007", "test", built.shards)
+    assert manifest.label_histogram == built.label_histogram and manifest.fingerprint == built.fingerprint
+    for name, table in tables.items():
+        assert pq.read_table(tmp_path / "voc" / name).equals(table)
+    assert not verify(out, num_workers=1).findings
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_any_kind_of_tar_folders_and_long_names(tmp_path, form):
+    key = "deep/" * 25 + "näme" * 5 if form != tarfile.USTAR_FORMAT else "deep/er/name"
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=form) as tar:
+        folder = tarfile.TarInfo("deep")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, content in {f"{key}.JPG": photo(3), f"{key}.cls": b"0", "deep/README": b"no sample"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    index(tmp_path, classes=("bird",))
+    row = pq.read_table(tmp_path / "a.parquet").to_pylist()[0]
+    assert row["key"] == key
+    assert path.read_bytes()[row["offset"] :][: row["length"]] == photo(3)
+    assert not verify(LocalStorage(tmp_path), num_workers=1).findings
+
+
+def test_beside_img2datasets_own_files(tmp_path):
+    folder = write_shards(tmp_path / "tars", KINDS["json names"][0], per_shard=10)
+    (folder / "part-00000.tar").rename(folder / "00000.tar")
+    pq.write_table(pq.read_table(io.BytesIO(_parquet())), folder / "00000.parquet")
+    (folder / "00000_stats.json").write_text("{}")
+    before = contents(folder)
+    with pytest.raises(UserError, match=r"another program's file is where the sample index of 00000\.tar goes.*--out"):
+        index(folder)
+    assert contents(folder) == before
+    out = tmp_path / "indexed"
+    manifest = index(folder, out=LocalStorage(out))
+    assert contents(folder) == before
+    assert (out / "00000.tar").is_symlink()
+    assert len(loaded(out)) == NUM and not verify(LocalStorage(out), num_workers=1).findings
+    assert index(folder, out=LocalStorage(out)) == manifest
+
+
+def _parquet() -> bytes:
+    import pyarrow as pa
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"url": ["http://x"]}), buffer)
+    return buffer.getvalue()
+
+
+def test_a_stopped_call_goes_on_and_a_finished_one_does_nothing(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "tars", KINDS["json names"][0])
+    whole = index(folder)
+    wanted = contents(folder)
+    (folder / MANIFEST_NAME).unlink()
+    (folder / "part-00001.parquet").unlink()
+    read = []
+    scan = module.scan
+    monkeypatch.setattr(module, "scan", lambda path, *rest, **more: read.append(path.name) or scan(path, *rest, **more))
+    assert index(folder) == whole
+    assert read == ["part-00001.tar"] and contents(folder) == wanted
+    assert index(folder) == whole and len(read) == 1
+    with pytest.raises(UserError, match=r"holds a finished dataset already .*--overwrite"):
+        index(folder, classes=CLASSES[::-1])
+    assert index(folder, classes=CLASSES[::-1], overwrite=True).classes == CLASSES[::-1]
+
+
+def test_workers_make_no_difference(tmp_path):
+    one, two = (write_shards(tmp_path / name / "set", KINDS["json names"][0]) for name in "ab")
+    for path in one.iterdir():  # ShardWriter writes the time of day
+        (two / path.name).write_bytes(path.read_bytes())
+    index_shards(LocalStorage(one), num_workers=1)
+    index_shards(LocalStorage(two), num_workers=2)
+    assert contents(one) == contents(two)
+
+
+def test_in_a_bucket(s3, tmp_path):
+    folder = write_shards(tmp_path / "tars", KINDS["json names"][0])
+    place = open_storage("s3://bucket/foreign/train")
+    for name, data in contents(folder).items():
+        place.put(name, data)
+    manifest = index_shards(place, num_workers=1)
+    local = index(folder, name="train")
+    assert manifest.shards == local.shards
+    assert {key: row.tolist() for key, row in loaded(place.url).items()} == {
+        f"k{number}": targets()[number].tolist() for number in range(NUM)
+    }
+    assert not verify(place, num_workers=1).findings
+
+
+def bad_tar(folder: Path, change) -> None:
+    members = {}
+    for number in range(3):
+        members |= {f"k{number}.jpg": photo(number), f"k{number}.cls": b"0"}
+    write_tar(folder / "a.tar", dict(sorted((change(members) or members).items())))
+
+
+def without(name: str):
+    return lambda members: {key: value for key, value in members.items() if key != name}
+
+
+def replaced(**entries: bytes):
+    return lambda members: members | {name.replace("__", "."): value for name, value in entries.items()}
+
+
+def pickled() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"evil": 1}], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "reason"),
+    [
+        (without("k1.cls"), "auto", "no member .cls with its labels"),
+        (without("k1.jpg"), "auto", "no members end in .jpg or .jpeg"),
+        (replaced(k1__jpg=b"\x89PNG\r\n\x1a\n"), "auto", "its image is no JPEG"),
+        (replaced(k1__jpg=photo(1)[:-40]), "auto", "truncated JPEG"),
+        (replaced(k1__jpg=photo(1, mode="CMYK")), "auto", "its image is no JPEG that every decoder reads"),
+        (replaced(k1__cls=b"9"), "auto", "unknown class 9; there are 1"),
+        (replaced(k1__cls=b"dog"), "auto", "unknown class 'dog'; there are 1"),
+        (replaced(k1__cls=b"-1"), "auto", "unknown class '-1'"),
+        (replaced(k0__npy=pickled(), k1__npy=pickled(), k2__npy=pickled()), "npy", "without pickled objects"),
+    ],
+)
+def test_bad_samples_stop_it_or_are_left_out(tmp_path, change, rule, reason):
+    bad_tar(tmp_path, change)
+    with pytest.raises(BadInputError, match=r"a\.tar, sample k[01]: ") as caught:
+        index(tmp_path, classes=("bird",), labels_from=rule)
+    assert reason in caught.value.reason and "--on-error skip" in str(caught.value)
+    assert not (tmp_path / MANIFEST_NAME).exists()
+    if rule != "npy":
+        manifest = index(tmp_path, classes=("bird",), on_error="skip")
+        assert (manifest.num_samples, manifest.counts["quarantined"]) == (2, 1)
+        assert reason in json.loads((tmp_path / "quarantine.jsonl").read_text())["reason"]
+        assert sorted(loaded(tmp_path)) == ["k0", "k2"] and not verify(LocalStorage(tmp_path), num_workers=1).findings
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[:2000], "cut off|unexpected end"),
+        (lambda data: data.rstrip(b"\0"), "unexpected end"),
+        (lambda data: data.replace(b"k1.jpg", b"k1.jpX", 1), "end of the tar.*other bytes"),
+        (lambda data: b"", "the tar is empty"),
+        (lambda data: b"<html>" * 400, "plain tar"),
+    ],
+)
+def test_a_damaged_tar_is_refused(tmp_path, damage, reason):
+    bad_tar(tmp_path, lambda members: None)
+    path = tmp_path / "a.tar"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BadInputError, match=reason):
+        index(tmp_path, classes=("bird",))
+    assert not (tmp_path / MANIFEST_NAME).exists()
+
+
+def test_a_sample_that_lies_in_two_places(tmp_path):
+    write_tar(tmp_path / "a.tar", {"a.jpg": photo(1), "b.jpg": photo(2), "a.cls": b"0", "b.cls": b"0"})
+    with pytest.raises(BadInputError, match=r"the members of sample a do not lie side by side; .* tar --sort=name"):
+        index(tmp_path, classes=("bird",), labels_from="cls", on_error="skip")
+
+
+def test_one_key_in_two_tars(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        write_tar(tmp_path / name, {"k.jpg": photo(1), "k.cls": b"0"})
+    with pytest.raises(UserError, match=r"sample k is in a\.tar and in b\.tar; keys must be unique"):
+        index(tmp_path)
+    assert not (tmp_path / MANIFEST_NAME).exists()
+
+
+def test_a_link_in_a_tar_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("k.jpg")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(info)
+    with pytest.raises(BadInputError, match=r"expected a regular file, found k.jpg"):
+        index(tmp_path, labels_from="cls")
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"k.jpg": photo(1)}, r"sample k: no labels: neither \.target\.npy nor \.cls nor a JSON with 'labels'"),
+        ({"k.jpg": photo(1), "k.json": b'{"url": 1, "caption": "x"}'}, "has the fields url, caption: name one with"),
+        ({"k.jpg": photo(1), "k.txt": b"a bird"}, "list the labels in a table and use `msl build-shards"),
+    ],
+)
+def test_images_without_labels_are_refused(tmp_path, members, reason):
+    write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(UserError, match=reason):
+        index(tmp_path)
+
+
+def test_mistakes_of_the_user(tmp_path):
+    with pytest.raises(UserError, match=r"no .tar files here"):
+        index(tmp_path)
+    (tmp_path / "a.tar.gz").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"a\.tar\.gz is compressed"):
+        index(tmp_path)
+    with pytest.raises(UserError, match="a web address can neither be listed nor written"):
+        index_shards(open_storage("http://127.0.0.1:1/x"))
+    bad_tar(tmp_path, lambda members: None)
+    for text in ("json", "json:", "pickle", "cls:x", "../npy"):
+        with pytest.raises(UserError, match=r"expected auto, target.npy, cls or json:FIELD"):
+            index(tmp_path, labels_from=text)
+    with pytest.raises(UserError, match="becomes part of file names"):
+        index(tmp_path, name="a/b")
+
+
+def verify_again(folder: Path) -> list:
+    """What is left to find after the command that `msl verify` names: the tar is taken as it is now."""
+    command = verify(LocalStorage(folder), num_workers=1).next_step.partition("msl ")[2]
+    run = CliRunner().invoke(app, [*shlex.split(command), "--workers", "1"])
+    assert run.exit_code == 0, run.output
+    return [
+        finding for finding in verify(LocalStorage(folder), num_workers=1).findings if "decoding" not in finding.what
+    ]
+
+
+def test_damage_after_indexing_is_found(tmp_path):
+    folder = write_shards(tmp_path / "tars", KINDS["json names"][0], per_shard=10)
+    index(folder)
+    path = folder / "part-00000.tar"
+    data = bytearray(path.read_bytes())
+    row = pq.read_table(folder / "part-00000.parquet").to_pylist()[2]
+    data[row["offset"] + row["length"] // 2] ^= 0xFF
+    path.write_bytes(data)
+    found = {finding.what for finding in verify(LocalStorage(folder), num_workers=1).findings}
+    assert {"sha256", "crc32 in the index"} <= found
+    assert not verify_again(folder)
+    path.unlink()
+    result = verify(LocalStorage(folder), num_workers=1)
+    assert "no such file" in {finding.found for finding in result.findings}
+    assert "msl index" in result.next_step and "--labels-from json:labels --overwrite" in result.next_step
+
+
+def test_the_command(tmp_path):
+    folder = write_shards(tmp_path / "tars", KINDS["target.npy"][0])
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    run = CliRunner().invoke(app, ["index", str(folder), "--classes", str(tmp_path / "classes.txt"), "--workers", "1"])
+    assert run.exit_code == 0 and "7 samples, 3 shards" in run.output.replace("\n", " "), run.output
+    assert read_manifest(LocalStorage(folder)).classes == CLASSES
+    assert CliRunner().invoke(app, ["info", str(folder)]).exit_code == 0

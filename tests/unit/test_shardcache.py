@@ -1,0 +1,210 @@
+"""The shard cache: a shard is fetched once, nothing in use is evicted, nothing left behind blocks the next process."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msldata.errors import StorageError
+from msldata.format import ShardInfo
+from msltrain.stream.cache import NotCached, ShardCache
+from tests.remotefolder import RemoteFolder
+
+SIZE = 100_000
+REPOSITORY = Path(__file__).resolve().parents[2]
+RUNNING = threading.Event()
+"""Never set."""
+
+
+@pytest.fixture
+def source(tmp_path) -> RemoteFolder:
+    """Five files of 100 kB."""
+    (tmp_path / "source").mkdir()
+    for number in range(5):
+        content = np.random.default_rng(number).integers(0, 256, SIZE, dtype=np.uint8).tobytes()
+        (tmp_path / "source" / f"{number}.tar").write_bytes(content)
+    return RemoteFolder(tmp_path / "source")
+
+
+def info(source: RemoteFolder, number: int) -> ShardInfo:
+    content = (source.root / f"{number}.tar").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    return ShardInfo(name=f"{number}.tar", num_samples=1, num_bytes=len(content), sha256=digest)
+
+
+def cached(source: RemoteFolder, folder: Path) -> list[int]:
+    """Which of the shards are finished in the cache."""
+    return [number for number in range(5) if (folder / f"{info(source, number).sha256}.tar").exists()]
+
+
+def other_process(source: RemoteFolder, folder: Path, code: str) -> subprocess.Popen:
+    """A process with ``cache``, ``source`` and ``info``; it has run ``code`` once it has printed a line."""
+    program = f"""
+        import sys, threading, time
+        from pathlib import Path
+        from msltrain.stream.cache import ShardCache
+        from tests.remotefolder import RemoteFolder
+        from tests.unit.test_shardcache import info
+        source, cache = RemoteFolder(Path({str(source.root)!r})), ShardCache({str(folder)!r}, 250_000)
+    """
+    program = textwrap.dedent(program) + textwrap.dedent(code)
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "there\n"
+    return process
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_shard_is_fetched_once_however_many_ask(source, tmp_path):
+    caches = [ShardCache(tmp_path / "cache", 10**6) for _ in range(8)]
+    with ThreadPoolExecutor(8) as workers:
+        maps = list(workers.map(lambda cache: cache.fetch(info(source, 0), source, RUNNING), caches))
+    assert len(source.reads) == 1
+    assert {bytes(mapped) for mapped in maps} == {(source.root / "0.tar").read_bytes()}
+    assert sorted(os.listdir(tmp_path / "cache")) == [".lock", f"{info(source, 0).sha256}.tar"]
+
+
+def test_what_was_used_longest_ago_makes_room_and_what_is_in_use_never_does(source, tmp_path):
+    cache = ShardCache(tmp_path / "cache", 3 * SIZE)
+    kept = cache.fetch(info(source, 0), source, RUNNING)
+    for number in (1, 2):
+        cache.fetch(info(source, number), source, RUNNING)
+        time.sleep(0.01)
+    assert cache.open(info(source, 1)) is not None, "used again, so later than 2"
+    cache.fetch(info(source, 3), source, RUNNING)
+    assert cached(source, cache.folder) == [0, 1, 3]
+    mapped = [kept, cache.open(info(source, 1)), cache.open(info(source, 3))]
+    with pytest.raises(NotCached, match=r"no room beside the shards in use within the limit of 0\.0003 GB"):
+        cache.fetch(info(source, 4), source, RUNNING)
+    assert cached(source, cache.folder) == [0, 1, 3]
+    del mapped, kept
+    cache.fetch(info(source, 4), source, RUNNING)
+    assert cached(source, cache.folder) == [1, 3, 4]
+
+
+def test_another_process_keeps_what_it_uses_until_it_is_killed(source, tmp_path):
+    code = (
+        "maps = [cache.fetch(info(source, n), source, threading.Event()) for n in (0, 1)]; print('there', flush=True)"
+    )
+    process = other_process(source, tmp_path / "cache", f"{code}; time.sleep(60)")
+    cache = ShardCache(tmp_path / "cache", 250_000)
+    try:
+        with pytest.raises(NotCached, match="no room"):
+            cache.fetch(info(source, 2), source, RUNNING)
+    finally:
+        kill(process)
+    cache.fetch(info(source, 2), source, RUNNING)
+    assert 2 in cached(source, cache.folder)
+
+
+def test_a_killed_writer_blocks_nobody(source, tmp_path):
+    code = """
+        source.stall = True
+        threading.Thread(target=cache.fetch, args=(info(source, 0), source, threading.Event())).start()
+        while not list(cache.folder.glob("*.part")):
+            time.sleep(0.01)
+        time.sleep(0.2)
+        print("there", flush=True)
+    """
+    process = other_process(source, tmp_path / "cache", code)
+    cache = ShardCache(tmp_path / "cache", 250_000)
+    closing = threading.Event()
+    with ThreadPoolExecutor(1) as worker:
+        waiting = worker.submit(cache.fetch, info(source, 0), source, closing)
+        time.sleep(0.3)
+        assert not waiting.done(), "the other process is at it"
+        kill(process)
+        assert bytes(waiting.result(timeout=5)) == (source.root / "0.tar").read_bytes()
+    assert not list(cache.folder.glob("*.part"))
+
+
+def test_the_rest_of_a_killed_writer_counts_and_goes_first(source, tmp_path):
+    cache = ShardCache(tmp_path / "cache", 2 * SIZE)
+    cache.fetch(info(source, 0), source, RUNNING)
+    (cache.folder / f"{info(source, 1).sha256}.tar.part").write_bytes(bytes(SIZE))
+    cache.fetch(info(source, 2), source, RUNNING)
+    assert cached(source, cache.folder) == [0, 2] and not list(cache.folder.glob("*.part"))
+
+
+def test_a_writer_that_makes_no_progress_is_not_waited_for_for_ever(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("msltrain.stream.cache._PATIENCE", 0.3)
+    cache, closing = ShardCache(tmp_path / "cache", 10**6), threading.Event()
+    source.stall = True
+    with ThreadPoolExecutor(1) as worker:
+        stalled = worker.submit(cache.fetch, info(source, 0), source, closing)
+        while not list(cache.folder.glob("*.part")):
+            time.sleep(0.01)
+        with pytest.raises(NotCached, match=r"another process fetches 0\.tar and makes no progress"):
+            ShardCache(cache.folder, 10**6).fetch(info(source, 0), RemoteFolder(source.root), RUNNING)
+        source.stall = False
+        assert len(stalled.result(timeout=5)) == SIZE
+
+
+def test_closing_gives_up_waiting_and_fetching(source, tmp_path):
+    cache, closing = ShardCache(tmp_path / "cache", 10**6), threading.Event()
+    source.stall = True
+    with ThreadPoolExecutor(2) as workers:
+        both = [workers.submit(cache.fetch, info(source, 0), source, closing) for _ in range(2)]
+        time.sleep(0.2)
+        closing.set()
+        source.stall = False
+        (first, second) = (future.exception(timeout=5) for future in both)
+    assert CancelledError in {type(first), type(second)}
+    assert not list(cache.folder.glob("*.part"))
+
+
+def test_wrong_bytes_are_fetched_again_once(source, tmp_path):
+    cache = ShardCache(tmp_path / "cache", 10**6)
+    source.spoil = 1
+    assert bytes(cache.fetch(info(source, 0), source, RUNNING)) == (source.root / "0.tar").read_bytes()
+    source.spoil = 2
+    with pytest.raises(NotCached, match=r"1\.tar: does not match the digest in the manifest"):
+        cache.fetch(info(source, 1), source, RUNNING)
+    assert cached(source, cache.folder) == [0] and not list(cache.folder.glob("*.part"))
+
+
+def test_a_full_disk_is_said(source, tmp_path, monkeypatch):
+    def full(file: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    cache = ShardCache(tmp_path / "cache", 10**6)
+    with pytest.raises(NotCached, match="cache: the disk is full"):
+        cache.fetch(info(source, 0), source, RUNNING)
+    assert os.listdir(cache.folder) == [".lock"]
+
+
+def test_a_shard_of_another_size_is_not_used(source, tmp_path):
+    cache = ShardCache(tmp_path / "cache", 10**6)
+    cache.fetch(info(source, 0), source, RUNNING)
+    with open(cache.folder / f"{info(source, 0).sha256}.tar", "ab") as file:
+        file.write(b"x")
+    assert cache.open(info(source, 0)) is None
+    assert bytes(cache.fetch(info(source, 0), source, RUNNING)) == (source.root / "0.tar").read_bytes()
+
+
+def test_impossible_folders_and_limits_are_said(source, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"file \(stream\.cache\)"):
+        ShardCache(tmp_path / "file", 10**6)
+    with pytest.raises(NotCached, match="larger than the limit"):
+        ShardCache(tmp_path / "cache", SIZE - 1).fetch(info(source, 0), source, RUNNING)
+    (source.root / "4.tar").rename(source.root / "5.tar")
+    gone = ShardInfo(name="4.tar", num_samples=1, num_bytes=SIZE, sha256="0" * 64)
+    with pytest.raises(FileNotFoundError, match=r"source/4\.tar"):
+        ShardCache(tmp_path / "cache", 10**6).fetch(gone, source, RUNNING)

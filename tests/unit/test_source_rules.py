@@ -1,0 +1,120 @@
+"""What every kind of source does with names and labels that cannot be: refused with the place, or by a stated rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from msldata.buildplan import plan_build
+from msldata.errors import BadInputError, UserError
+from msldata.sources import open_source
+from tests.tinydata import voc_object, voc_xml
+
+LONG = "x" * 90
+
+
+def plan_voc(root: Path, names: list[str], label: str = "cat"):
+    """Names of images are ids here: VOC's own lists have no extension."""
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    ids = [name.removesuffix(".jpg") for name in names]
+    (root / "ImageSets" / "Main" / "test.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
+    for image_id in ids:
+        if not set(image_id) & set("/\\\0"):
+            (root / "Annotations" / f"{image_id}.xml").write_text(voc_xml(voc_object(label)))
+    return plan_build(open_source("voc2007", root, "test"))
+
+
+def write_coco(path: Path, names: list[str], category: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names, start=1)]
+    boxes = [
+        {"id": image["id"], "image_id": image["id"], "category_id": category, "bbox": [1, 1, 2, 2]} for image in images
+    ]
+    categories = [{"id": 7, "name": "cat"}]
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+
+
+def plan_coco(root: Path, names: list[str], label: str = "cat"):
+    write_coco(root / "annotations" / "instances_mine.json", names, 7 if label == "cat" else 8)
+    (root / "mine").mkdir(exist_ok=True)
+    return plan_build(open_source("coco", root, "mine"))
+
+
+def plan_coco_file(root: Path, names: list[str], label: str = "cat"):
+    write_coco(root / "mine.json", names, 7 if label == "cat" else 8)
+    return plan_build(open_source("coco", root / "mine.json", "all"))
+
+
+def plan_wider(root: Path, names: list[str], label: str = "cat"):
+    (root / "Image").mkdir(parents=True)
+    attribute = [1] * 14 if label == "cat" else [5] * 14
+    entries = [{"file_name": name, "targets": [{"attribute": attribute, "bbox": [0, 0, 5, 5]}]} for name in names]
+    (root / "wider_attribute_test.json").write_text(json.dumps({"images": entries}))
+    return plan_build(open_source("wider", root, "test"))
+
+
+def plan_table(root: Path, names: list[str], label: str = "cat"):
+    root.mkdir(exist_ok=True)
+    (root / "classes.txt").write_text("cat\n")
+    rows = "".join(json.dumps({"image": name, "labels": [label]}) + "\n" for name in names)
+    (root / "labels.jsonl").write_text(rows)
+    return plan_build(open_source("table", root / "labels.jsonl", "all", classes=root / "classes.txt"))
+
+
+PLANS: dict[str, Callable] = {
+    "voc": plan_voc,
+    "coco": plan_coco,
+    "coco file": plan_coco_file,
+    "wider": plan_wider,
+    "table": plan_table,
+}
+everywhere = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+
+
+@everywhere
+@pytest.mark.parametrize("name", ["../a.jpg", "a/../../b.jpg", "/etc/a.jpg", "..\\a.jpg", "a\0.jpg"])
+def test_a_name_that_leads_out_is_refused(plan, tmp_path, name):
+    with pytest.raises(BadInputError) as caught:
+        plan(tmp_path / "raw", ["good.jpg", name])
+    assert caught.value.file.startswith(str(tmp_path / "raw"))
+
+
+@everywhere
+def test_an_image_listed_twice_is_refused(plan, tmp_path):
+    with pytest.raises(UserError, match=r"only once") as caught:
+        plan(tmp_path / "raw", ["a.jpg", "b.jpg", "a.jpg"])
+    assert "a.jpg" in str(caught.value)
+
+
+@everywhere
+def test_a_key_too_long_for_a_tar_is_refused(plan, tmp_path):
+    with pytest.raises(UserError, match=r"sample key 'x+(_0)?': 9[02] bytes, at most 89 fit a USTAR name"):
+        plan(tmp_path / "raw", [f"{LONG}.jpg"])
+
+
+@everywhere
+def test_an_unknown_label_is_refused(plan, tmp_path):
+    with pytest.raises(BadInputError) as caught:
+        plan(tmp_path / "raw", ["a.jpg"], "unheard-of")
+    assert caught.value.file.startswith(str(tmp_path / "raw"))
+
+
+@everywhere
+def test_dots_and_spaces_become_part_of_a_plain_key(plan, tmp_path):
+    if plan is plan_voc:
+        with pytest.raises(BadInputError, match=r"line 1: 'a\.b' is not an image id"):
+            plan(tmp_path / "raw", ["a.b.jpg"])
+        return
+    (shard,) = plan(tmp_path / "raw", ["a.b c.jpg"]).shards
+    (record,) = shard.records()
+    assert record.key in ("a_b_c", "a_b_c_0") and record.image.endswith("a.b c.jpg")
+
+
+@everywhere
+def test_no_images_is_an_error(plan, tmp_path):
+    with pytest.raises(UserError, match=r"no images|no rows|list is empty"):
+        plan(tmp_path / "raw", [])
