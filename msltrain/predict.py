@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from msldata.errors import BadInputError, UserError
-from msldata.keepmask import AUTO, decide_polarity, decode_gray, polarity_clue, resize_nearest, to_keep_mask
+from msldata.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
 from msltrain.checkpoint import load_recogniser
 from msltrain.distributed import process_group
 from msltrain.models.build import Recogniser
@@ -149,7 +149,7 @@ def predict_images(
     top_k: int | None = 5,
     threshold: float | None = None,
     keep_mask: str | Path | None = None,
-    polarity: str = AUTO,
+    polarity: str = "",
     overlays: str | Path | None = None,
     device: str = "auto",
     on_error: Literal["fail", "skip"] = "fail",
@@ -217,21 +217,23 @@ def read_keep_mask(file: str | Path, polarity: str, image_size: int) -> np.ndarr
 
     Args:
         file: any image of a mask; it is squashed to the square as the photographs are.
-        polarity: ``hole-white``, ``hole-black`` (this program's own keep masks), or ``auto``, which refuses to guess
-            where the file does not tell, as most single files do not.
+        polarity: ``hole-white``, or ``hole-black`` as in this program's own keep masks. One file does not tell.
         image_size: S.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: the polarity is not clear.
+        UserError: the polarity is neither.
         BadInputError: it is no mask.
     """
     path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{file}: no such mask file")
     gray_HW = decode_gray(path.read_bytes(), str(path))
-    if polarity == AUTO:
-        polarity = decide_polarity([polarity_clue(gray_HW)]).polarity
+    if not polarity:
+        raise UserError(
+            f"{file}: which colour is the hole? White covers {(gray_HW > 127).mean():.0%} of it, which does not tell; "
+            f"give --polarity {HOLE_WHITE} (white hides the image), or {HOLE_BLACK} as in this program's keep masks"
+        )
     return resize_nearest(to_keep_mask(gray_HW, polarity), image_size, image_size)
 
 

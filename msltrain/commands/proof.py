@@ -160,7 +160,7 @@ def predict(
         typer.Option(help="Predicted from this score on; default: tuned ones (evaluate --held-out), else 0.5."),
     ] = None,
     keep_mask: Annotated[Path | None, typer.Option(help="Mask file: predict also with this part hidden.")] = None,
-    polarity: Annotated[str, typer.Option(help="Of the mask file: hole-white, hole-black or auto.")] = "auto",
+    polarity: Annotated[str, typer.Option(help="Of the mask file: hole-white or hole-black.")] = "",
     cam: Annotated[Path | None, typer.Option(help="Folder for pictures of where the classes are seen.")] = None,
     format_: Annotated[
         OutputFormat | None, typer.Option("--format", help="Default: by the suffix of --out, else a table.")

@@ -177,10 +177,10 @@ def test_a_keep_mask_hides_what_it_hides_in_training(place, tmp_path):
         assert [dict(image.masked_scores)[name] for name in CLASSES] == pytest.approx(score_K.tolist(), abs=1e-6)
         assert dict(image.masked_scores) != dict(image.scores)
         assert [name for name, _ in image.masked_scores] == [name for name, _ in image.scores]
-    with pytest.raises(UserError, match="which colour of the masks is the hole"):
-        read_keep_mask(tmp_path / "hole-white.png", "auto", 32)
+    with pytest.raises(UserError, match="which colour is the hole"):
+        read_keep_mask(tmp_path / "hole-white.png", "", 32)
     with pytest.raises(FileNotFoundError, match=r"gone\.png: no such mask file"):
-        read_keep_mask(tmp_path / "gone.png", "auto", 32)
+        read_keep_mask(tmp_path / "gone.png", "", 32)
 
 
 def test_what_scores_high_in_either_version_is_shown(place, tmp_path, monkeypatch):
