@@ -66,7 +66,7 @@ _COMMANDS = {
         training.import_checkpoint,
         streaming.bench_stream,
     ),
-    "Proof": (proof.evaluate, proof.robustness, proof.predict, proof.export),
+    "Proof": (proof.evaluate, proof.robustness, proof.predict, proof.serve, proof.export),
 }
 for _panel, _functions in _COMMANDS.items():
     for _function in _functions:
@@ -76,10 +76,6 @@ for _panel, _functions in _COMMANDS.items():
 def main() -> None:
     """Entry point of ``msl`` and of ``python cli.py``."""
     app()
-
-
-if __name__ == "__main__":
-    main()
 
 
 if __name__ == "__main__":

@@ -1,48 +1,145 @@
-"""Predict the classes of image files, with the very transform that evaluation uses.
+"""Predict the classes of images, with the very transform that evaluation uses, whole and behind a keep mask.
 
-B batch, C channels, H = W = S pixels, K classes.
+B batch, C channels, S side of the square in pixels, K classes, H, W positions of the feature map.
 """
 
 from __future__ import annotations
 
-import glob
-import io
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from msldata.errors import BadInputError, UserError
-from msltrain.checkpoint import LoadedRecogniser, load_recogniser
+from msldata.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
+from msltrain.checkpoint import load_recogniser
 from msltrain.distributed import process_group
+from msltrain.models.build import Recogniser
+from msltrain.overlay import OverlayFolder, Panel, Row, draw_sheet, thumbnail
+from msltrain.pictures import Picture, find_images, read_pixels, read_square, squash
+from msltrain.placescores import logits_and_place_logits
+from msltrain.predictions import read_predictions
 from msltrain.stream.batch import HostBatch
-from msltrain.stream.decode import Decoder, resize_crop
 from msltrain.stream.device import ToDevice
+from msltrain.thresholds import tune_thresholds
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-"""Files of a folder that are taken for images; a file named by itself may have any suffix."""
-# Of Pillow's formats those that only decode pixels; its PostScript reader, for one, would start another program.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-_JPEG_START = b"\xff\xd8\xff"
+__all__ = ["ImagePrediction", "Predictor", "find_images", "predict_images", "read_keep_mask", "read_square"]
+
+HELD_OUT_FILES = "predictions/*-held-out.parquet"
+"""In a run folder: what ``msl evaluate --held-out`` writes, and thresholds are tuned on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePrediction:
-    """What one image file shows, according to the model."""
+    """What one image shows, according to the model."""
 
     file: str
     scores: tuple[tuple[str, float], ...] = ()
     """(class, score in 0 … 1), highest first."""
+    predicted: tuple[str, ...] = ()
+    """Classes whose score reaches their threshold, highest score first."""
+    masked_scores: tuple[tuple[str, float], ...] = ()
+    """The same classes in the same order, behind the keep mask; empty without one."""
+    masked_predicted: tuple[str, ...] = ()
+    overlay: str = ""
+    """The picture that was drawn, where that was asked for."""
     error: str = ""
     """Why the image could not be read; then there are no scores."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What the network says about one image."""
+
+    score_K: np.ndarray
+    """float32, 0 to 1"""
+    place_score_KHW: np.ndarray | None
+    """float32, 0 to 1: the score if all of the image looked like this place (`place_logits`); None: not asked for."""
+
+
+class Predictor:
+    """A trained recogniser that answers about images.
+
+    Args:
+        checkpoint: checkpoint folder, or the folder of a run, whose best one is taken.
+        device: where it computes.
+        threshold: from which score on a class counts as predicted; None: the thresholds tuned on what training held
+            out, where ``msl evaluate --held-out`` left predictions of these weights in the run folder, else 0.5.
+
+    Attributes:
+        classes: class names in the order of scores.
+        image_size: S.
+        threshold_K: float64, 0 to 1.
+        threshold_origin: where the thresholds come from, in words.
+        hole_colour: RGB of what the network sees in a hole.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        UserError: it is damaged, or the threshold makes no sense.
+    """
+
+    def __init__(self, checkpoint: str | Path, device: torch.device, *, threshold: float | None = None):
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UserError(f"the threshold is {threshold}; scores lie between 0 and 1")
+        loaded = load_recogniser(checkpoint, device)
+        assert isinstance(loaded.recogniser, Recogniser)
+        self._recogniser = loaded.recogniser
+        self._device = device
+        self.path = loaded.path
+        self.classes = loaded.classes
+        stream = loaded.config.stream
+        self.image_size = stream.image_size
+        self._to_device = ToDevice(device, stream.image_size, stream.mean, stream.std)
+        red, green, blue = (round(255 * value) for value in stream.mean)
+        self.hole_colour = (red, green, blue)
+        self.threshold_K, self.threshold_origin = np.full(len(self.classes), 0.5), "0.5"
+        if threshold is not None:
+            self.threshold_K, self.threshold_origin = np.full(len(self.classes), threshold), f"{threshold:g}"
+        else:
+            self._tune(loaded.sha256)
+
+    def _tune(self, sha256: str) -> None:
+        for file in sorted(self.path.parent.parent.glob(HELD_OUT_FILES)):
+            held_out = read_predictions(file)
+            origin = held_out.origin
+            of_whole_images = not origin.keep_masks and not origin.test_time
+            if origin.checkpoint_sha256 == sha256 and held_out.classes == self.classes and of_whole_images:
+                self.threshold_K = 1 / (1 + np.exp(-tune_thresholds(held_out)))
+                self.threshold_origin = f"one per class, tuned on {file.name}"
+                return
+
+    def answer(
+        self, squares: Sequence[Tensor], keep_mask_SS: np.ndarray | None = None, *, with_places: bool = False
+    ) -> list[Answer]:
+        """One forward pass.
+
+        Args:
+            squares: uint8 (1, C, S, S) each, as `squash` gives them.
+            keep_mask_SS: uint8, 1 visible, 0 hole; multiplies the normalised images as in training. None: whole images.
+            with_places: also the scores of the places.
+        """
+        if not squares:
+            return []
+        with torch.inference_mode():
+            image_BCSS = self._to_device(_host_batch(squares)).image_BCHW
+            if keep_mask_SS is not None:
+                image_BCSS = image_BCSS * torch.from_numpy(keep_mask_SS).to(self._device, torch.float32)
+            if not with_places:
+                score_BK = self._recogniser(image_BCSS).sigmoid().cpu().numpy()
+                return [Answer(score_K, None) for score_K in score_BK]
+            logits = logits_and_place_logits(self._recogniser, image_BCSS)
+            score_BK, place_BKHW = (logit.sigmoid().cpu().numpy() for logit in logits)
+        return [Answer(score_K, place_KHW) for score_K, place_KHW in zip(score_BK, place_BKHW, strict=True)]
+
+    def predicted(self, answer: Answer) -> tuple[str, ...]:
+        """Classes whose score reaches their threshold, highest score first."""
+        order_K = np.argsort(-answer.score_K, kind="stable")
+        return tuple(self.classes[k] for k in order_K if answer.score_K[k] >= self.threshold_K[k])
 
 
 def predict_images(
@@ -51,141 +148,159 @@ def predict_images(
     *,
     top_k: int | None = 5,
     threshold: float | None = None,
+    keep_mask: str | Path | None = None,
+    polarity: str = "",
+    overlays: str | Path | None = None,
     device: str = "auto",
     on_error: Literal["fail", "skip"] = "fail",
     batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[ImagePrediction]:
-    """Predict every image that ``inputs`` name, in their order; the files of a folder or pattern by name.
+    """Predict every image that ``inputs`` name, in their order.
 
     An image is squashed to the square that the model was trained with, as in evaluation. As in training, an orientation
     noted in the file's EXIF data is not applied.
 
     Args:
-        checkpoint: checkpoint folder, or the folder of a run, whose best one is taken.
-        inputs: image files, folders (searched through and through), patterns such as ``photos/*.jpg``.
-        top_k: at most this many classes per image; None: all.
-        threshold: only classes that score at least this, 0 to 1.
+        checkpoint, threshold: as for `Predictor`.
+        inputs: as for `find_images`.
+        top_k: so many classes per image get a score; None: all. With a keep mask those that score highest in either.
+        keep_mask: a mask file; every image is predicted with and without the part that it hides.
+        polarity: of that file, see `read_keep_mask`.
+        overlays: folder for a picture of each image: where the model sees its classes, see `place_logits`.
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
         on_error: an image that cannot be read stops everything, or gets an ``error`` and no scores.
         batch_size: images per forward pass.
+        progress: called with (images done, images in all).
 
     Raises:
         FileNotFoundError: no such file, folder or checkpoint.
-        UserError: an input names no image, or ``top_k`` or ``threshold`` makes no sense.
-        BadInputError: an image cannot be read and ``on_error`` is "fail".
+        UserError: an input names no image, or an option makes no sense.
+        BadInputError: an image cannot be read and ``on_error`` is "fail"; the mask file cannot be used.
     """
     if top_k is not None and top_k < 1:
         raise UserError(f"top-k is {top_k}; it must be at least 1")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"the threshold is {threshold}; scores lie between 0 and 1")
-    files = find_images(inputs)
+    pictures = find_images(inputs)
     with process_group(device) as ranks:
-        loaded = load_recogniser(checkpoint, ranks.device)
-        predictions = []
-        for start in range(0, len(files), batch_size):
-            predictions += _predict(loaded, files[start : start + batch_size], ranks.device, on_error, top_k, threshold)
+        predictor = Predictor(checkpoint, ranks.device, threshold=threshold)
+        keep_mask_SS = None if keep_mask is None else read_keep_mask(keep_mask, polarity, predictor.image_size)
+        folder = None if overlays is None else OverlayFolder(Path(overlays))
+        draws = folder is not None
+        predictions: list[ImagePrediction] = []
+        for batch in _read_ahead(pictures, predictor.image_size, on_error, batch_size, with_thumbnails=draws):
+            squares = [read.square_1CSS for read in batch if read.square_1CSS is not None]
+            whole = iter(predictor.answer(squares, with_places=draws))
+            masked: Iterator[Answer] = iter(())
+            if keep_mask_SS is not None:
+                masked = iter(predictor.answer(squares, keep_mask_SS, with_places=draws))
+            for read in batch:
+                if read.square_1CSS is None:
+                    predictions.append(ImagePrediction(file=read.name, error=read.error))
+                    continue
+                versions: list[tuple[Answer, np.ndarray | None]] = [(next(whole), None)]
+                if keep_mask_SS is not None:
+                    versions.append((next(masked), keep_mask_SS))
+                prediction, chosen = _in_words(predictor, read.name, [answer for answer, _ in versions], top_k)
+                if folder is not None:
+                    assert read.thumbnail_HWC is not None
+                    rows = [_row(predictor, answer, chosen, mask_SS) for answer, mask_SS in versions]
+                    sheet = draw_sheet(read.name, read.thumbnail_HWC, rows, predictor.hole_colour)
+                    prediction = replace(prediction, overlay=str(folder.write(read.name, sheet)))
+                predictions.append(prediction)
+            if progress is not None:
+                progress(len(predictions), len(pictures))
     return predictions
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """The image files that files, folders and patterns name; a file named twice is taken once.
+def read_keep_mask(file: str | Path, polarity: str, image_size: int) -> np.ndarray:
+    """keep_mask_SS, uint8, 1 visible, 0 hole, of a black-and-white image file.
+
+    Args:
+        file: any image of a mask; it is squashed to the square as the photographs are.
+        polarity: ``hole-white``, or ``hole-black`` as in this program's own keep masks. One file does not tell.
+        image_size: S.
 
     Raises:
-        FileNotFoundError: a file or folder is not there.
-        UserError: a folder or pattern yields no image, or nothing was named.
+        FileNotFoundError: there is no such file.
+        UserError: the polarity is neither.
+        BadInputError: it is no mask.
     """
-    found: dict[Path, None] = {}
-    for item in inputs:
-        files = list(_expand(item))
-        if not files:
-            raise UserError(f"{item}: no images here; looked for {', '.join(SUFFIXES)}")
-        found.update(dict.fromkeys(files))
-    if not found:
-        raise UserError("no images were named; give image files, folders or patterns such as 'photos/*.jpg'")
-    return list(found)
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{file}: no such mask file")
+    gray_HW = decode_gray(path.read_bytes(), str(path))
+    if not polarity:
+        raise UserError(
+            f"{file}: which colour is the hole? White covers {(gray_HW > 127).mean():.0%} of it, which does not tell; "
+            f"give --polarity {HOLE_WHITE} (white hides the image), or {HOLE_BLACK} as in this program's keep masks"
+        )
+    return resize_nearest(to_keep_mask(gray_HW, polarity), image_size, image_size)
 
 
-def _expand(item: str | Path) -> Iterator[Path]:
-    path = Path(item).expanduser()
-    if path.is_file():
-        yield path
-    elif path.is_dir():
-        yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    elif glob.has_magic(str(item)):
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        yield from (file for file in matches if file.suffix.lower() in SUFFIXES and file.is_file())
-    else:
-        raise FileNotFoundError(f"{item}: no such file or folder")
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """A picture, read or not."""
+
+    name: str
+    square_1CSS: Tensor | None = None
+    thumbnail_HWC: np.ndarray | None = None
+    error: str = ""
 
 
-def _predict(
-    loaded: LoadedRecogniser,
-    files: Sequence[Path],
-    device: torch.device,
+def _read_ahead(
+    pictures: Sequence[Picture],
+    image_size: int,
     on_error: Literal["fail", "skip"],
-    top_k: int | None,
-    threshold: float | None,
-) -> list[ImagePrediction]:
-    """One batch: decode on threads, one forward pass, the scores in words."""
-    stream = loaded.config.stream
+    batch_size: int,
+    *,
+    with_thumbnails: bool,
+) -> Iterator[list[_Read]]:
+    """Batches in order, decoded on threads; the next one while the network works on this one."""
 
-    def read(file: Path) -> Tensor | BadInputError:
+    def read(picture: Picture) -> _Read:
         try:
-            return read_square(file, stream.image_size)
+            image_HWC = read_pixels(picture)
         except BadInputError as error:
             if on_error == "fail":
                 raise
-            return error
+            return _Read(picture.name, error=error.reason)
+        return _Read(picture.name, squash(image_HWC, image_size), thumbnail(image_HWC) if with_thumbnails else None)
 
     with ThreadPoolExecutor() as threads:
-        squares = list(threads.map(read, files))
-    pixels = [square for square in squares if isinstance(square, Tensor)]
-    score_rows: Iterator[np.ndarray] = iter(())
-    if pixels:
-        image_BCHW = ToDevice(device, stream.image_size, stream.mean, stream.std)(_host_batch(pixels)).image_BCHW
-        with torch.inference_mode():
-            score_rows = iter(loaded.recogniser(image_BCHW).float().sigmoid().cpu().numpy())
-    predictions = []
-    for file, square in zip(files, squares, strict=True):
-        if isinstance(square, BadInputError):
-            predictions.append(ImagePrediction(file=str(file), error=square.reason))
-            continue
-        score_K = next(score_rows)
-        order = np.argsort(-score_K, kind="stable")[:top_k]
-        scores = tuple((loaded.classes[k], float(score_K[k])) for k in order if score_K[k] >= (threshold or 0.0))
-        predictions.append(ImagePrediction(file=str(file), scores=scores))
-    return predictions
+        ahead = threads.map(read, pictures[:batch_size])
+        for start in range(batch_size, len(pictures) + batch_size, batch_size):
+            batch = list(ahead)
+            ahead = threads.map(read, pictures[start : start + batch_size])
+            yield batch
 
 
-def read_square(file: Path, image_size: int) -> Tensor:
-    """An image file as the evaluation stream delivers it: uint8 (1, 3, S, S), the whole image squashed.
+def _in_words(
+    predictor: Predictor, name: str, answers: Sequence[Answer], top_k: int | None
+) -> tuple[ImagePrediction, np.ndarray]:
+    """What is said of one image, whole and perhaps masked, and the numbers of the classes it names."""
+    highest_K = np.maximum.reduce([answer.score_K for answer in answers])
+    chosen = np.argsort(-highest_K, kind="stable")[:top_k]
+    chosen = chosen[np.argsort(-answers[0].score_K[chosen], kind="stable")]
+    scores = [tuple((predictor.classes[k], float(answer.score_K[k])) for k in chosen) for answer in answers]
+    predicted = [predictor.predicted(answer) for answer in answers]
+    prediction = ImagePrediction(file=name, scores=scores[0], predicted=predicted[0])
+    if len(answers) == 2:
+        prediction = replace(prediction, masked_scores=scores[1], masked_predicted=predicted[1])
+    return prediction, chosen
 
-    Raises:
-        BadInputError: it cannot be read or is not an image.
-    """
-    try:
-        image_HWC = _decode(file.read_bytes())
-    except (OSError, ValueError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error).strip().rstrip(".")
-        raise BadInputError(str(file), reason) from None
-    square_1CSS = torch.empty((1, 3, image_size, image_size), dtype=torch.uint8, memory_format=torch.channels_last)
-    resize_crop(image_HWC, (0, 0, *image_HWC.shape[:2]), square_1CSS)
-    return square_1CSS
 
-
-def _decode(data: bytes) -> np.ndarray:
-    if data.startswith(_JPEG_START):
-        try:
-            height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
-            colour_space = "unknown"  # sampled in a way that only Pillow reads, or damaged, which Pillow will say
-        if colour_space not in ("CMYK", "unknown"):
-            return Decoder().decode(data, width, height, zlib.crc32(data))
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return np.array(image.convert("RGB"))
-    except (SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from None
+def _row(predictor: Predictor, answer: Answer, chosen: np.ndarray, keep_mask_SS: np.ndarray | None) -> Row:
+    """What is drawn of one answer."""
+    assert answer.place_score_KHW is not None
+    panels = [
+        Panel(
+            title=f"{predictor.classes[k]} {100 * answer.score_K[k]:.0f} %",
+            is_predicted=bool(answer.score_K[k] >= predictor.threshold_K[k]),
+            place_score_HW=answer.place_score_KHW[k],
+        )
+        for k in chosen
+    ]
+    return Row(keep_mask_SS, panels)
 
 
 def _host_batch(squares: Sequence[Tensor]) -> HostBatch:

@@ -44,3 +44,12 @@ def s3(s3_server, monkeypatch):
     monkeypatch.setattr(RemoteStorage, "PATIENT_RETRY", RemoteStorage.RETRY)
     yield s3_server
     s3_server.proxy.choose = lambda method, path: None
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """A real headless browser, see `tests.browser`; the test is skipped where none is installed."""
+    from tests import browser
+
+    with browser.running(tmp_path_factory.mktemp("browser")) as chromium:
+        yield chromium

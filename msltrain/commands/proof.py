@@ -148,39 +148,90 @@ class OutputFormat(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+    parquet = "parquet"
 
 
 def predict(
-    inputs: Annotated[list[str], typer.Argument(help="Images, folders, patterns.")],
+    inputs: Annotated[list[str], typer.Argument(help="Images, folders, patterns, URLs, shards.")],
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint, or a run folder for its best one.")],
     top_k: Annotated[int, typer.Option(help="Classes shown per image.", min=1)] = 5,
-    threshold: Annotated[float | None, typer.Option(help="Only scores from this on, 0 to 1.")] = None,
-    format_: Annotated[OutputFormat, typer.Option("--format", help="How to print.")] = OutputFormat.table,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Predicted from this score on; default: tuned ones (evaluate --held-out), else 0.5."),
+    ] = None,
+    keep_mask: Annotated[Path | None, typer.Option(help="Mask file: predict also with this part hidden.")] = None,
+    polarity: Annotated[str, typer.Option(help="Of the mask file: hole-white or hole-black.")] = "",
+    cam: Annotated[Path | None, typer.Option(help="Folder for pictures of where the classes are seen.")] = None,
+    format_: Annotated[
+        OutputFormat | None, typer.Option("--format", help="Default: by the suffix of --out, else a table.")
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="File to write instead of printing.")] = None,
     on_error: Annotated[OnError, typer.Option(help="At an unreadable image: stop, or leave it out.")] = OnError.fail,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Say what photographs show."""
+    """Say what photographs show, where it is seen, and what hiding a part changes."""
+    import sys
+
     from msltrain.predict import predict_images
+    from msltrain.predicted import describe, encode, format_of
 
-    found = predict_images(checkpoint, inputs, top_k=top_k, threshold=threshold, device=device, on_error=on_error.value)
-    if format_ is OutputFormat.json:
-        import json
+    kind = format_of(format_.value if format_ else None, out_)
+    with progress_bar("predicting") as progress:
+        found = predict_images(
+            checkpoint,
+            inputs,
+            top_k=top_k,
+            threshold=threshold,
+            keep_mask=keep_mask,
+            polarity=polarity,
+            overlays=cam,
+            device=device,
+            on_error=on_error.value,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    data = encode(found, kind)
+    if out_ is not None:
+        from msldata.storage import LocalStorage
 
-        for image in found:
-            print(json.dumps({"file": image.file, "scores": dict(image.scores), "error": image.error}))
-    elif format_ is OutputFormat.csv:
-        import csv
-        import sys
-
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(("file", "class", "score"))
-        writer.writerows((image.file, name, f"{score:.6f}") for image in found for name, score in image.scores)
+        LocalStorage(out_.parent).put(out_.name, data)
+        out.print(f"[green]{out_}[/green]: {len(found):,} images", soft_wrap=True)
     else:
-        for image in found:
-            scores = "  ".join(f"{name} {100 * score:.0f} %" for name, score in image.scores)
-            out.print(f"{image.file}  {scores or image.error or 'nothing above the threshold'}", soft_wrap=True)
-    if failed := [image for image in found if image.error]:
-        err.print(f"{len(failed)} of {len(found)} images could not be read: {failed[0].file}: {failed[0].error}")
+        sys.stdout.write(data.decode())
+    if cam is not None:
+        num_drawn = sum(bool(image.overlay) for image in found)
+        err.print(f"[green]{cam}[/green]: {num_drawn:,} pictures", soft_wrap=True)
+    if words := describe(found):
+        err.print(words, markup=False, soft_wrap=True)
+
+
+def serve(
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint, or a run folder for its best one.")],
+    port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 8765,
+    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine can.")] = "127.0.0.1",
+    examples: Annotated[
+        list[str] | None, typer.Option(help="Photographs to offer: folder, pattern, URL, shards.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="As in predict.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Open a local page: drop a photograph, paint over a part, and watch the predictions change."""
+    from msltrain.distributed import process_group
+    from msltrain.pictures import find_images
+    from msltrain.predict import Predictor
+    from msltrain.serve.server import Studio, StudioServer
+
+    pictures = find_images(examples) if examples else []
+    with process_group(device) as ranks:
+        studio = Studio(Predictor(checkpoint, ranks.device, threshold=threshold), pictures)
+        with StudioServer(studio, host, port) as server:
+            if not server.is_local:
+                err.print(f"[yellow]{host}: everyone who reaches this address can use the page[/yellow]")
+            with server.stopping_on_signals():
+                out.print(f"[green]{server.url}[/green]  stop with Ctrl-C", soft_wrap=True)
+                server.serve_forever(poll_interval=0.2)
+            out.print("stopped")
 
 
 def robustness(

@@ -1,4 +1,4 @@
-"""Put the report together: one HTML file that needs no network and no script."""
+"""Put the report together: one HTML file that needs no network; without its script only sorting is missing."""
 
 from __future__ import annotations
 
@@ -68,13 +68,14 @@ def write_report(
         _commands(commands, next_commands),
         _environment(runs, describe_environment() if environment is None else environment),
     )
-    style = importlib.resources.files("msltrain.report").joinpath("page.css").read_text("utf-8")
+    folder = importlib.resources.files("msltrain.report")
+    style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", "sort.js"))
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
+        + f"\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )
     LocalStorage(out_html.parent).put(out_html.name, page.encode())
     return out_html
@@ -185,7 +186,7 @@ def _classes(runs: Sequence[RunReport], metrics: Sequence[Mapping[str, Metrics]]
     if absent:
         caption += f" Without a positive among these images, so without a value: {escape(', '.join(absent))}."
     return (
-        f'<h2>By class</h2>\n<div class="solid">{legend(runs)}</div><table class="bars">{caption}</caption>'
+        f'<h2>By class</h2>\n<div class="solid">{legend(runs)}</div><table class="bars sortable">{caption}</caption>'
         f"{class_table(runs, metrics, conditions)}</table>"
     )
 

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,10 @@ MSLTRAIN_LAYERS = (
     ("strata", "bootstrap", "thresholds", "testtime", "measured"),
     ("models", "optim", "siamese", "recipes"),
     ("checkpoint", "rundir", "runmirror", "trackers"),
-    ("anycheckpoint", "forward", "objectboxes", "holes"),
+    ("anycheckpoint", "forward", "objectboxes", "holes", "pictures", "placescores", "overlay"),
     ("learner", "traindata", "resume", "validation", "evaluate", "predict", "recalibrate", "released"),
     ("robustness", "curves", "modelcard", "export"),
-    ("trainer", "series", "report"),
+    ("trainer", "series", "report", "serve", "predicted"),
     ("demo",),
     ("commands",),
 )
@@ -117,6 +118,13 @@ def test_no_data_and_no_private_paths_are_committed():
         if path.suffix in {".py", ".md", ".toml", ".txt", ".json", ""} and path != Path(__file__).resolve():
             text = path.read_text(encoding="utf-8", errors="replace")
             assert not private.search(text), f"{path} holds a path or address of one machine: {private.search(text)}"
+
+
+def test_pages_and_styles_are_part_of_the_wheel():
+    shipped = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    listed = {f"{package.replace('.', '/')}/{name}" for package, names in shipped.items() for name in names}
+    names = (path.relative_to(REPOSITORY) for path in tracked_files() if path.suffix != ".py")
+    assert listed == {name.as_posix() for name in names if name.parts[0] in ("msldata", "msltrain")}
 
 
 def test_constraints_are_exact_and_carry_no_address():

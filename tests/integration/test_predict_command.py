@@ -1,0 +1,152 @@
+"""``msl predict`` as a user meets it: four formats, pictures, a broken image among many, and its messages."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cli import app
+from msltrain.predict import predict_images
+from tests.integration.test_evaluate import write_checkpoint
+from tests.smallshards import CLASSES, photo
+
+NUM_PHOTOS = 12
+BROKEN = ("p003.jpg", "p007.jpg")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Photographs, two of them broken, a mask and the run of a random model."""
+    folder = tmp_path_factory.mktemp("predict-command")
+    (folder / "photos").mkdir()
+    for number in range(NUM_PHOTOS):
+        (folder / "photos" / f"p{number:03d}.jpg").write_bytes(photo(number, 60 + number, 40))
+    for name in BROKEN:
+        (folder / "photos" / name).write_bytes(b"broken")
+    hole_HW = np.zeros((50, 50), np.uint8)
+    hole_HW[10:40, 10:40] = 255
+    Image.fromarray(hole_HW).save(folder / "mask.png")
+    write_checkpoint(folder / "run", CLASSES)
+    (folder / "empty").mkdir()
+    return folder
+
+
+def run(place: Path, *arguments: object) -> tuple[int, str, str]:
+    command = ["predict", "--checkpoint", str(place / "run"), "--device", "cpu", *map(str, arguments)]
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    return result.exit_code, result.stdout, result.stderr
+
+
+MASKED = ("--keep-mask", "mask.png", "--polarity", "hole-white")
+
+
+@pytest.fixture(scope="module")
+def expected(place):
+    return predict_images(
+        place / "run",
+        [place / "photos"],
+        top_k=2,
+        keep_mask=place / "mask.png",
+        polarity="hole-white",
+        device="cpu",
+        on_error="skip",
+    )
+
+
+@pytest.fixture
+def asked(place, monkeypatch):
+    """The arguments that ``expected`` is the answer to."""
+    monkeypatch.chdir(place)
+    return [place / "photos", "--top-k", 2, *MASKED, "--on-error", "skip"]
+
+
+def test_broken_images_are_counted_and_named_and_the_rest_is_answered(place, asked):
+    code, output, errors = run(place, *asked)
+    assert code == 0 and len(output.splitlines()) == NUM_PHOTOS
+    assert f"2 of {NUM_PHOTOS} images could not be read and were left out" in errors
+    for name in BROKEN:
+        assert f"{name}: not an image" in errors and f"{name}  not read: not an image" in output
+    code, _, errors = run(place, place / "photos")
+    assert code == 2 and "p003.jpg: not an image" in errors and "--on-error skip" in errors
+
+
+def test_lines_show_both_scores_and_what_is_predicted(place, asked, expected):
+    _, output, _ = run(place, *asked)
+    for line, image in zip(output.splitlines(), expected, strict=True):
+        masked = dict(image.masked_scores)
+        for name, score in image.scores:
+            assert image.error or f"{name} {100 * score:.0f} → {100 * masked[name]:.0f} %" in line
+            predicted, _, below = line.partition("; below the threshold")
+            is_predicted = name in image.predicted or name in image.masked_predicted
+            assert name in (predicted if is_predicted else below)
+    assert "nothing predicted; below the threshold" in run(place, *asked, "--threshold", 1)[1]
+
+
+def test_json(place, asked, expected):
+    lines = [json.loads(line) for line in run(place, *asked, "--format", "json")[1].splitlines()]
+    for line, image in zip(lines, expected, strict=True):
+        assert line["file"] == image.file
+        if image.error:
+            assert line == {"file": image.file, "error": "not an image"}
+        else:
+            assert line["scores"] == dict(image.scores) and line["masked_scores"] == dict(image.masked_scores)
+            assert line["predicted"] == list(image.predicted)
+
+
+def test_csv_and_parquet_hold_the_same(place, asked, expected, tmp_path):
+    code, output, _ = run(place, *asked, "--out", tmp_path / "deeper" / "all.csv")
+    assert code == 0 and f"{NUM_PHOTOS} images" in output
+    run(place, *asked, "--out", tmp_path / "all.parquet")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "deeper" / "all.csv").read_text())))
+    table = pq.read_table(tmp_path / "all.parquet").to_pylist()
+    assert len(rows) == len(table) == 2 * (NUM_PHOTOS - 2) + 2
+    scores = {(image.file, name): score for image in expected for name, score in image.masked_scores}
+    for row, stored in zip(rows, table, strict=True):
+        assert row["file"] == stored["file"] and (row["class"] or None) == stored["class"]
+        assert bool(row["error"]) == bool(stored["error"])
+        if not row["error"]:
+            assert float(row["score"]) == pytest.approx(stored["score"], abs=1e-6)
+            assert stored["masked_score"] == pytest.approx(scores[row["file"], row["class"]], abs=1e-6)
+            assert bool(int(row["predicted"])) == stored["predicted"]
+
+
+def test_pictures_of_where_classes_are_seen(place, asked, tmp_path):
+    code, output, errors = run(place, *asked, "--cam", tmp_path / "cam", "--format", "json")
+    assert code == 0 and f"{NUM_PHOTOS - 2} pictures" in errors
+    overlays = [json.loads(line).get("overlay") for line in output.splitlines()]
+    files = sorted(map(str, (tmp_path / "cam").iterdir()))
+    assert [file for file in overlays if file] == files and len(files) == NUM_PHOTOS - 2
+    with Image.open(files[0]) as two_rows:
+        assert two_rows.width > 3 * 300 and two_rows.height > 2 * 200  # photograph and two classes, whole and masked
+    run(place, place / "photos" / "p000.jpg", "--top-k", 2, "--cam", tmp_path / "one")
+    with Image.open(tmp_path / "one" / "p000.jpg") as one_row:
+        assert one_row.height < 0.7 * two_rows.height
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gone"], "gone: no such file or folder"),
+        (["empty"], "empty: no images here"),
+        (["photos/*.png"], "photos/*.png: no images here"),
+        (["photos/p000.jpg", "--format", "parquet"], "--out FILE.parquet"),
+        (["photos/p000.jpg", "--out", "scores.xls"], "--format"),
+        (["photos/p000.jpg", "--threshold", "1.5"], "between 0 and 1"),
+        (["photos/p000.jpg", "--keep-mask", "mask.png"], "--polarity hole-white"),
+        (["photos/p000.jpg", "--keep-mask", "mask.png", "--polarity", "white"], "unknown polarity 'white'"),
+        (["photos/p000.jpg", "--keep-mask", "photos/p000.jpg", "--polarity", "hole-white"], "not a mask"),
+        (["ftp://host/photo.jpg"], "unknown kind of location 'ftp:'"),
+    ],
+)
+def test_mistakes(place, monkeypatch, arguments, words):
+    monkeypatch.chdir(place)
+    code, _, errors = run(place, *arguments)
+    assert code == 2 and words in " ".join(errors.split()) and "Traceback" not in errors

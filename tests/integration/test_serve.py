@@ -1,0 +1,298 @@
+"""``msl serve``: its interface, what it refuses, and the page in a real browser, from the photograph to the answer."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from msldata.errors import UserError
+from msldata.keepmask import decode_png, encode_png, resize_nearest
+from msltrain.config import ModelConfig, TrainConfig
+from msltrain.overlay import hide, paint
+from msltrain.pictures import find_images, read_pixels
+from msltrain.predict import Predictor, read_square
+from msltrain.serve.server import MAX_BODY, Studio, StudioServer, is_loopback
+from msltrain.stream.config import StreamConfig
+from tests.integration.test_evaluate import write_checkpoint
+from tests.smallshards import CLASSES, photo
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Photographs and the run of a random model, whose thresholds lie at 0.5."""
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "photos").mkdir()
+    for number in range(3):
+        (folder / "photos" / f"s{number}.jpg").write_bytes(photo(number, 300, 200))
+    # The attention's weight makes the logits large, so that a random model too says yes here and no there.
+    config = TrainConfig(
+        stream=StreamConfig(image_size=SIDE, batch_size=4),
+        model=ModelConfig(backbone="resnet10t", attention_weight=9.0),
+    )
+    write_checkpoint(folder / "run", CLASSES, config=config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(place):
+    studio = Studio(Predictor(place / "run", torch.device("cpu")), find_images([place / "photos"]))
+    with StudioServer(studio, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def ask(server, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
+    try:
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        response = connection.getresponse()
+        return response.status, dict(response.headers), response.read()
+    finally:
+        connection.close()
+
+
+def test_answers_are_those_of_the_predictor(server, place):
+    file = place / "photos" / "s1.jpg"
+    status, _, body = ask(server, "POST", "/api/photos", file.read_bytes())
+    found = json.loads(body)
+    assert status == 200 and (found["width"], found["height"]) == (300, 200)
+    square = read_square(file, SIDE)
+    [expected] = server.studio.predictor.answer([square], with_places=True)
+    assert found["scores"] == pytest.approx(expected.score_K.tolist(), abs=1e-5)
+    places = found["places"]
+    shape = (len(CLASSES), places["rows"], places["columns"])
+    place_KHW = np.frombuffer(base64.b64decode(places["bytes"]), np.uint8).reshape(shape)
+    np.testing.assert_allclose(place_KHW / 255, expected.place_score_KHW, atol=0.5 / 255 + 1e-6)
+
+    keep_mask_HW = np.ones((40, 60), np.uint8)
+    keep_mask_HW[:20] = 0
+    status, _, body = ask(server, "POST", f"/api/photos/{found['id']}/hole", encode_png(keep_mask_HW))
+    behind = json.loads(body)
+    keep_mask_SS = np.repeat(np.uint8([0, 1]), SIDE // 2)[:, None].repeat(SIDE, axis=1)
+    [expected] = server.studio.predictor.answer([square], keep_mask_SS)
+    assert behind["hidden"] == 0.5
+    assert behind["scores"] == pytest.approx(expected.score_K.tolist(), abs=1e-5) != found["scores"]
+    assert json.loads(ask(server, "POST", "/api/examples/1", b"")[2]) == found
+
+
+def test_the_photograph_is_shown_as_the_network_sees_it(server):
+    turned = Image.open(io.BytesIO(photo(0, 300, 200)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera that was held upright
+    data = io.BytesIO()
+    turned.save(data, "JPEG", exif=exif)
+    found = json.loads(ask(server, "POST", "/api/photos", data.getvalue())[2])
+    shown = Image.open(io.BytesIO(ask(server, "GET", f"/api/photos/{found['id']}.jpg")[2]))
+    assert shown.size == (300, 200) == (found["width"], found["height"]) and not shown.getexif()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status", "words"),
+    [
+        ("POST", "/api/photos", b"this is no image", {}, 400, "not an image"),
+        ("POST", "/api/photos", photo(0)[:300], {}, 400, "the photograph:"),
+        ("POST", "/api/photos", None, {"Content_Length": str(MAX_BODY + 1)}, 413, "more than 25 MiB"),
+        ("POST", "/api/photos", None, {"Transfer_Encoding": "chunked"}, 411, "Content-Length"),
+        ("POST", f"/api/photos/{'0' * 32}/hole", b"", {}, 404, "not known"),
+        ("POST", "/api/examples/7", b"", {}, 404, "no example 7"),
+        ("GET", "/../../../../etc/passwd", None, {}, 404, "nothing here"),
+        ("GET", "/api/examples/..%2f..%2fetc%2fpasswd", None, {}, 404, "nothing here"),
+        ("GET", "/", None, {"Host": "attacker.example"}, 421, "localhost only"),
+        ("POST", "/api/photos", photo(0), {"Origin": "http://attacker.example"}, 403, "other pages"),
+    ],
+)
+def test_refused(server, method, path, body, headers, status, words):
+    found, _, answer = ask(server, method, path, body, **headers)
+    assert found == status and words in json.loads(answer)["error"]
+    assert ask(server, "GET", "/api/model")[0] == 200, "and goes on"
+
+
+def test_only_the_last_photographs_are_kept(server):
+    first = json.loads(ask(server, "POST", "/api/photos", photo(50))[2])["id"]
+    for number in range(51, 83):
+        ask(server, "POST", "/api/photos", photo(number))
+    assert ask(server, "GET", f"/api/photos/{first}.jpg")[0] == 404
+    assert len(server.studio._photos) == 32
+
+
+def test_the_page_may_load_nothing_from_elsewhere(server):
+    _, headers, page = ask(server, "GET", "/")
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert not re.search(rb"https?://|url\(|@import", page) and b"{{" not in page
+    nonces = set(re.findall(rb'nonce="([^"]+)"', page))
+    assert len(nonces) == 1 and nonces != set(re.findall(rb'nonce="([^"]+)"', ask(server, "GET", "/")[2]))
+
+
+def test_addresses(server, place):
+    assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost")
+    assert not is_loopback("0.0.0.0") and not is_loopback("192.168.1.5") and not is_loopback("example.org")
+    with pytest.raises(UserError, match=r"cannot listen on 127\.0\.0\.1, port .* --port"):
+        StudioServer(server.studio, "127.0.0.1", server.server_address[1])
+
+
+def test_the_command_starts_and_stops_when_asked(place):
+    command = [sys.executable, str(REPOSITORY / "cli.py"), "serve", "--checkpoint", str(place / "run"), "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    signals = (signal.SIGINT, signal.SIGTERM)
+    processes = [
+        subprocess.Popen(
+            [*command, "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in signals
+    ]
+    try:
+        for process, number in zip(processes, signals, strict=True):
+            line = process.stdout.readline()
+            assert "stop with Ctrl-C" in line, process.stderr.read()
+            port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])
+            with socket.create_connection(("127.0.0.1", port), timeout=10):  # a client that says nothing delays nothing
+                process.send_signal(number)
+                output, errors = process.communicate(timeout=15)
+            assert process.returncode == 0 and output == "stopped\n" and "Traceback" not in errors
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture
+def page(chromium, server):
+    """The page with a photograph loaded."""
+    chromium.look(1280)
+    chromium.open(server.url)
+    chromium.wait_for("document.querySelectorAll('#examples img').length === 3")
+    chromium.click("#examples li:nth-child(2) button")
+    chromium.wait_for("document.querySelectorAll('#classes li').length === 3")
+    return chromium
+
+
+def shown(page, element: str) -> str:
+    return page.run(f"return document.querySelector('{element}').textContent")
+
+
+def test_painting_changes_predictions_and_activation(page, server, place):
+    square = read_square(place / "photos" / "s1.jpg", SIDE)
+    [whole] = server.studio.predictor.answer([square])
+    best = int(np.argmax(whole.score_K))
+    assert shown(page, "#classes li .name") == CLASSES[best]
+    assert shown(page, "#seen-words") == f"{CLASSES[best]} {round(100 * float(whole.score_K[best]))} %"
+    pixels = "return document.querySelector('#seen-behind').toDataURL()"
+    before = page.run(pixels)
+    assert before == page.run("return document.querySelector('#seen').toDataURL()")
+
+    # Twenty percent of the photograph's height and more, across its middle.
+    page.run("document.querySelector('#brush').value = 60")
+    page.drag("#stage", [(0.02, 0.5), (0.98, 0.5)])
+    page.wait_for("state.behind && sent === 0 && wanted === 0")
+    hidden = page.run("return state.behind.hidden")
+    assert 0.25 < hidden < 0.35
+    assert page.run(pixels) != before
+    keep_mask_SS = np.ones((SIDE, SIDE), np.uint8)
+    keep_mask_SS[round(SIDE * 0.35) : round(SIDE * 0.65)] = 0
+    [masked] = server.studio.predictor.answer([square], keep_mask_SS)
+    change_K = masked.score_K - whole.score_K
+    assert np.abs(change_K).max() > 0.005, "a model that does not care"
+    np.testing.assert_allclose(page.run("return state.behind.scores") - whole.score_K, change_K, atol=0.004)
+    assert "→" in shown(page, "#classes li .numbers") and f"{round(100 * hidden)} % hidden" == shown(page, "#share")
+
+    page.drag("#stage", [(0.5, 0.1), (0.6, 0.1)], touch=True)
+    page.wait_for(f"state.behind.hidden > {hidden} && sent === 0")
+    page.click("#undo")
+    page.wait_for(f"state.behind.hidden === {hidden}")
+    page.click("#clear")
+    page.wait_for("state.behind === null")
+    assert page.run(pixels) == before and page.run("return document.querySelector('#clear').disabled")
+    page.click("#random")
+    page.wait_for("state.behind && state.behind.hidden > 0.05")
+    assert page.take_logs()[0] == []
+
+
+def test_activation_is_drawn_as_predict_draws_it(page, server, place):
+    file = place / "photos" / "s1.jpg"
+    photo_HWC = read_pixels(find_images([file])[0])
+    square = read_square(file, SIDE)
+    page.run("document.querySelector('#brush').value = 50")
+    page.drag("#stage", [(0.25, 0.3), (0.6, 0.8)])
+    page.wait_for("state.behind && sent === 0 && wanted === 0")
+    address = page.run("return keepMask().toDataURL()")
+    keep_mask_HW = decode_png(base64.b64decode(address.partition(",")[2]), "the page")
+    assert 0.05 < 1 - keep_mask_HW.mean() < 0.5
+    keep_mask_SS = resize_nearest(keep_mask_HW, SIDE, SIDE)
+    answers = [server.studio.predictor.answer([square], mask, with_places=True)[0] for mask in (None, keep_mask_SS)]
+    photos = [photo_HWC, hide(photo_HWC, keep_mask_HW, server.studio.predictor.hole_colour)]
+    for k in range(len(CLASSES)):
+        page.click(f"#classes [data-k='{k}']")
+        for canvas, answer, shown_HWC in zip(("seen", "seen-behind"), answers, photos, strict=True):
+            address = page.run(f"return document.querySelector('#{canvas}').toDataURL()")
+            drawn = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
+            difference_HWC = np.abs(np.asarray(drawn, float) - paint(shown_HWC, answer.place_score_KHW[k]))
+            assert difference_HWC.mean() < 2, f"class {k}, {canvas}"
+            other = paint(shown_HWC, answer.place_score_KHW[k - 1]).astype(float)
+            assert np.abs(np.asarray(drawn, float) - other).mean() > 4, "classes that look alike show nothing"
+
+
+def test_keyboard_alone_is_enough(page):
+    page.run("document.querySelector('#stage').focus()")
+    page.press(" ")
+    page.wait_for("state.behind && sent === 0")
+    hidden = page.run("return state.behind.hidden")
+    for _ in range(10):
+        page.press("\ue014")  # right
+    page.press("+")
+    page.press(" ")
+    page.wait_for(f"state.behind && state.behind.hidden > {hidden}")
+    page.run("document.querySelector('#classes li:nth-child(3) button').focus()")
+    page.press("\ue007")  # enter
+    name = shown(page, "#classes li:nth-child(3) .name")
+    assert shown(page, "#seen-words").startswith(name)
+    assert page.run("return document.activeElement.closest('li') === document.querySelectorAll('#classes li')[2]")
+    unnamed = page.run(
+        """return [...document.querySelectorAll("button, input, canvas, img")].filter((e) =>
+        !(e.ariaLabel || e.textContent.trim() || e.alt || e.labels?.length || e.querySelector("img[alt]"))).length"""
+    )
+    assert unnamed == 0
+
+
+def test_a_chosen_file_is_predicted_and_a_bad_one_refused(page, place, tmp_path):
+    first = page.run("return state.photo")
+    (tmp_path / "text.jpg").write_text("no image")
+    page.type("#file", str(tmp_path / "text.jpg"))
+    page.wait_for("!document.querySelector('#error').classList.contains('hidden')")
+    assert "not an image" in shown(page, "#error") and page.run("return state.photo") == first
+    page.type("#file", str(place / "photos" / "s2.jpg"))
+    page.wait_for("state.photo !== arguments[0]", first)
+    assert page.run("return document.querySelector('#error').classList.contains('hidden')")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_light_and_dark_on_a_phone_and_a_desk(page, server, width, dark, tmp_path):
+    page.look(width, dark=dark)
+    assert page.overflow() == []
+    background, ink = page.run(
+        "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
+    )
+    light_of = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 765 for colour in (background, ink)]
+    assert light_of[0] < 0.2 < 0.8 < light_of[1] if dark else light_of[1] < 0.2 < 0.8 < light_of[0]
+    _, requests = page.take_logs()
+    assert requests and all(address.startswith((server.url, "data:")) for address in requests)
+    if folder := os.environ.get("MSL_SCREENSHOTS"):
+        page.screenshot(Path(folder) / f"serve-{width}-{'dark' if dark else 'light'}.png")
