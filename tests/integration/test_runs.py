@@ -302,6 +302,9 @@ def test_wandb_takes_the_run_offline(config: TrainConfig, tmp_path: Path, monkey
     monkeypatch.setenv("WANDB_SILENT", "true")
     train(override(config, ["run.wandb=msl", "optim.num_epochs=1"]), run_dir=tmp_path)
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    until = time.monotonic() + 10  # a process of its own writes it
+    while b"validation_mAP" not in file.read_bytes() and time.monotonic() < until:
+        time.sleep(0.05)
     assert b"validation_mAP" in file.read_bytes()
 
 
