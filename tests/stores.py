@@ -71,7 +71,11 @@ def wait_for(address: str, log: Path, seconds: float = 30) -> None:
             return
         except OSError:
             time.sleep(0.1)
-    raise RuntimeError(f"{address} did not answer: {log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"{address} did not answer: {_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:]
 
 
 @contextmanager
@@ -167,27 +171,30 @@ def radosgw(folder: Path) -> Iterator[dict[str, str]]:
     end = time.monotonic() + 60
 
     def ask(*command: str) -> str:
-        try:
-            left = max(1.0, end - time.monotonic())
-            result = subprocess.run([*command], capture_output=True, text=True, timeout=left, cwd=folder)
-            said, failed = result.stdout + result.stderr, result.returncode != 0
-        except subprocess.TimeoutExpired:
-            said, failed = "no answer within the 60 s that Ceph is given to start; its log ends:\n", True
-            said += log.read_text(errors="replace")[-2000:]
-        if failed:
-            raise RuntimeError(f"radosgw did not start: {' '.join(command)}: {said}")
-        return result.stdout
+        while True:
+            try:
+                left = max(1.0, end - time.monotonic())
+                result = subprocess.run([*command], capture_output=True, text=True, timeout=left, cwd=folder)
+                said = result.stdout + result.stderr
+            except subprocess.TimeoutExpired:
+                said = "no answer within the 60 s that Ceph is given to start; its log ends:\n"
+                raise RuntimeError(f"radosgw did not start: {' '.join(command)}: {said}{_end_of(log)}") from None
+            if result.returncode == 0:
+                return result.stdout
+            # Now and then a client asks the monitor before it has learnt the cluster's id, and is refused.
+            if "EPERM" not in said or time.monotonic() > end:
+                raise RuntimeError(f"radosgw did not start: {' '.join(command)}: {said}")
+            time.sleep(0.2)
 
     def start_osd(stack: ExitStack) -> None:
         command = ["ceph-osd", *chosen, "-i", "0", "-f"]
         running = stack.enter_context(process(command, log))
         while not json.loads(ask("ceph", *chosen, "osd", "stat", "-f", "json"))["num_up_osds"]:
-            # Now and then it asks the monitor before it has learnt the cluster's id: "wrong fsid", and it ends.
-            if running.poll() is not None:
+            if running.poll() is not None:  # refused for the same reason ("wrong fsid")
                 running = stack.enter_context(process(command, log))
             time.sleep(0.2)
             if time.monotonic() > end:
-                raise RuntimeError(f"radosgw did not start: no OSD is up: {log.read_text(errors='replace')[-2000:]}")
+                raise RuntimeError(f"radosgw did not start: no OSD is up: {_end_of(log)}")
 
     with ExitStack() as stack:
         monmap, osd = str(folder / "monmap"), str(uuid.uuid4())
