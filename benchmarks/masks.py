@@ -2,8 +2,9 @@
 
 Usage: python benchmarks/masks.py [FOLDER] [--count 12000] [--num-workers 2]
 
-FOLDER holds mask files (default: those of the real sample, MSL_SAMPLE); they are repeated under new names (as links) until there are ``--count`` of them. Prints one
-line of JSON. The bank is loaded in a process of its own, so that its peak memory is its own.
+FOLDER holds mask files (default: those of the real sample, MSL_SAMPLE); they are repeated under new names (as links)
+until there are ``--count`` of them. Prints one line of JSON. The bank is loaded in a process of its own, so that its
+peak memory is its own.
 """
 
 from __future__ import annotations

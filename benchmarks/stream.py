@@ -46,6 +46,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import peers
 from msldata.format import IMAGES, Manifest, encode_target, shard_name, write_manifest
 from msldata.masksources import GeneratedMasks
 from msldata.shardwriter import ShardWriter
@@ -57,9 +60,6 @@ from msltrain.stream.loader import Loader
 from msltrain.stream.maskbank import MaskBank
 from msltrain.stream.plan import EpochPlan
 from msltrain.stream.shardset import open_shard_set
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import peers
 
 SIZE, BATCH, NUM_CLASSES, NUM_MASKS = 448, 32, 20, 100
 Contender = Callable[[], int]
@@ -205,7 +205,7 @@ def ours_on_cpu(folder: Path, num_threads: int) -> Contender:
     def epoch() -> int:
         num_images = 0
         for batch in loader:
-            keep_mask_B1HW = bank.keep_masks(batch.key_hash_B, seed=0, epoch=0)
+            keep_mask_B1HW = bank.keep_masks(batch, seed=0, epoch=0)
             num_images += len(keep_mask_B1HW)
         return num_images
 

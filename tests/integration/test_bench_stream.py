@@ -127,7 +127,7 @@ def test_the_command_on_a_bucket(folder, s3, tmp_path, options):
     ("place", "options", "words"),
     [
         ("absent", [], "no finished dataset here"),
-        ("masks", [], "holds keep_masks, not images"),
+        ("masks", [], "holds keep-masks, not images"),
         ("images", ["--seconds", "0"], "--seconds"),
         ("images", ["--seconds", "nan"], "--seconds"),
         ("images", ["--threads", "0"], "at least 1"),
