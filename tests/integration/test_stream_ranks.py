@@ -32,6 +32,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn
 
 from msltrain.distributed import process_group
 from msltrain.stream.loader import Loader
