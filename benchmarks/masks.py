@@ -1,15 +1,17 @@
 """How fast masks become shards, and shards a mask bank: read, measured, split, written; then loaded and handed out.
 
-Usage: python benchmarks/masks.py FOLDER [--count 12000] [--num-workers 2]
+Usage: python benchmarks/masks.py [FOLDER] [--count 12000] [--num-workers 2]
 
-FOLDER holds mask files; they are repeated under new names (as links) until there are ``--count`` of them. Prints one
-line of JSON. The bank is loaded in a process of its own, so that its peak memory is its own.
+FOLDER holds mask files (default: those of the real sample, MSL_SAMPLE); they are repeated under new names (as links)
+until there are ``--count`` of them. Prints one line of JSON. The bank is loaded in a process of its own, so that its
+peak memory is its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -57,7 +59,8 @@ def main() -> None:
         measure_bank(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    sample = Path(os.environ.get("MSL_SAMPLE", Path(__file__).resolve().parents[2] / "shared" / "sample"))
+    parser.add_argument("folder", type=Path, nargs="?", default=sample / "irregular_mask")
     parser.add_argument("--count", type=int, default=12000)
     parser.add_argument("--num-workers", type=int, default=2)
     arguments = parser.parse_args()

@@ -161,3 +161,7 @@ def ffcv(shards: Path, work: Path, size: int, batch: int, workers: int) -> Conte
 
 PEERS = {"litdata": litdata, "mosaicml": mosaicml, "dali": dali, "ffcv": ffcv}
 """By name: made from (our shards, a folder of its own, image size, batch size, workers)."""
+
+if __name__ == "__main__":
+    for peer in PEERS:
+        print(f"{peer}: {'not installed' if missing(peer) else 'takes part in benchmarks/stream.py'}")

@@ -1,12 +1,14 @@
 """How fast samples come from a server, without and with a cache, against the same shards on the local disk.
 
-Usage: python -m benchmarks.remote [--photos voc|coco] [--images 2000] [--rounds 3] [--shared] [--store s3://bucket/x]
+Usage: python benchmarks/remote.py [--photos voc|coco] [--images 1000] [--rounds 3] [--shared]
+                                   [--store s3://bucket/x | --radosgw]
 
 The server is rclone on loopback: `rclone serve http`, which answers ranged GETs as a store does and costs little (its
 S3 server needs a translating proxy, see tests/s3server.py, that would cost more than the client measured here).
 Client and server each get one processor of their own, and the client one decoding thread, so that the server takes
-nothing from the client, as in a real cluster; `--shared` lets both use all processors, and `--store` measures a store
-of one's own instead, to which the shards are uploaded. Contenders take turns; rates are medians.
+nothing from the client, as in a real cluster; `--shared` lets both use all processors. `--store` measures a store of
+one's own instead, to which the shards are uploaded, and `--radosgw` Ceph's gateway, started on loopback where Debian's
+packages are installed. Contenders take turns; rates are medians.
 
 local     memory-mapped shards
 ranges    ranged reads, no cache
@@ -28,17 +30,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.stream import BATCH, SIZE, photographs, write_shards
 from msldata.storage import open_storage
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
 from msltrain.stream.shardset import open_shard_set
-from tests import s3server
+from tests import s3server, stores
 
 NUM_SHARDS = 160
 
@@ -122,27 +126,34 @@ def first_batch(root: Path, photos: list[Path], num_images: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", choices=("voc", "coco"), default="voc")
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shared", action="store_true")
-    parser.add_argument("--store", help="measure this place; its files are overwritten and left there")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--store", help="measure this place; its files are overwritten and left there")
+    place.add_argument("--radosgw", action="store_true", help="measure Ceph's gateway on loopback")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sample = Path(os.environ.get("MSL_SAMPLE", Path(__file__).resolve().parents[2] / "shared" / "sample"))
     photos = photographs(sample, arguments.photos)
     cpus = set(os.sched_getaffinity(0))
-    apart = not arguments.shared and arguments.store is None and len(cpus) > 1
+    apart = not (arguments.shared or arguments.store or arguments.radosgw) and len(cpus) > 1
     client, server = ({min(cpus)}, {max(cpus)}) if apart else (cpus, cpus)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         folder = scratch / "served" / "shards"
         write_shards(photos, arguments.images, folder)
         print(f"{arguments.images} {arguments.photos} photographs to {SIZE}², {len(client)} decoding threads\n")
-        if arguments.store:
-            store = open_storage(arguments.store)
-            for path in sorted(folder.iterdir()):
-                store.put(path.name, path.read_bytes())
-            compare(folder, arguments.store, scratch, len(client), arguments.rounds)
+        if arguments.store or arguments.radosgw:
+            with ExitStack() as stack:
+                if arguments.radosgw:
+                    (scratch / "ceph").mkdir()
+                    os.environ.update(stack.enter_context(stores.radosgw(scratch / "ceph")))
+                url = arguments.store or "s3://bucket/shards"
+                store = open_storage(url)
+                for path in sorted(folder.iterdir()):
+                    store.put(path.name, path.read_bytes())
+                compare(folder, url, scratch, len(client), arguments.rounds)
             return
         with http_server(folder.parent, server) as address:
             os.sched_setaffinity(0, client)

@@ -18,9 +18,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -117,8 +120,12 @@ def main() -> None:
         starts = random.Random(1).choices(range(len(content) - RANGE_BYTES), k=options.ranges)
         ceph = Path(folder, "ceph")
         ceph.mkdir()
-        with stores.radosgw(ceph) as environment:
-            os.environ.update(environment)
+        with ExitStack() as stack:
+            try:
+                os.environ.update(stack.enter_context(stores.radosgw(ceph)))
+            except pytest.skip.Exception as missing:
+                print(f"left out: {missing}")
+                return
             measure(options.rounds, source, content, [(start, RANGE_BYTES) for start in starts])
 
 

@@ -1,10 +1,14 @@
 """How fast photographs become training batches, against the usual pipelines and against decoding alone.
 
-Usage: python benchmarks/stream.py [--photos voc|coco] [--images 2000] [--rounds 3] [--threads 2]
+Usage: python benchmarks/stream.py [--photos voc|coco] [--images 480] [--rounds 3] [--threads 2]
 
 The photographs of the real sample (MSL_SAMPLE, default ../shared/sample) are repeated under new keys. Contenders take
 turns, so that a busy machine slows all of them; the medians of images per second over the rounds are compared, after an
-epoch of each that is not counted. Memory is measured afterwards, for each contender alone in a process of its own.
+epoch of each that is not counted; 480 images take about 4 minutes, the figures of RESULTS.md come from 2,000. Memory is
+measured afterwards, for each contender alone in a process of its own and with all its workers. "own MB" is what they
+allocated: it is what a machine must have. "with files" adds their share of mapped libraries and shards; those pages
+are the page cache's, which keeps them as long as nothing else needs the room, for a process that reads them as well as
+for one that maps them. So a loader that maps its shards shows more there without needing more.
 
 reference    written as the official pipeline is: Pillow, torchvision transforms, a mask PNG read and resized per
              sample, float tensors, DataLoader with one worker process per thread
@@ -42,6 +46,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import peers
 from msldata.format import IMAGES, Manifest, encode_target, shard_name, write_manifest
 from msldata.masksources import GeneratedMasks
 from msldata.shardwriter import ShardWriter
@@ -53,9 +60,6 @@ from msltrain.stream.loader import Loader
 from msltrain.stream.maskbank import MaskBank
 from msltrain.stream.plan import EpochPlan
 from msltrain.stream.shardset import open_shard_set
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import peers
 
 SIZE, BATCH, NUM_CLASSES, NUM_MASKS = 448, 32, 20, 100
 Contender = Callable[[], int]
@@ -201,7 +205,7 @@ def ours_on_cpu(folder: Path, num_threads: int) -> Contender:
     def epoch() -> int:
         num_images = 0
         for batch in loader:
-            keep_mask_B1HW = bank.keep_masks(batch.key_hash_B, seed=0, epoch=0)
+            keep_mask_B1HW = bank.keep_masks(batch, seed=0, epoch=0)
             num_images += len(keep_mask_B1HW)
         return num_images
 
@@ -306,7 +310,7 @@ def family(root: int) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", choices=("voc", "coco"), default="voc")
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=480)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="these contenders")
@@ -350,7 +354,7 @@ def report(
         f"to {SIZE}², batches of {BATCH}, {arguments.threads} threads or workers, {os.cpu_count()} CPUs "
         f"({platform.machine()}), medians of {arguments.rounds} alternating rounds\n"
     )
-    print("| contender | images/s | of reference | of decode | peak MB | with files, MB | all rounds |")
+    print("| contender | images/s | of reference | of decode | own MB | with files | all rounds |")
     print("|---|---|---|---|---|---|---|")
     for name, rate in median.items():
         ratios = [f"{rate / median[base]:.2f}" if base in median else "–" for base in ("reference", "decode")]

@@ -45,30 +45,33 @@ def bench_stream(
         found = measure_stream(shards, config, seconds=seconds, max_images=images, on_progress=progress)
     if json_:
         import json
+        from dataclasses import asdict
 
         gpus = {} if gpu_rate is None else {"gpus_fed": found.gpus_fed(gpu_rate)}
-        print(json.dumps({**found.as_json(), **gpus}))
+        print(json.dumps({**asdict(found), **gpus}))
         return
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = Table.grid(padding=(0, 1))
     table.add_column(justify="right", style="bold")
-    table.add_column()
     table.add_row(f"{found.images_per_second:,.0f}", "images/s")
     table.add_row(f"{found.megabytes_per_second:,.1f}", "MB/s of encoded images")
-    table.add_row(f"{found.seconds_to_first_batch:.2f} s", "to the first batch")
-    table.add_row(f"{found.cpu_seconds_per_1000:.2f} s", "of CPU per 1,000 images")
+    table.add_row(f"{found.seconds_to_first_batch:.2f}", "s to the first batch")
+    table.add_row(f"{found.cpu_seconds_per_1000:.2f}", "s of CPU per 1,000 images")
     if gpu_rate is not None:
         table.add_row(f"{found.gpus_fed(gpu_rate):.1f}", f"GPUs of {gpu_rate:,.0f} images/s can be fed")
     out.print(table)
-    bars = Table(
-        title=f"time of {found.num_threads} decoding threads", title_justify="left", box=None, show_header=False
-    )
+    threads_ = "1 decoding thread" if found.num_threads == 1 else f"{found.num_threads} decoding threads"
+    out.print(f"\nWhere the time of {threads_} goes")
+    bars = Table.grid(padding=(0, 1))
+    bars.add_column()
+    bars.add_column(justify="right")
     for name, share in (
         ("fetch", found.share_fetch),
         ("decode", found.share_decode),
         ("resize", found.share_resize),
         ("wait", found.share_idle),
     ):
-        bars.add_row(name, f"{100 * share:.0f} %", "█" * round(40 * share))
+        bars.add_row(name, f"{100 * share:.0f} %", f"[cyan]{'█' * round(40 * share)}[/]")
     out.print(bars)
-    passes = f" in {found.num_epochs} passes over the data" if found.num_epochs > 1 else ""
-    out.print(f"{found.num_images:,} images in {found.seconds:.1f} s{passes}; {found.advice()}", soft_wrap=True)
+    passes = f", {found.num_epochs} passes over the data" if found.num_epochs > 1 else ""
+    out.print(f"\nMeasured: {found.num_images:,} images in {found.seconds:.2g} s{passes}", soft_wrap=True)
+    out.print(f"{found.advice[0].upper()}{found.advice[1:]}", soft_wrap=True)

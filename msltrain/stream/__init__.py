@@ -2,9 +2,9 @@
 
 The way of a sample: ``plan`` says which samples a step takes, ``shardset`` where their bytes lie, ``fetch`` brings the
 bytes (``ranges`` single samples, ``cache`` whole shards), ``decode`` writes crop and resize into a slot of the ring,
-``pipeline`` runs that on threads, ``device`` takes the batch to the GPU and ``loader`` is the whole. ``imagecache``
-keeps decoded images for later epochs, ``devicedecode`` decodes on the GPU instead, ``bench`` measures it all.
-``maskbank`` holds the keep masks there. What a caller needs::
+``pipeline`` runs that on threads (``job`` is a batch meanwhile), ``device`` takes the batch to the GPU and ``loader``
+is the whole. ``imagecache`` keeps decoded images for later epochs, ``devicedecode`` decodes on the GPU instead,
+``bench`` measures it all. ``maskbank`` holds the keep masks there. What a caller needs::
 
     from msltrain.stream.config import StreamConfig
     from msltrain.stream.shardset import open_shard_set

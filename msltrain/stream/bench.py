@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from msltrain.stream.batch import HostBatch
 from msltrain.stream.config import StreamConfig
@@ -40,24 +39,12 @@ class StreamMeasurement:
     share_resize: float
     share_idle: float
     """Share spent waiting for work: for the plan, the sample indexes or the consumer."""
+    advice: str
+    """What limits the rate, and what would raise it."""
 
     def gpus_fed(self, images_per_second: float) -> float:
         """How many GPUs, each consuming so many images a second, this stream keeps busy."""
         return self.images_per_second / images_per_second
-
-    def advice(self) -> str:
-        """What limits the rate, and what would raise it."""
-        if self.share_fetch > 0.3:
-            return "the storage is the limit: try --cache DIR on a local disk, or a larger --read-ahead-mb"
-        if self.share_idle > 0.3:
-            return "the threads wait for work: try a larger --batch-size, or fewer --threads"
-        if self.share_resize > self.share_decode:
-            return "resizing is the limit: more CPU cores"
-        return "decoding is the limit: more CPU cores, or --ram-cache when the decoded images fit into memory"
-
-    def as_json(self) -> dict[str, Any]:
-        """All fields, and the advice."""
-        return {**asdict(self), "advice": self.advice()}
 
 
 def measure_stream(
@@ -101,7 +88,21 @@ def measure_stream(
             if elapsed >= seconds or (max_images is not None and num_images >= max_images):
                 break
         cpu = time.process_time() - cpu
-        return _measurement(loader, first.num_bytes, num_images, elapsed, cpu, stages, seconds_to_first_batch)
+        stages = loader.stage_seconds() - stages
+        thread_seconds = max(stages.idle + stages.fetch + stages.decode + stages.resize, 1e-9)
+        shares = {field.name: getattr(stages, field.name) / thread_seconds for field in fields(StageSeconds)}
+        return StreamMeasurement(
+            num_images=num_images,
+            num_epochs=loader.epoch + 1,
+            seconds=elapsed,
+            seconds_to_first_batch=seconds_to_first_batch,
+            images_per_second=num_images / elapsed,
+            megabytes_per_second=(loader.stats.num_bytes - first.num_bytes) / elapsed / 1e6,
+            cpu_seconds_per_1000=cpu / num_images * 1000,
+            num_threads=loader.num_threads,
+            advice=_advice(shares, config, is_local=loader.shards.storage.path() is not None),
+            **{f"share_{name}": share for name, share in shares.items()},
+        )
 
 
 def _endless(loader: Loader) -> Iterator[HostBatch]:
@@ -110,28 +111,17 @@ def _endless(loader: Loader) -> Iterator[HostBatch]:
         loader.set_epoch(loader.epoch + 1)
 
 
-def _measurement(
-    loader: Loader,
-    first_bytes: int,
-    num_images: int,
-    seconds: float,
-    cpu_seconds: float,
-    stages_before: StageSeconds,
-    seconds_to_first_batch: float,
-) -> StreamMeasurement:
-    stages = loader.stage_seconds() - stages_before
-    thread_seconds = max(stages.idle + stages.fetch + stages.decode + stages.resize, 1e-9)
-    return StreamMeasurement(
-        num_images=num_images,
-        num_epochs=loader.epoch + 1,
-        seconds=seconds,
-        seconds_to_first_batch=seconds_to_first_batch,
-        images_per_second=num_images / seconds,
-        megabytes_per_second=(loader.stats.num_bytes - first_bytes) / seconds / 1e6,
-        cpu_seconds_per_1000=cpu_seconds / num_images * 1000,
-        num_threads=loader.num_threads,
-        share_fetch=stages.fetch / thread_seconds,
-        share_decode=stages.decode / thread_seconds,
-        share_resize=stages.resize / thread_seconds,
-        share_idle=stages.idle / thread_seconds,
-    )
+def _advice(shares: dict[str, float], config: StreamConfig, *, is_local: bool) -> str:
+    if shares["fetch"] > 0.3:
+        if is_local:
+            return "the disk is the limit: a faster one, or more memory for the page cache"
+        if not config.cache:
+            return "the storage is the limit: try --cache DIR on a local disk, or a larger --read-ahead-mb"
+        return "the storage is the limit while the cache fills; measure again once all shards are in it"
+    if shares["idle"] > 0.3:
+        return "the threads wait for work: try a larger --batch-size, or fewer --threads"
+    if shares["resize"] > shares["decode"]:
+        return "resizing is the limit: more CPU cores"
+    if config.ram_cache_gb:
+        return "decoding is the limit: more CPU cores, or a larger --ram-cache if not all decoded images fit"
+    return "decoding is the limit: more CPU cores, or --ram-cache when the decoded images fit into memory"

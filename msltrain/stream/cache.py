@@ -37,6 +37,10 @@ class NotCached(Exception):
     """A shard that cannot be had through the cache now; its samples can be read from the source."""
 
 
+class DamagedShard(NotCached):
+    """A shard whose source does not match its digest; fetching it again at once would be in vain."""
+
+
 class ShardCache:
     """A bounded folder of shards.
 
@@ -83,7 +87,8 @@ class ShardCache:
         """Map a shard, fetching it first unless this or another process has done so; waits for one that is at it.
 
         Raises:
-            NotCached: no room beside what is in use, the disk is full, or the shard does not match its digest.
+            NotCached: no room beside what is in use, or the disk is full.
+            DamagedShard: it does not match its digest, also when fetched a second time.
             CancelledError: ``closing`` was set meanwhile.
             StorageError, FileNotFoundError: the source cannot be read.
         """
@@ -168,7 +173,7 @@ class ShardCache:
             if digest.hexdigest() == shard.sha256:
                 break
         else:
-            raise NotCached(f"{storage.where(shard.name)}: does not match the digest in the manifest")
+            raise DamagedShard(f"{storage.where(shard.name)}: does not match the digest in the manifest")
         os.fsync(file)
         # A shared lock from here on, so that others can use the shard at once; no moment without one.
         fcntl.flock(file, fcntl.LOCK_SH)

@@ -14,7 +14,7 @@ import numpy as np
 
 from msldata.format import FormatError
 from msldata.storage import StorageError
-from msltrain.stream.cache import NotCached, ShardCache
+from msltrain.stream.cache import DamagedShard, NotCached, ShardCache
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.ranges import RangeFetcher
 from msltrain.stream.readers import Readers
@@ -118,7 +118,7 @@ class CachedFetcher(Fetcher):
     a shard that is not here yet are read singly, so that training starts as soon as it would without a cache; at worst
     that window is transferred twice. Later windows were fetched ahead, and a sample waits for its shard: the fastest
     way to the rest of it. A shard that finds no room, because of the limit or a full disk, is read singly too, and a
-    note says so.
+    note says so; it is tried again every few seconds, but one that is damaged at its source only in the next epoch.
 
     Args:
         shards, cache: what to read, through which folder.
@@ -172,7 +172,7 @@ class CachedFetcher(Fetcher):
         """The map of a shard, here or on its way; None for one that is not of these two windows."""
         window = self._this if shard in self._this else self._next
         arrival = window.get(shard)
-        if arrival is not None and _has_failed(arrival) and time.monotonic() > self._retry_at:
+        if arrival is not None and _may_be_retried(arrival) and time.monotonic() > self._retry_at:
             arrival = window[shard] = self._start(shard)
         return arrival
 
@@ -241,3 +241,7 @@ def _done(mapped: mmap.mmap) -> Future[mmap.mmap]:
 
 def _has_failed(arrival: Future[mmap.mmap]) -> bool:
     return arrival.done() and (arrival.cancelled() or arrival.exception() is not None)
+
+
+def _may_be_retried(arrival: Future[mmap.mmap]) -> bool:
+    return _has_failed(arrival) and (arrival.cancelled() or not isinstance(arrival.exception(), DamagedShard))

@@ -31,7 +31,8 @@ from msltrain.stream.devicedecode import check_device_decoding
 from msltrain.stream.errors import SkippedSamples
 from msltrain.stream.fetch import open_fetcher
 from msltrain.stream.imagecache import ImageCache
-from msltrain.stream.pipeline import Augment, Pipeline, Slot
+from msltrain.stream.job import Slot
+from msltrain.stream.pipeline import Augment, Pipeline
 from msltrain.stream.plan import EpochPlan, rank_slice, steps
 from msltrain.stream.shardset import SampleRows, ShardSet
 from msltrain.stream.stages import StageSeconds

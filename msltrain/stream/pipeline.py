@@ -14,7 +14,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import numpy as np
@@ -25,6 +24,7 @@ from msltrain.stream.decode import Decoder, resize_crop
 from msltrain.stream.devicedecode import EncodedImages
 from msltrain.stream.errors import SampleError, SkippedSamples
 from msltrain.stream.imagecache import ImageCache, SomeOf
+from msltrain.stream.job import Job, Slot
 from msltrain.stream.plan import EpochPlan
 from msltrain.stream.request import Fetcher, Request
 from msltrain.stream.shardset import SampleRows, ShardSet
@@ -36,70 +36,6 @@ Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray]]
 
 _PATIENCE = 1.0
 """Seconds that closing waits for a planner that is reading."""
-
-
-class Slot:
-    """One buffer of the ring, with a ready-made view of each sample's place.
-
-    With ``encoded`` it holds no pixels but a place for each sample's file, which the device decodes.
-    """
-
-    def __init__(self, num_samples: int, image_size: int, pinned: bool, encoded: bool = False):
-        self.encoded: list[torch.Tensor] | None = [torch.empty(0)] * num_samples if encoded else None
-        image_size = 0 if encoded else image_size
-        self.pixel_BHWC = torch.empty((num_samples, image_size, image_size, 3), dtype=torch.uint8, pin_memory=pinned)
-        self.views = list(self.pixel_BHWC.permute(0, 3, 1, 2).split(1)) if num_samples else []
-
-
-@dataclass(eq=False, slots=True)
-class _Job:
-    """A batch on its way."""
-
-    start: int
-    """Position of its first sample in the epoch's order."""
-    shard_N: np.ndarray
-    index_N: np.ndarray
-    rows: SampleRows
-    crop_N4: list[list[int]]
-    flip_N: np.ndarray
-    request: Request
-    num_bytes: int
-    cached: dict[int, np.ndarray]
-    """Decoded images that were at hand, by position in the batch; ``request`` is for the others."""
-    slot: Slot | None = None
-    num_left: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    finished: threading.Event = field(default_factory=threading.Event)
-    errors: dict[int, BaseException] = field(default_factory=dict)
-    """By position in the batch."""
-    left_out: bool = False
-    """Whether bad samples were left out."""
-
-    def finish_one(self, position: int, error: BaseException | None) -> None:
-        with self.lock:
-            if error is not None:
-                self.errors[position] = error
-            self.num_left -= 1
-            if self.num_left == 0:
-                self.finished.set()
-
-    def leave_out_bad(self) -> None:
-        """Close the gaps that bad samples left."""
-        assert self.slot is not None
-        good_N = np.setdiff1d(np.arange(len(self.rows)), list(self.errors))
-        self.slot.pixel_BHWC[: len(good_N)] = self.slot.pixel_BHWC[good_N]
-        self.rows, self.index_N, self.flip_N = self.rows.take(good_N), self.index_N[good_N], self.flip_N[good_N]
-        self.crop_N4 = [self.crop_N4[position] for position in good_N.tolist()]
-        self.left_out = True
-
-    def take_over(self, other: _Job, position: int) -> None:
-        """Put the one sample of ``other`` into a place of this batch."""
-        assert self.slot is not None and other.slot is not None
-        self.slot.pixel_BHWC[position] = other.slot.pixel_BHWC[0]
-        for name in SampleRows.__slots__:
-            getattr(self.rows, name)[position] = getattr(other.rows, name)[0]
-        self.index_N[position], self.flip_N[position] = other.index_N[0], other.flip_N[0]
-        self.crop_N4[position] = other.crop_N4[0]
 
 
 class Pipeline:
@@ -141,10 +77,10 @@ class Pipeline:
         self._request_lock = threading.Lock()
         self._closing = False
         self._free: SimpleQueue[Slot | None] = SimpleQueue()
-        self._tasks: SimpleQueue[tuple[_Job, int] | None] = SimpleQueue()
-        self._ready: SimpleQueue[_Job | BaseException] = SimpleQueue()  # StopIteration ends it
+        self._tasks: SimpleQueue[tuple[Job, int] | None] = SimpleQueue()
+        self._ready: SimpleQueue[Job | BaseException] = SimpleQueue()  # StopIteration ends it
         self._started = threading.Barrier(len(stages) + 1)
-        self._head: _Job | BaseException | None = None
+        self._head: Job | BaseException | None = None
         self._lent: dict[HostBatch, Slot] = {}
         for slot in slots:
             self._free.put(slot)
@@ -194,7 +130,7 @@ class Pipeline:
         if self._head is None and not self._ready.empty():
             self._head = self._ready.get()
         head = self._head
-        return self.take() if isinstance(head, _Job) and head.finished.is_set() and not head.errors else None
+        return self.take() if isinstance(head, Job) and head.finished.is_set() and not head.errors else None
 
     def release(self, batch: HostBatch) -> None:
         """Give the pixels of a batch back to the ring."""
@@ -225,7 +161,7 @@ class Pipeline:
         torch.set_num_threads(num_threads)
 
     def _plan_batches(self) -> None:
-        ahead: deque[_Job] = deque()
+        ahead: deque[Job] = deque()
         ahead_bytes = 0
         more = True
         try:
@@ -249,7 +185,7 @@ class Pipeline:
         except BaseException as error:
             self._ready.put(error)
 
-    def _settle(self, job: _Job) -> None:
+    def _settle(self, job: Job) -> None:
         """Make a batch whole that has bad samples in it, or raise the first error."""
         for position in sorted(job.errors):
             error = job.errors[position]
@@ -262,7 +198,7 @@ class Pipeline:
             job.leave_out_bad()
         job.errors.clear()
 
-    def _replace(self, job: _Job, position: int) -> None:
+    def _replace(self, job: Job, position: int) -> None:
         """Put the nearest good sample before this one in the epoch's order into its place.
 
         That order knows nothing of ranks, so a batch stays the same on any number of them. Rare, hence one by one.
@@ -281,14 +217,14 @@ class Pipeline:
             self._skipped.add(int(other.index_N[0]), other.errors[0])
         raise job.errors[position]
 
-    def _request(self, start: int, stop: int) -> _Job:
+    def _request(self, start: int, stop: int) -> Job:
         with self._request_lock:  # the consumer asks too, for what replaces a bad sample
             shard_N, row_N = self._plan.items(start, stop)
             index_N, rows = self._shards.rows(shard_N, row_N)
             crop_N4, flip_N = self._augment(rows)
             cached = {} if self._images is None else self._images.find(index_N)
             missing_M = np.setdiff1d(np.arange(len(rows)), list(cached))
-            return _Job(
+            return Job(
                 start=start,
                 shard_N=shard_N,
                 index_N=index_N,
@@ -305,11 +241,11 @@ class Pipeline:
             return self._fetcher.request(shard_N, rows)
         return SomeOf(self._fetcher.request(shard_N[position_M], rows.take(position_M)), position_M)
 
-    def _dispatch(self, job: _Job, slot: Slot) -> None:
+    def _dispatch(self, job: Job, slot: Slot) -> None:
         self._ready.put(job)
         self._decode_soon(job, slot)
 
-    def _decode_soon(self, job: _Job, slot: Slot) -> None:
+    def _decode_soon(self, job: Job, slot: Slot) -> None:
         job.slot = slot
         job.num_left = len(job.rows)
         if not job.num_left:
@@ -337,7 +273,7 @@ class Pipeline:
             del task, job
             began = time.perf_counter()
 
-    def _decode(self, decoder: Decoder, job: _Job, position: int, stages: StageSeconds) -> None:
+    def _decode(self, decoder: Decoder, job: Job, position: int, stages: StageSeconds) -> None:
         assert job.slot is not None
         rows = job.rows
         began = time.perf_counter()
@@ -361,13 +297,13 @@ class Pipeline:
         resize_crop(image_HWC, job.crop_N4[position], job.slot.views[position])
         stages.resize += time.perf_counter() - began
 
-    def _error(self, job: _Job, position: int, reason: str) -> SampleError:
+    def _error(self, job: Job, position: int, reason: str) -> SampleError:
         rows = job.rows
         return self._shards.error(
             int(job.shard_N[position]), rows.key_N[position], int(rows.offset_N[position]), reason
         )
 
-    def _encoded(self, job: _Job) -> EncodedImages | None:
+    def _encoded(self, job: Job) -> EncodedImages | None:
         if job.slot is None or job.slot.encoded is None:
             return None
         data_B = job.slot.encoded[: len(job.rows)]

@@ -170,7 +170,7 @@ def open_shard_set(location: str | Path) -> ShardSet:
     storage = open_storage(location)
     manifest = read_manifest(storage)
     if manifest.kind != IMAGES:
-        raise FormatError(f"{storage.url}: holds {manifest.kind}, not images; give it as the masks' location instead")
+        raise FormatError(f"{storage.url}: holds {manifest.kind}, not images; give the folder of an image dataset")
     if not manifest.num_samples:
         raise FormatError(f"{storage.url}: the dataset has no samples; build it again with `msl build-shards`")
     return ShardSet(storage, manifest)

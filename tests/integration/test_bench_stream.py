@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import cli
+from msldata.errors import UserError
+from msltrain.stream import bench
 from msltrain.stream.bench import StreamMeasurement, measure_stream
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.decode import Decoder
 from msltrain.stream.fetch import LocalFetcher
-from tests.smallshards import write_images
+from tests.smallshards import write_images, write_keep_masks
 
 CONFIG = StreamConfig(image_size=24, batch_size=8, num_threads=2)
 
@@ -54,7 +58,7 @@ def test_slow_decoding_is_seen(folder, monkeypatch):
     slowed(monkeypatch, Decoder, "decode", 0.004)
     found = measure_stream(folder, CONFIG, max_images=100)
     assert found.share_decode > 0.6, shares(found)
-    assert "decoding is the limit" in found.advice()
+    assert "decoding is the limit" in found.advice
 
 
 def test_slow_storage_is_seen(folder, monkeypatch):
@@ -63,14 +67,14 @@ def test_slow_storage_is_seen(folder, monkeypatch):
     slowed(monkeypatch, fetch._Mapped, "read", 0.004)
     found = measure_stream(folder, CONFIG, max_images=100)
     assert found.share_fetch > 0.6, shares(found)
-    assert "the storage is the limit" in found.advice()
+    assert "the disk is the limit" in found.advice
 
 
 def test_a_slow_plan_is_seen_as_waiting(folder, monkeypatch):
     slowed(monkeypatch, LocalFetcher, "request", 0.02)
     found = measure_stream(folder, CONFIG, max_images=100)
     assert found.share_idle > 0.5, shares(found)
-    assert "wait for work" in found.advice()
+    assert "wait for work" in found.advice
 
 
 def test_it_stops_in_time(folder):
@@ -90,11 +94,61 @@ def test_the_command(folder):
     assert CliRunner().invoke(cli.app, [*arguments, "--gpu-rate", "0"]).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("shares", "is_local", "options", "words"),
+    [
+        ({"fetch": 0.9}, False, {}, "try --cache DIR"),
+        ({"fetch": 0.9}, False, {"cache": "somewhere"}, "while the cache fills"),
+        ({"fetch": 0.9}, True, {"cache": "somewhere"}, "the disk is the limit"),
+        ({"decode": 0.9}, True, {}, "or --ram-cache"),
+        ({"decode": 0.9}, True, {"ram_cache_gb": 1.0}, "a larger --ram-cache"),
+        ({"resize": 0.9}, True, {"ram_cache_gb": 1.0}, "resizing is the limit"),
+    ],
+)
+def test_the_advice_is_not_what_was_done_already(shares, is_local, options, words):
+    shares = dict.fromkeys(("fetch", "decode", "resize", "idle"), 0.0) | shares
+    assert words in bench._advice(shares, StreamConfig(**options), is_local=is_local)
+
+
+@pytest.mark.parametrize("options", [[], ["--cache", "cache"], ["--ram-cache", "1GB"]])
+def test_the_command_on_a_bucket(folder, s3, tmp_path, options):
+    shutil.copytree(folder, s3.root / "bucket" / "bench", dirs_exist_ok=True)
+    options = [str(tmp_path) if option == "cache" else option for option in options]
+    arguments = ["--image-size", "24", "--images", "500", "--json", *options]
+    done = CliRunner().invoke(cli.app, ["bench-stream", "s3://bucket/bench", *arguments])
+    found = json.loads(done.stdout)
+    assert found["num_images"] >= 500 and sum(
+        found[f"share_{name}"] for name in ("fetch", "decode", "resize", "idle")
+    ) == pytest.approx(1)
+    assert bool(list(tmp_path.glob("*.tar"))) == ("--cache" in options)
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "words"),
+    [
+        ("absent", [], "no finished dataset here"),
+        ("masks", [], "holds keep-masks, not images"),
+        ("images", ["--seconds", "0"], "--seconds"),
+        ("images", ["--seconds", "nan"], "--seconds"),
+        ("images", ["--threads", "0"], "at least 1"),
+        ("images", ["--batch-size", "500"], "101 samples make no complete batch of 500"),
+        ("images", ["--ram-cache", "much"], "'much' is not an amount"),
+        ("s3://absent/x", [], "no such bucket"),
+    ],
+)
+def test_a_mistake_is_one_message(folder, s3, tmp_path, place, options, words):
+    if place == "masks":
+        write_keep_masks(tmp_path / place, [np.ones((24, 24), np.uint8)])
+    place = {"images": str(folder), "s3://absent/x": place}.get(place, str(tmp_path / place))
+    done = CliRunner().invoke(cli.app, ["bench-stream", place, "--image-size", "24", *options])
+    assert done.exit_code == 2 and not isinstance(done.exception, UserError), done.output
+    assert words in " ".join(done.output.split()), done.output
+    assert done.output.lower().count("error") == 1 and not done.output.startswith("\n")
+
+
 def test_python_costs_little_per_sample(folder, monkeypatch):
     # What Python does while it holds the interpreter's lock bounds how many threads one process can use: 80 µs a sample
     # would be 12,500 images/s. Decoding and resizing are taken out; everything else is the real thing.
-    import numpy as np
-
     blank_HWC = np.zeros((1, 1, 3), dtype=np.uint8)
     monkeypatch.setattr(Decoder, "decode", lambda *_: blank_HWC)
     monkeypatch.setattr("msltrain.stream.decode._resize", lambda *_, **__: None)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+import cli
 from msldata.storage import open_storage
 from tests.tinydata import make_voc
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 
-
-def msl(*arguments: object, folder: Path) -> None:
-    command = [sys.executable, str(REPOSITORY / "cli.py"), *map(str, arguments)]
-    result = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
+def msl(*arguments: object) -> None:
+    result = CliRunner().invoke(cli.app, list(map(str, arguments)))
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
 
 
 def losses(run: Path) -> list[dict[str, float]]:
@@ -31,8 +28,8 @@ def test_build_train_and_evaluate_in_a_bucket(s3, tmp_path):
     build = ("build-shards", "--dataset", "voc2007", "--source", tmp_path / "raw", "--samples-per-shard", 7)
     masks = ("build-masks", "--generate", 24, "--size", 64)
     for place in (tmp_path / "local", "s3://bucket/run"):
-        msl(*build, "--out", place, folder=tmp_path)
-        msl(*masks, "--out", f"{place}/masks", folder=tmp_path)
+        msl(*build, "--out", place)
+        msl(*masks, "--out", f"{place}/masks")
     local = {path.relative_to(tmp_path / "local").as_posix(): path for path in (tmp_path / "local").rglob("*.*")}
     remote = open_storage("s3://bucket/run")
     assert sorted(local) == [info.name for info in remote.list_files()]
@@ -42,9 +39,9 @@ def test_build_train_and_evaluate_in_a_bucket(s3, tmp_path):
     chosen = [text for setting in settings for text in ("--set", setting)]
     for place, run in ((tmp_path / "local", "from-disk"), ("s3://bucket/run", "from-bucket")):
         data = ("--data", f"{place}/voc2007/trainval", "--keep-masks", f"{place}/masks/high")
-        msl("train", "--recipe", "smoke", *data, "--run", tmp_path / run, *chosen, folder=tmp_path)
+        msl("train", "--recipe", "smoke", *data, "--run", tmp_path / run, *chosen)
         file = tmp_path / f"{run}.parquet"
         test = ("--data", f"{place}/voc2007/test", "--out", file)
-        msl("evaluate", "--checkpoint", tmp_path / run, *test, folder=tmp_path)
+        msl("evaluate", "--checkpoint", tmp_path / run, *test)
     assert len(losses(tmp_path / "from-disk")) == 8
     assert losses(tmp_path / "from-disk") == losses(tmp_path / "from-bucket")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import operator
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from typer.testing import CliRunner
 
 import cli
@@ -186,15 +189,44 @@ def test_the_predictions_name_what_is_not_in_them(folder, run, tmp_path):
     assert whole.origin.skipped == ()
 
 
-def test_the_command_lists_them_or_stops_at_the_first(folder, run, tmp_path):
-    command = ["evaluate", "--checkpoint", run, "--data", folder, "--device", "cpu", "--out", tmp_path / "x.parquet"]
-    refused = CliRunner().invoke(cli.app, list(map(str, command)))
+@pytest.fixture(params=["disk", "bucket", "cached"])
+def place(request, folder, s3, tmp_path) -> list[str]:
+    """Where the commands find the damaged shards, as their options."""
+    if request.param == "disk":
+        return ["--data", str(folder)]
+    shutil.copytree(folder, s3.root / "bucket" / "damaged", dirs_exist_ok=True)
+    cache = ["--cache", str(tmp_path / "cache")] if request.param == "cached" else []
+    return ["--data", "s3://bucket/damaged", *cache]
+
+
+def msl(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, list(map(str, arguments)))
+
+
+def test_evaluate_lists_them_or_stops_at_the_first(place, run, tmp_path):
+    command = ["evaluate", "--checkpoint", run, *place, "--device", "cpu", "--out", tmp_path / "x.parquet"]
+    refused = msl(*command)
     assert refused.exit_code == 2 and "error: small/train: sample 's000003' at byte" in refused.output
     assert not (tmp_path / "x.parquet").exists()
-    done = CliRunner().invoke(cli.app, [*map(str, command), "--on-sample-error", "skip"])
+    done = msl(*command, "--on-sample-error", "skip")
     assert done.exit_code == 0 and "61 samples" in done.output, done.output
     assert "5 bad samples were left out:" in done.output
     assert all(f"s{number:06d} at byte" in done.output for number in BAD)
+
+
+def test_train_lists_them_or_stops_at_the_first(place, tmp_path):
+    settings = ["data.validation_fraction=0.2", "stream.image_size=32", "stream.batch_size=8", "optim.num_epochs=1"]
+    settings += ["model.backbone=test_efficientnet", "model.weights=", "stream.num_threads=1", "run.device=cpu"]
+    chosen = [text for setting in settings for text in ("--set", setting)]
+    command = ["train", "--recipe", "baseline-c-voc2007", *place, *chosen]
+    refused = msl(*command, "--run", tmp_path / "refused")
+    assert refused.exit_code == 2, refused.output
+    message = " ".join(refused.output.split())
+    assert re.search(r"error: small/train: sample 's0000\d\d' at byte \d+ of \S+/small-train-00000\d\.tar: ", message)
+    done = msl(*command, "--run", tmp_path / "run", "--on-sample-error", "skip")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(row["key"] for row in rows) == [f"s{number:06d}" for number in BAD]
 
 
 def train_config(folder: Path, **stream) -> TrainConfig:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-import pytest
 import torch
 
 from msltrain.stream.config import StreamConfig
@@ -25,69 +26,81 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 COUNTS = [150, 61, 10]
 CONFIG = StreamConfig(image_size=24, batch_size=4, window=100, num_threads=1)
 
-WORKER = """
-import json, sys
+PROGRAM = """
+import json, os, sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn
 
 from msltrain.distributed import process_group
 from msltrain.stream.loader import Loader
 from msltrain.stream.shardset import open_shard_set
 from tests.integration.test_stream_ranks import CONFIG
+from tests.stores import free_port
 
-folder, place, out, num_steps = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-with process_group("cpu") as ranks:
-    place = {"device": "cpu", "rank": ranks.rank, "world_size": ranks.world_size}
-    with Loader(open_shard_set(sys.argv[2]), CONFIG, training=True, **place) as loader:
-        loader.load_state_dict(json.loads((folder / "state.json").read_text()))
-        found = []
-        for batch in loader:
-            # What a training step does: every rank must be here, or all of them hang.
-            dist.all_reduce(torch.ones(1))
-            found.append([batch.keys, batch.image_BCHW, batch.target_BK, batch.ignore_BK])
-            if len(found) == num_steps:
-                break
-        torch.save(found, out.with_suffix(f".{ranks.rank}"))
-        if ranks.is_first:
-            (folder / "state.json").write_text(json.dumps(loader.state_dict()))
-    if ranks.world_size == 4:
-        with Loader(open_shard_set(sys.argv[2]), CONFIG, training=False, **place) as loader:
-            keys = ranks.gather([key for batch in loader for key in batch.keys])
-        if ranks.is_first:
-            (folder / "evaluated.json").write_text(json.dumps(keys))
+
+def run(folder: Path, url: str, num_steps: int) -> None:
+    with process_group("cpu") as ranks:
+        place = {"device": "cpu", "rank": ranks.rank, "world_size": ranks.world_size}
+        with Loader(open_shard_set(url), CONFIG, training=True, **place) as loader:
+            loader.load_state_dict(json.loads((folder / "state.json").read_text()))
+            found = []
+            for batch in loader:
+                # What a training step does: every rank must be here, or all of them hang.
+                dist.all_reduce(torch.ones(1))
+                found.append([batch.keys, batch.image_BCHW, batch.target_BK, batch.ignore_BK])
+                if len(found) == num_steps:
+                    break
+            torch.save(found, folder / f"of{ranks.world_size}.{ranks.rank}")
+            if ranks.is_first:
+                (folder / "state.json").write_text(json.dumps(loader.state_dict()))
+        if ranks.world_size == 4:
+            with Loader(open_shard_set(url), CONFIG, training=False, **place) as loader:
+                keys = ranks.gather([key for batch in loader for key in batch.keys])
+            if ranks.is_first:
+                (folder / "evaluated.json").write_text(json.dumps(keys))
+
+
+# Ranks are forked from a process that has loaded everything and started nothing; torchrun would load it six times.
+for world_size, num_steps in ((2, 8), (4, 1000)):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=str(world_size))
+    ranks = []
+    for rank in range(world_size):
+        if not (child := os.fork()):
+            os.environ["RANK"] = str(rank)
+            run(Path(sys.argv[1]), sys.argv[2], num_steps)
+            sys.exit()
+        ranks.append(child)
+    assert not any([os.waitpid(rank, 0)[1] for rank in ranks]), f"a rank of {world_size} failed"
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("ranks")
-    write_images(path / "shards", COUNTS)
-    (path / "worker.py").write_text(WORKER)
-    return path
+def run_two_and_then_four_ranks(folder: Path, url: str) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(folder), url]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ranks = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        _, errors = ranks.communicate(timeout=120)
+        assert ranks.returncode == 0, errors.decode()[-3000:]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(ranks.pid, signal.SIGKILL)  # none may outlive a test that failed
 
 
-def go_on(folder: Path, url: str, world_size: int, num_steps: int) -> list[list]:
-    """The next batches of a run that goes on with so many ranks, their parts put together."""
-    out = folder / f"of{world_size}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
-    result = subprocess.run(
-        [*command, str(folder / "worker.py"), str(folder), url, str(out), str(num_steps)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    ranks = [torch.load(out.with_suffix(f".{rank}")) for rank in range(world_size)]
+def batches_of(folder: Path, world_size: int) -> list[list]:
+    """The batches that so many ranks saw, their parts put together."""
+    ranks = [torch.load(folder / f"of{world_size}.{rank}") for rank in range(world_size)]
     return [
         [list(chain(*(part[0] for part in parts))), *(torch.cat(column) for column in list(zip(*parts))[1:])]
         for parts in zip(*ranks, strict=True)
     ]
 
 
-def test_one_then_two_then_four_ranks_are_one_run(folder, s3):
+def test_one_then_two_then_four_ranks_are_one_run(tmp_path, s3):
+    folder = tmp_path
+    write_images(folder / "shards", COUNTS)
     shutil.copytree(folder / "shards", s3.root / "bucket" / "ranks")
     url = "s3://bucket/ranks"
     with Loader(open_shard_set(folder / "shards"), CONFIG, device="cpu", training=True) as loader:
@@ -97,8 +110,8 @@ def test_one_then_two_then_four_ranks_are_one_run(folder, s3):
         for _, _ in zip(range(40), loader):
             pass
         (folder / "state.json").write_text(json.dumps(loader.state_dict()))
-    found = go_on(folder, url, 2, 8)
-    found += go_on(folder, url, 4, 1000)
+    run_two_and_then_four_ranks(folder, url)
+    found = batches_of(folder, 2) + batches_of(folder, 4)
     assert len(found) == 15, "the last ranks took the rest of the epoch"
     for ours, theirs in zip(found, expected[40:]):
         assert ours[0] == theirs[0]

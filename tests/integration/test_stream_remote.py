@@ -223,3 +223,17 @@ def test_damage_on_the_server_is_named_through_the_cache_too(folder, tmp_path):
         with pytest.raises(SampleError, match=r"s000052.*CRC-32, also when read a second time") as caught:
             epochs(make(remote(tmp_path / "data"), **options), 2)
         assert caught.value.offset == rows.offset_N[0]
+
+
+def test_a_shard_damaged_at_its_source_is_not_fetched_over_and_over(folder, tmp_path, notes, monkeypatch):
+    monkeypatch.setattr("msltrain.stream.fetch._RETRY_AFTER", 0.0)
+    shutil.copytree(folder, tmp_path / "shards")
+    shards = remote(tmp_path / "shards")
+    largest = max(shards.manifest.shards, key=lambda shard: shard.num_bytes)
+    with open(tmp_path / "shards" / largest.name, "r+b") as file:
+        file.seek(-1, os.SEEK_END)  # in the tar's closing zeros: the samples are as they should be
+        file.write(b"x")
+    assert epochs(make(shards, cache=str(tmp_path / "cache"))) == epochs(make(open_shard_set(folder)))
+    assert "does not match the digest" in notes.text
+    whole = (largest.name, 0, largest.num_bytes)
+    assert 0 < shards.storage.reads.count(whole) <= 2
