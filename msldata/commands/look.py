@@ -26,7 +26,7 @@ def verify(
     other = open_storage(against) if against else None
     with progress_bar("verifying") as progress:
         result = verify(open_storage(shards), against=other, num_workers=workers, progress=progress)
-    show_verification(out, result, shards)
+    show_verification(out, result, shards, against)
     if result.findings:
         raise typer.Exit(2)
 
