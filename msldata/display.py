@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -32,13 +32,14 @@ def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
     console.print(f"[green]{where}[/green]: {samples}, {shards}, {size}{notes}", soft_wrap=True)
 
 
-def show_mask_plan(console: Console, plan: MaskPlan) -> None:
+def show_mask_plan(console: Console, plan: MaskPlan, finished: Collection[str] = ()) -> None:
     """What a keep-mask build would write, to the byte, and how long it would take. The bytes are made, not stored."""
     began = time.perf_counter()
     for subset in plan.subsets:
         masks, shards = _count(subset.num_samples, "keep mask"), _count(len(subset.tasks), "shard")
         about = f"{masks} in {shards}, {_size(subset.num_bytes())}"
-        console.print(f"{subset.draft.split}: {about} -> {subset.folder.out.url}", soft_wrap=True)
+        done = ", finished already" if subset.draft.split in finished else ""
+        console.print(f"{subset.draft.split}: {about}{done} -> {subset.folder.out.url}", soft_wrap=True)
     if plan.quarantined:
         console.print(f"{_count(len(plan.quarantined), 'file')} that cannot be used would be left out")
     seconds = plan.seconds + time.perf_counter() - began
