@@ -84,6 +84,21 @@ def write_masks(
     return MaskBuild(plan=plan, manifests=manifests)
 
 
+def finished_subsets(plan: MaskPlan) -> frozenset[str]:
+    """Which subsets of a plan are there already, whole. Nothing is written.
+
+    Raises:
+        UserError: the build would be refused, because a folder holds something else.
+    """
+    for folder in plan.left_out:
+        folder.finished_manifest()
+    finished = {subset.draft.split for subset in plan.subsets if subset.folder.finished_manifest() is not None}
+    for subset in plan.subsets:
+        if subset.draft.split not in finished:
+            subset.folder.finished_shards()
+    return frozenset(finished)
+
+
 def _write(
     subsets: Sequence[PlannedSubset],
     left_out: Sequence[BuildFolder],

@@ -34,7 +34,13 @@ def gigabytes(text: str) -> float:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that vanishes when it is done; the block gets a function to feed it with (done, total)."""
+    """A progress bar that vanishes when it is done; the block gets a function to feed it with (done, total).
+
+    Where nobody watches, as in a log, there is none: Rich would leave an empty line for each.
+    """
+    if not err.is_interactive:
+        yield lambda done, total: None
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -46,6 +52,9 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def byte_progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """The same for bytes, fed with (what is being done, bytes done, bytes in all)."""
+    if not err.is_interactive:
+        yield lambda what, done, total: None
+        return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())

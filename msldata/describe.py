@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from msldata.format import IMAGES, FormatError, Manifest, decode_index, read_manifest
+from msldata.format import IMAGES, INDEX_SCHEMAS, FormatError, Manifest, decode_index, read_manifest
 from msldata.storage import Storage
 
 SMALL_BELOW = 32**2
@@ -72,8 +72,9 @@ class Description:
     options: Mapping[str, Any]
     counts: Mapping[str, int]
     licence: str
-    width: Spread
-    height: Spread
+    width: Spread | None
+    height: Spread | None
+    """Of the stored images in pixels; None, as for hole fractions, where there is no sample."""
     labels: tuple[LabelCount, ...] = ()
     labels_per_image: float = 0.0
     """Mean number of positive classes."""
@@ -137,7 +138,8 @@ def _read_indexes(folder: Storage, manifest: Manifest, columns: Sequence[str]) -
         decode_index(manifest.kind, folder.read(info.index_name), folder.where(info.index_name), columns)
         for info in manifest.shards
     ]
-    return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    none = INDEX_SCHEMAS[manifest.kind].empty_table().select(list(columns))  # a subset of masks may have no shards
+    return pa.concat_tables([none, *(table.replace_schema_metadata(None) for table in tables)])
 
 
 def _flat(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,5 +195,7 @@ def _object_flags(index: pa.Table) -> dict[str, FlagCount]:
     return {flag: FlagCount(column.true_count, len(column) - column.null_count) for flag, column in columns.items()}
 
 
-def _spread(values: np.ndarray) -> Spread:
+def _spread(values: np.ndarray) -> Spread | None:
+    if not len(values):
+        return None
     return Spread(values.min().item(), float(np.median(values)), values.max().item())

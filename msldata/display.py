@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -25,42 +25,41 @@ MAX_FINDINGS_SHOWN = 50
 
 def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
     """One line: where the dataset is, how large, and what happened to samples on the way."""
-    size = sum(shard.num_bytes for shard in manifest.shards)
-    notes = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in manifest.counts.items() if count)
-    shards = f"{len(manifest.shards):,} shard{'s' * (len(manifest.shards) != 1)}"
-    console.print(
-        f"[green]{where}[/green]: {manifest.num_samples:,} samples, {shards}, {size / 1e6:,.1f} MB{notes}",
-        soft_wrap=True,
-    )
+    size = _size(sum(shard.num_bytes for shard in manifest.shards))
+    # Sorted as in the file: a finished dataset that is met again is shown as when it was built.
+    notes = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items()) if count)
+    samples, shards = _count(manifest.num_samples, "sample"), _count(len(manifest.shards), "shard")
+    console.print(f"[green]{where}[/green]: {samples}, {shards}, {size}{notes}", soft_wrap=True)
 
 
-def show_mask_plan(console: Console, plan: MaskPlan) -> None:
+def show_mask_plan(console: Console, plan: MaskPlan, finished: Collection[str] = ()) -> None:
     """What a keep-mask build would write, to the byte, and how long it would take. The bytes are made, not stored."""
     began = time.perf_counter()
     for subset in plan.subsets:
-        num_shards = len(subset.tasks)
-        shards = f"{num_shards:,} shard{'s' * (num_shards != 1)}"
-        masks = f"{subset.num_samples:,} keep mask{'s' * (subset.num_samples != 1)}"
-        about = f"{masks} in {shards}, {subset.num_bytes() / 1e6:,.1f} MB"
-        console.print(f"{subset.draft.split}: {about} -> {subset.folder.out.url}", soft_wrap=True)
+        masks, shards = _count(subset.num_samples, "keep mask"), _count(len(subset.tasks), "shard")
+        about = f"{masks} in {shards}, {_size(subset.num_bytes())}"
+        done = ", finished already" if subset.draft.split in finished else ""
+        console.print(f"{subset.draft.split}: {about}{done} -> {subset.folder.out.url}", soft_wrap=True)
     if plan.quarantined:
-        console.print(f"{len(plan.quarantined):,} files are no masks and would be left out")
+        console.print(f"{_count(len(plan.quarantined), 'file')} that cannot be used would be left out")
     seconds = plan.seconds + time.perf_counter() - began
-    console.print(f"nothing was written; the build would take about {seconds:,.0f} s, most of it reading the masks")
+    console.print(
+        f"dry run: nothing was written; the build would take {_duration(seconds)}, most of it reading the masks",
+        soft_wrap=True,
+    )
 
 
 def show_estimate(console: Console, label: str, plan: BuildPlan, estimate: BuildEstimate, where: str) -> None:
     """The plan of a build, what its source left out, and how long and large it would be."""
     left_out = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in plan.counts.items() if count)
-    shards = f"{len(plan.shards):,} shard{'s' * (len(plan.shards) != 1)}"
-    console.print(f"{label}: {plan.num_samples:,} samples in {shards}{left_out} -> {where}", soft_wrap=True)
+    samples, shards = _count(plan.num_samples, "sample"), _count(len(plan.shards), "shard")
+    console.print(f"{label}: {samples} in {shards}{left_out} -> {where}", soft_wrap=True)
     if estimate.num_finished:
         console.print(f"  {estimate.num_finished:,} of them finished already", soft_wrap=True)
     if estimate.num_timed:
-        time = f"about {estimate.seconds:,.0f} s" if estimate.seconds >= 1 else "less than a second"
         console.print(
-            f"  to write: about {estimate.num_bytes / 1e6:,.1f} MB in {time}, an estimate from "
-            f"{estimate.num_timed} images made in memory; a slow destination takes longer",
+            f"  to write: about {_size(estimate.num_bytes)} in {_duration(estimate.seconds)}, an estimate from "
+            f"{_count(estimate.num_timed, 'image')} made in memory; a slow destination takes longer",
             soft_wrap=True,
         )
     console.print("  dry run: nothing was written", soft_wrap=True)
@@ -68,26 +67,29 @@ def show_estimate(console: Console, label: str, plan: BuildPlan, estimate: Build
 
 def show_histogram(console: Console, title: str, histogram: Mapping[str, int]) -> None:
     """A bar per entry."""
-    table = Table(title=title, title_justify="left", box=None, show_header=False)
+    table = Table(box=None, show_header=False)
     largest = max(histogram.values(), default=0) or 1
     for name, count in histogram.items():
         table.add_row(name, f"{count:,}", "█" * round(40 * count / largest))
+    console.print(title, style="italic")  # not the table's own title: that is broken to the table's width
     console.print(table)
 
 
-def show_verification(console: Console, result: Verification, where: str) -> None:
+def show_verification(console: Console, result: Verification, where: str, against: str | None = None) -> None:
     """A line per finding and what to do next; or that everything is right."""
-    shards = f"{len(result.manifest.shards):,} shard{'s' * (len(result.manifest.shards) != 1)}"
+    shards = _count(len(result.manifest.shards), "shard")
     if not result.findings:
+        samples = result.manifest.num_samples
+        verb, beside = "is" if samples == 1 else "are", f", and none is in {against}" if against else ""
         console.print(
-            f"[green]{where}[/green]: {result.manifest.num_samples:,} samples in {shards} are right", soft_wrap=True
+            f"[green]{where}[/green]: {_count(samples, 'sample')} in {shards} {verb} right{beside}", soft_wrap=True
         )
         return
     for finding in result.findings[:MAX_FINDINGS_SHOWN]:
         console.print(str(finding), markup=False, soft_wrap=True)
     if (hidden := len(result.findings) - MAX_FINDINGS_SHOWN) > 0:
         console.print(f"… and {hidden:,} more")
-    count = f"{len(result.findings):,} finding{'s' * (len(result.findings) != 1)}"
+    count = _count(len(result.findings), "finding")
     console.print(f"[red]{where}[/red]: {count} in {shards}; {result.next_step}", soft_wrap=True)
 
 
@@ -96,13 +98,15 @@ def show_description(console: Console, about: Description, where: str) -> None:
     what = "images" if about.labels else "keep masks"
     facts = Table.grid(padding=(0, 2))
     facts.add_row("dataset", f"{about.dataset}, {about.split}")
-    shards = f"{about.num_shards:,} shard{'s' * (about.num_shards != 1)}"
-    facts.add_row(what, f"{about.num_samples:,} in {shards}, {about.num_bytes / 1e6:,.1f} MB")
+    facts.add_row(what, f"{about.num_samples:,} in {_count(about.num_shards, 'shard')}, {_size(about.num_bytes)}")
     facts.add_row("fingerprint", about.fingerprint)
     facts.add_row("options", Text(", ".join(f"{name} {value}" for name, value in about.options.items())))
     facts.add_row("counts", ", ".join(f"{name} {value:,}" for name, value in about.counts.items()).replace("_", " "))
-    facts.add_row("size", f"width {_span(about.width)}, height {_span(about.height)} pixels")
-    if about.object_sizes:
+    if about.width is not None and about.height is not None:
+        facts.add_row("size", f"width {_span(about.width)}, height {_span(about.height)} pixels")
+    if about.labels and not any(about.object_sizes.values()):
+        facts.add_row("objects", "none")
+    elif about.object_sizes:
         sizes = ", ".join(f"{count:,} {name}" for name, count in about.object_sizes.items())
         flags = ", ".join(
             f"{name} {flag.true:,} of {flag.known:,}" if flag.known else f"{name} unknown"
@@ -144,6 +148,18 @@ def _show_labels(console: Console, about: Description) -> None:
             pairs.add_row(f"{pair.first} + {pair.second}", f"{pair.images:,}", f"{pair.overlap:.0%}")
         console.print()
         console.print(pairs)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 100_000 else f"{num_bytes / 1e3:,.1f} kB"
+
+
+def _duration(seconds: float) -> str:
+    return f"about {seconds:,.0f} s" if seconds >= 1 else "less than a second"
 
 
 def _span(spread: Spread) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from msldata.errors import UserError
 from msldata.format import MANIFEST_NAME, read_manifest
-from msldata.masksources import select_mask_source
+from msldata.masksources import open_mask_source, usual_place
 from msldata.nextsteps import build_command, out_option
 from msldata.sources import KINDS, FoundSource, find_sources, open_source
 from msldata.storage import Storage
@@ -117,18 +117,17 @@ def _missing_images(folder: Storage, images: list[str]) -> str:
 
 def _examine_masks(root: Path, shards: Storage) -> Check:
     name, where = "irregular masks", str(root / "irregular_mask")
-    try:
-        source = select_mask_source(root)
-    except UserError:
+    place = usual_place(root)
+    if place is None:
         command = f"msl build-masks --generate 3000{out_option(shards.child('masks'), '/high')}"
         return Check(
             name, where, "missing", None, PUBLISHED_MASKS, f"or put NVIDIA's test set there, from {MASKS_PAGE}", command
         )
+    where = str(place)
     try:
-        count = len(source.names())
+        count = len(open_mask_source(place).names())
     except (UserError, FileNotFoundError) as error:
         return Check(name, where, "damaged", None, PUBLISHED_MASKS, str(error))
-    where = str(source.provenance.get("source", where))
     command = f"msl build-masks{out_option(shards.child('masks'), '/high')}"
     return Check(name, where, _state(count, PUBLISHED_MASKS), count, PUBLISHED_MASKS, next_command=command)
 

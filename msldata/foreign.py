@@ -35,6 +35,8 @@ _OBJECT_FLAGS = ("difficult", "truncated", "occluded", "crowd")
 
 Label = int | str
 """A class by its index or by its name."""
+MAX_CLASSES = 2**15
+"""As many as the index columns of 16 bits can name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,12 @@ class Labels:
     positives: tuple[Label, ...]
     ignored: tuple[Label, ...] = ()
     num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        numbers = [label for label in (*self.positives, *self.ignored) if isinstance(label, int)]
+        odd = [number for number in (*numbers, (self.num_classes or 1) - 1) if not 0 <= number < MAX_CLASSES]
+        if odd:
+            raise ValueError(f"class index {odd[0]} is not from 0 to {MAX_CLASSES - 1}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +118,17 @@ def find_rule(path: Path, where: str) -> LabelRule:
     raise BadInputError(where, "the tar has no samples", "delete it")
 
 
-def scan_labels(path: Path, where: str, rule: LabelRule) -> tuple[set[str], int]:
-    """The class names that a tar's labels use, and the number of classes that its class indices need."""
+def scan_labels(path: Path, where: str, rule: LabelRule) -> tuple[set[str], int, str]:
+    """The class names that a tar's labels use, the number of classes that its class indices need, and what is wrong
+    with the first labels that cannot be read, if any."""
     names: set[str] = set()
-    num_classes = 0
+    num_classes, problem = 0, ""
     with open_tar(path) as data:
-        for _, members in samples(path, where):
+        for key, members in samples(path, where):
             try:
                 labels = read_labels(data, members, rule)
-            except ValueError:
+            except ValueError as error:
+                problem = problem or f"{Path(where).name}, sample {key}: {error}"
                 continue  # reported with its sample when the rows are made
             for label in (*labels.positives, *labels.ignored):
                 if isinstance(label, str):
@@ -126,7 +136,7 @@ def scan_labels(path: Path, where: str, rule: LabelRule) -> tuple[set[str], int]
                 else:
                     num_classes = max(num_classes, label + 1)
             num_classes = max(num_classes, labels.num_classes or 0)
-    return names, num_classes
+    return names, num_classes, problem
 
 
 def scan(path: Path, where: str, rule: LabelRule, classes: Sequence[str], *, skip: bool) -> Scan:
@@ -160,7 +170,7 @@ def samples(path: Path, where: str) -> Iterator[tuple[str, dict[str, TarMember]]
     """(key, members by their suffix, in lower case) of every sample, in order.
 
     Raises:
-        BadInputError: a damaged tar, or a key whose members do not lie side by side.
+        BadInputError: a damaged tar, a key that leads out of a folder, or one whose members do not lie side by side.
     """
     key: str | None = None
     members: dict[str, TarMember] = {}
@@ -170,6 +180,8 @@ def samples(path: Path, where: str) -> Iterator[tuple[str, dict[str, TarMember]]
             match = _NAME.fullmatch(member.name)
             if match is None:
                 continue  # no WebDataset reader takes it for part of a sample either
+            if match[1].startswith("/") or ".." in match[1].split("/"):
+                raise BadInputError(where, f"member '{member.name}' leads outside of the tar", "do not trust this file")
             suffix = match[2].lower()
             if match[1] != key:
                 if key is not None:
@@ -208,7 +220,7 @@ def read_labels(data: mmap.mmap, members: Mapping[str, TarMember], rule: LabelRu
         text = content.decode("utf-8").strip()
         if not text:
             raise ValueError("its .cls is empty")
-        return Labels((int(text) if re.fullmatch(r"\d{1,9}", text) else text,))
+        return Labels((int(text) if re.fullmatch(r"-?\d{1,9}", text) else text,))
     try:
         target_K = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # numpy raises ValueError, EOFError, SyntaxError … for a damaged header

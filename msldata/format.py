@@ -154,7 +154,9 @@ class Manifest:
             content["classes"] = tuple(content["classes"])
             manifest = cls(**content)
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"{where}: not a manifest of this program ({error})") from None
+            raise FormatError(
+                f"{where}: not a manifest of this program ({error}); build it again with --overwrite"
+            ) from None
         if manifest.fingerprint != fingerprint:
             raise FormatError(
                 f"{where}: the fingerprint does not match the shard digests; the file was edited or damaged"

@@ -51,11 +51,11 @@ def prepare_image(
 
     A JPEG keeps its bytes: its header is parsed and its end looked for, but it is decoded only when the end-of-image
     marker is not where it belongs. Everything else (PNG, WebP, CMYK JPEG …) becomes an RGB JPEG of quality 95;
-    transparency is dropped, of an animation the first frame is taken.
+    transparency is dropped, of an animation the first frame is taken, grey images of 16 bits are brought down to 8.
 
     With ``resize`` a JPEG keeps its bytes only when it is small enough and upright already. All others are decoded,
-    made smaller with Pillow's LANCZOS filter, turned upright, and become RGB JPEGs of the quality asked for; grey
-    images of 16 bits are brought down to 8. Nothing is ever enlarged.
+    made smaller with Pillow's LANCZOS filter, turned upright, and become RGB JPEGs of the quality asked for. Nothing
+    is ever enlarged.
 
     With ``crop`` (x, y, width, height) only that part of the image is taken, as far as it lies inside.
 
@@ -100,11 +100,7 @@ def _decode_fully(data: bytes) -> None:
 
 def _transcode(data: bytes) -> PreparedImage:
     with _opened(data) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(
-                f"more than 8 bits a channel (Pillow's mode {image.mode}); convert it to 8 bits first, or use --resize"
-            )
-        pixels = image.convert("RGB")
+        pixels = _eight_bits(image).convert("RGB")
     return PreparedImage(_encoded(pixels, TRANSCODE_QUALITY), *pixels.size, transcoded=True)
 
 

@@ -225,17 +225,18 @@ def _find_classes(
     if kept:
         return tuple(next(iter(kept.values())).report["classes"])
     found = run_tasks(_scan_labels, tasks, num_workers)
-    names = set().union(*(names for names, _ in found))
-    num_classes = max((number for _, number in found), default=0)
+    names = set().union(*(names for names, _, _ in found))
+    num_classes = max((number for _, number, _ in found), default=0)
     where = tasks[0].tars.url
     if names and num_classes:
         raise UserError(f"{where}: some labels are names and some are numbers; name all classes with --classes FILE")
     if not names and not num_classes:
-        raise UserError(f"{where}: no sample has a class; name the classes with --classes FILE")
+        problem = next((f" ({problem})" for _, _, problem in found if problem), "")
+        raise UserError(f"{where}: no sample has a class{problem}; name the classes with --classes FILE")
     return tuple(sorted(names)) if names else tuple(str(number) for number in range(num_classes))
 
 
-def _scan_labels(task: IndexTask) -> tuple[set[str], int]:
+def _scan_labels(task: IndexTask) -> tuple[set[str], int, str]:
     with local_tar(task.tars, task.name, task.num_bytes) as path:
         return scan_labels(path, task.tars.where(task.name), task.rule)
 

@@ -118,11 +118,10 @@ def select_mask_source(
         return GeneratedMasks(generate, seed=seed, size=size)
     if source is not None:
         return open_mask_source(source)
-    places = [root / place for place in _PLACES]
-    for place in places:
-        if place.exists():
-            return open_mask_source(place)
-    listing = "\n  ".join(map(str, places))
+    place = usual_place(root)
+    if place is not None:
+        return open_mask_source(place)
+    listing = "\n  ".join(str(root / place) for place in _PLACES)
     raise UserError(
         f"no masks found; looked at\n  {listing}\n"
         "Three ways on:\n"
@@ -130,6 +129,11 @@ def select_mask_source(
         "  download them: NVIDIA's irregular mask dataset (test set), unpacked into a place above\n"
         "  generate them: msl build-masks --generate 3000"
     )
+
+
+def usual_place(root: Path) -> Path | None:
+    """The folder or archive of irregular masks below the folder of all datasets; None where there is none."""
+    return next((place for name in _PLACES if (place := root / name).exists()), None)
 
 
 @dataclass(frozen=True)
@@ -306,7 +310,8 @@ def _open_tar(path: Path, modified_ns: int, process: int) -> _OpenTar:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             items = [item for item in archive if not item.isdir()]
         _check_regular(next((item.name for item in items if not item.isreg()), None), path)
-        return _OpenTar(file, {item.name: (item.offset_data, item.size) for item in items})
+        # `tar cf masks.tar .` writes ./ before every name; without it the names are those of the folder itself.
+        return _OpenTar(file, {item.name.removeprefix("./"): (item.offset_data, item.size) for item in items})
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"{path}: cannot be read as a tar ({error}); download it again, or unpack it and give the folder"

@@ -121,7 +121,7 @@ def load_preview(folder: Storage, *, num: int, keep_masks: Storage | None = None
     """Read and decode what ``write_preview`` draws; the same arguments and errors."""
     if num < 1:
         raise UserError(f"num is {num}; show at least one sample")
-    manifest = read_manifest(folder)
+    manifest = _read_filled(folder)
     shown = min(num, manifest.num_samples)
     subtitle = f"{shown:,} of {manifest.num_samples:,} samples at equal distances"
     title = f"{manifest.dataset} {manifest.split}"
@@ -132,7 +132,7 @@ def load_preview(folder: Storage, *, num: int, keep_masks: Storage | None = None
         return Preview(title, f"{subtitle} · white = visible", tuple(Tile(mask.key, mask=mask) for mask in masks))
     tiles = tuple(_load_images(folder, manifest, shown))
     if keep_masks is not None:
-        held = read_manifest(keep_masks)
+        held = _read_filled(keep_masks)
         if held.kind != KEEP_MASKS:
             raise UserError(f"{keep_masks.url}: holds {held.kind}, not keep masks; build some with `msl build-masks`")
         masks = _load_masks(keep_masks, held, min(shown, held.num_samples))
@@ -142,6 +142,13 @@ def load_preview(folder: Storage, *, num: int, keep_masks: Storage | None = None
             for number, tile in enumerate(tiles)
         )
     return Preview(title, subtitle, tiles)
+
+
+def _read_filled(folder: Storage) -> Manifest:
+    manifest = read_manifest(folder)
+    if not manifest.num_samples:
+        raise UserError(f"{folder.url}: has no samples, so there is nothing to show")
+    return manifest
 
 
 def spread(total: int, num: int) -> list[int]:

@@ -1,9 +1,11 @@
-"""A preview as one picture: a contact sheet with captions, drawn with Pillow alone."""
+"""A preview as one picture: a contact sheet with captions, drawn with Pillow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -67,8 +69,12 @@ def draw_sheet(preview: Preview) -> Image.Image:
     return sheet
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of the plots: Pillow's own has no letters beyond ASCII, and class names do."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def _tile_height(tile: Tile, layout: _Layout) -> int:
@@ -199,7 +205,7 @@ def _draw_chip(draw: ImageDraw.ImageDraw, label: Label, text: str, left: int, to
     return width
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

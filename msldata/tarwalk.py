@@ -71,14 +71,21 @@ def walk_any_tar(path: Path) -> Iterator[TarMember]:
                 if info.isdir():
                     continue
                 if not info.isreg() or info.issparse():
-                    raise DamagedTar(f"tar header at byte {info.offset}", "a regular file", info.name)
+                    raise DamagedTar(
+                        f"tar header at byte {info.offset}",
+                        "a regular file",
+                        f"{info.name}, a link, device or sparse file",
+                    )
                 if info.offset_data + info.size > size:
                     rest = size - info.offset_data
                     raise DamagedTar(f"tar member {info.name}", f"{info.size} bytes", f"{rest}, cut off")
                 yield TarMember(info.name, info.offset_data, info.size)
             end = tar.offset
     except tarfile.TarError as error:
-        raise DamagedTar("the tar", "a plain tar", str(error)) from None
+        with open(path, "rb") as file:
+            packed = file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd"))
+        found = "a compressed one, which must be unpacked first" if packed else str(error)
+        raise DamagedTar("the tar", "a plain tar", found) from None
     # Python's reader takes a broken header for the end; the end of a whole tar is nothing but zeros.
     with open(path, "rb") as file:
         file.seek(end)

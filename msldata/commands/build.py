@@ -207,7 +207,7 @@ def build_masks(
     ] = False,
 ) -> None:
     """Split irregular masks by their hole fraction into keep-mask shards, high and low."""
-    from msldata.build_masks import write_masks
+    from msldata.build_masks import finished_subsets, write_masks
     from msldata.display import show_histogram, show_manifest, show_mask_plan
     from msldata.maskplan import plan_masks
     from msldata.masksources import select_mask_source
@@ -234,11 +234,11 @@ def build_masks(
     out.print(f"polarity: {plan.polarity.explanation}", soft_wrap=True)
     show_histogram(out, "hole fraction of all masks read", plan.histogram)
     if build is None:
-        show_mask_plan(out, plan)
+        show_mask_plan(out, plan, frozenset() if overwrite else finished_subsets(plan))
     else:
         for name, manifest in build.manifests.items():
             show_manifest(out, manifest, f"{out_}/{name}")
-            if per_subset > manifest.num_samples:
+            if order is MaskOrder.seeded and per_subset > manifest.num_samples:  # of slices the notes tell
                 out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
     for note in plan.notes:
         out.print(note, soft_wrap=True)

@@ -26,7 +26,7 @@ def verify(
     other = open_storage(against) if against else None
     with progress_bar("verifying") as progress:
         result = verify(open_storage(shards), against=other, num_workers=workers, progress=progress)
-    show_verification(out, result, shards)
+    show_verification(out, result, shards, against)
     if result.findings:
         raise typer.Exit(2)
 
@@ -64,7 +64,7 @@ def preview(
 
     masks = open_storage(keep_masks) if keep_masks else None
     shown = write_preview(open_storage(shards), out_, num=num, keep_masks=masks)
-    out.print(f"[green]{out_}[/green]: {shown:,} samples", soft_wrap=True)
+    out.print(f"[green]{out_}[/green]: {shown:,} sample{'s' * (shown != 1)}", soft_wrap=True)
 
 
 def doctor(

@@ -74,6 +74,9 @@ class Coco:
         there = self.images.exists(name)
         if not there or not has_folder(self.images, self._folder):
             refuse_missing_bucket(self.images, name)
+            if _is_file(root):
+                hint = "give a COCO instances JSON, or the folder that holds annotations and images"
+                raise FileNotFoundError(f"{self._where}: no such file; {hint}")
             if folder is None and not there and self.images.path() is not None and (known := available_splits(root)):
                 raise unknown_split(str(root), split, known)
             missing = self.images.where(self._folder) if there else self._where
@@ -205,6 +208,8 @@ def _load(path: Path) -> tuple[Any, str]:
     with _clear_errors(str(path)), contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by printing
         coco = COCO()
         coco.dataset = json.loads(path.read_text(encoding="utf-8"), object_hook=_without_segment)
+        if not isinstance(coco.dataset, dict):
+            raise ValueError("no object with images, annotations and categories")
         for part in ("images", "annotations", "categories"):
             if not isinstance(coco.dataset[part], list):
                 raise ValueError(f"'{part}' is not a list")

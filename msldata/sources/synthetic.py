@@ -17,6 +17,7 @@ import numpy as np
 from msldata.engine import run_tasks
 from msldata.errors import UserError
 from msldata.sources.reef import CLASSES, Creature, draw_scene
+from msldata.storage import clear_local_errors
 
 OCCLUDED_FROM = 0.2
 """An object is flagged occluded when others hide at least this share of its pixels inside the image."""
@@ -68,7 +69,8 @@ def write_synthetic_voc(
         progress: called with (images done, images in all).
 
     Raises:
-        UserError: another dataset is in the way, or a size or count that cannot work.
+        UserError: another dataset is in the way, or a size or count that cannot work. StorageError: ``root`` cannot be
+            written.
     """
     if num_train < 2 or num_test < 1 or image_size < 32:
         raise UserError(
@@ -87,9 +89,6 @@ def write_synthetic_voc(
         _check_same(final, options)
         return
     staged = final.with_name("VOC2007.part")
-    shutil.rmtree(staged, ignore_errors=True)
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (staged / name).mkdir(parents=True)
     last = num_train + num_test + 1
     chunks = [
         _Chunk(str(staged), start, min(start + _CHUNK, last), image_size, seed) for start in range(1, last, _CHUNK)
@@ -102,10 +101,14 @@ def write_synthetic_voc(
         if progress is not None:
             progress(done, num_train + num_test)
 
-    run_tasks(_write_chunk, chunks, num_workers, count)
-    _write_lists(staged / "ImageSets" / "Main", num_train, num_test)
-    (staged / _STAMP).write_text(json.dumps(options, indent=2) + "\n")
-    os.replace(staged, final)
+    with clear_local_errors(str(final)):
+        shutil.rmtree(staged, ignore_errors=True)
+        for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (staged / name).mkdir(parents=True)
+        run_tasks(_write_chunk, chunks, num_workers, count)
+        _write_lists(staged / "ImageSets" / "Main", num_train, num_test)
+        (staged / _STAMP).write_text(json.dumps(options, indent=2) + "\n")
+        os.replace(staged, final)
 
 
 def image_id(number: int) -> str:

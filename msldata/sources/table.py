@@ -223,7 +223,7 @@ def _names(value: Any, column: str) -> tuple[str, ...]:
 
 
 def _csv_rows(data: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(_text(data), newline=""), strict=True)
     columns: list[str] | None = None
     for cells in reader:
         if not any(cell.strip() for cell in cells):
@@ -248,8 +248,16 @@ def _csv_rows(data: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield place, row
 
 
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line}: not UTF-8; save the table in that encoding") from None
+
+
 def _json_rows(data: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(_text(data).split("\n"), start=1):
         if not line.strip():
             continue
         try:

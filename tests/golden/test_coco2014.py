@@ -84,11 +84,16 @@ def test_pycocotools_prints_nothing(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_file_that_is_not_there_is_called_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"mine\.json: no such file; give a COCO instances JSON"):
+        open_source("coco", tmp_path / "mine.json", "all")
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("{", "not a COCO instances file"),
-        ("[1]", "not a COCO instances file"),
+        ("[1]", "no object with images, annotations and categories"),
         ('{"images": [], "annotations": []}', "no entry 'categories'"),
         ('{"images": {}, "annotations": [], "categories": []}', "'images' is not a list"),
         (json.dumps({"images": [], "annotations": [], "categories": []}), "at least one class"),

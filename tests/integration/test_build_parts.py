@@ -253,7 +253,7 @@ def test_a_dry_run_writes_nothing_and_shows_everything(voc, tmp_path):
     assert dry.returncode == 0, errors
     for expected in (
         "10 samples in 5 shards",
-        "to write: about 0.0 MB in less than a second, an estimate from 2 images",
+        " kB in less than a second, an estimate from 2 images",
     ):
         assert expected in shown
     assert not out.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,14 @@ def test_partial_raw_data_and_its_shards(place):
     assert built.next_command == f"msl verify {place / 'shards' / 'voc2007' / 'test'}"
     assert checks["voc2007 trainval"].state == "missing"
     assert checks["masks/high"].state == "found" and checks["masks/high"].num_samples
+
+
+def test_masks_are_shown_with_their_whole_path(place):
+    archive = place / "datasets" / "irregular_mask.zip"
+    with zipfile.ZipFile(archive, "w") as masks:
+        masks.writestr("a.png", b"")
+    check = examine(place)["irregular masks"]
+    assert (check.state, check.num_samples, check.where) == ("partial", 1, str(archive))
 
 
 def test_as_many_as_published_is_complete(place, monkeypatch):

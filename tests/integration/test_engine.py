@@ -171,6 +171,18 @@ def test_no_worker_outlives_its_parent(tmp_path, number):
         parent.kill()
 
 
+def imports_pandas(_: int) -> bool:
+    import pyarrow
+
+    pyarrow.array([1, 2])
+    return "pandas" in sys.modules
+
+
+def test_workers_do_not_import_pandas():
+    pytest.importorskip("pandas")
+    assert run_tasks(imports_pandas, [0, 1], 2) == [False, False]
+
+
 def wait_until(condition) -> None:
     end = time.monotonic() + 20
     while not condition():

@@ -148,3 +148,8 @@ def test_the_dry_run_of_the_command(tmp_path):
     assert "low: " in result.output and "holes-10-20: " in result.output and "nothing was written" in result.output
     assert CliRunner().invoke(cli.app, [*arguments, "--no-binarize"]).exit_code == 0
     assert '"binarize": false' in (tmp_path / "out" / "low" / "dataset.json").read_text()
+    again = CliRunner().invoke(cli.app, [*arguments, "--no-binarize", "--dry-run"])
+    assert again.exit_code == 0 and "low: " in again.output and ", finished already -> " in again.output
+    refused = CliRunner().invoke(cli.app, [*arguments, "--dry-run"])
+    assert refused.exit_code == 2 and "finished dataset of another plan" in refused.output
+    assert CliRunner().invoke(cli.app, [*arguments, "--dry-run", "--overwrite"]).exit_code == 0

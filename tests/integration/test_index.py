@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shlex
@@ -257,7 +258,7 @@ def pickled() -> bytes:
         (replaced(k1__jpg=photo(1, mode="CMYK")), "auto", "its image is no JPEG that every decoder reads"),
         (replaced(k1__cls=b"9"), "auto", "unknown class 9; there are 1"),
         (replaced(k1__cls=b"dog"), "auto", "unknown class 'dog'; there are 1"),
-        (replaced(k1__cls=b"-1"), "auto", "unknown class '-1'"),
+        (replaced(k1__cls=b"-1"), "auto", "class index -1 is not from 0 to 32767"),
         (replaced(k0__npy=pickled(), k1__npy=pickled(), k2__npy=pickled()), "npy", "without pickled objects"),
     ],
 )
@@ -305,6 +306,28 @@ def test_one_key_in_two_tars(tmp_path):
     with pytest.raises(UserError, match=r"sample k is in a\.tar and in b\.tar; keys must be unique"):
         index(tmp_path)
     assert not (tmp_path / MANIFEST_NAME).exists()
+
+
+@pytest.mark.parametrize("name", ["../0", "/0", "a/../../0"])
+def test_a_key_that_leads_outside_is_refused(tmp_path, name):
+    write_tar(tmp_path / "t" / "a.tar", {f"{name}.jpg": photo(0), f"{name}.cls": b"0"})
+    with pytest.raises(BadInputError, match="leads outside"):
+        index(tmp_path / "t")
+
+
+@pytest.mark.parametrize("label", ["-1", "32768", "99999999"])
+def test_a_class_index_that_cannot_be_is_named(tmp_path, label):
+    write_tar(tmp_path / "t" / "a.tar", {"0.jpg": photo(0), "0.cls": label.encode()})
+    with pytest.raises(UserError, match=rf"a.tar, sample 0: class index {label} is not from 0 to 32767"):
+        index(tmp_path / "t")
+
+
+def test_a_compressed_tar_is_called_so(tmp_path):
+    write_tar(tmp_path / "t" / "a.tar", {"0.jpg": photo(0), "0.cls": b"0"})
+    path = tmp_path / "t" / "a.tar"
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(BadInputError, match="compressed one, which must be unpacked"):
+        index(tmp_path / "t")
 
 
 def test_a_link_in_a_tar_is_refused(tmp_path):

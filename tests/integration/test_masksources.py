@@ -62,11 +62,17 @@ def tarred(tmp_path):
 
 
 @pytest.fixture
+def dotted(tmp_path):
+    """As ``tar cf masks.tar .`` writes it."""
+    return write_tar(tmp_path / "dotted.tar", {f"./{name}": data for name, data in {**FILES, **CLUTTER}.items()})
+
+
+@pytest.fixture
 def gzipped(tmp_path):
     return write_tar(tmp_path / "masks.tar.gz", {**FILES, **CLUTTER}, "w:gz")
 
 
-@pytest.mark.parametrize("place", ["folder", "zipped", "tarred", "gzipped"])
+@pytest.mark.parametrize("place", ["folder", "zipped", "tarred", "dotted", "gzipped"])
 def test_every_place_yields_the_same_masks(place, request):
     source = pickle.loads(pickle.dumps(open_mask_source(request.getfixturevalue(place))))
     assert source.names() == ["set/2.png", "set/a/0.png", "set/b/1.png"]

@@ -14,12 +14,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli import app
+from msldata import previewsheet
 from msldata.build_masks import build_masks
 from msldata.build_shards import build_shards, plan_build
 from msldata.errors import UserError
 from msldata.format import FormatError
 from msldata.keepmask import hole_fraction
-from msldata.masksources import select_mask_source
+from msldata.masksources import GeneratedMasks, select_mask_source
 from msldata.preview import Box, Label, Preview, Tile, load_preview, spread, write_preview
 from msldata.previewpage import draw_page
 from msldata.previewsheet import draw_sheet
@@ -188,6 +189,23 @@ def test_mistakes_are_named(built, tmp_path):
     with pytest.raises(FormatError, match="no finished dataset"):
         write_preview(LocalStorage(tmp_path), tmp_path / "sheet.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_letters_beyond_ascii_are_drawn():
+    font = previewsheet._font(18)
+    missing = font.getmask("\U0010ffff")
+    for letter in "üßéŁяΩ":
+        assert bytes(font.getmask(letter)) != bytes(missing)
+
+
+def test_a_subset_without_masks_is_named(built, tmp_path):
+    build_masks(GeneratedMasks(1, size=32), LocalStorage(tmp_path / "masks"), threshold=0.999, num_workers=1)
+    empty = tmp_path / "masks" / "high"
+    for arguments in ([empty], [built / "test", "--keep-masks", empty]):
+        run = CliRunner().invoke(app, ["preview", *map(str, arguments), "--out", str(tmp_path / "sheet.png")])
+        assert run.exit_code == 2 and "has no samples" in run.output
+    run = CliRunner().invoke(app, ["info", str(empty)])
+    assert run.exit_code == 0 and "0 in 0 shards" in run.output
 
 
 def test_damaged_image_is_named(built, tmp_path):

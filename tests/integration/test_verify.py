@@ -451,7 +451,11 @@ def test_remote_dataset(images, s3):
 
 def test_command(images):
     run = CliRunner().invoke(app, ["verify", str(images), "--workers", "1"])
-    assert run.exit_code == 0 and "12 samples in 3 shards are right" in run.output
+    assert run.exit_code == 0 and "12 samples in 3 shards are right\n" in run.output
+    other = shutil.copytree(images, images.parent / "other")
+    rewrite(other, lambda key, members, row: members.update({".jpg": jpeg(1000 + int(key))}))
+    run = CliRunner().invoke(app, ["verify", str(images), "--workers", "1", "--against", str(other)])
+    assert run.exit_code == 0 and f"are right, and none is in {other}" in run.output
     flip_byte(images / FIRST, member(images, "000003", ".jpg").offset + 200)
     run = CliRunner().invoke(app, ["verify", str(images), "--workers", "1"])
     assert run.exit_code == 2

@@ -70,6 +70,12 @@ def test_a_cmyk_jpeg_becomes_rgb():
     assert simplejpeg.decode_jpeg(prepared.data)[8, 12] == pytest.approx([255, 0, 0], abs=8)
 
 
+def test_grey_of_16_bits_becomes_8_bits():
+    prepared = prepare_image(encode(Image.fromarray(np.full((16, 24), 128 * 257, np.uint16)), "PNG"))
+    assert prepared.transcoded and (prepared.width, prepared.height) == (24, 16)
+    assert (abs(simplejpeg.decode_jpeg(prepared.data).astype(int) - 128) <= 1).all()
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -84,7 +90,7 @@ def test_a_cmyk_jpeg_becomes_rgb():
         (encode(Image.fromarray(PIXELS).convert("CMYK"), "JPEG")[:-100], "truncated"),
         (png_that_claims(60_000, 60_000), "more than 100 million pixels"),
         (png_that_claims(10_001, 10_000), r"more than 100 million pixels \(10001 × 10000\)"),
-        (encode(Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 256), "PNG"), "more than 8 bits a channel"),
+        (encode(Image.fromarray(PIXELS[..., 0].astype(np.float32)), "TIFF"), "floating-point pixels"),
     ],
 )
 @pytest.mark.filterwarnings("error")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msldata.errors import UserError
+from msldata.errors import StorageError, UserError
 from msldata.sources import open_source
 from msldata.sources.reef import CLASSES, Creature, _account, draw_scene
 from msldata.sources.synthetic import OCCLUDED_FROM, annotation_xml, is_difficult, write_synthetic_voc
@@ -37,6 +37,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def scene(number: int, seed: int = 3) -> tuple[Image.Image, tuple[Creature, ...]]:
     return draw_scene(SIZE, np.random.default_rng([seed, number]))
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_message(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="VOCdevkit/VOC2007: not a directory"):
+        write_synthetic_voc(tmp_path / "file", num_train=2, num_test=1, image_size=32, seed=0, num_workers=1)
 
 
 def test_same_bytes_with_one_and_two_workers(dataset: Path, tmp_path: Path):
