@@ -26,7 +26,7 @@ class StratumMetrics:
     """One stratum. mAP and CR are None when it is empty, else means over the classes that have a positive in it."""
 
     name: str
-    """``small``, ``medium``, ``large``, ``small part``, ``medium part``, ``large part`` (by the share of the image that
+    """``small``, ``medium``, ``large``, ``small share``, ``medium share``, ``large share`` (by the share of the image that
     the object takes), ``truncated``, ``not truncated``, ``occluded``, ``crowded``, …"""
     num_positive: int
     """Positive (image, class) pairs."""
@@ -56,7 +56,7 @@ def _strata(objects: LargestObjects) -> Iterator[tuple[str, np.ndarray]]:
     yield from _by_size(objects.area_NK, SMALL_BELOW, LARGE_FROM, "")
     if objects.relative_area_NK is not None:
         limits = SMALL_BELOW / REFERENCE_AREA, LARGE_FROM / REFERENCE_AREA
-        yield from _by_size(objects.relative_area_NK, *limits, " part")
+        yield from _by_size(objects.relative_area_NK, *limits, " share")
     for name, flag_NK in (
         ("truncated", objects.truncated_NK),
         ("occluded", objects.occluded_NK),

@@ -91,9 +91,9 @@ def test_sizes_relative_to_the_image_and_the_note_about_resized_shards():
         "small": 3,
         "medium": 0,
         "large": 0,
-        "small part": 1,
-        "medium part": 1,
-        "large part": 1,
+        "small share": 1,
+        "medium share": 1,
+        "large share": 1,
         "crowded": 1,
         "not crowded": 1,
     }

@@ -60,7 +60,13 @@ def test_every_number_from_a_predictions_file(file, tmp_path):
     )
     assert code == 0, output
     metrics = compute_metrics(make("abcdefghijklmnop", 0))
-    for text in ("tuned thresholds", "top 3", "95 % from", "left out of mAP, without positives: unicorn", "small part"):
+    for text in (
+        "tuned thresholds",
+        "top 3",
+        "95 % from",
+        "left out of mAP, without positives: unicorn",
+        "small share",
+    ):
         assert text in output
     assert "which the build made smaller (shorter=64)" in output
     assert f"{100 * metrics.mAP:.2f}" in output and "voc11" in output
