@@ -9,7 +9,9 @@ import functools
 import gc
 import itertools
 import os
+import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,7 +107,9 @@ def process_group(device: str) -> Iterator[Ranks]:
     import torch.distributed.nn  # noqa: F401
 
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_own_store(next(_groups)), rank=rank, world_size=world_size)
+    dist.init_process_group(
+        backend, store=_own_store(next(_groups), rank, world_size), rank=rank, world_size=world_size
+    )
     try:
         yield Ranks(rank=rank, world_size=world_size, device=chosen)
     except BaseException as error:
@@ -128,14 +132,43 @@ def _common_store() -> dist.Store:
     return store
 
 
-def _own_store(group: int) -> dist.Store:
-    """Where the processes of one group find each other.
+def _own_store(group: int, rank: int, world_size: int) -> dist.Store:
+    """Where the processes of one group find each other: names that no other group and no earlier start has used.
 
-    Each group needs names of its own: torch gives every default group the same ones, and in a second group the
-    processes would now and then call the addresses of the first, where nobody listens any more.
+    torch gives every default group the same names, and torchrun keeps its store over a restart. A process that finds
+    an address of before there waits for a call, or calls where nobody listens any more, without end. So the first
+    process draws a name and greets each of the others under it with the word that this one has drawn.
+
+    Raises:
+        TimeoutError: a process did not come.
     """
-    return dist.PrefixStore(f"group{group}", _common_store())
+    store = dist.PrefixStore(f"group{group}", _common_store())
+    word = uuid.uuid4().hex
+    deadline = time.monotonic() + _PATIENCE
+    if rank == 0:
+        store.set("name", word)
+        for other in range(1, world_size):
+            while not store.check([f"{word}/here/{other}"]):
+                _wait_until(deadline, f"process {other} of {world_size} did not start")
+            store.set(f"{word}/welcome/{other}", store.get(f"{word}/here/{other}").decode())
+        return dist.PrefixStore(word, store)
+    while True:
+        if store.check(["name"]):
+            name = store.get("name").decode()  # perhaps still one of before: then nobody greets us there
+            store.set(f"{name}/here/{rank}", word)
+            if store.check([f"{name}/welcome/{rank}"]) and store.get(f"{name}/welcome/{rank}").decode() == word:
+                return dist.PrefixStore(name, store)
+        _wait_until(deadline, f"the first of {world_size} processes did not start")
 
+
+def _wait_until(deadline: float, problem: str) -> None:
+    if time.monotonic() > deadline:
+        raise TimeoutError(f"{problem} within {_PATIENCE:.0f} s")
+    time.sleep(0.02)
+
+
+_PATIENCE = 600.0
+"""Seconds that a process waits for the others to start."""
 
 _TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 

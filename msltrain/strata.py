@@ -26,8 +26,8 @@ class StratumMetrics:
     """One stratum. mAP and CR are None when it is empty, else means over the classes that have a positive in it."""
 
     name: str
-    """``small``, ``medium``, ``large``, ``small share``, ``medium share``, ``large share`` (by the share of the image that
-    the object takes), ``truncated``, ``not truncated``, ``occluded``, ``crowded``, …"""
+    """``small``, ``medium``, ``large``, ``small share``, ``medium share``, ``large share`` (of the image that the
+    object takes), ``truncated``, ``not truncated``, ``occluded``, ``crowded``, …"""
     num_positive: int
     """Positive (image, class) pairs."""
     num_classes: int

@@ -16,7 +16,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,16 @@ class Chromium:
         return _call(method, f"{self._session}{path}", content)
 
 
+def _port(output: Iterable[str]) -> str:
+    """The port that chromedriver says it listens on."""
+    said = []
+    for line in output:
+        if match := re.search(r"successfully on port (\d+)", line):
+            return match[1]
+        said.append(line)
+    raise RuntimeError(f"chromedriver did not start: {''.join(said)}")
+
+
 @contextmanager
 def running(folder: Path) -> Iterator[Chromium]:
     """Start a Chromium with a fresh profile below ``folder``; the test is skipped where none is installed."""
@@ -152,10 +162,10 @@ def running(folder: Path) -> Iterator[Chromium]:
     driver = shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("no Chromium with chromedriver here; on Debian: apt-get install chromium chromium-driver")
-    process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
-        port = next(match[1] for line in process.stdout if (match := re.search(r"successfully on port (\d+)", line)))
+        port = _port(process.stdout)
         options = {"binary": chromium, "args": [*_SWITCHES, f"--user-data-dir={folder / 'chromium'}"]}
         wanted = {
             "browserName": "chrome",

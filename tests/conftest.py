@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Tests run beside each other, one process a core: a second torch thread in each would only fight for it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and so would every command they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -154,9 +154,9 @@ def _strata(runs: Sequence[RunReport]) -> str:
         return ""
     caption = (
         "<caption><b>Table 2.</b> By the largest object of each positive (image, class) pair: small is below 32², "
-        "large from 96² square pixels of the source image; a small share of the image is below 0.33 %, a large one from "
-        "3 %. Each row ranks its pairs against all negatives; mAP and CR are means over the classes present in it, in "
-        "percent.</caption>"
+        "large from 96² square pixels of the source image; a small share of the image is below 0.33 %, a large one "
+        "from 3 %. Each row ranks its pairs against all negatives; mAP and CR are means over the classes present in "
+        "it, in percent.</caption>"
     )
     table = f'<div class="scroll"><table class="strata">{caption}{rows}</table></div>'
     return f"<h2>Small, truncated and occluded objects</h2>\n{table}"

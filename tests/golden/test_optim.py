@@ -69,7 +69,11 @@ def test_one_cycle_is_pytorchs():
 
 
 def test_published_recipes_follow_the_trace_of_their_dataset():
-    for name, step_epochs in (("msl-c-voc2007", 4), ("msl-c-coco2014", 5), ("msl-v-coco2014", 5)):
+    for name, step_epochs in (
+        ("msl-c-voc2007-paper", 4),
+        ("msl-c-coco2014-paper", 5),
+        ("msl-v-coco2014-paper", 5),
+    ):
         optim = recipe(name).optim
         trace = [learning_rate(optim, 100 * epoch, 100) for epoch in range(2 * step_epochs + 1)]
         rates = [0, 0.005] + [0.01] * (step_epochs - 2) + [1e-3] * step_epochs + [1e-4]

@@ -145,7 +145,9 @@ def test_a_missing_bucket_is_one_line(kind, s3):
 def test_nothing_at_the_place_is_one_line(kind, s3, web):
     dataset, _, below, split, _ = kind
     for place in ("s3://bucket/nothing", f"{web.url}/nothing"):
-        with pytest.raises(FileNotFoundError, match=f"{place}.*(missing;|no (VOC2007|COCO-2014) here|no such table)"):
+        with pytest.raises(
+            FileNotFoundError, match=f"{place}.*(missing;|no such file;|no (VOC2007|COCO-2014) here|no such table)"
+        ):
             open_source(dataset, f"{place}{below}", split)
 
 
