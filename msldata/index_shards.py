@@ -148,7 +148,7 @@ def tasks_of(folder: Storage, manifest: Manifest) -> list[IndexTask]:
 
 
 def _find_tars(tars: Storage) -> list[FileInfo]:
-    if tars.path() is None and tars.url.startswith("http"):
+    if not tars.can_list:
         raise UserError(f"{tars.url}: a web address can neither be listed nor written; copy the tars to a folder")
     here = [info for info in tars.list_files() if "/" not in info.name and not info.name.startswith(".")]
     files = [info for info in here if info.name.endswith(".tar")]

@@ -6,7 +6,6 @@ K classes, H attention heads, D feature channels.
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +17,10 @@ from msltrain.checkpoint import LoadedRecogniser, load_recogniser
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.csra import CSRAHead
+from msltrain.models.official import head_weights
 from msltrain.models.pretrained import read_tensors
 from msltrain.recipes import recipe
 from msltrain.stream.config import StreamConfig
-
-_HEAD = re.compile(r"classifier\.multi_head\.(\d+)\.head\.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
 def _released(
     path: Path, found: dict[str, Tensor], config: TrainConfig, num_classes: int
 ) -> tuple[Recogniser, TrainConfig]:
-    heads = {int(match[1]): tensor for name, tensor in found.items() if (match := _HEAD.fullmatch(name))}
+    heads = head_weights(found)
     if not heads:
         raise UserError(
             f"{path}: holds no CSRA head (no tensor classifier.multi_head.0.head.weight), so it is not a released MSL "
@@ -87,14 +85,12 @@ def _released(
     model = replace(config.model, weights=str(path), num_heads=len(heads), head="csra")
     module = build_model(model, num_classes, image_size=config.stream.image_size)
     assert isinstance(module.classifier, CSRAHead)
-    weight = torch.cat([heads[number] for number in sorted(heads)])
-    if weight.shape != module.classifier.score.weight.shape:
+    # `build_model` has filled a head that fits, and left any other at its first values.
+    if any(weight.shape != (num_classes, *module.classifier.score.weight.shape[1:]) for weight in heads):
         raise UserError(
-            f"{path}: its head expects {weight.shape[1]} feature channels, '{model.backbone}' has "
+            f"{path}: its head expects {heads[0].shape[1]} feature channels, '{model.backbone}' has "
             f"{module.classifier.score.weight.shape[1]}; choose the recipe it was made with"
         )
-    with torch.no_grad():
-        module.classifier.score.weight.copy_(weight)
     return module, replace(config, model=model)
 
 

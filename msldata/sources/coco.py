@@ -161,7 +161,7 @@ def available_splits(root: Location) -> tuple[str, ...]:
     if _is_file(root):
         return (WHOLE,)
     place = open_storage(root)
-    if place.path() is None and place.url.startswith("http"):
+    if not place.can_list:
         raise UserError(f"{place.url}: a web address cannot be listed; say which splits it has, with --split")
     files = [PurePosixPath(info.name) for info in place.child("annotations").list_files()]
     names = [path.stem.removeprefix("instances_") for path in files if path.match("instances_*.json")]
