@@ -205,8 +205,11 @@ class StudioServer(ThreadingHTTPServer):
     def stopping_on_signals(self) -> Iterator[None]:
         """While the block runs, Ctrl-C and SIGTERM end ``serve_forever``, or let it not begin, at any moment."""
 
+        stopping: list[threading.Thread] = []
+
         def stop(*_: object) -> None:
-            threading.Thread(target=self.shutdown, daemon=True).start()  # it waits for the loop that runs right here
+            stopping.append(threading.Thread(target=self.shutdown))  # it waits for the loop that runs right here
+            stopping[-1].start()
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -214,6 +217,8 @@ class StudioServer(ThreadingHTTPServer):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            for thread in stopping:  # one that outlives the interpreter would abort the process
+                thread.join()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that goes away in the middle of an answer is nothing to report."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from functools import cache
+from threading import Lock
 
 import numpy as np
 
@@ -39,8 +39,16 @@ class Fetcher(ABC):
         """Give up what is not read yet, and let go of all files."""
 
 
-@cache
+noted: set[str] = set()
+"""What `note_once` has said."""
+_noting = Lock()
+
+
 def note_once(message: str) -> None:
     """Tell the user of something that costs speed, not results; every message once in the life of the process."""
+    with _noting:  # several threads meet the same full disk at the same moment
+        if message in noted:
+            return
+        noted.add(message)
     # Without any configuration, logging prints the bare message to stderr.
     logging.getLogger("msltrain").warning("%s", message)

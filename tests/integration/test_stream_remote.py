@@ -18,7 +18,7 @@ from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
 from msltrain.stream.plan import EpochPlan
 from msltrain.stream.ranges import RangeFetcher
-from msltrain.stream.request import note_once
+from msltrain.stream.request import noted
 from msltrain.stream.shardset import ShardSet, open_shard_set
 from tests.remotefolder import remote
 from tests.smallshards import photo, write_images
@@ -36,7 +36,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def notes(caplog):
-    note_once.cache_clear()
+    noted.clear()
     caplog.set_level(logging.WARNING, "msltrain")
     return caplog
 
