@@ -14,9 +14,10 @@ reference    written as the official pipeline is: Pillow, torchvision transforms
              sample, float tensors, DataLoader with one worker process per thread
 webdataset   plain webdataset over the same shards, Pillow and the same transforms, as many workers; no masks
 decode       the same decoder on the same number of threads and nothing else: the bytes are in memory, no checksum
-ours         everything the host does: read, check, decode, crop, resize into the batch; uint8 (flip, float and mask
-             belong to the device)
-ours-cpu     the same plus float, flip and keep mask on this CPU
+ours         read, check, decode, crop, resize into the batch; uint8 (flip, float and mask belong to the device)
+ours-gpu     everything the host does when the batches go to a GPU: crop and resize are left to that, too, and are
+             not in this figure
+ours-cpu     as ours, plus float, flip and keep mask on this CPU
 ours-ram     as ours from the second epoch on, with all decoded images in memory (--ram-cache)
 
 Other loaders (benchmarks/peers.py) take part where they are installed.
@@ -40,6 +41,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -184,8 +186,8 @@ def decode_alone(folder: Path, num_threads: int) -> Contender:
     return epoch
 
 
-def ours(folder: Path, num_threads: int, ram_cache_gb: float = 0.0) -> Contender:
-    config = StreamConfig(image_size=SIZE, batch_size=BATCH, num_threads=num_threads, ram_cache_gb=ram_cache_gb)
+def ours(folder: Path, num_threads: int, **settings: Any) -> Contender:
+    config = StreamConfig(image_size=SIZE, batch_size=BATCH, num_threads=num_threads, **settings)
     loader = Loader(open_shard_set(folder), config, device="cpu", training=True)
     epochs = itertools.count()
 
@@ -248,6 +250,8 @@ def contenders_of(scratch: Path, photos: list[Path], num_images: int, threads: i
         "decode, 1 thread": lambda: decode_alone(folder, 1),
         "ours": lambda: ours(folder, threads),
         "ours, 1 thread": lambda: ours(folder, 1),
+        "ours-gpu": lambda: ours(folder, threads, resize="device"),
+        "ours-gpu, 1 thread": lambda: ours(folder, 1, resize="device"),
         "ours-cpu": lambda: ours_on_cpu(folder, threads),
         "ours-ram": lambda: ours(folder, threads, ram_cache_gb=20.0),
     }

@@ -305,10 +305,9 @@ def _row(predictor: Predictor, answer: Answer, chosen: np.ndarray, keep_mask_SS:
 
 def _host_batch(squares: Sequence[Tensor]) -> HostBatch:
     """Pixels as the stream hands them to the device; there is no truth to go with them."""
-    pixel_BHWC = torch.cat(list(squares)).permute(0, 2, 3, 1)
     size = len(squares)
     return HostBatch(
-        pixel_BHWC=pixel_BHWC,
+        pixels=torch.cat(list(squares)).permute(0, 2, 3, 1),
         flip_B=torch.zeros(size, dtype=torch.bool),
         target_BK=torch.zeros((size, 0), dtype=torch.uint8),
         ignore_BK=torch.zeros((size, 0), dtype=torch.bool),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,13 @@ import typer
 from rich.table import Table
 
 from msldata.console import gigabytes, out, progress_bar
+
+
+class Place(StrEnum):
+    """Values of ``bench-stream --resize``."""
+
+    host = "host"
+    device = "device"
 
 
 def bench_stream(
@@ -23,6 +31,9 @@ def bench_stream(
     cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
     ram_cache: Annotated[str, typer.Option(help="Keep decoded images in so much memory.")] = "0",
     read_ahead_mb: Annotated[int, typer.Option(help="Encoded images read ahead, MiB.")] = 128,
+    resize: Annotated[
+        Place, typer.Option(help="device = left to the GPU, as training on one does; host = done here too.")
+    ] = Place.device,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure your own storage: images/s, where the time goes, how many GPUs that feeds."""
@@ -40,6 +51,7 @@ def bench_stream(
         cache_limit_gb=gigabytes(cache_limit),
         ram_cache_gb=gigabytes(ram_cache),
         read_ahead_mb=read_ahead_mb,
+        resize=resize.value,
     )
     with progress_bar("streaming") as progress:
         found = measure_stream(shards, config, seconds=seconds, max_images=images, on_progress=progress)
@@ -72,6 +84,8 @@ def bench_stream(
     ):
         bars.add_row(name, f"{100 * share:.0f} %", f"[cyan]{'█' * round(40 * share)}[/]")
     out.print(bars)
+    if resize is Place.device:
+        out.print("crop and resize are left to the GPU", style="dim")
     passes = f", {found.num_epochs} passes over the data" if found.num_epochs > 1 else ""
     out.print(f"\nMeasured: {found.num_images:,} images in {found.seconds:.2g} s{passes}", soft_wrap=True)
     out.print(f"{found.advice[0].upper()}{found.advice[1:]}", soft_wrap=True)

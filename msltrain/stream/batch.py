@@ -11,6 +11,11 @@ import numpy as np
 import torch
 
 from msltrain.stream.devicedecode import EncodedImages
+from msltrain.stream.deviceresize import WholeImages
+
+HostPixels = torch.Tensor | WholeImages | EncodedImages
+"""What the pixels of a batch are on the host: pixel_BHWC (uint8 RGB, cropped and resized, not flipped), or what the
+device makes that of. It lives in a buffer that is reused after the batch is released."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,8 +42,7 @@ class Batch:
 class HostBatch:
     """One batch of one rank in host memory: pixels as decoded, everything else still to be done on the device."""
 
-    pixel_BHWC: torch.Tensor
-    """uint8 RGB, cropped and resized, not flipped; a view of a buffer that is reused after the batch is released."""
+    pixels: HostPixels
     flip_B: torch.Tensor
     """bool; which images are to be mirrored."""
     target_BK: torch.Tensor
@@ -50,8 +54,6 @@ class HostBatch:
     index_B: np.ndarray
     num_bytes: int
     """Encoded bytes that were read."""
-    encoded: EncodedImages | None = None
-    """With ``decode=device``: what the device makes the pixels of; ``pixel_BHWC`` is empty then."""
 
     def __len__(self) -> int:
         return len(self.keys)

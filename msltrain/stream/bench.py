@@ -121,7 +121,7 @@ def _advice(shares: dict[str, float], config: StreamConfig, *, is_local: bool) -
     if shares["idle"] > 0.3:
         return "the threads wait for work: try a larger --batch-size, or fewer --threads"
     if shares["resize"] > shares["decode"]:
-        return "resizing is the limit: more CPU cores"
+        return "resizing is the limit: more CPU cores, or leave it to the GPU"
     if config.ram_cache_gb:
         return "decoding is the limit: more CPU cores, or a larger --ram-cache if not all decoded images fit"
     return "decoding is the limit: more CPU cores, or --ram-cache when the decoded images fit into memory"

@@ -24,24 +24,29 @@ class Decoder:
     def __init__(self) -> None:
         self._scratch = np.empty(1 << 20, dtype=np.uint8)
 
-    def decode(self, data: bytes | memoryview, width: int, height: int, crc32: int) -> np.ndarray:
+    def decode(
+        self, data: bytes | memoryview, width: int, height: int, crc32: int, into: np.ndarray | None = None
+    ) -> np.ndarray:
         """Decode an image to RGB.
 
         Args:
             data: a JPEG, colour or greyscale; anything else that Pillow reads works too, but slowly.
             width, height: the size that the sample index states, in pixels.
             crc32: of ``data`` as the index states it; looked at only when the decoder complains.
+            into: uint8, room for the image; default: scratch memory. Not used for what is no JPEG.
 
         Returns:
-            image_HWC: uint8, valid until the next call.
+            image_HWC: uint8; in scratch memory it is valid until the next call.
 
         Raises:
             ValueError: not an image, damaged, or of another size.
         """
-        if self._scratch.size < width * height * 3:
-            self._scratch = np.empty(width * height * 3, dtype=np.uint8)
+        if into is None:
+            if self._scratch.size < width * height * 3:
+                self._scratch = np.empty(width * height * 3, dtype=np.uint8)
+            into = self._scratch
         try:
-            image_HWC = simplejpeg.decode_jpeg(data, buffer=self._scratch)
+            image_HWC = simplejpeg.decode_jpeg(data, buffer=into)
         except ValueError as error:
             image_HWC = _decode_leniently(data, crc32, str(error))
         if image_HWC.shape != (height, width, 3):

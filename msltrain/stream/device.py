@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import torch
 
-from msltrain.stream.batch import Batch, HostBatch
-from msltrain.stream.devicedecode import DeviceDecoder
+from msltrain.stream.batch import Batch, HostBatch, HostPixels
+from msltrain.stream.devicedecode import DeviceDecoder, EncodedImages
+from msltrain.stream.deviceresize import WholeImages, resize_on_device
 
 
 class ToDevice:
@@ -22,13 +23,14 @@ class ToDevice:
         std: tuple[float, float, float],
     ):
         self.device = device
+        self._image_size = image_size
         self._mean = _per_row(mean, image_size, device)
         self._std = _per_row(std, image_size, device)
         self._centred = any(mean)
         self._decode = DeviceDecoder(device, image_size)
 
     def __call__(self, host: HostBatch) -> Batch:
-        pixel_BHWC = self._copy(host.pixel_BHWC) if host.encoded is None else self._decode(host.encoded)
+        pixel_BHWC = self._pixels(host.pixels)
         if self.device.type == "cpu":
             # The buffer is ours until it is released: turning some images around in place beats a pass over all.
             for position in host.flip_B.nonzero().flatten().tolist():
@@ -48,6 +50,15 @@ class ToDevice:
             key_hash_B=host.key_hash_B,
             index_B=host.index_B,
         )
+
+    def _pixels(self, pixels: HostPixels) -> torch.Tensor:
+        match pixels:
+            case torch.Tensor():
+                return self._copy(pixels)
+            case WholeImages():
+                return resize_on_device(pixels, self._image_size, self.device)
+            case EncodedImages():
+                return self._decode(pixels)
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
         # Only CUDA has the events that tell when a buffer may be used again.

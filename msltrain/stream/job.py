@@ -1,4 +1,4 @@
-"""Job: one batch on its way through the pipeline. Slot: the buffer of the ring that it is decoded into."""
+"""Job: one batch on its way through the pipeline."""
 
 from __future__ import annotations
 
@@ -6,23 +6,10 @@ import threading
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from msltrain.stream.request import Request
 from msltrain.stream.shardset import SampleRows
-
-
-class Slot:
-    """One buffer of the ring, with a ready-made view of each sample's place.
-
-    With ``encoded`` it holds no pixels but a place for each sample's file, which the device decodes.
-    """
-
-    def __init__(self, num_samples: int, image_size: int, pinned: bool, encoded: bool = False):
-        self.encoded: list[torch.Tensor] | None = [torch.empty(0)] * num_samples if encoded else None
-        image_size = 0 if encoded else image_size
-        self.pixel_BHWC = torch.empty((num_samples, image_size, image_size, 3), dtype=torch.uint8, pin_memory=pinned)
-        self.views = list(self.pixel_BHWC.permute(0, 3, 1, 2).split(1)) if num_samples else []
+from msltrain.stream.slots import Slot
 
 
 @dataclass(eq=False, slots=True)
@@ -34,7 +21,8 @@ class Job:
     shard_N: np.ndarray
     index_N: np.ndarray
     rows: SampleRows
-    crop_N4: list[list[int]]
+    crop_N4: np.ndarray
+    """(top, left, height, width) in pixels, as planned."""
     flip_N: np.ndarray
     request: Request
     num_bytes: int
@@ -61,16 +49,14 @@ class Job:
         """Close the gaps that bad samples left."""
         assert self.slot is not None
         good_N = np.setdiff1d(np.arange(len(self.rows)), list(self.errors))
-        self.slot.pixel_BHWC[: len(good_N)] = self.slot.pixel_BHWC[good_N]
+        self.slot.keep(good_N)
         self.rows, self.index_N, self.flip_N = self.rows.take(good_N), self.index_N[good_N], self.flip_N[good_N]
-        self.crop_N4 = [self.crop_N4[position] for position in good_N.tolist()]
         self.left_out = True
 
     def take_over(self, other: Job, position: int) -> None:
         """Put the one sample of ``other`` into a place of this batch."""
         assert self.slot is not None and other.slot is not None
-        self.slot.pixel_BHWC[position] = other.slot.pixel_BHWC[0]
+        self.slot.adopt(position, other.slot)
         for name in SampleRows.__slots__:
             getattr(self.rows, name)[position] = getattr(other.rows, name)[0]
         self.index_N[position], self.flip_N[position] = other.index_N[0], other.flip_N[0]
-        self.crop_N4[position] = other.crop_N4[0]

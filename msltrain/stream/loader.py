@@ -31,10 +31,10 @@ from msltrain.stream.devicedecode import check_device_decoding
 from msltrain.stream.errors import SkippedSamples
 from msltrain.stream.fetch import open_fetcher
 from msltrain.stream.imagecache import ImageCache
-from msltrain.stream.job import Slot
 from msltrain.stream.pipeline import Augment, Pipeline
 from msltrain.stream.plan import EpochPlan, rank_slice, steps
 from msltrain.stream.shardset import SampleRows, ShardSet
+from msltrain.stream.slots import EncodedSlot, Slot, SquareSlot, WholeSlot
 from msltrain.stream.stages import StageSeconds
 
 
@@ -203,10 +203,7 @@ class Loader:
         if self._pipeline is not None:
             self._pipeline.close()
         if not self._slots:
-            largest = -(-self.config.batch_size // self.world_size)
-            pinned = self.device.type == "cuda"
-            size, encoded = self.config.image_size, self.config.decode == "device"
-            self._slots = [Slot(largest, size, pinned, encoded) for _ in range(self.config.num_buffers)]
+            self._slots = [self._make_slot() for _ in range(self.config.num_buffers)]
         self.step, self._start = self._start, 0
         plan = EpochPlan(
             self.shards.counts, seed=self.seed, epoch=self.epoch, window=self.config.window, shuffle=self.training
@@ -225,6 +222,13 @@ class Loader:
             images=self._images,
         )
         return self._pipeline
+
+    def _make_slot(self) -> Slot:
+        if self.config.decode == "device":
+            return EncodedSlot()
+        largest = -(-self.config.batch_size // self.world_size)
+        kind = WholeSlot if self.config.resizes_on(self.device.type) == "device" else SquareSlot
+        return kind(largest, self.config.image_size, self.device)
 
     def _slices(self, first_step: int) -> Iterator[tuple[int, int]]:
         for step in range(first_step, len(self)):

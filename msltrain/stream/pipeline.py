@@ -14,20 +14,21 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
 import torch
 
 from msltrain.stream.batch import HostBatch
-from msltrain.stream.decode import Decoder, resize_crop
-from msltrain.stream.devicedecode import EncodedImages
+from msltrain.stream.decode import Decoder
 from msltrain.stream.errors import SampleError, SkippedSamples
 from msltrain.stream.imagecache import ImageCache, SomeOf
-from msltrain.stream.job import Job, Slot
+from msltrain.stream.job import Job
 from msltrain.stream.plan import EpochPlan
 from msltrain.stream.request import Fetcher, Request
 from msltrain.stream.shardset import SampleRows, ShardSet
+from msltrain.stream.slots import Slot
 from msltrain.stream.stages import StageSeconds
 
 Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray]]
@@ -112,7 +113,7 @@ class Pipeline:
             self._free.put(head.slot)
             return self.take()
         batch = HostBatch(
-            pixel_BHWC=head.slot.pixel_BHWC[: len(head.rows)],
+            pixels=head.slot.pixels(len(head.rows), partial(self._error, head)),
             flip_B=torch.from_numpy(head.flip_N),
             target_BK=torch.from_numpy(head.rows.target_NK),
             ignore_BK=torch.from_numpy(head.rows.ignore_NK),
@@ -120,7 +121,6 @@ class Pipeline:
             key_hash_B=head.rows.key_hash_N,
             index_B=head.index_N,
             num_bytes=head.num_bytes,
-            encoded=self._encoded(head),
         )
         self._lent[batch] = head.slot
         return batch
@@ -204,11 +204,10 @@ class Pipeline:
         That order knows nothing of ranks, so a batch stays the same on any number of them. Rare, hence one by one.
         """
         assert self._skipped is not None and job.slot is not None
-        image_size = job.slot.pixel_BHWC.shape[1]
         for back in range(1, self._plan.num_samples):
             item = (job.start + position - back) % self._plan.num_samples
             other = self._request(item, item + 1)
-            self._decode_soon(other, Slot(1, image_size, pinned=False))
+            self._decode_soon(other, job.slot.single())
             other.finished.wait()
             if not other.errors:
                 return job.take_over(other, position)
@@ -229,7 +228,7 @@ class Pipeline:
                 shard_N=shard_N,
                 index_N=index_N,
                 rows=rows,
-                crop_N4=crop_N4.tolist(),
+                crop_N4=crop_N4,
                 flip_N=flip_N,
                 request=self._request_bytes(shard_N, rows, missing_M),
                 num_bytes=int(rows.length_N[missing_M].sum()),
@@ -246,6 +245,7 @@ class Pipeline:
         self._decode_soon(job, slot)
 
     def _decode_soon(self, job: Job, slot: Slot) -> None:
+        slot.begin(job.rows, job.crop_N4)
         job.slot = slot
         job.num_left = len(job.rows)
         if not job.num_left:
@@ -275,26 +275,22 @@ class Pipeline:
 
     def _decode(self, decoder: Decoder, job: Job, position: int, stages: StageSeconds) -> None:
         assert job.slot is not None
-        rows = job.rows
         began = time.perf_counter()
         if (image_HWC := job.cached.get(position)) is None:
             data = job.request.read(position)
             fetched = time.perf_counter()
             stages.fetch += fetched - began
-            if job.slot.encoded is not None:
-                job.slot.encoded[position] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-                return
             try:
-                image_HWC = decoder.decode(
-                    data, int(rows.width_N[position]), int(rows.height_N[position]), int(rows.crc32_N[position])
-                )
+                image_HWC = job.slot.decode(decoder, data, position)
             except ValueError as error:
                 raise self._error(job, position, str(error)) from None
+            if image_HWC is None:
+                return
             if self._images is not None:
                 self._images.offer(int(job.index_N[position]), image_HWC)
             began = time.perf_counter()
             stages.decode += began - fetched
-        resize_crop(image_HWC, job.crop_N4[position], job.slot.views[position])
+        job.slot.put(position, image_HWC)
         stages.resize += time.perf_counter() - began
 
     def _error(self, job: Job, position: int, reason: str) -> SampleError:
@@ -302,12 +298,6 @@ class Pipeline:
         return self._shards.error(
             int(job.shard_N[position]), rows.key_N[position], int(rows.offset_N[position]), reason
         )
-
-    def _encoded(self, job: Job) -> EncodedImages | None:
-        if job.slot is None or job.slot.encoded is None:
-            return None
-        data_B = job.slot.encoded[: len(job.rows)]
-        return EncodedImages(data_B, job.rows, job.crop_N4, lambda position, why: self._error(job, position, why))
 
 
 _running: weakref.WeakSet[Pipeline] = weakref.WeakSet()

@@ -247,7 +247,7 @@ def test_decoding_threads_use_one_torch_thread_and_the_consumer_keeps_its_own(sh
         resize_crop(*arguments)
         seen.add(torch.get_num_threads())
 
-    monkeypatch.setattr("msltrain.stream.pipeline.resize_crop", resize)
+    monkeypatch.setattr("msltrain.stream.slots.resize_crop", resize)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
