@@ -17,11 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from msldata.build_masks import build_masks
+from msldata.build_masks import write_masks
+from msldata.format import Manifest
+from msldata.maskplan import plan_masks
 from msldata.masksources import GeneratedMasks, open_mask_source
-from msldata.storage import open_storage
+from msldata.storage import Storage, open_storage
 
 
 def measure_bank(places: list[str]) -> None:
@@ -54,6 +57,12 @@ def measure_bank(places: list[str]) -> None:
     print(json.dumps(result))
 
 
+def build(masks: Path, out: Storage, num_workers: int) -> Mapping[str, Manifest]:
+    """Plan and write, as the command does, all masks that there are."""
+    plan = plan_masks(open_mask_source(masks), out, per_subset=0, num_workers=num_workers)
+    return write_masks(plan, num_workers=num_workers).manifests
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--bank"]:
         measure_bank(sys.argv[2:])
@@ -71,11 +80,10 @@ def main() -> None:
         for index in range(arguments.count):
             (masks / f"{index:06d}.png").symlink_to(originals[index % len(originals)])
         out = open_storage(Path(scratch, "shards"))
-        options = {"per_subset": 0, "num_workers": arguments.num_workers}
         started = time.perf_counter()
-        manifests = build_masks(open_mask_source(masks), out, **options).manifests
+        manifests = build(masks, out, arguments.num_workers)
         built = time.perf_counter()
-        build_masks(open_mask_source(masks), out, **options)
+        build(masks, out, arguments.num_workers)
         repeated = time.perf_counter()
         num_bytes = sum(shard.num_bytes for manifest in manifests.values() for shard in manifest.shards)
         places = [str(Path(scratch, "shards", name)) for name in manifests]

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from msldata.buildfolder import QUARANTINE_NAME, BuildFolder
 from msldata.engine import run_tasks
 from msldata.errors import BadInputError
 from msldata.format import KEEP_MASKS, MANIFEST_NAME, Manifest, ShardInfo, encode_json, write_manifest
-from msldata.maskplan import SEEDED, MaskPlan, MaskShardTask, PlannedSubset, Progress, plan_masks
-from msldata.masksources import MaskSource
-from msldata.polarity import AUTO
+from msldata.maskplan import MaskPlan, MaskShardTask, PlannedSubset, Progress
 from msldata.shardwriter import ShardWriter
 from msldata.storage import Storage
 
@@ -27,59 +24,24 @@ class MaskBuild:
     """By subset, ``high`` and ``low`` first; ``counts`` holds how many masks were available for it."""
 
 
-def build_masks(
-    source: MaskSource,
-    out: Storage,
-    *,
-    order: str = SEEDED,
-    threshold: float = 0.5,
-    polarity: str = AUTO,
-    per_subset: int = 1000,
-    seed: int = 0,
-    buckets: bool = False,
-    size: int | None = None,
-    binarize: bool = True,
-    num_workers: int | None = None,
-    on_error: Literal["fail", "skip"] = "fail",
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> MaskBuild:
-    """Build ``out/high`` and ``out/low``: keep masks that hide more than ``threshold`` of an image, and the others.
-
-    The same arguments again do nothing but read the masks; a killed build goes on from its finished shards. Equal masks
-    and options give equal shards, whatever the number of workers, the kind of source, or the order of its listing.
-
-    Args:
-        overwrite: delete what earlier builds wrote into the folders of these subsets and start over.
-        progress: called with (done, total), first in masks read, then in masks written.
-        source, out, and the others: see ``plan_masks``.
-
-    Raises:
-        UserError: an option out of range, unclear polarity, or a folder that holds something else.
-        BadInputError: a file that is no mask (with ``on_error="fail"``).
-    """
-    plan = plan_masks(
-        source,
-        out,
-        order=order,
-        threshold=threshold,
-        polarity=polarity,
-        per_subset=per_subset,
-        seed=seed,
-        buckets=buckets,
-        size=size,
-        binarize=binarize,
-        num_workers=num_workers,
-        on_error=on_error,
-        progress=progress,
-    )
-    return write_masks(plan, num_workers=num_workers, overwrite=overwrite, progress=progress)
-
-
 def write_masks(
     plan: MaskPlan, *, num_workers: int | None = None, overwrite: bool = False, progress: Progress | None = None
 ) -> MaskBuild:
-    """Write what is missing of a plan and publish it; the arguments and errors of ``build_masks``."""
+    """Write what is missing of a plan, and publish it.
+
+    The plan of the same arguments again finds nothing to do; a killed build goes on from its finished shards. Equal
+    masks and options give equal shards, whatever the number of workers, the kind of source, or the order of its
+    listing.
+
+    Args:
+        plan: of ``plan_masks``.
+        num_workers: processes; default one per available processor.
+        overwrite: delete what earlier builds wrote into the folders of these subsets and start over.
+        progress: called with (done, total), in masks written.
+
+    Raises:
+        UserError: a folder holds something else.
+    """
     manifests = _write(plan.subsets, plan.left_out, plan.quarantined, num_workers, overwrite, progress)
     return MaskBuild(plan=plan, manifests=manifests)
 

@@ -63,7 +63,7 @@ def write_mask_plots(folder: Path, build: MaskBuild, out: Storage) -> tuple[Path
 
     Args:
         folder: gets the two files; made when it does not exist.
-        build: what ``build_masks`` returned.
+        build: what ``write_masks`` returned.
         out: the folder it was given.
 
     Returns:

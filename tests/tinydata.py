@@ -6,11 +6,16 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from msldata.build_masks import MaskBuild, write_masks
 from msldata.labels import VOC_CLASSES
+from msldata.maskplan import Progress, plan_masks
+from msldata.masksources import MaskSource
+from msldata.storage import Storage
 
 
 def jpeg(seed: int, width: int = 24, height: int = 16, mode: str = "RGB") -> bytes:
@@ -67,3 +72,17 @@ def make_coco(root: Path, images: Sequence[dict], annotations: Sequence[dict], c
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder``, hidden ones too, by its relative name."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def build_masks(
+    source: MaskSource,
+    out: Storage,
+    *,
+    num_workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> MaskBuild:
+    """What ``build-masks`` does: plan, with these options, and write."""
+    plan = plan_masks(source, out, num_workers=num_workers, progress=progress, **options)
+    return write_masks(plan, num_workers=num_workers, overwrite=overwrite, progress=progress)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from msldata.build_masks import build_masks
 from msldata.build_shards import build_shards, plan_build
 from msldata.croissant import croissant
 from msldata.format import read_manifest
@@ -17,7 +16,7 @@ from msldata.sources import open_source
 from msldata.storage import LocalStorage
 from msldata.verify import verify
 from tests.smallshards import write_images
-from tests.tinydata import make_voc
+from tests.tinydata import build_masks, make_voc
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # those of the reader itself
 

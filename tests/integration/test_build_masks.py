@@ -17,7 +17,6 @@ from PIL import Image
 
 import msldata.build_masks
 import msldata.maskplan
-from msldata.build_masks import build_masks
 from msldata.errors import BadInputError, UserError
 from msldata.format import KEEP_MASKS, MANIFEST_NAME, decode_index, read_manifest
 from msldata.keepmask import decode_png
@@ -25,6 +24,7 @@ from msldata.maskgenerator import generate_hole_mask
 from msldata.maskplan import hole_fraction_histogram
 from msldata.masksources import GeneratedMasks, open_mask_source
 from msldata.storage import open_storage
+from tests.tinydata import build_masks
 
 NUM_MASKS = 40
 

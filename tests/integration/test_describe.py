@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from msldata.build_masks import build_masks
 from msldata.build_shards import build_shards, plan_build
 from msldata.describe import FlagCount, LabelCount, LabelPair, Spread, describe
 from msldata.format import IMAGES, FormatError, Manifest, encode_target, write_manifest
@@ -18,6 +17,7 @@ from msldata.masksources import select_mask_source
 from msldata.shardwriter import ShardWriter
 from msldata.sources import open_source
 from msldata.storage import LocalStorage
+from tests.tinydata import build_masks
 
 THING = {"box": [0, 0, 1, 1], "difficult": False, "truncated": None, "occluded": None, "crowd": False}
 

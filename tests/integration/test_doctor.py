@@ -11,13 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from msldata.build_masks import build_masks
 from msldata.build_shards import build_shards, plan_build
 from msldata.doctor import PUBLISHED, Check, examine_raw, examine_shards
 from msldata.masksources import select_mask_source
 from msldata.sources import open_source
 from msldata.storage import LocalStorage, open_storage
-from tests.tinydata import make_voc
+from tests.tinydata import build_masks, make_voc
 
 
 @pytest.fixture(scope="module")

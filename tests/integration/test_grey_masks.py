@@ -13,7 +13,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cli
-from msldata.build_masks import build_masks
 from msldata.describe import describe
 from msldata.keepmask import decode_levels, resize_area
 from msldata.maskplan import plan_masks
@@ -23,6 +22,7 @@ from msldata.preview import load_preview, write_preview
 from msldata.storage import LocalStorage
 from msldata.verify import verify
 from tests.integration.test_build_masks import MASKS, all_files, png, rows
+from tests.tinydata import build_masks
 
 SIDE = 32
 

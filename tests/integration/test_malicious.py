@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msldata.build_masks import build_masks
 from msldata.errors import BadInputError, UserError
 from msldata.format import IMAGES, Manifest, shard_name, write_manifest
 from msldata.images import prepare_image
@@ -29,6 +28,7 @@ from msldata.sources.voc import parse_objects
 from msldata.storage import LocalStorage, open_storage
 from msldata.verify import verify
 from tests.smallshards import photo
+from tests.tinydata import build_masks
 
 MEMORY_LIMIT = 64 << 20
 """Bytes that refusing may take: far below what any of the bombs would unpack to."""

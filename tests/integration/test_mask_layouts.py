@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msldata.build_masks import build_masks
 from msldata.errors import UserError
 from msldata.maskgenerator import generate_hole_mask
 from msldata.masksources import open_mask_source, select_mask_source
 from msldata.storage import LocalStorage, open_storage
 from tests.integration.test_build_masks import png, rows, shards
+from tests.tinydata import build_masks
 
 HOLES = {f"{number:05d}.png": generate_hole_mask(7, number, 64) * np.uint8(255) for number in range(16)}
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msldata.build_masks import build_masks
 from msldata.errors import UserError
 from msldata.format import KEEP_MASKS, decode_index, read_manifest
 from msldata.keepmask import decode_png, hole_fraction, resize_nearest
 from msldata.masksources import GeneratedMasks, open_mask_source
 from msldata.storage import open_storage
+from tests.tinydata import build_masks
 
 
 def white_rows(rows: float, size: int = 50) -> bytes:

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msldata.build_masks import build_masks
 from msldata.errors import BadInputError, UserError
 from msldata.maskgenerator import generate_hole_mask
 from msldata.masksources import open_mask_source
 from msldata.storage import open_storage
+from tests.tinydata import build_masks
 
 NUM_MASKS = 12
 

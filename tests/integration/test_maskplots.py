@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msldata.build_masks import build_masks
 from msldata.errors import StorageError
 from msldata.maskplots import _count, _draw_contact_sheet, _draw_histogram, _Stored, write_mask_plots
 from msldata.masksources import GeneratedMasks
 from msldata.storage import open_storage
+from tests.tinydata import build_masks
 
 
 def made(folder, **options):

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from cli import app
 from msldata import previewsheet
-from msldata.build_masks import build_masks
 from msldata.build_shards import build_shards, plan_build
 from msldata.errors import UserError
 from msldata.format import FormatError
@@ -26,7 +25,7 @@ from msldata.previewpage import draw_page
 from msldata.previewsheet import draw_sheet
 from msldata.sources import open_source
 from msldata.storage import LocalStorage, open_storage
-from tests.tinydata import make_voc
+from tests.tinydata import build_masks, make_voc
 
 
 @pytest.fixture(scope="module")

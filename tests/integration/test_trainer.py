@@ -434,11 +434,11 @@ def test_visible_pixels_can_be_fainter(config: TrainConfig, tmp_path: Path, monk
 @pytest.mark.slow
 def test_real_photographs_masks_and_weights(sample: Path, tmp_path: Path):
     """Two epochs on the VOC2007 sample from ImageNet weights: far above chance (0.12) on held-out photographs."""
-    from msldata.build_masks import build_masks
     from msldata.build_shards import build_shards, plan_build
     from msldata.masksources import open_mask_source
     from msldata.sources import open_source
     from msldata.storage import open_storage
+    from tests.tinydata import build_masks
 
     source = open_source("voc2007", sample / "VOCdevkit" / "VOC2007", "trainval")
     build_shards(plan_build(source), open_storage(tmp_path / "trainval"), num_workers=1)

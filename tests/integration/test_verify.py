@@ -17,7 +17,6 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from msldata.build_masks import build_masks
 from msldata.build_shards import build_shards, plan_build
 from msldata.errors import UserError
 from msldata.format import (
@@ -37,7 +36,7 @@ from msldata.sources import open_source
 from msldata.storage import LocalStorage, open_storage
 from msldata.tarwalk import walk_tar
 from msldata.verify import Finding, verify
-from tests.tinydata import jpeg, make_voc
+from tests.tinydata import build_masks, jpeg, make_voc
 
 FIRST = "voc2007-test-000000.tar"
 LAST = "voc2007-test-000002.tar"
