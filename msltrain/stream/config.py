@@ -39,7 +39,8 @@ class StreamConfig:
     num_threads: int | None = None
     """Decoding threads of this rank; None: the CPUs this process may use, shared among the ranks of the host."""
     num_buffers: int = 4
-    """Batches decoded or being decoded at the same time; each holds S·S·3 bytes per sample."""
+    """Batches decoded or being decoded at the same time; each holds S·S·3 bytes per sample, or
+    whole images where the device resizes."""
     read_ahead_mb: int = 128
     """Bound on the encoded images, in MiB, that are read ahead of the batches being decoded."""
     cache: str = ""
