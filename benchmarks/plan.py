@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from msltrain.stream.plan import EpochPlan, rank_slice, steps
+from msltrain.stream.plan import EpochPlan, home_share, steps
 
 
 def peak_megabytes() -> float:
@@ -36,8 +36,8 @@ def measure(num_shards: int, mean_samples: int, batch_size: int) -> tuple[int, f
 
     def batch(step: int) -> float:
         began = time.thread_time()
-        options = {"num_samples": plan.num_samples, "batch_size": batch_size, "world_size": 8}
-        plan.items(*rank_slice(step, rank=3, **options))
+        start = step * batch_size
+        plan.at(start + home_share(*plan.items(start, start + batch_size), rank=3, world_size=8))
         return (time.thread_time() - began) * 1e3
 
     batch(num_steps // 2)

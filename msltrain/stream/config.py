@@ -50,8 +50,8 @@ class StreamConfig:
     """Bound on what the cache folder holds, in GB of 10⁹ bytes; shards used longest ago make room."""
     ram_cache_gb: float = 0.0
     """Decoded training images that every rank keeps in memory for later epochs, in GB of 10⁹ bytes; 0: none. A VOC
-    photograph takes 0.56 MB, one of COCO 0.92 MB. Ranks share nothing: with several of them an epoch meets an image
-    again where it was kept only by chance, until each has kept all."""
+    photograph takes 0.56 MB, one of COCO 0.92 MB. Several ranks keep different images: each trains mostly on the same
+    ones in every epoch."""
     decode: Literal["host", "device"] = "host"
     """Where JPEGs are decoded: on the CPU threads, or by nvJPEG on the CUDA device of the run. The two differ by a grey
     level or so."""

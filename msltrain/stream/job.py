@@ -16,8 +16,8 @@ from msltrain.stream.slots import Slot
 class Job:
     """A batch on its way."""
 
-    start: int
-    """Position of its first sample in the epoch's order."""
+    item_N: np.ndarray
+    """Positions of its samples in the epoch's order."""
     shard_N: np.ndarray
     index_N: np.ndarray
     rows: SampleRows

@@ -32,7 +32,7 @@ from msltrain.stream.errors import SkippedSamples
 from msltrain.stream.fetch import open_fetcher
 from msltrain.stream.imagecache import ImageCache
 from msltrain.stream.pipeline import Augment, Pipeline
-from msltrain.stream.plan import EpochPlan, rank_slice, steps
+from msltrain.stream.plan import EpochPlan, home_share, rank_slice, steps
 from msltrain.stream.shardset import SampleRows, ShardSet
 from msltrain.stream.slots import EncodedSlot, Slot, SquareSlot, WholeSlot
 from msltrain.stream.stages import StageSeconds
@@ -212,7 +212,7 @@ class Loader:
             self.shards,
             open_fetcher(self.shards, self.config, plan.shards_by_window(self.step * self.config.batch_size)),
             plan,
-            self._slices(self.step),
+            self._batches(plan, self.step),
             self._augment(),
             self._slots,
             stages=self._stages,
@@ -230,17 +230,23 @@ class Loader:
         kind = WholeSlot if self.config.resizes_on(self.device.type) == "device" else SquareSlot
         return kind(largest, self.config.image_size, self.device)
 
-    def _slices(self, first_step: int) -> Iterator[tuple[int, int]]:
+    def _batches(self, plan: EpochPlan, first_step: int) -> Iterator[np.ndarray]:
+        """item_N of this rank's part of every step."""
         for step in range(first_step, len(self)):
-            start, stop = rank_slice(
-                step,
-                num_samples=self.shards.num_samples,
-                batch_size=self.config.batch_size,
-                rank=self.rank,
-                world_size=self.world_size,
-            )
-            if self.training or start < stop:
-                yield start, stop
+            if self.training:
+                start = step * self.config.batch_size
+                batch = plan.items(start, min(start + self.config.batch_size, plan.num_samples))
+                yield start + home_share(*batch, rank=self.rank, world_size=self.world_size)
+            else:
+                bounds = rank_slice(
+                    step,
+                    num_samples=plan.num_samples,
+                    batch_size=self.config.batch_size,
+                    rank=self.rank,
+                    world_size=self.world_size,
+                )
+                if bounds[0] < bounds[1]:
+                    yield np.arange(*bounds)
 
     def _augment(self) -> Augment:
         seed, epoch, config = self.seed, self.epoch, self.config

@@ -44,7 +44,7 @@ class Pipeline:
 
     Args:
         shards, fetcher, plan: what to read, and in which order.
-        slices: items ``[start, stop)`` of each batch, in order.
+        batches: item_N of each batch, in order: positions in the epoch's order, ascending.
         augment: crops and flips of some rows.
         slots: the ring; every batch must fit one.
         stages: one for each decoding thread, which adds its times to it.
@@ -60,7 +60,7 @@ class Pipeline:
         shards: ShardSet,
         fetcher: Fetcher,
         plan: EpochPlan,
-        slices: Iterable[tuple[int, int]],
+        batches: Iterable[np.ndarray],
         augment: Augment,
         slots: list[Slot],
         *,
@@ -71,11 +71,11 @@ class Pipeline:
         images: ImageCache | None = None,
     ):
         self._shards, self._fetcher, self._plan, self._augment = shards, fetcher, plan, augment
-        self._slices = iter(slices)
+        self._batches = iter(batches)
         self._read_ahead_bytes = read_ahead_bytes
         self._skipped, self._replace_skipped = skipped, replace_skipped
         self._images = images
-        self._request_lock = threading.Lock()
+        self._plan_lock = threading.Lock()
         self._closing = False
         self._free: SimpleQueue[Slot | None] = SimpleQueue()
         self._tasks: SimpleQueue[tuple[Job, int] | None] = SimpleQueue()
@@ -168,10 +168,11 @@ class Pipeline:
             while not self._closing:
                 # Reads run ahead, but never while a buffer stands idle for want of a batch.
                 while more and (not ahead or (ahead_bytes < self._read_ahead_bytes and self._free.empty())):
-                    bounds = next(self._slices, None)
-                    more = bounds is not None
-                    if bounds is not None:
-                        ahead.append(self._request(*bounds))
+                    with self._plan_lock:
+                        item_N = next(self._batches, None)
+                    more = item_N is not None
+                    if item_N is not None:
+                        ahead.append(self._request(item_N))
                         ahead_bytes += ahead[-1].num_bytes
                 if not ahead:
                     self._ready.put(StopIteration())
@@ -205,8 +206,8 @@ class Pipeline:
         """
         assert self._skipped is not None and job.slot is not None
         for back in range(1, self._plan.num_samples):
-            item = (job.start + position - back) % self._plan.num_samples
-            other = self._request(item, item + 1)
+            item = (job.item_N[position] - back) % self._plan.num_samples
+            other = self._request(np.array([item]))
             self._decode_soon(other, job.slot.single())
             other.finished.wait()
             if not other.errors:
@@ -216,15 +217,15 @@ class Pipeline:
             self._skipped.add(int(other.index_N[0]), other.errors[0])
         raise job.errors[position]
 
-    def _request(self, start: int, stop: int) -> Job:
-        with self._request_lock:  # the consumer asks too, for what replaces a bad sample
-            shard_N, row_N = self._plan.items(start, stop)
+    def _request(self, item_N: np.ndarray) -> Job:
+        with self._plan_lock:  # the consumer asks too, for what replaces a bad sample
+            shard_N, row_N = self._plan.at(item_N)
             index_N, rows = self._shards.rows(shard_N, row_N)
             crop_N4, flip_N = self._augment(rows)
             cached = {} if self._images is None else self._images.find(index_N)
             missing_M = np.setdiff1d(np.arange(len(rows)), list(cached))
             return Job(
-                start=start,
+                item_N=item_N,
                 shard_N=shard_N,
                 index_N=index_N,
                 rows=rows,

@@ -1,9 +1,11 @@
 """The order of an epoch: which samples each step of each rank takes. Pure; neither files nor frameworks.
 
 The order is one global sequence of (shard, row) pairs. Shards are permuted, cut into windows of about ``window``
-samples, and the samples of a window are permuted among themselves; a batch is a slice of that sequence, and a rank's
-part a slice of the batch. So every sample comes once per epoch, whatever the number of ranks or threads, and a run can
-be entered at any step by computing one window.
+samples, and the samples of a window are permuted among themselves; a batch is a slice of that sequence. So every sample
+comes once per epoch, whatever the number of ranks or threads, and a run can be entered at any step by computing one
+window. Who computes what of a batch changes nothing: in an evaluation the ranks take slices of it; in training each
+takes the samples at home with it, as far as the places go, and so meets most of them again in the next epoch, where its
+memory may still hold them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from msltrain.stream.random import SAMPLE_ORDER, SHARD_ORDER, hash64
+from msltrain.stream.random import HOME_RANK, SAMPLE_ORDER, SHARD_ORDER, hash64
 
 _CACHED_WINDOWS = 2
 
@@ -32,6 +34,29 @@ def rank_slice(step: int, *, num_samples: int, batch_size: int, rank: int, world
     start = step * batch_size
     size = min(batch_size, num_samples - start)
     return start + size * rank // world_size, start + size * (rank + 1) // world_size
+
+
+def home_share(shard_N: np.ndarray, row_N: np.ndarray, *, rank: int, world_size: int) -> np.ndarray:
+    """Which samples of a batch ``rank`` takes, most of them the same ones in every epoch.
+
+    A hash gives every sample a home. A rank has as many places as with ``rank_slice``; those who find none at home fill
+    what is left elsewhere. With n places a rank, about 1 - 0.4 / √n of the samples are at home.
+
+    Args:
+        shard_N, row_N: the whole batch, over all ranks.
+
+    Returns:
+        position_M: int64, ascending.
+    """
+    num_samples, rank_R = len(shard_N), np.arange(world_size + 1)
+    places_R = np.diff(num_samples * rank_R // world_size)
+    taker_N = (hash64(HOME_RANK, shard_N, row_N) % np.uint64(world_size)).astype(np.int64)
+    by_home_N = np.argsort(taker_N, kind="stable")
+    guests_R = np.bincount(taker_N, minlength=world_size)
+    place_N = np.empty(num_samples, dtype=np.int64)
+    place_N[by_home_N] = np.arange(num_samples) - np.repeat(np.cumsum(guests_R) - guests_R, guests_R)
+    taker_N[place_N >= places_R[taker_N]] = np.repeat(rank_R[:-1], (places_R - guests_R).clip(min=0))
+    return np.flatnonzero(taker_N == rank)
 
 
 class EpochPlan:
@@ -85,6 +110,14 @@ class EpochPlan:
         if not shards:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         return np.concatenate(shards), np.concatenate(rows)
+
+    def at(self, item_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The samples at ascending positions ``item_N`` that lie near each other; as ``items``."""
+        if not len(item_N):
+            return self.items(0, 0)
+        first = int(item_N[0])
+        shard_M, row_M = self.items(first, int(item_N[-1]) + 1)
+        return shard_M[item_N - first], row_M[item_N - first]
 
     def shards_by_window(self, start: int) -> Iterator[np.ndarray]:
         """The shards (int64) with samples in each window, from the one that holds item ``start`` on."""

@@ -42,8 +42,23 @@ def test_the_cache_leaves_no_trace(folder, gigabytes):
 def test_two_ranks_see_what_one_sees(folder):
     config = replace(CONFIG, ram_cache_gb=2e-4, drop_last=True)
     ranks = [epochs(folder, config, rank=rank, world_size=2) for rank in range(2)]
-    keys = [[one[0] + other[0] for one, other in zip(*parts)] for parts in zip(*ranks)]
-    assert keys == [[batch[0] for batch in epoch] for epoch in epochs(folder, replace(CONFIG, drop_last=True))]
+    keys = [[sorted(one[0] + other[0]) for one, other in zip(*parts)] for parts in zip(*ranks)]
+    assert keys == [[sorted(batch[0]) for batch in epoch] for epoch in epochs(folder, replace(CONFIG, drop_last=True))]
+
+
+def test_several_ranks_share_the_memory_and_most_images_come_home(tmp_path):
+    write_images(tmp_path, [160, 160])
+    config = StreamConfig(image_size=16, batch_size=32, num_threads=1, ram_cache_gb=EVERYTHING)
+    parts, read_again = [], []
+    for rank in range(4):
+        options = {"device": "cpu", "training": True, "rank": rank, "world_size": 4}
+        with Loader(open_shard_set(tmp_path), config, **options) as loader:
+            parts.append({key for batch in loader for key in batch.keys})
+            before = loader.stats.num_bytes
+            assert sum(map(len, loader)) == 80
+            read_again.append((loader.stats.num_bytes - before) / before)
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 320
+    assert np.mean(read_again) < 0.35, "any quarter at random would read three quarters again"
 
 
 def test_later_epochs_neither_read_nor_decode(folder, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msltrain.stream.plan import EpochPlan, rank_slice, steps
+from msltrain.stream.plan import EpochPlan, home_share, rank_slice, steps
 
 few_shards = st.lists(st.integers(0, 60), min_size=1, max_size=40).filter(any)
 # Thousands of shards come from a seed: hypothesis would take long to draw them one by one.
@@ -70,6 +70,36 @@ def test_union_over_ranks_is_the_batch_of_one_rank(counts, world_size, batch_siz
         shard_N, row_N = EpochPlan(counts, seed=1, epoch=2, window=window).items(start, stop)
         union += list(zip(shard_N.tolist(), row_N.tolist()))
     assert union == expected
+
+
+@relaxed
+@given(counts_of_shards, st.integers(1, 64), st.integers(1, 300), st.data())
+def test_homes_share_out_every_batch_in_parts_of_the_same_sizes(counts, world_size, batch_size, data):
+    plan = EpochPlan(counts, seed=1, epoch=2)
+    step = data.draw(st.integers(0, steps(plan.num_samples, batch_size, drop_last=False) - 1))
+    start = step * batch_size
+    shard_N, row_N = plan.items(start, min(start + batch_size, plan.num_samples))
+    shares = [home_share(shard_N, row_N, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert sorted(np.concatenate(shares).tolist()) == list(range(len(shard_N)))
+    for rank, share in enumerate(shares):
+        bounds = rank_slice(step, num_samples=plan.num_samples, batch_size=batch_size, rank=rank, world_size=world_size)
+        assert len(share) == bounds[1] - bounds[0] and (np.diff(share) > 0).all()
+        taken = plan.at(start + share)
+        assert [values.tolist() for values in taken] == [shard_N[share].tolist(), row_N[share].tolist()]
+
+
+def test_most_samples_have_the_same_home_in_every_epoch():
+    num_samples, batch_size, world_size = 20_000, 64, 8
+    takers = np.empty((2, num_samples), dtype=np.int64)
+    for epoch in range(2):
+        plan = EpochPlan([100] * 200, seed=0, epoch=epoch)
+        for start in range(0, num_samples, batch_size):
+            shard_N, row_N = plan.items(start, min(start + batch_size, num_samples))
+            for rank in range(world_size):
+                share = home_share(shard_N, row_N, rank=rank, world_size=world_size)
+                takers[epoch, 100 * shard_N[share] + row_N[share]] = rank
+    assert 0.7 < (takers[0] == takers[1]).mean() < 0.95
+    assert np.bincount(takers[0]).min() > 0.95 * num_samples / world_size
 
 
 @relaxed
