@@ -137,7 +137,7 @@ def main() -> None:
     sample = Path(os.environ.get("MSL_SAMPLE", Path(__file__).resolve().parents[2] / "shared" / "sample"))
     photos = photographs(sample, arguments.photos)
     cpus = set(os.sched_getaffinity(0))
-    apart = not (arguments.shared or arguments.store or arguments.radosgw) and len(cpus) > 1
+    apart = not (arguments.shared or arguments.store) and len(cpus) > 1
     client, server = ({min(cpus)}, {max(cpus)}) if apart else (cpus, cpus)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -148,7 +148,9 @@ def main() -> None:
             with ExitStack() as stack:
                 if arguments.radosgw:
                     (scratch / "ceph").mkdir()
+                    os.sched_setaffinity(0, server)  # what is started inherits it
                     os.environ.update(stack.enter_context(stores.radosgw(scratch / "ceph")))
+                os.sched_setaffinity(0, client)
                 url = arguments.store or "s3://bucket/shards"
                 store = open_storage(url)
                 for path in sorted(folder.iterdir()):
