@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from msldata.errors import UserError
+from msldata.storage import open_storage
 from msltrain.checkpoint import LoadedRecogniser, load_recogniser
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.csra import CSRAHead
 from msltrain.models.official import head_weights
-from msltrain.models.pretrained import read_tensors
+from msltrain.models.pretrained import FILE_SUFFIXES, read_tensors
 from msltrain.recipes import recipe
 from msltrain.stream.config import StreamConfig
 
@@ -37,7 +38,7 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
     """A recogniser in evaluation mode.
 
     Args:
-        path: a checkpoint or run folder of this program, or a .pth / .safetensors file.
+        path: a checkpoint or run folder of this program, or its URL, or a local .pth / .safetensors file.
         foreign: for a file, how to read it.
         classes: of the data. A folder knows its own; a file is taken to have these, in this order.
 
@@ -45,7 +46,11 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
         FileNotFoundError: there is nothing at ``path``.
         UserError: it is not clear how to read the file, it does not fit, or has another number of outputs.
     """
-    path = Path(path).expanduser()
+    if (local := open_storage(path).path()) is None:
+        if str(path).endswith(FILE_SUFFIXES):
+            raise UserError(f"{path}: weights files are only read from a disk; copy it here, then give its path")
+        return load_recogniser(path, device)
+    path = local
     if not path.is_file():
         return load_recogniser(path, device)
     if bool(foreign.recipe) == bool(foreign.model):

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from msldata.errors import StorageError, UserError
-from msldata.storage import flush_to_disk
+from msldata.storage import LocalStorage, Storage, flush_to_disk, open_storage
 from msltrain.config import TrainConfig, from_json, to_json
 from msltrain.models.build import Recogniser, build_model
 
@@ -65,10 +66,17 @@ class LoadedRecogniser:
     """In evaluation mode."""
     classes: tuple[str, ...]
     config: TrainConfig
-    path: Path
-    """The checkpoint folder it came from."""
+    path: str | Path
+    """The checkpoint folder it came from; a URL where that lies in object storage."""
     sha256: str
     """Of its weights file, in hex."""
+
+    def prediction_files(self, pattern: str = "*.parquet") -> list[Path]:
+        """Predictions files of its run by name; they are not looked for in object storage."""
+        if isinstance(self.path, str):
+            return []
+        run = self.path.parent.parent if self.path.parent.name == CHECKPOINTS else self.path
+        return sorted((run / "predictions").glob(pattern))
 
     def require_classes(self, classes: tuple[str, ...], where: str) -> None:
         """Raise UserError unless ``classes`` (of the data at ``where``) are the ones it was trained on, in order."""
@@ -153,21 +161,53 @@ def find_checkpoint(path: str | Path) -> Path:
     )
 
 
+def open_checkpoint(place: str | Path) -> Storage:
+    """The folder of the checkpoint that ``place`` means, as `find_checkpoint`; a URL too, of a run or a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: the store cannot be read.
+    """
+    storage = open_storage(place)
+    local = storage.path()
+    if local is not None:
+        return LocalStorage(find_checkpoint(local))
+    if storage.exists(META_NAME):
+        return storage
+    parent, _, name = storage.url.rpartition("/")
+    names = [BEST, LAST]
+    if parent.endswith(f"/{CHECKPOINTS}"):  # RUN/checkpoints/best, as training calls it
+        folder, names = open_storage(parent), [name]
+    else:
+        folder = storage if name == CHECKPOINTS else storage.child(CHECKPOINTS)
+    files = [info.name for info in folder.list_files()] if folder.can_list else []
+    for name in names:
+        # `msltrain.runmirror` puts the step behind the name.
+        found = [match for file in files if (match := re.fullmatch(rf"({re.escape(name)}\.(\d+))/{META_NAME}", file))]
+        if found:
+            return folder.child(max(found, key=lambda match: int(match[2]))[1])
+        if folder.exists(f"{name}/{META_NAME}"):
+            return folder.child(name)
+    raise FileNotFoundError(f"{place}: no checkpoint here (no {META_NAME}); give the URL of a run or of a checkpoint")
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint folder onto the CPU.
+    """Read a checkpoint, given as for `open_checkpoint`, onto the CPU.
 
     Raises:
         FileNotFoundError: there is none at ``path``.
         UserError: a file of it is missing or damaged, or holds anything but plain data.
     """
-    folder = find_checkpoint(path)
+    folder = open_checkpoint(path)
     meta, config = _read_meta(folder)
     weights, _ = _read_weights(folder, meta)
-    file = folder / STATE_NAME
+    file = folder.where(STATE_NAME)
     try:
-        train_state = torch.load(file, map_location="cpu", weights_only=True)
+        train_state = torch.load(io.BytesIO(folder.read(STATE_NAME)), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file}: missing, so this checkpoint can be evaluated but not continued") from None
+    except StorageError:
+        raise
     except Exception as error:  # torch raises many types for a damaged file
         raise UserError(f"{file}: damaged, or not plain data ({str(error).splitlines()[0]})") from error
     return Checkpoint(
@@ -185,13 +225,14 @@ def load_recogniser(path: str | Path, device: str | torch.device = "cpu") -> Loa
     """The recogniser of a checkpoint or run folder, in evaluation mode on ``device``. Nothing is downloaded.
 
     Args:
-        path: a checkpoint folder, or a run folder, whose best checkpoint is taken (the last where there is no best).
+        path: a checkpoint folder, or a run folder, whose best checkpoint is taken (the last where there is no best);
+            a URL as well.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
         UserError: a file of it is damaged.
     """
-    folder = find_checkpoint(path)
+    folder = open_checkpoint(path)
     meta, config = _read_meta(folder)
     weights, sha256 = _read_weights(folder, meta)
     recogniser = rebuild_recogniser(config, len(meta["classes"]))
@@ -199,13 +240,13 @@ def load_recogniser(path: str | Path, device: str | torch.device = "cpu") -> Loa
         recogniser.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
-            f"{folder / WEIGHTS_NAME}: does not fit the network of its {META_NAME} ({str(error).splitlines()[0]})"
+            f"{folder.where(WEIGHTS_NAME)}: does not fit the network of its {META_NAME} ({str(error).splitlines()[0]})"
         ) from None
     return LoadedRecogniser(
         recogniser=recogniser.to(device).eval(),
         classes=tuple(meta["classes"]),
         config=config,
-        path=folder,
+        path=folder.path() or folder.url,
         sha256=sha256,
     )
 
@@ -215,14 +256,14 @@ def rebuild_recogniser(config: TrainConfig, num_classes: int) -> Recogniser:
     return build_model(replace(config.model, weights=""), num_classes, image_size=config.stream.image_size)
 
 
-def _read_meta(folder: Path) -> tuple[dict[str, Any], TrainConfig]:
-    file = folder / META_NAME
+def _read_meta(folder: Storage) -> tuple[dict[str, Any], TrainConfig]:
+    file = folder.where(META_NAME)
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        meta = json.loads(folder.read(META_NAME).decode("utf-8"))
         version = meta["schema_version"]
         if version != SCHEMA_VERSION:
             raise UserError(f"{file}: schema version {version}, this program reads {SCHEMA_VERSION}")
-        config = from_json(json.dumps(meta["config"]), str(file))
+        config = from_json(json.dumps(meta["config"]), file)
         missing = {"step", "epoch", "validation_mAP", "classes", "weights_sha256"} - set(meta)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not the description of a checkpoint ({error!r})") from None
@@ -231,12 +272,12 @@ def _read_meta(folder: Path) -> tuple[dict[str, Any], TrainConfig]:
     return meta, config
 
 
-def _read_weights(folder: Path, meta: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
+def _read_weights(folder: Storage, meta: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     from safetensors.torch import load
 
-    file = folder / WEIGHTS_NAME
+    file = folder.where(WEIGHTS_NAME)
     try:
-        data = file.read_bytes()
+        data = folder.read(WEIGHTS_NAME)
     except FileNotFoundError:
         raise UserError(f"{file}: missing; copy the whole checkpoint folder") from None
     found = hashlib.sha256(data).hexdigest()

@@ -216,6 +216,10 @@ class RunConfig:
     third more time, far less memory."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over all GPUs instead of each GPU's share of the batch."""
+    shard_weights: bool = False
+    """Each GPU keeps its part of the weights, gradients, optimiser state and moving average, and gathers a block's
+    weights while it computes (FSDP2): for a backbone that does not fit one GPU; slower otherwise. Checkpoints are the
+    same. Best with ``activation_checkpointing``, without which ``amp`` keeps a bf16 copy of all weights per step."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl. Several processes heed Ctrl-C and SIGTERM there, one anywhere."""
     save_every: int = 0
@@ -237,6 +241,7 @@ class RunConfig:
             self.activation_checkpointing,
             "false, as run.compile needs; the compiler already chooses what to compute again",
         )
+        _check(not (self.compile and self.shard_weights), "run.shard_weights", True, "false, as run.compile needs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

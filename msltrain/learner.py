@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msldata.errors import UserError
 from msltrain.checkpoint import Checkpoint, rebuild_recogniser
 from msltrain.config import TrainConfig
 from msltrain.distributed import Ranks
-from msltrain.models.build import build_model
-from msltrain.optim import build_optimizer, set_learning_rate
+from msltrain.models.build import Recogniser, build_model
+from msltrain.optim import build_optimizer, restore_optimizer, set_learning_rate
+from msltrain.sharding import average_parts, divide_state, shard_weights, whole
 from msltrain.siamese import SiameseStep
 from msltrain.stream.batch import Batch
 
@@ -39,6 +41,13 @@ class Learner:
 
     def __init__(self, config: TrainConfig, num_classes: int, ranks: Ranks, checkpoint: Checkpoint | None):
         self.config, self.ranks = config, ranks
+        several = ranks.world_size > 1
+        self._sharded = config.run.shard_weights and several
+        if self._sharded and config.loss.has_masked_branch and config.loss.bn_mode == "split":
+            raise UserError(
+                "run.shard_weights: the norms that loss.bn_mode=split adds cannot be divided; set it to false, or "
+                "loss.bn_mode to clean_only or shared"
+            )
         torch.manual_seed(config.run.seed)
         if checkpoint is None:
             recogniser = build_model(config.model, num_classes, image_size=config.stream.image_size)
@@ -46,13 +55,24 @@ class Learner:
             recogniser = rebuild_recogniser(config, num_classes)
         self.weights_report = recogniser.weights
         self._memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
-        recogniser = recogniser.to(ranks.device).to(memory_format=self._memory_format)  # type: ignore[call-overload]
-        several = ranks.world_size > 1
+        if not self._sharded:  # parts of filters can only be stored as NCHW
+            recogniser = recogniser.to(ranks.device).to(memory_format=self._memory_format)  # type: ignore[call-overload]
         if config.run.sync_batchnorm and several:
             from timm.layers import convert_sync_batchnorm
 
             recogniser = convert_sync_batchnorm(recogniser)
-        self.recogniser: nn.Module = recogniser
+        self.recogniser: Recogniser = recogniser
+        self._average = None
+        if config.optim.ema_decay is not None:
+            from timm.utils import ModelEmaV3
+
+            self._average = ModelEmaV3(recogniser, decay=config.optim.ema_decay)
+        self.shipped: Recogniser = recogniser if self._average is None else self._average.module
+        if checkpoint is not None:
+            self._restore_weights(checkpoint)
+        if self._sharded:
+            for network in dict.fromkeys((self.recogniser, self.shipped)):
+                shard_weights(network, ranks)
         self.step_module = SiameseStep(
             recogniser, config.loss, activation_checkpointing=config.run.activation_checkpointing
         )
@@ -62,7 +82,7 @@ class Learner:
         if config.run.compile:
             self.step_module.compile()
         self._parallel: nn.Module = self.step_module
-        if several:
+        if several and not self._sharded:
             # Only the first process's running statistics are ever used; they are shared before validation.
             self._parallel = nn.parallel.DistributedDataParallel(
                 self.step_module,
@@ -71,16 +91,10 @@ class Learner:
                 gradient_as_bucket_view=True,
             )
         self.optimizer = build_optimizer(config.optim, self.step_module)
-        self._average = None
-        if config.optim.ema_decay is not None:
-            from timm.utils import ModelEmaV3
-
-            self._average = ModelEmaV3(recogniser, decay=config.optim.ema_decay)
-        self.shipped: nn.Module = recogniser if self._average is None else self._average.module
         # From here on random numbers are dropout's and drop path's, which differ between processes.
         torch.manual_seed((config.run.seed << 16) + 1 + ranks.rank)
         if checkpoint is not None:
-            self._restore(checkpoint)
+            self._restore_training(checkpoint.train_state)
 
     def take_step(self, batch: Batch, keep_mask_B1HW: Tensor | None, rate: float) -> dict[str, Tensor]:
         """Forward, backward, update; the named losses, detached and still on the device.
@@ -97,7 +111,12 @@ class Learner:
         for number, (image_BCHW, part_mask_B1HW, target_BK, ignore_BK) in enumerate(parts, 1):
             share = len(image_BCHW) / len(batch)
             with self._gradients_stay_here(number < len(parts)):
-                with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.run.amp):
+                with torch.autocast(
+                    self.ranks.device.type,
+                    torch.bfloat16,
+                    enabled=self.config.run.amp,
+                    cache_enabled=not self._sharded,  # it would keep a copy of weights that are not here to stay
+                ):
                     losses = self._parallel(image_BCHW, part_mask_B1HW, target_BK, ignore_BK)
                 (losses["total"] * share).backward()
             for name, loss in losses.items():
@@ -106,7 +125,9 @@ class Learner:
             nn.utils.clip_grad_norm_(self.step_module.parameters(), optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self._average is not None:
+        if self._average is not None and self._sharded:
+            average_parts(self._average.module, self.recogniser, self._average.decay)
+        elif self._average is not None:
             self._average.update(self.recogniser)
         return terms
 
@@ -123,23 +144,43 @@ class Learner:
             yield image_BCHW.contiguous(memory_format=self._memory_format), part_mask_B1HW, target_BK, ignore_BK
 
     def _gradients_stay_here(self, stay: bool) -> AbstractContextManager:
-        """Until the last accumulation step, processes need not share their gradients."""
+        """Until the last accumulation step, processes need not share their gradients.
+
+        Those with sharded weights do: each would have to keep whole gradients otherwise, which do not fit.
+        """
         if stay and isinstance(self._parallel, nn.parallel.DistributedDataParallel):
             return self._parallel.no_sync()
         return nullcontext()
 
     def shipped_weights(self) -> dict[str, Tensor]:
-        """The weights of ``shipped`` by name, on the CPU."""
-        return _on_cpu(self.shipped)
+        """The weights of ``shipped`` by name, on the CPU.
+
+        All processes must ask for them and for `state_dict`; the first one gets them, the others get no tensors.
+        """
+        return self._whole(self.shipped.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """What continuing needs besides ``shipped_weights``: plain data."""
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {number: self._whole(entries) for number, entries in optimizer["state"].items()}
+        state: dict[str, Any] = {"optimizer": optimizer}
         if self._average is not None:
-            state["weights"] = _on_cpu(self.recogniser)
+            state["weights"] = self._whole(self.recogniser.state_dict())
         if self.step_module.masked_norms:
-            state["masked_norms"] = _on_cpu(self.step_module.masked_norms)
+            state["masked_norms"] = self._whole(self.step_module.masked_norms.state_dict())
         return state
+
+    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Tensors that may be in parts as whole ones on the CPU of the first process."""
+        found: dict[str, Any] = {}
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                value = whole(value.detach())  # one at a time, for all of them may not fit the device
+                if not self.ranks.is_first:
+                    continue
+                value = value.cpu()
+            found[name] = value
+        return found
 
     def random_state(self) -> dict[str, Any]:
         """State of every generator that a step may draw from in this process: plain data."""
@@ -148,21 +189,18 @@ class Learner:
             state["cuda"] = torch.cuda.get_rng_state(self.ranks.device)
         return state
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.train_state
+    def _restore_weights(self, checkpoint: Checkpoint) -> None:
         self.shipped.load_state_dict(checkpoint.weights)
         if self._average is not None:
-            self.recogniser.load_state_dict(state["weights"])
+            self.recogniser.load_state_dict(checkpoint.train_state["weights"])
+
+    def _restore_training(self, state: dict[str, Any]) -> None:
         if self.step_module.masked_norms:
             self.step_module.masked_norms.load_state_dict(state["masked_norms"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, divide_state(state["optimizer"], self.optimizer))
         if len(state["random"]) == self.ranks.world_size:
             mine = state["random"][self.ranks.rank]
             torch.set_rng_state(mine["torch"])
             random.setstate(mine["python"])
             if "cuda" in mine and self.ranks.device.type == "cuda":
                 torch.cuda.set_rng_state(mine["cuda"], self.ranks.device)
-
-
-def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}

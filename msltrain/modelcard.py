@@ -72,7 +72,7 @@ def model_card(loaded: LoadedRecogniser, files: Mapping[str, float], *, from_pix
 
 
 def _results(loaded: LoadedRecogniser) -> list[str]:
-    found = [predictions for file in _prediction_files(loaded.path) if (predictions := _of(file, loaded.sha256))]
+    found = [predictions for file in loaded.prediction_files() if (predictions := _of(file, loaded.sha256))]
     if not found:
         return []
     rows = []
@@ -92,11 +92,6 @@ def _results(loaded: LoadedRecogniser) -> list[str]:
         *rows,
         "",
     ]
-
-
-def _prediction_files(checkpoint: Path) -> list[Path]:
-    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
-    return sorted((run / "predictions").glob("*.parquet"))
 
 
 def _of(file: Path, sha256: str) -> Predictions | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from msltrain.config import OptimConfig
 
@@ -62,10 +63,21 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
         }
         for (in_classifier, decayed), parameters in groups.items()
     ]
-    # The fused kernels update all parameters in a few calls, on CPU and GPU.
+    # The fused kernels update all parameters in a few calls, on CPU and GPU. Not all of them take sharded parameters.
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    kernel: dict[str, Any] = {"foreach": True} if sharded else {"fused": True}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(described, lr=config.lr, momentum=config.momentum, fused=True)
-    return torch.optim.AdamW(described, lr=config.lr, fused=True)
+        return torch.optim.SGD(described, lr=config.lr, momentum=config.momentum, **kernel)
+    return torch.optim.AdamW(described, lr=config.lr, **kernel)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Continue from another optimiser's ``state_dict``; by which kernels it computes stays this one's own choice."""
+    groups = [
+        {**saved, **{name: ours[name] for name in ("foreach", "fused")}}
+        for saved, ours in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msldata.errors import BadInputError, UserError
 from msldata.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
-from msltrain.checkpoint import load_recogniser
+from msltrain.checkpoint import LoadedRecogniser, load_recogniser
 from msltrain.distributed import process_group
 from msltrain.models.build import Recogniser
 from msltrain.overlay import OverlayFolder, Panel, Row, draw_sheet, thumbnail
@@ -30,7 +30,7 @@ from msltrain.thresholds import tune_thresholds
 
 __all__ = ["ImagePrediction", "Predictor", "find_images", "predict_images", "read_keep_mask", "read_square"]
 
-HELD_OUT_FILES = "predictions/*-held-out.parquet"
+HELD_OUT_FILES = "*-held-out.parquet"
 """In a run folder: what ``msl evaluate --held-out`` writes, and thresholds are tuned on."""
 
 
@@ -66,7 +66,7 @@ class Predictor:
     """A trained recogniser that answers about images.
 
     Args:
-        checkpoint: checkpoint folder, or the folder of a run, whose best one is taken.
+        checkpoint: checkpoint folder, or the folder of a run, whose best one is taken; a URL as well.
         device: where it computes.
         threshold: from which score on a class counts as predicted; None: the thresholds tuned on what training held
             out, where ``msl evaluate --held-out`` left predictions of these weights in the run folder, else 0.5.
@@ -101,14 +101,14 @@ class Predictor:
         if threshold is not None:
             self.threshold_K, self.threshold_origin = np.full(len(self.classes), threshold), f"{threshold:g}"
         else:
-            self._tune(loaded.sha256)
+            self._tune(loaded)
 
-    def _tune(self, sha256: str) -> None:
-        for file in sorted(self.path.parent.parent.glob(HELD_OUT_FILES)):
+    def _tune(self, loaded: LoadedRecogniser) -> None:
+        for file in loaded.prediction_files(HELD_OUT_FILES):
             held_out = read_predictions(file)
             origin = held_out.origin
             of_whole_images = not origin.keep_masks and not origin.test_time
-            if origin.checkpoint_sha256 == sha256 and held_out.classes == self.classes and of_whole_images:
+            if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == self.classes and of_whole_images:
                 self.threshold_K = 1 / (1 + np.exp(-tune_thresholds(held_out)))
                 self.threshold_origin = f"one per class, tuned on {file.name}"
                 return

@@ -244,14 +244,16 @@ def default_file(
 ) -> Path:
     """Where an evaluation puts its predictions: in the run folder, named after what was evaluated.
 
-    ``shards/voc2007/test`` through ``shards/masks/high`` gives ``predictions/voc2007-test-masks-high.parquet``.
+    ``shards/voc2007/test`` through ``shards/masks/high`` gives ``predictions/voc2007-test-masks-high.parquet``. For a
+    run in object storage that folder is made here, with the run's name in front of the file's.
     """
     places = [str(place).rstrip("/").split("/")[-2:] for place in (shards, *keep_masks)]
     name = "-".join(part for place in places for part in place if part)
     name += "-held-out" if held_out else ""
     run = Path(checkpoint)
+    remote = open_storage(checkpoint).path() is None
     if run.is_file():  # a weights file from elsewhere
         run = run.parent
     if run.parent.name == "checkpoints":  # a checkpoint folder is replaced as a whole when training goes on
         run = run.parent.parent
-    return run / "predictions" / f"{name}.parquet"
+    return Path("predictions", f"{run.name}-{name}.parquet") if remote else run / "predictions" / f"{name}.parquet"

@@ -56,6 +56,7 @@ MAY_DIFFER = (
     "stream.ram_cache_gb",
     "stream.on_sample_error",
     "stream.max_skipped",
+    "run.shard_weights",
     "run.log_every",
     "run.save_every",
     "run.keep",
@@ -63,7 +64,8 @@ MAY_DIFFER = (
     "run.wandb",
 )
 """Fields that change nothing a run computes, so that a continued run may set them anew: where the same shards lie now
-(their fingerprints are compared), how fast they are read, what a damaged sample leads to, how often is logged."""
+(their fingerprints are compared), how fast they are read, what a damaged sample leads to, where the weights lie, how
+often is logged."""
 
 _PACKAGES = ("msl-shards", "torch", "torchvision", "timm", "numpy", "pyarrow", "obstore", "simplejpeg", "safetensors")
 

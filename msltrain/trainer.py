@@ -333,6 +333,7 @@ class Trainer:
         """Replace the last checkpoint, or another one at ``place``, and list what was skipped."""
         random_states = self.ranks.gather(self.learner.random_state())
         skipped = [error for errors in self.ranks.gather(self.data.skipped()) for error in errors]
+        weights, learner_state = self.learner.shipped_weights(), self.learner.state_dict()
 
         def write() -> int:
             checkpoint = Checkpoint(
@@ -341,9 +342,9 @@ class Trainer:
                 step=self.step,
                 epoch=self.step // len(self.data.training),
                 validation_mAP=mean_ap,
-                weights=self.learner.shipped_weights(),
+                weights=weights,
                 train_state={
-                    **self.learner.state_dict(),
+                    **learner_state,
                     "loader": self.data.training.state_dict(),
                     "random": random_states,
                     "best": self.best,
@@ -366,6 +367,8 @@ class Trainer:
             notes.append(f"keep masks are of the kind '{kind}'{unused}")
         if self.config.run.sync_batchnorm and self.ranks.world_size == 1:
             notes.append("run.sync_batchnorm has no effect: there is one process")
+        if self.config.run.shard_weights and self.ranks.world_size == 1:
+            notes.append("run.shard_weights has no effect: there is one process")
         validation = self.data.validation
         return StartEvent(
             run_dir=self.folder.location,

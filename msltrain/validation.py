@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msltrain.distributed import Ranks
 from msltrain.metrics import mean_average_precision
@@ -30,11 +30,20 @@ def validation_mean_ap(recogniser: nn.Module, loader: Loader, ranks: Ranks, *, a
     was_training = recogniser.training
     recogniser.eval()
     part: list[tuple[np.ndarray, ...]] = []
+
+    def logits(image_BCHW: Tensor) -> Tensor:
+        # Not inference_mode: sharded weights that were gathered in it could not be trained afterwards.
+        autocast = torch.autocast(loader.device.type, torch.bfloat16, enabled=amp, cache_enabled=False)
+        with torch.no_grad(), autocast:
+            return recogniser(image_BCHW)
+
     for batch in loader:
-        with torch.inference_mode(), torch.autocast(loader.device.type, torch.bfloat16, enabled=amp):
-            logit_BK = recogniser(batch.image_BCHW)
-        tensors = (logit_BK, batch.target_BK, batch.ignore_BK)
+        tensors = (logits(batch.image_BCHW), batch.target_BK, batch.ignore_BK)
         part.append((batch.index_B, *(tensor.cpu().numpy() for tensor in tensors)))
+    for _ in range(len(part), len(loader)):
+        # No sample of the last batch is left for this process, but all must call a network whose weights are sharded.
+        side = loader.config.image_size
+        logits(torch.zeros(1, 3, side, side, device=loader.device))
     recogniser.train(was_training)
     parts = ranks.gather(part)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Annotated[Path | None, typer.Option(help="Run folder, checkpoint, or a weights file.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Run or checkpoint, folder or URL; or a weights file.")] = None,
     data: Annotated[str | None, typer.Option(help="Shards to evaluate on: folder or URL.")] = None,
     recipe: Annotated[str, typer.Option(help="For a released MSL or CSRA file: the recipe it belongs to.")] = "",
     model: Annotated[str, typer.Option(help="For a plain classifier's file: its timm name.")] = "",
@@ -153,7 +153,7 @@ class OutputFormat(StrEnum):
 
 def predict(
     inputs: Annotated[list[str], typer.Argument(help="Images, folders, patterns, URLs, shards.")],
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint, or a run folder for its best one.")],
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint, or a run for its best one: folder or URL.")],
     top_k: Annotated[int, typer.Option(help="Classes shown per image.", min=1)] = 5,
     threshold: Annotated[
         float | None,
@@ -207,7 +207,7 @@ def predict(
 
 
 def serve(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint, or a run folder for its best one.")],
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint, or a run for its best one: folder or URL.")],
     port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 8765,
     host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine can.")] = "127.0.0.1",
     examples: Annotated[
@@ -235,7 +235,7 @@ def serve(
 
 
 def robustness(
-    checkpoint: Annotated[list[Path], typer.Option(help="Repeat it: the reference (baseline) first.")],
+    checkpoint: Annotated[list[str], typer.Option(help="Repeat it: the reference (baseline) first.")],
     data: Annotated[str, typer.Option(help="Shards to evaluate on: folder or URL.")],
     keep_masks: Annotated[
         list[str] | None, typer.Option(help="Held-out keep masks, for irregular; repeat it: low and high.")
@@ -263,7 +263,7 @@ def robustness(
     from msldata.errors import UserError
     from msltrain import launch
 
-    names = name or [path.name if path.is_dir() else path.stem for path in checkpoint]
+    names = name or [path.stem if path.is_file() else path.name for path in map(Path, checkpoint)]
     if len(names) != len(checkpoint):
         raise UserError(f"{len(checkpoint)} checkpoints and {len(names)} names; give --name once per --checkpoint")
     if bool(recalibrate) != bool(recalibrate_masks):
@@ -277,7 +277,7 @@ def robustness(
     from msltrain.robustness import Recalibration, Study, run_study
 
     study = Study(
-        models=tuple(zip(names, map(str, checkpoint), strict=True)),
+        models=tuple(zip(names, checkpoint, strict=True)),
         shards=data,
         keep_masks=tuple(keep_masks or ()),
         kinds=tuple(kind or ("irregular",)),
@@ -307,7 +307,7 @@ class ExportFormat(StrEnum):
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint, or a run folder for its best one.")],
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint, or a run for its best one: folder or URL.")],
     out_: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
     format_: Annotated[
         list[ExportFormat] | None, typer.Option("--format", help="Repeat it; default: all three.")

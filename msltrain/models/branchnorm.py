@@ -120,19 +120,19 @@ def compute_blocks_twice(network: nn.Module, passage: Passage) -> int:
     Returns:
         The number of blocks found; 0: the network has none, and nothing changed.
     """
-    blocks = _repeated_blocks(network)
+    blocks = repeated_blocks(network)
     for block in blocks:
         extend_class(block, _ComputedTwice)
         block.passage = passage  # type: ignore[assignment]
     return len(blocks)
 
 
-def _repeated_blocks(module: nn.Module) -> list[nn.Module]:
+def repeated_blocks(module: nn.Module) -> list[nn.Module]:
     """The innermost modules with two or more layers that stand in a row: residual blocks, as a rule."""
     is_row = isinstance(module, nn.Sequential | nn.ModuleList)
     found: list[nn.Module] = []
     for child in module.children():
-        inner = _repeated_blocks(child)
+        inner = repeated_blocks(child)
         if inner or not is_row:
             found += inner
         elif sum(bool(part._parameters) for part in child.modules()) > 1:

@@ -32,7 +32,7 @@ MSLTRAIN_LAYERS = (
     ),
     ("config", "interval", "holdout"),
     ("strata", "bootstrap", "thresholds", "testtime", "measured"),
-    ("models", "optim", "siamese", "recipes"),
+    ("models", "optim", "siamese", "sharding", "recipes"),
     ("checkpoint", "rundir", "runmirror", "trackers"),
     ("anycheckpoint", "forward", "objectboxes", "holes", "pictures", "placescores", "overlay"),
     ("learner", "traindata", "resume", "validation", "evaluate", "predict", "recalibrate", "released"),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,31 +19,7 @@ from msltrain.stream.config import StreamConfig
 from msltrain.traindata import TrainData
 from msltrain.trainer import train
 from tests.smallshards import write_images, write_keep_masks
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-WORKER = """
-import os, signal, sys
-from pathlib import Path
-from msldata.errors import UserError
-from msltrain.config import from_json
-from msltrain.trainer import train
-
-resume = {"no": False, "must": True, "auto": "auto"}[sys.argv[1]]
-die_at = int(os.environ.get("DIE_AT", 0)) if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else 0
-
-def on_event(event):
-    if die_at and getattr(event, "step", 0) == die_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-try:
-    for run in map(Path, sys.argv[2:]):
-        config = from_json(run.with_suffix(".json").read_text())
-        train(config, run_dir=run, resume=resume, on_event=on_event)
-except UserError as error:
-    print(f"UserError: {error}")
-    sys.exit(2)
-"""
+from tests.torchrun import finish, losses, start, validation
 
 
 @pytest.fixture(scope="module")
@@ -63,43 +36,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
         optim=OptimConfig(lr=0.02, num_epochs=4, warmup_epochs=0.5, step_epochs=1, clip_norm=1.0, ema_decay=0.9),
         run=RunConfig(log_every=1, device="cpu"),
     )
-
-
-def start(
-    runs: dict[str, TrainConfig], folder: Path, num_processes: int, *, resume: str = "no", restarts: int = 0, die_at=0
-) -> subprocess.Popen:
-    """torchrun over the runs, one after the other, each in a folder of its name. It picks its own free port."""
-    folder.mkdir(exist_ok=True)
-    (folder / "worker.py").write_text(WORKER)
-    for name, config in runs.items():
-        (folder / f"{name}.json").write_text(to_json(config))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    command = [sys.executable, *launcher, f"--max-restarts={restarts}", str(folder / "worker.py"), resume]
-    return subprocess.Popen(
-        [*command, *(str(folder / name) for name in runs)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "DIE_AT": str(die_at)},
-    )
-
-
-def finish(process: subprocess.Popen, expected: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == expected, output
-    return output
-
-
-def rows(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run: Path) -> list[float]:
-    return [row[name] for row in rows(run) for name in ("total", "clean", "masked", "consistency") if name in row]
-
-
-def validation(run: Path) -> list[float]:
-    return [row["validation_mAP"] for row in rows(run) if "validation_mAP" in row]
 
 
 @pytest.fixture(scope="module")
