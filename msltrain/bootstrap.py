@@ -6,7 +6,7 @@ Shapes: N samples, K classes, R resamples, P positives of one class.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Interval:
 
 def mean_ap_interval(predictions: Predictions) -> Interval:
     """mAP with its bootstrap interval; the images are resampled with replacement, from a fixed seed."""
-    return _interval(_value(predictions), resampled_mean_ap(predictions))
+    return _within_one(_interval(_value(predictions), resampled_mean_ap(predictions)))
 
 
 def mean_ap_difference(first: Predictions, second: Predictions) -> Interval:
@@ -69,7 +69,8 @@ def summary_intervals(predictions: Predictions, *, num_resamples: int = NUM_RESA
     value_by_name = compute_metrics(predictions).summary()
     rates_R = resampled_rates(predictions, num_resamples=num_resamples)
     mean_ap_R = resampled_mean_ap(predictions, num_resamples=num_resamples)
-    return {name: _interval(value, {"mAP": mean_ap_R, **rates_R}[name]) for name, value in value_by_name.items()}
+    sampled = {"mAP": mean_ap_R, **rates_R}
+    return {name: _within_one(_interval(value, sampled[name])) for name, value in value_by_name.items()}
 
 
 def resampled_rates(
@@ -133,6 +134,11 @@ def _weighted_ap(predictions: Predictions, k: int, weight_RN: np.ndarray) -> np.
 
 def _value(predictions: Predictions) -> float:
     return mean_average_precision(predictions.logit_NK, predictions.target_NK, predictions.ignore_NK)
+
+
+def _within_one(interval: Interval) -> Interval:
+    """Without the values that no measure can take: moving the spread may have taken an end of it beyond 0 or 1."""
+    return replace(interval, low=max(interval.low, 0.0), high=min(interval.high, 1.0))
 
 
 def _interval(value: float, value_R: np.ndarray) -> Interval:

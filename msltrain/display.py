@@ -51,5 +51,6 @@ class TrainingDisplay:
                 if event.validation_mAP is not None:
                     validation = f"  validation mAP {100 * event.validation_mAP:.1f}{' (best)' * event.is_best}"
                 epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
-                skipped = f"  {event.num_skipped} bad samples skipped" if event.num_skipped else ""
+                samples = "bad sample" if event.num_skipped == 1 else "bad samples"
+                skipped = f"  {event.num_skipped} {samples} skipped" if event.num_skipped else ""
                 self._out.print(f"{epoch}  {self._last}{validation}  {event.seconds:.0f} s{skipped}", soft_wrap=True)

@@ -180,7 +180,7 @@ def _device(device: str, local_rank: int) -> torch.device:
     if local_rank >= available:
         raise UserError(
             f"process {local_rank} of this host needs a GPU of its own and there are {available}; "
-            + (f"start at most {available} processes" if available else "set run.device=cpu")
+            + (f"start at most {available} processes" if available else "use --device cpu, in training run.device=cpu")
         )
     chosen = torch.device("cuda", local_rank)
     torch.cuda.set_device(chosen)

@@ -369,13 +369,19 @@ class Trainer:
             notes.append("run.sync_batchnorm has no effect: there is one process")
         if self.config.run.shard_weights and self.ranks.world_size == 1:
             notes.append("run.shard_weights has no effect: there is one process")
-        validation = self.data.validation
+        num_train = self.data.training.shards.num_samples
+        num_validation = 0 if self.data.validation is None else self.data.validation.shards.num_samples
+        share, asked = num_validation / (num_train + num_validation), self.config.data.validation_fraction
+        if share > 2 * asked:
+            notes.append(
+                f"validation takes {100 * share:.1f} % of the samples instead of {100 * asked:g} %, to show every class"
+            )
         return StartEvent(
             run_dir=self.folder.location,
             device=str(self.ranks.device),
             world_size=self.ranks.world_size,
-            num_train=self.data.training.shards.num_samples,
-            num_validation=0 if validation is None else validation.shards.num_samples,
+            num_train=num_train,
+            num_validation=num_validation,
             num_keep_masks=self.data.num_keep_masks,
             num_parameters=sum(p.numel() for p in self.learner.recogniser.parameters() if p.requires_grad),
             steps_per_epoch=len(self.data.training),

@@ -92,7 +92,7 @@ def evaluate(
         json_.write_text(measured.to_json(), encoding="utf-8")
     _show(measured, with_classes=classes)
     if skipped := measured.origin.skipped:
-        err.print(f"{len(skipped)} bad samples were left out:")
+        err.print("1 bad sample was left out:" if len(skipped) == 1 else f"{len(skipped)} bad samples were left out:")
         for sample in skipped:
             err.print(f"  {sample}", markup=False, soft_wrap=True)
     out.print(f"[green]{predictions}[/green]: {measured.metrics.num_samples:,} samples", soft_wrap=True)

@@ -129,7 +129,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         UserError: it is damaged, or holds something else than tensors.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
+        what = "a folder, not a weights file; name the file in it" if path.is_dir() else "no such weights file"
+        raise FileNotFoundError(f"{path}: {what}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -19,7 +19,8 @@ class SampleError(UserError):
     def __init__(self, dataset: str, shard: str, key: str, offset: int, reason: str):
         super().__init__(
             f"{dataset}: sample '{key}' at byte {offset} of {shard}: {reason}; "
-            "check the shard with `msl verify`, and copy or build it again if it is damaged"
+            "check the shard with `msl verify`, and copy or build it again if it is damaged; `msl train` and "
+            "`msl evaluate` go on without such samples with --on-sample-error skip"
         )
         self.dataset, self.shard, self.key, self.offset, self.reason = dataset, shard, key, offset, reason
 

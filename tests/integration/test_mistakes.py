@@ -269,6 +269,12 @@ def test_missing_checkpoint(shards, tmp_path):
     assert_refused(result, tmp_path, "nowhere")
 
 
+def test_a_gpu_that_is_not_there(shards, tmp_path):
+    command = ("evaluate", "--checkpoint", "nowhere", "--data", shards / "voc2007" / "test", "--device", "cuda")
+    result = msl(*command, folder=tmp_path, environment={"CUDA_VISIBLE_DEVICES": ""})
+    assert_refused(result, tmp_path, "needs a GPU", "--device cpu")
+
+
 def test_evaluate_without_anything(tmp_path):
     assert_refused(msl("evaluate", folder=tmp_path), tmp_path, "--checkpoint RUN --data SHARDS", "--predictions FILE")
 

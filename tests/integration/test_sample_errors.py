@@ -204,6 +204,7 @@ def test_evaluate_lists_them_or_stops_at_the_first(place, run, tmp_path):
     command = ["evaluate", "--checkpoint", run, *place, "--device", "cpu", "--out", tmp_path / "x.parquet"]
     refused = msl(*command)
     assert refused.exit_code == 2 and "error: small/train: sample 's000003' at byte" in refused.output
+    assert "--on-sample-error skip" in refused.output
     assert not (tmp_path / "x.parquet").exists()
     done = msl(*command, "--on-sample-error", "skip")
     assert done.exit_code == 0 and "61 samples" in done.output, done.output

@@ -307,6 +307,14 @@ def test_the_baseline_needs_no_masks_and_says_when_they_are_unused(config: Train
     assert set(rows(without.run_dir)[0]) >= {"total", "clean"} and "masked" not in rows(without.run_dir)[0]
 
 
+def test_validation_that_takes_far_more_than_asked_for_is_explained(config: TrainConfig, tmp_path: Path):
+    events = []
+    config = override(config, ["data.validation_fraction=0.01", "optim.num_epochs=1"])
+    train(config, run_dir=tmp_path / "run", on_event=events.append)
+    assert events[0].num_validation == len(CLASSES)
+    assert f"takes {2 * len(CLASSES)}.0 % of the samples instead of 1 %, to show every class" in events[0].notes[-1]
+
+
 def test_without_validation_everything_is_trained_on(config: TrainConfig, tmp_path: Path):
     events = []
     config = override(config, ["data.validation_fraction=0", "optim.num_epochs=1"])

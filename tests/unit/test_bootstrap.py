@@ -55,3 +55,12 @@ def test_every_measure_has_an_interval_around_it(predictions):
         assert intervals[name].value == value
         assert intervals[name].low < value < intervals[name].high
         assert intervals[name].high - intervals[name].low < 0.5
+
+
+def test_no_interval_leaves_the_values_that_its_measure_can_take(predictions):
+    """Near 0 and 1 the spread is lopsided: moved to the measured value, an end of it would lie outside."""
+    clearest_NK = (10 * predictions.target_NK - 5.0).astype(np.float32)
+    clearest_NK[0] = -clearest_NK[0]
+    for logit_NK in (clearest_NK, -clearest_NK):
+        for interval in summary_intervals(replace(predictions, logit_NK=logit_NK), num_resamples=200).values():
+            assert 0 <= interval.low <= interval.value <= interval.high <= 1

@@ -19,7 +19,7 @@ def load_weights_file(network: torch.nn.Module, path: str | Path) -> WeightsRepo
     return fill_network(network, read_source(str(path)), str(path))
 
 
-def test_mistakes_in_the_model_are_explained():
+def test_mistakes_in_the_model_are_explained(tmp_path: Path):
     with pytest.raises(UserError, match="timm has no model 'resnet999'; near it are"):
         build_model(ModelConfig(backbone="resnet999"), 3, image_size=64)
     with pytest.raises(UserError, match=r"no weights 'nothing' for 'resnet18'; it has: .*tv_in1k"):
@@ -28,6 +28,8 @@ def test_mistakes_in_the_model_are_explained():
         build_model(ModelConfig(backbone="mixer_s32_224"), 3, image_size=128)
     with pytest.raises(FileNotFoundError, match=r"missing\.pth: no such weights file"):
         build_model(ModelConfig(backbone="resnet18", weights="missing.pth"), 3, image_size=64)
+    with pytest.raises(FileNotFoundError, match="a folder, not a weights file"):
+        build_model(ModelConfig(backbone="resnet18", weights=str(tmp_path)), 3, image_size=64)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
