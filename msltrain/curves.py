@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -65,6 +65,10 @@ class Curves:
 
     cells: tuple[Cell, ...]
     areas: tuple[Area, ...]
+    num_samples: int
+    """Images behind every cell."""
+    skipped: tuple[str, ...]
+    """Damaged samples that were left out of all cells: key, place, reason."""
 
     @property
     def models(self) -> list[str]:
@@ -90,12 +94,13 @@ def compute_curves(found: Mapping[str, Mapping[str, Predictions]]) -> Curves:
     """Measure every cell of a study.
 
     Args:
-        found: predictions by model and condition, as ``run_study`` gives them.
+        found: predictions by model and condition, as ``run_study`` gives them, all of the same samples.
     """
     cells = tuple(_cell(model, name, one) for model, row in found.items() for name, one in row.items())
-    curves = Curves(cells=cells, areas=())
+    first = next(one for row in found.values() for one in row.values())
+    curves = Curves(cells=cells, areas=(), num_samples=len(first.keys), skipped=first.origin.skipped)
     areas = tuple(_area(model, kind, curves.of(model, kind)) for kind in curves.kinds for model in curves.models)
-    return Curves(cells=cells, areas=areas)
+    return replace(curves, areas=areas)
 
 
 def _cell(model: str, condition: str, predictions: Predictions) -> Cell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -91,11 +92,15 @@ def evaluate(
     if json_ is not None:
         json_.write_text(measured.to_json(), encoding="utf-8")
     _show(measured, with_classes=classes)
-    if skipped := measured.origin.skipped:
-        err.print(f"{len(skipped)} bad samples were left out:")
-        for sample in skipped:
-            err.print(f"  {sample}", markup=False, soft_wrap=True)
+    _list_skipped(measured.origin.skipped)
     out.print(f"[green]{predictions}[/green]: {measured.metrics.num_samples:,} samples", soft_wrap=True)
+
+
+def _list_skipped(skipped: Sequence[str]) -> None:
+    if skipped:
+        err.print(f"{len(skipped)} bad samples were left out:")
+    for sample in skipped:
+        err.print(f"  {sample}", markup=False, soft_wrap=True)
 
 
 def _show(measured: Measured, *, with_classes: bool) -> None:
@@ -249,13 +254,18 @@ def robustness(
     recalibrate_masks: Annotated[list[str] | None, typer.Option(help="Training keep masks for that.")] = None,
     recipe: Annotated[str, typer.Option(help="For released MSL or CSRA files: the recipe they belong to.")] = "",
     model: Annotated[str, typer.Option(help="For plain classifiers' files: their timm name.")] = "",
-    out_: Annotated[Path, typer.Option("--out", help="The study's folder; finished models in it are kept.")] = Path(
-        "robustness"
-    ),
+    out_: Annotated[
+        Path, typer.Option("--out", help="The study's folder; what is in it is not computed again.")
+    ] = Path("robustness"),
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
+    cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
+    on_sample_error: Annotated[
+        OnError, typer.Option(help="At a damaged sample: stop, or leave it out for all models and list it.")
+    ] = OnError.fail,
 ) -> None:
     """Draw mAP, CR and CF1 over the hidden share of the images, and recall over the visible share of the objects."""
     import sys
@@ -287,7 +297,17 @@ def robustness(
         foreign=Foreign(recipe=recipe, model=model),
         seed=seed,
     )
-    found = run_study(study, out_, batch_size=batch_size, device=device, progress=progress_bar)
+    found = run_study(
+        study,
+        out_,
+        batch_size=batch_size,
+        device=device,
+        cache="" if cache is None else str(cache),
+        cache_limit_gb=gigabytes(cache_limit),
+        on_sample_error=on_sample_error.value,
+        progress=progress_bar,
+        note=lambda text: err.print(text, markup=False, soft_wrap=True) if is_first_process() else None,
+    )
     if not is_first_process():
         return
     curves = compute_curves(found)
@@ -296,6 +316,7 @@ def robustness(
     for area in curves.areas:
         table.add_row(area.model, area.kind, *map(_percent, (area.mAP, area.CR, area.CF1)))
     out.print(table)
+    _list_skipped(curves.skipped)
     for file in written:
         out.print(f"[green]{file}[/green]", soft_wrap=True)
 

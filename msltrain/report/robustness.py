@@ -28,7 +28,10 @@ def write_robustness(curves: Curves, out: Path) -> list[Path]:
 
 def robustness_table(curves: Curves) -> str:
     """Markdown: the three measures by hole fraction, the area under each curve, recall by visible share."""
-    lines = ["# Robustness to holes", "", "All numbers in percent.", ""]
+    lines = ["# Robustness to holes", "", f"{curves.num_samples:,} images. All numbers in percent.", ""]
+    if curves.skipped:
+        lines += [f"Besides these, {len(curves.skipped)} damaged samples were left out, for every model:", ""]
+        lines += [*(f"- {sample}" for sample in curves.skipped), ""]
     for kind in curves.kinds:
         rows = {model: curves.of(model, kind) for model in curves.models}
         first = rows[curves.models[0]]

@@ -36,7 +36,7 @@ MSLTRAIN_LAYERS = (
     ("checkpoint", "rundir", "runmirror", "trackers"),
     ("anycheckpoint", "forward", "objectboxes", "holes", "pictures", "placescores", "overlay"),
     ("learner", "traindata", "resume", "validation", "evaluate", "predict", "recalibrate", "released"),
-    ("robustness", "curves", "modelcard", "export"),
+    ("robustness", "study", "studymodel", "unfinished", "curves", "modelcard", "export"),
     ("trainer", "series", "report", "serve", "predicted"),
     ("demo",),
     ("commands",),
