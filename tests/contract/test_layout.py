@@ -34,7 +34,7 @@ MSLTRAIN_LAYERS = (
     ("strata", "bootstrap", "thresholds", "testtime", "measured"),
     ("models", "optim", "siamese", "recipes"),
     ("checkpoint", "rundir", "runmirror", "trackers"),
-    ("anycheckpoint", "forward", "objectboxes", "holes", "pictures", "placescores", "overlay"),
+    ("anycheckpoint", "classnames", "forward", "objectboxes", "holes", "pictures", "placescores", "overlay"),
     ("learner", "traindata", "resume", "validation", "evaluate", "predict", "recalibrate", "released"),
     ("robustness", "study", "studymodel", "unfinished", "curves", "modelcard", "export"),
     ("trainer", "series", "report", "serve", "predicted"),
