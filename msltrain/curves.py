@@ -138,12 +138,13 @@ def is_bin(cell: Cell) -> bool:
 def _area(model: str, kind: str, cells: Sequence[Cell]) -> Area:
     points = [cell for cell in cells if is_bin(cell)]
     x = np.array([cell.hole_fraction for cell in points])
-    width = x[-1] - x[0]
-    height = {
-        name: float(np.trapezoid([getattr(cell, name) for cell in points], x) / width) if width else points[0].mAP
-        for name in MEASURES
-    }
-    return Area(model=model, kind=kind, up_to=float(x[-1]), **height)
+    width = float(x[-1] - x[0])
+
+    def mean_height(measure: str) -> float:
+        values = [float(getattr(cell, measure)) for cell in points]
+        return float(np.trapezoid(values, x)) / width if width else values[0]  # without a bin: that of the whole images
+
+    return Area(model=model, kind=kind, up_to=float(x[-1]), **{name: mean_height(name) for name in MEASURES})
 
 
 def pooled_visibility(cells: Sequence[Cell]) -> list[tuple[int, int]]:

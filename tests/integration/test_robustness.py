@@ -201,6 +201,15 @@ def test_figures_come_from_the_files_alone(place, found, tmp_path):
     assert first.startswith(b"\x89PNG") and write_robustness(curves, tmp_path)[0].read_bytes() == first
 
 
+def test_masks_of_no_bin_leave_the_curve_at_the_whole_images(place, tmp_path):
+    write_keep_masks(tmp_path / "masks", [keep_mask(0.8, 0)])
+    found = run_study(study(place, keep_masks=(str(tmp_path / "masks"),)), tmp_path / "out", device="cpu")
+    curves = compute_curves({"One": found["One"]})
+    assert [cell.condition for cell in curves.cells] == ["whole", "irregular-high"]
+    [area], whole = curves.areas, curves.cells[0]
+    assert (area.up_to, area.mAP, area.CR, area.CF1) == (0, whole.mAP, whole.CR, whole.CF1) and whole.mAP != whole.CR
+
+
 def test_the_documented_script_recomputes_map(place, found, tmp_path):
     document = msltrain.robustness.__doc__ or ""
     script = textwrap.dedent(document.partition("::\n\n")[2])
