@@ -23,7 +23,7 @@ lint: $(READY)  ## format, lint and types only
 	$(BIN)/mypy
 
 bench: $(READY)  ## the measurements behind benchmarks/RESULTS.md
-	@for script in build masks coco_parse plan stream remote storage step sample_voc; do \
+	@for script in build masks coco_parse plan stream remote storage step proof sample_voc; do \
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:  ## remove the environment and what the demo wrote

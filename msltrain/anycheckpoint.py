@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from msldata.errors import UserError
 from msldata.storage import open_storage
-from msltrain.checkpoint import LoadedRecogniser, load_recogniser
+from msltrain.checkpoint import LoadedRecogniser, load_recogniser, rebuild_recogniser
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.csra import CSRAHead
@@ -58,6 +58,11 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
             f"{path}: a weights file does not say which network it belongs to; give --recipe NAME for a released MSL "
             "or CSRA checkpoint (`msl recipes` lists them), or --model NAME for a timm classifier"
         )
+    if not classes:
+        raise UserError(
+            f"{path}: a weights file does not name its classes; give --classes SHARDS of the dataset it was trained "
+            "on, or a text file with one name per line"
+        )
     found = read_tensors(path)
     module: nn.Module
     if foreign.recipe:
@@ -73,6 +78,15 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
     )
 
 
+def rebuild_any(loaded: LoadedRecogniser) -> nn.Module:
+    """The same network with random weights."""
+    if isinstance(loaded.recogniser, Recogniser):
+        return rebuild_recogniser(loaded.config, len(loaded.classes))
+    import timm
+
+    return timm.create_model(loaded.config.model.backbone, pretrained=False, num_classes=len(loaded.classes))
+
+
 def _released(
     path: Path, found: dict[str, Tensor], config: TrainConfig, num_classes: int
 ) -> tuple[Recogniser, TrainConfig]:
@@ -84,8 +98,8 @@ def _released(
         )
     if len(heads[0]) != num_classes:
         raise UserError(
-            f"{path}: its head has {len(heads[0])} classes, the data {num_classes}; evaluate on shards of the dataset "
-            "it was trained on"
+            f"{path}: its head has {len(heads[0])} classes, the data {num_classes}; give those of the dataset it was "
+            "trained on"
         )
     model = replace(config.model, weights=str(path), num_heads=len(heads), head="csra")
     module = build_model(model, num_classes, image_size=config.stream.image_size)
@@ -112,7 +126,7 @@ def _timm_classifier(
     last = next((key for key in reversed(wanted) if key in found and wanted[key].shape != found[key].shape), None)
     if last is not None and found[last].shape[1:] == wanted[last].shape[1:]:
         raise UserError(
-            f"{path}: has {len(found[last])} outputs ({last}), the data {num_classes} classes; evaluate on shards of "
+            f"{path}: has {len(found[last])} outputs ({last}), the data {num_classes} classes; give those of "
             "the dataset it was trained on"
         )
     try:

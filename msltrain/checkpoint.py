@@ -28,6 +28,7 @@ from msldata.errors import StorageError, UserError
 from msldata.storage import LocalStorage, Storage, flush_to_disk, open_storage
 from msltrain.config import TrainConfig, from_json, to_json
 from msltrain.models.build import Recogniser, build_model
+from msltrain.predictions import run_folder
 
 WEIGHTS_NAME = "weights.safetensors"
 STATE_NAME = "train_state.pt"
@@ -75,8 +76,7 @@ class LoadedRecogniser:
         """Predictions files of its run by name; they are not looked for in object storage."""
         if isinstance(self.path, str):
             return []
-        run = self.path.parent.parent if self.path.parent.name == CHECKPOINTS else self.path
-        return sorted((run / "predictions").glob(pattern))
+        return sorted((run_folder(self.path) / "predictions").glob(pattern))
 
     def require_classes(self, classes: tuple[str, ...], where: str) -> None:
         """Raise UserError unless ``classes`` (of the data at ``where``) are the ones it was trained on, in order."""

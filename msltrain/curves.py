@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -65,6 +65,10 @@ class Curves:
 
     cells: tuple[Cell, ...]
     areas: tuple[Area, ...]
+    num_samples: int
+    """Images behind every cell."""
+    skipped: tuple[str, ...]
+    """Damaged samples that were left out of all cells: key, place, reason."""
 
     @property
     def models(self) -> list[str]:
@@ -90,12 +94,13 @@ def compute_curves(found: Mapping[str, Mapping[str, Predictions]]) -> Curves:
     """Measure every cell of a study.
 
     Args:
-        found: predictions by model and condition, as ``run_study`` gives them.
+        found: predictions by model and condition, as ``run_study`` gives them, all of the same samples.
     """
     cells = tuple(_cell(model, name, one) for model, row in found.items() for name, one in row.items())
-    curves = Curves(cells=cells, areas=())
+    first = next(one for row in found.values() for one in row.values())
+    curves = Curves(cells=cells, areas=(), num_samples=len(first.keys), skipped=first.origin.skipped)
     areas = tuple(_area(model, kind, curves.of(model, kind)) for kind in curves.kinds for model in curves.models)
-    return Curves(cells=cells, areas=areas)
+    return replace(curves, areas=areas)
 
 
 def _cell(model: str, condition: str, predictions: Predictions) -> Cell:
@@ -133,12 +138,13 @@ def is_bin(cell: Cell) -> bool:
 def _area(model: str, kind: str, cells: Sequence[Cell]) -> Area:
     points = [cell for cell in cells if is_bin(cell)]
     x = np.array([cell.hole_fraction for cell in points])
-    width = x[-1] - x[0]
-    height = {
-        name: float(np.trapezoid([getattr(cell, name) for cell in points], x) / width) if width else points[0].mAP
-        for name in MEASURES
-    }
-    return Area(model=model, kind=kind, up_to=float(x[-1]), **height)
+    width = float(x[-1] - x[0])
+
+    def mean_height(measure: str) -> float:
+        values = [float(getattr(cell, measure)) for cell in points]
+        return float(np.trapezoid(values, x)) / width if width else values[0]  # without a bin: that of the whole images
+
+    return Area(model=model, kind=kind, up_to=float(x[-1]), **{name: mean_height(name) for name in MEASURES})
 
 
 def pooled_visibility(cells: Sequence[Cell]) -> list[tuple[int, int]]:

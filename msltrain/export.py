@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
-from msltrain.checkpoint import LoadedRecogniser, load_recogniser, rebuild_recogniser
+from msltrain.anycheckpoint import Foreign, load_any, rebuild_any
+from msltrain.checkpoint import LoadedRecogniser
 from msltrain.config import to_json
 from msltrain.modelcard import model_card
+from msltrain.models.build import Recogniser
 from msltrain.predict import find_images, read_square
 
 Format = Literal["safetensors", "torch-export", "onnx"]
@@ -95,6 +97,8 @@ def export_model(
     checkpoint: str | Path,
     out: Path,
     *,
+    foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
+    classes: tuple[str, ...] = (),
     formats: Sequence[Format] = FORMATS,
     from_pixels: bool = False,
     images: Sequence[str | Path] = (),
@@ -105,7 +109,7 @@ def export_model(
     A file is put in its place only after it gave the original's logits, for each image alone and for all as one batch.
 
     Args:
-        checkpoint: checkpoint or run folder.
+        checkpoint, foreign, classes: as for ``load_any``; classes are needed with a weights file alone.
         out: folder; files of the same names are replaced.
         formats: see ``FILES``.
         from_pixels: the graphs of torch.export and ONNX take uint8 pixels and normalise them themselves.
@@ -116,7 +120,7 @@ def export_model(
         FileNotFoundError: no such checkpoint or image.
         UserError: a library is missing, the model cannot be exported, or the result differs.
     """
-    loaded = load_recogniser(checkpoint)
+    loaded = load_any(checkpoint, foreign, classes, torch.device("cpu"))
     pixel_BCHW = _sample_pixels(images, loaded.config.stream.image_size)
     served = ServedModel(loaded, from_pixels=from_pixels).eval()
     folder = LocalStorage(out)
@@ -137,8 +141,7 @@ def export_model(
         folder.put(FILES[format_], data)
         done.append(exported)
         on_done(exported)
-    content = {"classes": loaded.classes, "weights_sha256": loaded.sha256, "config": json.loads(to_json(loaded.config))}
-    folder.put(CONFIG_NAME, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    folder.put(CONFIG_NAME, (json.dumps(_network(loaded), indent=2, ensure_ascii=False) + "\n").encode())
     files = {FILES[one.format]: one.max_difference for one in done}
     folder.put(CARD_NAME, model_card(loaded, files, from_pixels=from_pixels).encode())
     return done
@@ -152,7 +155,7 @@ def _safetensors(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tens
 
     weights = {name: tensor.contiguous() for name, tensor in loaded.recogniser.state_dict().items()}
     data = save(weights, metadata={"classes": json.dumps(loaded.classes, ensure_ascii=False), "format": "pt"})
-    again = rebuild_recogniser(loaded.config, len(loaded.classes))
+    again = rebuild_any(loaded)
     again.load_state_dict(load(data))
     return data, again.eval()
 
@@ -193,6 +196,17 @@ _WRITERS: dict[Format, Callable[[LoadedRecogniser, ServedModel, Tensor], tuple[b
     "torch-export": _torch_export,
     "onnx": _onnx,
 }
+
+
+def _network(loaded: LoadedRecogniser) -> dict[str, Any]:
+    """What ``config.json`` says: enough to build the network that the weights belong to."""
+    content: dict[str, Any] = {"classes": loaded.classes, "weights_sha256": loaded.sha256}
+    if isinstance(loaded.recogniser, Recogniser):
+        return content | {"config": json.loads(to_json(loaded.config))}
+    return content | {
+        "timm_model": loaded.config.model.backbone,
+        "preprocessing": preprocessing(loaded, from_pixels=False),
+    }
 
 
 def preprocessing(loaded: LoadedRecogniser, *, from_pixels: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ B batch, C channels, H, W height and width, K classes, N samples of the dataset,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -80,30 +80,43 @@ class AllSamples:
     def run(
         self, views: Sequence[View], loader: Loader, batch_size: int, progress: Progress | None = None
     ) -> list[Part]:
-        """What this rank computes: a part per view. The images are read and decoded once for all of them.
+        """What this rank computes: a part per view, as ``steps`` gives them, put together."""
+        num_classes = len(self.shard_set.classes)
+        empty = Part(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty((0, num_classes), np.float32))
+        parts = [[empty] for _ in views]
+        for step_parts in self.steps(views, loader, batch_size, progress):
+            for view_parts, part in zip(parts, step_parts, strict=True):
+                view_parts.append(part)
+        return [Part.concatenate(view_parts) for view_parts in parts]
+
+    def steps(
+        self, views: Sequence[View], loader: Loader, batch_size: int, progress: Progress | None = None
+    ) -> Iterator[list[Part]]:
+        """A part per view for each step of this rank. The images are read and decoded once for all views.
 
         Args:
             views: what to compute for each sample.
-            loader: this rank's share of the samples, not shuffled.
+            loader: this rank's share of the samples, not shuffled; from the step on at which it stands.
             batch_size: samples per rank and step.
             progress: see ``Progress``.
         """
-        num_samples, num_classes = self.shard_set.num_samples, len(self.shard_set.classes)
-        empty = Part(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty((0, num_classes), np.float32))
-        parts = [[empty] for _ in views]
-        for step, batch in enumerate(loader, start=1):
+        num_samples = self.shard_set.num_samples
+        for batch in loader:
             place_B = np.searchsorted(self.index_N, batch.index_B)
             # Not around the loop: the loader's own buffers must not become inference tensors.
             with torch.inference_mode():
-                for view, view_parts in zip(views, parts, strict=True):
-                    image_BCHW = batch.image_BCHW
-                    if view.keep_masks is not None:
-                        image_BCHW = image_BCHW * view.keep_masks(batch)
-                    logit_BK = in_full_batch(view.model, image_BCHW, place_B, batch_size)
-                    view_parts.append(Part(batch.index_B, batch.key_hash_B, logit_BK.float().cpu().numpy()))
+                parts = [self._part(view, batch, place_B, batch_size) for view in views]
             if progress is not None:
-                progress(min(step * loader.config.batch_size, num_samples), num_samples)
-        return [Part.concatenate(view_parts) for view_parts in parts]
+                progress(min(loader.step * loader.config.batch_size, num_samples), num_samples)
+            yield parts
+
+    @staticmethod
+    def _part(view: View, batch: Batch, place_B: np.ndarray, batch_size: int) -> Part:
+        image_BCHW = batch.image_BCHW
+        if view.keep_masks is not None:
+            image_BCHW = image_BCHW * view.keep_masks(batch)
+        logit_BK = in_full_batch(view.model, image_BCHW, place_B, batch_size)
+        return Part(batch.index_B, batch.key_hash_B, logit_BK.float().cpu().numpy())
 
     def seen(self, skipped: Mapping[int, SampleError]) -> np.ndarray:
         """Rows (int64, ascending) of the samples that are not skipped; ``skipped`` is by position in the dataset."""

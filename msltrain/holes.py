@@ -70,8 +70,7 @@ class Holes:
     ):
         self.kind, self.range = kind, range_
         self._choose, self._boxes, self._index_N = choose, boxes, index_N
-        self.records: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        """What the batches so far met: index (B,), hole fraction (B,), visible share (B, K; or 0 where unknown)."""
+        self._records: list[tuple[np.ndarray, np.ndarray]] = []
 
     @property
     def name(self) -> str:
@@ -86,8 +85,14 @@ class Holes:
         if self._boxes is not None:
             place_B = np.searchsorted(self._index_N, batch.index_B)
             visible_BK = self._boxes.visible_shares(keep_mask_B1HW, place_B)
-        self.records.append((batch.index_B, hole_fraction_B, visible_BK))
+        self._records.append((hole_fraction_B, visible_BK))
         return keep_mask_B1HW
+
+    def take_record(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the batches since the last call met: hole fraction (M,), visible share (M, K; or 0 where unknown)."""
+        hole_fractions, visible = zip(*self._records, strict=True)
+        self._records = []
+        return np.concatenate(hole_fractions), np.concatenate(visible)
 
 
 def open_kind(

@@ -8,6 +8,7 @@ from pathlib import Path
 from msldata.errors import UserError
 from msltrain.checkpoint import LoadedRecogniser
 from msltrain.metrics import SUMMARY, compute_metrics
+from msltrain.models.build import Recogniser
 from msltrain.predictions import Predictions, read_predictions
 
 _WAYS = {
@@ -25,16 +26,12 @@ def model_card(loaded: LoadedRecogniser, files: Mapping[str, float], *, from_pix
         files: exported file → its largest difference to the original's logits.
         from_pixels: whether the graphs take pixels.
     """
-    model, stream, loss = loaded.config.model, loaded.config.stream, loaded.config.loss
-    method = "Masked Supervised Learning" if loss.has_masked_branch else "plain supervised learning"
-    head = f"CSRA, {model.num_heads} head{'s' * (model.num_heads > 1)}, λ = {model.attention_weight:g}"
-    head = head if model.head == "csra" else f"linear after {model.head} pooling"
+    model, stream = loaded.config.model, loaded.config.stream
     side = stream.image_size
     lines = [
         f"# {model.backbone} for {len(loaded.classes)} labels",
         "",
-        f"Says which of {len(loaded.classes)} classes a photograph shows; several may be right. Trained with {method}; "
-        f"backbone `{model.backbone}`, head {head}.",
+        f"Says which of {len(loaded.classes)} classes a photograph shows; several may be right. {_made_how(loaded)}",
         "",
         "## Files",
         "",
@@ -69,6 +66,16 @@ def model_card(loaded: LoadedRecogniser, files: Mapping[str, float], *, from_pix
         "",
     ]
     return "\n".join(lines)
+
+
+def _made_how(loaded: LoadedRecogniser) -> str:
+    model = loaded.config.model
+    if not isinstance(loaded.recogniser, Recogniser):
+        return f"The timm network `{model.backbone}` with its own classifier; how it was trained is not known here."
+    method = "Masked Supervised Learning" if loaded.config.loss.has_masked_branch else "plain supervised learning"
+    head = f"CSRA, {model.num_heads} head{'s' * (model.num_heads > 1)}, λ = {model.attention_weight:g}"
+    head = head if model.head == "csra" else f"linear after {model.head} pooling"
+    return f"Trained with {method}; backbone `{model.backbone}`, head {head}."
 
 
 def _results(loaded: LoadedRecogniser) -> list[str]:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from msldata.errors import BadInputError, UserError
 from msldata.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
-from msltrain.checkpoint import LoadedRecogniser, load_recogniser
+from msltrain.anycheckpoint import Foreign, load_any
+from msltrain.checkpoint import LoadedRecogniser
 from msltrain.distributed import process_group
-from msltrain.models.build import Recogniser
 from msltrain.overlay import OverlayFolder, Panel, Row, draw_sheet, thumbnail
 from msltrain.pictures import Picture, find_images, read_pixels, read_square, squash
 from msltrain.placescores import logits_and_place_logits
@@ -66,7 +66,7 @@ class Predictor:
     """A trained recogniser that answers about images.
 
     Args:
-        checkpoint: checkpoint folder, or the folder of a run, whose best one is taken; a URL as well.
+        checkpoint, foreign, classes: as for ``load_any``; classes are needed with a weights file alone.
         device: where it computes.
         threshold: from which score on a class counts as predicted; None: the thresholds tuned on what training held
             out, where ``msl evaluate --held-out`` left predictions of these weights in the run folder, else 0.5.
@@ -80,14 +80,21 @@ class Predictor:
 
     Raises:
         FileNotFoundError: no checkpoint there.
-        UserError: it is damaged, or the threshold makes no sense.
+        UserError: it is damaged, it is not clear how to read it, or the threshold makes no sense.
     """
 
-    def __init__(self, checkpoint: str | Path, device: torch.device, *, threshold: float | None = None):
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        device: torch.device,
+        *,
+        threshold: float | None = None,
+        foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
+        classes: tuple[str, ...] = (),
+    ):
         if threshold is not None and not 0 <= threshold <= 1:
             raise UserError(f"the threshold is {threshold}; scores lie between 0 and 1")
-        loaded = load_recogniser(checkpoint, device)
-        assert isinstance(loaded.recogniser, Recogniser)
+        loaded = load_any(checkpoint, foreign, classes, device)
         self._recogniser = loaded.recogniser
         self._device = device
         self.path = loaded.path
@@ -146,6 +153,8 @@ def predict_images(
     checkpoint: str | Path,
     inputs: Sequence[str | Path],
     *,
+    foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
+    classes: tuple[str, ...] = (),
     top_k: int | None = 5,
     threshold: float | None = None,
     keep_mask: str | Path | None = None,
@@ -162,7 +171,7 @@ def predict_images(
     noted in the file's EXIF data is not applied.
 
     Args:
-        checkpoint, threshold: as for `Predictor`.
+        checkpoint, foreign, classes, threshold: as for `Predictor`.
         inputs: as for `find_images`.
         top_k: so many classes per image get a score; None: all. With a keep mask those that score highest in either.
         keep_mask: a mask file; every image is predicted with and without the part that it hides.
@@ -182,7 +191,7 @@ def predict_images(
         raise UserError(f"top-k is {top_k}; it must be at least 1")
     pictures = find_images(inputs)
     with process_group(device) as ranks:
-        predictor = Predictor(checkpoint, ranks.device, threshold=threshold)
+        predictor = Predictor(checkpoint, ranks.device, threshold=threshold, foreign=foreign, classes=classes)
         keep_mask_SS = None if keep_mask is None else read_keep_mask(keep_mask, polarity, predictor.image_size)
         folder = None if overlays is None else OverlayFolder(Path(overlays))
         draws = folder is not None

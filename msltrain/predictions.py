@@ -250,10 +250,16 @@ def default_file(
     places = [str(place).rstrip("/").split("/")[-2:] for place in (shards, *keep_masks)]
     name = "-".join(part for place in places for part in place if part)
     name += "-held-out" if held_out else ""
+    if open_storage(checkpoint).path() is None:
+        return Path("predictions", f"{run_folder(checkpoint).name}-{name}.parquet")
+    return run_folder(checkpoint) / "predictions" / f"{name}.parquet"
+
+
+def run_folder(checkpoint: str | Path) -> Path:
+    """The run that a checkpoint belongs to; of a weights file from elsewhere the folder that it lies in."""
     run = Path(checkpoint)
-    remote = open_storage(checkpoint).path() is None
-    if run.is_file():  # a weights file from elsewhere
+    if run.is_file():
         run = run.parent
     if run.parent.name == "checkpoints":  # a checkpoint folder is replaced as a whole when training goes on
         run = run.parent.parent
-    return Path("predictions", f"{run.name}-{name}.parquet") if remote else run / "predictions" / f"{name}.parquet"
+    return run

@@ -6,12 +6,11 @@ all negatives of the class; positives of other strata are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from msltrain.metrics import average_precision
 from msltrain.predictions import LargestObjects, Predictions
 
 SMALL_BELOW = 32**2
@@ -46,10 +45,8 @@ def compute_strata(predictions: Predictions) -> tuple[StratumMetrics, ...]:
     """
     if predictions.objects is None:
         return ()
-    return tuple(
-        _measure(name, predictions, member_NK & (predictions.target_NK > 0) & ~predictions.ignore_NK)
-        for name, member_NK in _strata(predictions.objects)
-    )
+    ranked_K = [_ranked(predictions, k) for k in range(len(predictions.classes))]
+    return tuple(_measure(name, ranked_K, member_NK) for name, member_NK in _strata(predictions.objects))
 
 
 def _strata(objects: LargestObjects) -> Iterator[tuple[str, np.ndarray]]:
@@ -87,18 +84,38 @@ def size_note(predictions: Predictions) -> str:
     )
 
 
-def _measure(name: str, predictions: Predictions, member_NK: np.ndarray) -> StratumMetrics:
-    precisions, recalls = [], []
-    for k in np.flatnonzero(member_NK.any(axis=0)):
-        logit_N, member_N = predictions.logit_NK[:, k], member_NK[:, k]
-        negative_N = (predictions.target_NK[:, k] == 0) & ~predictions.ignore_NK[:, k]
-        kept_N = member_N | negative_N
-        precisions.append(average_precision(logit_N[kept_N], member_N[kept_N]))
-        recalls.append((logit_N[member_N] >= 0).mean())
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ranked:
+    """The P positives of a class, highest logit first; of equal ones the first in the file. All strata share it."""
+
+    row_P: np.ndarray
+    num_negatives_P: np.ndarray
+    """In front of each."""
+    is_predicted_P: np.ndarray
+
+
+def _ranked(predictions: Predictions, k: int) -> _Ranked:
+    logit_N = np.ascontiguousarray(predictions.logit_NK[:, k])
+    order_N = np.argsort(-logit_N, kind="stable")
+    order_N = order_N[~predictions.ignore_NK[order_N, k]]
+    is_positive_N = predictions.target_NK[order_N, k] > 0
+    row_P = order_N[is_positive_N]
+    return _Ranked(row_P, np.cumsum(~is_positive_N)[is_positive_N], logit_N[row_P] >= 0)
+
+
+def _measure(name: str, ranked_K: Sequence[_Ranked], member_NK: np.ndarray) -> StratumMetrics:
+    precisions, recalls, num_positive = [], [], 0
+    for k, ranked in enumerate(ranked_K):
+        member_P = member_NK[ranked.row_P, k]
+        if member_P.any():
+            hit_P = np.arange(1, member_P.sum() + 1)
+            precisions.append((hit_P / (hit_P + ranked.num_negatives_P[member_P])).mean())
+            recalls.append(ranked.is_predicted_P[member_P].mean())
+            num_positive += len(hit_P)
     return StratumMetrics(
         name=name,
-        num_positive=int(member_NK.sum()),
+        num_positive=num_positive,
         num_classes=len(precisions),
-        mAP=float(np.mean([value for value in precisions if value is not None])) if precisions else None,
+        mAP=float(np.mean(precisions)) if precisions else None,
         CR=float(np.mean(recalls)) if recalls else None,
     )

@@ -1,8 +1,8 @@
-"""``evaluate``, ``robustness``, ``predict``, ``export``: what a trained model knows, and how to take it elsewhere."""
+"""``evaluate``, ``robustness``: how well a trained model does, and what holes cost it."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from msldata.console import OnError, err, gigabytes, out, progress_bar
+from msltrain.commands.options import Model, Recipe
 
 if TYPE_CHECKING:
     from msltrain.measured import Measured
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 def evaluate(
     checkpoint: Annotated[str | None, typer.Option(help="Run or checkpoint, folder or URL; or a weights file.")] = None,
     data: Annotated[str | None, typer.Option(help="Shards to evaluate on: folder or URL.")] = None,
-    recipe: Annotated[str, typer.Option(help="For a released MSL or CSRA file: the recipe it belongs to.")] = "",
-    model: Annotated[str, typer.Option(help="For a plain classifier's file: its timm name.")] = "",
+    recipe: Recipe = "",
+    model: Model = "",
     held_out: Annotated[bool, typer.Option("--held-out", help="Only what training set aside for validation.")] = False,
     keep_masks: Annotated[list[str] | None, typer.Option(help="Hide parts of the images with these.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
@@ -91,11 +92,15 @@ def evaluate(
     if json_ is not None:
         json_.write_text(measured.to_json(), encoding="utf-8")
     _show(measured, with_classes=classes)
-    if skipped := measured.origin.skipped:
-        err.print("1 bad sample was left out:" if len(skipped) == 1 else f"{len(skipped)} bad samples were left out:")
-        for sample in skipped:
-            err.print(f"  {sample}", markup=False, soft_wrap=True)
+    _list_skipped(measured.origin.skipped)
     out.print(f"[green]{predictions}[/green]: {measured.metrics.num_samples:,} samples", soft_wrap=True)
+
+
+def _list_skipped(skipped: Sequence[str]) -> None:
+    if skipped:
+        err.print(f"{len(skipped)} bad samples were left out:")
+    for sample in skipped:
+        err.print(f"  {sample}", markup=False, soft_wrap=True)
 
 
 def _show(measured: Measured, *, with_classes: bool) -> None:
@@ -144,96 +149,6 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
-class OutputFormat(StrEnum):
-    table = "table"
-    json = "json"
-    csv = "csv"
-    parquet = "parquet"
-
-
-def predict(
-    inputs: Annotated[list[str], typer.Argument(help="Images, folders, patterns, URLs, shards.")],
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint, or a run for its best one: folder or URL.")],
-    top_k: Annotated[int, typer.Option(help="Classes shown per image.", min=1)] = 5,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Predicted from this score on; default: tuned ones (evaluate --held-out), else 0.5."),
-    ] = None,
-    keep_mask: Annotated[Path | None, typer.Option(help="Mask file: predict also with this part hidden.")] = None,
-    polarity: Annotated[str, typer.Option(help="Of the mask file: hole-white or hole-black.")] = "",
-    cam: Annotated[Path | None, typer.Option(help="Folder for pictures of where the classes are seen.")] = None,
-    format_: Annotated[
-        OutputFormat | None, typer.Option("--format", help="Default: by the suffix of --out, else a table.")
-    ] = None,
-    out_: Annotated[Path | None, typer.Option("--out", help="File to write instead of printing.")] = None,
-    on_error: Annotated[OnError, typer.Option(help="At an unreadable image: stop, or leave it out.")] = OnError.fail,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-) -> None:
-    """Say what photographs show, where it is seen, and what hiding a part changes."""
-    import sys
-
-    from msltrain.predict import predict_images
-    from msltrain.predicted import describe, encode, format_of
-
-    kind = format_of(format_.value if format_ else None, out_)
-    with progress_bar("predicting") as progress:
-        found = predict_images(
-            checkpoint,
-            inputs,
-            top_k=top_k,
-            threshold=threshold,
-            keep_mask=keep_mask,
-            polarity=polarity,
-            overlays=cam,
-            device=device,
-            on_error=on_error.value,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    data = encode(found, kind)
-    if out_ is not None:
-        from msldata.storage import LocalStorage
-
-        LocalStorage(out_.parent).put(out_.name, data)
-        out.print(f"[green]{out_}[/green]: {len(found):,} images", soft_wrap=True)
-    else:
-        sys.stdout.write(data.decode())
-    if cam is not None:
-        num_drawn = sum(bool(image.overlay) for image in found)
-        err.print(f"[green]{cam}[/green]: {num_drawn:,} pictures", soft_wrap=True)
-    if words := describe(found):
-        err.print(words, markup=False, soft_wrap=True)
-
-
-def serve(
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint, or a run for its best one: folder or URL.")],
-    port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 8765,
-    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine can.")] = "127.0.0.1",
-    examples: Annotated[
-        list[str] | None, typer.Option(help="Photographs to offer: folder, pattern, URL, shards.")
-    ] = None,
-    threshold: Annotated[float | None, typer.Option(help="As in predict.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-) -> None:
-    """Open a local page: drop a photograph, paint over a part, and watch the predictions change."""
-    from msltrain.distributed import process_group
-    from msltrain.pictures import find_images
-    from msltrain.predict import Predictor
-    from msltrain.serve.server import Studio, StudioServer
-
-    pictures = find_images(examples) if examples else []
-    with process_group(device) as ranks:
-        studio = Studio(Predictor(checkpoint, ranks.device, threshold=threshold), pictures)
-        with StudioServer(studio, host, port) as server:
-            if not server.is_local:
-                err.print(f"[yellow]{host}: everyone who reaches this address can use the page[/yellow]")
-            with server.stopping_on_signals():
-                out.print(f"[green]{server.url}[/green]  stop with Ctrl-C", soft_wrap=True)
-                server.serve_forever(poll_interval=0.2)
-            out.print("stopped")
-
-
 def robustness(
     checkpoint: Annotated[list[str], typer.Option(help="Repeat it: the reference (baseline) first.")],
     data: Annotated[str, typer.Option(help="Shards to evaluate on: folder or URL.")],
@@ -247,15 +162,20 @@ def robustness(
         typer.Option(help="Training shards: add the reference with BatchNorm measured anew on them."),
     ] = None,
     recalibrate_masks: Annotated[list[str] | None, typer.Option(help="Training keep masks for that.")] = None,
-    recipe: Annotated[str, typer.Option(help="For released MSL or CSRA files: the recipe they belong to.")] = "",
-    model: Annotated[str, typer.Option(help="For plain classifiers' files: their timm name.")] = "",
-    out_: Annotated[Path, typer.Option("--out", help="The study's folder; finished models in it are kept.")] = Path(
-        "robustness"
-    ),
+    recipe: Recipe = "",
+    model: Model = "",
+    out_: Annotated[
+        Path, typer.Option("--out", help="The study's folder; what is in it is not computed again.")
+    ] = Path("robustness"),
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
+    cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
+    on_sample_error: Annotated[
+        OnError, typer.Option(help="At a damaged sample: stop, or leave it out for all models and list it.")
+    ] = OnError.fail,
 ) -> None:
     """Draw mAP, CR and CF1 over the hidden share of the images, and recall over the visible share of the objects."""
     import sys
@@ -287,7 +207,17 @@ def robustness(
         foreign=Foreign(recipe=recipe, model=model),
         seed=seed,
     )
-    found = run_study(study, out_, batch_size=batch_size, device=device, progress=progress_bar)
+    found = run_study(
+        study,
+        out_,
+        batch_size=batch_size,
+        device=device,
+        cache="" if cache is None else str(cache),
+        cache_limit_gb=gigabytes(cache_limit),
+        on_sample_error=on_sample_error.value,
+        progress=progress_bar,
+        note=lambda text: err.print(text, markup=False, soft_wrap=True) if is_first_process() else None,
+    )
     if not is_first_process():
         return
     curves = compute_curves(found)
@@ -296,37 +226,6 @@ def robustness(
     for area in curves.areas:
         table.add_row(area.model, area.kind, *map(_percent, (area.mAP, area.CR, area.CF1)))
     out.print(table)
+    _list_skipped(curves.skipped)
     for file in written:
         out.print(f"[green]{file}[/green]", soft_wrap=True)
-
-
-class ExportFormat(StrEnum):
-    safetensors = "safetensors"
-    torch_export = "torch-export"
-    onnx = "onnx"
-
-
-def export(
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint, or a run for its best one: folder or URL.")],
-    out_: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
-    format_: Annotated[
-        list[ExportFormat] | None, typer.Option("--format", help="Repeat it; default: all three.")
-    ] = None,
-    from_pixels: Annotated[
-        bool, typer.Option("--from-pixels", help="Let the graphs take uint8 pixels and normalise them.")
-    ] = False,
-    images: Annotated[list[str] | None, typer.Option(help="Photographs to compare on; default: patterns.")] = None,
-) -> None:
-    """Write a model for use elsewhere, and check each file against the original."""
-    from msltrain.export import FORMATS, Exported, export_model
-
-    def show(done: Exported) -> None:
-        out.print(
-            f"[green]{done.file}[/green]: logits differ by at most {done.max_difference:.1e} "
-            f"on {done.num_images} images, alone and as a batch",
-            soft_wrap=True,
-        )
-
-    wanted = [one for one in FORMATS if format_ is None or one in {chosen.value for chosen in format_}]
-    export_model(checkpoint, out_, formats=wanted, from_pixels=from_pixels, images=images or (), on_done=show)
-    out.print(f"[green]{out_ / 'README.md'}[/green]: the model card", soft_wrap=True)

@@ -28,7 +28,10 @@ def write_robustness(curves: Curves, out: Path) -> list[Path]:
 
 def robustness_table(curves: Curves) -> str:
     """Markdown: the three measures by hole fraction, the area under each curve, recall by visible share."""
-    lines = ["# Robustness to holes", "", "All numbers in percent.", ""]
+    lines = ["# Robustness to holes", "", f"{curves.num_samples:,} images. All numbers in percent.", ""]
+    if curves.skipped:
+        lines += [f"Besides these, {len(curves.skipped)} damaged samples were left out, for every model:", ""]
+        lines += [*(f"- {sample}" for sample in curves.skipped), ""]
     for kind in curves.kinds:
         rows = {model: curves.of(model, kind) for model in curves.models}
         first = rows[curves.models[0]]
@@ -47,6 +50,14 @@ def robustness_table(curves: Curves) -> str:
         "In brackets: mean hole fraction. Area: mean height of the curve between no hole and the last ten-percent bin.",
         "",
     ]
+    if any(cell.visible_share for cell in curves.cells):
+        lines += [
+            "Predicted: share of (image, class) pairs with a score ≥ 0.5, by how much is left of the box of the least",
+            "hidden object of the class (in brackets: pairs), over all ten-percent bins. In the first column nothing",
+            "of the class can be seen: a prediction there leans on the rest of the picture. The last column is the",
+            "rate of plain false alarms.",
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -57,14 +68,7 @@ def _visibility(kind: str, rows: dict[str, list[Cell]]) -> list[str]:
     for model, cells in rows.items():
         shares = [done / count if count else None for done, count in pooled_visibility(cells)]
         lines.append(_row([model, *map(_percent, shares), _percent(pooled_false_rate(cells))]))
-    return [
-        *lines,
-        "",
-        "Share of (image, class) pairs with a score ≥ 0.5, by how much is left of the box of the class's least hidden",
-        "object (in brackets: pairs), over all ten-percent bins. In the first column nothing of the class can be seen:",
-        "a prediction there leans on the rest of the picture. The last column is the rate of plain false alarms.",
-        "",
-    ]
+    return [*lines, ""]
 
 
 def draw_figure(curves: Curves) -> bytes:

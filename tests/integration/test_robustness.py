@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,10 +24,12 @@ from msldata.errors import UserError
 from msltrain.checkpoint import load_recogniser
 from msltrain.curves import compute_curves, pooled_visibility
 from msltrain.evaluate import evaluate
+from msltrain.forward import AllSamples
 from msltrain.metrics import compute_metrics
 from msltrain.predictions import read_predictions
 from msltrain.report.robustness import robustness_table, write_robustness
 from msltrain.robustness import Recalibration, Study, run_study
+from msltrain.studymodel import UNFINISHED, StudyModel
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
@@ -134,7 +139,7 @@ def test_finished_models_are_kept_and_missing_ones_run(place, found, monkeypatch
     again = run_study(study(place), place / "study", batch_size=4, device="cpu")
     assert first.stat().st_mtime_ns == before and second.read_bytes() == bytes_before
     assert list(again) == ["One", "Two"]
-    monkeypatch.setattr(msltrain.robustness._Job, "run", lambda *_: pytest.fail("ran a finished model again"))
+    monkeypatch.setattr(StudyModel, "_compute", lambda *_: pytest.fail("ran a finished model again"))
     run_study(study(place), place / "study", batch_size=4, device="cpu")
 
 
@@ -196,6 +201,15 @@ def test_figures_come_from_the_files_alone(place, found, tmp_path):
     assert first.startswith(b"\x89PNG") and write_robustness(curves, tmp_path)[0].read_bytes() == first
 
 
+def test_masks_of_no_bin_leave_the_curve_at_the_whole_images(place, tmp_path):
+    write_keep_masks(tmp_path / "masks", [keep_mask(0.8, 0)])
+    found = run_study(study(place, keep_masks=(str(tmp_path / "masks"),)), tmp_path / "out", device="cpu")
+    curves = compute_curves({"One": found["One"]})
+    assert [cell.condition for cell in curves.cells] == ["whole", "irregular-high"]
+    [area], whole = curves.areas, curves.cells[0]
+    assert (area.up_to, area.mAP, area.CR, area.CF1) == (0, whole.mAP, whole.CR, whole.CF1) and whole.mAP != whole.CR
+
+
 def test_the_documented_script_recomputes_map(place, found, tmp_path):
     document = msltrain.robustness.__doc__ or ""
     script = textwrap.dedent(document.partition("::\n\n")[2])
@@ -209,27 +223,116 @@ def test_the_documented_script_recomputes_map(place, found, tmp_path):
     assert values == [pytest.approx(100 * compute_metrics(read_predictions(file)).mAP, abs=1e-3) for file in files]
 
 
-@pytest.mark.slow
-def test_three_ranks_write_the_same_files(place, found, tmp_path):
-    (tmp_path / "run.py").write_text(
-        "import sys\nfrom pathlib import Path\nfrom msltrain.robustness import Study, run_study\n"
-        "one, shards, masks, out = sys.argv[1:]\n"
-        "study = Study(models=(('One', one),), shards=shards, keep_masks=(masks,))\n"
-        "run_study(study, Path(out), batch_size=4, device='cpu')\n"
-    )
-    places = [str(place / name) for name in ("one", "shards", "heldout")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "run.py"]
+SCRIPT = """
+import os, signal, sys
+from contextlib import nullcontext
+from pathlib import Path
+from msltrain.robustness import Study, run_study
+
+def kill(done, of):
+    print(done, flush=True)
+    if steps == "-" or os.environ.get("RANK", "0") != "0":
+        return
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+steps, shards, masks, out, *models = sys.argv[1:]
+left = [0 if steps == "-" else int(steps)]
+study = Study(models=tuple(zip(("One", "Two"), models)), shards=shards, keep_masks=(masks,))
+run_study(study, Path(out), batch_size=4, device="cpu", save_seconds=0, progress=lambda name: nullcontext(kill))
+"""
+
+
+def start(place: Path, out: Path, kill_in_step: object, launcher: Sequence[str] = ()) -> tuple[int, list[int], str]:
+    """Run the study in a process of its own, which kills itself at its nth step: exit code, samples done, errors."""
+    script = out.with_suffix(".py")
+    script.write_text(SCRIPT)
+    places = [str(place / name) for name in ("shards", "heldout")]
+    models = [str(place / name) for name in ("one", "two")]
     result = subprocess.run(
-        [*command, *places, str(tmp_path / "out")],
+        [sys.executable, *launcher, str(script), str(kill_in_step), *places, str(out), *models],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=180,
     )
-    assert result.returncode == 0, result.stderr
-    for file in (tmp_path / "out" / "predictions" / "One").iterdir():
-        assert file.read_bytes() == (place / "study" / "predictions" / "One" / file.name).read_bytes(), file.name
+    return result.returncode, [int(line) for line in result.stdout.split()], result.stderr
+
+
+def assert_same_files(place: Path, out: Path) -> None:
+    """The files of the study of ``found``, byte for byte, and nothing besides them."""
+    for name in ("One", "Two"):
+        expected = {file.name: file.read_bytes() for file in (place / "study" / "predictions" / name).iterdir()}
+        assert {file.name: file.read_bytes() for file in (out / "predictions" / name).iterdir()} == expected
+
+
+def test_a_killed_study_goes_on_where_it_was(place, found, tmp_path):
+    # Eleven images in steps of four; a step is finished before the kill in the next one. The first start dies in the
+    # last step of the first model, the second one in the second step of the second.
+    out = tmp_path / "out"
+    assert start(place, out, 3)[:2] == (-9, [4, 8, 11])
+    assert start(place, out, 3)[:2] == (-9, [11, 4, 8]), "the eight images that were done are not done again"
+    assert [file.name for file in (out / "predictions" / "Two").iterdir()] == [UNFINISHED]
+    done: list[int] = []
+    run_study(
+        study(place),
+        out,
+        batch_size=4,
+        device="cpu",
+        progress=lambda name: nullcontext(lambda number, of: done.append(number)),
+    )
+    assert done == [8, 11]
+    assert_same_files(place, out)
+
+
+def test_only_open_conditions_of_a_model_run_and_the_images_are_decoded_once_for_them(place, found, tmp_path):
+    shutil.copytree(place / "study" / "predictions" / "One", tmp_path / "predictions" / "One")
+    missing = ["irregular-10-20", "irregular-high"]
+    for name in missing:
+        (tmp_path / "predictions" / "One" / f"{name}.parquet").unlink()
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "predictions" / "One").iterdir()}
+    views: list[list[str]] = []
+    original = AllSamples.steps
+
+    def watch(self, views_, *rest):
+        views.append([getattr(view.keep_masks, "name", "whole") for view in views_])
+        return original(self, views_, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AllSamples, "steps", watch)
+        again = run_study(study(place, models=(("One", str(place / "one")),)), tmp_path, batch_size=4, device="cpu")
+    assert views == [missing]
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    for name, one in found["One"].items():
+        np.testing.assert_array_equal(again["One"][name].logit_NK, one.logit_NK)
+
+
+def test_what_another_study_left_unfinished_is_refused_and_damage_is_computed_again(place, found, tmp_path):
+    out = tmp_path / "out"
+    assert start(place, out, 3)[0] == -9
+    with pytest.raises(UserError, match=r"a study began here whose seed is 0, that of this study 1"):
+        run_study(study(place, seed=1), out, device="cpu")
+    # Kinds that were not open then share no pass with those that were: nothing can be used, nothing is in the way.
+    other = tmp_path / "other"
+    shutil.copytree(out, other)
+    whole = run_study(study(place, kinds=("box",)), other, batch_size=4, device="cpu")["One"]["whole"]
+    np.testing.assert_array_equal(whole.logit_NK, found["One"]["whole"].logit_NK)
+    file = min((out / "predictions" / "One" / UNFINISHED).iterdir())
+    file.write_bytes(file.read_bytes()[:-100])
+    run_study(study(place), out, batch_size=4, device="cpu")
+    assert_same_files(place, out)
+
+
+@pytest.mark.slow
+def test_three_ranks_write_the_same_files_and_take_over_what_two_left(place, found, tmp_path):
+    """``pytest -m slow tests/integration/test_robustness.py``: half a minute on two cores."""
+    for num_ranks, kill_in_step, begins_behind in ((2, 2, 0), (3, "-", 8)):
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+        code, done, errors = start(place, tmp_path / "out", kill_in_step, launcher)
+        assert (code == 0) == (kill_in_step == "-"), errors
+        assert min(done) > begins_behind or not done
+    assert_same_files(place, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

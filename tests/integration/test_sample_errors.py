@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import cli
+from msldata.errors import UserError
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from msltrain.evaluate import evaluate
 from msltrain.events import EpochEvent
 from msltrain.predictions import read_predictions
 from msltrain.recipes.published import BASELINE_LOSS
+from msltrain.robustness import Study, run_study
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError, TooManySkipped
 from msltrain.stream.loader import Loader
@@ -28,7 +31,7 @@ from msltrain.stream.shardset import ShardSet, open_shard_set
 from msltrain.trainer import train
 from tests.integration.test_evaluate import write_checkpoint
 from tests.remotefolder import remote
-from tests.smallshards import CLASSES, write_images
+from tests.smallshards import CLASSES, write_images, write_keep_masks
 
 CONFIG = StreamConfig(image_size=24, batch_size=8, window=32, num_threads=2, on_sample_error="skip")
 BAD = (3, 20, 21, 22, 37)
@@ -210,6 +213,83 @@ def test_evaluate_lists_them_or_stops_at_the_first(place, run, tmp_path):
     assert done.exit_code == 0 and "61 samples" in done.output, done.output
     assert "5 bad samples were left out:" in done.output
     assert all(f"s{number:06d} at byte" in done.output for number in BAD)
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("masks") / "held-out"
+    half = np.ones((64, 64), np.uint8)
+    half[:, :20] = 0
+    write_keep_masks(folder, [half])
+    return folder
+
+
+def test_robustness_leaves_them_out_of_every_model_or_stops_at_the_first(place, folder, run, masks, tmp_path):
+    other = write_checkpoint(tmp_path / "other", CLASSES, seed=1)
+    command = ["robustness", "--checkpoint", run, "--name", "One", "--checkpoint", other, "--name", "Two", *place]
+    command += ["--keep-masks", masks, "--device", "cpu", "--batch-size", 4, "--out", tmp_path / "study"]
+    refused = msl(*command)
+    assert refused.exit_code == 2 and "error: small/train: sample 's000003' at byte" in refused.output
+    assert not list((tmp_path / "study").rglob("*.parquet"))
+    done = msl(*command, "--on-sample-error", "skip")
+    assert done.exit_code == 0, done.output
+    assert "5 bad samples were left out:" in done.output
+    table = (tmp_path / "study" / "robustness.md").read_text()
+    assert all(f"s{number:06d} at byte" in text for number in BAD for text in (done.output, table))
+    assert table.splitlines()[2].startswith("61 images.")
+    files = sorted((tmp_path / "study" / "predictions").rglob("*.parquet"))
+    assert len(files) == 4
+    for file in files:
+        found = read_predictions(file)
+        assert len(found.keys) == 61 and len(found.origin.skipped) == 5
+    refused = msl(*command)
+    assert refused.exit_code == 2 and "leaves out 5 damaged samples" in " ".join(refused.output.split())
+
+
+def test_a_stopped_study_remembers_what_it_left_out(folder, run, masks, tmp_path):
+    study = Study(models=(("One", str(run)),), shards=str(folder), keep_masks=(str(masks),))
+    options: dict = {"batch_size": 4, "device": "cpu", "save_seconds": 0.0}
+    whole = run_study(study, tmp_path / "whole", on_sample_error="skip", **options)["One"]
+    seen: list[int] = []
+
+    def stop(done: int, of: int) -> None:
+        seen.append(done)
+        if done == 40 and seen.count(40) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, tmp_path / "a", on_sample_error="skip", progress=lambda name: nullcontext(stop), **options)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(SampleError, match="s000003"):
+        run_study(study, tmp_path / "b", **options)
+    found = run_study(study, tmp_path / "a", on_sample_error="skip", progress=lambda name: nullcontext(stop), **options)
+    assert seen[seen.index(40) + 1] == 40, "the samples that were done, the damaged ones among them, are passed"
+    for name, one in whole.items():
+        assert found["One"][name].keys == one.keys and found["One"][name].origin == one.origin
+        np.testing.assert_array_equal(found["One"][name].logit_NK, one.logit_NK)
+
+
+def test_a_study_of_shards_that_were_mended_in_between_is_refused(folder, run, masks, tmp_path):
+    shutil.copytree(folder, tmp_path / "shards")
+    options: dict = {"batch_size": 4, "device": "cpu", "on_sample_error": "skip"}
+    study = Study(models=(("One", str(run)),), shards=str(tmp_path / "shards"), keep_masks=(str(masks),))
+    run_study(study, tmp_path / "study", **options)
+    write_images(tmp_path / "shards", [30, 31, 5], {"s000003": b"this is no image"}, with_objects=True)
+    (tmp_path / "study" / "predictions" / "One" / "whole.parquet").unlink()
+    with pytest.raises(UserError, match=r"irregular-30-40.*on 61 samples, .*whole.* on 65 \(they differ in s0000"):
+        run_study(study, tmp_path / "study", **options)
+
+
+def test_damaged_images_for_recalibration_are_named(folder, run, masks, tmp_path):
+    write_images(tmp_path / "test", [6])
+    write_keep_masks(tmp_path / "masks", [np.ones((64, 64), np.uint8)])
+    command = ["robustness", "--checkpoint", run, "--name", "One", "--data", tmp_path / "test", "--keep-masks", masks]
+    command += ["--recalibrate", folder, "--recalibrate-masks", tmp_path / "masks", "--device", "cpu"]
+    done = msl(*command, "--out", tmp_path / "study", "--on-sample-error", "skip")
+    assert done.exit_code == 0, done.output
+    for number in BAD:
+        assert f"not used to measure BatchNorm: s{number:06d} at byte" in done.output
+    assert "were left out" not in done.output
 
 
 def test_train_lists_them_or_stops_at_the_first(place, tmp_path):

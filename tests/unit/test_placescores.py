@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 
+from msldata.errors import UserError
 from msltrain.config import ModelConfig
 from msltrain.models.build import build_model
 from msltrain.models.csra import TEMPERATURES
@@ -51,6 +53,46 @@ def test_mean_and_attention_of_the_score_maps_give_the_logit(backbone, num_heads
         attended_BK = score_BKP.amax(dim=2) if temperature == 99 else (share_BKP * score_BKP).sum(dim=2)
         expected_BK = expected_BK + attention_weight * attended_BK
     torch.testing.assert_close(logit_BK, expected_BK, rtol=1e-4, atol=1e-4)
+
+
+SMALL = {
+    "test_resnet": {},
+    "test_vit": {},
+    "test_vit3": {},
+    "mobilenetv3_small_050": {},
+    "convnext_atto": {},
+    "deit_tiny_distilled_patch16_224": {"depth": 1},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 4)},
+}
+"""All kinds of heads: of a map or of tokens, with and without class tokens, channels last, layers behind the pool."""
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_timm_classifier_is_asked_with_its_own_head(name):
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=NUM_CLASSES, **SMALL[name]).eval()
+    for parameter in network.get_classifier().parameters() if "distilled" not in name else ():
+        torch.nn.init.normal_(parameter, std=0.5)
+    image = torch.rand(2, *network.default_cfg["input_size"], generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        logit_BK, place_BKHW = logits_and_place_logits(network, image)
+        torch.testing.assert_close(logit_BK, network(image))
+        assert place_BKHW.shape[:2] == (2, NUM_CLASSES) and place_BKHW.shape[2] == place_BKHW.shape[3] > 1
+        assert place_BKHW.std(dim=(2, 3)).min() > 0, "maps that show nothing"
+        # An image all places of which are alike has the logits of each of its places.
+        feature = network.forward_features(image)
+        one = feature[:, -1:] if feature.ndim == 3 else feature[:, :, -1:, -1:]
+        if getattr(network, "output_fmt", "NCHW") == "NHWC":
+            one = feature[:, -1:, -1:]
+        expected_BK = network.forward_head(one.expand_as(feature))
+        torch.testing.assert_close(place_BKHW[:, :, -1, -1], expected_BK, rtol=1e-4, atol=1e-5)
+
+
+def test_features_without_places_are_said():
+    network = timm.create_model("test_vit", num_classes=NUM_CLASSES).eval()
+    network.forward_features = lambda image: torch.rand(2, 8, 64)  # one class token and seven others
+    with pytest.raises(UserError, match="no map of places"):
+        logits_and_place_logits(network, images())
 
 
 def test_with_one_head_the_map_alone_gives_the_logit():

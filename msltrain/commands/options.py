@@ -1,0 +1,16 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[str, typer.Option(help="For a released MSL or CSRA file: the recipe it belongs to.")]
+Model = Annotated[str, typer.Option(help="For a plain classifier's file: its timm name.")]
+Classes = Annotated[
+    str, typer.Option(help="For such a file: its classes in order; shards, or a text file with one per line.")
+]
+AnyCheckpoint = Annotated[
+    str, typer.Option(help="Run (its best checkpoint) or checkpoint, folder or URL; or a weights file.")
+]

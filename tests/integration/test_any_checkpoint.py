@@ -1,0 +1,149 @@
+"""Released MSL and CSRA files and plain timm classifiers, straight into ``predict``, ``serve`` and ``export``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from cli import app
+from msltrain.anycheckpoint import Foreign
+from msltrain.evaluate import evaluate
+from msltrain.models.build import build_model
+from msltrain.pictures import find_images
+from msltrain.predict import Predictor, predict_images
+from msltrain.recipes import RECIPES
+from msltrain.serve.server import Studio
+from tests.smallshards import CLASSES, photo, write_images
+
+KINDS = {"released": Foreign(recipe="smoke"), "plain": Foreign(model="test_vit")}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Weights files of both kinds, shards, photographs, and class names as text."""
+    folder = tmp_path_factory.mktemp("any")
+    torch.manual_seed(1)
+    config = RECIPES["smoke"]()
+    model = build_model(config.model, len(CLASSES), image_size=config.stream.image_size)
+    # As released: torchvision-like names, one tensor per head.
+    weights = {name.removeprefix("network."): value for name, value in model.backbone.state_dict().items()}
+    heads = model.classifier.score.weight.detach().split(len(CLASSES))
+    weights |= {f"classifier.multi_head.{n}.head.weight": head.clone() for n, head in enumerate(heads)}
+    torch.save(weights, folder / "released.pth")
+    torch.save(timm.create_model("test_vit", num_classes=len(CLASSES)).state_dict(), folder / "plain.pth")
+    write_images(folder / "shards", [4, 3])
+    (folder / "photos").mkdir()
+    for number in range(2):
+        (folder / "photos" / f"p{number}.jpg").write_bytes(photo(number))
+    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8-sig")
+    return folder
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    return request.param
+
+
+def msl(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
+    return result.exit_code, result.stdout, result.stderr
+
+
+def options(place: Path, kind: str, classes: object) -> list[object]:
+    foreign = KINDS[kind]
+    how = ["--recipe", foreign.recipe] if foreign.recipe else ["--model", foreign.model]
+    return ["--checkpoint", place / f"{kind}.pth", *how, "--classes", classes]
+
+
+def test_predict_says_what_evaluate_says(place, kind, tmp_path):
+    expected = evaluate(
+        place / f"{kind}.pth", place / "shards", foreign=KINDS[kind], device="cpu", out=tmp_path / "held-out.parquet"
+    )[0]
+    command = ["predict", place / "shards", *options(place, kind, place / "classes.txt"), "--top-k", 3]
+    code, output, errors = msl(*command, "--device", "cpu", "--format", "json", "--cam", tmp_path / "cam")
+    assert code == 0, errors
+    lines = [json.loads(line) for line in output.splitlines()]
+    for line, score_K in zip(lines, expected.score_NK, strict=True):
+        assert [line["scores"][name] for name in CLASSES] == pytest.approx(score_K, abs=1e-5)
+    with Image.open(lines[0]["overlay"]) as sheet:
+        assert sheet.width > 4 * 130  # the photograph and three classes
+
+
+def test_thresholds_are_tuned_on_what_lies_beside_the_file(place, kind):
+    predictions = place / "predictions" / f"{kind}-held-out.parquet"
+    evaluate(place / f"{kind}.pth", place / "shards", foreign=KINDS[kind], device="cpu", out=predictions)
+    predictor = Predictor(place / f"{kind}.pth", CPU, foreign=KINDS[kind], classes=CLASSES)
+    assert predictions.name in predictor.threshold_origin
+
+
+def test_serve_shows_scores_and_places(place, kind):
+    predictor = Predictor(place / f"{kind}.pth", CPU, foreign=KINDS[kind], classes=CLASSES)
+    answer = Studio(predictor).add(find_images([place / "photos" / "p0.jpg"])[0])
+    expected = predict_images(
+        place / f"{kind}.pth", [place / "photos" / "p0.jpg"], foreign=KINDS[kind], classes=CLASSES, device="cpu"
+    )[0]
+    assert dict(zip(CLASSES, answer["scores"])) == pytest.approx(dict(expected.scores), abs=1e-5)
+    assert answer["places"]["rows"] == answer["places"]["columns"] > 1
+
+
+def test_export_checks_each_file_and_says_what_is_known(place, kind, tmp_path):
+    command = ["export", *options(place, kind, place / "shards"), "--out", tmp_path, "--images", place / "photos"]
+    code, output, errors = msl(*command)
+    assert code == 0, errors
+    differences = re.findall(r"differ by at most (\S+)", output)
+    assert len(differences) == 3 and all(float(one) <= 1e-4 for one in differences)
+    card = (tmp_path / "README.md").read_text()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["classes"] == list(CLASSES)
+    if kind == "plain":
+        assert "how it was trained is not known" in card and "Masked" not in card and "CSRA" not in card
+        network = timm.create_model(config["timm_model"], num_classes=3)
+        network.load_state_dict(load_file(tmp_path / "model.safetensors"))
+        torch.testing.assert_close(network.state_dict(), torch.load(place / "plain.pth", weights_only=True))
+    else:
+        assert "Masked Supervised Learning" in card and "CSRA, 2 heads" in card
+
+
+def broken(place: Path, name: str, content: str | bytes) -> Path:
+    file = place / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": ""}, "a weights file does not name its classes; give --classes SHARDS"),
+        ({"recipe": ""}, "give --recipe NAME"),
+        ({"classes": "empty.txt"}, "empty.txt: names no classes"),
+        ({"classes": "twice.txt"}, "names the class 'a' twice"),
+        ({"classes": "binary.txt"}, "not a text file"),
+        ({"classes": "two.txt"}, "its head has 3 classes, the data 2"),
+        ({"classes": "nowhere"}, "nowhere"),
+        ({"recipe": "no-such"}, "no recipe 'no-such'"),
+        ({"checkpoint": "half.pth"}, "cannot be read as a weights file"),
+        ({"checkpoint": "gone.pth"}, "gone.pth"),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "export", "serve"])
+def test_mistakes(place, tmp_path, command, changes, words):
+    for name, content in (("empty.txt", "\n \n"), ("twice.txt", "a\nb\na\n"), ("two.txt", "a\nb\n")):
+        broken(tmp_path, name, content)
+    broken(tmp_path, "binary.txt", b"\xff\xfe\x00\xd8")
+    broken(tmp_path, "half.pth", (place / "released.pth").read_bytes()[:5000])
+    chosen = {"checkpoint": str(place / "released.pth"), "recipe": "smoke", "classes": str(place / "classes.txt")}
+    for name, value in changes.items():
+        chosen[name] = str(tmp_path / value) if "." in value or value == "nowhere" else value
+    rest = {"predict": [place / "photos"], "export": ["--out", tmp_path / "out"], "serve": ["--port", 0]}[command]
+    code, _, errors = msl(command, *rest, *(word for name, value in chosen.items() for word in (f"--{name}", value)))
+    assert code == 2 and words in " ".join(errors.split()) and "Traceback" not in errors
+    assert not (tmp_path / "out").exists() and "error:" in errors
