@@ -171,6 +171,7 @@ def _run(
 
     from msltrain.grid.needs import find_needs, require_all
     from msltrain.grid.run import open_grid, parse_task, run_grid
+    from msltrain.grid.state import claim_folder
 
     if "://" in str(folder):
         from msldata.errors import UserError
@@ -186,27 +187,27 @@ def _run(
         return
     require_all(needs, places)
     command = shlex.join(["msl", *_without_task(sys.argv[1:])])
+    claim_folder(folder, plan, needs, command)
     problems: dict[str, str] = {}
     try:
         with _Display(grid) as display:
-            problems = run_grid(grid, needs, command=command, gpus=gpus, task=share, on_event=display.show)
+            problems = run_grid(grid, gpus=gpus, task=share, on_event=display.show)
     finally:
         from msltrain.reproduce.report import write_report
 
-        if grid.out.exists():
-            files = write_report(
-                grid,
-                tables,
-                needs,
-                name=name,
-                title=title,
-                scale=scale.value,
-                as_published=paper,
-                command=command,
-                problems=problems,
-            )
-            for file in files:
-                out.print(f"[green]{file}[/green]", soft_wrap=True)
+        files = write_report(
+            grid,
+            tables,
+            needs,
+            name=name,
+            title=title,
+            scale=scale.value,
+            as_published=paper,
+            command=command,
+            problems=problems,
+        )
+        for file in files:
+            out.print(f"[green]{file}[/green]", soft_wrap=True)
     if problems:
         logs = {job.name: job.log for job in grid.jobs}
         err.print(f"[red]{len(problems)} of {len(grid.jobs)} jobs failed[/red]; the same command tries them again:")

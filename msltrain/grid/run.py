@@ -8,9 +8,7 @@ from pathlib import Path
 
 from msldata.errors import UserError
 from msltrain.grid.jobs import Job, StudyJob, TrainJob
-from msltrain.grid.needs import Need
 from msltrain.grid.plan import Plan
-from msltrain.grid.state import claim_folder
 from msltrain.grid.workers import OnJob, gpu_slots, run_jobs
 
 CURVE_ROWS = {"baseline": "Baseline", "matched-baseline": "Matched baseline", "msl": "MSL"}
@@ -71,19 +69,15 @@ def open_grid(plan: Plan, out: Path, *, curves: Sequence[str] = ()) -> GridRun:
 
 def run_grid(
     grid: GridRun,
-    needs: Sequence[Need],
     *,
-    command: str,
     gpus: str = "auto",
     task: tuple[int, int] | None = None,
     on_event: OnJob = lambda event: None,
 ) -> dict[str, str]:
-    """Do every job that is not done yet.
+    """Do every job that is not done yet, in a folder that was claimed for them.
 
     Args:
         grid: what to do, where.
-        needs: its data, all of it there.
-        command: as typed; kept in ``grid.json``.
         gpus: ``auto`` or a number.
         task: (I, N) with I from 1: do the I-th of N shares of the trainings only.
         on_event: told when a job starts, gets on, and ends.
@@ -92,10 +86,9 @@ def run_grid(
         What went wrong, by name of the job.
 
     Raises:
-        UserError: the folder holds another grid, or there are no such GPUs.
+        UserError: there are no such GPUs.
         KeyboardInterrupt: it was asked to stop.
     """
-    claim_folder(grid.out, grid.plan, needs, command)
     mine: list[Job] = list(grid.training if task is None else grid.training[task[0] - 1 :: task[1]])
     within_reach = {job.name for job in grid.training if job.is_finished} | {job.name for job in mine}
     mine += [study for study in grid.studies if set(study.needs) <= within_reach]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msltrain.grid.plan import WHOLE
 from msltrain.grid.results import CURVE_MEASURES, Spread
 from msltrain.metrics import SUMMARY
-from msltrain.reproduce.content import CHECKPOINTS, DASH, Content, GridContent, TableContent, hidden, percent
+from msltrain.reproduce.content import CHECKPOINTS, Content, GridContent, TableContent, hidden, percent
 from msltrain.reproduce.published import ERRATA, SOURCES
 
 
@@ -65,7 +65,7 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> list[str]:
         for row in grid.rows:
             numbers = {one.source: _marked(one.values, one.errata, "mAP", errata) for one in row.published}
             cells = [spread_text(row.spread(checkpoint, condition)) for checkpoint in CHECKPOINTS]
-            lines.append(_row([row.name, *cells, *(numbers.get(source, DASH) for source in sources)]))
+            lines.append(_row([row.name, *cells, *(numbers.get(source, "") for source in sources)]))
         lines.append("")
     return lines
 
@@ -100,7 +100,7 @@ def _curves(grid: GridContent) -> list[str]:
 def _marked(values: object, errata: object, measure: str, numbering: Sequence[str]) -> str:
     assert isinstance(values, dict) and isinstance(errata, dict)
     if measure not in values:
-        return DASH
+        return ""
     mark = f" [{numbering.index(errata[measure]) + 1}]" if measure in errata else ""
     return f"{values[measure]}{mark}"
 

@@ -20,17 +20,17 @@ from msltrain.reproduce.content import (
     hidden,
     percent,
 )
-from msltrain.reproduce.published import ERRATA, FIGURE3_HOLE_FRACTION, SOURCES, Published
+from msltrain.reproduce.published import ERRATA, FIGURE3_HOLE_FRACTION, MMPRETRAIN, SOURCES, Published
 
 _STYLE = """
 .state { border-left: 4px solid var(--missed); padding-left: 1rem; margin: 1.6rem 0; }
-.rows th:first-child { overflow-wrap: anywhere; }
 .rows small { color: var(--muted); white-space: nowrap; }
 .rows td.published { color: var(--muted); }
-sup { line-height: 0; } sup a { text-decoration: none; padding: 0 0.1em; }
+sup { line-height: 0; } sup a { text-decoration: none; } sup + sup::before { content: ", "; }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; padding: 0; list-style: none; font-size: 0.9rem; }
 ol.errata li { max-width: 40rem; margin-bottom: 0.5rem; } ol.errata li:target { background: var(--panel); }
 """
+_SHORT = {MMPRETRAIN: "mm&shy;pretrain"}
 _CURVES = ("Baseline", "Baseline recalibrated", "Matched baseline", "MSL")
 
 
@@ -78,7 +78,7 @@ def _log(log: str) -> str:
 
 def _table(content: TableContent, errata: Sequence[str]) -> str:
     table = content.table
-    marks = "".join(_mark(name, errata) for name in table.errata)
+    marks = "".join(_mark(name, errata) for name in errata if name in table.errata)
     parts = [f'<h2 id="{table.name}">{escape(table.label)}: {escape(table.title)}{marks}</h2>']
     if table.reading:
         parts.append(f"<p>{escape(table.reading)}</p>")
@@ -96,7 +96,7 @@ def _table(content: TableContent, errata: Sequence[str]) -> str:
 
 def _mean_ap(grid: GridContent, errata: Sequence[str]) -> str:
     sources = grid.sources
-    heads = "".join(f'<th scope="col">{name}</th>' for name in (*CHECKPOINTS.values(), *sources))
+    heads = "".join(f'<th scope="col">{_SHORT.get(name, name)}</th>' for name in (*CHECKPOINTS.values(), *sources))
     groups = []
     for condition, hole_fraction in grid.conditions.items():
         rows = []
@@ -111,9 +111,9 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> str:
             f'<tbody><tr class="group"><th colspan="{width}" scope="rowgroup">{title}</th></tr>{"".join(rows)}</tbody>'
         )
     caption = (
-        "<caption>mAP in percent, mean ± deviation over the seeds: after the last step, and of the epoch that was "
+        "<caption>mAP in percent, mean ± deviation over the seeds: after the last step, and of the epoch that was best "
+        "on the validation split; then what was published for whole images, where our sources have a number.</caption>"
     )
-    caption += "best on the validation split; then what was published.</caption>"
     return (
         f'<div class="scroll"><table class="rows">{caption}<thead><tr><th></th>{heads}</tr></thead>'
         f"{''.join(groups)}</table></div>"
@@ -204,7 +204,7 @@ def _whiskers(points: Sequence[CurvePoint], means: Sequence[float], measure: str
     if any(deviation is None for deviation in deviations):
         return []
     return [
-        (mean - 100 * deviation, mean + 100 * deviation)
+        (max(0.0, mean - 100 * deviation), min(100.0, mean + 100 * deviation))
         for mean, deviation in zip(means, deviations)
         if deviation is not None
     ]
@@ -245,7 +245,7 @@ def _spread(spread: Spread) -> str:
 
 def _published(one: Published | None, measure: str, errata: Sequence[str]) -> str:
     if one is None or measure not in one.values:
-        return f'<td class="published">{DASH}</td>'
+        return '<td class="published"></td>'
     mark = _mark(one.errata[measure], errata) if measure in one.errata else ""
     return f'<td class="published">{one.values[measure]}{mark}</td>'
 

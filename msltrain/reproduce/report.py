@@ -118,6 +118,10 @@ def _caveats(grid: GridRun, needs: Sequence[Need], scale: str, as_published: boo
         found.append(f"Changed in every run: {', '.join(plan.settings)}.")
     if "cpu" in (devices := devices_of(plan, grid.out)):
         found.append(f"Trained on {', '.join(devices)}.")
+    found.append(
+        "Published numbers are those of the same run in the paper's main results (Tables 1 and 2, Fig. 3). Our sources "
+        "hold none of the numbers of its ablation tables; where there is none, nothing is shown."
+    )
     num_seeds = len(plan.seeds)
     found.append(
         f"± is the sample standard deviation over {num_seeds} seeds; it does not cover the choice of test images."

@@ -31,9 +31,8 @@ class PaperTable:
 
 
 _NUMBER_IS_OURS = (
-    "What is varied here is one of the paper's ablations. That it is the one numbered {number} is our reading: our "
-    "sources name the content of Tables 5, 8 and 9 but not of 3, 6 and 7, and hold no number of this table beyond "
-    "those shown."
+    "That this ablation is the paper's Table {number} is our reading: our sources name the content of Tables 5, 8 and "
+    "9, not of 3, 6 and 7."
 )
 
 TABLES: dict[str, PaperTable] = {
