@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,4 +48,5 @@ class FakeJob:
                 time.sleep(0.02)
         if self.act == "slow":
             time.sleep(0.3)
-        self.result.write_text(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {sys.executable}")
+        cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        self.result.write_text(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {cpus}")

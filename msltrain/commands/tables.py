@@ -48,9 +48,9 @@ def ablate(
         typer.Option(help="Held-out keep masks to test behind: one set, or a folder with high and low."),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Each run is trained with each.")] = "0,1,2",
-    out_: Annotated[Path, typer.Option("--out", help="Folder; grids in the same one share their runs.")] = Path(
-        "runs/ablations"
-    ),
+    out_: Annotated[
+        str, typer.Option("--out", help="Folder; grids in the same one share their runs.")
+    ] = "runs/ablations",
     set_: Annotated[list[str] | None, _SET] = None,
     paper: Annotated[bool, _PAPER] = False,
     gpus: Annotated[str, _GPUS] = "auto",
@@ -80,7 +80,7 @@ def ablate(
         plan,
         [table],
         places,
-        folder=out_,
+        folder=_local(out_),
         name=grid,
         title=what_it_varies(grid),
         scale=Scale.full,
@@ -104,7 +104,7 @@ def reproduce(
     ] = "shards",
     seeds: Annotated[str | None, typer.Option(help="Default: 0,1,2; smoke: 0,1.", show_default=False)] = None,
     out_: Annotated[
-        Path | None, typer.Option("--out", help="Default: runs/reproduce-SCALE.", show_default=False)
+        str | None, typer.Option("--out", help="Default: runs/reproduce-SCALE.", show_default=False)
     ] = None,
     set_: Annotated[list[str] | None, _SET] = None,
     paper: Annotated[bool, _PAPER] = False,
@@ -123,7 +123,7 @@ def reproduce(
     from msltrain.series import parse_seeds
 
     chosen = choose_tables(tables or ())
-    folder = out_ or Path("runs", f"reproduce-{scale.value}")
+    folder = _local(out_ or f"runs/reproduce-{scale.value}")
     is_smoke = scale is Scale.smoke
     if is_smoke and not dry_run:
         smoke.make_data(folder, partial(show_step, out))
@@ -173,10 +173,6 @@ def _run(
     from msltrain.grid.run import open_grid, parse_task, run_grid
     from msltrain.grid.state import claim_folder
 
-    if "://" in str(folder):
-        from msldata.errors import UserError
-
-        raise UserError(f"--out {folder}: a grid needs a local folder; its shards may lie anywhere")
     share = None if task is None else parse_task(task)
     curves = [grid for table in tables if table.curves for grid in table.grids] if name == "report" else []
     grid = open_grid(plan, folder, curves=curves)
@@ -214,6 +210,14 @@ def _run(
         for job, problem in problems.items():
             err.print(f"  {job}: {problem}; log: {logs[job]}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _local(place: str) -> Path:
+    from msldata.errors import UserError
+
+    if "://" in place:
+        raise UserError(f"--out {place}: a grid needs a local folder; its shards may lie anywhere")
+    return Path(place)
 
 
 def _without_task(arguments: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from msldata.errors import UserError
@@ -104,10 +105,11 @@ class Places:
             keep_masks=tuple(f"{masks.rstrip('/')}{place.removeprefix(_MASKS)}" for place in config.data.keep_masks),
         )
         shards = self.test or self._below_root(_TEST[config.data.train])
-        return replace(config, data=data), Test(shards=shards, keep_masks=self.conditions())
+        return replace(config, data=data), Test(shards=shards, keep_masks=self.conditions)
 
+    @cached_property
     def conditions(self) -> tuple[tuple[str, str], ...]:
-        """The held-out keep masks by condition."""
+        """The held-out keep masks as (condition, folder)."""
         found: list[tuple[str, str]] = []
         for place in (self._below_root(_HELD_OUT),) if self.test_masks is None else self.test_masks:
             place = place.rstrip("/")

@@ -114,7 +114,8 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[str], on_event: OnJob = lambda
 
     def start(slot: str) -> _Worker:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, lifeline, slot), daemon=True)
+        share = slots.index(slot), len(slots)
+        process = context.Process(target=_work, args=(theirs, lifeline, slot, share), daemon=True)
         process.start()
         theirs.close()
         return _Worker(slot, process, ours)
@@ -229,9 +230,10 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _work(pipe: Connection, lifeline: Connection, slot: str) -> None:
+def _work(pipe: Connection, lifeline: Connection, slot: str, share: tuple[int, int]) -> None:
     """What a worker process does: jobs from its pipe, until that is closed."""
     os.setsid()
+    _take_cpus(*share)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in `msltrain.steps`
     if slot:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot
@@ -246,6 +248,14 @@ def _work(pipe: Connection, lifeline: Connection, slot: str) -> None:
             pipe.send(outcome)
         if outcome.stopped or not outcome.sound:
             return
+
+
+def _take_cpus(index: int, number: int) -> None:
+    """Keep to a share of the CPUs, so that the decoding threads of several runs do not fight for them."""
+    if hasattr(os, "sched_setaffinity"):
+        mine = sorted(os.sched_getaffinity(0))[index::number]
+        if mine:
+            os.sched_setaffinity(0, mine)
 
 
 def _perform(job: Job, pipe: Connection) -> _Outcome:

@@ -9,6 +9,7 @@ from html import escape
 from msltrain.grid.plan import BEST, WHOLE
 from msltrain.grid.results import CURVE_MEASURES, CurvePoint, Spread
 from msltrain.metrics import SUMMARY
+from msltrain.recipes.ablations import what_it_varies
 from msltrain.report.plots import Line, line_plot
 from msltrain.reproduce.content import (
     CHECKPOINTS,
@@ -26,7 +27,8 @@ _STYLE = """
 .state { border-left: 4px solid var(--missed); padding-left: 1rem; margin: 1.6rem 0; }
 .rows small { color: var(--muted); white-space: nowrap; }
 .rows td.published { color: var(--muted); }
-sup { line-height: 0; } sup a { text-decoration: none; } sup + sup::before { content: ", "; }
+sup { line-height: 0; } h2 sup { font-size: 0.62em; }
+sup a { text-decoration: none; } sup + sup::before { content: ", "; }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; padding: 0; list-style: none; font-size: 0.9rem; }
 ol.errata li { max-width: 40rem; margin-bottom: 0.5rem; } ol.errata li:target { background: var(--panel); }
 """
@@ -84,7 +86,7 @@ def _table(content: TableContent, errata: Sequence[str]) -> str:
         parts.append(f"<p>{escape(table.reading)}</p>")
     for grid in content.grids:
         if len(content.grids) > 1:
-            parts.append(f"<h3>{escape(grid.name.replace('-', ' '))}</h3>")
+            parts.append(f"<h3>{escape(what_it_varies(grid.name).partition(':')[0])}</h3>")
         if grid.curves:
             parts.append(_curves(grid))
         parts.append(_mean_ap(grid, errata))

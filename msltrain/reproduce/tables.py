@@ -84,7 +84,7 @@ TABLES: dict[str, PaperTable] = {
             title="What holes cost: mAP, CR and CF1 over the hidden share of the image",
             grids=("robustness-voc2007", "robustness-coco2014"),
             reading="The paper's end points are read as the CSRA baseline and MSL on masked test images. How much "
-            "these hide, our sources do not say: the released “high” masks hide 54.7 % on average; they stand there.",
+            "these hide, our sources do not say; they are drawn at 54.7 %, the mean of the released “high” masks.",
             errata=("figure-3", "batchnorm", "protocol"),
             curves=True,
         ),

@@ -31,6 +31,9 @@ def test_every_gpu_has_one_process_with_one_job_at_a_time(tmp_path):
     found = [job.result.read_text().split() for job in jobs]
     assert {gpu for _, gpu, _ in found} == {"2", "5"}
     assert len({(pid, gpu) for pid, gpu, _ in found}) == 2
+    cpus = {gpu: set(cpus.split(",")) for _, gpu, cpus in found}
+    if len(os.sched_getaffinity(0)) > 1:  # each has CPUs of its own
+        assert not cpus["2"] & cpus["5"] and len(cpus["2"] | cpus["5"]) == len(os.sched_getaffinity(0))
     busy: set[str] = set()
     most = 0
     for event in events:
