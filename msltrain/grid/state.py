@@ -10,7 +10,7 @@ from typing import Any
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
 from msltrain.config import differences, from_json, to_json
-from msltrain.grid.needs import Need, places_of
+from msltrain.grid.needs import TEST_MASKS, Need, places_of
 from msltrain.grid.plan import Plan, Run
 from msltrain.rundir import MAY_DIFFER
 
@@ -19,7 +19,7 @@ _VERSION = 1
 
 
 def claim_folder(out: Path, plan: Plan, needs: Sequence[Need], command: str) -> None:
-    """Note in ``out`` what its runs are; further runs and seeds may be added to those that are there.
+    """Note in ``out`` what its runs are; further runs, seeds and conditions may be added to those that are there.
 
     Args:
         out: the grid's folder.
@@ -42,6 +42,8 @@ def claim_folder(out: Path, plan: Plan, needs: Sequence[Need], command: str) -> 
             f"{out}: holds runs of another grid ({shown}); give the settings and data it was begun with "
             f"(`{before['command']}`), or another folder with --out"
         )
+    for name in set(known) & set(runs):
+        runs[name]["conditions"] = known[name]["conditions"] | runs[name]["conditions"]
     content = {"version": _VERSION, "command": before.get("command", command), "runs": known | runs}
     LocalStorage(out).put(NAME, (json.dumps(content, indent=2) + "\n").encode())
 
@@ -49,12 +51,10 @@ def claim_folder(out: Path, plan: Plan, needs: Sequence[Need], command: str) -> 
 def _describe(run: Run, fingerprints: Mapping[str, str]) -> dict[str, Any]:
     data: dict[str, list[str]] = {}
     for role, place in places_of(run):
-        data.setdefault(role, []).append(fingerprints[place])
-    return {
-        "config": json.loads(to_json(run.config)),
-        "conditions": [name for name, _ in run.test.conditions],
-        "data": data,
-    }
+        if role != TEST_MASKS:
+            data.setdefault(role, []).append(fingerprints[place])
+    conditions = {condition: fingerprints[place] for condition, place in run.test.keep_masks}
+    return {"config": json.loads(to_json(run.config)), "data": data, "conditions": conditions}
 
 
 def _changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -65,9 +65,11 @@ def _changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> li
         if field not in MAY_DIFFER
     ]
     found += [f"{name}: other {role}" for role, prints in now["data"].items() if before["data"].get(role) != prints]
-    if before["conditions"] != now["conditions"]:
-        found.append(f"{name}: measured under {', '.join(before['conditions'])}, now {', '.join(now['conditions'])}")
-    return found
+    return found + [
+        f"{name}: other {TEST_MASKS}, {condition}"
+        for condition, fingerprint in now["conditions"].items()
+        if before["conditions"].get(condition, fingerprint) != fingerprint
+    ]
 
 
 def _read(out: Path) -> dict[str, Any]:

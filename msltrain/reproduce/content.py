@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msltrain.grid.plan import BEST, LAST, WHOLE, Places, Run, make_plan
+from msltrain.grid.plan import WHOLE, Places, Run, make_plan
 from msltrain.grid.results import CurvePoint, Measures, Spread, curves_of, measures_of
 from msltrain.grid.run import GridRun
 from msltrain.metrics import SUMMARY
@@ -14,7 +14,6 @@ from msltrain.recipes.ablations import GRIDS
 from msltrain.reproduce.published import ERRATA, FIGURE3, PUBLISHED, Published
 from msltrain.reproduce.tables import PaperTable
 
-CHECKPOINTS = {LAST: "last", BEST: "best"}
 DASH = "–"
 
 
@@ -45,6 +44,8 @@ class GridContent:
     name: str
     conditions: Mapping[str, float | None]
     """Condition → mean share hidden, where something was measured under it."""
+    checkpoints: tuple[str, ...]
+    """Those that its runs leave behind."""
     rows: tuple[RowContent, ...]
     curves: Mapping[str, Sequence[CurvePoint]]
     """By model; empty where none are drawn or finished."""
@@ -166,6 +167,7 @@ def _grid(
     return GridContent(
         name=name,
         conditions=conditions,
+        checkpoints=tuple(dict.fromkeys(name for run in rows.values() for name in run.checkpoints)),
         rows=tuple(contents),
         curves=curves_of([study for study in grid.studies if study.grid == name]) if table.curves else {},
         end_points=FIGURE3.get(name, {}) if table.curves else {},

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msltrain.grid.plan import WHOLE
 from msltrain.grid.results import CURVE_MEASURES, Spread
 from msltrain.metrics import SUMMARY
-from msltrain.reproduce.content import CHECKPOINTS, Content, GridContent, TableContent, hidden, percent
+from msltrain.reproduce.content import Content, GridContent, TableContent, hidden, percent
 from msltrain.reproduce.published import ERRATA, SOURCES
 
 
@@ -60,11 +60,11 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> list[str]:
     lines: list[str] = []
     for condition, hole_fraction in grid.conditions.items():
         sources = grid.sources if condition == WHOLE else []
-        head = [f"{grid.name}: {hidden(condition, hole_fraction).lower()}, mAP", *CHECKPOINTS.values(), *sources]
+        head = [f"{grid.name}: {hidden(condition, hole_fraction).lower()}, mAP", *grid.checkpoints, *sources]
         lines += _head(head)
         for row in grid.rows:
             numbers = {one.source: _marked(one.values, one.errata, "mAP", errata) for one in row.published}
-            cells = [spread_text(row.spread(checkpoint, condition)) for checkpoint in CHECKPOINTS]
+            cells = [spread_text(row.spread(checkpoint, condition)) for checkpoint in grid.checkpoints]
             lines.append(_row([row.name, *cells, *(numbers.get(source, "") for source in sources)]))
         lines.append("")
     return lines
@@ -73,9 +73,9 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> list[str]:
 def _rates(grid: GridContent, errata: Sequence[str]) -> list[str]:
     lines = _head([f"{grid.name}: whole images", *SUMMARY])
     for row in grid.rows:
-        for checkpoint, name in CHECKPOINTS.items():
+        for checkpoint in grid.checkpoints:
             cells = [spread_text(row.spread(checkpoint, WHOLE, measure)) for measure in SUMMARY]
-            lines.append(_row([f"{row.name}, {name}", *cells]))
+            lines.append(_row([f"{row.name}, {checkpoint}", *cells]))
         for one in row.published:
             cells = [_marked(one.values, one.errata, measure, errata) for measure in SUMMARY]
             lines.append(_row([f"{row.name}, {one.source}", *cells]))

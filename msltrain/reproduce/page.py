@@ -12,7 +12,6 @@ from msltrain.metrics import SUMMARY
 from msltrain.recipes.ablations import what_it_varies
 from msltrain.report.plots import Line, line_plot
 from msltrain.reproduce.content import (
-    CHECKPOINTS,
     DASH,
     Content,
     GridContent,
@@ -98,17 +97,17 @@ def _table(content: TableContent, errata: Sequence[str]) -> str:
 
 def _mean_ap(grid: GridContent, errata: Sequence[str]) -> str:
     sources = grid.sources
-    heads = "".join(f'<th scope="col">{_SHORT.get(name, name)}</th>' for name in (*CHECKPOINTS.values(), *sources))
+    heads = "".join(f'<th scope="col">{_SHORT.get(name, name)}</th>' for name in (*grid.checkpoints, *sources))
     groups = []
     for condition, hole_fraction in grid.conditions.items():
         rows = []
         for row in grid.rows:
-            cells = "".join(f"<td>{_spread(row.spread(checkpoint, condition))}</td>" for checkpoint in CHECKPOINTS)
+            cells = "".join(f"<td>{_spread(row.spread(checkpoint, condition))}</td>" for checkpoint in grid.checkpoints)
             published = {one.source: one for one in row.published} if condition == WHOLE else {}
             cells += "".join(_published(published.get(source), "mAP", errata) for source in sources)
             rows.append(f'<tr><th scope="row">{escape(row.name)}</th>{cells}</tr>')
         title = escape(hidden(condition, hole_fraction))
-        width = 3 + len(sources)
+        width = 1 + len(grid.checkpoints) + len(sources)
         groups.append(
             f'<tbody><tr class="group"><th colspan="{width}" scope="rowgroup">{title}</th></tr>{"".join(rows)}</tbody>'
         )
@@ -128,9 +127,9 @@ def _rates(grid: GridContent, errata: Sequence[str]) -> str:
     rows = []
     for row in grid.rows:
         rows.append(f'<tr class="group"><th colspan="{1 + len(SUMMARY)}" scope="rowgroup">{escape(row.name)}</th></tr>')
-        for checkpoint, name in CHECKPOINTS.items():
+        for checkpoint in grid.checkpoints:
             cells = "".join(f"<td>{percent(row.spread(checkpoint, WHOLE, measure).mean)}</td>" for measure in SUMMARY)
-            rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+            rows.append(f'<tr><th scope="row">{checkpoint}</th>{cells}</tr>')
         for one in row.published:
             cells = "".join(_published(one, measure, errata) for measure in SUMMARY)
             rows.append(f'<tr><th scope="row">{one.source}</th>{cells}</tr>')
@@ -234,7 +233,7 @@ def _ending(content: Content) -> str:
         f"<tbody>{rows}</tbody></table></details>\n<h2>Command that made this page</h2>\n"
         f"<pre>{escape(content.command)}</pre>\n<footer>Every measured number is computed from the predictions files "
         f"of the runs. AP is as published; rates are taken at a score ≥ 0.5. Published numbers: {escape(sources)}. "
-        f"“{CHECKPOINTS[BEST]}” was chosen on validation samples of the training split.</footer>"
+        f"“{BEST}” was chosen on validation samples of the training split.</footer>"
     )
 
 

@@ -148,7 +148,7 @@ def test_a_finished_grid_does_nothing_and_others_share_its_runs(story: Path, dat
     [
         ("settings", "mask-subsets/low: optim.num_epochs was 2, is 3"),
         ("train", "other training images"),
-        ("heldout", "other held-out keep masks"),
+        ("heldout", "other held-out keep masks, high"),
     ],
 )
 def test_another_grid_is_refused(story: Path, data: Path, tmp_path: Path, change: str, expected: str):
