@@ -11,7 +11,7 @@ import typer
 
 from msldata.commands import build, look
 from msldata.console import err
-from msltrain.commands import predicting, proof, streaming, training
+from msltrain.commands import predicting, proof, streaming, tables, training
 
 
 class _Commands(typer.core.TyperGroup):
@@ -66,7 +66,15 @@ _COMMANDS = {
         training.import_checkpoint,
         streaming.bench_stream,
     ),
-    "Proof": (proof.evaluate, proof.robustness, predicting.predict, predicting.serve, predicting.export),
+    "Proof": (
+        proof.evaluate,
+        proof.robustness,
+        tables.ablate,
+        tables.reproduce,
+        predicting.predict,
+        predicting.serve,
+        predicting.export,
+    ),
 }
 for _panel, _functions in _COMMANDS.items():
     for _function in _functions:

@@ -6,25 +6,16 @@ run again.
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from msldata.errors import UserError
 from msldata.format import MANIFEST_NAME
-from msldata.storage import LocalStorage
 from msltrain.report import RunReport, describe_environment, open_run, write_report
+from msltrain.steps import OnStep, Step, run_steps
 
 PAGE_NAME = "report.html"
 DATASET = "reef"
-_STEPS_NAME = "steps.json"
-_GRACE_SECONDS = 3
 _RUNS = {"baseline": ("Baseline", "demo-baseline"), "msl": ("MSL", "demo")}
 """Folder of each run → its name on the page, its recipe; the reference first."""
 _CONDITIONS = {
@@ -41,37 +32,6 @@ NEXT_COMMANDS = (
     "msl evaluate --checkpoint runs/msl-c-voc2007 --data shards/voc2007/test",
     "msl predict photograph.jpg --checkpoint runs/msl-c-voc2007",
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepStarted:
-    """A command is about to run."""
-
-    number: int
-    """Counted from 1."""
-    num_steps: int
-    title: str
-    command: str
-    """As a user would type it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepOutput:
-    """The running command printed a line."""
-
-    line: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepFinished:
-    """A command ended well, or had done so before."""
-
-    seconds: float
-    """Wall time; of the earlier time when ``skipped``."""
-    skipped: bool
-
-
-OnEvent = Callable[[StepStarted | StepOutput | StepFinished], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,20 +56,7 @@ _QUICK = _Size(
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Step:
-    name: str
-    title: str
-    arguments: tuple[str, ...]
-    product: Path
-    """Exists once the command has ended well."""
-
-    @property
-    def command(self) -> str:
-        return shlex.join(("msl", *self.arguments))
-
-
-def run_demo(out: Path, *, quick: bool = False, on_event: OnEvent = lambda event: None) -> Path:
+def run_demo(out: Path, *, quick: bool = False, on_event: OnStep = lambda event: None) -> Path:
     """Make a dataset, build shards and keep masks, train baseline and MSL with equal budgets, compare them on a page.
 
     Args:
@@ -124,22 +71,16 @@ def run_demo(out: Path, *, quick: bool = False, on_event: OnEvent = lambda event
         UserError: a command failed; the message names it, its last words and its log.
     """
     steps = _plan(out, _QUICK if quick else _FULL)
-    finished = _read_finished(out)
-    for number, step in enumerate(steps, start=1):
-        on_event(StepStarted(number=number, num_steps=len(steps), title=step.title, command=step.command))
-        skipped = step.command in finished and step.product.exists()
-        if not skipped:
-            finished[step.command] = _run(step, out, on_event)
-            LocalStorage(out).put(_STEPS_NAME, (json.dumps(finished, indent=2) + "\n").encode())
-        on_event(StepFinished(seconds=finished[step.command], skipped=skipped))
+    run_steps(steps, out, what="demo", on_event=on_event)
     return _write_page(out, steps)
 
 
-def _plan(out: Path, size: _Size) -> list[_Step]:
-    steps: list[_Step] = []
+def _plan(out: Path, size: _Size) -> list[Step]:
+    steps: list[Step] = []
 
     def add(name: str, title: str, product: Path, *arguments: object) -> None:
-        steps.append(_Step(name=name, title=title, arguments=tuple(map(str, arguments)), product=product))
+        begun = out / "runs" / name.removeprefix("train-") / "config.json" if name.startswith("train-") else None
+        steps.append(Step(name=name, title=title, arguments=tuple(map(str, arguments)), product=product, begun=begun))
 
     voc, shards, masks, heldout = out / "raw/VOCdevkit/VOC2007", out / "shards", out / "masks", out / "heldout-masks"
     train, test = shards / DATASET / "trainval", shards / DATASET / "test"
@@ -186,78 +127,7 @@ def _predictions_file(out: Path, run: str, condition: str) -> Path:
     return out / "predictions" / f"{run}-{condition}.parquet"
 
 
-def _run(step: _Step, out: Path, on_event: OnEvent) -> float:
-    """Run one command, pass on what it prints, keep it in a log; return the seconds it took."""
-    log = out / "logs" / f"{step.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    arguments = step.arguments
-    if step.name.startswith("train-") and (out / "runs" / step.name.removeprefix("train-") / "config.json").exists():
-        arguments += ("--resume", "auto")
-    began = time.perf_counter()
-    lines: list[str] = []
-    with (
-        open(log, "w", encoding="utf-8") as file,
-        subprocess.Popen(
-            [sys.executable, "-m", "cli", *arguments],
-            env=_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            print(f"$ {step.command}", file=file, flush=True)
-            for line in process.stdout:
-                file.write(line)
-                file.flush()
-                if line.strip():
-                    lines.append(line.rstrip())
-                    on_event(StepOutput(line=line.rstrip()))
-        except BaseException:
-            _let_end(process)
-            raise
-    if process.returncode != 0:
-        last_words = "\n  ".join(lines[-8:]) or "(it printed nothing)"
-        raise UserError(
-            f"this step of the demo failed with exit code {process.returncode}:\n  {step.command}\n  {last_words}\n"
-            f"its log is {log}; run the same demo again to go on from here, or delete {out} to start over"
-        )
-    return time.perf_counter() - began
-
-
-def _let_end(process: subprocess.Popen[str]) -> None:
-    """Leave no command behind: Ctrl-C in a terminal has reached it too, so it first gets the time to save its state."""
-    try:
-        process.wait(timeout=_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """This process's environment, with threads that wait for each other asleep unless the user decided otherwise.
-
-    By default the OpenMP of torch's Linux wheels waits spinning; where another program wants the same cores, a small
-    network then trains several times slower.
-    """
-    return {"GOMP_SPINCOUNT": "1000", **os.environ}
-
-
-def _read_finished(out: Path) -> dict[str, float]:
-    """Commands that ended well here, and how many seconds each took."""
-    try:
-        finished = json.loads((out / _STEPS_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        raise UserError(f"{out / _STEPS_NAME}: not a list of finished steps; delete {out} to start over") from None
-    return {str(command): float(seconds) for command, seconds in finished.items()}
-
-
-def _write_page(out: Path, steps: list[_Step]) -> Path:
+def _write_page(out: Path, steps: list[Step]) -> Path:
     runs = [
         open_run(
             out / "runs" / run,

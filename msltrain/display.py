@@ -1,10 +1,11 @@
-"""What a training run shows on a terminal."""
+"""What a training run, or a row of commands, shows on a terminal."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
 from msltrain.events import EpochEvent, Event, StartEvent, StepEvent
+from msltrain.steps import CommandEvent, StepFinished, StepOutput, StepStarted
 
 
 class TrainingDisplay:
@@ -54,3 +55,15 @@ class TrainingDisplay:
                 samples = "bad sample" if event.num_skipped == 1 else "bad samples"
                 skipped = f"  {event.num_skipped} {samples} skipped" if event.num_skipped else ""
                 self._out.print(f"{epoch}  {self._last}{validation}  {event.seconds:.0f} s{skipped}", soft_wrap=True)
+
+
+def show_step(out: Console, event: CommandEvent) -> None:
+    """Print a command that is about to run, what it prints, and how long it took."""
+    match event:
+        case StepStarted():
+            out.print(f"\n[bold]{event.number}/{event.num_steps} {event.title}[/bold]")
+            out.print(f"$ {event.command}", style="cyan", markup=False, soft_wrap=True)
+        case StepOutput():
+            out.print(f"  {event.line}", style="dim", markup=False, soft_wrap=True)
+        case StepFinished():
+            out.print("  done before" if event.skipped else f"  {event.seconds:.0f} s")

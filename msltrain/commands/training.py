@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -135,7 +136,8 @@ def recipes() -> None:
     out.print(table)
     out.print(
         f"GPU-hours: an estimate for one H100 or H200 that sustains {BF16_TERAFLOPS:g} TFLOP/s in bf16 and "
-        f"{FLOAT32_TERAFLOPS:g} in float32 (-paper); numbers are those of the sources, not measured here."
+        f"{FLOAT32_TERAFLOPS:g} in float32 (-paper); numbers are those of the sources, not measured here. `msl ablate` "
+        "lists the grids of ablations."
     )
 
 
@@ -144,17 +146,8 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny: checks the path, learns nothing.")] = False,
 ) -> None:
     """From raw files to a page: shards, keep masks, baseline and MSL with equal budgets, what each of them learnt."""
-    from msltrain.demo import StepFinished, StepOutput, StepStarted, run_demo
+    from msltrain.demo import run_demo
+    from msltrain.display import show_step
 
-    def show(event: StepStarted | StepOutput | StepFinished) -> None:
-        match event:
-            case StepStarted():
-                out.print(f"\n[bold]{event.number}/{event.num_steps} {event.title}[/bold]")
-                out.print(f"$ {event.command}", style="cyan", markup=False, soft_wrap=True)
-            case StepOutput():
-                out.print(f"  {event.line}", style="dim", markup=False, soft_wrap=True)
-            case StepFinished():
-                out.print("  done before" if event.skipped else f"  {event.seconds:.0f} s")
-
-    page = run_demo(out_, quick=quick, on_event=show)
+    page = run_demo(out_, quick=quick, on_event=partial(show_step, out))
     out.print(f"\nWhat was measured: [green]{page}[/green]; open it in a browser.", soft_wrap=True)

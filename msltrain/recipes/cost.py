@@ -21,10 +21,15 @@ FORWARD_AND_BACKWARD = 3
 """A backward pass costs two forward passes."""
 
 
-def gpu_hours(config: TrainConfig) -> float | None:
-    """Hours on one H100 or H200, by the assumption above; None for networks and data that no published recipe has."""
+def gpu_hours(config: TrainConfig, num_samples: int | None = None) -> float | None:
+    """Hours on one H100 or H200, by the assumption above; None for networks and data that no published recipe has.
+
+    Args:
+        config: the whole run.
+        num_samples: of the training set; by default those of the recipe's.
+    """
     per_image = GIGAFLOP_PER_IMAGE.get((config.model.backbone, config.stream.image_size))
-    num_samples = NUM_SAMPLES.get(config.data.train)
+    num_samples = num_samples or NUM_SAMPLES.get(config.data.train)
     if per_image is None or num_samples is None:
         return None
     num_branches = 2 if config.loss.has_masked_branch else 1

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from msltrain.config import TrainConfig
 from msltrain.recipes.published import BASELINE_LOSS
+
+Form = Callable[[TrainConfig], TrainConfig]
+"""Makes of a published run the one to train."""
+
+
+def as_published(config: TrainConfig) -> TrainConfig:
+    """The run with its published values."""
+    return config
 
 
 def tuned(config: TrainConfig) -> TrainConfig:

@@ -28,6 +28,7 @@ MSLTRAIN_LAYERS = (
         "events",
         "interrupt",
         "launch",
+        "steps",
         "display",
     ),
     ("config", "interval", "holdout"),
@@ -38,7 +39,8 @@ MSLTRAIN_LAYERS = (
     ("learner", "traindata", "resume", "validation", "evaluate", "predict", "recalibrate", "released"),
     ("robustness", "study", "studymodel", "unfinished", "curves", "modelcard", "export"),
     ("trainer", "series", "report", "serve", "predicted"),
-    ("demo",),
+    ("demo", "grid"),
+    ("reproduce",),
     ("commands",),
 )
 

@@ -11,11 +11,12 @@ from msltrain.config import differences, from_json, to_json
 from msltrain.recipes import RECIPES, recipe
 from msltrain.recipes.ablations import GRIDS
 from msltrain.recipes.cost import GIGAFLOP_PER_IMAGE
+from msltrain.recipes.variants import as_published, tuned
 
 TARGETS = ("c-voc2007", "r-voc2007", "v-voc2007", "c-coco2014", "r-coco2014", "v-coco2014", "v-wider", "b-wider")
 EVERY_CONFIG = [
     *(entry() for entry in RECIPES.values()),
-    *(config for grid in GRIDS.values() for config in grid().values()),
+    *(config for grid in GRIDS.values() for config in grid(tuned).values()),
 ]
 
 
@@ -68,9 +69,10 @@ def test_hours():
     assert all(entry.gpu_hours for name, entry in RECIPES.items() if name.endswith(TARGETS))
 
 
+@pytest.mark.parametrize("form", [tuned, as_published])
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_grid_varies_the_method_and_nothing_else(name: str):
-    grid = GRIDS[name]()
+def test_a_grid_varies_the_method_and_nothing_else(name: str, form):
+    grid = GRIDS[name](form)
     assert "msl" in grid or any(row.endswith("-msl") for row in grid)
     configs = list(grid.values())
     assert len({to_json(config) for config in configs}) == len(configs) > 1

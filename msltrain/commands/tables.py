@@ -1,0 +1,346 @@
+"""``ablate`` and ``reproduce``: whole grids of runs, and a page that sets their numbers beside the published ones."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from msldata.console import err, out
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from msltrain.grid.needs import Need
+    from msltrain.grid.plan import Places, Plan
+    from msltrain.grid.run import GridRun
+    from msltrain.grid.workers import JobEvent
+
+
+class Scale(StrEnum):
+    """Values of ``reproduce --scale``."""
+
+    full = "full"
+    smoke = "smoke"
+
+
+_SET = typer.Option("--set", help="Change a field of every run: section.field=value.")
+_GPUS = typer.Option(help="One run on each at a time: auto = all of this host, or a number.")
+_TASK = typer.Option(help="I/N: train only the I-th of N shares, as in an array job.", show_default=False)
+_DRY_RUN = typer.Option("--dry-run", help="Show runs, GPU-hours and what data is missing; do nothing.")
+_PAPER = typer.Option("--paper", help="The published values instead of our defaults; no validation, so no best.")
+
+
+def ablate(
+    grid: Annotated[str | None, typer.Argument(help="Without one: list the grids.", show_default=False)] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Training shards; default: the recipes' own.", show_default=False)
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="Test shards; with --data.", show_default=False)] = None,
+    keep_masks: Annotated[
+        str, typer.Option(help="Training keep masks: folder or URL with high and low.")
+    ] = "shards/masks",
+    test_masks: Annotated[
+        list[str] | None,
+        typer.Option(help="Held-out keep masks to test behind: one set, or a folder with high and low."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Each run is trained with each.")] = "0,1,2",
+    out_: Annotated[
+        str, typer.Option("--out", help="Folder; grids in the same one share their runs.")
+    ] = "runs/ablations",
+    set_: Annotated[list[str] | None, _SET] = None,
+    paper: Annotated[bool, _PAPER] = False,
+    gpus: Annotated[str, _GPUS] = "auto",
+    task: Annotated[str | None, _TASK] = None,
+    dry_run: Annotated[bool, _DRY_RUN] = False,
+) -> None:
+    """Train and test every row of an ablation with several seeds; what was stopped goes on, what is done stays."""
+    if grid is None:
+        _list_grids()
+        return
+    from msltrain.grid.plan import Places, make_plan
+    from msltrain.recipes.ablations import what_it_varies
+    from msltrain.recipes.variants import as_published, tuned
+    from msltrain.reproduce.tables import grid_as_table
+    from msltrain.series import parse_seeds
+
+    table = grid_as_table(grid)
+    places = Places(train=data, test=test, keep_masks=keep_masks, test_masks=tuple(test_masks or ()))
+    plan = make_plan(
+        [grid],
+        seeds=parse_seeds(seeds),
+        places=places,
+        form=as_published if paper else tuned,
+        settings=set_ or (),
+    )
+    _run(
+        plan,
+        [table],
+        places,
+        folder=_local(out_),
+        name=grid,
+        title=what_it_varies(grid),
+        scale=Scale.full,
+        paper=paper,
+        gpus=gpus,
+        task=task,
+        dry_run=dry_run,
+    )
+
+
+def reproduce(
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(help="table-3, -5, -6, -7, -8, -9, figure-3; default: all.", show_default=False),
+    ] = None,
+    scale: Annotated[
+        Scale, typer.Option(help="smoke = tiny networks on drawn images, minutes on a laptop.")
+    ] = Scale.full,
+    shards: Annotated[
+        str, typer.Option(help="Where voc2007, coco2014, masks and heldout are; for --scale full.")
+    ] = "shards",
+    seeds: Annotated[str | None, typer.Option(help="Default: 0,1,2; smoke: 0,1.", show_default=False)] = None,
+    out_: Annotated[
+        str | None, typer.Option("--out", help="Default: runs/reproduce-SCALE.", show_default=False)
+    ] = None,
+    set_: Annotated[list[str] | None, _SET] = None,
+    paper: Annotated[bool, _PAPER] = False,
+    gpus: Annotated[str, _GPUS] = "auto",
+    task: Annotated[str | None, _TASK] = None,
+    dry_run: Annotated[bool, _DRY_RUN] = False,
+) -> None:
+    """Run the paper's Tables 3, 5-9 and Fig. 3 again, and set the results beside the published numbers on a page."""
+    from functools import partial
+
+    from msltrain.display import show_step
+    from msltrain.grid.plan import Places, make_plan
+    from msltrain.recipes.variants import as_published, tuned
+    from msltrain.reproduce import smoke
+    from msltrain.reproduce.tables import choose_tables
+    from msltrain.series import parse_seeds
+
+    chosen = choose_tables(tables or ())
+    folder = _local(out_ or f"runs/reproduce-{scale.value}")
+    is_smoke = scale is Scale.smoke
+    if is_smoke and not dry_run:
+        smoke.make_data(folder, partial(show_step, out))
+    places = smoke.smoke_places(folder) if is_smoke else Places(root=shards)
+    plan = make_plan(
+        [grid for table in chosen for grid in table.grids],
+        seeds=parse_seeds(seeds or ("0,1" if is_smoke else "0,1,2")),
+        places=places,
+        form=as_published if paper else tuned,
+        adapt=smoke.tiny if is_smoke else lambda config: config,
+        settings=set_ or (),
+    )
+    _run(
+        plan,
+        chosen,
+        places,
+        folder=folder,
+        name="report",
+        title="The paper's tables, run again",
+        scale=scale,
+        paper=paper,
+        gpus=gpus,
+        task=task,
+        dry_run=dry_run,
+    )
+
+
+def _run(
+    plan: Plan,
+    tables: Sequence,
+    places: Places,
+    *,
+    folder: Path,
+    name: str,
+    title: str,
+    scale: Scale,
+    paper: bool,
+    gpus: str,
+    task: str | None,
+    dry_run: bool,
+) -> None:
+    """What both commands do with a plan: look for its data, run it, report. Exits with 1 where a run failed."""
+    import shlex
+    import sys
+
+    from msltrain.grid.needs import find_needs, require_all
+    from msltrain.grid.run import open_grid, parse_task, run_grid
+    from msltrain.grid.state import claim_folder
+
+    share = None if task is None else parse_task(task)
+    curves = [grid for table in tables if table.curves for grid in table.grids] if name == "report" else []
+    grid = open_grid(plan, folder, curves=curves)
+    needs = find_needs(plan)
+    if dry_run:
+        # The smoke scale makes its own data.
+        _show_plan(grid, needs, places, makes_data=scale is Scale.smoke)
+        return
+    require_all(needs, places)
+    command = shlex.join(["msl", *_without_task(sys.argv[1:])])
+    claim_folder(folder, plan, needs, command)
+    problems: dict[str, str] = {}
+    try:
+        with _Display(grid) as display:
+            problems = run_grid(grid, gpus=gpus, task=share, on_event=display.show)
+    finally:
+        from msltrain.reproduce.report import write_report
+
+        files = write_report(
+            grid,
+            tables,
+            needs,
+            name=name,
+            title=title,
+            scale=scale.value,
+            as_published=paper,
+            command=command,
+            problems=problems,
+        )
+        for file in files:
+            out.print(f"[green]{file}[/green]", soft_wrap=True)
+    if problems:
+        logs = {job.name: job.log for job in grid.jobs}
+        err.print(f"[red]{len(problems)} of {len(grid.jobs)} jobs failed[/red]; the same command tries them again:")
+        for job, problem in problems.items():
+            err.print(f"  {job}: {problem}; log: {logs[job]}", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _local(place: str) -> Path:
+    from msldata.errors import UserError
+
+    if "://" in place:
+        raise UserError(f"--out {place}: a grid needs a local folder; its shards may lie anywhere")
+    return Path(place)
+
+
+def _without_task(arguments: Sequence[str]) -> list[str]:
+    """The command that goes on with all shares."""
+    kept, skip = [], False
+    for word in arguments:
+        if skip:
+            skip = False
+        elif word == "--task":
+            skip = True
+        elif not word.startswith("--task="):
+            kept.append(word)
+    return kept
+
+
+class _Display:
+    """A line for each job that ends; on a terminal also a bar for each that runs."""
+
+    def __init__(self, grid: GridRun):
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._bars: dict[str, object] = {}
+        self._total = len(grid.jobs)
+        self._done = self._total - len(grid.unfinished)
+        if self._done:
+            out.print(f"{self._done} of {self._total} jobs were finished before")
+
+    def __enter__(self) -> _Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, event: JobEvent) -> None:
+        """Called for every event of the grid."""
+        from msltrain.grid.workers import JobEnded, JobProgress, JobStarted
+
+        match event:
+            case JobStarted():
+                where = f" on GPU {event.slot}" if event.slot else ""
+                self._bars[event.job.name] = self._bar.add_task(f"{event.job.name}{where}", total=None)
+            case JobProgress():
+                self._bar.update(
+                    self._bars[event.job.name],  # type: ignore[arg-type]
+                    description=f"{event.job.name}: {event.doing}",
+                    completed=event.done,
+                    total=event.total,
+                )
+            case JobEnded():
+                if event.job.name in self._bars:
+                    self._bar.remove_task(self._bars.pop(event.job.name))  # type: ignore[arg-type]
+                self._done += 1
+                result = "[red]failed[/red]" if event.problem else f"{event.seconds:,.1f} s"
+                out.print(f"{self._done}/{self._total} {event.job.name}  {result}", soft_wrap=True)
+
+
+def _list_grids() -> None:
+    from msltrain.grid.plan import Places, make_plan
+    from msltrain.recipes.ablations import GRIDS, what_it_varies
+
+    table = _table("grid", "runs", "GPU-hours")
+    table.add_column("what it varies")
+    for name in GRIDS:
+        runs = make_plan([name], seeds=(0,), places=Places(test_masks=())).runs
+        hours = [run.gpu_hours() for run in runs]
+        table.add_row(name, str(len(runs)), _hours(hours), what_it_varies(name))
+    out.print(table)
+    out.print(
+        "Runs and estimated hours on one H100 or H200 for one seed; `msl ablate GRID --dry-run` shows one of them, "
+        "`msl reproduce` runs those of the paper."
+    )
+
+
+def _show_plan(grid: GridRun, needs: Sequence[Need], places: Places, *, makes_data: bool) -> None:
+    """What a grid would do."""
+    from msltrain.grid.needs import next_commands
+
+    samples = {need.place: need.manifest.num_samples for need in needs if need.manifest is not None}
+    table = _table("run", "seeds to do", "GPU-hours a seed")
+    table.add_column("also stands for", overflow="fold")
+    left: list[float | None] = []
+    for run in grid.plan.runs:
+        jobs = [job for job in grid.training if job.run == run]
+        todo = sum(not job.is_finished for job in jobs)
+        hours = run.gpu_hours(samples.get(run.config.data.train))
+        left += [hours] * todo
+        table.add_row(
+            run.name,
+            f"{todo} of {len(jobs)}",
+            _hours([hours]),
+            ", ".join(row for row in grid.plan.rows_of(run) if row != run.name),
+        )
+    out.print(table)
+    num_studies = sum(not study.is_finished for study in grid.studies)
+    out.print(
+        f"{len(left)} trainings, about {_hours(left)} GPU-hours on an H100 or H200 by arithmetic (evaluation on top)"
+        + (f", and {num_studies} sets of curves over the hidden share" if num_studies else "")
+    )
+    for need in needs:
+        state = "missing" if need.manifest is None else f"{need.manifest.num_samples:,} samples"
+        if need.manifest is None and makes_data:
+            state = "will be made"
+        out.print(f"{need.role}: {need.place}  {state}", markup=False, soft_wrap=True)
+    missing = [] if makes_data else [need for need in needs if need.manifest is None]
+    if missing:
+        out.print("First make what is missing:")
+        for command in next_commands(missing, places):
+            out.print(f"  {command}", markup=False, soft_wrap=True)
+
+
+def _hours(hours: Sequence[float | None]) -> str:
+    known = [one for one in hours if one is not None]
+    if len(known) < len(hours):
+        return "unknown" if not known else f"{sum(known):.2f} + unknown"
+    return f"{sum(known):.2f}"
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table

@@ -1,0 +1,267 @@
+"""What a report on grids says, before it is HTML, Markdown or JSON: tables, curves, caveats, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msltrain.grid.plan import WHOLE, Places, Run, make_plan
+from msltrain.grid.results import CurvePoint, Measures, Spread, curves_of, measures_of
+from msltrain.grid.run import GridRun
+from msltrain.metrics import SUMMARY
+from msltrain.recipes.ablations import GRIDS
+from msltrain.reproduce.published import ERRATA, FIGURE3, PUBLISHED, Published
+from msltrain.reproduce.tables import PaperTable
+
+DASH = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowContent:
+    """One row of a table."""
+
+    name: str
+    run: str
+    """The run behind it, which other rows may share."""
+    measures: Mapping[str, Mapping[str, Measures]]
+    """By checkpoint and condition; what is missing is absent."""
+    published: tuple[Published, ...]
+    """On whole images."""
+    changes: Mapping[str, str]
+    """Settings in which it differs from the row ``msl``, or the nearest to it."""
+
+    def spread(self, checkpoint: str, condition: str, measure: str = "mAP") -> Spread:
+        """Over the seeds that are there, perhaps none."""
+        measures = self.measures.get(checkpoint, {}).get(condition)
+        return Spread({}) if measures is None else measures.spreads[measure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridContent:
+    """The rows of one grid."""
+
+    name: str
+    conditions: Mapping[str, float | None]
+    """Condition → mean share hidden, where something was measured under it."""
+    checkpoints: tuple[str, ...]
+    """Those that its runs leave behind."""
+    rows: tuple[RowContent, ...]
+    curves: Mapping[str, Sequence[CurvePoint]]
+    """By model; empty where none are drawn or finished."""
+    end_points: Mapping[str, tuple[float, float]]
+    """Published ends of the curves (baseline, MSL), percent, by measure."""
+
+    @property
+    def sources(self) -> list[str]:
+        """Sources that have a number for any row."""
+        return list(dict.fromkeys(one.source for row in self.rows for one in row.published))
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether a source has more than mAP."""
+        return any(len(one.values) > 1 for row in self.rows for one in row.published)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableContent:
+    """One table or figure of the paper."""
+
+    table: PaperTable
+    grids: tuple[GridContent, ...]
+
+    @property
+    def errata(self) -> list[str]:
+        """Names of the errata that concern it, in the order of `ERRATA`."""
+        named = set(self.table.errata)
+        for grid in self.grids:
+            named |= {name for row in grid.rows for one in row.published for name in one.errata.values()}
+        return [name for name in ERRATA if name in named]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """One job of the grid."""
+
+    name: str
+    state: str
+    """``finished``, ``missing``, or ``failed: …``."""
+    log: str
+    """Empty where it never started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """A whole report."""
+
+    title: str
+    subject: str
+    headline: str
+    caveats: tuple[str, ...]
+    """What cannot be compared, and why."""
+    tables: tuple[TableContent, ...]
+    states: tuple[RunState, ...]
+    command: str
+    """Goes on, and makes this report again."""
+
+    @property
+    def unfinished(self) -> list[RunState]:
+        return [state for state in self.states if state.state != "finished"]
+
+    @property
+    def errata(self) -> list[str]:
+        """Names of all that concern any table; their number in the report is their place here."""
+        named = {name for table in self.tables for name in table.errata}
+        return [name for name in ERRATA if name in named]
+
+
+def gather_tables(grid: GridRun, tables: Sequence[PaperTable]) -> tuple[TableContent, ...]:
+    """The numbers that are there. Raises UserError where a file is not what it should be."""
+    measured = {run.name: measures_of(run, grid.out, grid.plan.seeds) for run in grid.plan.runs}
+    # At another scale two rows may be one run; what was published belongs to the rows.
+    published = make_plan(tuple(GRIDS), seeds=(), places=Places(test_masks=())).grids
+    return tuple(
+        TableContent(
+            table=table, grids=tuple(_grid(grid, table, name, measured, published[name]) for name in table.grids)
+        )
+        for table in tables
+    )
+
+
+def gather_states(grid: GridRun, problems: Mapping[str, str]) -> tuple[RunState, ...]:
+    """How far every job is.
+
+    Args:
+        grid: all of them.
+        problems: what went wrong, by name of the job.
+    """
+    states = []
+    for job in grid.jobs:
+        problem = problems.get(job.name, "")
+        state = "finished" if job.is_finished else f"failed: {problem}" if problem else "missing"
+        states.append(RunState(name=job.name, state=state, log=str(job.log) if job.log.exists() else ""))
+    return tuple(states)
+
+
+def _grid(
+    grid: GridRun, table: PaperTable, name: str, measured: Mapping[str, Any], published: Mapping[str, Run]
+) -> GridContent:
+    rows = grid.plan.grids[name]
+    reference = rows.get("msl")
+    contents = []
+    for row, run in rows.items():
+        nearest = reference or rows[f"{row.rpartition('-')[0]}-msl"]
+        contents.append(
+            RowContent(
+                name=row,
+                run=run.name,
+                measures=measured[run.name],
+                published=PUBLISHED.get(published[row].name, ()),
+                changes=_changes(nearest.config, run.config),
+            )
+        )
+    conditions: dict[str, float | None] = {}
+    for condition, _ in next(iter(rows.values())).test.conditions:
+        found = [by[condition] for run in rows.values() for by in measured[run.name].values() if condition in by]
+        conditions[condition] = found[0].hole_fraction if found else None
+    return GridContent(
+        name=name,
+        conditions=conditions,
+        checkpoints=tuple(dict.fromkeys(name for run in rows.values() for name in run.checkpoints)),
+        rows=tuple(contents),
+        curves=curves_of([study for study in grid.studies if study.grid == name]) if table.curves else {},
+        end_points=FIGURE3.get(name, {}) if table.curves else {},
+    )
+
+
+def _changes(reference: Any, config: Any) -> dict[str, str]:
+    from msltrain.config import differences
+
+    return {
+        field: f"{_plain(after)} instead of {_plain(before)}"
+        for field, (before, after) in differences(reference, config).items()
+    }
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value in (None, "") else str(value)
+
+
+def to_json(content: Content) -> dict[str, Any]:
+    """The report as plain data; measured numbers are fractions, published ones percent as printed."""
+
+    def row(one: RowContent) -> dict[str, Any]:
+        return {
+            "row": one.name,
+            "run": one.run,
+            "changes": dict(one.changes),
+            "measured": {
+                checkpoint: {
+                    condition: {
+                        "num_samples": measures.num_samples,
+                        **{name: measures.spreads[name].to_json() for name in SUMMARY},
+                    }
+                    for condition, measures in by_condition.items()
+                }
+                for checkpoint, by_condition in one.measures.items()
+            },
+            "published": {
+                source.source: {
+                    "values": dict(source.values),
+                    "errata": {measure: ERRATA[name] for measure, name in source.errata.items()},
+                }
+                for source in one.published
+            },
+        }
+
+    def grid(one: GridContent) -> dict[str, Any]:
+        return {
+            "grid": one.name,
+            "hole_fraction": dict(one.conditions),
+            "rows": [row(each) for each in one.rows],
+            "curves": {
+                model: [
+                    {
+                        "condition": point.condition,
+                        "hole_fraction": point.hole_fraction,
+                        **{name: spread.to_json() for name, spread in point.spreads.items()},
+                    }
+                    for point in points
+                ]
+                for model, points in one.curves.items()
+            },
+            "published_end_points": {name: list(pair) for name, pair in one.end_points.items()},
+        }
+
+    return {
+        "title": content.title,
+        "headline": content.headline,
+        "caveats": list(content.caveats),
+        "tables": [
+            {
+                "table": one.table.name,
+                "title": one.table.title,
+                "reading": one.table.reading,
+                "errata": [ERRATA[name] for name in one.errata],
+                "grids": [grid(each) for each in one.grids],
+            }
+            for one in content.tables
+        ],
+        "jobs": [{"name": one.name, "state": one.state, "log": one.log} for one in content.states],
+        "command": content.command,
+    }
+
+
+def hidden(condition: str, hole_fraction: float | None) -> str:
+    """``Whole images`` or ``high holes, 55 % hidden``."""
+    if condition == WHOLE:
+        return "Whole images"
+    share = "" if hole_fraction is None else f", {100 * hole_fraction:.0f}\u00a0% hidden"
+    return f"Behind held-out masks, {condition}{share}"
+
+
+def percent(value: float | None) -> str:
+    """``61.2``, or a dash."""
+    return DASH if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,207 @@
+"""``reproduce --scale smoke`` from nothing to its report, killed on the way; the report against the predictions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from msltrain.grid.needs import find_needs
+from msltrain.grid.plan import make_plan
+from msltrain.grid.run import open_grid
+from msltrain.recipes.ablations import GRIDS
+from msltrain.reproduce.report import write_report
+from msltrain.reproduce.smoke import smoke_places, tiny
+from msltrain.reproduce.tables import TABLES
+from tests.tinydata import contents
+
+COMMAND = [sys.executable, "-u", "-m", "cli", "reproduce", "--scale", "smoke", "--out"]
+NUM_JOBS = 48
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes], str]:
+    """The folder of a finished grid that was killed once; what was finished then; what the second call printed."""
+    out = tmp_path_factory.mktemp("reproduce") / "smoke"
+    first = subprocess.Popen([*COMMAND, str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith(f"6/{NUM_JOBS} "):
+            break
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = contents(out / "runs/loss-terms")
+    second = subprocess.run([*COMMAND, str(out)], capture_output=True, text=True, timeout=300)
+    assert second.returncode == 0, second.stderr + second.stdout
+    return out, done, second.stdout
+
+
+def mean_ap(file: Path) -> float:
+    """As the README shows it: from the file alone."""
+    table = pq.read_table(file).to_pydict()
+    logit, target, ignore = (np.array(table[name]) for name in ("logit", "target", "ignore"))
+    values = []
+    for k in range(logit.shape[1]):
+        kept = ~ignore[:, k]
+        rank = np.flatnonzero(target[kept, k][np.argsort(-logit[kept, k], kind="stable")]) + 1
+        values += [np.mean(np.arange(1, len(rank) + 1) / rank)] if len(rank) else []
+    return float(np.mean(values))
+
+
+def test_nothing_that_was_finished_is_done_again(smoke):
+    out, done, output = smoke
+    assert len(done) > 50
+    now = contents(out / "runs/loss-terms")
+    finished = {run: f"{run}/seed0" for run in ("baseline", "matched-baseline", "masked-branch", "consistency", "msl")}
+    for folder in finished.values():
+        files = {name: data for name, data in done.items() if name.startswith(folder)}
+        assert len(files) > 15
+        assert {name: now[name] for name in files} == files
+        assert len(json.loads(now[f"{folder}/environment.json"])) == 1
+    assert f" of {NUM_JOBS} jobs were finished before" in output
+    assert "loss-terms/msl seed 0" not in output
+    assert output.count("done before") == 4  # the data was there, too
+
+
+def test_every_table_holds_every_row_of_its_grids(smoke):
+    out, _, _ = smoke
+    content = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert [table["table"] for table in content["tables"]] == list(TABLES)
+    runs = set()
+    for table in content["tables"]:
+        for grid in table["grids"]:
+            assert [row["row"] for row in grid["rows"]] == list(GRIDS[grid["grid"]](lambda config: config))
+            for row in grid["rows"]:
+                runs.add(row["run"])
+                for checkpoint in ("last", "best"):
+                    assert list(row["measured"][checkpoint]) == ["whole", "low", "high"]
+                    assert set(row["measured"][checkpoint]["whole"]["mAP"]["by_seed"]) == {"0", "1"}
+    assert len(runs) == len(list((out / "runs").glob("*/*"))) == 22  # rows that are one run are trained once
+    assert all(job["state"] == "finished" for job in content["jobs"]) and len(content["jobs"]) == NUM_JOBS
+
+
+def test_numbers_are_those_of_the_predictions(smoke):
+    out, _, _ = smoke
+    content = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    page, markdown = (out / "report.html").read_text(encoding="utf-8"), (out / "report.md").read_text(encoding="utf-8")
+    for table in content["tables"][:3]:
+        for row in table["grids"][0]["rows"]:
+            for checkpoint in ("last", "best"):
+                for condition, measured in row["measured"][checkpoint].items():
+                    files = [
+                        out / "runs" / row["run"] / f"seed{seed}" / "predictions" / f"{checkpoint}-{condition}.parquet"
+                        for seed in (0, 1)
+                    ]
+                    values = [mean_ap(file) for file in files]
+                    mean, std = statistics.fmean(values), statistics.stdev(values)
+                    assert measured["mAP"]["mean"] == pytest.approx(mean, abs=1e-9)
+                    assert measured["mAP"]["std"] == pytest.approx(std, abs=1e-9)
+                    assert f"<td>{100 * mean:.1f} <small>± {100 * std:.1f}</small></td>" in page
+                    assert f"| {100 * mean:.1f} ± {100 * std:.1f} |" in markdown
+
+
+def test_curves_are_those_of_the_predictions(smoke):
+    out, _, _ = smoke
+    content = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    for grid in content["tables"][-1]["grids"]:
+        assert list(grid["curves"]) == ["Baseline", "Baseline recalibrated", "Matched baseline", "MSL"]
+        for model in ("Baseline recalibrated", "MSL"):
+            for point in grid["curves"][model]:
+                files = [
+                    out
+                    / "curves"
+                    / grid["grid"]
+                    / f"seed{seed}"
+                    / "predictions"
+                    / model
+                    / f"{point['condition']}.parquet"
+                    for seed in (0, 1)
+                ]
+                assert point["mAP"]["mean"] == pytest.approx(statistics.fmean(map(mean_ap, files)), abs=1e-9)
+    voc, coco = (grid["published_end_points"] for grid in content["tables"][-1]["grids"])
+    assert voc["mAP"] == [67.9, 86.7] and coco["CF1"] == [48.4, 68.8]
+
+
+def test_published_numbers_stand_beside_with_their_errata(smoke):
+    out, _, _ = smoke
+    content = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    tables = {table["table"]: table for table in content["tables"]}
+    rows = {row["row"]: row["published"] for row in tables["table-3"]["grids"][0]["rows"]}
+    assert {source: entry["values"]["mAP"] for source, entry in rows["baseline"].items()} == {
+        "paper": 93.7, "CSRA": 95.2, "mmpretrain": 95.5
+    }  # fmt: skip
+    assert rows["consistency"] == {} and rows["msl"]["paper"]["values"] == {"mAP": 96.1}
+    coco = {row["row"]: row["published"] for row in tables["figure-3"]["grids"][1]["rows"]}
+    assert coco["msl"]["paper"]["values"]["CF1"] == 80.4
+    assert "82.6" in coco["msl"]["paper"]["errata"]["CF1"] and "84.3" in coco["msl"]["paper"]["errata"]["OF1"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<sup>" in page and "cannot be compared with the published ones" in page
+    # No network is pretrained at this scale, but what was published belongs to one of the rows only.
+    reading = {row["row"]: row for row in tables["table-8"]["grids"][0]["rows"]}
+    assert reading["pretrained-msl"]["run"] == reading["msl"]["run"] == "masked-autoencoder/msl"
+    assert reading["msl"]["published"] and not reading["pretrained-msl"]["published"]
+    assert "our reading" in tables["table-6"]["reading"] and "claim neither" in tables["table-8"]["reading"]
+
+
+def test_an_unfinished_grid_has_a_page_too(smoke, tmp_path):
+    out, _, _ = smoke
+    part = tmp_path / "part"
+    shutil.copytree(out, part)
+    shutil.rmtree(part / "runs/loss-terms/msl/seed1/predictions")
+    shutil.rmtree(part / "runs/mask-subsets/low")
+    (part / "curves/robustness-coco2014/seed0/curves.json").unlink()
+    plan = make_plan(
+        [grid for table in TABLES.values() for grid in table.grids],
+        seeds=(0, 1),
+        places=smoke_places(part),
+        adapt=tiny,
+    )
+    grid = open_grid(plan, part, curves=TABLES["figure-3"].grids)
+    html, markdown, data = write_report(
+        grid,
+        list(TABLES.values()),
+        find_needs(plan),
+        name="report",
+        title="Unfinished",
+        scale="smoke",
+        as_published=False,
+        command="msl reproduce --scale smoke",
+        problems={"mask-subsets/low seed 0": "no memory"},
+    )
+    page = html.read_text(encoding="utf-8")
+    assert f"4 of {NUM_JOBS} jobs are not finished" in page and "<pre>msl reproduce --scale smoke</pre>" in page
+    assert "mask-subsets/low seed 0</b> failed: no memory" in page
+    assert '<th scope="row">low</th><td>–</td><td>–</td>' in page
+    assert "| low | – | – |" in markdown.read_text(encoding="utf-8")
+    rows = {row["row"]: row for row in json.loads(data.read_text())["tables"][0]["grids"][0]["rows"]}
+    assert set(rows["msl"]["measured"]["last"]["whole"]["mAP"]["by_seed"]) == {"0"}
+    assert rows["msl"]["measured"]["last"]["whole"]["mAP"]["std"] is None
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_is_readable_everywhere_and_needs_no_network(smoke, chromium, width, dark):
+    out, _, _ = smoke
+    chromium.look(width, dark=dark)
+    chromium.open((out / "report.html").as_uri())
+    assert chromium.overflow() == []
+    assert chromium.run("return [...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)")
+    light = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => +a + +b, 0)"
+    assert (chromium.run(light) < 150) if dark else (chromium.run(light) > 600)
+    alts = chromium.run("return [...document.querySelectorAll('svg')].map((plot) => plot.getAttribute('aria-label'))")
+    assert len(alts) == 6 and all("published" in alt for alt in alts)
+    links = chromium.run("return [...document.querySelectorAll('a')].every((a) => document.querySelector(a.hash))")
+    assert links
+    if folder := os.environ.get("MSL_SCREENSHOTS"):
+        chromium.screenshot(Path(folder) / f"reproduce-{width}-{'dark' if dark else 'light'}.png")
+    console, requests = chromium.take_logs()
+    assert console == [] and all(address.startswith(("file:", "data:")) for address in requests)

@@ -1,0 +1,114 @@
+"""Which runs a grid is: shared rows, stable names, places, and what the smoke scale keeps of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from msldata.errors import UserError
+from msltrain.config import differences
+from msltrain.grid.plan import Places, make_plan
+from msltrain.grid.workers import gpu_slots
+from msltrain.metrics import SUMMARY
+from msltrain.recipes import RECIPES
+from msltrain.recipes.ablations import GRIDS
+from msltrain.recipes.variants import as_published
+from msltrain.reproduce.published import ERRATA, FIGURE3, PUBLISHED, SOURCES
+from msltrain.reproduce.smoke import tiny
+from msltrain.reproduce.tables import TABLES, choose_tables, grid_as_table
+
+NOWHERE = Places(test_masks=())
+
+
+def every_grid(**options):
+    return make_plan(tuple(GRIDS), seeds=(0,), places=NOWHERE, **options)
+
+
+def test_rows_that_are_the_same_run_are_one_run_by_one_name():
+    plan = every_grid()
+    for grid in ("loss-terms", "loss-weights", "mask-subsets", "binarisation", "batchnorm", "robustness-voc2007"):
+        assert plan.grids[grid]["msl"].name == "loss-terms/msl"
+    assert plan.grids["robustness-voc2007"]["baseline"].name == "loss-terms/baseline"
+    assert len({run.config for run in plan.runs}) == len(plan.runs) < sum(map(len, plan.grids.values()))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_names_do_not_depend_on_what_else_is_run(name: str):
+    assert make_plan([name], seeds=(0,), places=NOWHERE).grids[name] == every_grid().grids[name]
+
+
+def test_runs_are_the_recipes():
+    plan = every_grid()
+    assert plan.grids["loss-terms"]["msl"].config == RECIPES["msl-c-voc2007"]()
+    assert plan.grids["robustness-coco2014"]["matched-baseline"].config == RECIPES["matched-c-coco2014"]()
+    published = every_grid(form=as_published)
+    assert published.grids["loss-terms"]["baseline"].config == RECIPES["baseline-c-voc2007-paper"]()
+    assert published.grids["loss-terms"]["msl"].checkpoints == ("last",)  # no validation split, so no best
+    assert plan.grids["robustness-coco2014"]["msl"].gpu_hours() == RECIPES["msl-c-coco2014"].gpu_hours
+
+
+def test_places():
+    plan = make_plan(["mask-subsets", "robustness-coco2014"], seeds=(0,), places=Places(root="elsewhere/shards"))
+    both, coco = plan.grids["mask-subsets"]["both"], plan.grids["robustness-coco2014"]["msl"]
+    assert both.config.data.keep_masks == ("elsewhere/shards/masks/high", "elsewhere/shards/masks/low")
+    assert (both.config.data.train, both.test.shards) == (
+        "elsewhere/shards/voc2007/trainval",
+        "elsewhere/shards/voc2007/test",
+    )
+    assert (coco.config.data.train, coco.test.shards) == (
+        "elsewhere/shards/coco2014/train",
+        "elsewhere/shards/coco2014/val",
+    )
+    assert both.test.conditions == (
+        ("whole", None), ("low", "elsewhere/shards/heldout/low"), ("high", "elsewhere/shards/heldout/high")
+    )  # fmt: skip
+    assert coco.gpu_hours() == RECIPES["msl-c-coco2014"].gpu_hours  # moved, but the same images
+    own = Places(train="mine/train", test="mine/test", keep_masks="masks", test_masks=("other/",))
+    row = make_plan(["loss-terms"], seeds=(0,), places=own).grids["loss-terms"]["msl"]
+    assert (row.config.data.train, row.test.shards, row.config.data.keep_masks) == (
+        "mine/train", "mine/test", ("masks/high",)
+    )  # fmt: skip
+    assert row.gpu_hours() is None and row.gpu_hours(5011) == pytest.approx(RECIPES["msl-c-voc2007"].gpu_hours)
+
+
+def test_the_smoke_scale_keeps_what_a_grid_varies():
+    full, small = every_grid(), every_grid(adapt=tiny)
+    for grid, rows in small.grids.items():
+        for row, run in rows.items():
+            reference = "msl" if "msl" in rows else f"{row.rpartition('-')[0]}-msl"
+            wanted, kept = (
+                set(differences(plan.grids[grid][reference].config, plan.grids[grid][row].config))
+                for plan in (full, small)
+            )
+            assert kept == wanted - {"model.weights"}, (grid, row)
+            assert run.config.optim.num_epochs == 1 and run.config.model.backbone.startswith("test_")
+
+
+def test_published_numbers_belong_to_rows_that_are_there():
+    names = {run.name for run in every_grid().runs}
+    assert set(PUBLISHED) <= names and set(FIGURE3) <= set(TABLES["figure-3"].grids)
+    for entries in PUBLISHED.values():
+        for entry in entries:
+            assert entry.source in SOURCES and set(entry.values) <= set(SUMMARY)
+            assert set(entry.errata.values()) <= set(ERRATA) and set(entry.errata) <= set(entry.values)
+    for table in TABLES.values():
+        assert set(table.grids) <= set(GRIDS) and set(table.errata) <= set(ERRATA)
+    assert "82.6" in ERRATA["table-2"] and "84.3" in ERRATA["table-2"] and "18.8" in ERRATA["figure-3"]
+
+
+def test_tables_are_found_by_name():
+    assert [table.name for table in choose_tables(["figure-3", "table-3"])] == ["table-3", "figure-3"]
+    assert choose_tables([]) == list(TABLES.values())
+    assert grid_as_table("plain-head").name == "table-9"
+    assert grid_as_table("mask-kinds").title.startswith("Not in the paper")
+
+
+def test_without_a_gpu_there_is_one_place_to_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu_slots("auto") == [""]
+    with pytest.raises(UserError, match="this host has 0"):
+        gpu_slots("2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert gpu_slots("auto") == ["0", "1", "2"] and gpu_slots("2") == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    assert gpu_slots("auto") == ["4", "6", "7"] and gpu_slots("2") == ["4", "6"]
