@@ -11,7 +11,7 @@ import typer
 
 from msldata.commands import build, look
 from msldata.console import err
-from msltrain.commands import proof, streaming, training
+from msltrain.commands import proof, report, streaming, training
 
 
 class _Commands(typer.core.TyperGroup):
@@ -66,7 +66,7 @@ _COMMANDS = {
         training.import_checkpoint,
         streaming.bench_stream,
     ),
-    "Proof": (proof.evaluate, proof.robustness, proof.predict, proof.serve, proof.export),
+    "Proof": (proof.evaluate, proof.robustness, report.report, proof.predict, proof.serve, proof.export),
 }
 for _panel, _functions in _COMMANDS.items():
     for _function in _functions:

@@ -161,7 +161,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         UserError: a file of it is missing or damaged, or holds anything but plain data.
     """
     folder = find_checkpoint(path)
-    meta, config = _read_meta(folder)
+    meta, config = read_meta(folder)
     weights, _ = _read_weights(folder, meta)
     file = folder / STATE_NAME
     try:
@@ -192,7 +192,7 @@ def load_recogniser(path: str | Path, device: str | torch.device = "cpu") -> Loa
         UserError: a file of it is damaged.
     """
     folder = find_checkpoint(path)
-    meta, config = _read_meta(folder)
+    meta, config = read_meta(folder)
     weights, sha256 = _read_weights(folder, meta)
     recogniser = rebuild_recogniser(config, len(meta["classes"]))
     try:
@@ -215,7 +215,8 @@ def rebuild_recogniser(config: TrainConfig, num_classes: int) -> Recogniser:
     return build_model(replace(config.model, weights=""), num_classes, image_size=config.stream.image_size)
 
 
-def _read_meta(folder: Path) -> tuple[dict[str, Any], TrainConfig]:
+def read_meta(folder: Path) -> tuple[dict[str, Any], TrainConfig]:
+    """What ``meta.json`` of a checkpoint folder says, and the config in it. Raises UserError where it is damaged."""
     file = folder / META_NAME
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
