@@ -11,7 +11,7 @@ import typer
 
 from msldata.commands import build, look
 from msldata.console import err
-from msltrain.commands import predicting, proof, streaming, tables, training
+from msltrain.commands import predicting, proof, report, streaming, tables, training
 
 
 class _Commands(typer.core.TyperGroup):
@@ -69,6 +69,7 @@ _COMMANDS = {
     "Proof": (
         proof.evaluate,
         proof.robustness,
+        report.report,
         tables.ablate,
         tables.reproduce,
         predicting.predict,

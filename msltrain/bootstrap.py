@@ -36,9 +36,15 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
+def interval_around(value: float, value_R: np.ndarray) -> Interval:
+    """The interval of a measured value whose resamples came out as ``value_R``."""
+    low, high = np.quantile(value_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - value_R.mean() + value
+    return Interval(value=value, low=float(low), high=float(high))
+
+
 def mean_ap_interval(predictions: Predictions) -> Interval:
     """mAP with its bootstrap interval; the images are resampled with replacement, from a fixed seed."""
-    return _within_one(_interval(_value(predictions), resampled_mean_ap(predictions)))
+    return _within_one(interval_around(_value(predictions), resampled_mean_ap(predictions)))
 
 
 def mean_ap_difference(first: Predictions, second: Predictions) -> Interval:
@@ -51,7 +57,8 @@ def mean_ap_difference(first: Predictions, second: Predictions) -> Interval:
     """
     if first.keys != second.keys or first.classes != second.classes:
         raise ValueError("a paired difference needs predictions for the same samples and classes")
-    return _interval(_value(second) - _value(first), resampled_mean_ap(second) - resampled_mean_ap(first))
+    value = _value(second) - _value(first)
+    return interval_around(value, resampled_mean_ap(second) - resampled_mean_ap(first))
 
 
 def resampled_mean_ap(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -70,7 +77,7 @@ def summary_intervals(predictions: Predictions, *, num_resamples: int = NUM_RESA
     rates_R = resampled_rates(predictions, num_resamples=num_resamples)
     mean_ap_R = resampled_mean_ap(predictions, num_resamples=num_resamples)
     sampled = {"mAP": mean_ap_R, **rates_R}
-    return {name: _within_one(_interval(value, sampled[name])) for name, value in value_by_name.items()}
+    return {name: _within_one(interval_around(value, sampled[name])) for name, value in value_by_name.items()}
 
 
 def resampled_rates(
@@ -109,11 +116,12 @@ def resampled_rates(
 
 
 def _weights(num_samples: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is in each resample, int64 (r, N), some resamples at a time."""
+    """How often each image is in each resample, int16 (r, N), some resamples at a time."""
     rng = np.random.default_rng(seed)
     for start in range(0, num_resamples, _CHUNK):
         size = min(_CHUNK, num_resamples - start)
-        yield rng.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=size)
+        weight_RN = rng.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=size)
+        yield weight_RN.astype(np.int16)  # sorting and adding them up by class is a matter of memory traffic
 
 
 def _harmonic(first_R: np.ndarray, second_R: np.ndarray) -> np.ndarray:
@@ -125,8 +133,8 @@ def _weighted_ap(predictions: Predictions, k: int, weight_RN: np.ndarray) -> np.
     kept_N = np.flatnonzero(~predictions.ignore_NK[:, k])
     order_N = kept_N[np.argsort(-predictions.logit_NK[kept_N, k], kind="stable")]
     rank_P = np.flatnonzero(predictions.target_NK[order_N, k])
-    ahead_RP = np.cumsum(weight_RN[:, order_N], axis=1)[:, rank_P]
-    weight_RP = weight_RN[:, order_N[rank_P]]
+    ahead_RP = np.cumsum(weight_RN.take(order_N, axis=1), axis=1, dtype=np.int32)[:, rank_P]
+    weight_RP = weight_RN[:, order_N[rank_P]].astype(np.int64)
     hit_RP = np.cumsum(weight_RP, axis=1)
     with np.errstate(invalid="ignore"):
         return (weight_RP * hit_RP / np.maximum(ahead_RP, 1)).sum(axis=1) / weight_RP.sum(axis=1)
@@ -139,8 +147,3 @@ def _value(predictions: Predictions) -> float:
 def _within_one(interval: Interval) -> Interval:
     """Without the values that no measure can take: moving the spread may have taken an end of it beyond 0 or 1."""
     return replace(interval, low=max(interval.low, 0.0), high=min(interval.high, 1.0))
-
-
-def _interval(value: float, value_R: np.ndarray) -> Interval:
-    low, high = np.quantile(value_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - value_R.mean() + value
-    return Interval(value=value, low=float(low), high=float(high))

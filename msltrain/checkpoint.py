@@ -199,7 +199,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         UserError: a file of it is missing or damaged, or holds anything but plain data.
     """
     folder = open_checkpoint(path)
-    meta, config = _read_meta(folder)
+    meta, config = read_meta(folder)
     weights, _ = _read_weights(folder, meta)
     file = folder.where(STATE_NAME)
     try:
@@ -233,7 +233,7 @@ def load_recogniser(path: str | Path, device: str | torch.device = "cpu") -> Loa
         UserError: a file of it is damaged.
     """
     folder = open_checkpoint(path)
-    meta, config = _read_meta(folder)
+    meta, config = read_meta(folder)
     weights, sha256 = _read_weights(folder, meta)
     recogniser = rebuild_recogniser(config, len(meta["classes"]))
     try:
@@ -256,7 +256,8 @@ def rebuild_recogniser(config: TrainConfig, num_classes: int) -> Recogniser:
     return build_model(replace(config.model, weights=""), num_classes, image_size=config.stream.image_size)
 
 
-def _read_meta(folder: Storage) -> tuple[dict[str, Any], TrainConfig]:
+def read_meta(folder: Storage) -> tuple[dict[str, Any], TrainConfig]:
+    """What ``meta.json`` of a checkpoint folder says, and the config in it. Raises UserError where it is damaged."""
     file = folder.where(META_NAME)
     try:
         meta = json.loads(folder.read(META_NAME).decode("utf-8"))

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page that says what was measured, and shows it."""
+"""The report: one self-contained HTML page that says what was measured, and shows it; beside it Markdown and JSON."""
 
 from msltrain.report.page import describe_environment, write_report
 from msltrain.report.runs import RunReport, open_run

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from msltrain.bootstrap import Interval, mean_ap_difference
-from msltrain.metrics import compute_metrics
+from msltrain.bootstrap import Interval
+from msltrain.report.numbers import Numbers
 from msltrain.report.runs import WHOLE, RunReport, describe_condition
 
 
@@ -29,43 +29,47 @@ def percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def find(runs: Sequence[RunReport]) -> Finding:
-    """State the result: differences to the first run, hardest condition first, with intervals and the sample size.
-
-    Args:
-        runs: the reference first; comparable (``check_comparable``).
-    """
-    reference, others = runs[0], runs[1:]
-    conditions = list(reversed(reference.conditions))
+def find(numbers: Numbers) -> Finding:
+    """State the result: differences to the first run, hardest condition first, with intervals and the sample size."""
+    reference, others = numbers.runs[0], numbers.runs[1:]
     num_images = len(reference.clean.keys)
     scope = f"Measured on {num_images:,} test {'image' if num_images == 1 else 'images'}, one training run per model."
     if not others:
         return Finding(
-            headline=_single_headline(reference),
-            sentences=(scope + " Without a second model this says how well it does, not what made it so.",),
+            headline=_single_headline(numbers),
+            sentences=(
+                *(_interval_sentence(numbers, condition) for condition in numbers.conditions),
+                f"{scope} Without a second model this says how well it does, not what made it so.",
+            ),
         )
-    differences = {
-        (run.name, name): mean_ap_difference(reference.conditions[name], run.conditions[name])
-        for run in others
-        for name in conditions
-    }
+    hardest_first = list(reversed(numbers.conditions))
     headline = " ".join(
-        _headline(run.name, reference, {name: differences[run.name, name] for name in conditions}) for run in others
+        _headline(run.name, reference, {name: differences[name] for name in hardest_first})
+        for run, differences in zip(others, numbers.differences[1:], strict=True)
     )
-    sentences = [_sentence(run, reference, name, differences[run.name, name]) for run in others for name in conditions]
+    sentences = [_sentence(numbers, number, name) for number in range(1, len(numbers.runs)) for name in hardest_first]
     sentences.append(
         f"{scope} The intervals cover the choice of test images; they do not cover training again with another seed."
     )
     return Finding(headline=headline, sentences=tuple(sentences))
 
 
-def _single_headline(run: RunReport) -> str:
-    metrics = run.metrics()
+def _single_headline(numbers: Numbers) -> str:
+    [run] = numbers.runs
     parts = [
-        f"{percent(metrics[name].mAP)} on {describe_condition(name, predictions)}"
-        for name, predictions in run.conditions.items()
+        f"{percent(measured.metrics.mAP)} on {describe_condition(name, run.conditions[name])}"
+        for name, measured in numbers.measured[0].items()
     ]
     return f"{run.name} reaches a mean average precision of {', '.join(parts)}."
+
+
+def _interval_sentence(numbers: Numbers, condition: str) -> str:
+    where = describe_condition(condition, numbers.runs[0].conditions[condition])
+    interval = numbers.measured[0][condition].intervals["mAP"]
+    return (
+        f"{where[0].upper()}{where[1:]}: {percent(interval.value)} mAP (95\u00a0% interval {percent(interval.low)} to "
+        f"{percent(interval.high)})."
+    )
 
 
 def _headline(name: str, reference: RunReport, by_condition: Mapping[str, Interval]) -> str:
@@ -96,10 +100,11 @@ def _headline(name: str, reference: RunReport, by_condition: Mapping[str, Interv
     return f"{name} is {' and '.join(clauses)}{unclear}."
 
 
-def _sentence(run: RunReport, reference: RunReport, condition: str, difference: Interval) -> str:
+def _sentence(numbers: Numbers, number: int, condition: str) -> str:
+    run, reference = numbers.runs[number], numbers.runs[0]
     where = describe_condition(condition, reference.conditions[condition])
-    value = compute_metrics(run.conditions[condition]).mAP
-    before = compute_metrics(reference.conditions[condition]).mAP
+    value, before = (numbers.measured[n][condition].metrics.mAP for n in (number, 0))
+    difference = numbers.differences[number][condition]
     verdict = "" if difference.excludes_zero else ", which includes zero"
     interval = f"{points(difference.low)} to {points(difference.high)}"
     return (

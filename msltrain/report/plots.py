@@ -12,13 +12,13 @@ WIDTH, HEIGHT = 360, 236
 RIGHT, TOP, BOTTOM = 14, 30, 40
 DIGIT = 6.4
 """Width of a digit of an 11 px tick label."""
-DASHES = ("", "6 3", "2 3", "8 3 2 3")
-"""Lines differ by dash as well as by colour."""
+DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 3", "3 6")
+"""Lines differ by dash as well as by colour; the style sheet has as many colours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One series; ``style`` is the run's number, which picks colour and dash; ``whisker`` is (low, high) per point."""
+    """One series; ``style`` is the model's number, for colour and dash; ``whisker`` is (low, high) per point."""
 
     name: str
     x: Sequence[float]
@@ -26,6 +26,17 @@ class Line:
     style: int
     whisker: Sequence[tuple[float, float]] = ()
     marker: bool = False
+
+
+def style_name(number: int) -> str:
+    """Class of the style sheet for model ``number``; colours come again after the last."""
+    return f"run{number % len(DASHES)}"
+
+
+def dash(number: int) -> str:
+    """The attribute that dashes a line of model ``number``."""
+    pattern = DASHES[number % len(DASHES)]
+    return f' stroke-dasharray="{pattern}"' if pattern else ""
 
 
 def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, alt: str, from_zero: bool = False) -> str:
@@ -75,10 +86,10 @@ def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, alt: str, fr
 
 def _draw(line: Line, across: Callable[[float], float], down: Callable[[float], float]) -> list[str]:
     seen = [(across(x), down(y)) for x, y in zip(line.x, line.y, strict=True)]
-    style = f"run{line.style}"
-    dash = f' stroke-dasharray="{DASHES[line.style % len(DASHES)]}"' if line.style % len(DASHES) else ""
+    style = style_name(line.style)
     joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in seen)
-    parts = [f'<polyline class="curve {style}"{dash} points="{joined}"><title>{escape(line.name)}</title></polyline>']
+    title = f"<title>{escape(line.name)}</title>"
+    parts = [f'<polyline class="curve {style}"{dash(line.style)} points="{joined}">{title}</polyline>']
     for x, (low, high) in zip(line.x, line.whisker):
         # Runs stand beside each other at the same x; a shift of a few pixels keeps their whiskers apart.
         at = across(x) + 3 * line.style
@@ -86,7 +97,8 @@ def _draw(line: Line, across: Callable[[float], float], down: Callable[[float], 
             f'<line class="whisker {style}" x1="{at:.1f}" x2="{at:.1f}" y1="{down(low):.1f}" y2="{down(high):.1f}"/>'
         )
     if line.marker or len(seen) == 1:
-        parts.extend(f'<circle class="marker {style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in seen)
+        radius = 3 if len(seen) > 1 else 4.5
+        parts.extend(f'<circle class="marker {style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>' for x, y in seen)
     return parts
 
 

@@ -13,7 +13,7 @@ FIGURE_NAME, TABLE_NAME, DATA_NAME = "robustness.png", "robustness.md", "robustn
 _COLOURS = ("#4477aa", "#66ccee", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#777777")
 """Paul Tol's bright scheme: distinct for colour-blind readers too; markers differ as well."""
 _MARKERS = "osD^vP*"
-_FEW = 20
+FEW = 20
 """A share of fewer pairs than this is in the table but not drawn."""
 
 
@@ -128,7 +128,7 @@ def _draw_curve(axis, cells: Sequence[Cell], measure: str, model: str, style: di
 
 
 def _draw_visibility(axis, cells: Sequence[Cell], style: dict) -> None:  # type: ignore[no-untyped-def]
-    pooled = [(n, 100 * done / count) for n, (done, count) in enumerate(pooled_visibility(cells)) if count >= _FEW]
+    pooled = [(n, 100 * done / count) for n, (done, count) in enumerate(pooled_visibility(cells)) if count >= FEW]
     axis.plot([n for n, _ in pooled], [share for _, share in pooled], **style)
     axis.axhline(100 * pooled_false_rate(cells), color=style["color"], ls=":", lw=1)
 

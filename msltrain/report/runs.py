@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
+from msltrain.checkpoint import CHECKPOINTS, open_checkpoint, read_meta
 from msltrain.config import TrainConfig, from_json
-from msltrain.metrics import Metrics, compute_metrics
 from msltrain.predictions import Predictions, read_predictions
 from msltrain.rundir import CONFIG_NAME, METRICS_NAME
 
@@ -31,17 +31,15 @@ class RunReport:
     """On the same images behind keep masks, by hole subset: ``{"low": …, "high": …}``; may be empty."""
     config: TrainConfig
     history: Sequence[Mapping[str, Any]]
-    """The run's ``metrics.jsonl``, one mapping per line."""
+    """The run's ``metrics.jsonl``, one mapping per line; empty where nothing was trained."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Where the predictions of each condition lie."""
 
     @property
     def conditions(self) -> dict[str, Predictions]:
         """Predictions by condition, whole images first, then by how much is hidden."""
         masked = sorted(self.masked.items(), key=lambda item: item[1].origin.hole_fraction)
         return {WHOLE: self.clean, **dict(masked)}
-
-    def metrics(self) -> dict[str, Metrics]:
-        """The published measures by condition."""
-        return {name: compute_metrics(predictions) for name, predictions in self.conditions.items()}
 
 
 def open_run(
@@ -50,7 +48,7 @@ def open_run(
     """Gather a run for the report from its folder and its predictions files.
 
     Args:
-        run_dir: the run folder, with ``config.json`` and ``metrics.jsonl``.
+        run_dir: the run folder, with ``config.json`` and, where it was trained here, ``metrics.jsonl``.
         name: what the page calls it.
         clean: predictions on whole images.
         masked: predictions behind keep masks, by hole subset.
@@ -58,21 +56,51 @@ def open_run(
     Raises:
         FileNotFoundError: a file is missing. UserError: one is not what it should be.
     """
+    files = {WHOLE: clean, **(masked or {})}
+    predictions = {condition: read_predictions(file) for condition, file in files.items()}
+    return RunReport(
+        name=name,
+        clean=predictions.pop(WHOLE),
+        masked=predictions,
+        config=read_config(run_dir),
+        history=_read_history(Path(run_dir)),
+        files={condition: str(file) for condition, file in files.items()},
+    )
+
+
+def read_config(run_dir: str | Path) -> TrainConfig:
+    """The settings of a run folder, or of a checkpoint that was imported into one.
+
+    Raises:
+        FileNotFoundError: it is neither. UserError: the settings are damaged.
+    """
     files = LocalStorage(Path(run_dir))
-    config = from_json(files.read(CONFIG_NAME).decode(), files.where(CONFIG_NAME))
+    if files.exists(CONFIG_NAME):
+        return from_json(files.read(CONFIG_NAME).decode(), files.where(CONFIG_NAME))
     try:
-        history = [json.loads(line) for line in files.read(METRICS_NAME).decode().splitlines()]
+        return read_meta(open_checkpoint(run_dir))[1]
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{run_dir}: not a run (no {CONFIG_NAME} and no checkpoint); give a folder that `msl train` or "
+            "`msl import-checkpoint` wrote"
+        ) from None
+
+
+def run_folder(place: Path) -> Path:
+    """The run folder that a run or checkpoint folder means."""
+    return place.parent.parent if place.parent.name == CHECKPOINTS else place
+
+
+def _read_history(run_dir: Path) -> list[Mapping[str, Any]]:
+    files = LocalStorage(run_folder(run_dir))
+    if not files.exists(METRICS_NAME):
+        return []
+    try:
+        return [json.loads(line) for line in files.read(METRICS_NAME).decode().splitlines()]
     except json.JSONDecodeError as error:
         raise UserError(
             f"{files.where(METRICS_NAME)}: a line is not JSON ({error}); is the run still going on?"
         ) from None
-    return RunReport(
-        name=name,
-        clean=read_predictions(clean),
-        masked={subset: read_predictions(file) for subset, file in (masked or {}).items()},
-        config=config,
-        history=history,
-    )
 
 
 def check_comparable(runs: Sequence[RunReport]) -> None:
@@ -101,11 +129,20 @@ def check_comparable(runs: Sequence[RunReport]) -> None:
                     "evaluate both on the same shards"
                 )
             here, there = predictions.origin, first.conditions[condition].origin
+            if here.test_time != first.clean.origin.test_time:
+                raise UserError(
+                    f"{run.name} ({condition}) was measured with {_views(here.test_time)}, {first.name} with "
+                    f"{_views(first.clean.origin.test_time)}; evaluate both alike"
+                )
             if (here.keep_mask_fingerprints, here.seed) != (there.keep_mask_fingerprints, there.seed):
                 raise UserError(
                     f"{run.name} and {first.name} met other keep masks under '{condition}'; "
                     "evaluate both with the same masks and seed"
                 )
+
+
+def _views(test_time: str) -> str:
+    return f"views averaged ({test_time})" if test_time else "one view"
 
 
 def describe_condition(name: str, predictions: Predictions) -> str:

@@ -7,58 +7,78 @@ from dataclasses import asdict
 from html import escape
 from typing import Any
 
-import numpy as np
-
-from msltrain.metrics import SUMMARY, Metrics
+from msltrain.metrics import SUMMARY
 from msltrain.report.finding import percent, points
-from msltrain.report.runs import RunReport, describe_condition
-from msltrain.strata import compute_strata
+from msltrain.report.numbers import Numbers
+from msltrain.report.plots import style_name
+from msltrain.report.runs import WHOLE, RunReport, describe_condition
 
 
-def legend(runs: Sequence[RunReport]) -> str:
-    """Which line or bar belongs to which run."""
+def legend(names: Sequence[str], styles: Sequence[int] | None = None) -> str:
+    """Which line or bar belongs to which model; nothing where there is only one.
+
+    Args:
+        names: of the models.
+        styles: their style numbers; default: in order.
+    """
+    if len(names) == 1:
+        return ""
     items = "".join(
-        f'<li><span class="key run{number}"></span>{escape(run.name)}</li>' for number, run in enumerate(runs)
+        f'<li><span class="key {style_name(style)}"></span>{escape(name)}</li>'
+        for name, style in zip(names, styles or range(len(names)), strict=True)
     )
     return f'<ul class="legend">{items}</ul>'
 
 
-def measures_table(runs: Sequence[RunReport], metrics: Sequence[Mapping[str, Metrics]]) -> str:
-    """mAP, CP, CR, CF1, OP, OR, OF1 in percent, by condition and run, with the differences to the first run.
+def switch(name: str, numbers: Numbers, content: str) -> str:
+    """Buttons that show the parts of ``content`` with class ``in0`` (whole images) or ``in1`` (the hardest condition).
 
-    Args:
-        runs: as in ``write_report``.
-        metrics: for each run, its measures by condition.
+    They are radio buttons and a rule of the style sheet, so they work without a script and from the keyboard.
     """
-    groups = []
-    for condition in runs[0].conditions:
-        values = [list(entry[condition].summary().values()) for entry in metrics]
+    if len(numbers.ends) == 1:
+        return content
+    buttons = []
+    for number, condition in enumerate(numbers.ends):
+        checked = "" if number else " checked"
+        label = capital(describe_condition(condition, numbers.runs[0].conditions[condition]))
+        buttons.append(f'<input type="radio" name="{name}" id="{name}-{number}"{checked}>')
+        buttons.append(f'<label for="{name}-{number}">{label}</label>')
+    return f'<fieldset class="switch"><legend>Show</legend>{"".join(buttons)}{content}</fieldset>'
+
+
+def measures_table(numbers: Numbers) -> str:
+    """mAP, CP, CR, CF1, OP, OR, OF1 in percent, by condition and run, with the differences to the first run."""
+    runs, groups = numbers.runs, []
+    for condition in numbers.conditions:
+        values = [list(entry[condition].metrics.summary().values()) for entry in numbers.measured]
         columns = [_numbers(column) for column in zip(*values)]
-        rows = [_row(run.name, "".join(cells)) for run, cells in zip(runs, zip(*columns))]
-        for run, row in zip(runs[1:], values[1:]):
+        rows = [row(run.name, "".join(cells)) for run, cells in zip(runs, zip(*columns))]
+        for run, mine in zip(runs[1:], values[1:]):
             label = "difference" if len(runs) == 2 else f"{run.name} − {runs[0].name}"
-            cells = "".join(f"<td>{points(value - first)}</td>" for value, first in zip(row, values[0], strict=True))
-            rows.append(_row(label, cells, "difference"))
+            cells = "".join(f"<td>{points(value - first)}</td>" for value, first in zip(mine, values[0], strict=True))
+            rows.append(row(label, cells, "difference"))
         groups.append(_group(runs, condition, rows, 1 + len(SUMMARY)))
-    return f"<thead><tr><th></th>{_heads(SUMMARY)}</tr></thead>{''.join(groups)}"
+    return f'<thead><tr><th scope="col">Model</th>{heads(SUMMARY)}</tr></thead>{"".join(groups)}'
 
 
-def strata_table(runs: Sequence[RunReport]) -> str:
+def strata_table(numbers: Numbers) -> str:
     """mAP and CR by size and occlusion of the largest object, or nothing without object annotations."""
-    if not compute_strata(runs[0].clean):
-        return ""
-    groups = []
-    for condition in runs[0].conditions:
-        by_run = [compute_strata(run.conditions[condition]) for run in runs]
+    runs, groups = numbers.runs, []
+    for condition in numbers.conditions:
         rows = []
-        for same in zip(*by_run, strict=True):
-            cells = (*_numbers([row.mAP for row in same]), *_numbers([row.CR for row in same]))
-            rows.append(_row(same[0].name, f"<td>{same[0].num_positive:,}</td>{''.join(cells)}"))
+        for same in zip(*(entry[condition].strata for entry in numbers.measured), strict=True):
+            cells = (*_numbers([one.mAP for one in same]), *_numbers([one.CR for one in same]))
+            rows.append(row(same[0].name, f"<td>{same[0].num_positive:,}</td>{''.join(cells)}"))
+        if not rows:
+            return ""
         groups.append(_group(runs, condition, rows, 2 + 2 * len(runs)))
+    if len(runs) == 1:
+        head = f'<tr><th scope="col">Largest object</th>{heads(["Pairs", "mAP", "CR"])}</tr>'
+        return f"<thead>{head}</thead>{''.join(groups)}"
     over = "".join(
         f'<th class="over" colspan="{len(runs)}" scope="colgroup">{measure}</th>' for measure in ("mAP", "CR")
     )
-    names = _heads([run.name for run in runs])
+    names = heads([run.name for run in runs])
     head = (
         '<tr><th rowspan="2" scope="col">Largest object</th><th rowspan="2" scope="col">Pairs</th>'
         f"{over}</tr><tr>{names}{names}</tr>"
@@ -66,30 +86,24 @@ def strata_table(runs: Sequence[RunReport]) -> str:
     return f"<thead>{head}</thead>{''.join(groups)}"
 
 
-def class_table(runs: Sequence[RunReport], metrics: Sequence[Mapping[str, Metrics]], conditions: Sequence[str]) -> str:
-    """A bar of AP per run, by class and condition; sorted by what the last run gains under the last condition."""
-    first, last = metrics[0][conditions[-1]].classes, metrics[-1][conditions[-1]].classes
-
-    def gain(k: int) -> float:
-        before, after = first[k].average_precision, last[k].average_precision
-        if before is None or after is None:
-            return -np.inf
-        return after - before if len(runs) > 1 else after
-
+def class_table(numbers: Numbers) -> str:
+    """A bar of AP per run, by class, on whole images and in the hardest condition; see ``Numbers.class_order``."""
     rows = []
-    for k in sorted(range(len(first)), key=gain, reverse=True):
+    for k in numbers.class_order():
         cells = []
-        for condition in conditions:
+        for condition in numbers.ends:
             bars = [
-                _bar(number, run.name, entry[condition].classes[k].average_precision)
-                for number, (run, entry) in enumerate(zip(runs, metrics, strict=True))
+                _bar(number, run.name, measured[condition].metrics.classes[k].average_precision)
+                for number, (run, measured) in enumerate(zip(numbers.runs, numbers.measured, strict=True))
             ]
             cells.append(f'<td class="wide">{"".join(bars)}</td>')
-        label = f"{escape(first[k].name)} <small>{first[k].num_positive:,}</small>"
+        one = numbers.measured[0][WHOLE].metrics.classes[k]
+        label = f'<a href="#curve-{k}">{escape(one.name)}</a>' if one.num_positive else escape(one.name)
+        label += f" <small>{one.num_positive:,}</small>"
         rows.append(f'<tr><th scope="row">{label}</th>{"".join(cells)}</tr>')
     titles = "".join(
-        f'<th scope="col" class="wide">{_capital(describe_condition(name, runs[0].conditions[name]))}</th>'
-        for name in conditions
+        f'<th scope="col" class="wide">{capital(describe_condition(name, numbers.runs[0].conditions[name]))}</th>'
+        for name in numbers.ends
     )
     head = f'<thead><tr><th scope="col">Class <small>images</small></th>{titles}</tr></thead>'
     return f"{head}<tbody>{''.join(rows)}</tbody>"
@@ -99,13 +113,13 @@ def settings_table(runs: Sequence[RunReport]) -> str:
     """The settings in which the runs differ, or nothing where they do not."""
     settings = [_flatten(asdict(run.config)) for run in runs]
     rows = [
-        _row(name, "".join(f"<td>{escape(_plain(entry[name]))}</td>" for entry in settings))
+        row(name, "".join(f"<td>{escape(_plain(entry[name]))}</td>" for entry in settings))
         for name in settings[0]
         if any(entry[name] != settings[0][name] for entry in settings)
     ]
     if not rows:
         return ""
-    head = f'<thead><tr><th scope="col">Setting</th>{_heads([run.name for run in runs])}</tr></thead>'
+    head = f'<thead><tr><th scope="col">Setting</th>{heads([run.name for run in runs])}</tr></thead>'
     return f"{head}<tbody>{''.join(rows)}</tbody>"
 
 
@@ -116,24 +130,26 @@ def _numbers(values: Sequence[float | None]) -> list[str]:
     return [f"<td{' class=best' if percent(value) == best else ''}>{percent(value)}</td>" for value in values]
 
 
-def _row(label: str, cells: str, style: str = "") -> str:
+def row(label: str, cells: str, style: str = "") -> str:
+    """A row under its name; ``cells`` is HTML."""
     return f'<tr{style and f" class={style}"}><th scope="row">{escape(label)}</th>{cells}</tr>'
 
 
 def _group(runs: Sequence[RunReport], condition: str, rows: Sequence[str], width: int) -> str:
     """Rows under the name of their condition."""
-    title = _capital(describe_condition(condition, runs[0].conditions[condition]))
+    title = capital(describe_condition(condition, runs[0].conditions[condition]))
     return f'<tbody><tr class="group"><th colspan="{width}" scope="rowgroup">{title}</th></tr>{"".join(rows)}</tbody>'
 
 
-def _heads(names: Sequence[str]) -> str:
+def heads(names: Sequence[str]) -> str:
+    """Column heads."""
     return "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
 
 
 def _bar(number: int, name: str, value: float | None) -> str:
     share = 0 if value is None else 100 * value
     bar = f'<i style="--share:{share:.1f}%"></i>'
-    return f'<span class="bar run{number}" title="{escape(name)}">{bar}{percent(value)}</span>'
+    return f'<span class="bar {style_name(number)}" title="{escape(name)}">{bar}{percent(value)}</span>'
 
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,5 +162,6 @@ def _plain(value: Any) -> str:
     return "none" if value is None or value == "" else str(value)
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """Escaped, with a capital first letter."""
     return escape(text[0].upper() + text[1:])

@@ -1,0 +1,54 @@
+"""``report``: one run, or several side by side, as a page that stands alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msldata.console import out, progress_bar
+
+
+def report(
+    run: Annotated[list[Path], typer.Option(help="Run folder; repeat it to compare: the reference (baseline) first.")],
+    data: Annotated[
+        str | None, typer.Option(help="Test shards: makes missing predictions, and shows photographs.")
+    ] = None,
+    keep_masks: Annotated[
+        list[str] | None,
+        typer.Option(help="Test keep masks, a condition each; repeat it.", show_default="those evaluated so far"),
+    ] = None,
+    robustness: Annotated[Path | None, typer.Option(help="Show this study of `msl robustness` as well.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Names of the runs, in the same order.")] = None,
+    examples: Annotated[int, typer.Option(help="Photographs to show, half of them failures.", min=0)] = 12,
+    out_: Annotated[
+        Path | None,
+        typer.Option("--out", help="Page to write.", show_default="RUN/report.html; of several runs: report.html"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Show what one run learnt, or compare runs: an HTML page that stands alone, Markdown and JSON beside it."""
+    from msldata.errors import UserError
+    from msltrain.report import write_report
+    from msltrain.report.gather import gather_runs, name_of
+    from msltrain.report.runs import run_folder
+
+    names = name or [name_of(path) for path in run]
+    if len(names) != len(run):
+        raise UserError(f"{len(run)} runs and {len(names)} names; give --name once per --run")
+    runs = gather_runs(run, names, shards=data, keep_masks=keep_masks or (), device=device, progress=progress_bar)
+    page = out_ or (run_folder(run[0]) / "report.html" if len(run) == 1 else Path("report.html"))
+    origin = runs[0].clean.origin
+    write_report(
+        page,
+        title=f"{' and '.join(names) if len(names) < 3 else ', '.join(names)} on {origin.dataset} {origin.split}",
+        runs=runs,
+        shards=data,
+        robustness=robustness,
+        num_examples=examples,
+    )
+    for file in (page, page.with_suffix(".md"), page.with_suffix(".json")):
+        out.print(f"[green]{file}[/green]", soft_wrap=True)
+    if data is None:
+        out.print("without photographs; --data SHARDS adds them")

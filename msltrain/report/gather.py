@@ -1,0 +1,156 @@
+"""From run folders to what the report shows: predictions that are there are taken, missing ones are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msldata.errors import UserError
+from msltrain.checkpoint import CHECKPOINTS, open_checkpoint, read_meta
+from msltrain.evaluate import evaluate, open_images
+from msltrain.forward import Progress
+from msltrain.predictions import Predictions, default_file, keep_mask_fingerprints, read_predictions
+from msltrain.report.runs import WHOLE, RunReport, open_run, read_config
+
+ShowProgress = Callable[[str], AbstractContextManager[Progress]]
+"""Opens a progress display with that title."""
+
+
+def gather_runs(
+    run_dirs: Sequence[str | Path],
+    names: Sequence[str],
+    *,
+    shards: str | None = None,
+    keep_masks: Sequence[str] = (),
+    device: str = "auto",
+    progress: ShowProgress,
+) -> list[RunReport]:
+    """Predictions of every run on whole images and behind each folder of keep masks.
+
+    A file in ``RUN/predictions`` counts when it is of these weights, these shards and these keep masks, whatever its
+    name. Without ``keep_masks`` the conditions are those that any of the runs was evaluated under.
+
+    Args:
+        run_dirs: run or checkpoint folders, the reference first.
+        names: one for each.
+        shards: test shards; without them nothing can be evaluated, and the files decide.
+        keep_masks: folders, a condition each.
+        device: for evaluations.
+        progress: shows one evaluation.
+
+    Raises:
+        UserError: predictions are missing and there are no shards, or the files are of several datasets.
+        FileNotFoundError: a folder is no run.
+    """
+    if keep_masks and shards is None:
+        raise UserError("--keep-masks says what to evaluate with, so it needs --data SHARDS as well")
+    stored = [_Stored.of(run_dir) for run_dir in run_dirs]
+    fingerprint = _only_dataset(stored) if shards is None else open_images(shards).manifest.fingerprint
+    wanted: dict[tuple[str, ...], tuple[str, ...]] = {keep_mask_fingerprints([place]): (place,) for place in keep_masks}
+    if not wanted:
+        wanted = {
+            origin.keep_mask_fingerprints: origin.keep_masks
+            for run in stored
+            for origin in (one.origin for one in run.predictions.values())
+            if origin.keep_masks and origin.dataset_fingerprint == fingerprint
+        }
+    titles = dict(zip(wanted, _short_names(list(wanted.values()))))
+    runs = []
+    for run, name in zip(stored, names, strict=True):
+        files = {}
+        for fingerprints, places in {(): (), **wanted}.items():
+            condition = titles.get(fingerprints, WHOLE)
+            file = run.find(fingerprint, fingerprints)
+            if file is None:
+                if shards is None:
+                    raise run.missing(condition)
+                file = default_file(run.place, shards, places)
+                with progress(f"{name}, {condition}") as show:
+                    evaluate(run.place, shards, keep_masks=places, out=file, device=device, progress=show)
+            files[condition] = file
+        runs.append(open_run(run.place, name=name, clean=files.pop(WHOLE), masked=files))
+    return runs
+
+
+def name_of(run_dir: Path) -> str:
+    """What a run is called where nobody named it: its folder; a checkpoint also by its own."""
+    if run_dir.parent.name == CHECKPOINTS:
+        return f"{run_dir.parent.parent.name} {run_dir.name}"
+    return run_dir.resolve().name
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The predictions that lie in a run folder."""
+
+    place: Path
+    """As the user gave it."""
+    sha256: str
+    """Of the weights; empty where only predictions are left."""
+    predictions: dict[Path, Predictions] = field(repr=False)
+    """Those of whole splits, plain ones before those of averaged views."""
+
+    @classmethod
+    def of(cls, run_dir: str | Path) -> _Stored:
+        place = Path(run_dir).expanduser()
+        read_config(place)  # is it a run at all?
+        try:
+            sha256 = read_meta(open_checkpoint(place))[0]["weights_sha256"]
+        except FileNotFoundError:
+            sha256 = ""
+        found = {}
+        for file in sorted(default_file(place, "").parent.glob("*.parquet")):
+            predictions = read_predictions(file)
+            if not predictions.origin.part:
+                found[file] = predictions
+        return cls(place, sha256, dict(sorted(found.items(), key=lambda item: item[1].origin.test_time != "")))
+
+    def find(self, dataset_fingerprint: str, keep_mask_fingerprints: tuple[str, ...]) -> Path | None:
+        """The file of these weights on that data behind those keep masks."""
+        for file, predictions in self.predictions.items():
+            origin = predictions.origin
+            if (origin.dataset_fingerprint, origin.keep_mask_fingerprints) == (
+                dataset_fingerprint,
+                keep_mask_fingerprints,
+            ) and (not self.sha256 or origin.checkpoint_sha256 == self.sha256):
+                return file
+        return None
+
+    def missing(self, condition: str) -> UserError:
+        """What to do about a file that is not there."""
+        older = any(self.sha256 not in ("", one.origin.checkpoint_sha256) for one in self.predictions.values())
+        what = "of its present weights (it was trained further since)" if older else ""
+        return UserError(
+            f"{self.place}: no predictions {what + ' ' if what else ''}for '{condition}'; give --data SHARDS to make "
+            f"them now, or run `msl evaluate --checkpoint {self.place} --data SHARDS` first"
+        )
+
+
+def _only_dataset(stored: Sequence[_Stored]) -> str:
+    """Fingerprint of the dataset that all predictions are of."""
+    found: dict[str, str] = {}
+    for run in stored:
+        for predictions in run.predictions.values():
+            origin = predictions.origin
+            found[origin.dataset_fingerprint] = f"{origin.dataset}/{origin.split}"
+    if not found:
+        raise stored[0].missing(WHOLE)
+    if len(found) > 1:
+        raise UserError(
+            f"{', '.join(str(run.place) for run in stored)}: their predictions are of several datasets "
+            f"({', '.join(found.values())}); say which with --data SHARDS"
+        )
+    return next(iter(found))
+
+
+def _short_names(places: Sequence[Sequence[str]]) -> list[str]:
+    """The ends of the folders' paths, as long as it takes for all to differ."""
+    parts = [[str(place).rstrip("/").split("/") for place in group] for group in places]
+    names: list[str] = []
+    for depth in range(1, 1 + max((len(path) for group in parts for path in group), default=0)):
+        names = ["+".join("-".join(path[-depth:]) for path in group) for group in parts]
+        if len(set(names)) == len(names):
+            break
+    return names

@@ -1,0 +1,144 @@
+"""Every number of a report, measured once from the predictions, and its JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from msltrain.bootstrap import Interval, interval_around, resampled_mean_ap
+from msltrain.curves import Curves
+from msltrain.measured import Measured, measure
+from msltrain.report.cooccurrence import Companions, FalseAlarms, count_companions, count_false_alarms
+from msltrain.report.runs import WHOLE, RunReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What page, Markdown and JSON show; lists are in the order of the runs."""
+
+    runs: tuple[RunReport, ...]
+    """The reference first."""
+    measured: tuple[Mapping[str, Measured], ...]
+    """By condition, each with the interval of its mAP."""
+    differences: tuple[Mapping[str, Interval], ...]
+    """mAP minus the reference's, by condition; empty for the reference."""
+    companions: Companions
+    false_alarms: tuple[Mapping[str, FalseAlarms], ...]
+    """On whole images and in the hardest condition."""
+    curves: Curves | None
+    """Of the robustness study, where there is one."""
+
+    @property
+    def conditions(self) -> list[str]:
+        """Whole images first, then by how much is hidden."""
+        return list(self.measured[0])
+
+    @property
+    def ends(self) -> list[str]:
+        """Whole images and the hardest condition; one of them where nothing is hidden."""
+        return list(dict.fromkeys((WHOLE, self.conditions[-1])))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in logit order."""
+        return self.runs[0].clean.classes
+
+    def class_order(self) -> list[int]:
+        """Classes by what the last run gains over the first in the hardest condition; of one run, by its AP.
+
+        Classes without a value come last.
+        """
+        first, last = (self.measured[end][self.conditions[-1]].metrics.classes for end in (0, -1))
+
+        def gain(k: int) -> float:
+            before, after = first[k].average_precision, last[k].average_precision
+            if before is None or after is None:
+                return -np.inf
+            return after - before if len(self.runs) > 1 else after
+
+        return sorted(range(len(first)), key=gain, reverse=True)
+
+
+def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> Numbers:
+    """Measure comparable runs.
+
+    Args:
+        runs: the reference first.
+        curves: of the robustness study to show beside them.
+    """
+    measured: list[Mapping[str, Measured]] = []
+    differences: list[Mapping[str, Interval]] = []
+    reference_R: dict[str, np.ndarray] = {}
+    for number, run in enumerate(runs):
+        mine: dict[str, Measured] = {}
+        against: dict[str, Interval] = {}
+        for condition, predictions in run.conditions.items():
+            found = measure(predictions)
+            value, value_R = found.metrics.mAP, resampled_mean_ap(predictions)
+            mine[condition] = Measured(
+                origin=found.origin,
+                metrics=found.metrics,
+                strata=found.strata,
+                size_note=found.size_note,
+                intervals={"mAP": interval_around(value, value_R)},
+            )
+            if number == 0:
+                reference_R[condition] = value_R
+            else:
+                # Every resample took the same images for both.
+                gain = value - measured[0][condition].metrics.mAP
+                against[condition] = interval_around(gain, value_R - reference_R[condition])
+        measured.append(mine)
+        differences.append(against)
+    ends = dict.fromkeys((WHOLE, list(runs[0].conditions)[-1]))
+    return Numbers(
+        runs=tuple(runs),
+        measured=tuple(measured),
+        differences=tuple(differences),
+        companions=count_companions(runs[0].clean),
+        false_alarms=tuple({end: count_false_alarms(run.conditions[end]) for end in ends} for run in runs),
+        curves=curves,
+    )
+
+
+def to_json(numbers: Numbers, title: str, examples: Sequence[Mapping[str, Any]] = ()) -> str:
+    """All of it as indented JSON text; fractions in [0, 1], null where there is no value, rows of numbers on one line.
+
+    Args:
+        numbers: of the report.
+        title: of the report.
+        examples: what the gallery shows.
+    """
+    content = {
+        "title": title,
+        "classes": list(numbers.classes),
+        "runs": [
+            {
+                "name": run.name,
+                "conditions": {
+                    condition: {"file": run.files.get(condition, ""), **asdict(measured[condition])}
+                    for condition in numbers.conditions
+                },
+                "mAP_minus_first": {name: asdict(interval) for name, interval in differences.items()},
+                "false_alarms": {name: _counts(alarms) for name, alarms in false_alarms.items()},
+            }
+            for run, measured, differences, false_alarms in zip(
+                numbers.runs, numbers.measured, numbers.differences, numbers.false_alarms, strict=True
+            )
+        ],
+        "labels_together": _counts(numbers.companions),
+        "robustness": None if numbers.curves is None else asdict(numbers.curves),
+        "examples": list(examples),
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    return re.sub(r"\[[-\s\d.,e]+\]", lambda match: re.sub(r"\s+", " ", match[0]), text) + "\n"
+
+
+def _counts(counts: Companions | FalseAlarms) -> dict[str, Any]:
+    """Matrices as lists of rows, under their names without the shape."""
+    return {name.removesuffix("_KK").removesuffix("_K"): array.tolist() for name, array in asdict(counts).items()}
