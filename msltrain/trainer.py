@@ -145,6 +145,13 @@ class Trainer:
         self.config, self.data, self.folder, self.ranks, self.stop = config, data, folder, ranks, stop
         self.on_event = on_event if ranks.is_first else None
         checkpoint, self._changes = start.checkpoint, start.changes
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        if checkpoint is not None:
+            self.step = checkpoint.step
+            self.best = checkpoint.train_state["best"]
+            self._take_position(checkpoint.train_state["loader"])
+        self._start_loader()  # it has the first batches ready when the network is built
         try:
             self.learner = Learner(config, len(data.classes), ranks, checkpoint)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -155,14 +162,8 @@ class Trainer:
                 f"{str(error).splitlines()[0]}; start a new run in another folder"
             ) from error
         self._optim, self._rate_note = for_batch_size(config.optim, config.stream.batch_size)
-        self.step = 0
-        self.best: dict[str, Any] | None = None
         self._num_skipped = 0
         self._interval = Interval()
-        if checkpoint is not None:
-            self.step = checkpoint.step
-            self.best = checkpoint.train_state["best"]
-            self._take_position(checkpoint.train_state["loader"])
         # Only now: a mistake in the config should leave no folder behind that then counts as used.
         ranks.first_does(self._write_down)
 
@@ -180,6 +181,7 @@ class Trainer:
             self.learner.step_module.train()
             try:
                 self._train_epoch(epoch)
+                self._start_loader()  # with the next epoch, or its first step would wait
                 mean_ap, is_best = self._validate(epoch)
             except TooManySkipped:
                 if self.folder.path.is_dir():  # not so on other hosts
@@ -201,6 +203,10 @@ class Trainer:
                 self.folder.add_metrics(row)
             self._tell(event)
         self.ranks.first_does(self.folder.publish)
+
+    def _start_loader(self) -> None:
+        if self.data.training.epoch < self.config.optim.num_epochs:
+            self.data.training.start()
 
     def _take_position(self, position: dict[str, Any]) -> None:
         try:
@@ -237,6 +243,10 @@ class Trainer:
             rate = learning_rate(self._optim, self.step, len(loader))
             losses = self.learner.take_step(batch, keep_mask_B1HW, rate)
             self._interval.add(rate, losses, batch.keys)
+            del (
+                batch,
+                keep_mask_B1HW,
+            )  # or the next ones would need room beside them, and freeing them look like waiting
             self.step += 1
             due = config.run.save_every > 0 and self.step % config.run.save_every == 0
             stopping = self._report(epoch) if due or self.step % config.run.log_every == 0 else False

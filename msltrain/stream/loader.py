@@ -5,6 +5,7 @@
     for batch in loader: ...           # Batch; len(loader) of them, the same number on every rank
     state = loader.state_dict()        # plain numbers and text; valid between any two batches
     loader.load_state_dict(state)      # on any number of ranks or threads; the next iteration starts there
+    loader.start()                     # optional: be ready before the next iteration is asked for
     loader.stats                       # StreamStats(num_images, num_bytes, seconds_waited)
     loader.close()                     # or `with Loader(...) as loader`
 
@@ -111,6 +112,7 @@ class Loader:
         # An evaluation of its own set would take the room from the training images, which are met more often.
         self._images = ImageCache(int(config.ram_cache_gb * 1e9)) if training and config.ram_cache_gb else None
         self._pipeline: Pipeline | None = None
+        self._is_started = False
 
     def __len__(self) -> int:
         """Steps in an epoch, the same on every rank."""
@@ -131,7 +133,7 @@ class Loader:
                 are delivered first. With ``on_sample_error=skip``: TooManySkipped, beyond the limit.
             StorageError, FileNotFoundError, FormatError: the shards cannot be read.
         """
-        pipeline = self._open_pipeline()
+        pipeline = self._started_pipeline()
         try:
             yield from self._device_batches(pipeline)
         finally:
@@ -140,9 +142,15 @@ class Loader:
             self.epoch += 1
             self.step = 0
 
+    def start(self) -> None:
+        """Let the next iteration's first batches be made from now on, while the consumer still does something else."""
+        if not self._is_started:
+            self._open_pipeline()
+            self._is_started = True
+
     def host_batches(self) -> Iterator[HostBatch]:
         """As iterating, but in host memory and raw; the pixels of a batch are gone when the next one is asked for."""
-        pipeline = self._open_pipeline()
+        pipeline = self._started_pipeline()
         try:
             while (batch := self._take(pipeline)) is not None:
                 self.step += 1
@@ -163,7 +171,7 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch; a position inside that very epoch is kept."""
         if epoch != self.epoch:
-            self.epoch, self.step, self._start = epoch, 0, 0
+            self.epoch, self.step, self._start, self._is_started = epoch, 0, 0, False
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch the consumer got, and what gives that position its meaning."""
@@ -183,11 +191,14 @@ class Loader:
                 )
         self.epoch = state["epoch"]
         self.step = self._start = state["step"]
+        self._is_started = False
 
     def close(self) -> None:
         """Stop all threads and give the buffers back. Iterating again is possible."""
         if self._pipeline is not None:
             self._pipeline.close()
+        if self._is_started:
+            self._start, self._is_started = self.step, False
         self._slots = []
 
     def _identity(self) -> dict[str, Any]:
@@ -198,6 +209,13 @@ class Loader:
             "num_samples": self.shards.num_samples,
             "fingerprint": self.shards.manifest.fingerprint,
         }
+
+    def _started_pipeline(self) -> Pipeline:
+        if not self._is_started:
+            return self._open_pipeline()
+        assert self._pipeline is not None
+        self._is_started = False
+        return self._pipeline
 
     def _open_pipeline(self) -> Pipeline:
         if self._pipeline is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -199,6 +201,29 @@ def test_hold_out_splits_by_key(shards):
     assert again == [kept.num_samples, held_out.num_samples]
     with pytest.raises(UserError, match="leaves 203 to train on and 0 to validate"):
         shards.hold_out(1e-9, seed=0)
+
+
+def test_a_started_loader_is_ready_and_gives_the_same_batches(shards):
+    """Also when it is started in the middle, or started for nothing."""
+    expected = all_contents(make(shards))
+    with make(shards) as loader:
+        loader.start()
+        deadline = time.monotonic() + 10
+        while (ready := loader._pipeline.take_ready()) is None:
+            assert time.monotonic() < deadline, "nothing was made ahead"
+        assert ready.keys == expected[0][0]
+    with make(shards) as loader:
+        loader.start()
+        loader.start()
+        state = loader.state_dict()
+        assert [contents(batch) for batch in loader] == expected
+        loader.start()  # the next epoch, which is then not wanted
+        assert (loader.epoch, loader.step) == (1, 0)
+        loader.load_state_dict({**state, "step": 20})
+        loader.start()
+        loader.set_epoch(0)
+        loader.close()
+        assert [contents(batch) for batch in loader] == expected[20:]
 
 
 def test_position_rules(shards):

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import msltrain.trainer
 import msltrain.validation
 from msldata.errors import UserError
 from msltrain.checkpoint import load_checkpoint, load_recogniser
@@ -163,6 +164,26 @@ def test_validation_measures_the_shipped_weights(
     for found, expected in zip(ranked[-1], (torch.cat(column) for column in zip(*parts))):
         torch.testing.assert_close(torch.from_numpy(found), expected)
     assert result.best_epoch == 0  # the first of equals
+
+
+def test_the_next_epoch_is_being_read_while_this_one_is_validated(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    order = []
+    start, validate = Loader.start, msltrain.trainer.validation_mean_ap
+
+    def started(loader):
+        order.append(f"start {loader.epoch}")
+        start(loader)
+
+    def validated(*args, **kwargs):
+        order.append("validate")
+        return validate(*args, **kwargs)
+
+    monkeypatch.setattr(Loader, "start", started)
+    monkeypatch.setattr(msltrain.trainer, "validation_mean_ap", validated)
+    train(config, run_dir=tmp_path / "run")
+    assert order == ["start 0", "start 1", "validate", "start 2", "validate", "validate"]
 
 
 def test_the_moving_average_follows_the_weights(config: TrainConfig, tmp_path: Path):
