@@ -287,6 +287,13 @@ def test_a_chosen_file_is_predicted_and_a_bad_one_refused(page, place, tmp_path)
 def test_light_and_dark_on_a_phone_and_a_desk(page, server, width, dark, tmp_path):
     page.look(width, dark=dark)
     assert page.overflow() == []
+    # The longest numbers there can be, in bold, stay in their column.
+    scores = page.run("return state.whole.scores.slice()")
+    page.run("state.whole.scores.fill(1); state.behind = {...state.whole, hidden: 0.5}; showClasses()")
+    assert shown(page, "#classes li .numbers") == "100 % → 100 %"
+    wide = "[...document.querySelectorAll('.numbers')].filter((one) => one.scrollWidth > one.clientWidth).length"
+    assert page.run(f"return {wide}") == 0
+    page.run("state.whole.scores = arguments[0]; state.behind = null; showClasses()", scores)
     background, ink = page.run(
         "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
     )
