@@ -65,9 +65,9 @@ class Curves:
 
     cells: tuple[Cell, ...]
     areas: tuple[Area, ...]
-    num_samples: int
+    num_samples: int = 0
     """Images behind every cell."""
-    skipped: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
     """Damaged samples that were left out of all cells: key, place, reason."""
 
     @property

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msldata.errors import UserError
+from msldata.errors import BadInputError, UserError
 from msldata.storage import LocalStorage
 from msltrain.anycheckpoint import Foreign, load_any, rebuild_any
 from msltrain.checkpoint import LoadedRecogniser
@@ -118,6 +118,7 @@ def export_model(
 
     Raises:
         FileNotFoundError: no such checkpoint or image.
+        BadInputError: one of the images cannot be read.
         UserError: a library is missing, the model cannot be exported, or the result differs.
     """
     loaded = load_any(checkpoint, foreign, classes, torch.device("cpu"))
@@ -243,7 +244,10 @@ def _compare(format_: Format, served: ServedModel, run: Run, input_BCHW: Tensor,
 def _sample_pixels(images: Sequence[str | Path], image_size: int) -> Tensor:
     """uint8 (B, 3, S, S): of image files, else of drawn patterns."""
     if images:
-        return torch.cat([read_square(file, image_size) for file in find_images(images)[:_MAX_IMAGES]]).contiguous()
+        try:
+            return torch.cat([read_square(one, image_size) for one in find_images(images)[:_MAX_IMAGES]]).contiguous()
+        except BadInputError as error:
+            raise BadInputError(error.file, error.reason, "give other photographs with --images") from None
     place_S = np.linspace(0, 1, image_size)
     waves = [
         127.5 + 127.5 * np.sin(2 * np.pi * ((n + 1) * place_S[:, None] + (channel + 1) * place_S[None, :]))

@@ -237,7 +237,10 @@ def read_keep_mask(file: str | Path, polarity: str, image_size: int) -> np.ndarr
     path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{file}: no such mask file")
-    gray_HW = decode_gray(path.read_bytes(), str(path))
+    try:
+        gray_HW = decode_gray(path.read_bytes(), str(path))
+    except BadInputError as error:
+        raise BadInputError(error.file, error.reason, "give another file with --keep-mask") from None
     if not polarity:
         raise UserError(
             f"{file}: which colour is the hole? White covers {(gray_HW > 127).mean():.0%} of it, which does not tell; "

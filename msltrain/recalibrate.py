@@ -18,6 +18,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from msldata.errors import UserError
 
 
+def find_batchnorms(module: nn.Module) -> list[_BatchNorm]:
+    """What keeps running statistics. Raises UserError if there is nothing."""
+    norms = [one for one in module.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
+    if not norms:
+        raise UserError("the network has no BatchNorm, so there is nothing to recalibrate; leave --recalibrate out")
+    return norms
+
+
 def recalibrate_batchnorm(module: nn.Module, images: Iterable[Tensor]) -> int:
     """Replace the running statistics of every BatchNorm by their plain mean over batches; weights stay as they are.
 
@@ -31,9 +39,7 @@ def recalibrate_batchnorm(module: nn.Module, images: Iterable[Tensor]) -> int:
     Raises:
         UserError: there is no BatchNorm with running statistics, or no image.
     """
-    norms = [one for one in module.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
-    if not norms:
-        raise UserError("the network has no BatchNorm, so there is nothing to recalibrate; leave --recalibrate out")
+    norms = find_batchnorms(module)
     momenta = [norm.momentum for norm in norms]
     num_images = 0
     try:

@@ -27,12 +27,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from msldata.errors import UserError
 from msltrain.anycheckpoint import load_any
 from msltrain.distributed import process_group
 from msltrain.evaluate import open_images
 from msltrain.forward import AllSamples, Progress
-from msltrain.predictions import Predictions
+from msltrain.predictions import Predictions, keep_mask_fingerprints
+from msltrain.recalibrate import find_batchnorms
 from msltrain.study import Recalibration, Study
 from msltrain.studymodel import SAVE_SECONDS, StudyModel, predictions_file
 
@@ -79,13 +82,13 @@ def run_study(
     """
     with process_group(device) as ranks:
         samples = AllSamples(open_images(study.shards))
+        _check(study, samples.shard_set.classes)
         found: dict[str, dict[str, Predictions]] = {}
         models = [(name, path, False) for name, path in study.models]
         if study.recalibration:
             models.insert(1, (study.models[0][0] + RECALIBRATED, study.models[0][1], True))
         for name, path, recalibrated in models:
             loaded = load_any(path, study.foreign, samples.shard_set.classes, ranks.device)
-            loaded.require_classes(samples.shard_set.classes, study.shards)
             stream = replace(
                 loaded.config.stream, cache=cache, cache_limit_gb=cache_limit_gb, on_sample_error=on_sample_error
             )
@@ -104,6 +107,17 @@ def run_study(
             found[name] = model.run(nullcontext() if progress is None else progress(name))
             _require_same_samples(found, out / PREDICTIONS)
     return found
+
+
+def _check(study: Study, classes: tuple[str, ...]) -> None:
+    """Raise what is wrong with any model before the first one runs for hours."""
+    for number, (_, path) in enumerate(study.models):
+        loaded = load_any(path, study.foreign, classes, torch.device("cpu"))
+        loaded.require_classes(classes, study.shards)
+        if study.recalibration and number == 0:
+            find_batchnorms(loaded.recogniser)
+            loaded.require_classes(open_images(study.recalibration.shards).classes, study.recalibration.shards)
+            keep_mask_fingerprints(study.recalibration.keep_masks)
 
 
 def _require_same_samples(found: Mapping[str, Mapping[str, Predictions]], folder: Path) -> None:

@@ -232,7 +232,6 @@ class StudyModel:
         recalibration = self.study.recalibration
         assert recalibration is not None
         shard_set = open_images(recalibration.shards)
-        self.loaded.require_classes(shard_set.classes, recalibration.shards)
         bank = MaskBank.open(recalibration.keep_masks, self.stream.image_size, self.ranks.device)
         stream = replace(self.stream, batch_size=self.batch_size, drop_last=False)
         # In training's order, so that a first part of a sorted dataset stands for the whole of it.

@@ -92,11 +92,12 @@ def draw_figure(curves: Curves) -> bytes:
             if shows_objects:
                 _draw_visibility(row[-1], cells, style)
         for axis, measure in zip(row, MEASURES):
-            axis.set(title=f"{measure}, {kind} holes", xlabel="hidden share of the image, %", ylim=(0, None))
+            axis.set(title=f"{measure}, {kind} holes", xlabel="hidden share of the image, %")
         if shows_objects:
-            row[-1].set(title="Positives predicted", xlabel="visible share of the object, %", ylim=(0, None))
+            row[-1].set(title="Positives predicted", xlabel="visible share of the object, %")
             row[-1].set_xticks(range(len(VISIBLE_BINS)), [_visible(*one, short=True) for one in VISIBLE_BINS])
         for axis in row:
+            axis.set_ylim(0, 1.08 * max(axis.dataLim.ymax, 1))  # markers at the top are whole
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel("%")

@@ -249,6 +249,21 @@ def test_activation_is_drawn_as_predict_draws_it(page, server, place):
             assert np.abs(np.asarray(drawn, float) - other).mean() > 4, "classes that look alike show nothing"
 
 
+def test_of_many_classes_that_a_hole_brings_up_the_highest_join(page):
+    page.run(
+        """
+        const each = (make) => Array.from({ length: 60 }, (_, k) => make(k));
+        state.model = { ...state.model, classes: each((k) => `c${k}`), thresholds: each(() => 0.5) };
+        state.whole = { ...state.whole, scores: each((k) => 0.4 - k / 200) };
+        state.behind = { ...state.whole, scores: each((k) => 0.6 + k / 200), hidden: 0.3 };
+        state.order = each((k) => k);
+        showClasses();
+        """
+    )
+    names = page.run("return [...document.querySelectorAll('#classes .name')].map((name) => name.textContent)")
+    assert names == [f"c{k}" for k in (*range(8), *range(52, 60))]
+
+
 def test_keyboard_alone_is_enough(page):
     page.run("document.querySelector('#stage').focus()")
     page.press(" ")
@@ -287,6 +302,13 @@ def test_a_chosen_file_is_predicted_and_a_bad_one_refused(page, place, tmp_path)
 def test_light_and_dark_on_a_phone_and_a_desk(page, server, width, dark, tmp_path):
     page.look(width, dark=dark)
     assert page.overflow() == []
+    # The longest numbers there can be, in bold, stay in their column.
+    scores = page.run("return state.whole.scores.slice()")
+    page.run("state.whole.scores.fill(1); state.behind = {...state.whole, hidden: 0.5}; showClasses()")
+    assert shown(page, "#classes li .numbers") == "100 % → 100 %"
+    wide = "[...document.querySelectorAll('.numbers')].filter((one) => one.scrollWidth > one.clientWidth).length"
+    assert page.run(f"return {wide}") == 0
+    page.run("state.whole.scores = arguments[0]; state.behind = null; showClasses()", scores)
     background, ink = page.run(
         "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
     )
