@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msldata.format import MANIFEST_NAME
+from msltrain.predictions import default_file
 from msltrain.report import RunReport, describe_environment, open_run, write_report
+from msltrain.report.robustness import DATA_NAME
 from msltrain.steps import OnStep, Step, run_steps
 
 PAGE_NAME = "report.html"
+STUDY = "robustness"
+"""Folder of the robustness study."""
 DATASET = "reef"
 _RUNS = {"baseline": ("Baseline", "demo-baseline"), "msl": ("MSL", "demo")}
 """Folder of each run → its name on the page, its recipe; the reference first."""
@@ -30,6 +34,7 @@ NEXT_COMMANDS = (
     "msl build-masks --threshold 0.5",
     "msl train --recipe msl-c-voc2007 --run runs/msl-c-voc2007",
     "msl evaluate --checkpoint runs/msl-c-voc2007 --data shards/voc2007/test",
+    "msl report --run runs/msl-c-voc2007 --data shards/voc2007/test",
     "msl predict photograph.jpg --checkpoint runs/msl-c-voc2007",
 )
 
@@ -117,14 +122,24 @@ def _plan(out: Path, size: _Size) -> list[Step]:
             file = _predictions_file(out, run, condition)
             add(
                 f"evaluate-{run}-{condition}", f"Evaluate: {name} on {what}", file,
-                "evaluate", "--checkpoint", out / "runs" / run, "--data", test, *keep_masks, "--out", file,
+                "evaluate", "--checkpoint", out / "runs" / run, "--data", test, *keep_masks,
             )
+    models = [
+        word for run, (name, _) in _RUNS.items() for word in ("--checkpoint", out / "runs" / run, "--name", name)
+    ]
+    add(
+        "robustness", "Hide more and more of the test images", out / STUDY / DATA_NAME,
+        "robustness", *models, "--data", test, "--keep-masks", heldout / "low", "--keep-masks", heldout / "high",
+        "--recalibrate", train, "--recalibrate-masks", masks / "high", "--out", out / STUDY,
+    )
     # fmt: on
     return steps
 
 
 def _predictions_file(out: Path, run: str, condition: str) -> Path:
-    return out / "predictions" / f"{run}-{condition}.parquet"
+    """Where `evaluate` puts them by itself, and `report` looks for them."""
+    keep_masks = [] if condition == "whole" else [out / "heldout-masks" / condition]
+    return default_file(out / "runs" / run, out / "shards" / DATASET / "test", keep_masks)
 
 
 def _write_page(out: Path, steps: list[Step]) -> Path:
@@ -142,6 +157,7 @@ def _write_page(out: Path, steps: list[Step]) -> Path:
         title="Recognising what is partly hidden: a synthetic reef",
         runs=runs,
         shards=out / "shards" / DATASET / "test",
+        robustness=out / STUDY,
         commands=[step.command for step in steps],
         next_commands=NEXT_COMMANDS,
         environment={**describe_environment(), **_describe_budget(runs)},

@@ -111,7 +111,7 @@ def strata(numbers: Numbers) -> str:
     caption = (
         "<caption><b>Table #.</b> By the largest object of each positive (image, class) pair: small is below 32², "
         "large from 96² square pixels of the source image; a small share of the image is below 0.33 %, a large one "
-        "from 3 %. Each row ranks its pairs against all negatives; mAP and CR are means over the classes present in "
+        "from 3 %. Each row ranks its pairs among all negatives; mAP and CR are means over the classes present in "
         f"it, in percent.{note and f' Note: {escape(note)}.'}</caption>"
     )
     table = f'<div class="scroll"><table class="strata">{caption}{rows}</table></div>'

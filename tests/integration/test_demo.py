@@ -27,6 +27,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
     return out, run_demo(out, quick=True, on_event=events.append), events
 
 
+def predictions_file(out: Path, run: str, condition: str) -> Path:
+    name = "reef-test" if condition == "whole" else f"reef-test-heldout-masks-{condition}"
+    return out / "runs" / run / "predictions" / f"{name}.parquet"
+
+
 def numbers_of_steps(events: list, kind: type) -> int:
     return sum(isinstance(event, kind) for event in events)
 
@@ -36,7 +41,7 @@ def test_page_holds_the_numbers_of_both_runs(finished):
     text = page.read_text(encoding="utf-8")
     for run in ("baseline", "msl"):
         for condition in ("whole", "low", "high"):
-            metrics = compute_metrics(read_predictions(out / "predictions" / f"{run}-{condition}.parquet"))
+            metrics = compute_metrics(read_predictions(predictions_file(out, run, condition)))
             assert f"{100 * metrics.mAP:.1f}" in text, f"{run} {condition}"
     assert "Baseline" in text and "MSL" in text
     assert "reef" in text
@@ -50,8 +55,9 @@ def test_every_step_is_a_command_that_is_shown_before_it_runs(finished):
     assert [event.command.split()[1] for event in started] == [
         *("synthesize", "build-shards", "build-masks", "build-masks", "train", "train"),
         *["evaluate"] * 6,
+        "robustness",
     ]
-    assert [event.number for event in started] == list(range(1, 13))
+    assert [event.number for event in started] == list(range(1, 14))
     assert all(f"'{out}" in event.command for event in started)
     assert not any(event.skipped for event in events if isinstance(event, StepFinished))
     assert numbers_of_steps(events, StepOutput) > 10
@@ -81,12 +87,12 @@ def test_train_and_test_masks_differ(finished):
 def test_a_second_run_does_only_what_is_missing(finished):
     out, page, _ = finished
     before = page.read_bytes()
-    missing = out / "predictions" / "msl-high.parquet"
+    missing = predictions_file(out, "msl", "high")
     contents = missing.read_bytes()
     missing.unlink()
     events: list = []
     assert run_demo(out, quick=True, on_event=events.append) == page
-    assert [event.skipped for event in events if isinstance(event, StepFinished)] == [True] * 11 + [False]
+    assert [event.skipped for event in events if isinstance(event, StepFinished)] == [True] * 11 + [False, True]
     assert missing.read_bytes() == contents
     assert page.read_bytes() == before
 
@@ -97,7 +103,7 @@ def test_a_stopped_training_is_resumed(finished, tmp_path: Path):
     kept = {
         command: seconds for command, seconds in steps.items() if " train " not in command or "demo-base" in command
     }
-    assert len(kept) == 11
+    assert len(kept) == 12
     (out / "steps.json").write_text(json.dumps(kept))
     started = json.loads((out / "runs" / "msl" / "environment.json").read_text())
     run_demo(out, quick=True)

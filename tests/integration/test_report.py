@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from msldata.errors import UserError
-from msltrain.bootstrap import mean_ap_difference, mean_ap_interval, resampled_mean_ap
+from msltrain.bootstrap import Interval, interval_around, mean_ap_difference, resampled_mean_ap
 from msltrain.config import LossConfig, TrainConfig, to_json
 from msltrain.metrics import SUMMARY, compute_metrics
 from msltrain.predictions import LargestObjects, Origin, Predictions, keep_mask_fingerprints, write_predictions
@@ -22,6 +22,7 @@ from msltrain.report import RunReport, open_run, write_report
 from msltrain.report.examples import answer, choose, hide
 from msltrain.report.finding import find, points
 from msltrain.report.history import by_epoch
+from msltrain.report.numbers import compute_numbers
 from msltrain.report.plots import ticks
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.maskbank import MaskBank
@@ -115,7 +116,7 @@ def pair() -> list[RunReport]:
 def page(pair, tmp_path_factory) -> str:
     file = tmp_path_factory.mktemp("report") / "report.html"
     write_report(file, title="A <title>", runs=pair, commands=["msl a > b"], next_commands=["msl c"])
-    assert [path.name for path in file.parent.iterdir()] == ["report.html"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["report.html", "report.json", "report.md"]
     return file.read_text("utf-8")
 
 
@@ -123,6 +124,8 @@ def test_page_is_well_formed_and_needs_nothing_else(page):
     parsed = Page(page)
     for tag, attributes in parsed.elements:
         assert tag not in ("link", "iframe", "object", "embed"), tag
+        if tag == "th":
+            assert attributes["scope"]
         for name in ("src", "href", "srcset", "poster", "data", "action"):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:", "#")), (tag, value)
@@ -153,7 +156,7 @@ def test_best_numbers_are_marked(page, pair):
 
 
 def test_finding_says_who_is_ahead(pair):
-    finding = find(pair)
+    finding = find(compute_numbers(pair))
     high = mean_ap_difference(pair[0].masked["high"], pair[1].masked["high"])
     assert high.excludes_zero
     assert finding.headline.startswith(
@@ -165,28 +168,34 @@ def test_finding_says_who_is_ahead(pair):
 
 
 def test_finding_says_when_the_method_loses(pair):
-    headline = find(list(reversed(pair))).headline
+    headline = find(compute_numbers(pair[::-1])).headline
     assert headline.startswith("Base & line is behind MSL by ")
 
 
 def test_finding_says_when_nothing_can_be_shown(pair):
     same = replace(pair[0], name="Copy")
-    finding = find([pair[0], same])
+    finding = find(compute_numbers([pair[0], same]))
     assert finding.headline.startswith("No difference in mAP between Copy and Base & line can be shown")
     assert "which includes zero" in finding.sentences[0]
 
 
 def test_finding_of_one_run(pair, tmp_path):
     mean_ap = compute_metrics(pair[0].clean).mAP
-    assert f"{100 * mean_ap:.1f} on whole images" in find(pair[:1]).headline
-    Page(write_report(tmp_path / "one.html", title="One", runs=pair[:1]).read_text("utf-8"))
+    assert f"{100 * mean_ap:.1f} on whole images" in find(compute_numbers(pair[:1])).headline
+    text = write_report(tmp_path / "one.html", title="One", runs=pair[:1]).read_text("utf-8")
+    Page(text)
+    spoken = re.sub(r"<style>.*?</style>|<script>.*?</script>|<pre>.*?</pre>", "", text, flags=re.DOTALL)
+    several = ("against", "class=difference", "Differences", "in bold", "gains over", "Every model")
+    for word in (*several, '<li><span class="key'):
+        assert word not in spoken, word
 
 
 def test_run_without_masks_history_or_objects(pair, tmp_path):
     bare = replace(pair[0], masked={}, history=[], clean=replace(pair[0].clean, objects=None))
     text = write_report(tmp_path / "bare.html", title="Bare", runs=[bare]).read_text("utf-8")
     Page(text)
-    assert "Training" not in text and "truncated" not in text and "Figure 1" not in text
+    assert "Training" not in text and "truncated" not in text and "share of the image hidden" not in text
+    assert "Figure 1." in text and "#." not in text  # the figures that are left are numbered from 1
 
 
 def test_settings_that_differ_are_shown(pair, tmp_path):
@@ -221,6 +230,12 @@ def test_class_without_positives_is_named(pair, tmp_path):
             "other keep masks",
         ),
         (lambda other: replace(other, clean=replace(other.clean, keys=other.clean.keys[::-1])), "other samples"),
+        (
+            lambda other: replace(
+                other, clean=replace(other.clean, origin=replace(other.clean.origin, test_time="flip"))
+            ),
+            r"views averaged \(flip\), Base & line with one view",
+        ),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(pair, tmp_path, change, message):
@@ -234,11 +249,15 @@ def test_difference_of_a_model_from_itself_is_nothing(pair):
     assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
 
 
+def interval(entry: Predictions) -> Interval:
+    return interval_around(compute_metrics(entry).mAP, resampled_mean_ap(entry))
+
+
 def test_interval_holds_the_value_and_narrows_with_more_images(pair):
     clean = pair[0].clean
-    some = mean_ap_interval(clean)
+    some = interval(clean)
     assert some.low < some.value == compute_metrics(clean).mAP < some.high
-    many = mean_ap_interval(
+    many = interval(
         replace(
             clean,
             keys=clean.keys * 9,
@@ -251,9 +270,9 @@ def test_interval_holds_the_value_and_narrows_with_more_images(pair):
 
 def test_interval_lies_around_the_value_although_repeated_images_raise_the_ap():
     weak = predictions(0.3, 5)
-    interval = mean_ap_interval(weak)
-    assert resampled_mean_ap(weak).mean() - interval.value > 0.01, "nothing to correct"
-    assert (interval.low + interval.high) / 2 == pytest.approx(interval.value, abs=0.01)
+    found = interval(weak)
+    assert resampled_mean_ap(weak).mean() - found.value > 0.01, "nothing to correct"
+    assert (found.low + found.high) / 2 == pytest.approx(found.value, abs=0.01)
 
 
 def test_answers_by_hand():
@@ -274,9 +293,8 @@ def test_answers_by_hand():
 
 
 def test_examples_show_both_sides(pair):
-    rows = choose(pair, "high", 5)
-    assert len(set(rows)) == 5
-    better, worse = rows[:3], rows[3:]
+    better, worse = choose(pair, "high", 5)
+    assert len({*better, *worse}) == 5
 
     def loss(each: RunReport, row: int) -> float:
         logit_K = each.masked["high"].logit_NK[row].astype(float)
@@ -286,6 +304,8 @@ def test_examples_show_both_sides(pair):
     gains = [loss(pair[0], row) - loss(pair[1], row) for row in range(NUM_SAMPLES)]
     assert better == sorted(range(NUM_SAMPLES), key=lambda row: -gains[row])[:3]
     assert worse == sorted(range(NUM_SAMPLES), key=lambda row: gains[row])[:2]
+    wins, failures = choose([pair[0], replace(pair[0], name="Copy")], "high", 5)
+    assert wins == failures == []  # equal models: no picture is a win or a failure
 
 
 def test_holes_are_filled_with_the_mean():
@@ -318,7 +338,8 @@ def test_pictures_come_from_the_shards_and_masks_of_the_predictions(tmp_path):
     ).read_text("utf-8")
     images = [attributes for tag, attributes in Page(text).elements if tag == "img"]
     assert len(images) == 4
-    for row, whole, masked in zip(choose([single], "high", 2), images[::2], images[1::2], strict=True):
+    rows = [row for group in choose([single], "high", 2) for row in group]
+    for row, whole, masked in zip(rows, images[::2], images[1::2], strict=True):
         keep_mask_HW = bank.of_keys(key_hash([single.clean.keys[row]]), seed=0, epoch=0)[0, 0].numpy()
         assert single.clean.keys[row] in whole["alt"]
         assert f"{100 * (1 - keep_mask_HW.mean()):.0f} % hidden" in masked["alt"]
@@ -349,8 +370,11 @@ def test_a_run_is_gathered_from_its_folder(tmp_path, pair):
         tmp_path, name="Run", clean=tmp_path / "clean.parquet", masked={"high": tmp_path / "high.parquet"}
     )
     assert gathered.config == CONFIG and list(gathered.history) == list(pair[0].history)
-    assert gathered.metrics()["high"] == pair[0].metrics()["high"]
-    with pytest.raises(FileNotFoundError, match=r"config\.json: no such file"):
+    assert compute_metrics(gathered.masked["high"]) == compute_metrics(pair[0].masked["high"])
+    assert gathered.files == {
+        name: str(tmp_path / f"{name.replace('whole', 'clean')}.parquet") for name in ("whole", "high")
+    }
+    with pytest.raises(FileNotFoundError, match="none: not a run"):
         open_run(tmp_path / "none", name="Run", clean=tmp_path / "clean.parquet")
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from msltrain.metrics import compute_metrics
-from msltrain.predictions import Predictions, keep_mask_fingerprints
+from msltrain.predictions import Origin, Predictions, keep_mask_fingerprints
 from msltrain.report.page import write_report
 from msltrain.report.runs import RunReport
 from msltrain.stream.shardset import open_shard_set
-from tests.integration.test_report import NUM_SAMPLES, run
+from tests.integration.test_report import CONFIG, NUM_SAMPLES, run
 from tests.smallshards import write_images, write_keep_masks
 
 
@@ -50,7 +50,7 @@ def page(runs, chromium, tmp_path_factory):
     """The report of two runs with everything in it, open."""
     file = tmp_path_factory.mktemp("page") / "report.html"
     write_report(
-        file, title="Does it help?", runs=runs[0], shards=runs[1], num_examples=2, commands=["msl " + "x" * 90]
+        file, title="Does it help?", runs=runs[0], shards=runs[1], num_examples=4, commands=["msl " + "x" * 90]
     )
     chromium.look(1280)
     chromium.open(file.as_uri())
@@ -70,7 +70,7 @@ def test_pictures_and_plots_are_described(page):
     )  # a report loads them as they come into view
     page.wait_for("[...document.images].every((image) => image.complete && image.naturalWidth)")
     texts = page.run("return [...document.images].map((image) => image.alt)")
-    assert len(texts) == 4 and all(texts)
+    assert len(texts) == 8 and all(texts)
     plots = page.run("return [...document.querySelectorAll('svg')].map((plot) => plot.getAttribute('aria-label'))")
     assert plots and all(plots)
 
@@ -78,11 +78,11 @@ def test_pictures_and_plots_are_described(page):
 def test_classes_can_be_sorted(page, runs):
     last = runs[0][-1]
     order = (
-        "return [...document.querySelectorAll('table.sortable tbody th')].map((head) => head.firstChild.data.trim())"
+        "return [...document.querySelectorAll('table.bars tbody th')].map((head) => head.firstChild.textContent.trim())"
     )
     before = page.run(order)
     by_hand = sorted(compute_metrics(last.clean).classes, key=lambda row: -row.average_precision)
-    second = "table.sortable thead th:nth-child(2)"
+    second = "table.bars thead th:nth-child(2)"
     page.click(f"{second} button")
     assert page.run(order) == [row.name for row in by_hand]
     assert page.run(f"return document.querySelector('{second}').getAttribute('aria-sort')") == "descending"
@@ -90,11 +90,85 @@ def test_classes_can_be_sorted(page, runs):
     assert page.run(order) == [row.name for row in reversed(by_hand)]
     page.click(f"{second} button")
     assert page.run(order) == before
-    page.click("table.sortable thead th:first-child button")
+    page.click("table.bars thead th:first-child button")
     assert page.run(order) == sorted(before)
 
 
-@pytest.mark.parametrize("width", [400, 1280])
+def test_tables_are_sorted_from_the_keyboard(page):
+    head = "document.querySelector('table.bars thead th:nth-child(2)')"
+    page.run(f"{head}.querySelector('button').focus()")
+    page.press("\ue007")
+    assert page.run(f"return {head}.getAttribute('aria-sort')") == "descending"
+    page.press("\ue007")
+    page.press("\ue007")
+    assert page.run(f"return {head}.getAttribute('aria-sort')") is None
+
+
+def test_condition_of_the_curves_can_be_chosen_without_a_script(page):
+    shown = "return getComputedStyle(document.querySelector('.panel p.in{}')).display"
+    assert page.run(shown.format(0)) != "none" and page.run(shown.format(1)) == "none"
+    page.run("document.getElementById('curves-0').focus()")
+    page.press("\ue014")  # to the right
+    assert page.run("return document.getElementById('curves-1').checked")
+    assert page.run(shown.format(0)) == "none" and page.run(shown.format(1)) != "none"
+    assert page.run("return getComputedStyle(document.querySelector('.maps .in1')).display") == "none"
+    page.click("#curves-0 + label")
+    assert page.run(shown.format(0)) != "none"
+
+
+def test_a_class_leads_to_its_curves_and_enlarges_them(page, runs):
+    name = runs[0][0].clean.classes[0]
+    width = "return document.getElementById('curve-0').getBoundingClientRect().width"
+    before = page.run(width)
+    page.click("table.bars a[href='#curve-0']")
+    assert page.run(width) > 1.8 * before
+    assert name in page.run("return document.querySelector('.panel:target h3').textContent")
+    page.click(".panel:target .close")
+    assert page.run(width) == before
+
+
+def test_examples_can_be_sorted(page):
+    keys = "return [...document.querySelectorAll('.gallery .example')].map((figure) => figure.dataset.{})"
+    before = page.run(keys.format("key"))
+    assert len(before) == 4
+    choose = "const box = document.querySelector('.sorter select'); box.value = arguments[0];"
+    choose += "box.dispatchEvent(new Event('change'))"
+    page.run(choose, "least hidden first")
+    hidden = [float(share) for share in page.run(keys.format("hidden"))]
+    assert hidden[:2] == sorted(hidden[:2]) and hidden[2:] == sorted(hidden[2:])
+    page.run(choose, "name")
+    after = page.run(keys.format("key"))
+    assert after == [*sorted(before[:2]), *sorted(before[2:])]  # wins stay wins
+    page.run(choose, "as chosen")
+    assert page.run(keys.format("key")) == before
+
+
+_LOW_CONTRAST = """
+const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const light = (colour) => {
+  const [r, g, b] = channels(colour).map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (element) => {
+  for (; element; element = element.parentElement) {
+    const colour = getComputedStyle(element).backgroundColor, alpha = channels(colour)[3];
+    if (alpha === undefined || alpha > 0) return colour;
+  }
+  return "rgb(255, 255, 255)";
+};
+const found = [];
+for (const element of document.querySelectorAll("body *")) {
+  const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  if (!text || !element.checkVisibility() || element.matches("script, title")) continue;
+  const style = getComputedStyle(element), colour = element instanceof SVGElement ? style.fill : style.color;
+  const [a, b] = [light(colour), light(behind(element))].sort((x, y) => y - x);
+  if ((a + 0.05) / (b + 0.05) < 4.5) found.push(`${element.tagName} ${element.textContent.slice(0, 20)}`);
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_readable_on_a_phone_and_in_the_dark(page, width, dark):
     page.look(width, dark=dark)
@@ -103,6 +177,43 @@ def test_readable_on_a_phone_and_in_the_dark(page, width, dark):
         "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => +a + +b, 0)"
     )
     assert (light < 150) if dark else (light > 600)
+    assert page.run(_LOW_CONTRAST) == []
     assert page.run("return parseFloat(getComputedStyle(document.body).fontSize)") >= 16
     if folder := os.environ.get("MSL_SCREENSHOTS"):
         page.screenshot(Path(folder) / f"report-{width}-{'dark' if dark else 'light'}.png")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_eighty_classes_stay_small_and_readable(chromium, tmp_path, width):
+    rng = np.random.default_rng(0)
+    target_NK = (rng.random((400, 80)) < 0.1).astype(np.uint8)
+    classes = tuple(f"kind of thing {number}" for number in range(80))
+
+    def one(seed: int, hidden: float = 0.0) -> Predictions:
+        noise_NK = np.random.default_rng(seed).standard_normal((400, 80)) + 2 * target_NK - 1.5
+        return Predictions(
+            keys=tuple(map(str, range(400))),
+            logit_NK=noise_NK.astype(np.float32),
+            target_NK=target_NK,
+            ignore_NK=np.zeros((400, 80), bool),
+            classes=classes,
+            origin=Origin(hole_fraction=hidden),
+        )
+
+    pair = [
+        RunReport(name=name, clean=one(seed), masked={"high": one(seed + 1, 0.6)}, config=CONFIG, history=[])
+        for seed, name in ((1, "Baseline"), (3, "MSL"))
+    ]
+    file = write_report(tmp_path / "report.html", title="Many classes", runs=pair)
+    assert file.stat().st_size < 1_000_000
+    chromium.look(width)
+    chromium.open(file.as_uri())
+    assert chromium.overflow() == []
+    assert chromium.run("return document.querySelectorAll('.panel').length") == 80
+    folded = "return document.getElementById('curve-{}').checkVisibility()"
+    last = chromium.run("return [...document.querySelectorAll('.panel')].at(-1).id").removeprefix("curve-")
+    assert not chromium.run(folded.format(last))
+    chromium.run(f"location.hash = 'curve-{last}'")
+    chromium.wait_for(folded.format(last).removeprefix("return "))  # a class that is asked for unfolds
+    if folder := os.environ.get("MSL_SCREENSHOTS"):
+        chromium.screenshot(Path(folder) / f"report-80-{width}.png")
