@@ -106,6 +106,10 @@ def reproduce(
     out_: Annotated[
         str | None, typer.Option("--out", help="Default: runs/reproduce-SCALE.", show_default=False)
     ] = None,
+    resnet_cut: Annotated[
+        Path | None,
+        typer.Option(help="The authors' CutMix weights (.pth), for the rows that began with them.", show_default=False),
+    ] = None,
     set_: Annotated[list[str] | None, _SET] = None,
     paper: Annotated[bool, _PAPER] = False,
     gpus: Annotated[str, _GPUS] = "auto",
@@ -119,7 +123,7 @@ def reproduce(
     from msltrain.grid.plan import Places, make_plan
     from msltrain.recipes.variants import as_published, tuned
     from msltrain.reproduce import smoke
-    from msltrain.reproduce.tables import choose_tables
+    from msltrain.reproduce.tables import choose_tables, with_resnet_cut
     from msltrain.series import parse_seeds
 
     chosen = choose_tables(tables or ())
@@ -133,7 +137,7 @@ def reproduce(
         seeds=parse_seeds(seeds or ("0,1" if is_smoke else "0,1,2")),
         places=places,
         form=as_published if paper else tuned,
-        adapt=smoke.tiny if is_smoke else lambda config: config,
+        adapt=smoke.tiny if is_smoke else partial(with_resnet_cut, file=resnet_cut),
         settings=set_ or (),
     )
     _run(
@@ -319,6 +323,9 @@ def _show_plan(grid: GridRun, needs: Sequence[Need], places: Places, *, makes_da
         f"{len(left)} trainings, about {_hours(left)} GPU-hours on an H100 or H200 by arithmetic (evaluation on top)"
         + (f", and {num_studies} sets of curves over the hidden share" if num_studies else "")
     )
+    models = [run.config.model for run in grid.plan.runs]
+    if tags := {f"{model.weights} for {model.backbone}" for model in models if model.weights}:
+        out.print(f"first weights: {', '.join(sorted(tags))}; tags are fetched by timm", markup=False, soft_wrap=True)
     for need in needs:
         state = "missing" if need.manifest is None else f"{need.manifest.num_samples:,} samples"
         if need.manifest is None and makes_data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -59,9 +60,14 @@ def in_this_process(arguments: list[str]) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def children(process: int) -> list[int]:
+    file = Path(f"/proc/{process}/task/{process}/children")
+    return [int(word) for word in file.read_text().split()] if file.exists() else []
+
+
 @pytest.fixture(scope="module")
 def story(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A grid whose masks were damaged, then repaired, that was stopped by Ctrl-C and then went on to its end."""
+    """A grid whose masks were damaged, then repaired, that was stopped and then went on to its end."""
     out = tmp_path_factory.mktemp("ablate") / "grid"
     page, runs = out / "mask-subsets.html", out / "runs"
     low = runs / "mask-subsets/low/seed0"
@@ -84,7 +90,8 @@ def story(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     metrics = low / "metrics.jsonl"
     while grid.poll() is None and not (metrics.exists() and '"step": 2' in metrics.read_text()):
         time.sleep(0.01)  # it takes eight steps
-    grid.send_signal(signal.SIGINT)
+    for process in (*children(grid.pid), grid.pid):  # as a batch system does; Ctrl-C reaches the last one alone
+        os.kill(process, signal.SIGTERM)
     output, _ = grid.communicate(timeout=60)
     assert grid.returncode == 130, output
     assert "1 of 3 jobs were finished before" in output and "the same command goes on" in output
