@@ -102,6 +102,10 @@ def reproduce(
     shards: Annotated[
         str, typer.Option(help="Where voc2007, coco2014, masks and heldout are; for --scale full.")
     ] = "shards",
+    test_masks: Annotated[
+        list[str] | None,
+        typer.Option(help="Other held-out keep masks than SHARDS/heldout, as in ablate.", show_default=False),
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="Default: 0,1,2; smoke: 0,1.", show_default=False)] = None,
     out_: Annotated[
         str | None, typer.Option("--out", help="Default: runs/reproduce-SCALE.", show_default=False)
@@ -131,7 +135,11 @@ def reproduce(
     is_smoke = scale is Scale.smoke
     if is_smoke and not dry_run:
         smoke.make_data(folder, partial(show_step, out))
-    places = smoke.smoke_places(folder) if is_smoke else Places(root=shards)
+    places = (
+        smoke.smoke_places(folder)
+        if is_smoke
+        else Places(root=shards, test_masks=tuple(test_masks) if test_masks else None)
+    )
     plan = make_plan(
         [grid for table in chosen for grid in table.grids],
         seeds=parse_seeds(seeds or ("0,1" if is_smoke else "0,1,2")),
@@ -176,6 +184,7 @@ def _run(
     from msltrain.grid.needs import find_needs, require_all
     from msltrain.grid.run import open_grid, parse_task, run_grid
     from msltrain.grid.state import claim_folder
+    from msltrain.grid.workers import gpu_slots
 
     share = None if task is None else parse_task(task)
     curves = [grid for table in tables if table.curves for grid in table.grids] if name == "report" else []
@@ -187,11 +196,12 @@ def _run(
         return
     require_all(needs, places)
     command = shlex.join(["msl", *_without_task(sys.argv[1:])])
+    slots = gpu_slots(gpus) if grid.unfinished else []
     claim_folder(folder, plan, needs, command)
     problems: dict[str, str] = {}
     try:
         with _Display(grid) as display:
-            problems = run_grid(grid, gpus=gpus, task=share, on_event=display.show)
+            problems = run_grid(grid, slots, task=share, on_event=display.show)
     finally:
         from msltrain.reproduce.report import write_report
 

@@ -194,6 +194,12 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: li
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mistake_in_the_gpus_leaves_nothing_behind(data: Path, tmp_path: Path):
+    code, output = in_this_process(words(data, tmp_path / "grid", "--gpus", "many"))
+    assert code == 2 and "--gpus is 'many'" in output
+    assert not (tmp_path / "grid").exists()
+
+
 def test_what_is_missing_is_listed_with_the_commands_that_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     code, output = in_this_process(["reproduce", "table-6", "figure-3", "--shards", "my/shards"])
@@ -223,7 +229,7 @@ def test_shares_are_disjoint_and_curves_wait_for_their_models(tmp_path: Path, mo
     seen: list[list[str]] = []
     monkeypatch.setattr(grid_run, "run_jobs", lambda jobs, *_: seen.append([job.name for job in jobs]) or {})
     for task in ((1, 2), (2, 2), (1, 1), None):
-        run_grid(grid, gpus="1", task=task)
+        run_grid(grid, [""], task=task)
     first, second, whole, everything = seen
     assert sorted(first + second) == sorted(job.name for job in grid.training)
     assert whole == everything == [job.name for job in grid.jobs] and len(everything) == 6 + 2
