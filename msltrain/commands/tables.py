@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from msldata.console import err, out
+from msltrain.commands.gridviews import GridDisplay, list_grids, show_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from msltrain.grid.needs import Need
     from msltrain.grid.plan import Places, Plan
-    from msltrain.grid.run import GridRun
-    from msltrain.grid.workers import JobEvent
+    from msltrain.reproduce.tables import PaperTable
 
 
 class Scale(StrEnum):
@@ -59,7 +57,7 @@ def ablate(
 ) -> None:
     """Train and test every row of an ablation with several seeds; what was stopped goes on, what is done stays."""
     if grid is None:
-        _list_grids()
+        list_grids()
         return
     from msltrain.grid.plan import Places, make_plan
     from msltrain.recipes.ablations import what_it_varies
@@ -102,9 +100,17 @@ def reproduce(
     shards: Annotated[
         str, typer.Option(help="Where voc2007, coco2014, masks and heldout are; for --scale full.")
     ] = "shards",
+    test_masks: Annotated[
+        list[str] | None,
+        typer.Option(help="Other held-out keep masks than SHARDS/heldout, as in ablate.", show_default=False),
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="Default: 0,1,2; smoke: 0,1.", show_default=False)] = None,
     out_: Annotated[
         str | None, typer.Option("--out", help="Default: runs/reproduce-SCALE.", show_default=False)
+    ] = None,
+    resnet_cut: Annotated[
+        Path | None,
+        typer.Option(help="The authors' CutMix weights (.pth), for the rows that began with them.", show_default=False),
     ] = None,
     set_: Annotated[list[str] | None, _SET] = None,
     paper: Annotated[bool, _PAPER] = False,
@@ -119,7 +125,7 @@ def reproduce(
     from msltrain.grid.plan import Places, make_plan
     from msltrain.recipes.variants import as_published, tuned
     from msltrain.reproduce import smoke
-    from msltrain.reproduce.tables import choose_tables
+    from msltrain.reproduce.tables import choose_tables, with_resnet_cut
     from msltrain.series import parse_seeds
 
     chosen = choose_tables(tables or ())
@@ -127,13 +133,17 @@ def reproduce(
     is_smoke = scale is Scale.smoke
     if is_smoke and not dry_run:
         smoke.make_data(folder, partial(show_step, out))
-    places = smoke.smoke_places(folder) if is_smoke else Places(root=shards)
+    places = (
+        smoke.smoke_places(folder)
+        if is_smoke
+        else Places(root=shards, test_masks=tuple(test_masks) if test_masks else None)
+    )
     plan = make_plan(
         [grid for table in chosen for grid in table.grids],
         seeds=parse_seeds(seeds or ("0,1" if is_smoke else "0,1,2")),
         places=places,
         form=as_published if paper else tuned,
-        adapt=smoke.tiny if is_smoke else lambda config: config,
+        adapt=smoke.tiny if is_smoke else partial(with_resnet_cut, file=resnet_cut),
         settings=set_ or (),
     )
     _run(
@@ -153,7 +163,7 @@ def reproduce(
 
 def _run(
     plan: Plan,
-    tables: Sequence,
+    tables: Sequence[PaperTable],
     places: Places,
     *,
     folder: Path,
@@ -172,22 +182,23 @@ def _run(
     from msltrain.grid.needs import find_needs, require_all
     from msltrain.grid.run import open_grid, parse_task, run_grid
     from msltrain.grid.state import claim_folder
+    from msltrain.grid.workers import gpu_slots
 
     share = None if task is None else parse_task(task)
-    curves = [grid for table in tables if table.curves for grid in table.grids] if name == "report" else []
-    grid = open_grid(plan, folder, curves=curves)
+    grid = open_grid(plan, folder, curves=[grid for table in tables if table.curves for grid in table.grids])
     needs = find_needs(plan)
     if dry_run:
         # The smoke scale makes its own data.
-        _show_plan(grid, needs, places, makes_data=scale is Scale.smoke)
+        show_plan(grid, needs, places, makes_data=scale is Scale.smoke)
         return
     require_all(needs, places)
     command = shlex.join(["msl", *_without_task(sys.argv[1:])])
+    slots = gpu_slots(gpus) if grid.unfinished else []
     claim_folder(folder, plan, needs, command)
     problems: dict[str, str] = {}
     try:
-        with _Display(grid) as display:
-            problems = run_grid(grid, gpus=gpus, task=share, on_event=display.show)
+        with GridDisplay(grid) as display:
+            problems = run_grid(grid, slots, task=share, on_event=display.show)
     finally:
         from msltrain.reproduce.report import write_report
 
@@ -231,116 +242,3 @@ def _without_task(arguments: Sequence[str]) -> list[str]:
         elif not word.startswith("--task="):
             kept.append(word)
     return kept
-
-
-class _Display:
-    """A line for each job that ends; on a terminal also a bar for each that runs."""
-
-    def __init__(self, grid: GridRun):
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-        self._bars: dict[str, object] = {}
-        self._total = len(grid.jobs)
-        self._done = self._total - len(grid.unfinished)
-        if self._done:
-            out.print(f"{self._done} of {self._total} jobs were finished before")
-
-    def __enter__(self) -> _Display:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, event: JobEvent) -> None:
-        """Called for every event of the grid."""
-        from msltrain.grid.workers import JobEnded, JobProgress, JobStarted
-
-        match event:
-            case JobStarted():
-                where = f" on GPU {event.slot}" if event.slot else ""
-                self._bars[event.job.name] = self._bar.add_task(f"{event.job.name}{where}", total=None)
-            case JobProgress():
-                self._bar.update(
-                    self._bars[event.job.name],  # type: ignore[arg-type]
-                    description=f"{event.job.name}: {event.doing}",
-                    completed=event.done,
-                    total=event.total,
-                )
-            case JobEnded():
-                if event.job.name in self._bars:
-                    self._bar.remove_task(self._bars.pop(event.job.name))  # type: ignore[arg-type]
-                self._done += 1
-                result = "[red]failed[/red]" if event.problem else f"{event.seconds:,.1f} s"
-                out.print(f"{self._done}/{self._total} {event.job.name}  {result}", soft_wrap=True)
-
-
-def _list_grids() -> None:
-    from msltrain.grid.plan import Places, make_plan
-    from msltrain.recipes.ablations import GRIDS, what_it_varies
-
-    table = _table("grid", "runs", "GPU-hours")
-    table.add_column("what it varies")
-    for name in GRIDS:
-        runs = make_plan([name], seeds=(0,), places=Places(test_masks=())).runs
-        hours = [run.gpu_hours() for run in runs]
-        table.add_row(name, str(len(runs)), _hours(hours), what_it_varies(name))
-    out.print(table)
-    out.print(
-        "Runs and estimated hours on one H100 or H200 for one seed; `msl ablate GRID --dry-run` shows one of them, "
-        "`msl reproduce` runs those of the paper."
-    )
-
-
-def _show_plan(grid: GridRun, needs: Sequence[Need], places: Places, *, makes_data: bool) -> None:
-    """What a grid would do."""
-    from msltrain.grid.needs import next_commands
-
-    samples = {need.place: need.manifest.num_samples for need in needs if need.manifest is not None}
-    table = _table("run", "seeds to do", "GPU-hours a seed")
-    table.add_column("also stands for", overflow="fold")
-    left: list[float | None] = []
-    for run in grid.plan.runs:
-        jobs = [job for job in grid.training if job.run == run]
-        todo = sum(not job.is_finished for job in jobs)
-        hours = run.gpu_hours(samples.get(run.config.data.train))
-        left += [hours] * todo
-        table.add_row(
-            run.name,
-            f"{todo} of {len(jobs)}",
-            _hours([hours]),
-            ", ".join(row for row in grid.plan.rows_of(run) if row != run.name),
-        )
-    out.print(table)
-    num_studies = sum(not study.is_finished for study in grid.studies)
-    out.print(
-        f"{len(left)} trainings, about {_hours(left)} GPU-hours on an H100 or H200 by arithmetic (evaluation on top)"
-        + (f", and {num_studies} sets of curves over the hidden share" if num_studies else "")
-    )
-    for need in needs:
-        state = "missing" if need.manifest is None else f"{need.manifest.num_samples:,} samples"
-        if need.manifest is None and makes_data:
-            state = "will be made"
-        out.print(f"{need.role}: {need.place}  {state}", markup=False, soft_wrap=True)
-    missing = [] if makes_data else [need for need in needs if need.manifest is None]
-    if missing:
-        out.print("First make what is missing:")
-        for command in next_commands(missing, places):
-            out.print(f"  {command}", markup=False, soft_wrap=True)
-
-
-def _hours(hours: Sequence[float | None]) -> str:
-    known = [one for one in hours if one is not None]
-    if len(known) < len(hours):
-        return "unknown" if not known else f"{sum(known):.2f} + unknown"
-    return f"{sum(known):.2f}"
-
-
-def _table(first: str, *numbers: str) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column(first, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, justify="right")
-    return table

@@ -7,6 +7,7 @@ anywhere and done again.
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ class TrainJob:
                 if isinstance(event, StepEvent | EpochEvent):
                     progress("training", event.step, getattr(event, "num_steps", 0) or event.step)
 
-            train(config, run_dir=self.folder, resume="auto", on_event=show)
+            with _sigterm_counts_once():
+                train(config, run_dir=self.folder, resume="auto", on_event=show)
         for number, checkpoint in enumerate(self.run.checkpoints):
             for condition, keep_masks in self.run.test.conditions:
                 progress("measuring", number, len(self.run.checkpoints))
@@ -185,6 +187,19 @@ def only_one(folder: Path) -> Iterator[None]:
                     ) from None
                 time.sleep(0.2)
         yield
+
+
+@contextmanager
+def _sigterm_counts_once() -> Iterator[None]:
+    """A training notes the first SIGTERM and saves; a second one would end it before that.
+
+    And a second one comes: batch systems send it to every process, and the parent passes its own on.
+    """
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _weights(checkpoint: Path) -> str:

@@ -80,7 +80,9 @@ def require_all(needs: Sequence[Need], places: Places) -> None:
     if missing:
         lines = [f"  {need.role}: {need.problem}" for need in missing]
         commands = [f"  {command}" for command in next_commands(missing, places)]
-        raise UserError("the grid needs data that is not there:\n" + "\n".join([*lines, "make it with:", *commands]))
+        raise UserError(
+            "the grid needs data that is missing or cannot be read:\n" + "\n".join([*lines, "make it with:", *commands])
+        )
 
 
 def _look(place: str, role: str) -> Need:

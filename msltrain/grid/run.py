@@ -9,7 +9,7 @@ from pathlib import Path
 from msldata.errors import UserError
 from msltrain.grid.jobs import Job, StudyJob, TrainJob
 from msltrain.grid.plan import Plan
-from msltrain.grid.workers import OnJob, gpu_slots, run_jobs
+from msltrain.grid.workers import OnJob, run_jobs
 
 CURVE_ROWS = {"baseline": "Baseline", "matched-baseline": "Matched baseline", "msl": "MSL"}
 """Rows of a grid whose curves over the hidden share are drawn, the reference first → what the curves are called."""
@@ -69,8 +69,8 @@ def open_grid(plan: Plan, out: Path, *, curves: Sequence[str] = ()) -> GridRun:
 
 def run_grid(
     grid: GridRun,
+    slots: Sequence[str],
     *,
-    gpus: str = "auto",
     task: tuple[int, int] | None = None,
     on_event: OnJob = lambda event: None,
 ) -> dict[str, str]:
@@ -78,7 +78,7 @@ def run_grid(
 
     Args:
         grid: what to do, where.
-        gpus: ``auto`` or a number.
+        slots: where, as `gpu_slots` gives them.
         task: (I, N) with I from 1: do the I-th of N shares of the trainings only.
         on_event: told when a job starts, gets on, and ends.
 
@@ -86,14 +86,13 @@ def run_grid(
         What went wrong, by name of the job.
 
     Raises:
-        UserError: there are no such GPUs.
         KeyboardInterrupt: it was asked to stop.
     """
     mine: list[Job] = list(grid.training if task is None else grid.training[task[0] - 1 :: task[1]])
     within_reach = {job.name for job in grid.training if job.is_finished} | {job.name for job in mine}
     mine += [study for study in grid.studies if set(study.needs) <= within_reach]
     jobs = [job for job in mine if not job.is_finished]
-    return run_jobs(jobs, gpu_slots(gpus), on_event) if jobs else {}
+    return run_jobs(jobs, slots, on_event) if jobs else {}
 
 
 def parse_task(text: str) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from typing import Any
 from msldata.errors import UserError
 from msltrain.grid.jobs import Job, only_one
 
+_ASK_AGAIN_S = 2.0
 _CPU = ""
 """The one slot of a host without GPUs."""
 
@@ -191,14 +192,15 @@ class _Queue:
 
 
 def _end(workers: Sequence[_Worker]) -> None:
-    """Ask each worker once to stop and wait for it; one more Ctrl-C kills them."""
+    """Ask the workers to stop and wait for them; one more Ctrl-C kills them."""
     for worker in workers:
         worker.pipe.close()  # an idle one ends at the end of its pipe
-        if worker.job is not None:
-            worker.process.terminate()
     try:
-        for worker in workers:
-            worker.process.join()
+        while busy := [worker for worker in workers if worker.process.is_alive()]:
+            for worker in busy:
+                if worker.job is not None:
+                    worker.process.terminate()  # again and again: a training that only begins does not hear it yet
+            busy[0].process.join(_ASK_AGAIN_S)
     except KeyboardInterrupt:
         for worker in workers:
             worker.process.kill()

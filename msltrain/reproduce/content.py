@@ -85,7 +85,7 @@ class RunState:
 
     name: str
     state: str
-    """``finished``, ``missing``, or ``failed: …``."""
+    """``finished``, ``missing``, ``begun``, or ``failed: …``."""
     log: str
     """Empty where it never started."""
 
@@ -138,7 +138,8 @@ def gather_states(grid: GridRun, problems: Mapping[str, str]) -> tuple[RunState,
     states = []
     for job in grid.jobs:
         problem = problems.get(job.name, "")
-        state = "finished" if job.is_finished else f"failed: {problem}" if problem else "missing"
+        begun = "begun" if job.log.exists() else "missing"
+        state = "finished" if job.is_finished else f"failed: {problem}" if problem else begun
         states.append(RunState(name=job.name, state=state, log=str(job.log) if job.log.exists() else ""))
     return tuple(states)
 

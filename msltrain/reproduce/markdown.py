@@ -22,7 +22,7 @@ def to_markdown(content: Content) -> str:
         lines += [
             f"- {state.name}: {state.state}{f' (log: {state.log})' if state.log else ''}"
             for state in content.unfinished
-            if state.state != "missing"
+            if state.state.startswith("failed")
         ]
         lines.append("")
     for table in content.tables:

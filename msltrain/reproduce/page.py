@@ -64,7 +64,7 @@ def to_html(content: Content) -> str:
 def _unfinished(content: Content) -> str:
     if not content.unfinished:
         return ""
-    failed = [state for state in content.unfinished if state.state != "missing"]
+    failed = [state for state in content.unfinished if state.state.startswith("failed")]
     items = "".join(f"<li><b>{escape(state.name)}</b> {escape(state.state)}{_log(state.log)}</li>" for state in failed)
     return (
         f'<div class="state"><p>{len(content.unfinished)} of {len(content.states)} jobs are not finished; a dash is a '

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from msldata.errors import UserError
+from msltrain.config import TrainConfig
+from msltrain.recipes.ablations import GRIDS, what_it_varies
+from msltrain.recipes.backbones import resnet_cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,19 @@ TABLES: dict[str, PaperTable] = {
 }
 
 
+def with_resnet_cut(config: TrainConfig, file: Path | None) -> TrainConfig:
+    """A run with the authors' own weights where the recipe has a stand-in for them; without a file, the same run.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if file is None or config.model.weights != resnet_cut().weights:
+        return config
+    if not file.is_file():
+        raise UserError(f"--resnet-cut {file}: there is no such file; the recipes' own weights need no option")
+    return replace(config, model=replace(config.model, weights=str(file)))
+
+
 def choose_tables(names: Sequence[str]) -> list[PaperTable]:
     """The tables of these names, in the paper's order; all without a name. Raises UserError that lists them."""
     for name in names:
@@ -105,8 +122,6 @@ def grid_as_table(grid: str) -> PaperTable:
     for table in TABLES.values():
         if table.grids == (grid,):
             return table
-    from msltrain.recipes.ablations import GRIDS, what_it_varies
-
     if grid not in GRIDS:
         raise UserError(f"no grid '{grid}'; there are: {', '.join(GRIDS)}")
     return PaperTable(name=grid, title=what_it_varies(grid), grids=(grid,))

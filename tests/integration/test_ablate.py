@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -59,9 +60,14 @@ def in_this_process(arguments: list[str]) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def children(process: int) -> list[int]:
+    file = Path(f"/proc/{process}/task/{process}/children")
+    return [int(word) for word in file.read_text().split()] if file.exists() else []
+
+
 @pytest.fixture(scope="module")
 def story(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A grid whose masks were damaged, then repaired, that was stopped by Ctrl-C and then went on to its end."""
+    """A grid whose masks were damaged, then repaired, that was stopped and then went on to its end."""
     out = tmp_path_factory.mktemp("ablate") / "grid"
     page, runs = out / "mask-subsets.html", out / "runs"
     low = runs / "mask-subsets/low/seed0"
@@ -84,7 +90,8 @@ def story(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     metrics = low / "metrics.jsonl"
     while grid.poll() is None and not (metrics.exists() and '"step": 2' in metrics.read_text()):
         time.sleep(0.01)  # it takes eight steps
-    grid.send_signal(signal.SIGINT)
+    for process in (*children(grid.pid), grid.pid):  # as a batch system does; Ctrl-C reaches the last one alone
+        os.kill(process, signal.SIGTERM)
     output, _ = grid.communicate(timeout=60)
     assert grid.returncode == 130, output
     assert "1 of 3 jobs were finished before" in output and "the same command goes on" in output
@@ -187,6 +194,12 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: li
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mistake_in_the_gpus_leaves_nothing_behind(data: Path, tmp_path: Path):
+    code, output = in_this_process(words(data, tmp_path / "grid", "--gpus", "many"))
+    assert code == 2 and "--gpus is 'many'" in output
+    assert not (tmp_path / "grid").exists()
+
+
 def test_what_is_missing_is_listed_with_the_commands_that_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     code, output = in_this_process(["reproduce", "table-6", "figure-3", "--shards", "my/shards"])
@@ -216,7 +229,7 @@ def test_shares_are_disjoint_and_curves_wait_for_their_models(tmp_path: Path, mo
     seen: list[list[str]] = []
     monkeypatch.setattr(grid_run, "run_jobs", lambda jobs, *_: seen.append([job.name for job in jobs]) or {})
     for task in ((1, 2), (2, 2), (1, 1), None):
-        run_grid(grid, gpus="1", task=task)
+        run_grid(grid, [""], task=task)
     first, second, whole, everything = seen
     assert sorted(first + second) == sorted(job.name for job in grid.training)
     assert whole == everything == [job.name for job in grid.jobs] and len(everything) == 6 + 2

@@ -14,7 +14,7 @@ from msltrain.recipes.ablations import GRIDS
 from msltrain.recipes.variants import as_published
 from msltrain.reproduce.published import ERRATA, FIGURE3, PUBLISHED, SOURCES
 from msltrain.reproduce.smoke import tiny
-from msltrain.reproduce.tables import TABLES, choose_tables, grid_as_table
+from msltrain.reproduce.tables import TABLES, choose_tables, grid_as_table, with_resnet_cut
 
 NOWHERE = Places(test_masks=())
 
@@ -112,3 +112,15 @@ def test_without_a_gpu_there_is_one_place_to_run(monkeypatch: pytest.MonkeyPatch
     assert gpu_slots("auto") == ["0", "1", "2"] and gpu_slots("2") == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
     assert gpu_slots("auto") == ["4", "6", "7"] and gpu_slots("2") == ["4", "6"]
+
+
+def test_the_authors_weights_take_the_place_of_their_stand_in(tmp_path):
+    file = tmp_path / "resnet_cut.pth"
+    msl, vit = RECIPES["msl-c-voc2007"](), RECIPES["msl-v-voc2007"]()
+    assert with_resnet_cut(msl, None) == msl
+    with pytest.raises(UserError, match="there is no such file"):
+        with_resnet_cut(msl, file)
+    file.touch()
+    assert set(differences(msl, with_resnet_cut(msl, file))) == {"model.weights"}
+    assert with_resnet_cut(msl, file).model.weights == str(file)
+    assert with_resnet_cut(vit, file) == vit
