@@ -14,8 +14,6 @@ from msltrain.recipes.ablations import GRIDS
 from msltrain.reproduce.published import ERRATA, FIGURE3, PUBLISHED, Published
 from msltrain.reproduce.tables import PaperTable
 
-DASH = "–"
-
 
 @dataclass(frozen=True, kw_only=True)
 class RowContent:
@@ -44,6 +42,8 @@ class GridContent:
     name: str
     conditions: Mapping[str, float | None]
     """Condition → mean share hidden, where something was measured under it."""
+    num_seeds: int
+    """When it is finished."""
     checkpoints: tuple[str, ...]
     """Those that its runs leave behind."""
     rows: tuple[RowContent, ...]
@@ -168,6 +168,7 @@ def _grid(
     return GridContent(
         name=name,
         conditions=conditions,
+        num_seeds=len(grid.plan.seeds),
         checkpoints=tuple(dict.fromkeys(name for run in rows.values() for name in run.checkpoints)),
         rows=tuple(contents),
         curves=curves_of([study for study in grid.studies if study.grid == name]) if table.curves else {},
@@ -263,6 +264,14 @@ def hidden(condition: str, hole_fraction: float | None) -> str:
     return f"Behind held-out masks, {condition}{share}"
 
 
+def beside_mean(spread: Spread, num_seeds: int) -> str:
+    """``± 0.4``; ``(1 seed)`` where seeds are missing, so that the mean is not taken for that of all; or nothing."""
+    found = len(spread.by_seed)
+    if 0 < found < num_seeds:
+        return f"({found} {'seed' if found == 1 else 'seeds'})"
+    return "" if spread.std is None else f"± {percent(spread.std)}"
+
+
 def percent(value: float | None) -> str:
     """``61.2``, or a dash."""
-    return DASH if value is None else f"{100 * value:.1f}"
+    return "–" if value is None else f"{100 * value:.1f}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msltrain.grid.plan import WHOLE
 from msltrain.grid.results import CURVE_MEASURES, Spread
 from msltrain.metrics import SUMMARY
-from msltrain.reproduce.content import Content, GridContent, TableContent, hidden, percent
+from msltrain.reproduce.content import Content, GridContent, TableContent, beside_mean, hidden, percent
 from msltrain.reproduce.published import ERRATA, SOURCES
 
 
@@ -35,10 +35,8 @@ def to_markdown(content: Content) -> str:
     return "\n".join(lines)
 
 
-def spread_text(spread: Spread) -> str:
-    """``86.3 ± 0.4``, in percent."""
-    deviation = "" if spread.std is None else f" ± {percent(spread.std)}"
-    return f"{percent(spread.mean)}{deviation}"
+def _spread(spread: Spread, num_seeds: int) -> str:
+    return f"{percent(spread.mean)} {beside_mean(spread, num_seeds)}".rstrip()
 
 
 def _table(content: TableContent, errata: Sequence[str]) -> list[str]:
@@ -64,7 +62,7 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> list[str]:
         lines += _head(head)
         for row in grid.rows:
             numbers = {one.source: _marked(one.values, one.errata, "mAP", errata) for one in row.published}
-            cells = [spread_text(row.spread(checkpoint, condition)) for checkpoint in grid.checkpoints]
+            cells = [_spread(row.spread(checkpoint, condition), grid.num_seeds) for checkpoint in grid.checkpoints]
             lines.append(_row([row.name, *cells, *(numbers.get(source, "") for source in sources)]))
         lines.append("")
     return lines
@@ -74,7 +72,7 @@ def _rates(grid: GridContent, errata: Sequence[str]) -> list[str]:
     lines = _head([f"{grid.name}: whole images", *SUMMARY])
     for row in grid.rows:
         for checkpoint in grid.checkpoints:
-            cells = [spread_text(row.spread(checkpoint, WHOLE, measure)) for measure in SUMMARY]
+            cells = [_spread(row.spread(checkpoint, WHOLE, measure), grid.num_seeds) for measure in SUMMARY]
             lines.append(_row([f"{row.name}, {checkpoint}", *cells]))
         for one in row.published:
             cells = [_marked(one.values, one.errata, measure, errata) for measure in SUMMARY]
@@ -89,7 +87,7 @@ def _curves(grid: GridContent) -> list[str]:
         names = [f"{point.condition.removeprefix('irregular-')} ({percent(point.hole_fraction)})" for point in first]
         lines += _head([f"{grid.name}: {measure} by holes (mean % hidden)", *names])
         for model, points in grid.curves.items():
-            lines.append(_row([model, *(spread_text(point.spreads[measure]) for point in points)]))
+            lines.append(_row([model, *(_spread(point.spreads[measure], grid.num_seeds) for point in points)]))
         if measure in grid.end_points:
             low, high = grid.end_points[measure]
             lines += ["", f"Published end points: baseline {low}, MSL {high}."]

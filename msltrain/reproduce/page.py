@@ -11,15 +11,7 @@ from msltrain.grid.results import CURVE_MEASURES, CurvePoint, Spread
 from msltrain.metrics import SUMMARY
 from msltrain.recipes.ablations import what_it_varies
 from msltrain.report.plots import Line, line_plot
-from msltrain.reproduce.content import (
-    DASH,
-    Content,
-    GridContent,
-    RowContent,
-    TableContent,
-    hidden,
-    percent,
-)
+from msltrain.reproduce.content import Content, GridContent, RowContent, TableContent, beside_mean, hidden, percent
 from msltrain.reproduce.published import ERRATA, FIGURE3_HOLE_FRACTION, MMPRETRAIN, SOURCES, Published
 
 _STYLE = """
@@ -102,7 +94,10 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> str:
     for condition, hole_fraction in grid.conditions.items():
         rows = []
         for row in grid.rows:
-            cells = "".join(f"<td>{_spread(row.spread(checkpoint, condition))}</td>" for checkpoint in grid.checkpoints)
+            cells = "".join(
+                f"<td>{_spread(row.spread(checkpoint, condition), grid.num_seeds)}</td>"
+                for checkpoint in grid.checkpoints
+            )
             published = {one.source: one for one in row.published} if condition == WHOLE else {}
             cells += "".join(_published(published.get(source), "mAP", errata) for source in sources)
             rows.append(f'<tr><th scope="row">{escape(row.name)}</th>{cells}</tr>')
@@ -237,11 +232,9 @@ def _ending(content: Content) -> str:
     )
 
 
-def _spread(spread: Spread) -> str:
-    if spread.mean is None:
-        return DASH
-    deviation = "" if spread.std is None else f" <small>± {percent(spread.std)}</small>"
-    return f"{percent(spread.mean)}{deviation}"
+def _spread(spread: Spread, num_seeds: int) -> str:
+    note = beside_mean(spread, num_seeds)
+    return f"{percent(spread.mean)}{note and f' <small>{note}</small>'}"
 
 
 def _published(one: Published | None, measure: str, errata: Sequence[str]) -> str:

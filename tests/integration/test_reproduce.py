@@ -181,6 +181,7 @@ def test_an_unfinished_grid_has_a_page_too(smoke, tmp_path):
     assert f"4 of {NUM_JOBS} jobs are not finished" in page and "<pre>msl reproduce --scale smoke</pre>" in page
     assert "mask-subsets/low seed 0</b> failed: no memory" in page
     assert '<th scope="row">low</th><td>–</td><td>–</td>' in page
+    assert page.count("<small>(1 seed)</small>") >= 6  # msl, three conditions by two checkpoints
     assert "| low | – | – |" in markdown.read_text(encoding="utf-8")
     rows = {row["row"]: row for row in json.loads(data.read_text())["tables"][0]["grids"][0]["rows"]}
     assert set(rows["msl"]["measured"]["last"]["whole"]["mAP"]["by_seed"]) == {"0"}
