@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from msltrain.bootstrap import mean_ap_difference
-from msltrain.curves import VISIBLE_BINS, Curves, compute_curves, pooled_false_rate, pooled_visibility
+from msltrain.curves import VISIBLE_BINS, Curves, compute_curves, is_bin, pooled_false_rate, pooled_visibility
 from msltrain.metrics import Metrics, compute_metrics
 from msltrain.predictions import Predictions, read_predictions
 from msltrain.robustness import PREDICTIONS, RECALIBRATED
@@ -162,9 +162,10 @@ def write_metrics(found: Mapping[tuple[str, str], Sequence[Predictions]]) -> Non
         for test in TESTS:
             pairs = zip(found[reference, test], found["MSL", test], strict=True)
             intervals = [mean_ap_difference(first, second) for first, second in pairs]
+            difference = spread([one.value for one in intervals], sign="+")
             ranges = ", ".join(f"{100 * one.low:+.1f} to {100 * one.high:+.1f}" for one in intervals)
-            print(f"- mAP of MSL − {reference}, {test}: {spread([one.value for one in intervals], sign='+')}")
-            print(f"  (95 % over the test images, by seed: {ranges})")
+            line = f"mAP of MSL − {reference}, {test}: {difference} (95 % over the test images, by seed: {ranges})"
+            print("-", line.replace("-", "−"))
     print()
 
 
@@ -179,7 +180,7 @@ def read_study(folder: Path) -> Curves:
 
 def write_areas(studies: Sequence[Curves]) -> None:
     """mAP by hole fraction and the areas under the curves."""
-    cells = studies[0].of("baseline", "irregular")
+    cells = [cell for cell in studies[0].of("baseline", "irregular") if is_bin(cell)]
     conditions = [cell.condition for cell in cells]
     heads = [f"{cell.condition.removeprefix('irregular-')} ({100 * cell.hole_fraction:.0f})" for cell in cells]
     write_head("mAP by hidden share", [*heads, "area"])
@@ -193,7 +194,7 @@ def write_areas(studies: Sequence[Curves]) -> None:
 def write_visibility(studies: Sequence[Curves]) -> None:
     """How many of the positives are predicted, by how much of the object is left, and false alarms."""
     pairs = [num_pairs for _, num_pairs in pooled_visibility(studies[0].of("baseline", "irregular"))]
-    names = [f"{100 * max(low, 0):.0f}–{100 * high:.0f} %" for low, high in VISIBLE_BINS]
+    names = ["nothing", *(f"{100 * low:.0f}–{100 * high:.0f} %" for low, high in VISIBLE_BINS[1:])]
     write_head(
         "predicted by visible share",
         [*(f"{name} ({count:,})" for name, count in zip(names, pairs, strict=True)), "absent classes"],
