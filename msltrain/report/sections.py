@@ -37,10 +37,11 @@ def subject(numbers: Numbers) -> str:
     """What was tested, in one line."""
     run = numbers.runs[0]
     origin = run.clean.origin
+    sizes = dict.fromkeys(one.clean.origin.image_size for one in numbers.runs)
     dataset = f"{origin.dataset}, {origin.split} split: " if origin.dataset else ""
     return (
         f"{dataset}{len(run.clean.keys):,} images, {len(numbers.classes)} classes, "
-        f"{origin.image_size} × {origin.image_size} pixels"
+        f"{' and '.join(f'{size} × {size}' for size in sizes)} pixels"
     )
 
 

@@ -46,6 +46,9 @@ def test_page_holds_the_numbers_of_both_runs(finished):
     assert "Baseline" in text and "MSL" in text
     assert "reef" in text
     assert re.search(r"Baseline [\d,]+ s, MSL [\d,]+ s", text), "wall time of both runs"
+    assert "Robustness to holes" in text and "Baseline recalibrated" in text
+    written = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert [area["model"] for area in written["robustness"]["areas"]] == ["Baseline", "Baseline recalibrated", "MSL"]
     assert "msl train --recipe msl-c-voc2007" in text, "how to go on with real data"
 
 

@@ -19,7 +19,7 @@ from msltrain.config import LossConfig, TrainConfig, to_json
 from msltrain.metrics import SUMMARY, compute_metrics
 from msltrain.predictions import LargestObjects, Origin, Predictions, keep_mask_fingerprints, write_predictions
 from msltrain.report import RunReport, open_run, write_report
-from msltrain.report.examples import answer, choose, hide
+from msltrain.report.examples import answer, choose, hide, read_examples
 from msltrain.report.finding import find, points
 from msltrain.report.history import by_epoch
 from msltrain.report.numbers import compute_numbers
@@ -355,6 +355,23 @@ def test_pictures_come_from_the_shards_and_masks_of_the_predictions(tmp_path):
     write_keep_masks(tmp_path / "high", [np.ones((32, 32), np.uint8)])
     with pytest.raises(UserError, match="the keep masks have changed"):
         write_report(tmp_path / "s.html", title="T", runs=[single], shards=tmp_path / "shards")
+
+
+def test_pictures_are_the_right_ones_although_samples_were_skipped(tmp_path):
+    write_images(tmp_path / "shards", [50, 70])
+    whole = predictions(1.0, 1)
+    fingerprint = open_shard_set(tmp_path / "shards").manifest.fingerprint
+    kept = np.delete(np.arange(NUM_SAMPLES), [3, 60])
+    damaged = replace(
+        whole,
+        keys=tuple(whole.keys[row] for row in kept),
+        objects=None,
+        origin=replace(whole.origin, dataset_fingerprint=fingerprint, skipped=("s000003", "s000060")),
+        **{name: getattr(whole, name)[kept] for name in ("logit_NK", "target_NK", "ignore_NK")},
+    )
+    for example in read_examples([2, 3, 100], damaged, tmp_path / "shards"):
+        number = int(damaged.keys[example.row][1:])
+        assert example.image.size == (40 + number % 37, 36 + number % 23)
 
 
 def decode(address: str) -> Image.Image:

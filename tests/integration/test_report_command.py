@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from typer.testing import CliRunner
 from cli import app
 from msltrain.checkpoint import load_checkpoint, save_checkpoint
 from msltrain.config import to_json
-from msltrain.metrics import SUMMARY
-from msltrain.predictions import default_file, read_predictions
+from msltrain.metrics import SUMMARY, compute_metrics
+from msltrain.predictions import default_file, read_predictions, write_predictions
 from msltrain.report.numbers import compute_numbers
 from msltrain.report.runs import open_run
 from tests.integration.test_evaluate import write_checkpoint
@@ -184,6 +185,17 @@ def test_predictions_of_earlier_weights_are_not_shown(page, place, tmp_path):
     assert list(new) == ["whole", "low", "high"]
     for condition, found in new.items():
         assert found["metrics"]["mAP"] != old[condition]["metrics"]["mAP"]
+
+
+def test_predictions_of_held_out_samples_are_no_test(page, place, tmp_path):
+    shutil.copytree(place / "runs/msl", tmp_path / "msl")
+    whole = read_predictions(default_file(tmp_path / "msl", place / "shards"))
+    part = replace(whole, logit_NK=-whole.logit_NK, origin=replace(whole.origin, part="held out"))
+    write_predictions(part, tmp_path / "msl/predictions/a.parquet")  # the first by name
+    code, output = msl("report", "--run", tmp_path / "msl")
+    assert code == 0, output
+    found = json.loads((tmp_path / "msl/report.json").read_text("utf-8"))["runs"][0]["conditions"]["whole"]
+    assert found["metrics"]["mAP"] == compute_metrics(whole).mAP
 
 
 def test_one_run_names_no_other(page, place, tmp_path):
