@@ -3,20 +3,7 @@
 A study is a folder. ``predictions/MODEL/whole.parquet`` and ``predictions/MODEL/KIND-RANGE.parquet`` are written first,
 a model at a time, the images decoded once for all its conditions; every number and curve is computed from them.
 Conditions that are there already are not run again, and what a killed study had computed of the others is kept
-(``unfinished``). This is all it takes to have mAP again, without this program::
-
-    import sys
-    import numpy as np
-    import pyarrow.parquet as pq
-    for file in sys.argv[1:]:
-        table = pq.read_table(file).to_pydict()
-        logit, target, ignore = (np.array(table[name]) for name in ("logit", "target", "ignore"))
-        values = []
-        for k in range(logit.shape[1]):
-            kept = ~ignore[:, k]
-            rank = np.flatnonzero(target[kept, k][np.argsort(-logit[kept, k], kind="stable")]) + 1
-            values += [np.mean(np.arange(1, len(rank) + 1) / rank)] if len(rank) else []
-        print(f"{file} {100 * np.mean(values):.4f}")
+(``unfinished``). README.md shows a script that computes the numbers without this program.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import textwrap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,7 +18,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import msltrain.robustness
 from msldata.errors import UserError
 from msltrain.checkpoint import load_recogniser
 from msltrain.curves import compute_curves, pooled_visibility
@@ -208,19 +206,6 @@ def test_masks_of_no_bin_leave_the_curve_at_the_whole_images(place, tmp_path):
     assert [cell.condition for cell in curves.cells] == ["whole", "irregular-high"]
     [area], whole = curves.areas, curves.cells[0]
     assert (area.up_to, area.mAP, area.CR, area.CF1) == (0, whole.mAP, whole.CR, whole.CF1) and whole.mAP != whole.CR
-
-
-def test_the_documented_script_recomputes_map(place, found, tmp_path):
-    document = msltrain.robustness.__doc__ or ""
-    script = textwrap.dedent(document.partition("::\n\n")[2])
-    assert len(script.strip().splitlines()) <= 12 and "msltrain" not in script
-    (tmp_path / "recompute.py").write_text(script)
-    files = sorted((place / "study" / "predictions" / "Two").glob("*.parquet"))
-    result = subprocess.run(
-        [sys.executable, tmp_path / "recompute.py", *files], capture_output=True, text=True, timeout=60, check=True
-    )
-    values = [float(line.split()[-1]) for line in result.stdout.splitlines()]
-    assert values == [pytest.approx(100 * compute_metrics(read_predictions(file)).mAP, abs=1e-3) for file in files]
 
 
 SCRIPT = """
