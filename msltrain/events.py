@@ -47,7 +47,7 @@ class StepEvent:
     images_per_second: float
     """Over all processes; an image counts once, though the network may see it twice."""
     data_wait: float
-    """Share of the interval spent waiting for batches, 0 to 1."""
+    """Share of the interval in which no batch was there to go on with, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -232,21 +232,15 @@ class Trainer:
         loader, config = self.data.training, self.config
         loader.set_epoch(epoch)
         self._interval = Interval()
-        batches = iter(loader)
-        while True:
-            waiting = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                break
-            self._interval.waited += time.perf_counter() - waiting
+        waited = loader.stats.seconds_waited
+        for batch in loader:
+            self._interval.waited += loader.stats.seconds_waited - waited
+            waited = loader.stats.seconds_waited
             keep_mask_B1HW = self.data.keep_mask(batch, epoch)
             rate = learning_rate(self._optim, self.step, len(loader))
             losses = self.learner.take_step(batch, keep_mask_B1HW, rate)
             self._interval.add(rate, losses, batch.keys)
-            del (
-                batch,
-                keep_mask_B1HW,
-            )  # or the next ones would need room beside them, and freeing them look like waiting
+            del batch, keep_mask_B1HW  # or the next ones would need room beside them
             self.step += 1
             due = config.run.save_every > 0 and self.step % config.run.save_every == 0
             stopping = self._report(epoch) if due or self.step % config.run.log_every == 0 else False
