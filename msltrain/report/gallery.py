@@ -120,7 +120,7 @@ def _view(image: Image.Image, alt: str, runs: Sequence[RunReport], condition: st
     where = describe_condition(condition, runs[0].conditions[condition])
     size = f'width="{image.width}" height="{image.height}"'
     return (
-        f'<div><img src="{data_uri(image)}" {size} alt="{escape(alt)}" loading="lazy">'
+        f'<div><img src="{data_uri(image)}" {size} alt="{escape(alt)}">'
         f'<div class="answers" role="group" aria-label="Answers on {escape(where)}">{"".join(answers)}</div></div>'
     )
 

@@ -197,10 +197,11 @@ def training(numbers: Numbers) -> str:
     if not plots:
         return ""
     key = legend([run.name for run in numbers.runs])
+    held_out = any("validation_mAP" in row for run in numbers.runs for row in run.history)
+    validation = ", and mAP on the validation samples, which are set aside from the training split" if held_out else ""
     return (
         f'{heading("training", "Training")}<figure>{key}<div class="plots">{plots}</div><figcaption><b>Figure #.</b> '
-        "Losses as means over each epoch, unweighted, and mAP on the validation samples, which are set aside from "
-        "the training split.</figcaption></figure>"
+        f"Losses as means over each epoch, unweighted{validation}.</figcaption></figure>"
     )
 
 
