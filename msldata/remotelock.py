@@ -42,11 +42,12 @@ class RemoteLock:
 
     def acquire(self) -> None:
         """Take the folder. Raises UserError when a living build has it."""
-        watched, since = None, time.monotonic()
+        watched, since, was_absent = None, time.monotonic(), False
         while True:
             found = self._read()
             if found is None:
-                taken = self._claim()
+                # Absent twice: where writing is not atomic, the file is gone for a moment when its owner rewrites it.
+                taken = was_absent and self._claim()
             elif watched is None or found["token"] != watched["token"]:
                 watched, since = found, time.monotonic()
                 taken = _owner_is_dead(found) and self._take_over()
@@ -59,6 +60,7 @@ class RemoteLock:
                 taken = time.monotonic() - since > LEASE_SECONDS and self._take_over()
             if taken:
                 return
+            was_absent = found is None
             time.sleep(BEAT_SECONDS / 10)
 
     def _claim(self) -> bool:
@@ -110,8 +112,10 @@ class RemoteLock:
         try:
             found = json.loads(self.out.read(LOCK_NAME))
             return {name: found[name] for name in ("token", "beat", "host", "pid")}
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+        except FileNotFoundError:
             return None
+        except (ValueError, KeyError, TypeError):  # half written, or not ours; it may still become readable
+            return {"token": "", "beat": 0, "host": "", "pid": 0}
 
     def _content(self) -> bytes:
         self._beat += 1
