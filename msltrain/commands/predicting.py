@@ -45,7 +45,6 @@ def predict(
     import sys
 
     from msltrain.anycheckpoint import Foreign
-    from msltrain.classnames import read_classes
     from msltrain.predict import predict_images
     from msltrain.predicted import describe, encode, format_of
 
@@ -55,7 +54,7 @@ def predict(
             checkpoint,
             inputs,
             foreign=Foreign(recipe=recipe, model=model),
-            classes=read_classes(classes) if classes else (),
+            classes=_named(classes),
             top_k=top_k,
             threshold=threshold,
             keep_mask=keep_mask,
@@ -96,7 +95,6 @@ def serve(
 ) -> None:
     """Open a local page: drop a photograph, paint over a part, and watch the predictions change."""
     from msltrain.anycheckpoint import Foreign
-    from msltrain.classnames import read_classes
     from msltrain.distributed import process_group
     from msltrain.pictures import find_images
     from msltrain.predict import Predictor
@@ -109,7 +107,7 @@ def serve(
             ranks.device,
             threshold=threshold,
             foreign=Foreign(recipe=recipe, model=model),
-            classes=read_classes(classes) if classes else (),
+            classes=_named(classes),
         )
         studio = Studio(predictor, pictures)
         with StudioServer(studio, host, port) as server:
@@ -143,7 +141,6 @@ def export(
 ) -> None:
     """Write a model for use elsewhere, and check each file against the original."""
     from msltrain.anycheckpoint import Foreign
-    from msltrain.classnames import read_classes
     from msltrain.export import FORMATS, Exported, export_model
 
     def show(done: Exported) -> None:
@@ -158,10 +155,17 @@ def export(
         checkpoint,
         out_,
         foreign=Foreign(recipe=recipe, model=model),
-        classes=read_classes(classes) if classes else (),
+        classes=_named(classes),
         formats=wanted,
         from_pixels=from_pixels,
         images=images or (),
         on_done=show,
     )
     out.print(f"[green]{out_ / 'README.md'}[/green]: the model card", soft_wrap=True)
+
+
+def _named(classes: str) -> tuple[str, ...]:
+    """What ``--classes`` names; nothing where it was not given."""
+    from msltrain.classnames import read_classes
+
+    return read_classes(classes) if classes else ()

@@ -6,7 +6,6 @@ anywhere and done again.
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -203,9 +202,9 @@ def _sigterm_counts_once() -> Iterator[None]:
 
 
 def _weights(checkpoint: Path) -> str:
-    from msltrain.checkpoint import META_NAME, find_checkpoint
+    from msltrain.checkpoint import open_checkpoint, read_meta
 
-    return json.loads((find_checkpoint(checkpoint) / META_NAME).read_text(encoding="utf-8"))["weights_sha256"]
+    return read_meta(open_checkpoint(checkpoint))[0]["weights_sha256"]
 
 
 def _consoles():  # type: ignore[no-untyped-def]
