@@ -65,8 +65,8 @@ def resize_crop(image_HWC: np.ndarray, crop: Sequence[int], slot_1CSS: torch.Ten
         slot_1CSS: uint8 view of the batch in channels-last strides; overwritten.
     """
     top, left, height, width = crop
-    box_HWC = torch.from_numpy(image_HWC[top : top + height, left : left + width])
-    _resize(box_HWC.permute(2, 0, 1).unsqueeze(0), slot_1CSS.shape[2:], False, None, None, out=slot_1CSS)
+    box_1HWC = image_HWC[np.newaxis, top : top + height, left : left + width]
+    _resize(torch.from_numpy(box_1HWC.transpose(0, 3, 1, 2)), slot_1CSS.shape[2:], False, None, None, out=slot_1CSS)
 
 
 def _decode_leniently(data: bytes | memoryview, crc32: int, complaint: str) -> np.ndarray:

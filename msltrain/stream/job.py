@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from msltrain.stream.lookup import Samples
 from msltrain.stream.request import Request
-from msltrain.stream.shardset import SampleRows
 from msltrain.stream.slots import Slot
 
 
@@ -16,14 +16,7 @@ from msltrain.stream.slots import Slot
 class Job:
     """A batch on its way."""
 
-    item_N: np.ndarray
-    """Positions of its samples in the epoch's order."""
-    shard_N: np.ndarray
-    index_N: np.ndarray
-    rows: SampleRows
-    crop_N4: np.ndarray
-    """(top, left, height, width) in pixels, as planned."""
-    flip_N: np.ndarray
+    samples: Samples
     request: Request
     num_bytes: int
     cached: dict[int, np.ndarray]
@@ -48,15 +41,13 @@ class Job:
     def leave_out_bad(self) -> None:
         """Close the gaps that bad samples left."""
         assert self.slot is not None
-        good_N = np.setdiff1d(np.arange(len(self.rows)), list(self.errors))
+        good_N = np.setdiff1d(np.arange(len(self.samples)), list(self.errors))
         self.slot.keep(good_N)
-        self.rows, self.index_N, self.flip_N = self.rows.take(good_N), self.index_N[good_N], self.flip_N[good_N]
+        self.samples = self.samples.take(good_N)
         self.left_out = True
 
     def take_over(self, other: Job, position: int) -> None:
         """Put the one sample of ``other`` into a place of this batch."""
         assert self.slot is not None and other.slot is not None
         self.slot.adopt(position, other.slot)
-        for name in SampleRows.__slots__:
-            getattr(self.rows, name)[position] = getattr(other.rows, name)[0]
-        self.index_N[position], self.flip_N[position] = other.index_N[0], other.flip_N[0]
+        self.samples.put(position, other.samples)

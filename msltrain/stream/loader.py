@@ -32,7 +32,8 @@ from msltrain.stream.devicedecode import check_device_decoding
 from msltrain.stream.errors import SkippedSamples
 from msltrain.stream.fetch import open_fetcher
 from msltrain.stream.imagecache import ImageCache
-from msltrain.stream.pipeline import Augment, Pipeline
+from msltrain.stream.lookup import Augment, Lookup
+from msltrain.stream.pipeline import Pipeline
 from msltrain.stream.plan import EpochPlan, home_share, rank_slice, steps
 from msltrain.stream.shardset import SampleRows, ShardSet
 from msltrain.stream.slots import EncodedSlot, Slot, SquareSlot, WholeSlot
@@ -194,9 +195,10 @@ class Loader:
         self._is_started = False
 
     def close(self) -> None:
-        """Stop all threads and give the buffers back. Iterating again is possible."""
+        """Stop all threads, give the buffers back and let go of the shards. Iterating again is possible."""
         if self._pipeline is not None:
             self._pipeline.close()
+        self.shards.maps.clear()
         if self._is_started:
             self._start, self._is_started = self.step, False
         self._slots = []
@@ -227,11 +229,9 @@ class Loader:
             self.shards.counts, seed=self.seed, epoch=self.epoch, window=self.config.window, shuffle=self.training
         )
         self._pipeline = Pipeline(
-            self.shards,
+            Lookup(self.shards, plan, self._augment()),
             open_fetcher(self.shards, self.config, plan.shards_by_window(self.step * self.config.batch_size)),
-            plan,
             self._batches(plan, self.step),
-            self._augment(),
             self._slots,
             stages=self._stages,
             read_ahead_bytes=self.config.read_ahead_mb << 20,

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from queue import SimpleQueue
 
@@ -25,27 +25,23 @@ from msltrain.stream.decode import Decoder
 from msltrain.stream.errors import SampleError, SkippedSamples
 from msltrain.stream.imagecache import ImageCache, SomeOf
 from msltrain.stream.job import Job
-from msltrain.stream.plan import EpochPlan
-from msltrain.stream.request import Fetcher, Request
-from msltrain.stream.shardset import SampleRows, ShardSet
+from msltrain.stream.lookup import Lookup, Samples
+from msltrain.stream.request import Fetcher
 from msltrain.stream.slots import Slot
 from msltrain.stream.stages import StageSeconds
 
-Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray]]
-"""Index rows to crop_N4 (top, left, height, width; int64) and flip_N (bool)."""
-
-
 _PATIENCE = 1.0
 """Seconds that closing waits for a planner that is reading."""
+_AHEAD_AT_ONCE = 4
+"""Batches that are requested in one go; each holds the interpreter for a tenth of a millisecond, or longer."""
 
 
 class Pipeline:
     """Runs from construction to ``close``; used by one consumer thread.
 
     Args:
-        shards, fetcher, plan: what to read, and in which order.
-        batches: item_N of each batch, in order: positions in the epoch's order, ascending.
-        augment: crops and flips of some rows.
+        lookup, fetcher: the epoch, and what reads its samples.
+        batches: item_N of each batch, in order: places in the epoch's order, ascending.
         slots: the ring; every batch must fit one.
         stages: one for each decoding thread, which adds its times to it.
         read_ahead_bytes: bound on the encoded bytes requested but not yet given to the decoding threads.
@@ -57,11 +53,9 @@ class Pipeline:
 
     def __init__(
         self,
-        shards: ShardSet,
+        lookup: Lookup,
         fetcher: Fetcher,
-        plan: EpochPlan,
         batches: Iterable[np.ndarray],
-        augment: Augment,
         slots: list[Slot],
         *,
         stages: Sequence[StageSeconds],
@@ -70,8 +64,8 @@ class Pipeline:
         replace_skipped: bool = False,
         images: ImageCache | None = None,
     ):
-        self._shards, self._fetcher, self._plan, self._augment = shards, fetcher, plan, augment
-        self._batches = iter(batches)
+        self._lookup, self._fetcher = lookup, fetcher
+        self._batches = lookup.batches(batches)
         self._read_ahead_bytes = read_ahead_bytes
         self._skipped, self._replace_skipped = skipped, replace_skipped
         self._images = images
@@ -109,17 +103,18 @@ class Pipeline:
             self._settle(head)
         self._head = None
         assert head.slot is not None
-        if head.left_out and not len(head.rows):
+        samples, rows = head.samples, head.samples.rows
+        if head.left_out and not len(samples):
             self._free.put(head.slot)
             return self.take()
         batch = HostBatch(
-            pixels=head.slot.pixels(len(head.rows), partial(self._error, head)),
-            flip_B=torch.from_numpy(head.flip_N),
-            target_BK=torch.from_numpy(head.rows.target_NK),
-            ignore_BK=torch.from_numpy(head.rows.ignore_NK),
-            keys=head.rows.key_N.tolist(),
-            key_hash_B=head.rows.key_hash_N,
-            index_B=head.index_N,
+            pixels=head.slot.pixels(len(samples), partial(self._error, samples)),
+            flip_B=torch.from_numpy(samples.flip_N),
+            target_BK=torch.from_numpy(rows.target_NK),
+            ignore_BK=torch.from_numpy(rows.ignore_NK),
+            keys=rows.key_N.tolist(),
+            key_hash_B=rows.key_hash_N,
+            index_B=samples.index_N,
             num_bytes=head.num_bytes,
         )
         self._lent[batch] = head.slot
@@ -163,17 +158,19 @@ class Pipeline:
     def _plan_batches(self) -> None:
         ahead: deque[Job] = deque()
         ahead_bytes = 0
-        more = True
         try:
             while not self._closing:
-                # Reads run ahead, but never while a buffer stands idle for want of a batch.
-                while more and (not ahead or (ahead_bytes < self._read_ahead_bytes and self._free.empty())):
+                # Reads run ahead, but never while a buffer stands idle for want of a batch, and by a few batches for
+                # each that leaves: all at once they would keep the interpreter from the decoding threads.
+                for _ in range(_AHEAD_AT_ONCE):
+                    if ahead and (ahead_bytes >= self._read_ahead_bytes or not self._free.empty()):
+                        break
                     with self._plan_lock:
-                        item_N = next(self._batches, None)
-                    more = item_N is not None
-                    if item_N is not None:
-                        ahead.append(self._request(item_N))
-                        ahead_bytes += ahead[-1].num_bytes
+                        samples = next(self._batches, None)
+                        if samples is None:
+                            break
+                        ahead.append(self._request(samples))
+                    ahead_bytes += ahead[-1].num_bytes
                 if not ahead:
                     self._ready.put(StopIteration())
                     return
@@ -192,7 +189,7 @@ class Pipeline:
             error = job.errors[position]
             if self._skipped is None or not isinstance(error, SampleError):
                 raise error
-            self._skipped.add(int(job.index_N[position]), error)
+            self._skipped.add(int(job.samples.index_N[position]), error)
             if self._replace_skipped:
                 self._replace(job, position)
         if not self._replace_skipped:
@@ -205,53 +202,42 @@ class Pipeline:
         That order knows nothing of ranks, so a batch stays the same on any number of them. Rare, hence one by one.
         """
         assert self._skipped is not None and job.slot is not None
-        for back in range(1, self._plan.num_samples):
-            item = (job.item_N[position] - back) % self._plan.num_samples
-            other = self._request(np.array([item]))
+        num_samples = self._lookup.plan.num_samples
+        for back in range(1, num_samples):
+            item = (job.samples.item_N[position] - back) % num_samples
+            with self._plan_lock:
+                other = self._request(self._lookup.samples(np.array([item])))
             self._decode_soon(other, job.slot.single())
             other.finished.wait()
             if not other.errors:
                 return job.take_over(other, position)
             if not isinstance(other.errors[0], SampleError):
                 raise other.errors[0]
-            self._skipped.add(int(other.index_N[0]), other.errors[0])
+            self._skipped.add(int(other.samples.index_N[0]), other.errors[0])
         raise job.errors[position]
 
-    def _request(self, item_N: np.ndarray) -> Job:
-        with self._plan_lock:  # the consumer asks too, for what replaces a bad sample
-            shard_N, row_N = self._plan.at(item_N)
-            index_N, rows = self._shards.rows(shard_N, row_N)
-            crop_N4, flip_N = self._augment(rows)
-            cached = {} if self._images is None else self._images.find(index_N)
-            missing_M = np.setdiff1d(np.arange(len(rows)), list(cached))
-            return Job(
-                item_N=item_N,
-                shard_N=shard_N,
-                index_N=index_N,
-                rows=rows,
-                crop_N4=crop_N4,
-                flip_N=flip_N,
-                request=self._request_bytes(shard_N, rows, missing_M),
-                num_bytes=int(rows.length_N[missing_M].sum()),
-                cached=cached,
-            )
-
-    def _request_bytes(self, shard_N: np.ndarray, rows: SampleRows, position_M: np.ndarray) -> Request:
-        if len(position_M) == len(rows):
-            return self._fetcher.request(shard_N, rows)
-        return SomeOf(self._fetcher.request(shard_N[position_M], rows.take(position_M)), position_M)
+    def _request(self, samples: Samples) -> Job:
+        """Start reading. The lock is held: the consumer asks too, for what replaces a bad sample."""
+        cached = {} if self._images is None else self._images.find(samples.index_N)
+        shard_N, rows = samples.shard_N, samples.rows
+        if not cached:
+            return Job(samples, self._fetcher.request(shard_N, rows), int(rows.length_N.sum()), cached)
+        missing_M = np.setdiff1d(np.arange(len(samples)), list(cached))
+        some = rows.take(missing_M)
+        request = SomeOf(self._fetcher.request(shard_N[missing_M], some), missing_M)
+        return Job(samples, request, int(some.length_N.sum()), cached)
 
     def _dispatch(self, job: Job, slot: Slot) -> None:
         self._ready.put(job)
         self._decode_soon(job, slot)
 
     def _decode_soon(self, job: Job, slot: Slot) -> None:
-        slot.begin(job.rows, job.crop_N4)
+        slot.begin(job.samples.rows, job.samples.crop_N4)
         job.slot = slot
-        job.num_left = len(job.rows)
+        job.num_left = len(job.samples)
         if not job.num_left:
             job.finished.set()
-        for position in range(len(job.rows)):
+        for position in range(len(job.samples)):
             self._tasks.put((job, position))
 
     def _decode_samples(self, stages: StageSeconds) -> None:
@@ -284,20 +270,20 @@ class Pipeline:
             try:
                 image_HWC = job.slot.decode(decoder, data, position)
             except ValueError as error:
-                raise self._error(job, position, str(error)) from None
+                raise self._error(job.samples, position, str(error)) from None
             if image_HWC is None:
                 return
             if self._images is not None:
-                self._images.offer(int(job.index_N[position]), image_HWC)
+                self._images.offer(int(job.samples.index_N[position]), image_HWC)
             began = time.perf_counter()
             stages.decode += began - fetched
         job.slot.put(position, image_HWC)
         stages.resize += time.perf_counter() - began
 
-    def _error(self, job: Job, position: int, reason: str) -> SampleError:
-        rows = job.rows
-        return self._shards.error(
-            int(job.shard_N[position]), rows.key_N[position], int(rows.offset_N[position]), reason
+    def _error(self, samples: Samples, position: int, reason: str) -> SampleError:
+        rows = samples.rows
+        return self._lookup.shards.error(
+            int(samples.shard_N[position]), rows.key_N[position], int(rows.offset_N[position]), reason
         )
 
 

@@ -48,6 +48,8 @@ def home_share(shard_N: np.ndarray, row_N: np.ndarray, *, rank: int, world_size:
     Returns:
         position_M: int64, ascending.
     """
+    if world_size == 1:
+        return np.arange(len(shard_N))
     num_samples, rank_R = len(shard_N), np.arange(world_size + 1)
     places_R = np.diff(num_samples * rank_R // world_size)
     taker_N = (hash64(HOME_RANK, shard_N, row_N) % np.uint64(world_size)).astype(np.int64)

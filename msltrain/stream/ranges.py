@@ -8,12 +8,12 @@ for starts regardless: so a sample larger than the bound passes, and no order of
 from __future__ import annotations
 
 import threading
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, wait
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from msltrain.stream.errors import SampleError
 from msltrain.stream.readers import Readers
@@ -84,7 +84,7 @@ class RangeFetcher(Fetcher):
         """Read one sample now and check it. Raises SampleError."""
         offset, length = int(rows.offset_N[position]), int(rows.length_N[position])
         (data,) = self._shards.storage.read_ranges(self._shards.manifest.shards[shard].name, [offset], [length])
-        if zlib.crc32(data) != rows.crc32_N[position]:
+        if crc32(data) != rows.crc32_N[position]:
             reason = "the bytes do not match their CRC-32, also when read a second time"
             raise self._shards.error(shard, rows.key_N[position], offset, reason)
         return data
@@ -147,7 +147,7 @@ class RangeFetcher(Fetcher):
         for position in read.members:
             offset = int(rows.offset_N[position]) - read.start
             sample = whole[offset : offset + int(rows.length_N[position])]
-            if zlib.crc32(sample) == rows.crc32_N[position]:
+            if crc32(sample) == rows.crc32_N[position]:
                 found[position] = sample
                 continue
             try:

@@ -20,6 +20,7 @@ from msldata.storage import Storage, open_storage
 from msltrain.stream.errors import SampleError
 from msltrain.stream.random import HOLD_OUT, key_hash, uniform
 from msltrain.stream.readers import Readers
+from msltrain.stream.shardmaps import ShardMaps
 
 _COLUMNS = ("key", "offset", "length", "crc32", "width", "height", "positives", "ignored")
 _PARALLEL_READS = 16
@@ -53,9 +54,14 @@ class SampleRows:
     def __len__(self) -> int:
         return len(self.key_N)
 
-    def take(self, row_N: np.ndarray) -> SampleRows:
-        """The rows numbered ``row_N``, in that order."""
+    def take(self, row_N: np.ndarray | slice) -> SampleRows:
+        """The rows numbered ``row_N``, in that order; of a slice, views."""
         return SampleRows(*(getattr(self, name)[row_N] for name in SampleRows.__slots__))
+
+    def put(self, position: int, other: SampleRows) -> None:
+        """Put the one row of ``other`` in the place of one of these."""
+        for name in SampleRows.__slots__:
+            getattr(self, name)[position] = getattr(other, name)[0]
 
     @staticmethod
     def concatenate(parts: Sequence[SampleRows]) -> SampleRows:
@@ -73,6 +79,7 @@ class ShardSet:
     Attributes:
         counts: int64 (S,), samples kept per shard.
         classes: class names in target order.
+        maps: the shards as memory maps, where they are local files.
     """
 
     def __init__(self, storage: Storage, manifest: Manifest):
@@ -82,6 +89,7 @@ class ShardSet:
         self.counts = np.array([shard.num_samples for shard in manifest.shards], dtype=np.int64)
         self._first_sample_S = np.cumsum(self.counts) - self.counts
         self._kept_rows_S: list[np.ndarray] | None = None
+        self.maps = ShardMaps(storage, manifest)
         self._indexes = _IndexCache(storage, manifest)
 
     @property
@@ -136,6 +144,7 @@ class ShardSet:
         """
         kept, held_out = ShardSet(self.storage, self.manifest), ShardSet(self.storage, self.manifest)
         kept._indexes = held_out._indexes = self._indexes
+        kept.maps = held_out.maps = self.maps
         kept._kept_rows_S, held_out._kept_rows_S = [], []
         for start in range(0, len(self.counts), _PARALLEL_READS):
             numbers = list(range(start, min(start + _PARALLEL_READS, len(self.counts))))

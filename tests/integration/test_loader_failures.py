@@ -21,7 +21,6 @@ from msldata.format import FormatError
 from msldata.storage import LocalStorage
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError
-from msltrain.stream.fetch import LocalFetcher
 from msltrain.stream.loader import Loader
 from msltrain.stream.ranges import RangeFetcher
 from msltrain.stream.shardset import ShardSet, open_shard_set
@@ -254,14 +253,17 @@ def test_memory_and_files_stay_flat_over_epochs(folder):
         assert len(os.listdir("/proc/self/fd")) <= files
 
 
-def test_maps_are_bounded_and_dropped(folder, monkeypatch):
-    monkeypatch.setattr("msltrain.stream.fetch._OPEN_MAPS", 2)
+def test_maps_are_bounded_and_live_until_the_loader_is_closed(folder, monkeypatch):
+    monkeypatch.setattr("msltrain.stream.shardmaps._OPEN_MAPS", 2)
     shards = open_shard_set(folder)
-    assert sum(len(keys) for keys, *_ in everything(make(shards))) == 65
-    fetcher = LocalFetcher(shards)
-    for shard in range(3):
-        fetcher._map(shard)
-    assert len(fetcher._maps) == 2
+    assert len(shards.manifest.shards) > 2
+    with make(shards) as loader:
+        assert sum(len(batch) for batch in loader) == 65
+        first = shards.maps.open(len(shards.manifest.shards) - 1)
+        assert len(shards.maps) == 2
+        assert sum(len(batch) for batch in loader) == 65
+        assert shards.maps.open(len(shards.manifest.shards) - 1) is not first, "the least recently used map was kept"
+    assert len(shards.maps) == 0
 
 
 def test_a_closed_fetcher_gives_up(folder):

@@ -16,6 +16,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 from typer.testing import CliRunner
@@ -244,7 +245,8 @@ def soak(num_epochs: int, folder: Path, url: str, s3, cache: Path) -> None:
     third = num_epochs // 3  # the first is for warming up
     memory, files = ([row[column] for row in rows] for column in (2, 3))
     assert max(memory[-third:]) - max(memory[third:-third]) < 8 << 20
-    assert max(files[-third:]) <= max(files[third:-third]) + 4
+    # A burst of reads opens connections, which the pool closes when they have been idle: only the middle must not move.
+    assert median(files[-third:]) <= median(files[third:-third]) + 3
 
 
 def test_a_short_soak(folder, url, s3, tmp_path):
