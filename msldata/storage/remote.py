@@ -15,8 +15,9 @@ from msldata.storage.remoteerrors import clear_remote_errors, is_lost_upload
 _PART_BYTES = 8 << 20
 """Size of one part of a multipart upload; S3 allows 10,000 of them, which makes objects of 80 GB."""
 _PARTS_IN_FLIGHT = 4
-_COALESCE_BYTES = 256 << 10
-"""Ranges of one file that lie nearer than this become one request: as long as the answer of a new one takes."""
+_COALESCE_BYTES = 64 << 10
+"""Ranges of one file that lie nearer than this become one request. Neighbouring samples lie 2-4 kB apart; samples that
+are not neighbours an image or more, which with a larger limit would be read in vain."""
 
 
 class RemoteStorage(Storage):

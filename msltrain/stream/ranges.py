@@ -1,15 +1,15 @@
 """RangeFetcher: samples of remote shards by ranged reads, many in flight, within a bound on the memory they take.
 
-Samples of a batch that lie close together in a shard come in one read. Reads are queued in the order of the batches and
-start while all that was read and not yet handed out stays within the bound. A read that a decoding thread already waits
-for starts regardless: so a sample larger than the bound passes, and no order of reading can block itself.
+Samples of a batch that lie in the same shard come in one read, of several ranges at once: every call into the storage
+library costs the interpreter some 0.1 ms. Reads are queued in the order of the batches and start while all that was
+read and not yet handed out stays within the bound. A read that a decoding thread already waits for starts regardless:
+so a sample larger than the bound passes, and no order of reading can block itself.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, wait
 
 import numpy as np
@@ -20,30 +20,35 @@ from msltrain.stream.readers import Readers
 from msltrain.stream.request import Buffer, Fetcher, Request
 from msltrain.stream.shardset import SampleRows, ShardSet
 
-_PARALLEL_READS = 32
-_GAP = 64 << 10
-"""Bytes between two samples that are cheaper to read than a second request: neighbours lie 2-4 kB apart, samples that
-are not neighbours an image or more, which at this limit would be read in vain."""
+_PARALLEL_READS = 16
+_MOST_RANGES = 4
+"""Ranges of one read, which the storage library asks for at the same time. More would save little and make the first
+batches late: their reads share the line with those that run ahead, and a read is there when its last range is."""
 _LARGEST_READ = 4 << 20
-"""Samples are no longer put together beyond this: memory is given back only when a whole read is handed out."""
+"""Bytes beyond which samples are no longer put together: memory is given back when a whole read is handed out."""
 
 
 class _Read:
-    """One ranged read: neighbouring samples of one shard."""
+    """Samples of one shard that are read in one call."""
 
-    __slots__ = ("future", "members", "num_left", "rows", "shard", "start", "started", "stop")
+    __slots__ = ("future", "members", "num_bytes", "num_left", "rows", "shard")
 
-    def __init__(self, shard: int, rows: SampleRows, members: list[int], start: int, stop: int):
-        self.shard, self.rows, self.start, self.stop = shard, rows, start, stop
-        self.members = members
+    def __init__(self, shard: int, rows: SampleRows):
+        self.shard, self.rows = shard, rows
+        self.members: list[int] = []
         """Positions in ``rows``."""
-        self.num_left = len(members)
-        self.started = False
-        self.future: Future[dict[int, Buffer | SampleError]] | None = Future()
+        self.num_bytes = 0
+        self.num_left = 0
+        self.future: Future[dict[int, Buffer | SampleError]] | None = None
+        """Set when the read is started."""
 
-    @property
-    def num_bytes(self) -> int:
-        return self.stop - self.start
+    def has_room(self, num_bytes: int) -> bool:
+        return len(self.members) < _MOST_RANGES and self.num_bytes + num_bytes <= _LARGEST_READ
+
+    def add(self, position: int, num_bytes: int) -> None:
+        self.members.append(position)
+        self.num_bytes += num_bytes
+        self.num_left += 1
 
 
 class RangeFetcher(Fetcher):
@@ -68,11 +73,20 @@ class RangeFetcher(Fetcher):
 
     def request_some(self, shard_N: np.ndarray, rows: SampleRows, position_M: np.ndarray) -> Request:
         """As ``request``, for some positions of ``rows`` only."""
-        reads = list(_reads(shard_N, rows, position_M))
+        reads: dict[int, _Read] = {}
+        places = zip(position_M.tolist(), shard_N[position_M].tolist(), rows.length_N[position_M].tolist())
+        newest: dict[int, _Read] = {}
+        for position, shard, length in places:
+            read = newest.get(shard)
+            if read is None or not read.has_room(length):
+                read = newest[shard] = _Read(shard, rows)
+            read.add(position, length)
+            reads[position] = read
         with self._lock:
-            self._queue.extend(reads)
+            # In the order in which they are needed first; a dictionary keeps it.
+            self._queue.extend(dict.fromkeys(reads.values()))
             self._start_reads()
-        return _Ranges(self, {position: read for read in reads for position in read.members})
+        return _Ranges(self, reads)
 
     def close(self) -> None:
         self._closing.set()
@@ -92,10 +106,7 @@ class RangeFetcher(Fetcher):
     def hand_out(self, read: _Read, position: int) -> Buffer:
         """The bytes of one sample of a read, which is started if it is still in the queue."""
         with self._lock:
-            if not read.started:
-                self._start(read)
-            future = read.future
-            assert future is not None, "a sample was read twice"
+            future = read.future or self._start(read)
         try:
             # A server that stalls must not keep the program from ending.
             while not future.done():
@@ -118,37 +129,27 @@ class RangeFetcher(Fetcher):
         """Start what fits. The lock is held."""
         while self._queue and not self._closing.is_set():
             read = self._queue[0]
-            if not read.started:
+            if read.future is None and read.num_left:
                 if self._held and self._held + read.num_bytes > self._memory_bytes:
                     return
                 self._start(read)
             self._queue.popleft()
 
-    def _start(self, read: _Read) -> None:
-        read.started = True
+    def _start(self, read: _Read) -> Future[dict[int, Buffer | SampleError]]:
+        assert read.num_left, "a sample was read twice"
         self._held += read.num_bytes
-        self._readers.submit(self._run, read, read.future)
-
-    def _run(self, read: _Read, future: Future[dict[int, Buffer | SampleError]]) -> None:
-        if self._closing.is_set():
-            future.cancel()
-            return
-        try:
-            future.set_result(self._fetch(read))
-        except BaseException as error:
-            future.set_exception(error)
+        read.future = self._readers.submit(self._fetch, read)
+        return read.future
 
     def _fetch(self, read: _Read) -> dict[int, Buffer | SampleError]:
-        name = self._shards.manifest.shards[read.shard].name
-        rows = read.rows
-        (data,) = self._shards.storage.read_ranges(name, [read.start], [read.num_bytes])
-        whole = memoryview(data)
+        if self._closing.is_set():
+            raise CancelledError
+        name, rows, members = self._shards.manifest.shards[read.shard].name, read.rows, np.array(read.members)
+        parts = self._shards.storage.read_ranges(name, rows.offset_N[members].tolist(), rows.length_N[members].tolist())
         found: dict[int, Buffer | SampleError] = {}
-        for position in read.members:
-            offset = int(rows.offset_N[position]) - read.start
-            sample = whole[offset : offset + int(rows.length_N[position])]
-            if crc32(sample) == rows.crc32_N[position]:
-                found[position] = sample
+        for position, part in zip(read.members, parts):
+            if crc32(part) == rows.crc32_N[position]:
+                found[position] = part
                 continue
             try:
                 found[position] = self.read_sample(read.shard, rows, position)
@@ -164,25 +165,3 @@ class _Ranges(Request):
 
     def read(self, position: int) -> Buffer:
         return self._fetcher.hand_out(self._reads[position], position)
-
-
-def _reads(shard_N: np.ndarray, rows: SampleRows, position_M: np.ndarray) -> Iterator[_Read]:
-    """The reads that bring some positions of ``rows``, in the order in which they are needed first."""
-    order_M = position_M[np.lexsort((rows.offset_N[position_M], shard_N[position_M]))]
-    found: list[_Read] = []
-    for position in order_M.tolist():
-        shard, start = int(shard_N[position]), int(rows.offset_N[position])
-        stop = start + int(rows.length_N[position])
-        last = found[-1] if found else None
-        if (
-            last is not None
-            and last.shard == shard
-            and start - last.stop <= _GAP
-            and max(stop, last.stop) - last.start <= _LARGEST_READ
-        ):
-            last.members.append(position)
-            last.num_left += 1
-            last.stop = max(stop, last.stop)
-        else:
-            found.append(_Read(shard, rows, [position], start, stop))
-    return iter(sorted(found, key=lambda read: min(read.members)))

@@ -28,6 +28,19 @@ def test_round_trip(s3, tmp_path):
     assert not staged.exists()
 
 
+def test_near_ranges_come_in_one_request_and_far_ones_do_not(s3):
+    storage = open_storage("s3://bucket/ranges")
+    content = bytes(range(256)) * 4000
+    storage.put("x.bin", content)
+    gets = []
+    s3.proxy.choose = lambda method, path: gets.append(path) if method == "GET" else None
+    for gap, num_requests in ((4_000, 1), (150_000, 2)):
+        gets.clear()
+        second = 1_000 + gap
+        assert storage.read_ranges("x.bin", [second, 0], [10, 1_000]) == [content[second : second + 10], content[:1000]]
+        assert len(gets) == num_requests
+
+
 def test_missing_object_and_missing_bucket_are_told_apart(s3):
     with pytest.raises(FileNotFoundError, match=r"s3://bucket/nothing/dataset\.json: no such object"):
         open_storage("s3://bucket/nothing").read("dataset.json")

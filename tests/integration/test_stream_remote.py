@@ -201,15 +201,17 @@ def test_a_sample_larger_than_the_bound_passes(tmp_path):
     assert epochs(loader) == epochs(make(open_shard_set(tmp_path), batch_size=3))
 
 
-def test_neighbours_come_in_one_read_and_strangers_do_not(heavy):
-    shards = remote(heavy)
-    in_order = epochs(make(shards, training=False))[0]
-    assert len(in_order) == 8
-    assert len(tar_reads(shards)) == 8, "a batch of eight neighbours, one read"
-    shards = remote(heavy)
-    epochs(make(shards, window=1))
-    needed = sum(int(shards.rows(np.full(32, shard), np.arange(32))[1].length_N.sum()) for shard in range(2))
-    assert sum(length for _, _, length in tar_reads(shards)) < 1.1 * needed
+def test_samples_of_a_shard_come_in_reads_of_several(heavy, s3):
+    shutil.copytree(heavy, s3.root / "bucket" / "heavy")
+    gets = []
+    s3.proxy.choose = lambda method, path: gets.append(path) if method == "GET" and ".tar" in path else None
+    shards = open_shard_set("s3://bucket/heavy")
+    calls = []
+    read = shards.storage.read_ranges
+    shards.storage.read_ranges = lambda name, starts, lengths: calls.append(len(starts)) or read(name, starts, lengths)
+    assert epochs(make(shards, training=False)) == epochs(make(open_shard_set(heavy), training=False))
+    assert calls == [4] * 16, "two reads for each of eight batches of eight"
+    assert len(gets) == 16, "neighbours come in one request"
 
 
 def test_damage_on_the_server_is_named_through_the_cache_too(folder, tmp_path):
