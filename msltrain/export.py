@@ -155,10 +155,21 @@ def _safetensors(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tens
     from safetensors.torch import load, save
 
     weights = {name: tensor.contiguous() for name, tensor in loaded.recogniser.state_dict().items()}
-    data = save(weights, metadata={"classes": json.dumps(loaded.classes, ensure_ascii=False), "format": "pt"})
+    metadata = {"classes": json.dumps(loaded.classes, ensure_ascii=False), "format": "pt"}
+    data = _with_sorted_metadata(save(weights, metadata=metadata))
     again = rebuild_any(loaded)
     again.load_state_dict(load(data))
     return data, again.eval()
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """A safetensors file that is the same every time: the library writes its metadata in an order of chance."""
+    num_bytes = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + num_bytes])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + num_bytes :]
 
 
 def _torch_export(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> tuple[bytes, Run]:

@@ -139,6 +139,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not _is_torch_file(path):
+            raise UserError(
+                f"{path}: not a weights file; a state_dict saved by torch, or .safetensors, is needed"
+            ) from None
         raise UserError(
             f"{path}: holds Python objects besides tensors and was not opened, since that could run code "
             f"({_first_line(error)}); save its state_dict alone, or as .safetensors, where you trust it"
@@ -146,6 +150,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch and safetensors raise a dozen types for a damaged file
         raise UserError(f"{path}: cannot be read as a weights file ({_first_line(error)})") from error
     return _tensors_of(content, str(path))
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether a file begins as those of ``torch.save`` do: a zip archive, or a pickle before torch 1.6."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK", b"\x80"))
 
 
 def _tensors_of(content: object, source: str) -> dict[str, Tensor]:

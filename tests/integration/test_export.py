@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load, save
 
 from msldata.errors import UserError
 from msltrain import export
@@ -59,6 +60,17 @@ def test_every_format_is_within_a_ten_thousandth_of_eager(tmp_path, photos, back
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["classes"]) == list(CLASSES)
         assert set(file.keys()) == set(recogniser.state_dict())
+
+
+def test_safetensors_are_the_same_bytes_every_time():
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
+
+    def written() -> bytes:
+        return save(tensors, metadata={f"{number}": "ä" * number for number in range(6)})
+
+    assert len({written() for _ in range(20)}) > 1, "the library sorts now; the sorting here can go"
+    [data] = {export._with_sorted_metadata(written()) for _ in range(20)}
+    assert all(torch.equal(load(data)[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.slow

@@ -105,9 +105,9 @@ def test_a_weights_file_cannot_run_code(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_damaged_file_is_named(tmp_path: Path):
-    for name in ("weights.pth", "weights.safetensors"):
+    for name, reason in (("weights.pth", "not a weights file"), ("weights.safetensors", "cannot be read")):
         (tmp_path / name).write_bytes(b"not weights at all")
-        with pytest.raises(UserError, match=f"{name}: "):
+        with pytest.raises(UserError, match=f"{name}: {reason}"):
             load_weights_file(timm.create_model("resnet18", num_classes=0), tmp_path / name)
 
 
