@@ -142,8 +142,6 @@ class RangeFetcher(Fetcher):
         return read.future
 
     def _fetch(self, read: _Read) -> dict[int, Buffer | SampleError]:
-        if self._closing.is_set():
-            raise CancelledError
         name, rows, members = self._shards.manifest.shards[read.shard].name, read.rows, np.array(read.members)
         parts = self._shards.storage.read_ranges(name, rows.offset_N[members].tolist(), rows.length_N[members].tolist())
         found: dict[int, Buffer | SampleError] = {}

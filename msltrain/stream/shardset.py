@@ -144,7 +144,6 @@ class ShardSet:
         """
         kept, held_out = ShardSet(self.storage, self.manifest), ShardSet(self.storage, self.manifest)
         kept._indexes = held_out._indexes = self._indexes
-        kept.maps = held_out.maps = self.maps
         kept._kept_rows_S, held_out._kept_rows_S = [], []
         for start in range(0, len(self.counts), _PARALLEL_READS):
             numbers = list(range(start, min(start + _PARALLEL_READS, len(self.counts))))
