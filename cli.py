@@ -9,9 +9,27 @@ from typing import Annotated, Any
 
 import typer
 
-from msldata.commands import build, look
+from msldata.commands import build
+from msldata.commands import inspect as look
 from msldata.console import err
-from msltrain.commands import predicting, proof, report, streaming, tables, training
+from msltrain.commands import (
+    bench_stream as streaming,
+)
+from msltrain.commands import (
+    evaluate as proof,
+)
+from msltrain.commands import (
+    grids as tables,
+)
+from msltrain.commands import (
+    report,
+)
+from msltrain.commands import (
+    train as training,
+)
+from msltrain.commands import (
+    use as predicting,
+)
 
 
 class _Commands(typer.core.TyperGroup):

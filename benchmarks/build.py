@@ -28,8 +28,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from msldata.build_shards import BuildPlan, build_shards, plan_build
-from msldata.sources import open_source
+from msldata.build.shards import BuildPlan, build_shards, plan_build
+from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 
 

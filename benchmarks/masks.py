@@ -20,10 +20,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from msldata.build_masks import write_masks
-from msldata.format import Manifest
-from msldata.maskplan import plan_masks
-from msldata.masksources import GeneratedMasks, open_mask_source
+from msldata.contract.manifest import Manifest
+from msldata.masks.build import write_masks
+from msldata.masks.plan import plan_masks
+from msldata.masks.sources import GeneratedMasks, open_mask_source
 from msldata.storage import Storage, open_storage
 
 
@@ -31,8 +31,8 @@ def measure_bank(places: list[str]) -> None:
     """Load a bank of all masks at 448×448 and hand out a batch; prints one line of JSON."""
     import torch
 
-    from msltrain.stream.maskbank import MaskBank
-    from msltrain.stream.random import key_hash
+    from msltrain.stream.keepmasks.bank import MaskBank
+    from msltrain.stream.order.random import key_hash
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started, started_cpu = time.perf_counter(), time.process_time()

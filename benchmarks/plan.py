@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from msltrain.stream.plan import EpochPlan, home_share, steps
+from msltrain.stream.order.plan import EpochPlan, home_share, steps
 
 
 def peak_megabytes() -> float:

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from msltrain.checkpoint import Checkpoint, save_checkpoint
 from msltrain.config import ModelConfig, TrainConfig
-from msltrain.export import FORMATS, export_model
-from msltrain.measured import measure
-from msltrain.metrics import compute_metrics
+from msltrain.measures.metrics import compute_metrics
+from msltrain.measures.predictions import LargestObjects, Predictions, read_predictions, write_predictions
+from msltrain.measures.summary import measure
 from msltrain.models.build import build_model
-from msltrain.predictions import LargestObjects, Predictions, read_predictions, write_predictions
+from msltrain.runs.checkpoint import Checkpoint, save_checkpoint
 from msltrain.stream.config import StreamConfig
+from msltrain.use.export import FORMATS, export_model
 
 BACKBONES = ("resnet50", "vit_small_patch16_224", "mobilenetv2_100")
 REPEATS = 5

@@ -41,7 +41,7 @@ from benchmarks.stream import BATCH, SIZE, photographs, write_shards
 from msldata.storage import open_storage
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.samples.shardset import open_shard_set
 from tests import s3server, stores
 
 NUM_SHARDS = 160

@@ -21,12 +21,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from msltrain.bootstrap import mean_ap_difference
-from msltrain.curves import VISIBLE_BINS, Curves, compute_curves, is_bin, pooled_false_rate, pooled_visibility
-from msltrain.metrics import Metrics, compute_metrics
-from msltrain.predictions import Predictions, read_predictions
-from msltrain.robustness import PREDICTIONS, RECALIBRATED
-from msltrain.strata import StratumMetrics, compute_strata
+from msltrain.measures.bootstrap import mean_ap_difference
+from msltrain.measures.metrics import Metrics, compute_metrics
+from msltrain.measures.predictions import Predictions, read_predictions
+from msltrain.measures.strata import StratumMetrics, compute_strata
+from msltrain.robustness.curves import (
+    VISIBLE_BINS,
+    Curves,
+    compute_curves,
+    is_bin,
+    pooled_false_rate,
+    pooled_visibility,
+)
+from msltrain.robustness.run import PREDICTIONS, RECALIBRATED
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNS = {

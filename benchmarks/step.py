@@ -42,12 +42,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from msldata.keepmask import resize_nearest
-from msldata.maskgenerator import generate_hole_mask, target_hole_fraction
+from msldata.contract.keepmask import resize_nearest
+from msldata.masks.generator import generate_hole_mask, target_hole_fraction
 from msltrain.config import LossConfig, ModelConfig, OptimConfig
 from msltrain.models.build import build_model
-from msltrain.optim import build_optimizer
-from msltrain.siamese import SiameseStep
+from msltrain.training.optim import build_optimizer
+from msltrain.training.siamese import SiameseStep
 
 NUM_CLASSES = 20
 PRECISIONS = ("float32", "bf16")

@@ -51,17 +51,19 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import peers
-from msldata.format import IMAGES, Manifest, encode_target, shard_name, write_manifest
-from msldata.masksources import GeneratedMasks
-from msldata.shardwriter import ShardWriter
+from msldata.build.writer import ShardWriter
+from msldata.contract.format import encode_target
+from msldata.contract.manifest import IMAGES, Manifest, shard_name
+from msldata.contract.publish import write_manifest
+from msldata.masks.sources import GeneratedMasks
 from msldata.storage import LocalStorage
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.decode import Decoder
-from msltrain.stream.fetch import LocalFetcher
+from msltrain.stream.keepmasks.bank import MaskBank
 from msltrain.stream.loader import Loader
-from msltrain.stream.maskbank import MaskBank
-from msltrain.stream.plan import EpochPlan
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.pixels.decode import Decoder
+from msltrain.stream.reading.fetch import LocalFetcher
+from msltrain.stream.samples.shardset import open_shard_set
 
 SIZE, BATCH, NUM_CLASSES, NUM_MASKS = 448, 32, 20, 100
 Contender = Callable[[], int]
@@ -219,7 +221,7 @@ def python_cost(folder: Path) -> float:
     blank_HWC = np.zeros((1, 1, 3), dtype=np.uint8)
     with (
         mock.patch.object(Decoder, "decode", lambda *_: blank_HWC),
-        mock.patch("msltrain.stream.decode._resize", lambda *_, **__: None),
+        mock.patch("msltrain.stream.pixels.decode._resize", lambda *_, **__: None),
     ):
         epoch = ours(folder, 1)
         epoch()

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 from msldata.errors import UserError
-from msltrain.stream.config import StreamConfig
-from msltrain.stream.maskconfig import KeepMaskConfig
+from msltrain.stream.config import KeepMaskConfig, StreamConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msldata.errors import UserError
-from msltrain.grid.jobs import Progress
+from msltrain.grids.jobs import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

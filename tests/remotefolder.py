@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from msldata.storage import LocalStorage
-from msltrain.stream.shardset import ShardSet, open_shard_set
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 
 
 class Tracked(bytes):

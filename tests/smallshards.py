@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from msldata.format import IMAGES, KEEP_MASKS, Manifest, encode_target, shard_name, write_manifest
-from msldata.keepmask import encode_png, hole_fraction
-from msldata.shardwriter import ShardWriter
+from msldata.build.writer import ShardWriter
+from msldata.contract.format import encode_target
+from msldata.contract.keepmask import encode_png, hole_fraction
+from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest, shard_name
+from msldata.contract.publish import write_manifest
 from msldata.storage import LocalStorage
 
 CLASSES = ("bird", "boat", "cat")

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from msldata.build_masks import MaskBuild, write_masks
-from msldata.labels import VOC_CLASSES
-from msldata.maskplan import Progress, plan_masks
-from msldata.masksources import MaskSource
+from msldata.contract.records import VOC_CLASSES
+from msldata.masks.build import MaskBuild, write_masks
+from msldata.masks.plan import Progress, plan_masks
+from msldata.masks.sources import MaskSource
 from msldata.storage import Storage
 
 

@@ -42,7 +42,7 @@ def download(
     keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Do not delete what was unpacked.")] = False,
 ) -> None:
     """Fetch a published dataset: mirrors, checksums, and a stopped download goes on where it was."""
-    from msldata.download import download, select_archives
+    from msldata.sources.download import download, select_archives
 
     archives = select_archives(dataset, split or ())
     with byte_progress_bar() as progress:
@@ -101,15 +101,15 @@ def build_shards(
     """Turn labelled photographs into verified WebDataset shards."""
     import sys
 
-    from msldata.build_shards import Part, build_part, build_shards, finish_build, plan_build
-    from msldata.display import show_estimate, show_manifest
-    from msldata.engine import Engine
+    from msldata.build.estimate import estimate_build
+    from msldata.build.image import parse_resize
+    from msldata.build.shards import Part, build_part, build_shards, finish_build, plan_build
+    from msldata.commands.display import show_estimate, show_manifest
     from msldata.errors import UserError
-    from msldata.estimate import estimate_build
-    from msldata.processes import prepare_workers
-    from msldata.resize import parse_resize
-    from msldata.sources import open_source, select_sources
+    from msldata.sources.kinds import open_source, select_sources
     from msldata.storage import open_storage
+    from msldata.workers.engine import Engine
+    from msldata.workers.processes import prepare_workers
 
     part = Part.parse(task) if task is not None else None
     if sum((part is not None, finish, overwrite or dry_run)) > 1:
@@ -121,7 +121,7 @@ def build_shards(
     smaller = parse_resize(resize, quality)
     chosen_sources = select_sources(data_root(), dataset, source, split)
     if workers != 1 and engine is EngineName.local and not (dry_run or finish):
-        prepare_workers("msldata.build_shards")  # they start while the annotations are read
+        prepare_workers("msldata.build.shards")  # they start while the annotations are read
     for found in chosen_sources:
         for chosen in found.splits:
             label = f"{name or found.dataset} {chosen}"
@@ -207,10 +207,10 @@ def build_masks(
     ] = False,
 ) -> None:
     """Split irregular masks by their hole fraction into keep-mask shards, high and low."""
-    from msldata.build_masks import finished_subsets, write_masks
-    from msldata.display import show_histogram, show_manifest, show_mask_plan
-    from msldata.maskplan import plan_masks
-    from msldata.masksources import select_mask_source
+    from msldata.commands.display import show_histogram, show_manifest, show_mask_plan
+    from msldata.masks.build import finished_subsets, write_masks
+    from msldata.masks.plan import plan_masks
+    from msldata.masks.sources import select_mask_source
     from msldata.storage import open_storage
 
     masks = select_mask_source(data_root(), source, generate=generate, size=size or 512, seed=seed)
@@ -243,7 +243,7 @@ def build_masks(
     for note in plan.notes:
         out.print(note, soft_wrap=True)
     if plots is not None and build is not None:
-        from msldata.maskplots import write_mask_plots
+        from msldata.masks.plots import write_mask_plots
 
         for picture in write_mask_plots(plots, build, open_storage(out_)):
             out.print(f"[green]{picture}[/green]", soft_wrap=True)
@@ -271,8 +271,8 @@ def index(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the indexes and manifest there.")] = False,
 ) -> None:
     """Make sample indexes and a manifest for tars of another program, so that they can be trained on."""
-    from msldata.display import show_manifest
-    from msldata.index_shards import index_shards
+    from msldata.build.index_tars import index_shards
+    from msldata.commands.display import show_manifest
     from msldata.sources.source import read_classes, split_location
     from msldata.storage import open_storage
 
@@ -303,7 +303,7 @@ def synthesize(
     workers: Workers = None,
 ) -> None:
     """Draw a small dataset in VOC's own layout: overlapping, occluded and small objects."""
-    from msldata.sources.synthetic import write_synthetic_voc
+    from msldata.synthetic.dataset import write_synthetic_voc
 
     with progress_bar("drawing") as progress:
         write_synthetic_voc(

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from msldata.contract.records import LabelSpace, ObjectRecord, Record
 from msldata.errors import BadInputError, UserError
-from msldata.labels import LabelSpace
-from msldata.records import ObjectRecord, Record
 from msldata.sources.source import (
     Location,
     check_name,

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from msldata.contract.format import check_key
+from msldata.contract.records import LabelSpace, Record
 from msldata.errors import UserError
-from msldata.format import check_key
-from msldata.labels import LabelSpace
-from msldata.records import Record
 from msldata.storage import LocalStorage, Storage, open_storage
 
 Location = str | Path

@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from msldata.contract.format import check_key
+from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError, UserError
-from msldata.format import check_key
-from msldata.labels import LabelSpace
-from msldata.records import Record
 from msldata.sources.places import Places, address_path, is_address
 from msldata.sources.source import (
     Location,

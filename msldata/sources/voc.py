@@ -7,17 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
+from msldata.contract.records import VOC, LabelSpace, ObjectRecord, Record
 from msldata.errors import BadInputError, UserError
-from msldata.labels import VOC, LabelSpace
-from msldata.records import ObjectRecord, Record
-from msldata.sources.source import (
-    Location,
-    has_folder,
-    read_classes,
-    read_many,
-    refuse_missing_bucket,
-    unknown_split,
-)
+from msldata.sources.source import Location, has_folder, read_classes, read_many, refuse_missing_bucket, unknown_split
 from msldata.storage import Storage, open_storage
 
 # Per split the ways to list it, best first; the lists of one way are joined. They are named one by one, for a pattern

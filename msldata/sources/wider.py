@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError
-from msldata.labels import LabelSpace
-from msldata.records import Record
 from msldata.sources.source import Location, has_folder, is_inside, key_of, refuse_missing_bucket, unknown_split
 from msldata.storage import Storage, open_storage
 

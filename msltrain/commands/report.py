@@ -32,7 +32,7 @@ def report(
     from msldata.errors import UserError
     from msltrain.report import write_report
     from msltrain.report.gather import gather_runs, name_of
-    from msltrain.report.runs import run_folder
+    from msltrain.report.open_runs import run_folder
 
     names = name or [name_of(path) for path in run]
     if len(names) != len(run):

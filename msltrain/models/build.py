@@ -16,10 +16,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from msldata.errors import UserError
 from msltrain.config import ModelConfig
 from msltrain.models.backbone import Backbone
-from msltrain.models.csra import CSRAHead
-from msltrain.models.heads import MaxPoolHead, MeanPoolHead
-from msltrain.models.official import fill_head, is_head_tensor
-from msltrain.models.pretrained import WeightsReport, create_pretrained, fill_network, is_timm_tag, read_source
+from msltrain.models.heads import CSRAHead, MaxPoolHead, MeanPoolHead
+from msltrain.models.pretrained import (
+    WeightsReport,
+    create_pretrained,
+    fill_head,
+    fill_network,
+    is_head_tensor,
+    is_timm_tag,
+    read_source,
+)
 
 
 class Recogniser(nn.Module):

@@ -8,6 +8,7 @@ only ever read in ways that cannot run code.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from msldata.errors import UserError
+from msltrain.models.heads import CSRAHead
 
 HUB_PREFIX = "hf-hub:"
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -224,3 +226,33 @@ def _first_line(error: Exception) -> str:
 def shortened(names: list[str] | tuple[str, ...]) -> str:
     """The first of them, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+_HEAD = re.compile(r"classifier\.multi_head\.(\d+)\.head\.weight")
+
+
+def is_head_tensor(name: str) -> bool:
+    """Whether a released checkpoint calls a weight of its CSRA head so."""
+    return _HEAD.fullmatch(name) is not None
+
+
+def head_weights(found: Mapping[str, Tensor]) -> list[Tensor]:
+    """The weights (K, D, 1, 1) of the CSRA heads in a released checkpoint, in order; empty where it has none."""
+    heads = {int(match[1]): tensor for name, tensor in found.items() if (match := _HEAD.fullmatch(name))}
+    return [heads[number] for number in sorted(heads)]
+
+
+def fill_head(head: nn.Module, found: Mapping[str, Tensor]) -> bool:
+    """Fill ``head`` in place where a released checkpoint holds as many heads of the same shape; whether it did.
+
+    Otherwise it keeps its first values: a checkpoint of another dataset is a start for the backbone.
+    """
+    weights = head_weights(found)
+    if not isinstance(head, CSRAHead) or not weights:
+        return False
+    wanted = (head.num_classes, head.score.weight.shape[1], 1, 1)
+    if len(weights) != len(head.temperatures) or any(weight.shape != wanted for weight in weights):
+        return False
+    with torch.no_grad():
+        head.score.weight.copy_(torch.cat(weights))
+    return True

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from msltrain.config import LossConfig, TrainConfig
-from msltrain.recipes import published
+from msltrain.recipes import paper as published
 from msltrain.recipes.backbones import mae_vit_l16, resnet101, vit_l16
 from msltrain.recipes.variants import Form, baseline, matched_baseline, tuned
-from msltrain.stream.maskconfig import KeepMaskConfig
+from msltrain.stream.config import KeepMaskConfig
 
 Grid = dict[str, TrainConfig]
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from msltrain.config import TrainConfig
-from msltrain.recipes import published, small
+from msltrain.recipes import paper as published
+from msltrain.recipes import small
 from msltrain.recipes.cost import gpu_hours
 from msltrain.recipes.variants import baseline, matched_baseline, tuned
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from msltrain.recipes.published import BASELINE_LOSS
+from msltrain.recipes.paper import BASELINE_LOSS
 from msltrain.stream.config import StreamConfig
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from msltrain.config import TrainConfig
-from msltrain.recipes.published import BASELINE_LOSS
+from msltrain.recipes.paper import BASELINE_LOSS
 
 Form = Callable[[TrainConfig], TrainConfig]
 """Makes of a published run the one to train."""

@@ -9,12 +9,12 @@ from html import escape
 
 import numpy as np
 
-from msltrain.predictions import Predictions
+from msltrain.measures.predictions import Predictions
+from msltrain.pages.svg import dash, style_name
 from msltrain.report.finding import percent
+from msltrain.report.metric_tables import switch
 from msltrain.report.numbers import Numbers
-from msltrain.report.plots import dash, style_name
-from msltrain.report.runs import WHOLE, describe_condition
-from msltrain.report.tables import switch
+from msltrain.report.open_runs import WHOLE, describe_condition
 
 NUM_OPEN = 12
 """Panels that are shown; the others unfold."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msltrain.predictions import Predictions
+from msltrain.measures.predictions import Predictions
 
 FEW_IMAGES = 10
 """A rate over fewer images than this is neither drawn nor ranked."""

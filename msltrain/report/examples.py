@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from msldata.errors import UserError
-from msltrain.forward import AllSamples
-from msltrain.predictions import Predictions, keep_mask_fingerprints
-from msltrain.report.runs import RunReport
-from msltrain.stream.maskbank import MaskBank
-from msltrain.stream.shardset import ShardSet, open_shard_set
+from msltrain.evaluation.sweep import AllSamples
+from msltrain.measures.predictions import Predictions, keep_mask_fingerprints
+from msltrain.report.open_runs import RunReport
+from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 
 TOP = 3
 """As many answers of a model as the paper's figures show."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from msltrain.bootstrap import Interval
+from msltrain.measures.bootstrap import Interval
 from msltrain.report.numbers import Numbers
-from msltrain.report.runs import WHOLE, RunReport, describe_condition
+from msltrain.report.open_runs import WHOLE, RunReport, describe_condition
 
 
 @dataclass(frozen=True, kw_only=True)

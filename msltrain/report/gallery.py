@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from msltrain.report.examples import Example, answer, cross_entropy, hide
-from msltrain.report.runs import WHOLE, RunReport, describe_condition
+from msltrain.report.open_runs import WHOLE, RunReport, describe_condition
 
 LONG_SIDE = 400
 """Pixels of the longer side of an embedded image."""

@@ -13,8 +13,8 @@ import numpy as np
 
 from msltrain.report.cooccurrence import leaning_pairs
 from msltrain.report.finding import percent
+from msltrain.report.metric_tables import heads, switch
 from msltrain.report.numbers import Numbers
-from msltrain.report.tables import heads, switch
 
 LEVELS = (0.01, 0.03, 0.1, 0.3, 0.6)
 """A cell is darker from each of these on; below the first it is empty."""

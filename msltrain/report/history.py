@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msltrain.report.plots import Line, line_plot
-from msltrain.report.runs import RunReport
+from msltrain.pages.svg import Line, line_plot
+from msltrain.report.open_runs import RunReport
 
 PANELS = (
     ("clean", "Loss on whole images", "binary cross-entropy"),

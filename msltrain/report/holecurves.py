@@ -10,16 +10,25 @@ from typing import Any
 
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
-from msltrain.curves import MEASURES, VISIBLE_BINS, Area, Cell, Curves, is_bin, pooled_false_rate, pooled_visibility
-from msltrain.holes import WHOLE
-from msltrain.metrics import compute_metrics
-from msltrain.predictions import read_predictions
+from msltrain.measures.metrics import compute_metrics
+from msltrain.measures.predictions import read_predictions
+from msltrain.pages.svg import Line, line_plot
 from msltrain.report.finding import percent
+from msltrain.report.metric_tables import heads, legend, row
 from msltrain.report.numbers import Numbers
-from msltrain.report.plots import Line, line_plot
-from msltrain.report.robustness import DATA_NAME, FEW
-from msltrain.report.runs import RunReport
-from msltrain.report.tables import heads, legend, row
+from msltrain.report.open_runs import RunReport
+from msltrain.robustness.curves import (
+    MEASURES,
+    VISIBLE_BINS,
+    Area,
+    Cell,
+    Curves,
+    is_bin,
+    pooled_false_rate,
+    pooled_visibility,
+)
+from msltrain.robustness.figure import DATA_NAME, FEW
+from msltrain.robustness.hole_kinds import WHOLE
 
 PREDICTIONS = "predictions"
 """Folder of a study, with one of each model in it."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from msltrain.metrics import SUMMARY
+from msltrain.measures.metrics import SUMMARY
 from msltrain.report.cooccurrence import leaning_pairs
 from msltrain.report.finding import find, percent, points
 from msltrain.report.heatmap import NUM_PAIRS, known
 from msltrain.report.numbers import Numbers
-from msltrain.report.robustness import robustness_table
-from msltrain.report.runs import describe_condition
+from msltrain.report.open_runs import describe_condition
 from msltrain.report.sections import subject
+from msltrain.robustness.figure import robustness_table
 
 
 def to_markdown(numbers: Numbers, title: str) -> str:

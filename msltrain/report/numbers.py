@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from msltrain.bootstrap import Interval, interval_around, resampled_mean_ap
-from msltrain.curves import Curves
-from msltrain.measured import Measured, measure
+from msltrain.measures.bootstrap import Interval, interval_around, resampled_mean_ap
+from msltrain.measures.summary import Measured, measure
 from msltrain.report.cooccurrence import Companions, FalseAlarms, count_companions, count_false_alarms
-from msltrain.report.runs import WHOLE, RunReport
+from msltrain.report.open_runs import WHOLE, RunReport
+from msltrain.robustness.curves import Curves
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 
-from msltrain.bootstrap import Interval
+from msltrain.measures.bootstrap import Interval
+from msltrain.pages.svg import Line, line_plot
 from msltrain.report.classcurves import class_curves
 from msltrain.report.cooccurrence import FEW_IMAGES
 from msltrain.report.finding import find, percent
@@ -18,11 +19,10 @@ from msltrain.report.gallery import Gallery
 from msltrain.report.heatmap import cooccurrence_figure, pairs_table
 from msltrain.report.history import training_plots
 from msltrain.report.holecurves import areas_table, study_figure
+from msltrain.report.metric_tables import class_table, legend, measures_table, settings_table, strata_table
 from msltrain.report.numbers import Numbers
-from msltrain.report.plots import Line, line_plot
-from msltrain.report.robustness import FEW
-from msltrain.report.runs import WHOLE, describe_condition
-from msltrain.report.tables import class_table, legend, measures_table, settings_table, strata_table
+from msltrain.report.open_runs import WHOLE, describe_condition
+from msltrain.robustness.figure import FEW
 
 TALL_FROM = 24
 """With more classes their table scrolls in a box of its own."""

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msltrain.grid.plan import WHOLE, Places, Run, make_plan
-from msltrain.grid.results import CurvePoint, Measures, Spread, curves_of, measures_of
-from msltrain.grid.run import GridRun
-from msltrain.metrics import SUMMARY
+from msltrain.grids.plan import WHOLE, Places, Run, make_plan
+from msltrain.grids.results import CurvePoint, Measures, Spread, curves_of, measures_of
+from msltrain.grids.run import GridRun
+from msltrain.measures.metrics import SUMMARY
 from msltrain.recipes.ablations import GRIDS
-from msltrain.reproduce.published import ERRATA, FIGURE3, PUBLISHED, Published
-from msltrain.reproduce.tables import PaperTable
+from msltrain.reproduce.paper_tables import PaperTable
+from msltrain.reproduce.published_numbers import ERRATA, FIGURE3, PUBLISHED, Published
 
 
 @dataclass(frozen=True, kw_only=True)

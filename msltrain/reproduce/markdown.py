@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msltrain.grid.plan import WHOLE
-from msltrain.grid.results import CURVE_MEASURES, Spread
-from msltrain.metrics import SUMMARY
+from msltrain.grids.plan import WHOLE
+from msltrain.grids.results import CURVE_MEASURES, Spread
+from msltrain.measures.metrics import SUMMARY
 from msltrain.reproduce.content import Content, GridContent, TableContent, beside_mean, hidden, percent
-from msltrain.reproduce.published import ERRATA, SOURCES
+from msltrain.reproduce.published_numbers import ERRATA, SOURCES
 
 
 def to_markdown(content: Content) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from msldata.format import MANIFEST_NAME
+from msldata.contract.manifest import MANIFEST_NAME
 from msltrain.config import TrainConfig
-from msltrain.grid.plan import Places
-from msltrain.steps import OnStep, Step, run_steps
+from msltrain.demo.subprocesses import OnStep, Step, run_steps
+from msltrain.grids.plan import Places
 
 SEEDS = (0, 1)
 IMAGE_SIZE = 32

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from msltrain.stream.batch import HostBatch
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
-from msltrain.stream.shardset import open_shard_set
-from msltrain.stream.stages import StageSeconds
+from msltrain.stream.pipeline import StageSeconds
+from msltrain.stream.pixels.batch import HostBatch
+from msltrain.stream.samples.shardset import open_shard_set
 
 
 @dataclass(frozen=True, kw_only=True)

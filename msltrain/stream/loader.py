@@ -24,20 +24,19 @@ import numpy as np
 import torch
 
 from msldata.errors import UserError
-from msltrain.stream.augment import random_crops, random_flips, whole_images
-from msltrain.stream.batch import Batch, HostBatch
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.device import ToDevice, Uploads
-from msltrain.stream.devicedecode import check_device_decoding
 from msltrain.stream.errors import SkippedSamples
-from msltrain.stream.fetch import open_fetcher
-from msltrain.stream.imagecache import ImageCache
-from msltrain.stream.lookup import Augment, Lookup
-from msltrain.stream.pipeline import Pipeline
-from msltrain.stream.plan import EpochPlan, home_share, rank_slice, steps
-from msltrain.stream.shardset import SampleRows, ShardSet
-from msltrain.stream.slots import EncodedSlot, Slot, SquareSlot, WholeSlot
-from msltrain.stream.stages import StageSeconds
+from msltrain.stream.order.augment import random_crops, random_flips, whole_images
+from msltrain.stream.order.plan import EpochPlan, home_share, rank_slice, steps
+from msltrain.stream.pipeline import Pipeline, StageSeconds
+from msltrain.stream.pixels.batch import Batch, HostBatch
+from msltrain.stream.pixels.buffers import EncodedSlot, Slot, SquareSlot, WholeSlot
+from msltrain.stream.pixels.device import ToDevice, Uploads
+from msltrain.stream.pixels.imagecache import ImageCache
+from msltrain.stream.pixels.nvjpeg import check_device_decoding
+from msltrain.stream.reading.fetch import open_fetcher
+from msltrain.stream.samples.lookup import Augment, Lookup
+from msltrain.stream.samples.shardset import SampleRows, ShardSet
 
 
 @dataclass(frozen=True, slots=True)

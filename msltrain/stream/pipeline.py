@@ -14,21 +14,20 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
 import torch
 
-from msltrain.stream.batch import HostBatch
-from msltrain.stream.decode import Decoder
 from msltrain.stream.errors import SampleError, SkippedSamples
-from msltrain.stream.imagecache import ImageCache, SomeOf
-from msltrain.stream.job import Job
-from msltrain.stream.lookup import Lookup, Samples
-from msltrain.stream.request import Fetcher
-from msltrain.stream.slots import Slot
-from msltrain.stream.stages import StageSeconds
+from msltrain.stream.pixels.batch import HostBatch
+from msltrain.stream.pixels.buffers import Slot
+from msltrain.stream.pixels.decode import Decoder
+from msltrain.stream.pixels.imagecache import ImageCache
+from msltrain.stream.reading.request import Fetcher, Request, SomeOf
+from msltrain.stream.samples.lookup import Lookup, Samples
 
 _PATIENCE = 1.0
 """Seconds that closing waits for a planner that is reading."""
@@ -295,3 +294,69 @@ def _close_all() -> None:
     """Stop the threads of iterations that were left half-way, before the interpreter goes away under them."""
     for pipeline in list(_running):
         pipeline.close()
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A batch on its way."""
+
+    samples: Samples
+    request: Request
+    num_bytes: int
+    cached: dict[int, np.ndarray]
+    """Decoded images that were at hand, by position in the batch; ``request`` is for the others."""
+    slot: Slot | None = None
+    num_left: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    finished: threading.Event = field(default_factory=threading.Event)
+    errors: dict[int, BaseException] = field(default_factory=dict)
+    """By position in the batch."""
+    left_out: bool = False
+    """Whether bad samples were left out."""
+
+    def finish_one(self, position: int, error: BaseException | None) -> None:
+        with self.lock:
+            if error is not None:
+                self.errors[position] = error
+            self.num_left -= 1
+            if self.num_left == 0:
+                self.finished.set()
+
+    def leave_out_bad(self) -> None:
+        """Close the gaps that bad samples left."""
+        assert self.slot is not None
+        good_N = np.setdiff1d(np.arange(len(self.samples)), list(self.errors))
+        self.slot.keep(good_N)
+        self.samples = self.samples.take(good_N)
+        self.left_out = True
+
+    def take_over(self, other: Job, position: int) -> None:
+        """Put the one sample of ``other`` into a place of this batch."""
+        assert self.slot is not None and other.slot is not None
+        self.slot.adopt(position, other.slot)
+        self.samples.put(position, other.samples)
+
+
+@dataclass(slots=True)
+class StageSeconds:
+    """Wall-clock seconds of one decoding thread, or of several added up.
+
+    Every thread writes its own and nobody locks: a reader may see a stage that is one image behind.
+    """
+
+    idle: float = 0.0
+    """Waiting for a sample to work on: the consumer, the plan or the sample indexes are slower than the threads."""
+    fetch: float = 0.0
+    """Waiting for encoded bytes, and checking them."""
+    decode: float = 0.0
+    """From encoded bytes to the whole image."""
+    resize: float = 0.0
+    """From the whole image to its place in the batch."""
+
+    @staticmethod
+    def total(parts: Iterable[StageSeconds]) -> StageSeconds:
+        """The sum over threads."""
+        return StageSeconds(*map(sum, zip(*((part.idle, part.fetch, part.decode, part.resize) for part in parts))))
+
+    def __sub__(self, other: StageSeconds) -> StageSeconds:
+        return StageSeconds(*(getattr(self, field.name) - getattr(other, field.name) for field in fields(StageSeconds)))

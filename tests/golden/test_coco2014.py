@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from msldata.errors import BadInputError, UserError
-from msldata.sources import find_sources, open_source, places_looked_at
+from msldata.sources.kinds import find_sources, open_source, places_looked_at
 from tests.tinydata import make_coco, make_voc
 
 CATEGORIES = ({"id": 7, "name": "train"}, {"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"})

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from msldata.build_shards import plan_build
+from msldata.build.shards import plan_build
+from msldata.contract.records import VOC
 from msldata.errors import BadInputError, UserError
-from msldata.labels import VOC
-from msldata.sources import find_sources, open_source, select_sources
+from msldata.sources.kinds import find_sources, open_source, select_sources
 from tests.golden.test_coco2014 import CATEGORIES, IMAGES, annotation
 from tests.tinydata import jpeg, make_voc, voc_object, voc_xml
 

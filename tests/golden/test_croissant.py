@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from msldata.build_shards import build_shards, plan_build
-from msldata.croissant import croissant
-from msldata.format import read_manifest
-from msldata.masksources import select_mask_source
-from msldata.sources import open_source
+from msldata.build.shards import build_shards, plan_build
+from msldata.contract.manifest import read_manifest
+from msldata.contract.publish import croissant
+from msldata.inspect.verify import verify
+from msldata.masks.sources import select_mask_source
+from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage
-from msldata.verify import verify
 from tests.smallshards import write_images
 from tests.tinydata import build_masks, make_voc
 

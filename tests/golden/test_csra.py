@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from msltrain.models.csra import TEMPERATURES, CSRAHead
+from msltrain.models.heads import TEMPERATURES, CSRAHead
 
 FEATURE = [  # D=2 channels, 3 positions
     [1.0, -0.5, 2.0],

@@ -13,12 +13,12 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from msltrain.stream.augment import random_crops
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.decode import Decoder, resize_crop
 from msltrain.stream.loader import Loader
-from msltrain.stream.random import key_hash
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.order.augment import random_crops
+from msltrain.stream.order.random import key_hash
+from msltrain.stream.pixels.decode import Decoder, resize_crop
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import photo, write_images
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from msltrain.losses import asymmetric_loss, consistency_loss, recognition_loss
+from msltrain.training.losses import asymmetric_loss, consistency_loss, recognition_loss
 
 
 def logit(p: float) -> float:

@@ -14,10 +14,10 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score
 
 from msldata.errors import UserError
-from msltrain.metrics import average_precision, compute_metrics, mean_average_precision
-from msltrain.predictions import Origin, Predictions
-from msltrain.ranking import AP_KINDS, average_precisions
-from msltrain.thresholds import require_other_samples, tune_thresholds
+from msltrain.measures.average_precision import AP_KINDS, average_precisions
+from msltrain.measures.metrics import average_precision, compute_metrics, mean_average_precision
+from msltrain.measures.predictions import Origin, Predictions
+from msltrain.measures.thresholds import require_other_samples, tune_thresholds
 
 
 def predictions(logit, target, ignore=None) -> Predictions:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from msltrain.config import OptimConfig
-from msltrain.optim import build_optimizer, for_batch_size, learning_rate, set_learning_rate
 from msltrain.recipes import recipe
+from msltrain.training.optim import build_optimizer, for_batch_size, learning_rate, set_learning_rate
 
 
 def test_published_trace_of_voc():

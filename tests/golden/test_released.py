@@ -12,12 +12,12 @@ import torchvision
 from torch import Tensor, nn
 
 from msldata.errors import UserError
-from msltrain.checkpoint import load_recogniser
 from msltrain.config import ModelConfig
 from msltrain.models.build import build_model
-from msltrain.models.csra import TEMPERATURES
+from msltrain.models.heads import TEMPERATURES
 from msltrain.recipes import configure
-from msltrain.released import import_released
+from msltrain.runs.checkpoint import load_recogniser
+from msltrain.runs.import_released import import_released
 from tests.smallshards import CLASSES, write_images
 
 

@@ -19,9 +19,10 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msldata import format as contract
+from msldata.build.writer import ShardWriter
+from msldata.contract import format as contract
+from msldata.contract.tar import tar_header
 from msldata.errors import StorageError
-from msldata.shardwriter import ShardWriter, tar_header
 from msldata.storage import RemoteStorage, open_storage
 
 NAME = "voc2007-test-000000.tar"

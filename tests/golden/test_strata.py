@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from msldata.format import OBJECT_TYPE
-from msltrain.predictions import LargestObjects, Origin, Predictions, largest_objects
-from msltrain.strata import compute_strata, size_note
+from msldata.contract.format import OBJECT_TYPE
+from msltrain.measures.predictions import LargestObjects, Origin, Predictions, largest_objects
+from msltrain.measures.strata import compute_strata, size_note
 
 
 def thing(class_index, area, *, difficult=False, truncated=None, occluded=None, crowd=False):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from msldata.contract.records import VOC
 from msldata.errors import BadInputError, UserError
-from msldata.labels import VOC
-from msldata.sources import find_sources, open_source
+from msldata.sources.kinds import find_sources, open_source
 from msldata.sources.voc import parse_objects
 from tests.tinydata import make_voc, voc_object, voc_xml
 

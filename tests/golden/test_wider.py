@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msldata.build_shards import build_shards, plan_build
+from msldata.build.image import Resize, prepare_image
+from msldata.build.shards import build_shards, plan_build
 from msldata.errors import BadInputError, UserError
-from msldata.images import prepare_image
-from msldata.resize import Resize
-from msldata.sources import find_sources, open_source
+from msldata.sources.kinds import find_sources, open_source
 from msldata.storage import open_storage
 from tests.integration.test_build_shards import read_samples
 

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 import cli
 from msldata.errors import UserError
-from msltrain.grid import run as grid_run
-from msltrain.grid.plan import Places, make_plan
-from msltrain.grid.run import open_grid, parse_task, run_grid
-from msltrain.metrics import compute_metrics
-from msltrain.predictions import read_predictions
+from msltrain.grids import run as grid_run
+from msltrain.grids.plan import Places, make_plan
+from msltrain.grids.run import open_grid, parse_task, run_grid
+from msltrain.measures.metrics import compute_metrics
+from msltrain.measures.predictions import read_predictions
 from msltrain.recipes import RECIPES
 from tests.smallshards import write_images, write_keep_masks
 from tests.tinydata import contents

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from cli import app
-from msltrain.anycheckpoint import Foreign
-from msltrain.evaluate import evaluate
+from msltrain.evaluation.evaluate import evaluate
 from msltrain.models.build import build_model
-from msltrain.pictures import find_images
-from msltrain.predict import Predictor, predict_images
 from msltrain.recipes import RECIPES
-from msltrain.serve.server import Studio
+from msltrain.runs.other_checkpoints import Foreign
+from msltrain.use.predict import Predictor, predict_images
+from msltrain.use.read_images import find_images
+from msltrain.use.serve import Studio
 from tests.smallshards import CLASSES, photo, write_images
 
 KINDS = {"released": Foreign(recipe="smoke"), "plain": Foreign(model="test_vit")}

@@ -15,8 +15,8 @@ from msldata.errors import UserError
 from msltrain.stream import bench
 from msltrain.stream.bench import StreamMeasurement, measure_stream
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.decode import Decoder
-from msltrain.stream.fetch import LocalFetcher
+from msltrain.stream.pixels.decode import Decoder
+from msltrain.stream.reading.fetch import LocalFetcher
 from tests.smallshards import write_images, write_keep_masks
 
 CONFIG = StreamConfig(image_size=24, batch_size=8, num_threads=2)
@@ -62,7 +62,7 @@ def test_slow_decoding_is_seen(folder, monkeypatch):
 
 
 def test_slow_storage_is_seen(folder, monkeypatch):
-    from msltrain.stream import fetch
+    from msltrain.stream.reading import fetch
 
     slowed(monkeypatch, fetch._Mapped, "read", 0.004)
     found = measure_stream(folder, CONFIG, max_images=100)
@@ -151,7 +151,7 @@ def test_python_costs_little_per_sample(folder, monkeypatch):
     # would be 12,500 images/s. Decoding and resizing are taken out; everything else is the real thing.
     blank_HWC = np.zeros((1, 1, 3), dtype=np.uint8)
     monkeypatch.setattr(Decoder, "decode", lambda *_: blank_HWC)
-    monkeypatch.setattr("msltrain.stream.decode._resize", lambda *_, **__: None)
+    monkeypatch.setattr("msltrain.stream.pixels.decode._resize", lambda *_, **__: None)
     config = StreamConfig(image_size=24, batch_size=32, num_threads=1)
     best = min(measure_stream(folder, config, max_images=1000).cpu_seconds_per_1000 for _ in range(3))
     assert best * 1000 < 80, f"{best * 1000:.0f} µs"

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from msldata import build_shards as module
-from msldata import hashedfile, samples
-from msldata.build_shards import Part, build_part, build_shards, finish_build, plan_build
-from msldata.format import MANIFEST_NAME, FormatError, read_manifest
-from msldata.records import ObjectRecord, Record
+from msldata.build import sample as samples
+from msldata.build import shards as module
+from msldata.build import writer as hashedfile
+from msldata.build.shards import Part, build_part, build_shards, finish_build, plan_build
+from msldata.contract.manifest import MANIFEST_NAME, FormatError, read_manifest
+from msldata.contract.records import ObjectRecord, Record
 from msldata.storage import LocalStorage, open_storage
 from tests.integration.test_build_shards import INDICES, KEYS, OBJECTS, ListSource
 from tests.tinydata import contents, jpeg
@@ -162,7 +163,7 @@ def test_the_json_template_equals_the_encoder(record, crop, name, objects):
     """Quotes, control characters, tiny and large numbers, absent values."""
     from dataclasses import replace
 
-    from msldata.format import encode_json
+    from msldata.contract.format import encode_json
 
     classes = ("a", f'"{name}', "c")
     record = replace(record, crop=crop, objects=(*record.objects, *objects))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from msldata.build_shards import build_shards, plan_build
-from msldata.format import MANIFEST_NAME, FormatError, read_manifest
-from msldata.sources import open_source
+from msldata.build.shards import build_shards, plan_build
+from msldata.contract.manifest import MANIFEST_NAME, FormatError, read_manifest
+from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 from tests.tinydata import contents, make_voc
 

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import msldata.build_masks
-import msldata.maskplan
+import msldata.masks.build
+import msldata.masks.plan
+from msldata.contract.format import decode_index
+from msldata.contract.keepmask import decode_png, hole_fraction_histogram
+from msldata.contract.manifest import KEEP_MASKS, MANIFEST_NAME, read_manifest
 from msldata.errors import BadInputError, UserError
-from msldata.format import KEEP_MASKS, MANIFEST_NAME, decode_index, read_manifest
-from msldata.keepmask import decode_png
-from msldata.maskgenerator import generate_hole_mask
-from msldata.maskplan import hole_fraction_histogram
-from msldata.masksources import GeneratedMasks, open_mask_source
+from msldata.masks.generator import generate_hole_mask
+from msldata.masks.sources import GeneratedMasks, open_mask_source
 from msldata.storage import open_storage
 from tests.tinydata import build_masks
 
@@ -176,7 +176,7 @@ def test_webdataset_reads_the_shards(folder, tmp_path):
 
 
 def test_bytes_do_not_depend_on_workers_listing_or_packing(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(msldata.maskplan, "MASKS_PER_SHARD", 7)
+    monkeypatch.setattr(msldata.masks.plan, "MASKS_PER_SHARD", 7)
     build(folder, tmp_path / "one", per_subset=10)
     expected = shards(tmp_path / "one")
     assert len(expected) == 8
@@ -330,7 +330,7 @@ def test_the_same_command_again_writes_nothing(folder, tmp_path):
 
 
 def test_a_killed_build_goes_on_from_its_finished_shards(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(msldata.maskplan, "MASKS_PER_SHARD", 7)
+    monkeypatch.setattr(msldata.masks.plan, "MASKS_PER_SHARD", 7)
     build(folder, tmp_path / "whole")
     expected = all_files(tmp_path / "whole")
     out = tmp_path / "out"
@@ -340,8 +340,8 @@ def test_a_killed_build_goes_on_from_its_finished_shards(folder, tmp_path, monke
     (out / "low" / "masks-low-000001.parquet").unlink()
     (out / "low" / ".masks-low-000002.tar.999.part").write_bytes(b"half")
     written = []
-    original = msldata.build_masks._write_shard
-    monkeypatch.setattr(msldata.build_masks, "_write_shard", lambda task: written.append(task.name) or original(task))
+    original = msldata.masks.build._write_shard
+    monkeypatch.setattr(msldata.masks.build, "_write_shard", lambda task: written.append(task.name) or original(task))
     build(folder, out)
     assert written == ["masks-low-000001.tar"]
     assert all_files(out) == expected

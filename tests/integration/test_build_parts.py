@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from msldata.build_shards import Part, build_part, build_shards, finish_build, plan_build
-from msldata.buildfolder import BuildFolder
+from msldata.build.estimate import estimate_build
+from msldata.build.folder import BuildFolder
+from msldata.build.image import Resize
+from msldata.build.shards import Part, build_part, build_shards, finish_build, plan_build
+from msldata.contract.manifest import MANIFEST_NAME, read_manifest
 from msldata.errors import BadInputError, UserError
-from msldata.estimate import estimate_build
-from msldata.format import MANIFEST_NAME, read_manifest
-from msldata.resize import Resize
-from msldata.sources import open_source
+from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 from tests.golden.test_shardwriter import MemoryStorage
 from tests.tinydata import contents, make_voc

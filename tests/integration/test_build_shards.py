@@ -18,12 +18,11 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msldata import format as contract
-from msldata.build_shards import build_shards, plan_build
+from msldata.build.shards import build_shards, plan_build
+from msldata.contract import format as contract
+from msldata.contract.records import VOC, LabelSpace, ObjectRecord, Record
 from msldata.errors import BadInputError, StorageError, UserError
-from msldata.labels import VOC, LabelSpace
-from msldata.records import ObjectRecord, Record
-from msldata.sources import open_source
+from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 from tests.golden.test_shardwriter import MemoryStorage
 from tests.tinydata import contents, encode, jpeg, make_voc

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from msldata.errors import UserError
-from msltrain.demo import run_demo
-from msltrain.metrics import compute_metrics
-from msltrain.predictions import read_predictions
+from msltrain.demo.demo import run_demo
+from msltrain.demo.subprocesses import StepFinished, StepOutput, StepStarted
+from msltrain.measures.metrics import compute_metrics
+from msltrain.measures.predictions import read_predictions
 from msltrain.recipes import recipe
-from msltrain.steps import StepFinished, StepOutput, StepStarted
 
 
 @pytest.fixture(scope="module")

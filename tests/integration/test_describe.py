@@ -10,12 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from msldata.build_shards import build_shards, plan_build
-from msldata.describe import FlagCount, LabelCount, LabelPair, Spread, describe
-from msldata.format import IMAGES, FormatError, Manifest, encode_target, write_manifest
-from msldata.masksources import select_mask_source
-from msldata.shardwriter import ShardWriter
-from msldata.sources import open_source
+from msldata.build.shards import build_shards, plan_build
+from msldata.build.writer import ShardWriter
+from msldata.contract.format import encode_target
+from msldata.contract.manifest import IMAGES, FormatError, Manifest
+from msldata.contract.publish import write_manifest
+from msldata.inspect.describe import FlagCount, LabelCount, LabelPair, Spread, describe
+from msldata.masks.sources import select_mask_source
+from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage
 from tests.tinydata import build_masks
 

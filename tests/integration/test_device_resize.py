@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from msldata.errors import UserError
-from msltrain.stream import slots as slots_module
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.decode import resize_crop
-from msltrain.stream.deviceresize import WholeImages, resize_on_device
 from msltrain.stream.loader import Loader
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.pixels import buffers as slots_module
+from msltrain.stream.pixels.decode import resize_crop
+from msltrain.stream.pixels.resize import WholeImages, resize_on_device
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import photo, write_images
 
 HOST = StreamConfig(image_size=32, batch_size=8, num_threads=2, drop_last=False, resize="host")

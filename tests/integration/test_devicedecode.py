@@ -16,10 +16,10 @@ from PIL import Image
 from msldata.errors import UserError
 from msltrain.stream import loader as loader_module
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.devicedecode import check_device_decoding, decode_jpegs
 from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.pixels.nvjpeg import check_device_decoding, decode_jpegs
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import photo, write_images
 
 HOST = StreamConfig(image_size=32, batch_size=8, num_threads=2, drop_last=False)
@@ -64,7 +64,7 @@ def test_a_file_the_device_refuses_is_decoded_on_the_host(tmp_path, on_cpu, monk
             raise RuntimeError("nvjpegDecode failed")
         return decode_jpegs(data, device)
 
-    monkeypatch.setattr("msltrain.stream.devicedecode.decode_jpegs", choosy)
+    monkeypatch.setattr("msltrain.stream.pixels.nvjpeg.decode_jpegs", choosy)
     assert_same(batches(tmp_path, DEVICE), batches(tmp_path, HOST))
 
 
@@ -94,7 +94,7 @@ def test_a_torchvision_without_nvjpeg_is_refused(monkeypatch):
     def without(data, device):
         raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support\nmore")
 
-    monkeypatch.setattr("msltrain.stream.devicedecode.decode_jpegs", without)
+    monkeypatch.setattr("msltrain.stream.pixels.nvjpeg.decode_jpegs", without)
     with pytest.raises(UserError, match=r"cannot decode on cuda:0 \(.*nvJPEG support\); set stream\.decode=host"):
         check_device_decoding(torch.device("cuda", 0))
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from msldata.errors import UserError
-from msltrain.checkpoint import load_checkpoint
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, override, to_json
-from msltrain.distributed import Ranks
+from msltrain.hosts.distributed import Ranks
+from msltrain.runs.checkpoint import load_checkpoint
 from msltrain.stream.config import StreamConfig
-from msltrain.traindata import TrainData
-from msltrain.trainer import train
+from msltrain.training.data import TrainData
+from msltrain.training.trainer import train
 from tests.smallshards import write_images, write_keep_masks
 from tests.torchrun import finish, losses, start, validation
 

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from msldata.build_shards import build_shards, plan_build
-from msldata.doctor import PUBLISHED, Check, examine_raw, examine_shards
-from msldata.masksources import select_mask_source
-from msldata.sources import open_source
+from msldata.build.shards import build_shards, plan_build
+from msldata.inspect.doctor import PUBLISHED, Check, examine_raw, examine_shards
+from msldata.masks.sources import select_mask_source
+from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage, open_storage
 from tests.tinydata import build_masks, make_voc
 
@@ -74,7 +74,7 @@ def test_masks_are_shown_with_their_whole_path(place):
 
 
 def test_as_many_as_published_is_complete(place, monkeypatch):
-    monkeypatch.setattr("msldata.doctor.PUBLISHED", {**PUBLISHED, ("voc2007", "test"): 4})
+    monkeypatch.setattr("msldata.inspect.doctor.PUBLISHED", {**PUBLISHED, ("voc2007", "test"): 4})
     checks = examine(place)
     assert checks["voc2007 test"].state == checks["voc2007/test"].state == "complete"
 

@@ -20,10 +20,10 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from msldata import download as module
-from msldata.download import ARCHIVES, Archive, download, select_archives
 from msldata.errors import BadInputError, StorageError, UserError
-from msldata.sources import find_sources
+from msldata.sources import download as module
+from msldata.sources.download import ARCHIVES, Archive, download, select_archives
+from msldata.sources.kinds import find_sources
 from tests import webserver
 from tests.tinydata import contents, make_voc
 

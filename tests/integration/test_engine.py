@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from msldata.engine import run_tasks
 from msldata.errors import BadInputError, UserError
+from msldata.workers.engine import run_tasks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -101,7 +101,7 @@ def test_the_main_script_is_not_run_again_in_workers(tmp_path):
     script.write_text(
         "import os\nfrom pathlib import Path\n"
         f"Path({str(tmp_path)!r}, f'ran-{{os.getpid()}}').touch()\n"
-        "from msldata.engine import run_tasks\n"
+        "from msldata.workers.engine import run_tasks\n"
         "from tests.integration.test_engine import square\n"
         "assert run_tasks(square, range(4), 2) == [0, 1, 4, 9]\n"
     )
@@ -117,7 +117,7 @@ def test_workers_import_what_their_parent_imports(tmp_path):
         (tmp_path / folder / "copied.py").write_text(f"def answer(number):\n    return {answer!r}\n")
     script = tmp_path / "here" / "main.py"
     script.write_text(
-        "from msldata.engine import run_tasks\nimport copied, os\n"
+        "from msldata.workers.engine import run_tasks\nimport copied, os\n"
         "before = dict(os.environ)\n"
         "assert run_tasks(copied.answer, range(4), 2) == ['right'] * 4\nassert dict(os.environ) == before\n"
     )
@@ -149,7 +149,7 @@ def alive(pid: int) -> bool:
 def test_no_worker_outlives_its_parent(tmp_path, number):
     """Ctrl-C, ``kill`` and ``kill -9`` alike: seconds later nothing of the build is running."""
     code = (
-        "from msldata.engine import run_tasks\n"
+        "from msldata.workers.engine import run_tasks\n"
         "from tests.integration.test_engine import leave_pid_and_sleep\n"
         f"run_tasks(leave_pid_and_sleep, [({str(tmp_path)!r}, 60), ({str(tmp_path)!r}, 0)], 2)\n"
     )

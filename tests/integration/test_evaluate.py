@@ -17,21 +17,21 @@ import timm
 import torch
 
 from msldata.errors import UserError
-from msltrain.anycheckpoint import Foreign, load_any
-from msltrain.checkpoint import Checkpoint, load_recogniser, save_checkpoint
 from msltrain.config import ModelConfig, TrainConfig
-from msltrain.evaluate import evaluate, evaluate_predictions
-from msltrain.forward import AllSamples, Part, in_full_batch
-from msltrain.holdout import hold_out
+from msltrain.evaluation.evaluate import evaluate, evaluate_predictions
+from msltrain.evaluation.sweep import AllSamples, Part, in_full_batch
+from msltrain.evaluation.views import AveragedViews
+from msltrain.measures.predictions import Origin
+from msltrain.measures.strata import compute_strata
 from msltrain.models.build import build_model
-from msltrain.predictions import Origin
 from msltrain.recipes import RECIPES
-from msltrain.strata import compute_strata
+from msltrain.runs.checkpoint import Checkpoint, load_recogniser, save_checkpoint
+from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
-from msltrain.stream.random import key_hash
-from msltrain.stream.shardset import open_shard_set
-from msltrain.testtime import AveragedViews
+from msltrain.stream.order.random import key_hash
+from msltrain.stream.samples.holdout import hold_out
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -261,7 +261,7 @@ def run_evaluate(place: Path, out: Path, launcher: list[str]) -> bytes:
     """The bytes of the predictions file that another process (or several) writes."""
     script = out.with_suffix(".py")
     script.write_text(
-        "import sys\nfrom msltrain.evaluate import evaluate\n"
+        "import sys\nfrom msltrain.evaluation.evaluate import evaluate\n"
         "run, shards, masks, out = sys.argv[1:]\n"
         "evaluate(run, shards, keep_masks=[masks], out=out, batch_size=2, num_threads=1, device='cpu')\n"
     )
@@ -326,9 +326,9 @@ def test_a_sample_met_twice_or_never_is_refused(place):
 def test_real_photographs_from_shards_to_numbers(sample, tmp_path):
     from sklearn.metrics import average_precision_score
 
-    from msldata.build_shards import build_shards, plan_build
-    from msldata.labels import VOC_CLASSES
-    from msldata.sources import open_source
+    from msldata.build.shards import build_shards, plan_build
+    from msldata.contract.records import VOC_CLASSES
+    from msldata.sources.kinds import open_source
     from msldata.storage import open_storage
 
     source = open_source("voc2007", sample / "VOCdevkit" / "VOC2007", "test")

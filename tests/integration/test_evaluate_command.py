@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from msltrain.metrics import compute_metrics
-from msltrain.predictions import LargestObjects, Origin, Predictions, write_predictions
+from msltrain.measures.metrics import compute_metrics
+from msltrain.measures.predictions import LargestObjects, Origin, Predictions, write_predictions
 
 
 def make(keys: str, seed: int, **changes) -> Predictions:

@@ -13,13 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 
 from msldata.errors import UserError
-from msltrain import export
-from msltrain.checkpoint import load_recogniser
 from msltrain.config import ModelConfig, TrainConfig
-from msltrain.evaluate import evaluate
-from msltrain.export import FORMATS, export_model
-from msltrain.predict import predict_images
+from msltrain.evaluation.evaluate import evaluate
+from msltrain.runs.checkpoint import load_recogniser
 from msltrain.stream.config import StreamConfig
+from msltrain.use import export
+from msltrain.use.export import FORMATS, export_model
+from msltrain.use.predict import predict_images
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo, write_images
 

@@ -13,14 +13,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cli
-from msldata.describe import describe
-from msldata.keepmask import decode_levels, resize_area
-from msldata.maskplan import plan_masks
-from msldata.maskplots import write_mask_plots
-from msldata.masksources import open_mask_source
-from msldata.preview import load_preview, write_preview
+from msldata.contract.keepmask import decode_levels, resize_area
+from msldata.inspect.describe import describe
+from msldata.inspect.preview import load_preview, write_preview
+from msldata.inspect.verify import verify
+from msldata.masks.plan import plan_masks
+from msldata.masks.plots import write_mask_plots
+from msldata.masks.sources import open_mask_source
 from msldata.storage import LocalStorage
-from msldata.verify import verify
 from tests.integration.test_build_masks import MASKS, all_files, png, rows
 from tests.tinydata import build_masks
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from msldata.errors import UserError
-from msltrain.grid.jobs import only_one
-from msltrain.grid.workers import JobEnded, JobProgress, JobStarted, run_jobs
+from msltrain.grids.jobs import only_one
+from msltrain.grids.workers import JobEnded, JobProgress, JobStarted, run_jobs
 from tests.gridjobs import FakeJob
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes where Linux shows them")
@@ -111,7 +111,7 @@ def test_no_worker_outlives_its_parent(tmp_path, sent):
 
 
 def test_one_process_works_in_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("msltrain.grid.jobs._PATIENCE_S", 0.1)
+    monkeypatch.setattr("msltrain.grids.jobs._PATIENCE_S", 0.1)
     with only_one(tmp_path), pytest.raises(UserError, match="another process works in this folder"), only_one(tmp_path):
         pass
     with only_one(tmp_path):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.decode import Decoder
-from msltrain.stream.imagecache import ImageCache
 from msltrain.stream.loader import Loader
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.pixels.decode import Decoder
+from msltrain.stream.pixels.imagecache import ImageCache
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import write_images
 
 CONFIG = StreamConfig(image_size=24, batch_size=8, num_threads=2, drop_last=False)

@@ -16,19 +16,19 @@ import webdataset
 from typer.testing import CliRunner
 
 from cli import app
-from msldata import index_shards as module
-from msldata.build_shards import build_shards, plan_build
-from msldata.describe import describe
+from msldata.build import index_tars as module
+from msldata.build.index_tars import index_shards
+from msldata.build.shards import build_shards, plan_build
+from msldata.contract.manifest import MANIFEST_NAME, read_manifest
 from msldata.errors import BadInputError, UserError
-from msldata.format import MANIFEST_NAME, read_manifest
-from msldata.index_shards import index_shards
-from msldata.preview import write_preview
-from msldata.sources import open_source
+from msldata.inspect.describe import describe
+from msldata.inspect.preview import write_preview
+from msldata.inspect.verify import verify
+from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage, open_storage
-from msldata.verify import verify
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import photo
 from tests.tinydata import contents, make_voc
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from msldata.contract.manifest import FormatError
 from msldata.errors import UserError
-from msldata.format import FormatError
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.decode import resize_crop
 from msltrain.stream.loader import Loader
-from msltrain.stream.shardset import ShardSet, open_shard_set
+from msltrain.stream.pixels.decode import resize_crop
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 from tests.smallshards import photo, write_images, write_keep_masks
 
 CONFIG = StreamConfig(image_size=24, batch_size=8, window=64, num_threads=2)
@@ -274,7 +274,7 @@ def test_decoding_threads_use_one_torch_thread_and_the_consumer_keeps_its_own(sh
         resize_crop(*arguments)
         seen.add(torch.get_num_threads())
 
-    monkeypatch.setattr("msltrain.stream.slots.resize_crop", resize)
+    monkeypatch.setattr("msltrain.stream.pixels.buffers.resize_crop", resize)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -17,13 +17,13 @@ from subprocess import PIPE
 import numpy as np
 import pytest
 
-from msldata.format import FormatError
+from msldata.contract.manifest import FormatError
 from msldata.storage import LocalStorage
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
-from msltrain.stream.ranges import RangeFetcher
-from msltrain.stream.shardset import ShardSet, open_shard_set
+from msltrain.stream.reading.ranges import RangeFetcher
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 from tests.smallshards import write_images
 
 CONFIG = StreamConfig(image_size=24, batch_size=8, num_threads=2)
@@ -254,7 +254,7 @@ def test_memory_and_files_stay_flat_over_epochs(folder):
 
 
 def test_maps_are_bounded_and_live_until_the_loader_is_closed(folder, monkeypatch):
-    monkeypatch.setattr("msltrain.stream.shardmaps._OPEN_MAPS", 2)
+    monkeypatch.setattr("msltrain.stream.samples.maps._OPEN_MAPS", 2)
     shards = open_shard_set(folder)
     assert len(shards.manifest.shards) > 2
     with make(shards) as loader:

@@ -18,15 +18,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from msldata.build.image import prepare_image
+from msldata.build.writer import ShardWriter
+from msldata.contract.keepmask import decode_gray
+from msldata.contract.manifest import IMAGES, Manifest, shard_name
+from msldata.contract.publish import write_manifest
 from msldata.errors import BadInputError, UserError
-from msldata.format import IMAGES, Manifest, shard_name, write_manifest
-from msldata.images import prepare_image
-from msldata.keepmask import decode_gray
-from msldata.masksources import open_mask_source
-from msldata.shardwriter import ShardWriter
+from msldata.inspect.verify import verify
+from msldata.masks.sources import open_mask_source
 from msldata.sources.voc import parse_objects
 from msldata.storage import LocalStorage, open_storage
-from msldata.verify import verify
 from tests.smallshards import photo
 from tests.tinydata import build_masks
 
@@ -130,7 +131,7 @@ def test_zip_bomb(little_memory, tmp_path):
 
 
 def test_gzip_bomb(little_memory, tmp_path, monkeypatch):
-    monkeypatch.setattr("msldata.masksources.MAX_UNPACKED_BYTES", 10 << 20)
+    monkeypatch.setattr("msldata.masks.sources.MAX_UNPACKED_BYTES", 10 << 20)
     with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz") as archive:
         member = tarfile.TarInfo("0.png")
         member.size = 20 << 20
@@ -229,7 +230,7 @@ def test_a_pickled_target_in_a_shard(booby_trap, tmp_path):
 def test_a_pickled_target_is_never_read_by_training(booby_trap, tmp_path):
     from msltrain.stream.config import StreamConfig
     from msltrain.stream.loader import Loader
-    from msltrain.stream.shardset import open_shard_set
+    from msltrain.stream.samples.shardset import open_shard_set
 
     storage = LocalStorage(tmp_path / "shards")
     with ShardWriter(storage, shard_name("small", "train", 0), kind=IMAGES, plan="test") as writer:

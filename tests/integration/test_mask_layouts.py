@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from msldata.errors import UserError
-from msldata.maskgenerator import generate_hole_mask
-from msldata.masksources import open_mask_source, select_mask_source
+from msldata.masks.generator import generate_hole_mask
+from msldata.masks.sources import open_mask_source, select_mask_source
 from msldata.storage import LocalStorage, open_storage
 from tests.integration.test_build_masks import png, rows, shards
 from tests.tinydata import build_masks

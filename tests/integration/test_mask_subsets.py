@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msldata.contract.format import decode_index
+from msldata.contract.keepmask import decode_png, hole_fraction, resize_nearest
+from msldata.contract.manifest import KEEP_MASKS, read_manifest
 from msldata.errors import UserError
-from msldata.format import KEEP_MASKS, decode_index, read_manifest
-from msldata.keepmask import decode_png, hole_fraction, resize_nearest
-from msldata.masksources import GeneratedMasks, open_mask_source
+from msldata.masks.sources import GeneratedMasks, open_mask_source
 from msldata.storage import open_storage
 from tests.tinydata import build_masks
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from msldata.errors import BadInputError, UserError
-from msldata.maskgenerator import generate_hole_mask
-from msldata.masksources import open_mask_source
+from msldata.masks.generator import generate_hole_mask
+from msldata.masks.sources import open_mask_source
 from msldata.storage import open_storage
 from tests.tinydata import build_masks
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from msldata.errors import StorageError
-from msldata.maskplots import _count, _draw_contact_sheet, _draw_histogram, _Stored, write_mask_plots
-from msldata.masksources import GeneratedMasks
+from msldata.masks.plots import _count, _draw_contact_sheet, _draw_histogram, _Stored, write_mask_plots
+from msldata.masks.sources import GeneratedMasks
 from msldata.storage import open_storage
 from tests.tinydata import build_masks
 

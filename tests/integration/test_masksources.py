@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from msldata.errors import BadInputError, UserError
-from msldata.maskgenerator import generate_hole_mask
-from msldata.masksources import GeneratedMasks, open_mask_source
+from msldata.masks.generator import generate_hole_mask
+from msldata.masks.sources import GeneratedMasks, open_mask_source
 
 
 def mask_png(index: int) -> bytes:

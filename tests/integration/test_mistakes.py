@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from msldata.format import MANIFEST_NAME
+from msldata.contract.manifest import MANIFEST_NAME
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 XML = (

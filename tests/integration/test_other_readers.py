@@ -11,9 +11,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from msldata.build_shards import build_shards, plan_build
-from msldata.labels import VOC_CLASSES
-from msldata.sources import open_source
+from msldata.build.shards import build_shards, plan_build
+from msldata.contract.records import VOC_CLASSES
+from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage
 from tests.tinydata import jpeg, make_voc, voc_object, voc_xml
 

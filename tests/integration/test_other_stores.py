@@ -7,10 +7,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from msldata.build_shards import build_shards, plan_build
+from msldata.build.shards import build_shards, plan_build
+from msldata.contract.manifest import read_manifest
 from msldata.errors import StorageError
-from msldata.format import read_manifest
-from msldata.sources import open_source
+from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 from tests import s3server, stores
 from tests.faultproxy import FaultProxy, Sometimes

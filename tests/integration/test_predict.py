@@ -16,11 +16,11 @@ from PIL import Image
 
 from msldata.errors import BadInputError, UserError
 from msldata.storage import open_storage
-from msltrain.checkpoint import load_recogniser
-from msltrain.evaluate import evaluate
-from msltrain.predict import Answer, Predictor, find_images, predict_images, read_keep_mask, read_square
-from msltrain.predictions import write_predictions
-from msltrain.thresholds import tune_thresholds
+from msltrain.evaluation.evaluate import evaluate
+from msltrain.measures.predictions import write_predictions
+from msltrain.measures.thresholds import tune_thresholds
+from msltrain.runs.checkpoint import load_recogniser
+from msltrain.use.predict import Answer, Predictor, find_images, predict_images, read_keep_mask, read_square
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo, write_images
 

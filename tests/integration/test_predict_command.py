@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli import app
-from msltrain.predict import predict_images
+from msltrain.use.predict import predict_images
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo
 

@@ -14,16 +14,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli import app
-from msldata import previewsheet
-from msldata.build_shards import build_shards, plan_build
+from msldata.build.shards import build_shards, plan_build
+from msldata.contract.keepmask import hole_fraction
+from msldata.contract.manifest import FormatError
 from msldata.errors import UserError
-from msldata.format import FormatError
-from msldata.keepmask import hole_fraction
-from msldata.masksources import GeneratedMasks, select_mask_source
-from msldata.preview import Box, Label, Preview, Tile, load_preview, spread, write_preview
-from msldata.previewpage import draw_page
-from msldata.previewsheet import draw_sheet
-from msldata.sources import open_source
+from msldata.inspect import preview_sheet as previewsheet
+from msldata.inspect.preview import load_preview, spread, write_preview
+from msldata.inspect.preview_page import draw_page
+from msldata.inspect.preview_sheet import draw_sheet
+from msldata.inspect.tiles import Box, Label, Preview, Tile
+from msldata.masks.sources import GeneratedMasks, select_mask_source
+from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage, open_storage
 from tests.tinydata import build_masks, make_voc
 

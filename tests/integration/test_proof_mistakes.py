@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from msldata.format import MANIFEST_NAME
+from msldata.contract.manifest import MANIFEST_NAME
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.stream.config import StreamConfig
 from tests.integration.test_evaluate import write_checkpoint

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from msldata.build_shards import build_shards, plan_build
-from msldata.engine import Engine, run_tasks
+from msldata.build.shards import build_shards, plan_build
 from msldata.errors import BadInputError, UserError
-from msldata.sources import open_source
+from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
+from msldata.workers.engine import Engine, run_tasks
 from tests.integration.test_engine import die, die_once, fail_at_three, square
 from tests.tinydata import contents, make_voc
 

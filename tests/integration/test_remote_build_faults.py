@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from msldata import remotelock
-from msldata.build_shards import build_shards, plan_build
+from msldata.build.shards import build_shards, plan_build
+from msldata.contract.manifest import FormatError, read_manifest
 from msldata.errors import StorageError, UserError
-from msldata.format import FormatError, read_manifest
-from msldata.sources import open_source
+from msldata.sources.kinds import open_source
 from msldata.storage import RemoteStorage, open_storage
+from msldata.storage import lock as remotelock
 from tests.faultproxy import Sometimes
 from tests.tinydata import contents, make_voc
 

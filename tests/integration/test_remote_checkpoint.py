@@ -12,14 +12,15 @@ from typer.testing import CliRunner
 import cli
 from msldata.errors import UserError
 from msldata.storage import open_storage
-from msltrain.anycheckpoint import Foreign, load_any
-from msltrain.checkpoint import find_checkpoint, load_checkpoint, load_recogniser
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from msltrain.predictions import default_file, read_predictions
-from msltrain.recipes.published import BASELINE_LOSS
-from msltrain.runmirror import RunMirror
+from msltrain.measures.predictions import read_predictions
+from msltrain.recipes.paper import BASELINE_LOSS
+from msltrain.runs.checkpoint import find_checkpoint, load_checkpoint, load_recogniser
+from msltrain.runs.mirror import RunMirror
+from msltrain.runs.other_checkpoints import Foreign, load_any
+from msltrain.runs.places import default_file
 from msltrain.stream.config import StreamConfig
-from msltrain.trainer import train
+from msltrain.training.trainer import train
 from tests.smallshards import CLASSES, write_images
 
 

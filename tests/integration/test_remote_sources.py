@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from msldata.build_shards import build_shards, plan_build
+from msldata.build.shards import build_shards, plan_build
 from msldata.errors import BadInputError, UserError
-from msldata.sources import open_source, select_sources
+from msldata.sources.kinds import open_source, select_sources
 from msldata.storage import LocalStorage
 from tests import webserver
 from tests.tinydata import contents, jpeg, make_coco, make_voc

@@ -14,20 +14,26 @@ import pytest
 from PIL import Image
 
 from msldata.errors import UserError
-from msltrain.bootstrap import Interval, interval_around, mean_ap_difference, resampled_mean_ap
 from msltrain.config import LossConfig, TrainConfig, to_json
-from msltrain.metrics import SUMMARY, compute_metrics
-from msltrain.predictions import LargestObjects, Origin, Predictions, keep_mask_fingerprints, write_predictions
+from msltrain.measures.bootstrap import Interval, interval_around, mean_ap_difference, resampled_mean_ap
+from msltrain.measures.metrics import SUMMARY, compute_metrics
+from msltrain.measures.predictions import (
+    LargestObjects,
+    Origin,
+    Predictions,
+    keep_mask_fingerprints,
+    write_predictions,
+)
+from msltrain.pages.svg import ticks
 from msltrain.report import RunReport, open_run, write_report
 from msltrain.report.examples import answer, choose, hide, read_examples
 from msltrain.report.finding import find, points
 from msltrain.report.history import by_epoch
 from msltrain.report.numbers import compute_numbers
-from msltrain.report.plots import ticks
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.maskbank import MaskBank
-from msltrain.stream.random import key_hash
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.order.random import key_hash
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
 NUM_SAMPLES = 120

@@ -15,12 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from msltrain.checkpoint import load_checkpoint, save_checkpoint
 from msltrain.config import to_json
-from msltrain.metrics import SUMMARY, compute_metrics
-from msltrain.predictions import default_file, read_predictions, write_predictions
+from msltrain.measures.metrics import SUMMARY, compute_metrics
+from msltrain.measures.predictions import read_predictions, write_predictions
 from msltrain.report.numbers import compute_numbers
-from msltrain.report.runs import open_run
+from msltrain.report.open_runs import open_run
+from msltrain.runs.checkpoint import load_checkpoint, save_checkpoint
+from msltrain.runs.places import default_file
 from tests.integration.test_evaluate import write_checkpoint
 from tests.integration.test_report import Page
 from tests.smallshards import CLASSES, write_images, write_keep_masks

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msltrain.metrics import compute_metrics
-from msltrain.predictions import Origin, Predictions, keep_mask_fingerprints
-from msltrain.report.page import write_report
-from msltrain.report.runs import RunReport
-from msltrain.stream.shardset import open_shard_set
+from msltrain.measures.metrics import compute_metrics
+from msltrain.measures.predictions import Origin, Predictions, keep_mask_fingerprints
+from msltrain.report.open_runs import RunReport
+from msltrain.report.write_report import write_report
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.integration.test_report import CONFIG, NUM_SAMPLES, run
 from tests.smallshards import write_images, write_keep_masks
 

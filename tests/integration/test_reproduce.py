@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from msltrain.grid.needs import find_needs
-from msltrain.grid.plan import make_plan
-from msltrain.grid.run import open_grid
+from msltrain.grids.needs import find_needs
+from msltrain.grids.plan import make_plan
+from msltrain.grids.run import open_grid
 from msltrain.recipes.ablations import GRIDS
-from msltrain.reproduce.report import write_report
+from msltrain.reproduce.paper_tables import TABLES
 from msltrain.reproduce.smoke import smoke_places, tiny
-from msltrain.reproduce.tables import TABLES
+from msltrain.reproduce.write_comparison import write_report
 from tests.tinydata import contents
 
 COMMAND = [sys.executable, "-u", "-m", "cli", "reproduce", "--scale", "smoke", "--out"]

@@ -19,15 +19,15 @@ import torch
 from typer.testing import CliRunner
 
 from msldata.errors import UserError
-from msltrain.checkpoint import load_recogniser
-from msltrain.curves import compute_curves, pooled_visibility
-from msltrain.evaluate import evaluate
-from msltrain.forward import AllSamples
-from msltrain.metrics import compute_metrics
-from msltrain.predictions import read_predictions
-from msltrain.report.robustness import robustness_table, write_robustness
-from msltrain.robustness import Recalibration, Study, run_study
-from msltrain.studymodel import UNFINISHED, StudyModel
+from msltrain.evaluation.evaluate import evaluate
+from msltrain.evaluation.sweep import AllSamples
+from msltrain.measures.metrics import compute_metrics
+from msltrain.measures.predictions import read_predictions
+from msltrain.robustness.conditions import UNFINISHED, StudyModel
+from msltrain.robustness.curves import compute_curves, pooled_visibility
+from msltrain.robustness.figure import robustness_table, write_robustness
+from msltrain.robustness.run import Recalibration, Study, run_study
+from msltrain.runs.checkpoint import load_recogniser
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
@@ -151,7 +151,7 @@ def test_another_study_in_the_folder_is_refused(place, found):
 def test_recalibration_changes_batchnorm_alone(place, found):
     # Statistics over one batch of everything are those of the batch: the recalibrated model in evaluation mode then
     # gives what the original gives in training mode on the same images.
-    from msltrain.recalibrate import recalibrate_batchnorm
+    from msltrain.robustness.recalibrate import recalibrate_batchnorm
 
     torch.manual_seed(0)
     image = torch.rand(64, 3, 64, 64)

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 import cli
 from msldata.errors import StorageError, UserError
 from msldata.storage import RemoteStorage, open_storage
-from msltrain.checkpoint import load_checkpoint
 from msltrain.config import (
     DataConfig,
     ModelConfig,
@@ -30,13 +29,14 @@ from msltrain.config import (
     from_json,
     override,
 )
-from msltrain.events import StepEvent
-from msltrain.interrupt import Interrupted
+from msltrain.hosts.interrupt import Interrupted
 from msltrain.recipes import configure
-from msltrain.resume import Resume
-from msltrain.series import parse_seeds, train_series
+from msltrain.runs.checkpoint import load_checkpoint
 from msltrain.stream.config import StreamConfig
-from msltrain.trainer import train
+from msltrain.training.events import StepEvent
+from msltrain.training.resume import Resume
+from msltrain.training.seeds import parse_seeds, train_series
+from msltrain.training.trainer import train
 from tests.faultproxy import Sometimes
 from tests.smallshards import write_images, write_keep_masks
 
@@ -177,7 +177,7 @@ def test_the_latest_epochs_are_kept(config: TrainConfig, tmp_path: Path):
 
 
 def test_a_best_checkpoint_that_was_not_copied_yet_is_made_up_for(config: TrainConfig, tmp_path: Path, monkeypatch):
-    import msltrain.trainer
+    import msltrain.training.trainer
 
     class Killed(BaseException):
         pass
@@ -186,7 +186,7 @@ def test_a_best_checkpoint_that_was_not_copied_yet_is_made_up_for(config: TrainC
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(msltrain.trainer, "copy_checkpoint", killed)
+        patched.setattr(msltrain.training.trainer, "copy_checkpoint", killed)
         train(config, run_dir=tmp_path)
     assert names(tmp_path / "checkpoints") == ["last"]
     stopped(config, tmp_path, 5, resume=True)
@@ -309,9 +309,9 @@ def test_wandb_takes_the_run_offline(config: TrainConfig, tmp_path: Path, monkey
 
 
 def test_a_missing_tracker_is_named_before_anything_starts(config: TrainConfig, tmp_path: Path, monkeypatch):
-    import msltrain.trackers
+    import msltrain.runs.trackers
 
-    monkeypatch.setattr(msltrain.trackers, "_installed", lambda package: False)
+    monkeypatch.setattr(msltrain.runs.trackers, "_installed", lambda package: False)
     with pytest.raises(UserError, match=r"run.tensorboard=true needs the package tensorboard: pip install"):
         train(override(config, ["run.tensorboard=true"]), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()

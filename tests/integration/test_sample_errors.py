@@ -18,17 +18,17 @@ from typer.testing import CliRunner
 import cli
 from msldata.errors import UserError
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from msltrain.evaluate import evaluate
-from msltrain.events import EpochEvent
-from msltrain.predictions import read_predictions
-from msltrain.recipes.published import BASELINE_LOSS
-from msltrain.robustness import Study, run_study
+from msltrain.evaluation.evaluate import evaluate
+from msltrain.measures.predictions import read_predictions
+from msltrain.recipes.paper import BASELINE_LOSS
+from msltrain.robustness.run import Study, run_study
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError, TooManySkipped
 from msltrain.stream.loader import Loader
-from msltrain.stream.plan import EpochPlan
-from msltrain.stream.shardset import ShardSet, open_shard_set
-from msltrain.trainer import train
+from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
+from msltrain.training.events import EpochEvent
+from msltrain.training.trainer import train
 from tests.integration.test_evaluate import write_checkpoint
 from tests.remotefolder import remote
 from tests.smallshards import CLASSES, write_images, write_keep_masks

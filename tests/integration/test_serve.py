@@ -20,14 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
+from msldata.contract.keepmask import decode_png, encode_png, resize_nearest
 from msldata.errors import UserError
-from msldata.keepmask import decode_png, encode_png, resize_nearest
 from msltrain.config import ModelConfig, TrainConfig
-from msltrain.overlay import hide, paint
-from msltrain.pictures import find_images, read_pixels
-from msltrain.predict import Predictor, read_square
-from msltrain.serve.server import MAX_BODY, Studio, StudioServer, is_loopback
 from msltrain.stream.config import StreamConfig
+from msltrain.use.overlay import hide, paint
+from msltrain.use.predict import Predictor, read_square
+from msltrain.use.read_images import find_images, read_pixels
+from msltrain.use.serve import MAX_BODY, Studio, StudioServer, is_loopback
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo
 

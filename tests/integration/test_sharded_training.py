@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from msldata.errors import UserError
-from msltrain.checkpoint import load_checkpoint
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, override
-from msltrain.distributed import Ranks
-from msltrain.events import StepEvent
-from msltrain.interrupt import Interrupted
-from msltrain.learner import Learner
+from msltrain.hosts.distributed import Ranks
+from msltrain.hosts.interrupt import Interrupted
 from msltrain.models.build import build_model
-from msltrain.sharding import shard_weights
+from msltrain.runs.checkpoint import load_checkpoint
 from msltrain.stream.config import StreamConfig
-from msltrain.trainer import train
+from msltrain.training.events import StepEvent
+from msltrain.training.learner import Learner
+from msltrain.training.sharding import shard_weights
+from msltrain.training.trainer import train
 from tests.smallshards import write_images, write_keep_masks
 from tests.torchrun import finish, losses, start, validation
 
@@ -32,7 +32,7 @@ import json, os, shutil, signal, sys
 from pathlib import Path
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-import msltrain.trainer
+import msltrain.training.trainer
 from msltrain.config import from_json
 from msltrain.interrupt import Interrupted
 from msltrain.learner import Learner
@@ -62,7 +62,7 @@ class Observed(Learner):
 def count(tensors):
     return sum((tensor.to_local() if hasattr(tensor, "to_local") else tensor).numel() for tensor in tensors)
 
-msltrain.trainer.Learner = Observed
+msltrain.training.trainer.Learner = Observed
 for run in map(Path, sys.argv[2:]):
     seen = {}
     def interrupt(event):
@@ -70,12 +70,12 @@ for run in map(Path, sys.argv[2:]):
             os.kill(os.getpid(), signal.SIGTERM)
     config = from_json(run.with_suffix(".json").read_text())
     try:
-        msltrain.trainer.train(config, run_dir=run, resume="auto", on_event=interrupt)
+        msltrain.training.trainer.train(config, run_dir=run, resume="auto", on_event=interrupt)
     except Interrupted as stopped:
         assert stopped.step == 8  # several processes agree on it at their next report
         if os.environ["RANK"] == "0":
             shutil.copytree(run, run.with_name("left"))
-        msltrain.trainer.train(config, run_dir=run, resume=True)
+        msltrain.training.trainer.train(config, run_dir=run, resume=True)
     for rank, numbers in seen.items():
         run.with_suffix(f".{rank}").write_text(json.dumps(numbers))
 """

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from msldata.describe import describe
 from msldata.errors import StorageError
+from msldata.inspect.describe import describe
+from msldata.inspect.verify import verify
 from msldata.storage import RemoteStorage, open_storage
-from msldata.verify import verify
 from tests.faultproxy import Sometimes
 from tests.smallshards import write_images
 

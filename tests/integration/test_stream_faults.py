@@ -24,11 +24,11 @@ from typer.testing import CliRunner
 import cli
 from msldata.errors import StorageError
 from msldata.storage import RemoteStorage
-from msltrain.stream.cache import ShardCache
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
-from msltrain.stream.shardset import ShardSet, open_shard_set
+from msltrain.stream.reading.cache import ShardCache
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, write_images
 

@@ -19,7 +19,7 @@ import torch
 
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import write_images
 
 REPOSITORY = Path(__file__).resolve().parents[2]

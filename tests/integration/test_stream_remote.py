@@ -16,10 +16,10 @@ from PIL import Image
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
-from msltrain.stream.plan import EpochPlan
-from msltrain.stream.ranges import RangeFetcher
-from msltrain.stream.request import noted
-from msltrain.stream.shardset import ShardSet, open_shard_set
+from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.reading.ranges import RangeFetcher
+from msltrain.stream.reading.request import noted
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 from tests.remotefolder import remote
 from tests.smallshards import photo, write_images
 
@@ -105,7 +105,7 @@ def test_only_the_first_window_is_read_singly_while_its_shards_are_fetched(folde
 @pytest.mark.parametrize("retry_after", [0.0, 5.0])
 @pytest.mark.parametrize("shards_that_fit", [0.5, 1.5])
 def test_a_limit_below_two_shards_streams_through(folder, tmp_path, notes, monkeypatch, shards_that_fit, retry_after):
-    monkeypatch.setattr("msltrain.stream.fetch._RETRY_AFTER", retry_after)
+    monkeypatch.setattr("msltrain.stream.reading.fetch._RETRY_AFTER", retry_after)
     largest = max(shard.num_bytes for shard in open_shard_set(folder).manifest.shards)
     limit = shards_that_fit * largest / 1e9
     loader = make(remote(folder), cache=str(tmp_path), cache_limit_gb=limit)
@@ -228,7 +228,7 @@ def test_damage_on_the_server_is_named_through_the_cache_too(folder, tmp_path):
 
 
 def test_a_shard_damaged_at_its_source_is_not_fetched_over_and_over(folder, tmp_path, notes, monkeypatch):
-    monkeypatch.setattr("msltrain.stream.fetch._RETRY_AFTER", 0.0)
+    monkeypatch.setattr("msltrain.stream.reading.fetch._RETRY_AFTER", 0.0)
     shutil.copytree(folder, tmp_path / "shards")
     shards = remote(tmp_path / "shards")
     largest = max(shards.manifest.shards, key=lambda shard: shard.num_bytes)

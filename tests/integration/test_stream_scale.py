@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from msltrain.stream import shardset
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
-from msltrain.stream.plan import EpochPlan
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.samples import shardset
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import write_images
 
 

@@ -13,10 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import msltrain.trainer
-import msltrain.validation
+import msltrain.training.trainer
+import msltrain.training.validation
 from msldata.errors import UserError
-from msltrain.checkpoint import load_checkpoint, load_recogniser
 from msltrain.config import (
     DataConfig,
     LossConfig,
@@ -27,18 +26,19 @@ from msltrain.config import (
     from_json,
     override,
 )
-from msltrain.events import EpochEvent, StartEvent, StepEvent
-from msltrain.holdout import hold_out
-from msltrain.interrupt import Interrupted
-from msltrain.learner import Learner
+from msltrain.hosts.interrupt import Interrupted
 from msltrain.models.build import Recogniser
 from msltrain.recipes import recipe
-from msltrain.recipes.published import BASELINE_LOSS
+from msltrain.recipes.paper import BASELINE_LOSS
+from msltrain.runs.checkpoint import load_checkpoint, load_recogniser
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.keepmasks.bank import MaskBank
 from msltrain.stream.loader import Loader
-from msltrain.stream.maskbank import MaskBank
-from msltrain.stream.shardset import open_shard_set
-from msltrain.trainer import train
+from msltrain.stream.samples.holdout import hold_out
+from msltrain.stream.samples.shardset import open_shard_set
+from msltrain.training.events import EpochEvent, StartEvent, StepEvent
+from msltrain.training.learner import Learner
+from msltrain.training.trainer import train
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
 
@@ -155,7 +155,7 @@ def test_validation_measures_the_shipped_weights(
         ranked.append((logit_NK, target_NK, ignore_NK))
         return 0.5
 
-    monkeypatch.setattr(msltrain.validation, "mean_average_precision", mean_average_precision)
+    monkeypatch.setattr(msltrain.training.validation, "mean_average_precision", mean_average_precision)
     result = train(config, run_dir=tmp_path / "run")
     loaded = load_recogniser(result.last)
     _, held_out = hold_out(open_shard_set(data / "train"), 0.15)
@@ -170,7 +170,7 @@ def test_the_next_epoch_is_being_read_while_this_one_is_validated(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     order = []
-    start, validate = Loader.start, msltrain.trainer.validation_mean_ap
+    start, validate = Loader.start, msltrain.training.trainer.validation_mean_ap
 
     def started(loader):
         order.append(f"start {loader.epoch}")
@@ -181,7 +181,7 @@ def test_the_next_epoch_is_being_read_while_this_one_is_validated(
         return validate(*args, **kwargs)
 
     monkeypatch.setattr(Loader, "start", started)
-    monkeypatch.setattr(msltrain.trainer, "validation_mean_ap", validated)
+    monkeypatch.setattr(msltrain.training.trainer, "validation_mean_ap", validated)
     train(config, run_dir=tmp_path / "run")
     assert order == ["start 0", "start 1", "validate", "start 2", "validate", "validate"]
 
@@ -463,9 +463,9 @@ def test_visible_pixels_can_be_fainter(config: TrainConfig, tmp_path: Path, monk
 @pytest.mark.slow
 def test_real_photographs_masks_and_weights(sample: Path, tmp_path: Path):
     """Two epochs on the VOC2007 sample from ImageNet weights: far above chance (0.12) on held-out photographs."""
-    from msldata.build_shards import build_shards, plan_build
-    from msldata.masksources import open_mask_source
-    from msldata.sources import open_source
+    from msldata.build.shards import build_shards, plan_build
+    from msldata.masks.sources import open_mask_source
+    from msldata.sources.kinds import open_source
     from msldata.storage import open_storage
     from tests.tinydata import build_masks
 

@@ -17,25 +17,17 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from msldata.build_shards import build_shards, plan_build
+from msldata.build.shards import build_shards, plan_build
+from msldata.build.writer import ShardWriter
+from msldata.contract.format import decode_index, decode_shard_metadata, encode_index, encode_json, encode_target
+from msldata.contract.manifest import IMAGES, FormatError, read_manifest
+from msldata.contract.publish import write_manifest
+from msldata.contract.tar import walk_tar
 from msldata.errors import UserError
-from msldata.format import (
-    IMAGES,
-    FormatError,
-    decode_index,
-    decode_shard_metadata,
-    encode_index,
-    encode_json,
-    encode_target,
-    read_manifest,
-    write_manifest,
-)
-from msldata.masksources import select_mask_source
-from msldata.shardwriter import ShardWriter
-from msldata.sources import open_source
+from msldata.inspect.verify import Finding, verify
+from msldata.masks.sources import select_mask_source
+from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage, open_storage
-from msldata.tarwalk import walk_tar
-from msldata.verify import Finding, verify
 from tests.tinydata import build_masks, jpeg, make_voc
 
 FIRST = "voc2007-test-000000.tar"

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from msltrain.stream.augment import random_crops, random_flips, whole_images
-from msltrain.stream.random import CROP, key_hash, uniform
+from msltrain.stream.order.augment import random_crops, random_flips, whole_images
+from msltrain.stream.order.random import CROP, key_hash, uniform
 
 SCALE, RATIO = (0.7, 1.0), (3 / 4, 4 / 3)
 SIZES = [(500, 375), (333, 500), (1, 1), (1, 900), (900, 1), (640, 40), (37, 600), (64, 64), (400, 300), (30, 40)]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from msltrain.bootstrap import resampled_mean_ap, resampled_rates, summary_intervals
-from msltrain.metrics import RATES, SUMMARY, compute_metrics
-from msltrain.predictions import Origin, Predictions
+from msltrain.measures.bootstrap import resampled_mean_ap, resampled_rates, summary_intervals
+from msltrain.measures.metrics import RATES, SUMMARY, compute_metrics
+from msltrain.measures.predictions import Origin, Predictions
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import nn
 from msldata.errors import UserError
 from msltrain.config import LossConfig, ModelConfig
 from msltrain.models.build import build_model
-from msltrain.siamese import SiameseStep
+from msltrain.training.siamese import SiameseStep
 
 
 @pytest.fixture(autouse=True)

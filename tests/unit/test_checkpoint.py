@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import msltrain.checkpoint
+import msltrain.runs.checkpoint
 from msldata.errors import StorageError, UserError
-from msltrain.checkpoint import (
+from msltrain.config import ModelConfig, TrainConfig
+from msltrain.models.build import build_model
+from msltrain.runs.checkpoint import (
     Checkpoint,
     copy_checkpoint,
     find_checkpoint,
@@ -21,8 +23,6 @@ from msltrain.checkpoint import (
     load_recogniser,
     save_checkpoint,
 )
-from msltrain.config import ModelConfig, TrainConfig
-from msltrain.models.build import build_model
 from msltrain.stream.config import StreamConfig
 
 CONFIG = TrainConfig(
@@ -198,4 +198,4 @@ def test_channels_last_weights_are_stored_plainly(tmp_path: Path):
 
 
 def test_names_are_public():
-    assert msltrain.checkpoint.WEIGHTS_NAME == "weights.safetensors"
+    assert msltrain.runs.checkpoint.WEIGHTS_NAME == "weights.safetensors"

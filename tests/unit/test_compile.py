@@ -11,7 +11,7 @@ import torch
 from msldata.errors import UserError
 from msltrain.config import LossConfig, ModelConfig, RunConfig
 from msltrain.models.build import build_model
-from msltrain.siamese import SiameseStep
+from msltrain.training.siamese import SiameseStep
 
 LOSSES = [
     LossConfig(branches="fused", bn_mode="split", recognition="asl"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from msltrain.metrics import compute_metrics
-from msltrain.predictions import Predictions
+from msltrain.measures.metrics import compute_metrics
+from msltrain.measures.predictions import Predictions
 from msltrain.report.classcurves import MAX_POINTS, curve
 from msltrain.report.cooccurrence import FEW_IMAGES, count_companions, count_false_alarms, leaning_pairs
 from msltrain.report.heatmap import _runs

@@ -11,9 +11,9 @@ from msldata.errors import UserError
 from msltrain.config import LossConfig, ModelConfig, OptimConfig
 from msltrain.models.backbone import Backbone
 from msltrain.models.build import build_model
-from msltrain.optim import build_optimizer, set_learning_rate
 from msltrain.recipes import RECIPES, backbones, recipe
-from msltrain.siamese import SiameseStep
+from msltrain.training.optim import build_optimizer, set_learning_rate
+from msltrain.training.siamese import SiameseStep
 
 FAMILIES = [
     ("resnet18", 64, 512, 2),

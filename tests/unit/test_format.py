@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from msldata import format as contract
+from msldata.contract import format as contract
 from msldata.storage import LocalStorage
 
 SHARD = contract.ShardInfo(name="voc2007-test-000000.tar", num_samples=2, num_bytes=10240, sha256="ab" * 32)

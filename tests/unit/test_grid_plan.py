@@ -6,15 +6,15 @@ import pytest
 
 from msldata.errors import UserError
 from msltrain.config import differences
-from msltrain.grid.plan import Places, make_plan
-from msltrain.grid.workers import gpu_slots
-from msltrain.metrics import SUMMARY
+from msltrain.grids.plan import Places, make_plan
+from msltrain.grids.workers import gpu_slots
+from msltrain.measures.metrics import SUMMARY
 from msltrain.recipes import RECIPES
 from msltrain.recipes.ablations import GRIDS
 from msltrain.recipes.variants import as_published
-from msltrain.reproduce.published import ERRATA, FIGURE3, PUBLISHED, SOURCES
+from msltrain.reproduce.paper_tables import TABLES, choose_tables, grid_as_table, with_resnet_cut
+from msltrain.reproduce.published_numbers import ERRATA, FIGURE3, PUBLISHED, SOURCES
 from msltrain.reproduce.smoke import tiny
-from msltrain.reproduce.tables import TABLES, choose_tables, grid_as_table, with_resnet_cut
 
 NOWHERE = Places(test_masks=())
 

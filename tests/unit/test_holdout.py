@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from msldata.build.writer import ShardWriter
+from msldata.contract.format import encode_target
+from msldata.contract.manifest import IMAGES, Manifest, shard_name
+from msldata.contract.publish import write_manifest
 from msldata.errors import UserError
-from msldata.format import IMAGES, Manifest, encode_target, shard_name, write_manifest
-from msldata.shardwriter import ShardWriter
 from msldata.storage import LocalStorage
-from msltrain.holdout import _with_every_class, hold_out
-from msltrain.stream.plan import EpochPlan
-from msltrain.stream.shardset import ShardSet, open_shard_set
+from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.samples.holdout import _with_every_class, hold_out
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 
 NUM_CLASSES = 6
 SAMPLES = {f"k{number:03d}": [0] if number % 2 else [0, 1] for number in range(120)}

@@ -11,8 +11,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from msldata import images
-from msldata.images import prepare_image
+from msldata.build import image as images
+from msldata.build.image import prepare_image
 from tests.tinydata import encode, jpeg
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from msltrain.interrupt import Interrupted, StopSignals
+from msltrain.hosts.interrupt import Interrupted, StopSignals
 
 
 class Second(Exception):

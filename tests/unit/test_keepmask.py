@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from msldata.deflate import compress
-from msldata.errors import BadInputError, UserError
-from msldata.keepmask import (
+from msldata.contract.deflate import compress
+from msldata.contract.keepmask import (
     HOLE_BLACK,
     HOLE_WHITE,
     decode_gray,
@@ -33,7 +32,8 @@ from msldata.keepmask import (
     to_levels,
     unpack_bits,
 )
-from msldata.polarity import PolarityClue, decide_polarity, polarity_clue
+from msldata.errors import BadInputError, UserError
+from msldata.masks.polarity import PolarityClue, decide_polarity, polarity_clue
 
 KEEP_MASKS = arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1))
 

@@ -13,21 +13,22 @@ import pytest
 import torch
 from PIL import Image
 
+from msldata.build.writer import ShardWriter
+from msldata.contract.format import encode_target
+from msldata.contract.keepmask import encode_level_png, pack_bits, resize_area
+from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest, shard_name
+from msldata.contract.publish import write_manifest
 from msldata.errors import UserError
-from msldata.format import IMAGES, KEEP_MASKS, Manifest, encode_target, shard_name, write_manifest
-from msldata.keepmask import encode_level_png, pack_bits, resize_area
-from msldata.shardwriter import ShardWriter
 from msldata.storage import LocalStorage
 from msltrain.config import override
 from msltrain.recipes import recipe
-from msltrain.stream.config import StreamConfig
-from msltrain.stream.keepmasks import open_keep_masks
+from msltrain.stream.config import KeepMaskConfig, StreamConfig
+from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.open import open_keep_masks
+from msltrain.stream.keepmasks.shapes import BoxMasks, PatchMasks
 from msltrain.stream.loader import Loader
-from msltrain.stream.maskbank import MaskBank
-from msltrain.stream.maskconfig import KeepMaskConfig
-from msltrain.stream.maskshapes import BoxMasks, PatchMasks
-from msltrain.stream.random import key_hash
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.order.random import key_hash
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import write_images, write_keep_masks
 
 SIZE = 32

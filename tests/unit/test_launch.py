@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from msldata.errors import UserError
-from msltrain import launch
+from msltrain.hosts import launch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

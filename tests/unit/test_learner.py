@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from msltrain.checkpoint import Checkpoint
 from msltrain.config import ModelConfig, OptimConfig, TrainConfig, override
-from msltrain.distributed import Ranks
-from msltrain.learner import Learner
+from msltrain.hosts.distributed import Ranks
 from msltrain.models.build import build_model
-from msltrain.recipes.published import BASELINE_LOSS
-from msltrain.stream.batch import Batch
+from msltrain.recipes.paper import BASELINE_LOSS
+from msltrain.runs.checkpoint import Checkpoint
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.pixels.batch import Batch
+from msltrain.training.learner import Learner
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 CONFIG = TrainConfig(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from msltrain.stream.augment import whole_images
-from msltrain.stream.lookup import Lookup, Samples
-from msltrain.stream.plan import EpochPlan
-from msltrain.stream.shardset import SampleRows, ShardSet, open_shard_set
+from msltrain.stream.order.augment import whole_images
+from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.samples.lookup import Lookup, Samples
+from msltrain.stream.samples.shardset import SampleRows, ShardSet, open_shard_set
 from tests.smallshards import write_images
 
 
@@ -33,7 +33,7 @@ def content(samples: Samples) -> list:
 
 @pytest.mark.parametrize("most", [1, 10, 1000])
 def test_batches_together_equal_batches_alone(shards, monkeypatch, most):
-    monkeypatch.setattr("msltrain.stream.lookup._MOST_ITEMS", most)
+    monkeypatch.setattr("msltrain.stream.samples.lookup._MOST_ITEMS", most)
     # A rank's part of every step: with gaps, and with nothing in the last steps.
     places = [np.arange(start + 1, start + 4) for start in range(0, 36, 6)] + [np.empty(0, np.int64)] * 2
     calls: list[int] = []

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from msldata.contract.keepmask import resize_nearest
+from msldata.contract.manifest import FormatError, read_manifest
 from msldata.errors import UserError
-from msldata.format import FormatError, read_manifest
-from msldata.keepmask import resize_nearest
 from msldata.storage import LocalStorage
-from msltrain.stream.maskbank import MaskBank
-from msltrain.stream.random import key_hash
+from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.order.random import key_hash
 from tests.smallshards import write_images, write_keep_masks
 
 

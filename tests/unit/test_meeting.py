@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch.distributed as dist
 
-from msltrain import distributed
+from msltrain.hosts import distributed
 
 
 def meet(world_size: int) -> list[dist.Store]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from msldata.format import IMAGES, KEEP_MASKS, Manifest
-from msldata.nextsteps import build_command
+from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest
+from msldata.inspect.nextsteps import build_command
 from msldata.storage import LocalStorage, open_storage
 
 

@@ -10,9 +10,9 @@ import torch
 from msldata.errors import UserError
 from msltrain.config import ModelConfig
 from msltrain.models.build import build_model
-from msltrain.models.csra import TEMPERATURES
-from msltrain.overlay import RAMP, STRONGEST, OverlayFolder, Panel, Row, draw_sheet, hide, paint, thumbnail
-from msltrain.placescores import logits_and_place_logits
+from msltrain.models.heads import TEMPERATURES
+from msltrain.use.class_activation import logits_and_place_logits
+from msltrain.use.overlay import RAMP, STRONGEST, OverlayFolder, Panel, Row, draw_sheet, hide, paint, thumbnail
 
 NUM_CLASSES = 5
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msltrain.stream.plan import EpochPlan, home_share, rank_slice, steps
+from msltrain.stream.order.plan import EpochPlan, home_share, rank_slice, steps
 
 few_shards = st.lists(st.integers(0, 60), min_size=1, max_size=40).filter(any)
 # Thousands of shards come from a seed: hypothesis would take long to draw them one by one.

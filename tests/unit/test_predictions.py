@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from msldata.errors import UserError
-from msltrain.predictions import LargestObjects, Origin, Predictions, read_predictions, write_predictions
+from msltrain.measures.predictions import LargestObjects, Origin, Predictions, read_predictions, write_predictions
 
 
 @pytest.fixture

@@ -10,13 +10,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from msldata import format as contract
-from msldata.build_shards import build_shards, plan_build
+from msldata.build.image import Placement, Resize, parse_resize, prepare_image
+from msldata.build.shards import build_shards, plan_build
+from msldata.contract import format as contract
+from msldata.contract.records import ObjectRecord, Record
 from msldata.errors import UserError
-from msldata.images import prepare_image
-from msldata.records import ObjectRecord, Record
-from msldata.resize import Placement, Resize, parse_resize
-from msldata.sources import open_source
+from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 from tests.integration.test_build_shards import ListSource, read_samples
 from tests.tinydata import encode, jpeg, make_voc

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from msldata.contract.manifest import ShardInfo
 from msldata.errors import StorageError
-from msldata.format import ShardInfo
-from msltrain.stream.cache import NotCached, ShardCache
+from msltrain.stream.reading.cache import NotCached, ShardCache
 from tests.remotefolder import RemoteFolder
 
 SIZE = 100_000
@@ -142,7 +142,7 @@ def test_the_rest_of_a_killed_writer_counts_and_goes_first(source, tmp_path):
 
 
 def test_a_writer_that_makes_no_progress_is_not_waited_for_for_ever(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("msltrain.stream.cache._PATIENCE", 0.3)
+    monkeypatch.setattr("msltrain.stream.reading.cache._PATIENCE", 0.3)
     cache, closing = ShardCache(tmp_path / "cache", 10**6), threading.Event()
     source.stall = True
     with ThreadPoolExecutor(1) as worker:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from msltrain.config import LossConfig, ModelConfig
-from msltrain.losses import asymmetric_loss
 from msltrain.models.build import build_model
-from msltrain.siamese import SiameseStep
+from msltrain.training.losses import asymmetric_loss
+from msltrain.training.siamese import SiameseStep
 
 BASELINE = LossConfig(clean_weight=1, masked_weight=0, consistency_weight=0)
 

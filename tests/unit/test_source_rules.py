@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from msldata.buildplan import plan_build
+from msldata.build.plan import plan_build
 from msldata.errors import BadInputError, UserError
-from msldata.sources import open_source
+from msldata.sources.kinds import open_source
 from tests.tinydata import voc_object, voc_xml
 
 LONG = "x" * 90

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from msltrain.stream.random import CROP, FLIP, hash64, key_hash, uniform
+from msltrain.stream.order.random import CROP, FLIP, hash64, key_hash, uniform
 
 
 def test_values_never_change():

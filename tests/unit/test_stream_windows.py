@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import cli
-import msltrain.trainer
+import msltrain.training.trainer
 from msldata.console import gigabytes
 from msldata.errors import UserError
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.plan import EpochPlan
+from msltrain.stream.order.plan import EpochPlan
 
 
 @settings(deadline=None, max_examples=60)
@@ -70,7 +70,7 @@ def test_options_of_train_reach_the_config(monkeypatch, tmp_path):
         given_config.append(config)
         raise UserError("enough")
 
-    monkeypatch.setattr(msltrain.trainer, "train", train)
+    monkeypatch.setattr(msltrain.training.trainer, "train", train)
     command = ["train", "--recipe", "smoke", "--gpus", "1", "--run", str(tmp_path)]
     options = ["--cache", "/fast/disk", "--cache-limit", "750MB", "--on-sample-error", "skip"]
     CliRunner().invoke(cli.app, [*command, *options])

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from msldata.errors import StorageError, UserError
-from msldata.sources import open_source
-from msldata.sources.reef import CLASSES, Creature, _account, draw_scene
-from msldata.sources.synthetic import OCCLUDED_FROM, annotation_xml, is_difficult, write_synthetic_voc
+from msldata.sources.kinds import open_source
 from msldata.sources.voc import parse_objects
+from msldata.synthetic.dataset import OCCLUDED_FROM, annotation_xml, is_difficult, write_synthetic_voc
+from msldata.synthetic.scenes import CLASSES, Creature, _account, draw_scene
 
 SIZE = 48
 NUM_TRAIN, NUM_TEST = 30, 70  # across the border of two chunks

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from msldata.build_shards import build_shards, plan_build
+from msldata.build.shards import build_shards, plan_build
 from msldata.errors import BadInputError, UserError
-from msldata.sources import open_source, select_sources
+from msldata.sources.kinds import open_source, select_sources
 from msldata.storage import open_storage
 from tests.tinydata import jpeg
 

@@ -13,7 +13,7 @@ from msldata.errors import UserError
 from msltrain.config import LossConfig, ModelConfig
 from msltrain.models.build import build_model
 from msltrain.models.tokens import visible_patches
-from msltrain.siamese import SiameseStep
+from msltrain.training.siamese import SiameseStep
 
 DROPPING = LossConfig(drop_hidden_tokens=0.25)
 TRANSFORMERS = [("vit_tiny_patch16_224", 128), ("deit3_small_patch16_224", 128), ("eva02_tiny_patch14_224", 112)]

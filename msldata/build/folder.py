@@ -1,0 +1,237 @@
+"""The folder that one build fills: who owns it, what is finished in it, and what it must not mix with."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from msldata.errors import UserError
+from msldata.contract.manifest import MANIFEST_NAME, FormatError, Manifest, ShardInfo, index_name, read_manifest
+from msldata.contract.format import decode_shard_metadata, decode_shard_report, encode_json
+from msldata.storage.lock import RemoteLock, remote_lock
+from msldata.storage import PART_SUFFIX, FileInfo, Storage, clear_local_errors
+
+QUARANTINE_NAME = "quarantine.jsonl"
+_READERS = frozenset({"_info.json", "sizes.json", "croissant.json"})
+_UNUSABLE_SUFFIX = ".unusable"
+_SHARD_FILE = re.compile(r"[^/]+-\d{6}\.(tar|parquet)")
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedShard:
+    """A shard that is complete in the folder, and the report that its index keeps."""
+
+    info: ShardInfo | None
+    """None: not one sample was usable, so there are no files."""
+    report: Mapping[str, Any]
+
+
+class BuildFolder:
+    """One dataset folder during one build.
+
+    Args:
+        out: the dataset folder.
+        shard_names: the tars that the plan writes.
+        plan: the plan's digest.
+    """
+
+    def __init__(self, out: Storage, shard_names: Sequence[str], plan: str):
+        self.out = out
+        self.shard_names = tuple(shard_names)
+        self.plan = plan
+        self._remote: RemoteLock | None = None
+
+    def check_claim(self) -> None:
+        """To be asked before the manifest: raises UserError when another build has taken the folder over."""
+        if self._remote is not None:
+            self._remote.check()
+
+    @contextmanager
+    def claim(self, *, shared: bool = False) -> Iterator[None]:
+        """Own the folder while the block runs, and clear away what dead builds left half-written.
+
+        On a local folder the lock is the kernel's, on the folder itself: it dies with its process and leaves no file
+        (a file system without locks is not locked). In a remote folder it is a file that must show signs of life.
+
+        Args:
+            shared: own it together with others that say so too, the parts of one array job. Unfinished files are then
+                left alone, for they may be another's.
+
+        Raises:
+            UserError: another build owns the folder. StorageError: the folder cannot be made.
+        """
+        folder = self.out.path()
+        if folder is None and shared:
+            yield  # parts write other shards, or the same bytes; only who publishes must be alone
+            return
+        if folder is None:
+            with remote_lock(self.out) as self._remote:
+                yield
+            return
+        with clear_local_errors(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            alone = _lock(descriptor, str(folder), shared) and not shared
+            if alone:
+                self._remove_parts()
+            try:
+                yield
+            finally:
+                if alone:
+                    self._remove_parts()
+        finally:
+            os.close(descriptor)
+
+    def finished_manifest(self) -> Manifest | None:
+        """The manifest, when this very plan is finished here and no shard is missing or of another size.
+
+        Raises:
+            UserError: the folder holds a dataset of another plan.
+        """
+        if not self.out.exists(MANIFEST_NAME):
+            return None
+        manifest = read_manifest(self.out)
+        if manifest.plan != self.plan:
+            raise self._refusal(f"a finished dataset of another plan ({manifest.dataset}, {manifest.split})")
+        sizes = {info.name: info.size for info in self.out.list_files()}
+        for shard in manifest.shards:
+            if sizes.get(shard.name) != shard.num_bytes or shard.index_name not in sizes:
+                return None
+        return manifest
+
+    def finished_shards(self, names: Sequence[str] | None = None) -> dict[str, FinishedShard]:
+        """The shards of this plan that are complete here, by the name of their tar.
+
+        Args:
+            names: look only for these.
+
+        Raises:
+            UserError: the folder holds shards of another plan, or files that no build makes.
+        """
+        files = {info.name: info.size for info in _visible(self.out.list_files())}
+        expected = {*self.shard_names, *map(index_name, self.shard_names), *_READERS, MANIFEST_NAME, QUARANTINE_NAME}
+        foreign = sorted(files.keys() - expected)
+        if foreign:
+            if not any(_SHARD_FILE.fullmatch(name) for name in foreign):
+                raise self._foreign(foreign)
+            raise self._refusal(f"shards of another plan ({_some(foreign)})")
+        finished = {}
+        for name in self.shard_names if names is None else names:
+            if index_name(name) not in files:
+                continue
+            where = self.out.where(index_name(name))
+            data = self.out.read(index_name(name))
+            try:
+                info, plan = decode_shard_metadata(data, where)
+            except FormatError:
+                continue  # a damaged index is written again
+            if plan != self.plan:
+                raise self._refusal(f"shards of another plan ({index_name(name)})")
+            if files.get(name) == info.num_bytes:
+                finished[name] = FinishedShard(info, decode_shard_report(data, where))
+        return finished
+
+    def note_unusable(self, name: str, report: Mapping[str, Any]) -> None:
+        """Remember a shard of which no sample was usable: it leaves no other trace for ``finish`` to find."""
+        self.out.put(_unusable_name(name), encode_json({"plan": self.plan, "report": report}))
+
+    def unusable_shards(self) -> dict[str, FinishedShard]:
+        """The shards that ``note_unusable`` was told of."""
+        noted = {}
+        for name in {info.name for info in self.out.list_files()} & set(map(_unusable_name, self.shard_names)):
+            note = json.loads(self.out.read(name))
+            if note["plan"] == self.plan:
+                noted[_noted_name(name)] = FinishedShard(None, note["report"])
+        return noted
+
+    def settle(self) -> None:
+        """Force the names of the shards to disk, so that no manifest survives a power failure that they do not.
+
+        What remembers unusable shards is deleted.
+        """
+        for info in self.out.list_files():
+            if _noted_name(info.name) in self.shard_names:
+                self.out.delete(info.name)
+        folder = self.out.path()
+        if folder is not None:
+            with clear_local_errors(str(folder)), suppress(PermissionError):  # not every system syncs folders
+                descriptor = os.open(folder, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def clear(self) -> None:
+        """Delete what earlier builds wrote, the manifest first, so that the folder is at no moment a wrong dataset.
+
+        Raises:
+            UserError: there are other files as well; nothing is deleted then.
+        """
+        names = [info.name for info in _visible(self.out.list_files())]
+        ours = {*_READERS, QUARANTINE_NAME, MANIFEST_NAME}
+        foreign = [name for name in names if name not in ours and not _SHARD_FILE.fullmatch(name)]
+        if foreign:
+            raise self._foreign(foreign)
+        for name in sorted(names, key=lambda name: (name != MANIFEST_NAME, not name.endswith(".parquet"), name)):
+            self.out.delete(name)
+
+    def _remove_parts(self) -> None:
+        folder = self.out.path()
+        assert folder is not None
+        with clear_local_errors(str(folder)):
+            for path in folder.glob(f".*{PART_SUFFIX}"):
+                path.unlink(missing_ok=True)
+
+    def _refusal(self, found: str) -> UserError:
+        return UserError(
+            f"{self.out.url}: this folder holds {found}; choose another --out, or start over with the same command "
+            "and --overwrite"
+        )
+
+    def _foreign(self, names: Sequence[str]) -> UserError:
+        return UserError(
+            f"{self.out.url}: this folder holds files that no build makes ({_some(names)}); choose another --out, or "
+            "move them away"
+        )
+
+
+def _unusable_name(shard: str) -> str:
+    """A hidden file: the dataset does not contain it, and other tools do not see it."""
+    return f".{shard}{_UNUSABLE_SUFFIX}"
+
+
+def _noted_name(name: str) -> str:
+    return name.removeprefix(".").removesuffix(_UNUSABLE_SUFFIX) if name.endswith(_UNUSABLE_SUFFIX) else ""
+
+
+def _lock(descriptor: int, folder: str, shared: bool) -> bool:
+    """Take the folder's lock; False where the file system knows none. Raises UserError when another build has it."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return False
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(
+                f"{folder}: another build is writing into this folder; wait until it has finished, or stop it and "
+                "run the same command again"
+            ) from None
+        return False
+    return True
+
+
+def _visible(files: Sequence[FileInfo]) -> list[FileInfo]:
+    """Without hidden files (``.gitignore``, ``.DS_Store``), which belong to other tools."""
+    return [info for info in files if not any(part.startswith(".") for part in info.name.split("/"))]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,316 @@
+"""Sample indexes and a manifest for tars that another program wrote, so that they can be trained on as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Literal
+from msldata.build.folder import QUARANTINE_NAME, BuildFolder, FinishedShard
+from msldata.workers.engine import run_tasks
+from msldata.errors import BadInputError, UserError
+from msldata.build.other_tars import AUTO, LabelRule, find_rule, local_tar, parse_rule, scan, scan_labels
+from msldata.contract.manifest import (
+    IMAGES,
+    MANIFEST_NAME,
+    FormatError,
+    Manifest,
+    ShardInfo,
+    index_name,
+    read_manifest,
+)
+from msldata.contract.format import decode_index, decode_shard_metadata, decode_shard_report, encode_index, encode_json
+from msldata.contract.publish import write_manifest
+from msldata.sources.source import check_name
+from msldata.storage import FileInfo, Storage
+
+FOREIGN = "tars of another program"
+"""What the provenance of an indexed dataset says of its source."""
+
+_OUR_NAME = re.compile(r"([^-]+)-([^-]+)-\d+\.tar")
+OnError = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexTask:
+    """What a worker needs to index one tar."""
+
+    tars: Storage
+    out: Storage
+    name: str
+    num_bytes: int
+    rule: LabelRule
+    classes: tuple[str, ...]
+    plan: str
+    on_error: OnError
+
+
+def index_shards(
+    tars: Storage,
+    out: Storage | None = None,
+    *,
+    name: str | None = None,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    labels_from: str = AUTO,
+    num_workers: int | None = None,
+    on_error: OnError = "fail",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Read every tar of a folder once, write a sample index for each and, last of all, the manifest.
+
+    The tars are never changed. An index that is there and fits its tar is kept, so a call that was stopped goes on
+    where it was.
+
+    Args:
+        tars: the folder with the ``.tar`` files, local or remote.
+        out: another local folder for the indexes, the manifest and a link to each tar; default: beside the tars.
+        name, split: what to call the dataset; default: as in ``NAME-SPLIT-000000.tar``, else the folder's name and
+            ``train``.
+        classes: class names in target order; default: the names that the labels use, sorted, or the class indices.
+            To find them, every tar is read once more.
+        labels_from: ``target.npy`` (or another ``.npy`` member: 1, 0, and -1 for ignored), ``cls`` (an index or a
+            name), ``json:FIELD`` (names or indices, one or a list); ``auto``: the first of target.npy, cls and
+            json:labels that the first sample has.
+        on_error: ``fail`` stops at the first unusable sample; ``skip`` leaves it out of the index, lists it with the
+            reason in ``quarantine.jsonl`` and counts it in the manifest.
+        overwrite: read every tar again and replace the indexes and the manifest that are there.
+        progress: called with (tars done, tars in all).
+
+    Raises:
+        BadInputError: a damaged tar or an unusable sample. UserError: no tars, no labels, a key that appears twice, or
+            files in the way. StorageError: a place that cannot be read or written.
+    """
+    files = _find_tars(tars)
+    default_name, default_split = _default_names(tars, files)
+    name, split = name or default_name, split or default_split
+    for what, value in (("name", name), ("split", split)):
+        check_name(what, value)
+    rule = parse_rule(labels_from)
+    if rule is None:
+        with local_tar(tars, files[0].name, files[0].size) as path:
+            rule = find_rule(path, tars.where(files[0].name))
+    out = out or tars
+    asked = {"labels_from": str(rule), "classes": list(classes or ()), "on_error": on_error}
+    sizes = {info.name: info.size for info in files}
+    plan = hashlib.sha256(encode_json({"dataset": name, "split": split, "tars": sizes, **asked})).hexdigest()
+    with BuildFolder(out, [info.name for info in files], plan).claim():
+        manifest = _finished(out, plan, overwrite)
+        if manifest is not None:
+            return manifest
+        if out is not tars:
+            _link(tars, out, files)
+        kept = _kept_shards(out, files, plan)
+        if overwrite:
+            kept = {}
+        out.delete(MANIFEST_NAME)
+        out.delete(QUARANTINE_NAME)
+        tasks = [
+            IndexTask(tars, out, info.name, info.size, rule, tuple(classes or ()), plan, on_error)
+            for info in files
+            if info.name not in kept
+        ]
+        known = tuple(classes) if classes else _find_classes(kept, tasks, num_workers)
+        done = len(kept)
+
+        def count(_: FinishedShard) -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, len(files))
+
+        todo = [replace(task, classes=known) for task in tasks]
+        written = run_tasks(_index_tar, todo, num_workers, count)
+        finished = kept | dict(zip((task.name for task in todo), written, strict=True))
+        shards = [finished[info.name] for info in files]
+        _refuse_duplicates(out, shards)
+        return _finish(out, name, split, known, rule, plan, on_error, shards)
+
+
+def tasks_of(folder: Storage, manifest: Manifest) -> list[IndexTask]:
+    """The tasks that made an indexed dataset, for whoever wants to make its rows again."""
+    rule = parse_rule(manifest.options["labels_from"])
+    assert rule is not None
+    return [
+        IndexTask(folder, folder, info.name, info.num_bytes, rule, manifest.classes, manifest.plan, "skip")
+        for info in manifest.shards
+    ]
+
+
+def _find_tars(tars: Storage) -> list[FileInfo]:
+    if not tars.can_list:
+        raise UserError(f"{tars.url}: a web address can neither be listed nor written; copy the tars to a folder")
+    here = [info for info in tars.list_files() if "/" not in info.name and not info.name.startswith(".")]
+    files = [info for info in here if info.name.endswith(".tar")]
+    if not files:
+        packed = [info.name for info in here if info.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2"))]
+        why = f"; {packed[0]} is compressed: its samples have no place of their own, unpack it first" if packed else ""
+        raise UserError(f"{tars.url}: no .tar files here{why}")
+    return files
+
+
+def _default_names(tars: Storage, files: Sequence[FileInfo]) -> tuple[str, str]:
+    match = _OUR_NAME.fullmatch(files[0].name)
+    if match is not None:
+        return match[1], match[2]
+    folder = tars.path()
+    last = folder.resolve().name if folder is not None else PurePosixPath(tars.url).name
+    return re.sub(r"[^\w-]", "_", last) or "indexed", "train"
+
+
+def _finished(out: Storage, plan: str, overwrite: bool) -> Manifest | None:
+    """The manifest of this very plan, when nothing is left to do. Raises UserError for that of another."""
+    if overwrite or not out.exists(MANIFEST_NAME):
+        return None
+    manifest = read_manifest(out)
+    if manifest.plan != plan:
+        raise UserError(
+            f"{out.url}: holds a finished dataset already ({manifest.dataset}, {manifest.split}); "
+            "to index its tars anew, add --overwrite"
+        )
+    sizes = {info.name: info.size for info in out.list_files()}
+    whole = all(sizes.get(shard.name) == shard.num_bytes and shard.index_name in sizes for shard in manifest.shards)
+    return manifest if whole else None
+
+
+def _link(tars: Storage, out: Storage, files: Sequence[FileInfo]) -> None:
+    source, target = tars.path(), out.path()
+    if source is None or target is None:
+        raise UserError(f"{out.url}: --out is for local tars, to which it makes links; leave it out")
+    for info in files:
+        link = target / info.name
+        if link.is_symlink() and link.resolve() == (source / info.name).resolve():
+            continue
+        if os.path.lexists(link):
+            raise UserError(f"{link}: this file is in the way of a link to {source / info.name}; choose another --out")
+        link.symlink_to((source / info.name).resolve())
+
+
+def _kept_shards(out: Storage, files: Sequence[FileInfo], plan: str) -> dict[str, FinishedShard]:
+    """The tars whose index is there already. Raises UserError for an index that no build of ours wrote."""
+    present = {info.name for info in out.list_files()}
+    kept = {}
+    for info in files:
+        name = index_name(info.name)
+        if name not in present:
+            continue
+        data = out.read(name)
+        try:
+            shard, written_for = decode_shard_metadata(data, out.where(name))
+        except FormatError:
+            # img2dataset, for one, keeps what it knows of a tar in a parquet file of the same name.
+            raise UserError(
+                f"{out.where(name)}: another program's file is where the sample index of {info.name} goes; move it away"
+                + ("" if out.path() is None else ", or name a folder for the indexes with --out FOLDER")
+            ) from None
+        if written_for == plan and shard.num_bytes == info.size:
+            kept[info.name] = FinishedShard(shard, decode_shard_report(data, out.where(name)))
+    return kept
+
+
+def _find_classes(
+    kept: dict[str, FinishedShard], tasks: Sequence[IndexTask], num_workers: int | None
+) -> tuple[str, ...]:
+    """The classes of all labels together; the indexes that are kept were written for all of them."""
+    if kept:
+        return tuple(next(iter(kept.values())).report["classes"])
+    found = run_tasks(_scan_labels, tasks, num_workers)
+    names = set().union(*(names for names, _, _ in found))
+    num_classes = max((number for _, number, _ in found), default=0)
+    where = tasks[0].tars.url
+    if names and num_classes:
+        raise UserError(f"{where}: some labels are names and some are numbers; name all classes with --classes FILE")
+    if not names and not num_classes:
+        problem = next((f" ({problem})" for _, _, problem in found if problem), "")
+        raise UserError(f"{where}: no sample has a class{problem}; name the classes with --classes FILE")
+    return tuple(sorted(names)) if names else tuple(str(number) for number in range(num_classes))
+
+
+def _scan_labels(task: IndexTask) -> tuple[set[str], int, str]:
+    with local_tar(task.tars, task.name, task.num_bytes) as path:
+        return scan_labels(path, task.tars.where(task.name), task.rule)
+
+
+def _index_tar(task: IndexTask) -> FinishedShard:
+    """Index one tar; runs in a worker. Doing it twice gives the same bytes twice."""
+    where = task.tars.where(task.name)
+    with local_tar(task.tars, task.name, task.num_bytes) as path:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found = scan(path, where, task.rule, task.classes, skip=task.on_error == "skip")
+    if not found.rows:
+        reason = f"none of its {len(found.quarantined)} samples is usable" if found.quarantined else "it has no samples"
+        raise BadInputError(where, reason, "move it out of the folder")
+    info = ShardInfo(name=task.name, num_samples=len(found.rows), num_bytes=task.num_bytes, sha256=digest)
+    counts = {
+        column: Counter(number for row in found.rows for number in row[column]) for column in ("positives", "ignored")
+    }
+    report = {
+        "classes": task.classes,
+        "positive": [counts["positives"][number] for number in range(len(task.classes))],
+        "ignored": [counts["ignored"][number] for number in range(len(task.classes))],
+        "objects": sum(len(row["objects"]) for row in found.rows),
+        "quarantined": found.quarantined,
+    }
+    task.out.put(index_name(task.name), encode_index(IMAGES, found.rows, info, task.plan, report))
+    return FinishedShard(info, report)
+
+
+def _refuse_duplicates(out: Storage, shards: Sequence[FinishedShard]) -> None:
+    first: dict[str, str] = {}
+    for shard in shards:
+        assert shard.info is not None  # a tar without samples was refused
+        name = shard.info.index_name
+        keys = decode_index(IMAGES, out.read(name), out.where(name), ("key",))["key"].to_pylist()
+        for key in keys:
+            if (other := first.setdefault(key, shard.info.name)) != shard.info.name:
+                raise UserError(
+                    f"{out.url}: sample {key} is in {other} and in {shard.info.name}; keys must be unique in a "
+                    "dataset: move one of the tars out, or write it again with other keys"
+                )
+
+
+def _finish(
+    out: Storage,
+    name: str,
+    split: str,
+    classes: tuple[str, ...],
+    rule: LabelRule,
+    plan: str,
+    on_error: OnError,
+    shards: Sequence[FinishedShard],
+) -> Manifest:
+    reports = [shard.report for shard in shards]
+    quarantined = [entry for report in reports for entry in report["quarantined"]]
+    if quarantined:
+        out.put(QUARANTINE_NAME, b"".join(encode_json(entry) + b"\n" for entry in quarantined))
+    positive, ignored = (
+        [sum(counts) for counts in zip(*(report[column] for report in reports), strict=True)]
+        for column in ("positive", "ignored")
+    )
+    manifest = Manifest(
+        kind=IMAGES,
+        dataset=name,
+        split=split,
+        classes=classes,
+        shards=tuple(shard.info for shard in shards if shard.info is not None),
+        label_histogram={
+            label: {"positive": positive[number], "ignored": ignored[number]} for number, label in enumerate(classes)
+        },
+        counts={
+            "objects": sum(report["objects"] for report in reports),
+            "ignored_labels": sum(ignored),
+            "quarantined": len(quarantined),
+        },
+        options={"labels_from": str(rule), "on_error": on_error},
+        provenance={"source": FOREIGN},
+        licence="Not stated by the tars; whoever made them states it.",
+        plan=plan,
+    )
+    write_manifest(out, manifest)
+    return manifest

@@ -1,0 +1,307 @@
+"""Plan → shards → manifest: the resumable build of an image dataset."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+from msldata.build.folder import QUARANTINE_NAME, BuildFolder, FinishedShard
+from msldata.build.plan import BuildPlan, ShardTask, plan_build
+from msldata.workers.engine import LOCAL, Engine, run_tasks
+from msldata.errors import BadInputError, UserError
+from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, index_name
+from msldata.contract.format import encode_json
+from msldata.contract.publish import write_manifest
+from msldata.build.image import Resize
+from msldata.build.sample import SampleMaker
+from msldata.build.writer import ShardWriter
+from msldata.storage import Storage
+
+__all__ = ["BuildPlan", "Part", "build_part", "build_shards", "finish_build", "plan_build"]
+
+OnError = Literal["fail", "skip"]
+Progress = Callable[[int, int], None]
+
+_SHOWN_COMMANDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of ``num_parts`` equal parts of a build, counted from 1. Raises UserError unless 1 ≤ number ≤ num_parts."""
+
+    number: int
+    num_parts: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.num_parts:
+            raise UserError(f"--task {self.number}/{self.num_parts}: tasks are numbered from 1/N to N/N")
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """The part that ``3/8`` names."""
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        if match is None:
+            raise UserError(f"--task {text}: expected I/N, for example 3/8 for the third of eight")
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, tasks: Sequence[ShardTask]) -> Sequence[ShardTask]:
+        """Every ``num_parts``-th task, so that the parts differ by one at most."""
+        return tasks[self.number - 1 :: self.num_parts]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs to write one shard."""
+
+    task: ShardTask
+    images: Storage
+    out: Storage
+    classes: tuple[str, ...]
+    plan: str
+    on_error: OnError
+    resize: Resize | None
+
+
+def build_shards(
+    plan: BuildPlan,
+    out: Storage,
+    *,
+    num_workers: int | None = None,
+    on_error: OnError = "fail",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    engine: Engine = LOCAL,
+) -> Manifest:
+    """Write the shards of a plan and, last of all, the manifest.
+
+    Equal plans over equal images give equal bytes, with any number of workers and however often the build was
+    interrupted: shards that are complete are kept, the rest is written. When the plan is finished already, nothing is
+    done. A shard that left images out is tried again as long as there is no manifest.
+
+    Args:
+        plan: from ``plan_build``.
+        out: the split's folder, local or remote.
+        num_workers: processes; default: one per available processor.
+        on_error: ``fail`` stops at the first unusable image; ``skip`` leaves it out, lists it with the reason in
+            ``quarantine.jsonl`` and counts it in the manifest.
+        overwrite: delete what another build left in the folder.
+        progress: called with (samples done, samples in all).
+        engine: what runs the workers.
+
+    Raises:
+        BadInputError: an unusable image, with ``on_error="fail"``. StorageError: ``out`` cannot be written.
+        UserError: the folder holds other shards or is being written by another build, or no image was usable.
+    """
+    folder = _folder(plan, out)
+    with folder.claim():
+        if overwrite:
+            folder.clear()
+        manifest = folder.finished_manifest()
+        if manifest is not None:
+            return manifest
+        finished = _write_missing(plan, plan.shards, folder, num_workers, on_error, progress, engine)
+        return _finish(plan, folder, finished)
+
+
+def build_part(
+    plan: BuildPlan,
+    out: Storage,
+    part: Part,
+    *,
+    num_workers: int | None = None,
+    on_error: OnError = "fail",
+    progress: Progress | None = None,
+    engine: Engine = LOCAL,
+) -> None:
+    """Write one part's shards of a plan, and no manifest; ``finish_build`` adds that when all parts are there.
+
+    Any number of parts can be written at the same time, on any number of machines, and each as often as one likes.
+
+    Args:
+        part: which shards; the other arguments are those of ``build_shards``.
+
+    Raises:
+        As ``build_shards`` does; also UserError when an ordinary build is writing into the folder.
+    """
+    folder = _folder(plan, out)
+    with folder.claim(shared=True):
+        if folder.finished_manifest() is not None:
+            return
+        written = _write_missing(plan, part.of(plan.shards), folder, num_workers, on_error, progress, engine)
+        for name, shard in written.items():
+            if shard.info is None:
+                folder.note_unusable(name, shard.report)
+
+
+def finish_build(plan: BuildPlan, out: Storage, command: str = "msl build-shards …") -> Manifest:
+    """Publish a dataset whose parts are all written: the bytes that one build of it would have made.
+
+    Args:
+        command: the command line of the build, without its part, for the error's advice.
+
+    Raises:
+        UserError: shards are missing (the message holds a command for each), no image was usable, the folder holds
+            other shards, or a build or part is still writing into it.
+    """
+    folder = _folder(plan, out)
+    with folder.claim():
+        manifest = folder.finished_manifest()
+        if manifest is not None:
+            return manifest
+        finished = {**folder.unusable_shards(), **folder.finished_shards()}
+        missing = [number for number, task in enumerate(plan.shards) if task.name not in finished]
+        if missing:
+            num_shards = len(plan.shards)
+            shown = [
+                f"  {command} --task {number + 1}/{num_shards}    # {plan.shards[number].name}"
+                for number in missing[:_SHOWN_COMMANDS]
+            ]
+            more = [f"  … and {len(missing) - len(shown):,} more"] if len(missing) > len(shown) else []
+            raise UserError(
+                "\n".join(
+                    [
+                        f"{out.url}: {len(missing):,} of {num_shards:,} shards are missing; each of these commands "
+                        "writes one of them:",
+                        *shown,
+                        *more,
+                        f"or write them all here, manifest included: {command}",
+                    ]
+                )
+            )
+        return _finish(plan, folder, finished)
+
+
+def _folder(plan: BuildPlan, out: Storage) -> BuildFolder:
+    return BuildFolder(out, [task.name for task in plan.shards], plan.digest)
+
+
+def _write_missing(
+    plan: BuildPlan,
+    tasks: Sequence[ShardTask],
+    folder: BuildFolder,
+    num_workers: int | None,
+    on_error: OnError,
+    progress: Progress | None,
+    engine: Engine,
+) -> dict[str, FinishedShard]:
+    """Write those of ``tasks`` that are not complete yet; returns the shards of all of them by name."""
+    if on_error not in ("fail", "skip"):
+        raise UserError(f"on_error is '{on_error}'; known are: fail, skip")
+    found = folder.finished_shards([task.name for task in tasks])
+    kept = {name: shard for name, shard in found.items() if not shard.report["quarantined"]}
+    # Both speak of a whole dataset; until the last shard is there, this is none.
+    folder.out.delete(MANIFEST_NAME)
+    folder.out.delete(QUARANTINE_NAME)
+    missing = [task for task in tasks if task.name not in kept]
+    total = sum(task.num_samples for task in tasks)
+    done = total - sum(task.num_samples for task in missing)
+
+    def report_progress(shard: FinishedShard) -> None:
+        nonlocal done
+        done += shard.report["num_planned"]
+        if progress is not None:
+            progress(done, total)
+
+    if progress is not None:
+        progress(done, total)
+    jobs = [_Job(task, plan.images, folder.out, plan.classes, plan.digest, on_error, plan.resize) for task in missing]
+    written = run_tasks(_write_shard, jobs, num_workers, report_progress, engine)
+    return kept | dict(zip((task.name for task in missing), written, strict=True))
+
+
+def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, FinishedShard]) -> Manifest:
+    """Publish the ledger of bad images and the manifest of all shards together."""
+    out, shards = folder.out, [finished[task.name] for task in plan.shards]
+    reports = [shard.report for shard in shards]
+    quarantined = [entry for report in reports for entry in report["quarantined"]]
+    if quarantined:
+        out.put(QUARANTINE_NAME, b"".join(encode_json(entry) + b"\n" for entry in quarantined))
+    infos = tuple(shard.info for shard in shards if shard.info is not None)
+    if not infos:
+        raise UserError(
+            f"{plan.images.url}: none of the {len(quarantined)} images is usable; {out.where(QUARANTINE_NAME)} lists "
+            "the reasons"
+        )
+    positive = [sum(counts) for counts in zip(*(report["positive"] for report in reports), strict=True)]
+    ignored = [sum(counts) for counts in zip(*(report["ignored"] for report in reports), strict=True)]
+    manifest = Manifest(
+        kind=IMAGES,
+        dataset=plan.dataset,
+        split=plan.split,
+        classes=plan.classes,
+        shards=infos,
+        label_histogram={
+            name: {"positive": positive[index], "ignored": ignored[index]} for index, name in enumerate(plan.classes)
+        },
+        counts={
+            **plan.counts,
+            "objects": sum(report["objects"] for report in reports),
+            "ignored_labels": sum(ignored),
+            "transcoded": sum(report["transcoded"] for report in reports),
+            "quarantined": len(quarantined),
+        },
+        options=plan.options,
+        provenance=plan.provenance,
+        licence=plan.licence,
+        plan=plan.digest,
+    )
+    folder.settle()
+    folder.check_claim()
+    write_manifest(out, manifest)
+    return manifest
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Records and rows hold no cycles, and looking for some among them takes a twentieth of the time of a build."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _write_shard(job: _Job) -> FinishedShard:
+    """Write one shard; runs in a worker. Doing it twice gives the same bytes twice."""
+    positive = [0] * len(job.classes)
+    ignored = [0] * len(job.classes)
+    transcoded = num_objects = 0
+    quarantined: list[dict[str, str]] = []
+    info = None
+    maker = SampleMaker(job.images, job.classes, job.resize)
+    with _collector_paused(), ShardWriter(job.out, job.task.name, kind=IMAGES, plan=job.plan) as writer:
+        for record in job.task.records():
+            try:
+                sample = maker.make(record)
+            except BadInputError as error:
+                if job.on_error == "fail":
+                    raise
+                quarantined.append({"file": record.image, "reason": error.reason})
+                continue
+            writer.add(record.key, sample.members, sample.row)
+            for index in record.positives:
+                positive[index] += 1
+            for index in record.ignored:
+                ignored[index] += 1
+            transcoded += sample.transcoded
+            num_objects += len(record.objects)
+        report = {
+            "num_planned": job.task.num_samples,
+            "objects": num_objects,
+            "positive": positive,
+            "ignored": ignored,
+            "transcoded": transcoded,
+            "quarantined": quarantined,
+        }
+        if writer.num_samples:
+            info = writer.publish(report)
+        else:
+            # An empty tar breaks readers; files of an earlier build must not stand in for it.
+            job.out.delete(index_name(job.task.name))
+            job.out.delete(job.task.name)
+    return FinishedShard(info, report)

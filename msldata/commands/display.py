@@ -1,0 +1,183 @@
+"""What the data commands show on a terminal: a finished dataset, the estimate of one, a histogram."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from msldata.contract.manifest import Manifest
+
+if TYPE_CHECKING:
+    from msldata.build.estimate import BuildEstimate
+    from msldata.build.plan import BuildPlan
+    from msldata.inspect.describe import Description, Spread
+    from msldata.inspect.doctor import Check
+    from msldata.inspect.verify import Verification
+    from msldata.masks.plan import MaskPlan
+
+MAX_FINDINGS_SHOWN = 50
+
+
+def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
+    """One line: where the dataset is, how large, and what happened to samples on the way."""
+    size = _size(sum(shard.num_bytes for shard in manifest.shards))
+    # Sorted as in the file: a finished dataset that is met again is shown as when it was built.
+    notes = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items()) if count)
+    samples, shards = _count(manifest.num_samples, "sample"), _count(len(manifest.shards), "shard")
+    console.print(f"[green]{where}[/green]: {samples}, {shards}, {size}{notes}", soft_wrap=True)
+
+
+def show_mask_plan(console: Console, plan: MaskPlan, finished: Collection[str] = ()) -> None:
+    """What a keep-mask build would write, to the byte, and how long it would take. The bytes are made, not stored."""
+    began = time.perf_counter()
+    for subset in plan.subsets:
+        masks, shards = _count(subset.num_samples, "keep mask"), _count(len(subset.tasks), "shard")
+        about = f"{masks} in {shards}, {_size(subset.num_bytes())}"
+        done = ", finished already" if subset.draft.split in finished else ""
+        console.print(f"{subset.draft.split}: {about}{done} -> {subset.folder.out.url}", soft_wrap=True)
+    if plan.quarantined:
+        console.print(f"{_count(len(plan.quarantined), 'file')} that cannot be used would be left out")
+    seconds = plan.seconds + time.perf_counter() - began
+    console.print(
+        f"dry run: nothing was written; the build would take {_duration(seconds)}, most of it reading the masks",
+        soft_wrap=True,
+    )
+
+
+def show_estimate(console: Console, label: str, plan: BuildPlan, estimate: BuildEstimate, where: str) -> None:
+    """The plan of a build, what its source left out, and how long and large it would be."""
+    left_out = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in plan.counts.items() if count)
+    samples, shards = _count(plan.num_samples, "sample"), _count(len(plan.shards), "shard")
+    console.print(f"{label}: {samples} in {shards}{left_out} -> {where}", soft_wrap=True)
+    if estimate.num_finished:
+        console.print(f"  {estimate.num_finished:,} of them finished already", soft_wrap=True)
+    if estimate.num_timed:
+        console.print(
+            f"  to write: about {_size(estimate.num_bytes)} in {_duration(estimate.seconds)}, an estimate from "
+            f"{_count(estimate.num_timed, 'image')} made in memory; a slow destination takes longer",
+            soft_wrap=True,
+        )
+    console.print("  dry run: nothing was written", soft_wrap=True)
+
+
+def show_histogram(console: Console, title: str, histogram: Mapping[str, int]) -> None:
+    """A bar per entry."""
+    table = Table(box=None, show_header=False)
+    largest = max(histogram.values(), default=0) or 1
+    for name, count in histogram.items():
+        table.add_row(name, f"{count:,}", "█" * round(40 * count / largest))
+    console.print(title, style="italic")  # not the table's own title: that is broken to the table's width
+    console.print(table)
+
+
+def show_verification(console: Console, result: Verification, where: str, against: str | None = None) -> None:
+    """A line per finding and what to do next; or that everything is right."""
+    shards = _count(len(result.manifest.shards), "shard")
+    if not result.findings:
+        samples = result.manifest.num_samples
+        verb, beside = "is" if samples == 1 else "are", f", and none is in {against}" if against else ""
+        console.print(
+            f"[green]{where}[/green]: {_count(samples, 'sample')} in {shards} {verb} right{beside}", soft_wrap=True
+        )
+        return
+    for finding in result.findings[:MAX_FINDINGS_SHOWN]:
+        console.print(str(finding), markup=False, soft_wrap=True)
+    if (hidden := len(result.findings) - MAX_FINDINGS_SHOWN) > 0:
+        console.print(f"… and {hidden:,} more")
+    count = _count(len(result.findings), "finding")
+    console.print(f"[red]{where}[/red]: {count} in {shards}; {result.next_step}", soft_wrap=True)
+
+
+def show_description(console: Console, about: Description, where: str) -> None:
+    """What a dataset holds: facts, labels, pairs of labels, objects, hole fractions."""
+    what = "images" if about.labels else "keep masks"
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("dataset", f"{about.dataset}, {about.split}")
+    facts.add_row(what, f"{about.num_samples:,} in {_count(about.num_shards, 'shard')}, {_size(about.num_bytes)}")
+    facts.add_row("fingerprint", about.fingerprint)
+    facts.add_row("options", Text(", ".join(f"{name} {value}" for name, value in about.options.items())))
+    facts.add_row("counts", ", ".join(f"{name} {value:,}" for name, value in about.counts.items()).replace("_", " "))
+    if about.width is not None and about.height is not None:
+        facts.add_row("size", f"width {_span(about.width)}, height {_span(about.height)} pixels")
+    if about.labels and not any(about.object_sizes.values()):
+        facts.add_row("objects", "none")
+    elif about.object_sizes:
+        sizes = ", ".join(f"{count:,} {name}" for name, count in about.object_sizes.items())
+        flags = ", ".join(
+            f"{name} {flag.true:,} of {flag.known:,}" if flag.known else f"{name} unknown"
+            for name, flag in about.object_flags.items()
+        )
+        facts.add_row("objects", f"{sizes} (below 32², from 96² pixels)\n{flags}")
+    if about.hole_fraction is not None:
+        facts.add_row("hole fraction", _span(about.hole_fraction))
+    if about.licence:
+        facts.add_row("licence", Text(about.licence))
+    console.print(f"[green]{where}[/green]", soft_wrap=True)
+    console.print(facts)
+    if about.labels:
+        _show_labels(console, about)
+    else:
+        console.print()
+        show_histogram(console, "keep masks by hole fraction", about.hole_fraction_histogram)
+
+
+def _show_labels(console: Console, about: Description) -> None:
+    largest = max(label.positive for label in about.labels) or 1
+    labels = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    labels.add_column("class")
+    for heading in ("positive", "ignored", "share"):
+        labels.add_column(heading, justify="right")
+    labels.add_column("")
+    for label in about.labels:
+        bar = "█" * round(30 * label.positive / largest)
+        labels.add_row(label.name, f"{label.positive:,}", f"{label.ignored:,}", f"{label.share:.1%}", bar)
+    console.print()
+    console.print(labels)
+    console.print(f"{about.labels_per_image:.2f} positive classes an image")
+    if about.pairs:
+        pairs = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+        pairs.add_column("strongest pairs")
+        for heading in ("images with both", "of those with either"):
+            pairs.add_column(heading, justify="right")
+        for pair in about.pairs:
+            pairs.add_row(f"{pair.first} + {pair.second}", f"{pair.images:,}", f"{pair.overlap:.0%}")
+        console.print()
+        console.print(pairs)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 100_000 else f"{num_bytes / 1e3:,.1f} kB"
+
+
+def _duration(seconds: float) -> str:
+    return f"about {seconds:,.0f} s" if seconds >= 1 else "less than a second"
+
+
+def _span(spread: Spread) -> str:
+    return f"{spread.minimum:.4g} to {spread.maximum:.4g} (median {spread.median:.4g})"
+
+
+def show_checks(console: Console, title: str, checks: Sequence[Check]) -> None:
+    """What was looked for and found, each with the command to run next."""
+    colours = {"complete": "green", "found": "green", "partial": "yellow", "unfinished": "yellow", "damaged": "red"}
+    console.print(f"[bold]{title}[/bold]")
+    for check in checks:
+        count = f"{check.num_samples:,}" if check.num_samples is not None else ""
+        if check.published is not None:
+            count = f"{count or 'none'} of {check.published:,}"
+        colour = colours.get(check.state, "dim")
+        console.print(f"  [{colour}]{check.state:10}[/{colour}] {check.name:20} {count:17} ", end="")
+        console.print(check.where, style="dim", markup=False, soft_wrap=True)
+        if check.problem:
+            console.print(f"             {check.problem}", markup=False, soft_wrap=True)
+        if check.next_command:
+            console.print(f"             $ {check.next_command}", style="cyan", markup=False, soft_wrap=True)

@@ -1,0 +1,83 @@
+"""``verify``, ``info``, ``preview``, ``doctor``: look at datasets and change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msldata.commands import Workers, data_root
+from msldata.console import err, out, progress_bar
+
+
+def verify(
+    shards: Annotated[str, typer.Argument(help="A dataset folder or URL: images or keep masks.")],
+    against: Annotated[
+        str | None, typer.Option(help="A split that must share no image with it, as test with train.")
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Check every byte of a dataset: checksums, index, images, labels, duplicates, leftover files."""
+    from msldata.commands.display import show_verification
+    from msldata.inspect.verify import verify
+    from msldata.storage import open_storage
+
+    other = open_storage(against) if against else None
+    with progress_bar("verifying") as progress:
+        result = verify(open_storage(shards), against=other, num_workers=workers, progress=progress)
+    show_verification(out, result, shards, against)
+    if result.findings:
+        raise typer.Exit(2)
+
+
+def info(
+    shards: Annotated[str, typer.Argument(help="A dataset folder or URL: images or keep masks.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what is in a dataset: counts, labels and their pairs, sizes, objects, hole fractions."""
+    from msldata.commands.display import show_description
+    from msldata.inspect.describe import describe
+    from msldata.storage import open_storage
+
+    about = describe(open_storage(shards))
+    if json_:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(about), indent=2))
+    else:
+        show_description(out, about, shards)
+
+
+def preview(
+    shards: Annotated[str, typer.Argument(help="A dataset folder or URL: images or keep masks.")],
+    out_: Annotated[Path, typer.Option("--out", help="A .png contact sheet, or one .html page.")],
+    num: Annotated[int, typer.Option(help="Samples shown, spread over the dataset.", min=1)] = 24,
+    keep_masks: Annotated[
+        str | None, typer.Option(help="Show also a keep mask of this dataset and the masked image.")
+    ] = None,
+) -> None:
+    """Draw samples with labels and boxes, or keep masks, as a contact sheet or a page."""
+    from msldata.inspect.preview import write_preview
+    from msldata.storage import open_storage
+
+    masks = open_storage(keep_masks) if keep_masks else None
+    shown = write_preview(open_storage(shards), out_, num=num, keep_masks=masks)
+    out.print(f"[green]{out_}[/green]: {shown:,} sample{'s' * (shown != 1)}", soft_wrap=True)
+
+
+def doctor(
+    shards: Annotated[str, typer.Option(help="Folder or URL of all shards.")] = "shards",
+) -> None:
+    """Say which datasets and shards are there, whether they are whole, and the next command for each."""
+    from msldata.commands.display import show_checks
+    from msldata.inspect.doctor import examine_raw, examine_shards
+    from msldata.storage import open_storage
+
+    target = open_storage(shards)
+    with err.status("counting what is there"):
+        raw = examine_raw(data_root(), target)
+        built = examine_shards(target, raw)
+    show_checks(out, f"raw datasets in {data_root()} (MSL_DATA names another folder)", raw)
+    show_checks(out, f"shards in {shards}", built)

@@ -1,0 +1,96 @@
+"""What every source yields: one record per image, with labels, ignored labels and the objects behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from msldata.errors import UserError
+
+
+class ObjectRecord(NamedTuple):
+    """One annotated object; a tuple, because plans and indices of a million of them are made of tuples.
+
+    ``box`` is (x, y, width, height) in pixels of the source image, origin at the top left corner, x and y counted
+    from 0. ``area`` is in square pixels: the segment's where the source has one (COCO), else the box's. ``truncated``
+    and ``occluded`` are None where the source does not say.
+    """
+
+    class_index: int
+    box: tuple[float, float, float, float]
+    area: float
+    difficult: bool = False
+    truncated: bool | None = None
+    occluded: bool | None = None
+    crowd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image to be written: where its bytes are and what it shows.
+
+    ``key`` names the sample in the shard: unique within its dataset and split, without dots or slashes. ``image`` is
+    the path of the image file, relative to the source's root. ``positives`` and ``ignored`` are ascending, disjoint
+    class indices; an ignored class (VOC "difficult", WIDER "unspecified") is 0 in the target vector and is left out of
+    evaluation by the index.
+    """
+
+    key: str
+    image: str
+    positives: tuple[int, ...]
+    ignored: tuple[int, ...] = ()
+    objects: tuple[ObjectRecord, ...] = ()
+    image_id: str = ""
+    """The source's own id for the image, as text; the key where the source has none."""
+    crop: tuple[float, float, float, float] | None = None
+    """Only this part of the image (x, y, width, height in its pixels) is the sample; boxes count from its corner."""
+
+
+VOC_CLASSES = tuple(
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
+    "sheep sofa train tvmonitor".split()
+)
+"""The 20 classes of PASCAL VOC 2007, alphabetical, which is also the order of the published label files."""
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """Ordered class names; the position of a name is its index in every target vector.
+
+    Raises:
+        UserError: the list is empty, or a name is empty or appears twice.
+    """
+
+    classes: tuple[str, ...]
+    _index: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        index = {name: position for position, name in enumerate(self.classes)}
+        if not self.classes or "" in index:
+            raise UserError("a label space needs at least one class and no empty names")
+        if len(index) != len(self.classes):
+            twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+            raise UserError(f"these classes are named twice: {', '.join(twice)}")
+        object.__setattr__(self, "_index", index)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._index
+
+    def index(self, name: str) -> int:
+        """Position of ``name``. Raises UserError that lists what is known."""
+        try:
+            return self._index[name]
+        except KeyError:
+            known = ", ".join(self.classes[:30]) + (" …" if len(self.classes) > 30 else "")
+            raise UserError(f"unknown class '{name}'; known are: {known}") from None
+
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """Class names at ``indices``."""
+        return [self.classes[index] for index in indices]
+
+
+VOC = LabelSpace(VOC_CLASSES)

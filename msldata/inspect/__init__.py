@@ -1,0 +1,1 @@
+"""Look at datasets and change nothing: verify, describe, preview, doctor."""

@@ -1,0 +1,174 @@
+"""A mask file as read: what a build must know of it, in a few kilobytes, so that each file is decoded once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from msldata.contract.keepmask import (
+    HOLE_WHITE,
+    decode_levels,
+    decode_packed,
+    encode_level_png,
+    encode_packed_png,
+    invert_bits,
+    pack_bits,
+    resize_area,
+    resize_nearest,
+    to_levels,
+)
+from msldata.errors import BadInputError, UserError
+from msldata.masks.polarity import PolarityClue, polarity_clue
+from msldata.masks.sources import MaskSource
+from msldata.workers.engine import run_tasks
+
+_NAMES_PER_TASK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredMask:
+    """Everything about one mask file but its polarity, which only the whole set can tell.
+
+    Width, height and white pixels are those of the mask that is stored, which can be smaller than its source.
+    """
+
+    name: str
+    width: int
+    height: int
+    white_pixels: int
+    source_width: int
+    source_height: int
+    source_white_pixels: int
+    clue: PolarityClue
+    hole_white_png: bytes
+    """The keep mask as it is stored if white turns out to be the hole, as in nearly all sets; about 3 kB of 512×512."""
+    soft: bool
+    """Whether that is a grey keep mask."""
+    digest: str
+    """SHA-256 of the packed white pixels, or of the grey ones, in hex."""
+
+    @classmethod
+    def of_gray(cls, name: str, gray_HW: np.ndarray, size: int | None = None, soft: bool = False) -> MeasuredMask:
+        """Measure a decoded mask, uint8, 0 black … 255 white, and resize it to size × size.
+
+        Args:
+            size: None leaves it as it is. A binary mask takes the nearest pixel, a soft one the mean of an area.
+            soft: keep the grey instead of binarising at half brightness.
+        """
+        source_height, source_width = gray_HW.shape
+        white_HW = gray_HW > 127
+        source_white_pixels = white_pixels = int(np.count_nonzero(white_HW))
+        clue = polarity_clue(white_HW)
+        if size is not None:
+            if soft:
+                gray_HW = resize_area(gray_HW, size, size)
+            white_HW = gray_HW > 127 if soft else resize_nearest(white_HW, size, size)
+            white_pixels = int(np.count_nonzero(white_HW))
+        height, width = white_HW.shape
+        if soft:
+            content = np.ascontiguousarray(gray_HW)
+            png = encode_level_png(to_levels(gray_HW, HOLE_WHITE))
+        else:
+            content = pack_bits(white_HW)
+            png = encode_packed_png(invert_bits(content, width), width)
+        return cls(
+            name=name,
+            width=width,
+            height=height,
+            white_pixels=white_pixels,
+            source_width=source_width,
+            source_height=source_height,
+            source_white_pixels=source_white_pixels,
+            clue=clue,
+            hole_white_png=png,
+            soft=soft,
+            digest=hashlib.sha256(content.data).hexdigest(),
+        )
+
+    def hole_fraction(self, polarity: str) -> float:
+        """Share of hole pixels under ``polarity``, in [0, 1]; equals ``keepmask.hole_fraction`` of the keep mask."""
+        return _hole_fraction(self.white_pixels, self.width * self.height, polarity)
+
+    def source_hole_fraction(self, polarity: str) -> float:
+        """The same of the file, before it was resized."""
+        return _hole_fraction(self.source_white_pixels, self.source_width * self.source_height, polarity)
+
+    def keep_mask_png(self, polarity: str) -> bytes:
+        """The keep mask as it is stored: 1-bit, white = visible; or 8-bit if it is soft, 255 = visible."""
+        if polarity == HOLE_WHITE:
+            return self.hole_white_png
+        if self.soft:
+            return encode_level_png(255 - decode_levels(self.hole_white_png, self.name))
+        packed, width = decode_packed(self.hole_white_png, self.name)
+        return encode_packed_png(invert_bits(packed, width), width)
+
+
+def measure_masks(
+    source: MaskSource,
+    names: Sequence[str],
+    *,
+    size: int | None = None,
+    soft: bool = False,
+    num_workers: int | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[MeasuredMask], tuple[BadInputError, ...]]:
+    """Read masks in worker processes.
+
+    Args:
+        source: where they are.
+        names: which of its masks.
+        size: side in pixels that masks are resized to; None leaves them as they are.
+        soft: keep the grey of the files.
+        num_workers: processes; default one per available processor.
+        on_error: ``fail`` or ``skip``.
+        progress: called with (done, total), in masks.
+
+    Returns:
+        The masks in the order of ``names``, and the files that are none (empty with ``fail``).
+
+    Raises:
+        BadInputError: a file that is no mask (with ``fail``).
+        UserError: no file is a mask (with ``skip``).
+    """
+    done = 0
+
+    def count(results: list[MeasuredMask | BadInputError]) -> None:
+        nonlocal done
+        done += len(results)
+        if progress is not None:
+            progress(done, len(names))
+
+    tasks = [
+        (source, names[start : start + _NAMES_PER_TASK], size, soft, on_error)
+        for start in range(0, len(names), _NAMES_PER_TASK)
+    ]
+    results = [result for chunk in run_tasks(_measure_some, tasks, num_workers, count) for result in chunk]
+    masks = [result for result in results if isinstance(result, MeasuredMask)]
+    rejected = tuple(result for result in results if isinstance(result, BadInputError))
+    if not masks:
+        raise UserError(f"none of {len(names)} files is a mask; the first: {rejected[0]}")
+    return masks, rejected
+
+
+def _hole_fraction(white_pixels: int, num_pixels: int, polarity: str) -> float:
+    return (white_pixels if polarity == HOLE_WHITE else num_pixels - white_pixels) / num_pixels
+
+
+def _measure_some(
+    task: tuple[MaskSource, Sequence[str], int | None, bool, str],
+) -> list[MeasuredMask | BadInputError]:
+    source, names, size, soft, on_error = task
+    results: list[MeasuredMask | BadInputError] = []
+    for name in names:
+        try:
+            results.append(MeasuredMask.of_gray(name, source.read_gray(name, soft=soft), size, soft))
+        except BadInputError as error:
+            if on_error == "fail":
+                raise
+            results.append(error)
+    return results

@@ -1,0 +1,1 @@
+"""Where tasks run: local worker processes, or a Ray cluster."""

@@ -1,0 +1,207 @@
+"""Tasks in local worker processes, one pipe each: a worker that dies costs its task, never the others'."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+import types
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+from msldata.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_ATTEMPTS = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Worker:
+    process: Any
+    pipe: Connection
+
+
+def prepare_workers(module: str) -> None:
+    """Begin to start the process that workers are forked from, and return at once.
+
+    It takes a fifth of a second to import ``module``, the one that holds the tasks' function; called before a build
+    plans its shards, that time costs nothing.
+    """
+    _context(module)
+
+
+def run_in_processes(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    num_workers: int,
+    on_result: Callable[[Result], None] | None,
+) -> list[Result]:
+    """``engine.run_tasks`` with ``num_workers`` processes."""
+    context = _context(function.__module__)
+    lifeline, held_end = context.Pipe(duplex=False)
+    waiting = deque(range(len(tasks)))
+    deaths: Counter[int] = Counter()
+    results: dict[int, Result] = {}
+    busy: dict[Connection, tuple[_Worker, int]] = {}
+
+    def start_worker() -> _Worker:
+        ours, theirs = context.Pipe()
+        # Not inherited but sent: the fork server keeps the environment of its own start, without later credentials.
+        arguments = (function, theirs, lifeline, dict(os.environ))
+        process = context.Process(target=_work, args=arguments, daemon=True)
+        with _without_main(function.__module__):
+            process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def give_task(worker: _Worker) -> None:
+        if not waiting:
+            worker.pipe.close()  # a worker without a task sees the end of its pipe and ends
+            worker.process.join()
+            return
+        index = waiting.popleft()
+        busy[worker.pipe] = worker, index
+        with suppress(BrokenPipeError):  # it died; the pipe will say so when it is read
+            worker.pipe.send(tasks[index])
+
+    try:
+        for worker in [start_worker() for _ in range(num_workers)]:
+            give_task(worker)
+        while busy:
+            for pipe in wait(list(busy)):
+                worker, index = busy[pipe]  # type: ignore[index]
+                try:
+                    result, error, trace = worker.pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    worker.process.join()
+                    del busy[worker.pipe]
+                    deaths[index] += 1
+                    if deaths[index] == _ATTEMPTS:
+                        raise UserError(
+                            f"{_ATTEMPTS} worker processes were killed at the same work, most likely because memory "
+                            "ran out; run the same command again to go on from what is finished, with fewer --workers"
+                        ) from None
+                    waiting.appendleft(index)
+                    give_task(start_worker())
+                    continue
+                if error is not None:
+                    error.add_note(trace)
+                    raise error
+                del busy[worker.pipe]
+                results[index] = result
+                give_task(worker)
+                if on_result is not None:
+                    on_result(result)
+    finally:
+        # Who is still busy after an error is stopped at once.
+        held_end.close()
+        lifeline.close()
+        for worker, _ in busy.values():
+            worker.process.join()
+            worker.pipe.close()
+    return [results[index] for index in range(len(tasks))]
+
+
+def _context(module: str) -> Any:
+    """Where workers come from; the process that they are forked from is started, unless it runs already."""
+    # Never "fork": the caller may have threads (a progress bar, obstore's runtime), whose locks a fork would copy held.
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing.forkserver import ensure_running
+
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    with _without_main(module), _same_search_path():
+        ensure_running()
+    return context
+
+
+@contextmanager
+def _same_search_path() -> Iterator[None]:
+    """A process that is started in the block imports what this one would, not what happens to be installed as well."""
+    wanted = {
+        "PYTHONPATH": os.pathsep.join(place or str(Path.cwd()) for place in sys.path),
+        "PYTHONSAFEPATH": "1",  # or the current folder would come first
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def _without_main(module: str) -> Iterator[None]:
+    """Hide the main script while a process starts: it would be run again there, a whole command line, for nothing."""
+    main = sys.modules["__main__"]
+    if module != "__main__":
+        sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+class _NoPandas(MetaPathFinder):
+    """Hides pandas from a worker, whose tasks do not need it.
+
+    To make an array of a list, pyarrow asks whether it is a pandas Series, and where pandas is installed imports it for
+    that: a quarter of a second a process.
+    """
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError("hidden from workers", name=fullname)
+
+
+def _work(function: Callable[[Any], Any], pipe: Connection, lifeline: Connection, environment: dict[str, str]) -> None:
+    """A worker's life: one task after the other, until the pipe ends."""
+    sys.meta_path.insert(0, _NoPandas())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; the parent decides
+    os.environ.update(environment)
+    threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        result = error = None
+        trace = ""
+        try:
+            result = function(task)
+        except Exception as caught:
+            error, trace = caught, f"in a worker process:\n{traceback.format_exc()}"
+        try:
+            pipe.send((result, error, trace))
+        except Exception as unsendable:  # not an answer that can be pickled
+            pipe.send((None, RuntimeError(f"{unsendable}\n{trace}"), trace))
+
+
+def _exit_with_parent(lifeline: Connection) -> None:
+    """Tie a worker's life to its parent's: the pipe ends when the parent closes its end, or dies of anything."""
+    try:
+        lifeline.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def available_cpus() -> int:
+    """Processors this process may use, which in a container or a batch job can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,232 @@
+"""``evaluate``, ``robustness``: how well a trained model does, and what holes cost it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from msldata.console import OnError, err, gigabytes, out, progress_bar
+from msltrain.commands.options import Model, Recipe
+
+if TYPE_CHECKING:
+    from msltrain.measures.summary import Measured
+
+
+def evaluate(
+    checkpoint: Annotated[str | None, typer.Option(help="Run or checkpoint, folder or URL; or a weights file.")] = None,
+    data: Annotated[str | None, typer.Option(help="Shards to evaluate on: folder or URL.")] = None,
+    recipe: Recipe = "",
+    model: Model = "",
+    held_out: Annotated[bool, typer.Option("--held-out", help="Only what training set aside for validation.")] = False,
+    keep_masks: Annotated[list[str] | None, typer.Option(help="Hide parts of the images with these.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
+    scales: Annotated[list[float] | None, typer.Option(help="Average with these sizes, as 0.75 or 1.25.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Measure this predictions file again; no model needed.")
+    ] = None,
+    thresholds_from: Annotated[
+        Path | None, typer.Option(help="Tune a threshold per class on these predictions (of --held-out).")
+    ] = None,
+    classes: Annotated[bool, typer.Option("--classes", help="Show every class.")] = False,
+    intervals: Annotated[bool, typer.Option("--intervals", help="95 % bootstrap intervals over the images.")] = False,
+    out_: Annotated[Path | None, typer.Option("--out", help="Predictions file to write (parquet).")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write every number to this file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
+    cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
+    on_sample_error: Annotated[
+        OnError, typer.Option(help="At a damaged sample: stop, or leave it out and list it.")
+    ] = OnError.fail,
+) -> None:
+    """Predict every sample exactly once and measure as published: mAP, CP, CR, CF1, OP, OR, OF1."""
+    import sys
+
+    from msldata.errors import UserError
+    from msltrain.hosts import launch
+    from msltrain.measures.predictions import read_predictions
+    from msltrain.runs.places import default_file
+
+    if predictions is None:
+        if checkpoint is None or data is None:
+            raise UserError("say what to evaluate: --checkpoint RUN --data SHARDS, or --predictions FILE")
+        if device != "cpu" and (processes := launch.num_processes(gpus)) > 1:
+            raise typer.Exit(launch.launch(sys.argv, processes))
+        from msltrain.evaluation.evaluate import evaluate
+        from msltrain.hosts.distributed import is_first_process
+        from msltrain.runs.other_checkpoints import Foreign
+
+        predictions = out_ or default_file(checkpoint, data, keep_masks or [], held_out=held_out)
+        with progress_bar("evaluating") as progress:
+            evaluate(
+                checkpoint,
+                data,
+                foreign=Foreign(recipe=recipe, model=model),
+                held_out=held_out,
+                keep_masks=keep_masks or [],
+                flip=flip,
+                scales=scales or (),
+                out=predictions,
+                batch_size=batch_size,
+                device=device,
+                seed=seed,
+                progress=progress,
+                cache="" if cache is None else str(cache),
+                cache_limit_gb=gigabytes(cache_limit),
+                on_sample_error=on_sample_error.value,
+            )
+        if not is_first_process():
+            return
+    from msltrain.measures.summary import measure
+
+    measured = measure(
+        read_predictions(predictions),
+        validation=None if thresholds_from is None else read_predictions(thresholds_from),
+        with_intervals=intervals,
+    )
+    if json_ is not None:
+        json_.write_text(measured.to_json(), encoding="utf-8")
+    _show(measured, with_classes=classes)
+    _list_skipped(measured.origin.skipped)
+    out.print(f"[green]{predictions}[/green]: {measured.metrics.num_samples:,} samples", soft_wrap=True)
+
+
+def _list_skipped(skipped: Sequence[str]) -> None:
+    if skipped:
+        err.print(f"{len(skipped)} bad samples were left out:")
+    for sample in skipped:
+        err.print(f"  {sample}", markup=False, soft_wrap=True)
+
+
+def _show(measured: Measured, *, with_classes: bool) -> None:
+    """The tables of ``evaluate``, in percent."""
+    metrics = measured.metrics
+    summary = metrics.summary()
+    table = _table("", *summary)
+    table.add_row("score ≥ 0.5", *map(_percent, summary.values()))
+    if measured.intervals:
+        table.add_row("95 % from", *(_percent(measured.intervals[name].low) for name in summary))
+        table.add_row("95 % to", *(_percent(measured.intervals[name].high) for name in summary))
+    for label, rates in (("top 3", metrics.top3), ("tuned thresholds", metrics.tuned)):
+        if rates is not None:
+            table.add_row(label, "", *(_percent(getattr(rates, name)) for name in summary if name != "mAP"))
+    out.print(table)
+    others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")
+    out.print(f"mAP by other definitions: {others}")
+    if metrics.num_tied:
+        out.print(f"{metrics.num_tied:,} positives share their logit with a negative: their rank is the stored order")
+    if metrics.absent_classes:
+        out.print(f"left out of mAP, without positives: {', '.join(metrics.absent_classes)}", soft_wrap=True)
+    if measured.strata:
+        table = _table("largest object", "pairs", "classes", "mAP", "CR")
+        for row in measured.strata:
+            table.add_row(row.name, f"{row.num_positive:,}", str(row.num_classes), _percent(row.mAP), _percent(row.CR))
+        out.print(table)
+    if measured.size_note:
+        out.print(measured.size_note, soft_wrap=True)
+    if with_classes:
+        table = _table("class", "positive", "ignored", "AP", "precision", "recall")
+        for one in metrics.classes:
+            rates_ = (one.average_precision, one.precision, one.recall)
+            table.add_row(one.name, f"{one.num_positive:,}", f"{one.num_ignored:,}", *map(_percent, rates_))
+        out.print(table)
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=None, header_style="bold")
+    table.add_column(first)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def robustness(
+    checkpoint: Annotated[list[str], typer.Option(help="Repeat it: the reference (baseline) first.")],
+    data: Annotated[str, typer.Option(help="Shards to evaluate on: folder or URL.")],
+    keep_masks: Annotated[
+        list[str] | None, typer.Option(help="Held-out keep masks, for irregular; repeat it: low and high.")
+    ] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Names of the models, in the same order.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="irregular (default), patch, box, object.")] = None,
+    recalibrate: Annotated[
+        str | None,
+        typer.Option(help="Training shards: add the reference with BatchNorm measured anew on them."),
+    ] = None,
+    recalibrate_masks: Annotated[list[str] | None, typer.Option(help="Training keep masks for that.")] = None,
+    recipe: Recipe = "",
+    model: Model = "",
+    out_: Annotated[
+        Path, typer.Option("--out", help="The study's folder; what is in it is not computed again.")
+    ] = Path("robustness"),
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
+    cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
+    on_sample_error: Annotated[
+        OnError, typer.Option(help="At a damaged sample: stop, or leave it out for all models and list it.")
+    ] = OnError.fail,
+) -> None:
+    """Draw mAP, CR and CF1 over the hidden share of the images, and recall over the visible share of the objects."""
+    import sys
+
+    from msldata.errors import UserError
+    from msltrain.hosts import launch
+
+    names = name or [path.stem if path.is_file() else path.name for path in map(Path, checkpoint)]
+    if len(names) != len(checkpoint):
+        raise UserError(f"{len(checkpoint)} checkpoints and {len(names)} names; give --name once per --checkpoint")
+    if bool(recalibrate) != bool(recalibrate_masks):
+        raise UserError("--recalibrate SHARDS and --recalibrate-masks DIR belong together")
+    if device != "cpu" and (processes := launch.num_processes(gpus)) > 1:
+        raise typer.Exit(launch.launch(sys.argv, processes))
+    from msltrain.hosts.distributed import is_first_process
+    from msltrain.robustness.curves import compute_curves
+    from msltrain.robustness.figure import write_robustness
+    from msltrain.robustness.run import Recalibration, Study, run_study
+    from msltrain.runs.other_checkpoints import Foreign
+
+    study = Study(
+        models=tuple(zip(names, checkpoint, strict=True)),
+        shards=data,
+        keep_masks=tuple(keep_masks or ()),
+        kinds=tuple(kind or ("irregular",)),
+        recalibration=Recalibration(shards=recalibrate, keep_masks=tuple(recalibrate_masks or ()))
+        if recalibrate
+        else None,
+        foreign=Foreign(recipe=recipe, model=model),
+        seed=seed,
+    )
+    found = run_study(
+        study,
+        out_,
+        batch_size=batch_size,
+        device=device,
+        cache="" if cache is None else str(cache),
+        cache_limit_gb=gigabytes(cache_limit),
+        on_sample_error=on_sample_error.value,
+        progress=progress_bar,
+        note=lambda text: err.print(text, markup=False, soft_wrap=True) if is_first_process() else None,
+    )
+    if not is_first_process():
+        return
+    curves = compute_curves(found)
+    written = write_robustness(curves, out_)
+    table = _table("area under the curve", "kind", "mAP", "CR", "CF1")
+    for area in curves.areas:
+        table.add_row(area.model, area.kind, *map(_percent, (area.mAP, area.CR, area.CF1)))
+    out.print(table)
+    _list_skipped(curves.skipped)
+    for file in written:
+        out.print(f"[green]{file}[/green]", soft_wrap=True)

@@ -1,0 +1,171 @@
+"""``predict``, ``serve``, ``export``: what a trained model says of photographs, and how to take it elsewhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msldata.console import OnError, err, out, progress_bar
+from msltrain.commands.options import AnyCheckpoint, Classes, Model, Recipe
+
+
+class OutputFormat(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+    parquet = "parquet"
+
+
+def predict(
+    inputs: Annotated[list[str], typer.Argument(help="Images, folders, patterns, URLs, shards.")],
+    checkpoint: AnyCheckpoint,
+    recipe: Recipe = "",
+    model: Model = "",
+    classes: Classes = "",
+    top_k: Annotated[int, typer.Option(help="Classes shown per image.", min=1)] = 5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Predicted from this score on; default: tuned ones (evaluate --held-out), else 0.5."),
+    ] = None,
+    keep_mask: Annotated[Path | None, typer.Option(help="Mask file: predict also with this part hidden.")] = None,
+    polarity: Annotated[str, typer.Option(help="Of the mask file: hole-white or hole-black.")] = "",
+    cam: Annotated[Path | None, typer.Option(help="Folder for pictures of where the classes are seen.")] = None,
+    format_: Annotated[
+        OutputFormat | None, typer.Option("--format", help="Default: by the suffix of --out, else a table.")
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="File to write instead of printing.")] = None,
+    on_error: Annotated[OnError, typer.Option(help="At an unreadable image: stop, or leave it out.")] = OnError.fail,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Say what photographs show, where it is seen, and what hiding a part changes."""
+    import sys
+
+    from msltrain.runs.other_checkpoints import Foreign
+    from msltrain.use.output_formats import describe, encode, format_of
+    from msltrain.use.predict import predict_images
+
+    kind = format_of(format_.value if format_ else None, out_)
+    with progress_bar("predicting") as progress:
+        found = predict_images(
+            checkpoint,
+            inputs,
+            foreign=Foreign(recipe=recipe, model=model),
+            classes=_named(classes),
+            top_k=top_k,
+            threshold=threshold,
+            keep_mask=keep_mask,
+            polarity=polarity,
+            overlays=cam,
+            device=device,
+            on_error=on_error.value,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    data = encode(found, kind)
+    if out_ is not None:
+        from msldata.storage import LocalStorage
+
+        LocalStorage(out_.parent).put(out_.name, data)
+        out.print(f"[green]{out_}[/green]: {len(found):,} images", soft_wrap=True)
+    else:
+        sys.stdout.write(data.decode())
+    if cam is not None:
+        num_drawn = sum(bool(image.overlay) for image in found)
+        err.print(f"[green]{cam}[/green]: {num_drawn:,} pictures", soft_wrap=True)
+    if words := describe(found):
+        err.print(words, markup=False, soft_wrap=True)
+
+
+def serve(
+    checkpoint: AnyCheckpoint,
+    recipe: Recipe = "",
+    model: Model = "",
+    classes: Classes = "",
+    port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 8765,
+    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine can.")] = "127.0.0.1",
+    examples: Annotated[
+        list[str] | None, typer.Option(help="Photographs to offer: folder, pattern, URL, shards.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="As in predict.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Open a local page: drop a photograph, paint over a part, and watch the predictions change."""
+    from msltrain.hosts.distributed import process_group
+    from msltrain.runs.other_checkpoints import Foreign
+    from msltrain.use.predict import Predictor
+    from msltrain.use.read_images import find_images
+    from msltrain.use.serve import Studio, StudioServer
+
+    pictures = find_images(examples) if examples else []
+    with process_group(device) as ranks:
+        predictor = Predictor(
+            checkpoint,
+            ranks.device,
+            threshold=threshold,
+            foreign=Foreign(recipe=recipe, model=model),
+            classes=_named(classes),
+        )
+        studio = Studio(predictor, pictures)
+        with StudioServer(studio, host, port) as server:
+            if not server.is_local:
+                err.print(f"[yellow]{host}: everyone who reaches this address can use the page[/yellow]")
+            with server.stopping_on_signals():
+                out.print(f"[green]{server.url}[/green]  stop with Ctrl-C", soft_wrap=True)
+                server.serve_forever(poll_interval=0.2)
+            out.print("stopped")
+
+
+class ExportFormat(StrEnum):
+    safetensors = "safetensors"
+    torch_export = "torch-export"
+    onnx = "onnx"
+
+
+def export(
+    checkpoint: AnyCheckpoint,
+    out_: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
+    recipe: Recipe = "",
+    model: Model = "",
+    classes: Classes = "",
+    format_: Annotated[
+        list[ExportFormat] | None, typer.Option("--format", help="Repeat it; default: all three.")
+    ] = None,
+    from_pixels: Annotated[
+        bool, typer.Option("--from-pixels", help="Let the graphs take uint8 pixels and normalise them.")
+    ] = False,
+    images: Annotated[list[str] | None, typer.Option(help="Photographs to compare on; default: patterns.")] = None,
+) -> None:
+    """Write a model for use elsewhere, and check each file against the original."""
+    from msltrain.runs.other_checkpoints import Foreign
+    from msltrain.use.export import FORMATS, Exported, export_model
+
+    def show(done: Exported) -> None:
+        out.print(
+            f"[green]{done.file}[/green]: logits differ by at most {done.max_difference:.1e} "
+            f"on {done.num_images} images, alone and as a batch",
+            soft_wrap=True,
+        )
+
+    wanted = [one for one in FORMATS if format_ is None or one in {chosen.value for chosen in format_}]
+    export_model(
+        checkpoint,
+        out_,
+        foreign=Foreign(recipe=recipe, model=model),
+        classes=_named(classes),
+        formats=wanted,
+        from_pixels=from_pixels,
+        images=images or (),
+        on_done=show,
+    )
+    out.print(f"[green]{out_ / 'README.md'}[/green]: the model card", soft_wrap=True)
+
+
+def _named(classes: str) -> tuple[str, ...]:
+    """What ``--classes`` names; nothing where it was not given."""
+    from msltrain.runs.other_checkpoints import read_classes
+
+    return read_classes(classes) if classes else ()

@@ -1,0 +1,183 @@
+"""The demo: the public commands from raw files to a report, on a synthetic dataset, on a laptop.
+
+Every step is a command that a user could type, run as a process of its own. Steps that a stopped demo finished are not
+run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from msldata.contract.manifest import MANIFEST_NAME
+from msltrain.demo.subprocesses import OnStep, Step, run_steps
+from msltrain.report import RunReport, describe_environment, open_run, write_report
+from msltrain.robustness.figure import DATA_NAME
+from msltrain.runs.places import default_file
+
+PAGE_NAME = "report.html"
+STUDY = "robustness"
+"""Folder of the robustness study."""
+DATASET = "reef"
+_RUNS = {"baseline": ("Baseline", "demo-baseline"), "msl": ("MSL", "demo")}
+"""Folder of each run → its name on the page, its recipe; the reference first."""
+_CONDITIONS = {
+    "whole": "whole test images",
+    "low": "test images behind the other keep masks, low",
+    "high": "test images behind the other keep masks, high",
+}
+
+NEXT_COMMANDS = (
+    "# raw data in datasets/VOCdevkit/VOC2007, datasets/COCO2014 and datasets/irregular_mask",
+    "msl build-shards",
+    "msl build-masks --threshold 0.5",
+    "msl train --recipe msl-c-voc2007 --run runs/msl-c-voc2007",
+    "msl evaluate --checkpoint runs/msl-c-voc2007 --data shards/voc2007/test",
+    "msl report --run runs/msl-c-voc2007 --data shards/voc2007/test",
+    "msl predict photograph.jpg --checkpoint runs/msl-c-voc2007",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Size:
+    num_train: int
+    num_test: int
+    image_size: int
+    num_masks: int
+    num_heldout_masks: int
+    settings: tuple[str, ...] = ()
+
+
+# Large enough for the baseline to learn the task within minutes; two thirds of the generated masks are "low".
+_FULL = _Size(num_train=3600, num_test=1000, image_size=128, num_masks=1500, num_heldout_masks=900)
+_QUICK = _Size(
+    num_train=48,
+    num_test=24,
+    image_size=48,
+    num_masks=24,
+    num_heldout_masks=24,
+    settings=("stream.image_size=32", "stream.batch_size=16", "optim.num_epochs=1", "optim.warmup_epochs=0.5"),
+)
+
+
+def run_demo(out: Path, *, quick: bool = False, on_event: OnStep = lambda event: None) -> Path:
+    """Make a dataset, build shards and keep masks, train baseline and MSL with equal budgets, compare them on a page.
+
+    Args:
+        out: folder for everything; a demo that was stopped there goes on where it was.
+        quick: a tiny version that checks the path and learns nothing.
+        on_event: told when a command starts, prints a line, and ends.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: a command failed; the message names it, its last words and its log.
+    """
+    steps = _plan(out, _QUICK if quick else _FULL)
+    run_steps(steps, out, what="demo", on_event=on_event)
+    return _write_page(out, steps)
+
+
+def _plan(out: Path, size: _Size) -> list[Step]:
+    steps: list[Step] = []
+
+    def add(name: str, title: str, product: Path, *arguments: object) -> None:
+        begun = out / "runs" / name.removeprefix("train-") / "config.json" if name.startswith("train-") else None
+        steps.append(Step(name=name, title=title, arguments=tuple(map(str, arguments)), product=product, begun=begun))
+
+    voc, shards, masks, heldout = out / "raw/VOCdevkit/VOC2007", out / "shards", out / "masks", out / "heldout-masks"
+    train, test = shards / DATASET / "trainval", shards / DATASET / "test"
+    # fmt: off
+    add(
+        "synthesize", "Draw a dataset in VOC's own layout", voc,
+        "synthesize", "--out", out / "raw", "--num-train", size.num_train, "--num-test", size.num_test,
+        "--size", size.image_size, "--seed", 0,
+    )
+    add(
+        "build-shards", "Build shards from the raw files", test / MANIFEST_NAME,
+        "build-shards", "--dataset", "voc2007", "--source", voc, "--name", DATASET, "--out", shards,
+        "--samples-per-shard", 500,
+    )
+    for folder, what, count, seed in (
+        (masks, "keep masks for training", size.num_masks, 0),
+        (heldout, "other keep masks for the test", size.num_heldout_masks, 1),
+    ):
+        add(
+            f"build-{folder.name}", f"Generate {what}, split by hole fraction", folder / "low" / MANIFEST_NAME,
+            "build-masks", "--generate", count, "--size", size.image_size, "--seed", seed, "--threshold", 0.5,
+            "--per-subset", 0, "--out", folder,
+        )
+    settings = [word for setting in size.settings for word in ("--set", setting)]
+    for run, (name, recipe) in _RUNS.items():
+        keep_masks = ["--keep-masks", masks / "high"] if recipe == "demo" else []
+        add(
+            f"train-{run}", f"Train: {name}", out / "runs" / run / "checkpoints",
+            "train", "--recipe", recipe, "--data", train, *keep_masks, "--run", out / "runs" / run, *settings,
+        )
+    for run, (name, _) in _RUNS.items():
+        for condition, what in _CONDITIONS.items():
+            keep_masks = [] if condition == "whole" else ["--keep-masks", heldout / condition]
+            file = _predictions_file(out, run, condition)
+            add(
+                f"evaluate-{run}-{condition}", f"Evaluate: {name} on {what}", file,
+                "evaluate", "--checkpoint", out / "runs" / run, "--data", test, *keep_masks,
+            )
+    models = [
+        word for run, (name, _) in _RUNS.items() for word in ("--checkpoint", out / "runs" / run, "--name", name)
+    ]
+    add(
+        "robustness", "Hide more and more of the test images", out / STUDY / DATA_NAME,
+        "robustness", *models, "--data", test, "--keep-masks", heldout / "low", "--keep-masks", heldout / "high",
+        "--recalibrate", train, "--recalibrate-masks", masks / "high", "--out", out / STUDY,
+    )
+    # fmt: on
+    return steps
+
+
+def _predictions_file(out: Path, run: str, condition: str) -> Path:
+    """Where `evaluate` puts them by itself, and `report` looks for them."""
+    keep_masks = [] if condition == "whole" else [out / "heldout-masks" / condition]
+    return default_file(out / "runs" / run, out / "shards" / DATASET / "test", keep_masks)
+
+
+def _write_page(out: Path, steps: list[Step]) -> Path:
+    runs = [
+        open_run(
+            out / "runs" / run,
+            name=name,
+            clean=_predictions_file(out, run, "whole"),
+            masked={subset: _predictions_file(out, run, subset) for subset in _CONDITIONS if subset != "whole"},
+        )
+        for run, (name, _) in _RUNS.items()
+    ]
+    return write_report(
+        out / PAGE_NAME,
+        title="Recognising what is partly hidden: a synthetic reef",
+        runs=runs,
+        shards=out / "shards" / DATASET / "test",
+        robustness=out / STUDY,
+        commands=[step.command for step in steps],
+        next_commands=NEXT_COMMANDS,
+        environment={**describe_environment(), **_describe_budget(runs)},
+    )
+
+
+def _describe_budget(runs: list[RunReport]) -> Mapping[str, str]:
+    """What "equal budgets" means here, with the measured cost of each run."""
+    reference, other = runs
+    took = [sum(row.get("seconds", 0.0) for row in run.history) for run in runs]
+    optim = other.config.optim
+    equal = (optim, other.config.stream, other.config.run.seed) == (
+        reference.config.optim,
+        reference.config.stream,
+        reference.config.run.seed,
+    )
+    assert equal, "the two recipes of the demo must differ in nothing but the masked branch"
+    return {
+        "Budget": f"equal for both: the same samples in the same order, {optim.num_epochs} epochs, the same optimiser "
+        "and seed. Not equal in computing: a step of MSL runs the network on each image twice.",
+        "Training time": f"{reference.name} {took[0]:,.0f} s, {other.name} {took[1]:,.0f} s "
+        f"({took[1] / max(took[0], 1e-9):.1f} times as long)",
+    }

@@ -1,0 +1,1 @@
+"""One pass over a dataset, each sample exactly once, and the predictions it gives."""

@@ -1,0 +1,175 @@
+"""Evaluate a checkpoint on shards: every sample exactly once, on any number of ranks, into one predictions file.
+
+K classes, N samples of the dataset.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from msldata.errors import UserError
+from msltrain.evaluation.sweep import AllSamples, Part, Progress, View
+from msltrain.evaluation.views import AveragedViews, check_scales
+from msltrain.hosts.distributed import process_group
+from msltrain.measures.metrics import Metrics, compute_metrics
+from msltrain.measures.predictions import (
+    Origin,
+    Predictions,
+    keep_mask_fingerprints,
+    read_predictions,
+    write_predictions,
+)
+from msltrain.runs.checkpoint import LoadedRecogniser
+from msltrain.runs.other_checkpoints import Foreign, load_any
+from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.loader import Loader
+from msltrain.stream.samples.holdout import hold_out
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
+
+KEEP_MASK_EPOCH = 0
+"""Keep masks change with the epoch in training; an evaluation always takes those of this one."""
+_NEGATIVE_WHERE_IGNORED = ("WIDER-Attribute",)
+"""Sources whose ignored pairs count as negatives in precision, recall and F1, as the published evaluation has it."""
+
+
+def evaluate(
+    checkpoint: str | Path,
+    shards: str | Path,
+    *,
+    foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
+    held_out: bool = False,
+    keep_masks: Sequence[str | Path] = (),
+    flip: bool = False,
+    scales: Sequence[float] = (),
+    out: str | Path | None = None,
+    batch_size: int = 32,
+    num_threads: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+    cache: str = "",
+    cache_limit_gb: float = 50.0,
+    on_sample_error: Literal["fail", "skip"] = "fail",
+) -> tuple[Predictions, Metrics]:
+    """Predict every sample of a dataset and measure the predictions.
+
+    Under ``torchrun`` the ranks share the work; all of them return the same, and rank 0 writes the file. The file does
+    not depend on how many there are.
+
+    Args:
+        checkpoint: checkpoint folder, the folder of a run, whose best one is taken, or a weights file.
+        shards: dataset folder or URL, such as ``shards/voc2007/test``.
+        foreign: how to read a weights file.
+        held_out: only the validation samples that training on these shards set aside, for tuning thresholds.
+        keep_masks: folders of keep masks to hide parts of the images with; none: whole images. The mask of a sample is
+            a function of its key and ``seed``, so every model meets the same hole on the same image.
+        flip, scales: further views of each image, see ``AveragedViews``.
+        out: predictions file (parquet) to write; it is written before anything is measured.
+        batch_size: samples per rank and step.
+        num_threads: decoding threads per rank; None: the CPUs there are.
+        device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
+        seed: chooses among the keep masks.
+        progress: see ``Progress``.
+        cache, cache_limit_gb, on_sample_error: see ``StreamConfig``. Skipped samples are no part of the predictions;
+            their origin names them.
+
+    Raises:
+        SampleError: a sample is damaged, and ``on_sample_error`` is ``fail``.
+        UserError: the checkpoint knows other classes than the shards, or the shards or masks cannot be used.
+        FileNotFoundError: no such checkpoint.
+    """
+    check_scales(scales)
+    with process_group(device) as ranks:
+        shard_set = open_images(shards)
+        loaded = load_any(checkpoint, foreign, shard_set.classes, ranks.device)
+        loaded.require_classes(shard_set.classes, str(shards))
+        if held_out:
+            shard_set = _held_out(shard_set, loaded)
+        stream = replace(
+            loaded.config.stream,
+            batch_size=batch_size * ranks.world_size,
+            num_threads=num_threads,
+            cache=cache,
+            cache_limit_gb=cache_limit_gb,
+            on_sample_error=on_sample_error,
+        )
+        bank = MaskBank.open(keep_masks, stream.image_size, ranks.device) if keep_masks else None
+        model = AveragedViews(loaded.recogniser, flip=flip, scales=tuple(scales))
+        view = View(
+            model if model.description else loaded.recogniser,
+            None if bank is None else lambda batch: bank.keep_masks(batch, seed=seed, epoch=KEEP_MASK_EPOCH),
+        )
+        samples = AllSamples(shard_set)
+        with Loader(
+            shard_set, stream, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size, training=False
+        ) as loader:
+            [part] = samples.run([view], loader, batch_size, progress)
+        parts, errors = zip(*ranks.gather((part, loader.skipped.errors)))
+        skipped = dict(ChainMap(*errors))
+        origin = replace(
+            origin_of(loaded, shard_set),
+            keep_masks=tuple(str(location) for location in keep_masks),
+            keep_mask_fingerprints=keep_mask_fingerprints(keep_masks),
+            seed=seed,
+            test_time=model.description,
+            part="held out" if held_out else "",
+        )
+        if bank is not None:
+            chosen_N = bank.chosen(samples.key_hash_N[samples.seen(skipped)], seed=seed, epoch=KEEP_MASK_EPOCH)
+            origin = replace(origin, hole_fraction=float(bank.hole_fraction_N[chosen_N].mean()))
+        predictions = samples.assemble(Part.concatenate(parts), origin, skipped)
+        if out is not None:
+            ranks.first_does(lambda: write_predictions(predictions, out))
+    return predictions, compute_metrics(predictions)
+
+
+def evaluate_predictions(file: str | Path, thresholds_K: np.ndarray | None = None) -> tuple[Predictions, Metrics]:
+    """Measure a predictions file again; no model and no images are needed.
+
+    Raises:
+        UserError, FileNotFoundError: it is not a predictions file, or not there.
+    """
+    predictions = read_predictions(file)
+    return predictions, compute_metrics(predictions, thresholds_K)
+
+
+def open_images(shards: str | Path) -> ShardSet:
+    """The dataset at ``shards``. Raises UserError when it is none, or has no class list."""
+    shard_set = open_shard_set(shards)
+    if not shard_set.classes:
+        raise UserError(
+            f"{shards}: its dataset.json names no classes, so the targets mean nothing; build the shards again from a "
+            "source with a class list (`msl build-shards --classes FILE`)"
+        )
+    return shard_set
+
+
+def origin_of(loaded: LoadedRecogniser, shard_set: ShardSet) -> Origin:
+    """What was run on what, before any keep mask."""
+    manifest = shard_set.manifest
+    negative = manifest.provenance.get("source") in _NEGATIVE_WHERE_IGNORED
+    return Origin(
+        checkpoint=str(loaded.path),
+        checkpoint_sha256=loaded.sha256,
+        dataset=manifest.dataset,
+        split=manifest.split,
+        dataset_fingerprint=manifest.fingerprint,
+        image_size=loaded.config.stream.image_size,
+        ignored_in_rates="negative" if negative else "left out",
+        resize=str(manifest.options.get("resize", "")),
+    )
+
+
+def _held_out(shard_set: ShardSet, loaded: LoadedRecogniser) -> ShardSet:
+    fraction = loaded.config.data.validation_fraction
+    if not fraction:
+        raise UserError(
+            f"{loaded.path}: this run set no samples aside (data.validation_fraction = 0); evaluate on another split"
+        )
+    return hold_out(shard_set, fraction)[1]

@@ -1,0 +1,192 @@
+"""One pass over the samples of a dataset: each exactly once, on any number of ranks, under one or several views.
+
+B batch, C channels, H, W height and width, K classes, N samples of the dataset, M samples of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from msldata.contract.format import decode_index
+from msldata.contract.manifest import IMAGES, ShardInfo
+from msltrain.measures.predictions import Origin, Predictions, largest_objects
+from msltrain.stream.errors import SampleError
+from msltrain.stream.loader import Loader
+from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.pixels.batch import Batch
+from msltrain.stream.samples.shardset import ShardSet
+
+_PARALLEL_READS = 16
+Progress = Callable[[int, int], None]
+"""Called with (samples done by all ranks, samples in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A model, behind keep masks or not."""
+
+    model: Callable[[Tensor], Tensor]
+    """Logits (B, K) from normalised images (B, C, H, W); in evaluation mode."""
+    keep_masks: Callable[[Batch], Tensor] | None = None
+    """float (B, 1, H, W), 1 visible, 0 hole, for the samples of a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one rank has computed, in the order it met the samples."""
+
+    index_M: np.ndarray
+    """int64, position in the stored order of the dataset."""
+    key_hash_M: np.ndarray
+    """uint64"""
+    logit_MK: np.ndarray
+    """float32"""
+
+    @staticmethod
+    def concatenate(parts: Sequence[Part]) -> Part:
+        """The samples of all parts, one after the other."""
+        return Part(*(np.concatenate([getattr(part, name) for part in parts]) for name in Part.__slots__))
+
+
+class AllSamples:
+    """Every sample of a dataset, and the truth about it.
+
+    Args:
+        shard_set: the dataset, or what a filter keeps of it.
+
+    Attributes:
+        index_N: int64 ascending, positions of the samples in the stored order.
+        rows: their index rows.
+    """
+
+    def __init__(self, shard_set: ShardSet):
+        self.shard_set = shard_set
+        plan = EpochPlan(shard_set.counts, seed=0, epoch=0, shuffle=False)
+        self.index_N, self.rows = shard_set.rows(*plan.items(0, shard_set.num_samples))
+
+    @property
+    def key_hash_N(self) -> np.ndarray:
+        """uint64, what keep masks are chosen by."""
+        return self.rows.key_hash_N
+
+    def run(
+        self, views: Sequence[View], loader: Loader, batch_size: int, progress: Progress | None = None
+    ) -> list[Part]:
+        """What this rank computes: a part per view, as ``steps`` gives them, put together."""
+        num_classes = len(self.shard_set.classes)
+        empty = Part(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty((0, num_classes), np.float32))
+        parts = [[empty] for _ in views]
+        for step_parts in self.steps(views, loader, batch_size, progress):
+            for view_parts, part in zip(parts, step_parts, strict=True):
+                view_parts.append(part)
+        return [Part.concatenate(view_parts) for view_parts in parts]
+
+    def steps(
+        self, views: Sequence[View], loader: Loader, batch_size: int, progress: Progress | None = None
+    ) -> Iterator[list[Part]]:
+        """A part per view for each step of this rank. The images are read and decoded once for all views.
+
+        Args:
+            views: what to compute for each sample.
+            loader: this rank's share of the samples, not shuffled; from the step on at which it stands.
+            batch_size: samples per rank and step.
+            progress: see ``Progress``.
+        """
+        num_samples = self.shard_set.num_samples
+        for batch in loader:
+            place_B = np.searchsorted(self.index_N, batch.index_B)
+            # Not around the loop: the loader's own buffers must not become inference tensors.
+            with torch.inference_mode():
+                parts = [self._part(view, batch, place_B, batch_size) for view in views]
+            if progress is not None:
+                progress(min(loader.step * loader.config.batch_size, num_samples), num_samples)
+            yield parts
+
+    @staticmethod
+    def _part(view: View, batch: Batch, place_B: np.ndarray, batch_size: int) -> Part:
+        image_BCHW = batch.image_BCHW
+        if view.keep_masks is not None:
+            image_BCHW = image_BCHW * view.keep_masks(batch)
+        logit_BK = in_full_batch(view.model, image_BCHW, place_B, batch_size)
+        return Part(batch.index_B, batch.key_hash_B, logit_BK.float().cpu().numpy())
+
+    def seen(self, skipped: Mapping[int, SampleError]) -> np.ndarray:
+        """Rows (int64, ascending) of the samples that are not skipped; ``skipped`` is by position in the dataset."""
+        return np.flatnonzero(~np.isin(self.index_N, list(skipped)))
+
+    def assemble(
+        self, part: Part, origin: Origin, skipped: Mapping[int, SampleError] = MappingProxyType({})
+    ) -> Predictions:
+        """Put the logits of all ranks into the stored order, beside the truth from the sample indexes.
+
+        Args:
+            part: of all ranks.
+            origin: of the predictions; the skipped samples are added to it.
+            skipped: damaged samples by position in the dataset, of all ranks; they are no part of the predictions.
+
+        Raises:
+            AssertionError: a sample was met twice, or neither met nor skipped, or under another key.
+        """
+        seen_N = self.seen(skipped)
+        rows, index_N, name = self.rows.take(seen_N), self.index_N[seen_N], self.shard_set.name
+        order_N = np.argsort(part.index_M, kind="stable")
+        num_missing = len(np.setdiff1d(index_N, part.index_M))
+        num_extra = len(part.index_M) - len(np.intersect1d(index_N, part.index_M))
+        assert np.array_equal(part.index_M[order_N], index_N), (
+            f"{name}: of {len(index_N)} samples {num_missing} were never evaluated and {num_extra} more than once"
+        )
+        assert (rows.key_hash_N == part.key_hash_M[order_N]).all(), f"{name}: logits and keys do not belong together"
+        objects = self.objects().take(pa.array(seen_N))
+        return Predictions(
+            keys=tuple(rows.key_N),
+            logit_NK=part.logit_MK[order_N],
+            target_NK=rows.target_NK,
+            ignore_NK=rows.ignore_NK,
+            classes=self.shard_set.classes,
+            objects=largest_objects(objects, len(self.shard_set.classes), rows.width_N * rows.height_N),
+            origin=replace(origin, skipped=tuple(skipped[index].short for index in sorted(skipped))),
+        )
+
+    def objects(self) -> pa.ListArray:
+        """The ``objects`` column of the sample indexes, a list per sample."""
+        storage = self.shard_set.storage
+
+        def read(shard: ShardInfo) -> list[pa.Array]:
+            data = storage.read(shard.index_name)
+            return decode_index(IMAGES, data, storage.where(shard.index_name), ["objects"])["objects"].chunks
+
+        with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+            columns = list(chain.from_iterable(readers.map(read, self.shard_set.manifest.shards)))
+        return pa.chunked_array(columns).combine_chunks().take(pa.array(self.index_N))
+
+
+def in_full_batch(
+    model: Callable[[Tensor], Tensor], image_BCHW: Tensor, place_B: np.ndarray, batch_size: int
+) -> Tensor:
+    """Logits (B, K) of a batch, computed inside a full batch with sample n at position n modulo the batch size.
+
+    The last bits of a logit depend on the kernel, and that on the size of the batch, if not on the place in it. The
+    last step is shared out differently for every number of ranks; so placed, a sample has the same logits in all.
+
+    Args:
+        model: gets the full batch of images.
+        image_BCHW: the batch.
+        place_B: int64, number n of each sample in the order of the evaluation; they follow each other.
+        batch_size: of a full batch.
+    """
+    if len(place_B) == batch_size and place_B[0] % batch_size == 0:
+        return model(image_BCHW)
+    slot_B = torch.from_numpy(place_B % batch_size).to(image_BCHW.device)
+    full_BCHW = image_BCHW.new_zeros(batch_size, *image_BCHW.shape[1:])
+    full_BCHW = full_BCHW.contiguous(memory_format=torch.channels_last)
+    full_BCHW[slot_B] = image_BCHW
+    return model(full_BCHW)[slot_B]

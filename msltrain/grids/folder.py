@@ -1,0 +1,86 @@
+"""``grid.json``, which says what a folder's runs are, so that another grid is not mixed into them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msldata.errors import UserError
+from msldata.storage import LocalStorage
+from msltrain.config import differences, from_json, to_json
+from msltrain.grids.needs import TEST_MASKS, Need, places_of
+from msltrain.grids.plan import Plan, Run
+from msltrain.runs.folder import MAY_DIFFER
+
+NAME = "grid.json"
+_VERSION = 1
+
+
+def claim_folder(out: Path, plan: Plan, needs: Sequence[Need], command: str) -> None:
+    """Note in ``out`` what its runs are; further runs, seeds and conditions may be added to those that are there.
+
+    Args:
+        out: the grid's folder.
+        plan: what is to be run.
+        needs: its data, all of it there.
+        command: as typed.
+
+    Raises:
+        UserError: ``out`` holds a run of the same name with another config or on other data, or its ``grid.json`` is
+            damaged.
+    """
+    fingerprints = {need.place: need.manifest.fingerprint for need in needs if need.manifest is not None}
+    before = _read(out)
+    known: dict[str, Any] = before.get("runs", {})
+    runs = {run.name: _describe(run, fingerprints) for run in plan.runs}
+    changes = [change for name in runs if name in known for change in _changes(name, known[name], runs[name])]
+    if changes:
+        shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+        raise UserError(
+            f"{out}: holds runs of another grid ({shown}); give the settings and data it was begun with "
+            f"(`{before['command']}`), or another folder with --out"
+        )
+    for name in set(known) & set(runs):
+        runs[name]["conditions"] = known[name]["conditions"] | runs[name]["conditions"]
+    content = {"version": _VERSION, "command": before.get("command", command), "runs": known | runs}
+    LocalStorage(out).put(NAME, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _describe(run: Run, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    data: dict[str, list[str]] = {}
+    for role, place in places_of(run):
+        if role != TEST_MASKS:
+            data.setdefault(role, []).append(fingerprints[place])
+    conditions = {condition: fingerprints[place] for condition, place in run.test.keep_masks}
+    return {"config": json.loads(to_json(run.config)), "data": data, "conditions": conditions}
+
+
+def _changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    then, new = (from_json(json.dumps(entry["config"]), NAME) for entry in (before, now))
+    found = [
+        f"{name}: {field} was {old!r}, is {value!r}"
+        for field, (old, value) in differences(then, new).items()
+        if field not in MAY_DIFFER
+    ]
+    found += [f"{name}: other {role}" for role, prints in now["data"].items() if before["data"].get(role) != prints]
+    return found + [
+        f"{name}: other {TEST_MASKS}, {condition}"
+        for condition, fingerprint in now["conditions"].items()
+        if before["conditions"].get(condition, fingerprint) != fingerprint
+    ]
+
+
+def _read(out: Path) -> dict[str, Any]:
+    file = out / NAME
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        version = content["version"]
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file}: not the description of a grid; delete {out} to start over") from None
+    if version != _VERSION:
+        raise UserError(f"{file}: a grid of version {version}, this program reads {_VERSION}; use another --out")
+    return content

@@ -1,0 +1,135 @@
+"""What a grid has measured so far: every number from the predictions files, as mean and deviation over the seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msltrain.grids.jobs import StudyJob, measured_file, predictions_file
+from msltrain.grids.plan import Plan, Run
+from msltrain.measures.metrics import SUMMARY
+from msltrain.measures.predictions import read_predictions
+from msltrain.measures.summary import measure
+
+CURVE_MEASURES = ("mAP", "CR", "CF1")
+"""Those of the paper's Fig. 3."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One measure over the seeds that have it; fractions."""
+
+    by_seed: Mapping[int, float]
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.by_seed.values()) if self.by_seed else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation; None with fewer than two seeds."""
+        return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "by_seed": {str(seed): value for seed, value in self.by_seed.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """One checkpoint of a run under one condition."""
+
+    spreads: Mapping[str, Spread]
+    """By measure, those of `SUMMARY`."""
+    hole_fraction: float
+    """Mean share that the keep masks hide."""
+    num_samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One model behind holes of about one size."""
+
+    condition: str
+    hole_fraction: float
+    spreads: Mapping[str, Spread]
+    """By measure, those of `CURVE_MEASURES`."""
+
+    @property
+    def on_curve(self) -> bool:
+        """False for "high", which overlaps the ten-percent bins."""
+        return not self.condition.endswith("-high")
+
+
+def measures_of(run: Run, out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Measures]]:
+    """What ``run`` has measured in the grid's folder ``out``, by checkpoint and condition; what is missing is absent.
+
+    Raises:
+        UserError: a file is not what it should be.
+    """
+    found: dict[str, dict[str, Measures]] = {}
+    for checkpoint in run.checkpoints:
+        for condition, _ in run.test.conditions:
+            by_seed = {}
+            for seed in seeds:
+                content = _measured(predictions_file(run.folder(out, seed), checkpoint, condition))
+                if content is not None:
+                    by_seed[seed] = content
+            if by_seed:
+                one = next(iter(by_seed.values()))
+                found.setdefault(checkpoint, {})[condition] = Measures(
+                    spreads={
+                        name: Spread({seed: content["metrics"][name] for seed, content in by_seed.items()})
+                        for name in SUMMARY
+                    },
+                    hole_fraction=one["origin"]["hole_fraction"],
+                    num_samples=one["metrics"]["num_samples"],
+                )
+    return found
+
+
+def curves_of(studies: Sequence[StudyJob]) -> dict[str, list[CurvePoint]]:
+    """The curves of one grid's studies, a study per seed, by model; points by hole fraction."""
+    cells: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for study in studies:
+        if study.is_finished:
+            for cell in json.loads(study.result.read_text(encoding="utf-8"))["cells"]:
+                cells.setdefault((cell["model"], cell["condition"]), {})[study.seed] = cell
+    curves: dict[str, list[CurvePoint]] = {}
+    for (model, condition), by_seed in cells.items():
+        point = CurvePoint(
+            condition=condition,
+            hole_fraction=statistics.fmean(cell["hole_fraction"] for cell in by_seed.values()),
+            spreads={name: Spread({seed: cell[name] for seed, cell in by_seed.items()}) for name in CURVE_MEASURES},
+        )
+        curves.setdefault(model, []).append(point)
+    return {model: sorted(points, key=lambda point: point.hole_fraction) for model, points in curves.items()}
+
+
+def devices_of(plan: Plan, out: Path) -> list[str]:
+    """What the runs were trained on, as their folders say."""
+    found: dict[str, None] = {}
+    for run in plan.runs:
+        for seed in plan.seeds:
+            file = run.folder(out, seed) / "environment.json"
+            if file.exists():
+                found |= {start["device"]: None for start in json.loads(file.read_text(encoding="utf-8"))}
+    return list(found)
+
+
+def _measured(predictions: Path) -> dict[str, Any] | None:
+    """The measures beside a predictions file, taken again where they are older or missing; None without the file."""
+    if not predictions.exists():
+        return None
+    beside = measured_file(predictions)
+    if beside.exists() and beside.stat().st_mtime_ns >= predictions.stat().st_mtime_ns:
+        return json.loads(beside.read_text(encoding="utf-8"))
+    return json.loads(measure(read_predictions(predictions)).to_json())

@@ -1,0 +1,1 @@
+"""What is computed of predictions: average precision, rates, strata, intervals, thresholds."""

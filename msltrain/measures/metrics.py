@@ -1,0 +1,255 @@
+"""mAP, CP, CR, CF1, OP, OR and OF1 as published, from logits and targets, in numpy alone.
+
+Shapes: N samples, K classes. All rates are fractions in [0, 1]; whoever prints them turns them into percent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from msldata.errors import UserError
+from msltrain.measures.average_precision import AP_KINDS, average_precision, average_precisions, num_tied_positives
+
+if TYPE_CHECKING:
+    from msltrain.measures.predictions import Predictions
+
+RATES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+SUMMARY = ("mAP", *RATES)
+"""The seven numbers of the paper's tables, in its order; each is a field of ``Metrics``."""
+TOP = 3
+"""The top-3 rates of the literature predict at most so many classes per image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMetrics:
+    """One class. A rate that has no value is None: average precision and recall of a class without positives."""
+
+    name: str
+    num_positive: int
+    num_ignored: int
+    """Samples left out of the ranking for this class (VOC: all its objects are difficult)."""
+    num_predicted: int
+    """Samples with a score ≥ 0.5."""
+    num_correct: int
+    """Of those, the positives."""
+    num_tied: int
+    """Positives whose logit some negative shares: their rank, and so the AP, depends on the order of the samples."""
+    average_precision: float | None
+    """As published; the other definitions are in ``average_precisions``."""
+    average_precisions: Mapping[str, float | None]
+    """By definition, see ``ranking.AP_KINDS``."""
+    precision: float
+    """``num_correct / max(num_predicted, 1)``: 0 for a class that is never predicted."""
+    recall: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Precision, recall and their harmonic mean: over classes (C) and over all pairs (O)."""
+
+    CP: float
+    CR: float
+    CF1: float
+    OP: float
+    OR: float
+    OF1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """The published measures of one set of predictions.
+
+    mAP, CP and CR are means over the classes that have a positive; the others are named in ``absent_classes``. OP, OR
+    and OF1 count every class.
+    """
+
+    num_samples: int
+    mAP: float
+    CP: float
+    CR: float
+    CF1: float
+    OP: float
+    OR: float
+    OF1: float
+    mAP_by_kind: Mapping[str, float]
+    """mAP in each definition of average precision, see ``ranking.AP_KINDS``; ``msl`` is ``mAP``."""
+    top3: Rates
+    """A class is predicted when it is among the three highest of the image and its score is ≥ 0.5."""
+    tuned: Rates | None = None
+    """At per-class thresholds, where some were given."""
+    thresholds: tuple[float, ...] = ()
+    """Those thresholds, as scores in [0, 1], in class order."""
+    classes: tuple[ClassMetrics, ...]
+    absent_classes: tuple[str, ...]
+    """Classes without a positive among these samples."""
+    num_tied: int
+    """Positives tied with a negative, over all classes."""
+
+    def to_json(self) -> str:
+        """All fields as indented JSON text; fractions, and null where a rate has no value."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def summary(self) -> dict[str, float]:
+        """The seven published numbers by name, as fractions."""
+        return {name: getattr(self, name) for name in SUMMARY}
+
+
+def mean_average_precision(logit_NK: np.ndarray, target_NK: np.ndarray, ignore_NK: np.ndarray | None = None) -> float:
+    """Mean of the average precision over the classes that have a positive, in [0, 1].
+
+    Args:
+        logit_NK: scores before the sigmoid, float32. Sigmoids in a short format tie and lose 0.04 to 0.08 points.
+        target_NK: 1 positive, 0 negative.
+        ignore_NK: True where the pair is left out of the ranking.
+
+    Raises:
+        UserError: a logit is NaN, or no class has a positive.
+    """
+    logit_NK, target_NK, ignore_NK = _checked(logit_NK, target_NK, ignore_NK)
+    return _mean(
+        [average_precision(logit_NK[kept_N, k], target_NK[kept_N, k]) for k, kept_N in enumerate(~ignore_NK.T)]
+    )
+
+
+def compute_metrics(predictions: Predictions, thresholds_K: np.ndarray | None = None) -> Metrics:
+    """Every published measure, and the table by class, of one set of predictions.
+
+    Precision, recall and F1 are taken at score ≥ 0.5, that is logit ≥ 0. A class that is never predicted counts as one
+    prediction, in CP and in OP. CF1 and OF1 are the harmonic means of (CP, CR) and of (OP, OR). Ignored pairs are left
+    out of every ranking; in the rates they count nowhere, or as negatives where ``origin.ignored_in_rates`` says so.
+
+    Args:
+        predictions: of a whole dataset.
+        thresholds_K: logits from which on a class is predicted, for ``Metrics.tuned``; tune them on other samples.
+
+    Raises:
+        UserError: a logit is NaN, or no class has a positive.
+    """
+    logit_NK, target_NK, ignore_NK = _checked(predictions.logit_NK, predictions.target_NK, predictions.ignore_NK)
+    counted_NK = np.ones_like(ignore_NK) if predictions.origin.ignored_in_rates == "negative" else ~ignore_NK
+    predicted_NK = (logit_NK >= 0) & counted_NK
+    counts = _Counts.of(predicted_NK, target_NK)
+    # One copy by class: columns of a row-major array are slow to sort.
+    logit_KN, target_KN, kept_KN = (np.ascontiguousarray(array.T) for array in (logit_NK, target_NK, ~ignore_NK))
+    classes = tuple(
+        _class_metrics(name, logit_KN[k][kept_KN[k]], target_KN[k][kept_KN[k]], int((~kept_KN[k]).sum()), counts, k)
+        for k, name in enumerate(predictions.classes)
+    )
+    present = [row for row in classes if row.num_positive]
+    by_kind: dict[str, float] = {kind: _mean([row.average_precisions[kind] for row in present]) for kind in AP_KINDS}
+    thresholds = () if thresholds_K is None else tuple(float(1 / (1 + np.exp(-value))) for value in thresholds_K)
+    tuned_NK = None if thresholds_K is None else (logit_NK >= thresholds_K) & counted_NK
+    return Metrics(
+        num_samples=len(logit_NK),
+        mAP=by_kind["msl"],
+        **asdict(counts.rates()),
+        mAP_by_kind=by_kind,
+        top3=_Counts.of(predicted_NK & _highest(logit_NK, counted_NK), target_NK).rates(),
+        tuned=None if tuned_NK is None else _Counts.of(tuned_NK, target_NK).rates(),
+        thresholds=thresholds,
+        classes=classes,
+        absent_classes=tuple(row.name for row in classes if not row.num_positive),
+        num_tied=sum(row.num_tied for row in classes),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Per class, int64 (K,)."""
+
+    positive_K: np.ndarray
+    predicted_K: np.ndarray
+    correct_K: np.ndarray
+
+    @classmethod
+    def of(cls, predicted_NK: np.ndarray, target_NK: np.ndarray) -> _Counts:
+        return cls(target_NK.sum(axis=0), predicted_NK.sum(axis=0), (predicted_NK & target_NK).sum(axis=0))
+
+    def rates(self) -> Rates:
+        present_K = self.positive_K > 0
+        if not present_K.any():
+            raise UserError(_NO_POSITIVE)
+        counted_K = np.maximum(self.predicted_K, 1)
+        class_precision = float((self.correct_K / counted_K)[present_K].mean())
+        class_recall = float((self.correct_K[present_K] / self.positive_K[present_K]).mean())
+        overall_precision = float(self.correct_K.sum() / counted_K.sum())
+        overall_recall = float(self.correct_K.sum() / self.positive_K.sum())
+        return Rates(
+            CP=class_precision,
+            CR=class_recall,
+            CF1=harmonic_mean(class_precision, class_recall),
+            OP=overall_precision,
+            OR=overall_recall,
+            OF1=harmonic_mean(overall_precision, overall_recall),
+        )
+
+
+def _class_metrics(
+    name: str, logit_N: np.ndarray, target_N: np.ndarray, num_ignored: int, counts: _Counts, k: int
+) -> ClassMetrics:
+    num_positive, num_predicted, num_correct = (
+        int(array[k]) for array in (counts.positive_K, counts.predicted_K, counts.correct_K)
+    )
+    by_kind = average_precisions(logit_N, target_N)
+    return ClassMetrics(
+        name=name,
+        num_positive=num_positive,
+        num_ignored=num_ignored,
+        num_predicted=num_predicted,
+        num_correct=num_correct,
+        num_tied=num_tied_positives(logit_N, target_N),
+        average_precision=by_kind["msl"],
+        average_precisions={str(kind): value for kind, value in by_kind.items()},
+        precision=num_correct / max(num_predicted, 1),
+        recall=num_correct / num_positive if num_positive else None,
+    )
+
+
+def _highest(logit_NK: np.ndarray, counted_NK: np.ndarray) -> np.ndarray:
+    """Which classes are among the ``TOP`` highest of their image; of equal ones the first. Pairs left out take no
+    place."""
+    ranked_NK = np.where(counted_NK, logit_NK, -np.inf)
+    first_NT = np.argsort(-ranked_NK, axis=1, kind="stable")[:, :TOP]
+    highest_NK = np.zeros(logit_NK.shape, bool)
+    np.put_along_axis(highest_NK, first_NT, True, axis=1)
+    return highest_NK
+
+
+def _checked(
+    logit_NK: np.ndarray, target_NK: np.ndarray, ignore_NK: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits as float, targets and ignore flags as bool, of one shape and without NaN."""
+    logit_NK, target_NK = np.asarray(logit_NK), np.asarray(target_NK) > 0
+    ignore_NK = np.zeros_like(target_NK) if ignore_NK is None else np.asarray(ignore_NK, dtype=bool)
+    if not logit_NK.shape == target_NK.shape == ignore_NK.shape or logit_NK.ndim != 2:
+        raise ValueError(f"shapes differ: logit {logit_NK.shape}, target {target_NK.shape}, ignore {ignore_NK.shape}")
+    num_nan = int(np.isnan(logit_NK).sum())
+    if num_nan:
+        raise UserError(
+            f"{num_nan} of {logit_NK.size} logits are NaN and cannot be ranked: the model has diverged; "
+            "go back to an earlier checkpoint or train again with a lower learning rate"
+        )
+    return logit_NK, target_NK, ignore_NK
+
+
+def _mean(values: list[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    if not known:
+        raise UserError(_NO_POSITIVE)
+    return float(np.mean(known))
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """Of two rates; 0 when both are 0."""
+    return 2 * first * second / (first + second) if first + second else 0.0
+
+
+_NO_POSITIVE = (
+    "none of the classes has a positive among these samples, so no precision or recall exists; "
+    "evaluate on a split with labels"
+)

@@ -1,0 +1,239 @@
+"""Predictions as one parquet file: what was predicted for whom, by which weights; every number comes from it.
+
+Shapes: N samples in dataset order, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from msldata.contract.manifest import read_manifest
+from msldata.errors import UserError
+from msldata.storage import LocalStorage, open_storage
+
+PREDICTIONS_VERSION = 1
+_METADATA = b"msl.predictions"
+_LARGEST = ("area", "relative_area", "truncated", "occluded", "crowd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What was run on what. Times, hosts and rank counts are left out: equal work gives equal files."""
+
+    checkpoint: str = ""
+    checkpoint_sha256: str = ""
+    dataset: str = ""
+    split: str = ""
+    dataset_fingerprint: str = ""
+    image_size: int = 0
+    keep_masks: tuple[str, ...] = ()
+    """Folders the keep masks came from; empty: the images were whole."""
+    keep_mask_fingerprints: tuple[str, ...] = ()
+    hole_fraction: float = 0.0
+    """Mean share of hidden pixels over the masks that were used."""
+    seed: int = 0
+    """Chooses the keep mask of each sample, together with its key."""
+    part: str = ""
+    """``held out``: only the samples that training set aside for validation; empty: the whole split."""
+    ignored_in_rates: str = "left out"
+    """What an ignored pair is in precision, recall and F1: ``left out`` (VOC), or ``negative`` (WIDER-Attribute). In
+    AP it is always left out."""
+    resize: str = ""
+    """How the stored images were made smaller when the shards were built, such as ``shorter=448``; empty: not."""
+    test_time: str = ""
+    """Views whose logits were averaged, such as ``flip``; empty: one plain view."""
+    kind: str = ""
+    """Kind of the keep masks in a robustness run, such as ``irregular``."""
+    hole_range: tuple[float, ...] = ()
+    """(low, high] of their hole fractions in a robustness run."""
+    recalibrated: str = ""
+    """Fingerprint of the images that BatchNorm's statistics were measured on anew; empty: the checkpoint's own."""
+    skipped: tuple[str, ...] = ()
+    """Samples that were left out because they are damaged: key, place, reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargestObjects:
+    """For each sample and class, the largest object that is not difficult; it decides the size and occlusion stratum.
+
+    A flag is 1 yes, 0 no, -1 where the source does not say or there is no object.
+    """
+
+    area_NK: np.ndarray
+    """float32, square pixels of the stored image (see ``Origin.resize``); 0 where there is no object."""
+    truncated_NK: np.ndarray
+    """int8"""
+    occluded_NK: np.ndarray
+    """int8"""
+    crowd_NK: np.ndarray
+    """int8"""
+    relative_area_NK: np.ndarray | None = None
+    """float32, the largest area over that of the stored image, so no resize changes it; None in files of before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Logits beside the truth.
+
+    Raises:
+        ValueError: arrays, keys and classes do not fit together.
+    """
+
+    keys: tuple[str, ...]
+    logit_NK: np.ndarray
+    """float32, before the sigmoid."""
+    target_NK: np.ndarray
+    """uint8, 1 positive, 0 negative."""
+    ignore_NK: np.ndarray
+    """bool, True where the pair is left out of every measure."""
+    classes: tuple[str, ...]
+    objects: LargestObjects | None = None
+    """None where the dataset has no object annotations."""
+    visible_NK: np.ndarray | None = None
+    """float32, share of its box that the keep mask leaves visible of the object of the class it hides least; -1 where
+    there is no object. None where the images were whole."""
+    origin: Origin = field(default_factory=Origin)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.keys), len(self.classes))
+        for name, dtype in (("logit_NK", np.float32), ("target_NK", np.uint8), ("ignore_NK", np.bool_)):
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(f"{name}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
+
+    @property
+    def score_NK(self) -> np.ndarray:
+        """Sigmoid of the logits, float64, for showing; ranking uses the logits."""
+        return 1 / (1 + np.exp(-self.logit_NK.astype(np.float64)))
+
+
+def write_predictions(predictions: Predictions, file: str | Path) -> None:
+    """Write one row per sample, atomically; equal predictions give equal bytes.
+
+    Columns: ``key`` and, as lists of K values, ``logit``, ``target``, ``ignore`` and, where objects are known,
+    ``largest_area``, ``largest_relative_area``, ``largest_truncated``, ``largest_occluded``, ``largest_crowd``, and
+    ``visible`` behind keep masks. Classes and origin are JSON in the file's metadata under ``msl.predictions``.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    columns: dict[str, pa.Array] = {
+        "key": pa.array(predictions.keys, pa.string()),
+        "logit": _to_lists(predictions.logit_NK),
+        "target": _to_lists(predictions.target_NK),
+        "ignore": _to_lists(predictions.ignore_NK),
+    }
+    if predictions.objects is not None:
+        for name in _LARGEST:
+            if (array_NK := getattr(predictions.objects, f"{name}_NK")) is not None:
+                columns[f"largest_{name}"] = _to_lists(array_NK)
+    if predictions.visible_NK is not None:
+        columns["visible"] = _to_lists(predictions.visible_NK)
+    origin = asdict(predictions.origin)
+    if not predictions.origin.skipped:
+        del origin["skipped"]  # a file with every sample is the same as before there was such a thing
+    content = {"version": PREDICTIONS_VERSION, "classes": list(predictions.classes), "origin": origin}
+    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(content, ensure_ascii=False).encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    file = Path(file)
+    LocalStorage(file.parent).put(file.name, sink.getvalue().to_pybytes())
+
+
+def read_predictions(file: str | Path) -> Predictions:
+    """Read what ``write_predictions`` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is not a predictions file, or one of another version.
+    """
+    data = LocalStorage(Path(file).parent).read(Path(file).name)
+    hint = "write one with `msl evaluate CHECKPOINT SHARDS --out FILE`"
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        content: dict[str, Any] = json.loads(table.schema.metadata[_METADATA])
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not a predictions file ({error}); {hint}") from None
+    if content["version"] != PREDICTIONS_VERSION:
+        raise UserError(
+            f"{file}: predictions of version {content['version']}, this program reads {PREDICTIONS_VERSION}; {hint}"
+        )
+    origin: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content["origin"].items()
+    }
+    objects = None
+    if "largest_area" in table.column_names:
+        objects = LargestObjects(
+            **{
+                f"{name}_NK": _to_array(table[f"largest_{name}"])
+                for name in _LARGEST
+                if f"largest_{name}" in table.column_names
+            }
+        )
+    return Predictions(
+        keys=tuple(table["key"].to_pylist()),
+        logit_NK=_to_array(table["logit"]),
+        target_NK=_to_array(table["target"]),
+        ignore_NK=_to_array(table["ignore"]),
+        classes=tuple(content["classes"]),
+        objects=objects,
+        visible_NK=_to_array(table["visible"]) if "visible" in table.column_names else None,
+        origin=Origin(**origin),
+    )
+
+
+def largest_objects(array: pa.ListArray, num_classes: int, image_area_N: np.ndarray) -> LargestObjects | None:
+    """Reduce the ``objects`` column of a sample index (N lists of structs) to the largest object per class.
+
+    Difficult objects are passed over, as they never make a class positive. None when there is no object at all.
+
+    Args:
+        array: a list of ``msldata.contract.format.OBJECT_TYPE`` per sample.
+        num_classes: K.
+        image_area_N: of the stored images, square pixels.
+    """
+    flat = array.flatten()
+    if len(flat) == 0:
+        return None
+    row_M = np.repeat(np.arange(len(array)), array.value_lengths().to_numpy())
+    area_M = flat.field("area").to_numpy()
+    # Ascending by area, so that the largest of a cell is the last one written to it.
+    order = np.argsort(area_M, kind="stable")
+    order = order[~flat.field("difficult").to_numpy(zero_copy_only=False)[order]]
+    cell = (row_M[order], flat.field("class_index").to_numpy()[order])
+
+    shape = (len(array), num_classes)
+    area_NK = np.zeros(shape, np.float32)
+    area_NK[cell] = area_M[order]
+    flags = {}
+    for name in ("truncated", "occluded", "crowd"):
+        flags[name] = np.full(shape, -1, np.int8)
+        flags[name][cell] = flat.field(name).cast(pa.int8()).fill_null(-1).to_numpy()[order]
+    return LargestObjects(
+        area_NK=area_NK,
+        relative_area_NK=(area_NK / image_area_N[:, None]).astype(np.float32),
+        truncated_NK=flags["truncated"],
+        occluded_NK=flags["occluded"],
+        crowd_NK=flags["crowd"],
+    )
+
+
+def keep_mask_fingerprints(locations: Sequence[str | Path]) -> tuple[str, ...]:
+    """Fingerprints of the keep-mask folders. Raises FormatError where one is not a finished dataset."""
+    return tuple(read_manifest(open_storage(location)).fingerprint for location in locations)
+
+
+def _to_lists(array_NK: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(array_NK).reshape(-1)), array_NK.shape[1])
+
+
+def _to_array(column: pa.ChunkedArray) -> np.ndarray:
+    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)

@@ -1,0 +1,57 @@
+"""Everything that is measured on one set of predictions, and its JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from msltrain.measures.bootstrap import Interval, summary_intervals
+from msltrain.measures.metrics import Metrics, compute_metrics
+from msltrain.measures.predictions import Origin, Predictions
+from msltrain.measures.strata import StratumMetrics, compute_strata, size_note
+from msltrain.measures.thresholds import require_other_samples, tune_thresholds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Measures by their names; fractions in [0, 1]."""
+
+    origin: Origin
+    metrics: Metrics
+    strata: tuple[StratumMetrics, ...]
+    """By size and occlusion; empty without object annotations."""
+    size_note: str
+    """What to know about the pixels of the sizes."""
+    intervals: Mapping[str, Interval]
+    """95 % bootstrap intervals of the published measures, where they were asked for."""
+
+    def to_json(self) -> str:
+        """Indented JSON text; null where a rate has no value."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def measure(
+    predictions: Predictions, *, validation: Predictions | None = None, with_intervals: bool = False
+) -> Measured:
+    """Compute all of it.
+
+    Args:
+        predictions: of the samples to measure.
+        validation: of the same model on other samples, to tune a threshold per class on.
+        with_intervals: also resample the images.
+
+    Raises:
+        UserError: as ``compute_metrics`` and ``require_other_samples``.
+    """
+    thresholds_K = None
+    if validation is not None:
+        require_other_samples(validation, predictions)
+        thresholds_K = tune_thresholds(validation)
+    return Measured(
+        origin=predictions.origin,
+        metrics=compute_metrics(predictions, thresholds_K),
+        strata=compute_strata(predictions),
+        size_note=size_note(predictions),
+        intervals=summary_intervals(predictions) if with_intervals else {},
+    )

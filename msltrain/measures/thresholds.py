@@ -1,0 +1,58 @@
+"""Per-class thresholds, chosen where F1 is highest on validation samples.
+
+Shapes: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from msldata.errors import UserError
+from msltrain.measures.predictions import Predictions
+
+
+def tune_thresholds(validation: Predictions) -> np.ndarray:
+    """For each class the logit from which on predicting it gives the highest F1, float64 (K,).
+
+    A threshold lies midway between two neighbouring logits. Of equal F1 the highest threshold is taken. A class without
+    a positive keeps score 0.5, logit 0. Ignored pairs are left out.
+
+    Thresholds chosen on the very samples they are then measured on flatter the model: use other ones.
+    """
+    return np.array(
+        [
+            _best_threshold(validation.logit_NK[kept_N, k], validation.target_NK[kept_N, k] > 0)
+            for k, kept_N in enumerate(~validation.ignore_NK.T)
+        ]
+    )
+
+
+def require_other_samples(validation: Predictions, test: Predictions) -> None:
+    """Raise UserError where thresholds of ``validation`` say nothing, or nothing honest, about ``test``."""
+    if validation.classes != test.classes:
+        raise UserError(
+            f"the thresholds' predictions have {len(validation.classes)} classes, these {len(test.classes)}, or others "
+            "by name; tune on predictions of the same model"
+        )
+    before, now = validation.origin.checkpoint_sha256, test.origin.checkpoint_sha256
+    if before != now:
+        raise UserError("the thresholds' predictions are of other weights than these; evaluate one checkpoint on both")
+    shared = len(set(validation.keys) & set(test.keys))
+    if shared:
+        raise UserError(
+            f"{shared:,} samples are in both predictions files; thresholds tuned on the samples they are measured on "
+            "flatter the model; tune on a validation split"
+        )
+
+
+def _best_threshold(logit_N: np.ndarray, target_N: np.ndarray) -> float:
+    num_positive = int(target_N.sum())
+    if not num_positive:
+        return 0.0
+    order_N = np.argsort(-logit_N, kind="stable")
+    sorted_N = logit_N[order_N].astype(np.float64)
+    f1_N = 2 * np.cumsum(target_N[order_N]) / (np.arange(1, len(sorted_N) + 1) + num_positive)
+    # Equal logits are predicted together, so a threshold can only lie behind the last of them.
+    f1_N[:-1][sorted_N[:-1] == sorted_N[1:]] = -1
+    best = int(np.argmax(f1_N))
+    return float(sorted_N[best] if best + 1 == len(sorted_N) else (sorted_N[best] + sorted_N[best + 1]) / 2)

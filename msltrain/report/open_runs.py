@@ -1,0 +1,152 @@
+"""The runs of a report: what was trained, how it went, what it predicted; and whether they can be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msldata.errors import UserError
+from msldata.storage import LocalStorage
+from msltrain.config import TrainConfig, from_json
+from msltrain.measures.predictions import Predictions, read_predictions
+from msltrain.runs.checkpoint import CHECKPOINTS, open_checkpoint, read_meta
+from msltrain.runs.folder import CONFIG_NAME, METRICS_NAME
+
+WHOLE = "whole"
+"""Name of the condition in which nothing is hidden."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """One trained model as the report shows it. Every number is computed from its predictions."""
+
+    name: str
+    """As the page calls it: "Baseline", "MSL"."""
+    clean: Predictions
+    """On whole test images."""
+    masked: Mapping[str, Predictions]
+    """On the same images behind keep masks, by hole subset: ``{"low": …, "high": …}``; may be empty."""
+    config: TrainConfig
+    history: Sequence[Mapping[str, Any]]
+    """The run's ``metrics.jsonl``, one mapping per line; empty where nothing was trained."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Where the predictions of each condition lie."""
+
+    @property
+    def conditions(self) -> dict[str, Predictions]:
+        """Predictions by condition, whole images first, then by how much is hidden."""
+        masked = sorted(self.masked.items(), key=lambda item: item[1].origin.hole_fraction)
+        return {WHOLE: self.clean, **dict(masked)}
+
+
+def open_run(
+    run_dir: str | Path, *, name: str, clean: str | Path, masked: Mapping[str, str | Path] | None = None
+) -> RunReport:
+    """Gather a run for the report from its folder and its predictions files.
+
+    Args:
+        run_dir: the run folder, with ``config.json`` and, where it was trained here, ``metrics.jsonl``.
+        name: what the page calls it.
+        clean: predictions on whole images.
+        masked: predictions behind keep masks, by hole subset.
+
+    Raises:
+        FileNotFoundError: a file is missing. UserError: one is not what it should be.
+    """
+    files = {WHOLE: clean, **(masked or {})}
+    predictions = {condition: read_predictions(file) for condition, file in files.items()}
+    return RunReport(
+        name=name,
+        clean=predictions.pop(WHOLE),
+        masked=predictions,
+        config=read_config(run_dir),
+        history=_read_history(Path(run_dir)),
+        files={condition: str(file) for condition, file in files.items()},
+    )
+
+
+def read_config(run_dir: str | Path) -> TrainConfig:
+    """The settings of a run folder, or of a checkpoint that was imported into one.
+
+    Raises:
+        FileNotFoundError: it is neither. UserError: the settings are damaged.
+    """
+    files = LocalStorage(Path(run_dir))
+    if files.exists(CONFIG_NAME):
+        return from_json(files.read(CONFIG_NAME).decode(), files.where(CONFIG_NAME))
+    try:
+        return read_meta(open_checkpoint(run_dir))[1]
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{run_dir}: not a run (no {CONFIG_NAME} and no checkpoint); give a folder that `msl train` or "
+            "`msl import-checkpoint` wrote"
+        ) from None
+
+
+def run_folder(place: Path) -> Path:
+    """The run folder that a run or checkpoint folder means."""
+    return place.parent.parent if place.parent.name == CHECKPOINTS else place
+
+
+def _read_history(run_dir: Path) -> list[Mapping[str, Any]]:
+    files = LocalStorage(run_folder(run_dir))
+    if not files.exists(METRICS_NAME):
+        return []
+    try:
+        return [json.loads(line) for line in files.read(METRICS_NAME).decode().splitlines()]
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{files.where(METRICS_NAME)}: a line is not JSON ({error}); is the run still going on?"
+        ) from None
+
+
+def check_comparable(runs: Sequence[RunReport]) -> None:
+    """Raise UserError unless each run is one model and all were measured on the same samples and keep masks."""
+    if not runs:
+        raise UserError("a report needs at least one run")
+    names = [run.name for run in runs]
+    if len(set(names)) != len(names):
+        raise UserError(f"two runs have the same name ({', '.join(names)}); give each its own")
+    first = runs[0]
+    for run in runs:
+        if list(run.conditions) != list(first.conditions):
+            raise UserError(
+                f"{run.name} was measured under {', '.join(run.conditions)}, {first.name} under "
+                f"{', '.join(first.conditions)}; evaluate both with the same keep masks"
+            )
+        for condition, predictions in run.conditions.items():
+            if predictions.origin.checkpoint_sha256 != run.clean.origin.checkpoint_sha256:
+                raise UserError(
+                    f"{run.name}: its predictions under '{condition}' are of other weights than those on whole images; "
+                    "evaluate one checkpoint under all conditions"
+                )
+            if predictions.classes != first.clean.classes or predictions.keys != first.clean.keys:
+                raise UserError(
+                    f"{run.name} ({condition}) was measured on other samples or classes than {first.name}; "
+                    "evaluate both on the same shards"
+                )
+            here, there = predictions.origin, first.conditions[condition].origin
+            if here.test_time != first.clean.origin.test_time:
+                raise UserError(
+                    f"{run.name} ({condition}) was measured with {_views(here.test_time)}, {first.name} with "
+                    f"{_views(first.clean.origin.test_time)}; evaluate both alike"
+                )
+            if (here.keep_mask_fingerprints, here.seed) != (there.keep_mask_fingerprints, there.seed):
+                raise UserError(
+                    f"{run.name} and {first.name} met other keep masks under '{condition}'; "
+                    "evaluate both with the same masks and seed"
+                )
+
+
+def _views(test_time: str) -> str:
+    return f"views averaged ({test_time})" if test_time else "one view"
+
+
+def describe_condition(name: str, predictions: Predictions) -> str:
+    """``whole images`` or ``high holes (55 % hidden)``."""
+    if name == WHOLE:
+        return "whole images"
+    return f"{name} holes ({100 * predictions.origin.hole_fraction:.0f}\u00a0% hidden)"

@@ -1,0 +1,140 @@
+"""The report on a grid, finished or not: what to say on top of it, and its three files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from msldata.storage import LocalStorage
+from msltrain.grids.needs import TEST, TRAIN, Need
+from msltrain.grids.plan import Plan
+from msltrain.grids.results import devices_of
+from msltrain.grids.run import GridRun
+from msltrain.recipes.backbones import resnet_cut, vit_l16
+from msltrain.reproduce.comparison_page import to_html
+from msltrain.reproduce.content import Content, gather_states, gather_tables, to_json
+from msltrain.reproduce.markdown import to_markdown
+from msltrain.reproduce.paper_tables import PaperTable
+from msltrain.reproduce.smoke import IMAGE_SIZE
+
+FULL, SMOKE = "full", "smoke"
+_NUM_PUBLISHED = {
+    ("voc2007", "trainval"): 5_011,
+    ("voc2007", "test"): 4_952,
+    ("coco2014", "train"): 82_081,
+    ("coco2014", "val"): 40_137,
+}
+"""Samples of the datasets that the published numbers are of."""
+_STAND_IN = {resnet_cut().weights: "the authors' CutMix ResNet-101", vit_l16().weights: "the official ViT-L/16"}
+"""Weights in the recipes → what they stand in for."""
+
+
+def write_report(
+    grid: GridRun,
+    tables: Sequence[PaperTable],
+    needs: Sequence[Need],
+    *,
+    name: str,
+    title: str,
+    scale: str,
+    as_published: bool,
+    command: str,
+    problems: Mapping[str, str],
+) -> list[Path]:
+    """Write ``NAME.html``, ``NAME.md`` and ``NAME.json`` into the grid's folder; give their paths.
+
+    Args:
+        grid: what was run, or is to be.
+        tables: to show.
+        needs: the data.
+        name, title: of the report.
+        scale: ``full`` or ``smoke``.
+        as_published: whether the runs have the published values instead of our defaults.
+        command: goes on with what is missing.
+        problems: what went wrong, by name of the job.
+    """
+    states = gather_states(grid, problems)
+    num_seeds, num_runs = len(grid.plan.seeds), len(grid.plan.runs)
+    unfinished = [state for state in states if state.state != "finished"]
+    content = Content(
+        title=title,
+        subject=f"{num_runs} different {_plural(num_runs, 'run')} × {num_seeds} {_plural(num_seeds, 'seed')}, "
+        f"scale {scale}; {len(states) - len(unfinished)} of {len(states)} jobs are finished",
+        headline=_headline(scale, bool(unfinished)),
+        caveats=tuple(_caveats(grid, needs, scale, as_published)),
+        tables=gather_tables(grid, tables),
+        states=states,
+        command=command,
+    )
+    files = {
+        f"{name}.html": to_html(content),
+        f"{name}.md": to_markdown(content),
+        f"{name}.json": json.dumps(to_json(content), indent=2, ensure_ascii=False) + "\n",
+    }
+    for file, text in files.items():
+        LocalStorage(grid.out).put(file, text.encode())
+    return [grid.out / file for file in files]
+
+
+def _headline(scale: str, is_unfinished: bool) -> str:
+    if scale == SMOKE:
+        return (
+            "This page shows that every run of the paper's tables can be trained, measured and reported. Its numbers "
+            "say nothing about the method, and cannot be compared with the published ones beside them."
+        )
+    if is_unfinished:
+        return "Not finished yet: a dash is a number that is still missing."
+    return "The paper's runs, trained again, beside what was published. What differs from the published runs is below."
+
+
+def _caveats(grid: GridRun, needs: Sequence[Need], scale: str, as_published: bool) -> list[str]:
+    plan, found = grid.plan, []
+    if scale == SMOKE:
+        epochs = plan.runs[0].config.optim.num_epochs
+        found.append(
+            f"Not comparable: the networks are tiny and start from random weights, see {IMAGE_SIZE} × {IMAGE_SIZE} "
+            f"pixels and train for {epochs} {_plural(epochs, 'epoch')}. A tiny ResNet stands for ResNets, a tiny ViT "
+            "for ViTs; rows that differ in nothing but pretrained weights are one run."
+        )
+    elif not as_published:
+        found.append(
+            "Our defaults, not the published values: batches of 32 instead of 6 with the rate scaled to them, 20 "
+            "epochs with a cosine instead of 60 with steps, bf16, and 5 % of the training images held out for “best”."
+        )
+    for need in needs:
+        if need.manifest is None or need.role not in (TRAIN, TEST):
+            continue
+        dataset, split, number = need.manifest.dataset, need.manifest.split, need.manifest.num_samples
+        expected = _NUM_PUBLISHED.get((dataset, split))
+        if expected is None:
+            found.append(f"Other {need.role} than the paper's: {dataset}, {split}, {number:,} images.")
+        elif expected != number:
+            found.append(f"Not the whole {need.role}: {number:,} of {expected:,} of {dataset}, {split}.")
+    if scale == FULL:
+        used = sorted({run.config.model.weights for run in plan.runs} & set(_STAND_IN))
+        found += [f"The weights “{tag}” of timm stand in for {_STAND_IN[tag]}." for tag in used]
+    if plan.settings:
+        found.append(f"Changed in every run: {', '.join(plan.settings)}.")
+    if "cpu" in (devices := devices_of(plan, grid.out)):
+        found.append(f"Trained on {', '.join(devices)}.")
+    found.append(
+        "Published numbers are those of the same run in the paper's main results (Tables 1 and 2, Fig. 3). Our sources "
+        "hold none of the numbers of its ablation tables; where there is none, nothing is shown."
+    )
+    num_seeds = len(plan.seeds)
+    found.append(
+        f"± is the sample standard deviation over {num_seeds} seeds; it does not cover the choice of test images."
+        if num_seeds > 1
+        else "One seed: nothing here says how far another one would lie."
+    )
+    return found
+
+
+def _plural(number: int, word: str) -> str:
+    return word if number == 1 else f"{word}s"
+
+
+def describe(plan: Plan) -> str:
+    """``24 runs × 3 seeds``."""
+    return f"{len(plan.runs)} {_plural(len(plan.runs), 'run')} × {len(plan.seeds)} {_plural(len(plan.seeds), 'seed')}"

@@ -1,0 +1,272 @@
+"""One model of a robustness study: which of its conditions are there, and one pass over the images for the others.
+
+K classes, M samples of this process, N samples of the dataset.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from msldata.errors import UserError
+from msltrain.evaluation.evaluate import open_images, origin_of
+from msltrain.evaluation.sweep import AllSamples, Part, Progress, View
+from msltrain.hosts.distributed import Ranks
+from msltrain.measures.predictions import (
+    Origin,
+    Predictions,
+    keep_mask_fingerprints,
+    read_predictions,
+    write_predictions,
+)
+from msltrain.robustness.boxes import ObjectBoxes
+from msltrain.robustness.hole_kinds import EPOCH, IRREGULAR, WHOLE, Holes, open_kind
+from msltrain.robustness.partial_results import Stretch, Unfinished
+from msltrain.robustness.recalibrate import recalibrate_batchnorm
+from msltrain.robustness.study import Study
+from msltrain.runs.checkpoint import LoadedRecogniser
+from msltrain.runs.places import predictions_file
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.loader import Loader
+from msltrain.stream.samples.shardset import open_shard_set
+
+RECALIBRATION_IMAGES = 4096
+"""Enough for means and variances per channel."""
+UNFINISHED = ".unfinished"
+"""Folder beside the predictions of a model."""
+SAVE_SECONDS = 30.0
+"""How often it gets what was computed: what a killed study loses at most."""
+_IDENTITY = ("checkpoint_sha256", "dataset_fingerprint", "image_size", "seed", "recalibrated")
+"""What the origins of all predictions of one model have in common."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyModel:
+    """One model of a study, ready to run."""
+
+    study: Study
+    loaded: LoadedRecogniser
+    samples: AllSamples
+    ranks: Ranks
+    stream: StreamConfig
+    batch_size: int
+    """Per rank."""
+    folder: Path
+    """Gets the predictions."""
+    recalibrated: bool
+    """Whether to measure BatchNorm's statistics anew."""
+    save_seconds: float
+    note: Callable[[str], None]
+    """Told of what the files do not say."""
+
+    def run(self, progress: AbstractContextManager[Progress | None]) -> dict[str, Predictions]:
+        """The predictions of every condition: those that are there, and the others from one pass over the images.
+
+        Raises:
+            SampleError, UserError: as ``run_study``.
+        """
+        names = [WHOLE, *(holes.name for holes in self.conditions)]
+        found = self.ranks.first_does(lambda: self._finished(names))
+        if missing := [name for name in names if name not in found]:
+            unfinished = self._unfinished(missing)
+            everything = self._compute(missing, unfinished, progress)
+            made = {name: self._assemble(name, everything) for name in missing}
+            self.ranks.first_does(lambda: self._write(made))
+            unfinished.delete()
+            found |= made
+        return {name: found[name] for name in names}
+
+    @cached_property
+    def conditions(self) -> list[Holes]:
+        """All but the whole images."""
+        return [
+            Holes(kind, range_, choose, self._boxes, self.samples.index_N)
+            for kind in self.study.kinds
+            for range_, choose in open_kind(
+                kind,
+                self.study.keep_masks,
+                shard_set=self.samples.shard_set,
+                stream=self.stream,
+                device=self.ranks.device,
+                seed=self.study.seed,
+            ).items()
+        ]
+
+    @cached_property
+    def _boxes(self) -> ObjectBoxes | None:
+        boxes = ObjectBoxes(self.samples)
+        return boxes if boxes.known else None
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What all of the model's files have in common."""
+        study, recalibrated = self.study, ""
+        if self.recalibrated:
+            assert study.recalibration is not None
+            images = open_shard_set(study.recalibration.shards).manifest.fingerprint
+            recalibrated = " ".join([images, *keep_mask_fingerprints(study.recalibration.keep_masks)])
+        return replace(
+            origin_of(self.loaded, self.samples.shard_set),
+            seed=study.seed,
+            recalibrated=recalibrated,
+        )
+
+    @cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of the stored keep masks; none where no kind takes them."""
+        return keep_mask_fingerprints(self.study.keep_masks) if IRREGULAR in self.study.kinds else ()
+
+    def _finished(self, names: Sequence[str]) -> dict[str, Predictions]:
+        """The predictions that are there. Raises UserError: they are of another model, other data or other holes."""
+        found = {
+            name: read_predictions(file) for name in names if (file := predictions_file(self.folder, name)).exists()
+        }
+        for name, predictions in found.items():
+            file, there = predictions_file(self.folder, name), predictions.origin
+            for what in _IDENTITY:
+                if getattr(there, what) != getattr(self.origin, what):
+                    raise _other_study(file, what, getattr(there, what), getattr(self.origin, what))
+            if there.kind == IRREGULAR and there.keep_mask_fingerprints != self.fingerprints:
+                raise _other_study(file, "fingerprint of keep masks", there.keep_mask_fingerprints, self.fingerprints)
+            if there.skipped and self.stream.on_sample_error == "fail":
+                raise UserError(
+                    f"{file}: leaves out {len(there.skipped)} damaged samples, such as {there.skipped[0]}; go on with "
+                    "--on-sample-error skip, or mend the shards and delete the file"
+                )
+        return found
+
+    def _unfinished(self, names: Sequence[str]) -> Unfinished:
+        identity = {what: getattr(self.origin, what) for what in _IDENTITY}
+        identity["fingerprint of keep masks"] = list(self.fingerprints)
+        return Unfinished(self.folder / UNFINISHED, identity, self._nothing(names))
+
+    def _compute(
+        self, names: Sequence[str], unfinished: Unfinished, progress: AbstractContextManager[Progress | None]
+    ) -> Stretch:
+        """What all ranks compute of these conditions, and had computed before; each sample once."""
+        kept = [self._nothing(names)]
+
+        def go_on() -> int:
+            before, step = self._before(unfinished)
+            kept.append(before)
+            return step
+
+        # The first process alone keeps what there is; with the rest of the samples it meets when all is gathered.
+        first_step = self.ranks.first_does(go_on)
+        num_samples, step_size = self.samples.shard_set.num_samples, self.batch_size * self.ranks.world_size
+        if first_step * step_size < num_samples:
+            if self.recalibrated:
+                recalibrate_batchnorm(self.loaded.recogniser, self._masked_images())
+            holes = [one for one in self.conditions if one.name in names]
+            views = [View(self.loaded.recogniser)] if WHOLE in names else []
+            views += [View(self.loaded.recogniser, one) for one in holes]
+            with (
+                progress as show,
+                Loader(
+                    self.samples.shard_set,
+                    replace(self.stream, batch_size=step_size),
+                    device=self.ranks.device,
+                    rank=self.ranks.rank,
+                    world_size=self.ranks.world_size,
+                    training=False,
+                ) as loader,
+            ):
+                loader.load_state_dict({**loader.state_dict(), "step": first_step})
+                fresh, saved = [], time.monotonic()
+                for parts in self.samples.steps(views, loader, self.batch_size, show):
+                    fresh.append(_stretch(parts, holes, whole=WHOLE in names))
+                    if time.monotonic() - saved >= self.save_seconds:
+                        kept.append(replace(Stretch.concatenate(fresh), skipped=dict(loader.skipped.errors)))
+                        unfinished.write(kept[-1])
+                        fresh, saved = [], time.monotonic()
+                kept += [*fresh, replace(self._nothing(names), skipped=dict(loader.skipped.errors))]
+        return Stretch.concatenate(self.ranks.gather(Stretch.concatenate(kept)))
+
+    def _before(self, unfinished: Unfinished) -> tuple[Stretch, int]:
+        """What was computed of all samples in front of a step, and that step."""
+        before = unfinished.read()
+        met = before.columns["index"]
+        if self.stream.on_sample_error == "skip":  # else a damaged sample is to be met again, and to stop it all
+            met = np.append(met, np.array(list(before.skipped), np.int64))
+        is_met_N = np.isin(self.samples.index_N, met)
+        num_met = len(is_met_N) if is_met_N.all() else int(is_met_N.argmin())
+        step_size = self.batch_size * self.ranks.world_size
+        step = num_met // step_size if num_met < len(is_met_N) else -(-num_met // step_size)
+        return before.until(min(step * step_size, num_met)), step
+
+    def _nothing(self, names: Sequence[str]) -> Stretch:
+        """The columns of these conditions, without a row."""
+        num_classes = len(self.samples.shard_set.classes)
+        num_visible = 0 if self._boxes is None else num_classes
+        columns = {"index": np.empty(0, np.int64), "key_hash": np.empty(0, np.uint64)}
+        for name in names:
+            columns[f"{name}/logit"] = np.empty((0, num_classes), np.float32)
+            if name != WHOLE:
+                columns[f"{name}/hole_fraction"] = np.empty(0, np.float64)
+                columns[f"{name}/visible"] = np.empty((0, num_visible), np.float32)
+        return Stretch(columns, {})
+
+    def _assemble(self, name: str, everything: Stretch) -> Predictions:
+        """The predictions of one condition; behind keep masks with what these left of each object."""
+        columns, origin = everything.columns, self.origin
+        part = Part(columns["index"], columns["key_hash"], columns[f"{name}/logit"])
+        if name == WHOLE:
+            return self.samples.assemble(part, origin, everything.skipped)
+        holes = next(one for one in self.conditions if one.name == name)
+        order_N = np.argsort(part.index_M)
+        origin = replace(
+            origin,
+            kind=holes.kind,
+            hole_range=(holes.range.low, holes.range.high),
+            hole_fraction=float(columns[f"{name}/hole_fraction"][order_N].mean()),
+        )
+        if holes.kind == IRREGULAR:
+            origin = replace(origin, keep_masks=self.study.keep_masks, keep_mask_fingerprints=self.fingerprints)
+        visible_NK = columns[f"{name}/visible"][order_N]
+        predictions = self.samples.assemble(part, origin, everything.skipped)
+        return replace(predictions, visible_NK=visible_NK if visible_NK.shape[1] else None)
+
+    def _masked_images(self) -> Iterable[Tensor]:
+        """Masked training images, the same on every rank."""
+        recalibration = self.study.recalibration
+        assert recalibration is not None
+        shard_set = open_images(recalibration.shards)
+        bank = MaskBank.open(recalibration.keep_masks, self.stream.image_size, self.ranks.device)
+        stream = replace(self.stream, batch_size=self.batch_size, drop_last=False)
+        # In training's order, so that a first part of a sorted dataset stands for the whole of it.
+        with Loader(shard_set, stream, device=self.ranks.device, training=True, seed=self.study.seed) as loader:
+            for step, batch in enumerate(loader):
+                if step * self.batch_size >= RECALIBRATION_IMAGES:
+                    break
+                yield batch.image_BCHW * bank.keep_masks(batch, seed=self.study.seed, epoch=EPOCH)
+            for error in loader.skipped.errors.values():
+                self.note(f"not used to measure BatchNorm: {error.short}")
+
+    def _write(self, made: dict[str, Predictions]) -> None:
+        for name, predictions in made.items():
+            write_predictions(predictions, predictions_file(self.folder, name))
+
+
+def _stretch(parts: Sequence[Part], holes: Sequence[Holes], *, whole: bool) -> Stretch:
+    """One step as columns; the part of the whole images, where there is one, comes first."""
+    columns = {"index": parts[0].index_M, "key_hash": parts[0].key_hash_M}
+    if whole:
+        columns[f"{WHOLE}/logit"] = parts[0].logit_MK
+    for one, part in zip(holes, parts[whole:], strict=True):
+        columns[f"{one.name}/logit"] = part.logit_MK
+        columns[f"{one.name}/hole_fraction"], columns[f"{one.name}/visible"] = one.take_record()
+    return Stretch(columns, {})
+
+
+def _other_study(file: Path, what: str, there: object, here: object) -> UserError:
+    return UserError(
+        f"{file}: its {what} is {there}, that of this study {here}; choose another --out, or delete the file"
+    )

@@ -1,0 +1,162 @@
+"""The numbers of a robustness study, from its predictions alone.
+
+K classes, N samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from msltrain.measures.metrics import compute_metrics
+from msltrain.measures.predictions import Predictions
+from msltrain.robustness.hole_kinds import WHOLE
+
+MEASURES = ("mAP", "CR", "CF1")
+"""Those of the paper's Fig. 3."""
+VISIBLE_BINS = ((-1.0, 0.0), (0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
+"""Visible share of the object, (low, high]: the first is "wholly hidden", no pixel of any box of the class is left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One model under one condition; fractions in [0, 1]."""
+
+    model: str
+    kind: str
+    """Empty where nothing is hidden."""
+    condition: str
+    hole_fraction: float
+    mAP: float
+    CR: float
+    CF1: float
+    visible_share: tuple[tuple[float, float], ...]
+    """The bins of ``VISIBLE_BINS``; empty where nothing is hidden or the objects are unknown."""
+    num_pairs: tuple[int, ...]
+    """Positive (image, class) pairs per bin of visible share."""
+    num_predicted: tuple[int, ...]
+    """Of those, with a score ≥ 0.5: recall, except in the first bin, where nothing of the class can be seen and a
+    prediction leans on what else is in the picture."""
+    num_negative: int
+    """Pairs of which the image has no object."""
+    num_false: int
+    """Of those, with a score ≥ 0.5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """Mean height of a model's curves between no hole and the last ten-percent bin (trapezoids)."""
+
+    model: str
+    kind: str
+    up_to: float
+    """Hole fraction of that bin."""
+    mAP: float
+    CR: float
+    CF1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """All cells and areas of a study, models and conditions in its order."""
+
+    cells: tuple[Cell, ...]
+    areas: tuple[Area, ...]
+    num_samples: int = 0
+    """Images behind every cell."""
+    skipped: tuple[str, ...] = ()
+    """Damaged samples that were left out of all cells: key, place, reason."""
+
+    @property
+    def models(self) -> list[str]:
+        """Names, the reference first."""
+        return list(dict.fromkeys(cell.model for cell in self.cells))
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of keep masks."""
+        return list(dict.fromkeys(cell.kind for cell in self.cells if cell.kind))
+
+    def of(self, model: str, kind: str) -> list[Cell]:
+        """A model's cells of one kind, nothing hidden first, then by hole fraction."""
+        cells = [cell for cell in self.cells if cell.model == model and cell.kind in ("", kind)]
+        return sorted(cells, key=lambda cell: cell.hole_fraction)
+
+    def to_json(self) -> str:
+        """Indented JSON text."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def compute_curves(found: Mapping[str, Mapping[str, Predictions]]) -> Curves:
+    """Measure every cell of a study.
+
+    Args:
+        found: predictions by model and condition, as ``run_study`` gives them, all of the same samples.
+    """
+    cells = tuple(_cell(model, name, one) for model, row in found.items() for name, one in row.items())
+    first = next(one for row in found.values() for one in row.values())
+    curves = Curves(cells=cells, areas=(), num_samples=len(first.keys), skipped=first.origin.skipped)
+    areas = tuple(_area(model, kind, curves.of(model, kind)) for kind in curves.kinds for model in curves.models)
+    return replace(curves, areas=areas)
+
+
+def _cell(model: str, condition: str, predictions: Predictions) -> Cell:
+    metrics = compute_metrics(predictions)
+    predicted_NK = (predictions.logit_NK >= 0) & ~predictions.ignore_NK
+    target_NK = (predictions.target_NK > 0) & ~predictions.ignore_NK
+    negative_NK = (predictions.target_NK == 0) & ~predictions.ignore_NK
+    bins: Sequence[tuple[float, float]] = () if predictions.visible_NK is None else VISIBLE_BINS
+    members = [
+        target_NK & (predictions.visible_NK > low) & (predictions.visible_NK <= high)
+        for low, high in bins
+        if predictions.visible_NK is not None
+    ]
+    return Cell(
+        model=model,
+        kind=predictions.origin.kind,
+        condition=condition,
+        hole_fraction=predictions.origin.hole_fraction,
+        mAP=metrics.mAP,
+        CR=metrics.CR,
+        CF1=metrics.CF1,
+        visible_share=tuple(bins),
+        num_pairs=tuple(int(member_NK.sum()) for member_NK in members),
+        num_predicted=tuple(int((member_NK & predicted_NK).sum()) for member_NK in members),
+        num_negative=int(negative_NK.sum()),
+        num_false=int((negative_NK & predicted_NK).sum()),
+    )
+
+
+def is_bin(cell: Cell) -> bool:
+    """Whether a cell is a point of the curve: nothing hidden, or a ten-percent bin; "high" overlaps them."""
+    return cell.condition == WHOLE or not cell.condition.endswith("-high")
+
+
+def _area(model: str, kind: str, cells: Sequence[Cell]) -> Area:
+    points = [cell for cell in cells if is_bin(cell)]
+    x = np.array([cell.hole_fraction for cell in points])
+    width = float(x[-1] - x[0])
+
+    def mean_height(measure: str) -> float:
+        values = [float(getattr(cell, measure)) for cell in points]
+        return float(np.trapezoid(values, x)) / width if width else values[0]  # without a bin: that of the whole images
+
+    return Area(model=model, kind=kind, up_to=float(x[-1]), **{name: mean_height(name) for name in MEASURES})
+
+
+def pooled_visibility(cells: Sequence[Cell]) -> list[tuple[int, int]]:
+    """(predicted, pairs) per bin of visible share over all ten-percent bins of one model and kind."""
+    known = [cell for cell in cells if cell.kind and is_bin(cell) and cell.visible_share]
+    return [
+        (sum(cell.num_predicted[n] for cell in known), sum(cell.num_pairs[n] for cell in known))
+        for n in range(len(VISIBLE_BINS) if known else 0)
+    ]
+
+
+def pooled_false_rate(cells: Sequence[Cell]) -> float:
+    """Share of absent classes that are predicted behind holes, over all ten-percent bins."""
+    known = [cell for cell in cells if cell.kind and is_bin(cell)]
+    return sum(cell.num_false for cell in known) / max(sum(cell.num_negative for cell in known), 1)

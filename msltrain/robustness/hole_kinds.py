@@ -1,0 +1,147 @@
+"""What is hidden in a robustness study: kinds of keep masks by name, ranges of hole fraction, who meets which.
+
+B batch, H, W image size, K classes, M samples of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msldata.errors import UserError
+from msltrain.robustness.boxes import ObjectBoxes
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.open import KeepMasks
+from msltrain.stream.keepmasks.shapes import BoxMasks, ObjectMasks, PatchMasks
+from msltrain.stream.pixels.batch import Batch
+from msltrain.stream.samples.shardset import ShardSet
+
+WHOLE = "whole"
+"""The condition in which nothing is hidden."""
+IRREGULAR = "irregular"
+KINDS = (IRREGULAR, "patch", "box", "object")
+"""``irregular``: the stored keep masks of the folders that were named. ``patch``: squares of a grid. ``box``: one box.
+``object``: the box of one object of the image; its hole fraction is what that object takes."""
+EPOCH = 0
+"""Keep masks change with the epoch in training; a study always takes those of this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoleRange:
+    """Keep masks with a hole fraction in (low, high]."""
+
+    name: str
+    low: float
+    high: float
+
+
+_BINS = tuple(HoleRange(f"{10 * n:02d}-{10 * n + 10:02d}", n / 10, (n + 1) / 10) for n in range(6))
+RANGES = (*_BINS, HoleRange("high", 0.5, 1.0))
+"""Six bins of ten percent, as the irregular test masks come, and the paper's "high"."""
+OBJECT_RANGE = HoleRange("box", 0.0, 1.0)
+_PATCHES_PER_SIDE = 14
+"""About so many; as a ViT of 16-pixel patches sees 224 pixels."""
+
+
+class Holes:
+    """Keep masks of one kind in one range, and a record of what they hid.
+
+    Args:
+        kind: of ``KINDS``.
+        range_: of ``RANGES``.
+        choose: the keep masks (B, 1, H, W) of a batch.
+        boxes: where the objects are; None: unknown.
+        index_N: int64 ascending, positions of all samples in the stored order.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        range_: HoleRange,
+        choose: Callable[[Batch], Tensor],
+        boxes: ObjectBoxes | None,
+        index_N: np.ndarray,
+    ):
+        self.kind, self.range = kind, range_
+        self._choose, self._boxes, self._index_N = choose, boxes, index_N
+        self._records: list[tuple[np.ndarray, np.ndarray]] = []
+
+    @property
+    def name(self) -> str:
+        """Such as ``irregular-00-10``; names its predictions file."""
+        return f"{self.kind}-{self.range.name}"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The keep masks of a batch."""
+        keep_mask_B1HW = self._choose(batch)
+        hole_fraction_B = 1 - keep_mask_B1HW.mean(dim=(1, 2, 3), dtype=torch.float64).cpu().numpy()
+        visible_BK = np.empty((len(batch), 0), np.float32)
+        if self._boxes is not None:
+            place_B = np.searchsorted(self._index_N, batch.index_B)
+            visible_BK = self._boxes.visible_shares(keep_mask_B1HW, place_B)
+        self._records.append((hole_fraction_B, visible_BK))
+        return keep_mask_B1HW
+
+    def take_record(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the batches since the last call met: hole fraction (M,), visible share (M, K; or 0 where unknown)."""
+        hole_fractions, visible = zip(*self._records, strict=True)
+        self._records = []
+        return np.concatenate(hole_fractions), np.concatenate(visible)
+
+
+def open_kind(
+    kind: str,
+    keep_masks: Sequence[str | Path],
+    *,
+    shard_set: ShardSet,
+    stream: StreamConfig,
+    device: torch.device,
+    seed: int,
+) -> dict[HoleRange, Callable[[Batch], Tensor]]:
+    """For each range that the kind has masks in, what chooses the keep masks (B, 1, H, W) of a batch.
+
+    The choice depends on the sample and ``seed`` alone, so every model of one image size meets the same holes.
+
+    Args:
+        kind: of ``KINDS``.
+        keep_masks: folders of held-out keep masks, for ``irregular``.
+        shard_set, stream: what the loader of the batches is given.
+
+    Raises:
+        UserError: an unknown kind, no folder or no mask in any range, or no objects to hide.
+    """
+    size = stream.image_size
+    masks: dict[HoleRange, KeepMasks]
+    if kind == IRREGULAR:
+        bank = MaskBank.open(keep_masks, size, device)
+        masks = {range_: part for range_ in RANGES if (part := bank.within(range_.low, range_.high)) is not None}
+        if not masks:
+            raise UserError(f"{', '.join(map(str, keep_masks))}: no keep mask has a hole fraction above 0")
+    elif kind == "patch":
+        masks = {
+            range_: PatchMasks(size, device, patch_size=_patch_size(size), hole_fraction=(range_.low + range_.high) / 2)
+            for range_ in _BINS
+        }
+    elif kind == "box":
+        masks = {range_: BoxMasks(size, device, hole_fraction=(range_.low + range_.high) / 2) for range_ in _BINS}
+    elif kind == "object":
+        masks = {OBJECT_RANGE: ObjectMasks(shard_set, stream, device, training=False)}
+    else:
+        raise UserError(f"no kind of keep mask is called '{kind}'; there are: {', '.join(KINDS)}")
+    return {range_: _chooser(part, seed) for range_, part in masks.items()}
+
+
+def _chooser(masks: KeepMasks, seed: int) -> Callable[[Batch], Tensor]:
+    return lambda batch: masks.keep_masks(batch, seed=seed, epoch=EPOCH)
+
+
+def _patch_size(image_size: int) -> int:
+    """The divisor of the image size that comes nearest to ``_PATCHES_PER_SIDE`` patches a side."""
+    divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
+    return min(divisors, key=lambda size: abs(image_size / size - _PATCHES_PER_SIDE))

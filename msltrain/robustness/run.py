@@ -1,0 +1,123 @@
+"""What holes cost: several models under the same holes, from nothing hidden to more than half of the image (Fig. 3).
+
+A study is a folder. ``predictions/MODEL/whole.parquet`` and ``predictions/MODEL/KIND-RANGE.parquet`` are written first,
+a model at a time, the images decoded once for all its conditions; every number and curve is computed from them.
+Conditions that are there already are not run again, and what a killed study had computed of the others is kept
+(``unfinished``). README.md shows a script that computes the numbers without this program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from msldata.errors import UserError
+from msltrain.evaluation.evaluate import open_images
+from msltrain.evaluation.sweep import AllSamples, Progress
+from msltrain.hosts.distributed import process_group
+from msltrain.measures.predictions import Predictions, keep_mask_fingerprints
+from msltrain.robustness.conditions import SAVE_SECONDS, StudyModel
+from msltrain.robustness.recalibrate import find_batchnorms
+from msltrain.robustness.study import Recalibration, Study
+from msltrain.runs.other_checkpoints import load_any
+from msltrain.runs.places import predictions_file
+
+__all__ = ["RECALIBRATED", "Recalibration", "Study", "run_study"]
+
+RECALIBRATED = " recalibrated"
+"""Added to a model's name."""
+PREDICTIONS = "predictions"
+_MAX_NAMED = 3
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+    cache: str = "",
+    cache_limit_gb: float = 50.0,
+    on_sample_error: Literal["fail", "skip"] = "fail",
+    save_seconds: float = SAVE_SECONDS,
+    progress: Callable[[str], AbstractContextManager[Progress]] | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, dict[str, Predictions]]:
+    """Run what is missing in ``out``; give the predictions of all, by model and condition.
+
+    Conditions are ``whole`` and ``KIND-RANGE``, such as ``irregular-00-10``; ranges in which there are no keep masks
+    are left out. Under ``torchrun`` the ranks share the work.
+
+    Args:
+        study: what to run.
+        out: the study's folder.
+        batch_size: samples per rank and step.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        cache, cache_limit_gb, on_sample_error: see ``StreamConfig``. Skipped samples are no part of any prediction;
+            each file's origin names them.
+        save_seconds: how often to keep what is not finished.
+        progress: opens the progress display of the model of that name.
+        note: told of damaged images for recalibration that gave their place to others.
+
+    Raises:
+        SampleError: a sample is damaged, and ``on_sample_error`` is ``fail``.
+        UserError: something does not fit, or ``out`` holds predictions of another study.
+    """
+    with process_group(device) as ranks:
+        samples = AllSamples(open_images(study.shards))
+        _check(study, samples.shard_set.classes)
+        found: dict[str, dict[str, Predictions]] = {}
+        models = [(name, path, False) for name, path in study.models]
+        if study.recalibration:
+            models.insert(1, (study.models[0][0] + RECALIBRATED, study.models[0][1], True))
+        for name, path, recalibrated in models:
+            loaded = load_any(path, study.foreign, samples.shard_set.classes, ranks.device)
+            stream = replace(
+                loaded.config.stream, cache=cache, cache_limit_gb=cache_limit_gb, on_sample_error=on_sample_error
+            )
+            model = StudyModel(
+                study=study,
+                loaded=loaded,
+                samples=samples,
+                ranks=ranks,
+                stream=stream,
+                batch_size=batch_size,
+                folder=out / PREDICTIONS / name,
+                recalibrated=recalibrated,
+                save_seconds=save_seconds,
+                note=note,
+            )
+            found[name] = model.run(nullcontext() if progress is None else progress(name))
+            _require_same_samples(found, out / PREDICTIONS)
+    return found
+
+
+def _check(study: Study, classes: tuple[str, ...]) -> None:
+    """Raise what is wrong with any model before the first one runs for hours."""
+    for number, (_, path) in enumerate(study.models):
+        loaded = load_any(path, study.foreign, classes, torch.device("cpu"))
+        loaded.require_classes(classes, study.shards)
+        if study.recalibration and number == 0:
+            find_batchnorms(loaded.recogniser)
+            loaded.require_classes(open_images(study.recalibration.shards).classes, study.recalibration.shards)
+            keep_mask_fingerprints(study.recalibration.keep_masks)
+
+
+def _require_same_samples(found: Mapping[str, Mapping[str, Predictions]], folder: Path) -> None:
+    """Raise UserError unless the same samples were left out everywhere: else the curves say nothing of each other."""
+    every = [(model, name, one) for model, row in found.items() for name, one in row.items()]
+    first_model, first_name, first = every[0]
+    for model, name, one in every[1:]:
+        if one.keys != first.keys:
+            different = sorted(set(one.keys) ^ set(first.keys))
+            raise UserError(
+                f"{predictions_file(folder / model, name)}: measured on {len(one.keys):,} samples, "
+                f"{predictions_file(folder / first_model, first_name)} on {len(first.keys):,} (they differ in "
+                f"{', '.join(different[:_MAX_NAMED])}{' …' if len(different) > _MAX_NAMED else ''}): the shards were "
+                "damaged or mended in between; delete the one that is wrong, and run the same command again"
+            )

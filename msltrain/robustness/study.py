@@ -1,0 +1,52 @@
+"""What a robustness study is: which models, which images, which holes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from msldata.errors import UserError
+from msltrain.robustness.hole_kinds import IRREGULAR
+from msltrain.runs.other_checkpoints import Foreign
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalibration:
+    """What the first model's BatchNorm is measured on anew, as a control."""
+
+    shards: str
+    """Training images."""
+    keep_masks: tuple[str, ...]
+    """Keep masks for them; not the held-out ones of the study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is measured on what.
+
+    Raises:
+        UserError: no model, names that repeat, or recalibration on the masks of the study.
+    """
+
+    models: tuple[tuple[str, str], ...]
+    """(name, checkpoint or run folder or weights file); the reference first."""
+    shards: str
+    keep_masks: tuple[str, ...]
+    """Held-out keep masks; those of training would flatter a model that was trained with them."""
+    kinds: tuple[str, ...] = (IRREGULAR,)
+    """See ``holes.KINDS``."""
+    recalibration: Recalibration | None = None
+    foreign: Foreign = field(default_factory=Foreign)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.models]
+        if not names:
+            raise UserError("a robustness study needs at least one model")
+        for name in names:
+            if names.count(name) > 1 or not name or "/" in name or name.startswith("."):
+                raise UserError(
+                    f"'{name}' cannot name a model here: names become folders and must differ; give --name once per "
+                    "checkpoint"
+                )
+        if self.recalibration and set(self.recalibration.keep_masks) & set(self.keep_masks):
+            raise UserError("recalibrate on the training keep masks, not on the held-out ones that are measured with")

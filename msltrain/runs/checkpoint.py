@@ -1,0 +1,315 @@
+"""Checkpoints: a folder with safetensors weights, the state of training and a readable ``meta.json``.
+
+``weights.safetensors``  what is evaluated and shipped: the weights, or their moving average where one is kept.
+``train_state.pt``       all that continuing needs; read with ``weights_only=True``, so it cannot run code.
+``meta.json``            config, classes, step, validation mAP, SHA-256 of the weights, versions.
+
+A checkpoint appears and is replaced as a whole: it is written beside its place and swapped in by renaming.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msldata.errors import StorageError, UserError
+from msldata.storage import LocalStorage, Storage, flush_to_disk, open_storage
+from msltrain.config import TrainConfig, from_json, to_json
+from msltrain.models.build import Recogniser, build_model
+from msltrain.runs.places import run_folder
+
+WEIGHTS_NAME = "weights.safetensors"
+STATE_NAME = "train_state.pt"
+META_NAME = "meta.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds its checkpoints."""
+BEST, LAST, FAILED = "best", "last", "failed"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Everything a checkpoint folder holds."""
+
+    config: TrainConfig
+    classes: tuple[str, ...]
+    """Class names in logit order."""
+    step: int
+    """Steps taken, over the whole run."""
+    epoch: int
+    """Whole epochs finished."""
+    validation_mAP: float | None
+    """Of these weights on the validation split, 0 to 1; None when it was not measured."""
+    weights: dict[str, Tensor]
+    """By name, on the CPU: the recogniser to evaluate and ship."""
+    train_state: dict[str, Any]
+    """Optimiser, position of the stream, random-number states and what else the trainer keeps: tensors, numbers, text,
+    lists and dicts only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRecogniser:
+    """A trained recogniser, ready to run, and what it was trained as."""
+
+    recogniser: nn.Module
+    """In evaluation mode."""
+    classes: tuple[str, ...]
+    config: TrainConfig
+    path: str | Path
+    """The checkpoint folder it came from; a URL where that lies in object storage."""
+    sha256: str
+    """Of its weights file, in hex."""
+
+    def prediction_files(self, pattern: str = "*.parquet") -> list[Path]:
+        """Predictions files of its run by name; they are not looked for in object storage."""
+        if isinstance(self.path, str):
+            return []
+        return sorted((run_folder(self.path) / "predictions").glob(pattern))
+
+    def require_classes(self, classes: tuple[str, ...], where: str) -> None:
+        """Raise UserError unless ``classes`` (of the data at ``where``) are the ones it was trained on, in order."""
+        if tuple(classes) == self.classes:
+            return
+        missing = [name for name in self.classes if name not in classes]
+        unknown = [name for name in classes if name not in self.classes]
+        detail = f"{len(self.classes)} classes in the checkpoint, {len(classes)} in the data"
+        if missing:
+            detail += f"; the data lacks {', '.join(missing[:5])}"
+        if unknown:
+            detail += f"; the checkpoint does not know {', '.join(unknown[:5])}"
+        if not missing and not unknown:
+            detail += " in another order"
+        raise UserError(
+            f"{where}: its classes are not those of {self.path} ({detail}); use shards of the dataset it was trained on"
+        )
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write ``folder``, replacing it as a whole; until everything is on disk the previous one stays in place.
+
+    Raises:
+        StorageError: it cannot be written (disk full, no permission); what was there before is untouched.
+    """
+    from safetensors.torch import save
+
+    def write(part: Path) -> None:
+        # Bytes first: safetensors and torch report a full disk as errors of their own kinds, a file as an OSError.
+        weights = save({name: tensor.contiguous() for name, tensor in checkpoint.weights.items()})
+        (part / WEIGHTS_NAME).write_bytes(weights)
+        state = io.BytesIO()
+        torch.save(checkpoint.train_state, state)
+        (part / STATE_NAME).write_bytes(state.getbuffer())
+        meta = {
+            "schema_version": SCHEMA_VERSION,
+            "step": checkpoint.step,
+            "epoch": checkpoint.epoch,
+            "validation_mAP": checkpoint.validation_mAP,
+            "classes": checkpoint.classes,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "torch": torch.__version__,
+            "config": json.loads(to_json(checkpoint.config)),
+        }
+        (part / META_NAME).write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    _replace_folder(folder, write)
+
+
+def copy_checkpoint(source: Path, folder: Path) -> None:
+    """Make ``folder`` the same checkpoint as ``source``, by hard links where the file system has them.
+
+    Raises:
+        StorageError: as `save_checkpoint`.
+    """
+
+    def write(part: Path) -> None:
+        for file in source.iterdir():
+            try:
+                os.link(file, part / file.name)
+            except OSError:
+                shutil.copyfile(file, part / file.name)
+
+    _replace_folder(folder, write)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint folder that ``path`` means: itself, or the best (else the last) one of a run folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path).expanduser()
+    parents = (path / CHECKPOINTS, path)
+    for candidate in (path, *(parent / name for parent in parents for name in (BEST, LAST))):
+        for folder in (candidate, _old(candidate)):  # the latter if a crash came between the two renames of a swap
+            if (folder / META_NAME).is_file():
+                return folder
+    raise FileNotFoundError(
+        f"{path}: no checkpoint here (no {META_NAME}); give a run folder or a folder such as "
+        f"RUN/{CHECKPOINTS}/{BEST}, made by `msl train`"
+    )
+
+
+def open_checkpoint(place: str | Path) -> Storage:
+    """The folder of the checkpoint that ``place`` means, as `find_checkpoint`; a URL too, of a run or a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: the store cannot be read.
+    """
+    storage = open_storage(place)
+    local = storage.path()
+    if local is not None:
+        return LocalStorage(find_checkpoint(local))
+    if storage.exists(META_NAME):
+        return storage
+    parent, _, name = storage.url.rpartition("/")
+    names = [BEST, LAST]
+    if parent.endswith(f"/{CHECKPOINTS}"):  # RUN/checkpoints/best, as training calls it
+        folder, names = open_storage(parent), [name]
+    else:
+        folder = storage if name == CHECKPOINTS else storage.child(CHECKPOINTS)
+    files = [info.name for info in folder.list_files()] if folder.can_list else []
+    for name in names:
+        # `msltrain.runs.mirror` puts the step behind the name.
+        found = [match for file in files if (match := re.fullmatch(rf"({re.escape(name)}\.(\d+))/{META_NAME}", file))]
+        if found:
+            return folder.child(max(found, key=lambda match: int(match[2]))[1])
+        if folder.exists(f"{name}/{META_NAME}"):
+            return folder.child(name)
+    raise FileNotFoundError(f"{place}: no checkpoint here (no {META_NAME}); give the URL of a run or of a checkpoint")
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint, given as for `open_checkpoint`, onto the CPU.
+
+    Raises:
+        FileNotFoundError: there is none at ``path``.
+        UserError: a file of it is missing or damaged, or holds anything but plain data.
+    """
+    folder = open_checkpoint(path)
+    meta, config = read_meta(folder)
+    weights, _ = _read_weights(folder, meta)
+    file = folder.where(STATE_NAME)
+    try:
+        train_state = torch.load(io.BytesIO(folder.read(STATE_NAME)), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{file}: missing, so this checkpoint can be evaluated but not continued") from None
+    except StorageError:
+        raise
+    except Exception as error:  # torch raises many types for a damaged file
+        raise UserError(f"{file}: damaged, or not plain data ({str(error).splitlines()[0]})") from error
+    return Checkpoint(
+        config=config,
+        classes=tuple(meta["classes"]),
+        step=meta["step"],
+        epoch=meta["epoch"],
+        validation_mAP=meta["validation_mAP"],
+        weights=weights,
+        train_state=train_state,
+    )
+
+
+def load_recogniser(path: str | Path, device: str | torch.device = "cpu") -> LoadedRecogniser:
+    """The recogniser of a checkpoint or run folder, in evaluation mode on ``device``. Nothing is downloaded.
+
+    Args:
+        path: a checkpoint folder, or a run folder, whose best checkpoint is taken (the last where there is no best);
+            a URL as well.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        UserError: a file of it is damaged.
+    """
+    folder = open_checkpoint(path)
+    meta, config = read_meta(folder)
+    weights, sha256 = _read_weights(folder, meta)
+    recogniser = rebuild_recogniser(config, len(meta["classes"]))
+    try:
+        recogniser.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder.where(WEIGHTS_NAME)}: does not fit the network of its {META_NAME} ({str(error).splitlines()[0]})"
+        ) from None
+    return LoadedRecogniser(
+        recogniser=recogniser.to(device).eval(),
+        classes=tuple(meta["classes"]),
+        config=config,
+        path=folder.path() or folder.url,
+        sha256=sha256,
+    )
+
+
+def rebuild_recogniser(config: TrainConfig, num_classes: int) -> Recogniser:
+    """The network of ``config`` with random weights, to be filled from a checkpoint."""
+    return build_model(replace(config.model, weights=""), num_classes, image_size=config.stream.image_size)
+
+
+def read_meta(folder: Storage) -> tuple[dict[str, Any], TrainConfig]:
+    """What ``meta.json`` of a checkpoint folder says, and the config in it. Raises UserError where it is damaged."""
+    file = folder.where(META_NAME)
+    try:
+        meta = json.loads(folder.read(META_NAME).decode("utf-8"))
+        version = meta["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{file}: schema version {version}, this program reads {SCHEMA_VERSION}")
+        config = from_json(json.dumps(meta["config"]), file)
+        missing = {"step", "epoch", "validation_mAP", "classes", "weights_sha256"} - set(meta)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not the description of a checkpoint ({error!r})") from None
+    if missing:
+        raise UserError(f"{file}: lacks {', '.join(sorted(missing))}")
+    return meta, config
+
+
+def _read_weights(folder: Storage, meta: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
+    from safetensors.torch import load
+
+    file = folder.where(WEIGHTS_NAME)
+    try:
+        data = folder.read(WEIGHTS_NAME)
+    except FileNotFoundError:
+        raise UserError(f"{file}: missing; copy the whole checkpoint folder") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != meta["weights_sha256"]:
+        raise UserError(
+            f"{file}: damaged (sha256 {found[:12]}…, {META_NAME} says {meta['weights_sha256'][:12]}…); copy it again"
+        )
+    return load(data), found
+
+
+def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a folder beside ``folder``, then put it in its place."""
+    part, old = folder.with_name(f".{folder.name}.part"), _old(folder)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write(part)
+        for file in part.iterdir():
+            flush_to_disk(file)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        part.rename(folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else (error.strerror or str(error)).lower()
+        kept = f"; {folder} is still the previous one" if folder.exists() else ""
+        raise StorageError(f"{folder}: the checkpoint could not be written: {reason}{kept}") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")

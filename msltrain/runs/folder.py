@@ -1,0 +1,288 @@
+"""The run folder: what a run was given, where it ran, and what it measured.
+
+``config.json``       the whole config
+``datasets.json``     which shards, by fingerprint
+``environment.json``  versions, machine and command of every start
+``metrics.jsonl``     a line per log interval and per validation
+``skipped.jsonl``     a line per damaged sample that was skipped (``stream.on_sample_error=skip``); absent if none was
+``tensorboard/``      with ``run.tensorboard``
+``checkpoints/``      ``last``, ``best`` on the validation split, ``epoch-0001`` … with ``run.keep``, ``failed`` after a
+                      loss that was not finite; see `msltrain.runs.checkpoint`
+
+The folder may lie in object storage (`msltrain.runs.mirror`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msldata.contract.manifest import Manifest
+from msldata.errors import UserError
+from msldata.storage import LocalStorage, open_storage
+from msltrain.config import TrainConfig, differences, from_json, to_json
+from msltrain.hosts.distributed import Ranks
+from msltrain.runs.checkpoint import BEST, CHECKPOINTS, FAILED, LAST, copy_checkpoint
+from msltrain.runs.mirror import RunMirror
+from msltrain.runs.trackers import Tracker, open_trackers
+from msltrain.stream.errors import SampleError
+
+CONFIG_NAME = "config.json"
+DATASETS_NAME = "datasets.json"
+ENVIRONMENT_NAME = "environment.json"
+METRICS_NAME = "metrics.jsonl"
+SKIPPED_NAME = "skipped.jsonl"
+
+MAY_DIFFER = (
+    "data.train",
+    "data.keep_masks",
+    "stream.num_threads",
+    "stream.num_buffers",
+    "stream.read_ahead_mb",
+    "stream.cache",
+    "stream.cache_limit_gb",
+    "stream.ram_cache_gb",
+    "stream.on_sample_error",
+    "stream.max_skipped",
+    "run.shard_weights",
+    "run.log_every",
+    "run.save_every",
+    "run.keep",
+    "run.tensorboard",
+    "run.wandb",
+)
+"""Fields that change nothing a run computes, so that a continued run may set them anew: where the same shards lie now
+(their fingerprints are compared), how fast they are read, what a damaged sample leads to, where the weights lie, how
+often is logged."""
+
+_PACKAGES = ("msl-shards", "torch", "torchvision", "timm", "numpy", "pyarrow", "obstore", "simplejpeg", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetIdentity:
+    """Which dataset was read: its fingerprint is a hash of all its bytes."""
+
+    location: str
+    dataset: str
+    split: str
+    num_samples: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, location: str, manifest: Manifest) -> DatasetIdentity:
+        return cls(
+            location=location,
+            dataset=manifest.dataset,
+            split=manifest.split,
+            num_samples=manifest.num_samples,
+            fingerprint=manifest.fingerprint,
+        )
+
+
+class RunFolder:
+    """A run folder that was opened for this run; a context manager.
+
+    Args:
+        location: a folder, or the URL of one in object storage; then ``path`` is a temporary copy.
+
+    Attributes:
+        location: as the user gave it.
+        path: where its files lie on this machine.
+    """
+
+    def __init__(self, location: str | Path):
+        self.location: str | Path = location
+        self._temporary: tempfile.TemporaryDirectory | None = None
+        self._mirror: RunMirror | None = None
+        self._trackers: list[Tracker] = []
+        storage = open_storage(location)
+        path = storage.path()
+        if path is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="msl-run-")
+            self.path = Path(self._temporary.name)
+            self._mirror = RunMirror(storage, self.path)
+        else:
+            self.location = self.path = path
+        self._files = LocalStorage(self.path)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def place(self, *names: str) -> str | Path:
+        """A file or folder of the run as the user can find it."""
+        if isinstance(self.location, Path):
+            return self.location.joinpath(*names)
+        return "/".join((self.location.rstrip("/"), *names))
+
+    def fetch(self) -> None:
+        """Bring a run in object storage here; for a local one there is nothing to do."""
+        if self._mirror is not None:
+            self._mirror.fetch()
+
+    def publish(self) -> None:
+        """Bring what has changed to object storage; for a local run there is nothing to do."""
+        if self._mirror is not None:
+            self._mirror.push()
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to continue from."""
+        return self.path / CHECKPOINTS / LAST
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the highest validation mAP."""
+        return self.path / CHECKPOINTS / BEST
+
+    @property
+    def failed(self) -> Path:
+        """The state after a loss that was not finite."""
+        return self.path / CHECKPOINTS / FAILED
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it holds a run."""
+        return self._files.exists(CONFIG_NAME)
+
+    def keep_last(self, epoch: int, num_kept: int) -> None:
+        """Keep the last checkpoint as that of ``epoch``, and only the latest ``num_kept`` of such."""
+        if num_kept:
+            copy_checkpoint(self.last, self.path / CHECKPOINTS / f"epoch-{epoch + 1:04d}")
+            for old in sorted((self.path / CHECKPOINTS).glob("epoch-*"))[:-num_kept]:
+                shutil.rmtree(old)
+
+    def check_unused(self) -> None:
+        """Raise UserError if the folder holds a run already."""
+        if self.is_used:
+            raise UserError(
+                f"{self.location}: holds a run already; continue it with --resume auto, or choose another folder with "
+                "--run"
+            )
+
+    def start(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
+        """Write down what the run was given. Raises StorageError if that is impossible."""
+        described = {role: [asdict(identity) for identity in identities] for role, identities in datasets.items()}
+        self._files.put(DATASETS_NAME, _json_bytes(described))
+        self._files.put(CONFIG_NAME, to_json(config).encode())
+
+    def changes(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> list[str]:
+        """What is different from the run in this folder and matters, in words. Raises UserError if there is no run."""
+        try:
+            stored = from_json(self._files.read(CONFIG_NAME).decode(), str(self.place(CONFIG_NAME)))
+            known = json.loads(self._files.read(DATASETS_NAME))
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.location}: there is no run to continue (no {CONFIG_NAME}); start it without --resume, or with "
+                "--resume auto"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.place(DATASETS_NAME)}: not JSON ({error})") from None
+        found = [
+            f"{name} was {before!r}, is {now!r}"
+            for name, (before, now) in differences(stored, config).items()
+            if name not in MAY_DIFFER
+        ]
+        for role, identities in datasets.items():
+            before = known.get(role, [])
+            if [entry["fingerprint"] for entry in before] != [identity.fingerprint for identity in identities]:
+                then = ", ".join(entry["location"] for entry in before) or "none"
+                now = ", ".join(identity.location for identity in identities) or "none"
+                found.append(f"other data for {role}: then {then}, now {now}, with other contents")
+        return found
+
+    def check_same(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
+        """Raise UserError unless the run in this folder has this config and these datasets."""
+        if changes := self.changes(config, datasets):
+            raise UserError(
+                f"{self.location}: the run to continue is another one ({'; '.join(changes)}); give the same config and "
+                "data, or start a new run in another folder. --allow-changes continues it all the same"
+            )
+
+    def track(self, config: TrainConfig, step: int) -> None:
+        """From now on, show metrics where ``config.run`` says as well."""
+        self._trackers = open_trackers(config, self.path, place=str(self.location), step=step)
+
+    def note_start(self, ranks: Ranks, step: int, changes: Sequence[str] = ()) -> None:
+        """Append this start (at ``step``, with what was changed before it) to ``environment.json``."""
+        starts = json.loads(self._files.read(ENVIRONMENT_NAME)) if self._files.exists(ENVIRONMENT_NAME) else []
+        starts.append(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "from_step": step,
+                "changes": list(changes),
+                "command": sys.argv,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "packages": {name: _version(name) for name in _PACKAGES},
+                "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
+                "cuda": torch.version.cuda,
+                "world_size": ranks.world_size,
+                "num_cpus": os.cpu_count(),
+                "num_torch_threads": torch.get_num_threads(),
+            }
+        )
+        self._files.put(ENVIRONMENT_NAME, _json_bytes(starts))
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop the lines of steps after ``step``: a run that was killed logged them and will take them again."""
+        if self._files.exists(METRICS_NAME):
+            lines = self._files.read(METRICS_NAME).decode().splitlines()
+            kept = [line for line in lines if (row := _parsed(line)) is not None and row["step"] <= step]
+            self._files.put(METRICS_NAME, "".join(f"{line}\n" for line in kept).encode())
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        with open(self.path / METRICS_NAME, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        for tracker in self._trackers:
+            tracker.add(row)
+
+    def add_skipped(self, samples: Iterable[SampleError]) -> int:
+        """Note skipped samples in ``skipped.jsonl``, each once; how many it lists now."""
+        before = self._files.read(SKIPPED_NAME).decode() if self._files.exists(SKIPPED_NAME) else ""
+        lines = dict.fromkeys(before.splitlines())
+        for sample in samples:
+            row = {name: getattr(sample, name) for name in ("dataset", "shard", "key", "offset", "reason")}
+            lines[json.dumps(row, ensure_ascii=False)] = None
+        text = "".join(f"{line}\n" for line in lines)
+        if text != before:
+            self._files.put(SKIPPED_NAME, text.encode())
+        return len(lines)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """The row, or None for a line cut short by a crash."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

@@ -1,0 +1,104 @@
+"""A run folder in object storage: a copy of the local one, which another machine can go on from.
+
+Small files are replaced as they are. A checkpoint gets a folder of its own, ``checkpoints/NAME.STEP``, whose
+``meta.json`` is written last: without it the folder does not count. Only then are the older ones of that name deleted.
+So whenever the upload ends, a whole checkpoint is there.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from msldata.storage import Storage
+from msltrain.runs.checkpoint import CHECKPOINTS, META_NAME
+
+_STORED = re.compile(rf"{CHECKPOINTS}/(?P<name>[\w-]+)\.(?P<step>\d+)/(?P<file>[^/]+)")
+_LEFT_OUT = ("wandb",)
+"""Folders that have a place of their own to go to."""
+
+
+class RunMirror:
+    """Files of ``folder`` in ``storage``.
+
+    Args:
+        storage: of the run, remote.
+        folder: its local copy.
+    """
+
+    def __init__(self, storage: Storage, folder: Path):
+        self.storage = storage
+        self.folder = folder
+        self._uploaded: dict[str, bytes | tuple[int, int]] = {}
+
+    def fetch(self) -> None:
+        """Bring the stored run, if there is one, into the empty local folder: its newest checkpoint of each name."""
+        newest: dict[str, int] = {}
+        stored = [info.name for info in self.storage.list_files()]
+        for name in stored:
+            found = _STORED.fullmatch(name)
+            if found and found["file"] == META_NAME:
+                newest[found["name"]] = max(newest.get(found["name"], -1), int(found["step"]))
+        for name in stored:
+            found = _STORED.fullmatch(name)
+            if found is None:
+                self._fetch(name, name)
+            elif newest.get(found["name"]) == int(found["step"]):
+                self._fetch(name, f"{CHECKPOINTS}/{found['name']}/{found['file']}")
+        self._uploaded = self._states()
+
+    def push(self) -> None:
+        """Store what has changed since the last time. Raises StorageError."""
+        for name, state in self._states().items():
+            if self._uploaded.get(name) != state:
+                if isinstance(state, bytes):
+                    self._push_checkpoint(name)
+                else:
+                    self.storage.put(name, (self.folder / name).read_bytes())
+                self._uploaded[name] = state
+        self._delete_gone()
+
+    def _states(self) -> dict[str, bytes | tuple[int, int]]:
+        """Each checkpoint by its description, each other file by its size and time of change."""
+        states: dict[str, bytes | tuple[int, int]] = {}
+        for path in sorted(self.folder.rglob("*")):
+            parts = path.relative_to(self.folder).parts
+            if not path.is_file() or parts[0] in _LEFT_OUT or any(part.startswith(".") for part in parts):
+                continue
+            if parts[0] != CHECKPOINTS:
+                states["/".join(parts)] = (path.stat().st_size, path.stat().st_mtime_ns)
+            elif parts[-1] == META_NAME:
+                states["/".join(parts[:-1])] = path.read_bytes()
+        return states
+
+    def _push_checkpoint(self, name: str) -> None:
+        files = sorted((self.folder / name).iterdir(), key=lambda file: file.name == META_NAME)  # meta last
+        place = f"{name}.{_step(self.folder / name):09d}"
+        for file in files:
+            self.storage.put(f"{place}/{file.name}", file.read_bytes())
+        self._delete(lambda stored: f"{CHECKPOINTS}/{stored['name']}" == name, keep=place)
+
+    def _delete_gone(self) -> None:
+        """Checkpoints that are no longer kept."""
+        gone = [name for name, state in self._uploaded.items() if isinstance(state, bytes)]
+        for name in gone:
+            if not (self.folder / name).is_dir():
+                self._delete(lambda stored, name=name: f"{CHECKPOINTS}/{stored['name']}" == name, keep="")
+                del self._uploaded[name]
+
+    def _delete(self, wanted, *, keep: str) -> None:
+        for info in sorted(self.storage.list_files(), key=lambda info: not info.name.endswith(META_NAME)):  # meta first
+            found = _STORED.fullmatch(info.name)
+            if found and wanted(found) and not info.name.startswith(f"{keep}/"):
+                self.storage.delete(info.name)
+
+    def _fetch(self, name: str, local: str) -> None:
+        path = self.folder / local
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.storage.read(name))
+
+
+def _step(checkpoint: Path) -> int:
+    import json
+
+    return int(json.loads((checkpoint / META_NAME).read_text(encoding="utf-8"))["step"])

@@ -1,0 +1,175 @@
+"""Any checkpoint as a recogniser: a run of this program, a released MSL or CSRA file, a plain timm classifier.
+
+K classes, H attention heads, D feature channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from msldata.contract.manifest import read_manifest
+from msldata.errors import UserError
+from msldata.storage import open_storage
+from msltrain.config import ModelConfig, TrainConfig
+from msltrain.models.build import Recogniser, build_model
+from msltrain.models.heads import CSRAHead
+from msltrain.models.pretrained import FILE_SUFFIXES, head_weights, read_tensors
+from msltrain.recipes import recipe
+from msltrain.runs.checkpoint import LoadedRecogniser, load_recogniser, rebuild_recogniser
+from msltrain.stream.config import StreamConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """How to read a weights file that says nothing but tensors; exactly one of the two is given."""
+
+    recipe: str = ""
+    """The file holds a backbone and a CSRA head, as released for MSL and CSRA; network and input are this recipe's."""
+    model: str = ""
+    """The file holds a timm classifier of this name; input size, mean and std are those of its timm config."""
+
+
+def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], device: torch.device) -> LoadedRecogniser:
+    """A recogniser in evaluation mode.
+
+    Args:
+        path: a checkpoint or run folder of this program, or its URL, or a local .pth / .safetensors file.
+        foreign: for a file, how to read it.
+        classes: of the data. A folder knows its own; a file is taken to have these, in this order.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        UserError: it is not clear how to read the file, it does not fit, or has another number of outputs.
+    """
+    if (local := open_storage(path).path()) is None:
+        if str(path).endswith(FILE_SUFFIXES):
+            raise UserError(f"{path}: weights files are only read from a disk; copy it here, then give its path")
+        return load_recogniser(path, device)
+    path = local
+    if not path.is_file():
+        return load_recogniser(path, device)
+    if bool(foreign.recipe) == bool(foreign.model):
+        raise UserError(
+            f"{path}: a weights file does not say which network it belongs to; give --recipe NAME for a released MSL "
+            "or CSRA checkpoint (`msl recipes` lists them), or --model NAME for a timm classifier"
+        )
+    if not classes:
+        raise UserError(
+            f"{path}: a weights file does not name its classes; give --classes SHARDS of the dataset it was trained "
+            "on, or a text file with one name per line"
+        )
+    found = read_tensors(path)
+    module: nn.Module
+    if foreign.recipe:
+        module, config = _released(path, found, recipe(foreign.recipe), len(classes))
+    else:
+        module, config = _timm_classifier(path, found, foreign.model, len(classes))
+    return LoadedRecogniser(
+        recogniser=module.to(device).eval(),
+        classes=classes,
+        config=config,
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def rebuild_any(loaded: LoadedRecogniser) -> nn.Module:
+    """The same network with random weights."""
+    if isinstance(loaded.recogniser, Recogniser):
+        return rebuild_recogniser(loaded.config, len(loaded.classes))
+    import timm
+
+    return timm.create_model(loaded.config.model.backbone, pretrained=False, num_classes=len(loaded.classes))
+
+
+def _released(
+    path: Path, found: dict[str, Tensor], config: TrainConfig, num_classes: int
+) -> tuple[Recogniser, TrainConfig]:
+    heads = head_weights(found)
+    if not heads:
+        raise UserError(
+            f"{path}: holds no CSRA head (no tensor classifier.multi_head.0.head.weight), so it is not a released MSL "
+            "or CSRA checkpoint; give --model NAME for a timm classifier"
+        )
+    if len(heads[0]) != num_classes:
+        raise UserError(
+            f"{path}: its head has {len(heads[0])} classes, the data {num_classes}; give those of the dataset it was "
+            "trained on"
+        )
+    model = replace(config.model, weights=str(path), num_heads=len(heads), head="csra")
+    module = build_model(model, num_classes, image_size=config.stream.image_size)
+    assert isinstance(module.classifier, CSRAHead)
+    # `build_model` has filled a head that fits, and left any other at its first values.
+    if any(weight.shape != (num_classes, *module.classifier.score.weight.shape[1:]) for weight in heads):
+        raise UserError(
+            f"{path}: its head expects {heads[0].shape[1]} feature channels, '{model.backbone}' has "
+            f"{module.classifier.score.weight.shape[1]}; choose the recipe it was made with"
+        )
+    return module, replace(config, model=model)
+
+
+def _timm_classifier(
+    path: Path, found: dict[str, Tensor], name: str, num_classes: int
+) -> tuple[nn.Module, TrainConfig]:
+    import timm
+
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model '{name}'; `timm.list_models()` lists them")
+    module = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    wanted = module.state_dict()
+    # The last tensor of the classifier says how many outputs the file has, which is the likeliest mistake.
+    last = next((key for key in reversed(wanted) if key in found and wanted[key].shape != found[key].shape), None)
+    if last is not None and found[last].shape[1:] == wanted[last].shape[1:]:
+        raise UserError(
+            f"{path}: has {len(found[last])} outputs ({last}), the data {num_classes} classes; give those of "
+            "the dataset it was trained on"
+        )
+    try:
+        missing, unexpected = module.load_state_dict(found, strict=False)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: its tensors do not fit timm's '{name}' ({str(error).splitlines()[1].strip()})"
+        ) from None
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise UserError(
+            f"{path}: not a whole '{name}': {len(missing)} of its tensors are missing, {len(unexpected)} are not its "
+            f"own, such as {', '.join([*missing[:2], *unexpected[:2]])}; choose the model it was made with"
+        )
+    data = timm.data.resolve_data_config({}, model=module)
+    stream = StreamConfig(image_size=data["input_size"][-1], mean=tuple(data["mean"]), std=tuple(data["std"]))
+    return module, TrainConfig(stream=stream, model=ModelConfig(backbone=name))
+
+
+def read_classes(location: str) -> tuple[str, ...]:
+    """Class names in the order of the outputs.
+
+    Args:
+        location: shards of the dataset that the file was trained on, or a text file with one name per line.
+
+    Raises:
+        FileNotFoundError: there is nothing there.
+        UserError: it is neither, or names none, or one twice.
+    """
+    file = Path(location).expanduser()
+    if file.is_file():
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{location}: not a text file; one class name per line is needed") from None
+        classes = tuple(line.strip() for line in lines if line.strip())
+    else:
+        classes = read_manifest(open_storage(location)).classes
+    if not classes:
+        raise UserError(
+            f"{location}: names no classes; give shards with a class list, or a file with one name per line"
+        )
+    for name in classes:
+        if classes.count(name) > 1:
+            raise UserError(f"{location}: names the class '{name}' twice")
+    return classes

@@ -1,1 +1,0 @@
-"""A page on this machine: drop a photograph, paint over a part, and see what the recogniser makes of it."""

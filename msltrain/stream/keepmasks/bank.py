@@ -1,0 +1,237 @@
+"""MaskBank: stored keep masks at image size, bit-packed on the device, and which one a sample meets.
+
+    bank = MaskBank.open(["shards/masks/high"], image_size=448, device="cuda")
+    keep_mask_B1HW = bank.keep_masks(batch, seed=0, epoch=3)
+
+A mask of 448×448 takes 25 kB, so 12,000 of them take 301 MB; a grey one takes eight times that. Legend: B samples, N
+masks, S = H = W = image size.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from msldata.contract.format import decode_index
+from msldata.contract.keepmask import decode_levels, decode_packed, resize_area, resize_packed
+from msldata.contract.manifest import KEEP_MASKS, FormatError, Manifest, ShardInfo, read_manifest
+from msldata.errors import UserError
+from msldata.storage import Storage, open_storage
+from msltrain.stream.order.random import KEEP_MASK, uniform
+from msltrain.stream.pixels.batch import Batch
+
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+_NUM_ONES = _BITS.sum(axis=1, dtype=np.uint8)
+_COLUMNS = ("key", "offset", "length", "crc32")
+_MASKS_PER_TASK, _TASKS_AHEAD = 64, 32
+
+
+class MaskBank:
+    """Keep masks on a device.
+
+    Args:
+        stored: uint8 (N, S, ceil(S / 8)) as ``keepmask.pack_bits`` makes them, or with ``grey`` (N, S, S), 255 =
+            visible; N at least 1.
+        image_size: S in pixels.
+        device: where the masks live and are handed out.
+        grey: as above.
+        augment: any of ``flip``, ``rotate`` and ``shift``; see ``KeepMaskConfig``. As published: none.
+
+    Attributes:
+        hole_fraction_N: float64, share of hidden pixels of each (binarised) mask at image size: the paper's p.
+    """
+
+    def __init__(
+        self,
+        stored: np.ndarray,
+        image_size: int,
+        device: str | torch.device,
+        *,
+        grey: bool = False,
+        augment: Sequence[str] = (),
+    ):
+        self.image_size = image_size
+        self.device = torch.device(device)
+        self._grey, self._augment = grey, frozenset(augment)
+        # Padding bits are zero, so counting ones needs no unpacking. By parts, which saves as much memory again.
+        visible = [
+            int(np.count_nonzero(mask > 127)) if grey else int(_NUM_ONES[mask].sum(dtype=np.int64)) for mask in stored
+        ]
+        self.hole_fraction_N = 1.0 - np.array(visible) / image_size**2
+        self._stored = torch.from_numpy(stored).to(self.device)
+        self._bit_256_8 = torch.from_numpy(_BITS).to(self.device, torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.hole_fraction_N)
+
+    @classmethod
+    def open(
+        cls,
+        locations: Sequence[str | Path],
+        image_size: int,
+        device: str | torch.device,
+        *,
+        limit: int | None = None,
+        augment: Sequence[str] = (),
+    ) -> MaskBank:
+        """Load keep masks, resized to the image size: by nearest pixel, grey ones by the mean of an area.
+
+        Args:
+            locations: keep-mask dataset folders, local or remote; their masks follow each other. One with grey masks
+                makes the whole bank grey.
+            limit: at most this many masks of each location, the first ones in stored order.
+            augment: see the class.
+
+        Raises:
+            UserError: no location, or one without any mask in it: training with fewer sets than asked would go unseen.
+            FormatError: a location holds something else, or damaged masks.
+            StorageError, FileNotFoundError: it cannot be read.
+        """
+        if not locations:
+            raise UserError("no keep masks were named; give at least one folder of them, such as shards/masks/high")
+        places = [_Place.open(location, limit) for location in locations]
+        grey = any(place.grey for place in places)
+        num_masks = sum(place.num_masks for place in places)
+        # Filled in place: a list of masks and their stack would need the memory twice.
+        stored = np.empty((num_masks, image_size, image_size if grey else -(-image_size // 8)), dtype=np.uint8)
+
+        def fill(first: int, masks: Sequence[tuple[bytes, str]]) -> None:
+            for number, (png, where) in enumerate(masks, first):
+                if grey:
+                    stored[number] = resize_area(decode_levels(png, where), image_size, image_size)
+                else:
+                    stored[number] = resize_packed(*decode_packed(png, where), image_size, image_size)
+
+        with ThreadPoolExecutor(os.cpu_count()) as workers:
+            tasks: deque[Future[None]] = deque()
+            first = 0
+            for masks in (masks for place in places for masks in place.masks()):
+                tasks.append(workers.submit(fill, first, masks))
+                first += len(masks)
+                if len(tasks) > _TASKS_AHEAD:
+                    tasks.popleft().result()
+            for task in tasks:
+                task.result()
+        return cls(stored, image_size, device, grey=grey, augment=augment)
+
+    def within(self, low: float, high: float) -> MaskBank | None:
+        """The masks whose hole fraction lies in (low, high], as a bank of their own; None where there are none."""
+        which_N = np.flatnonzero((self.hole_fraction_N > low) & (self.hole_fraction_N <= high))
+        if not len(which_N):
+            return None
+        stored = self._stored.cpu().numpy()[which_N]
+        return MaskBank(stored, self.image_size, self.device, grey=self._grey, augment=tuple(self._augment))
+
+    def chosen(self, key_hash_B: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+        """Number of the mask that each sample meets, int64 (B,): uniform, and decided by (seed, epoch, key) alone."""
+        return (uniform(key_hash_B, seed, epoch, KEEP_MASK, 1)[:, 0] * len(self)).astype(np.int64)
+
+    def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
+        """The keep mask of each sample of a batch; see ``of_keys``."""
+        return self.of_keys(batch.key_hash_B, seed=seed, epoch=epoch)
+
+    def of_keys(self, key_hash_B: np.ndarray, *, seed: int, epoch: int) -> torch.Tensor:
+        """The keep mask of each sample.
+
+        Evaluation with fixed masks passes one epoch, 0, every time.
+
+        Args:
+            key_hash_B: uint64 key hashes, ``Batch.key_hash_B``.
+
+        Returns:
+            keep_mask_B1HW: float32 on the device; 1 = visible, 0 = hole.
+
+        Deviation: the official code draws from Python's global generator, in the order the loader's workers happen on.
+        """
+        chosen_B = torch.from_numpy(self.chosen(key_hash_B, seed=seed, epoch=epoch))
+        stored_BSN = self._stored[chosen_B.to(self.device, non_blocking=True)]
+        if self._grey:
+            keep_mask_BSS = stored_BSN.float() / 255
+        else:
+            bit_BSN = torch.nn.functional.embedding(stored_BSN.int(), self._bit_256_8).flatten(2)
+            keep_mask_BSS = bit_BSN[:, :, : self.image_size]
+        if self._augment:
+            # The choice is the first of these numbers, so augmentation leaves it as it is.
+            lot_B4 = uniform(key_hash_B, seed, epoch, KEEP_MASK, 5)[:, 1:]
+            keep_mask_BSS = self._moved(keep_mask_BSS, lot_B4)
+        return keep_mask_BSS[:, None]
+
+    def _moved(self, mask_BSS: torch.Tensor, lot_B4: np.ndarray) -> torch.Tensor:
+        """Masks mirrored, turned and shifted on the device: each pixel is fetched from where it was."""
+        size = self.image_size
+        flip_B, turns_B, down_B, across_B = (lot_B4 * (2, 4, size, size)).astype(np.int64).T
+        flip_B = flip_B * ("flip" in self._augment)
+        turns_B = turns_B * ("rotate" in self._augment)
+        shift_2B = np.stack([down_B, across_B]) * ("shift" in self._augment)
+        # A turn by 90° is a transposition and a flip; by 180° it is two flips.
+        upside_down_B = (turns_B == 1) | (turns_B == 2)
+        mirrored_B = (turns_B >= 2) != (flip_B == 1)
+        turned_B11 = torch.from_numpy(turns_B % 2 == 1).to(self.device)[:, None, None]
+        mask_BSS = torch.where(turned_B11, mask_BSS.transpose(1, 2), mask_BSS)
+        reversed_2B1 = torch.from_numpy(np.stack([upside_down_B, mirrored_B])).to(self.device)[:, :, None]
+        place_2BS = torch.arange(size, device=self.device) - torch.from_numpy(shift_2B).to(self.device)[:, :, None]
+        place_2BS = place_2BS.remainder(size)
+        row_BS, column_BS = torch.where(reversed_2B1, size - 1 - place_2BS, place_2BS)
+        sample_B11 = torch.arange(len(mask_BSS), device=self.device)[:, None, None]
+        return mask_BSS[sample_B11, row_BS[:, :, None], column_BS[:, None, :]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A keep-mask dataset folder, and how many of its first masks are wanted."""
+
+    storage: Storage
+    manifest: Manifest
+    num_masks: int
+
+    @property
+    def grey(self) -> bool:
+        return self.manifest.options.get("binarize") is False
+
+    @classmethod
+    def open(cls, location: str | Path, limit: int | None) -> _Place:
+        storage = open_storage(location)
+        manifest = read_manifest(storage)
+        if manifest.kind != KEEP_MASKS:
+            raise FormatError(
+                f"{storage.url}: holds {manifest.kind}, not keep masks; build them with `msl build-masks`"
+            )
+        if not manifest.num_samples:
+            raise UserError(
+                f"{storage.url}: this subset was built without any mask, because its source had none of this kind "
+                f"({manifest.counts.get('masks_read', 0):,} masks were read); leave it out, or build masks from "
+                "another source or with another --threshold with `msl build-masks`"
+            )
+        return cls(storage, manifest, min(manifest.num_samples, manifest.num_samples if limit is None else limit))
+
+    def masks(self) -> Iterator[list[tuple[bytes, str]]]:
+        """The PNG bytes of its first masks, each with its place for messages; some at a time."""
+        left = self.num_masks
+        for shard in self.manifest.shards:
+            if left <= 0:
+                return
+            where = self.storage.where(shard.index_name)
+            index = decode_index(KEEP_MASKS, self.storage.read(shard.index_name), where, _COLUMNS)
+            if len(index) != shard.num_samples:
+                raise FormatError(f"{where}: {len(index)} rows, the manifest says {shard.num_samples} keep masks")
+            rows = index.slice(0, left).to_pylist()
+            tar = self.storage.read(shard.name)
+            for start in range(0, len(rows), _MASKS_PER_TASK):
+                yield [self._mask(shard, tar, row) for row in rows[start : start + _MASKS_PER_TASK]]
+            left -= len(rows)
+
+    def _mask(self, shard: ShardInfo, tar: bytes, row: Mapping[str, Any]) -> tuple[bytes, str]:
+        where = f"{self.storage.where(shard.name)}, keep mask '{row['key']}' at byte {row['offset']}"
+        png = tar[row["offset"] : row["offset"] + row["length"]]
+        if zlib.crc32(png) != row["crc32"]:
+            raise FormatError(f"{where}: the bytes do not match their CRC-32; copy or build the masks again")
+        return png, where

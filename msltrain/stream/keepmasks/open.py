@@ -1,0 +1,62 @@
+"""KeepMasks: what hides parts of a batch's images. One interface for stored, drawn and object-aligned keep masks.
+
+    keep_masks = open_keep_masks(config, places, shards=shards, stream=stream, device="cuda", training=True)
+    keep_mask_B1HW = keep_masks.keep_masks(batch, seed=0, epoch=3)
+
+The keep mask of a sample is a function of (seed, epoch, key) and, where objects are hidden, of the sample itself; never
+of the batch, the rank or the threads. Legend: B samples, S = H = W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from msltrain.stream.config import KeepMaskConfig, StreamConfig
+from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.shapes import BoxMasks, ObjectMasks, PatchMasks, WholeImages
+from msltrain.stream.pixels.batch import Batch
+from msltrain.stream.samples.shardset import ShardSet
+
+
+class KeepMasks(Protocol):
+    """Hands out keep masks."""
+
+    def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
+        """keep_mask_B1HW: float32 in [0, 1] on the device; 1 = visible, 0 = hole."""
+
+
+def open_keep_masks(
+    config: KeepMaskConfig,
+    places: Sequence[str | Path],
+    *,
+    shards: ShardSet,
+    stream: StreamConfig,
+    device: str | torch.device,
+    training: bool,
+) -> KeepMasks:
+    """The keep masks that ``config`` asks for.
+
+    Args:
+        places: keep-mask dataset folders, of stored ones.
+        shards, stream, training: what the loader of the batches was given; of objects, to follow each image's crop.
+
+    Raises:
+        UserError: the config does not fit the image size or the dataset.
+        FormatError, StorageError, FileNotFoundError: the masks or the objects cannot be read.
+    """
+    size = stream.image_size
+    match config.kind:
+        case "stored":
+            return MaskBank.open(places, size, device, augment=config.augment)
+        case "patch":
+            return PatchMasks(size, device, patch_size=config.patch_size, hole_fraction=config.hole_fraction)
+        case "box":
+            return BoxMasks(size, device, hole_fraction=config.hole_fraction)
+        case "object":
+            return ObjectMasks(shards, stream, device, training=training)
+        case "none":
+            return WholeImages(size, device)

@@ -1,0 +1,1 @@
+"""Which sample comes when, and what chance decides of it: pure functions of (seed, epoch, key)."""

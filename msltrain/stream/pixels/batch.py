@@ -1,0 +1,59 @@
+"""Batch: what a training or evaluation step gets. HostBatch: the same before it reaches the device.
+
+Legend: B samples of this rank, C = 3 channels, H = W = S pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from msltrain.stream.pixels.nvjpeg import EncodedImages
+from msltrain.stream.pixels.resize import WholeImages
+
+HostPixels = torch.Tensor | WholeImages | EncodedImages
+"""What the pixels of a batch are on the host: pixel_BHWC (uint8 RGB, cropped and resized, not flipped), or what the
+device makes that of. It lives in a buffer that is reused after the batch is released."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One batch of one rank, on the device."""
+
+    image_BCHW: torch.Tensor
+    """float32, normalised and flipped, channels-last strides."""
+    target_BK: torch.Tensor
+    """float32 multi-hot; ignored classes are 0."""
+    ignore_BK: torch.Tensor
+    """bool; True where evaluation leaves the class out for this image."""
+    keys: list[str]
+    key_hash_B: np.ndarray
+    """uint64; what keep masks are chosen by."""
+    index_B: np.ndarray
+    """int64; position of each sample in the stored order of the whole dataset."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostBatch:
+    """One batch of one rank in host memory: pixels as decoded, everything else still to be done on the device."""
+
+    pixels: HostPixels
+    flip_B: torch.Tensor
+    """bool; which images are to be mirrored."""
+    target_BK: torch.Tensor
+    """uint8"""
+    ignore_BK: torch.Tensor
+    """bool"""
+    keys: list[str]
+    key_hash_B: np.ndarray
+    index_B: np.ndarray
+    num_bytes: int
+    """Encoded bytes that were read."""
+
+    def __len__(self) -> int:
+        return len(self.keys)

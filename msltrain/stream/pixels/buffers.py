@@ -1,0 +1,185 @@
+"""Slots: the reused buffers of the ring, which batches are decoded into.
+
+``SquareSlot`` holds images as a batch needs them, ``WholeSlot`` as they were decoded, for the device to resize, and
+``EncodedSlot`` the files, for the device to decode.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from msltrain.stream.pixels.batch import HostPixels
+from msltrain.stream.pixels.decode import Decoder, resize_crop
+from msltrain.stream.pixels.nvjpeg import EncodedImages
+from msltrain.stream.pixels.resize import LARGEST, WholeImages
+from msltrain.stream.reading.request import Buffer
+from msltrain.stream.samples.shardset import SampleRows
+
+_FILES_ONLY = "files that only the device decodes cannot be cached or replaced; StreamConfig refuses it"
+
+
+class Slot(ABC):
+    """Room for the pixels of one batch. Its samples are filled in by several threads, a position by one of them."""
+
+    @abstractmethod
+    def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
+        """Make room for a batch of these samples and crops (top, left, height, width)."""
+
+    @abstractmethod
+    def decode(self, decoder: Decoder, data: Buffer, position: int) -> np.ndarray | None:
+        """Decode a file. Gives image_HWC for `put`, or None if nothing is left to be done.
+
+        Raises:
+            ValueError: not an image, damaged, or of another size.
+        """
+
+    @abstractmethod
+    def pixels(self, num_samples: int, error: Callable[[int, str], Exception]) -> HostPixels:
+        """The first samples, as the device takes them; ``error`` names the sample at a position and a reason."""
+
+    def put(self, position: int, image_HWC: np.ndarray) -> None:
+        """Take in a decoded image."""
+        raise NotImplementedError(_FILES_ONLY)
+
+    def single(self) -> Slot:
+        """A slot of one sample, for `adopt`."""
+        raise NotImplementedError(_FILES_ONLY)
+
+    def adopt(self, position: int, other: Slot) -> None:
+        """Take over the sample of a `single` slot."""
+        raise NotImplementedError(_FILES_ONLY)
+
+    def keep(self, position_M: np.ndarray) -> None:
+        """Close the gaps between these samples."""
+        raise NotImplementedError(_FILES_ONLY)
+
+
+class SquareSlot(Slot):
+    """Cropped and resized images.
+
+    Args:
+        num_samples: the most that a batch of this rank has.
+        image_size: side S, in pixels.
+        device: where batches go from here.
+    """
+
+    def __init__(self, num_samples: int, image_size: int, device: torch.device):
+        self._size = image_size
+        self.pixel_BHWC = _empty(num_samples * image_size**2 * 3, device).view(num_samples, image_size, image_size, 3)
+        self._views = list(self.pixel_BHWC.permute(0, 3, 1, 2).split(1)) if num_samples else []
+
+    def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
+        self._rows, self._crops = rows, crop_N4.tolist()
+
+    def decode(self, decoder: Decoder, data: Buffer, position: int) -> np.ndarray:
+        return decoder.decode(data, *_expected(self._rows, position))
+
+    def put(self, position: int, image_HWC: np.ndarray) -> None:
+        resize_crop(image_HWC, self._crops[position], self._views[position])
+
+    def single(self) -> SquareSlot:
+        return SquareSlot(1, self._size, torch.device("cpu"))
+
+    def adopt(self, position: int, other: Slot) -> None:
+        assert isinstance(other, SquareSlot)
+        self.pixel_BHWC[position] = other.pixel_BHWC[0]
+
+    def keep(self, position_M: np.ndarray) -> None:
+        self.pixel_BHWC[: len(position_M)] = self.pixel_BHWC[position_M]
+
+    def pixels(self, num_samples: int, error: Callable[[int, str], Exception]) -> torch.Tensor:
+        return self.pixel_BHWC[:num_samples]
+
+
+class WholeSlot(Slot):
+    """Decoded images of any size one after the other, in memory that grows to the largest batch met.
+
+    An image beyond ``LARGEST`` is cropped and resized here all the same, and so is one that is adopted: then a place
+    holds a square. Arguments as of `SquareSlot`.
+    """
+
+    def __init__(self, num_samples: int, image_size: int, device: torch.device):
+        self._size, self._device = image_size, device
+        self._flat_N = _empty(num_samples * image_size**2 * 3, device)
+
+    def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
+        self._rows, self._crops = rows, crop_N4.tolist()
+        self._is_square_B = rows.width_N * rows.height_N > LARGEST
+        room_B = np.where(self._is_square_B, 0, rows.width_N * rows.height_N).clip(min=self._size**2)
+        ends_B = room_B.cumsum()
+        self._place_B = ends_B - room_B
+        self._num_bytes = 3 * int(room_B.sum())
+        if len(self._flat_N) < self._num_bytes:
+            self._flat_N = _empty(self._num_bytes * 9 // 8, self._device)
+        self._flat = self._flat_N.numpy()
+        self._starts = (3 * self._place_B).tolist()
+        self._crop_B4, self._width_B = crop_N4.copy(), rows.width_N.copy()
+        for position in np.flatnonzero(self._is_square_B).tolist():
+            self._set_square(position)
+
+    def decode(self, decoder: Decoder, data: Buffer, position: int) -> np.ndarray:
+        if self._is_square_B[position]:
+            return decoder.decode(data, *_expected(self._rows, position))
+        return decoder.decode(data, *_expected(self._rows, position), into=self._flat[self._starts[position] :])
+
+    def put(self, position: int, image_HWC: np.ndarray) -> None:
+        start = self._starts[position]
+        if self._is_square_B[position]:
+            resize_crop(image_HWC, self._crops[position], self._square(position).permute(2, 0, 1).unsqueeze(0))
+        elif not np.may_share_memory(image_HWC, self._flat):
+            self._flat[start : start + image_HWC.size] = image_HWC.reshape(-1)
+
+    def single(self) -> SquareSlot:
+        return SquareSlot(1, self._size, torch.device("cpu"))
+
+    def adopt(self, position: int, other: Slot) -> None:
+        assert isinstance(other, SquareSlot)
+        self._square(position)[:] = other.pixel_BHWC[0]
+        self._set_square(position)
+
+    def keep(self, position_M: np.ndarray) -> None:
+        self._place_B, self._width_B = self._place_B[position_M], self._width_B[position_M]
+        self._crop_B4 = self._crop_B4[position_M]
+
+    def pixels(self, num_samples: int, error: Callable[[int, str], Exception]) -> WholeImages:
+        return WholeImages(self._flat_N[: self._num_bytes], self._place_B, self._width_B, self._crop_B4)
+
+    def _set_square(self, position: int) -> None:
+        self._width_B[position] = self._size
+        self._crop_B4[position] = 0, 0, self._size, self._size
+
+    def _square(self, position: int) -> torch.Tensor:
+        """The square_SS3 that a place holds."""
+        start = self._starts[position]
+        return self._flat_N[start : start + 3 * self._size**2].view(self._size, self._size, 3)
+
+
+class EncodedSlot(Slot):
+    """The files as they are stored."""
+
+    def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
+        self._rows, self._crop_N4 = rows, crop_N4
+        self._data_B = [torch.empty(0)] * len(rows)
+
+    def decode(self, decoder: Decoder, data: Buffer, position: int) -> None:
+        self._data_B[position] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+    def pixels(self, num_samples: int, error: Callable[[int, str], Exception]) -> EncodedImages:
+        return EncodedImages(self._data_B, self._rows, self._crop_N4.tolist(), error)
+
+
+def _expected(rows: SampleRows, position: int) -> tuple[int, int, int]:
+    """Width, height and CRC-32 by the index."""
+    return int(rows.width_N[position]), int(rows.height_N[position]), int(rows.crc32_N[position])
+
+
+def _empty(num_bytes: int, device: torch.device) -> torch.Tensor:
+    """Host memory, pinned if it is copied to a GPU."""
+    if device.type != "cuda":
+        return torch.empty(num_bytes, dtype=torch.uint8)
+    with torch.cuda.device(device):  # a thread would open a context on the first GPU otherwise
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)

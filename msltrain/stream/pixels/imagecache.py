@@ -1,0 +1,43 @@
+"""ImageCache: decoded photographs in memory, so that later epochs need neither read nor decode them."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+
+class ImageCache:
+    """Whole decoded images up to a limit; which ones is decided by who comes first, and nothing is ever dropped.
+
+    Crops differ from epoch to epoch, so the whole image is kept. Dropping images for others would gain nothing: an
+    epoch needs every image once, in an order that no rule of dropping foresees. Safe to use from several threads.
+
+    Args:
+        limit: bytes of pixels that it may hold.
+    """
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._images: dict[int, np.ndarray] = {}
+        self.num_bytes = 0
+        """Bytes of pixels held."""
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def find(self, index_N: np.ndarray) -> dict[int, np.ndarray]:
+        """Which of the samples ``index_N`` are here: position in ``index_N`` to image_HWC, uint8, not to be changed."""
+        if not self._images:
+            return {}
+        found = ((position, self._images.get(index)) for position, index in enumerate(index_N.tolist()))
+        return {position: image_HWC for position, image_HWC in found if image_HWC is not None}
+
+    def offer(self, index: int, image_HWC: np.ndarray) -> None:
+        """Keep a copy of the image of a sample, if it fits."""
+        with self._lock:
+            if index in self._images or self.num_bytes + image_HWC.nbytes > self._limit:
+                return
+            self.num_bytes += image_HWC.nbytes
+        self._images[index] = image_HWC.copy()

@@ -1,0 +1,1 @@
+"""Bytes in: memory maps, ranged reads, the shard cache of the host."""

@@ -1,0 +1,1 @@
+"""The samples of a dataset: shard set, index lookup, hold-out."""

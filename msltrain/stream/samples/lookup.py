@@ -1,0 +1,95 @@
+"""Lookup: where the samples of the next batches lie and how they are cropped and flipped, for many batches at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.samples.shardset import SampleRows, ShardSet
+
+Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray]]
+"""Index rows to crop_N4 (top, left, height, width; int64) and flip_N (bool)."""
+
+_MOST_ITEMS = 1024
+"""Stretch of the epoch's order that is looked up together. Numpy needs about as long for a thousand samples as for one
+batch, and holds the interpreter meanwhile, for which the decoding threads would have to wait."""
+
+
+@dataclass(eq=False, slots=True)
+class Samples:
+    """The samples of a batch, before anything of them is read."""
+
+    item_N: np.ndarray
+    """int64; their places in the epoch's order, ascending."""
+    shard_N: np.ndarray
+    """int64"""
+    index_N: np.ndarray
+    """int64; their positions in the stored order of the whole dataset."""
+    rows: SampleRows
+    crop_N4: np.ndarray
+    """int64 (top, left, height, width) in pixels."""
+    flip_N: np.ndarray
+    """bool"""
+
+    def __len__(self) -> int:
+        return len(self.item_N)
+
+    def take(self, chosen: np.ndarray | slice) -> Samples:
+        """Some of them; of a slice, views."""
+        return Samples(
+            self.item_N[chosen],
+            self.shard_N[chosen],
+            self.index_N[chosen],
+            self.rows.take(chosen),
+            self.crop_N4[chosen],
+            self.flip_N[chosen],
+        )
+
+    def put(self, position: int, other: Samples) -> None:
+        """Put the one sample of ``other`` into a place of this batch."""
+        self.rows.put(position, other.rows)
+        for name in ("shard_N", "index_N", "crop_N4", "flip_N"):
+            getattr(self, name)[position] = getattr(other, name)[0]
+
+
+class Lookup:
+    """Looks samples of an epoch up.
+
+    Args:
+        shards, plan: which samples there are, and in which order.
+        augment: crops and flips of some rows.
+    """
+
+    def __init__(self, shards: ShardSet, plan: EpochPlan, augment: Augment):
+        self.shards, self.plan, self._augment = shards, plan, augment
+
+    def samples(self, item_N: np.ndarray) -> Samples:
+        """The samples at ascending places of the epoch's order that lie near each other.
+
+        Raises:
+            FormatError, StorageError, FileNotFoundError: a sample index cannot be read.
+        """
+        shard_N, row_N = self.plan.at(item_N)
+        index_N, rows = self.shards.rows(shard_N, row_N)
+        return Samples(item_N, shard_N, index_N, rows, *self._augment(rows))
+
+    def batches(self, places: Iterable[np.ndarray]) -> Iterator[Samples]:
+        """Batch after batch, for the item_N of each; the first one alone, so that it is not late."""
+        together: list[np.ndarray] = []
+        stretch = 1
+        for item_N in places:
+            together.append(item_N)
+            if not len(item_N) or item_N[-1] - together[0][0] + 1 >= stretch:
+                yield from self._batches(together)
+                together, stretch = [], _MOST_ITEMS
+        if together:
+            yield from self._batches(together)
+
+    def _batches(self, places: list[np.ndarray]) -> Iterator[Samples]:
+        all_samples, start = self.samples(np.concatenate(places)), 0
+        for item_N in places:
+            yield all_samples.take(slice(start, start + len(item_N)))
+            start += len(item_N)

@@ -1,0 +1,206 @@
+"""The network in training: Siamese step, optimiser, moving average, and what wraps them for many processes.
+
+B batch, C image channels, H, W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msldata.errors import UserError
+from msltrain.config import TrainConfig
+from msltrain.hosts.distributed import Ranks
+from msltrain.models.build import Recogniser, build_model
+from msltrain.runs.checkpoint import Checkpoint, rebuild_recogniser
+from msltrain.stream.pixels.batch import Batch
+from msltrain.training.optim import build_optimizer, restore_optimizer, set_learning_rate
+from msltrain.training.sharding import average_parts, divide_state, shard_weights, whole
+from msltrain.training.siamese import SiameseStep
+
+
+class Learner:
+    """Everything of a run that learns.
+
+    Args:
+        config: the whole run.
+        num_classes: K.
+        ranks: this process among the others; the weights start equal in all of them.
+        checkpoint: continue from here; None: start from the pretrained weights that the config names.
+
+    Attributes:
+        recogniser: the weights that the optimiser moves.
+        shipped: the network to validate and ship: ``recogniser``, or its moving average.
+        notes: sentences on what the config did with this network, for the log.
+    """
+
+    def __init__(self, config: TrainConfig, num_classes: int, ranks: Ranks, checkpoint: Checkpoint | None):
+        self.config, self.ranks = config, ranks
+        several = ranks.world_size > 1
+        self._sharded = config.run.shard_weights and several
+        if self._sharded and config.loss.has_masked_branch and config.loss.bn_mode == "split":
+            raise UserError(
+                "run.shard_weights: the norms that loss.bn_mode=split adds cannot be divided; set it to false, or "
+                "loss.bn_mode to clean_only or shared"
+            )
+        torch.manual_seed(config.run.seed)
+        if checkpoint is None:
+            recogniser = build_model(config.model, num_classes, image_size=config.stream.image_size)
+        else:
+            recogniser = rebuild_recogniser(config, num_classes)
+        self.weights_report = recogniser.weights
+        self._memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
+        if not self._sharded:  # parts of filters can only be stored as NCHW
+            recogniser = recogniser.to(ranks.device).to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        if config.run.sync_batchnorm and several:
+            from timm.layers import convert_sync_batchnorm
+
+            recogniser = convert_sync_batchnorm(recogniser)
+        self.recogniser: Recogniser = recogniser
+        self._average = None
+        if config.optim.ema_decay is not None:
+            from timm.utils import ModelEmaV3
+
+            self._average = ModelEmaV3(recogniser, decay=config.optim.ema_decay)
+        self.shipped: Recogniser = recogniser if self._average is None else self._average.module
+        if checkpoint is not None:
+            self._restore_weights(checkpoint)
+        if self._sharded:
+            for network in dict.fromkeys((self.recogniser, self.shipped)):
+                shard_weights(network, ranks)
+        self.step_module = SiameseStep(
+            recogniser, config.loss, activation_checkpointing=config.run.activation_checkpointing
+        )
+        self.notes = tuple(self.step_module.notes)
+        if self.weights_report is not None:
+            self.notes = (self.weights_report.summary(), *self.notes)
+        if config.run.compile:
+            self.step_module.compile()
+        self._parallel: nn.Module = self.step_module
+        if several and not self._sharded:
+            # Only the first process's running statistics are ever used; they are shared before validation.
+            self._parallel = nn.parallel.DistributedDataParallel(
+                self.step_module,
+                device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        self.optimizer = build_optimizer(config.optim, self.step_module)
+        # From here on random numbers are dropout's and drop path's, which differ between processes.
+        torch.manual_seed((config.run.seed << 16) + 1 + ranks.rank)
+        if checkpoint is not None:
+            self._restore_training(checkpoint.train_state)
+
+    def take_step(self, batch: Batch, keep_mask_B1HW: Tensor | None, rate: float) -> dict[str, Tensor]:
+        """Forward, backward, update; the named losses, detached and still on the device.
+
+        Args:
+            batch: this process's part of the batch.
+            keep_mask_B1HW: float32, one per sample; None for a loss without a masked branch.
+            rate: the backbone's learning rate.
+        """
+        optim = self.config.optim
+        set_learning_rate(self.optimizer, rate)
+        terms: dict[str, Tensor] = {}
+        parts = list(self._parts(batch, keep_mask_B1HW))
+        for number, (image_BCHW, part_mask_B1HW, target_BK, ignore_BK) in enumerate(parts, 1):
+            share = len(image_BCHW) / len(batch)
+            with self._gradients_stay_here(number < len(parts)):
+                with torch.autocast(
+                    self.ranks.device.type,
+                    torch.bfloat16,
+                    enabled=self.config.run.amp,
+                    cache_enabled=not self._sharded,  # it would keep a copy of weights that are not here to stay
+                ):
+                    losses = self._parallel(image_BCHW, part_mask_B1HW, target_BK, ignore_BK)
+                (losses["total"] * share).backward()
+            for name, loss in losses.items():
+                terms[name] = terms.get(name, 0) + share * loss.detach()
+        if optim.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.step_module.parameters(), optim.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._average is not None and self._sharded:
+            average_parts(self._average.module, self.recogniser, self._average.decay)
+        elif self._average is not None:
+            self._average.update(self.recogniser)
+        return terms
+
+    def _parts(
+        self, batch: Batch, keep_mask_B1HW: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+        """Image, keep mask, target and ignore of each accumulation step."""
+        num_parts = self.config.optim.accumulation_steps
+        images, targets, ignores = (
+            tensor.chunk(num_parts) for tensor in (batch.image_BCHW, batch.target_BK, batch.ignore_BK)
+        )
+        masks = [None] * len(images) if keep_mask_B1HW is None else keep_mask_B1HW.chunk(num_parts)
+        for image_BCHW, part_mask_B1HW, target_BK, ignore_BK in zip(images, masks, targets, ignores):
+            yield image_BCHW.contiguous(memory_format=self._memory_format), part_mask_B1HW, target_BK, ignore_BK
+
+    def _gradients_stay_here(self, stay: bool) -> AbstractContextManager:
+        """Until the last accumulation step, processes need not share their gradients.
+
+        Those with sharded weights do: each would have to keep whole gradients otherwise, which do not fit.
+        """
+        if stay and isinstance(self._parallel, nn.parallel.DistributedDataParallel):
+            return self._parallel.no_sync()
+        return nullcontext()
+
+    def shipped_weights(self) -> dict[str, Tensor]:
+        """The weights of ``shipped`` by name, on the CPU.
+
+        All processes must ask for them and for `state_dict`; the first one gets them, the others get no tensors.
+        """
+        return self._whole(self.shipped.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What continuing needs besides ``shipped_weights``: plain data."""
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {number: self._whole(entries) for number, entries in optimizer["state"].items()}
+        state: dict[str, Any] = {"optimizer": optimizer}
+        if self._average is not None:
+            state["weights"] = self._whole(self.recogniser.state_dict())
+        if self.step_module.masked_norms:
+            state["masked_norms"] = self._whole(self.step_module.masked_norms.state_dict())
+        return state
+
+    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Tensors that may be in parts as whole ones on the CPU of the first process."""
+        found: dict[str, Any] = {}
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                value = whole(value.detach())  # one at a time, for all of them may not fit the device
+                if not self.ranks.is_first:
+                    continue
+                value = value.cpu()
+            found[name] = value
+        return found
+
+    def random_state(self) -> dict[str, Any]:
+        """State of every generator that a step may draw from in this process: plain data."""
+        state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+        if self.ranks.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.ranks.device)
+        return state
+
+    def _restore_weights(self, checkpoint: Checkpoint) -> None:
+        self.shipped.load_state_dict(checkpoint.weights)
+        if self._average is not None:
+            self.recogniser.load_state_dict(checkpoint.train_state["weights"])
+
+    def _restore_training(self, state: dict[str, Any]) -> None:
+        if self.step_module.masked_norms:
+            self.step_module.masked_norms.load_state_dict(state["masked_norms"])
+        restore_optimizer(self.optimizer, divide_state(state["optimizer"], self.optimizer))
+        if len(state["random"]) == self.ranks.world_size:
+            mine = state["random"][self.ranks.rank]
+            torch.set_rng_state(mine["torch"])
+            random.setstate(mine["python"])
+            if "cuda" in mine and self.ranks.device.type == "cuda":
+                torch.cuda.set_rng_state(mine["cuda"], self.ranks.device)

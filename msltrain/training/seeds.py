@@ -1,0 +1,47 @@
+"""A series: the same run with several seeds, each in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from msldata.errors import UserError
+from msltrain.config import TrainConfig
+from msltrain.training.events import OnEvent
+from msltrain.training.resume import Resume
+from msltrain.training.trainer import TrainResult, train
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """``0,1,2`` → (0, 1, 2). Raises UserError for anything but different whole numbers."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
+        raise UserError(f"--seeds is '{text}'; give different whole numbers, such as 0,1,2")
+    return tuple(map(int, words))
+
+
+def train_series(
+    config: TrainConfig,
+    seeds: Sequence[int],
+    *,
+    run_dir: str | Path,
+    resume: Resume = False,
+    allow_changes: bool = False,
+    on_event: OnEvent | None = None,
+) -> list[TrainResult]:
+    """Train once per seed, one after the other, in ``run_dir/seed0`` and so on.
+
+    With ``resume="auto"`` a stopped series goes on: finished runs are left as they are. All are validated on the same
+    samples. Arguments and errors are those of `train`.
+    """
+    return [
+        train(
+            replace(config, run=replace(config.run, seed=seed)),
+            run_dir=f"{str(run_dir).rstrip('/')}/seed{seed}",
+            resume=resume,
+            allow_changes=allow_changes,
+            on_event=on_event,
+        )
+        for seed in seeds
+    ]

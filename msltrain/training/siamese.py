@@ -1,0 +1,156 @@
+"""The Siamese step: one network sees the image and the masked image, inside one ``forward``.
+
+Both branches live in one module because DistributedDataParallel does not support two forwards through a network with
+BatchNorm before one backward.
+
+B batch, C image channels, H, W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from msldata.errors import UserError
+from msltrain.config import LossConfig
+from msltrain.models.branchnorm import Passage, compute_blocks_twice, tell_branches_apart
+from msltrain.models.tokens import visible_patches
+from msltrain.training.losses import asymmetric_loss, consistency_loss, recognition_loss
+
+Branches = Literal["sequential", "fused", "concatenated"]
+
+
+class SiameseStep(nn.Module):
+    """Images and keep masks in, named losses out (the paper's equation for the total loss).
+
+    ``branches="sequential"`` runs the network twice, image first, as published. ``"fused"`` runs it once over the
+    concatenated 2B batch while BatchNorm treats the halves as two batches: each is normalised by its own statistics,
+    and the running statistics are updated twice, image half first. Both give the same numbers up to rounding (dropout
+    and drop path draw other random numbers). ``"concatenated"`` is another method: BatchNorm sees one batch of 2B.
+    Without weight on the masked terms the masked branch is not run.
+
+    Args:
+        recogniser: images (B, 3, H, W) → logits (B, K), on the device where it will run.
+        loss: the terms, their weights (α1, α2, α3) and the way the branches are run.
+        activation_checkpointing: compute the backbone's blocks a second time in the backward pass.
+
+    Attributes:
+        branches: the way they are run, ``auto`` decided.
+        masked_norms: BatchNorms of the masked branch alone (``bn_mode="split"``), which learn like the network.
+        notes: settings that have no effect with this network.
+
+    Raises:
+        UserError: the network cannot do what ``loss`` asks for.
+    """
+
+    def __init__(self, recogniser: nn.Module, loss: LossConfig, *, activation_checkpointing: bool = False):
+        super().__init__()
+        self.recogniser = recogniser
+        self.loss = loss
+        self.branches: Branches = _decide(loss, recogniser)
+        self.masked_norms = nn.ModuleList()
+        self.notes: list[str] = []
+        self._passage = Passage()
+        bn_mode = loss.bn_mode if loss.has_masked_branch else "shared"
+        if bn_mode != "shared":
+            if getattr(recogniser, "freeze_batchnorm", False):
+                raise UserError(
+                    f"loss.bn_mode={bn_mode} needs a BatchNorm that learns; set it to shared, or "
+                    "model.freeze_batchnorm=false"
+                )
+            if not any(isinstance(module, _BatchNorm) for module in recogniser.modules()):
+                self.notes.append(f"loss.bn_mode={bn_mode} has no effect: the network has no BatchNorm")
+        if self._drops_tokens:
+            recogniser.enable_patch_selection()  # type: ignore[operator]
+        if self._fused or bn_mode != "shared" or activation_checkpointing:
+            self.masked_norms = tell_branches_apart(recogniser, self._passage, bn_mode)
+        if activation_checkpointing and not compute_blocks_twice(recogniser, self._passage):
+            self.notes.append("run.activation_checkpointing has no effect: the network has no repeated blocks")
+
+    def forward(
+        self,
+        image_BCHW: Tensor,
+        keep_mask_B1HW: Tensor | None,
+        target_BK: Tensor,
+        ignore_BK: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Run both branches.
+
+        Args:
+            image_BCHW: normalised and augmented, float32.
+            keep_mask_B1HW: float32, 1 = visible, 0 = hole; it multiplies the normalised image. None in the baseline.
+            target_BK: float32, 0 or 1.
+            ignore_BK: bool; used when ``loss.train_ignored`` is "drop", else such pairs count as negative.
+
+        Returns:
+            float32 scalars: ``total`` (to be minimised), ``clean``; with masks ``masked`` and ``consistency`` too.
+        """
+        loss = self.loss
+        if loss.train_ignored == "negative":
+            ignore_BK = None
+        if not loss.has_masked_branch:
+            with self._passage.of("clean"):
+                clean_logit_BK = self.recogniser(image_BCHW)
+            clean = self._recognition(clean_logit_BK, target_BK, ignore_BK)
+            return {"total": loss.clean_weight * clean, "clean": clean}
+        assert keep_mask_B1HW is not None, "a loss with masked terms needs keep masks"
+        clean_logit_BK, masked_logit_BK = self._both(image_BCHW, keep_mask_B1HW)
+        clean = self._recognition(clean_logit_BK, target_BK, ignore_BK)
+        masked = self._recognition(masked_logit_BK, target_BK, ignore_BK)
+        consistency = consistency_loss(
+            clean_logit_BK.detach() if loss.stop_gradient == "clean" else clean_logit_BK,
+            masked_logit_BK.detach() if loss.stop_gradient == "masked" else masked_logit_BK,
+            ignore_BK,
+            over_classes=loss.consistency,
+        )
+        total = loss.clean_weight * clean + loss.masked_weight * masked + loss.consistency_weight * consistency
+        return {"total": total, "clean": clean, "masked": masked, "consistency": consistency}
+
+    @property
+    def _drops_tokens(self) -> bool:
+        return self.loss.has_masked_branch and self.loss.drop_hidden_tokens > 0
+
+    @property
+    def _fused(self) -> bool:
+        return self.loss.has_masked_branch and self.branches == "fused"
+
+    def _both(self, image_BCHW: Tensor, keep_mask_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the images and of the masked images."""
+        masked_image_BCHW = image_BCHW * keep_mask_B1HW
+        if self.branches == "sequential":
+            only: tuple[Tensor, ...] = ()
+            if self._drops_tokens:
+                grid: tuple[int, int] = self.recogniser.patch_grid  # type: ignore[assignment]
+                patch_BP = visible_patches(keep_mask_B1HW, grid, self.loss.drop_hidden_tokens)
+                only = () if patch_BP is None else (patch_BP,)
+            with self._passage.of("clean"):
+                clean_logit_BK = self.recogniser(image_BCHW)
+            with self._passage.of("masked"):
+                masked_logit_BK = self.recogniser(masked_image_BCHW, *only)
+            return clean_logit_BK, masked_logit_BK
+        # A mixture is one plain batch to every BatchNorm.
+        with self._passage.of("joined" if self.branches == "fused" else "clean"):
+            clean_logit_BK, masked_logit_BK = self.recogniser(torch.cat((image_BCHW, masked_image_BCHW))).chunk(2)
+        return clean_logit_BK, masked_logit_BK
+
+    def _recognition(self, logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None) -> Tensor:
+        if self.loss.recognition == "bce":
+            return recognition_loss(logit_BK, target_BK, ignore_BK)
+        return asymmetric_loss(
+            logit_BK,
+            target_BK,
+            ignore_BK,
+            gamma_positive=self.loss.asl_gamma_positive,
+            gamma_negative=self.loss.asl_gamma_negative,
+            margin=self.loss.asl_margin,
+        )
+
+
+def _decide(loss: LossConfig, recogniser: nn.Module) -> Branches:
+    if loss.branches != "auto":
+        return loss.branches
+    on_gpu = any(parameter.is_cuda for parameter in recogniser.parameters())
+    return "fused" if on_gpu and loss.drop_hidden_tokens == 0 else "sequential"

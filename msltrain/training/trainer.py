@@ -1,0 +1,391 @@
+"""The training run: from a config to a run folder, with validation, checkpoints and clean interruption."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msldata.errors import UserError
+from msltrain.config import TrainConfig
+from msltrain.hosts.distributed import Ranks, process_group
+from msltrain.hosts.interrupt import Interrupted, StopSignals
+from msltrain.runs.checkpoint import BEST, CHECKPOINTS, FAILED, LAST, Checkpoint, copy_checkpoint, save_checkpoint
+from msltrain.runs.folder import RunFolder
+from msltrain.runs.trackers import check_trackers
+from msltrain.stream.errors import TooManySkipped
+from msltrain.training.data import TrainData
+from msltrain.training.events import EpochEvent, Event, OnEvent, StartEvent, StepEvent
+from msltrain.training.learner import Learner
+from msltrain.training.optim import for_batch_size, learning_rate
+from msltrain.training.resume import Resume, Start, open_run
+from msltrain.training.step_log import Interval
+from msltrain.training.validation import validation_mean_ap
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A finished run."""
+
+    run_dir: str | Path
+    """A URL for a run in object storage, as are the checkpoints then."""
+    num_steps: int
+    last: str | Path
+    """Checkpoint after the last step."""
+    best: str | Path | None
+    """Checkpoint with the highest validation mAP; None without a validation split."""
+    best_epoch: int | None
+    """Counted from 0."""
+    validation_mAP: float | None
+    """Of ``best``, 0 to 1."""
+    seconds: float
+    """Of this start of the run."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    run_dir: str | Path,
+    resume: Resume = False,
+    allow_changes: bool = False,
+    on_event: OnEvent | None = None,
+) -> TrainResult:
+    """Train a recogniser; alone, or as one of the processes that torchrun started.
+
+    Every batch is ``stream.batch_size`` samples over all processes together, so the number of processes changes the
+    speed and nothing else (but BatchNorm's statistics, which are per process unless ``run.sync_batchnorm``).
+
+    Args:
+        config: the whole run.
+        run_dir: folder or URL where everything is written. With several hosts, only the first process's host needs it.
+        resume: True: continue the run in ``run_dir`` from its last checkpoint, bit for bit on a CPU; from the beginning
+            if it was stopped before the first one. ``auto``: if there is a run; else start one.
+        allow_changes: continue a run that had another config or other data; of an epoch whose samples are others, from
+            its beginning.
+        on_event: called in the first process with `msltrain.training.events`.
+
+    Raises:
+        UserError: ``run_dir`` is in use (without ``resume``) or holds another run (with it); the data or the model
+            cannot be used; a loss is not finite, with the step and the samples' keys.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        StorageError, FileNotFoundError: shards or checkpoint cannot be read or written.
+    """
+    began = time.perf_counter()
+    check_trackers(config)
+    with (
+        RunFolder(run_dir) as folder,
+        process_group(config.run.device) as ranks,
+        StopSignals() as stop,
+        TrainData(config, ranks) as data,
+    ):
+        start = ranks.first_does(lambda: open_run(folder, config, data, resume, allow_changes))
+        num_steps, best = _run(config, data, folder, ranks, stop, on_event, start)
+    return TrainResult(
+        run_dir=folder.location,
+        num_steps=num_steps,
+        last=folder.place(CHECKPOINTS, LAST),
+        best=None if best is None else folder.place(CHECKPOINTS, BEST),
+        best_epoch=None if best is None else best["epoch"],
+        validation_mAP=None if best is None else best["mAP"],
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _run(
+    config: TrainConfig,
+    data: TrainData,
+    folder: RunFolder,
+    ranks: Ranks,
+    stop: StopSignals,
+    on_event: OnEvent | None,
+    start: Start,
+) -> tuple[int, dict[str, Any] | None]:
+    """Steps taken and best epoch of a Trainer that lives no longer than this call, as ``process_group`` asks."""
+    trainer = Trainer(config, data, folder, ranks, stop, on_event, start)
+    trainer.run()
+    return trainer.step, trainer.best
+
+
+class Trainer:
+    """The loop, and where in it the run is.
+
+    Args:
+        config, data, folder, ranks: the run.
+        stop: says when to stop.
+        on_event: called in the first process.
+        start: where the run begins or goes on.
+
+    Attributes:
+        step: steps taken, over the whole run.
+        best: ``epoch`` and ``mAP`` of the best checkpoint so far.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrainData,
+        folder: RunFolder,
+        ranks: Ranks,
+        stop: StopSignals,
+        on_event: OnEvent | None,
+        start: Start,
+    ):
+        self.config, self.data, self.folder, self.ranks, self.stop = config, data, folder, ranks, stop
+        self.on_event = on_event if ranks.is_first else None
+        checkpoint, self._changes = start.checkpoint, start.changes
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        if checkpoint is not None:
+            self.step = checkpoint.step
+            self.best = checkpoint.train_state["best"]
+            self._take_position(checkpoint.train_state["loader"])
+        self._start_loader()  # it has the first batches ready when the network is built
+        try:
+            self.learner = Learner(config, len(data.classes), ranks, checkpoint)
+        except (RuntimeError, ValueError, KeyError) as error:
+            if not self._changes:
+                raise
+            raise UserError(
+                f"{folder.location}: its state does not fit what was changed ({'; '.join(self._changes)}): "
+                f"{str(error).splitlines()[0]}; start a new run in another folder"
+            ) from error
+        self._optim, self._rate_note = for_batch_size(config.optim, config.stream.batch_size)
+        self._num_skipped = 0
+        self._interval = Interval()
+        # Only now: a mistake in the config should leave no folder behind that then counts as used.
+        ranks.first_does(self._write_down)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.optim.num_epochs * len(self.data.training)
+
+    def run(self) -> None:
+        """Train to the end."""
+        self._tell(self._start_event())
+        num_epochs = self.config.optim.num_epochs
+        for epoch in range(self.data.training.epoch, num_epochs):
+            began = time.perf_counter()
+            self.learner.step_module.train()
+            try:
+                self._train_epoch(epoch)
+                self._start_loader()  # with the next epoch, or its first step would wait
+                mean_ap, is_best = self._validate(epoch)
+            except TooManySkipped:
+                if self.folder.path.is_dir():  # not so on other hosts
+                    self.folder.add_skipped(self.data.skipped())
+                raise
+            self._save(mean_ap)
+            self.ranks.first_does(functools.partial(self._keep, epoch, is_best))
+            event = EpochEvent(
+                epoch=epoch,
+                num_epochs=num_epochs,
+                step=self.step,
+                validation_mAP=mean_ap,
+                is_best=is_best,
+                seconds=time.perf_counter() - began,
+                num_skipped=self._num_skipped,
+            )
+            if self.ranks.is_first and mean_ap is not None:
+                row = {"step": self.step, "epoch": epoch, "validation_mAP": mean_ap, "seconds": event.seconds}
+                self.folder.add_metrics(row)
+            self._tell(event)
+        self.ranks.first_does(self.folder.publish)
+
+    def _start_loader(self) -> None:
+        if self.data.training.epoch < self.config.optim.num_epochs:
+            self.data.training.start()
+
+    def _take_position(self, position: dict[str, Any]) -> None:
+        try:
+            self.data.training.load_state_dict(position)
+        except UserError:
+            if not self._changes:
+                raise
+            # A position inside an epoch means nothing among other samples or batches.
+            self.data.training.set_epoch(position["epoch"])
+            self.step = position["epoch"] * len(self.data.training)
+
+    def _write_down(self) -> None:
+        """Note in the run folder that the run starts, or goes on, here."""
+        if self.step == 0 or self._changes:
+            self.folder.start(self.config, self.data.identities)
+        self.folder.keep_metrics_until(self.step)
+        self.folder.note_start(self.ranks, self.step, self._changes)
+        self.folder.track(self.config, self.step)
+        self.folder.publish()
+
+    def _train_epoch(self, epoch: int) -> None:
+        """Take the rest of an epoch's steps. Raises Interrupted once the state is saved."""
+        loader, config = self.data.training, self.config
+        loader.set_epoch(epoch)
+        self._interval = Interval()
+        waited = loader.stats.seconds_waited
+        for batch in loader:
+            self._interval.waited += loader.stats.seconds_waited - waited
+            waited = loader.stats.seconds_waited
+            keep_mask_B1HW = self.data.keep_mask(batch, epoch)
+            rate = learning_rate(self._optim, self.step, len(loader))
+            losses = self.learner.take_step(batch, keep_mask_B1HW, rate)
+            self._interval.add(rate, losses, batch.keys)
+            del batch, keep_mask_B1HW  # or the next ones would need room beside them
+            self.step += 1
+            due = config.run.save_every > 0 and self.step % config.run.save_every == 0
+            stopping = self._report(epoch) if due or self.step % config.run.log_every == 0 else False
+            if self.ranks.world_size == 1 and self.stop.received is not None:
+                # Alone, a process stops after any step; several can only agree on it where they report.
+                self._report(epoch)
+                stopping = True
+            if stopping or due:
+                self._save(None)
+            if stopping:
+                self.ranks.first_does(self.folder.publish)
+                raise Interrupted(
+                    signal=self.stop.received,
+                    step=self.step,
+                    num_steps=self.num_steps,
+                    checkpoint=self.folder.place(CHECKPOINTS, LAST),
+                )
+            if due:
+                self.ranks.first_does(self.folder.publish)
+        self._report(epoch)
+
+    def _report(self, epoch: int) -> bool:
+        """Log the steps since the last report; whether any process was asked to stop.
+
+        Losses are read here and not after every step, because reading makes a GPU wait.
+
+        Raises:
+            UserError: a loss was not finite.
+        """
+        interval = self._interval
+        if not interval.losses:
+            return False
+        names, rows, asked = interval.read(self.ranks, self.stop.received is not None)
+        for offset, row in enumerate(rows):
+            if not all(map(math.isfinite, row)):
+                self._fail_on(self.step - len(rows) + offset, dict(zip(names, row)), interval.keys[offset])
+        seconds = time.perf_counter() - interval.began
+        event = StepEvent(
+            step=self.step,
+            num_steps=self.num_steps,
+            epoch=epoch,
+            num_epochs=self.config.optim.num_epochs,
+            losses={name: sum(column) / len(rows) for name, column in zip(names, zip(*rows))},
+            learning_rate=interval.learning_rate,
+            images_per_second=sum(map(len, interval.keys)) * self.ranks.world_size / seconds,
+            data_wait=interval.waited / seconds,
+        )
+        if self.ranks.is_first:
+            self.folder.add_metrics(
+                {
+                    "step": event.step,
+                    "epoch": event.epoch,
+                    **event.losses,
+                    "learning_rate": event.learning_rate,
+                    "images_per_second": round(event.images_per_second, 2),
+                    "data_wait": round(event.data_wait, 4),
+                }
+            )
+        self._tell(event)
+        self._interval = Interval()
+        return asked
+
+    def _fail_on(self, step: int, losses: dict[str, float], keys: Sequence[str]) -> None:
+        everyone = [key for rank_keys in self.ranks.gather(keys) for key in rank_keys]
+        terms = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        self._save(None, self.folder.failed)
+        self.ranks.first_does(self.folder.publish)
+        raise UserError(
+            f"step {step + 1} of {self.num_steps}: the loss is not finite ({terms}); the batch was "
+            f"{', '.join(everyone)}; the state after step {self.step} is in "
+            f"{self.folder.place(CHECKPOINTS, FAILED)}, and checkpoints from before are as they were; start a new run "
+            "with a lower optim.lr or with optim.clip_norm=1, and look at these samples"
+        )
+
+    def _validate(self, epoch: int) -> tuple[float | None, bool]:
+        """The validation mAP, and whether it is the best so far."""
+        if self.data.validation is None:
+            return None, False
+        self.ranks.share_buffers(self.learner.shipped)
+        mean_ap = validation_mean_ap(self.learner.shipped, self.data.validation, self.ranks, amp=self.config.run.amp)
+        is_best = self.best is None or mean_ap > self.best["mAP"]
+        if is_best:
+            self.best = {"epoch": epoch, "mAP": mean_ap}
+        return mean_ap, is_best
+
+    def _keep(self, epoch: int, is_best: bool) -> None:
+        """After the save at the end of an epoch: the other checkpoints that are made of it."""
+        if is_best:
+            copy_checkpoint(self.folder.last, self.folder.best)
+        self.folder.keep_last(epoch, self.config.run.keep)
+        self.folder.publish()
+
+    def _save(self, mean_ap: float | None, place: Path | None = None) -> None:
+        """Replace the last checkpoint, or another one at ``place``, and list what was skipped."""
+        random_states = self.ranks.gather(self.learner.random_state())
+        skipped = [error for errors in self.ranks.gather(self.data.skipped()) for error in errors]
+        weights, learner_state = self.learner.shipped_weights(), self.learner.state_dict()
+
+        def write() -> int:
+            checkpoint = Checkpoint(
+                config=self.config,
+                classes=self.data.classes,
+                step=self.step,
+                epoch=self.step // len(self.data.training),
+                validation_mAP=mean_ap,
+                weights=weights,
+                train_state={
+                    **learner_state,
+                    "loader": self.data.training.state_dict(),
+                    "random": random_states,
+                    "best": self.best,
+                },
+            )
+            save_checkpoint(checkpoint, place or self.folder.last)
+            return self.folder.add_skipped(skipped)
+
+        self._num_skipped = self.ranks.first_does(write)
+
+    def _start_event(self) -> StartEvent:
+        notes = [*self.learner.notes]
+        if self._rate_note:
+            notes.append(self._rate_note)
+        kind = self.config.keep_mask.kind
+        if self.data.keep_masks is None and self.config.data.keep_masks:
+            notes.append("data.keep_masks is not used: the loss gives the masked branch no weight")
+        elif self.data.keep_masks is not None and kind != "stored":
+            unused = "; data.keep_masks is not used" if self.config.data.keep_masks else ""
+            notes.append(f"keep masks are of the kind '{kind}'{unused}")
+        if self.config.run.sync_batchnorm and self.ranks.world_size == 1:
+            notes.append("run.sync_batchnorm has no effect: there is one process")
+        if self.config.run.shard_weights and self.ranks.world_size == 1:
+            notes.append("run.shard_weights has no effect: there is one process")
+        num_train = self.data.training.shards.num_samples
+        num_validation = 0 if self.data.validation is None else self.data.validation.shards.num_samples
+        share, asked = num_validation / (num_train + num_validation), self.config.data.validation_fraction
+        if share > 2 * asked:
+            notes.append(
+                f"validation takes {100 * share:.1f} % of the samples instead of {100 * asked:g} %, to show every class"
+            )
+        return StartEvent(
+            run_dir=self.folder.location,
+            device=str(self.ranks.device),
+            world_size=self.ranks.world_size,
+            num_train=num_train,
+            num_validation=num_validation,
+            num_keep_masks=self.data.num_keep_masks,
+            num_parameters=sum(p.numel() for p in self.learner.recogniser.parameters() if p.requires_grad),
+            steps_per_epoch=len(self.data.training),
+            num_steps=self.num_steps,
+            step=self.step,
+            notes=tuple(notes),
+        )
+
+    def _tell(self, event: Event) -> None:
+        if self.on_event is not None:
+            self.on_event(event)

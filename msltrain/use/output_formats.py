@@ -1,0 +1,115 @@
+"""What ``predict`` found, as lines to read, JSON lines, CSV or parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from msldata.errors import UserError
+from msltrain.use.predict import ImagePrediction
+
+FORMATS = ("table", "json", "csv", "parquet")
+COLUMNS = ("file", "class", "score", "predicted", "masked_score", "masked_predicted", "error")
+_SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "table"}
+_MAX_NAMED = 20
+
+
+def format_of(asked: str | None, out: Path | None) -> str:
+    """One of ``FORMATS``: the one asked for, else by the suffix of the file to write, else a table.
+
+    Raises:
+        UserError: the file's suffix does not say, or parquet is to be printed.
+    """
+    if asked is None and out is not None:
+        if out.suffix.lower() not in _SUFFIXES:
+            raise UserError(f"{out}: its suffix does not say which format to write; give --format {'|'.join(FORMATS)}")
+        asked = _SUFFIXES[out.suffix.lower()]
+    if asked == "parquet" and out is None:
+        raise UserError("parquet cannot be printed; give the file to write with --out FILE.parquet")
+    return asked or "table"
+
+
+def encode(found: Sequence[ImagePrediction], kind: str) -> bytes:
+    """All of it in one of ``FORMATS``; text is UTF-8. CSV and parquet have a row per image and class."""
+    match kind:
+        case "json":
+            return "".join(json.dumps(_as_json(image), ensure_ascii=False) + "\n" for image in found).encode()
+        case "csv":
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for file, name, score, predicted, masked_score, masked_predicted, error in _rows(found):
+                flags = (_flag(predicted), _digits(masked_score), _flag(masked_predicted))
+                writer.writerow((file, name, _digits(score), *flags, error))
+            return text.getvalue().encode()
+        case "parquet":
+            return _parquet(found)
+    return "".join(f"{image.file}  {_line(image)}\n" for image in found).encode()
+
+
+def describe(found: Sequence[ImagePrediction]) -> str:
+    """Which images were left out, and why; empty if none."""
+    failed = [image for image in found if image.error]
+    if not failed:
+        return ""
+    lines = [f"{len(failed):,} of {len(found):,} images could not be read and were left out:"]
+    lines += [f"  {image.file}: {image.error}" for image in failed[:_MAX_NAMED]]
+    if len(failed) > _MAX_NAMED:
+        lines.append(f"  … and {len(failed) - _MAX_NAMED:,} more; --format json names them all")
+    return "\n".join(lines)
+
+
+def _line(image: ImagePrediction) -> str:
+    if image.error:
+        return f"not read: {image.error}"
+    parts: dict[bool, list[str]] = {True: [], False: []}
+    masked = dict(image.masked_scores)
+    for name, score in image.scores:
+        behind = f" → {100 * masked[name]:.0f}" if masked else ""
+        is_predicted = name in image.predicted or name in image.masked_predicted
+        parts[is_predicted].append(f"{name} {100 * score:.0f}{behind} %")
+    predicted = ", ".join(parts[True]) or "nothing predicted"
+    return predicted + (f"; below the threshold: {', '.join(parts[False])}" if parts[False] else "")
+
+
+def _as_json(image: ImagePrediction) -> dict[str, object]:
+    if image.error:
+        return {"file": image.file, "error": image.error}
+    content: dict[str, object] = {"file": image.file, "scores": dict(image.scores), "predicted": image.predicted}
+    if image.masked_scores:
+        content |= {"masked_scores": dict(image.masked_scores), "masked_predicted": image.masked_predicted}
+    return content | ({"overlay": image.overlay} if image.overlay else {})
+
+
+def _rows(found: Sequence[ImagePrediction]) -> Iterator[tuple]:
+    """Values by ``COLUMNS``; an image that could not be read has one row without a class."""
+    for image in found:
+        if image.error:
+            yield (image.file, None, None, None, None, None, image.error)
+        masked = dict(image.masked_scores)
+        for name, score in image.scores:
+            masked_predicted = name in image.masked_predicted if masked else None
+            yield (image.file, name, score, name in image.predicted, masked.get(name), masked_predicted, None)
+
+
+def _flag(value: bool | None) -> str:
+    return "" if value is None else str(int(value))
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
+
+
+def _parquet(found: Sequence[ImagePrediction]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = (pa.string(), pa.string(), pa.float32(), pa.bool_(), pa.float32(), pa.bool_(), pa.string())
+    columns = list(zip(*_rows(found))) or [()] * len(COLUMNS)
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(arrays, names=list(COLUMNS)), buffer, compression="zstd")
+    return buffer.getvalue()

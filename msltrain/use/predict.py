@@ -1,0 +1,330 @@
+"""Predict the classes of images, with the very transform that evaluation uses, whole and behind a keep mask.
+
+B batch, C channels, S side of the square in pixels, K classes, H, W positions of the feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msldata.contract.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
+from msldata.errors import BadInputError, UserError
+from msltrain.hosts.distributed import process_group
+from msltrain.measures.predictions import read_predictions
+from msltrain.measures.thresholds import tune_thresholds
+from msltrain.runs.checkpoint import LoadedRecogniser
+from msltrain.runs.other_checkpoints import Foreign, load_any
+from msltrain.stream.pixels.batch import HostBatch
+from msltrain.stream.pixels.device import ToDevice
+from msltrain.use.class_activation import logits_and_place_logits
+from msltrain.use.overlay import OverlayFolder, Panel, Row, draw_sheet, thumbnail
+from msltrain.use.read_images import Picture, find_images, read_pixels, read_square, squash
+
+__all__ = ["ImagePrediction", "Predictor", "find_images", "predict_images", "read_keep_mask", "read_square"]
+
+HELD_OUT_FILES = "*-held-out.parquet"
+"""In a run folder: what ``msl evaluate --held-out`` writes, and thresholds are tuned on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePrediction:
+    """What one image shows, according to the model."""
+
+    file: str
+    scores: tuple[tuple[str, float], ...] = ()
+    """(class, score in 0 … 1), highest first."""
+    predicted: tuple[str, ...] = ()
+    """Classes whose score reaches their threshold, highest score first."""
+    masked_scores: tuple[tuple[str, float], ...] = ()
+    """The same classes in the same order, behind the keep mask; empty without one."""
+    masked_predicted: tuple[str, ...] = ()
+    overlay: str = ""
+    """The picture that was drawn, where that was asked for."""
+    error: str = ""
+    """Why the image could not be read; then there are no scores."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What the network says about one image."""
+
+    score_K: np.ndarray
+    """float32, 0 to 1"""
+    place_score_KHW: np.ndarray | None
+    """float32, 0 to 1: the score if all of the image looked like this place (`place_logits`); None: not asked for."""
+
+
+class Predictor:
+    """A trained recogniser that answers about images.
+
+    Args:
+        checkpoint, foreign, classes: as for ``load_any``; classes are needed with a weights file alone.
+        device: where it computes.
+        threshold: from which score on a class counts as predicted; None: the thresholds tuned on what training held
+            out, where ``msl evaluate --held-out`` left predictions of these weights in the run folder, else 0.5.
+
+    Attributes:
+        classes: class names in the order of scores.
+        image_size: S.
+        threshold_K: float64, 0 to 1.
+        threshold_origin: where the thresholds come from, in words.
+        hole_colour: RGB of what the network sees in a hole.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        UserError: it is damaged, it is not clear how to read it, or the threshold makes no sense.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        device: torch.device,
+        *,
+        threshold: float | None = None,
+        foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
+        classes: tuple[str, ...] = (),
+    ):
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UserError(f"the threshold is {threshold}; scores lie between 0 and 1")
+        loaded = load_any(checkpoint, foreign, classes, device)
+        self._recogniser = loaded.recogniser
+        self._device = device
+        self.path = loaded.path
+        self.classes = loaded.classes
+        stream = loaded.config.stream
+        self.image_size = stream.image_size
+        self._to_device = ToDevice(device, stream.image_size, stream.mean, stream.std)
+        red, green, blue = (round(255 * value) for value in stream.mean)
+        self.hole_colour = (red, green, blue)
+        self.threshold_K, self.threshold_origin = np.full(len(self.classes), 0.5), "0.5"
+        if threshold is not None:
+            self.threshold_K, self.threshold_origin = np.full(len(self.classes), threshold), f"{threshold:g}"
+        else:
+            self._tune(loaded)
+
+    def _tune(self, loaded: LoadedRecogniser) -> None:
+        for file in loaded.prediction_files(HELD_OUT_FILES):
+            held_out = read_predictions(file)
+            origin = held_out.origin
+            of_whole_images = not origin.keep_masks and not origin.test_time
+            if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == self.classes and of_whole_images:
+                self.threshold_K = 1 / (1 + np.exp(-tune_thresholds(held_out)))
+                self.threshold_origin = f"one per class, tuned on {file.name}"
+                return
+
+    def answer(
+        self, squares: Sequence[Tensor], keep_mask_SS: np.ndarray | None = None, *, with_places: bool = False
+    ) -> list[Answer]:
+        """One forward pass.
+
+        Args:
+            squares: uint8 (1, C, S, S) each, as `squash` gives them.
+            keep_mask_SS: uint8, 1 visible, 0 hole; multiplies the normalised images as in training. None: whole images.
+            with_places: also the scores of the places.
+        """
+        if not squares:
+            return []
+        with torch.inference_mode():
+            image_BCSS = self._to_device(_host_batch(squares)).image_BCHW
+            if keep_mask_SS is not None:
+                image_BCSS = image_BCSS * torch.from_numpy(keep_mask_SS).to(self._device, torch.float32)
+            if not with_places:
+                score_BK = self._recogniser(image_BCSS).sigmoid().cpu().numpy()
+                return [Answer(score_K, None) for score_K in score_BK]
+            logits = logits_and_place_logits(self._recogniser, image_BCSS)
+            score_BK, place_BKHW = (logit.sigmoid().cpu().numpy() for logit in logits)
+        return [Answer(score_K, place_KHW) for score_K, place_KHW in zip(score_BK, place_BKHW, strict=True)]
+
+    def predicted(self, answer: Answer) -> tuple[str, ...]:
+        """Classes whose score reaches their threshold, highest score first."""
+        order_K = np.argsort(-answer.score_K, kind="stable")
+        return tuple(self.classes[k] for k in order_K if answer.score_K[k] >= self.threshold_K[k])
+
+
+def predict_images(
+    checkpoint: str | Path,
+    inputs: Sequence[str | Path],
+    *,
+    foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
+    classes: tuple[str, ...] = (),
+    top_k: int | None = 5,
+    threshold: float | None = None,
+    keep_mask: str | Path | None = None,
+    polarity: str = "",
+    overlays: str | Path | None = None,
+    device: str = "auto",
+    on_error: Literal["fail", "skip"] = "fail",
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[ImagePrediction]:
+    """Predict every image that ``inputs`` name, in their order.
+
+    An image is squashed to the square that the model was trained with, as in evaluation. As in training, an orientation
+    noted in the file's EXIF data is not applied.
+
+    Args:
+        checkpoint, foreign, classes, threshold: as for `Predictor`.
+        inputs: as for `find_images`.
+        top_k: so many classes per image get a score; None: all. With a keep mask those that score highest in either.
+        keep_mask: a mask file; every image is predicted with and without the part that it hides.
+        polarity: of that file, see `read_keep_mask`.
+        overlays: folder for a picture of each image: where the model sees its classes, see `place_logits`.
+        device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
+        on_error: an image that cannot be read stops everything, or gets an ``error`` and no scores.
+        batch_size: images per forward pass.
+        progress: called with (images done, images in all).
+
+    Raises:
+        FileNotFoundError: no such file, folder or checkpoint.
+        UserError: an input names no image, or an option makes no sense.
+        BadInputError: an image cannot be read and ``on_error`` is "fail"; the mask file cannot be used.
+    """
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top-k is {top_k}; it must be at least 1")
+    pictures = find_images(inputs)
+    with process_group(device) as ranks:
+        predictor = Predictor(checkpoint, ranks.device, threshold=threshold, foreign=foreign, classes=classes)
+        keep_mask_SS = None if keep_mask is None else read_keep_mask(keep_mask, polarity, predictor.image_size)
+        folder = None if overlays is None else OverlayFolder(Path(overlays))
+        draws = folder is not None
+        predictions: list[ImagePrediction] = []
+        for batch in _read_ahead(pictures, predictor.image_size, on_error, batch_size, with_thumbnails=draws):
+            squares = [read.square_1CSS for read in batch if read.square_1CSS is not None]
+            whole = iter(predictor.answer(squares, with_places=draws))
+            masked: Iterator[Answer] = iter(())
+            if keep_mask_SS is not None:
+                masked = iter(predictor.answer(squares, keep_mask_SS, with_places=draws))
+            for read in batch:
+                if read.square_1CSS is None:
+                    predictions.append(ImagePrediction(file=read.name, error=read.error))
+                    continue
+                versions: list[tuple[Answer, np.ndarray | None]] = [(next(whole), None)]
+                if keep_mask_SS is not None:
+                    versions.append((next(masked), keep_mask_SS))
+                prediction, chosen = _in_words(predictor, read.name, [answer for answer, _ in versions], top_k)
+                if folder is not None:
+                    assert read.thumbnail_HWC is not None
+                    rows = [_row(predictor, answer, chosen, mask_SS) for answer, mask_SS in versions]
+                    sheet = draw_sheet(read.name, read.thumbnail_HWC, rows, predictor.hole_colour)
+                    prediction = replace(prediction, overlay=str(folder.write(read.name, sheet)))
+                predictions.append(prediction)
+            if progress is not None:
+                progress(len(predictions), len(pictures))
+    return predictions
+
+
+def read_keep_mask(file: str | Path, polarity: str, image_size: int) -> np.ndarray:
+    """keep_mask_SS, uint8, 1 visible, 0 hole, of a black-and-white image file.
+
+    Args:
+        file: any image of a mask; it is squashed to the square as the photographs are.
+        polarity: ``hole-white``, or ``hole-black`` as in this program's own keep masks. One file does not tell.
+        image_size: S.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the polarity is neither.
+        BadInputError: it is no mask.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{file}: no such mask file")
+    try:
+        gray_HW = decode_gray(path.read_bytes(), str(path))
+    except BadInputError as error:
+        raise BadInputError(error.file, error.reason, "give another file with --keep-mask") from None
+    if not polarity:
+        raise UserError(
+            f"{file}: which colour is the hole? White covers {(gray_HW > 127).mean():.0%} of it, which does not tell; "
+            f"give --polarity {HOLE_WHITE} (white hides the image), or {HOLE_BLACK} as in this program's keep masks"
+        )
+    return resize_nearest(to_keep_mask(gray_HW, polarity), image_size, image_size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """A picture, read or not."""
+
+    name: str
+    square_1CSS: Tensor | None = None
+    thumbnail_HWC: np.ndarray | None = None
+    error: str = ""
+
+
+def _read_ahead(
+    pictures: Sequence[Picture],
+    image_size: int,
+    on_error: Literal["fail", "skip"],
+    batch_size: int,
+    *,
+    with_thumbnails: bool,
+) -> Iterator[list[_Read]]:
+    """Batches in order, decoded on threads; the next one while the network works on this one."""
+
+    def read(picture: Picture) -> _Read:
+        try:
+            image_HWC = read_pixels(picture)
+        except BadInputError as error:
+            if on_error == "fail":
+                raise
+            return _Read(picture.name, error=error.reason)
+        return _Read(picture.name, squash(image_HWC, image_size), thumbnail(image_HWC) if with_thumbnails else None)
+
+    with ThreadPoolExecutor() as threads:
+        ahead = threads.map(read, pictures[:batch_size])
+        for start in range(batch_size, len(pictures) + batch_size, batch_size):
+            batch = list(ahead)
+            ahead = threads.map(read, pictures[start : start + batch_size])
+            yield batch
+
+
+def _in_words(
+    predictor: Predictor, name: str, answers: Sequence[Answer], top_k: int | None
+) -> tuple[ImagePrediction, np.ndarray]:
+    """What is said of one image, whole and perhaps masked, and the numbers of the classes it names."""
+    highest_K = np.maximum.reduce([answer.score_K for answer in answers])
+    chosen = np.argsort(-highest_K, kind="stable")[:top_k]
+    chosen = chosen[np.argsort(-answers[0].score_K[chosen], kind="stable")]
+    scores = [tuple((predictor.classes[k], float(answer.score_K[k])) for k in chosen) for answer in answers]
+    predicted = [predictor.predicted(answer) for answer in answers]
+    prediction = ImagePrediction(file=name, scores=scores[0], predicted=predicted[0])
+    if len(answers) == 2:
+        prediction = replace(prediction, masked_scores=scores[1], masked_predicted=predicted[1])
+    return prediction, chosen
+
+
+def _row(predictor: Predictor, answer: Answer, chosen: np.ndarray, keep_mask_SS: np.ndarray | None) -> Row:
+    """What is drawn of one answer."""
+    assert answer.place_score_KHW is not None
+    panels = [
+        Panel(
+            title=f"{predictor.classes[k]} {100 * answer.score_K[k]:.0f} %",
+            is_predicted=bool(answer.score_K[k] >= predictor.threshold_K[k]),
+            place_score_HW=answer.place_score_KHW[k],
+        )
+        for k in chosen
+    ]
+    return Row(keep_mask_SS, panels)
+
+
+def _host_batch(squares: Sequence[Tensor]) -> HostBatch:
+    """Pixels as the stream hands them to the device; there is no truth to go with them."""
+    size = len(squares)
+    return HostBatch(
+        pixels=torch.cat(list(squares)).permute(0, 2, 3, 1),
+        flip_B=torch.zeros(size, dtype=torch.bool),
+        target_BK=torch.zeros((size, 0), dtype=torch.uint8),
+        ignore_BK=torch.zeros((size, 0), dtype=torch.bool),
+        keys=[""] * size,
+        key_hash_B=np.zeros(size, np.uint64),
+        index_B=np.arange(size),
+        num_bytes=0,
+    )
