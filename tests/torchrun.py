@@ -18,7 +18,7 @@ import os, signal, sys
 from pathlib import Path
 from msldata.errors import UserError
 from msltrain.config import from_json
-from msltrain.trainer import train
+from msltrain.training.trainer import train
 
 resume = {"no": False, "must": True, "auto": "auto"}[sys.argv[1]]
 die_at = int(os.environ.get("DIE_AT", 0)) if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else 0

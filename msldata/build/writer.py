@@ -34,7 +34,7 @@ class ShardWriter:
     Args:
         out: the dataset folder, local or remote.
         name: file name of the tar.
-        kind: ``format.IMAGES`` or ``format.KEEP_MASKS``; decides the columns of the sample index.
+        kind: ``manifest.IMAGES`` or ``manifest.KEEP_MASKS``; decides the columns of the sample index.
         plan: digest of the build plan, stored in the index.
     """
 

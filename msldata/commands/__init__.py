@@ -1,4 +1,4 @@
-"""The commands of `msldata`: each parses, calls one function and shows the result. ``cli.py`` puts them together."""
+"""The commands of `msldata`: parse, call one function, show the result. ``msldata/__main__.py`` lists them."""
 
 from __future__ import annotations
 

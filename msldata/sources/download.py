@@ -232,7 +232,7 @@ def _fetch_part(name: str, url: str, part: Path, progress: Progress) -> None:
 def _request(name: str, url: str, part: Path, progress: Progress) -> None:
     """One request for what is missing of ``part``."""
     start = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "msl-shards", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": "msltrain", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
         # A server whose file has changed since then sends the whole of it instead of a rest that does not fit.

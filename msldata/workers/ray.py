@@ -82,7 +82,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise UserError("--engine ray: Ray is not installed here; run: pip install 'msl-shards[ray]'") from None
+        raise UserError("--engine ray: Ray is not installed here; run: pip install 'msltrain[ray]'") from None
     return ray
 
 

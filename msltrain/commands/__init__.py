@@ -1,1 +1,1 @@
-"""The commands of `msltrain`: each parses, calls one function and shows the result. ``cli.py`` puts them together."""
+"""The commands of `msltrain`: parse, call one function, show the result. ``msltrain/__main__.py`` lists them."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from rich.console import Console
 
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
+from msltrain.hosts.program import program_command, program_environment
 
 _LIST_NAME = "steps.json"
 _GRACE_SECONDS = 3
@@ -83,7 +82,7 @@ def run_steps(steps: Sequence[Step], out: Path, *, what: str, on_event: OnStep =
         on_event: told when a command starts, prints a line, and ends.
 
     Raises:
-        UserError: a command failed; the message names it, its last words and its log.
+        UserError: a command failed, or its product is missing; the message names it, its last words and its log.
     """
     finished = _read_finished(out)
     for number, step in enumerate(steps, start=1):
@@ -107,7 +106,7 @@ def _run(step: Step, out: Path, what: str, on_event: OnStep) -> float:
     with (
         open(log, "w", encoding="utf-8") as file,
         subprocess.Popen(
-            [sys.executable, "-m", "cli", *arguments],
+            program_command(*arguments),
             env=patient_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -134,6 +133,11 @@ def _run(step: Step, out: Path, what: str, on_event: OnStep) -> float:
             f"this step of the {what} failed with exit code {process.returncode}:\n  {step.command}\n  {last_words}\n"
             f"its log is {log}; run the same {what} again to go on from here, or delete {out} to start over"
         )
+    if not step.product.exists():
+        raise UserError(
+            f"this step of the {what} ended without what it was to make, {step.product}:\n  {step.command}\n"
+            f"its log is {log}"
+        )
     return time.perf_counter() - began
 
 
@@ -152,7 +156,7 @@ def patient_environment() -> dict[str, str]:
     By default the OpenMP of torch's Linux wheels waits spinning; where another program wants the same cores, a small
     network then trains several times slower.
     """
-    return {"GOMP_SPINCOUNT": "1000", **os.environ}
+    return {"GOMP_SPINCOUNT": "1000", **program_environment()}
 
 
 def _read_finished(out: Path) -> dict[str, float]:

@@ -87,9 +87,9 @@ def write_report(
 
 def describe_environment() -> dict[str, str]:
     """Program, library and machine versions; nothing that names the user or the host."""
-    versions = {name: importlib.metadata.version(name) for name in ("msl-shards", "torch", "timm", "numpy", "pillow")}
+    versions = {name: importlib.metadata.version(name) for name in ("msltrain", "torch", "timm", "numpy", "pillow")}
     return {
-        "msl": versions.pop("msl-shards"),
+        "msl": versions.pop("msltrain"),
         "Python": platform.python_version(),
         **versions,
         "System": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

@@ -67,7 +67,7 @@ MAY_DIFFER = (
 (their fingerprints are compared), how fast they are read, what a damaged sample leads to, where the weights lie, how
 often is logged."""
 
-_PACKAGES = ("msl-shards", "torch", "torchvision", "timm", "numpy", "pyarrow", "obstore", "simplejpeg", "safetensors")
+_PACKAGES = ("msltrain", "torch", "torchvision", "timm", "numpy", "pyarrow", "obstore", "simplejpeg", "safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)

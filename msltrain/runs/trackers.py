@@ -31,7 +31,7 @@ def check_trackers(config: TrainConfig) -> None:
         (config.run.wandb, f"run.wandb={config.run.wandb}", "wandb"),
     ):
         if wanted and not _installed(package):
-            raise UserError(f"{field} needs the package {package}: pip install 'msl-shards[{package}]'")
+            raise UserError(f"{field} needs the package {package}: pip install 'msltrain[{package}]'")
 
 
 def open_trackers(config: TrainConfig, folder: Path, *, place: str, step: int) -> list[Tracker]:

@@ -7,9 +7,9 @@ is the whole. ``imagecache`` keeps decoded images for later epochs, ``devicedeco
 ``bench`` measures it all. ``maskbank`` holds the keep masks there. What a caller needs::
 
     from msltrain.stream.config import StreamConfig
-    from msltrain.stream.shardset import open_shard_set
+    from msltrain.stream.samples.shardset import open_shard_set
     from msltrain.stream.loader import Loader
-    from msltrain.stream.maskbank import MaskBank
+    from msltrain.stream.keepmasks.bank import MaskBank
 
     shards = open_shard_set("shards/voc2007/trainval")
     train, validation = shards.hold_out(0.1, seed=0)

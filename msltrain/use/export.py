@@ -185,7 +185,7 @@ def _onnx(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> 
         import onnxruntime
         import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}; install the extra: pip install 'msl-shards[onnx]'") from None
+        raise UserError(f"ONNX needs {error.name}; install the extra: pip install 'msltrain[onnx]'") from None
     with redirect_stdout(io.StringIO()):
         program = torch.onnx.export(
             served.program(input_BCHW), dynamo=True, input_names=["image"], output_names=["logit"], verbose=False

@@ -185,7 +185,7 @@ class StudioServer(ThreadingHTTPServer):
 
     def __init__(self, studio: Studio, host: str, port: int):
         self.studio = studio
-        self.page = resources.files("msltrain.use.serve").joinpath("page.html").read_text("utf-8")
+        self.page = resources.files("msltrain.use").joinpath("serve_page.html").read_text("utf-8")
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)

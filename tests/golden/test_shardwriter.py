@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from msldata.build.writer import ShardWriter
 from msldata.contract import format as contract
+from msldata.contract.manifest import IMAGES, KEEP_MASKS
 from msldata.contract.tar import tar_header
 from msldata.errors import StorageError
 from msldata.storage import RemoteStorage, open_storage
@@ -43,7 +44,7 @@ def members(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def write(out, images, **options):
-    with ShardWriter(out, NAME, kind=contract.IMAGES, plan="p") as writer:
+    with ShardWriter(out, NAME, kind=IMAGES, plan="p") as writer:
         for number, data in enumerate(images):
             writer.add(f"{number:06d}", members(data), ROW)
         return writer.publish(**options)
@@ -80,7 +81,7 @@ def test_members_index_and_digest(tmp_path, sizes):
         assert {(entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname, entry.mode) for entry in tar} == {
             (0, 0, 0, "", "", 0o644)
         }
-    index = contract.decode_index(contract.IMAGES, (tmp_path / info.index_name).read_bytes(), "index").to_pylist()
+    index = contract.decode_index(IMAGES, (tmp_path / info.index_name).read_bytes(), "index").to_pylist()
     assert [row["key"] for row in index] == [f"{number:06d}" for number in range(len(images))]
     for row, image in zip(index, images, strict=True):
         assert data[row["offset"] : row["offset"] + row["length"]] == image
@@ -98,13 +99,11 @@ def test_other_readers_agree(tmp_path):
 
 
 def test_keep_mask_shards(tmp_path):
-    with ShardWriter(open_storage(tmp_path), NAME, kind=contract.KEEP_MASKS, plan="p") as writer:
+    with ShardWriter(open_storage(tmp_path), NAME, kind=KEEP_MASKS, plan="p") as writer:
         row = {"width": 8, "height": 8, "hole_fraction": 0.5, "source": "00001.png"}
         writer.add("00001", [(".png", b"png"), (".json", b"{}")], row)
         info = writer.publish()
-    (found,) = contract.decode_index(
-        contract.KEEP_MASKS, (tmp_path / info.index_name).read_bytes(), "index"
-    ).to_pylist()
+    (found,) = contract.decode_index(KEEP_MASKS, (tmp_path / info.index_name).read_bytes(), "index").to_pylist()
     assert (found["hole_fraction"], found["source"], found["length"]) == (0.5, "00001.png", 3)
 
 
@@ -128,7 +127,7 @@ def test_a_shard_that_is_not_published_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     for out in (open_storage(tmp_path / "out"), MemoryStorage()):
-        with pytest.raises(KeyError), ShardWriter(out, NAME, kind=contract.IMAGES, plan="p") as writer:
+        with pytest.raises(KeyError), ShardWriter(out, NAME, kind=IMAGES, plan="p") as writer:
             writer.add("000000", members(b"x"), ROW)
             raise KeyError
         assert out.list_files() == []

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import cli
 from msldata.errors import UserError
+from msltrain.__main__ import app
 from msltrain.grids import run as grid_run
 from msltrain.grids.plan import Places, make_plan
 from msltrain.grids.run import open_grid, parse_task, run_grid
@@ -51,12 +51,12 @@ def words(data: Path, out: Path, *more: object) -> list[str]:
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", "-m", "cli", *arguments]
+    command = [sys.executable, "-u", "-m", "msltrain", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def in_this_process(arguments: list[str]) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     return result.exit_code, result.output
 
 

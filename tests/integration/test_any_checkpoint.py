@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from cli import app
+from msltrain.__main__ import app
 from msltrain.evaluation.evaluate import evaluate
 from msltrain.models.build import build_model
 from msltrain.recipes import RECIPES

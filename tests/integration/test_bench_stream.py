@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import cli
 from msldata.errors import UserError
+from msltrain.__main__ import app
 from msltrain.stream import bench
 from msltrain.stream.bench import StreamMeasurement, measure_stream
 from msltrain.stream.config import StreamConfig
@@ -85,13 +85,13 @@ def test_it_stops_in_time(folder):
 
 def test_the_command(folder):
     arguments = ["bench-stream", str(folder), "--image-size", "24", "--batch-size", "8", "--images", "64"]
-    shown = CliRunner().invoke(cli.app, [*arguments, "--gpu-rate", "100"])
+    shown = CliRunner().invoke(app, [*arguments, "--gpu-rate", "100"])
     assert shown.exit_code == 0, shown.output
     for text in ("images/s", "MB/s", "to the first batch", "CPU per 1,000 images", "GPUs of 100", "fetch", "decode"):
         assert text in shown.output
-    found = json.loads(CliRunner().invoke(cli.app, [*arguments, "--gpu-rate", "100", "--json"]).stdout)
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--gpu-rate", "100", "--json"]).stdout)
     assert found["gpus_fed"] == pytest.approx(found["images_per_second"] / 100) and found["advice"]
-    assert CliRunner().invoke(cli.app, [*arguments, "--gpu-rate", "0"]).exit_code == 2
+    assert CliRunner().invoke(app, [*arguments, "--gpu-rate", "0"]).exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_the_command_on_a_bucket(folder, s3, tmp_path, options):
     shutil.copytree(folder, s3.root / "bucket" / "bench", dirs_exist_ok=True)
     options = [str(tmp_path) if option == "cache" else option for option in options]
     arguments = ["--image-size", "24", "--images", "500", "--json", *options]
-    done = CliRunner().invoke(cli.app, ["bench-stream", "s3://bucket/bench", *arguments])
+    done = CliRunner().invoke(app, ["bench-stream", "s3://bucket/bench", *arguments])
     found = json.loads(done.stdout)
     assert found["num_images"] >= 500 and sum(
         found[f"share_{name}"] for name in ("fetch", "decode", "resize", "idle")
@@ -140,7 +140,7 @@ def test_a_mistake_is_one_message(folder, s3, tmp_path, place, options, words):
     if place == "masks":
         write_keep_masks(tmp_path / place, [np.ones((24, 24), np.uint8)])
     place = {"images": str(folder), "s3://absent/x": place}.get(place, str(tmp_path / place))
-    done = CliRunner().invoke(cli.app, ["bench-stream", place, "--image-size", "24", *options])
+    done = CliRunner().invoke(app, ["bench-stream", place, "--image-size", "24", *options])
     assert done.exit_code == 2 and not isinstance(done.exception, UserError), done.output
     assert words in " ".join(done.output.split()), done.output
     assert done.output.lower().count("error") == 1 and not done.output.startswith("\n")

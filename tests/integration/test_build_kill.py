@@ -27,7 +27,7 @@ COMMAND = (sys.executable, "cli.py", "build-shards", "--dataset", "voc2007", "--
 SLOW_BUILD = """
 import sys, time
 from msldata import build_shards as module, samples
-from msldata.images import prepare_image
+from msldata.build.image import prepare_image
 from msldata.sources import open_source
 from msldata.storage import open_storage
 

@@ -21,8 +21,8 @@ MEASURED = """
 import json, os, sys
 from pathlib import Path
 from msldata import build_shards as module
-from msldata.labels import LabelSpace
-from msldata.records import ObjectRecord, Record
+from msldata.contract.records import LabelSpace
+from msldata.contract.records import ObjectRecord, Record
 from msldata.storage import open_storage
 
 write_shard = module._write_shard

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from msldata.build.shards import build_shards, plan_build
 from msldata.contract import format as contract
+from msldata.contract.manifest import IMAGES, MANIFEST_NAME, FormatError, read_manifest
 from msldata.contract.records import VOC, LabelSpace, ObjectRecord, Record
 from msldata.errors import BadInputError, StorageError, UserError
 from msldata.sources.kinds import open_source
@@ -97,7 +98,7 @@ def test_the_index_finds_every_image(voc, tmp_path):
     rows = []
     for shard in manifest.shards:
         tar = (tmp_path / "out" / shard.name).read_bytes()
-        index = contract.decode_index(contract.IMAGES, (tmp_path / "out" / shard.index_name).read_bytes(), "index")
+        index = contract.decode_index(IMAGES, (tmp_path / "out" / shard.index_name).read_bytes(), "index")
         for row in index.to_pylist():
             image = voc / "JPEGImages" / f"{row['key']}.jpg"
             assert tar[row["offset"] : row["offset"] + row["length"]] == image.read_bytes()
@@ -157,7 +158,7 @@ def test_only_what_is_missing_is_written_again(voc, tmp_path, lost):
     second = folder / "voc2007-test-000001.tar"
     index = second.with_suffix(".parquet")
     if lost == "made no manifest":
-        (folder / contract.MANIFEST_NAME).unlink()
+        (folder / MANIFEST_NAME).unlink()
     elif lost == "lost a tar":
         second.unlink()
     elif lost == "cut a tar":
@@ -165,7 +166,7 @@ def test_only_what_is_missing_is_written_again(voc, tmp_path, lost):
     elif lost == "lost an index":
         index.unlink()
     else:
-        (folder / contract.MANIFEST_NAME).unlink()
+        (folder / MANIFEST_NAME).unlink()
         index.write_bytes(b"PAR1 nonsense")
     kept = (folder / "voc2007-test-000000.tar").stat().st_ino
     progress = []
@@ -181,11 +182,11 @@ def test_another_plan_is_refused_and_overwrite_starts_over(voc, tmp_path):
     before = contents(tmp_path / "out")
     with pytest.raises(UserError, match=r"another plan \(voc2007, test\).*--overwrite"):
         build_shards(plan_of(voc, 4), out, num_workers=1)
-    (tmp_path / "out" / contract.MANIFEST_NAME).unlink()
+    (tmp_path / "out" / MANIFEST_NAME).unlink()
     for samples_per_shard in (4, 1):  # fewer shards than there are, and more
         with pytest.raises(UserError, match=r"shards of another plan \(voc2007-test-.*--overwrite"):
             build_shards(plan_of(voc, samples_per_shard), out, num_workers=1)
-    del before[contract.MANIFEST_NAME]
+    del before[MANIFEST_NAME]
     assert contents(tmp_path / "out") == before
     build_shards(plan_of(voc, 4), out, num_workers=1, overwrite=True)
     build_shards(plan_of(voc, 4), open_storage(tmp_path / "fresh"), num_workers=1)
@@ -199,14 +200,14 @@ def test_overwrite_deletes_the_manifest_first(voc, tmp_path, monkeypatch):
     delete = type(out).delete
     monkeypatch.setattr(type(out), "delete", lambda self, name: (deleted.append(name), delete(self, name)))
     build_shards(plan_of(voc, 4), out, num_workers=1, overwrite=True)
-    assert deleted[0] == contract.MANIFEST_NAME
+    assert deleted[0] == MANIFEST_NAME
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_files_that_no_build_makes_are_never_touched(voc, tmp_path, overwrite):
     folder = tmp_path / "out"
     build_shards(plan_of(voc, 2), open_storage(folder), num_workers=1)
-    (folder / contract.MANIFEST_NAME).unlink()
+    (folder / MANIFEST_NAME).unlink()
     (folder / "thesis.tex").write_text("years of work")
     before = contents(folder)
     with pytest.raises(UserError, match=r"files that no build makes \(thesis\.tex\)"):
@@ -282,11 +283,11 @@ def test_skipped_images_are_listed_and_counted(voc, tmp_path, num_workers):
     assert [manifest.label_histogram[name]["positive"] for name in manifest.classes] == counted.tolist()
     # A build that was interrupted at its end tries the bad shards again, and ends with the same bytes.
     whole = contents(folder)
-    (folder / contract.MANIFEST_NAME).unlink()
+    (folder / MANIFEST_NAME).unlink()
     build_shards(plan_of(voc), open_storage(folder), num_workers=1, on_error="skip")
     assert contents(folder) == whole
     # Without --on-error skip it stops, and the ledger of the other build is gone.
-    (folder / contract.MANIFEST_NAME).unlink()
+    (folder / MANIFEST_NAME).unlink()
     with pytest.raises(BadInputError):
         build_shards(plan_of(voc), open_storage(folder), num_workers=1)
     assert not (folder / "quarantine.jsonl").exists()
@@ -303,7 +304,7 @@ def test_a_shard_without_one_good_image_is_left_out(voc, tmp_path):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"none of the 10 images is usable; .*quarantine\.jsonl lists the reasons"):
         build_shards(plan_of(voc), open_storage(tmp_path / "none"), num_workers=1, on_error="skip")
-    assert not (tmp_path / "none" / contract.MANIFEST_NAME).exists()
+    assert not (tmp_path / "none" / MANIFEST_NAME).exists()
 
 
 def test_transcoded_images_are_counted_also_after_a_resume(voc, tmp_path):
@@ -314,7 +315,7 @@ def test_transcoded_images_are_counted_also_after_a_resume(voc, tmp_path):
     manifest = build_shards(plan_of(voc), open_storage(folder), num_workers=1)
     assert manifest.counts["transcoded"] == 1
     assert json.loads(read_samples(folder, manifest)[2]["json"])["width"] == 9
-    (folder / contract.MANIFEST_NAME).unlink()
+    (folder / MANIFEST_NAME).unlink()
     assert build_shards(plan_of(voc), open_storage(folder), num_workers=1) == manifest
 
 
@@ -322,7 +323,7 @@ def test_transcoded_images_are_counted_also_after_a_resume(voc, tmp_path):
 def test_a_full_disk_ends_without_a_manifest(voc, tmp_path, num_workers):
     code = f"""
 import resource, sys
-from msldata.build_shards import build_shards, plan_build
+from msldata.build.shards import build_shards, plan_build
 from msldata.errors import StorageError
 from msldata.sources import open_source
 from msldata.storage import open_storage
@@ -344,7 +345,7 @@ def test_a_full_disk_at_the_very_end_leaves_a_resumable_folder(voc, tmp_path, mo
     put = type(out).put
 
     def full(self, name, data):
-        if name == contract.MANIFEST_NAME:
+        if name == MANIFEST_NAME:
             raise StorageError(f"{self.where(name)}: the disk is full") from OSError(errno.ENOSPC, "")
         put(self, name, data)
 
@@ -352,9 +353,9 @@ def test_a_full_disk_at_the_very_end_leaves_a_resumable_folder(voc, tmp_path, mo
         patch.setattr(type(out), "put", full)
         with pytest.raises(StorageError, match="the disk is full"):
             build_shards(plan_of(voc), out, num_workers=1)
-    with pytest.raises(contract.FormatError, match="no finished dataset"):
-        contract.read_manifest(out)
-    assert build_shards(plan_of(voc), out, num_workers=1) == contract.read_manifest(out)
+    with pytest.raises(FormatError, match="no finished dataset"):
+        read_manifest(out)
+    assert build_shards(plan_of(voc), out, num_workers=1) == read_manifest(out)
 
 
 def test_a_remote_destination_gets_the_same_bytes(voc, tmp_path):
@@ -362,7 +363,7 @@ def test_a_remote_destination_gets_the_same_bytes(voc, tmp_path):
     build_shards(plan_of(voc), local, num_workers=1)
     manifest = build_shards(plan_of(voc), remote, num_workers=1)
     assert {info.name: remote.read(info.name) for info in remote.list_files()} == contents(tmp_path / "out")
-    remote.delete(contract.MANIFEST_NAME)
+    remote.delete(MANIFEST_NAME)
     remote.delete(manifest.shards[0].name)
     assert build_shards(plan_of(voc), remote, num_workers=1) == manifest
     build_shards(plan_of(voc, 5), remote, num_workers=1, overwrite=True)
@@ -466,9 +467,7 @@ def test_any_records_survive_the_round_trip(tmp_path_factory, keys, data, sample
     rows = [
         row
         for shard in manifest.shards
-        for row in contract.decode_index(
-            contract.IMAGES, (root / "out" / shard.index_name).read_bytes(), "index"
-        ).to_pylist()
+        for row in contract.decode_index(IMAGES, (root / "out" / shard.index_name).read_bytes(), "index").to_pylist()
     ]
     for number, (record, found, row) in enumerate(zip(records, samples, rows, strict=True)):
         assert found["__key__"] == row["key"] == record.key

@@ -131,7 +131,7 @@ def test_a_failure_names_the_command_its_words_and_its_log(tmp_path: Path):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes where Linux shows them")
 def test_stopping_it_leaves_no_command_behind(tmp_path: Path):
     demo = subprocess.Popen(
-        [sys.executable, "-u", "-m", "cli", "demo", "--quick", "--out", str(tmp_path)],
+        [sys.executable, "-u", "-m", "msltrain", "demo", "--quick", "--out", str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

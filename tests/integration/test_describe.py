@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli import app
 from msldata.build.shards import build_shards, plan_build
 from msldata.build.writer import ShardWriter
 from msldata.contract.format import encode_target
@@ -19,6 +18,7 @@ from msldata.inspect.describe import FlagCount, LabelCount, LabelPair, Spread, d
 from msldata.masks.sources import select_mask_source
 from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage
+from msltrain.__main__ import app
 from tests.tinydata import build_masks
 
 THING = {"box": [0, 0, 1, 1], "difficult": False, "truncated": None, "occluded": None, "crowd": False}

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli import app
 from msldata.build.shards import build_shards, plan_build
 from msldata.inspect.doctor import PUBLISHED, Check, examine_raw, examine_shards
 from msldata.masks.sources import select_mask_source
 from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage, open_storage
+from msltrain.__main__ import app
 from tests.tinydata import build_masks, make_voc
 
 

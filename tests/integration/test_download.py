@@ -19,11 +19,11 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from cli import app
 from msldata.errors import BadInputError, StorageError, UserError
 from msldata.sources import download as module
 from msldata.sources.download import ARCHIVES, Archive, download, select_archives
 from msldata.sources.kinds import find_sources
+from msltrain.__main__ import app
 from tests import webserver
 from tests.tinydata import contents, make_voc
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cli import app
+from msltrain.__main__ import app
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import LargestObjects, Origin, Predictions, write_predictions
 

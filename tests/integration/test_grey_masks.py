@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import cli
 from msldata.contract.keepmask import decode_levels, resize_area
 from msldata.inspect.describe import describe
 from msldata.inspect.preview import load_preview, write_preview
@@ -21,6 +20,7 @@ from msldata.masks.plan import plan_masks
 from msldata.masks.plots import write_mask_plots
 from msldata.masks.sources import open_mask_source
 from msldata.storage import LocalStorage
+from msltrain.__main__ import app
 from tests.integration.test_build_masks import MASKS, all_files, png, rows
 from tests.tinydata import build_masks
 
@@ -142,14 +142,14 @@ def test_the_dry_run_of_the_command(tmp_path):
     for name, data in MASKS.items():
         (tmp_path / "source" / name).write_bytes(data)
     arguments = ["build-masks", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--workers", "1"]
-    result = CliRunner().invoke(cli.app, [*arguments, "--dry-run", "--buckets"])
+    result = CliRunner().invoke(app, [*arguments, "--dry-run", "--buckets"])
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "out").exists()
     assert "low: " in result.output and "holes-10-20: " in result.output and "nothing was written" in result.output
-    assert CliRunner().invoke(cli.app, [*arguments, "--no-binarize"]).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "--no-binarize"]).exit_code == 0
     assert '"binarize": false' in (tmp_path / "out" / "low" / "dataset.json").read_text()
-    again = CliRunner().invoke(cli.app, [*arguments, "--no-binarize", "--dry-run"])
+    again = CliRunner().invoke(app, [*arguments, "--no-binarize", "--dry-run"])
     assert again.exit_code == 0 and "low: " in again.output and ", finished already -> " in again.output
-    refused = CliRunner().invoke(cli.app, [*arguments, "--dry-run"])
+    refused = CliRunner().invoke(app, [*arguments, "--dry-run"])
     assert refused.exit_code == 2 and "finished dataset of another plan" in refused.output
-    assert CliRunner().invoke(cli.app, [*arguments, "--dry-run", "--overwrite"]).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "--dry-run", "--overwrite"]).exit_code == 0

@@ -75,7 +75,7 @@ def test_what_fails_is_named_and_the_rest_still_runs(tmp_path):
 PARENT = """
 import sys
 from pathlib import Path
-from msltrain.grid.workers import run_jobs
+from msltrain.grids.workers import run_jobs
 from tests.gridjobs import FakeJob
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

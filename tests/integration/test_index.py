@@ -15,7 +15,6 @@ import pytest
 import webdataset
 from typer.testing import CliRunner
 
-from cli import app
 from msldata.build import index_tars as module
 from msldata.build.index_tars import index_shards
 from msldata.build.shards import build_shards, plan_build
@@ -26,6 +25,7 @@ from msldata.inspect.preview import write_preview
 from msldata.inspect.verify import verify
 from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage, open_storage
+from msltrain.__main__ import app
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.shardset import open_shard_set

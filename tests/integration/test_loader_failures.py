@@ -194,7 +194,7 @@ def run(folder, code: str) -> subprocess.Popen:
         from msldata.storage import LocalStorage
         from msltrain.stream.config import StreamConfig
         from msltrain.stream.loader import Loader
-        from msltrain.stream.shardset import ShardSet, open_shard_set
+        from msltrain.stream.samples.shardset import ShardSet, open_shard_set
         loader = Loader(open_shard_set({str(folder)!r}), StreamConfig(image_size=24, batch_size=8, num_threads=2),
                         device="cpu", training=True)
         batches = iter(loader)

@@ -18,6 +18,7 @@ from msldata.contract.manifest import KEEP_MASKS, read_manifest
 from msldata.errors import UserError
 from msldata.masks.sources import GeneratedMasks, open_mask_source
 from msldata.storage import open_storage
+from msltrain.__main__ import app
 from tests.tinydata import build_masks
 
 
@@ -279,17 +280,15 @@ def test_real_masks_resized_to_448(sample, tmp_path):
 def test_the_command_says_what_was_there(nvidia_like, tmp_path):
     from typer.testing import CliRunner
 
-    import cli
-
     common = ["build-masks", "--source", str(nvidia_like), "--polarity", "hole-white", "--workers", "1"]
     official = [*common, "--out", str(tmp_path / "out"), "--order", "official", "--size", "32"]
-    result = CliRunner().invoke(cli.app, [*official, "--plots", str(tmp_path / "plots")])
+    result = CliRunner().invoke(app, [*official, "--plots", str(tmp_path / "plots")])
     assert result.exit_code == 0, result.output
     assert "low: 3 of the 1,000 files 00000–00999 are in the source" in result.output
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["contact-sheet.png", "hole-fractions.png"]
     assert {row["width"] for row in rows(tmp_path / "out", "heldout")} == {32}
-    result = CliRunner().invoke(cli.app, [*common, "--out", str(tmp_path / "buckets"), "--buckets"])
+    result = CliRunner().invoke(app, [*common, "--out", str(tmp_path / "buckets"), "--buckets"])
     assert "holes-00-10: left out" in result.output
     assert len(rows(tmp_path / "buckets", "holes-40-50")) == len(EDGES)
-    refused = CliRunner().invoke(cli.app, [*official, "--seed", "1"])
+    refused = CliRunner().invoke(app, [*official, "--seed", "1"])
     assert refused.exit_code == 2

@@ -159,7 +159,10 @@ def test_another_plan_is_refused_and_overwrite_starts_over(voc, tmp_path):
 
 def test_full_disk(voc, tmp_path):
     # A file-size limit stops the write in the middle, as a full disk does, without needing one.
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); import cli; cli.main()"
+    limit = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); "
+        "from msltrain.__main__ import main; main()"
+    )
     result = subprocess.run(
         [sys.executable, "-c", limit, "build-shards", "--split", "trainval", "--workers", "1"],
         cwd=tmp_path,

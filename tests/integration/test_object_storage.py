@@ -7,13 +7,13 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-import cli
 from msldata.storage import open_storage
+from msltrain.__main__ import app
 from tests.tinydata import make_voc
 
 
 def msl(*arguments: object) -> None:
-    result = CliRunner().invoke(cli.app, list(map(str, arguments)))
+    result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli import app
+from msltrain.__main__ import app
 from msltrain.use.predict import predict_images
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli import app
 from msldata.build.shards import build_shards, plan_build
 from msldata.contract.keepmask import hole_fraction
 from msldata.contract.manifest import FormatError
@@ -26,6 +25,7 @@ from msldata.inspect.tiles import Box, Label, Preview, Tile
 from msldata.masks.sources import GeneratedMasks, select_mask_source
 from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage, open_storage
+from msltrain.__main__ import app
 from tests.tinydata import build_masks, make_voc
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cli import app
 from msldata.contract.manifest import MANIFEST_NAME
+from msltrain.__main__ import app
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.stream.config import StreamConfig
 from tests.integration.test_evaluate import write_checkpoint

@@ -24,7 +24,7 @@ RAY = Engine("ray")
 @pytest.fixture(scope="module")
 def cluster():
     """One cluster for all tests: starting one takes seconds."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'msl-shards[ray]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'msltrain[ray]'")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         address="local",
@@ -75,12 +75,12 @@ def test_a_task_that_kills_every_worker_is_given_up_with_the_way_on(cluster):
 
 def test_without_ray_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"Ray is not installed here; run: pip install 'msl-shards\[ray\]'"):
+    with pytest.raises(UserError, match=r"Ray is not installed here; run: pip install 'msltrain\[ray\]'"):
         run_tasks(square, range(3), engine=RAY)
 
 
 def test_a_cluster_out_of_reach_is_said_at_once(monkeypatch):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'msl-shards[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'msltrain[ray]'")
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(UserError, match=r"--ray-address 127\.0\.0\.1:1: no Ray cluster answers there"):
         run_tasks(square, range(3), engine=Engine("ray", "127.0.0.1:1"))
@@ -88,7 +88,7 @@ def test_a_cluster_out_of_reach_is_said_at_once(monkeypatch):
 
 def test_the_command_starts_a_cluster_of_its_own(tmp_path):
     """``--engine ray`` without an address: started, used and stopped within one command."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'msl-shards[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'msltrain[ray]'")
     source = make_voc(tmp_path / "datasets", 5)
     for engine in ("local", "ray"):
         command = ["build-shards", "--dataset", "voc2007", "--source", source, "--split", "test", "--engine", engine]

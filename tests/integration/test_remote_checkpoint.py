@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import cli
 from msldata.errors import UserError
 from msldata.storage import open_storage
+from msltrain.__main__ import app
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from msltrain.measures.predictions import read_predictions
 from msltrain.recipes.paper import BASELINE_LOSS
@@ -112,7 +112,7 @@ def test_mistakes_name_the_place(remote: str):
 
 def test_the_commands_take_a_url(remote: str, run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def invoke(*arguments: object) -> str:
-        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
         return result.output
 

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from cli import app
 from msldata.build.shards import build_shards, plan_build
 from msldata.errors import BadInputError, UserError
 from msldata.sources.kinds import open_source, select_sources
 from msldata.storage import LocalStorage
+from msltrain.__main__ import app
 from tests import webserver
 from tests.tinydata import contents, jpeg, make_coco, make_voc
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cli import app
+from msltrain.__main__ import app
 from msltrain.config import to_json
 from msltrain.measures.metrics import SUMMARY, compute_metrics
 from msltrain.measures.predictions import read_predictions, write_predictions

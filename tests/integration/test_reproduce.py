@@ -24,7 +24,7 @@ from msltrain.reproduce.smoke import smoke_places, tiny
 from msltrain.reproduce.write_comparison import write_report
 from tests.tinydata import contents
 
-COMMAND = [sys.executable, "-u", "-m", "cli", "reproduce", "--scale", "smoke", "--out"]
+COMMAND = [sys.executable, "-u", "-m", "msltrain", "reproduce", "--scale", "smoke", "--out"]
 NUM_JOBS = 48
 
 

@@ -340,7 +340,7 @@ def test_an_unknown_kind_is_said(place, tmp_path):
 
 
 def test_the_command(place, tmp_path):
-    from cli import app
+    from msltrain.__main__ import app
 
     arguments = [
         "robustness",

@@ -16,9 +16,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import cli
 from msldata.errors import StorageError, UserError
 from msldata.storage import RemoteStorage, open_storage
+from msltrain.__main__ import app
 from msltrain.config import (
     DataConfig,
     ModelConfig,
@@ -217,14 +217,14 @@ def test_the_command_takes_protocol_seeds_and_resume(config: TrainConfig, tmp_pa
     arguments += ["--run", str(tmp_path), "--seeds", "3,4", "--paper-protocol", "--gpus", "1"]
     for name in ("stream.image_size=32", "optim.num_epochs=1", "stream.num_threads=1", "run.device=cpu"):
         arguments += ["--set", name]
-    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    assert CliRunner().invoke(app, arguments).exit_code == 0
     stored = from_json((tmp_path / "seed4" / "config.json").read_text())
     assert (stored.run.seed, stored.data.validation_fraction) == (4, 0)
     assert names(tmp_path / "seed4" / "checkpoints") == ["last"]
-    again = CliRunner().invoke(cli.app, arguments)
+    again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 2 and "holds a run already" in " ".join(again.output.split())
-    assert CliRunner().invoke(cli.app, [*arguments, "--resume", "auto"]).exit_code == 0
-    elsewhere = CliRunner().invoke(cli.app, [*arguments, "--run", str(tmp_path / "new"), "--resume", "must"])
+    assert CliRunner().invoke(app, [*arguments, "--resume", "auto"]).exit_code == 0
+    elsewhere = CliRunner().invoke(app, [*arguments, "--run", str(tmp_path / "new"), "--resume", "must"])
     assert elsewhere.exit_code == 2 and "no run to continue" in " ".join(elsewhere.output.split())
 
 

@@ -15,8 +15,8 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-import cli
 from msldata.errors import UserError
+from msltrain.__main__ import app
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from msltrain.evaluation.evaluate import evaluate
 from msltrain.measures.predictions import read_predictions
@@ -200,7 +200,7 @@ def place(request, folder, s3, tmp_path) -> list[str]:
 
 
 def msl(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, list(map(str, arguments)))
+    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 def test_evaluate_lists_them_or_stops_at_the_first(place, run, tmp_path):

@@ -34,9 +34,9 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 import msltrain.training.trainer
 from msltrain.config import from_json
-from msltrain.interrupt import Interrupted
-from msltrain.learner import Learner
-from msltrain.sharding import own_parts
+from msltrain.hosts.interrupt import Interrupted
+from msltrain.training.learner import Learner
+from msltrain.training.sharding import own_parts
 
 class Observed(Learner):
     def __init__(self, *args):

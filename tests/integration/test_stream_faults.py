@@ -21,9 +21,9 @@ from statistics import median
 import pytest
 from typer.testing import CliRunner
 
-import cli
 from msldata.errors import StorageError
 from msldata.storage import RemoteStorage
+from msltrain.__main__ import app
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
@@ -147,7 +147,7 @@ def test_a_wrong_place_is_said_in_one_line_at_once(url, tmp_path, monkeypatch, c
     else:
         arguments += ["--checkpoint", str(write_checkpoint(tmp_path / "run", CLASSES)), "--device", "cpu"]
     began = time.monotonic()
-    result = CliRunner().invoke(cli.app, arguments)
+    result = CliRunner().invoke(app, arguments)
     assert time.monotonic() - began < 10
     assert result.exit_code == 2, result.output
     message = " ".join(result.output.split())
@@ -159,7 +159,7 @@ def test_killed_processes_leave_nothing_that_blocks_the_next(folder, url, s3, tm
     s3.proxy.stall_seconds = 1.0
     program = f"""
         import os
-        from msltrain.stream.shardset import open_shard_set
+        from msltrain.stream.samples.shardset import open_shard_set
         from tests.integration.test_stream_faults import batches, make
         os.fork()  # two ranks for the time of one start
         batches(make(open_shard_set({url!r}), {str(tmp_path)!r}))
@@ -190,7 +190,7 @@ SOAK = """
     import hashlib, json, os, sys
     from dataclasses import replace
     from msldata.errors import UserError
-    from msltrain.stream.shardset import open_shard_set
+    from msltrain.stream.samples.shardset import open_shard_set
     from tests.integration.test_stream_faults import batches, make
 
     url, cache, num_epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])

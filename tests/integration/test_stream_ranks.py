@@ -34,9 +34,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn
 
-from msltrain.distributed import process_group
+from msltrain.hosts.distributed import process_group
 from msltrain.stream.loader import Loader
-from msltrain.stream.shardset import open_shard_set
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.integration.test_stream_ranks import CONFIG
 from tests.stores import free_port
 

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from cli import app
 from msldata.build.shards import build_shards, plan_build
 from msldata.build.writer import ShardWriter
 from msldata.contract.format import decode_index, decode_shard_metadata, encode_index, encode_json, encode_target
@@ -28,6 +27,7 @@ from msldata.inspect.verify import Finding, verify
 from msldata.masks.sources import select_mask_source
 from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage, open_storage
+from msltrain.__main__ import app
 from tests.tinydata import build_masks, jpeg, make_voc
 
 FIRST = "voc2007-test-000000.tar"

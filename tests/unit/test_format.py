@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from msldata.contract import format as contract
+from msldata.contract.manifest import IMAGES, KEEP_MASKS, FormatError, Manifest, ShardInfo, read_manifest
+from msldata.contract.publish import reader_files, write_manifest
 from msldata.storage import LocalStorage
 
-SHARD = contract.ShardInfo(name="voc2007-test-000000.tar", num_samples=2, num_bytes=10240, sha256="ab" * 32)
-MANIFEST = contract.Manifest(
-    kind=contract.IMAGES,
+SHARD = ShardInfo(name="voc2007-test-000000.tar", num_samples=2, num_bytes=10240, sha256="ab" * 32)
+MANIFEST = Manifest(
+    kind=IMAGES,
     dataset="voc2007",
     split="test",
     classes=("cat", "dog"),
@@ -48,61 +50,61 @@ ROW = {
 
 def test_manifest_round_trip(tmp_path):
     storage = LocalStorage(tmp_path)
-    contract.write_manifest(storage, MANIFEST)
-    assert contract.read_manifest(storage) == MANIFEST
+    write_manifest(storage, MANIFEST)
+    assert read_manifest(storage) == MANIFEST
     assert MANIFEST.num_samples == 2
 
 
 def test_fingerprint_follows_the_bytes():
-    other = contract.ShardInfo(name=SHARD.name, num_samples=2, num_bytes=10240, sha256="ac" * 32)
-    changed = contract.Manifest(kind="images", dataset="voc2007", split="test", shards=(other,))
+    other = ShardInfo(name=SHARD.name, num_samples=2, num_bytes=10240, sha256="ac" * 32)
+    changed = Manifest(kind="images", dataset="voc2007", split="test", shards=(other,))
     assert changed.fingerprint != MANIFEST.fingerprint
 
 
 def test_edited_manifest_is_refused():
     content = json.loads(MANIFEST.to_json())
     content["shards"][0]["sha256"] = "ff" * 32
-    with pytest.raises(contract.FormatError, match="fingerprint"):
-        contract.Manifest.from_json(json.dumps(content).encode(), "dataset.json")
+    with pytest.raises(FormatError, match="fingerprint"):
+        Manifest.from_json(json.dumps(content).encode(), "dataset.json")
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"fingerprint": 1, "num_samples": 2}', b"\xff\xfe"])
 def test_not_a_manifest(data):
-    with pytest.raises(contract.FormatError, match="not a manifest"):
-        contract.Manifest.from_json(data, "x/dataset.json")
+    with pytest.raises(FormatError, match="not a manifest"):
+        Manifest.from_json(data, "x/dataset.json")
 
 
 def test_another_schema_version_says_what_to_do():
     content = json.loads(MANIFEST.to_json()) | {"schema_version": 99}
-    with pytest.raises(contract.FormatError, match=r"schema version 99.*build-shards"):
-        contract.Manifest.from_json(json.dumps(content).encode(), "dataset.json")
+    with pytest.raises(FormatError, match=r"schema version 99.*build-shards"):
+        Manifest.from_json(json.dumps(content).encode(), "dataset.json")
 
 
 def test_missing_manifest_points_at_datasets_below(tmp_path):
-    contract.write_manifest(LocalStorage(tmp_path / "voc2007" / "test"), MANIFEST)
-    with pytest.raises(contract.FormatError, match=r"did you mean .*voc2007/test"):
-        contract.read_manifest(LocalStorage(tmp_path))
+    write_manifest(LocalStorage(tmp_path / "voc2007" / "test"), MANIFEST)
+    with pytest.raises(FormatError, match=r"did you mean .*voc2007/test"):
+        read_manifest(LocalStorage(tmp_path))
 
 
 def test_index_round_trip():
-    data = contract.encode_index(contract.IMAGES, [ROW], SHARD, plan="cd" * 32)
-    table = contract.decode_index(contract.IMAGES, data, "x.parquet")
+    data = contract.encode_index(IMAGES, [ROW], SHARD, plan="cd" * 32)
+    table = contract.decode_index(IMAGES, data, "x.parquet")
     assert table.to_pylist() == [ROW]
     assert table.schema.remove_metadata().equals(contract.IMAGE_INDEX_SCHEMA.remove_metadata())
     assert contract.decode_shard_metadata(data, "x.parquet") == (SHARD, "cd" * 32)
 
 
 def test_index_bytes_are_deterministic():
-    encode = [contract.encode_index(contract.IMAGES, [ROW], SHARD, plan="p") for _ in range(2)]
+    encode = [contract.encode_index(IMAGES, [ROW], SHARD, plan="p") for _ in range(2)]
     assert encode[0] == encode[1]
 
 
 def test_damaged_index_is_named():
-    data = contract.encode_index(contract.IMAGES, [ROW], SHARD, plan="p")
-    with pytest.raises(contract.FormatError, match=r"x\.parquet"):
-        contract.decode_index(contract.IMAGES, data[: len(data) // 2], "x.parquet")
-    with pytest.raises(contract.FormatError, match="lacks the columns hole_fraction, source"):
-        contract.decode_index(contract.KEEP_MASKS, data, "x.parquet")
+    data = contract.encode_index(IMAGES, [ROW], SHARD, plan="p")
+    with pytest.raises(FormatError, match=r"x\.parquet"):
+        contract.decode_index(IMAGES, data[: len(data) // 2], "x.parquet")
+    with pytest.raises(FormatError, match="lacks the columns hole_fraction, source"):
+        contract.decode_index(KEEP_MASKS, data, "x.parquet")
 
 
 def test_target_is_a_plain_npy():
@@ -112,7 +114,7 @@ def test_target_is_a_plain_npy():
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "a b", "x" * 90, "line\nbreak"])
 def test_bad_keys_are_refused(key):
-    with pytest.raises(contract.FormatError):
+    with pytest.raises(FormatError):
         contract.check_key(key)
 
 
@@ -121,6 +123,6 @@ def test_longest_key_fits():
 
 
 def test_reader_files_count_samples():
-    files = contract.reader_files(MANIFEST)
+    files = reader_files(MANIFEST)
     assert json.loads(files["sizes.json"]) == {SHARD.name: 2}
     assert json.loads(files["_info.json"])["splits"]["test"]["shard_lengths"] == [2]

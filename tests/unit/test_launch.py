@@ -44,12 +44,12 @@ def test_the_command_and_its_restarts_reach_torchrun(no_torchrun: list[list[str]
 def test_only_a_run_that_may_go_on_is_started_again(monkeypatch: pytest.MonkeyPatch, resume, restarts):
     from typer.testing import CliRunner
 
-    import cli
-
     asked = []
     monkeypatch.setattr(launch, "num_processes", lambda gpus: 2)
     monkeypatch.setattr(launch, "launch", lambda argv, processes, *, max_restarts: asked.append(max_restarts) or 0)
-    CliRunner().invoke(cli.app, ["train", "--recipe", "smoke", *(["--resume", resume] if resume else [])])
+    from msltrain.__main__ import app
+
+    CliRunner().invoke(app, ["train", "--recipe", "smoke", *(["--resume", resume] if resume else [])])
     assert asked == [restarts]
 
 
@@ -63,7 +63,7 @@ def test_sigterm_is_passed_on(tmp_path: Path):
     )
     parent = (
         "import subprocess, sys\n"
-        "from msltrain import launch\n"
+        "from msltrain.hosts import launch\n"
         "really = subprocess.Popen\n"
         f"subprocess.Popen = lambda *_: really([sys.executable, '-c', {child!r}])\n"
         "sys.exit(launch.launch(['cli.py'], 2))"

@@ -13,6 +13,7 @@ from PIL import Image
 from msldata.build.image import Placement, Resize, parse_resize, prepare_image
 from msldata.build.shards import build_shards, plan_build
 from msldata.contract import format as contract
+from msldata.contract.manifest import IMAGES
 from msldata.contract.records import ObjectRecord, Record
 from msldata.errors import UserError
 from msldata.sources.kinds import open_source
@@ -186,7 +187,7 @@ def test_a_build_moves_the_boxes_in_index_and_json(tmp_path):
     assert (manifest.options["resize"], manifest.options["resize_quality"]) == ("shorter=24", 95)
     assert manifest.counts["transcoded"] == 8
     (shard,) = manifest.shards
-    rows = contract.decode_index(contract.IMAGES, (tmp_path / "out" / shard.index_name).read_bytes(), "x").to_pylist()
+    rows = contract.decode_index(IMAGES, (tmp_path / "out" / shard.index_name).read_bytes(), "x").to_pylist()
     for found, row in zip(read_samples(tmp_path / "out", manifest), rows, strict=True):
         meta = json.loads(found["json"])
         (entry,) = meta["objects"]

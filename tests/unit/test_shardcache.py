@@ -54,7 +54,7 @@ def other_process(source: RemoteFolder, folder: Path, code: str) -> subprocess.P
     program = f"""
         import sys, threading, time
         from pathlib import Path
-        from msltrain.stream.cache import ShardCache
+        from msltrain.stream.reading.cache import ShardCache
         from tests.remotefolder import RemoteFolder
         from tests.unit.test_shardcache import info
         source, cache = RemoteFolder(Path({str(source.root)!r})), ShardCache({str(folder)!r}, 250_000)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import cli
 import msltrain.training.trainer
 from msldata.console import gigabytes
 from msldata.errors import UserError
+from msltrain.__main__ import app
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.order.plan import EpochPlan
 
@@ -73,8 +73,8 @@ def test_options_of_train_reach_the_config(monkeypatch, tmp_path):
     monkeypatch.setattr(msltrain.training.trainer, "train", train)
     command = ["train", "--recipe", "smoke", "--gpus", "1", "--run", str(tmp_path)]
     options = ["--cache", "/fast/disk", "--cache-limit", "750MB", "--on-sample-error", "skip"]
-    CliRunner().invoke(cli.app, [*command, *options])
-    CliRunner().invoke(cli.app, [*command, *options, "--set", "stream.cache_limit_gb=3"])
-    CliRunner().invoke(cli.app, command)
+    CliRunner().invoke(app, [*command, *options])
+    CliRunner().invoke(app, [*command, *options, "--set", "stream.cache_limit_gb=3"])
+    CliRunner().invoke(app, command)
     found = [(c.stream.cache, c.stream.cache_limit_gb, c.stream.on_sample_error) for c in given_config]
     assert found == [(str(Path("/fast/disk")), 0.75, "skip"), ("/fast/disk", 3.0, "skip"), ("", 50.0, "fail")]

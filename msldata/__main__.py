@@ -1,0 +1,29 @@
+"""``python -m msldata``: the data commands alone, for machines without torch."""
+
+from __future__ import annotations
+
+from msldata.commands import build, inspect
+from msldata.commands.program import make_program
+
+DATA_COMMANDS = (
+    build.download,
+    build.build_shards,
+    build.build_masks,
+    build.index,
+    inspect.verify,
+    inspect.info,
+    inspect.preview,
+    inspect.doctor,
+    build.synthesize,
+)
+
+app = make_program("Labelled photographs and irregular masks in, WebDataset shards out.", {"Data": DATA_COMMANDS})
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="python -m msldata")
+
+
+if __name__ == "__main__":
+    main()
