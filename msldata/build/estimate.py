@@ -6,14 +6,15 @@ import hashlib
 import time
 import zlib
 from dataclasses import dataclass
+
 from msldata.build.folder import BuildFolder
 from msldata.build.plan import BuildPlan
-from msldata.workers.processes import available_cpus
-from msldata.errors import BadInputError, UserError
-from msldata.contract.records import Record
 from msldata.build.sample import SampleMaker
+from msldata.contract.records import Record
 from msldata.contract.tar import tar_member_bytes
+from msldata.errors import BadInputError, UserError
 from msldata.storage import Storage
+from msldata.workers.processes import available_cpus
 
 _NUM_TIMED = 64
 _MAX_SECONDS = 3.0

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
-from msldata.errors import UserError
-from msldata.contract.manifest import MANIFEST_NAME, FormatError, Manifest, ShardInfo, index_name, read_manifest
+
 from msldata.contract.format import decode_shard_metadata, decode_shard_report, encode_json
-from msldata.storage.lock import RemoteLock, remote_lock
+from msldata.contract.manifest import MANIFEST_NAME, FormatError, Manifest, ShardInfo, index_name, read_manifest
+from msldata.contract.publish import write_manifest
+from msldata.errors import UserError
 from msldata.storage import PART_SUFFIX, FileInfo, Storage, clear_local_errors
+from msldata.storage.lock import RemoteLock, remote_lock
 
 QUARANTINE_NAME = "quarantine.jsonl"
 _READERS = frozenset({"_info.json", "sizes.json", "croissant.json"})
@@ -45,11 +47,6 @@ class BuildFolder:
         self.shard_names = tuple(shard_names)
         self.plan = plan
         self._remote: RemoteLock | None = None
-
-    def check_claim(self) -> None:
-        """To be asked before the manifest: raises UserError when another build has taken the folder over."""
-        if self._remote is not None:
-            self._remote.check()
 
     @contextmanager
     def claim(self, *, shared: bool = False) -> Iterator[None]:
@@ -150,7 +147,34 @@ class BuildFolder:
                 noted[_noted_name(name)] = FinishedShard(None, note["report"])
         return noted
 
-    def settle(self) -> None:
+    def withdraw(self) -> None:
+        """Make the folder no dataset again, before a shard of it is written: the opposite of ``publish``."""
+        self.out.delete(MANIFEST_NAME)
+        self.out.delete(QUARANTINE_NAME)
+
+    def publish(self, manifest: Manifest, quarantined: Sequence[Mapping[str, str]] = ()) -> None:
+        """Make the folder a dataset, once all its shards are there: the one way in which any build ends.
+
+        The ledger of what was left out comes first, the manifest last.
+
+        Args:
+            quarantined: ``file`` and ``reason`` of everything that the build left out.
+
+        Raises:
+            UserError: another build has taken the folder over. StorageError: it cannot be written.
+        """
+        self.list_quarantined(quarantined)
+        self._settle()
+        if self._remote is not None:
+            self._remote.check()
+        write_manifest(self.out, manifest)
+
+    def list_quarantined(self, quarantined: Sequence[Mapping[str, str]]) -> None:
+        """Write the ledger of what was left out, if anything was."""
+        if quarantined:
+            self.out.put(QUARANTINE_NAME, b"".join(encode_json(entry) + b"\n" for entry in quarantined))
+
+    def _settle(self) -> None:
         """Force the names of the shards to disk, so that no manifest survives a power failure that they do not.
 
         What remembers unusable shards is deleted.

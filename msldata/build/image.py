@@ -5,19 +5,18 @@ With a ``Resize`` it is made smaller from the decoded original, and turned uprig
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-from msldata.errors import UserError
-from msldata.contract.records import ObjectRecord
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
+
 import simplejpeg
 
+from msldata.contract.records import ObjectRecord
+from msldata.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image

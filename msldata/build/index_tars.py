@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
-from msldata.build.folder import QUARANTINE_NAME, BuildFolder, FinishedShard
-from msldata.workers.engine import run_tasks
-from msldata.errors import BadInputError, UserError
+
+from msldata.build.folder import BuildFolder, FinishedShard
 from msldata.build.other_tars import AUTO, LabelRule, find_rule, local_tar, parse_rule, scan, scan_labels
+from msldata.build.shards import label_histogram
+from msldata.contract.format import decode_index, decode_shard_metadata, decode_shard_report, encode_index, encode_json
 from msldata.contract.manifest import (
     IMAGES,
     MANIFEST_NAME,
@@ -23,10 +24,10 @@ from msldata.contract.manifest import (
     index_name,
     read_manifest,
 )
-from msldata.contract.format import decode_index, decode_shard_metadata, decode_shard_report, encode_index, encode_json
-from msldata.contract.publish import write_manifest
+from msldata.errors import BadInputError, UserError
 from msldata.sources.source import check_name
 from msldata.storage import FileInfo, Storage
+from msldata.workers.engine import run_tasks
 
 FOREIGN = "tars of another program"
 """What the provenance of an indexed dataset says of its source."""
@@ -99,7 +100,8 @@ def index_shards(
     asked = {"labels_from": str(rule), "classes": list(classes or ()), "on_error": on_error}
     sizes = {info.name: info.size for info in files}
     plan = hashlib.sha256(encode_json({"dataset": name, "split": split, "tars": sizes, **asked})).hexdigest()
-    with BuildFolder(out, [info.name for info in files], plan).claim():
+    folder = BuildFolder(out, [info.name for info in files], plan)
+    with folder.claim():
         manifest = _finished(out, plan, overwrite)
         if manifest is not None:
             return manifest
@@ -108,8 +110,7 @@ def index_shards(
         kept = _kept_shards(out, files, plan)
         if overwrite:
             kept = {}
-        out.delete(MANIFEST_NAME)
-        out.delete(QUARANTINE_NAME)
+        folder.withdraw()
         tasks = [
             IndexTask(tars, out, info.name, info.size, rule, tuple(classes or ()), plan, on_error)
             for info in files
@@ -129,7 +130,7 @@ def index_shards(
         finished = kept | dict(zip((task.name for task in todo), written, strict=True))
         shards = [finished[info.name] for info in files]
         _refuse_duplicates(out, shards)
-        return _finish(out, name, split, known, rule, plan, on_error, shards)
+        return _finish(folder, name, split, known, rule, on_error, shards)
 
 
 def tasks_of(folder: Storage, manifest: Manifest) -> list[IndexTask]:
@@ -276,41 +277,33 @@ def _refuse_duplicates(out: Storage, shards: Sequence[FinishedShard]) -> None:
 
 
 def _finish(
-    out: Storage,
+    folder: BuildFolder,
     name: str,
     split: str,
     classes: tuple[str, ...],
     rule: LabelRule,
-    plan: str,
     on_error: OnError,
     shards: Sequence[FinishedShard],
 ) -> Manifest:
     reports = [shard.report for shard in shards]
     quarantined = [entry for report in reports for entry in report["quarantined"]]
-    if quarantined:
-        out.put(QUARANTINE_NAME, b"".join(encode_json(entry) + b"\n" for entry in quarantined))
-    positive, ignored = (
-        [sum(counts) for counts in zip(*(report[column] for report in reports), strict=True)]
-        for column in ("positive", "ignored")
-    )
+    labels = label_histogram(classes, reports)
     manifest = Manifest(
         kind=IMAGES,
         dataset=name,
         split=split,
         classes=classes,
         shards=tuple(shard.info for shard in shards if shard.info is not None),
-        label_histogram={
-            label: {"positive": positive[number], "ignored": ignored[number]} for number, label in enumerate(classes)
-        },
+        label_histogram=labels,
         counts={
             "objects": sum(report["objects"] for report in reports),
-            "ignored_labels": sum(ignored),
+            "ignored_labels": sum(counts["ignored"] for counts in labels.values()),
             "quarantined": len(quarantined),
         },
         options={"labels_from": str(rule), "on_error": on_error},
         provenance={"source": FOREIGN},
         licence="Not stated by the tars; whoever made them states it.",
-        plan=plan,
+        plan=folder.plan,
     )
-    write_manifest(out, manifest)
+    folder.publish(manifest, quarantined)
     return manifest

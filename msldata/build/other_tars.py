@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
 import numpy as np
-from msldata.errors import BadInputError, UserError
-from msldata.contract.format import META_SUFFIX, TARGET_SUFFIX
+
 from msldata.build.image import check_jpeg
-from msldata.storage import Storage
+from msldata.contract.format import META_SUFFIX, TARGET_SUFFIX
 from msldata.contract.tar import DamagedTar, TarMember, walk_any_tar
+from msldata.errors import BadInputError, UserError
+from msldata.storage import Storage
 
 AUTO = "auto"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg")

@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from msldata.errors import UserError
-from msldata.contract.manifest import SCHEMA_VERSION, shard_name
+
+from msldata.build.image import TRANSCODE_QUALITY, Resize
 from msldata.contract.format import check_key, encode_json
-from msldata.build.image import TRANSCODE_QUALITY
+from msldata.contract.manifest import SCHEMA_VERSION, shard_name
 from msldata.contract.records import ObjectRecord, Record
-from msldata.build.image import Resize
+from msldata.errors import UserError
 from msldata.sources.kinds import Source
 from msldata.storage import Storage
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from msldata.errors import BadInputError, UserError
+
+from msldata.build.image import Resize, prepare_image
 from msldata.contract.format import IMAGE_SUFFIX, META_SUFFIX, TARGET_SUFFIX, encode_target
-from msldata.build.image import prepare_image
 from msldata.contract.records import Record
-from msldata.build.image import Resize
+from msldata.errors import BadInputError, UserError
 from msldata.storage import Storage
 
 _FLAG = {None: "null", False: "false", True: "true"}

@@ -7,18 +7,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder, FinishedShard
-from msldata.build.plan import BuildPlan, ShardTask, plan_build
-from msldata.workers.engine import LOCAL, Engine, run_tasks
-from msldata.errors import BadInputError, UserError
-from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, index_name
-from msldata.contract.format import encode_json
-from msldata.contract.publish import write_manifest
 from msldata.build.image import Resize
+from msldata.build.plan import BuildPlan, ShardTask, plan_build
 from msldata.build.sample import SampleMaker
 from msldata.build.writer import ShardWriter
+from msldata.contract.manifest import IMAGES, Manifest, index_name
+from msldata.errors import BadInputError, UserError
 from msldata.storage import Storage
+from msldata.workers.engine import LOCAL, Engine, run_tasks
 
 __all__ = ["BuildPlan", "Part", "build_part", "build_shards", "finish_build", "plan_build"]
 
@@ -192,9 +191,7 @@ def _write_missing(
         raise UserError(f"on_error is '{on_error}'; known are: fail, skip")
     found = folder.finished_shards([task.name for task in tasks])
     kept = {name: shard for name, shard in found.items() if not shard.report["quarantined"]}
-    # Both speak of a whole dataset; until the last shard is there, this is none.
-    folder.out.delete(MANIFEST_NAME)
-    folder.out.delete(QUARANTINE_NAME)
+    folder.withdraw()
     missing = [task for task in tasks if task.name not in kept]
     total = sum(task.num_samples for task in tasks)
     done = total - sum(task.num_samples for task in missing)
@@ -214,32 +211,29 @@ def _write_missing(
 
 def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, FinishedShard]) -> Manifest:
     """Publish the ledger of bad images and the manifest of all shards together."""
-    out, shards = folder.out, [finished[task.name] for task in plan.shards]
+    shards = [finished[task.name] for task in plan.shards]
     reports = [shard.report for shard in shards]
     quarantined = [entry for report in reports for entry in report["quarantined"]]
-    if quarantined:
-        out.put(QUARANTINE_NAME, b"".join(encode_json(entry) + b"\n" for entry in quarantined))
     infos = tuple(shard.info for shard in shards if shard.info is not None)
     if not infos:
+        folder.list_quarantined(quarantined)
         raise UserError(
-            f"{plan.images.url}: none of the {len(quarantined)} images is usable; {out.where(QUARANTINE_NAME)} lists "
+            f"{plan.images.url}: none of the {len(quarantined)} images is usable; "
+            f"{folder.out.where(QUARANTINE_NAME)} lists "
             "the reasons"
         )
-    positive = [sum(counts) for counts in zip(*(report["positive"] for report in reports), strict=True)]
-    ignored = [sum(counts) for counts in zip(*(report["ignored"] for report in reports), strict=True)]
+    labels = label_histogram(plan.classes, reports)
     manifest = Manifest(
         kind=IMAGES,
         dataset=plan.dataset,
         split=plan.split,
         classes=plan.classes,
         shards=infos,
-        label_histogram={
-            name: {"positive": positive[index], "ignored": ignored[index]} for index, name in enumerate(plan.classes)
-        },
+        label_histogram=labels,
         counts={
             **plan.counts,
             "objects": sum(report["objects"] for report in reports),
-            "ignored_labels": sum(ignored),
+            "ignored_labels": sum(counts["ignored"] for counts in labels.values()),
             "transcoded": sum(report["transcoded"] for report in reports),
             "quarantined": len(quarantined),
         },
@@ -248,10 +242,17 @@ def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, Finishe
         licence=plan.licence,
         plan=plan.digest,
     )
-    folder.settle()
-    folder.check_claim()
-    write_manifest(out, manifest)
+    folder.publish(manifest, quarantined)
     return manifest
+
+
+def label_histogram(classes: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Positive and ignored samples of each class, from the reports of all shards."""
+    positive, ignored = (
+        [sum(counts) for counts in zip(*(report[column] for report in reports), strict=True)]
+        for column in ("positive", "ignored")
+    )
+    return {name: {"positive": positive[k], "ignored": ignored[k]} for k, name in enumerate(classes)}
 
 
 @contextmanager

@@ -11,17 +11,15 @@ import hashlib
 import mmap
 import os
 import queue
-import threading
-from collections.abc import Sequence
-from pathlib import Path
-import os
 import secrets
 import shutil
 import tempfile
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
 from msldata.contract.format import encode_index
 from msldata.contract.manifest import ShardInfo, index_name
 from msldata.contract.tar import BLOCK_BYTES, END_BYTES, padding, tar_header

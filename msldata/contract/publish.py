@@ -1,20 +1,18 @@
-"""``croissant.json``: a dataset in the words of MLCommons Croissant 1.1, for catalogues and for loaders that know it.
+"""The last files of a dataset: those that other programs look for, and ``dataset.json``, which makes it complete.
 
-It says what the manifest says and nothing of time or place, so equal datasets have equal files. A record is an image
-from a tar, joined by its key with its row of the sample index.
+``croissant.json`` describes it in the words of MLCommons Croissant 1.1, for catalogues and loaders that know it: what
+the manifest says and nothing of time or place, so equal datasets have equal files. A record is an image from a tar,
+joined by its key with its row of the sample index.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from msldata.contract.manifest import MANIFEST_NAME
+from msldata.contract.manifest import MANIFEST_NAME, Manifest
 from msldata.storage import Storage
-
-if TYPE_CHECKING:
-    from msldata.contract.manifest import Manifest
 
 CROISSANT_NAME = "croissant.json"
 

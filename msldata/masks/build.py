@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from msldata.build.folder import QUARANTINE_NAME, BuildFolder
+from msldata.build.folder import BuildFolder
 from msldata.build.writer import ShardWriter
-from msldata.contract.format import encode_json
-from msldata.contract.manifest import KEEP_MASKS, MANIFEST_NAME, Manifest, ShardInfo
-from msldata.contract.publish import write_manifest
+from msldata.contract.manifest import KEEP_MASKS, Manifest, ShardInfo
 from msldata.errors import BadInputError
 from msldata.masks.plan import MaskPlan, MaskShardTask, PlannedSubset, Progress
-from msldata.storage import Storage
 from msldata.workers.engine import run_tasks
 
 
@@ -86,9 +83,7 @@ def _write(
         kept = [subset.folder.finished_shards() for subset in unfinished]
         infos = {name: shard.info for shards in kept for name, shard in shards.items() if shard.info is not None}
         for subset in unfinished:
-            # Both speak of a whole dataset; until the last shard is there, this is none.
-            subset.folder.out.delete(MANIFEST_NAME)
-            subset.folder.out.delete(QUARANTINE_NAME)
+            subset.folder.withdraw()
         missing = [task for subset in unfinished for task in subset.tasks if task.name not in infos]
         done, total = 0, sum(len(task.samples) for task in missing)
 
@@ -100,9 +95,8 @@ def _write(
 
         infos |= {info.name: info for info in run_tasks(_write_shard, missing, num_workers, count)}
         for subset in unfinished:
-            subset.folder.check_claim()
             manifest = replace(subset.draft, shards=tuple(infos[task.name] for task in subset.tasks))
-            _publish(subset.folder.out, manifest, rejected)
+            subset.folder.publish(manifest, [{"file": error.file, "reason": error.reason} for error in rejected])
             finished[subset.draft.split] = manifest
     return {name: manifest for name, manifest in finished.items() if manifest is not None}
 
@@ -113,10 +107,3 @@ def _write_shard(task: MaskShardTask) -> ShardInfo:
         for sample in task.samples:
             writer.add(sample.key, task.members(sample), task.facts(sample))
         return writer.publish()
-
-
-def _publish(out: Storage, manifest: Manifest, rejected: Sequence[BadInputError]) -> None:
-    if rejected:
-        lines = (encode_json({"file": error.file, "reason": error.reason}) + b"\n" for error in rejected)
-        out.put(QUARANTINE_NAME, b"".join(lines))
-    write_manifest(out, manifest)

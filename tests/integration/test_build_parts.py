@@ -146,13 +146,13 @@ def test_there_is_no_manifest_while_a_lost_shard_is_made_again(plan, whole, tmp_
 
 def test_shards_are_settled_before_the_manifest_names_them(plan, tmp_path, monkeypatch):
     settled = []
-    settle = BuildFolder.settle
+    settle = BuildFolder._settle
 
     def note(folder):
         settled.append((len(list((tmp_path / "out").glob("*.tar"))), folder.out.exists(MANIFEST_NAME)))
         settle(folder)
 
-    monkeypatch.setattr(BuildFolder, "settle", note)
+    monkeypatch.setattr(BuildFolder, "_settle", note)
     build_shards(plan, open_storage(tmp_path / "out"), num_workers=1)
     assert settled == [(5, False)]
 

@@ -1,0 +1,1 @@
+"""From records to shards: the plan, one sample, one tar, the folder that fills up, and tars of other programs."""
