@@ -273,10 +273,11 @@ def index(
     """Make sample indexes and a manifest for tars of another program, so that they can be trained on."""
     from msldata.build.index_tars import index_shards
     from msldata.commands.display import show_manifest
-    from msldata.sources.source import read_classes, split_location
+    from msldata.contract.records import read_class_list
+    from msldata.sources.source import split_location
     from msldata.storage import open_storage
 
-    names = read_classes(*split_location(classes)).classes if classes else None
+    names = read_class_list(*split_location(classes)).classes if classes else None
     target = open_storage(out_ or tars)
     with progress_bar("indexing") as progress:
         manifest = index_shards(

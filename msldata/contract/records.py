@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from msldata.errors import UserError
+from msldata.storage import Storage
 
 
 class ObjectRecord(NamedTuple):
@@ -94,3 +95,24 @@ class LabelSpace:
 
 
 VOC = LabelSpace(VOC_CLASSES)
+
+
+def read_class_list(place: Storage, name: str) -> LabelSpace:
+    """A list of classes, one name a line; blank lines are skipped.
+
+    Raises:
+        FileNotFoundError: no such file. UserError: it is not UTF-8 text, is empty, or names a class twice.
+    """
+    where = place.where(name)
+    try:
+        names = [line.strip() for line in place.read(name).decode("utf-8-sig").splitlines()]
+        return LabelSpace(tuple(name for name in names if name))
+    except FileNotFoundError:
+        reason = "no such list of classes; it is a text file with one class name a line"
+        raise FileNotFoundError(f"{where}: {reason}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: not UTF-8 text (byte {error.start}); a list of classes has one name a line, save it as UTF-8"
+        ) from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

@@ -131,21 +131,3 @@ def key_of(image: str) -> str:
     """The key of an image by its path: without the extension, and ``_`` for every dot, slash and space left."""
     path = PurePosixPath(image)
     return "_".join(path.with_suffix("").parts).replace(".", "_").replace(" ", "_")
-
-
-def read_classes(place: Storage, name: str) -> LabelSpace:
-    """A list of classes, one name a line; blank lines are skipped.
-
-    Raises:
-        FileNotFoundError: no such file. UserError: it is empty or names a class twice.
-    """
-    try:
-        data = place.read(name)
-    except FileNotFoundError:
-        reason = "no such list of classes; it is a text file with one class name a line"
-        raise FileNotFoundError(f"{place.where(name)}: {reason}") from None
-    names = [line.strip() for line in data.decode("utf-8-sig", "replace").splitlines()]
-    try:
-        return LabelSpace(tuple(name for name in names if name))
-    except UserError as error:
-        raise UserError(f"{place.where(name)}: {error}") from None

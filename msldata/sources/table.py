@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from msldata.contract.format import check_key
-from msldata.contract.records import LabelSpace, Record
+from msldata.contract.records import LabelSpace, Record, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.places import Places, address_path, is_address
 from msldata.sources.source import (
@@ -21,7 +21,6 @@ from msldata.sources.source import (
     check_name,
     key_of,
     lacks_bucket,
-    read_classes,
     split_location,
     unknown_split,
 )
@@ -90,7 +89,7 @@ class Table:
             self.labels = LabelSpace(tuple(names))
         else:
             place, file = split_location(classes)
-            self.labels = read_classes(place, file)
+            self.labels = read_class_list(place, file)
             self.provenance["classes"] = {file: hashlib.sha256(place.read(file)).hexdigest()}
             _check_labels(folder.where(name), rows, self.labels, classes)
 

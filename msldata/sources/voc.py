@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
-from msldata.contract.records import VOC, LabelSpace, ObjectRecord, Record
+from msldata.contract.records import VOC, LabelSpace, ObjectRecord, Record, read_class_list
 from msldata.errors import BadInputError, UserError
-from msldata.sources.source import Location, has_folder, read_classes, read_many, refuse_missing_bucket, unknown_split
+from msldata.sources.source import Location, has_folder, read_many, refuse_missing_bucket, unknown_split
 from msldata.storage import Storage, open_storage
 
 # Per split the ways to list it, best first; the lists of one way are joined. They are named one by one, for a pattern
@@ -65,7 +65,7 @@ class Voc:
         read_from = self._lists
         title = self.title
         if self.images.exists(_CLASSES):
-            self.dataset, self.labels = "voc-layout", read_classes(self.images, _CLASSES)
+            self.dataset, self.labels = "voc-layout", read_class_list(self.images, _CLASSES)
             self.licence = (
                 f"Not {self.title} but a dataset of its own in the same layout; its maker states the licence."
             )

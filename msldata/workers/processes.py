@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import traceback
 import types
 from collections import Counter, deque
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from msldata.errors import UserError
+from msldata.workers.lifeline import Lifeline, watch
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -49,7 +49,7 @@ def run_in_processes(
 ) -> list[Result]:
     """``engine.run_tasks`` with ``num_workers`` processes."""
     context = _context(function.__module__)
-    lifeline, held_end = context.Pipe(duplex=False)
+    lifeline = Lifeline(context)
     waiting = deque(range(len(tasks)))
     deaths: Counter[int] = Counter()
     results: dict[int, Result] = {}
@@ -58,7 +58,7 @@ def run_in_processes(
     def start_worker() -> _Worker:
         ours, theirs = context.Pipe()
         # Not inherited but sent: the fork server keeps the environment of its own start, without later credentials.
-        arguments = (function, theirs, lifeline, dict(os.environ))
+        arguments = (function, theirs, lifeline.end, dict(os.environ))
         process = context.Process(target=_work, args=arguments, daemon=True)
         with _without_main(function.__module__):
             process.start()
@@ -105,7 +105,6 @@ def run_in_processes(
                     on_result(result)
     finally:
         # Who is still busy after an error is stopped at once.
-        held_end.close()
         lifeline.close()
         for worker, _ in busy.values():
             worker.process.join()
@@ -174,7 +173,7 @@ def _work(function: Callable[[Any], Any], pipe: Connection, lifeline: Connection
     sys.meta_path.insert(0, _NoPandas())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; the parent decides
     os.environ.update(environment)
-    threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
+    watch(lifeline, lambda: os._exit(1))
     while True:
         try:
             task = pipe.recv()
@@ -190,14 +189,6 @@ def _work(function: Callable[[Any], Any], pipe: Connection, lifeline: Connection
             pipe.send((result, error, trace))
         except Exception as unsendable:  # not an answer that can be pickled
             pipe.send((None, RuntimeError(f"{unsendable}\n{trace}"), trace))
-
-
-def _exit_with_parent(lifeline: Connection) -> None:
-    """Tie a worker's life to its parent's: the pipe ends when the parent closes its end, or dies of anything."""
-    try:
-        lifeline.recv_bytes()
-    except (EOFError, OSError):
-        os._exit(1)
 
 
 def available_cpus() -> int:

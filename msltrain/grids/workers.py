@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from msldata.errors import UserError
+from msldata.workers.lifeline import Lifeline, watch
 from msltrain.grids.jobs import Job, only_one
 
 _ASK_AGAIN_S = 2.0
@@ -110,13 +111,13 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[str], on_event: OnJob = lambda
     """
     queue = _Queue(jobs, on_event)
     context = multiprocessing.get_context("spawn")
-    lifeline, held_end = context.Pipe(duplex=False)
+    lifeline = Lifeline(context)
     workers: list[_Worker] = []
 
     def start(slot: str) -> _Worker:
         ours, theirs = context.Pipe()
         share = slots.index(slot), len(slots)
-        process = context.Process(target=_work, args=(theirs, lifeline, slot, share), daemon=True)
+        process = context.Process(target=_work, args=(theirs, lifeline.end, slot, share), daemon=True)
         process.start()
         theirs.close()
         return _Worker(slot, process, ours)
@@ -136,7 +137,6 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[str], on_event: OnJob = lambda
                             workers.append(start(worker.slot))
     finally:
         _end(workers)
-        held_end.close()
         lifeline.close()
     return queue.problems
 
@@ -239,7 +239,7 @@ def _work(pipe: Connection, lifeline: Connection, slot: str, share: tuple[int, i
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in `msltrain.demo.subprocesses`
     if slot:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot
-    threading.Thread(target=_stop_with_parent, args=(lifeline,), daemon=True).start()
+    watch(lifeline, lambda: os.kill(os.getpid(), signal.SIGTERM))
     while True:
         try:
             job = pipe.recv()
@@ -303,10 +303,3 @@ def _output_to(log: int) -> Iterator[None]:
         for number, saved in zip((1, 2), before):
             os.dup2(saved, number)
             os.close(saved)
-
-
-def _stop_with_parent(lifeline: Connection) -> None:
-    """Nothing is ever sent: the pipe ends when the parent does, however it does."""
-    with suppress(EOFError, OSError):
-        lifeline.recv()
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from msldata.contract.manifest import read_manifest
+from msldata.contract.records import read_class_list
 from msldata.errors import UserError
 from msldata.storage import open_storage
 from msltrain.config import ModelConfig, TrainConfig
@@ -154,22 +155,14 @@ def read_classes(location: str) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: there is nothing there.
-        UserError: it is neither, or names none, or one twice.
+        UserError: it is neither, names none, or one twice.
     """
     file = Path(location).expanduser()
     if file.is_file():
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"{location}: not a text file; one class name per line is needed") from None
-        classes = tuple(line.strip() for line in lines if line.strip())
-    else:
-        classes = read_manifest(open_storage(location)).classes
+        return read_class_list(open_storage(file.parent), file.name).classes
+    classes = read_manifest(open_storage(location)).classes
     if not classes:
         raise UserError(
             f"{location}: names no classes; give shards with a class list, or a file with one name per line"
         )
-    for name in classes:
-        if classes.count(name) > 1:
-            raise UserError(f"{location}: names the class '{name}' twice")
     return classes

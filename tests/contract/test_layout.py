@@ -14,7 +14,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULES = sorted([*REPOSITORY.glob("msldata/**/*.py"), *REPOSITORY.glob("msltrain/**/*.py")])
-SHARED_WITH_TRAINING = ("errors", "console", "storage", "contract")
+SHARED_WITH_TRAINING = ("errors", "console", "storage", "workers", "contract")
 """All that msltrain may know of msldata: it must run where no dataset was ever converted."""
 
 # A package may import from itself and from those named before it.
