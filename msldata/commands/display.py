@@ -15,7 +15,7 @@ from msldata.contract.manifest import Manifest
 if TYPE_CHECKING:
     from msldata.build.estimate import BuildEstimate
     from msldata.build.plan import BuildPlan
-    from msldata.inspect.describe import Description, Spread
+    from msldata.inspect.describe import Description, Extent
     from msldata.inspect.doctor import Check
     from msldata.inspect.verify import Verification
     from msldata.masks.plan import MaskPlan
@@ -162,7 +162,7 @@ def _duration(seconds: float) -> str:
     return f"about {seconds:,.0f} s" if seconds >= 1 else "less than a second"
 
 
-def _span(spread: Spread) -> str:
+def _span(spread: Extent) -> str:
     return f"{spread.minimum:.4g} to {spread.maximum:.4g} (median {spread.median:.4g})"
 
 

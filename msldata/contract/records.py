@@ -106,6 +106,8 @@ def read_class_list(place: Storage, name: str) -> LabelSpace:
     where = place.where(name)
     try:
         names = [line.strip() for line in place.read(name).decode("utf-8-sig").splitlines()]
+        if not any(names):
+            raise UserError("names no classes; a list of classes has one name a line")
         return LabelSpace(tuple(name for name in names if name))
     except FileNotFoundError:
         reason = "no such list of classes; it is a text file with one class name a line"

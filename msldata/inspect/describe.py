@@ -43,7 +43,7 @@ class LabelPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class Extent:
     """Smallest, middle and largest of some numbers."""
 
     minimum: float
@@ -73,8 +73,8 @@ class Description:
     options: Mapping[str, Any]
     counts: Mapping[str, int]
     licence: str
-    width: Spread | None
-    height: Spread | None
+    width: Extent | None
+    height: Extent | None
     """Of the stored images in pixels; None, as for hole fractions, where there is no sample."""
     labels: tuple[LabelCount, ...] = ()
     labels_per_image: float = 0.0
@@ -86,7 +86,7 @@ class Description:
     object_flags: Mapping[str, FlagCount]
     """Objects that are difficult, truncated, occluded or a crowd."""
     hole_fraction_histogram: Mapping[str, int]
-    hole_fraction: Spread | None = None
+    hole_fraction: Extent | None = None
 
 
 def describe(folder: Storage, *, max_pairs: int = 8) -> Description:
@@ -196,7 +196,7 @@ def _object_flags(index: pa.Table) -> dict[str, FlagCount]:
     return {flag: FlagCount(column.true_count, len(column) - column.null_count) for flag, column in columns.items()}
 
 
-def _spread(values: np.ndarray) -> Spread | None:
+def _spread(values: np.ndarray) -> Extent | None:
     if not len(values):
         return None
-    return Spread(values.min().item(), float(np.median(values)), values.max().item())
+    return Extent(values.min().item(), float(np.median(values)), values.max().item())

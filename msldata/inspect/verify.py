@@ -19,8 +19,8 @@ from msldata.errors import BadInputError, UserError
 from msldata.inspect.nextsteps import build_command
 from msldata.inspect.verify_shard import (
     Finding,
+    ShardCheck,
     ShardReport,
-    ShardTask,
     content_digest,
     decoded_size,
     examine_shard,
@@ -112,9 +112,9 @@ def _is_foreign(manifest: Manifest) -> bool:
     return manifest.provenance.get("source") == FOREIGN
 
 
-def _tasks(folder: Storage, manifest: Manifest) -> list[ShardTask]:
+def _tasks(folder: Storage, manifest: Manifest) -> list[ShardCheck]:
     grey = manifest.options.get("binarize") is False
-    return [ShardTask(folder, info, manifest.kind, manifest.classes, manifest.plan, grey) for info in manifest.shards]
+    return [ShardCheck(folder, info, manifest.kind, manifest.classes, manifest.plan, grey) for info in manifest.shards]
 
 
 def _check_totals(manifest: Manifest, reports: Sequence[ShardReport]) -> list[Finding]:

@@ -55,7 +55,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardTask:
+class ShardCheck:
     """What a worker needs to examine one shard."""
 
     folder: Storage
@@ -87,7 +87,7 @@ def content_digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def examine_shard(task: ShardTask) -> ShardReport:
+def examine_shard(task: ShardCheck) -> ShardReport:
     """Compare everything a shard says of itself; runs in a worker, which holds this one shard in memory.
 
     Raises:
@@ -96,7 +96,7 @@ def examine_shard(task: ShardTask) -> ShardReport:
     return _Examination(task).report()
 
 
-def hash_shard(task: ShardTask) -> list[tuple[str, bytes]]:
+def hash_shard(task: ShardCheck) -> list[tuple[str, bytes]]:
     """(key, content hash) of every image of a shard that is trusted; runs in a worker.
 
     Raises:
@@ -114,7 +114,7 @@ def hash_shard(task: ShardTask) -> list[tuple[str, bytes]]:
 class _Examination:
     """The comparisons of one shard, in the order in which one failing explains the next."""
 
-    def __init__(self, task: ShardTask):
+    def __init__(self, task: ShardCheck):
         self.task = task
         self.findings: list[Finding] = []
         self.data = b""

@@ -32,7 +32,7 @@ def address_path(address: str) -> str:
     return path.as_posix()
 
 
-class Places(Storage):
+class FolderOrAddresses(Storage):
     """A folder whose names may also be addresses; only reading makes sense.
 
     Args:
@@ -44,7 +44,7 @@ class Places(Storage):
         self.url = folder.url
 
     def child(self, name: str) -> Storage:
-        return Places(self.folder.child(name))
+        return FolderOrAddresses(self.folder.child(name))
 
     def list_files(self) -> list[FileInfo]:
         return self.folder.list_files()

@@ -15,7 +15,7 @@ from typing import Any
 from msldata.contract.format import check_key
 from msldata.contract.records import LabelSpace, Record, read_class_list
 from msldata.errors import BadInputError, UserError
-from msldata.sources.places import Places, address_path, is_address
+from msldata.sources.places import FolderOrAddresses, address_path, is_address
 from msldata.sources.source import (
     Location,
     check_name,
@@ -78,7 +78,7 @@ class Table:
             raise unknown_split(folder.where(name), split, known)
         self.split = split
         self._rows = [row for row in rows if row.split == split]
-        self.images: Storage = Places(folder) if any(is_address(row.image) for row in self._rows) else folder
+        self.images: Storage = FolderOrAddresses(folder) if any(is_address(row.image) for row in self._rows) else folder
         self.counts: dict[str, int] = {}
         self.provenance: dict[str, Any] = {"source": "table", "files": {name: hashlib.sha256(data).hexdigest()}}
         if classes is None:

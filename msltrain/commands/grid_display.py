@@ -11,7 +11,7 @@ from msldata.console import err, out
 
 if TYPE_CHECKING:
     from msltrain.grids.needs import Need
-    from msltrain.grids.plan import Places
+    from msltrain.grids.plan import DataPlaces
     from msltrain.grids.run import GridRun
     from msltrain.grids.workers import JobEvent
 
@@ -62,13 +62,13 @@ class GridDisplay:
 
 def list_grids() -> None:
     """Every grid with its runs and estimated GPU-hours."""
-    from msltrain.grids.plan import Places, make_plan
+    from msltrain.grids.plan import DataPlaces, make_plan
     from msltrain.recipes.ablations import GRIDS, what_it_varies
 
     table = _table("grid", "runs", "GPU-hours")
     table.add_column("what it varies")
     for name in GRIDS:
-        runs = make_plan([name], seeds=(0,), places=Places(test_masks=())).runs
+        runs = make_plan([name], seeds=(0,), places=DataPlaces(test_masks=())).runs
         hours = [run.gpu_hours() for run in runs]
         table.add_row(name, str(len(runs)), _hours(hours), what_it_varies(name))
     out.print(table)
@@ -78,7 +78,7 @@ def list_grids() -> None:
     )
 
 
-def show_plan(grid: GridRun, needs: Sequence[Need], places: Places, *, makes_data: bool) -> None:
+def show_plan(grid: GridRun, needs: Sequence[Need], places: DataPlaces, *, makes_data: bool) -> None:
     """What a grid would do."""
     from msltrain.grids.needs import next_commands
 

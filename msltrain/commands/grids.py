@@ -14,7 +14,7 @@ from msltrain.commands.grid_display import GridDisplay, list_grids, show_plan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from msltrain.grids.plan import Places, Plan
+    from msltrain.grids.plan import DataPlaces, Plan
     from msltrain.reproduce.paper_tables import PaperTable
 
 
@@ -59,14 +59,14 @@ def ablate(
     if grid is None:
         list_grids()
         return
-    from msltrain.grids.plan import Places, make_plan
+    from msltrain.grids.plan import DataPlaces, make_plan
     from msltrain.recipes.ablations import what_it_varies
     from msltrain.recipes.variants import as_published, tuned
     from msltrain.reproduce.paper_tables import grid_as_table
     from msltrain.training.seeds import parse_seeds
 
     table = grid_as_table(grid)
-    places = Places(train=data, test=test, keep_masks=keep_masks, test_masks=tuple(test_masks or ()))
+    places = DataPlaces(train=data, test=test, keep_masks=keep_masks, test_masks=tuple(test_masks or ()))
     plan = make_plan(
         [grid],
         seeds=parse_seeds(seeds),
@@ -122,7 +122,7 @@ def reproduce(
     from functools import partial
 
     from msltrain.demo.subprocesses import show_step
-    from msltrain.grids.plan import Places, make_plan
+    from msltrain.grids.plan import DataPlaces, make_plan
     from msltrain.recipes.variants import as_published, tuned
     from msltrain.reproduce import smoke
     from msltrain.reproduce.paper_tables import choose_tables, with_resnet_cut
@@ -136,7 +136,7 @@ def reproduce(
     places = (
         smoke.smoke_places(folder)
         if is_smoke
-        else Places(root=shards, test_masks=tuple(test_masks) if test_masks else None)
+        else DataPlaces(root=shards, test_masks=tuple(test_masks) if test_masks else None)
     )
     plan = make_plan(
         [grid for table in chosen for grid in table.grids],
@@ -164,7 +164,7 @@ def reproduce(
 def _run(
     plan: Plan,
     tables: Sequence[PaperTable],
-    places: Places,
+    places: DataPlaces,
     *,
     folder: Path,
     name: str,

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from msldata.errors import UserError
-from msltrain.evaluation.sweep import AllSamples, Part, Progress, View
+from msltrain.evaluation.sweep import AllSamples, Progress, RankPart, View
 from msltrain.evaluation.views import AveragedViews, check_scales
 from msltrain.hosts.distributed import process_group
 from msltrain.measures.metrics import Metrics, compute_metrics
@@ -123,7 +123,7 @@ def evaluate(
         if bank is not None:
             chosen_N = bank.chosen(samples.key_hash_N[samples.seen(skipped)], seed=seed, epoch=KEEP_MASK_EPOCH)
             origin = replace(origin, hole_fraction=float(bank.hole_fraction_N[chosen_N].mean()))
-        predictions = samples.assemble(Part.concatenate(parts), origin, skipped)
+        predictions = samples.assemble(RankPart.concatenate(parts), origin, skipped)
         if out is not None:
             ranks.first_does(lambda: write_predictions(predictions, out))
     return predictions, compute_metrics(predictions)

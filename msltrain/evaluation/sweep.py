@@ -41,7 +41,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RankPart:
     """What one rank has computed, in the order it met the samples."""
 
     index_M: np.ndarray
@@ -52,9 +52,9 @@ class Part:
     """float32"""
 
     @staticmethod
-    def concatenate(parts: Sequence[Part]) -> Part:
+    def concatenate(parts: Sequence[RankPart]) -> RankPart:
         """The samples of all parts, one after the other."""
-        return Part(*(np.concatenate([getattr(part, name) for part in parts]) for name in Part.__slots__))
+        return RankPart(*(np.concatenate([getattr(part, name) for part in parts]) for name in RankPart.__slots__))
 
 
 class AllSamples:
@@ -80,19 +80,19 @@ class AllSamples:
 
     def run(
         self, views: Sequence[View], loader: Loader, batch_size: int, progress: Progress | None = None
-    ) -> list[Part]:
+    ) -> list[RankPart]:
         """What this rank computes: a part per view, as ``steps`` gives them, put together."""
         num_classes = len(self.shard_set.classes)
-        empty = Part(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty((0, num_classes), np.float32))
+        empty = RankPart(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty((0, num_classes), np.float32))
         parts = [[empty] for _ in views]
         for step_parts in self.steps(views, loader, batch_size, progress):
             for view_parts, part in zip(parts, step_parts, strict=True):
                 view_parts.append(part)
-        return [Part.concatenate(view_parts) for view_parts in parts]
+        return [RankPart.concatenate(view_parts) for view_parts in parts]
 
     def steps(
         self, views: Sequence[View], loader: Loader, batch_size: int, progress: Progress | None = None
-    ) -> Iterator[list[Part]]:
+    ) -> Iterator[list[RankPart]]:
         """A part per view for each step of this rank. The images are read and decoded once for all views.
 
         Args:
@@ -112,19 +112,19 @@ class AllSamples:
             yield parts
 
     @staticmethod
-    def _part(view: View, batch: Batch, place_B: np.ndarray, batch_size: int) -> Part:
+    def _part(view: View, batch: Batch, place_B: np.ndarray, batch_size: int) -> RankPart:
         image_BCHW = batch.image_BCHW
         if view.keep_masks is not None:
             image_BCHW = image_BCHW * view.keep_masks(batch)
         logit_BK = in_full_batch(view.model, image_BCHW, place_B, batch_size)
-        return Part(batch.index_B, batch.key_hash_B, logit_BK.float().cpu().numpy())
+        return RankPart(batch.index_B, batch.key_hash_B, logit_BK.float().cpu().numpy())
 
     def seen(self, skipped: Mapping[int, SampleError]) -> np.ndarray:
         """Rows (int64, ascending) of the samples that are not skipped; ``skipped`` is by position in the dataset."""
         return np.flatnonzero(~np.isin(self.index_N, list(skipped)))
 
     def assemble(
-        self, part: Part, origin: Origin, skipped: Mapping[int, SampleError] = MappingProxyType({})
+        self, part: RankPart, origin: Origin, skipped: Mapping[int, SampleError] = MappingProxyType({})
     ) -> Predictions:
         """Put the logits of all ranks into the stored order, beside the truth from the sample indexes.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from msldata.contract.manifest import Manifest, read_manifest
 from msldata.errors import UserError
 from msldata.storage import open_storage
-from msltrain.grids.plan import Places, Plan, Run
+from msltrain.grids.plan import DataPlaces, Plan, Run
 
 TRAIN, KEEP_MASKS, TEST, TEST_MASKS = "training images", "training keep masks", "test images", "held-out keep masks"
 
@@ -53,7 +53,7 @@ def places_of(run: Run) -> Iterator[tuple[str, str]]:
         yield TEST_MASKS, place
 
 
-def next_commands(missing: Sequence[Need], places: Places) -> list[str]:
+def next_commands(missing: Sequence[Need], places: DataPlaces) -> list[str]:
     """What to run to have what is missing, in order and each once."""
     commands: dict[str, None] = {}
     for need in missing:
@@ -74,7 +74,7 @@ def next_commands(missing: Sequence[Need], places: Places) -> list[str]:
     return list(commands)
 
 
-def require_all(needs: Sequence[Need], places: Places) -> None:
+def require_all(needs: Sequence[Need], places: DataPlaces) -> None:
     """Raise UserError that lists what is missing and how to make it, unless everything is there."""
     missing = [need for need in needs if need.manifest is None]
     if missing:

@@ -75,7 +75,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class DataPlaces:
     """Where the data of a grid lies; by default where the recipes look for it."""
 
     root: str = _ROOT
@@ -153,7 +153,7 @@ def make_plan(
     grids: Sequence[str],
     *,
     seeds: Sequence[int],
-    places: Places,
+    places: DataPlaces,
     form: Form = tuned,
     adapt: Callable[[TrainConfig], TrainConfig] = lambda config: config,
     settings: Sequence[str] = (),

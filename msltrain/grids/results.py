@@ -20,7 +20,7 @@ CURVE_MEASURES = ("mAP", "CR", "CF1")
 
 
 @dataclass(frozen=True)
-class Spread:
+class OverSeeds:
     """One measure over the seeds that have it; fractions."""
 
     by_seed: Mapping[int, float]
@@ -47,7 +47,7 @@ class Spread:
 class Measures:
     """One checkpoint of a run under one condition."""
 
-    spreads: Mapping[str, Spread]
+    spreads: Mapping[str, OverSeeds]
     """By measure, those of `SUMMARY`."""
     hole_fraction: float
     """Mean share that the keep masks hide."""
@@ -60,7 +60,7 @@ class CurvePoint:
 
     condition: str
     hole_fraction: float
-    spreads: Mapping[str, Spread]
+    spreads: Mapping[str, OverSeeds]
     """By measure, those of `CURVE_MEASURES`."""
 
     @property
@@ -87,7 +87,7 @@ def measures_of(run: Run, out: Path, seeds: Sequence[int]) -> dict[str, dict[str
                 one = next(iter(by_seed.values()))
                 found.setdefault(checkpoint, {})[condition] = Measures(
                     spreads={
-                        name: Spread({seed: content["metrics"][name] for seed, content in by_seed.items()})
+                        name: OverSeeds({seed: content["metrics"][name] for seed, content in by_seed.items()})
                         for name in SUMMARY
                     },
                     hole_fraction=one["origin"]["hole_fraction"],
@@ -108,7 +108,7 @@ def curves_of(studies: Sequence[StudyJob]) -> dict[str, list[CurvePoint]]:
         point = CurvePoint(
             condition=condition,
             hole_fraction=statistics.fmean(cell["hole_fraction"] for cell in by_seed.values()),
-            spreads={name: Spread({seed: cell[name] for seed, cell in by_seed.items()}) for name in CURVE_MEASURES},
+            spreads={name: OverSeeds({seed: cell[name] for seed, cell in by_seed.items()}) for name in CURVE_MEASURES},
         )
         curves.setdefault(model, []).append(point)
     return {model: sorted(points, key=lambda point: point.hole_fraction) for model, points in curves.items()}

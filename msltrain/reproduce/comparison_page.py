@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from msltrain.grids.plan import BEST, WHOLE
-from msltrain.grids.results import CURVE_MEASURES, CurvePoint, Spread
+from msltrain.grids.results import CURVE_MEASURES, CurvePoint, OverSeeds
 from msltrain.measures.metrics import SUMMARY
 from msltrain.pages.svg import Line, line_plot
 from msltrain.recipes.ablations import what_it_varies
@@ -232,7 +232,7 @@ def _ending(content: Content) -> str:
     )
 
 
-def _spread(spread: Spread, num_seeds: int) -> str:
+def _spread(spread: OverSeeds, num_seeds: int) -> str:
     note = beside_mean(spread, num_seeds)
     return f"{percent(spread.mean)}{note and f' <small>{note}</small>'}"
 

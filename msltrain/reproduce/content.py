@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msltrain.grids.plan import WHOLE, Places, Run, make_plan
-from msltrain.grids.results import CurvePoint, Measures, Spread, curves_of, measures_of
+from msltrain.grids.plan import WHOLE, DataPlaces, Run, make_plan
+from msltrain.grids.results import CurvePoint, Measures, OverSeeds, curves_of, measures_of
 from msltrain.grids.run import GridRun
 from msltrain.measures.metrics import SUMMARY
 from msltrain.recipes.ablations import GRIDS
@@ -29,10 +29,10 @@ class RowContent:
     changes: Mapping[str, str]
     """Settings in which it differs from the row ``msl``, or the nearest to it."""
 
-    def spread(self, checkpoint: str, condition: str, measure: str = "mAP") -> Spread:
+    def spread(self, checkpoint: str, condition: str, measure: str = "mAP") -> OverSeeds:
         """Over the seeds that are there, perhaps none."""
         measures = self.measures.get(checkpoint, {}).get(condition)
-        return Spread({}) if measures is None else measures.spreads[measure]
+        return OverSeeds({}) if measures is None else measures.spreads[measure]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def gather_tables(grid: GridRun, tables: Sequence[PaperTable]) -> tuple[TableCon
     """The numbers that are there. Raises UserError where a file is not what it should be."""
     measured = {run.name: measures_of(run, grid.out, grid.plan.seeds) for run in grid.plan.runs}
     # At another scale two rows may be one run; what was published belongs to the rows.
-    published = make_plan(tuple(GRIDS), seeds=(), places=Places(test_masks=())).grids
+    published = make_plan(tuple(GRIDS), seeds=(), places=DataPlaces(test_masks=())).grids
     return tuple(
         TableContent(
             table=table, grids=tuple(_grid(grid, table, name, measured, published[name]) for name in table.grids)
@@ -264,7 +264,7 @@ def hidden(condition: str, hole_fraction: float | None) -> str:
     return f"Behind held-out masks, {condition}{share}"
 
 
-def beside_mean(spread: Spread, num_seeds: int) -> str:
+def beside_mean(spread: OverSeeds, num_seeds: int) -> str:
     """``± 0.4``; ``(1 seed)`` where seeds are missing, so that the mean is not taken for that of all; or nothing."""
     found = len(spread.by_seed)
     if 0 < found < num_seeds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from msltrain.grids.plan import WHOLE
-from msltrain.grids.results import CURVE_MEASURES, Spread
+from msltrain.grids.results import CURVE_MEASURES, OverSeeds
 from msltrain.measures.metrics import SUMMARY
 from msltrain.reproduce.content import Content, GridContent, TableContent, beside_mean, hidden, percent
 from msltrain.reproduce.published_numbers import ERRATA, SOURCES
@@ -35,7 +35,7 @@ def to_markdown(content: Content) -> str:
     return "\n".join(lines)
 
 
-def _spread(spread: Spread, num_seeds: int) -> str:
+def _spread(spread: OverSeeds, num_seeds: int) -> str:
     return f"{percent(spread.mean)} {beside_mean(spread, num_seeds)}".rstrip()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from msldata.contract.manifest import MANIFEST_NAME
 from msltrain.config import TrainConfig
 from msltrain.demo.subprocesses import OnStep, Step, run_steps
-from msltrain.grids.plan import Places
+from msltrain.grids.plan import DataPlaces
 
 SEEDS = (0, 1)
 IMAGE_SIZE = 32
@@ -29,10 +29,10 @@ def tiny(config: TrainConfig) -> TrainConfig:
     )
 
 
-def smoke_places(out: Path) -> Places:
+def smoke_places(out: Path) -> DataPlaces:
     """Where `make_data` puts the data; it stands for every dataset of the paper."""
     shards = out / "data" / "shards"
-    return Places(
+    return DataPlaces(
         train=str(shards / _DATASET / "trainval"),
         test=str(shards / _DATASET / "test"),
         keep_masks=str(shards / "masks"),

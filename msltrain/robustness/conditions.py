@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msldata.errors import UserError
 from msltrain.evaluation.evaluate import open_images, origin_of
-from msltrain.evaluation.sweep import AllSamples, Part, Progress, View
+from msltrain.evaluation.sweep import AllSamples, Progress, RankPart, View
 from msltrain.hosts.distributed import Ranks
 from msltrain.measures.predictions import (
     Origin,
@@ -217,7 +217,7 @@ class StudyModel:
     def _assemble(self, name: str, everything: Stretch) -> Predictions:
         """The predictions of one condition; behind keep masks with what these left of each object."""
         columns, origin = everything.columns, self.origin
-        part = Part(columns["index"], columns["key_hash"], columns[f"{name}/logit"])
+        part = RankPart(columns["index"], columns["key_hash"], columns[f"{name}/logit"])
         if name == WHOLE:
             return self.samples.assemble(part, origin, everything.skipped)
         holes = next(one for one in self.conditions if one.name == name)
@@ -255,7 +255,7 @@ class StudyModel:
             write_predictions(predictions, predictions_file(self.folder, name))
 
 
-def _stretch(parts: Sequence[Part], holes: Sequence[Holes], *, whole: bool) -> Stretch:
+def _stretch(parts: Sequence[RankPart], holes: Sequence[Holes], *, whole: bool) -> Stretch:
     """One step as columns; the part of the whole images, where there is one, comes first."""
     columns = {"index": parts[0].index_M, "key_hash": parts[0].key_hash_M}
     if whole:

@@ -71,10 +71,10 @@ class Pipeline:
         self._plan_lock = threading.Lock()
         self._closing = False
         self._free: SimpleQueue[Slot | None] = SimpleQueue()
-        self._tasks: SimpleQueue[tuple[Job, int] | None] = SimpleQueue()
-        self._ready: SimpleQueue[Job | BaseException] = SimpleQueue()  # StopIteration ends it
+        self._tasks: SimpleQueue[tuple[BatchJob, int] | None] = SimpleQueue()
+        self._ready: SimpleQueue[BatchJob | BaseException] = SimpleQueue()  # StopIteration ends it
         self._started = threading.Barrier(len(stages) + 1)
-        self._head: Job | BaseException | None = None
+        self._head: BatchJob | BaseException | None = None
         self._lent: dict[HostBatch, Slot] = {}
         for slot in slots:
             self._free.put(slot)
@@ -124,7 +124,7 @@ class Pipeline:
         if self._head is None and not self._ready.empty():
             self._head = self._ready.get()
         head = self._head
-        return self.take() if isinstance(head, Job) and head.finished.is_set() and not head.errors else None
+        return self.take() if isinstance(head, BatchJob) and head.finished.is_set() and not head.errors else None
 
     def release(self, batch: HostBatch) -> None:
         """Give the pixels of a batch back to the ring."""
@@ -155,7 +155,7 @@ class Pipeline:
         torch.set_num_threads(num_threads)
 
     def _plan_batches(self) -> None:
-        ahead: deque[Job] = deque()
+        ahead: deque[BatchJob] = deque()
         ahead_bytes = 0
         try:
             while not self._closing:
@@ -182,7 +182,7 @@ class Pipeline:
         except BaseException as error:
             self._ready.put(error)
 
-    def _settle(self, job: Job) -> None:
+    def _settle(self, job: BatchJob) -> None:
         """Make a batch whole that has bad samples in it, or raise the first error."""
         for position in sorted(job.errors):
             error = job.errors[position]
@@ -195,7 +195,7 @@ class Pipeline:
             job.leave_out_bad()
         job.errors.clear()
 
-    def _replace(self, job: Job, position: int) -> None:
+    def _replace(self, job: BatchJob, position: int) -> None:
         """Put the nearest good sample before this one in the epoch's order into its place.
 
         That order knows nothing of ranks, so a batch stays the same on any number of them. Rare, hence one by one.
@@ -215,22 +215,22 @@ class Pipeline:
             self._skipped.add(int(other.samples.index_N[0]), other.errors[0])
         raise job.errors[position]
 
-    def _request(self, samples: Samples) -> Job:
+    def _request(self, samples: Samples) -> BatchJob:
         """Start reading. The lock is held: the consumer asks too, for what replaces a bad sample."""
         cached = {} if self._images is None else self._images.find(samples.index_N)
         shard_N, rows = samples.shard_N, samples.rows
         if not cached:
-            return Job(samples, self._fetcher.request(shard_N, rows), int(rows.length_N.sum()), cached)
+            return BatchJob(samples, self._fetcher.request(shard_N, rows), int(rows.length_N.sum()), cached)
         missing_M = np.setdiff1d(np.arange(len(samples)), list(cached))
         some = rows.take(missing_M)
         request = SomeOf(self._fetcher.request(shard_N[missing_M], some), missing_M)
-        return Job(samples, request, int(some.length_N.sum()), cached)
+        return BatchJob(samples, request, int(some.length_N.sum()), cached)
 
-    def _dispatch(self, job: Job, slot: Slot) -> None:
+    def _dispatch(self, job: BatchJob, slot: Slot) -> None:
         self._ready.put(job)
         self._decode_soon(job, slot)
 
-    def _decode_soon(self, job: Job, slot: Slot) -> None:
+    def _decode_soon(self, job: BatchJob, slot: Slot) -> None:
         slot.begin(job.samples.rows, job.samples.crop_N4)
         job.slot = slot
         job.num_left = len(job.samples)
@@ -259,7 +259,7 @@ class Pipeline:
             del task, job
             began = time.perf_counter()
 
-    def _decode(self, decoder: Decoder, job: Job, position: int, stages: StageSeconds) -> None:
+    def _decode(self, decoder: Decoder, job: BatchJob, position: int, stages: StageSeconds) -> None:
         assert job.slot is not None
         began = time.perf_counter()
         if (image_HWC := job.cached.get(position)) is None:
@@ -297,7 +297,7 @@ def _close_all() -> None:
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class BatchJob:
     """A batch on its way."""
 
     samples: Samples
@@ -330,7 +330,7 @@ class Job:
         self.samples = self.samples.take(good_N)
         self.left_out = True
 
-    def take_over(self, other: Job, position: int) -> None:
+    def take_over(self, other: BatchJob, position: int) -> None:
         """Put the one sample of ``other`` into a place of this batch."""
         assert self.slot is not None and other.slot is not None
         self.slot.adopt(position, other.slot)

@@ -148,10 +148,10 @@ def export_model(
     return done
 
 
-Run = Callable[[Tensor], Tensor]
+ExportedRun = Callable[[Tensor], Tensor]
 
 
-def _safetensors(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> tuple[bytes, Run]:
+def _safetensors(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> tuple[bytes, ExportedRun]:
     from safetensors.torch import load, save
 
     weights = {name: tensor.contiguous() for name, tensor in loaded.recogniser.state_dict().items()}
@@ -172,7 +172,7 @@ def _with_sorted_metadata(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + num_bytes :]
 
 
-def _torch_export(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> tuple[bytes, Run]:
+def _torch_export(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> tuple[bytes, ExportedRun]:
     program = served.program(input_BCHW)
     file = io.BytesIO()
     torch.export.save(program, file)
@@ -180,7 +180,7 @@ def _torch_export(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Ten
     return file.getvalue(), torch.export.load(file).module()
 
 
-def _onnx(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> tuple[bytes, Run]:
+def _onnx(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> tuple[bytes, ExportedRun]:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch.onnx needs it)
@@ -203,7 +203,7 @@ def _onnx(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> 
     return data, lambda image: torch.from_numpy(session.run(["logit"], {"image": image.numpy()})[0])
 
 
-_WRITERS: dict[Format, Callable[[LoadedRecogniser, ServedModel, Tensor], tuple[bytes, Run]]] = {
+_WRITERS: dict[Format, Callable[[LoadedRecogniser, ServedModel, Tensor], tuple[bytes, ExportedRun]]] = {
     "safetensors": _safetensors,
     "torch-export": _torch_export,
     "onnx": _onnx,
@@ -235,7 +235,7 @@ def preprocessing(loaded: LoadedRecogniser, *, from_pixels: bool) -> dict[str, A
     return steps
 
 
-def _compare(format_: Format, served: ServedModel, run: Run, input_BCHW: Tensor, from_pixels: bool) -> float:
+def _compare(format_: Format, served: ServedModel, run: ExportedRun, input_BCHW: Tensor, from_pixels: bool) -> float:
     with torch.inference_mode():
         ready = from_pixels and format_ == "safetensors"
         expected_BK = served.recogniser(input_BCHW) if ready else served(input_BCHW)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.grids import run as grid_run
-from msltrain.grids.plan import Places, make_plan
+from msltrain.grids.plan import DataPlaces, make_plan
 from msltrain.grids.run import open_grid, parse_task, run_grid
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import read_predictions
@@ -224,7 +224,7 @@ def test_what_is_missing_is_listed_with_the_commands_that_make_it(tmp_path: Path
 
 def test_shares_are_disjoint_and_curves_wait_for_their_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     name = "robustness-voc2007"
-    plan = make_plan([name], seeds=(0, 1), places=Places(test_masks=()))
+    plan = make_plan([name], seeds=(0, 1), places=DataPlaces(test_masks=()))
     grid = open_grid(plan, tmp_path, curves=[name])
     seen: list[list[str]] = []
     monkeypatch.setattr(grid_run, "run_jobs", lambda jobs, *_: seen.append([job.name for job in jobs]) or {})

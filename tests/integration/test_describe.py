@@ -14,7 +14,7 @@ from msldata.build.writer import ShardWriter
 from msldata.contract.format import encode_target
 from msldata.contract.manifest import IMAGES, FormatError, Manifest
 from msldata.contract.publish import write_manifest
-from msldata.inspect.describe import FlagCount, LabelCount, LabelPair, Spread, describe
+from msldata.inspect.describe import Extent, FlagCount, LabelCount, LabelPair, describe
 from msldata.masks.sources import select_mask_source
 from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage
@@ -62,7 +62,7 @@ def test_counts_over_shards(tmp_path):
         LabelPair("ant", "cow", 1, 1 / 3),
     )
     assert about.labels_per_image == 6 / 4
-    assert (about.width, about.height) == (Spread(10, 20, 40), Spread(4, 10, 10))
+    assert (about.width, about.height) == (Extent(10, 20, 40), Extent(4, 10, 10))
     assert about.object_sizes == {"small": 1, "medium": 2, "large": 1}
     assert about.object_flags == {
         "difficult": FlagCount(0, 4),

@@ -19,7 +19,7 @@ import torch
 from msldata.errors import UserError
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.evaluation.evaluate import evaluate, evaluate_predictions
-from msltrain.evaluation.sweep import AllSamples, Part, in_full_batch
+from msltrain.evaluation.sweep import AllSamples, RankPart, in_full_batch
 from msltrain.evaluation.views import AveragedViews
 from msltrain.measures.predictions import Origin
 from msltrain.measures.strata import compute_strata
@@ -308,16 +308,16 @@ def test_a_short_batch_is_computed_inside_a_full_one():
 def test_a_sample_met_twice_or_never_is_refused(place):
     samples = AllSamples(open_shard_set(place / "shards"))
     keys = [f"s{number:06d}" for number in range(11)]
-    part = Part(np.arange(11), key_hash(keys), np.zeros((11, 3), np.float32))
+    part = RankPart(np.arange(11), key_hash(keys), np.zeros((11, 3), np.float32))
     assert samples.assemble(part, Origin()).keys == tuple(keys)
     logit_MK = np.arange(33, dtype=np.float32).reshape(11, 3)
     shuffled = np.random.default_rng(0).permutation(11)
-    mixed = Part(shuffled, part.key_hash_M[shuffled], logit_MK[shuffled])
+    mixed = RankPart(shuffled, part.key_hash_M[shuffled], logit_MK[shuffled])
     np.testing.assert_array_equal(samples.assemble(mixed, Origin()).logit_NK, logit_MK)
     with pytest.raises(AssertionError, match="0 were never evaluated and 11 more than once"):
-        samples.assemble(Part.concatenate([part, part]), Origin())
+        samples.assemble(RankPart.concatenate([part, part]), Origin())
     with pytest.raises(AssertionError, match="1 were never evaluated"):
-        samples.assemble(Part(np.arange(10), part.key_hash_M[:10], part.logit_MK[:10]), Origin())
+        samples.assemble(RankPart(np.arange(10), part.key_hash_M[:10], part.logit_MK[:10]), Origin())
     with pytest.raises(AssertionError, match="do not belong together"):
         samples.assemble(replace(part, key_hash_M=part.key_hash_M[::-1]), Origin())
 

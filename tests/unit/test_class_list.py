@@ -16,7 +16,7 @@ def test_names_are_stripped_and_blank_lines_skipped(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("Küken\n".encode("latin-1"), "not UTF-8 text"), (b"a\nb\na\n", "named twice: a"), (b"\n", "at least one class")],
+    [("Küken\n".encode("latin-1"), "not UTF-8 text"), (b"a\nb\na\n", "named twice: a"), (b"\n", "names no classes")],
 )
 def test_what_would_be_stored_wrong_is_refused(tmp_path, content, message):
     (tmp_path / "classes.txt").write_bytes(content)

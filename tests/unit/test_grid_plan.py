@@ -6,7 +6,7 @@ import pytest
 
 from msldata.errors import UserError
 from msltrain.config import differences
-from msltrain.grids.plan import Places, make_plan
+from msltrain.grids.plan import DataPlaces, make_plan
 from msltrain.grids.workers import gpu_slots
 from msltrain.measures.metrics import SUMMARY
 from msltrain.recipes import RECIPES
@@ -16,7 +16,7 @@ from msltrain.reproduce.paper_tables import TABLES, choose_tables, grid_as_table
 from msltrain.reproduce.published_numbers import ERRATA, FIGURE3, PUBLISHED, SOURCES
 from msltrain.reproduce.smoke import tiny
 
-NOWHERE = Places(test_masks=())
+NOWHERE = DataPlaces(test_masks=())
 
 
 def every_grid(**options):
@@ -47,7 +47,7 @@ def test_runs_are_the_recipes():
 
 
 def test_places():
-    plan = make_plan(["mask-subsets", "robustness-coco2014"], seeds=(0,), places=Places(root="elsewhere/shards"))
+    plan = make_plan(["mask-subsets", "robustness-coco2014"], seeds=(0,), places=DataPlaces(root="elsewhere/shards"))
     both, coco = plan.grids["mask-subsets"]["both"], plan.grids["robustness-coco2014"]["msl"]
     assert both.config.data.keep_masks == ("elsewhere/shards/masks/high", "elsewhere/shards/masks/low")
     assert (both.config.data.train, both.test.shards) == (
@@ -62,7 +62,7 @@ def test_places():
         ("whole", None), ("low", "elsewhere/shards/heldout/low"), ("high", "elsewhere/shards/heldout/high")
     )  # fmt: skip
     assert coco.gpu_hours() == RECIPES["msl-c-coco2014"].gpu_hours  # moved, but the same images
-    own = Places(train="mine/train", test="mine/test", keep_masks="masks", test_masks=("other/",))
+    own = DataPlaces(train="mine/train", test="mine/test", keep_masks="masks", test_masks=("other/",))
     row = make_plan(["loss-terms"], seeds=(0,), places=own).grids["loss-terms"]["msl"]
     assert (row.config.data.train, row.test.shards, row.config.data.keep_masks) == (
         "mine/train", "mine/test", ("masks/high",)
