@@ -24,7 +24,7 @@ NUMBERS_PER_SEGMENT = 74  # what makes the file 450 MB
 PLAN = """
 import json, resource, sys, time
 from msldata.build.plan import plan_build
-from msldata.sources import open_source
+from msldata.sources.kinds import open_source
 start = time.perf_counter()
 source = open_source("coco2014", sys.argv[1], "train")
 opened = time.perf_counter()

@@ -26,9 +26,9 @@ COMMAND = (sys.executable, "cli.py", "build-shards", "--dataset", "voc2007", "--
 # A module of its own, because worker processes import it: so they too are slow enough to be killed in between.
 SLOW_BUILD = """
 import sys, time
-from msldata import build_shards as module, samples
+from msldata.build import sample as samples, shards as module
 from msldata.build.image import prepare_image
-from msldata.sources import open_source
+from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 
 def slowly(*arguments):

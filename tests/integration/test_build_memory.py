@@ -20,7 +20,7 @@ MAX_MB = 300
 MEASURED = """
 import json, os, sys
 from pathlib import Path
-from msldata import build_shards as module
+from msldata.build import shards as module
 from msldata.contract.records import LabelSpace
 from msldata.contract.records import ObjectRecord, Record
 from msldata.storage import open_storage

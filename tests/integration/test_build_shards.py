@@ -325,7 +325,7 @@ def test_a_full_disk_ends_without_a_manifest(voc, tmp_path, num_workers):
 import resource, sys
 from msldata.build.shards import build_shards, plan_build
 from msldata.errors import StorageError
-from msldata.sources import open_source
+from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))

@@ -35,8 +35,8 @@ IMAGE_BYTES = 40_000
 BUILD = f"""
 import sys
 from datetime import timedelta
-from msldata import build_shards as module
-from msldata.sources import open_source
+from msldata.build import shards as module
+from msldata.sources.kinds import open_source
 from msldata.storage import open_storage, remote
 
 remote._PART_BYTES = {PART_BYTES}

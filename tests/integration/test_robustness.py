@@ -212,7 +212,8 @@ SCRIPT = """
 import os, signal, sys
 from contextlib import nullcontext
 from pathlib import Path
-from msltrain.robustness import Study, run_study
+from msltrain.robustness.run import run_study
+from msltrain.robustness.study import Study
 
 def kill(done, of):
     print(done, flush=True)
