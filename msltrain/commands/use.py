@@ -98,7 +98,8 @@ def serve(
     from msltrain.runs.other_checkpoints import Foreign
     from msltrain.use.predict import Predictor
     from msltrain.use.read_images import find_images
-    from msltrain.use.serve import Studio, StudioServer
+    from msltrain.use.serve import StudioServer
+    from msltrain.use.studio import Studio
 
     pictures = find_images(examples) if examples else []
     with process_group(device) as ranks:
@@ -115,7 +116,7 @@ def serve(
                 err.print(f"[yellow]{host}: everyone who reaches this address can use the page[/yellow]")
             with server.stopping_on_signals():
                 out.print(f"[green]{server.url}[/green]  stop with Ctrl-C", soft_wrap=True)
-                server.serve_forever(poll_interval=0.2)
+                server.serve_forever()
             out.print("stopped")
 
 

@@ -121,13 +121,18 @@ class Predictor:
                 return
 
     def answer(
-        self, squares: Sequence[Tensor], keep_mask_SS: np.ndarray | None = None, *, with_places: bool = False
+        self,
+        squares: Sequence[Tensor],
+        keep_mask_SS: np.ndarray | Sequence[np.ndarray | None] | None = None,
+        *,
+        with_places: bool = False,
     ) -> list[Answer]:
         """One forward pass.
 
         Args:
             squares: uint8 (1, C, S, S) each, as `squash` gives them.
-            keep_mask_SS: uint8, 1 visible, 0 hole; multiplies the normalised images as in training. None: whole images.
+            keep_mask_SS: uint8, 1 visible, 0 hole; multiplies the normalised images as in training. One for all
+                images, or one (or None) for each. None: whole images.
             with_places: also the scores of the places.
         """
         if not squares:
@@ -135,13 +140,24 @@ class Predictor:
         with torch.inference_mode():
             image_BCSS = self._to_device(_host_batch(squares)).image_BCHW
             if keep_mask_SS is not None:
-                image_BCSS = image_BCSS * torch.from_numpy(keep_mask_SS).to(self._device, torch.float32)
+                image_BCSS = image_BCSS * self._keep_masks(keep_mask_SS, len(squares))
             if not with_places:
                 score_BK = self._recogniser(image_BCSS).sigmoid().cpu().numpy()
                 return [Answer(score_K, None) for score_K in score_BK]
             logits = logits_and_place_logits(self._recogniser, image_BCSS)
             score_BK, place_BKHW = (logit.sigmoid().cpu().numpy() for logit in logits)
         return [Answer(score_K, place_KHW) for score_K, place_KHW in zip(score_BK, place_BKHW, strict=True)]
+
+    def _keep_masks(self, keep_mask_SS: np.ndarray | Sequence[np.ndarray | None], num_images: int) -> Tensor:
+        """float32 (B, 1, S, S) on the device, or (1, 1, S, S) where all images have the same."""
+        if isinstance(keep_mask_SS, np.ndarray):
+            keep_mask_B1SS = keep_mask_SS[None, None]
+        else:
+            keep_mask_B1SS = np.ones((num_images, 1, self.image_size, self.image_size), np.uint8)
+            for number, one_SS in enumerate(keep_mask_SS):
+                if one_SS is not None:
+                    keep_mask_B1SS[number, 0] = one_SS
+        return torch.from_numpy(keep_mask_B1SS).to(self._device, torch.float32)
 
     def predicted(self, answer: Answer) -> tuple[str, ...]:
         """Classes whose score reaches their threshold, highest score first."""

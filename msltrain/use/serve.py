@@ -1,58 +1,47 @@
-"""The local web server behind ``msl serve``: the standard library's, one page, and this JSON interface.
-
-===========================  =======================================================================================
-``GET  /``                   the page
-``GET  /api/model``          name, classes, thresholds (0 to 1), examples (names), and how to draw scores
-``POST /api/photos``         body: an encoded image. Its ``id``, ``width``, ``height``, and its *answer*
-``POST /api/examples/N``     the same for example number N
-``GET  /api/examples/N.jpg`` that example, small
-``GET  /api/photos/ID.jpg``  the photograph as the network sees it, EXIF orientation ignored, at most 1024 pixels a side
-``POST /api/photos/ID/hole`` body: a black-and-white PNG, white = visible. The answer behind it, ``hidden`` (0 to 1)
-===========================  =======================================================================================
-
-An answer holds ``scores`` (0 to 1, per class) and ``places``: ``rows``, ``columns`` and ``bytes``, the base64 of a
-uint8 array (class, row, column) in which 255 is score 1
-(`msltrain.use.class_activation`). A failure is ``{"error": why}`` with
-a 4xx status. Photographs live in memory only; of the last 32 the server knows the ``id``.
-"""
+"""The local web server behind ``msl serve``: the page, and the JSON interface that ``/api`` describes."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
+import asyncio
+import contextlib
 import ipaddress
-import json
-import re
 import secrets
 import signal
 import socket
+import tempfile
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
-from typing import Any
+from types import FrameType
+from typing import IO, Any
 from urllib.parse import urlsplit
 
-import numpy as np
-from PIL import Image
-from torch import Tensor
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from msldata.contract.keepmask import decode_png, resize_nearest
 from msldata.errors import BadInputError, UserError
-from msltrain.use.overlay import RAMP, STRONGEST
-from msltrain.use.predict import Answer, Predictor
-from msltrain.use.read_images import Picture, read_pixels, squash
+from msltrain.use.read_images import Picture
+from msltrain.use.serve_api import describe_html, openapi
+from msltrain.use.studio import NotKnown, Studio
 
 MAX_BODY = 25 * 2**20
 """Bytes of an uploaded photograph or mask."""
-MAX_EXAMPLES = 12
-_SHOWN_SIDE, _EXAMPLE_SIDE = 1024, 160
-_NUM_PHOTOS = 32
+BODY_SECONDS = 30.0
+"""How long an upload may take; one that only drips would hold its place for ever."""
+_FORM, _FORM_BYTES = "multipart/form-data", 2**16  # what a form adds around its file
+_MEMORY_BYTES = 2**20  # of an upload; the rest of it waits on disk until its turn to be decoded
+_MAX_CONNECTIONS = 512
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -69,107 +58,7 @@ class RequestError(Exception):
         self.status, self.reason = status, reason
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Photo:
-    width: int
-    height: int
-    square_1CSS: Tensor
-    jpeg: bytes
-
-
-class Studio:
-    """A predictor, example pictures, and the photographs it was shown lately. Safe to use from several threads.
-
-    Args:
-        predictor: answers.
-        examples: pictures to offer; at most ``MAX_EXAMPLES`` of them, spread evenly, are.
-    """
-
-    def __init__(self, predictor: Predictor, examples: Sequence[Picture] = ()):
-        self.predictor = predictor
-        step = max(1, len(examples) / MAX_EXAMPLES)
-        self.examples = [examples[int(n * step)] for n in range(min(len(examples), MAX_EXAMPLES))]
-        self._photos: OrderedDict[str, _Photo] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def model(self) -> dict[str, Any]:
-        """What the page must know of the model."""
-        return {
-            "name": str(self.predictor.path),
-            "classes": self.predictor.classes,
-            "thresholds": [round(float(threshold), 4) for threshold in self.predictor.threshold_K],
-            "threshold_origin": self.predictor.threshold_origin,
-            "examples": [re.split(r"[/\\#]", picture.name)[-1] for picture in self.examples],
-            "hole_colour": self.predictor.hole_colour,
-            "ramp": RAMP,
-            "strongest": STRONGEST,
-        }
-
-    def add(self, picture: Picture) -> dict[str, Any]:
-        """Take a photograph in. Raises BadInputError if it is none."""
-        image_HWC = read_pixels(picture)
-        shown = _jpeg(image_HWC, _SHOWN_SIDE)
-        height, width = image_HWC.shape[:2]
-        photo = _Photo(width, height, squash(image_HWC, self.predictor.image_size), shown)
-        # What is shown and what is predicted follow from the pixels, so equal pixels may share an id.
-        photo_id = hashlib.sha256(
-            f"{width}×{height}".encode() + photo.square_1CSS.numpy().tobytes() + shown
-        ).hexdigest()[:32]
-        with self._lock:
-            self._photos[photo_id] = photo
-            self._photos.move_to_end(photo_id)
-            while len(self._photos) > _NUM_PHOTOS:
-                self._photos.popitem(last=False)
-            [answer] = self.predictor.answer([photo.square_1CSS], with_places=True)
-        return {"id": photo_id, "width": width, "height": height, **_as_json(answer)}
-
-    def hide(self, photo_id: str, png: bytes) -> dict[str, Any]:
-        """The answer behind a keep mask. Raises RequestError or BadInputError."""
-        photo = self.photo(photo_id)
-        size = self.predictor.image_size
-        keep_mask_SS = resize_nearest(decode_png(png, "the mask"), size, size)
-        with self._lock:
-            [answer] = self.predictor.answer([photo.square_1CSS], keep_mask_SS, with_places=True)
-        return {"hidden": round(1 - float(keep_mask_SS.mean()), 4), **_as_json(answer)}
-
-    def photo(self, photo_id: str) -> _Photo:
-        """A photograph shown lately. Raises RequestError if it is not known, or not any more."""
-        with self._lock:
-            photo = self._photos.get(photo_id)
-        if photo is None:
-            raise RequestError(HTTPStatus.NOT_FOUND, "this photograph is not known (any more); drop it again")
-        return photo
-
-    def example(self, number: int) -> Picture:
-        """Example picture ``number``. Raises RequestError if there is none."""
-        if number >= len(self.examples):
-            raise RequestError(HTTPStatus.NOT_FOUND, f"there is no example {number}")
-        return self.examples[number]
-
-
-def _as_json(answer: Answer) -> dict[str, Any]:
-    place_KHW = answer.place_score_KHW
-    assert place_KHW is not None
-    byte_KHW = np.rint(255 * place_KHW).astype(np.uint8)
-    return {
-        "scores": [round(float(score), 5) for score in answer.score_K],
-        "places": {
-            "rows": byte_KHW.shape[1],
-            "columns": byte_KHW.shape[2],
-            "bytes": base64.b64encode(byte_KHW.tobytes()).decode(),
-        },
-    }
-
-
-def _jpeg(image_HWC: np.ndarray, side: int) -> bytes:
-    image = Image.fromarray(image_HWC)
-    image.thumbnail((side, side))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=90)
-    return data.getvalue()
-
-
-class StudioServer(ThreadingHTTPServer):
+class StudioServer:
     """The server, bound but not yet answering; ``serve_forever`` is.
 
     Args:
@@ -181,36 +70,62 @@ class StudioServer(ThreadingHTTPServer):
         UserError: the address cannot be listened on.
     """
 
-    daemon_threads = True
-
     def __init__(self, studio: Studio, host: str, port: int):
         self.studio = studio
-        self.page = resources.files("msltrain.use").joinpath("serve_page.html").read_text("utf-8")
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            super().__init__((host, port), _Handler)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise UserError(
-                f"cannot listen on {host}, port {port}: {reason}; choose another with --port or --host"
-            ) from None
         self.is_local = is_loopback(host)
+        self._socket = _listen(host, port)
+        self._serving: threading.Thread | None = None
+        self._ended = threading.Event()
+        names = (*_LOCAL_NAMES, host) if self.is_local else ()
+        self._server = _Server(
+            uvicorn.Config(
+                make_app(studio, names),
+                http="h11",
+                ws="none",
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                log_level="critical",  # the page itself shows what went wrong
+                access_log=False,
+                server_header=False,
+                limit_concurrency=_MAX_CONNECTIONS,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=3,
+            )
+        )
+
+    @property
+    def server_address(self) -> tuple[str, int]:
+        """Address and port it listens on."""
+        host, port = self._socket.getsockname()[:2]
+        return host, port
 
     @property
     def url(self) -> str:
         """Where the page is."""
-        host, port = self.server_address[:2]
-        return f"http://{f'[{host!s}]' if ':' in str(host) else host!s}:{port}/"
+        host, port = self.server_address
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+    def serve_forever(self) -> None:
+        """Answer until `shutdown`."""
+        self._serving = threading.current_thread()
+        try:
+            asyncio.run(self._server.serve(sockets=[self._socket]))
+        finally:
+            self._ended.set()
+
+    def shutdown(self) -> None:
+        """Let ``serve_forever`` end, or not begin; another thread than the one that serves waits until it has."""
+        self._server.should_exit = True
+        if self._serving not in (None, threading.current_thread()):
+            self._ended.wait()
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
         """While the block runs, Ctrl-C and SIGTERM end ``serve_forever``, or let it not begin, at any moment."""
 
-        stopping: list[threading.Thread] = []
-
-        def stop(*_: object) -> None:
-            stopping.append(threading.Thread(target=self.shutdown))  # it waits for the loop that runs right here
-            stopping[-1].start()
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.shutdown()
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -218,15 +133,35 @@ class StudioServer(ThreadingHTTPServer):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            for thread in stopping:  # one that outlives the interpreter would abort the process
-                thread.join()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away in the middle of an answer is nothing to report."""
-        import sys
+    def __enter__(self) -> StudioServer:
+        return self
 
-        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        self.studio.close()
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The owner decides about signals: uvicorn would raise them once more when it has ended."""
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(1024)
+    except OSError as error:
+        found.close()
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"cannot listen on {host}, port {port}: {reason}; choose another with --port or --host"
+        ) from None
+    return found
 
 
 def is_loopback(host: str) -> bool:
@@ -237,100 +172,193 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: StudioServer
-    protocol_version = "HTTP/1.1"
-    timeout = 30  # seconds a silent client may hold a thread
-    server_version, sys_version = "msl", ""
+def make_app(studio: Studio, names: tuple[str, ...] = ()) -> Starlette:
+    """The web application.
 
-    def do_GET(self) -> None:
-        self._answer(self._get)
+    Args:
+        studio: what it shows.
+        names: what the server may be called; a page of another site could otherwise reach it under a name of its own,
+            through the browser of the person who runs it. None: anything.
+    """
+    page = resources.files("msltrain.use").joinpath("serve_page.html").read_text("utf-8")
 
-    def do_POST(self) -> None:
-        self._answer(self._post)
+    def show_page(request: Request) -> Response:
+        return HTMLResponse(page.replace("{{nonce}}", request.state.nonce))
 
-    def _answer(self, make: Callable[[str], tuple[str, bytes]]) -> None:
+    def show_api(request: Request) -> Response:
+        return HTMLResponse(describe_html(request.state.nonce))
+
+    def show_openapi(request: Request) -> Response:
+        return JSONResponse(openapi())
+
+    def show_model(request: Request) -> Response:
+        return JSONResponse(studio.model())
+
+    def show_photo(request: Request) -> Response:
+        return Response(studio.photo(request.path_params["photo"]).jpeg, media_type="image/jpeg")
+
+    def show_example(request: Request) -> Response:
+        return Response(studio.example_jpeg(request.path_params["number"]), media_type="image/jpeg")
+
+    def add_example(request: Request) -> Response:
+        return JSONResponse(studio.add(studio.example(request.path_params["number"])))
+
+    async def add_photo(request: Request) -> Response:
+        async with _upload(request) as file:
+            photo = Picture("the photograph", lambda: _all_of(file))
+            return JSONResponse(await run_in_threadpool(studio.add, photo))
+
+    async def hide(request: Request) -> Response:
+        async with _upload(request) as file:
+            return JSONResponse(await run_in_threadpool(studio.hide, request.path_params["photo"], _all_of(file)))
+
+    return Starlette(
+        routes=[
+            Route("/", show_page),
+            Route("/api", show_api),
+            Route("/api/openapi.json", show_openapi),
+            Route("/api/model", show_model),
+            Route("/api/photos", add_photo, methods=["POST"]),
+            Route("/api/photos/{photo}.jpg", show_photo),
+            Route("/api/photos/{photo}/hole", hide, methods=["POST"]),
+            Route("/api/examples/{number:int}.jpg", show_example),
+            Route("/api/examples/{number:int}", add_example, methods=["POST"]),
+        ],
+        middleware=[Middleware(_Guard, names=names)],
+        exception_handlers={
+            RequestError: _refuse,
+            NotKnown: _refuse,
+            UserError: _refuse,
+            HTTPException: _refuse,
+            MultiPartException: _refuse,
+        },
+    )
+
+
+def _refuse(request: Request, error: Exception) -> Response:
+    match error:
+        case RequestError():
+            status, reason = error.status, error.reason
+        case NotKnown():
+            status, reason = HTTPStatus.NOT_FOUND, str(error)
+        case HTTPException(status_code=HTTPStatus.NOT_FOUND):
+            status, reason = (
+                HTTPStatus.NOT_FOUND,
+                "there is nothing here; the page is at /, and /api describes the rest",
+            )
+        case HTTPException():
+            status, reason = HTTPStatus(error.status_code), error.detail
+        case BadInputError():
+            status, reason = HTTPStatus.BAD_REQUEST, f"{error.file}: {error.reason}"
+        case _:
+            status, reason = HTTPStatus.BAD_REQUEST, str(error)
+    headers = {"Connection": "close"} if status == HTTPStatus.REQUEST_TIMEOUT else None
+    return JSONResponse({"error": reason}, status, headers)
+
+
+@contextlib.asynccontextmanager
+async def _upload(request: Request) -> Any:
+    """The uploaded file: the body itself, or the first file of a form."""
+    if request.headers.get("content-type", "").startswith(_FORM):
+        async with request.form(max_files=1, max_fields=8) as form:
+            files = [value.file for value in form.values() if isinstance(value, UploadFile)]
+            if not files:
+                raise RequestError(HTTPStatus.BAD_REQUEST, "the form holds no file")
+            yield files[0]
+        return
+    with tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES) as file:
+        async for part in request.stream():
+            file.write(part)
+        yield file
+
+
+def _all_of(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+class _Guard:
+    """Lets no foreign page in, no upload be endless, and no answer go out without its headers."""
+
+    def __init__(self, app: ASGIApp, names: tuple[str, ...]):
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        nonce = secrets.token_urlsafe(16)
+        scope.setdefault("state", {})["nonce"] = nonce
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _policy(headers.get("content-type", ""), nonce)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+                headers["Cache-Control"] = "no-store"
+            await send(message)
+
         try:
-            self._check_sender()
-            kind, body = make(urlsplit(self.path).path)
-            status = HTTPStatus.OK
+            self._check(Headers(scope=scope))
         except RequestError as error:
-            status, kind, body = error.status, *_json({"error": error.reason})
-            self.close_connection = True  # what is left of its body must not be taken for the next request
-        except BadInputError as error:
-            status, kind, body = HTTPStatus.BAD_REQUEST, *_json({"error": f"{error.file}: {error.reason}"})
-        except UserError as error:
-            status, kind, body = HTTPStatus.BAD_REQUEST, *_json({"error": str(error)})
-        self._send(status, kind, body)
+            await _refuse(Request(scope), error)(scope, receive, send_guarded)
+            return
+        await self._app(scope, _bounded(receive, _limit(Headers(scope=scope))), send_guarded)
 
-    def _get(self, path: str) -> tuple[str, bytes]:
-        studio = self.server.studio
-        if path == "/":
-            return "text/html; charset=utf-8", self.server.page.encode()
-        if path == "/api/model":
-            return _json(studio.model())
-        if match := re.fullmatch(r"/api/photos/([0-9a-f]{32})\.jpg", path):
-            return "image/jpeg", studio.photo(match[1]).jpeg
-        if match := re.fullmatch(r"/api/examples/(\d{1,3})\.jpg", path):
-            return "image/jpeg", _jpeg(read_pixels(studio.example(int(match[1]))), _EXAMPLE_SIDE)
-        raise RequestError(HTTPStatus.NOT_FOUND, "there is nothing here; the page is at /")
-
-    def _post(self, path: str) -> tuple[str, bytes]:
-        studio = self.server.studio
-        if path == "/api/photos":
-            data = self._body()
-            return _json(studio.add(Picture("the photograph", lambda: data)))
-        if match := re.fullmatch(r"/api/examples/(\d{1,3})", path):
-            self._body()
-            return _json(studio.add(studio.example(int(match[1]))))
-        if match := re.fullmatch(r"/api/photos/([0-9a-f]{32})/hole", path):
-            return _json(studio.hide(match[1], self._body()))
-        raise RequestError(HTTPStatus.NOT_FOUND, "there is nothing here; the page is at /")
-
-    def _body(self) -> bytes:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or "Transfer-Encoding" in self.headers:
-            raise RequestError(HTTPStatus.LENGTH_REQUIRED, "say with Content-Length how much comes")
-        if int(length) > MAX_BODY:
-            raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {MAX_BODY // 2**20} MiB")
-        return self.rfile.read(int(length))
-
-    def _check_sender(self) -> None:
-        """Pages of other sites must not use this server through the browser of the person who runs it."""
-        host = self.headers.get("Host", "")
-        if self.server.is_local and (urlsplit(f"//{host}").hostname or "") not in _LOCAL_NAMES:
+    def _check(self, headers: Headers) -> None:
+        host = headers.get("host", "")
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            raise RequestError(HTTPStatus.BAD_REQUEST, "the Host header is not an address") from None
+        if self._names and name not in self._names:
             raise RequestError(HTTPStatus.MISDIRECTED_REQUEST, "this server answers to localhost only")
-        origin = self.headers.get("Origin")
+        origin = headers.get("origin")
         if origin is not None and origin != f"http://{host}":
             raise RequestError(HTTPStatus.FORBIDDEN, "other pages may not use this server")
-
-    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-        policy = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        if kind.startswith("text/html"):
-            nonce = secrets.token_urlsafe(16)
-            body = body.replace(b"{{nonce}}", nonce.encode())
-            policy += (
-                f"; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data:; connect-src 'self'"
-            )
-        self.send_response(status)
-        headers = {
-            "Content-Type": kind,
-            "Content-Length": str(len(body)),
-            "Content-Security-Policy": policy,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cache-Control": "no-store",
-        }
-        if self.close_connection:
-            headers["Connection"] = "close"
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the page itself shows what went wrong."""
+        length = headers.get("content-length")
+        if length is not None and "transfer-encoding" in headers:
+            raise RequestError(HTTPStatus.BAD_REQUEST, "say in one way how much comes, not in two")
+        if length is not None and int(length) > _limit(headers):
+            raise _too_much()
 
 
-def _json(content: dict[str, Any]) -> tuple[str, bytes]:
-    return "application/json", json.dumps(content, ensure_ascii=False).encode()
+def _limit(headers: Headers) -> int:
+    """Bytes of the largest body that is taken."""
+    return MAX_BODY + _FORM_BYTES * headers.get("content-type", "").startswith(_FORM)
+
+
+def _bounded(receive: Receive, limit: int) -> Receive:
+    """Takes a body of at most ``limit`` bytes within ``BODY_SECONDS``."""
+    num_bytes, is_whole = 0, False
+    until: float | None = None
+
+    async def receive_bounded() -> Message:
+        nonlocal num_bytes, is_whole, until
+        until = until or asyncio.get_running_loop().time() + BODY_SECONDS
+        try:
+            async with asyncio.timeout_at(
+                None if is_whole else until
+            ):  # a whole one only waits for its client to leave
+                message = await receive()
+        except TimeoutError:
+            raise RequestError(HTTPStatus.REQUEST_TIMEOUT, f"nothing whole came in {BODY_SECONDS:.0f} s") from None
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > limit:
+            raise _too_much()
+        is_whole = message["type"] == "http.request" and not message.get("more_body")
+        return message
+
+    return receive_bounded
+
+
+def _too_much() -> RequestError:
+    return RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {MAX_BODY // 2**20} MiB")
+
+
+def _policy(kind: str, nonce: str) -> str:
+    policy = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    if not kind.startswith("text/html"):
+        return policy
+    own = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data:; connect-src 'self'"
+    return f"{policy}; {own}"

@@ -20,7 +20,7 @@ from msltrain.recipes import RECIPES
 from msltrain.runs.other_checkpoints import Foreign
 from msltrain.use.predict import Predictor, predict_images
 from msltrain.use.read_images import find_images
-from msltrain.use.serve import Studio
+from msltrain.use.studio import Studio
 from tests.smallshards import CLASSES, photo, write_images
 
 KINDS = {"released": Foreign(recipe="smoke"), "plain": Foreign(model="test_vit")}

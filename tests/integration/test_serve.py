@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,12 @@ from msldata.contract.keepmask import decode_png, encode_png, resize_nearest
 from msldata.errors import UserError
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.stream.config import StreamConfig
+from msltrain.use import serve as serving
 from msltrain.use.overlay import hide, paint
 from msltrain.use.predict import Predictor, read_square
 from msltrain.use.read_images import find_images, read_pixels
-from msltrain.use.serve import MAX_BODY, Studio, StudioServer, is_loopback
+from msltrain.use.serve import MAX_BODY, StudioServer, is_loopback
+from msltrain.use.studio import Studio
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo
 
@@ -55,17 +58,19 @@ def place(tmp_path_factory) -> Path:
 def server(place):
     studio = Studio(Predictor(place / "run", torch.device("cpu")), find_images([place / "photos"]))
     with StudioServer(studio, "127.0.0.1", 0) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
 
-def ask(server, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict, bytes]:
+def ask(
+    server, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, http.client.HTTPMessage, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
     try:
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         response = connection.getresponse()
-        return response.status, dict(response.headers), response.read()
+        return response.status, response.headers, response.read()
     finally:
         connection.close()
 
@@ -111,7 +116,9 @@ def test_the_photograph_is_shown_as_the_network_sees_it(server):
         ("POST", "/api/photos", b"this is no image", {}, 400, "not an image"),
         ("POST", "/api/photos", photo(0)[:300], {}, 400, "the photograph:"),
         ("POST", "/api/photos", None, {"Content_Length": str(MAX_BODY + 1)}, 413, "more than 25 MiB"),
-        ("POST", "/api/photos", None, {"Transfer_Encoding": "chunked"}, 411, "Content-Length"),
+        ("POST", "/api/photos", b"5", {"Transfer_Encoding": "chunked", "Content_Length": "1"}, 400, "in one way"),
+        ("GET", "/", None, {"Host": "["}, 400, "not an address"),
+        ("GET", "/api/photos", None, {}, 405, "Not Allowed"),
         ("POST", f"/api/photos/{'0' * 32}/hole", b"", {}, 404, "not known"),
         ("POST", "/api/examples/7", b"", {}, 404, "no example 7"),
         ("GET", "/../../../../etc/passwd", None, {}, 404, "nothing here"),
@@ -124,6 +131,52 @@ def test_refused(server, method, path, body, headers, status, words):
     found, _, answer = ask(server, method, path, body, **headers)
     assert found == status and words in json.loads(answer)["error"]
     assert ask(server, "GET", "/api/model")[0] == 200, "and goes on"
+
+
+def test_the_file_of_a_form_and_a_body_of_unknown_length_are_taken(server, place):
+    data = (place / "photos" / "s1.jpg").read_bytes()
+    expected = json.loads(ask(server, "POST", "/api/photos", data)[2])
+    form = b"--x\r\nContent-Disposition: form-data; name=a; filename=a.jpg\r\n\r\n" + data + b"\r\n--x--\r\n"
+    kind = {"Content_Type": "multipart/form-data; boundary=x"}
+    assert json.loads(ask(server, "POST", "/api/photos", form, **kind)[2]) == expected
+    empty = ask(server, "POST", "/api/photos", b"--x--\r\n", **kind)
+    assert empty[0] == 400 and b"holds no file" in empty[2]
+    assert json.loads(ask(server, "POST", "/api/photos", iter([data[:999], data[999:]]))[2]) == expected
+
+
+def test_many_at_once_are_all_answered(server, place):
+    bodies = [(place / "photos" / f"s{number % 3}.jpg").read_bytes() for number in range(40)]
+    expected = [json.loads(ask(server, "POST", "/api/photos", body)[2])["scores"] for body in bodies[:3]]
+    with ThreadPoolExecutor(40) as clients:
+        found = list(clients.map(lambda body: ask(server, "POST", "/api/photos", body), bodies))
+    assert [status for status, _, _ in found] == [200] * 40
+    for number, (_, _, body) in enumerate(found):
+        assert json.loads(body)["scores"] == pytest.approx(expected[number % 3], abs=1e-4)
+
+
+def test_an_upload_that_drips_is_dropped(server, monkeypatch):
+    monkeypatch.setattr(serving, "BODY_SECONDS", 0.5)
+    with socket.create_connection(server.server_address, timeout=10) as client:
+        client.sendall(b"POST /api/photos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n\xff")
+        answer = b""
+        while part := client.recv(4096):  # until the server closes the connection
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 408") and b"nothing whole came" in answer
+
+
+def test_a_large_upload_is_refused_while_it_comes(server):
+    whole = b"\xff" * (MAX_BODY + 2**20)
+    assert ask(server, "POST", "/api/photos", iter([whole]))[0] == 413
+
+
+def test_the_interface_describes_itself(server):
+    described = json.loads(ask(server, "GET", "/api/openapi.json")[2])
+    page = ask(server, "GET", "/api")[2].decode()
+    routes = {route.path: route.methods for route in serving.make_app(server.studio).routes}
+    for path, verbs in described["paths"].items():
+        pattern = path.replace("{number}", "{number:int}")
+        assert {verb.upper() for verb in verbs} <= routes[pattern] and path in page
+    assert len(described["paths"]) == len(routes) - 3  # the page, /api and the description itself
 
 
 def test_only_the_last_photographs_are_kept(server):

@@ -1,0 +1,116 @@
+"""What ``msl serve`` answers, as an OpenAPI description and as the page at ``/api``."""
+
+from __future__ import annotations
+
+import html
+import importlib.metadata
+from typing import Any
+
+_IMAGE = {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+
+
+def _answer(**more: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {
+            **more,
+            "scores": {**_NUMBERS, "description": "0 to 1, in the order of the classes"},
+            "places": {
+                "type": "object",
+                "description": "where each class is seen: base64 of a uint8 array (class, row, column), 255 = score 1",
+                "properties": {
+                    "rows": {"type": "integer"},
+                    "columns": {"type": "integer"},
+                    "bytes": {"type": "string", "format": "byte"},
+                },
+            },
+        },
+    }
+
+
+_PHOTO = _answer(
+    id={"type": "string", "description": "names the photograph while it is among the last 32"},
+    width={"type": "integer"},
+    height={"type": "integer"},
+)
+_BEHIND = _answer(hidden={"type": "number", "description": "share of the photograph that the mask hides, 0 to 1"})
+_MODEL = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "classes": {"type": "array", "items": {"type": "string"}},
+        "thresholds": {**_NUMBERS, "description": "a class counts as predicted from this score on"},
+        "threshold_origin": {"type": "string"},
+        "examples": {"type": "array", "items": {"type": "string"}},
+    },
+}
+
+
+def _operation(summary: str, answer: dict[str, Any], body: str = "", parameter: str = "") -> dict[str, Any]:
+    content = answer if "image/jpeg" in answer else {"application/json": {"schema": answer}}
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "responses": {
+            "200": {"description": "OK", "content": content},
+            "4XX": {
+                "description": "refused",
+                "content": {
+                    "application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}
+                },
+            },
+        },
+    }
+    if parameter:
+        kind = "integer" if parameter == "number" else "string"
+        operation["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": kind}}]
+    if body:
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        form = {"schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}}
+        content = {"application/octet-stream": binary, "multipart/form-data": form}
+        operation["requestBody"] = {"description": body, "required": True, "content": content}
+    return operation
+
+
+def openapi() -> dict[str, Any]:
+    """The description in OpenAPI 3.1."""
+    photo = "an encoded image (JPEG, PNG, WebP …), as the body itself or as the file of a form; at most 25 MiB"
+    mask = "a black-and-white PNG, white = visible"
+    try:
+        version = importlib.metadata.version("msltrain")
+    except importlib.metadata.PackageNotFoundError:
+        version = "0"
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "msl serve", "version": version},
+        "paths": {
+            "/api/model": {"get": _operation("The model: classes, thresholds, examples.", _MODEL)},
+            "/api/photos": {"post": _operation("What a photograph shows.", _PHOTO, photo)},
+            "/api/photos/{photo}/hole": {
+                "post": _operation("What the model makes of it behind a hole.", _BEHIND, mask, "photo")
+            },
+            "/api/photos/{photo}.jpg": {
+                "get": _operation("The photograph as the network sees it, at most 1024 pixels.", _IMAGE, "", "photo")
+            },
+            "/api/examples/{number}": {"post": _operation("What an example shows.", _PHOTO, "", "number")},
+            "/api/examples/{number}.jpg": {"get": _operation("An example, small.", _IMAGE, "", "number")},
+        },
+    }
+
+
+def describe_html(nonce: str) -> str:
+    """The page at ``/api``."""
+    rows = [
+        f"<tr><td><code>{verb.upper()} {html.escape(path)}</code></td><td>{html.escape(operation['summary'])}</td>"
+        f"<td>{html.escape(operation.get('requestBody', {}).get('description', ''))}</td></tr>"
+        for path, verbs in openapi()["paths"].items()
+        for verb, operation in verbs.items()
+    ]
+    style = "body{font:16px/1.5 system-ui;margin:2rem;max-width:60rem;color-scheme:light dark}td{padding:.3rem 1rem}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>msl serve: interface</title>'
+        f'<style nonce="{nonce}">{style}</style><h1>Interface</h1>'
+        f"<table><tr><th>request</th><th>answer</th><th>body</th></tr>{''.join(rows)}</table>"
+        '<p>The same for programs: <a href="/api/openapi.json">OpenAPI 3.1</a>. A refusal is '
+        '<code>{"error": why}</code> with a status of 4xx.</p>'
+    )
