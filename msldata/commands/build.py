@@ -52,15 +52,22 @@ def download(
 
 
 def build_shards(
+    place: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SOURCE]", help="Folder, file or URL of the raw dataset; what it is is seen.", show_default=False
+        ),
+    ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="voc2007, voc2012, coco2014, coco, wider or table; default: all found in datasets/ or $MSL_DATA."
+            help="voc2007, voc2012, coco2014, coco, wider or table; default: what SOURCE is taken for, or all found in "
+            "datasets/ or $MSL_DATA."
         ),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(help="Folder or URL of the raw dataset; of a table, or of one COCO file, that file."),
+        typer.Option(help="The same as SOURCE.", show_default=False),
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Of a table: class names, one a line; default: its labels, sorted.")
@@ -119,10 +126,14 @@ def build_shards(
         )
     runs_on = Engine(engine.value, ray_address)
     smaller = parse_resize(resize, quality)
-    chosen_sources = select_sources(data_root(), dataset, source, split)
+    if place is not None and source is not None:
+        raise UserError(f"the source is named twice: {place} and --source {source}")
+    chosen_sources = select_sources(data_root(), dataset, place or source, split)
     if workers != 1 and engine is EngineName.local and not (dry_run or finish):
         prepare_workers("msldata.build.shards")  # they start while the annotations are read
     for found in chosen_sources:
+        if found.taken_for:
+            out.print(found.taken_for, markup=False, soft_wrap=True)
         for chosen in found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):

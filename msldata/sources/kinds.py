@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from msldata.errors import UserError
 from msldata.sources import coco, table, voc, wider
-from msldata.sources.source import FoundSource, Location, Source, check_name
+from msldata.sources.source import FoundSource, Likeness, Location, Source, check_name, split_location
 
 __all__ = [
     "DEFAULT_SPLITS",
@@ -18,6 +19,7 @@ __all__ = [
     "find_sources",
     "open_source",
     "places_looked_at",
+    "recognise",
     "select_sources",
 ]
 
@@ -30,6 +32,8 @@ class SourceKind:
     """Called with the dataset's place and the split; with ``classes`` too when ``takes_classes``."""
     available_splits: Callable[[Location], tuple[str, ...]]
     """The splits that a place has; none where it is no dataset of this kind."""
+    recognise: Callable[[Location], Likeness | None]
+    """What the kind sees in a place that nobody described; None where it is no dataset of this kind."""
     layout: str
     """What a place of this kind holds, for messages."""
     default_splits: tuple[str, ...] = ()
@@ -42,19 +46,39 @@ class SourceKind:
 # A new kind of dataset is one line here, and a module of its own.
 KINDS: Mapping[str, SourceKind] = {
     "voc2007": SourceKind(
-        voc.Voc2007, voc.available_splits, voc.LAYOUT, ("trainval", "test"), ("VOCdevkit/VOC2007", "VOC2007")
+        voc.Voc2007,
+        voc.available_splits,
+        partial(voc.recognise, title="VOC2007"),
+        voc.LAYOUT,
+        ("trainval", "test"),
+        ("VOCdevkit/VOC2007", "VOC2007"),
     ),
     "voc2012": SourceKind(
-        voc.Voc2012, voc.available_splits, voc.LAYOUT, ("trainval",), ("VOCdevkit/VOC2012", "VOC2012")
+        voc.Voc2012,
+        voc.available_splits,
+        partial(voc.recognise, title="VOC2012"),
+        voc.LAYOUT,
+        ("trainval",),
+        ("VOCdevkit/VOC2012", "VOC2012"),
     ),
     "coco2014": SourceKind(
-        coco.Coco2014, coco.available_splits_2014, coco.LAYOUT, ("train", "val"), ("COCO2014", "coco2014", "coco")
+        coco.Coco2014,
+        coco.available_splits_2014,
+        coco.recognise_2014,
+        coco.LAYOUT,
+        ("train", "val"),
+        ("COCO2014", "coco2014", "coco"),
     ),
-    "coco": SourceKind(coco.Coco, coco.available_splits, coco.LAYOUT, places=("COCO2017", "coco2017")),
+    "coco": SourceKind(coco.Coco, coco.available_splits, coco.recognise, coco.LAYOUT, places=("COCO2017", "coco2017")),
     "wider": SourceKind(
-        wider.Wider, wider.available_splits, wider.LAYOUT, ("trainval", "test"), ("WIDER", "WIDER_Attribute")
+        wider.Wider,
+        wider.available_splits,
+        wider.recognise,
+        wider.LAYOUT,
+        ("trainval", "test"),
+        ("WIDER", "WIDER_Attribute"),
     ),
-    "table": SourceKind(table.Table, table.available_splits, table.LAYOUT, takes_classes=True),
+    "table": SourceKind(table.Table, table.available_splits, table.recognise, table.LAYOUT, takes_classes=True),
 }
 
 DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for name, kind in KINDS.items()}
@@ -116,21 +140,22 @@ def select_sources(
 
     Args:
         root: the folder of all datasets.
-        dataset: only this one; needed with ``source``.
+        dataset: only this one; default: whatever ``source`` is taken for.
         source: the dataset's own place, local or remote.
         splits: default: the kind's, or all that are there.
 
     Raises:
-        UserError: nothing was found, ``source`` without ``dataset``, or an unknown ``dataset``.
+        UserError: nothing was found, ``source`` is no dataset or could be two kinds, or an unknown ``dataset``.
     """
     if source is not None:
+        taken_for = ""
         if dataset is None:
-            raise UserError(f"--source {source}: say also what it is, with --dataset {' or --dataset '.join(KINDS)}")
+            dataset, taken_for = recognise(source)
         kind = _kind(dataset)
         chosen = tuple(splits or kind.default_splits or kind.available_splits(source))
         if not chosen:
             raise UserError(f"{source}: no {dataset} dataset here; it would hold {kind.layout}")
-        return [FoundSource(dataset, source, chosen)]
+        return [FoundSource(dataset, source, chosen, taken_for)]
     if dataset is not None and not _kind(dataset).places:
         raise UserError(f"--dataset {dataset}: say also where it is, with --source")
     found = [entry for entry in find_sources(root) if dataset in (None, entry.dataset)]
@@ -139,12 +164,38 @@ def select_sources(
         raise UserError(
             f"no {dataset or 'dataset'} found; looked at\n  {places}\n"
             "Four ways on:\n"
-            "  point at it:  msl build-shards --dataset voc2007 --source FOLDER, or set MSL_DATA to the folder of all\n"
-            "  your own:     msl build-shards --dataset table --source labels.csv --name NAME\n"
+            "  point at it:  msl build-shards FOLDER, or set MSL_DATA to the folder of all\n"
+            "  your own:     msl build-shards labels.csv --name NAME\n"
             "  download it:  msl download voc2007, or msl download coco2014\n"
             "  synthetic:    msl synthesize --out FOLDER, then point at it"
         )
     return [FoundSource(entry.dataset, entry.root, tuple(splits or entry.splits)) for entry in found]
+
+
+def recognise(source: Location) -> tuple[str, str]:
+    """The kind of the dataset at ``source``, a name of ``KINDS``, and a sentence that says so.
+
+    The sentence names the runner-up where the kind is not sure.
+
+    Raises:
+        UserError: no kind knows it, or two kinds are equally sure. FileNotFoundError: there is nothing.
+    """
+    path = split_location(source)[0].path(split_location(source)[1])
+    if path is not None and not path.exists():
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    seen = [(name, likeness) for name, kind in KINDS.items() if (likeness := kind.recognise(source)) is not None]
+    if not seen:
+        known = "\n".join(f"  {name:9} {kind.layout}" for name, kind in KINDS.items())
+        raise UserError(f"{source}: not taken for any kind of dataset; known are\n{known}\nor name one with --dataset")
+    seen.sort(key=lambda entry: -entry[1].certainty)
+    (name, best), *others = seen
+    if others and others[0][1].certainty == best.certainty:
+        choices = "\n".join(
+            f"  --dataset {kind:9} {like.sees}" for kind, like in seen if like.certainty == best.certainty
+        )
+        raise UserError(f"{source}: could be several kinds of dataset; say which\n{choices}")
+    doubt = f"; or {others[0][1].sees}: --dataset {others[0][0]}" if others and best.certainty < 3 else ""
+    return name, f"{source}: {best.sees}{doubt}"
 
 
 def _kind(dataset: str) -> SourceKind:

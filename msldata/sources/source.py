@@ -49,6 +49,25 @@ class FoundSource:
     dataset: str
     root: Location
     splits: tuple[str, ...]
+    taken_for: str = ""
+    """What it was taken for, and what else it might be, where nobody said what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What a kind of dataset sees in a place, and how sure it is of it."""
+
+    certainty: int
+    """3: it bears marks that no other kind has; 2: likely; 1: possible."""
+    sees: str
+    """As in "COCO layout, 3 splits (test, train, val), 80 classes"."""
+
+    @classmethod
+    def of(cls, certainty: int, layout: str, splits: Sequence[str], num_classes: int | None = None) -> Likeness:
+        """The same sentence for every kind; the number of classes where it is known without reading everything."""
+        about = [layout, f"{len(splits)} split{'s' * (len(splits) != 1)} ({', '.join(splits)})"]
+        about += [f"{num_classes:,} class{'es' * (num_classes != 1)}"] if num_classes is not None else []
+        return cls(certainty, ", ".join(about))
 
 
 def unknown_split(dataset: str, split: str, known: tuple[str, ...]) -> UserError:

@@ -17,6 +17,7 @@ from msldata.contract.records import LabelSpace, Record, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.places import FolderOrAddresses, address_path, is_address
 from msldata.sources.source import (
+    Likeness,
     Location,
     check_name,
     key_of,
@@ -31,6 +32,7 @@ WHOLE = "all"
 
 LAYOUT = "a row per image with the columns image and labels"
 
+_SUFFIXES = (".csv", ".jsonl", ".parquet")
 _NEEDED = ("image", "labels")
 _COLUMNS = (*_NEEDED, "ignored", "split")
 _SEPARATORS = re.compile(r"[;|]")
@@ -111,6 +113,13 @@ class Table:
 def available_splits(path: Location) -> tuple[str, ...]:
     """The distinct values of the column ``split`` in order of appearance, or ``all``. Raises as ``Table`` does."""
     return _splits(_read_table(*split_location(path))[1])
+
+
+def recognise(path: Location) -> Likeness | None:
+    """A table, by the ending of its name."""
+    if PurePosixPath(str(path)).suffix.lower() not in _SUFFIXES:
+        return None
+    return Likeness.of(2, "a table", available_splits(path))
 
 
 def _splits(rows: list[_Row]) -> tuple[str, ...]:
