@@ -11,6 +11,18 @@ import typer
 from msldata.commands import Overwrite, Workers, command_without, data_root
 from msldata.console import OnError, byte_progress_bar, err, out, progress_bar
 
+LabelsAre = Annotated[
+    str | None,
+    typer.Option(
+        help="multi-hot, signed (-1 = negative), indices or names; default: decided from all labels, and said.",
+        show_default=False,
+    ),
+]
+Separator = Annotated[
+    str | None,
+    typer.Option(help="Between the names of a label; none: a label is one name.", show_default=False),
+]
+
 
 class EngineName(StrEnum):
     local = "local"
@@ -269,6 +281,8 @@ def index(
     labels_from: Annotated[
         str, typer.Option(help="target.npy, cls or json:FIELD; auto: what the first sample has.")
     ] = "auto",
+    labels_are: LabelsAre = None,
+    separator: Separator = None,
     name: Annotated[str | None, typer.Option(help="What to call it; default: by the tars or the folder.")] = None,
     split: Annotated[str | None, typer.Option(help="Default: by the tars, or train.", show_default=False)] = None,
     out_: Annotated[
@@ -298,6 +312,8 @@ def index(
             split=split,
             classes=names,
             labels_from=labels_from,
+            labels_are=labels_are,
+            separator=separator,
             num_workers=workers,
             on_error=on_error.value,
             overwrite=overwrite,

@@ -248,11 +248,12 @@ def examine_foreign(job: tuple[IndexTask, ShardInfo]) -> ShardReport:
     digests: dict[str, bytes] = {}
     if task.tars.exists(info.name):
         try:
+            assert task.reading is not None
             with local_tar(task.tars, info.name, info.num_bytes) as path:
                 compare("", "size", f"{info.num_bytes} bytes", f"{path.stat().st_size} bytes")
                 with open(path, "rb") as file:
                     compare("", "sha256", info.sha256, hashlib.file_digest(file, "sha256").hexdigest())
-                found = scan(path, task.tars.where(info.name), task.rule, task.classes, skip=True)
+                found = scan(path, task.tars.where(info.name), task.rule, task.reading, task.classes, skip=True)
                 rows = {row["key"]: row for row in found.rows}
                 compare("", "keys of the samples", list(rows), list(indexed), info.index_name)
                 with open_tar(path) as tar:
