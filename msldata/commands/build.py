@@ -84,6 +84,15 @@ def build_shards(
     classes: Annotated[
         str | None, typer.Option(help="Of a table: class names, one a line; default: its labels, sorted.")
     ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Of a table: the column with paths; default: guessed.", show_default=False)
+    ] = None,
+    labels_column: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a table; repeat for columns of 0 and 1; default: guessed.", show_default=False),
+    ] = None,
+    labels_are: LabelsAre = None,
+    separator: Separator = None,
     out_: Annotated[str, typer.Option("--out", help="Folder or URL; shards go to OUT/NAME/SPLIT.")] = "shards",
     name: Annotated[str | None, typer.Option(help="What to call it; default: the dataset's name.")] = None,
     split: Annotated[
@@ -126,6 +135,7 @@ def build_shards(
     from msldata.commands.display import show_estimate, show_manifest
     from msldata.errors import UserError
     from msldata.sources.kinds import open_source, select_sources
+    from msldata.sources.source import SourceOptions
     from msldata.storage import open_storage
     from msldata.workers.engine import Engine
     from msldata.workers.processes import prepare_workers
@@ -140,7 +150,14 @@ def build_shards(
     smaller = parse_resize(resize, quality)
     if place is not None and source is not None:
         raise UserError(f"the source is named twice: {place} and --source {source}")
-    chosen_sources = select_sources(data_root(), dataset, place or source, split)
+    options = SourceOptions(
+        classes=classes,
+        image_column=image_column,
+        labels_columns=tuple(labels_column or ()),
+        labels_are=labels_are,
+        separator=separator,
+    )
+    chosen_sources = select_sources(data_root(), dataset, place or source, split, options)
     if workers != 1 and engine is EngineName.local and not (dry_run or finish):
         prepare_workers("msldata.build.shards")  # they start while the annotations are read
     for found in chosen_sources:
@@ -150,7 +167,7 @@ def build_shards(
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):
                 plan = plan_build(
-                    open_source(found.dataset, found.root, chosen, name, classes),
+                    open_source(found.dataset, found.root, chosen, name, options=options),
                     samples_per_shard=samples_per_shard,
                     resize=smaller,
                 )

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from msldata.errors import UserError
-from msldata.sources import coco, table, voc, wider
-from msldata.sources.source import FoundSource, Likeness, Location, Source, check_name, split_location
+from msldata.sources import coco, voc, wider
+from msldata.sources.source import (
+    NO_OPTIONS,
+    FoundSource,
+    Likeness,
+    Location,
+    Source,
+    SourceOptions,
+    check_name,
+    split_location,
+)
+from msldata.sources.tables import table
 
 __all__ = [
     "DEFAULT_SPLITS",
@@ -29,9 +39,9 @@ class SourceKind:
     """How one kind of dataset is opened and found."""
 
     open: Callable[..., Source]
-    """Called with the dataset's place and the split; with ``classes`` too when ``takes_classes``."""
-    available_splits: Callable[[Location], tuple[str, ...]]
-    """The splits that a place has; none where it is no dataset of this kind."""
+    """Called with the dataset's place and the split; with the options too where it takes some."""
+    available_splits: Callable[..., tuple[str, ...]]
+    """The splits that a place has; none where it is no dataset of this kind. Called like ``open``."""
     recognise: Callable[[Location], Likeness | None]
     """What the kind sees in a place that nobody described; None where it is no dataset of this kind."""
     layout: str
@@ -40,8 +50,15 @@ class SourceKind:
     """Built when no split is named; empty: all that are available."""
     places: tuple[str, ...] = ()
     """Where it is usually put below the folder of all datasets, best first."""
-    takes_classes: bool = False
+    takes: tuple[str, ...] = ()
+    """The fields of ``SourceOptions`` that it heeds."""
 
+    def splits(self, place: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
+        """The splits that a place has."""
+        return self.available_splits(place, options) if self.takes else self.available_splits(place)
+
+
+_TABLE_OPTIONS = ("classes", "image_column", "labels_columns", "labels_are", "separator")
 
 # A new kind of dataset is one line here, and a module of its own.
 KINDS: Mapping[str, SourceKind] = {
@@ -78,7 +95,7 @@ KINDS: Mapping[str, SourceKind] = {
         ("trainval", "test"),
         ("WIDER", "WIDER_Attribute"),
     ),
-    "table": SourceKind(table.Table, table.available_splits, table.recognise, table.LAYOUT, takes_classes=True),
+    "table": SourceKind(table.Table, table.available_splits, table.recognise, table.LAYOUT, takes=_TABLE_OPTIONS),
 }
 
 DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for name, kind in KINDS.items()}
@@ -86,7 +103,12 @@ DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for n
 
 
 def open_source(
-    dataset: str, root: Location, split: str, name: str | None = None, classes: Location | None = None
+    dataset: str,
+    root: Location,
+    split: str,
+    name: str | None = None,
+    classes: Location | None = None,
+    options: SourceOptions = NO_OPTIONS,
 ) -> Source:
     """Open one split of a dataset.
 
@@ -96,19 +118,16 @@ def open_source(
         split: one that the kind has.
         name: what the shards and the manifest call the dataset; default: its own name.
         classes: a file with one class name a line, for kinds that leave the classes open.
+        options: what else the user says of the dataset.
 
     Raises:
-        UserError: unknown dataset or split, or ``classes`` for a dataset that has its own. FileNotFoundError: the
+        UserError: unknown dataset or split, or an option that the kind does not take. FileNotFoundError: the
             dataset or a list in it is missing. BadInputError: a list that cannot be understood.
     """
     kind = _kind(dataset)
-    if classes is None:
-        source = kind.open(root, split)
-    elif kind.takes_classes:
-        source = kind.open(root, split, classes)
-    else:
-        takers = ", ".join(other for other, entry in KINDS.items() if entry.takes_classes)
-        raise UserError(f"--classes {classes}: {dataset} has its own classes; only these take a list: {takers}")
+    options = replace(options, classes=classes or options.classes)
+    _check_options(dataset, options)
+    source = kind.open(root, split, options) if kind.takes else kind.open(root, split)
     if name is not None:
         check_name("name", name)
         source.dataset = name
@@ -120,7 +139,7 @@ def find_sources(root: Path) -> list[FoundSource]:
     found = []
     for dataset, kind in KINDS.items():
         for place in kind.places:
-            available = kind.available_splits(root / place)
+            available = kind.splits(root / place)
             splits = tuple(split for split in kind.default_splits or available if split in available)
             if splits:
                 found.append(FoundSource(dataset, root / place, splits))
@@ -134,7 +153,11 @@ def places_looked_at(root: Path) -> list[str]:
 
 
 def select_sources(
-    root: Path, dataset: str | None = None, source: Location | None = None, splits: Sequence[str] | None = None
+    root: Path,
+    dataset: str | None = None,
+    source: Location | None = None,
+    splits: Sequence[str] | None = None,
+    options: SourceOptions = NO_OPTIONS,
 ) -> list[FoundSource]:
     """What a build command means: the dataset at ``source``, or what is found in the usual places below ``root``.
 
@@ -143,6 +166,7 @@ def select_sources(
         dataset: only this one; default: whatever ``source`` is taken for.
         source: the dataset's own place, local or remote.
         splits: default: the kind's, or all that are there.
+        options: what the user says of the dataset.
 
     Raises:
         UserError: nothing was found, ``source`` is no dataset or could be two kinds, or an unknown ``dataset``.
@@ -152,7 +176,8 @@ def select_sources(
         if dataset is None:
             dataset, taken_for = recognise(source)
         kind = _kind(dataset)
-        chosen = tuple(splits or kind.default_splits or kind.available_splits(source))
+        _check_options(dataset, options)
+        chosen = tuple(splits or kind.default_splits or kind.splits(source, options))
         if not chosen:
             raise UserError(f"{source}: no {dataset} dataset here; it would hold {kind.layout}")
         return [FoundSource(dataset, source, chosen, taken_for)]
@@ -196,6 +221,20 @@ def recognise(source: Location) -> tuple[str, str]:
         raise UserError(f"{source}: could be several kinds of dataset; say which\n{choices}")
     doubt = f"; or {others[0][1].sees}: --dataset {others[0][0]}" if others and best.certainty < 3 else ""
     return name, f"{source}: {best.sees}{doubt}"
+
+
+def _check_options(dataset: str, options: SourceOptions) -> None:
+    """Raise UserError for one that the kind would not heed."""
+    for name in options.given():
+        if name not in KINDS[dataset].takes:
+            takers = ", ".join(other for other, kind in KINDS.items() if name in kind.takes)
+            option = f"--{name.replace('_', '-').removesuffix('s') if name == 'labels_columns' else name}"
+            option = option.replace("_", "-")
+            if name == "classes":
+                raise UserError(
+                    f"--classes {options.classes}: {dataset} has its own classes; only these take a list: {takers}"
+                )
+            raise UserError(f"{option} says nothing to {dataset}; only these take it: {takers}")
 
 
 def _kind(dataset: str) -> SourceKind:

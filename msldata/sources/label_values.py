@@ -17,7 +17,7 @@ WHOLE_CELL = "none"
 
 # What pandas, R and Python write where there is nothing.
 _MISSING = frozenset({"", "nan", "NaN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "null", "NULL", "None"})
-_CHOICES = frozenset(
+CHOICES = frozenset(
     "choices labels taxonomy rectanglelabels polygonlabels brushlabels keypointlabels ellipselabels".split()
 )
 """The fields in which Label Studio keeps what was chosen."""
@@ -103,7 +103,7 @@ def _parse_written_list(text: str) -> Any:
 
 
 def _parse_mapping(value: Mapping[Any, Any]) -> tuple[Label, ...]:
-    chosen = [name for name in value if name in _CHOICES]
+    chosen = [name for name in value if name in CHOICES]
     if len(chosen) == 1:
         return parse_value(value[chosen[0]], WHOLE_CELL) or ()
     if value and all(isinstance(item, int | float) and item in (0, 1) for item in value.values()):

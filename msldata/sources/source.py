@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -21,6 +21,29 @@ Location = str | Path
 
 _PARALLEL_READS = 32
 _READ_AHEAD = 512
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What a user may say of a dataset beside where it is; each kind names those that it takes."""
+
+    classes: Location | None = None
+    """A file with one class name a line, in target order."""
+    image_column: str | None = None
+    """Of a table: the column with the images' paths."""
+    labels_columns: tuple[str, ...] = ()
+    """Of a table: the column with the labels, or a column of 0 and 1 for each class."""
+    labels_are: str | None = None
+    """What labels are; see ``label_reading.KINDS``."""
+    separator: str | None = None
+    """What stands between the names of a label."""
+
+    def given(self) -> tuple[str, ...]:
+        """The names of those that were said."""
+        return tuple(item.name for item in fields(self) if getattr(self, item.name) != item.default)
+
+
+NO_OPTIONS = SourceOptions()
 
 
 class Source(Protocol):
