@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from msldata.errors import UserError
-from msldata.sources import coco, voc, wider
+from msldata.sources import class_folders, coco, voc, wider
 from msldata.sources.source import (
     NO_OPTIONS,
     FoundSource,
@@ -96,6 +96,13 @@ KINDS: Mapping[str, SourceKind] = {
         ("WIDER", "WIDER_Attribute"),
     ),
     "table": SourceKind(table.Table, table.available_splits, table.recognise, table.LAYOUT, takes=_TABLE_OPTIONS),
+    "folders": SourceKind(
+        class_folders.ClassFolders,
+        class_folders.available_splits,
+        class_folders.recognise,
+        class_folders.LAYOUT,
+        takes=("classes",),
+    ),
 }
 
 DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for name, kind in KINDS.items()}

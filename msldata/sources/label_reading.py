@@ -343,13 +343,13 @@ def _split(cell: str, separators: str) -> list[str]:
 def _joined(
     names: Mapping[str, str], character: str, known: Mapping[str, str], sure_sign: bool
 ) -> tuple[str, str] | None:
-    """The first name that looks like several, with its place: its parts occur elsewhere too, or need not."""
+    """The first name that looks like several, with its place: a part of it occurs elsewhere too, or need not."""
     candidates = {name: set(_split(name, character)) for name in names if character in name}
     if sure_sign:
         return next(((names[name], name) for name, parts in candidates.items() if parts), None)
     uses = Counter(part for parts in candidates.values() for part in parts)
     for name, parts in candidates.items():
-        if len(parts) > 1 and all(part in known or uses[part] > 1 for part in parts):
+        if len(parts) > 1 and any(part in known or uses[part] > 1 for part in parts):
             return names[name], name
     return None
 

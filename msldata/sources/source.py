@@ -19,6 +19,9 @@ from msldata.storage import LocalStorage, Storage, open_storage
 Location = str | Path
 """Where a dataset lies: a local path, or the address of a folder (of a table: of the file) at a remote place."""
 
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif .heic .heif".split())
+"""What the name of an image may end in, where images are looked for."""
+
 _PARALLEL_READS = 32
 _READ_AHEAD = 512
 

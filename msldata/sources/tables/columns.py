@@ -11,7 +11,7 @@ from msldata.sources.tables.rows import Row
 
 # Compared in lower case without spaces, dashes and underscores; earlier ones win.
 _IMAGES = (
-    "image filename filepath file imagepath imagefile imagefilename imagename path img imgpath imgname imgfile "
+    "image filename fname filepath file imagepath imagefile imagefilename imagename path img imgpath imgname imgfile "
     "imageindex imageurl imageuri imageid id"
 ).split()
 _LABELS = (
@@ -23,7 +23,7 @@ _ONE_LABEL_A_ROW = frozenset({"label", "tag", "class", "category", "labelname", 
 _IGNORED = ("ignored", "ignore", "ignoredlabels")
 _SPLITS = ("split", "subset", "set", "partition", "phase", "fold")
 _SPLIT_WORDS = frozenset("train training val valid validation dev test testing trainval".split())
-_NO_CLASS = re.compile(r"|index|unnamed\d*|unnamed:\d+|(sample|row|image)?id", re.IGNORECASE)
+_NO_CLASS = re.compile(r"|index|unnamed\d*|unnamed:\d+|(sample|row|image)?id|is(valid|train|test|crowd)", re.IGNORECASE)
 _BINARY = frozenset({"", "0", "1", "-1", "0.0", "1.0", "-1.0", "true", "false", "nan", "none"})
 _NAMED_CELLS_SHOWN = 12
 
@@ -47,10 +47,12 @@ class Columns:
         """Whether an image may have several rows, each with one of its labels."""
         return plain(self.labels) in _ONE_LABEL_A_ROW
 
-    def __str__(self) -> str:
+    def said(self, reading: str) -> str:
+        """In words, with how the labels are read."""
         labels = f"'{self.labels}'" if self.labels else f"{len(self.one_hot):,} columns of 0 and 1"
         said = f"images in column '{self.image}', labels in {labels}"
-        said += f", splits in '{self.split}'" if self.split and self.split != "split" else ""
+        said += f", {reading}"
+        said += f"; splits in '{self.split}'" if self.split and self.split != "split" else ""
         if self.left_alone:
             more = len(self.left_alone) - _NAMED_CELLS_SHOWN
             names = ", ".join(self.left_alone[:_NAMED_CELLS_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from msldata.sources.places import FolderOrAddresses, address_path, is_address
+from msldata.sources.source import IMAGE_SUFFIXES
 from msldata.sources.tables.label_studio import plain_path
 from msldata.storage import REMOTE_SCHEMES, LocalStorage, Storage
-
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif .heic .heif".split())
 
 _SCHEME_OR_DRIVE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _UPLOAD_HASH = re.compile(r"[0-9a-f]{8}-(?=.)")
@@ -80,7 +79,7 @@ def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
     finder = _Finder(root)
     found = [image if is_address(image) else finder.find(image) for image in images]
     names = [
-        path if image.startswith("/") and not path.startswith("/") else image
+        path if image.endswith(path) and not path.startswith("/") else image
         for image, path in zip(images, found, strict=True)
     ]
     if any(path.startswith("/") for path in found):
@@ -125,6 +124,10 @@ class _Finder:
                 return self._find_foreign(image)
         if (self.root / image).is_file():
             return image
+        own, _, rest = image.partition("/")
+        if own == self.root.absolute().name and rest and (self.root / rest).is_file():
+            self.num_searched += 1
+            return rest  # counted from the folder above the table's
         return self._below(image) or image
 
     def _inside(self, image: str) -> str | None:

@@ -130,12 +130,30 @@ def _json_rows(data: bytes) -> Iterator[Row]:
         rows = json.loads(_text(data))
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
+    if isinstance(rows, dict) and isinstance(rows.get("labels"), dict):
+        yield from _labels_by_image(rows["labels"], rows.get("classes"))
+        return
     if not isinstance(rows, list):
         raise ValueError("not a list of objects with image and labels")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise ValueError(f"row {number}: {str(row)[:80]!r} is not an object with image and labels")
         yield f"row {number}", row
+
+
+def _labels_by_image(labels: Mapping[str, Any], classes: Any) -> Iterator[Row]:
+    """FiftyOne's classifications: the labels of every image, as names or as positions in the list of classes."""
+
+    def name_of(target: Any) -> Any:
+        if isinstance(target, int) and not isinstance(target, bool) and isinstance(classes, list):
+            if not 0 <= target < len(classes):
+                raise ValueError(f"class index {target} of {len(classes)}")
+            return classes[target]
+        return target["label"] if isinstance(target, dict) and "label" in target else target
+
+    for number, (image, target) in enumerate(labels.items(), start=1):
+        names = [name_of(item) for item in target] if isinstance(target, list) else name_of(target)
+        yield f"row {number}", {"image": image, "labels": names}
 
 
 def _parquet_rows(data: bytes) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,6 +14,7 @@ from msldata.contract.format import check_key
 from msldata.contract.records import LabelSpace, Record, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.label_reading import Label, LabelReading, Labels, LabelSurvey, decide_reading
+from msldata.sources.label_values import WHOLE_CELL
 from msldata.sources.places import address_path, is_address
 from msldata.sources.source import (
     NO_OPTIONS,
@@ -32,8 +34,9 @@ from msldata.storage import Storage, open_storage
 WHOLE = "all"
 """The one split of a table that names none."""
 LAYOUT = "a table (.csv, .tsv, .json, .jsonl, .parquet): a row per image with its labels, or a folder with one"
-_NAMES = tuple(
-    "_classes.csv metadata.jsonl metadata.csv metadata.parquet labels.csv labels.tsv labels.jsonl labels.json".split()
+_NAMES = (
+    *("_classes.csv", "_annotations.csv", "metadata.jsonl", "metadata.csv", "metadata.parquet"),
+    *("labels.csv", "labels.tsv", "labels.jsonl", "labels.json"),
 )
 """Names of tables that lie in the folder of their images, as Roboflow and Hugging Face have it."""
 
@@ -129,12 +132,10 @@ def recognise(path: Location) -> Likeness | None:
     """A table by the ending of its name, or a folder with one of a usual name."""
     if not _is_file(path) and not _table_files(path)[1]:
         return None
-    if PurePosixPath(str(path)).suffix.lower() == ".json" and not _is_json_list(path):
+    if PurePosixPath(str(path)).suffix.lower() == ".json" and not _is_json_table(path):
         return None
     try:
         contents = _load(path, NO_OPTIONS)
-    except BadInputError:
-        raise
     except UserError:
         return Likeness(2, "a table")  # what it needs to be told, it says when it is opened
     return Likeness.of(2, "a table", _splits(contents.rows), len(contents.labels))
@@ -144,13 +145,14 @@ def _is_file(path: Location) -> bool:
     return PurePosixPath(str(path)).suffix.lower() in READERS and not Path(str(path)).expanduser().is_dir()
 
 
-def _is_json_list(path: Location) -> bool:
+def _is_json_table(path: Location) -> bool:
     folder, name = split_location(path)
     local = folder.path(name)
     if local is None or not local.is_file():
         return True
     with open(local, "rb") as file:
-        return file.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"[")
+        start = file.read(1 << 16).lstrip(b"\xef\xbb\xbf \r\n\t")
+    return start.startswith(b"[") or re.search(rb'"labels"\s*:\s*\{', start) is not None
 
 
 def _table_files(path: Location) -> tuple[Storage, dict[str, str]]:
@@ -208,21 +210,19 @@ def _read(folder: Storage, files: dict[str, str], options: SourceOptions) -> _Co
         rows = [_with_place(row, path, name) for row, path, name in zip(rows, found.paths, found.names, strict=True)]
         listed = len(rows)
         rows = _merged(rows, columns)
-        survey = _survey(rows, columns, options)
+        # Where each label has a row of its own, no cell holds several.
+        separator = options.separator or (WHOLE_CELL if len(rows) < listed else None)
+        survey = _survey(rows, columns, separator)
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise BadInputError(where, str(error), HINT) from None
     labels, reading = _decide(where, rows, columns, survey, options)
-    said = str(columns)
+    how = f"read as {reading}"
     if columns.one_hot:
-        said += "; 1 positive, 0 or blank negative" + (
-            ", -1 ignored" if reading.kind == "multi-hot" else ", -1 negative"
-        )
-        if not reading.minus_one:
-            said = said.removesuffix(", -1 ignored").removesuffix(", -1 negative")
-    else:
-        said += f", read as {reading}"
+        minus_one = {"multi-hot": ", -1 ignored", "signed": ", -1 negative"}[reading.kind] if reading.minus_one else ""
+        how = f"1 positive, 0 or blank negative{minus_one}"
+    said = columns.said(how)
     said += f"; {listed:,} rows of {len(rows):,} images, a row per label" if listed > len(rows) else ""
     said += f"; {found.num_searched:,} images found elsewhere below the table's folder" if found.num_searched else ""
     said += "".join(f"; delimiter: {table.delimiter}" for table in list(tables.values())[:1] if table.delimiter)
@@ -350,8 +350,8 @@ def _labels(row: _Row, reading: LabelReading) -> Labels:
     return Labels(positives, ignored)
 
 
-def _survey(rows: list[_Row], columns: Columns, options: SourceOptions) -> LabelSurvey:
-    survey = LabelSurvey(options.separator)
+def _survey(rows: list[_Row], columns: Columns, separator: str | None) -> LabelSurvey:
+    survey = LabelSurvey(separator)
     for row in rows:
         for value in (*_values(row.labels), row.ignored):
             try:
