@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
@@ -73,6 +74,8 @@ def index_shards(
     num_workers: int | None = None,
     on_error: OnError = "fail",
     overwrite: bool = False,
+    command: Sequence[str] = (),
+    confirm: Callable[[Manifest], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Read every tar of a folder once, write a sample index for each and, last of all, the manifest.
@@ -94,6 +97,8 @@ def index_shards(
         on_error: ``fail`` stops at the first unusable sample; ``skip`` leaves it out of the index, lists it with the
             reason in ``quarantine.jsonl`` and counts it in the manifest.
         overwrite: read every tar again and replace the indexes and the manifest that are there.
+        command: the words that index these tars again, for the manifest.
+        confirm: called before anything is overwritten, with a manifest of what will be there, but for the samples.
         progress: called with (tars done, tars in all).
 
     Raises:
@@ -125,7 +130,6 @@ def index_shards(
         kept = _kept_shards(out, files, plan)
         if overwrite:
             kept = {}
-        folder.withdraw()
         tasks = [
             IndexTask(tars, out, info.name, info.size, rule, None, tuple(classes or ()), plan, on_error)
             for info in files
@@ -136,6 +140,24 @@ def index_shards(
             reading, known = LabelReading(**report["reading"]), tuple(report["classes"])
         else:
             reading, known = _decide(tars.url, tasks, labels_are, separator, num_workers)
+        draft = Manifest(
+            kind=IMAGES,
+            dataset=name,
+            split=split,
+            classes=known,
+            shards=(),
+            options={"labels_from": str(rule), "reading": reading.options(), "on_error": on_error},
+            provenance={
+                "source": FOREIGN,
+                "labels": f"labels of {rule}, read as {reading}",
+                **({"command": list(command)} if command else {}),
+            },
+            licence="Not stated by the tars; whoever made them states it.",
+            plan=plan,
+        )
+        if overwrite and confirm is not None:
+            confirm(draft)
+        folder.withdraw()
         done = len(kept)
 
         def count(_: FinishedShard) -> None:
@@ -149,7 +171,7 @@ def index_shards(
         finished = kept | dict(zip((task.name for task in todo), written, strict=True))
         shards = [finished[info.name] for info in files]
         _refuse_duplicates(out, shards)
-        return _finish(folder, name, split, known, rule, reading, on_error, shards)
+        return _finish(folder, draft, shards)
 
 
 def tasks_of(folder: Storage, manifest: Manifest) -> list[IndexTask]:
@@ -217,6 +239,9 @@ def _link(tars: Storage, out: Storage, files: Sequence[FileInfo]) -> None:
 def _kept_shards(out: Storage, files: Sequence[FileInfo], plan: str) -> dict[str, FinishedShard]:
     """The tars whose index is there already. Raises UserError for an index that no build of ours wrote."""
     present = {info.name for info in out.list_files()}
+    ours: set[str] = set()
+    with suppress(FormatError):
+        ours = {shard.index_name for shard in read_manifest(out).shards} if MANIFEST_NAME in present else ours
     kept = {}
     for info in files:
         name = index_name(info.name)
@@ -226,6 +251,8 @@ def _kept_shards(out: Storage, files: Sequence[FileInfo], plan: str) -> dict[str
         try:
             shard, written_for = decode_shard_metadata(data, out.where(name))
         except FormatError:
+            if name in ours:
+                continue  # damaged since
             # img2dataset, for one, keeps what it knows of a tar in a parquet file of the same name.
             raise UserError(
                 f"{out.where(name)}: another program's file is where the sample index of {info.name} goes; move it away"
@@ -303,24 +330,12 @@ def _refuse_duplicates(out: Storage, shards: Sequence[FinishedShard]) -> None:
                 )
 
 
-def _finish(
-    folder: BuildFolder,
-    name: str,
-    split: str,
-    classes: tuple[str, ...],
-    rule: LabelRule,
-    reading: LabelReading,
-    on_error: OnError,
-    shards: Sequence[FinishedShard],
-) -> Manifest:
+def _finish(folder: BuildFolder, draft: Manifest, shards: Sequence[FinishedShard]) -> Manifest:
     reports = [shard.report for shard in shards]
     quarantined = [entry for report in reports for entry in report["quarantined"]]
-    labels = label_histogram(classes, reports)
-    manifest = Manifest(
-        kind=IMAGES,
-        dataset=name,
-        split=split,
-        classes=classes,
+    labels = label_histogram(draft.classes, reports)
+    manifest = replace(
+        draft,
         shards=tuple(shard.info for shard in shards if shard.info is not None),
         label_histogram=labels,
         counts={
@@ -329,10 +344,6 @@ def _finish(
             "ignored_labels": sum(counts["ignored"] for counts in labels.values()),
             "quarantined": len(quarantined),
         },
-        options={"labels_from": str(rule), "reading": reading.options(), "on_error": on_error},
-        provenance={"source": FOREIGN, "labels": f"labels of {rule}, read as {reading}"},
-        licence="Not stated by the tars; whoever made them states it.",
-        plan=folder.plan,
     )
     folder.publish(manifest, quarantined)
     return manifest

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from msldata.commands import Overwrite, Workers, command_without, data_root
+from msldata.commands import Overwrite, Workers, Yes, command_without, data_root
+from msldata.commands.recorded import confirm_replacement, recorded_command
 from msldata.console import OnError, byte_progress_bar, err, out, progress_bar
 
 LabelsAre = Annotated[
@@ -64,6 +65,7 @@ def download(
 
 
 def build_shards(
+    context: typer.Context,
     place: Annotated[
         str | None,
         typer.Argument(
@@ -108,6 +110,7 @@ def build_shards(
         OnError, typer.Option(help="At a bad image: stop, or leave it out and count it.")
     ] = OnError.fail,
     overwrite: Overwrite = False,
+    yes: Yes = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, its size and a guess at the time; write nothing.")
     ] = False,
@@ -166,11 +169,10 @@ def build_shards(
         for chosen in found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):
-                plan = plan_build(
-                    open_source(found.dataset, found.root, chosen, name, options=options),
-                    samples_per_shard=samples_per_shard,
-                    resize=smaller,
-                )
+                opened = open_source(found.dataset, found.root, chosen, name, options=options)
+                changes = {"place": found.root, "source": None, "dataset": found.dataset, "split": [chosen]}
+                opened.provenance["command"] = recorded_command(context, changes)
+                plan = plan_build(opened, samples_per_shard=samples_per_shard, resize=smaller)
             target = open_storage(out_).child(plan.dataset).child(plan.split)
             if dry_run:
                 with err.status(f"{label}: timing a few images"):
@@ -193,6 +195,8 @@ def build_shards(
                         engine=runs_on,
                     )
                 else:
+                    if overwrite:
+                        confirm_replacement(target, plan.draft(), yes)
                     manifest = build_shards(
                         plan,
                         target,
@@ -210,6 +214,7 @@ def build_shards(
 
 
 def build_masks(
+    context: typer.Context,
     source: Annotated[
         str | None, typer.Option(help="Folder, zip, tar(.gz) or list (.txt) of masks; default: in datasets/.")
     ] = None,
@@ -242,6 +247,7 @@ def build_masks(
         Path | None, typer.Option(help="Draw a histogram and a contact sheet into this folder.", show_default=False)
     ] = None,
     overwrite: Overwrite = False,
+    yes: Yes = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read the masks, show what would be written, and write nothing.")
     ] = False,
@@ -250,7 +256,7 @@ def build_masks(
     from msldata.commands.display import show_histogram, show_manifest, show_mask_plan
     from msldata.masks.build import finished_subsets, write_masks
     from msldata.masks.plan import plan_masks
-    from msldata.masks.sources import select_mask_source
+    from msldata.masks.sources import select_mask_source, usual_place
     from msldata.storage import open_storage
 
     masks = select_mask_source(data_root(), source, generate=generate, size=size or 512, seed=seed)
@@ -268,8 +274,14 @@ def build_masks(
             binarize=binarize,
             num_workers=workers,
             on_error=on_error.value,
+            command=recorded_command(
+                context, {"source": source or usual_place(data_root())} if generate is None else {}
+            ),
             progress=progress,
         )
+        if overwrite and not dry_run:
+            for subset in plan.subsets:
+                confirm_replacement(subset.folder.out, subset.draft, yes)
         build = None if dry_run else write_masks(plan, num_workers=workers, overwrite=overwrite, progress=progress)
     out.print(f"polarity: {plan.polarity.explanation}", soft_wrap=True)
     show_histogram(out, "hole fraction of all masks read", plan.histogram)
@@ -290,6 +302,7 @@ def build_masks(
 
 
 def index(
+    context: typer.Context,
     tars: Annotated[str, typer.Argument(help="Folder or URL of WebDataset tars that another program wrote.")],
     classes: Annotated[
         str | None,
@@ -311,6 +324,7 @@ def index(
         OnError, typer.Option(help="At a bad sample: stop, or leave it out and count it.")
     ] = OnError.fail,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the indexes and manifest there.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Make sample indexes and a manifest for tars of another program, so that they can be trained on."""
     from msldata.build.index_tars import index_shards
@@ -334,6 +348,8 @@ def index(
             num_workers=workers,
             on_error=on_error.value,
             overwrite=overwrite,
+            command=recorded_command(context, {"name": name, "split": split}),
+            confirm=lambda draft: confirm_replacement(target, draft, yes),
             progress=progress,
         )
     show_manifest(out, manifest, target.url)

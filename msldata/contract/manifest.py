@@ -99,14 +99,14 @@ class Manifest:
             if version != SCHEMA_VERSION:
                 raise FormatError(
                     f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; "
-                    "build the shards again with `msl build-shards --overwrite`"
+                    "build the shards again from their source"
                 )
             content["shards"] = tuple(ShardInfo(**shard) for shard in content["shards"])
             content["classes"] = tuple(content["classes"])
             manifest = cls(**content)
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(
-                f"{where}: not a manifest of this program ({error}); build it again with --overwrite"
+                f"{where}: not a manifest of this program ({error}); build the dataset again from its source"
             ) from None
         if manifest.fingerprint != fingerprint:
             raise FormatError(

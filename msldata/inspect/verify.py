@@ -217,8 +217,12 @@ def _check_shared(
 
 
 def _next_step(folder: Storage, manifest: Manifest, damaged: bool) -> str:
-    build = f"{build_command(folder, manifest)} --overwrite"
-    return f"build it again: {build}" if damaged else f"take one image of each pair out of the source, then: {build}"
+    command = build_command(folder, manifest)
+    # Guessing a command could replace this dataset by another one.
+    build = f"{command} --overwrite" if command else "how it was built is not recorded; build its source anew elsewhere"
+    if damaged:
+        return f"build it again: {build}" if command else build
+    return f"take one image of each pair out of the source, then: {build}"
 
 
 _COLUMNS = ("offset", "length", "crc32", "width", "height", "positives", "ignored")
