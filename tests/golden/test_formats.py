@@ -198,6 +198,55 @@ def test_hugging_face_image_folder(tmp_path, kind):
     assert read(tmp_path, SourceOptions(classes=classes)) == expected
 
 
+@pytest.fixture
+def hugging_face(tmp_path):
+    """A DatasetDict of real `datasets`: embedded images, several class labels each, one row without any."""
+    datasets = pytest.importorskip("datasets")
+    names = ["bird", "cat", "dog"]
+    features = datasets.Features(
+        {"photo": datasets.Image(), "labels": datasets.Sequence(datasets.ClassLabel(names=names))}
+    )
+    rows = {"train": ([1, 2, 3], [[2, 1], [], [0]]), "test": ([4], [[2]])}
+    return datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict(
+                {"photo": [{"bytes": jpeg(seed), "path": None} for seed in seeds], "labels": labels}, features=features
+            )
+            for split, (seeds, labels) in rows.items()
+        }
+    )
+
+
+@pytest.mark.parametrize("how", ["save_to_disk", "hub", "parquet"])
+def test_hugging_face_datasets(tmp_path, hugging_face, how):
+    place = tmp_path / "hf"
+    if how == "save_to_disk":
+        hugging_face.save_to_disk(place)
+    elif how == "hub":
+        (place / "data").mkdir(parents=True)
+        for split, dataset in hugging_face.items():
+            dataset.to_parquet(place / "data" / f"{split}-00000-of-00001.parquet")
+    else:
+        place.mkdir()
+        hugging_face["train"].to_parquet(place / "one.parquet")
+        place = place / "one.parquet"
+    assert recognise(place)[0] == "table"
+    (found,) = select_sources(tmp_path, source=place)
+    assert set(found.splits) == ({"all"} if how == "parquet" else {"train", "test"})
+    for split in found.splits:
+        source = open_source("table", place, split)
+        assert source.labels.classes == ("bird", "cat", "dog")  # in the order of the class labels
+        theirs = hugging_face["train" if split == "all" else split]
+        ours = list(source.records())
+        assert len(ours) == len(theirs)
+        for record, row, cell in zip(ours, theirs, theirs.data.column("photo").to_pylist(), strict=True):
+            assert record.positives == tuple(sorted(row["labels"]))
+            assert source.images.read(record.image) == cell["bytes"]
+    words = ["build-shards", str(place), "--out", str(tmp_path / "out"), "--name", "hf", "--workers", "2"]
+    run = CliRunner().invoke(app, words)
+    assert run.exit_code == 0 and "1 without any class" in run.output, run.output
+
+
 def test_integers_with_a_list_of_classes(tmp_path):
     images(tmp_path, *AB)
     classes = write(tmp_path / "names.txt", "bird\ncat\ndog\n")

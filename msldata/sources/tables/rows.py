@@ -13,10 +13,12 @@ from typing import Any
 
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import lacks_bucket
+from msldata.sources.tables.arrow import places, read_arrow
 from msldata.sources.tables.label_studio import is_task, task_row
 from msldata.storage import Storage
 
 HINT = "mend the table and run again"
+_ARROW = (".parquet", ".arrow")
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 Row = tuple[str, Mapping[str, Any]]
@@ -36,6 +38,10 @@ class TableFile:
     """Of a CSV file, in words."""
     counts: Mapping[str, int] | None = None
     """What was left out, by reason."""
+    image_column: str | None = None
+    """The column that holds the images themselves."""
+    classes: tuple[str, ...] | None = None
+    """Class names in target order, where the file says them."""
 
 
 def read_table(folder: Storage, name: str) -> TableFile:
@@ -46,9 +52,10 @@ def read_table(folder: Storage, name: str) -> TableFile:
             with the line.
     """
     where, suffix = folder.where(name), PurePosixPath(name).suffix.lower()
-    kinds = f"{', '.join(READERS)} file"
+    kinds = f"{', '.join(SUFFIXES[:-1])} file"
     try:
-        data = folder.read(name) if suffix in READERS else None
+        local = folder.path(name) if suffix in _ARROW else None  # they may be larger than memory
+        data = b"" if local is not None and local.is_file() else folder.read(name) if suffix in SUFFIXES else None
     except FileNotFoundError as error:
         # A missing bucket is another mistake than a missing file, and the storage's message says which.
         reason = "no such bucket" if lacks_bucket(error) else "no such table"
@@ -56,15 +63,18 @@ def read_table(folder: Storage, name: str) -> TableFile:
     if data is None:
         if not folder.exists(name):
             raise FileNotFoundError(f"{where}: no such table; give a {kinds} with images and labels")
-        raise UserError(f"{where}: not a kind of table that is known; known are: {', '.join(READERS)}")
-    delimiter, counts = "", None
+        raise UserError(f"{where}: not a kind of table that is known; known are: {', '.join(SUFFIXES[:-1])}")
+    delimiter, counts, image_column, classes = "", None, None, None
     try:
         if suffix in (".csv", ".tsv"):
             character = _delimiter(_text(data))
             delimiter = "" if character == "," else _DELIMITERS[character]
             rows = list(_csv_rows(data, character))
+        elif suffix in _ARROW:
+            arrow = read_arrow(folder, name)
+            rows, image_column, classes = list(places(arrow.rows)), arrow.image_column, arrow.classes
         else:
-            rows = list(READERS[suffix](data))
+            rows = list(_READERS[suffix](data))
         if suffix == ".json" and rows and all(is_task(cells) for _, cells in rows):
             done = [(place, task_row(place, cells)) for place, cells in rows]
             rows = [(place, cells) for place, cells in done if cells is not None]
@@ -74,7 +84,11 @@ def read_table(folder: Storage, name: str) -> TableFile:
     if not rows:
         raise BadInputError(where, "the table has no rows", HINT)
     columns = tuple(dict.fromkeys(str(column) for _, cells in rows for column in cells))
-    return TableFile(name, hashlib.sha256(data).hexdigest(), rows, columns, delimiter, counts)
+    digest = hashlib.sha256(data).hexdigest()
+    if local is not None:
+        with open(local, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return TableFile(name, digest, rows, columns, delimiter, counts, image_column, classes)
 
 
 def _delimiter(text: str) -> str:
@@ -156,27 +170,12 @@ def _labels_by_image(labels: Mapping[str, Any], classes: Any) -> Iterator[Row]:
         yield f"row {number}", {"image": image, "labels": names}
 
 
-def _parquet_rows(data: bytes) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"not a parquet file ({error})") from None
-    number = 0
-    for batch in table.to_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield f"row {number}", row
-
-
-READERS: Mapping[str, Callable[[bytes], Iterator[Row]]] = {
+_READERS: Mapping[str, Callable[[bytes], Iterator[Row]]] = {
     ".csv": lambda data: _csv_rows(data, ","),
     ".tsv": lambda data: _csv_rows(data, "\t"),
     ".jsonl": _json_line_rows,
     ".ndjson": _json_line_rows,
     ".json": _json_rows,
-    ".parquet": _parquet_rows,
 }
 """By the ending of the file's name."""
+SUFFIXES = (*_READERS, *_ARROW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,9 +27,10 @@ from msldata.sources.source import (
     split_location,
     unknown_split,
 )
+from msldata.sources.tables.arrow import EmbeddedImages, saved_splits
 from msldata.sources.tables.columns import Columns, choose_columns, one_hot_value
-from msldata.sources.tables.image_paths import checked_path, find_images
-from msldata.sources.tables.rows import HINT, READERS, TableFile, read_table
+from msldata.sources.tables.image_paths import ImagePaths, checked_path, find_images
+from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, read_table
 from msldata.storage import Storage, open_storage
 
 WHOLE = "all"
@@ -39,6 +41,7 @@ _NAMES = (
     *("labels.csv", "labels.tsv", "labels.jsonl", "labels.json"),
 )
 """Names of tables that lie in the folder of their images, as Roboflow and Hugging Face have it."""
+_HUB_FILE = re.compile(r"(data/)?(?P<split>[A-Za-z0-9_]+)-\d{5}-of-\d{5}\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ def recognise(path: Location) -> Likeness | None:
 
 
 def _is_file(path: Location) -> bool:
-    return PurePosixPath(str(path)).suffix.lower() in READERS and not Path(str(path)).expanduser().is_dir()
+    return PurePosixPath(str(path)).suffix.lower() in SUFFIXES and not Path(str(path)).expanduser().is_dir()
 
 
 def _is_json_table(path: Location) -> bool:
@@ -155,18 +158,26 @@ def _is_json_table(path: Location) -> bool:
     return start.startswith(b"[") or re.search(rb'"labels"\s*:\s*\{', start) is not None
 
 
-def _table_files(path: Location) -> tuple[Storage, dict[str, str]]:
-    """The folder that images are relative to, and the name of the table of each split, or of ``""``."""
+def _table_files(path: Location) -> tuple[Storage, dict[str, tuple[str, ...]]]:
+    """The folder that images are relative to, and the names of the files of each split, or of ``""``."""
     if _is_file(path) or not _is_folder(path):
         folder, name = split_location(path)
-        return folder, {"": name}
+        return folder, {"": (name,)}
     folder = open_storage(path)
     files = {info.name for info in folder.list_files()} if folder.can_list else set()
     here = [name for name in _NAMES if name in files]
     if here:
-        return folder, {"": here[0]}
+        return folder, {"": (here[0],)}
+    if saved := saved_splits(folder):
+        return folder, saved
+    parts: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(files):
+        if match := _HUB_FILE.fullmatch(name):
+            parts[match["split"]].append(name)
+    if parts:
+        return folder, {split: tuple(names) for split, names in parts.items()}
     below = {name.rpartition("/")[0]: name for table in reversed(_NAMES) for name in files if _lies_below(name, table)}
-    return folder, dict(sorted(below.items()))
+    return folder, {split: (name,) for split, name in sorted(below.items())}
 
 
 def _is_folder(path: Location) -> bool:
@@ -183,7 +194,7 @@ def _load(path: Location, options: SourceOptions) -> _Contents:
     if not files:
         raise FileNotFoundError(f"{folder.url}: no table here; name the file, or call it {' or '.join(_NAMES[:3])}")
     stamps = []
-    for name in files.values():
+    for name in (name for names in files.values() for name in names):
         local = folder.path(name)
         if local is None or not local.exists():
             return _read(folder, files, options)
@@ -199,14 +210,13 @@ def _remembered(path: str, options: SourceOptions, stamps: tuple[tuple[int, int]
     return _read(*_table_files(path), options)
 
 
-def _read(folder: Storage, files: dict[str, str], options: SourceOptions) -> _Contents:
-    tables = {split: read_table(folder, name) for split, name in files.items()}
-    several = len(tables) > 1 or "" not in tables
-    where = folder.url if several else folder.where(next(iter(files.values())))
+def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOptions) -> _Contents:
+    tables = [(split, read_table(folder, name)) for split, names in files.items() for name in names]
+    where = folder.url if len(tables) > 1 or tables[0][0] else folder.where(tables[0][1].name)
     try:
         columns = _columns(tables, options)
         rows = _rows(tables, columns)
-        found = find_images(folder, [row.image for row in rows])
+        found = _find(folder, tables, rows)
         rows = [_with_place(row, path, name) for row, path, name in zip(rows, found.paths, found.names, strict=True)]
         listed = len(rows)
         rows = _merged(rows, columns)
@@ -217,7 +227,9 @@ def _read(folder: Storage, files: dict[str, str], options: SourceOptions) -> _Co
         if isinstance(error, UserError):
             raise
         raise BadInputError(where, str(error), HINT) from None
-    labels, reading = _decide(where, rows, columns, survey, options)
+    known = {table.classes for _, table in tables}
+    named = next(iter(known)) if len(known) == 1 else None
+    labels, reading = _decide(where, rows, columns, survey, options, named)
     how = f"read as {reading}"
     if columns.one_hot:
         minus_one = {"multi-hot": ", -1 ignored", "signed": ", -1 negative"}[reading.kind] if reading.minus_one else ""
@@ -225,31 +237,32 @@ def _read(folder: Storage, files: dict[str, str], options: SourceOptions) -> _Co
     said = columns.said(how)
     said += f"; {listed:,} rows of {len(rows):,} images, a row per label" if listed > len(rows) else ""
     said += f"; {found.num_searched:,} images found elsewhere below the table's folder" if found.num_searched else ""
-    said += "".join(f"; delimiter: {table.delimiter}" for table in list(tables.values())[:1] if table.delimiter)
-    counts = {name: count for table in tables.values() for name, count in (table.counts or {}).items() if count}
-    digests = {table.name: table.sha256 for table in tables.values()}
+    said += "".join(f"; delimiter: {table.delimiter}" for _, table in tables[:1] if table.delimiter)
+    counts = {name: count for _, table in tables for name, count in (table.counts or {}).items() if count}
+    digests = {table.name: table.sha256 for _, table in tables}
     return _Contents(where, found.images, rows, labels, reading, said, digests, counts)
 
 
-def _columns(tables: dict[str, TableFile], options: SourceOptions) -> Columns:
-    names = tuple(dict.fromkeys(name for table in tables.values() for name in table.columns))
-    rows = [row for table in tables.values() for row in table.rows]
-    columns = choose_columns(names, rows, options.image_column, options.labels_columns)
-    for table in tables.values():
+def _columns(tables: Sequence[tuple[str, TableFile]], options: SourceOptions) -> Columns:
+    names = tuple(dict.fromkeys(name for _, table in tables for name in table.columns))
+    rows = [row for _, table in tables for row in table.rows]
+    image_column = options.image_column or tables[0][1].image_column
+    columns = choose_columns(names, rows, image_column, options.labels_columns)
+    for _, table in tables:
         needed = (columns.image, *([columns.labels] if columns.labels else columns.one_hot))
         if missing := [name for name in needed if name not in table.columns]:
             raise ValueError(f"{table.name} has no column '{missing[0]}', which the other tables have")
     return columns
 
 
-def _rows(tables: dict[str, TableFile], columns: Columns) -> list[_Row]:
+def _rows(tables: Sequence[tuple[str, TableFile]], columns: Columns) -> list[_Row]:
     """All rows of all files, checked one by one."""
     rows: list[_Row] = []
-    for split, table in tables.items():
+    for split, table in tables:
         for line, cells in table.rows:
             place = f"{table.name}, {line}" if len(tables) > 1 else line
             try:
-                rows.append(_row(place, cells, columns, split))
+                rows.append(_row(place, cells, columns, split, table.image_column == columns.image))
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from None
             if bool(rows[-1].split) != bool(rows[0].split):
@@ -257,7 +270,7 @@ def _rows(tables: dict[str, TableFile], columns: Columns) -> list[_Row]:
     return rows if rows[0].split else [replace(row, split=WHOLE) for row in rows]
 
 
-def _row(place: str, cells: Any, columns: Columns, folder: str) -> _Row:
+def _row(place: str, cells: Any, columns: Columns, folder: str, embedded: bool) -> _Row:
     for name in (columns.image, columns.labels):
         if name and name not in cells:
             raise ValueError(f"no column '{name}'")
@@ -265,7 +278,7 @@ def _row(place: str, cells: Any, columns: Columns, folder: str) -> _Row:
     if isinstance(cell, dict) and isinstance(cell.get("path"), str):
         cell = cell["path"]  # an image of Hugging Face that was saved without its bytes
     image = checked_path(cell)
-    if folder and not is_address(image) and not image.startswith("/"):
+    if folder and not embedded and not is_address(image) and not image.startswith("/"):
         image = f"{folder}/{image}"
     split = cells.get(columns.split) if columns.split else folder or None
     if split is not None:
@@ -282,6 +295,17 @@ def _row(place: str, cells: Any, columns: Columns, folder: str) -> _Row:
     if columns.confidence:
         labels = _seen(labels, cells.get(columns.confidence))
     return _Row(place, image, "", labels, cells.get(columns.ignored) if columns.ignored else None, split or "")
+
+
+def _find(folder: Storage, tables: Sequence[tuple[str, TableFile]], rows: Sequence[_Row]) -> ImagePaths:
+    column = tables[0][1].image_column
+    if column is None:
+        return find_images(folder, [row.image for row in rows])
+    if any(table.image_column != column for _, table in tables):
+        raise ValueError(f"only some of the files hold their images in a column '{column}'")
+    paths = [row.image for row in rows]
+    names = [f"{row.split}/{number:08d}" for number, row in enumerate(rows)]
+    return ImagePaths(EmbeddedImages(folder, column), paths, names, 0)
 
 
 def _seen(label: Any, confidence: Any) -> Any:
@@ -363,11 +387,16 @@ def _survey(rows: list[_Row], columns: Columns, separator: str | None) -> LabelS
 
 
 def _decide(
-    where: str, rows: list[_Row], columns: Columns, survey: LabelSurvey, options: SourceOptions
+    where: str,
+    rows: list[_Row],
+    columns: Columns,
+    survey: LabelSurvey,
+    options: SourceOptions,
+    named: tuple[str, ...] | None,
 ) -> tuple[LabelSpace, LabelReading]:
     """The classes and the reading, tried on every row."""
     listed = read_class_list(*split_location(options.classes)) if options.classes is not None else None
-    known = columns.one_hot or (listed.classes if listed is not None else None)
+    known = columns.one_hot or (listed.classes if listed is not None else named)
     reading = decide_reading(survey, where, classes=known, labels_are=options.labels_are, vectors=bool(columns.one_hot))
     if columns.one_hot and listed is not None and listed.classes != columns.one_hot:
         raise UserError(
@@ -375,7 +404,7 @@ def _decide(
             f"than in {options.classes}; leave --classes out, or name the columns in its order with --labels-column"
         )
     try:
-        labels = listed or LabelSpace(columns.one_hot or reading.classes(survey))
+        labels = listed or LabelSpace(columns.one_hot or named or reading.classes(survey))
     except ValueError:
         raise UserError(f"{where}: no row has a label; name the classes with --classes FILE") from None
     for row in rows:
