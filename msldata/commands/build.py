@@ -75,8 +75,8 @@ def build_shards(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="voc2007, voc2012, coco2014, coco, wider or table; default: what SOURCE is taken for, or all found in "
-            "datasets/ or $MSL_DATA."
+            help="voc2007, voc2012, coco2014, coco, wider, table, folders or datumaro; default: what SOURCE is taken for, "
+            "or all found in datasets/ or $MSL_DATA."
         ),
     ] = None,
     source: Annotated[
@@ -95,6 +95,10 @@ def build_shards(
     ] = None,
     labels_are: LabelsAre = None,
     separator: Separator = None,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="Of datumaro: which of its formats; default: detected.", show_default=False),
+    ] = None,
     out_: Annotated[str, typer.Option("--out", help="Folder or URL; shards go to OUT/NAME/SPLIT.")] = "shards",
     name: Annotated[str | None, typer.Option(help="What to call it; default: the dataset's name.")] = None,
     split: Annotated[
@@ -159,6 +163,7 @@ def build_shards(
         labels_columns=tuple(labels_column or ()),
         labels_are=labels_are,
         separator=separator,
+        format=format_,
     )
     chosen_sources = select_sources(data_root(), dataset, place or source, split, options)
     if workers != 1 and engine is EngineName.local and not (dry_run or finish):

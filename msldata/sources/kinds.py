@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from msldata.errors import UserError
-from msldata.sources import class_folders, coco, voc, wider
+from msldata.sources import class_folders, coco, datumaro_formats, voc, wider
 from msldata.sources.source import (
     NO_OPTIONS,
     FoundSource,
@@ -102,6 +102,13 @@ KINDS: Mapping[str, SourceKind] = {
         class_folders.recognise,
         class_folders.LAYOUT,
         takes=("classes",),
+    ),
+    "datumaro": SourceKind(
+        datumaro_formats.Datumaro,
+        datumaro_formats.available_splits,
+        datumaro_formats.recognise,
+        datumaro_formats.LAYOUT,
+        takes=("format",),
     ),
 }
 
@@ -215,7 +222,11 @@ def recognise(source: Location) -> tuple[str, str]:
     path = split_location(source)[0].path(split_location(source)[1])
     if path is not None and not path.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    seen = [(name, likeness) for name, kind in KINDS.items() if (likeness := kind.recognise(source)) is not None]
+    seen: list[tuple[str, Likeness]] = []
+    for name, kind in KINDS.items():
+        # Datumaro, the last, is slow to load, and what our own readers know is theirs.
+        if (name != "datumaro" or not seen) and (likeness := kind.recognise(source)) is not None:
+            seen.append((name, likeness))
     if not seen:
         known = "\n".join(f"  {name:9} {kind.layout}" for name, kind in KINDS.items())
         raise UserError(f"{source}: not taken for any kind of dataset; known are\n{known}\nor name one with --dataset")

@@ -40,6 +40,8 @@ class SourceOptions:
     """What labels are; see ``label_reading.KINDS``."""
     separator: str | None = None
     """What stands between the names of a label."""
+    format: str | None = None
+    """Which of Datumaro's formats it is."""
 
     def given(self) -> tuple[str, ...]:
         """The names of those that were said."""
