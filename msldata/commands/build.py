@@ -75,8 +75,8 @@ def build_shards(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="voc2007, voc2012, coco2014, coco, wider, table, folders or datumaro; default: what SOURCE is taken for, "
-            "or all found in datasets/ or $MSL_DATA."
+            help="voc2007, voc2012, coco2014, coco, wider, table, folders or datumaro; default: what SOURCE is taken "
+            "for, or all found in datasets/ or $MSL_DATA."
         ),
     ] = None,
     source: Annotated[
