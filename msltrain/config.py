@@ -171,7 +171,8 @@ class OptimConfig:
     clip_norm: float | None = None
     """Gradients are scaled down to this global L2 norm when above it; none: as they are."""
     ema_decay: float | None = None
-    """Decay per step of a moving average of the weights, which is then validated and shipped; none: no average."""
+    """Decay per step of a moving average of the weights, which is then validated and shipped; none: no average. The
+    decay of step n is (1 + n) / (10 + n) as long as that is smaller."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "classifier_lr_factor", "step_factor"):

@@ -14,7 +14,14 @@ from typing import Literal
 from msldata.build.folder import BuildFolder, FinishedShard
 from msldata.build.other_tars import AUTO, LabelRule, find_rule, local_tar, parse_rule, scan, scan_labels
 from msldata.build.shards import label_histogram
-from msldata.contract.format import decode_index, decode_shard_metadata, decode_shard_report, encode_index, encode_json
+from msldata.contract.format import (
+    decode_index,
+    decode_shard_metadata,
+    decode_shard_report,
+    encode_index,
+    encode_json,
+    with_digests,
+)
 from msldata.contract.manifest import (
     IMAGES,
     MANIFEST_NAME,
@@ -258,8 +265,9 @@ def _index_tar(task: IndexTask) -> FinishedShard:
         "objects": sum(len(row["objects"]) for row in found.rows),
         "quarantined": found.quarantined,
     }
-    task.out.put(index_name(task.name), encode_index(IMAGES, found.rows, info, task.plan, report))
-    return FinishedShard(info, report)
+    index = encode_index(IMAGES, found.rows, info, task.plan, report)
+    task.out.put(index_name(task.name), index)
+    return FinishedShard(with_digests(info, index, found.rows), report)
 
 
 def _refuse_duplicates(out: Storage, shards: Sequence[FinishedShard]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from msldata.contract.format import INDEX_SCHEMAS, decode_index
+from msldata.contract.format import INDEX_SCHEMAS, read_index
 from msldata.contract.manifest import IMAGES, FormatError, Manifest, read_manifest
 from msldata.storage import Storage
 
@@ -135,10 +135,7 @@ def describe(folder: Storage, *, max_pairs: int = 8) -> Description:
 
 
 def _read_indexes(folder: Storage, manifest: Manifest, columns: Sequence[str]) -> pa.Table:
-    tables = [
-        decode_index(manifest.kind, folder.read(info.index_name), folder.where(info.index_name), columns)
-        for info in manifest.shards
-    ]
+    tables = [read_index(folder, manifest, info, columns) for info in manifest.shards]
     none = INDEX_SCHEMAS[manifest.kind].empty_table().select(list(columns))  # a subset of masks may have no shards
     return pa.concat_tables([none, *(table.replace_schema_metadata(None) for table in tables)])
 

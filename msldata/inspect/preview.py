@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from msldata.contract import keepmask
-from msldata.contract.format import decode_index
+from msldata.contract.format import read_index
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, FormatError, Manifest, read_manifest
 from msldata.errors import BadInputError, UserError
 from msldata.inspect.tiles import COLOURS, Box, HeldMask, Label, Preview, Tile
@@ -101,7 +101,7 @@ def _rows(folder: Storage, manifest: Manifest, num: int) -> Iterator[tuple[dict,
         start += info.num_samples
         if not numbers:
             continue
-        table = decode_index(manifest.kind, folder.read(info.index_name), folder.where(info.index_name))
+        table = read_index(folder, manifest, info)
         rows = table.take(numbers).to_pylist()
         images = folder.read_ranges(info.name, [row["offset"] for row in rows], [row["length"] for row in rows])
         for row, data in zip(rows, images, strict=True):

@@ -240,7 +240,8 @@ def examine_foreign(job: tuple[IndexTask, ShardInfo]) -> ShardReport:
     try:
         data = task.out.read(info.index_name)
         where = task.out.where(info.index_name)
-        compare("", "shard and plan", (info, task.plan), decode_shard_metadata(data, where), info.index_name)
+        shard, plan = decode_shard_metadata(data, where)
+        compare("", "shard and plan", (info, task.plan), (shard, plan), info.index_name)
         indexed = {row["key"]: row for row in decode_index(IMAGES, data, where).to_pylist()}
     except (FileNotFoundError, FormatError) as error:
         finding = Finding(info.index_name, "", "the sample index", "a readable one", str(error))
@@ -269,6 +270,8 @@ def examine_foreign(job: tuple[IndexTask, ShardInfo]) -> ShardReport:
             findings.append(Finding(info.name, "", "the tar", "a whole one with labelled samples", error.reason))
     else:
         findings.append(Finding(info.name, "", "the shard", f"{info.num_bytes} bytes", "no such file"))
+    if info.index_sha256 and not findings:  # whatever else is wrong says more
+        compare("", "sha256", info.index_sha256, shard.index_sha256, info.index_name)
     columns = [[number for row in indexed.values() for number in row[name]] for name in ("positives", "ignored")]
     positive, ignored = (tuple(map(numbers.count, range(len(task.classes)))) for numbers in columns)
     num_objects = sum(len(row["objects"]) for row in indexed.values())

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msldata.contract.format import decode_index
+from msldata.contract.format import read_index
 from msldata.contract.keepmask import decode_levels
-from msldata.contract.manifest import KEEP_MASKS, Manifest
+from msldata.contract.manifest import Manifest
 from msldata.masks.build import MaskBuild
 from msldata.masks.subsets import BUCKETS
 from msldata.storage import LocalStorage, Storage
@@ -44,8 +44,7 @@ class _Stored:
     def read(cls, storage: Storage, manifest: Manifest) -> _Stored:
         rows = []
         for shard in manifest.shards:
-            where = storage.where(shard.index_name)
-            table = decode_index(KEEP_MASKS, storage.read(shard.index_name), where)
+            table = read_index(storage, manifest, shard)
             rows += [(shard.name, row["offset"], row["length"], row["hole_fraction"]) for row in table.to_pylist()]
         return cls(storage, tuple(sorted(rows, key=lambda row: row[3])))
 

@@ -268,13 +268,12 @@ def _json_rows(data: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _parquet_rows(data: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from msldata.contract.parquet import UnreadableParquet, read_parquet
 
     try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"not a parquet file ({error})") from None
+        table = read_parquet(data)
+    except UnreadableParquet as error:
+        raise ValueError(f"not a parquet file, or one that cannot be read ({error})") from None
     number = 0
     for batch in table.to_batches():
         for row in batch.to_pylist():

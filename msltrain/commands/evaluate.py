@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from msldata.console import OnError, err, gigabytes, out, progress_bar
+from msldata.console import OnError, err, gigabytes, out, progress_bar, show
 from msltrain.commands.options import Model, Recipe
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def evaluate(
         json_.write_text(measured.to_json(), encoding="utf-8")
     _show(measured, with_classes=classes)
     _list_skipped(measured.origin.skipped)
-    out.print(f"[green]{predictions}[/green]: {measured.metrics.num_samples:,} samples", soft_wrap=True)
+    show(out, (predictions, "green"), f": {measured.metrics.num_samples:,} samples")
 
 
 def _list_skipped(skipped: Sequence[str]) -> None:
@@ -229,4 +229,4 @@ def robustness(
     out.print(table)
     _list_skipped(curves.skipped)
     for file in written:
-        out.print(f"[green]{file}[/green]", soft_wrap=True)
+        show(out, (file, "green"))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from msldata.console import out, progress_bar
+from msldata.console import out, progress_bar, show
 
 
 def report(
@@ -49,6 +49,6 @@ def report(
         num_examples=examples,
     )
     for file in (page, page.with_suffix(".md"), page.with_suffix(".json")):
-        out.print(f"[green]{file}[/green]", soft_wrap=True)
+        show(out, (file, "green"))
     if data is None:
         out.print("without photographs; --data SHARDS adds them")

@@ -67,6 +67,7 @@ class Learner:
             from timm.utils import ModelEmaV3
 
             self._average = ModelEmaV3(recogniser, decay=config.optim.ema_decay)
+        self._num_averaged = 0
         self.shipped: Recogniser = recogniser if self._average is None else self._average.module
         if checkpoint is not None:
             self._restore_weights(checkpoint)
@@ -105,6 +106,7 @@ class Learner:
             rate: the backbone's learning rate.
         """
         optim = self.config.optim
+        self._warm_up_average()
         set_learning_rate(self.optimizer, rate)
         terms: dict[str, Tensor] = {}
         parts = list(self._parts(batch, keep_mask_B1HW))
@@ -130,6 +132,14 @@ class Learner:
         elif self._average is not None:
             self._average.update(self.recogniser)
         return terms
+
+    def _warm_up_average(self) -> None:
+        """Let the moving average forget the first weights soon: after n steps it looks back a tenth of n at most."""
+        if self._average is not None:
+            assert self.config.optim.ema_decay is not None
+            warm = (1 + self._num_averaged) / (10 + self._num_averaged)
+            self._average.decay = min(self.config.optim.ema_decay, warm)
+            self._num_averaged += 1
 
     def _parts(
         self, batch: Batch, keep_mask_B1HW: Tensor | None
@@ -166,6 +176,7 @@ class Learner:
         state: dict[str, Any] = {"optimizer": optimizer}
         if self._average is not None:
             state["weights"] = self._whole(self.recogniser.state_dict())
+            state["num_averaged"] = self._num_averaged
         if self.step_module.masked_norms:
             state["masked_norms"] = self._whole(self.step_module.masked_norms.state_dict())
         return state
@@ -190,9 +201,13 @@ class Learner:
         return state
 
     def _restore_weights(self, checkpoint: Checkpoint) -> None:
-        self.shipped.load_state_dict(checkpoint.weights)
+        # A checkpoint without an average holds the trained weights alone; one with it ships the average.
+        state = checkpoint.train_state
+        self.recogniser.load_state_dict(state.get("weights", checkpoint.weights))
         if self._average is not None:
-            self.recogniser.load_state_dict(checkpoint.train_state["weights"])
+            self._average.module.load_state_dict(checkpoint.weights)
+            # Before there was a warm-up every step had the whole decay.
+            self._num_averaged = state.get("num_averaged", checkpoint.step if "weights" in state else 0)
 
     def _restore_training(self, state: dict[str, Any]) -> None:
         if self.step_module.masked_norms:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from msldata.console import visible
 from msldata.errors import UserError
 from msltrain.use.predict import ImagePrediction
 
@@ -47,7 +48,7 @@ def encode(found: Sequence[ImagePrediction], kind: str) -> bytes:
             return text.getvalue().encode()
         case "parquet":
             return _parquet(found)
-    return "".join(f"{image.file}  {_line(image)}\n" for image in found).encode()
+    return "".join(f"{visible(image.file)}  {visible(_line(image))}\n" for image in found).encode()
 
 
 def describe(found: Sequence[ImagePrediction]) -> str:

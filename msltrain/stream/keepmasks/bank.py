@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from msldata.contract.format import decode_index
+from msldata.contract.format import read_index
 from msldata.contract.keepmask import decode_levels, decode_packed, resize_area, resize_packed
 from msldata.contract.manifest import KEEP_MASKS, FormatError, Manifest, ShardInfo, read_manifest
 from msldata.errors import UserError
@@ -219,10 +219,7 @@ class _Place:
         for shard in self.manifest.shards:
             if left <= 0:
                 return
-            where = self.storage.where(shard.index_name)
-            index = decode_index(KEEP_MASKS, self.storage.read(shard.index_name), where, _COLUMNS)
-            if len(index) != shard.num_samples:
-                raise FormatError(f"{where}: {len(index)} rows, the manifest says {shard.num_samples} keep masks")
+            index = read_index(self.storage, self.manifest, shard, _COLUMNS)
             rows = index.slice(0, left).to_pylist()
             tar = self.storage.read(shard.name)
             for start in range(0, len(rows), _MASKS_PER_TASK):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from msldata.contract.format import decode_index
-from msldata.contract.manifest import IMAGES
+from msldata.contract.format import read_index
 from msldata.errors import UserError
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.order.augment import random_crops, random_flips, whole_images
@@ -109,9 +108,8 @@ class ObjectMasks:
         self._stream, self._training, self._device = stream, training, device
         sizes, counts, boxes, crowds = [], [], [], []
         for shard in shards.manifest.shards:
-            where = shards.storage.where(shard.index_name)
             columns = ("width", "height", "objects")
-            table = decode_index(IMAGES, shards.storage.read(shard.index_name), where, columns).combine_chunks()
+            table = read_index(shards.storage, shards.manifest, shard, columns).combine_chunks()
             if not table.num_rows:
                 continue
             sizes.append(np.stack([table[name].to_numpy() for name in ("width", "height")], axis=1))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from msldata.contract.format import decode_index, decode_shard_metadata
+from msldata.contract.format import read_index
 from msldata.contract.manifest import IMAGES, FormatError, Manifest, read_manifest
 from msldata.errors import UserError
 from msldata.storage import Storage, open_storage
@@ -219,15 +219,7 @@ class _IndexCache:
 
     def _read(self, shard: int) -> SampleRows:
         info = self._manifest.shards[shard]
-        where = self._storage.where(info.index_name)
-        data = self._storage.read(info.index_name)
-        if decode_shard_metadata(data, where)[0] != info:
-            raise FormatError(
-                f"{where}: written for another build than the manifest; copy the whole folder again, or build it again"
-            )
-        table = decode_index(IMAGES, data, where, _COLUMNS)
-        if table.num_rows != info.num_samples:
-            raise FormatError(f"{where}: {table.num_rows} rows, the manifest says {info.num_samples} samples")
+        table = read_index(self._storage, self._manifest, info, _COLUMNS)
         keys = table["key"].to_pylist()
         num_classes = len(self._manifest.classes)
         numbers = {
@@ -241,18 +233,16 @@ class _IndexCache:
             crc32_N=numbers["crc32"],
             width_N=numbers["width"],
             height_N=numbers["height"],
-            target_NK=_multi_hot(table["positives"], num_classes, where).astype(np.uint8),
-            ignore_NK=_multi_hot(table["ignored"], num_classes, where),
+            target_NK=_multi_hot(table["positives"], num_classes).astype(np.uint8),
+            ignore_NK=_multi_hot(table["ignored"], num_classes),
         )
 
 
-def _multi_hot(lists: pa.ChunkedArray, num_classes: int, where: str) -> np.ndarray:
+def _multi_hot(lists: pa.ChunkedArray, num_classes: int) -> np.ndarray:
     """Class numbers per sample as bool (N, K)."""
     column = lists.combine_chunks()
     row = np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
     number = column.flatten().to_numpy()
-    if len(number) and not 0 <= number.min() <= number.max() < num_classes:
-        raise FormatError(f"{where}: class number {number.max()} in a dataset of {num_classes} classes")
     hot = np.zeros((len(column), num_classes), dtype=bool)
     hot[row, number] = True
     return hot
