@@ -50,6 +50,8 @@ class Table:
     """Heads above the last columns, with how many columns each spans."""
     style: str = ""
     """Classes of the style sheet."""
+    title: str = ""
+    """What it holds, where nothing else says so."""
 
     @property
     def num_single(self) -> int:

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -31,6 +32,7 @@ from msltrain.report.numbers import Numbers, compute_numbers, to_json
 from msltrain.report.open_runs import WHOLE, RunReport, check_comparable, read_study
 from msltrain.report.plots import hiding_plot, training_plots
 from msltrain.robustness.figure import FEW, areas_table, robustness_markdown, study_plots
+from msltrain.robustness.study import RECALIBRATED
 
 TALL_FROM = 24
 """With more classes their table scrolls in a box of its own."""
@@ -170,7 +172,7 @@ def _to_html(
         curve_styles=[style_name(styles[model]) for model in curves.models] if curves else [],
         curve_plots=study_plots(curves, styles) if curves else [],
         areas=areas_table(curves) if curves else None,
-        recalibrated=curves is not None and any(model.endswith("recalibrated") for model in curves.models),
+        recalibrated=curves is not None and any(model.endswith(RECALIBRATED) for model in curves.models),
         few_pairs=FEW,
         gallery=gallery,
         gallery_where=f"{'on' if len(numbers.ends) == 1 else 'with'} {hardest}",
@@ -247,7 +249,7 @@ def _to_markdown(numbers: Numbers, title: str) -> str:
         "## Accuracy",
         as_markdown(tables.measures_table(numbers)),
         *(["## By size and occlusion of the largest object", as_markdown(strata)] if strata else []),
-        "#" + robustness_markdown(numbers.curves).strip() if numbers.curves else "",
+        re.sub("(?m)^#", "##", robustness_markdown(numbers.curves).strip()) if numbers.curves else "",
         "## Average precision by class",
         as_markdown(tables.class_table(numbers)),
         *([f"## Leaning on company, on {markdown(hardest)}", as_markdown(pairs)] if pairs else []),

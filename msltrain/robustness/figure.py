@@ -13,7 +13,7 @@ from msldata.storage import LocalStorage
 from msltrain.pages.svg import Line, Plot, line_plot, model_styles, style_name
 from msltrain.pages.tables import Cell as TableCell
 from msltrain.pages.tables import Group, Row, Table, as_markdown
-from msltrain.pages.text import markdown_list, percent
+from msltrain.pages.text import markdown, markdown_list, percent
 from msltrain.robustness.curves import (
     MEASURES,
     VISIBLE_BINS,
@@ -23,6 +23,7 @@ from msltrain.robustness.curves import (
     pooled_false_rate,
     pooled_visibility,
 )
+from msltrain.robustness.study import RECALIBRATED
 
 PAGE_NAME, TABLE_NAME, DATA_NAME = "robustness.html", "robustness.md", "robustness.json"
 FEW = 20
@@ -46,7 +47,8 @@ def write_robustness(curves: Curves, out: Path) -> list[Path]:
 
 def robustness_page(curves: Curves) -> str:
     """One HTML document: the curves, and the numbers behind them."""
-    styles = model_styles(curves.models)
+    # A control comes last, so that the models have the colours that they have where it is not shown.
+    styles = model_styles(curves.models, known=[name for name in curves.models if not name.endswith(RECALIBRATED)])
     return render(
         "msltrain.robustness/robustness.html",
         title="Robustness to holes",
@@ -66,7 +68,9 @@ def robustness_markdown(curves: Curves) -> str:
     if curves.skipped:
         blocks.append(f"Besides these, {len(curves.skipped)} damaged samples were left out, for every model:")
         blocks.append(markdown_list(curves.skipped))
-    blocks += [as_markdown(table) for table in _tables(curves)] + _notes(curves)
+    for table in _tables(curves):
+        blocks += [f"## {markdown(table.title)}", as_markdown(table)]
+    blocks += _notes(curves)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -82,9 +86,8 @@ def _tables(curves: Curves) -> list[Table]:
                 for model in rows
             ]
             columns = [f"{_condition(cell)} ({percent(cell.hole_fraction)})" for cell in first]
-            tables.append(
-                Table(name=f"{measure}, {kind} holes", columns=[*columns, "area"], groups=[Group(rows=found)])
-            )
+            title = f"{measure}, {kind} holes"
+            tables.append(Table(title=title, name="Model", columns=[*columns, "area"], groups=[Group(rows=found)]))
         if any(cell.visible_share for cell in first):
             tables.append(_visibility_table(kind, rows))
     return tables
@@ -102,7 +105,8 @@ def _visibility_table(kind: str, rows: Mapping[str, Sequence[Cell]]) -> Table:
     for model, cells in rows.items():
         shares = [done / count if count else None for done, count in pooled_visibility(cells)]
         found.append(Row(name=model, cells=[percent(share) for share in (*shares, pooled_false_rate(cells))]))
-    return Table(name=f"predicted, {kind} holes", columns=[*names, "absent classes"], groups=[Group(rows=found)])
+    columns = [*names, "absent classes"]
+    return Table(title=f"Predicted, {kind} holes", name="Model", columns=columns, groups=[Group(rows=found)])
 
 
 def _notes(curves: Curves) -> list[str]:

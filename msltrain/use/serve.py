@@ -34,7 +34,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,6 +43,7 @@ from torch import Tensor
 
 from msldata.contract.keepmask import decode_png, resize_nearest
 from msldata.errors import BadInputError, UserError
+from msldata.pages.html import render
 from msltrain.use.overlay import RAMP, STRONGEST
 from msltrain.use.predict import Answer, Predictor
 from msltrain.use.read_images import Picture, read_pixels, squash
@@ -53,6 +53,8 @@ MAX_BODY = 25 * 2**20
 MAX_EXAMPLES = 12
 _SHOWN_SIDE, _EXAMPLE_SIDE = 1024, 160
 _NUM_PHOTOS = 32
+_NONCE = "the-nonce-of-this-answer"
+"""In the page as it is kept; every answer gets one of its own."""
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -185,7 +187,7 @@ class StudioServer(ThreadingHTTPServer):
 
     def __init__(self, studio: Studio, host: str, port: int):
         self.studio = studio
-        self.page = resources.files("msltrain.use").joinpath("serve_page.html").read_text("utf-8")
+        self.page = render("msltrain.use/serve_page.html", title="What does it see?", nonce=_NONCE)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
@@ -308,7 +310,7 @@ class _Handler(BaseHTTPRequestHandler):
         policy = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         if kind.startswith("text/html"):
             nonce = secrets.token_urlsafe(16)
-            body = body.replace(b"{{nonce}}", nonce.encode())
+            body = body.replace(_NONCE.encode(), nonce.encode())
             policy += (
                 f"; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data:; connect-src 'self'"
             )
