@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -12,7 +12,8 @@ from msldata.contract import keepmask
 from msldata.contract.format import read_index
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, FormatError, Manifest, read_manifest
 from msldata.errors import BadInputError, UserError
-from msldata.inspect.tiles import COLOURS, Box, HeldMask, Label, Preview, Tile
+from msldata.inspect.tiles import Box, HeldMask, Label, Preview, Tile
+from msldata.pages.colours import class_colour
 from msldata.storage import LocalStorage, Storage
 
 _SUFFIXES = (".png", ".html")
@@ -117,14 +118,13 @@ def _load_images(folder: Storage, manifest: Manifest, num: int) -> Iterator[Tile
         except Exception as error:  # damaged files make decoders raise almost anything
             raise FormatError(f"{where}: the image cannot be decoded ({error}); run msl verify {folder.url}") from None
         shown = [(index, column == "ignored") for column in ("positives", "ignored") for index in row[column]]
-        colours = _colours([index for index, _ in shown] + [item["class_index"] for item in row["objects"]])
-        labels = [Label(manifest.classes[index], colours[index], ignored) for index, ignored in shown]
+        labels = [Label(manifest.classes[index], class_colour(index), ignored) for index, ignored in shown]
         boxes = []
         for item in row["objects"]:
             index = item["class_index"]
             left, top, width, height = item["box"]
             faint = item["difficult"] or item["crowd"]
-            boxes.append(Box(manifest.classes[index], colours[index], left, top, width, height, faint))
+            boxes.append(Box(manifest.classes[index], class_colour(index), left, top, width, height, faint))
         yield Tile(row["key"], image, tuple(labels), tuple(boxes))
 
 
@@ -137,13 +137,3 @@ def _load_masks(folder: Storage, manifest: Manifest, num: int) -> list[HeldMask]
             raise FormatError(f"{where}: {error.reason}; run msl verify {folder.url}") from None
         masks.append(HeldMask(row["key"], level_HW, row["hole_fraction"]))
     return masks
-
-
-def _colours(class_indices: Iterable[int]) -> dict[int, str]:
-    """Colours of the classes of one image: a class's own, or the next one that no other class there has taken."""
-    colours: dict[int, str] = {}
-    for index in class_indices:
-        if index not in colours:
-            turn = [COLOURS[(index + step) % len(COLOURS)] for step in range(len(COLOURS))]
-            colours[index] = next((colour for colour in turn if colour not in colours.values()), turn[0])
-    return colours

@@ -80,6 +80,12 @@ def summary_intervals(predictions: Predictions, *, num_resamples: int = NUM_RESA
     return {name: _within_one(interval_around(value, sampled[name])) for name, value in value_by_name.items()}
 
 
+def resampled_mean(value_N: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Mean over the images of each resample, float64 (R,), of a value per image; the images of `resampled_mean_ap`."""
+    weights = _weights(len(value_N), num_resamples, seed)
+    return np.concatenate([weight_RN @ value_N.astype(np.float64) for weight_RN in weights]) / len(value_N)
+
+
 def resampled_rates(
     predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, np.ndarray]:

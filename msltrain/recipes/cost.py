@@ -14,8 +14,14 @@ GIGAFLOP_PER_IMAGE = {
     ("vit_base_patch16_224", 224): 35.1,
 }
 """Of one forward pass by (backbone, image size); a multiplication and an addition are two operations."""
-NUM_SAMPLES = {"shards/voc2007/trainval": 5_011, "shards/coco2014/train": 82_081, "shards/wider/trainval": 28_345}
-"""Of the training sets in the recipes."""
+NUM_SAMPLES = {
+    ("voc2007", "trainval"): 5_011,
+    ("voc2007", "test"): 4_952,
+    ("coco2014", "train"): 82_081,
+    ("coco2014", "val"): 40_137,
+    ("wider", "trainval"): 28_345,
+}
+"""Of the datasets that the published numbers are of, by name and split."""
 BF16_TERAFLOPS, FLOAT32_TERAFLOPS = 250.0, 30.0
 FORWARD_AND_BACKWARD = 3
 """A backward pass costs two forward passes."""
@@ -29,7 +35,7 @@ def gpu_hours(config: TrainConfig, num_samples: int | None = None) -> float | No
         num_samples: of the training set; by default those of the recipe's.
     """
     per_image = GIGAFLOP_PER_IMAGE.get((config.model.backbone, config.stream.image_size))
-    num_samples = num_samples or NUM_SAMPLES.get(config.data.train)
+    num_samples = num_samples or num_published(config.data.train)
     if per_image is None or num_samples is None:
         return None
     num_branches = 2 if config.loss.has_masked_branch else 1
@@ -37,3 +43,9 @@ def gpu_hours(config: TrainConfig, num_samples: int | None = None) -> float | No
     kept = 1 - config.data.validation_fraction
     teraflops = BF16_TERAFLOPS if config.run.amp else FLOAT32_TERAFLOPS
     return per_image / 1e3 * num_samples * kept * num_passes / teraflops / 3600
+
+
+def num_published(shards: str) -> int | None:
+    """Samples of the dataset that a recipe finds at ``shards``, as in ``shards/voc2007/trainval``; None: not known."""
+    *_, dataset, split = ("", "", *shards.rstrip("/").split("/"))
+    return NUM_SAMPLES.get((dataset, split))
