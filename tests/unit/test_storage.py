@@ -120,7 +120,7 @@ def test_a_location_is_a_path_an_address_or_what_is_open(tmp_path):
     assert open_storage(opened) is opened
     assert open_storage(str(tmp_path)).url == opened.url
     assert open_storage("s3://bucket/a").url == "s3://bucket/a"
-    assert open_storage("file:" + str(tmp_path)).path() == open_storage("file://" + str(tmp_path)).path() == tmp_path
+    assert open_storage(f"file://{tmp_path}").path() == tmp_path
     for address in ("s3://bucket/a", "gs://bucket", "https://host/a"):
         with pytest.raises(StorageError, match=f"give it as text: '{address}'"):
             open_storage(Path(address))
