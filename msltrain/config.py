@@ -60,7 +60,13 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """The paper's loss: ``α1 · BCE(image) + α2 · BCE(masked image) + α3 · LaCo``; (1, 0, 0) is the plain baseline."""
+    """The paper's loss: ``α1 · BCE(image) + α2 · BCE(masked image) + α3 · LaCo``; (1, 0, 0) is the plain baseline.
+
+    Example:
+        published = msltrain.LossConfig()
+        baseline = msltrain.LossConfig(clean_weight=1, masked_weight=0, consistency_weight=0)
+        print(published.has_masked_branch, baseline.has_masked_branch)
+    """
 
     clean_weight: float = 0.3
     """α1."""
@@ -246,7 +252,12 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Everything that decides what a run computes."""
+    """Everything that decides what a run computes.
+
+    Example:
+        config: msltrain.TrainConfig = msltrain.recipe("demo")
+        print(config.stream.batch_size, config.optim.num_epochs, config.model.backbone)
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     """Which shards."""
@@ -295,7 +306,7 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
             field does not take.
     """
     changes: dict[str, dict[str, Any]] = {}
-    for assignment in assignments:
+    for assignment in (assignments,) if isinstance(assignments, str) else assignments:
         path, equals, text = assignment.partition("=")
         section, dot, name = path.strip().partition(".")
         if not equals or not dot:

@@ -33,7 +33,7 @@ from msldata.contract.manifest import (
 )
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import check_name
-from msldata.storage import FileInfo, Storage
+from msldata.storage import FileInfo, Location, Storage, open_storage
 from msldata.workers.engine import run_tasks
 
 FOREIGN = "tars of another program"
@@ -58,8 +58,8 @@ class IndexTask:
 
 
 def index_shards(
-    tars: Storage,
-    out: Storage | None = None,
+    tars: Location | Storage,
+    out: Location | Storage | None = None,
     *,
     name: str | None = None,
     split: str | None = None,
@@ -94,6 +94,10 @@ def index_shards(
         BadInputError: a damaged tar or an unusable sample. UserError: no tars, no labels, a key that appears twice, or
             files in the way. StorageError: a place that cannot be read or written.
     """
+    tars = open_storage(tars)
+    out = tars if out is None else open_storage(out)
+    if out.url.rstrip("/") == tars.url.rstrip("/"):
+        out = tars
     files = _find_tars(tars)
     default_name, default_split = _default_names(tars, files)
     name, split = name or default_name, split or default_split
@@ -103,7 +107,6 @@ def index_shards(
     if rule is None:
         with local_tar(tars, files[0].name, files[0].size) as path:
             rule = find_rule(path, tars.where(files[0].name))
-    out = out or tars
     asked = {"labels_from": str(rule), "classes": list(classes or ()), "on_error": on_error}
     sizes = {info.name: info.size for info in files}
     plan = hashlib.sha256(encode_json({"dataset": name, "split": split, "tars": sizes, **asked})).hexdigest()

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from msldata.errors import UserError
-from msldata.storage import Storage
+from msldata.storage import Location, Storage, open_storage
 
 SCHEMA_VERSION = 2
 """2: digests of sample indexes and labels, and a fingerprint over the labels too. Version 1 is read as well."""
@@ -232,12 +232,13 @@ def index_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".parquet"
 
 
-def read_manifest(storage: Storage) -> Manifest:
-    """Read the manifest of the dataset folder ``storage``.
+def read_manifest(location: Location | Storage) -> Manifest:
+    """Read the manifest of a dataset folder.
 
     Raises:
         FormatError: there is none (the message names datasets found below, if any), or it is not valid.
     """
+    storage = open_storage(location)
     try:
         data = storage.read(MANIFEST_NAME)
     except FileNotFoundError as error:

@@ -14,18 +14,20 @@ from msldata.contract.manifest import IMAGES, KEEP_MASKS, FormatError, Manifest,
 from msldata.errors import BadInputError, UserError
 from msldata.inspect.tiles import Box, HeldMask, Label, Preview, Tile
 from msldata.pages.colours import class_colour
-from msldata.storage import LocalStorage, Storage
+from msldata.storage import LocalStorage, Location, Storage, open_storage
 
 _SUFFIXES = (".png", ".html")
 
 
-def write_preview(folder: Storage, out: Path, *, num: int = 24, keep_masks: Storage | None = None) -> int:
+def write_preview(
+    location: Location | Storage, out: str | Path, *, num: int = 24, keep_masks: Location | Storage | None = None
+) -> int:
     """Draw samples of a dataset as a contact sheet (``.png``) or as one self-contained page (``.html``).
 
     The samples lie at equal distances, so the same dataset always gives the same picture.
 
     Args:
-        folder: a split of images or a subset of keep masks, local or remote.
+        location: a split of images or a subset of keep masks, local or remote.
         out: the file; its suffix decides.
         num: how many samples, or all when there are fewer.
         keep_masks: of images, show also a keep mask of this dataset and the masked image.
@@ -37,9 +39,11 @@ def write_preview(folder: Storage, out: Path, *, num: int = 24, keep_masks: Stor
         UserError: another suffix, ``num`` below 1, or datasets of the wrong kind.
         FormatError: no dataset, or a sample that cannot be decoded. StorageError: ``out`` cannot be written.
     """
+    out = Path(out)
     if out.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{out}: a preview is a {' or '.join(_SUFFIXES)} file; give --out such a name")
-    preview = load_preview(folder, num=num, keep_masks=keep_masks)
+    masks = None if keep_masks is None else open_storage(keep_masks)
+    preview = load_preview(open_storage(location), num=num, keep_masks=masks)
     if out.suffix.lower() == ".html":
         from msldata.inspect.preview_page import draw_page
 

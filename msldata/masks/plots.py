@@ -16,7 +16,7 @@ from msldata.contract.keepmask import decode_levels
 from msldata.contract.manifest import Manifest
 from msldata.masks.build import MaskBuild
 from msldata.masks.subsets import BUCKETS
-from msldata.storage import LocalStorage, Storage
+from msldata.storage import LocalStorage, Location, Storage, open_storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ class _Stored:
         return found
 
 
-def write_mask_plots(folder: Path, build: MaskBuild, out: Storage) -> tuple[Path, Path]:
+def write_mask_plots(folder: str | Path, build: MaskBuild, out: Location | Storage) -> tuple[Path, Path]:
     """Draw a finished build as ``hole-fractions.png`` and ``contact-sheet.png``.
 
     Args:
@@ -72,6 +72,7 @@ def write_mask_plots(folder: Path, build: MaskBuild, out: Storage) -> tuple[Path
     Raises:
         StorageError: a mask cannot be read back, or a file cannot be written.
     """
+    folder, out = Path(folder), open_storage(out)
     stored = {name: _Stored.read(out.child(name), manifest) for name, manifest in build.manifests.items()}
     place = LocalStorage(folder)
     place.put(HISTOGRAM_NAME, _png(_draw_histogram(build, stored)))

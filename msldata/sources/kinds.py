@@ -91,9 +91,9 @@ def open_source(
     return source
 
 
-def find_sources(root: Path) -> list[FoundSource]:
+def find_sources(root: str | Path) -> list[FoundSource]:
     """Datasets in the usual places below ``root``, at most one of a kind, in the order of ``KINDS``."""
-    found = []
+    root, found = Path(root), []
     for dataset, kind in KINDS.items():
         for place in kind.places:
             available = kind.available_splits(root / place)
@@ -104,13 +104,13 @@ def find_sources(root: Path) -> list[FoundSource]:
     return found
 
 
-def places_looked_at(root: Path) -> list[str]:
+def places_looked_at(root: str | Path) -> list[str]:
     """The folders that ``find_sources`` tries, as a person would type them."""
-    return [str(root / place) for kind in KINDS.values() for place in kind.places]
+    return [str(Path(root, place)) for kind in KINDS.values() for place in kind.places]
 
 
 def select_sources(
-    root: Path, dataset: str | None = None, source: Location | None = None, splits: Sequence[str] | None = None
+    root: str | Path, dataset: str | None = None, source: Location | None = None, splits: Sequence[str] | None = None
 ) -> list[FoundSource]:
     """What a build command means: the dataset at ``source``, or what is found in the usual places below ``root``.
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from msldata.contract.manifest import Manifest, read_manifest
 from msldata.errors import UserError
-from msldata.storage import open_storage
 from msltrain.grids.plan import DataPlaces, Plan, Run
 
 TRAIN, KEEP_MASKS, TEST, TEST_MASKS = "training images", "training keep masks", "test images", "held-out keep masks"
@@ -87,6 +86,6 @@ def require_all(needs: Sequence[Need], places: DataPlaces) -> None:
 
 def _look(place: str, role: str) -> Need:
     try:
-        return Need(place=place, role=role, manifest=read_manifest(open_storage(place)))
+        return Need(place=place, role=role, manifest=read_manifest(place))
     except (UserError, FileNotFoundError) as error:
         return Need(place=place, role=role, manifest=None, problem=str(error))

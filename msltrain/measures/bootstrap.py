@@ -42,11 +42,6 @@ def interval_around(value: float, value_R: np.ndarray) -> Interval:
     return Interval(value=value, low=float(low), high=float(high))
 
 
-def mean_ap_interval(predictions: Predictions) -> Interval:
-    """mAP with its bootstrap interval; the images are resampled with replacement, from a fixed seed."""
-    return _within_one(interval_around(_value(predictions), resampled_mean_ap(predictions)))
-
-
 def mean_ap_difference(first: Predictions, second: Predictions) -> Interval:
     """mAP of ``second`` minus that of ``first``, each resample taking the same images for both.
 

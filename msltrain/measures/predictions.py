@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from msldata.contract.manifest import read_manifest
 from msldata.contract.parquet import read_parquet
 from msldata.errors import UserError
-from msldata.storage import LocalStorage, open_storage
+from msldata.storage import LocalStorage, Location
 
 PREDICTIONS_VERSION = 1
 _METADATA = b"msl.predictions"
@@ -86,6 +86,10 @@ class Predictions:
 
     Raises:
         ValueError: arrays, keys and classes do not fit together.
+
+    Example:
+        predictions, _ = msltrain.evaluate("runs/msl", "shards/voc2007/test")
+        print(predictions.keys[0], dict(zip(predictions.classes, predictions.score_NK[0])))
     """
 
     keys: tuple[str, ...]
@@ -237,9 +241,9 @@ def largest_objects(array: pa.ListArray, num_classes: int, image_area_N: np.ndar
     )
 
 
-def keep_mask_fingerprints(locations: Sequence[str | Path]) -> tuple[str, ...]:
+def keep_mask_fingerprints(locations: Sequence[Location]) -> tuple[str, ...]:
     """Fingerprints of the keep-mask folders. Raises FormatError where one is not a finished dataset."""
-    return tuple(read_manifest(open_storage(location)).fingerprint for location in locations)
+    return tuple(read_manifest(location).fingerprint for location in locations)
 
 
 def _to_lists(array_NK: np.ndarray) -> pa.FixedSizeListArray:

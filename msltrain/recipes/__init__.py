@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from msldata.errors import UserError
+from msldata.storage import Location, one_or_many
 from msltrain.config import TrainConfig, override
 from msltrain.recipes.catalogue import RECIPES, Recipe
 
@@ -22,8 +23,8 @@ def recipe(name: str) -> TrainConfig:
 def configure(
     name: str,
     *,
-    train: str | None = None,
-    keep_masks: Sequence[str] | None = None,
+    train: Location | None = None,
+    keep_masks: Location | Sequence[Location] | None = None,
     weights: str | None = None,
     settings: Sequence[str] = (),
 ) -> TrainConfig:
@@ -40,8 +41,8 @@ def configure(
         UserError: unknown recipe or field, or a value that the field cannot take.
     """
     config = recipe(name)
-    data = replace(config.data, train=train or config.data.train)
+    data = replace(config.data, train=str(train or config.data.train))
     if keep_masks:
-        data = replace(data, keep_masks=tuple(keep_masks))
+        data = replace(data, keep_masks=tuple(map(str, one_or_many(keep_masks))))
     model = config.model if weights is None else replace(config.model, weights=weights)
     return override(replace(config, data=data, model=model), settings)

@@ -85,7 +85,7 @@ def read_examples(
         [data] = shard_set.storage.read_ranges(name, [int(sample.offset_N[position])], [int(sample.length_N[position])])
         keep_mask_HW = None
         if bank is not None:
-            keep_mask_B1HW = bank.of_keys(sample.key_hash_N[[position]], seed=origin.seed, epoch=0)
+            keep_mask_B1HW = bank.of_hashes(sample.key_hash_N[[position]], seed=origin.seed, epoch=0)
             keep_mask_HW = keep_mask_B1HW[0, 0].numpy()
         with Image.open(io.BytesIO(data)) as image:
             examples.append(Example(row=row, image=image.convert("RGB"), keep_mask_HW=keep_mask_HW))

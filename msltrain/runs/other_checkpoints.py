@@ -160,7 +160,7 @@ def read_classes(location: str) -> tuple[str, ...]:
     file = Path(location).expanduser()
     if file.is_file():
         return read_class_list(open_storage(file.parent), file.name).classes
-    classes = read_manifest(open_storage(location)).classes
+    classes = read_manifest(location).classes
     if not classes:
         raise UserError(
             f"{location}: names no classes; give shards with a class list, or a file with one name per line"

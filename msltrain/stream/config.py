@@ -16,6 +16,10 @@ class StreamConfig:
     ``image_size``, ``batch_size``, ``window`` and the augmentation decide what a run sees; ``num_threads``,
     ``num_buffers``, ``read_ahead_mb``, the caches and, up to a grey level, ``decode`` and ``resize`` only how fast it
     comes. Raises UserError for values that cannot work.
+
+    Example:
+        config = msltrain.StreamConfig(image_size=224, batch_size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        print(config.crop_scale, config.flip_probability)
     """
 
     image_size: int = 448

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from msldata.contract.manifest import read_manifest
 from msldata.errors import UserError
-from msldata.storage import open_storage
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.runs.folder import DatasetIdentity
@@ -46,7 +45,7 @@ class TrainData:
         self.classes = shards.classes
         self.identities = {
             "train": [DatasetIdentity.of(config.data.train, shards.manifest)],
-            "keep_masks": [DatasetIdentity.of(place, read_manifest(open_storage(place))) for place in places],
+            "keep_masks": [DatasetIdentity.of(place, read_manifest(place)) for place in places],
         }
         fraction = config.data.validation_fraction
         kept, held_out = hold_out(shards, fraction) if fraction else (shards, None)

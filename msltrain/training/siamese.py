@@ -33,7 +33,7 @@ class SiameseStep(nn.Module):
     Without weight on the masked terms the masked branch is not run.
 
     Args:
-        recogniser: images (B, 3, H, W) → logits (B, K), on the device where it will run.
+        recogniser: any module, images (B, 3, H, W) → logits (B, K), on the device where it will run.
         loss: the terms, their weights (α1, α2, α3) and the way the branches are run.
         activation_checkpointing: compute the backbone's blocks a second time in the backward pass.
 
@@ -44,9 +44,21 @@ class SiameseStep(nn.Module):
 
     Raises:
         UserError: the network cannot do what ``loss`` asks for.
+
+    Example:
+        network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 20))
+        step = msltrain.SiameseStep(network, msltrain.LossConfig())
+        losses = step(torch.rand(4, 3, 64, 64), torch.rand(4, 1, 64, 64) > 0.5, torch.zeros(4, 20))
+        losses["total"].backward()
     """
 
-    def __init__(self, recogniser: nn.Module, loss: LossConfig, *, activation_checkpointing: bool = False):
+    def __init__(
+        self,
+        recogniser: nn.Module,
+        loss: LossConfig = LossConfig(),  # noqa: B008 (frozen)
+        *,
+        activation_checkpointing: bool = False,
+    ):
         super().__init__()
         self.recogniser = recogniser
         self.loss = loss
@@ -82,22 +94,31 @@ class SiameseStep(nn.Module):
         Args:
             image_BCHW: normalised and augmented, float32.
             keep_mask_B1HW: float32, 1 = visible, 0 = hole; it multiplies the normalised image. None in the baseline.
-            target_BK: float32, 0 or 1.
+            target_BK: 0 or 1.
             ignore_BK: bool; used when ``loss.train_ignored`` is "drop", else such pairs count as negative.
 
         Returns:
             float32 scalars: ``total`` (to be minimised), ``clean``; with masks ``masked`` and ``consistency`` too.
+
+        Raises:
+            UserError: there are no keep masks for masked terms, or the network does not give a logit for each target.
         """
         loss = self.loss
+        target_BK = target_BK.float()
         if loss.train_ignored == "negative":
             ignore_BK = None
         if not loss.has_masked_branch:
             with self._passage.of("clean"):
-                clean_logit_BK = self.recogniser(image_BCHW)
+                clean_logit_BK = _checked(self.recogniser(image_BCHW), target_BK)
             clean = self._recognition(clean_logit_BK, target_BK, ignore_BK)
             return {"total": loss.clean_weight * clean, "clean": clean}
-        assert keep_mask_B1HW is not None, "a loss with masked terms needs keep masks"
-        clean_logit_BK, masked_logit_BK = self._both(image_BCHW, keep_mask_B1HW)
+        if keep_mask_B1HW is None:
+            raise UserError(
+                "the loss has masked terms and keep_mask_B1HW is None; give the batch's keep masks, or "
+                "LossConfig(masked_weight=0, consistency_weight=0) for the plain baseline"
+            )
+        both = self._both(image_BCHW, keep_mask_B1HW)
+        clean_logit_BK, masked_logit_BK = (_checked(logit_BK, target_BK) for logit_BK in both)
         clean = self._recognition(clean_logit_BK, target_BK, ignore_BK)
         masked = self._recognition(masked_logit_BK, target_BK, ignore_BK)
         consistency = consistency_loss(
@@ -147,6 +168,18 @@ class SiameseStep(nn.Module):
             gamma_negative=self.loss.asl_gamma_negative,
             margin=self.loss.asl_margin,
         )
+
+
+def _checked(logit_BK: Tensor, target_BK: Tensor) -> Tensor:
+    """Logits as float32, whatever the network computes in. Raises UserError unless there is one for each target."""
+    if not isinstance(logit_BK, Tensor):
+        raise UserError(f"the network gives a {type(logit_BK).__name__}; wrap it so that it returns its logits (B, K)")
+    if logit_BK.shape != target_BK.shape:
+        raise UserError(
+            f"the network gives {tuple(logit_BK.shape)} and the targets are {tuple(target_BK.shape)}; it must return "
+            "one logit for each image and class, (B, K)"
+        )
+    return logit_BK.float()
 
 
 def _decide(loss: LossConfig, recogniser: nn.Module) -> Branches:

@@ -29,7 +29,13 @@ from msltrain.training.validation import validation_mean_ap
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A finished run."""
+    """A finished run.
+
+    Example:
+        config = msltrain.recipe("demo", settings=["optim.num_epochs=1", "stream.batch_size=8"])
+        result: msltrain.TrainResult = msltrain.train(config, "runs/another")
+        predictor = msltrain.load(result.best)
+    """
 
     run_dir: str | Path
     """A URL for a run in object storage, as are the checkpoints then."""
@@ -145,6 +151,7 @@ class Trainer:
             take_position(data.training, checkpoint.train_state["loader"], bool(self._changes))
         # A run that goes on with other batches has taken other numbers of steps than its place in the schedule says.
         self._steps_before = self.step - self._scheduled
+        self._first_epoch = data.training.epoch  # at whose end the run may have been stopped
         self._start_loader()  # it has the first batches ready when the network is built
         try:
             self.learner = Learner(config, len(data.classes), ranks, checkpoint)
@@ -181,7 +188,7 @@ class Trainer:
         """Train to the end."""
         self._tell(self._start_event())
         num_epochs = self.config.optim.num_epochs
-        for epoch in range(self.data.training.epoch, num_epochs):
+        for epoch in range(self._first_epoch, num_epochs):
             began = time.perf_counter()
             self.learner.step_module.train()
             try:
@@ -210,7 +217,7 @@ class Trainer:
         self.ranks.first_does(self.folder.publish)
 
     def _start_loader(self) -> None:
-        if self.data.training.epoch < self.config.optim.num_epochs:
+        if self.data.training.next_epoch < self.config.optim.num_epochs:
             self.data.training.start()
 
     def _write_down(self) -> None:
@@ -225,7 +232,8 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> None:
         """Take the rest of an epoch's steps. Raises Interrupted once the state is saved."""
         loader, config = self.data.training, self.config
-        loader.set_epoch(epoch)
+        if loader.next_epoch > epoch:  # stopped between its last step and its end
+            return
         self._interval = Interval()
         waited = loader.stats.seconds_waited
         for batch in loader:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msldata.contract.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
 from msldata.errors import BadInputError, UserError
-from msltrain.hosts.distributed import process_group
+from msltrain.hosts.distributed import choose_device, process_group
 from msltrain.measures.predictions import read_predictions
 from msltrain.measures.thresholds import tune_thresholds
 from msltrain.runs.checkpoint import LoadedRecogniser
@@ -26,7 +26,7 @@ from msltrain.stream.pixels.batch import HostBatch
 from msltrain.stream.pixels.device import ToDevice
 from msltrain.use.class_activation import logits_and_place_logits
 from msltrain.use.overlay import OverlayFolder, Panel, Row, draw_sheet, thumbnail
-from msltrain.use.read_images import Picture, find_images, read_pixels, read_square, squash
+from msltrain.use.read_images import Given, Picture, find_images, given_pictures, read_pixels, read_square, squash
 
 __all__ = ["ImagePrediction", "Predictor", "find_images", "predict_images", "read_keep_mask", "read_square"]
 
@@ -67,7 +67,7 @@ class Predictor:
 
     Args:
         checkpoint, foreign, classes: as for ``load_any``; classes are needed with a weights file alone.
-        device: where it computes.
+        device: where it computes; ``auto``: a GPU when there is one.
         threshold: from which score on a class counts as predicted; None: the thresholds tuned on what training held
             out, where ``msl evaluate --held-out`` left predictions of these weights in the run folder, else 0.5.
 
@@ -81,12 +81,17 @@ class Predictor:
     Raises:
         FileNotFoundError: no checkpoint there.
         UserError: it is damaged, it is not clear how to read it, or the threshold makes no sense.
+
+    Example:
+        predictor = msltrain.Predictor("runs/msl", "cpu", threshold=0.4)
+        [prediction] = predictor.predict(Image.open("photos/street.jpg"), top_k=3)
+        print(prediction.predicted, prediction.scores)
     """
 
     def __init__(
         self,
         checkpoint: str | Path,
-        device: torch.device,
+        device: torch.device | str = "auto",
         *,
         threshold: float | None = None,
         foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
@@ -94,6 +99,7 @@ class Predictor:
     ):
         if threshold is not None and not 0 <= threshold <= 1:
             raise UserError(f"the threshold is {threshold}; scores lie between 0 and 1")
+        device = choose_device(device) if isinstance(device, str) else device
         loaded = load_any(checkpoint, foreign, classes, device)
         self._recogniser = loaded.recogniser
         self._device = device
@@ -147,6 +153,29 @@ class Predictor:
             logits = logits_and_place_logits(self._recogniser, image_BCSS)
             score_BK, place_BKHW = (logit.sigmoid().cpu().numpy() for logit in logits)
         return [Answer(score_K, place_KHW) for score_K, place_KHW in zip(score_BK, place_BKHW, strict=True)]
+
+    def predict(
+        self, images: Given | Sequence[Given], *, top_k: int | None = None, batch_size: int = 32
+    ) -> list[ImagePrediction]:
+        """What each image shows; an image is squashed to the square that the model was trained with.
+
+        Args:
+            images: one or several: paths or addresses (as for `find_images`: a folder stands for all images in it), PIL
+                images, or arrays, uint8 (H, W, 3) in RGB.
+            top_k: so many classes per image get a score; None: all.
+            batch_size: images per forward pass.
+
+        Raises:
+            FileNotFoundError: no such file or folder.
+            UserError: an array of another shape or type, or nothing was given.
+            BadInputError: a file is no image.
+        """
+        found: list[ImagePrediction] = []
+        for batch in _read_ahead(given_pictures(images), self.image_size, "fail", batch_size, with_thumbnails=False):
+            answers = self.answer([read.square_1CSS for read in batch if read.square_1CSS is not None])
+            for read, answer in zip(batch, answers, strict=True):
+                found.append(_in_words(self, read.name, [answer], top_k)[0])
+        return found
 
     def _keep_masks(self, keep_mask_SS: np.ndarray | Sequence[np.ndarray | None], num_images: int) -> Tensor:
         """float32 (B, 1, S, S) on the device, or (1, 1, S, S) where all images have the same."""

@@ -12,8 +12,8 @@ import torch
 from msldata.contract.format import read_index
 from msldata.errors import UserError
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.keepmasks.choice import choose, numbers
 from msltrain.stream.order.augment import random_crops, random_flips, whole_images
-from msltrain.stream.order.random import KEEP_MASK, uniform
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.shardset import ShardSet
 
@@ -57,7 +57,7 @@ class PatchMasks:
 
     def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
         """See ``KeepMasks``."""
-        lot_BN = uniform(batch.key_hash_B, seed, epoch, KEEP_MASK, self._side**2)
+        lot_BN = numbers(batch.key_hash_B, self._side**2, seed=seed, epoch=epoch)
         patch_BN = np.ones(lot_BN.shape, dtype=np.float32)
         hidden = np.argsort(lot_BN, axis=1, kind="stable")[:, : self._num_hidden]
         np.put_along_axis(patch_BN, hidden, 0, axis=1)
@@ -78,7 +78,7 @@ class BoxMasks:
 
     def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
         """See ``KeepMasks``."""
-        shape_B, down_B, across_B = uniform(batch.key_hash_B, seed, epoch, KEEP_MASK, 3).T
+        shape_B, down_B, across_B = numbers(batch.key_hash_B, 3, seed=seed, epoch=epoch).T
         longest = min(_LONGEST_BOX, 1 / self._hole_fraction)
         ratio_B = longest ** (2 * shape_B - 1)
         height_B = np.rint(self._size * np.sqrt(self._hole_fraction * ratio_B)).clip(1, self._size)
@@ -144,7 +144,7 @@ class ObjectMasks:
         box_P4, sample_P = box_P4[shown_P], sample_P[shown_P]
         shown_B = np.bincount(sample_P, minlength=len(count_B))
         chosen_B = np.cumsum(shown_B) - shown_B
-        chosen_B += (uniform(batch.key_hash_B, seed, epoch, KEEP_MASK, 1)[:, 0] * shown_B).astype(np.int64)
+        chosen_B += choose(batch.key_hash_B, shown_B, seed=seed, epoch=epoch)
         box_B4 = np.zeros((len(count_B), 4))
         box_B4[shown_B > 0] = box_P4[chosen_B[shown_B > 0]]
         return box_B4
