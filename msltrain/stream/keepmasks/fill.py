@@ -10,19 +10,15 @@ comes. Legend: B samples, C channels, S = H = W pixels.
 from __future__ import annotations
 
 import functools
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from msltrain.stream.config import Fill
 from msltrain.stream.order.random import hash64
 
-Fill = Literal["zero", "mean", "noise", "blur", "image", "object"]
-"""zero: 0 after normalisation, as published: black, or the mean colour where ``stream.mean`` is subtracted. mean: the
-image's own mean colour. noise: white noise around it, as strong as the image's own contrast. blur: the image itself, so
-blurred that only colours remain. image, object: pixels of another photograph, or of one of its annotated objects."""
 OF_ITSELF = ("mean", "noise", "blur")
 """Fillings that are made of nothing but the image."""
 _BLUR_CELLS = 5
