@@ -98,7 +98,7 @@ def do_one(job: Job, places: Places, rows: Path) -> int:
         with open(rows, "a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(json.dumps(row) + "\n")
-        line = ", ".join(f"{view} {100 * row[view]['mAP']:.2f}" for view in ("whole", "low", "high"))
+        line = ", ".join(f"{view} {100 * row[view]['mAP']:.2f}" for view in ("whole", "low", "high") if view in row)
         print(f"{job.name}: {line}, CF1 {100 * row['whole']['CF1']:.1f}, {row['train_seconds']:.0f} s", flush=True)
     return 0
 

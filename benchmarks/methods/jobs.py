@@ -118,6 +118,8 @@ class Stage:
     """File below the sample or the weights folder."""
     epochs: int
     settings: tuple[str, ...]
+    views: tuple[str, ...] = ("whole", "low", "high")
+    """What is measured."""
 
 
 def _voc(train: str, epochs: int, size: int, *more: str, lite: bool = False) -> Stage:
@@ -145,16 +147,17 @@ def _voc(train: str, epochs: int, size: int, *more: str, lite: bool = False) -> 
             "run.log_every=50",
             *more,
         ),
+        views=("whole", "low", "high") if size >= 160 else ("whole", "high"),
     )
 
 
 STAGES = {
-    "small": _voc("voc400", 15, 112),
-    "full": _voc("voc", 6, 112),
+    "small": _voc("voc400", 12, 128),
+    "full": _voc("voc", 8, 128),
     "full160": _voc("voc", 8, 160),
     "full224": _voc("voc", 8, 224),
-    "small224": _voc("voc400", 15, 224),
-    "lite": _voc("voc", 6, 112, lite=True),
+    "small224": _voc("voc400", 12, 224),
+    "lite": _voc("voc", 8, 128, lite=True),
     "lite224": _voc("voc", 8, 224, lite=True),
     "reef": Stage(
         train="reef/trainval",

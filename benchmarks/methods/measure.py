@@ -14,7 +14,6 @@ from msltrain.measures.predictions import Predictions
 from msltrain.measures.strata import compute_strata
 from msltrain.training.trainer import train
 
-VIEWS = ("whole", "low", "high")
 MEASURES = ("mAP", "CP", "CR", "CF1", "OF1")
 
 
@@ -26,7 +25,7 @@ def measure_job(job: Job, places: Places) -> dict[str, Any]:
     result = train(job.config(places), run_dir=run, resume="auto")
     trained = time.perf_counter()
     found = {}
-    for view in VIEWS:
+    for view in stage.views:
         masks = [] if view == "whole" else [places.work / stage.test_masks / view]
         found[view] = evaluate(
             result.last,
