@@ -311,8 +311,6 @@ class TrainConfig:
                 "none",
                 "set, as loss.masked_target=teacher needs: try 0.999",
             )
-        if self.keep_mask.share < 1 and self.loss.branches in ("fused", "concatenated"):
-            _check(False, "keep_mask.share", self.keep_mask.share, f"1, as {self.loss.branches} branches need")
 
 
 def to_json(config: TrainConfig) -> str:

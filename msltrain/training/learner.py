@@ -145,6 +145,8 @@ class Learner:
             average_parts(self._average.module, self.recogniser, self._average.decay)
         elif self._average is not None:
             self._average.update(self.recogniser)
+        if self._learns_from_average:
+            self.ranks.share_buffers(self.shipped)  # or each process would have a teacher of its own
         return terms
 
     def _warm_up_average(self) -> None:
@@ -157,10 +159,14 @@ class Learner:
 
     def _teacher_logits(self, image_BCHW: Tensor) -> Tensor | None:
         """What the moving average says of the whole images, where the masked branch learns from it."""
-        if self.config.loss.masked_target != "teacher" or not self.config.loss.has_masked_branch:
+        if not self._learns_from_average:
             return None
         with torch.no_grad():
             return self.shipped(image_BCHW)
+
+    @property
+    def _learns_from_average(self) -> bool:
+        return self.config.loss.has_masked_branch and self.config.loss.masked_target == "teacher"
 
     def _parts(
         self, batch: Batch, view: MaskedView | None

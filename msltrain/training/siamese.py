@@ -160,7 +160,9 @@ class SiameseStep(nn.Module):
     def _both(self, image_BCHW: Tensor, view: _View) -> tuple[Tensor, Tensor]:
         """Logits of the images and of the masked images."""
         masked_image_BCHW = fill_holes(view.image_BCHW, view.keep_mask_B1HW, view.filling_BCHW)
-        if self.branches == "sequential":
+        num_images, num_masked = len(image_BCHW), len(masked_image_BCHW)
+        # BatchNorm cuts a fused batch in half.
+        if self.branches == "sequential" or (self.branches == "fused" and num_masked < num_images):
             only: tuple[Tensor, ...] = ()
             if self._drops_tokens:
                 grid: tuple[int, int] = self.recogniser.patch_grid  # type: ignore[assignment]
@@ -173,7 +175,8 @@ class SiameseStep(nn.Module):
             return clean_logit_BK, masked_logit_BK
         # A mixture is one plain batch to every BatchNorm.
         with self._passage.of("joined" if self.branches == "fused" else "clean"):
-            clean_logit_BK, masked_logit_BK = self.recogniser(torch.cat((image_BCHW, masked_image_BCHW))).chunk(2)
+            joined_logit_BK = self.recogniser(torch.cat((image_BCHW, masked_image_BCHW)))
+        clean_logit_BK, masked_logit_BK = joined_logit_BK.split((num_images, num_masked))
         return clean_logit_BK, masked_logit_BK
 
     def _recognition(self, logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None) -> Tensor:
