@@ -6,9 +6,9 @@
 ``run`` takes the jobs of the queue, one after the other: a job is a stage (data, network, image size, budget), a
 setting (how it is trained) and a seed. Each finished one adds its row to the rows file; a job whose row is there, of
 the same configuration, is not computed again, so a study that was killed goes on by the same command, on another
-machine too. Several such commands may run beside each other. The queue is read anew after every job. Runs and
-predictions stay in DIR. ``table`` writes the tables and the plot of docs/methods.md from the rows and, for intervals,
-the predictions.
+machine too. Several such commands may run beside each other. The queue is read anew after every job; a line of it may
+ask for the best settings of one stage in another. Runs and predictions stay in DIR. ``table`` writes the tables and the
+plots of docs/methods.md from the rows and, for intervals, the predictions.
 
 Photographs: VOC2007 at 224 pixels, in VOC's layout, at MSL_VOC224 (default ../shared/voc224): trained on `train`,
 measured on `val`. Training masks are generated; the test masks are NVIDIA's, in MSL_SAMPLE (default ../shared/sample),
@@ -40,12 +40,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("methods-work"), help="folder for shards, runs, predictions")
     parser.add_argument("--rows", type=Path, default=HERE / "rows.jsonl")
     parser.add_argument("--queue", type=Path, default=HERE / "queue.txt", help="a job a line, the first ones first")
+    parser.add_argument("--plots", type=Path, default=HERE.parents[1] / "docs", help="folder that `table` draws into")
     options = parser.parse_args()
     places = Places(work=options.work.resolve())
     if options.verb == "table":
         from benchmarks.methods.tables import write_tables
 
-        write_tables(read_rows(options.rows), places)
+        write_tables(read_rows(options.rows), places, options.plots)
     elif options.verb == "one":
         sys.exit(do_one(parse(" ".join(options.job)), places, options.rows))
     else:
@@ -57,8 +58,9 @@ def run(options: argparse.Namespace, places: Places) -> None:
     places.build()
     failed: set[Job] = set()
     while True:
-        queue = [parse(line) for line in options.queue.read_text().splitlines() if line.strip() and line[0] != "#"]
-        done = {(row["job"], row["digest"]) for row in read_rows(options.rows)}
+        rows = read_rows(options.rows)
+        queue = [job for line in options.queue.read_text().splitlines() for job in jobs_of(line, rows)]
+        done = {(row["job"], row["digest"]) for row in rows}
         left = [job for job in queue if (job.name, job.digest) not in done and job not in failed]
         for job in left:
             words = ("one", job.stage, job.setting, str(job.seed), "--work", options.work, "--rows", options.rows)
@@ -109,6 +111,30 @@ def read_rows(file: Path) -> list[dict]:
         return []
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return list({row["job"]: row for row in rows}.values())
+
+
+def jobs_of(line: str, rows: list[dict]) -> list[Job]:
+    """``STAGE SETTING SEED``, or ``best N STAGE in STAGE SEED…``: the N best settings of one stage, in another."""
+    words = line.partition("#")[0].split()
+    if words[:1] != ["best"]:
+        return [parse(line)] if words else []
+    _, count, source, _, stage, *seeds = words
+    return [Job(stage, setting, int(seed)) for setting in best_settings(rows, source)[: int(count)] for seed in seeds]
+
+
+def best_settings(rows: list[dict], stage: str) -> list[str]:
+    """Settings with masks, best first: by whole images, less half of what they lack behind holes of the published loss.
+
+    None before the published loss has a row of the stage.
+    """
+    own = {row["setting"]: row for row in rows if row["stage"] == stage and row["masks"] and row["seed"] == 0}
+    if "msl" not in own:
+        return []
+    published = own["msl"]["high"]["mAP"]
+    return sorted(
+        set(own) - {"msl"},
+        key=lambda name: -own[name]["whole"]["mAP"] - min(0, own[name]["high"]["mAP"] - published) / 2,
+    )
 
 
 def parse(line: str) -> Job:
