@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msldata.contract.format import decode_index
-from msldata.contract.manifest import IMAGES
+from msldata.contract.format import read_index
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.shardset import ShardSet
 
@@ -34,8 +33,7 @@ class Objects:
     def __init__(self, shards: ShardSet):
         counts, boxes, classes, crowds = [], [], [], []
         for shard in shards.manifest.shards:
-            where = shards.storage.where(shard.index_name)
-            table = decode_index(IMAGES, shards.storage.read(shard.index_name), where, ("objects",)).combine_chunks()
+            table = read_index(shards.storage, shards.manifest, shard, ("objects",)).combine_chunks()
             if not table.num_rows:
                 continue
             objects = table["objects"].chunk(0)
