@@ -55,7 +55,7 @@ class Donors:
         reading = replace(
             stream, batch_size=_BATCH, decode="host", resize="host", ram_cache_gb=0, on_sample_error="skip"
         )
-        pixels, targets, boxes, box_donors, box_classes = [], [], [], [], []
+        pixels, targets, boxes, box_donors, box_classes, keys = [], [], [], [], [], []
         objects = Objects(shards) if kind == "object" else None
         done = 0
         with Loader(some, reading, device="cpu", training=False) as loader:
@@ -63,6 +63,7 @@ class Donors:
                 assert isinstance(batch.pixels, Tensor)
                 pixels.append(batch.pixels.clone())
                 targets.append(batch.target_BK.bool())
+                keys.append(batch.key_hash_B)
                 if objects is not None:
                     plain = replace(batch, flip_B=np.zeros(len(batch), bool))  # type: ignore[arg-type]
                     sample_P, object_P = objects.of(plain)  # type: ignore[arg-type]
@@ -77,6 +78,7 @@ class Donors:
         self._target_DK = torch.cat(targets).to(device)
         scale = torch.tensor([stream.mean, stream.std], dtype=torch.float32, device=device)
         self._mean_C11, self._std_C11 = scale[0][:, None, None], scale[1][:, None, None]
+        self._owner_D = np.concatenate(keys)
         self._boxes: list[tuple[int, int, tuple[int, ...]]] | None = None
         if kind == "object":
             self._boxes = [
@@ -85,6 +87,7 @@ class Donors:
                     np.concatenate(box_donors), np.concatenate(box_classes), np.concatenate(boxes), strict=True
                 )
             ]
+            self._owner_D = self._owner_D[[donor for donor, _, _ in self._boxes]]
             if not self._boxes:
                 raise UserError(
                     f"{shards.name}: no annotated object is large enough to fill holes with (keep_mask.fill=object); "
@@ -95,7 +98,7 @@ class Donors:
         return len(self._pixel_DHWC) if self._boxes is None else len(self._boxes)
 
     def filling(self, key_hash_B: np.ndarray, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """What fills the holes of each sample, and the classes it shows.
+        """What fills the holes of each sample, and the classes it shows. It is never the sample itself.
 
         Args:
             key_hash_B: uint64; with seed and epoch it decides the donor and whether it is mirrored.
@@ -105,6 +108,10 @@ class Donors:
             shown_BK: bool.
         """
         donor_B, flip_B = (uniform(key_hash_B, seed, epoch, DONOR, 2) * (len(self), 2)).astype(np.int64).T
+        for _ in range(len(self)):
+            if not (own_B := self._owner_D[donor_B] == key_hash_B).any():
+                break
+            donor_B = np.where(own_B, (donor_B + 1) % len(self), donor_B)
         if self._boxes is None:
             chosen_B = torch.from_numpy(np.ascontiguousarray(donor_B)).to(self._pixel_DHWC.device)
             pixel_BCHW = self._pixel_DHWC[chosen_B].permute(0, 3, 1, 2).float()
