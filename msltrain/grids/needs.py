@@ -44,7 +44,7 @@ def find_needs(plan: Plan) -> list[Need]:
 def places_of(run: Run) -> Iterator[tuple[str, str]]:
     """(role, place) of the datasets that a run reads."""
     yield TRAIN, run.config.data.train
-    if run.config.loss.has_masked_branch and run.config.keep_mask.kind == "stored":
+    if run.config.loss.needs_keep_masks and run.config.keep_mask.kind == "stored":
         for place in run.config.data.keep_masks:
             yield KEEP_MASKS, place
     yield TEST, run.test.shards

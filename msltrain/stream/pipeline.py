@@ -114,6 +114,7 @@ class Pipeline:
             keys=rows.key_N.tolist(),
             key_hash_B=rows.key_hash_N,
             index_B=samples.index_N,
+            crop_B4=samples.crop_N4,
             num_bytes=head.num_bytes,
         )
         self._lent[batch] = head.slot

@@ -18,6 +18,7 @@ from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.models.build import Recogniser, build_model
 from msltrain.runs.checkpoint import Checkpoint, rebuild_recogniser
+from msltrain.stream.keepmasks.views import MaskedView
 from msltrain.stream.pixels.batch import Batch
 from msltrain.training.optim import build_optimizer, restore_optimizer, set_learning_rate
 from msltrain.training.sharding import average_parts, divide_state, shard_weights, whole
@@ -97,20 +98,20 @@ class Learner:
         if checkpoint is not None:
             self._restore_training(checkpoint.train_state)
 
-    def take_step(self, batch: Batch, keep_mask_B1HW: Tensor | None, rate: float) -> dict[str, Tensor]:
+    def take_step(self, batch: Batch, view: MaskedView | None, rate: float) -> dict[str, Tensor]:
         """Forward, backward, update; the named losses, detached and still on the device.
 
         Args:
             batch: this process's part of the batch.
-            keep_mask_B1HW: float32, one per sample; None for a loss without a masked branch.
+            view: what hides parts of its images; None for a loss without masks.
             rate: the backbone's learning rate.
         """
         optim = self.config.optim
         self._warm_up_average()
         set_learning_rate(self.optimizer, rate)
         terms: dict[str, Tensor] = {}
-        parts = list(self._parts(batch, keep_mask_B1HW))
-        for number, (image_BCHW, part_mask_B1HW, target_BK, ignore_BK) in enumerate(parts, 1):
+        parts = list(self._parts(batch, view))
+        for number, (image_BCHW, part, target_BK, ignore_BK) in enumerate(parts, 1):
             share = len(image_BCHW) / len(batch)
             with self._gradients_stay_here(number < len(parts)):
                 with torch.autocast(
@@ -119,7 +120,20 @@ class Learner:
                     enabled=self.config.run.amp,
                     cache_enabled=not self._sharded,  # it would keep a copy of weights that are not here to stay
                 ):
-                    losses = self._parallel(image_BCHW, part_mask_B1HW, target_BK, ignore_BK)
+                    losses = (
+                        self._parallel(image_BCHW, None, target_BK, ignore_BK)
+                        if part is None
+                        else self._parallel(
+                            image_BCHW,
+                            part.keep_mask_B1HW,
+                            target_BK,
+                            ignore_BK,
+                            filling_BCHW=part.filling_BCHW,
+                            masked_ignore_BK=part.ignore_BK,
+                            masked_B=part.masked_B,
+                            teacher_logit_BK=self._teacher_logits(image_BCHW),
+                        )
+                    )
                 (losses["total"] * share).backward()
             for name, loss in losses.items():
                 terms[name] = terms.get(name, 0) + share * loss.detach()
@@ -131,6 +145,8 @@ class Learner:
             average_parts(self._average.module, self.recogniser, self._average.decay)
         elif self._average is not None:
             self._average.update(self.recogniser)
+        if self._learns_from_average:
+            self.ranks.share_buffers(self.shipped)  # or each process would have a teacher of its own
         return terms
 
     def _warm_up_average(self) -> None:
@@ -141,17 +157,28 @@ class Learner:
             self._average.decay = min(self.config.optim.ema_decay, warm)
             self._num_averaged += 1
 
+    def _teacher_logits(self, image_BCHW: Tensor) -> Tensor | None:
+        """What the moving average says of the whole images, where the masked branch learns from it."""
+        if not self._learns_from_average:
+            return None
+        with torch.no_grad():
+            return self.shipped(image_BCHW)
+
+    @property
+    def _learns_from_average(self) -> bool:
+        return self.config.loss.has_masked_branch and self.config.loss.masked_target == "teacher"
+
     def _parts(
-        self, batch: Batch, keep_mask_B1HW: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-        """Image, keep mask, target and ignore of each accumulation step."""
+        self, batch: Batch, view: MaskedView | None
+    ) -> Iterator[tuple[Tensor, MaskedView | None, Tensor, Tensor]]:
+        """Image, masked view, target and ignore of each accumulation step."""
         num_parts = self.config.optim.accumulation_steps
         images, targets, ignores = (
             tensor.chunk(num_parts) for tensor in (batch.image_BCHW, batch.target_BK, batch.ignore_BK)
         )
-        masks = [None] * len(images) if keep_mask_B1HW is None else keep_mask_B1HW.chunk(num_parts)
-        for image_BCHW, part_mask_B1HW, target_BK, ignore_BK in zip(images, masks, targets, ignores):
-            yield image_BCHW.contiguous(memory_format=self._memory_format), part_mask_B1HW, target_BK, ignore_BK
+        views = [None] * len(images) if view is None else view.chunk(num_parts)
+        for image_BCHW, part, target_BK, ignore_BK in zip(images, views, targets, ignores):
+            yield image_BCHW.contiguous(memory_format=self._memory_format), part, target_BK, ignore_BK
 
     def _gradients_stay_here(self, stay: bool) -> AbstractContextManager:
         """Until the last accumulation step, processes need not share their gradients.

@@ -239,11 +239,11 @@ class Trainer:
         for batch in loader:
             self._interval.waited += loader.stats.seconds_waited - waited
             waited = loader.stats.seconds_waited
-            keep_mask_B1HW = self.data.keep_mask(batch, epoch)
+            view = self.data.masked_view(batch, epoch)
             rate = learning_rate(self._optim, self.step - self._steps_before, len(loader))
-            losses = self.learner.take_step(batch, keep_mask_B1HW, rate)
+            losses = self.learner.take_step(batch, view, rate)
             self._interval.add(rate, losses, batch.keys)
-            del batch, keep_mask_B1HW  # or the next ones would need room beside them
+            del batch, view  # or the next ones would need room beside them
             self.step += 1
             due = config.run.save_every > 0 and self.step % config.run.save_every == 0
             stopping = self._report(epoch) if due or self.step % config.run.log_every == 0 else False
@@ -373,9 +373,10 @@ class Trainer:
                 f"{max(0.5, 1 - 10 / self.num_steps):.2g} would fit"
             )
         kind = self.config.keep_mask.kind
-        if self.data.keep_masks is None and self.config.data.keep_masks:
+        masked = self.config.loss.needs_keep_masks
+        if not masked and self.config.data.keep_masks:
             notes.append("data.keep_masks is not used: the loss gives the masked branch no weight")
-        elif self.data.keep_masks is not None and kind != "stored":
+        elif masked and kind != "stored":
             unused = "; data.keep_masks is not used" if self.config.data.keep_masks else ""
             notes.append(f"keep masks are of the kind '{kind}'{unused}")
         if self.config.run.sync_batchnorm and self.ranks.world_size == 1:

@@ -72,7 +72,10 @@ def _made_how(loaded: LoadedRecogniser) -> str:
     model = loaded.config.model
     if not isinstance(loaded.recogniser, Recogniser):
         return f"The timm network `{model.backbone}` with its own classifier; how it was trained is not known here."
-    method = "Masked Supervised Learning" if loaded.config.loss.has_masked_branch else "plain supervised learning"
+    loss = loaded.config.loss
+    method = "Masked Supervised Learning" if loss.has_masked_branch else "plain supervised learning"
+    if loss.branches == "single":
+        method += " on images that are partly masked"
     head = f"CSRA, {model.num_heads} head{'s' * (model.num_heads > 1)}, λ = {model.attention_weight:g}"
     head = head if model.head == "csra" else f"linear after {model.head} pooling"
     return f"Trained with {method}; backbone `{model.backbone}`, head {head}."

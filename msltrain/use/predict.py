@@ -371,5 +371,6 @@ def _host_batch(squares: Sequence[Tensor]) -> HostBatch:
         keys=[""] * size,
         key_hash_B=np.zeros(size, np.uint64),
         index_B=np.arange(size),
+        crop_B4=np.zeros((size, 4), np.int64),
         num_bytes=0,
     )

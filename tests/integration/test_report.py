@@ -375,7 +375,7 @@ def test_pictures_come_from_the_shards_and_masks_of_the_predictions(tmp_path):
     assert len(images) == 4
     rows = [row for group in choose([single], "high", 2) for row in group]
     for row, whole, masked in zip(rows, images[::2], images[1::2], strict=True):
-        keep_mask_HW = bank.of_keys([single.clean.keys[row]], seed=0, epoch=0)[0, 0].numpy()
+        keep_mask_HW = bank.of_keys([single.clean.keys[row]], epoch=0)[0, 0].numpy()
         assert single.clean.keys[row] in whole["alt"]
         assert f"{100 * (1 - keep_mask_HW.mean()):.0f} % hidden" in masked["alt"]
         # Keys are numbered in stored order, and the size of a sample follows from its number.

@@ -72,6 +72,7 @@ class MaskBank:
             int(np.count_nonzero(mask > 127)) if grey else int(_NUM_ONES[mask].sum(dtype=np.int64)) for mask in stored
         ]
         self.hole_fraction_N = 1.0 - np.array(visible) / image_size**2
+        self._lightest_first_N = np.argsort(self.hole_fraction_N, kind="stable")
         self._stored = torch.from_numpy(stored).to(self.device)
         self._bit_256_8 = torch.from_numpy(_BITS).to(self.device, torch.float32)
 
@@ -137,9 +138,16 @@ class MaskBank:
         stored = self._stored.cpu().numpy()[which_N]
         return MaskBank(stored, self.image_size, self.device, grey=self._grey, augment=tuple(self._augment))
 
-    def chosen(self, key_hash_B: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-        """Number of the mask that each sample meets, int64 (B,); see ``choose``."""
-        return choose(key_hash_B, len(self), seed=seed, epoch=epoch)
+    def chosen(self, key_hash_B: np.ndarray, *, seed: int, epoch: int, lightest: float = 1.0) -> np.ndarray:
+        """Number of the mask that each sample meets, int64 (B,); see ``choose``.
+
+        Args:
+            lightest: take from this share of the masks, those with the smallest holes; at least one.
+        """
+        if lightest >= 1:
+            return choose(key_hash_B, len(self), seed=seed, epoch=epoch)
+        number_B = choose(key_hash_B, max(1, round(lightest * len(self))), seed=seed, epoch=epoch)
+        return self._lightest_first_N[number_B]
 
     def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
         """The keep mask of each sample of a batch; see ``of_keys``."""
@@ -162,18 +170,19 @@ class MaskBank:
         """
         return self.of_hashes(hashes_of(keys), seed=seed, epoch=epoch)
 
-    def of_hashes(self, key_hash_B: np.ndarray, *, seed: int, epoch: int) -> torch.Tensor:
+    def of_hashes(self, key_hash_B: np.ndarray, *, seed: int, epoch: int, lightest: float = 1.0) -> torch.Tensor:
         """As ``of_keys``.
 
         Args:
             key_hash_B: uint64, ``Batch.key_hash_B`` or from ``hashes_of``.
+            lightest: see ``chosen``.
 
         Returns:
             keep_mask_B1HW: float32 on the device; 1 = visible, 0 = hole.
 
         Deviation: the official code draws from Python's global generator, in the order the loader's workers happen on.
         """
-        chosen_B = torch.from_numpy(self.chosen(key_hash_B, seed=seed, epoch=epoch))
+        chosen_B = torch.from_numpy(self.chosen(key_hash_B, seed=seed, epoch=epoch, lightest=lightest))
         stored_BSN = self._stored[chosen_B.to(self.device, non_blocking=True)]
         if self._grey:
             keep_mask_BSS = stored_BSN.float() / 255

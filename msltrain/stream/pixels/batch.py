@@ -40,6 +40,10 @@ class Batch:
     """uint64; what keep masks are chosen by."""
     index_B: np.ndarray
     """int64; position of each sample in the stored order of the whole dataset."""
+    crop_B4: np.ndarray
+    """int64 (top, left, height, width) in pixels of the stored images: the part that was squashed to S×S."""
+    flip_B: np.ndarray
+    """bool; which images were mirrored left to right, after that."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -69,6 +73,8 @@ class HostBatch:
     keys: list[str]
     key_hash_B: np.ndarray
     index_B: np.ndarray
+    crop_B4: np.ndarray
+    """As in ``Batch``."""
     num_bytes: int
     """Encoded bytes that were read."""
 
