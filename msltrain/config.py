@@ -43,8 +43,9 @@ class ModelConfig:
     """Name of a timm model."""
     weights: str = ""
     """Where the first weights come from: a timm tag (``tv_in1k``), a model on the Hugging Face hub
-    (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, or nothing for random ones. A released CSRA or MSL
-    checkpoint fills the head as well where its heads and classes are the ones asked for."""
+    (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, a run, checkpoint or export of this program, or nothing
+    for random ones. A released CSRA or MSL checkpoint fills the head as well where its heads and classes are the ones
+    asked for; a model of ours fills it for the classes that both know, by name."""
     head: Literal["csra", "mean", "max"] = "csra"
     """Class-specific residual attention, or one linear layer after mean or max pooling."""
     num_heads: int = 1

@@ -147,7 +147,7 @@ class Trainer:
         self._steps_before = self.step - self._scheduled
         self._start_loader()  # it has the first batches ready when the network is built
         try:
-            self.learner = Learner(config, len(data.classes), ranks, checkpoint)
+            self.learner = Learner(config, len(data.classes), ranks, checkpoint, data.classes)
         except (RuntimeError, ValueError, KeyError) as error:
             if not self._changes:
                 raise
