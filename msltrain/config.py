@@ -158,7 +158,8 @@ class OptimConfig:
     num_epochs: int = 60
     """Passes over the training samples."""
     warmup_epochs: float = 2.0
-    """The learning rate rises from 0 by the same amount per iteration during so many epochs."""
+    """The learning rate rises from 0 by the same amount per iteration during so many epochs, a third of the run at
+    most. No checkpoint is the best before that."""
     schedule: Literal["step", "cosine", "one_cycle"] = "step"
     """After warm-up: multiplied by ``step_factor`` every ``step_epochs`` epochs, or a half cosine down to 0. one_cycle:
     the warm-up is a half cosine as well, up from ``lr / 25``, and the end is at ``lr / 250,000``."""
