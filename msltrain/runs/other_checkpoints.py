@@ -101,6 +101,9 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         if not classes or not all(isinstance(name, str) for name in classes) or not is_digest(sha256):
             raise ValueError("its classes or its digest are none")
         wanted = content.get("model_sha256")
+        thresholds = tuple(float(content["thresholds"][name]) for name in classes) if "thresholds" in content else ()
+        if not all(0 <= threshold <= 1 for threshold in thresholds):
+            raise ValueError("its thresholds are no scores")
         config = from_json(json.dumps(content["config"]), str(file)) if "config" in content else None
         name = "" if config else content["timm_model"]
     except UserError:
@@ -122,7 +125,13 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         if wrong := [name for name in (*missing, *unexpected) if not name.endswith("num_batches_tracked")]:
             raise UserError(f"{weights}: not the network of its {EXPORT_CONFIG}, by {shortened(wrong)}")
     return LoadedRecogniser(
-        recogniser=module.to(device).eval(), classes=classes, config=config, path=folder, sha256=sha256
+        recogniser=module.to(device).eval(),
+        classes=classes,
+        config=config,
+        path=folder,
+        sha256=sha256,
+        thresholds=thresholds,
+        threshold_origin=str(content.get("threshold_origin", "")),
     )
 
 
