@@ -43,8 +43,9 @@ class ModelConfig:
     """Name of a timm model."""
     weights: str = ""
     """Where the first weights come from: a timm tag (``tv_in1k``), a model on the Hugging Face hub
-    (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, or nothing for random ones. A released CSRA or MSL
-    checkpoint fills the head as well where its heads and classes are the ones asked for."""
+    (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, a run, checkpoint or export of this program, or nothing
+    for random ones. A released CSRA or MSL checkpoint fills the head as well where its heads and classes are the ones
+    asked for; a model of ours fills it for the classes that both know, by name."""
     head: Literal["csra", "mean", "max"] = "csra"
     """Class-specific residual attention, or one linear layer after mean or max pooling."""
     num_heads: int = 1
@@ -202,7 +203,8 @@ class OptimConfig:
     num_epochs: int = 60
     """Passes over the training samples."""
     warmup_epochs: float = 2.0
-    """The learning rate rises from 0 by the same amount per iteration during so many epochs."""
+    """The learning rate rises from 0 by the same amount per iteration during so many epochs, a third of the run at
+    most. No checkpoint is the best before that."""
     schedule: Literal["step", "cosine", "one_cycle"] = "step"
     """After warm-up: multiplied by ``step_factor`` every ``step_epochs`` epochs, or a half cosine down to 0. one_cycle:
     the warm-up is a half cosine as well, up from ``lr / 25``, and the end is at ``lr / 250,000``."""

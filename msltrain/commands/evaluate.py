@@ -88,6 +88,7 @@ def evaluate(
     measured = measure(
         read_predictions(predictions),
         validation=None if thresholds_from is None else read_predictions(thresholds_from),
+        validation_file=str(thresholds_from),
         with_intervals=intervals,
     )
     if json_ is not None:
@@ -117,6 +118,8 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
         if rates is not None:
             table.add_row(label, "", *(_percent(getattr(rates, name)) for name in summary if name != "mAP"))
     out.print(table)
+    if measured.threshold_origin:
+        out.print(f"tuned thresholds: {measured.threshold_origin}", soft_wrap=True)
     others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")
     out.print(f"mAP by other definitions: {others}")
     if metrics.num_tied:

@@ -26,7 +26,8 @@ def train(
     data: Annotated[str | None, typer.Option(help="Training shards: folder or URL; default: the recipe's.")] = None,
     keep_masks: Annotated[list[str] | None, typer.Option(help="Keep-mask shards; default: the recipe's.")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="First weights: timm tag, hf-hub:OWNER/NAME, .pth or .safetensors file.")
+        str | None,
+        typer.Option(help="First weights: timm tag, hf-hub:OWNER/NAME, file, own run or export."),
     ] = None,
     run: Annotated[
         str | None, typer.Option(help="Run folder or URL (s3://…); default: runs/RECIPE.", show_default=False)

@@ -77,6 +77,8 @@ def predict(
     if cam is not None:
         num_drawn = sum(bool(image.overlay) for image in found)
         show(err, (cam, "green"), f": {num_drawn:,} pictures")
+    if origin := next((image.threshold_origin for image in found if image.threshold_origin), ""):
+        show(err, f"thresholds: {origin}")
     if words := describe(found):
         err.print(words, markup=False, soft_wrap=True)
 
@@ -117,6 +119,7 @@ def serve(
                 show(err, (f"{host}: everyone who reaches this address can use the page", "yellow"))
             with server.stopping_on_signals():
                 show(out, (server.url, "green"), "  stop with Ctrl-C")
+                show(out, f"thresholds: {predictor.threshold_origin}")
                 server.serve_forever()
             out.print("stopped")
 

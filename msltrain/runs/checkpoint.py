@@ -74,6 +74,10 @@ class LoadedRecogniser:
     """The checkpoint folder it came from; a URL where that lies in object storage."""
     sha256: str
     """Of its weights file, in hex."""
+    thresholds: tuple[float, ...] = ()
+    """Scores from which on a class counts as predicted, by class; empty where it carries none."""
+    threshold_origin: str = ""
+    """Where they come from, in words."""
 
     def prediction_files(self, pattern: str = "*.parquet") -> list[Path]:
         """Predictions files of its run by name; they are not looked for in object storage."""

@@ -33,6 +33,7 @@ class Learner:
         num_classes: K.
         ranks: this process among the others; the weights start equal in all of them.
         checkpoint: continue from here; None: start from the pretrained weights that the config names.
+        classes: their names, to take over the head of a model of ours.
 
     Attributes:
         recogniser: the weights that the optimiser moves.
@@ -40,7 +41,14 @@ class Learner:
         notes: sentences on what the config did with this network, for the log.
     """
 
-    def __init__(self, config: TrainConfig, num_classes: int, ranks: Ranks, checkpoint: Checkpoint | None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        num_classes: int,
+        ranks: Ranks,
+        checkpoint: Checkpoint | None,
+        classes: tuple[str, ...] = (),
+    ):
         self.config, self.ranks = config, ranks
         several = ranks.world_size > 1
         self._sharded = config.run.shard_weights and several
@@ -51,7 +59,7 @@ class Learner:
             )
         torch.manual_seed(config.run.seed)
         if checkpoint is None:
-            recogniser = build_model(config.model, num_classes, image_size=config.stream.image_size)
+            recogniser = build_model(config.model, num_classes, image_size=config.stream.image_size, classes=classes)
         else:
             recogniser = rebuild_recogniser(config, num_classes)
         self.weights_report = recogniser.weights

@@ -21,10 +21,10 @@ from msltrain.stream.errors import TooManySkipped
 from msltrain.training.data import TrainData
 from msltrain.training.events import EpochEvent, Event, OnEvent, StartEvent, StepEvent
 from msltrain.training.learner import Learner
-from msltrain.training.optim import for_batch_size, learning_rate
+from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
 from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
 from msltrain.training.step_log import Interval
-from msltrain.training.validation import validation_mean_ap
+from msltrain.training.validation import small_data_notes, validation_mean_ap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class Trainer:
         self._first_epoch = data.training.epoch  # at whose end the run may have been stopped
         self._start_loader()  # it has the first batches ready when the network is built
         try:
-            self.learner = Learner(config, len(data.classes), ranks, checkpoint)
+            self.learner = Learner(config, len(data.classes), ranks, checkpoint, data.classes)
         except (RuntimeError, ValueError, KeyError) as error:
             if not self._changes:
                 raise
@@ -324,7 +324,9 @@ class Trainer:
             return None, False
         self.ranks.share_buffers(self.learner.shipped)
         mean_ap = validation_mean_ap(self.learner.shipped, self.data.validation, self.ranks, amp=self.config.run.amp)
-        is_best = self.best is None or mean_ap > self.best["mAP"]
+        # Of equal ones the later has seen more; and one of the warm-up has seen nothing yet.
+        warm = self._scheduled >= num_warmup_steps(self._optim, len(self.data.training))
+        is_best = warm and (self.best is None or mean_ap >= self.best["mAP"])
         if is_best:
             self.best = {"epoch": epoch, "mAP": mean_ap}
         return mean_ap, is_best
@@ -365,6 +367,7 @@ class Trainer:
     def _start_event(self) -> StartEvent:
         notes = [*self.learner.notes]
         notes += self._notes
+        notes += small_data_notes(self.config, self.data.training, self.data.validation)
         decay = self.config.optim.ema_decay
         if decay is not None and 1 / (1 - decay) > self.num_steps:
             notes.append(

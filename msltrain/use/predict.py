@@ -19,7 +19,7 @@ from msldata.contract.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resiz
 from msldata.errors import BadInputError, UserError
 from msltrain.hosts.distributed import choose_device, process_group
 from msltrain.measures.predictions import read_predictions
-from msltrain.measures.thresholds import tune_thresholds
+from msltrain.measures.thresholds import threshold_origin, tune_thresholds
 from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.stream.pixels.batch import HostBatch
@@ -46,6 +46,10 @@ class ImagePrediction:
     masked_scores: tuple[tuple[str, float], ...] = ()
     """The same classes in the same order, behind the keep mask; empty without one."""
     masked_predicted: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    """Scores from which on the classes of ``scores`` count as predicted, in the same order."""
+    threshold_origin: str = ""
+    """Where they come from, in words."""
     overlay: str = ""
     """The picture that was drawn, where that was asked for."""
     error: str = ""
@@ -110,21 +114,10 @@ class Predictor:
         self._to_device = ToDevice(device, stream.image_size, stream.mean, stream.std)
         red, green, blue = (round(255 * value) for value in stream.mean)
         self.hole_colour = (red, green, blue)
-        self.threshold_K, self.threshold_origin = np.full(len(self.classes), 0.5), "0.5"
-        if threshold is not None:
-            self.threshold_K, self.threshold_origin = np.full(len(self.classes), threshold), f"{threshold:g}"
+        if threshold is None:
+            self.threshold_K, self.threshold_origin = thresholds_of(loaded)
         else:
-            self._tune(loaded)
-
-    def _tune(self, loaded: LoadedRecogniser) -> None:
-        for file in loaded.prediction_files(HELD_OUT_FILES):
-            held_out = read_predictions(file)
-            origin = held_out.origin
-            of_whole_images = not origin.keep_masks and not origin.test_time
-            if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == self.classes and of_whole_images:
-                self.threshold_K = 1 / (1 + np.exp(-tune_thresholds(held_out)))
-                self.threshold_origin = f"one per class, tuned on {file.name}"
-                return
+            self.threshold_K, self.threshold_origin = np.full(len(self.classes), threshold), f"{threshold:g}, as asked"
 
     def answer(
         self,
@@ -192,6 +185,23 @@ class Predictor:
         """Classes whose score reaches their threshold, highest score first."""
         order_K = np.argsort(-answer.score_K, kind="stable")
         return tuple(self.classes[k] for k in order_K if answer.score_K[k] >= self.threshold_K[k])
+
+
+def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
+    """Scores from which on a class counts as predicted, float64 (K,), and where they come from, in words.
+
+    Those that an export carries; else those tuned on what training held out, where ``msl evaluate --held-out`` left
+    predictions of these weights in the run folder; else 0.5.
+    """
+    if loaded.thresholds:
+        return np.array(loaded.thresholds), loaded.threshold_origin or "of the export"
+    for file in loaded.prediction_files(HELD_OUT_FILES):
+        held_out = read_predictions(file)
+        origin = held_out.origin
+        of_whole_images = not origin.keep_masks and not origin.test_time
+        if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == loaded.classes and of_whole_images:
+            return 1 / (1 + np.exp(-tune_thresholds(held_out))), threshold_origin(held_out, file.name)
+    return np.full(len(loaded.classes), 0.5), "0.5 for every class, the published one"
 
 
 def predict_images(
@@ -340,7 +350,13 @@ def _in_words(
     chosen = chosen[np.argsort(-answers[0].score_K[chosen], kind="stable")]
     scores = [tuple((predictor.classes[k], float(answer.score_K[k])) for k in chosen) for answer in answers]
     predicted = [predictor.predicted(answer) for answer in answers]
-    prediction = ImagePrediction(file=name, scores=scores[0], predicted=predicted[0])
+    prediction = ImagePrediction(
+        file=name,
+        scores=scores[0],
+        predicted=predicted[0],
+        thresholds=tuple(float(predictor.threshold_K[k]) for k in chosen),
+        threshold_origin=predictor.threshold_origin,
+    )
     if len(answers) == 2:
         prediction = replace(prediction, masked_scores=scores[1], masked_predicted=predicted[1])
     return prediction, chosen
