@@ -49,10 +49,10 @@ def measure_bank(places: list[str]) -> None:
     }
     for name, augment in (("plain", ()), ("moved", ("flip", "rotate", "shift"))):
         bank._augment = frozenset(augment)
-        bank.of_keys(hashes, seed=0, epoch=0)
+        bank.of_hashes(hashes, seed=0, epoch=0)
         started = time.perf_counter()
         for epoch in range(10):
-            bank.of_keys(hashes, seed=0, epoch=epoch)
+            bank.of_hashes(hashes, seed=0, epoch=epoch)
         result[f"{name}_milliseconds_per_32"] = round((time.perf_counter() - started) * 100, 1)
     print(json.dumps(result))
 

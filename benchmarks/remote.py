@@ -41,6 +41,7 @@ from benchmarks.stream import BATCH, SIZE, photographs, write_shards
 from msldata.storage import open_storage
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
+from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
 from tests import s3server, stores
 
@@ -112,7 +113,7 @@ def first_batch(root: Path, photos: list[Path], num_images: int) -> None:
             began = time.perf_counter()
             shards = open_shard_set("s3://bucket/many")
             seconds.setdefault("manifest", []).append(time.perf_counter() - began)
-            kept, _ = shards.hold_out(0.05, seed=0)
+            kept, _ = hold_out(shards, 0.05)
             seconds.setdefault("every sample index (hold-out)", []).append(time.perf_counter() - began)
             config = StreamConfig(image_size=SIZE, batch_size=BATCH)
             with Loader(kept, config, device="cpu", training=True) as one:

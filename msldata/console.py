@@ -6,12 +6,36 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-out = Console(highlight=False, emoji=False)
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, which a terminal obeys; the ones that turn the direction of writing; bytes that are no text."""
+
+
+def visible(text: object) -> str:
+    """``text`` with control characters written out, as ``\\x1b``: names come from other people's files."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape", "backslashreplace").decode(), str(text))
+
+
+class SafeConsole(Console):
+    """A console that reads no text as markup, and passes no control character on to the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
+
+
+def show(console: Console, *parts: object | tuple[object, str], end: str = "\n") -> None:
+    """Print one line, however long, of parts; one in colour is a pair with its style."""
+    pairs = [part if isinstance(part, tuple) else (part, "") for part in parts]
+    console.print(Text.assemble(*((visible(text), style) for text, style in pairs)), soft_wrap=True, end=end)
+
+
+out = SafeConsole(highlight=False, markup=False, emoji=False)
 """Results."""
-err = Console(stderr=True, highlight=False, emoji=False)
+err = SafeConsole(stderr=True, highlight=False, markup=False, emoji=False)
 """Progress, and what went wrong."""
 
 
@@ -43,7 +67,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -57,15 +81,15 @@ def byte_progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
         task, current = bar.add_task("connecting", total=None), "connecting"
 
-        def show(what: str, done: int, total: int) -> None:
+        def update(what: str, done: int, total: int) -> None:
             nonlocal current
             if what != current:
                 bar.reset(task, description=what, total=total)  # another speed, another time left
                 current = what
             bar.update(task, completed=done, total=total)
 
-        yield show
+        yield update

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake or a bad file outside the program: the message says what, where, and which command to run next."""
+    """A mistake or a bad file outside the program: the message says what, where, and which command to run next.
+
+    Example:
+        try:
+            msldata.verify("shards/nothing/here")
+        except msldata.UserError as error:
+            print(error)
+    """
 
 
 class StorageError(UserError):

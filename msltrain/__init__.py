@@ -1,1 +1,77 @@
-"""Streams shards into Masked Supervised Learning, and proves what the model learnt."""
+"""Streams shards into Masked Supervised Learning, and proves what the model learnt.
+
+What is named here is the public face; ``docs/python.md`` shows it at work. Names are imported when they are first used,
+so ``import msltrain`` takes no torch along.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from msltrain.api import compute_metrics, evaluate, load, recipe, train
+    from msltrain.config import LossConfig, TrainConfig
+    from msltrain.measures.metrics import Metrics
+    from msltrain.measures.predictions import Predictions
+    from msltrain.stream.config import StreamConfig
+    from msltrain.stream.keepmasks.bank import MaskBank as KeepMasks
+    from msltrain.stream.keepmasks.transform import IrregularHoles
+    from msltrain.stream.loader import Loader
+    from msltrain.stream.pixels.batch import Batch
+    from msltrain.stream.samples.holdout import hold_out
+    from msltrain.training.siamese import SiameseStep
+    from msltrain.training.trainer import TrainResult
+    from msltrain.use.predict import Predictor
+
+__all__ = [
+    "Batch",
+    "IrregularHoles",
+    "KeepMasks",
+    "Loader",
+    "LossConfig",
+    "Metrics",
+    "Predictions",
+    "Predictor",
+    "SiameseStep",
+    "StreamConfig",
+    "TrainConfig",
+    "TrainResult",
+    "compute_metrics",
+    "evaluate",
+    "hold_out",
+    "load",
+    "recipe",
+    "train",
+]
+
+_HOMES = {
+    "Batch": "msltrain.stream.pixels.batch",
+    "IrregularHoles": "msltrain.stream.keepmasks.transform",
+    "KeepMasks": "msltrain.stream.keepmasks.bank",
+    "Loader": "msltrain.stream.loader",
+    "LossConfig": "msltrain.config",
+    "Metrics": "msltrain.measures.metrics",
+    "Predictions": "msltrain.measures.predictions",
+    "Predictor": "msltrain.use.predict",
+    "SiameseStep": "msltrain.training.siamese",
+    "StreamConfig": "msltrain.stream.config",
+    "TrainConfig": "msltrain.config",
+    "TrainResult": "msltrain.training.trainer",
+    "hold_out": "msltrain.stream.samples.holdout",
+}
+"""Modules of the names that are no function of ``msltrain.api``."""
+
+if not TYPE_CHECKING:  # a type checker would take it for a promise of any name
+
+    def __getattr__(name: str):
+        if name not in __all__:
+            raise AttributeError(f"module 'msltrain' has no attribute '{name}'; it has {', '.join(__all__)}")
+        home = importlib.import_module(_HOMES.get(name, "msltrain.api"))
+        value = getattr(home, "MaskBank" if name == "KeepMasks" else name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

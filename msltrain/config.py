@@ -43,8 +43,9 @@ class ModelConfig:
     """Name of a timm model."""
     weights: str = ""
     """Where the first weights come from: a timm tag (``tv_in1k``), a model on the Hugging Face hub
-    (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, or nothing for random ones. A released CSRA or MSL
-    checkpoint fills the head as well where its heads and classes are the ones asked for."""
+    (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, a run, checkpoint or export of this program, or nothing
+    for random ones. A released CSRA or MSL checkpoint fills the head as well where its heads and classes are the ones
+    asked for; a model of ours fills it for the classes that both know, by name."""
     head: Literal["csra", "mean", "max"] = "csra"
     """Class-specific residual attention, or one linear layer after mean or max pooling."""
     num_heads: int = 1
@@ -60,7 +61,16 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """The paper's loss: ``α1 · BCE(image) + α2 · BCE(masked image) + α3 · LaCo``; (1, 0, 0) is the plain baseline."""
+    """The paper's loss: ``α1 · BCE(image) + α2 · BCE(masked image) + α3 · LaCo``; (1, 0, 0) is the plain baseline.
+
+    Gradients flow through both branches unless a field says otherwise. Which images are masked, and with what, is
+    `KeepMaskConfig`'s.
+
+    Example:
+        published = msltrain.LossConfig()
+        baseline = msltrain.LossConfig(clean_weight=1, masked_weight=0, consistency_weight=0)
+        print(published.has_masked_branch, baseline.has_masked_branch)
+    """
 
     clean_weight: float = 0.3
     """α1."""
@@ -68,6 +78,14 @@ class LossConfig:
     """α2."""
     consistency_weight: float = 0.5
     """α3."""
+    masked_target: Literal["labels", "whole_image", "teacher"] = "labels"
+    """What the masked branch is to predict: the labels, as published; the whole image's own prediction, through which
+    no gradient flows (as in MaskSub), so that the whole image learns from labels alone; or what the moving average of
+    the weights (``optim.ema_decay``) says of the whole image (as in MIC), in evaluation mode: it costs a forward pass,
+    and neither learns nor counts BatchNorm statistics by it."""
+    normalise_weights: bool = False
+    """Divide all weights by α1 + α2 (by α3 where both are 0), so that recognition counts as much as in the baseline
+    and α leaves the effective learning rate alone. As published: as they are, α1 + α2 = 0.5."""
     train_ignored: Literal["negative", "drop"] = "negative"
     """What an ignored (image, class) pair (VOC "difficult") means in training: negative as published, or no part of
     any term."""
@@ -79,14 +97,18 @@ class LossConfig:
     """γ− of ASL: how much sure negatives are played down."""
     asl_margin: float = 0.05
     """m of ASL: negatives of a smaller probability add nothing."""
-    consistency: Literal["mean", "sum"] = "mean"
-    """LaCo as the mean over classes, which the published numbers were made with, or as their sum, which is printed: K
-    times larger. Both are means over images."""
+    consistency: Literal["mean", "sum", "bce"] = "mean"
+    """LaCo: squared differences of probabilities, their mean over classes, which the published numbers were made with,
+    or their sum, which is printed: K times larger. bce: the cross-entropy of the masked image's probabilities against
+    the whole image's, the mean over classes. All are means over images."""
     stop_gradient: Literal["none", "clean", "masked"] = "none"
     """The branch that LaCo does not move: the other one alone is pulled towards it. none: both move, as published."""
-    branches: Literal["auto", "sequential", "fused", "concatenated"] = "auto"
+    branches: Literal["auto", "sequential", "fused", "concatenated", "single"] = "auto"
     """Two passes as published, or one pass over both batches with BatchNorm kept apart: same numbers up to rounding.
-    auto: fused on a GPU, sequential elsewhere. concatenated is another method: BatchNorm mixes the two batches."""
+    auto: fused on a GPU, sequential elsewhere. concatenated is another method: BatchNorm mixes the two batches. single
+    is none: one branch, whose images are masked in place (the ``share`` of them that ``keep_mask`` gives a masked
+    view), with α1 on all of them: masks as plain augmentation, at the cost of the baseline; BatchNorm sees one mixed
+    batch."""
     bn_mode: Literal["shared", "clean_only", "split"] = "shared"
     """What the masked branch does to BatchNorm: updates the running statistics as published; leaves them alone; or has
     statistics, weights and biases of its own, which serve in training only. It always normalises by its own batch."""
@@ -98,6 +120,17 @@ class LossConfig:
     def has_masked_branch(self) -> bool:
         """Whether any term needs the masked images; without it the step is the plain baseline."""
         return self.masked_weight > 0 or self.consistency_weight > 0
+
+    @property
+    def needs_keep_masks(self) -> bool:
+        """Whether images are masked in any branch."""
+        return self.has_masked_branch or self.branches == "single"
+
+    @property
+    def scale(self) -> float:
+        """What every weight is multiplied by."""
+        recognition = self.clean_weight + self.masked_weight
+        return 1 / (recognition or self.consistency_weight) if self.normalise_weights else 1.0
 
     def rate_matched_baseline(self) -> LossConfig:
         """The plain baseline whose cross-entropy weighs as much as both of this loss's together: α = (α1 + α2, 0, 0).
@@ -127,6 +160,19 @@ class LossConfig:
             _check(value == 0 or 1 <= value < math.inf, f"loss.{name}", value, "0, or 1 or more")
         _check(0 <= self.asl_margin < 1, "loss.asl_margin", self.asl_margin, "0 to below 1")
         _check(0 <= self.drop_hidden_tokens <= 1, "loss.drop_hidden_tokens", self.drop_hidden_tokens, "0 to 1")
+        if self.branches == "single":
+            _check(
+                not self.has_masked_branch, "loss.branches", "single", "possible with α2 or α3 above 0: set both to 0"
+            )
+            _check(self.bn_mode == "shared", "loss.bn_mode", self.bn_mode, "shared, as a single branch needs")
+            _check(
+                self.drop_hidden_tokens == 0,
+                "loss.drop_hidden_tokens",
+                self.drop_hidden_tokens,
+                "0, as a single branch needs",
+            )
+        if self.masked_target != "labels":
+            _check(self.recognition == "bce", "loss.recognition", self.recognition, "bce, as soft targets need")
         if self.branches == "concatenated":
             _check(self.bn_mode == "shared", "loss.bn_mode", self.bn_mode, "shared, as concatenated branches need")
         if self.branches in ("fused", "concatenated"):
@@ -157,7 +203,8 @@ class OptimConfig:
     num_epochs: int = 60
     """Passes over the training samples."""
     warmup_epochs: float = 2.0
-    """The learning rate rises from 0 by the same amount per iteration during so many epochs."""
+    """The learning rate rises from 0 by the same amount per iteration during so many epochs, a third of the run at
+    most. No checkpoint is the best before that."""
     schedule: Literal["step", "cosine", "one_cycle"] = "step"
     """After warm-up: multiplied by ``step_factor`` every ``step_epochs`` epochs, or a half cosine down to 0. one_cycle:
     the warm-up is a half cosine as well, up from ``lr / 25``, and the end is at ``lr / 250,000``."""
@@ -171,7 +218,8 @@ class OptimConfig:
     clip_norm: float | None = None
     """Gradients are scaled down to this global L2 norm when above it; none: as they are."""
     ema_decay: float | None = None
-    """Decay per step of a moving average of the weights, which is then validated and shipped; none: no average."""
+    """Decay per step of a moving average of the weights, which is then validated and shipped; none: no average. The
+    decay of step n is (1 + n) / (10 + n) as long as that is smaller."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "classifier_lr_factor", "step_factor"):
@@ -245,7 +293,12 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Everything that decides what a run computes."""
+    """Everything that decides what a run computes.
+
+    Example:
+        config: msltrain.TrainConfig = msltrain.recipe("demo")
+        print(config.stream.batch_size, config.optim.num_epochs, config.model.backbone)
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     """Which shards."""
@@ -261,6 +314,15 @@ class TrainConfig:
     """How, and for how long."""
     run: RunConfig = field(default_factory=RunConfig)
     """Where, and what is written."""
+
+    def __post_init__(self) -> None:
+        if self.loss.has_masked_branch and self.loss.masked_target == "teacher":
+            _check(
+                self.optim.ema_decay is not None,
+                "optim.ema_decay",
+                "none",
+                "set, as loss.masked_target=teacher needs: try 0.999",
+            )
 
 
 def to_json(config: TrainConfig) -> str:
@@ -294,7 +356,7 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
             field does not take.
     """
     changes: dict[str, dict[str, Any]] = {}
-    for assignment in assignments:
+    for assignment in (assignments,) if isinstance(assignments, str) else assignments:
         path, equals, text = assignment.partition("=")
         section, dot, name = path.strip().partition(".")
         if not equals or not dot:

@@ -13,7 +13,7 @@ from msldata.build.sample import SampleMaker
 from msldata.contract.records import Record
 from msldata.contract.tar import tar_member_bytes
 from msldata.errors import BadInputError, UserError
-from msldata.storage import Storage
+from msldata.storage import Location, Storage
 from msldata.workers.processes import available_cpus
 
 _NUM_TIMED = 64
@@ -34,7 +34,7 @@ class BuildEstimate:
 
 
 def estimate_build(
-    plan: BuildPlan, out: Storage, *, num_workers: int | None = None, overwrite: bool = False
+    plan: BuildPlan, out: Location | Storage, *, num_workers: int | None = None, overwrite: bool = False
 ) -> BuildEstimate:
     """Read, encode and hash some images of the first missing shards, in memory, and multiply.
 

@@ -15,7 +15,7 @@ from msldata.contract.format import decode_shard_metadata, decode_shard_report, 
 from msldata.contract.manifest import MANIFEST_NAME, FormatError, Manifest, ShardInfo, index_name, read_manifest
 from msldata.contract.publish import write_manifest
 from msldata.errors import UserError
-from msldata.storage import PART_SUFFIX, FileInfo, Storage, clear_local_errors
+from msldata.storage import PART_SUFFIX, FileInfo, Location, Storage, clear_local_errors, open_storage
 from msldata.storage.lock import RemoteLock, remote_lock
 
 QUARANTINE_NAME = "quarantine.jsonl"
@@ -42,8 +42,8 @@ class BuildFolder:
         plan: the plan's digest.
     """
 
-    def __init__(self, out: Storage, shard_names: Sequence[str], plan: str):
-        self.out = out
+    def __init__(self, out: Location | Storage, shard_names: Sequence[str], plan: str):
+        self.out = open_storage(out)
         self.shard_names = tuple(shard_names)
         self.plan = plan
         self._remote: RemoteLock | None = None

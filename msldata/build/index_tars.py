@@ -22,6 +22,7 @@ from msldata.contract.format import (
     decode_shard_report,
     encode_index,
     encode_json,
+    with_digests,
 )
 from msldata.contract.manifest import (
     IMAGES,
@@ -35,7 +36,7 @@ from msldata.contract.manifest import (
 from msldata.errors import BadInputError, UserError
 from msldata.sources.label_reading import LabelReading, LabelSurvey, decide_reading
 from msldata.sources.source import check_name
-from msldata.storage import FileInfo, Storage
+from msldata.storage import FileInfo, Location, Storage, open_storage
 from msldata.workers.engine import run_tasks
 
 FOREIGN = "tars of another program"
@@ -62,8 +63,8 @@ class IndexTask:
 
 
 def index_shards(
-    tars: Storage,
-    out: Storage | None = None,
+    tars: Location | Storage,
+    out: Location | Storage | None = None,
     *,
     name: str | None = None,
     split: str | None = None,
@@ -106,6 +107,10 @@ def index_shards(
             two ways, a key that appears twice, or
             files in the way. StorageError: a place that cannot be read or written.
     """
+    tars = open_storage(tars)
+    out = tars if out is None else open_storage(out)
+    if out.url.rstrip("/") == tars.url.rstrip("/"):
+        out = tars
     files = _find_tars(tars)
     default_name, default_split = _default_names(tars, files)
     name, split = name or default_name, split or default_split
@@ -115,7 +120,6 @@ def index_shards(
     if rule is None:
         with local_tar(tars, files[0].name, files[0].size) as path:
             rule = find_rule(path, tars.where(files[0].name))
-    out = out or tars
     asked = {"labels_from": str(rule), "classes": list(classes or ()), "on_error": on_error, "reading": 2}
     asked |= {"labels_are": labels_are, "separator": separator}
     sizes = {info.name: info.size for info in files}
@@ -312,8 +316,9 @@ def _index_tar(task: IndexTask) -> FinishedShard:
         "without_any_class": sum(not row["positives"] for row in found.rows),
         "quarantined": found.quarantined,
     }
-    task.out.put(index_name(task.name), encode_index(IMAGES, found.rows, info, task.plan, report))
-    return FinishedShard(info, report)
+    index = encode_index(IMAGES, found.rows, info, task.plan, report)
+    task.out.put(index_name(task.name), index)
+    return FinishedShard(with_digests(info, index, found.rows), report)
 
 
 def _refuse_duplicates(out: Storage, shards: Sequence[FinishedShard]) -> None:

@@ -91,13 +91,6 @@ class BuildPlan:
             plan=self.digest,
         )
 
-    def image_bytes(self) -> int | None:
-        """Size of all images that can be found, in bytes; None when they are remote."""
-        if self.images.path() is None:
-            return None
-        paths = {self.images.path(record.image) for shard in self.shards for record in shard.records()}
-        return sum(path.stat().st_size for path in paths if path is not None and path.is_file())
-
 
 def plan_build(source: Source, *, samples_per_shard: int = 1000, resize: Resize | None = None) -> BuildPlan:
     """Read all records of a source and cut them into shards, in the source's order.

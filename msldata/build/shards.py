@@ -16,7 +16,7 @@ from msldata.build.sample import SampleMaker
 from msldata.build.writer import ShardWriter
 from msldata.contract.manifest import IMAGES, Manifest, index_name
 from msldata.errors import BadInputError, UserError
-from msldata.storage import Storage
+from msldata.storage import Location, Storage
 from msldata.workers.engine import LOCAL, Engine, run_tasks
 
 __all__ = ["BuildPlan", "Part", "build_part", "build_shards", "finish_build", "plan_build"]
@@ -66,7 +66,7 @@ class _Job:
 
 def build_shards(
     plan: BuildPlan,
-    out: Storage,
+    out: Location | Storage,
     *,
     num_workers: int | None = None,
     on_error: OnError = "fail",
@@ -107,7 +107,7 @@ def build_shards(
 
 def build_part(
     plan: BuildPlan,
-    out: Storage,
+    out: Location | Storage,
     part: Part,
     *,
     num_workers: int | None = None,
@@ -135,7 +135,7 @@ def build_part(
                 folder.note_unusable(name, shard.report)
 
 
-def finish_build(plan: BuildPlan, out: Storage, command: str = "msl build-shards …") -> Manifest:
+def finish_build(plan: BuildPlan, out: Location | Storage, command: str = "msl build-shards …") -> Manifest:
     """Publish a dataset whose parts are all written: the bytes that one build of it would have made.
 
     Args:
@@ -162,8 +162,8 @@ def finish_build(plan: BuildPlan, out: Storage, command: str = "msl build-shards
             raise UserError(
                 "\n".join(
                     [
-                        f"{out.url}: {len(missing):,} of {num_shards:,} shards are missing; each of these commands "
-                        "writes one of them:",
+                        f"{folder.out.url}: {len(missing):,} of {num_shards:,} shards are missing; each of these "
+                        "commands writes one of them:",
                         *shown,
                         *more,
                         f"or write them all here, manifest included: {command}",
@@ -173,7 +173,7 @@ def finish_build(plan: BuildPlan, out: Storage, command: str = "msl build-shards
         return _finish(plan, folder, finished)
 
 
-def _folder(plan: BuildPlan, out: Storage) -> BuildFolder:
+def _folder(plan: BuildPlan, out: Location | Storage) -> BuildFolder:
     return BuildFolder(out, [task.name for task in plan.shards], plan.digest)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msldata.contract.format import encode_index
+from msldata.contract.format import encode_index, with_digests
 from msldata.contract.manifest import ShardInfo, index_name
 from msldata.contract.tar import BLOCK_BYTES, END_BYTES, padding, tar_header
 from msldata.storage import PART_SUFFIX, Storage, clear_local_errors
@@ -117,7 +117,7 @@ class ShardWriter:
             self.out.delete(index_name(self.name))
         self.out.put(self.name, self._staged)
         self.out.put(index_name(self.name), index)
-        return info
+        return with_digests(info, index, self._rows)
 
     def _is_published(self, index: bytes) -> bool:
         try:

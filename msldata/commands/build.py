@@ -10,7 +10,7 @@ import typer
 
 from msldata.commands import Overwrite, Workers, Yes, command_without, data_root
 from msldata.commands.recorded import confirm_replacement, recorded_command
-from msldata.console import OnError, byte_progress_bar, err, out, progress_bar
+from msldata.console import OnError, byte_progress_bar, err, out, progress_bar, show
 
 LabelsAre = Annotated[
     str | None,
@@ -61,7 +61,7 @@ def download(
     with byte_progress_bar() as progress:
         folders = download(archives, to or data_root(), mirror=mirror, keep_archives=keep_archives, progress=progress)
     for archive, folder in zip(archives, folders, strict=True):
-        out.print(f"[green]{folder}[/green]: {archive.name} is checked and unpacked", soft_wrap=True)
+        show(out, (folder, "green"), f": {archive.name} is checked and unpacked")
 
 
 def build_shards(
@@ -170,7 +170,7 @@ def build_shards(
         prepare_workers("msldata.build.shards")  # they start while the annotations are read
     for found in chosen_sources:
         if found.taken_for:
-            out.print(found.taken_for, markup=False, soft_wrap=True)
+            show(out, found.taken_for)
         for chosen in found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):
@@ -303,7 +303,7 @@ def build_masks(
         from msldata.masks.plots import write_mask_plots
 
         for picture in write_mask_plots(plots, build, open_storage(out_)):
-            out.print(f"[green]{picture}[/green]", soft_wrap=True)
+            show(out, (picture, "green"))
 
 
 def index(
@@ -381,4 +381,4 @@ def synthesize(
             num_workers=workers,
             progress=progress,
         )
-    out.print(f"[green]{out_}/VOCdevkit/VOC2007[/green]: {num_train:,} + {num_test:,} images", soft_wrap=True)
+    show(out, (f"{out_}/VOCdevkit/VOC2007", "green"), f": {num_train:,} + {num_test:,} images")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from msldata.console import show
 from msldata.contract.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
     # Sorted as in the file: a finished dataset that is met again is shown as when it was built.
     notes = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items()) if count)
     samples, shards = _count(manifest.num_samples, "sample"), _count(len(manifest.shards), "shard")
-    console.print(f"[green]{where}[/green]: {samples}, {shards}, {size}{notes}", soft_wrap=True)
+    show(console, (where, "green"), f": {samples}, {shards}, {size}{notes}")
     if reading := manifest.provenance.get("labels"):
-        console.print(f"  {reading}", markup=False, soft_wrap=True)
+        show(console, f"  {reading}")
     if manifest.classes:
-        console.print(f"  {_classes_with_counts(manifest)}", markup=False, soft_wrap=True)
+        show(console, f"  {_classes_with_counts(manifest)}")
 
 
 def _classes_with_counts(manifest: Manifest) -> str:
@@ -105,16 +105,14 @@ def show_verification(console: Console, result: Verification, where: str, agains
     if not result.findings:
         samples = result.manifest.num_samples
         verb, beside = "is" if samples == 1 else "are", f", and none is in {against}" if against else ""
-        console.print(
-            f"[green]{where}[/green]: {_count(samples, 'sample')} in {shards} {verb} right{beside}", soft_wrap=True
-        )
+        show(console, (where, "green"), f": {_count(samples, 'sample')} in {shards} {verb} right{beside}")
         return
     for finding in result.findings[:MAX_FINDINGS_SHOWN]:
         console.print(str(finding), markup=False, soft_wrap=True)
     if (hidden := len(result.findings) - MAX_FINDINGS_SHOWN) > 0:
         console.print(f"… and {hidden:,} more")
     count = _count(len(result.findings), "finding")
-    console.print(f"[red]{where}[/red]: {count} in {shards}; {result.next_step}", soft_wrap=True)
+    show(console, (where, "red"), f": {count} in {shards}; {result.next_step}")
 
 
 def show_description(console: Console, about: Description, where: str) -> None:
@@ -124,7 +122,7 @@ def show_description(console: Console, about: Description, where: str) -> None:
     facts.add_row("dataset", f"{about.dataset}, {about.split}")
     facts.add_row(what, f"{about.num_samples:,} in {_count(about.num_shards, 'shard')}, {_size(about.num_bytes)}")
     facts.add_row("fingerprint", about.fingerprint)
-    facts.add_row("options", Text(", ".join(f"{name} {value}" for name, value in about.options.items())))
+    facts.add_row("options", ", ".join(f"{name} {value}" for name, value in about.options.items()))
     facts.add_row("counts", ", ".join(f"{name} {value:,}" for name, value in about.counts.items()).replace("_", " "))
     if about.width is not None and about.height is not None:
         facts.add_row("size", f"width {_span(about.width)}, height {_span(about.height)} pixels")
@@ -140,8 +138,8 @@ def show_description(console: Console, about: Description, where: str) -> None:
     if about.hole_fraction is not None:
         facts.add_row("hole fraction", _span(about.hole_fraction))
     if about.licence:
-        facts.add_row("licence", Text(about.licence))
-    console.print(f"[green]{where}[/green]", soft_wrap=True)
+        facts.add_row("licence", about.licence)
+    show(console, (where, "green"))
     console.print(facts)
     if about.labels:
         _show_labels(console, about)
@@ -193,13 +191,13 @@ def _span(spread: Extent) -> str:
 def show_checks(console: Console, title: str, checks: Sequence[Check]) -> None:
     """What was looked for and found, each with the command to run next."""
     colours = {"complete": "green", "found": "green", "partial": "yellow", "unfinished": "yellow", "damaged": "red"}
-    console.print(f"[bold]{title}[/bold]")
+    show(console, (title, "bold"))
     for check in checks:
         count = f"{check.num_samples:,}" if check.num_samples is not None else ""
         if check.published is not None:
             count = f"{count or 'none'} of {check.published:,}"
         colour = colours.get(check.state, "dim")
-        console.print(f"  [{colour}]{check.state:10}[/{colour}] {check.name:20} {count:17} ", end="")
+        show(console, "  ", (f"{check.state:10}", colour), f" {check.name:20} {count:17} ", end="")
         console.print(check.where, style="dim", markup=False, soft_wrap=True)
         if check.problem:
             console.print(f"             {check.problem}", markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msldata.commands import Workers, data_root
-from msldata.console import err, out, progress_bar
+from msldata.console import err, out, progress_bar, show
 
 
 def verify(
@@ -64,7 +64,7 @@ def preview(
 
     masks = open_storage(keep_masks) if keep_masks else None
     shown = write_preview(open_storage(shards), out_, num=num, keep_masks=masks)
-    out.print(f"[green]{out_}[/green]: {shown:,} sample{'s' * (shown != 1)}", soft_wrap=True)
+    show(out, (out_, "green"), f": {shown:,} sample{'s' * (shown != 1)}")
 
 
 def doctor(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from msldata.console import err, out
+from msldata.console import err, out, show
 from msldata.errors import UserError
 
 DISTRIBUTION = "msltrain"
@@ -23,8 +23,7 @@ class _Commands(typer.core.TyperGroup):
         except (UserError, FileNotFoundError, PermissionError) as error:
             if ctx.params.get("debug"):
                 raise
-            err.print("[red]error:[/red] ", end="")
-            err.print(str(error), markup=False, soft_wrap=True)
+            show(err, ("error:", "red"), f" {error}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             err.print("\nstopped; the same command goes on where it was")

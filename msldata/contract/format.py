@@ -6,10 +6,11 @@ written last: no manifest, no dataset. ``shards/README.md`` states the same cont
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msldata.contract.manifest import IMAGES, KEEP_MASKS, SCHEMA_VERSION, FormatError, ShardInfo
+from msldata.contract.manifest import IMAGES, KEEP_MASKS, FormatError, Manifest, ShardInfo
+from msldata.contract.parquet import UnreadableParquet, read_parquet
+from msldata.storage import Storage
 
 IMAGE_SUFFIX = ".jpg"
 META_SUFFIX = ".json"
@@ -27,7 +30,15 @@ MAX_KEY_BYTES = 100 - len(TARGET_SUFFIX)
 """A USTAR name field holds 100 bytes; longer keys would need PAX headers, which not every reader follows."""
 
 
+INDEX_VERSION = 1
+_MAX_PIXELS = 178_956_970
+"""Of one image: what is larger Pillow refuses as a decompression bomb."""
+_MAX_SIDE = 65_535
+"""Of a JPEG."""
+
 _SHARD_METADATA = b"msl.shard"
+_IN_METADATA = ("name", "num_samples", "num_bytes", "sha256")
+"""Fields of a shard that its index repeats; an index cannot hold its own digest."""
 
 OBJECT_TYPE = pa.struct(
     [
@@ -110,7 +121,8 @@ def encode_index(
     ``report`` is what writing the shard found out (transcoded images, label counts …): a resumed build takes it from
     here, so that its manifest equals an undisturbed build's.
     """
-    content = {**asdict(shard), "plan": plan, "report": report or {}, "schema_version": SCHEMA_VERSION}
+    facts = {name: getattr(shard, name) for name in _IN_METADATA}
+    content = {**facts, "plan": plan, "report": report or {}, "schema_version": INDEX_VERSION}
     table = pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMAS[kind])
     table = table.replace_schema_metadata({_SHARD_METADATA: encode_json(content)})
     sink = pa.BufferOutputStream()
@@ -118,15 +130,65 @@ def encode_index(
     return sink.getvalue().to_pybytes()
 
 
-def decode_index(kind: str, data: bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:
+def labels_digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    """SHA-256 of what the samples of a shard show: key, positive and ignored classes of each, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(_JSON.encode([row["key"], row["positives"], row["ignored"]]).encode())
+    return digest.hexdigest()
+
+
+def with_digests(shard: ShardInfo, index: bytes, rows: Sequence[Mapping[str, Any]]) -> ShardInfo:
+    """The shard with the digests of its sample index and, for images, of the labels in its rows."""
+    has_labels = not rows or "positives" in rows[0]
+    return replace(
+        shard,
+        index_sha256=hashlib.sha256(index).hexdigest(),
+        labels_sha256=labels_digest(rows) if has_labels else "",
+    )
+
+
+def read_index(
+    storage: Storage, manifest: Manifest, shard: ShardInfo, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The sample index of one shard, checked before anything uses it: its digest, places in the tar, class numbers.
+
+    Args:
+        storage: the dataset folder.
+        manifest: its manifest.
+        shard: one of its shards.
+        columns: only these.
+
+    Raises:
+        FormatError: missing, damaged, of another build, or with a value that no build writes.
+    """
+    where = storage.where(shard.index_name)
+    try:
+        data = storage.read(shard.index_name)
+    except FileNotFoundError:
+        raise FormatError(f"{where}: the sample index is missing; copy or build the dataset again") from None
+    if shard.index_sha256 and (found := hashlib.sha256(data).hexdigest()) != shard.index_sha256:
+        raise FormatError(
+            f"{where}: the sample index is damaged or of another build than the manifest (sha256 {found[:12]}…, the "
+            f"manifest says {shard.index_sha256[:12]}…); copy the whole folder again, or build it again"
+        )
+    if not shard.index_sha256 and _shard_of(_shard_metadata(data, where), where) != shard:
+        raise FormatError(
+            f"{where}: written for another build than the manifest; copy the whole folder again, or build it again"
+        )
+    table = decode_index(manifest.kind, data, where, columns, num_rows=shard.num_samples)
+    check_rows(table, manifest.kind, len(manifest.classes), shard, where)
+    return table
+
+
+def decode_index(
+    kind: str, data: bytes, where: str, columns: Sequence[str] | None = None, *, num_rows: int | None = None
+) -> pa.Table:
     """Parse a sample index and check its columns. Raises FormatError."""
     try:
-        # Not pq.read_table: its dataset machinery and threads take three times as long for a file of some kilobytes.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(
-            columns=list(columns) if columns else None, use_threads=False
-        )
-    except (pa.ArrowInvalid, OSError) as error:
-        raise FormatError(f"{where}: not a sample index ({error})") from None
+        table = read_parquet(data, columns, num_rows=num_rows)
+    except UnreadableParquet as error:
+        raise FormatError(f"{where}: not a sample index of this dataset ({error}); copy or build it again") from None
     wanted = columns or INDEX_SCHEMAS[kind].names
     missing = [name for name in wanted if name not in table.column_names]
     if missing:
@@ -135,12 +197,19 @@ def decode_index(kind: str, data: bytes, where: str, columns: Sequence[str] | No
 
 
 def decode_shard_metadata(data: bytes, where: str) -> tuple[ShardInfo, str]:
-    """The shard and the plan digest that a sample index was written for. Raises FormatError."""
+    """The shard, with its digests, and the plan digest that a sample index was written for. Raises FormatError."""
     content = _shard_metadata(data, where)
+    shard, plan = _shard_of(content, where), content.get("plan")
+    if not isinstance(plan, str):
+        raise FormatError(f"{where}: the sample index lacks 'plan' in its metadata")
+    digest = hashlib.sha256(data).hexdigest()
     try:
-        return ShardInfo(**{name: content[name] for name in ShardInfo.__dataclass_fields__}), content["plan"]
-    except KeyError as error:
-        raise FormatError(f"{where}: the sample index lacks {error} in its metadata") from None
+        rows = read_parquet(data, ("key", "positives", "ignored"))
+    except UnreadableParquet as error:
+        raise FormatError(f"{where}: not a sample index of this program ({error})") from None
+    if "positives" not in rows.column_names:
+        return replace(shard, index_sha256=digest), plan
+    return with_digests(shard, data, rows.to_pylist()), plan
 
 
 def decode_shard_report(data: bytes, where: str) -> dict[str, Any]:
@@ -148,8 +217,65 @@ def decode_shard_report(data: bytes, where: str) -> dict[str, Any]:
     return _shard_metadata(data, where).get("report", {})
 
 
+def _shard_of(content: Mapping[str, Any], where: str) -> ShardInfo:
+    try:
+        return ShardInfo(**{name: content[name] for name in _IN_METADATA})
+    except KeyError as error:
+        raise FormatError(f"{where}: the sample index lacks {error} in its metadata") from None
+    except FormatError as error:
+        raise FormatError(f"{where}: in the metadata of the sample index: {error}") from None
+
+
 def _shard_metadata(data: bytes, where: str) -> dict[str, Any]:
     try:
-        return json.loads(pq.read_metadata(pa.BufferReader(data)).metadata[_SHARD_METADATA])
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise FormatError(f"{where}: not a sample index of this program ({error})") from None
+        content = json.loads(pq.read_metadata(pa.BufferReader(data)).metadata[_SHARD_METADATA])
+        if isinstance(content, dict) and isinstance(content.get("report", {}), dict):
+            return content
+        error: Exception = TypeError("its metadata is no table of names and values")
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as failure:
+        error = failure
+    raise FormatError(f"{where}: not a sample index of this program ({error})") from None
+
+
+def check_rows(table: pa.Table, kind: str, num_classes: int, shard: ShardInfo, where: str) -> None:
+    """Raise FormatError for a row that points outside its tar, or whose numbers mean nothing."""
+
+    def refuse(what: str) -> None:
+        raise FormatError(f"{where}: {what}; copy or build the dataset again")
+
+    schema = INDEX_SCHEMAS[kind]
+    for name in table.column_names:
+        if name in schema.names and table.schema.field(name).type != schema.field(name).type:
+            refuse(f"column {name} is {table.schema.field(name).type}, not {schema.field(name).type}")
+        if table[name].null_count:
+            refuse(f"column {name} has empty rows")
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
+    numbers = {
+        name: columns[name].to_numpy(zero_copy_only=False)
+        for name in ("offset", "length", "width", "height", "hole_fraction")
+        if name in columns
+    }
+    limits = {"width": (1, _MAX_SIDE), "height": (1, _MAX_SIDE), "hole_fraction": (0, 1)}
+    limits |= {"offset": (0, shard.num_bytes), "length": (0, shard.num_bytes)}
+    for name, values_N in numbers.items():
+        low, high = limits[name]
+        if len(values_N) and not low <= values_N.min() <= values_N.max() <= high:
+            refuse(f"{name} from {values_N.min():g} to {values_N.max():g}, where {low} to {high:,} is possible")
+    if {"offset", "length"} <= numbers.keys() and np.any(numbers["offset"] + numbers["length"] > shard.num_bytes):
+        refuse(f"a sample ends beyond the {shard.num_bytes:,} bytes of its tar")
+    if {"width", "height"} <= numbers.keys():
+        pixels_N = numbers["width"].astype(np.int64) * numbers["height"]
+        if np.any(pixels_N > _MAX_PIXELS):
+            refuse(f"an image of {pixels_N.max():,} pixels, {_MAX_PIXELS:,} is the most")
+    if "key" in columns and len(columns["key"].unique()) != len(columns["key"]):
+        refuse("a key is there twice")
+    classes = [(name, columns[name].flatten()) for name in ("positives", "ignored") if name in columns]
+    if "objects" in columns:
+        objects = columns["objects"].flatten()
+        if objects.null_count or any(objects.field(name).null_count for name in ("class_index", "box", "area")):
+            refuse("an object has no class, box or area")
+        classes.append(("class_index", objects.field("class_index")))
+    for name, values in classes:
+        number_M = values.to_numpy(zero_copy_only=False)
+        if values.null_count or (len(number_M) and not 0 <= number_M.min() <= number_M.max() < num_classes):
+            refuse(f"a class number of {name} is not one of the {num_classes} classes")

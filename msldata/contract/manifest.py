@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from msldata.errors import UserError
-from msldata.storage import Storage
+from msldata.storage import Location, Storage, open_storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: digests of sample indexes and labels, and a fingerprint over the labels too. Version 1 is read as well."""
+OLDEST_VERSION = 1
 
 
 MANIFEST_NAME = "dataset.json"
@@ -29,14 +32,41 @@ class FormatError(UserError):
     """A folder or file that does not keep the shard contract."""
 
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MAX_COUNT = 2**53
+"""Above it a JSON number is no longer exact everywhere."""
+_MAX_CLASSES = 2**15
+"""The sample index holds class indices as 16-bit integers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """One tar: file name, samples, bytes, and the SHA-256 of the whole file in hex."""
+    """One tar: file name, samples, bytes, and the SHA-256 of the whole file in hex.
+
+    Raises:
+        FormatError: a name that leads elsewhere, a count below one, a digest that is none.
+    """
 
     name: str
     num_samples: int
     num_bytes: int
     sha256: str
+    index_sha256: str = field(default="", compare=False)
+    """Of the sample index beside the tar; empty in datasets of before, where nothing vouches for it."""
+    labels_sha256: str = field(default="", compare=False)
+    """Of what the samples show, see `msldata.contract.format.labels_digest`; empty for keep masks, and before."""
+
+    def __post_init__(self) -> None:
+        if not is_plain_name(self.name) or not self.name.endswith(".tar"):
+            raise FormatError(f"shard name {self.name!r} is not the plain name of a .tar file")
+        for name in ("num_samples", "num_bytes"):
+            if not _is_count(getattr(self, name), 1):
+                raise FormatError(f"shard {self.name}: {name} is {getattr(self, name)!r}, not a number above 0")
+        for name in ("sha256", "index_sha256", "labels_sha256"):
+            value = getattr(self, name)
+            if not is_digest(value) and (value != "" or name == "sha256"):
+                raise FormatError(f"shard {self.name}: {name} is {str(value)[:80]!r}, not 64 hex digits")
 
     @property
     def index_name(self) -> str:
@@ -46,7 +76,11 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What ``dataset.json`` says of one split."""
+    """What ``dataset.json`` says of one split.
+
+    Raises:
+        FormatError: names that lead elsewhere, a shard named twice, counts that are none or do not add up.
+    """
 
     kind: str
     """``images`` or ``keep-masks``."""
@@ -75,11 +109,23 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the shard digests in order: two datasets with equal fingerprints hold the same bytes."""
-        return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+        """SHA-256 of what training reads: two datasets with equal fingerprints hold the same samples and labels.
+
+        Of images it covers the shards' bytes, the split, the classes in order, and each sample's positive and ignored
+        classes; of keep masks, and of datasets of schema version 1, the shards' bytes alone.
+        """
+        shards = [shard.sha256 for shard in self.shards]
+        if self.kind == KEEP_MASKS or self.schema_version == 1:
+            return hashlib.sha256("\n".join(shards).encode()).hexdigest()
+        labels = [shard.labels_sha256 for shard in self.shards]
+        return hashlib.sha256(json.dumps([self.split, self.classes, shards, labels]).encode()).hexdigest()
 
     def to_json(self) -> bytes:
         content = asdict(self)
+        content["shards"] = [
+            {name: value for name, value in shard.items() if value or not name.endswith("_sha256")}
+            for shard in content["shards"]
+        ]
         content["num_samples"] = self.num_samples
         content["fingerprint"] = self.fingerprint
         return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
@@ -89,22 +135,24 @@ class Manifest:
         """Parse and check a manifest.
 
         Raises:
-            FormatError: not JSON, another schema version, a missing field, or a fingerprint that does not match.
+            FormatError: not JSON, another schema version, a missing field, a value that no build writes, or a
+                fingerprint that does not match.
         """
         try:
             content = json.loads(data)
-            fingerprint = content.pop("fingerprint")
-            content.pop("num_samples")
+            fingerprint, num_samples = content.pop("fingerprint"), content.pop("num_samples")
             version = content["schema_version"]
-            if version != SCHEMA_VERSION:
+            if not _is_count(version) or not OLDEST_VERSION <= version <= SCHEMA_VERSION:
                 raise FormatError(
-                    f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; "
-                    "build the shards again from their source"
+                    f"schema version {version}, this program reads {OLDEST_VERSION} to {SCHEMA_VERSION}; "
+                    "build the shards again from their source, or read them with a newer program"
                 )
             content["shards"] = tuple(ShardInfo(**shard) for shard in content["shards"])
             content["classes"] = tuple(content["classes"])
             manifest = cls(**content)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(
                 f"{where}: not a manifest of this program ({error}); build the dataset again from its source"
             ) from None
@@ -112,7 +160,66 @@ class Manifest:
             raise FormatError(
                 f"{where}: the fingerprint does not match the shard digests; the file was edited or damaged"
             )
+        if not _is_count(num_samples) or manifest.num_samples != num_samples:
+            raise FormatError(
+                f"{where}: says {num_samples!r} samples, its shards hold {manifest.num_samples:,}; the file was edited "
+                "or damaged"
+            )
         return manifest
+
+    def __post_init__(self) -> None:
+        if self.kind not in (IMAGES, KEEP_MASKS):
+            raise FormatError(f"kind is {self.kind!r}, not '{IMAGES}' or '{KEEP_MASKS}'")
+        for name in ("dataset", "split"):
+            if not is_plain_name(getattr(self, name)):
+                raise FormatError(f"{name} is {getattr(self, name)!r}, not a plain name")
+        if len(self.classes) > _MAX_CLASSES:
+            raise FormatError(f"{len(self.classes):,} classes, {_MAX_CLASSES:,} is the most")
+        if not all(isinstance(name, str) and name for name in self.classes):
+            raise FormatError("a class has no name")
+        if len(set(self.classes)) != len(self.classes):
+            raise FormatError("a class is named twice")
+        names = [shard.name for shard in self.shards]
+        if len(set(names)) != len(names):
+            raise FormatError(f"shard {next(name for name in names if names.count(name) > 1)} is named twice")
+        for name in ("label_histogram", "hole_fraction_histogram", "counts", "options", "provenance"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise FormatError(f"{name} is not a table of names and values")
+        for name in ("licence", "plan"):
+            if not isinstance(getattr(self, name), str):
+                raise FormatError(f"{name} is not a text")
+        for name, counts in self.label_histogram.items():
+            if not isinstance(counts, Mapping) or not all(_is_count(value) for value in counts.values()):
+                raise FormatError(f"label_histogram of {name!r}: {str(counts)[:80]} are not counts")
+            if sum(counts.values()) > self.num_samples > 0:
+                raise FormatError(
+                    f"label_histogram of {name!r}: {sum(counts.values()):,} labels of {self.num_samples:,} samples"
+                )
+        for table in (self.hole_fraction_histogram, self.counts):
+            for name, value in table.items():
+                if not _is_count(value):
+                    raise FormatError(f"count {name!r} is {str(value)[:80]}, not a number of 0 or more")
+
+
+def is_digest(value: object) -> bool:
+    """Whether ``value`` is a SHA-256 in lower-case hex."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def is_plain_name(value: object) -> bool:
+    """Whether ``value`` names a file or folder within a folder, and nothing elsewhere."""
+    return (
+        isinstance(value, str)
+        and bool(value)
+        and value not in (".", "..")
+        and not _CONTROL.search(value)
+        and not set("/\\") & set(value)
+        and len(value.encode(errors="surrogatepass")) <= 255
+    )
+
+
+def _is_count(value: object, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MAX_COUNT
 
 
 def shard_name(dataset: str, split: str, index: int) -> str:
@@ -125,12 +232,13 @@ def index_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".parquet"
 
 
-def read_manifest(storage: Storage) -> Manifest:
-    """Read the manifest of the dataset folder ``storage``.
+def read_manifest(location: Location | Storage) -> Manifest:
+    """Read the manifest of a dataset folder.
 
     Raises:
         FormatError: there is none (the message names datasets found below, if any), or it is not valid.
     """
+    storage = open_storage(location)
     try:
         data = storage.read(MANIFEST_NAME)
     except FileNotFoundError as error:

@@ -16,6 +16,10 @@ class ObjectRecord(NamedTuple):
     ``box`` is (x, y, width, height) in pixels of the source image, origin at the top left corner, x and y counted
     from 0. ``area`` is in square pixels: the segment's where the source has one (COCO), else the box's. ``truncated``
     and ``occluded`` are None where the source does not say.
+
+    Example:
+        boat = msldata.ObjectRecord(class_index=0, box=(12, 8, 40, 30), area=1200.0, occluded=True)
+        harbour = msldata.Record(key="harbour", image="photos/harbour.jpg", positives=(0,), objects=(boat,))
     """
 
     class_index: int
@@ -35,6 +39,10 @@ class Record:
     the path of the image file, relative to the source's root. ``positives`` and ``ignored`` are ascending, disjoint
     class indices; an ignored class (VOC "difficult", WIDER "unspecified") is 0 in the target vector and is left out of
     evaluation by the index.
+
+    Example:
+        street = msldata.Record(key="street", image="photos/street.jpg", positives=(0, 2), ignored=(1,))
+        print(street.key, street.positives)
     """
 
     key: str

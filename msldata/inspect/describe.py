@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from msldata.contract.format import INDEX_SCHEMAS, decode_index
+from msldata.contract.format import INDEX_SCHEMAS, read_index
 from msldata.contract.manifest import IMAGES, FormatError, Manifest, read_manifest
-from msldata.storage import Storage
+from msldata.storage import Location, Storage, open_storage
 
 SMALL_BELOW = 32**2
 LARGE_FROM = 96**2
@@ -89,16 +89,17 @@ class Description:
     hole_fraction: Extent | None = None
 
 
-def describe(folder: Storage, *, max_pairs: int = 8) -> Description:
+def describe(place: Location | Storage, *, max_pairs: int = 8) -> Description:
     """Read a dataset's manifest and sample indexes and count.
 
     Args:
-        folder: a split of images or a subset of keep masks, local or remote.
+        place: a split of images or a subset of keep masks, local or remote.
         max_pairs: how many pairs of classes to name.
 
     Raises:
         FormatError: no readable manifest or index. FileNotFoundError: an index is missing.
     """
+    folder = open_storage(place)
     manifest = read_manifest(folder)
     images = manifest.kind == IMAGES
     columns = ("width", "height", *(("positives", "ignored", "objects") if images else ("hole_fraction",)))
@@ -135,10 +136,7 @@ def describe(folder: Storage, *, max_pairs: int = 8) -> Description:
 
 
 def _read_indexes(folder: Storage, manifest: Manifest, columns: Sequence[str]) -> pa.Table:
-    tables = [
-        decode_index(manifest.kind, folder.read(info.index_name), folder.where(info.index_name), columns)
-        for info in manifest.shards
-    ]
+    tables = [read_index(folder, manifest, info, columns) for info in manifest.shards]
     none = INDEX_SCHEMAS[manifest.kind].empty_table().select(list(columns))  # a subset of masks may have no shards
     return pa.concat_tables([none, *(table.replace_schema_metadata(None) for table in tables)])
 

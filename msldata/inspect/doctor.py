@@ -13,7 +13,7 @@ from msldata.errors import UserError
 from msldata.inspect.nextsteps import build_command, out_option
 from msldata.masks.sources import open_mask_source, usual_place
 from msldata.sources.kinds import KINDS, FoundSource, find_sources, open_source
-from msldata.storage import Storage
+from msldata.storage import Location, Storage, open_storage
 
 PUBLISHED: Mapping[tuple[str, str], int] = {
     ("voc2007", "trainval"): 5011,
@@ -47,7 +47,7 @@ class Check:
     next_command: str = ""
 
 
-def examine_raw(root: Path, shards: Storage) -> list[Check]:
+def examine_raw(root: str | Path, shards: Location | Storage) -> list[Check]:
     """Look for raw datasets and masks in the usual places below ``root``, and count what they hold.
 
     Annotations are read (of COCO-2014 for about half a minute) and every image is looked for, but none is opened.
@@ -56,6 +56,7 @@ def examine_raw(root: Path, shards: Storage) -> list[Check]:
         root: the folder of all datasets.
         shards: where the next commands build to.
     """
+    root, shards = Path(root), open_storage(shards)
     found = {(entry.dataset, split): entry for entry in find_sources(root) for split in entry.splits}
     checks = []
     for dataset, split in [*PUBLISHED, *(name for name in found if name not in PUBLISHED)]:
@@ -69,13 +70,14 @@ def examine_raw(root: Path, shards: Storage) -> list[Check]:
     return [*checks, _examine_masks(root, shards)]
 
 
-def examine_shards(shards: Storage, raw: list[Check]) -> list[Check]:
+def examine_shards(shards: Location | Storage, raw: list[Check]) -> list[Check]:
     """Look for the shards of published datasets and of whatever else lies below ``shards``.
 
     Args:
         shards: the folder of all shards, local or remote. Only listings and manifests are read.
         raw: from ``examine_raw``: a split that was built whole from a partial source is not called damaged.
     """
+    shards = open_storage(shards)
     files = {info.name: info.size for info in shards.list_files()}
     folders = {PurePosixPath(name).parent.as_posix() for name in files if name.endswith((".tar", f"/{MANIFEST_NAME}"))}
     wanted = [f"{dataset}/{split}" for dataset, split in PUBLISHED] + ["masks/high", "masks/low"]

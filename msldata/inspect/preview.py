@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
 from msldata.contract import keepmask
-from msldata.contract.format import decode_index
+from msldata.contract.format import read_index
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, FormatError, Manifest, read_manifest
 from msldata.errors import BadInputError, UserError
-from msldata.inspect.tiles import COLOURS, Box, HeldMask, Label, Preview, Tile
-from msldata.storage import LocalStorage, Storage
+from msldata.inspect.tiles import Box, HeldMask, Label, Preview, Tile
+from msldata.pages.colours import class_colour
+from msldata.storage import LocalStorage, Location, Storage, open_storage
 
 _SUFFIXES = (".png", ".html")
 
 
-def write_preview(folder: Storage, out: Path, *, num: int = 24, keep_masks: Storage | None = None) -> int:
+def write_preview(
+    location: Location | Storage, out: str | Path, *, num: int = 24, keep_masks: Location | Storage | None = None
+) -> int:
     """Draw samples of a dataset as a contact sheet (``.png``) or as one self-contained page (``.html``).
 
     The samples lie at equal distances, so the same dataset always gives the same picture.
 
     Args:
-        folder: a split of images or a subset of keep masks, local or remote.
+        location: a split of images or a subset of keep masks, local or remote.
         out: the file; its suffix decides.
         num: how many samples, or all when there are fewer.
         keep_masks: of images, show also a keep mask of this dataset and the masked image.
@@ -36,9 +39,11 @@ def write_preview(folder: Storage, out: Path, *, num: int = 24, keep_masks: Stor
         UserError: another suffix, ``num`` below 1, or datasets of the wrong kind.
         FormatError: no dataset, or a sample that cannot be decoded. StorageError: ``out`` cannot be written.
     """
+    out = Path(out)
     if out.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{out}: a preview is a {' or '.join(_SUFFIXES)} file; give --out such a name")
-    preview = load_preview(folder, num=num, keep_masks=keep_masks)
+    masks = None if keep_masks is None else open_storage(keep_masks)
+    preview = load_preview(open_storage(location), num=num, keep_masks=masks)
     if out.suffix.lower() == ".html":
         from msldata.inspect.preview_page import draw_page
 
@@ -101,7 +106,7 @@ def _rows(folder: Storage, manifest: Manifest, num: int) -> Iterator[tuple[dict,
         start += info.num_samples
         if not numbers:
             continue
-        table = decode_index(manifest.kind, folder.read(info.index_name), folder.where(info.index_name))
+        table = read_index(folder, manifest, info)
         rows = table.take(numbers).to_pylist()
         images = folder.read_ranges(info.name, [row["offset"] for row in rows], [row["length"] for row in rows])
         for row, data in zip(rows, images, strict=True):
@@ -117,14 +122,13 @@ def _load_images(folder: Storage, manifest: Manifest, num: int) -> Iterator[Tile
         except Exception as error:  # damaged files make decoders raise almost anything
             raise FormatError(f"{where}: the image cannot be decoded ({error}); run msl verify {folder.url}") from None
         shown = [(index, column == "ignored") for column in ("positives", "ignored") for index in row[column]]
-        colours = _colours([index for index, _ in shown] + [item["class_index"] for item in row["objects"]])
-        labels = [Label(manifest.classes[index], colours[index], ignored) for index, ignored in shown]
+        labels = [Label(manifest.classes[index], class_colour(index), ignored) for index, ignored in shown]
         boxes = []
         for item in row["objects"]:
             index = item["class_index"]
             left, top, width, height = item["box"]
             faint = item["difficult"] or item["crowd"]
-            boxes.append(Box(manifest.classes[index], colours[index], left, top, width, height, faint))
+            boxes.append(Box(manifest.classes[index], class_colour(index), left, top, width, height, faint))
         yield Tile(row["key"], image, tuple(labels), tuple(boxes))
 
 
@@ -137,13 +141,3 @@ def _load_masks(folder: Storage, manifest: Manifest, num: int) -> list[HeldMask]
             raise FormatError(f"{where}: {error.reason}; run msl verify {folder.url}") from None
         masks.append(HeldMask(row["key"], level_HW, row["hole_fraction"]))
     return masks
-
-
-def _colours(class_indices: Iterable[int]) -> dict[int, str]:
-    """Colours of the classes of one image: a class's own, or the next one that no other class there has taken."""
-    colours: dict[int, str] = {}
-    for index in class_indices:
-        if index not in colours:
-            turn = [COLOURS[(index + step) % len(COLOURS)] for step in range(len(COLOURS))]
-            colours[index] = next((colour for colour in turn if colour not in colours.values()), turn[0])
-    return colours

@@ -9,11 +9,6 @@ from PIL import Image
 
 from msldata.contract import keepmask
 
-COLOURS = (
-    "#c2410c", "#1d4ed8", "#15803d", "#a21caf", "#b45309", "#0e7490", "#be123c", "#4d7c0f", "#6d28d9", "#0f766e"
-)  # fmt: skip
-"""Of the classes, by index: dark enough for white text on them, and for lines on a photograph with a light rim."""
-
 
 @dataclass(frozen=True, slots=True)
 class Label:

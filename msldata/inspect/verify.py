@@ -26,7 +26,7 @@ from msldata.inspect.verify_shard import (
     examine_shard,
     hash_shard,
 )
-from msldata.storage import PART_SUFFIX, Storage
+from msldata.storage import PART_SUFFIX, Location, Storage, open_storage
 from msldata.workers.engine import run_tasks
 
 __all__ = ["Finding", "Verification", "verify"]
@@ -43,9 +43,9 @@ class Verification:
 
 
 def verify(
-    folder: Storage,
+    place: Location | Storage,
     *,
-    against: Storage | None = None,
+    against: Location | Storage | None = None,
     num_workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
@@ -56,7 +56,7 @@ def verify(
     that do not belong. Images are equal when their bytes are.
 
     Args:
-        folder: a split of images, or a subset of keep masks, local or remote.
+        place: a split of images, or a subset of keep masks, local or remote.
         against: a second dataset of the same kind that must share no image with it, as test with train.
         num_workers: processes, each of which holds one shard in memory; default: one per available processor.
         progress: called with (samples done, samples in all).
@@ -65,6 +65,7 @@ def verify(
         FormatError: no readable manifest. StorageError: a file that cannot be read.
         UserError: ``against`` is this dataset, or of another kind.
     """
+    folder, against = open_storage(place), None if against is None else open_storage(against)
     manifest = read_manifest(folder)
     other = _open_other(folder, manifest, against)
     done, total = 0, manifest.num_samples + (other.num_samples if other else 0)
@@ -244,7 +245,8 @@ def examine_foreign(job: tuple[IndexTask, ShardInfo]) -> ShardReport:
     try:
         data = task.out.read(info.index_name)
         where = task.out.where(info.index_name)
-        compare("", "shard and plan", (info, task.plan), decode_shard_metadata(data, where), info.index_name)
+        shard, plan = decode_shard_metadata(data, where)
+        compare("", "shard and plan", (info, task.plan), (shard, plan), info.index_name)
         indexed = {row["key"]: row for row in decode_index(IMAGES, data, where).to_pylist()}
     except (FileNotFoundError, FormatError) as error:
         finding = Finding(info.index_name, "", "the sample index", "a readable one", str(error))
@@ -274,6 +276,8 @@ def examine_foreign(job: tuple[IndexTask, ShardInfo]) -> ShardReport:
             findings.append(Finding(info.name, "", "the tar", "a whole one with labelled samples", error.reason))
     else:
         findings.append(Finding(info.name, "", "the shard", f"{info.num_bytes} bytes", "no such file"))
+    if info.index_sha256 and not findings:  # whatever else is wrong says more
+        compare("", "sha256", info.index_sha256, shard.index_sha256, info.index_name)
     columns = [[number for row in indexed.values() for number in row[name]] for name in ("positives", "ignored")]
     positive, ignored = (tuple(map(numbers.count, range(len(task.classes)))) for numbers in columns)
     num_objects = sum(len(row["objects"]) for row in indexed.values())

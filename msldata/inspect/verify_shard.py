@@ -7,7 +7,7 @@ import io
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from msldata.contract.format import (
     META_SUFFIX,
     TARGET_SUFFIX,
     check_key,
+    check_rows,
     decode_index,
     decode_shard_metadata,
 )
@@ -103,9 +104,9 @@ def hash_shard(task: ShardCheck) -> list[tuple[str, bytes]]:
         FileNotFoundError: a file is missing. FormatError: the index cannot be read. StorageError: the tar is too short.
     """
     name = task.info.index_name
-    table = decode_index(
-        task.kind, task.folder.read(name), task.folder.where(name), columns=("key", "offset", "length")
-    )
+    where = task.folder.where(name)
+    table = decode_index(task.kind, task.folder.read(name), where, ("key", "offset", "length"))
+    check_rows(table, task.kind, len(task.classes), task.info, where)
     keys, offsets, lengths = (table[column].to_pylist() for column in ("key", "offset", "length"))
     images = task.folder.read_ranges(task.info.name, offsets, lengths)
     return [(key, content_digest(data)) for key, data in zip(keys, images, strict=True)]
@@ -118,6 +119,7 @@ class _Examination:
         self.task = task
         self.findings: list[Finding] = []
         self.data = b""
+        self.index_sha256 = ""
         self.samples: list[tuple[str, list[TarMember]]] = []
 
     def report(self) -> ShardReport:
@@ -162,10 +164,12 @@ class _Examination:
             return None
         for field in INDEX_SCHEMAS[task.kind]:
             self._compare("", f"type of column {field.name}", field.type, table.schema.field(field.name).type, name)
-        for field_name, value in asdict(info).items():
-            self._compare("", f"{field_name} in its metadata", getattr(task.info, field_name), value, name)
+        for field_name in ("name", "num_samples", "num_bytes", "sha256"):
+            wanted, found = getattr(task.info, field_name), getattr(info, field_name)
+            self._compare("", f"{field_name} in its metadata", wanted, found, name)
         self._compare("", "plan in its metadata", task.plan, plan, name)
         self._compare("", "rows", task.info.num_samples, table.num_rows, name)
+        self.index_sha256 = info.index_sha256
         return table.to_pylist()
 
     def _read_samples(self) -> None:
@@ -268,6 +272,10 @@ class _Examination:
 
     def _examine_objects(self, row: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         key, what = row["key"], f"objects in {row['key']}{META_SUFFIX}"
+        numbers = [item["class_index"] for item in row["objects"]]
+        if not all(0 <= number < len(self.task.classes) for number in numbers):
+            self._add(key, "classes of its objects", f"indices below {len(self.task.classes)}", numbers)
+            return
         wanted = [_comparable(item, self.task.classes[item["class_index"]]) for item in row["objects"]]
         try:
             found = [_comparable(item, item.get("class")) for item in meta["objects"]]
@@ -316,7 +324,11 @@ class _Examination:
         self._compare(key, "hole fraction", row["hole_fraction"], keepmask.hole_fraction(keep_mask_HW))
 
     def _finish(self, rows: Sequence[Mapping[str, Any]]) -> ShardReport:
-        info, findings = self.task.info, tuple(self.findings)
+        info = self.task.info
+        if info.index_sha256 and self.index_sha256 and not self.findings:
+            # Whatever else is wrong says more.
+            self._compare("", "sha256", info.index_sha256, self.index_sha256, info.index_name)
+        findings = tuple(self.findings)
         keys = tuple(key for key, _ in self.samples)
         digests = tuple(content_digest(self._content(members[0])) for _, members in self.samples)
         if self.task.kind != IMAGES:

@@ -12,7 +12,7 @@ import numpy as np
 
 from msldata.contract.keepmask import decode_gray
 from msldata.errors import BadInputError, StorageError, UserError
-from msldata.storage import REMOTE_SCHEMES, Storage, clear_local_errors, open_storage
+from msldata.storage import REMOTE_SCHEMES, LocalStorage, Storage, clear_local_errors, open_storage
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 MAX_LIST_BYTES = 2**26
@@ -69,7 +69,7 @@ class ListedMasks:
             if size > MAX_LIST_BYTES:
                 raise UserError(f"{self.path}: {size:,} bytes is too long for a list of masks; split it")
             try:
-                return self.path.read_text(encoding="utf-8-sig")
+                return LocalStorage(self.path.parent).read(self.path.name).decode("utf-8-sig")
             except UnicodeDecodeError:
                 raise UserError(
                     f"{self.path}: not a text file in UTF-8; a list of masks has one path or URL a line"

@@ -19,7 +19,7 @@ from msldata.masks.hole_fraction import MeasuredMask, measure_masks
 from msldata.masks.polarity import AUTO, PolarityDecision, decide_polarity
 from msldata.masks.sources import MaskSource
 from msldata.masks.subsets import MaskSample, choose_official, choose_seeded
-from msldata.storage import Storage
+from msldata.storage import Location, Storage, open_storage
 
 DATASET = "masks"
 MASKS_PER_SHARD = 1000
@@ -109,7 +109,7 @@ class MaskPlan:
 
 def plan_masks(
     source: MaskSource,
-    out: Storage,
+    out: Location | Storage,
     *,
     order: str = SEEDED,
     threshold: float = 0.5,
@@ -153,6 +153,7 @@ def plan_masks(
     fraction (``order="official"`` does so too), and the paper's rule applied to the raw files, where white is the hole,
     would swap the two.
     """
+    out = open_storage(out)
     _check_options(source, order, threshold, polarity, per_subset, seed, buckets, size, on_error)
     began = time.perf_counter()
     names = source.names()

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msldata.contract.format import decode_index
+from msldata.contract.format import read_index
 from msldata.contract.keepmask import decode_levels
-from msldata.contract.manifest import KEEP_MASKS, Manifest
+from msldata.contract.manifest import Manifest
 from msldata.masks.build import MaskBuild
 from msldata.masks.subsets import BUCKETS
-from msldata.storage import LocalStorage, Storage
+from msldata.storage import LocalStorage, Location, Storage, open_storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,8 +44,7 @@ class _Stored:
     def read(cls, storage: Storage, manifest: Manifest) -> _Stored:
         rows = []
         for shard in manifest.shards:
-            where = storage.where(shard.index_name)
-            table = decode_index(KEEP_MASKS, storage.read(shard.index_name), where)
+            table = read_index(storage, manifest, shard)
             rows += [(shard.name, row["offset"], row["length"], row["hole_fraction"]) for row in table.to_pylist()]
         return cls(storage, tuple(sorted(rows, key=lambda row: row[3])))
 
@@ -59,7 +58,7 @@ class _Stored:
         return found
 
 
-def write_mask_plots(folder: Path, build: MaskBuild, out: Storage) -> tuple[Path, Path]:
+def write_mask_plots(folder: str | Path, build: MaskBuild, out: Location | Storage) -> tuple[Path, Path]:
     """Draw a finished build as ``hole-fractions.png`` and ``contact-sheet.png``.
 
     Args:
@@ -73,6 +72,7 @@ def write_mask_plots(folder: Path, build: MaskBuild, out: Storage) -> tuple[Path
     Raises:
         StorageError: a mask cannot be read back, or a file cannot be written.
     """
+    folder, out = Path(folder), open_storage(out)
     stored = {name: _Stored.read(out.child(name), manifest) for name, manifest in build.manifests.items()}
     place = LocalStorage(folder)
     place.put(HISTOGRAM_NAME, _png(_draw_histogram(build, stored)))

@@ -21,7 +21,7 @@ from msldata.contract.keepmask import HOLE_WHITE, decode_gray
 from msldata.errors import BadInputError, UserError
 from msldata.masks.generator import MIN_SIZE, generate_hole_mask
 from msldata.masks.lists import LIST_SUFFIXES, ListedMasks
-from msldata.storage import LocalStorage, Storage, open_storage
+from msldata.storage import LocalStorage, Location, Storage, open_storage
 
 _PLACES = (
     "mask/testing_mask_dataset",
@@ -100,7 +100,7 @@ def open_mask_source(location: str | Path) -> MaskSource:
 
 
 def select_mask_source(
-    root: Path, source: str | None = None, *, generate: int | None = None, size: int = 512, seed: int = 0
+    root: str | Path, source: Location | None = None, *, generate: int | None = None, size: int = 512, seed: int = 0
 ) -> MaskSource:
     """What a build command means: masks at ``source``, ``generate`` new ones, or those in the usual places.
 
@@ -121,7 +121,7 @@ def select_mask_source(
     place = usual_place(root)
     if place is not None:
         return open_mask_source(place)
-    listing = "\n  ".join(str(root / place) for place in _PLACES)
+    listing = "\n  ".join(str(Path(root, place)) for place in _PLACES)
     raise UserError(
         f"no masks found; looked at\n  {listing}\n"
         "Three ways on:\n"
@@ -131,9 +131,9 @@ def select_mask_source(
     )
 
 
-def usual_place(root: Path) -> Path | None:
+def usual_place(root: str | Path) -> Path | None:
     """The folder or archive of irregular masks below the folder of all datasets; None where there is none."""
-    return next((place for name in _PLACES if (place := root / name).exists()), None)
+    return next((place for name in _PLACES if (place := Path(root, name)).exists()), None)
 
 
 @dataclass(frozen=True)

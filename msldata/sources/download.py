@@ -97,7 +97,7 @@ def select_archives(dataset: str, splits: Sequence[str] = ()) -> tuple[Archive, 
 
 def download(
     archives: Sequence[Archive],
-    root: Path,
+    root: str | Path,
     *,
     mirror: str | None = None,
     keep_archives: bool = False,
@@ -122,7 +122,7 @@ def download(
     report = progress or _silent
     folders = []
     for archive in archives:
-        folder = root / archive.folder
+        folder = Path(root) / archive.folder
         folders.append(folder)
         with clear_local_errors(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)

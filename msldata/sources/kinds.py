@@ -148,9 +148,9 @@ def open_source(
     return source
 
 
-def find_sources(root: Path) -> list[FoundSource]:
+def find_sources(root: str | Path) -> list[FoundSource]:
     """Datasets in the usual places below ``root``, at most one of a kind, in the order of ``KINDS``."""
-    found = []
+    root, found = Path(root), []
     for dataset, kind in KINDS.items():
         for place in kind.places:
             available = kind.splits(root / place)
@@ -161,13 +161,13 @@ def find_sources(root: Path) -> list[FoundSource]:
     return found
 
 
-def places_looked_at(root: Path) -> list[str]:
+def places_looked_at(root: str | Path) -> list[str]:
     """The folders that ``find_sources`` tries, as a person would type them."""
-    return [str(root / place) for kind in KINDS.values() for place in kind.places]
+    return [str(Path(root, place)) for kind in KINDS.values() for place in kind.places]
 
 
 def select_sources(
-    root: Path,
+    root: str | Path,
     dataset: str | None = None,
     source: Location | None = None,
     splits: Sequence[str] | None = None,

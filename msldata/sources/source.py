@@ -14,10 +14,7 @@ from typing import Any, Protocol
 from msldata.contract.format import check_key
 from msldata.contract.records import LabelSpace, Record
 from msldata.errors import UserError
-from msldata.storage import LocalStorage, Storage, open_storage
-
-Location = str | Path
-"""Where a dataset lies: a local path, or the address of a folder (of a table: of the file) at a remote place."""
+from msldata.storage import LocalStorage, Location, Storage, open_storage
 
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif .heic .heif".split())
 """What the name of an image may end in, where images are looked for."""

@@ -17,6 +17,7 @@ No shell is ever started: a ``pipe:`` location is refused like any other unknown
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from msldata.errors import StorageError
@@ -29,25 +30,34 @@ __all__ = [
     "REMOTE_SCHEMES",
     "FileInfo",
     "LocalStorage",
+    "Location",
     "RemoteStorage",
     "Storage",
     "StorageError",
     "clear_local_errors",
     "flush_to_disk",
+    "one_or_many",
     "open_storage",
 ]
 
 REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
+Location = str | Path
+"""A folder as people name it: a local path, or the address of a remote folder as text."""
 
 
-def open_storage(location: str | Path) -> Storage:
-    """Open a folder by path or URL; nothing is read, created or connected to yet.
+def open_storage(location: Location | Storage) -> Storage:
+    """Open a folder by path or URL; nothing is read, created or connected to yet. What is open is given back.
 
     Raises:
-        StorageError: the scheme is not one of file, s3, gs, az, http, https.
+        StorageError: the scheme is not one of file, s3, gs, az, http, https, or pathlib has spoilt the address.
     """
+    if isinstance(location, Storage):
+        return location
     text = str(location)
     scheme = re.match(r"^([A-Za-z][A-Za-z0-9+.-]+):", text)
+    if isinstance(location, Path) and scheme is not None and scheme[1] in (*REMOTE_SCHEMES, "file"):
+        address = re.sub(r":/*", "://", text, count=1)
+        raise StorageError(f"{text}: a Path cannot hold an address, it drops a slash; give it as text: '{address}'")
     if scheme is None or isinstance(location, Path):
         return LocalStorage(Path(text).expanduser())
     if scheme[1] == "file":
@@ -58,3 +68,8 @@ def open_storage(location: str | Path) -> Storage:
         f"{text}: unknown kind of location '{scheme[1]}:'; use a local path or "
         + ", ".join(f"{known}://" for known in REMOTE_SCHEMES)
     )
+
+
+def one_or_many(locations: Location | Sequence[Location]) -> tuple[Location, ...]:
+    """The locations, whether one or several are named: a text is one of them, not a sequence of letters."""
+    return (locations,) if isinstance(locations, Location) else tuple(locations)

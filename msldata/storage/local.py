@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,7 +92,10 @@ class LocalStorage(Storage):
 
 
 def _read_all(descriptor: int) -> bytes:
-    size = os.fstat(descriptor).st_size
+    state = os.fstat(descriptor)
+    if stat.S_ISCHR(state.st_mode) or stat.S_ISBLK(state.st_mode):
+        raise OSError(errno.EINVAL, "a device, not a file")  # /dev/zero never ends
+    size = state.st_size
     data = os.read(descriptor, size + 1)  # one more byte than there should be: a shorter answer is the end
     if len(data) == size:
         return data

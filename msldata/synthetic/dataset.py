@@ -45,7 +45,7 @@ class _Chunk:
 
 
 def write_synthetic_voc(
-    root: Path,
+    root: str | Path,
     *,
     num_train: int,
     num_test: int,
@@ -77,7 +77,7 @@ def write_synthetic_voc(
             f"cannot synthesize {num_train} training and {num_test} test images of {image_size} pixels; "
             "at least 2 and 1 images of 32 pixels are needed"
         )
-    final = root / "VOCdevkit" / "VOC2007"
+    final = Path(root) / "VOCdevkit" / "VOC2007"
     options = {
         "num_train": num_train,
         "num_test": num_test,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from msldata.console import gigabytes, out, progress_bar
 
@@ -82,7 +83,7 @@ def bench_stream(
         ("resize", found.share_resize),
         ("wait", found.share_idle),
     ):
-        bars.add_row(name, f"{100 * share:.0f} %", f"[cyan]{'█' * round(40 * share)}[/]")
+        bars.add_row(name, f"{100 * share:.0f} %", Text("█" * round(40 * share), "cyan"))
     out.print(bars)
     if resize is Place.device:
         out.print("crop and resize are left to the GPU", style="dim")

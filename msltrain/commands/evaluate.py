@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from msldata.console import OnError, err, gigabytes, out, progress_bar
+from msldata.console import OnError, err, gigabytes, out, progress_bar, show
 from msltrain.commands.options import Model, Recipe
 
 if TYPE_CHECKING:
@@ -88,13 +88,14 @@ def evaluate(
     measured = measure(
         read_predictions(predictions),
         validation=None if thresholds_from is None else read_predictions(thresholds_from),
+        validation_file=str(thresholds_from),
         with_intervals=intervals,
     )
     if json_ is not None:
         json_.write_text(measured.to_json(), encoding="utf-8")
     _show(measured, with_classes=classes)
     _list_skipped(measured.origin.skipped)
-    out.print(f"[green]{predictions}[/green]: {measured.metrics.num_samples:,} samples", soft_wrap=True)
+    show(out, (predictions, "green"), f": {measured.metrics.num_samples:,} samples")
 
 
 def _list_skipped(skipped: Sequence[str]) -> None:
@@ -117,6 +118,8 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
         if rates is not None:
             table.add_row(label, "", *(_percent(getattr(rates, name)) for name in summary if name != "mAP"))
     out.print(table)
+    if measured.threshold_origin:
+        out.print(f"tuned thresholds: {measured.threshold_origin}", soft_wrap=True)
     others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")
     out.print(f"mAP by other definitions: {others}")
     if metrics.num_tied:
@@ -229,4 +232,4 @@ def robustness(
     out.print(table)
     _list_skipped(curves.skipped)
     for file in written:
-        out.print(f"[green]{file}[/green]", soft_wrap=True)
+        show(out, (file, "green"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from msldata.console import err, out
+from msldata.console import err, out, show
 
 if TYPE_CHECKING:
     from msltrain.grids.needs import Need
@@ -22,7 +22,7 @@ class GridDisplay:
     def __init__(self, grid: GridRun):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeElapsedColumn())
         self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
         self._bars: dict[str, object] = {}
         self._total = len(grid.jobs)
@@ -56,8 +56,8 @@ class GridDisplay:
                 if event.job.name in self._bars:
                     self._bar.remove_task(self._bars.pop(event.job.name))  # type: ignore[arg-type]
                 self._done += 1
-                result = "[red]failed[/red]" if event.problem else f"{event.seconds:,.1f} s"
-                out.print(f"{self._done}/{self._total} {event.job.name}  {result}", soft_wrap=True)
+                result = ("failed", "red") if event.problem else f"{event.seconds:,.1f} s"
+                show(out, f"{self._done}/{self._total} {event.job.name}  ", result)
 
 
 def list_grids() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msldata.console import err, out
+from msldata.console import err, out, show
 from msltrain.commands.grid_display import GridDisplay, list_grids, show_plan
 
 if TYPE_CHECKING:
@@ -214,10 +214,11 @@ def _run(
             problems=problems,
         )
         for file in files:
-            out.print(f"[green]{file}[/green]", soft_wrap=True)
+            show(out, (file, "green"))
     if problems:
         logs = {job.name: job.log for job in grid.jobs}
-        err.print(f"[red]{len(problems)} of {len(grid.jobs)} jobs failed[/red]; the same command tries them again:")
+        failed = f"{len(problems)} of {len(grid.jobs)} jobs failed"
+        show(err, (failed, "red"), "; the same command tries them again:")
         for job, problem in problems.items():
             err.print(f"  {job}: {problem}; log: {logs[job]}", markup=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from msldata.console import out, progress_bar
+from msldata.console import err, out, progress_bar, show
 
 
 def report(
@@ -32,7 +32,7 @@ def report(
     from msldata.errors import UserError
     from msltrain.report import write_report
     from msltrain.report.gather import gather_runs, name_of
-    from msltrain.report.open_runs import run_folder
+    from msltrain.runs.places import run_folder
 
     names = name or [name_of(path) for path in run]
     if len(names) != len(run):
@@ -47,8 +47,9 @@ def report(
         shards=data,
         robustness=robustness,
         num_examples=examples,
+        note=lambda text: show(err, text),
     )
     for file in (page, page.with_suffix(".md"), page.with_suffix(".json")):
-        out.print(f"[green]{file}[/green]", soft_wrap=True)
+        show(out, (file, "green"))
     if data is None:
         out.print("without photographs; --data SHARDS adds them")

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from msldata.console import OnError, err, gigabytes, out
+from msldata.console import OnError, err, gigabytes, out, show
 
 
 class ResumeChoice(StrEnum):
@@ -25,7 +26,8 @@ def train(
     data: Annotated[str | None, typer.Option(help="Training shards: folder or URL; default: the recipe's.")] = None,
     keep_masks: Annotated[list[str] | None, typer.Option(help="Keep-mask shards; default: the recipe's.")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="First weights: timm tag, hf-hub:OWNER/NAME, .pth or .safetensors file.")
+        str | None,
+        typer.Option(help="First weights: timm tag, hf-hub:OWNER/NAME, file, own run or export."),
     ] = None,
     run: Annotated[
         str | None, typer.Option(help="Run folder or URL (s3://…); default: runs/RECIPE.", show_default=False)
@@ -98,9 +100,7 @@ def train(
     for result in results:
         if result.best_epoch is not None:
             out.print(f"best validation mAP {100 * (result.validation_mAP or 0):.1f}, epoch {result.best_epoch + 1}")
-        out.print(
-            f"[green]{result.run_dir}[/green]: {result.num_steps:,} steps, {result.seconds:,.0f} s", soft_wrap=True
-        )
+        show(out, (result.run_dir, "green"), f": {result.num_steps:,} steps, {result.seconds:,.0f} s")
 
 
 def import_checkpoint(
@@ -118,7 +118,7 @@ def import_checkpoint(
 
     report = import_released(file, configure(recipe, settings=set_ or []), data=data, folder=out_)
     out.print(report.summary(), soft_wrap=True)
-    out.print(f"[green]{out_}[/green]: evaluate it with --checkpoint {out_}", soft_wrap=True)
+    show(out, (out_, "green"), f": evaluate it with --checkpoint {out_}")
 
 
 def recipes() -> None:
@@ -132,7 +132,7 @@ def recipes() -> None:
     table.add_column("what it is")
     for recipe in RECIPES.values():
         hours = "" if recipe.gpu_hours is None else f"{recipe.gpu_hours:.2f}"
-        table.add_row(recipe.name, hours, f"{recipe.what}\n[dim]{recipe.source} · {recipe.number}[/dim]")
+        table.add_row(recipe.name, hours, Text.assemble(recipe.what, (f"\n{recipe.source} · {recipe.number}", "dim")))
     out.print(table)
     out.print(
         f"GPU-hours: an estimate for one H100 or H200 that sustains {BF16_TERAFLOPS:g} TFLOP/s in bf16 and "
@@ -150,4 +150,4 @@ def demo(
     from msltrain.demo.subprocesses import show_step
 
     page = run_demo(out_, quick=quick, on_event=partial(show_step, out))
-    out.print(f"\nWhat was measured: [green]{page}[/green]; open it in a browser.", soft_wrap=True)
+    show(out, "\nWhat was measured: ", (page, "green"), "; open it in a browser.")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from msldata.console import OnError, err, out, progress_bar
+from msldata.console import OnError, err, out, progress_bar, show, visible
 from msltrain.commands.options import AnyCheckpoint, Classes, Model, Recipe
 
 
@@ -70,12 +70,15 @@ def predict(
         from msldata.storage import LocalStorage
 
         LocalStorage(out_.parent).put(out_.name, data)
-        out.print(f"[green]{out_}[/green]: {len(found):,} images", soft_wrap=True)
+        show(out, (out_, "green"), f": {len(found):,} images")
     else:
-        sys.stdout.write(data.decode())
+        text = data.decode()
+        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     if cam is not None:
         num_drawn = sum(bool(image.overlay) for image in found)
-        err.print(f"[green]{cam}[/green]: {num_drawn:,} pictures", soft_wrap=True)
+        show(err, (cam, "green"), f": {num_drawn:,} pictures")
+    if origin := next((image.threshold_origin for image in found if image.threshold_origin), ""):
+        show(err, f"thresholds: {origin}")
     if words := describe(found):
         err.print(words, markup=False, soft_wrap=True)
 
@@ -113,9 +116,10 @@ def serve(
         studio = Studio(predictor, pictures)
         with StudioServer(studio, host, port) as server:
             if not server.is_local:
-                err.print(f"[yellow]{host}: everyone who reaches this address can use the page[/yellow]")
+                show(err, (f"{host}: everyone who reaches this address can use the page", "yellow"))
             with server.stopping_on_signals():
-                out.print(f"[green]{server.url}[/green]  stop with Ctrl-C", soft_wrap=True)
+                show(out, (server.url, "green"), "  stop with Ctrl-C")
+                show(out, f"thresholds: {predictor.threshold_origin}")
                 server.serve_forever()
             out.print("stopped")
 
@@ -144,12 +148,9 @@ def export(
     from msltrain.runs.other_checkpoints import Foreign
     from msltrain.use.export import FORMATS, Exported, export_model
 
-    def show(done: Exported) -> None:
-        out.print(
-            f"[green]{done.file}[/green]: logits differ by at most {done.max_difference:.1e} "
-            f"on {done.num_images} images, alone and as a batch",
-            soft_wrap=True,
-        )
+    def show_file(done: Exported) -> None:
+        compared = f"logits differ by at most {done.max_difference:.1e} on {done.num_images} images"
+        show(out, (done.file, "green"), f": {compared}, alone and as a batch")
 
     wanted = [one for one in FORMATS if format_ is None or one in {chosen.value for chosen in format_}]
     export_model(
@@ -160,9 +161,9 @@ def export(
         formats=wanted,
         from_pixels=from_pixels,
         images=images or (),
-        on_done=show,
+        on_done=show_file,
     )
-    out.print(f"[green]{out_ / 'README.md'}[/green]: the model card", soft_wrap=True)
+    show(out, (out_ / "README.md", "green"), ": the model card")
 
 
 def _named(classes: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from msldata.console import show
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
 from msltrain.hosts.program import program_command, program_environment
@@ -174,7 +175,7 @@ def show_step(out: Console, event: CommandEvent) -> None:
     """Print a command that is about to run, what it prints, and how long it took."""
     match event:
         case StepStarted():
-            out.print(f"\n[bold]{event.number}/{event.num_steps} {event.title}[/bold]")
+            show(out, (f"\n{event.number}/{event.num_steps} {event.title}", "bold"))
             out.print(f"$ {event.command}", style="cyan", markup=False, soft_wrap=True)
         case StepOutput():
             out.print(f"  {event.line}", style="dim", markup=False, soft_wrap=True)

@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from msldata.errors import UserError
+from msldata.storage import Location, one_or_many
 from msltrain.evaluation.sweep import AllSamples, Progress, RankPart, View
 from msltrain.evaluation.views import AveragedViews, check_scales
 from msltrain.hosts.distributed import process_group
@@ -22,7 +21,6 @@ from msltrain.measures.predictions import (
     Origin,
     Predictions,
     keep_mask_fingerprints,
-    read_predictions,
     write_predictions,
 )
 from msltrain.runs.checkpoint import LoadedRecogniser
@@ -40,11 +38,11 @@ _NEGATIVE_WHERE_IGNORED = ("WIDER-Attribute",)
 
 def evaluate(
     checkpoint: str | Path,
-    shards: str | Path,
+    shards: Location,
     *,
     foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
     held_out: bool = False,
-    keep_masks: Sequence[str | Path] = (),
+    keep_masks: Location | Sequence[Location] = (),
     flip: bool = False,
     scales: Sequence[float] = (),
     out: str | Path | None = None,
@@ -85,6 +83,7 @@ def evaluate(
         FileNotFoundError: no such checkpoint.
     """
     check_scales(scales)
+    keep_masks = one_or_many(keep_masks)
     with process_group(device) as ranks:
         shard_set = open_images(shards)
         loaded = load_any(checkpoint, foreign, shard_set.classes, ranks.device)
@@ -129,17 +128,7 @@ def evaluate(
     return predictions, compute_metrics(predictions)
 
 
-def evaluate_predictions(file: str | Path, thresholds_K: np.ndarray | None = None) -> tuple[Predictions, Metrics]:
-    """Measure a predictions file again; no model and no images are needed.
-
-    Raises:
-        UserError, FileNotFoundError: it is not a predictions file, or not there.
-    """
-    predictions = read_predictions(file)
-    return predictions, compute_metrics(predictions, thresholds_K)
-
-
-def open_images(shards: str | Path) -> ShardSet:
+def open_images(shards: Location) -> ShardSet:
     """The dataset at ``shards``. Raises UserError when it is none, or has no class list."""
     shard_set = open_shard_set(shards)
     if not shard_set.classes:

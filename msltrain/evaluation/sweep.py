@@ -16,8 +16,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from msldata.contract.format import decode_index
-from msldata.contract.manifest import IMAGES, ShardInfo
+from msldata.contract.format import read_index
+from msldata.contract.manifest import ShardInfo
 from msltrain.measures.predictions import Origin, Predictions, largest_objects
 from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
@@ -158,14 +158,13 @@ class AllSamples:
 
     def objects(self) -> pa.ListArray:
         """The ``objects`` column of the sample indexes, a list per sample."""
-        storage = self.shard_set.storage
+        storage, manifest = self.shard_set.storage, self.shard_set.manifest
 
         def read(shard: ShardInfo) -> list[pa.Array]:
-            data = storage.read(shard.index_name)
-            return decode_index(IMAGES, data, storage.where(shard.index_name), ["objects"])["objects"].chunks
+            return read_index(storage, manifest, shard, ["objects"])["objects"].chunks
 
         with ThreadPoolExecutor(_PARALLEL_READS) as readers:
-            columns = list(chain.from_iterable(readers.map(read, self.shard_set.manifest.shards)))
+            columns = list(chain.from_iterable(readers.map(read, manifest.shards)))
         return pa.chunked_array(columns).combine_chunks().take(pa.array(self.index_N))
 
 

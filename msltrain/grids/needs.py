@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from msldata.contract.manifest import Manifest, read_manifest
 from msldata.errors import UserError
-from msldata.storage import open_storage
 from msltrain.grids.plan import DataPlaces, Plan, Run
 
 TRAIN, KEEP_MASKS, TEST, TEST_MASKS = "training images", "training keep masks", "test images", "held-out keep masks"
@@ -45,7 +44,7 @@ def find_needs(plan: Plan) -> list[Need]:
 def places_of(run: Run) -> Iterator[tuple[str, str]]:
     """(role, place) of the datasets that a run reads."""
     yield TRAIN, run.config.data.train
-    if run.config.loss.has_masked_branch and run.config.keep_mask.kind == "stored":
+    if run.config.loss.needs_keep_masks and run.config.keep_mask.kind == "stored":
         for place in run.config.data.keep_masks:
             yield KEEP_MASKS, place
     yield TEST, run.test.shards
@@ -87,6 +86,6 @@ def require_all(needs: Sequence[Need], places: DataPlaces) -> None:
 
 def _look(place: str, role: str) -> Need:
     try:
-        return Need(place=place, role=role, manifest=read_manifest(open_storage(place)))
+        return Need(place=place, role=role, manifest=read_manifest(place))
     except (UserError, FileNotFoundError) as error:
         return Need(place=place, role=role, manifest=None, problem=str(error))

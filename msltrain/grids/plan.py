@@ -16,7 +16,7 @@ from msldata.errors import UserError
 from msldata.storage import open_storage
 from msltrain.config import TrainConfig, override
 from msltrain.recipes.ablations import GRIDS
-from msltrain.recipes.cost import NUM_SAMPLES, gpu_hours
+from msltrain.recipes.cost import gpu_hours, num_published
 from msltrain.recipes.variants import Form, tuned
 
 WHOLE = "whole"
@@ -181,7 +181,7 @@ def make_plan(
         for row, config in make(form).items():
             located, test = places.locate(config)
             located = override(adapt(located), settings)
-            num_samples = None if places.train else NUM_SAMPLES[config.data.train]
+            num_samples = None if places.train else num_published(config.data.train)
             run = Run(name=f"{grid}/{row}", config=located, test=test, num_samples=num_samples)
             planned[grid][row] = first.setdefault((located, test), run)
     return Plan(grids={name: planned[name] for name in grids}, seeds=tuple(seeds), settings=tuple(settings))

@@ -98,7 +98,7 @@ def process_group(device: str) -> Iterator[Ranks]:
         UserError: a GPU is asked for and there is none, or there are fewer than processes on this host.
     """
     rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _TORCHRUN.items())
-    chosen = _device(device, local_rank)
+    chosen = choose_device(device, local_rank)
     if world_size == 1:
         yield Ranks(rank=0, world_size=1, device=chosen)
         return
@@ -173,7 +173,8 @@ _PATIENCE = 600.0
 _TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 
-def _device(device: str, local_rank: int) -> torch.device:
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
+    """The device that ``auto``, ``cpu`` or ``cuda`` means to a process of this host. Raises UserError without a GPU."""
     available = torch.cuda.device_count()
     if device == "cpu" or (device == "auto" and not available):
         return torch.device("cpu")

@@ -42,11 +42,6 @@ def interval_around(value: float, value_R: np.ndarray) -> Interval:
     return Interval(value=value, low=float(low), high=float(high))
 
 
-def mean_ap_interval(predictions: Predictions) -> Interval:
-    """mAP with its bootstrap interval; the images are resampled with replacement, from a fixed seed."""
-    return _within_one(interval_around(_value(predictions), resampled_mean_ap(predictions)))
-
-
 def mean_ap_difference(first: Predictions, second: Predictions) -> Interval:
     """mAP of ``second`` minus that of ``first``, each resample taking the same images for both.
 
@@ -78,6 +73,12 @@ def summary_intervals(predictions: Predictions, *, num_resamples: int = NUM_RESA
     mean_ap_R = resampled_mean_ap(predictions, num_resamples=num_resamples)
     sampled = {"mAP": mean_ap_R, **rates_R}
     return {name: _within_one(interval_around(value, sampled[name])) for name, value in value_by_name.items()}
+
+
+def resampled_mean(value_N: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Mean over the images of each resample, float64 (R,), of a value per image; the images of `resampled_mean_ap`."""
+    weights = _weights(len(value_N), num_resamples, seed)
+    return np.concatenate([weight_RN @ value_N.astype(np.float64) for weight_RN in weights]) / len(value_N)
 
 
 def resampled_rates(

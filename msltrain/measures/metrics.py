@@ -66,6 +66,10 @@ class Metrics:
 
     mAP, CP and CR are means over the classes that have a positive; the others are named in ``absent_classes``. OP, OR
     and OF1 count every class.
+
+    Example:
+        metrics: msltrain.Metrics = msltrain.compute_metrics([[2.0, -1.0], [-0.5, 3.0]], [[1, 0], [0, 1]])
+        print(metrics.summary(), metrics.top3.CF1, metrics.mAP_by_kind)
     """
 
     num_samples: int

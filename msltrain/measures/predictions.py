@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msldata.contract.manifest import read_manifest
+from msldata.contract.parquet import read_parquet
 from msldata.errors import UserError
-from msldata.storage import LocalStorage, open_storage
+from msldata.storage import LocalStorage, Location
 
 PREDICTIONS_VERSION = 1
 _METADATA = b"msl.predictions"
@@ -85,6 +86,10 @@ class Predictions:
 
     Raises:
         ValueError: arrays, keys and classes do not fit together.
+
+    Example:
+        predictions, _ = msltrain.evaluate("runs/msl", "shards/voc2007/test")
+        print(predictions.keys[0], dict(zip(predictions.classes, predictions.score_NK[0])))
     """
 
     keys: tuple[str, ...]
@@ -108,6 +113,10 @@ class Predictions:
             array = getattr(self, name)
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"{name}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
+        if len(set(self.classes)) != len(self.classes) or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError("the classes are not names, each of another class")
+        if self.target_NK.max(initial=0) > 1:
+            raise ValueError(f"target_NK: {self.target_NK.max()}, expected 0 or 1")
 
     @property
     def score_NK(self) -> np.ndarray:
@@ -158,14 +167,20 @@ def read_predictions(file: str | Path) -> Predictions:
     data = LocalStorage(Path(file).parent).read(Path(file).name)
     hint = "write one with `msl evaluate CHECKPOINT SHARDS --out FILE`"
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_parquet(data)
         content: dict[str, Any] = json.loads(table.schema.metadata[_METADATA])
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError) as error:
+        version = content["version"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not a predictions file ({error}); {hint}") from None
-    if content["version"] != PREDICTIONS_VERSION:
-        raise UserError(
-            f"{file}: predictions of version {content['version']}, this program reads {PREDICTIONS_VERSION}; {hint}"
-        )
+    if version != PREDICTIONS_VERSION:
+        raise UserError(f"{file}: predictions of version {version}, this program reads {PREDICTIONS_VERSION}; {hint}")
+    try:
+        return _predictions(table, content)
+    except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+        raise UserError(f"{file}: a damaged predictions file ({error}); {hint}") from None
+
+
+def _predictions(table: pa.Table, content: dict[str, Any]) -> Predictions:
     origin: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in content["origin"].items()
     }
@@ -226,9 +241,9 @@ def largest_objects(array: pa.ListArray, num_classes: int, image_area_N: np.ndar
     )
 
 
-def keep_mask_fingerprints(locations: Sequence[str | Path]) -> tuple[str, ...]:
+def keep_mask_fingerprints(locations: Sequence[Location]) -> tuple[str, ...]:
     """Fingerprints of the keep-mask folders. Raises FormatError where one is not a finished dataset."""
-    return tuple(read_manifest(open_storage(location)).fingerprint for location in locations)
+    return tuple(read_manifest(location).fingerprint for location in locations)
 
 
 def _to_lists(array_NK: np.ndarray) -> pa.FixedSizeListArray:

@@ -10,7 +10,7 @@ from msltrain.measures.bootstrap import Interval, summary_intervals
 from msltrain.measures.metrics import Metrics, compute_metrics
 from msltrain.measures.predictions import Origin, Predictions
 from msltrain.measures.strata import StratumMetrics, compute_strata, size_note
-from msltrain.measures.thresholds import require_other_samples, tune_thresholds
+from msltrain.measures.thresholds import require_other_samples, threshold_origin, tune_thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +26,20 @@ class Measured:
     intervals: Mapping[str, Interval]
     """95 % bootstrap intervals of the published measures, where they were asked for."""
 
+    threshold_origin: str = ""
+    """Where the tuned thresholds of ``metrics`` come from; empty where there are none."""
+
     def to_json(self) -> str:
         """Indented JSON text; null where a rate has no value."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
 def measure(
-    predictions: Predictions, *, validation: Predictions | None = None, with_intervals: bool = False
+    predictions: Predictions,
+    *,
+    validation: Predictions | None = None,
+    with_intervals: bool = False,
+    validation_file: str = "the validation samples",
 ) -> Measured:
     """Compute all of it.
 
@@ -40,6 +47,7 @@ def measure(
         predictions: of the samples to measure.
         validation: of the same model on other samples, to tune a threshold per class on.
         with_intervals: also resample the images.
+        validation_file: what ``validation`` is called in words.
 
     Raises:
         UserError: as ``compute_metrics`` and ``require_other_samples``.
@@ -54,4 +62,5 @@ def measure(
         strata=compute_strata(predictions),
         size_note=size_note(predictions),
         intervals=summary_intervals(predictions) if with_intervals else {},
+        threshold_origin="" if validation is None else threshold_origin(validation, validation_file),
     )

@@ -10,18 +10,21 @@ import numpy as np
 from msldata.errors import UserError
 from msltrain.measures.predictions import Predictions
 
+MIN_POSITIVES = 10
+"""Of a class with fewer, any threshold between two of them looks best by chance; it keeps 0.5."""
 
-def tune_thresholds(validation: Predictions) -> np.ndarray:
+
+def tune_thresholds(validation: Predictions, min_positives: int = MIN_POSITIVES) -> np.ndarray:
     """For each class the logit from which on predicting it gives the highest F1, float64 (K,).
 
-    A threshold lies midway between two neighbouring logits. Of equal F1 the highest threshold is taken. A class without
-    a positive keeps score 0.5, logit 0. Ignored pairs are left out.
+    A threshold lies midway between two neighbouring logits. Of equal F1 the highest threshold is taken. A class with
+    fewer than ``min_positives``, and one without any, keeps score 0.5, logit 0. Ignored pairs are left out.
 
     Thresholds chosen on the very samples they are then measured on flatter the model: use other ones.
     """
     return np.array(
         [
-            _best_threshold(validation.logit_NK[kept_N, k], validation.target_NK[kept_N, k] > 0)
+            _best_threshold(validation.logit_NK[kept_N, k], validation.target_NK[kept_N, k] > 0, min_positives)
             for k, kept_N in enumerate(~validation.ignore_NK.T)
         ]
     )
@@ -45,9 +48,22 @@ def require_other_samples(validation: Predictions, test: Predictions) -> None:
         )
 
 
-def _best_threshold(logit_N: np.ndarray, target_N: np.ndarray) -> float:
+def threshold_origin(validation: Predictions, file: str) -> str:
+    """Where tuned thresholds come from, and which classes keep 0.5, in words for whoever uses them."""
+    count_K = ((validation.target_NK > 0) & ~validation.ignore_NK).sum(axis=0)
+    few = [name for name, count in zip(validation.classes, count_K) if count < MIN_POSITIVES]
+    if len(few) == len(count_K):
+        return f"0.5: {file} shows every class fewer than {MIN_POSITIVES} times, too few to tune on"
+    origin = f"one per class, tuned on {file} ({len(validation.keys):,} images)"
+    if few:
+        names = ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
+        origin += f"; 0.5 for {names}, shown fewer than {MIN_POSITIVES} times there"
+    return origin
+
+
+def _best_threshold(logit_N: np.ndarray, target_N: np.ndarray, min_positives: int) -> float:
     num_positive = int(target_N.sum())
-    if not num_positive:
+    if num_positive < max(1, min_positives):
         return 0.0
     order_N = np.argsort(-logit_N, kind="stable")
     sorted_N = logit_N[order_N].astype(np.float64)

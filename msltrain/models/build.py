@@ -17,6 +17,7 @@ from msldata.errors import UserError
 from msltrain.config import ModelConfig
 from msltrain.models.backbone import Backbone
 from msltrain.models.heads import CSRAHead, MaxPoolHead, MeanPoolHead
+from msltrain.models.own_weights import fill_from_own, read_own
 from msltrain.models.pretrained import (
     WeightsReport,
     create_pretrained,
@@ -81,19 +82,21 @@ class Recogniser(nn.Module):
             return self.classifier(feature_BDHW.to(torch.promote_types(feature_BDHW.dtype, torch.float32)))
 
 
-def build_model(config: ModelConfig, num_classes: int, *, image_size: int) -> Recogniser:
+def build_model(config: ModelConfig, num_classes: int, *, image_size: int, classes: tuple[str, ...] = ()) -> Recogniser:
     """Build the recogniser on the CPU, with pretrained backbone weights when the config names some.
 
     Args:
         config: backbone, weights and head.
         num_classes: K.
         image_size: side in pixels of the square images it will see; transformers resample their positions to it.
+        classes: their names, by which the head of a model of ours is taken over; empty: by position.
 
     Raises:
         UserError: unknown backbone, unknown or unfitting weights, a network that yields no feature map.
         FileNotFoundError: the weights file does not exist.
     """
-    network, found, report = _build_network(config)
+    own = read_own(config.weights)
+    network, found, report = _build_network(config if own is None else replace(config, weights=""))
     backbone = Backbone(network, name=config.backbone, image_size=image_size)
     if report is not None:
         needed = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -105,6 +108,8 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int) -> Re
                 f"such as {', '.join(absent[:4])}; choose the backbone it was made with"
             )
     head = _build_head(config, backbone.num_features, num_classes)
+    if own is not None:
+        report = fill_from_own(network, head, own, classes)
     if report is not None and fill_head(head, found):
         ignored = tuple(name for name in report.ignored if not is_head_tensor(name))
         report = replace(report, fills_head=True, ignored=ignored)

@@ -41,18 +41,22 @@ class WeightsReport:
     """Tensors of the file that the network has no place for, its classifier as a rule."""
     fills_head: bool = False
     """Whether the head was filled too, from a released CSRA or MSL checkpoint."""
+    head: str = ""
+    """What was taken of the head of a model of ours, in words."""
 
     def summary(self) -> str:
         """One sentence for a log."""
         head = " and the head" if self.fills_head else ""
         ignored = f"; not used: {shortened(self.ignored)}" if self.ignored else ""
         how = f"{self.num_loaded} backbone tensors{head} loaded from {self.source} (matched by {self.matched_by})"
-        return how + ignored
+        return how + (f"; {self.head}" if self.head else "") + ignored
 
 
 def is_timm_tag(weights: str) -> bool:
-    """Whether ``weights`` is a timm tag rather than a file or a model on the hub."""
-    return not (weights.startswith(HUB_PREFIX) or weights.endswith(FILE_SUFFIXES) or "/" in weights)
+    """Whether ``weights`` is a timm tag rather than a file, a folder or a model on the hub."""
+    return not Path(weights).is_dir() and not (
+        weights.startswith(HUB_PREFIX) or weights.endswith(FILE_SUFFIXES) or "/" in weights
+    )
 
 
 def read_source(weights: str) -> dict[str, Tensor]:
@@ -131,7 +135,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         UserError: it is damaged, or holds something else than tensors.
     """
     if not path.is_file():
-        what = "a folder, not a weights file; name the file in it" if path.is_dir() else "no such weights file"
+        folder = "a folder, not a weights file, and neither a run nor a checkpoint nor an export; name the file in it"
+        what = folder if path.is_dir() else "no such weights file"
         raise FileNotFoundError(f"{path}: {what}")
     try:
         if path.suffix == ".safetensors":

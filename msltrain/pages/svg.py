@@ -1,11 +1,10 @@
-"""Line plots as inline SVG: no script, no font file, colours from the page's style sheet."""
+"""Line plots: where every line, tick and marker stands. The template draws them, in the page's colours."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 WIDTH, HEIGHT = 360, 236
 """The viewBox. Plots are laid out one per column at about this size, so that text keeps its size on a phone."""
@@ -14,6 +13,7 @@ DIGIT = 6.4
 """Width of a digit of an 11 px tick label."""
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 3", "3 6")
 """Lines differ by dash as well as by colour; the style sheet has as many colours."""
+_MAX_SPOKEN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,24 +28,68 @@ class Line:
     marker: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawnLine:
+    """A series in the units of the drawing."""
+
+    name: str
+    style: str
+    """Class of the style sheet."""
+    dash: str
+    points: Sequence[tuple[float, float]]
+    whiskers: Sequence[tuple[float, float, float]]
+    """(x, y of one end, y of the other)."""
+    radius: float
+    """Of a marker on every point; 0: none."""
+
+    @property
+    def path(self) -> str:
+        """The points as SVG wants them."""
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in self.points)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A figure with labelled axes."""
+
+    title: str
+    x_label: str
+    y_label: str
+    alt: str
+    """What a reader who cannot see the plot should know."""
+    left: float
+    x_ticks: Sequence[tuple[float, str]]
+    """(place, label)."""
+    y_ticks: Sequence[tuple[float, str]]
+    lines: Sequence[DrawnLine]
+    width: int = WIDTH
+    height: int = HEIGHT
+    right: float = WIDTH - RIGHT
+    bottom: float = HEIGHT - BOTTOM
+
+
+def model_styles(names: Iterable[str], known: Iterable[str] = ()) -> dict[str, int]:
+    """A style number for each model; those of ``known`` come first, whether they are shown or not."""
+    return {name: number for number, name in enumerate(dict.fromkeys([*known, *names]))}
+
+
 def style_name(number: int) -> str:
     """Class of the style sheet for model ``number``; colours come again after the last."""
     return f"run{number % len(DASHES)}"
 
 
 def dash(number: int) -> str:
-    """The attribute that dashes a line of model ``number``."""
-    pattern = DASHES[number % len(DASHES)]
-    return f' stroke-dasharray="{pattern}"' if pattern else ""
+    """How a line of model ``number`` is dashed; empty: not at all."""
+    return DASHES[number % len(DASHES)]
 
 
-def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, alt: str, from_zero: bool = False) -> str:
-    """An SVG figure of ``lines`` with labelled axes.
+def line_plot(lines: Sequence[Line], *, title: str, x_label: str, y_label: str, from_zero: bool = False) -> Plot:
+    """A figure of ``lines``.
 
     Args:
         lines: at least one, with points that are finite numbers.
+        title: what it shows.
         x_label, y_label: axis titles with their units.
-        alt: what a reader who cannot see the plot should know.
         from_zero: begin the y axis at 0.
     """
     x_all = [x for line in lines for x in line.x]
@@ -55,7 +99,6 @@ def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, alt: str, fr
     x_low, x_high = min(x_all), max(x_all)
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
-    x_ticks = [x for x in x_ticks if x_low <= x <= x_high]
     y_low, y_high = y_ticks[0], y_ticks[-1]
     left = 8 + DIGIT * max(len(_number(y)) for y in y_ticks)
 
@@ -65,41 +108,38 @@ def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, alt: str, fr
     def down(y: float) -> float:
         return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">']
-    for y in y_ticks:
-        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{down(y):.1f}" y2="{down(y):.1f}"/>')
-        parts.append(f'<text class="tick" x="{left - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{_number(y)}</text>')
-    for x in x_ticks:
-        parts.append(
-            f'<text class="tick" x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">'
-            f"{_number(x)}</text>"
-        )
-    parts.append(f'<line class="axis" x1="{left}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
-    centre = (left + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="label" x="{centre}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(f'<text class="label" x="0" y="12">{escape(y_label)}</text>')
-    for line in lines:
-        parts.extend(_draw(line, across, down))
-    parts.append("</svg>")
-    return "".join(parts)
+    spoken = "; ".join(f"{line.name}: {_in_words(line)}" for line in lines)
+    return Plot(
+        title=title,
+        x_label=x_label,
+        y_label=y_label,
+        alt=f"{title}. {y_label} over {x_label}. {spoken}.",
+        left=round(left, 1),
+        x_ticks=[(round(across(x), 1), _number(x)) for x in x_ticks if x_low <= x <= x_high],
+        y_ticks=[(round(down(y), 1), _number(y)) for y in y_ticks],
+        lines=[_drawn(line, across, down) for line in lines],
+    )
 
 
-def _draw(line: Line, across: Callable[[float], float], down: Callable[[float], float]) -> list[str]:
-    seen = [(across(x), down(y)) for x, y in zip(line.x, line.y, strict=True)]
-    style = style_name(line.style)
-    joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in seen)
-    title = f"<title>{escape(line.name)}</title>"
-    parts = [f'<polyline class="curve {style}"{dash(line.style)} points="{joined}">{title}</polyline>']
-    for x, (low, high) in zip(line.x, line.whisker):
+def _drawn(line: Line, across: Callable[[float], float], down: Callable[[float], float]) -> DrawnLine:
+    alone = len(line.x) == 1
+    return DrawnLine(
+        name=line.name,
+        style=style_name(line.style),
+        dash=dash(line.style),
+        points=[(round(across(x), 1), round(down(y), 1)) for x, y in zip(line.x, line.y, strict=True)],
         # Runs stand beside each other at the same x; a shift of a few pixels keeps their whiskers apart.
-        at = across(x) + 3 * line.style
-        parts.append(
-            f'<line class="whisker {style}" x1="{at:.1f}" x2="{at:.1f}" y1="{down(low):.1f}" y2="{down(high):.1f}"/>'
-        )
-    if line.marker or len(seen) == 1:
-        radius = 3 if len(seen) > 1 else 4.5
-        parts.extend(f'<circle class="marker {style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>' for x, y in seen)
-    return parts
+        whiskers=[
+            (round(across(x) + 3 * line.style, 1), round(down(low), 1), round(down(high), 1))
+            for x, (low, high) in zip(line.x, line.whisker)
+        ],
+        radius=4.5 if alone else 3 if line.marker else 0,
+    )
+
+
+def _in_words(line: Line) -> str:
+    spoken = [f"{y:.3g} at {x:.3g}" for x, y in zip(line.x, line.y)]
+    return ", ".join(spoken) if len(spoken) <= _MAX_SPOKEN else f"from {spoken[0]} to {spoken[-1]}"
 
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:

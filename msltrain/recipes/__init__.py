@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from msldata.errors import UserError
+from msldata.storage import Location, one_or_many
 from msltrain.config import TrainConfig, override
 from msltrain.recipes.catalogue import RECIPES, Recipe
 
@@ -22,8 +23,8 @@ def recipe(name: str) -> TrainConfig:
 def configure(
     name: str,
     *,
-    train: str | None = None,
-    keep_masks: Sequence[str] | None = None,
+    train: Location | None = None,
+    keep_masks: Location | Sequence[Location] | None = None,
     weights: str | None = None,
     settings: Sequence[str] = (),
 ) -> TrainConfig:
@@ -34,14 +35,39 @@ def configure(
         train: training shards, instead of the recipe's.
         keep_masks: keep-mask shards, instead of the recipe's.
         weights: first weights of the network, instead of the recipe's; see ``model.weights``.
-        settings: ``section.field=value``, applied last.
+        settings: ``section.field=value``, applied last. With another ``model.backbone`` the weights are that one's
+            own, unless others are named: the recipe's tag belongs to the recipe's.
 
     Raises:
         UserError: unknown recipe or field, or a value that the field cannot take.
     """
     config = recipe(name)
-    data = replace(config.data, train=train or config.data.train)
+    data = replace(config.data, train=str(train or config.data.train))
     if keep_masks:
-        data = replace(data, keep_masks=tuple(keep_masks))
+        data = replace(data, keep_masks=tuple(map(str, one_or_many(keep_masks))))
     model = config.model if weights is None else replace(config.model, weights=weights)
-    return override(replace(config, data=data, model=model), settings)
+    changed = override(replace(config, data=data, model=model), settings)
+    asked = weights is not None or any(one.partition("=")[0].strip() == "model.weights" for one in settings)
+    if asked or not config.model.weights or changed.model.backbone == config.model.backbone:
+        return changed
+    return replace(changed, model=replace(changed.model, weights=_own_tag(changed.model.backbone)))
+
+
+def _own_tag(backbone: str) -> str:
+    """The tag of the weights that timm takes for ``backbone`` by default: the recipe's belongs to another network.
+
+    Raises:
+        UserError: timm has none.
+    """
+    import timm
+
+    architecture, _, tag = backbone.partition(".")
+    if tag or not timm.is_model(architecture):
+        return tag  # an unknown backbone is refused with those that are near
+    known = timm.get_pretrained_cfg(architecture) if timm.list_pretrained(f"{architecture}.*") else None
+    if known is None or not known.tag:
+        raise UserError(
+            f"timm has no pretrained weights for '{architecture}'; give some with --weights FILE, or start at random "
+            "with --set model.weights="
+        )
+    return str(known.tag)

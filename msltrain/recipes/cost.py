@@ -14,8 +14,14 @@ GIGAFLOP_PER_IMAGE = {
     ("vit_base_patch16_224", 224): 35.1,
 }
 """Of one forward pass by (backbone, image size); a multiplication and an addition are two operations."""
-NUM_SAMPLES = {"shards/voc2007/trainval": 5_011, "shards/coco2014/train": 82_081, "shards/wider/trainval": 28_345}
-"""Of the training sets in the recipes."""
+NUM_SAMPLES = {
+    ("voc2007", "trainval"): 5_011,
+    ("voc2007", "test"): 4_952,
+    ("coco2014", "train"): 82_081,
+    ("coco2014", "val"): 40_137,
+    ("wider", "trainval"): 28_345,
+}
+"""Of the datasets that the published numbers are of, by name and split."""
 BF16_TERAFLOPS, FLOAT32_TERAFLOPS = 250.0, 30.0
 FORWARD_AND_BACKWARD = 3
 """A backward pass costs two forward passes."""
@@ -29,11 +35,24 @@ def gpu_hours(config: TrainConfig, num_samples: int | None = None) -> float | No
         num_samples: of the training set; by default those of the recipe's.
     """
     per_image = GIGAFLOP_PER_IMAGE.get((config.model.backbone, config.stream.image_size))
-    num_samples = num_samples or NUM_SAMPLES.get(config.data.train)
+    num_samples = num_samples or num_published(config.data.train)
     if per_image is None or num_samples is None:
         return None
-    num_branches = 2 if config.loss.has_masked_branch else 1
-    num_passes = FORWARD_AND_BACKWARD * num_branches * config.optim.num_epochs
+    num_passes = num_forward_passes(config) * config.optim.num_epochs
     kept = 1 - config.data.validation_fraction
     teraflops = BF16_TERAFLOPS if config.run.amp else FLOAT32_TERAFLOPS
     return per_image / 1e3 * num_samples * kept * num_passes / teraflops / 3600
+
+
+def num_forward_passes(config: TrainConfig) -> float:
+    """What an epoch costs, in forward passes of the network over every image: 3 of the plain baseline, 6 of MSL."""
+    if not config.loss.has_masked_branch:
+        return FORWARD_AND_BACKWARD
+    teacher = 1 if config.loss.masked_target == "teacher" else 0
+    return FORWARD_AND_BACKWARD * (1 + config.keep_mask.share) + teacher
+
+
+def num_published(shards: str) -> int | None:
+    """Samples of the dataset that a recipe finds at ``shards``, as in ``shards/voc2007/trainval``; None: not known."""
+    *_, dataset, split = ("", "", *shards.rstrip("/").split("/"))
+    return NUM_SAMPLES.get((dataset, split))

@@ -5,14 +5,13 @@ P positives of one class.
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass
 
 import numpy as np
 
 from msltrain.measures.predictions import Predictions
 from msltrain.pages.svg import dash, style_name
-from msltrain.report.finding import percent
-from msltrain.report.metric_tables import switch
+from msltrain.pages.text import percent
 from msltrain.report.numbers import Numbers
 from msltrain.report.open_runs import WHOLE, describe_condition
 
@@ -21,6 +20,31 @@ NUM_OPEN = 12
 MAX_POINTS = 40
 WIDTH, HEIGHT = 160, 122
 LEFT, RIGHT, TOP, BOTTOM = 22, 155, 6, 104
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCurve:
+    """One model's curve of a class, in the units of the drawing."""
+
+    style: str
+    dash: str
+    ap: str
+    path: str
+    """Points as SVG wants them; empty without positives."""
+    dot: tuple[float, float] | None
+    """At the (recall, precision) of a score of 0.5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One class."""
+
+    index: int
+    name: str
+    num_images: int
+    alt: str
+    ends: list[list[ModelCurve]]
+    """On whole images, and in the hardest condition."""
 
 
 def curve(predictions: Predictions, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,58 +65,45 @@ def curve(predictions: Predictions, k: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def class_curves(numbers: Numbers) -> str:
-    """The panels, in the order of the class table; the first of them open."""
-    panels = [
-        _panel(numbers, k) for k in numbers.class_order() if numbers.measured[0][WHOLE].metrics.classes[k].num_positive
-    ]
-    content = f'<ol class="panels">{"".join(panels[:NUM_OPEN])}</ol>'
-    if rest := panels[NUM_OPEN:]:
-        several = f"the other {len(rest)} classes" if len(rest) > 1 else "the last class"
-        content += f'<details><summary>Curves of {several}</summary><ol class="panels">{"".join(rest)}</ol></details>'
-    return switch("curves", numbers, content)
+def class_curves(numbers: Numbers) -> list[Panel]:
+    """A panel for each class that has positives, in the order of the class table."""
+    known = numbers.measured[0][WHOLE].metrics.classes
+    return [_panel(numbers, k) for k in numbers.class_order() if known[k].num_positive]
 
 
-def _panel(numbers: Numbers, k: int) -> str:
-    name = numbers.classes[k]
-    drawn, values, words = [], [], []
-    for end, condition in enumerate(numbers.ends):
-        lines, shown, said = [], [], []
+def _panel(numbers: Numbers, k: int) -> Panel:
+    ends, words = [], []
+    for condition in numbers.ends:
+        lines, said = [], []
         for number, run in enumerate(numbers.runs):
             one = numbers.measured[number][condition].metrics.classes[k]
-            at_half = (one.recall or 0.0, one.precision) if one.num_predicted else None
-            lines.append(_line(run.conditions[condition], k, number, at_half))
-            shown.append(f'<span><i class="key {style_name(number)}"></i>{percent(one.average_precision)}</span>')
+            x_P, y_P = curve(run.conditions[condition], k)
+            points = zip((0.0, *x_P), (y_P[0], *y_P), strict=True) if len(x_P) else ()
+            lines.append(
+                ModelCurve(
+                    style=style_name(number),
+                    dash=dash(number),
+                    ap=percent(one.average_precision),
+                    path=" ".join(f"{_across(x):.1f},{_down(y):.1f}" for x, y in points),
+                    dot=(round(_across(one.recall or 0.0), 1), round(_down(one.precision or 0.0), 1))
+                    if one.num_predicted and len(x_P)
+                    else None,
+                )
+            )
             said.append(
                 f"{run.name} AP {percent(one.average_precision)}, at score ≥ 0.5 precision {percent(one.precision)} "
                 f"and recall {percent(one.recall)}"
             )
-        drawn.append(f'<g class="in{end}">{"".join(lines)}</g>')
-        values.append(f'<p class="in{end}">{"".join(shown)}</p>')
+        ends.append(lines)
         words.append(f"{describe_condition(condition, numbers.runs[0].conditions[condition])}: {'; '.join(said)}")
-    alt = f"Precision over recall of {name}. {'. '.join(words)}."
-    svg = (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">{_AXES}'
-        f"{''.join(drawn)}</svg>"
+    name = numbers.classes[k]
+    return Panel(
+        index=k,
+        name=name,
+        num_images=numbers.measured[0][WHOLE].metrics.classes[k].num_positive,
+        alt=f"Precision over recall of {name}. {'. '.join(words)}.",
+        ends=ends,
     )
-    num_images = numbers.measured[0][WHOLE].metrics.classes[k].num_positive
-    return (
-        f'<li class="panel" id="curve-{k}"><h3><a href="#curve-{k}">{escape(name)}</a> <small>{num_images:,}</small>'
-        f'<a class="close" href="#by-class">smaller</a></h3>{"".join(values)}{svg}</li>'
-    )
-
-
-def _line(predictions: Predictions, k: int, number: int, at_half: tuple[float, float] | None) -> str:
-    """The curve, and a dot at the (recall, precision) of a score of 0.5."""
-    x_P, y_P = curve(predictions, k)
-    if not len(x_P):
-        return ""
-    points = " ".join(f"{_across(x):.1f},{_down(y):.1f}" for x, y in zip((0.0, *x_P), (y_P[0], *y_P), strict=True))
-    style = style_name(number)
-    line = f'<polyline class="curve {style}"{dash(number)} points="{points}"/>'
-    if at_half is not None:
-        line += f'<circle class="marker {style}" cx="{_across(at_half[0]):.1f}" cy="{_down(at_half[1]):.1f}" r="2.5"/>'
-    return line
 
 
 def _across(recall: float) -> float:
@@ -101,19 +112,3 @@ def _across(recall: float) -> float:
 
 def _down(precision: float) -> float:
     return BOTTOM - precision * (BOTTOM - TOP)
-
-
-def _axes() -> str:
-    middle = _down(0.5)
-    lines = f"M{LEFT} {TOP}H{RIGHT}M{LEFT} {middle}H{RIGHT}M{LEFT} {TOP}V{BOTTOM}M{_across(0.5)} {TOP}V{BOTTOM}"
-    parts = [
-        f'<path class="grid" d="{lines}M{RIGHT} {TOP}V{BOTTOM}"/><path class="axis" d="M{LEFT} {BOTTOM}H{RIGHT}"/>'
-    ]
-    for share in (0.0, 0.5, 1.0):
-        text = f"{100 * share:.0f}"
-        parts.append(f'<text x="{LEFT - 4}" y="{_down(share) + 3:.0f}" text-anchor="end">{text}</text>')
-        parts.append(f'<text x="{_across(share):.0f}" y="{BOTTOM + 12}" text-anchor="middle">{text}</text>')
-    return "".join(parts)
-
-
-_AXES = _axes()

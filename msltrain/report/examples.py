@@ -1,4 +1,7 @@
-"""Example images of the report: which ones, their pictures and keep masks, and each model's first answers."""
+"""Example images of the report: which ones, their pictures and keep masks, and each model's first answers.
+
+N samples, K classes, S side of the square that a network sees.
+"""
 
 from __future__ import annotations
 
@@ -50,16 +53,19 @@ def choose(runs: Sequence[RunReport], condition: str, num_examples: int) -> tupl
     return wins.tolist(), failures.tolist()
 
 
-def read_examples(rows: Sequence[int], predictions: Predictions, shards: str | Path) -> list[Example]:
+def read_examples(
+    rows: Sequence[int], predictions: Predictions, shards: str | Path, keep_masks: Sequence[str] | None = None
+) -> list[Example]:
     """Read the pictures of some samples from their shards, and the keep masks that ``predictions`` were made with.
 
     Args:
         rows: positions in ``predictions``.
         predictions: of the condition to show.
         shards: the dataset folder they were made from.
+        keep_masks: folders of those masks, as `find_keep_masks` gives them; None: the pictures are whole.
 
     Raises:
-        UserError: the shards are not those the predictions were made from, or the keep masks are gone or changed.
+        UserError: the shards are not those the predictions were made from.
     """
     shard_set = open_shard_set(shards)
     origin = predictions.origin
@@ -68,13 +74,7 @@ def read_examples(rows: Sequence[int], predictions: Predictions, shards: str | P
             f"{shards}: not the shards of the predictions (fingerprint {shard_set.manifest.fingerprint[:12]}…, "
             f"expected {origin.dataset_fingerprint[:12]}…); give the folder that was evaluated"
         )
-    bank = None
-    if origin.keep_masks:
-        if keep_mask_fingerprints(origin.keep_masks) != origin.keep_mask_fingerprints:
-            raise UserError(
-                f"{', '.join(origin.keep_masks)}: the keep masks have changed since the evaluation; evaluate again"
-            )
-        bank = MaskBank.open(origin.keep_masks, origin.image_size, "cpu")
+    bank = MaskBank.open(keep_masks, origin.image_size, "cpu") if keep_masks else None
     last_S = np.cumsum(shard_set.counts)
     place_N = _places(rows, predictions, shard_set)
     shard_N = np.searchsorted(last_S, place_N, side="right")
@@ -85,11 +85,45 @@ def read_examples(rows: Sequence[int], predictions: Predictions, shards: str | P
         [data] = shard_set.storage.read_ranges(name, [int(sample.offset_N[position])], [int(sample.length_N[position])])
         keep_mask_HW = None
         if bank is not None:
-            keep_mask_B1HW = bank.of_keys(sample.key_hash_N[[position]], seed=origin.seed, epoch=0)
+            keep_mask_B1HW = bank.of_hashes(sample.key_hash_N[[position]], seed=origin.seed, epoch=0)
             keep_mask_HW = keep_mask_B1HW[0, 0].numpy()
         with Image.open(io.BytesIO(data)) as image:
             examples.append(Example(row=row, image=image.convert("RGB"), keep_mask_HW=keep_mask_HW))
     return examples
+
+
+def find_keep_masks(run: RunReport, condition: str) -> tuple[str, ...] | None:
+    """Where the keep masks of a condition are now: its folders by their fingerprints, wherever they were moved to.
+
+    Looked for where the run says they are, then where the predictions say they were, then under that path, or the end
+    of it, from every folder above the run.
+
+    Returns:
+        A folder for each that the predictions name; None where one is gone or has changed.
+    """
+    origin = run.conditions[condition].origin
+    if len(origin.keep_masks) != len(origin.keep_mask_fingerprints):
+        return None
+    known = run.keep_masks.get(condition, ())
+    near = [file for file in (run.place, run.files.get(condition, "")) if file]
+    above = dict.fromkeys(parent for place in near for parent in Path(place).resolve().parents)
+    found = []
+    for recorded, fingerprint in zip(origin.keep_masks, origin.keep_mask_fingerprints, strict=True):
+        parts = [part for part in Path(recorded).parts if part not in ("/", "..")]
+        ends = [Path(*parts[start:]) for start in range(len(parts))] if "://" not in recorded else []
+        places = [*known, recorded, *(str(parent / end) for end in ends for parent in above)]
+        place = next((place for place in places if _has_fingerprint(place, fingerprint)), None)
+        if place is None:
+            return None
+        found.append(place)
+    return tuple(found)
+
+
+def _has_fingerprint(place: str, fingerprint: str) -> bool:
+    try:
+        return keep_mask_fingerprints([place]) == (fingerprint,)
+    except UserError:  # nothing there, or no dataset
+        return False
 
 
 def _places(rows: Sequence[int], predictions: Predictions, shard_set: ShardSet) -> np.ndarray:

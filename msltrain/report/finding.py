@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from msltrain.measures.bootstrap import Interval
-from msltrain.report.numbers import Numbers
+from msltrain.pages.text import capital, join, percent, points
+from msltrain.report.numbers import Found, Numbers
 from msltrain.report.open_runs import WHOLE, RunReport, describe_condition
 
 
@@ -15,18 +16,13 @@ class Finding:
     """The first lines of the page."""
 
     headline: str
+    """In plain words: how many objects are found."""
+    price: str
+    """False alarms, and what "found" means."""
+    ranking: str
+    """The same in mAP."""
     sentences: tuple[str, ...]
-
-
-def points(fraction: float) -> str:
-    """A signed difference in percentage points: ``+6.2``, ``−0.4``, ``0.0``."""
-    text = f"{100 * fraction:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def percent(fraction: float | None) -> str:
-    """``61.2``, or a dash where there is no value."""
-    return "–" if fraction is None else f"{100 * fraction:.1f}"
+    """mAP of each condition with its interval."""
 
 
 def find(numbers: Numbers) -> Finding:
@@ -36,14 +32,16 @@ def find(numbers: Numbers) -> Finding:
     scope = f"Measured on {num_images:,} test {'image' if num_images == 1 else 'images'}, one training run per model."
     if not others:
         return Finding(
-            headline=_single_headline(numbers),
+            headline=_one_finds(numbers),
+            price=_price(numbers),
+            ranking=_single_headline(numbers),
             sentences=(
                 *(_interval_sentence(numbers, condition) for condition in numbers.conditions),
                 f"{scope} Without a second model this says how well it does, not what made it so.",
             ),
         )
     hardest_first = list(reversed(numbers.conditions))
-    headline = " ".join(
+    ranking = " ".join(
         _headline(run.name, reference, {name: differences[name] for name in hardest_first})
         for run, differences in zip(others, numbers.differences[1:], strict=True)
     )
@@ -51,7 +49,80 @@ def find(numbers: Numbers) -> Finding:
     sentences.append(
         f"{scope} The intervals cover the choice of test images; they do not cover training again with another seed."
     )
-    return Finding(headline=headline, sentences=tuple(sentences))
+    return Finding(
+        headline=" ".join(_finds(numbers, number) for number in range(1, len(numbers.runs))),
+        price=_price(numbers),
+        ranking=ranking,
+        sentences=tuple(sentences),
+    )
+
+
+def _one_finds(numbers: Numbers) -> str:
+    [run] = numbers.runs
+    places = [f"{_of_hundred(numbers.found[0][end])} {_where(numbers, end)}" for end in numbers.ends]
+    return f"Of every 100 objects {run.name} finds {join(places)}."
+
+
+def _finds(numbers: Numbers, number: int) -> str:
+    """Where a run finds more objects than the reference, fewer, or about as many; the hardest condition first.
+
+    "About as many" is said where the 95 % interval of the difference holds zero.
+    """
+    run, reference = numbers.runs[number], numbers.runs[0]
+    clauses: list[str] = []
+    for end in reversed(numbers.ends):
+        mine, first = numbers.found[number][end], numbers.found[0][end]
+        counts = f"({_of_hundred(mine)} instead of {_of_hundred(first)} of every 100)"
+        alarms = _ratio(mine.num_false, first.num_false)[0] if mine.more_false.excludes_zero else "about as many"
+        if not mine.gain.excludes_zero:
+            amount, than = "about as many", "as"
+            counts = f"({_of_hundred(mine)} and {_of_hundred(first)} of every 100)"
+        else:
+            amount, than = _ratio(mine.num_found, first.num_found)
+        if clauses:
+            clauses.append(f"{_where(numbers, end)} it finds {amount} {counts}, with {alarms} false alarms")
+        else:
+            objects = f"{amount} objects {than} {reference.name}"
+            clauses.append(f"{_where(numbers, end)} {run.name} finds {objects} {counts}, with {alarms} false alarms")
+    text = "; ".join(clauses)
+    return f"{capital(text)}."
+
+
+def _ratio(number: int, other: int) -> tuple[str, str]:
+    """``60 % more``, and the word that goes on with the comparison."""
+    if not other:
+        return "more", "than"
+    ratio = number / other
+    if ratio >= 2:
+        return f"{ratio:.1f} times as many", "as"
+    change = 100 * abs(ratio - 1)
+    return f"{change:.{0 if change >= 9.5 else 1}f}\u00a0% {'more' if ratio > 1 else 'fewer'}", "than"
+
+
+def _of_hundred(found: Found) -> str:
+    share = 100 * found.num_found / max(found.num_objects, 1)
+    return f"{share:.{0 if share >= 9.5 else 1}f}"
+
+
+def _where(numbers: Numbers, end: str) -> str:
+    if end == WHOLE:
+        return "on whole images"
+    return f"with {100 * numbers.runs[0].conditions[end].origin.hole_fraction:.0f}\u00a0% of the image hidden"
+
+
+def _price(numbers: Numbers) -> str:
+    """What the found objects cost, for every model."""
+    parts = []
+    for end in reversed(numbers.ends):
+        rates = [
+            f"{run.name} {100 * found[end].num_false / found[end].num_images:.0f}"
+            for run, found in zip(numbers.runs, numbers.found, strict=True)
+        ]
+        parts.append(f"{join(rates)} {_where(numbers, end)}")
+    return (
+        f"False alarms per 100 images: {'; '.join(parts)}. An object counts as found when its class scores 0.5 or "
+        "more, and a class counts once per image."
+    )
 
 
 def _single_headline(numbers: Numbers) -> str:
@@ -67,7 +138,7 @@ def _interval_sentence(numbers: Numbers, condition: str) -> str:
     where = describe_condition(condition, numbers.runs[0].conditions[condition])
     interval = numbers.measured[0][condition].intervals["mAP"]
     return (
-        f"{where[0].upper()}{where[1:]}: {percent(interval.value)} mAP (95\u00a0% interval {percent(interval.low)} to "
+        f"{capital(where)}: {percent(interval.value)} mAP (95\u00a0% interval {percent(interval.low)} to "
         f"{percent(interval.high)})."
     )
 
@@ -87,16 +158,16 @@ def _headline(name: str, reference: RunReport, by_condition: Mapping[str, Interv
             side = ahead if difference.value > 0 else behind
             side.append(f"by {abs(100 * difference.value):.1f} points of mAP {where}")
     if not ahead and not behind:
-        return f"No difference in mAP between {name} and {reference.name} can be shown {_join(level, 'or')}."
+        return f"No difference in mAP between {name} and {reference.name} can be shown {join(level, 'or')}."
     clauses = [
-        f"{side} {other} {_join(places, 'and')}"
+        f"{side} {other} {join(places)}"
         for side, other, places in (
             ("ahead of", reference.name, ahead),
             ("behind", "it" if ahead else reference.name, behind),
         )
         if places
     ]
-    unclear = f"; {_join(level, 'and')} no difference can be shown" if level else ""
+    unclear = f"; {join(level)} no difference can be shown" if level else ""
     return f"{name} is {' and '.join(clauses)}{unclear}."
 
 
@@ -108,10 +179,6 @@ def _sentence(numbers: Numbers, number: int, condition: str) -> str:
     verdict = "" if difference.excludes_zero else ", which includes zero"
     interval = f"{points(difference.low)} to {points(difference.high)}"
     return (
-        f"{where[0].upper()}{where[1:]}: {run.name} {percent(value)} mAP against {reference.name} {percent(before)}, "
+        f"{capital(where)}: {run.name} {percent(value)} mAP against {reference.name} {percent(before)}, "
         f"{points(difference.value)} points (95\u00a0% interval {interval}{verdict})."
     )
-
-
-def _join(parts: Sequence[str], last: str) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"

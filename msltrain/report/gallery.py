@@ -1,21 +1,107 @@
-"""The gallery: wins and failures, whole and behind their keep mask, with each model's first answers below."""
+"""The gallery: wins and failures, whole and behind their keep mask, each model's first answers and where it looked."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 
+from msldata.contract.keepmask import resize_nearest
+from msldata.errors import UserError
+from msldata.pages.html import picture
+from msltrain.pages.svg import style_name
 from msltrain.report.examples import Example, answer, cross_entropy, hide
 from msltrain.report.open_runs import WHOLE, RunReport, describe_condition
+from msltrain.runs.checkpoint import open_checkpoint, read_meta
+from msltrain.use.overlay import paint
+from msltrain.use.predict import Predictor
+from msltrain.use.read_images import squash
 
 LONG_SIDE = 400
 """Pixels of the longer side of an embedded image."""
+_SIGNS: Mapping[str, tuple[str, str]] = {
+    "right": ("right", "✓"),
+    "wrong": ("wrong", "✗"),
+    "missed": ("missed", "○"),
+    "below": ("below", "·"),
+    "not counted": ("below", "·"),
+}
+"""Verdict → class of the style sheet, sign."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One class that a model names."""
+
+    name: str
+    score: str
+    verdict: str
+    style: str
+    sign: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """A model's first answers."""
+
+    model: str
+    style: str
+    first: list[Answer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The photograph under one condition, and what the models say."""
+
+    title: str
+    where: str
+    """The condition, in words."""
+    picture: str
+    """An address; empty where the picture cannot be had."""
+    alt: str
+    answers: list[Answers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map:
+    """Where a model sees a class behind the hole."""
+
+    model: str
+    style: str
+    words: str
+    """The class and its score."""
+    picture: str
+    alt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One example, ready for the template."""
+
+    key: str
+    shows: str
+    remarks: str
+    hidden: float
+    """Percent."""
+    num_classes: int
+    width: int
+    height: int
+    views: list[View]
+    maps: list[Map]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Examples under a head."""
+
+    title: str
+    kind: str
+    """``win`` or ``failure``."""
+    examples: list[Shown]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,112 +109,180 @@ class Gallery:
     """The chosen images of one condition."""
 
     condition: str
-    wins: Sequence[Example]
-    failures: Sequence[Example]
+    groups: list[Group]
+    missing: str = ""
+    """What cannot be shown, and why; empty: nothing is missing."""
 
-    def figures(self, runs: Sequence[RunReport]) -> str:
-        """Wins and failures as HTML, each under its head; nothing where there are none."""
-        losses_RN = [cross_entropy(run.conditions[self.condition]) for run in runs]
-        first, last = runs[0].name, runs[-1].name
-        several = len(runs) > 1
-        titles = (
-            f"Where {last} improves most on {first}" if several else f"Where {last} does best",
-            f"Where {last} falls furthest behind {first}" if several else f"Where {last} does worst",
-        )
-        parts = []
-        for title, examples in zip(titles, (self.wins, self.failures), strict=True):
-            if examples:
-                figures = "\n".join(
-                    _figure(example, runs, self.condition, [loss_N[example.row] for loss_N in losses_RN])
-                    for example in examples
-                )
-                parts.append(f'<h3>{escape(title)}</h3>\n<div class="gallery">{figures}</div>')
-        return "\n".join(parts)
+    @property
+    def first(self) -> Shown | None:
+        """The example for the top of the page: the first that the rule chose."""
+        return next((group.examples[0] for group in self.groups), None)
 
-    def to_json(self, runs: Sequence[RunReport]) -> list[dict[str, Any]]:
-        """What each image shows and what each model says to it."""
-        return [
-            {
-                "key": runs[0].clean.keys[example.row],
-                "group": group,
-                "condition": self.condition,
-                "models": [
-                    {
-                        "name": run.name,
-                        "cross_entropy": float(cross_entropy(run.conditions[self.condition])[example.row]),
-                        "top3": {
-                            condition: answer(run.conditions[condition], example.row)
-                            for condition in dict.fromkeys((WHOLE, self.condition))
-                        },
-                    }
-                    for run in runs
-                ],
-            }
-            for group, examples in (("win", self.wins), ("failure", self.failures))
-            for example in examples
-        ]
+    @property
+    def has_maps(self) -> bool:
+        """Whether any model could be asked where it looks."""
+        return any(shown.maps for group in self.groups for shown in group.examples)
 
 
-def _figure(example: Example, runs: Sequence[RunReport], condition: str, losses: Sequence[float]) -> str:
-    """The whole and the masked picture side by side, each with the answers of all runs below it."""
-    clean = runs[0].clean
-    truth = [name for name, positive in zip(clean.classes, clean.target_NK[example.row], strict=True) if positive]
-    ignored = [name for name, flag in zip(clean.classes, clean.ignore_NK[example.row], strict=True) if flag]
-    shown = ", ".join(truth) or "none of the classes"
-    key = clean.keys[example.row]
-    caption = f"<b>{escape(key)}</b> shows {escape(shown)}"
-    if ignored:
-        caption += f"; not counted: {escape(', '.join(ignored))}"
-    if len(runs) == 1:
-        caption += f". Cross-entropy {losses[0]:.2f}"
-    else:
-        named = (f"{escape(run.name)} {loss:.2f}" for run, loss in zip(runs, losses, strict=True))
-        caption += f". Cross-entropy: {', '.join(named)}"
-    hidden = 0.0
-    parts = [_view(example.image, f"Photograph {key}: {shown}", runs, WHOLE, example.row)]
+def show_examples(
+    runs: Sequence[RunReport], condition: str, wins: Sequence[Example], failures: Sequence[Example], missing: str = ""
+) -> Gallery:
+    """Everything the page says about its examples.
+
+    Args:
+        runs: of the report.
+        condition: under which the examples were chosen.
+        wins, failures: the examples.
+        missing: what is known already to be missing.
+    """
+    first, last = runs[0].name, runs[-1].name
+    several = len(runs) > 1
+    titles = (
+        ("win", f"Where {last} improves most on {first}" if several else f"Where {last} does best"),
+        ("failure", f"Where {last} falls furthest behind {first}" if several else f"Where {last} does worst"),
+    )
+    predictors = [_open_predictor(run) for run in runs]
+    if (wins or failures) and not all(predictors):
+        lost = ", ".join(run.name for run, one in zip(runs, predictors, strict=True) if one is None)
+        looked = f"Where it looked is not drawn for {lost}: the weights are not here."
+        missing = " ".join(filter(None, (missing, looked)))
+    groups = [
+        Group(title=title, kind=kind, examples=[_show(example, runs, condition, predictors) for example in examples])
+        for (kind, title), examples in zip(titles, (wins, failures), strict=True)
+        if examples
+    ]
+    return Gallery(condition=condition, groups=groups, missing=missing)
+
+
+def to_json(gallery: Gallery, runs: Sequence[RunReport]) -> list[dict[str, Any]]:
+    """What each image shows and what each model says to it."""
+    rows = {key: row for row, key in enumerate(runs[0].clean.keys)}
+    return [
+        {
+            "key": shown.key,
+            "group": group.kind,
+            "condition": gallery.condition,
+            "models": [
+                {
+                    "name": run.name,
+                    "cross_entropy": float(cross_entropy(run.conditions[gallery.condition])[rows[shown.key]]),
+                    "top3": {
+                        condition: answer(run.conditions[condition], rows[shown.key])
+                        for condition in dict.fromkeys((WHOLE, gallery.condition))
+                    },
+                }
+                for run in runs
+            ],
+        }
+        for group in gallery.groups
+        for shown in group.examples
+    ]
+
+
+def _show(example: Example, runs: Sequence[RunReport], condition: str, predictors: Sequence[Predictor | None]) -> Shown:
+    clean, row = runs[0].clean, example.row
+    truth = [name for name, positive in zip(clean.classes, clean.target_NK[row], strict=True) if positive]
+    ignored = [name for name, flag in zip(clean.classes, clean.ignore_NK[row], strict=True) if flag]
+    shows = ", ".join(truth) or "none of the classes"
+    losses = [f"{run.name} {cross_entropy(run.conditions[condition])[row]:.2f}" for run in runs]
+    remarks = [f"not counted: {', '.join(ignored)}"] if ignored else []
+    remarks.append(f"cross-entropy {', '.join(losses)}")
+    hidden, masked = 0.0, example.image
     if example.keep_mask_HW is not None:
         hidden = 100 * (1 - float(example.keep_mask_HW.mean()))
-        caption += f"; {hidden:.0f} % hidden"
-        alt = f"Photograph {key} with {hidden:.0f} % hidden"
         masked = hide(example.image, example.keep_mask_HW, runs[0].config.stream.mean)
-        parts.append(_view(masked, alt, runs, condition, example.row))
-    order = f'data-key="{escape(key)}" data-hidden="{hidden:.1f}" data-classes="{len(truth)}"'
-    return f'<figure class="example" {order}><figcaption>{caption}.</figcaption>{"".join(parts)}</figure>'
-
-
-_VERDICTS: Mapping[str, tuple[str, str, str]] = {
-    "right": ("right", "✓", "right"),
-    "wrong": ("wrong", "✗", "wrong"),
-    "missed": ("missed", "○", "missed"),
-    "below": ("below", "·", ""),
-    "not counted": ("below", "·", "not counted"),
-}
-
-
-def _view(image: Image.Image, alt: str, runs: Sequence[RunReport], condition: str, row: int) -> str:
-    answers = []
-    for run in runs:
-        items = []
-        for name, score, verdict in answer(run.conditions[condition], row):
-            style, sign, words = _VERDICTS[verdict]
-            items.append(
-                f'<li class="{style}"><span>{sign} {escape(name)}{words and f" <small>{words}</small>"}</span>'
-                # Rounded down, so that 49.7 % never reads as a prediction.
-                f"<span>{int(100 * score)} %</span></li>"
-            )
-        answers.append(f'<div class="answer"><b>{escape(run.name)}</b><ol>{"".join(items)}</ol></div>')
-    where = describe_condition(condition, runs[0].conditions[condition])
-    size = f'width="{image.width}" height="{image.height}"'
-    return (
-        f'<div><img src="{data_uri(image)}" {size} alt="{escape(alt)}">'
-        f'<div class="answers" role="group" aria-label="Answers on {escape(where)}">{"".join(answers)}</div></div>'
+        remarks.append(f"{hidden:.0f} % hidden")
+    views = [_view(example.image, f"Photograph {clean.keys[row]}: {shows}", runs, WHOLE, row, "Whole")]
+    if condition != WHOLE:
+        alt = f"Photograph {clean.keys[row]} with {hidden:.0f} % hidden"
+        is_hidden = example.keep_mask_HW is not None
+        title = f"{hidden:.0f} % hidden" if is_hidden else "Partly hidden"
+        views.append(_view(masked if is_hidden else None, alt, runs, condition, row, title))
+    return Shown(
+        key=clean.keys[row],
+        shows=shows,
+        remarks="; ".join(remarks),
+        hidden=round(hidden, 1),
+        num_classes=len(truth),
+        width=example.image.width,
+        height=example.image.height,
+        views=views,
+        maps=_maps(example, masked, runs, condition, predictors),
     )
 
 
-def data_uri(image: Image.Image) -> str:
-    """The image as a JPEG inside a ``data:`` address, at most ``LONG_SIDE`` pixels long."""
-    small = image.convert("RGB")
-    small.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _view(image: Image.Image | None, alt: str, runs: Sequence[RunReport], condition: str, row: int, title: str) -> View:
+    answers = []
+    for number, run in enumerate(runs):
+        first = [
+            # Rounded down, so that 49.7 % never reads as a prediction.
+            Answer(name=name, score=f"{int(100 * score)} %", verdict=verdict, style=style, sign=sign)
+            for name, score, verdict in answer(run.conditions[condition], row)
+            for style, sign in (_SIGNS[verdict],)
+        ]
+        answers.append(Answers(model=run.name, style=style_name(number), first=first))
+    return View(
+        title=title,
+        where=describe_condition(condition, runs[0].conditions[condition]),
+        picture="" if image is None else picture(image, longest_side=LONG_SIDE),
+        alt=alt,
+        answers=answers,
+    )
+
+
+def _maps(
+    example: Example,
+    masked: Image.Image,
+    runs: Sequence[RunReport],
+    condition: str,
+    predictors: Sequence[Predictor | None],
+) -> list[Map]:
+    """Where each model that can be asked sees the class on which the first and the last run differ most."""
+    if condition != WHOLE and example.keep_mask_HW is None:
+        return []
+    k = _telling_class(runs, condition, example.row)
+    photo = masked.copy()
+    photo.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
+    maps = []
+    for number, (run, predictor) in enumerate(zip(runs, predictors, strict=True)):
+        if predictor is None:
+            continue
+        size, keep_mask_SS = predictor.image_size, None
+        square_1CSS = squash(np.array(example.image), size)
+        if example.keep_mask_HW is not None:
+            keep_mask_SS = resize_nearest((example.keep_mask_HW > 0).astype(np.uint8), size, size)
+        [found] = predictor.answer([square_1CSS], keep_mask_SS, with_places=True)
+        assert found.place_score_KHW is not None
+        painted = Image.fromarray(paint(np.asarray(photo), found.place_score_KHW[k]))
+        words = f"{predictor.classes[k]} {int(100 * found.score_K[k])} %"
+        alt = f"Where {run.name} sees {words}"
+        maps.append(
+            Map(
+                model=run.name,
+                style=style_name(number),
+                words=words,
+                picture=picture(painted, longest_side=LONG_SIDE),
+                alt=alt,
+            )
+        )
+    return maps
+
+
+def _telling_class(runs: Sequence[RunReport], condition: str, row: int) -> int:
+    """Of the classes in the image (all, where none is) the one whose logits in the first and last run differ most."""
+    first, last = runs[0].conditions[condition], runs[-1].conditions[condition]
+    told_K = np.abs(last.logit_NK[row] - (first.logit_NK[row] if len(runs) > 1 else 0))
+    present_K = (first.target_NK[row] > 0) & ~first.ignore_NK[row]
+    return int(np.argmax(np.where(present_K, told_K, -1.0) if present_K.any() else told_K))
+
+
+def _open_predictor(run: RunReport) -> Predictor | None:
+    """The model behind the predictions; None where its weights are gone or others by now."""
+    try:
+        if not run.place or read_meta(open_checkpoint(run.place))[0]["weights_sha256"] != (
+            run.clean.origin.checkpoint_sha256
+        ):
+            return None
+        return Predictor(run.place, torch.device("cpu"), threshold=0.5)
+    except (UserError, FileNotFoundError):
+        return None

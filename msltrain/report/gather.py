@@ -71,7 +71,8 @@ def gather_runs(
                 with progress(f"{name}, {condition}") as show:
                     evaluate(run.place, shards, keep_masks=places, out=file, device=device, progress=show)
             files[condition] = file
-        runs.append(open_run(run.place, name=name, clean=files.pop(WHOLE), masked=files))
+        given = {titles[fingerprints]: places for fingerprints, places in wanted.items()} if keep_masks else {}
+        runs.append(open_run(run.place, name=name, clean=files.pop(WHOLE), masked=files, keep_masks=given))
     return runs
 
 

@@ -1,4 +1,4 @@
-"""Co-occurrence on the page: heat maps of labels and false alarms, and a table of the pairs that stand out.
+"""Co-occurrence as heat maps of labels and false alarms.
 
 K classes. Row i is the class that is present, column j the other one.
 """
@@ -6,14 +6,12 @@ K classes. Row i is the class that is present, column j the other one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from msltrain.report.cooccurrence import leaning_pairs
-from msltrain.report.finding import percent
-from msltrain.report.metric_tables import heads, switch
+from msltrain.pages.text import percent
 from msltrain.report.numbers import Numbers
 
 LEVELS = (0.01, 0.03, 0.1, 0.3, 0.6)
@@ -23,69 +21,82 @@ FONT = 9
 """In the units of the drawing."""
 SMALL_UP_TO, MEDIUM_UP_TO = 14, 24
 """With so many classes three maps, or two, stand side by side; with more a map takes the whole width of the page."""
-NUM_PAIRS = 12
 
 
-def cooccurrence_figure(numbers: Numbers) -> str:
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """A matrix of classes, in the units of the drawing."""
+
+    alt: str
+    width: int
+    height: int
+    left: int
+    top: int
+    side: int
+    cell: int
+    paths: list[tuple[int, str]]
+    """(level, the cells of that level as one path), so that 80 classes stay small."""
+    rows: list[tuple[str, float, float]]
+    """(class, x, y) of the names on the left, which end there."""
+    columns: list[tuple[str, float, float]]
+    """Of the names above, which lean to the right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMaps:
+    """What stands under one title: a map for each end, or one for both."""
+
+    title: str
+    maps: list[HeatMap]
+
+
+def cooccurrence_maps(numbers: Numbers) -> list[HeatMaps]:
     """Where labels stand together, and what each model sees without reason where a companion stands."""
-    together = _map(
-        numbers.companions.share_KK, numbers.classes, "Of the images with the row's class, the column's too"
-    )
-    parts = [f"<div><h3>Labels of the test images</h3>{together}</div>"]
+    classes = numbers.classes
+    together = _map(numbers.companions.share_KK, classes, "Of the images with the row's class, the column's too")
+    parts = [HeatMaps(title="Labels of the test images", maps=[together])]
     for run, alarms in zip(numbers.runs, numbers.false_alarms, strict=True):
-        drawn = (
-            _map(alarms[condition].rate_KK, numbers.classes, f"False alarms of {run.name}")
-            for condition in numbers.ends
-        )
-        maps = "".join(f'<div class="in{end}">{one}</div>' for end, one in enumerate(drawn))
-        parts.append(f"<div><h3>False alarms of {escape(run.name)}</h3>{maps}</div>")
-    size = " wide" if len(numbers.classes) > MEDIUM_UP_TO else "" if len(numbers.classes) > SMALL_UP_TO else " small"
-    return switch("companions", numbers, f'{_scale()}<div class="maps{size}">{"".join(parts)}</div>')
+        title = f"False alarms of {run.name}"
+        parts.append(HeatMaps(title=title, maps=[_map(alarms[end].rate_KK, classes, title) for end in numbers.ends]))
+    return parts
 
 
-def pairs_table(numbers: Numbers, condition: str) -> str:
-    """The pairs with the most false alarms beyond the usual, for every model; nothing where there are none."""
-    alarms = [one[condition] for one in numbers.false_alarms]
-    rows = []
-    for i, j in leaning_pairs(alarms, NUM_PAIRS):
-        cells = f"<td>{escape(numbers.classes[j])}</td><td>{alarms[0].num_images_KK[i, j]:,}</td>"
-        cells += f"<td>{known(numbers.companions.share_KK[i, j])}</td>"
-        for one in alarms:
-            cells += f"<td>{known(one.rate_KK[i, j])}</td><td>{known(one.rate_elsewhere_KK[i, j])}</td>"
-        rows.append(f'<tr><th scope="row">{escape(numbers.classes[i])}</th>{cells}</tr>')
-    if not rows:
-        return ""
-    if len(alarms) == 1:
-        names = ["Present", "Absent, yet seen", "Images", "Labelled together", "Seen", "Seen elsewhere"]
-    else:
-        names = ["Present", "Absent, yet seen", "Images", "Labelled together"]
-        names += [f"{run.name}{where}" for run in numbers.runs for where in ("", ", elsewhere")]
-    return f"<thead><tr>{heads(names)}</tr></thead><tbody>{''.join(rows)}</tbody>"
+def size_of(num_classes: int) -> str:
+    """How large maps are: a class of the style sheet."""
+    return "wide" if num_classes > MEDIUM_UP_TO else "" if num_classes > SMALL_UP_TO else "small"
 
 
-def _map(share_KK: np.ndarray, classes: Sequence[str], what: str) -> str:
-    """An SVG; cells of one level are one path, so that 80 classes stay small."""
+def scale() -> list[str]:
+    """Which tone stands for which share, the lightest first."""
+    bounds = [f"{100 * low:.0f}" for low in LEVELS]
+    return [f"{low}–{high} %" for low, high in pairwise(bounds)] + [f"from {bounds[-1]} %"]
+
+
+def _map(share_KK: np.ndarray, classes: Sequence[str], what: str) -> HeatMap:
     left = top = 4 + 0.55 * FONT * max(map(len, classes))
-    size = CELL * len(classes)
+    side = CELL * len(classes)
     # Column names lean to the right, beyond the last column.
-    width, height = left + size + 0.7 * top, 0.75 * top + size + 1
+    width, height = left + side + 0.7 * top, 0.75 * top + side + 1
     top *= 0.75
-    parts = [f'<rect class="field" x="{left:.0f}" y="{top:.0f}" width="{size}" height="{size}"/>']
     with np.errstate(invalid="ignore"):
         level_KK = np.where(np.isnan(share_KK), 0, np.searchsorted(LEVELS, np.nan_to_num(share_KK), side="right"))
-    for level in range(1, len(LEVELS) + 1):
-        if cells := "".join(_runs(level_KK == level)):
-            parts.append(
-                f'<path class="level{level}" transform="translate({left:.0f} {top:.0f}) scale({CELL})" d="{cells}"/>'
-            )
-    for k, name in enumerate(classes):
-        y, x = top + CELL * (k + 0.5) + 0.35 * FONT, left + CELL * (k + 0.5) + 0.2 * FONT
-        parts.append(f'<text x="{left - 3:.0f}" y="{y:.1f}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<text transform="translate({x:.1f} {top - 3:.0f}) rotate(-45)">{escape(name)}</text>')
-    alt = f"{what}, in percent. {_strongest(share_KK, classes)}"
-    return (
-        f'<div class="scroll"><svg class="plot heat" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
-        f'aria-label="{escape(alt)}">{"".join(parts)}</svg></div>'
+    paths = [(level, "".join(_runs(level_KK == level))) for level in range(1, len(LEVELS) + 1)]
+    middle = [CELL * (k + 0.5) for k in range(len(classes))]
+    return HeatMap(
+        alt=f"{what}, in percent. {_strongest(share_KK, classes)}",
+        width=round(width),
+        height=round(height),
+        left=round(left),
+        top=round(top),
+        side=side,
+        cell=CELL,
+        paths=[(level, path) for level, path in paths if path],
+        rows=[
+            (name, round(left - 3), round(top + at + 0.35 * FONT, 1)) for name, at in zip(classes, middle, strict=True)
+        ],
+        columns=[
+            (name, round(left + at + 0.2 * FONT, 1), round(top - 3)) for name, at in zip(classes, middle, strict=True)
+        ],
     )
 
 
@@ -105,16 +116,3 @@ def _strongest(share_KK: np.ndarray, classes: Sequence[str], num_pairs: int = 5)
     if not pairs:
         return "No pair with a share above zero."
     return f"Highest: {', '.join(f'{classes[j]} with {classes[i]} {percent(share_KK[i, j])}' for i, j in pairs)}."
-
-
-def _scale() -> str:
-    """Which tone stands for which share."""
-    bounds = [f"{100 * low:.0f}" for low in LEVELS]
-    names = [f"{low}–{high} %" for low, high in pairwise(bounds)] + [f"from {bounds[-1]} %"]
-    items = "".join(f'<li><i class="tone level{level}"></i>{name}</li>' for level, name in enumerate(names, 1))
-    return f'<ul class="legend">{items}</ul>'
-
-
-def known(share: float) -> str:
-    """In percent, or a dash for NaN."""
-    return percent(None if np.isnan(share) else float(share))

@@ -10,11 +10,36 @@ from typing import Any
 
 import numpy as np
 
-from msltrain.measures.bootstrap import Interval, interval_around, resampled_mean_ap
+from msltrain.measures.bootstrap import (
+    Interval,
+    interval_around,
+    resampled_mean,
+    resampled_mean_ap,
+    resampled_rates,
+)
+from msltrain.measures.metrics import compute_metrics
+from msltrain.measures.predictions import Predictions
 from msltrain.measures.summary import Measured, measure
 from msltrain.report.cooccurrence import Companions, FalseAlarms, count_companions, count_false_alarms
 from msltrain.report.open_runs import WHOLE, RunReport
 from msltrain.robustness.curves import Curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a reader without measures wants to know, at score ≥ 0.5; a class counts once per image."""
+
+    num_images: int
+    num_objects: int
+    """Positive (image, class) pairs."""
+    num_found: int
+    """Of those, the predicted ones."""
+    num_false: int
+    """Predicted pairs that are not there; ignored ones do not count."""
+    gain: Interval
+    """Share found minus that of the reference."""
+    more_false: Interval
+    """False alarms per image minus those of the reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +52,8 @@ class Numbers:
     """By condition, each with the interval of its mAP."""
     differences: tuple[Mapping[str, Interval], ...]
     """mAP minus the reference's, by condition; empty for the reference."""
+    found: tuple[Mapping[str, Found], ...]
+    """On whole images and in the hardest condition."""
     companions: Companions
     false_alarms: tuple[Mapping[str, FalseAlarms], ...]
     """On whole images and in the hardest condition."""
@@ -100,9 +127,26 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
         runs=tuple(runs),
         measured=tuple(measured),
         differences=tuple(differences),
+        found=tuple({end: _found(run.conditions[end], runs[0].conditions[end]) for end in ends} for run in runs),
         companions=count_companions(runs[0].clean),
         false_alarms=tuple({end: count_false_alarms(run.conditions[end]) for end in ends} for run in runs),
         curves=curves,
+    )
+
+
+def _found(predictions: Predictions, reference: Predictions) -> Found:
+    target_NK = predictions.target_NK > 0
+    predicted_NK, before_NK = ((one.logit_NK >= 0) & ~one.ignore_NK for one in (predictions, reference))
+    false_N, before_N = ((flag_NK & ~target_NK).sum(axis=1) for flag_NK in (predicted_NK, before_NK))
+    # Every resample took the same images for both.
+    gain_R = resampled_rates(predictions)["OR"] - resampled_rates(reference)["OR"]
+    return Found(
+        num_images=len(predictions.keys),
+        num_objects=int(target_NK.sum()),
+        num_found=int((target_NK & predicted_NK).sum()),
+        num_false=int(false_N.sum()),
+        gain=interval_around(compute_metrics(predictions).OR - compute_metrics(reference).OR, gain_R),
+        more_false=interval_around(float((false_N - before_N).mean()), resampled_mean(false_N - before_N)),
     )
 
 
@@ -125,10 +169,11 @@ def to_json(numbers: Numbers, title: str, examples: Sequence[Mapping[str, Any]] 
                     for condition in numbers.conditions
                 },
                 "mAP_minus_first": {name: asdict(interval) for name, interval in differences.items()},
+                "found": {name: asdict(found) for name, found in founds.items()},
                 "false_alarms": {name: _counts(alarms) for name, alarms in false_alarms.items()},
             }
-            for run, measured, differences, false_alarms in zip(
-                numbers.runs, numbers.measured, numbers.differences, numbers.false_alarms, strict=True
+            for run, measured, differences, founds, false_alarms in zip(
+                *(numbers.runs, numbers.measured, numbers.differences, numbers.found, numbers.false_alarms), strict=True
             )
         ],
         "labels_together": _counts(numbers.companions),

@@ -11,9 +11,14 @@ from typing import Any
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
 from msltrain.config import TrainConfig, from_json
+from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions, read_predictions
-from msltrain.runs.checkpoint import CHECKPOINTS, open_checkpoint, read_meta
+from msltrain.robustness.curves import Area, Cell, Curves
+from msltrain.robustness.figure import DATA_NAME
+from msltrain.robustness.run import PREDICTIONS
+from msltrain.runs.checkpoint import open_checkpoint, read_meta
 from msltrain.runs.folder import CONFIG_NAME, METRICS_NAME
+from msltrain.runs.places import predictions_file, run_folder
 
 WHOLE = "whole"
 """Name of the condition in which nothing is hidden."""
@@ -34,6 +39,10 @@ class RunReport:
     """The run's ``metrics.jsonl``, one mapping per line; empty where nothing was trained."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Where the predictions of each condition lie."""
+    place: str = ""
+    """Its run or checkpoint folder; empty where only its predictions are known."""
+    keep_masks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Folders of keep masks, by condition, where they are known to be elsewhere than its predictions say."""
 
     @property
     def conditions(self) -> dict[str, Predictions]:
@@ -43,7 +52,12 @@ class RunReport:
 
 
 def open_run(
-    run_dir: str | Path, *, name: str, clean: str | Path, masked: Mapping[str, str | Path] | None = None
+    run_dir: str | Path,
+    *,
+    name: str,
+    clean: str | Path,
+    masked: Mapping[str, str | Path] | None = None,
+    keep_masks: Mapping[str, tuple[str, ...]] | None = None,
 ) -> RunReport:
     """Gather a run for the report from its folder and its predictions files.
 
@@ -52,6 +66,7 @@ def open_run(
         name: what the page calls it.
         clean: predictions on whole images.
         masked: predictions behind keep masks, by hole subset.
+        keep_masks: where those masks are now, where that is known.
 
     Raises:
         FileNotFoundError: a file is missing. UserError: one is not what it should be.
@@ -65,6 +80,8 @@ def open_run(
         config=read_config(run_dir),
         history=_read_history(Path(run_dir)),
         files={condition: str(file) for condition, file in files.items()},
+        place=str(run_dir),
+        keep_masks=keep_masks or {},
     )
 
 
@@ -84,11 +101,6 @@ def read_config(run_dir: str | Path) -> TrainConfig:
             f"{run_dir}: not a run (no {CONFIG_NAME} and no checkpoint); give a folder that `msl train` or "
             "`msl import-checkpoint` wrote"
         ) from None
-
-
-def run_folder(place: Path) -> Path:
-    """The run folder that a run or checkpoint folder means."""
-    return place.parent.parent if place.parent.name == CHECKPOINTS else place
 
 
 def _read_history(run_dir: Path) -> list[Mapping[str, Any]]:
@@ -150,3 +162,51 @@ def describe_condition(name: str, predictions: Predictions) -> str:
     if name == WHOLE:
         return "whole images"
     return f"{name} holes ({100 * predictions.origin.hole_fraction:.0f}\u00a0% hidden)"
+
+
+def read_study(folder: str | Path, runs: Sequence[RunReport]) -> Curves:
+    """The curves of a study that `msl robustness` wrote.
+
+    Args:
+        folder: its ``--out``.
+        runs: what it is to be shown beside: measured on the same shards, and where names are equal, the same weights.
+
+    Raises:
+        FileNotFoundError: no finished study there.
+        UserError: it is of other data or other weights, or its numbers are not those of its predictions.
+    """
+    files = LocalStorage(Path(folder))
+    try:
+        content = json.loads(files.read(DATA_NAME))
+        curves = Curves(
+            cells=tuple(Cell(**_tuples(cell)) for cell in content["cells"]),
+            areas=tuple(Area(**area) for area in content["areas"]),
+            num_samples=content["num_samples"],
+            skipped=tuple(content["skipped"]),
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{files.where(DATA_NAME)}: not a robustness study ({error!r}); run `msl robustness` again"
+        ) from None
+    by_name = {run.name: run for run in runs}
+    for model in curves.models:
+        predictions = read_predictions(predictions_file(Path(folder) / PREDICTIONS / model, WHOLE))
+        if predictions.origin.dataset_fingerprint != runs[0].clean.origin.dataset_fingerprint:
+            raise UserError(
+                f"{folder}: a study on other shards than {runs[0].name} was evaluated on; run one on the same"
+            )
+        if model in by_name and predictions.origin.checkpoint_sha256 != by_name[model].clean.origin.checkpoint_sha256:
+            raise UserError(f"{folder}: its model '{model}' has other weights than the run of that name; run it again")
+        cell = next(cell for cell in curves.cells if (cell.model, cell.condition) == (model, WHOLE))
+        if abs(compute_metrics(predictions).mAP - cell.mAP) > 1e-9:
+            raise UserError(
+                f"{files.where(DATA_NAME)}: older than the predictions beside it; run `msl robustness` again"
+            )
+    return curves
+
+
+def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        return tuple(plain(part) for part in value) if isinstance(value, list) else value
+
+    return {name: plain(value) for name, value in content.items()}

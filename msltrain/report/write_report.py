@@ -6,23 +6,36 @@ Without its script only sorting is missing from the page.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.resources
+import json
 import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from msldata.pages.html import render
 from msldata.storage import LocalStorage
-from msltrain.report import sections
-from msltrain.report.examples import choose, read_examples
+from msltrain.pages.svg import model_styles, style_name
+from msltrain.pages.tables import as_markdown
+from msltrain.pages.text import capital, markdown, markdown_list
+from msltrain.report import gallery as galleries
+from msltrain.report import tables
+from msltrain.report.classcurves import NUM_OPEN, class_curves
+from msltrain.report.cooccurrence import FEW_IMAGES
+from msltrain.report.examples import choose, find_keep_masks, read_examples
+from msltrain.report.finding import Finding, find
 from msltrain.report.gallery import Gallery
-from msltrain.report.holecurves import read_study
-from msltrain.report.markdown import to_markdown
-from msltrain.report.numbers import compute_numbers, to_json
-from msltrain.report.open_runs import RunReport, check_comparable
+from msltrain.report.heatmap import cooccurrence_maps, scale, size_of
+from msltrain.report.numbers import Numbers, compute_numbers, to_json
+from msltrain.report.open_runs import WHOLE, RunReport, check_comparable, read_study
+from msltrain.report.plots import hiding_plot, training_plots
+from msltrain.robustness.figure import FEW, areas_table, robustness_markdown, study_plots
+from msltrain.robustness.study import RECALIBRATED
+
+TALL_FROM = 24
+"""With more classes their table scrolls in a box of its own."""
 
 
 def write_report(
@@ -36,6 +49,7 @@ def write_report(
     commands: Sequence[str] = (),
     next_commands: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Write the report on one run, or the comparison of several, as one self-contained HTML page, atomically.
 
@@ -51,6 +65,7 @@ def write_report(
         commands: what was run to get here, as typed.
         next_commands: what to run next with real data.
         environment: name → value shown at the end; by default what ``describe_environment`` finds.
+        note: told of what the page cannot show.
 
     Raises:
         UserError: the runs are not comparable, or shards or study are not those of the predictions.
@@ -61,26 +76,18 @@ def write_report(
     out_html = Path(out_html)
     curves = None if robustness is None else read_study(robustness, runs)
     gallery = None if shards is None else _gallery(runs, shards, num_examples)
+    if gallery is not None and gallery.missing:
+        note(gallery.missing)
     numbers = compute_numbers(runs, curves)
+    examples = galleries.to_json(gallery, runs) if gallery else []
     texts = {
-        out_html.with_suffix(".json").name: to_json(numbers, title, gallery.to_json(runs) if gallery else []),
-        out_html.with_suffix(".md").name: to_markdown(numbers, title),
+        out_html.with_suffix(".json").name: to_json(numbers, title, examples),
+        out_html.with_suffix(".md").name: _to_markdown(numbers, title),
     }
-    parts = [
-        sections.opening(title, numbers),
-        sections.accuracy(numbers),
-        sections.strata(numbers),
-        sections.robustness(numbers),
-        sections.examples(gallery, numbers),
-        sections.classes(numbers),
-        sections.companions(numbers),
-        sections.training(numbers),
-        sections.method(numbers),
-        sections.commands(commands, next_commands),
-        sections.environment(numbers, describe_environment() if environment is None else environment, list(texts)),
-    ]
+    found = describe_environment() if environment is None else environment
+    page = _to_html(numbers, title, gallery, found, beside=list(texts), commands=commands, next_commands=next_commands)
     # The page last: who finds it finds what it speaks of.
-    for name, text in {**texts, out_html.name: _assemble(title, parts)}.items():
+    for name, text in {**texts, out_html.name: page}.items():
         LocalStorage(out_html.parent).put(name, text.encode())
     return out_html
 
@@ -99,30 +106,153 @@ def describe_environment() -> dict[str, str]:
 def _gallery(runs: Sequence[RunReport], shards: str | Path, num_examples: int) -> Gallery:
     hardest = list(runs[0].conditions)[-1]
     wins, failures = choose(runs, hardest, num_examples)
-    shown = read_examples([*wins, *failures], runs[0].conditions[hardest], shards) if wins or failures else []
-    return Gallery(condition=hardest, wins=shown[: len(wins)], failures=shown[len(wins) :])
+    if not wins and not failures:
+        return Gallery(condition=hardest, groups=[])
+    keep_masks = find_keep_masks(runs[0], hardest)
+    missing = ""
+    if keep_masks is None:
+        recorded = ", ".join(runs[0].conditions[hardest].origin.keep_masks)
+        missing = (
+            f"The keep masks of “{hardest}” are gone from {recorded}, or have changed since the evaluation, so that no "
+            "picture behind them can be shown; --keep-masks DIR says where they are."
+        )
+    shown = read_examples([*wins, *failures], runs[0].conditions[hardest], shards, keep_masks)
+    return galleries.show_examples(runs, hardest, shown[: len(wins)], shown[len(wins) :], missing)
 
 
-def _assemble(title: str, parts: Sequence[str]) -> str:
-    """The page, with its contents listed and its tables and figures numbered."""
-    opening, *rest = (part for part in parts if part)
-    body = "\n".join(rest)
-    links = "".join(
-        f'<a href="#{anchor}">{text}</a>' for anchor, text in re.findall(r'<h2 id="([\w-]+)">(.*?)</h2>', body)
+def _subject(numbers: Numbers) -> str:
+    """What was tested, in one line."""
+    run = numbers.runs[0]
+    origin = run.clean.origin
+    sizes = dict.fromkeys(one.clean.origin.image_size for one in numbers.runs)
+    dataset = f"{origin.dataset}, {origin.split} split: " if origin.dataset else ""
+    return (
+        f"{dataset}{len(run.clean.keys):,} images, {len(numbers.classes)} classes, "
+        f"{' and '.join(f'{size} × {size}' for size in sizes)} pixels"
     )
+
+
+def _to_html(
+    numbers: Numbers,
+    title: str,
+    gallery: Gallery | None,
+    environment: Mapping[str, str],
+    *,
+    beside: Sequence[str],
+    commands: Sequence[str],
+    next_commands: Sequence[str],
+) -> str:
     counted: Counter[str] = Counter()
 
-    def number(match: re.Match[str]) -> str:
-        counted[match[1]] += 1
-        return f"<b>{match[1]} {counted[match[1]]}."
+    def number(kind: str) -> str:
+        counted[kind] += 1
+        return f"{kind} {counted[kind]}"
 
-    body = f'{opening}\n<nav aria-label="Contents">{links}</nav>\n{body}'
-    body = re.sub(r"<b>(Table|Figure) #\.", number, body)
-    folder = importlib.resources.files("msltrain.report")
-    style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", "sort.js"))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        f"<script>\n{script}</script>\n</body>\n</html>\n"
+    runs, curves = numbers.runs, numbers.curves
+    names = [run.name for run in runs]
+    # A model of the study that is a run of the page keeps its colour.
+    styles = model_styles(curves.models if curves else (), known=names)
+    hardest = tables.where(numbers, numbers.ends[-1])
+    return render(
+        "msltrain.report/report.html",
+        number=number,
+        title=title,
+        names=names,
+        styles=[style_name(styles[name]) for name in names],
+        subject=_subject(numbers),
+        finding=find(numbers),
+        ends=[capital(tables.where(numbers, end)) for end in numbers.ends],
+        hardest=hardest,
+        first=gallery.first if gallery else None,
+        hiding=hiding_plot(numbers),
+        measures=tables.measures_table(numbers),
+        strata=tables.strata_table(numbers),
+        size_note=numbers.measured[0][WHOLE].size_note,
+        curves=curves,
+        curve_styles=[style_name(styles[model]) for model in curves.models] if curves else [],
+        curve_plots=study_plots(curves, styles) if curves else [],
+        areas=areas_table(curves) if curves else None,
+        recalibrated=curves is not None and any(model.endswith(RECALIBRATED) for model in curves.models),
+        few_pairs=FEW,
+        gallery=gallery,
+        gallery_where=f"{'on' if len(numbers.ends) == 1 else 'with'} {hardest}",
+        classes=tables.class_rows(numbers),
+        absent=numbers.measured[0][WHOLE].metrics.absent_classes,
+        tall_from=TALL_FROM,
+        panels=class_curves(numbers),
+        num_open=NUM_OPEN,
+        maps=cooccurrence_maps(numbers),
+        map_size=size_of(len(numbers.classes)),
+        scale=scale(),
+        few_images=FEW_IMAGES,
+        pairs=tables.pairs_table(numbers),
+        training=training_plots(runs),
+        validated=any("validation_mAP" in row for run in runs for row in run.history),
+        method=_method(numbers),
+        settings=tables.settings_table(runs),
+        configs=[(run.name, json.dumps(asdict(run.config), indent=2)) for run in runs],
+        commands=commands,
+        next_commands=next_commands,
+        environment=_environment(numbers, environment),
+        beside=beside,
     )
+
+
+def _method(numbers: Numbers) -> list[str]:
+    """How it was measured, in sentences."""
+    num_ignored = sum(one.num_ignored for one in numbers.measured[0][WHOLE].metrics.classes)
+    num_tied = max(
+        one.num_tied for entry in numbers.measured for measured in entry.values() for one in measured.metrics.classes
+    )
+    views = numbers.runs[0].clean.origin.test_time
+    sentences = [
+        "AP is the mean over a class’s positives of the precision at their rank, by float32 logits; mAP is its mean "
+        "over classes. P, R and F1 are taken at score ≥ 0.5; a class that is never predicted counts as one prediction; "
+        "CF1 and OF1 are harmonic means of (CP, CR) and (OP, OR).",
+        f"{num_ignored:,} (image, class) pairs marked as ignored are left out of every measure." if num_ignored else "",
+        "No positive ties with a negative, so no number depends on the order of the samples."
+        if num_tied == 0
+        else f"Up to {num_tied:,} positives of a class tie with a negative; ties keep the order of the samples.",
+        f"Logits are means over several views of each image ({views})." if views else "",
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _environment(numbers: Numbers, found: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Versions, identities and files."""
+    entries = list(found.items())
+    if fingerprint := numbers.runs[0].clean.origin.dataset_fingerprint:
+        entries.append(("Test shards", f"fingerprint {fingerprint[:16]}"))
+    for run in numbers.runs:
+        origin = run.clean.origin
+        if origin.checkpoint:
+            entries.append((f"Weights of {run.name}", f"{origin.checkpoint}, sha256 {origin.checkpoint_sha256[:16]}"))
+        if run.files:
+            entries.append((f"Predictions of {run.name}", ", ".join(run.files.values())))
+    return entries
+
+
+def _to_markdown(numbers: Numbers, title: str) -> str:
+    """The tables of the page, for a pull request or a notebook; what is drawn on it is left out."""
+    finding: Finding = find(numbers)
+    hardest = tables.where(numbers, numbers.ends[-1])
+    files = [
+        f"{run.name}, {tables.where(numbers, name)}: {file}" for run in numbers.runs for name, file in run.files.items()
+    ]
+    strata, pairs = tables.strata_table(numbers), tables.pairs_table(numbers)
+    blocks = [
+        f"# {markdown(title)}",
+        markdown(_subject(numbers)),
+        f"**{markdown(finding.headline)}**",
+        markdown(finding.price),
+        markdown_list([finding.ranking, *finding.sentences]),
+        "## Accuracy",
+        as_markdown(tables.measures_table(numbers)),
+        *(["## By size and occlusion of the largest object", as_markdown(strata)] if strata else []),
+        re.sub("(?m)^#", "##", robustness_markdown(numbers.curves).strip()) if numbers.curves else "",
+        "## Average precision by class",
+        as_markdown(tables.class_table(numbers)),
+        *([f"## Leaning on company, on {markdown(hardest)}", as_markdown(pairs)] if pairs else []),
+        *(["## Predictions", markdown_list(files)] if files else []),
+    ]
+    return "\n\n".join(filter(None, blocks)) + "\n"

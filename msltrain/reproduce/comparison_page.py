@@ -1,175 +1,177 @@
-"""The report on a grid as one self-contained HTML page, in the look of the other reports."""
+"""The report on a grid as one HTML page and as Markdown: the same tables in both."""
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 
+from msldata.pages.html import render
 from msltrain.grids.plan import BEST, WHOLE
 from msltrain.grids.results import CURVE_MEASURES, CurvePoint, OverSeeds
 from msltrain.measures.metrics import SUMMARY
-from msltrain.pages.svg import Line, line_plot
+from msltrain.pages.svg import Line, Plot, model_styles, style_name
+from msltrain.pages.tables import Cell, Group, Row, Table, as_markdown
+from msltrain.pages.text import markdown, markdown_list, percent
 from msltrain.recipes.ablations import what_it_varies
-from msltrain.reproduce.content import Content, GridContent, RowContent, TableContent, beside_mean, hidden, percent
-from msltrain.reproduce.published_numbers import ERRATA, FIGURE3_HOLE_FRACTION, MMPRETRAIN, SOURCES, Published
+from msltrain.reproduce.content import Content, GridContent, RowContent, TableContent, beside_mean, hidden
+from msltrain.reproduce.published_numbers import ERRATA, FIGURE3_HOLE_FRACTION, SOURCES, Published
+from msltrain.robustness.figure import holes_plot
 
-_STYLE = """
-.state { border-left: 4px solid var(--missed); padding-left: 1rem; margin: 1.6rem 0; }
-.rows small { color: var(--muted); white-space: nowrap; }
-.rows td.published { color: var(--muted); }
-sup { line-height: 0; } h2 sup { font-size: 0.62em; }
-sup a { text-decoration: none; } sup + sup::before { content: ", "; }
-nav ul { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; padding: 0; list-style: none; font-size: 0.9rem; }
-ol.errata li { max-width: 40rem; margin-bottom: 0.5rem; } ol.errata li:target { background: var(--panel); }
-"""
-_SHORT = {MMPRETRAIN: "mm&shy;pretrain"}
-_CURVES = ("Baseline", "Baseline recalibrated", "Matched baseline", "MSL")
+_MODELS = ("Baseline", "MSL")
+"""Of every grid with curves: they have the colours that they have on the other pages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridShown:
+    """One grid, ready for the template and for Markdown."""
+
+    title: str
+    models: list[str]
+    styles: list[str]
+    plots: list[Plot]
+    end_points: str
+    """Published ends of the curves, in words."""
+    mean_ap: Table
+    rates: Table | None
+    curves: list[Table]
+    """The points of the plots."""
+    settings: list[tuple[str, str]]
+    """Row → what it changes against MSL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableShown:
+    """One table or figure of the paper."""
+
+    anchor: str
+    label: str
+    title: str
+    reading: str
+    marks: list[int]
+    """Numbers of the remarks on all of it."""
+    remarks: list[int]
+    """Numbers of the remarks on any part of it."""
+    grids: list[GridShown]
 
 
 def to_html(content: Content) -> str:
     """The page as text."""
-    style = importlib.resources.files("msltrain.report").joinpath("page.css").read_text("utf-8")
-    caveats = "".join(f"<li>{escape(caveat)}</li>\n" for caveat in content.caveats)
-    links = "".join(
-        f'<li><a href="#{table.table.name}">{escape(table.table.label)}</a></li>' for table in content.tables
-    )
-    sections = (
-        f'<header>\n<p class="kicker">Masked Supervised Learning · grid</p>\n<h1>{escape(content.title)}</h1>\n'
-        f'<p class="subject">{escape(content.subject)}</p>\n</header>',
-        f'<p class="headline">{escape(content.headline)}</p>\n<ul>\n{caveats}</ul>',
-        _unfinished(content),
-        f'<nav aria-label="Tables"><ul>{links}</ul></nav>' if len(content.tables) > 1 else "",
-        *(_table(table, content.errata) for table in content.tables),
-        _errata(content.errata),
-        _ending(content),
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(content.title)}</title>\n<style>\n{style}{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
+    return render(
+        "msltrain.reproduce/comparison.html",
+        title=content.title,
+        content=content,
+        tables=[_show(table, content.errata) for table in content.tables],
+        remarks=[ERRATA[name] for name in content.errata],
+        sources=_sources(": ", "; "),
+        figure3=f"{100 * FIGURE3_HOLE_FRACTION:.1f}",
+        best=BEST,
     )
 
 
-def _unfinished(content: Content) -> str:
-    if not content.unfinished:
-        return ""
-    failed = [state for state in content.unfinished if state.state.startswith("failed")]
-    items = "".join(f"<li><b>{escape(state.name)}</b> {escape(state.state)}{_log(state.log)}</li>" for state in failed)
-    return (
-        f'<div class="state"><p>{len(content.unfinished)} of {len(content.states)} jobs are not finished; a dash is a '
-        f"number that is missing. This goes on with them, and trains nothing twice:</p>"
-        f"<pre>{escape(content.command)}</pre>{f'<ul>{items}</ul>' if items else ''}</div>"
-    )
+def to_markdown(content: Content) -> str:
+    """The whole report; numbers in percent."""
+    blocks = [f"# {markdown(content.title)}", markdown(content.subject) + ".", f"**{markdown(content.headline)}**"]
+    blocks.append(markdown_list(content.caveats))
+    if content.unfinished:
+        blocks.append(f"{len(content.unfinished)} of {len(content.states)} jobs are not finished. Go on with:")
+        blocks.append(f"    {' '.join(content.command.split())}")
+        blocks.append(
+            markdown_list([f"{job.name}: {job.state}{job.log and f' (log: {job.log})'}" for job in content.failed])
+        )
+    for table in content.tables:
+        shown = _show(table, content.errata)
+        blocks += [f"## {markdown(shown.label)}: {markdown(shown.title)}", markdown(shown.reading)]
+        blocks.append(f"See remarks {', '.join(map(str, shown.remarks))}." if shown.remarks else "")
+        for grid in shown.grids:
+            blocks += [f"### {markdown(grid.title)}", as_markdown(grid.mean_ap)]
+            blocks.append(as_markdown(grid.rates, group="row") if grid.rates else "")
+            blocks += [as_markdown(curve) for curve in grid.curves]
+            blocks.append(f"Published end points: {grid.end_points}." if grid.end_points else "")
+    if content.errata:
+        remarks = [f"{number}. {markdown(ERRATA[name])}" for number, name in enumerate(content.errata, 1)]
+        blocks += ["## Remarks", "\n".join(remarks)]
+    blocks.append(f"Published numbers: {_sources(', ', '; ')}.")
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _log(log: str) -> str:
-    return f"; its log is <code>{escape(log)}</code>" if log else ""
+def _sources(between: str, after: str) -> str:
+    return after.join(f"{name}{between}{what}" for name, what in SOURCES.items())
 
 
-def _table(content: TableContent, errata: Sequence[str]) -> str:
+def _show(content: TableContent, errata: Sequence[str]) -> TableShown:
     table = content.table
-    marks = "".join(_mark(name, errata) for name in errata if name in table.errata)
-    parts = [f'<h2 id="{table.name}">{escape(table.label)}: {escape(table.title)}{marks}</h2>']
-    if table.reading:
-        parts.append(f"<p>{escape(table.reading)}</p>")
-    for grid in content.grids:
-        if len(content.grids) > 1:
-            parts.append(f"<h3>{escape(what_it_varies(grid.name).partition(':')[0])}</h3>")
-        if grid.curves:
-            parts.append(_curves(grid))
-        parts.append(_mean_ap(grid, errata))
-        if grid.has_rates:
-            parts.append(_rates(grid, errata))
-        parts.append(_settings(grid))
-    return "\n".join(parts)
+    return TableShown(
+        anchor=table.name,
+        label=table.label,
+        title=table.title,
+        reading=table.reading,
+        marks=[number for number, name in enumerate(errata, 1) if name in table.errata],
+        remarks=[number for number, name in enumerate(errata, 1) if name in content.errata],
+        grids=[_show_grid(grid, errata) for grid in content.grids],
+    )
 
 
-def _mean_ap(grid: GridContent, errata: Sequence[str]) -> str:
-    sources = grid.sources
-    heads = "".join(f'<th scope="col">{_SHORT.get(name, name)}</th>' for name in (*grid.checkpoints, *sources))
+def _show_grid(grid: GridContent, errata: Sequence[str]) -> GridShown:
+    styles = model_styles(grid.curves, known=_MODELS)
+    shared = [(row.name, f"the same run as {row.run}") for row in grid.rows if row.run != f"{grid.name}/{row.name}"]
+    ends = (f"{measure} {low} for the baseline, {high} for MSL" for measure, (low, high) in grid.end_points.items())
+    return GridShown(
+        title=what_it_varies(grid.name).partition(":")[0],
+        models=list(grid.curves),
+        styles=[style_name(styles[model]) for model in grid.curves],
+        plots=[_plot(grid, measure) for measure in CURVE_MEASURES] if grid.curves else [],
+        end_points="; ".join(ends),
+        mean_ap=_mean_ap(grid, errata),
+        rates=_rates(grid, errata) if grid.has_rates else None,
+        curves=[_curve(grid, measure) for measure in CURVE_MEASURES] if grid.curves else [],
+        settings=[(row.name, _changes(row)) for row in grid.rows if row.changes] + shared,
+    )
+
+
+def _mean_ap(grid: GridContent, errata: Sequence[str]) -> Table:
     groups = []
     for condition, hole_fraction in grid.conditions.items():
         rows = []
         for row in grid.rows:
-            cells = "".join(
-                f"<td>{_spread(row.spread(checkpoint, condition), grid.num_seeds)}</td>"
-                for checkpoint in grid.checkpoints
-            )
             published = {one.source: one for one in row.published} if condition == WHOLE else {}
-            cells += "".join(_published(published.get(source), "mAP", errata) for source in sources)
-            rows.append(f'<tr><th scope="row">{escape(row.name)}</th>{cells}</tr>')
-        title = escape(hidden(condition, hole_fraction))
-        width = 1 + len(grid.checkpoints) + len(sources)
-        groups.append(
-            f'<tbody><tr class="group"><th colspan="{width}" scope="rowgroup">{title}</th></tr>{"".join(rows)}</tbody>'
-        )
-    caption = (
-        "<caption>mAP in percent, mean ± deviation over the seeds: after the last step, and of the epoch that was best "
-        "on the validation split; then what was published for whole images, where our sources have a number.</caption>"
-    )
-    return (
-        f'<div class="scroll"><table class="rows">{caption}<thead><tr><th></th>{heads}</tr></thead>'
-        f"{''.join(groups)}</table></div>"
-    )
+            cells = [_spread(row.spread(checkpoint, condition), grid.num_seeds) for checkpoint in grid.checkpoints]
+            cells += [_published(published.get(source), "mAP", errata) for source in grid.sources]
+            rows.append(Row(name=row.name, cells=cells))
+        groups.append(Group(title=hidden(condition, hole_fraction), rows=rows))
+    return Table(name="Row", columns=[*grid.checkpoints, *grid.sources], groups=groups, style="rows")
 
 
-def _rates(grid: GridContent, errata: Sequence[str]) -> str:
+def _rates(grid: GridContent, errata: Sequence[str]) -> Table:
     """The seven measures on whole images, because a source has them."""
-    heads = "".join(f'<th scope="col">{name}</th>' for name in SUMMARY)
-    rows = []
+    groups = []
     for row in grid.rows:
-        rows.append(f'<tr class="group"><th colspan="{1 + len(SUMMARY)}" scope="rowgroup">{escape(row.name)}</th></tr>')
+        rows = []
         for checkpoint in grid.checkpoints:
-            cells = "".join(f"<td>{percent(row.spread(checkpoint, WHOLE, measure).mean)}</td>" for measure in SUMMARY)
-            rows.append(f'<tr><th scope="row">{checkpoint}</th>{cells}</tr>')
+            means = [percent(row.spread(checkpoint, WHOLE, measure).mean) for measure in SUMMARY]
+            rows.append(Row(name=checkpoint, cells=means))
         for one in row.published:
-            cells = "".join(_published(one, measure, errata) for measure in SUMMARY)
-            rows.append(f'<tr><th scope="row">{one.source}</th>{cells}</tr>')
-    return (
-        '<div class="scroll"><table class="rows measures"><caption>All measures on whole images, in percent.</caption>'
-        f"<thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+            rows.append(Row(name=one.source, cells=[_published(one, measure, errata) for measure in SUMMARY]))
+        groups.append(Group(title=row.name, rows=rows))
+    return Table(name="Of", columns=SUMMARY, groups=groups, style="rows measures")
 
 
-def _settings(grid: GridContent) -> str:
-    items = "".join(f"<dt>{escape(row.name)}</dt><dd>{escape(_changes(row))}</dd>" for row in grid.rows if row.changes)
-    shared = "".join(
-        f"<dt>{escape(row.name)}</dt><dd>the same run as {escape(row.run)}</dd>"
-        for row in grid.rows
-        if row.run != f"{grid.name}/{row.name}"
-    )
-    if not items and not shared:
-        return ""
-    return f"<details><summary>What the rows change against MSL</summary><dl>{items}{shared}</dl></details>"
+def _curve(grid: GridContent, measure: str) -> Table:
+    first = next(iter(grid.curves.values()))
+    names = [f"{point.condition.removeprefix('irregular-')} ({percent(point.hole_fraction)})" for point in first]
+    rows = [
+        Row(name=model, cells=[_spread(point.spreads[measure], grid.num_seeds) for point in points])
+        for model, points in grid.curves.items()
+    ]
+    return Table(name=f"{measure} by holes (mean % hidden)", columns=names, groups=[Group(rows=rows)])
 
 
 def _changes(row: RowContent) -> str:
     return "; ".join(f"{field} {change}" for field, change in row.changes.items())
 
 
-def _curves(grid: GridContent) -> str:
-    plots = "".join(_plot(grid, measure) for measure in CURVE_MEASURES)
-    keys = "".join(f'<li><span class="key run{_style(model)}"></span>{escape(model)}</li>' for model in grid.curves)
-    ends = "; ".join(
-        f"{measure} {low} for the baseline, {high} for MSL" for measure, (low, high) in grid.end_points.items()
-    )
-    note = (
-        f" Lone circles at {100 * FIGURE3_HOLE_FRACTION:.1f}\u00a0% hidden: the published end points, {ends}."
-        if ends
-        else ""
-    )
-    return (
-        f'<figure><ul class="legend">{keys}</ul><div class="plots">{plots}</div><figcaption>Mean over the seeds; '
-        f"whiskers: ± deviation. Every model meets the same held-out hole on the same image. Of each run the epoch "
-        f"best on validation, where there is one.{note}</figcaption></figure>"
-    )
-
-
-def _plot(grid: GridContent, measure: str) -> str:
-    lines, words = [], []
+def _plot(grid: GridContent, measure: str) -> Plot:
+    styles = model_styles(grid.curves, known=_MODELS)
+    lines = []
     for model, points in grid.curves.items():
         shown = [point for point in points if point.on_curve]
         means = [100 * (point.spreads[measure].mean or 0.0) for point in shown]
@@ -178,21 +180,14 @@ def _plot(grid: GridContent, measure: str) -> str:
                 name=model,
                 x=[100 * point.hole_fraction for point in shown],
                 y=means,
-                style=_style(model),
+                style=styles[model],
                 whisker=_whiskers(shown, means, measure),
-                marker=False,
             )
         )
-        words.append(f"{model} from {means[0]:.1f} to {means[-1]:.1f}")
-    if measure in grid.end_points:
-        for model, value in zip(("Baseline", "MSL"), grid.end_points[measure]):
-            name = f"{model}, published"
-            x = [100 * FIGURE3_HOLE_FRACTION]
-            lines.append(Line(name=name, x=x, y=[value], style=_style(model), marker=True))
-            words.append(f"{name} {value}")
-    alt = f"{measure} on {grid.name} over the hidden share. {'; '.join(words)}."
-    svg = line_plot(lines, x_label="share of the image hidden, %", y_label=f"{measure}, %", alt=alt)
-    return f"<div><h3>{measure}</h3>{svg}</div>"
+    for model, value in zip(_MODELS, grid.end_points.get(measure, ())):
+        x = [100 * FIGURE3_HOLE_FRACTION]
+        lines.append(Line(name=f"{model}, published", x=x, y=[value], style=styles[model], marker=True))
+    return holes_plot(measure, measure, lines)
 
 
 def _whiskers(points: Sequence[CurvePoint], means: Sequence[float], measure: str) -> list[tuple[float, float]]:
@@ -206,44 +201,12 @@ def _whiskers(points: Sequence[CurvePoint], means: Sequence[float], measure: str
     ]
 
 
-def _style(model: str) -> int:
-    return _CURVES.index(model) if model in _CURVES else len(_CURVES) - 1
+def _spread(spread: OverSeeds, num_seeds: int) -> Cell:
+    return Cell(text=percent(spread.mean), note=beside_mean(spread, num_seeds))
 
 
-def _errata(names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    items = "".join(f'<li id="erratum-{number}">{escape(ERRATA[name])}</li>' for number, name in enumerate(names, 1))
-    return f'<h2>Errata and what to know</h2>\n<ol class="errata">{items}</ol>'
-
-
-def _ending(content: Content) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(state.name)}</th><td>{escape(state.state)}</td></tr>' for state in content.states
-    )
-    sources = "; ".join(f"{name}: {what}" for name, what in SOURCES.items())
-    return (
-        f"<h2>Jobs</h2>\n<details><summary>All {len(content.states)}</summary>"
-        f'<table class="words"><thead><tr><th scope="col">Job</th><th scope="col">State</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></details>\n<h2>Command that made this page</h2>\n"
-        f"<pre>{escape(content.command)}</pre>\n<footer>Every measured number is computed from the predictions files "
-        f"of the runs. AP is as published; rates are taken at a score ≥ 0.5. Published numbers: {escape(sources)}. "
-        f"“{BEST}” was chosen on validation samples of the training split.</footer>"
-    )
-
-
-def _spread(spread: OverSeeds, num_seeds: int) -> str:
-    note = beside_mean(spread, num_seeds)
-    return f"{percent(spread.mean)}{note and f' <small>{note}</small>'}"
-
-
-def _published(one: Published | None, measure: str, errata: Sequence[str]) -> str:
+def _published(one: Published | None, measure: str, errata: Sequence[str]) -> Cell:
     if one is None or measure not in one.values:
-        return '<td class="published"></td>'
-    mark = _mark(one.errata[measure], errata) if measure in one.errata else ""
-    return f'<td class="published">{one.values[measure]}{mark}</td>'
-
-
-def _mark(name: str, errata: Sequence[str]) -> str:
-    number = errata.index(name) + 1
-    return f'<sup><a href="#erratum-{number}" aria-label="Erratum {number}">{number}</a></sup>'
+        return Cell(text="", style="published")
+    mark = errata.index(one.errata[measure]) + 1 if measure in one.errata else 0
+    return Cell(text=str(one.values[measure]), style="published", mark=mark)

@@ -10,6 +10,7 @@ from msltrain.grids.plan import WHOLE, DataPlaces, Run, make_plan
 from msltrain.grids.results import CurvePoint, Measures, OverSeeds, curves_of, measures_of
 from msltrain.grids.run import GridRun
 from msltrain.measures.metrics import SUMMARY
+from msltrain.pages.text import counted, percent
 from msltrain.recipes.ablations import GRIDS
 from msltrain.reproduce.paper_tables import PaperTable
 from msltrain.reproduce.published_numbers import ERRATA, FIGURE3, PUBLISHED, Published
@@ -107,6 +108,10 @@ class Content:
     @property
     def unfinished(self) -> list[RunState]:
         return [state for state in self.states if state.state != "finished"]
+
+    @property
+    def failed(self) -> list[RunState]:
+        return [state for state in self.states if state.state.startswith("failed")]
 
     @property
     def errata(self) -> list[str]:
@@ -268,10 +273,5 @@ def beside_mean(spread: OverSeeds, num_seeds: int) -> str:
     """``± 0.4``; ``(1 seed)`` where seeds are missing, so that the mean is not taken for that of all; or nothing."""
     found = len(spread.by_seed)
     if 0 < found < num_seeds:
-        return f"({found} {'seed' if found == 1 else 'seeds'})"
+        return f"({counted(found, 'seed')})"
     return "" if spread.std is None else f"± {percent(spread.std)}"
-
-
-def percent(value: float | None) -> str:
-    """``61.2``, or a dash."""
-    return "–" if value is None else f"{100 * value:.1f}"

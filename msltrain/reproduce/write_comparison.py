@@ -11,21 +11,15 @@ from msltrain.grids.needs import TEST, TRAIN, Need
 from msltrain.grids.plan import Plan
 from msltrain.grids.results import devices_of
 from msltrain.grids.run import GridRun
+from msltrain.pages.text import counted
 from msltrain.recipes.backbones import resnet_cut, vit_l16
-from msltrain.reproduce.comparison_page import to_html
+from msltrain.recipes.cost import NUM_SAMPLES
+from msltrain.reproduce.comparison_page import to_html, to_markdown
 from msltrain.reproduce.content import Content, gather_states, gather_tables, to_json
-from msltrain.reproduce.markdown import to_markdown
 from msltrain.reproduce.paper_tables import PaperTable
 from msltrain.reproduce.smoke import IMAGE_SIZE
 
 FULL, SMOKE = "full", "smoke"
-_NUM_PUBLISHED = {
-    ("voc2007", "trainval"): 5_011,
-    ("voc2007", "test"): 4_952,
-    ("coco2014", "train"): 82_081,
-    ("coco2014", "val"): 40_137,
-}
-"""Samples of the datasets that the published numbers are of."""
 _STAND_IN = {resnet_cut().weights: "the authors' CutMix ResNet-101", vit_l16().weights: "the official ViT-L/16"}
 """Weights in the recipes → what they stand in for."""
 
@@ -59,7 +53,7 @@ def write_report(
     unfinished = [state for state in states if state.state != "finished"]
     content = Content(
         title=title,
-        subject=f"{num_runs} different {_plural(num_runs, 'run')} × {num_seeds} {_plural(num_seeds, 'seed')}, "
+        subject=f"{counted(num_runs, 'different run')} × {counted(num_seeds, 'seed')}, "
         f"scale {scale}; {len(states) - len(unfinished)} of {len(states)} jobs are finished",
         headline=_headline(scale, bool(unfinished)),
         caveats=tuple(_caveats(grid, needs, scale, as_published)),
@@ -94,7 +88,7 @@ def _caveats(grid: GridRun, needs: Sequence[Need], scale: str, as_published: boo
         epochs = plan.runs[0].config.optim.num_epochs
         found.append(
             f"Not comparable: the networks are tiny and start from random weights, see {IMAGE_SIZE} × {IMAGE_SIZE} "
-            f"pixels and train for {epochs} {_plural(epochs, 'epoch')}. A tiny ResNet stands for ResNets, a tiny ViT "
+            f"pixels and train for {counted(epochs, 'epoch')}. A tiny ResNet stands for ResNets, a tiny ViT "
             "for ViTs; rows that differ in nothing but pretrained weights are one run."
         )
     elif not as_published:
@@ -106,7 +100,7 @@ def _caveats(grid: GridRun, needs: Sequence[Need], scale: str, as_published: boo
         if need.manifest is None or need.role not in (TRAIN, TEST):
             continue
         dataset, split, number = need.manifest.dataset, need.manifest.split, need.manifest.num_samples
-        expected = _NUM_PUBLISHED.get((dataset, split))
+        expected = NUM_SAMPLES.get((dataset, split))
         if expected is None:
             found.append(f"Other {need.role} than the paper's: {dataset}, {split}, {number:,} images.")
         elif expected != number:
@@ -131,10 +125,6 @@ def _caveats(grid: GridRun, needs: Sequence[Need], scale: str, as_published: boo
     return found
 
 
-def _plural(number: int, word: str) -> str:
-    return word if number == 1 else f"{word}s"
-
-
 def describe(plan: Plan) -> str:
     """``24 runs × 3 seeds``."""
-    return f"{len(plan.runs)} {_plural(len(plan.runs), 'run')} × {len(plan.seeds)} {_plural(len(plan.seeds), 'seed')}"
+    return f"{counted(len(plan.runs), 'run')} × {counted(len(plan.seeds), 'seed')}"

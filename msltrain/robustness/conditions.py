@@ -242,7 +242,15 @@ class StudyModel:
         bank = MaskBank.open(recalibration.keep_masks, self.stream.image_size, self.ranks.device)
         stream = replace(self.stream, batch_size=self.batch_size, drop_last=False)
         # In training's order, so that a first part of a sorted dataset stands for the whole of it.
-        with Loader(shard_set, stream, device=self.ranks.device, training=True, seed=self.study.seed) as loader:
+        with Loader(
+            shard_set,
+            stream,
+            device=self.ranks.device,
+            rank=0,
+            world_size=1,
+            training=True,
+            seed=self.study.seed,
+        ) as loader:
             for step, batch in enumerate(loader):
                 if step * self.batch_size >= RECALIBRATION_IMAGES:
                     break

@@ -131,7 +131,7 @@ def open_kind(
     elif kind == "box":
         masks = {range_: BoxMasks(size, device, hole_fraction=(range_.low + range_.high) / 2) for range_ in _BINS}
     elif kind == "object":
-        masks = {OBJECT_RANGE: ObjectMasks(shard_set, stream, device, training=False)}
+        masks = {OBJECT_RANGE: ObjectMasks(shard_set, size, device)}
     else:
         raise UserError(f"no kind of keep mask is called '{kind}'; there are: {', '.join(KINDS)}")
     return {range_: _chooser(part, seed) for range_, part in masks.items()}

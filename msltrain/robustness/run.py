@@ -23,14 +23,12 @@ from msltrain.hosts.distributed import process_group
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints
 from msltrain.robustness.conditions import SAVE_SECONDS, StudyModel
 from msltrain.robustness.recalibrate import find_batchnorms
-from msltrain.robustness.study import Recalibration, Study
+from msltrain.robustness.study import RECALIBRATED, Recalibration, Study
 from msltrain.runs.other_checkpoints import load_any
 from msltrain.runs.places import predictions_file
 
 __all__ = ["RECALIBRATED", "Recalibration", "Study", "run_study"]
 
-RECALIBRATED = " recalibrated"
-"""Added to a model's name."""
 PREDICTIONS = "predictions"
 _MAX_NAMED = 3
 

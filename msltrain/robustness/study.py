@@ -8,6 +8,9 @@ from msldata.errors import UserError
 from msltrain.robustness.hole_kinds import IRREGULAR
 from msltrain.runs.other_checkpoints import Foreign
 
+RECALIBRATED = " recalibrated"
+"""Added to a model's name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recalibration:

@@ -2,7 +2,8 @@
 
 ``weights.safetensors``  what is evaluated and shipped: the weights, or their moving average where one is kept.
 ``train_state.pt``       all that continuing needs; read with ``weights_only=True``, so it cannot run code.
-``meta.json``            config, classes, step, validation mAP, SHA-256 of the weights, versions.
+``meta.json``            config, classes, step, validation mAP, versions, and the SHA-256 of every file, of its own
+                         content as well.
 
 A checkpoint appears and is replaced as a whole: it is written beside its place and swapped in by renaming.
 """
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msldata.contract.manifest import is_digest
 from msldata.errors import StorageError, UserError
 from msldata.storage import LocalStorage, Storage, flush_to_disk, open_storage
 from msltrain.config import TrainConfig, from_json, to_json
@@ -36,7 +38,8 @@ META_NAME = "meta.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds its checkpoints."""
 BEST, LAST, FAILED = "best", "last", "failed"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: digests of the state of training and of ``meta.json``. Version 1 is read as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,10 @@ class LoadedRecogniser:
     """The checkpoint folder it came from; a URL where that lies in object storage."""
     sha256: str
     """Of its weights file, in hex."""
+    thresholds: tuple[float, ...] = ()
+    """Scores from which on a class counts as predicted, by class; empty where it carries none."""
+    threshold_origin: str = ""
+    """Where they come from, in words."""
 
     def prediction_files(self, pattern: str = "*.parquet") -> list[Path]:
         """Predictions files of its run by name; they are not looked for in object storage."""
@@ -118,9 +125,11 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
             "validation_mAP": checkpoint.validation_mAP,
             "classes": checkpoint.classes,
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "train_state_sha256": hashlib.sha256(state.getbuffer()).hexdigest(),
             "torch": torch.__version__,
             "config": json.loads(to_json(checkpoint.config)),
         }
+        meta["meta_sha256"] = _digest_of(meta)
         (part / META_NAME).write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     _replace_folder(folder, write)
@@ -201,15 +210,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     folder = open_checkpoint(path)
     meta, config = read_meta(folder)
     weights, _ = _read_weights(folder, meta)
-    file = folder.where(STATE_NAME)
-    try:
-        train_state = torch.load(io.BytesIO(folder.read(STATE_NAME)), map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{file}: missing, so this checkpoint can be evaluated but not continued") from None
-    except StorageError:
-        raise
-    except Exception as error:  # torch raises many types for a damaged file
-        raise UserError(f"{file}: damaged, or not plain data ({str(error).splitlines()[0]})") from error
+    train_state = _read_state(folder, meta)
     return Checkpoint(
         config=config,
         classes=tuple(meta["classes"]),
@@ -262,15 +263,60 @@ def read_meta(folder: Storage) -> tuple[dict[str, Any], TrainConfig]:
     try:
         meta = json.loads(folder.read(META_NAME).decode("utf-8"))
         version = meta["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise UserError(f"{file}: schema version {version}, this program reads {SCHEMA_VERSION}")
+        if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
+            raise UserError(f"{file}: schema version {version}, this program reads 1 to {SCHEMA_VERSION}")
+        if version > 1 and meta.pop("meta_sha256") != _digest_of(meta):
+            raise UserError(f"{file}: damaged or edited (it does not match its own digest); copy the checkpoint again")
         config = from_json(json.dumps(meta["config"]), file)
         missing = {"step", "epoch", "validation_mAP", "classes", "weights_sha256"} - set(meta)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not the description of a checkpoint ({error!r})") from None
     if missing:
         raise UserError(f"{file}: lacks {', '.join(sorted(missing))}")
+    _check_meta(meta, file)
     return meta, config
+
+
+def _check_meta(meta: dict[str, Any], file: str) -> None:
+    classes, mean_ap = meta["classes"], meta["validation_mAP"]
+    is_number = isinstance(mean_ap, int | float) and not isinstance(mean_ap, bool)
+    named = isinstance(classes, list) and all(isinstance(name, str) and name for name in classes)
+    for holds, what in (
+        (named and classes and len(set(classes)) == len(classes), "classes are not names, each of another class"),
+        (all(type(meta[name]) is int and meta[name] >= 0 for name in ("step", "epoch")), "step or epoch is no count"),
+        (mean_ap is None or (is_number and 0 <= mean_ap <= 1), "validation_mAP is not a number from 0 to 1"),
+        (is_digest(meta["weights_sha256"]), "weights_sha256 is not 64 hex digits"),
+        (meta["schema_version"] == 1 or is_digest(meta.get("train_state_sha256")), "train_state_sha256 is no digest"),
+    ):
+        if not holds:
+            raise UserError(f"{file}: {what}; copy the checkpoint again")
+
+
+def _digest_of(meta: dict[str, Any]) -> str:
+    """SHA-256 of what ``meta.json`` says, however it is laid out."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _read_state(folder: Storage, meta: dict[str, Any]) -> dict[str, Any]:
+    """The state of training, with everything in it that continuing looks for."""
+    file = folder.where(STATE_NAME)
+    try:
+        data = folder.read(STATE_NAME)
+    except FileNotFoundError:
+        raise UserError(f"{file}: missing, so this checkpoint can be evaluated but not continued") from None
+    wanted = meta.get("train_state_sha256")
+    if wanted is not None and (found := hashlib.sha256(data).hexdigest()) != wanted:
+        raise UserError(f"{file}: damaged (sha256 {found[:12]}…, {META_NAME} says {wanted[:12]}…); copy it again")
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file}: damaged, or not plain data ({reason})") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{file}: not the state of a training")
+    return state
 
 
 def _read_weights(folder: Storage, meta: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
@@ -286,7 +332,10 @@ def _read_weights(folder: Storage, meta: dict[str, Any]) -> tuple[dict[str, Tens
         raise UserError(
             f"{file}: damaged (sha256 {found[:12]}…, {META_NAME} says {meta['weights_sha256'][:12]}…); copy it again"
         )
-    return load(data), found
+    try:
+        return load(data), found
+    except Exception as error:  # safetensors raises types of its own
+        raise UserError(f"{file}: not a weights file ({(str(error).splitlines() or [''])[0]}); copy it again") from None
 
 
 def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -72,13 +72,16 @@ _PACKAGES = ("msltrain", "torch", "torchvision", "timm", "numpy", "pyarrow", "ob
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetIdentity:
-    """Which dataset was read: its fingerprint is a hash of all its bytes."""
+    """Which dataset was read: its fingerprint is a hash of its samples and labels."""
 
     location: str
     dataset: str
     split: str
     num_samples: int
     fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.location} ({self.num_samples:,} samples, fingerprint {self.fingerprint[:12]}…)"
 
     @classmethod
     def of(cls, location: str, manifest: Manifest) -> DatasetIdentity:
@@ -188,13 +191,16 @@ class RunFolder:
         try:
             stored = from_json(self._files.read(CONFIG_NAME).decode(), str(self.place(CONFIG_NAME)))
             known = json.loads(self._files.read(DATASETS_NAME))
+            known = {role: [DatasetIdentity(**entry) for entry in entries] for role, entries in known.items()}
         except FileNotFoundError:
             raise UserError(
                 f"{self.location}: there is no run to continue (no {CONFIG_NAME}); start it without --resume, or with "
                 "--resume auto"
             ) from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self.place(DATASETS_NAME)}: not JSON ({error})") from None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.place(DATASETS_NAME)}: does not say which data the run had ({error})") from None
         found = [
             f"{name} was {before!r}, is {now!r}"
             for name, (before, now) in differences(stored, config).items()
@@ -202,10 +208,9 @@ class RunFolder:
         ]
         for role, identities in datasets.items():
             before = known.get(role, [])
-            if [entry["fingerprint"] for entry in before] != [identity.fingerprint for identity in identities]:
-                then = ", ".join(entry["location"] for entry in before) or "none"
-                now = ", ".join(identity.location for identity in identities) or "none"
-                found.append(f"other data for {role}: then {then}, now {now}, with other contents")
+            if [entry.fingerprint for entry in before] != [identity.fingerprint for identity in identities]:
+                then, now = (", ".join(map(str, those)) or "none" for those in (before, identities))
+                found.append(f"other data for {role}: then {then}, now {now}, with other samples, labels or classes")
         return found
 
     def check_same(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
@@ -222,7 +227,7 @@ class RunFolder:
 
     def note_start(self, ranks: Ranks, step: int, changes: Sequence[str] = ()) -> None:
         """Append this start (at ``step``, with what was changed before it) to ``environment.json``."""
-        starts = json.loads(self._files.read(ENVIRONMENT_NAME)) if self._files.exists(ENVIRONMENT_NAME) else []
+        starts = self._starts()
         starts.append(
             {
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -241,10 +246,23 @@ class RunFolder:
         )
         self._files.put(ENVIRONMENT_NAME, _json_bytes(starts))
 
+    def _starts(self) -> list[Any]:
+        if not self._files.exists(ENVIRONMENT_NAME):
+            return []
+        try:
+            starts = json.loads(self._files.read(ENVIRONMENT_NAME))
+        except (ValueError, RecursionError):
+            starts = None
+        if not isinstance(starts, list):
+            raise UserError(
+                f"{self.place(ENVIRONMENT_NAME)}: damaged, not the list of the run's starts; move it away and go on"
+            )
+        return starts
+
     def keep_metrics_until(self, step: int) -> None:
         """Drop the lines of steps after ``step``: a run that was killed logged them and will take them again."""
         if self._files.exists(METRICS_NAME):
-            lines = self._files.read(METRICS_NAME).decode().splitlines()
+            lines = self._files.read(METRICS_NAME).decode(errors="replace").splitlines()
             kept = [line for line in lines if (row := _parsed(line)) is not None and row["step"] <= step]
             self._files.put(METRICS_NAME, "".join(f"{line}\n" for line in kept).encode())
 
@@ -272,9 +290,9 @@ def _parsed(line: str) -> dict[str, Any] | None:
     """The row, or None for a line cut short by a crash."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _version(package: str) -> str | None:

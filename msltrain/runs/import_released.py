@@ -7,7 +7,6 @@ from pathlib import Path
 
 from msldata.contract.manifest import read_manifest
 from msldata.errors import UserError
-from msldata.storage import open_storage
 from msltrain.config import TrainConfig
 from msltrain.models.build import build_model
 from msltrain.models.pretrained import WeightsReport, head_weights, read_source
@@ -31,7 +30,7 @@ def import_released(file: str | Path, config: TrainConfig, *, data: str, folder:
     """
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another --out")
-    classes = read_manifest(open_storage(data)).classes
+    classes = read_manifest(data).classes
     heads = head_weights(read_source(str(file)))
     if not heads:
         raise UserError(

@@ -6,23 +6,27 @@ K classes, H attention heads, D feature channels.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from msldata.contract.manifest import read_manifest
+from msldata.contract.manifest import is_digest, read_manifest
 from msldata.contract.records import read_class_list
 from msldata.errors import UserError
 from msldata.storage import open_storage
-from msltrain.config import ModelConfig, TrainConfig
+from msltrain.config import ModelConfig, TrainConfig, from_json
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.heads import CSRAHead
-from msltrain.models.pretrained import FILE_SUFFIXES, head_weights, read_tensors
+from msltrain.models.pretrained import FILE_SUFFIXES, head_weights, read_tensors, shortened
 from msltrain.recipes import recipe
-from msltrain.runs.checkpoint import LoadedRecogniser, load_recogniser, rebuild_recogniser
+from msltrain.runs.checkpoint import META_NAME, WEIGHTS_NAME, LoadedRecogniser, load_recogniser, rebuild_recogniser
 from msltrain.stream.config import StreamConfig
+
+EXPORT_CONFIG, EXPORT_WEIGHTS = "config.json", "model.safetensors"
+"""What an export holds besides the graphs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,8 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
     """A recogniser in evaluation mode.
 
     Args:
-        path: a checkpoint or run folder of this program, or its URL, or a local .pth / .safetensors file.
+        path: a checkpoint or run folder of this program, or its URL, or an exported folder, or a local .pth /
+            .safetensors file.
         foreign: for a file, how to read it.
         classes: of the data. A folder knows its own; a file is taken to have these, in this order.
 
@@ -51,7 +56,9 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
         if str(path).endswith(FILE_SUFFIXES):
             raise UserError(f"{path}: weights files are only read from a disk; copy it here, then give its path")
         return load_recogniser(path, device)
-    path = local
+    path = _of_ours(local)
+    if (path / EXPORT_CONFIG).is_file() and (path / EXPORT_WEIGHTS).is_file():
+        return _exported(path, device)
     if not path.is_file():
         return load_recogniser(path, device)
     if bool(foreign.recipe) == bool(foreign.model):
@@ -76,6 +83,55 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
         config=config,
         path=path,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def _of_ours(path: Path) -> Path:
+    """The folder of a checkpoint or export instead of the weights file in it, which alone says less."""
+    beside = {WEIGHTS_NAME: META_NAME, EXPORT_WEIGHTS: EXPORT_CONFIG}.get(path.name)
+    return path.parent if path.is_file() and beside and (path.parent / beside).is_file() else path
+
+
+def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
+    """What ``msl export`` wrote."""
+    file, weights = folder / EXPORT_CONFIG, folder / EXPORT_WEIGHTS
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        classes, sha256 = tuple(content["classes"]), content["weights_sha256"]
+        if not classes or not all(isinstance(name, str) for name in classes) or not is_digest(sha256):
+            raise ValueError("its classes or its digest are none")
+        wanted = content.get("model_sha256")
+        thresholds = tuple(float(content["thresholds"][name]) for name in classes) if "thresholds" in content else ()
+        if not all(0 <= threshold <= 1 for threshold in thresholds):
+            raise ValueError("its thresholds are no scores")
+        config = from_json(json.dumps(content["config"]), str(file)) if "config" in content else None
+        name = "" if config else content["timm_model"]
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file}: not what `msl export` writes ({error}); export the model again") from None
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if wanted not in (None, "", found):
+        raise UserError(f"{weights}: damaged (sha256 {found[:12]}…, {EXPORT_CONFIG} says {str(wanted)[:12]}…)")
+    tensors = read_tensors(weights)
+    if config is None:
+        module, config = _timm_classifier(weights, tensors, name, len(classes))
+    else:
+        module = rebuild_recogniser(config, len(classes))
+        try:
+            missing, unexpected = module.load_state_dict(tensors, strict=False)
+        except RuntimeError as error:
+            raise UserError(f"{weights}: does not fit the network of its {EXPORT_CONFIG} ({error})") from None
+        if wrong := [name for name in (*missing, *unexpected) if not name.endswith("num_batches_tracked")]:
+            raise UserError(f"{weights}: not the network of its {EXPORT_CONFIG}, by {shortened(wrong)}")
+    return LoadedRecogniser(
+        recogniser=module.to(device).eval(),
+        classes=classes,
+        config=config,
+        path=folder,
+        sha256=sha256,
+        thresholds=thresholds,
+        threshold_origin=str(content.get("threshold_origin", "")),
     )
 
 
@@ -160,7 +216,7 @@ def read_classes(location: str) -> tuple[str, ...]:
     file = Path(location).expanduser()
     if file.is_file():
         return read_class_list(open_storage(file.parent), file.name).classes
-    classes = read_manifest(open_storage(location)).classes
+    classes = read_manifest(location).classes
     if not classes:
         raise UserError(
             f"{location}: names no classes; give shards with a class list, or a file with one name per line"

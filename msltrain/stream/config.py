@@ -8,6 +8,9 @@ from typing import Literal
 
 from msldata.errors import UserError
 
+Fill = Literal["zero", "mean", "noise", "blur", "image", "object"]
+"""See ``KeepMaskConfig.fill``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
@@ -16,6 +19,10 @@ class StreamConfig:
     ``image_size``, ``batch_size``, ``window`` and the augmentation decide what a run sees; ``num_threads``,
     ``num_buffers``, ``read_ahead_mb``, the caches and, up to a grey level, ``decode`` and ``resize`` only how fast it
     comes. Raises UserError for values that cannot work.
+
+    Example:
+        config = msltrain.StreamConfig(image_size=224, batch_size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        print(config.crop_scale, config.flip_probability)
     """
 
     image_size: int = 448
@@ -105,7 +112,12 @@ class StreamConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeepMaskConfig:
-    """Which keep masks the masked branch sees. As published: stored irregular ones, not augmented."""
+    """Which images get a masked view, and what hides how much of them there.
+
+    As published: every image, behind a stored irregular mask that is not augmented, with nothing in the holes. All of
+    it is decided by (seed, epoch, key), so it is the same in any batch, on any number of processes, and after a
+    resumption.
+    """
 
     kind: Literal["stored", "patch", "box", "object", "none"] = "stored"
     """stored: those of ``data.keep_masks``. For comparison, drawn anew: patch: patches of a grid, as MAE hides them;
@@ -120,8 +132,41 @@ class KeepMaskConfig:
     visible_level: float = 1.0
     """What a visible pixel is multiplied by. 0.882 replays "without binarisation" of the paper's Table 5, whose masks
     came out of a palette conversion with 225 for 255."""
+    share: float = 1.0
+    """Share of the images that get a masked view, 0 to 1: an epoch then costs 1 + share passes. The others add nothing
+    to the masked terms, which stay means over all images."""
+    subset_weights: tuple[float, ...] = ()
+    """Of stored masks: the share of the masked views that each folder of ``data.keep_masks`` serves. What is missing to
+    1 is whole images. Empty: every mask is as likely as any other, as published."""
+    ramp_epochs: int = 0
+    """Of stored masks: epochs in which the lightest holes come first. In epoch e of these the masks are taken from the
+    lightest (e + 1) / ramp_epochs of each folder. 0: all masks from the start, as published."""
+    fill: Fill = "zero"
+    """What shows in the holes. zero: 0 after normalisation, as published: black, or the mean colour where
+    ``stream.mean`` is subtracted. mean: the image's own mean colour. noise: noise around it, as strong as the image's
+    contrast. blur: the image itself, so blurred that only colours remain. image: pixels of another training image.
+    object: pixels of an annotated object of another one. What these two show and the image does not have counts in no
+    masked term."""
+    ignore_below: float = 0.0
+    """A class whose every object is left with a smaller visible share of its box than this, by crop and hole, counts in
+    no masked term. 0: it is trained as present, as published. Needs object annotations."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UserError(f"keep_mask.share is {self.share}; it must be above 0 and at most 1")
+        if min(self.subset_weights, default=0) < 0 or sum(self.subset_weights) > 1 + 1e-9:
+            raise UserError(
+                f"keep_mask.subset_weights is {self.subset_weights}; they must be 0 or more and at most 1 together"
+            )
+        if self.ramp_epochs < 0:
+            raise UserError(f"keep_mask.ramp_epochs is {self.ramp_epochs}; it must be 0 or more")
+        if self.kind != "stored" and (self.subset_weights or self.ramp_epochs):
+            name = "subset_weights" if self.subset_weights else "ramp_epochs"
+            raise UserError(f"keep_mask.{name} is for stored keep masks; leave it out, or set keep_mask.kind=stored")
+        if not 0 <= self.ignore_below <= 1:
+            raise UserError(f"keep_mask.ignore_below is {self.ignore_below}; it must lie in [0, 1]")
+        if self.fill != "zero" and self.visible_level != 1:
+            raise UserError(f"keep_mask.fill={self.fill} mixes into visible pixels unless keep_mask.visible_level is 1")
         if not 0 < self.hole_fraction < 1:
             raise UserError(f"keep_mask.hole_fraction is {self.hole_fraction}; it must lie between 0 and 1")
         if self.patch_size < 1:

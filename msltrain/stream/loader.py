@@ -1,6 +1,6 @@
 """Loader: iterates over the batches of a rank, on the device; its position can be saved and taken up again anywhere.
 
-    loader = Loader(shards, config, device="cuda", rank=0, world_size=8, training=True, seed=0)
+    loader = Loader("shards/voc2007/trainval", StreamConfig(batch_size=64), training=True, device="cuda")
     loader.set_epoch(3)                # nothing is lost when the epoch is the one that load_state_dict set
     for batch in loader: ...           # Batch; len(loader) of them, the same number on every rank
     state = loader.state_dict()        # plain numbers and text; valid between any two batches
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from msldata.errors import UserError
+from msldata.storage import Location
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SkippedSamples
 from msltrain.stream.order.augment import random_crops, random_flips, whole_images
@@ -36,7 +37,7 @@ from msltrain.stream.pixels.imagecache import ImageCache
 from msltrain.stream.pixels.nvjpeg import check_device_decoding
 from msltrain.stream.reading.fetch import open_fetcher
 from msltrain.stream.samples.lookup import Augment, Lookup
-from msltrain.stream.samples.shardset import SampleRows, ShardSet
+from msltrain.stream.samples.shardset import SampleRows, ShardSet, open_shard_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +63,41 @@ class Loader:
     ranks. In evaluation a bad sample is left out. ``skipped`` lists them.
 
     Args:
-        shards: what to read; the same on all ranks.
+        data: what to read, a dataset folder or a part of one (``hold_out``); the same on all ranks.
         config: how; the same on all ranks.
-        device: where batches go.
-        rank, world_size: this process's part of every batch.
         training: as above.
+        device: where batches go.
+        rank, world_size: this process's part of every batch; default: its place in torch's process group, where one
+            has been joined, else all of it.
         seed: decides order and augmentation; the same on all ranks.
 
     Raises:
         UserError: no complete batch in training; more ranks than samples in a batch.
+        FormatError, StorageError: no image dataset there, or it cannot be read.
+
+    Example:
+        config = msltrain.StreamConfig(image_size=224, batch_size=8)
+        with msltrain.Loader("shards/voc2007/trainval", config, training=True) as loader:
+            for epoch in range(2):
+                loader.set_epoch(epoch)
+                for batch in loader:
+                    print(batch.image_BCHW.shape, loader.state_dict())
     """
 
     def __init__(
         self,
-        shards: ShardSet,
-        config: StreamConfig,
+        data: Location | ShardSet,
+        config: StreamConfig = StreamConfig(),  # noqa: B008 (frozen)
         *,
-        device: str | torch.device,
-        rank: int = 0,
-        world_size: int = 1,
         training: bool,
+        device: str | torch.device = "cpu",
+        rank: int | None = None,
+        world_size: int | None = None,
         seed: int = 0,
     ):
+        shards = data if isinstance(data, ShardSet) else open_shard_set(data)
+        joined_rank, joined_size = _place_in_group()
+        rank, world_size = joined_rank if rank is None else rank, joined_size if world_size is None else world_size
         self.shards, self.config, self.training, self.seed = shards, config, training, seed
         self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
@@ -127,6 +141,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the epoch: from the beginning, or from where ``load_state_dict`` put it.
+
+        In training the end of an epoch is the beginning of the next one, whether it was reached here, by a caller who
+        counts batches and never asks for one more, or in the run that was loaded.
 
         Raises:
             SampleError: a sample cannot be read or decoded; names dataset, shard, key and offset. The batches before it
@@ -172,6 +189,20 @@ class Loader:
         """Go to the beginning of an epoch; a position inside that very epoch is kept."""
         if epoch != self.epoch:
             self.epoch, self.step, self._start, self._is_started = epoch, 0, 0, False
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that the next iteration is of, or goes on with."""
+        is_over = self.training and len(self) in (self.step, self._start)
+        return self.epoch + 1 if is_over else self.epoch
+
+    @property
+    def sampler(self) -> Loader:
+        """Itself: at the beginning of each epoch Lightning calls ``set_epoch`` of what has this name."""
+        return self
+
+    batch_sampler = None
+    """Lightning asks for it wherever there is a sampler."""
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch the consumer got, and what gives that position its meaning."""
@@ -223,6 +254,8 @@ class Loader:
             self._pipeline.close()
         if not self._slots:
             self._slots = [self._make_slot() for _ in range(self.config.num_buffers)]
+        if self.next_epoch != self.epoch:
+            self.epoch, self._start = self.next_epoch, 0
         self.step, self._start = self._start, 0
         plan = EpochPlan(
             self.shards.counts, seed=self.seed, epoch=self.epoch, window=self.config.window, shuffle=self.training
@@ -317,6 +350,12 @@ class Loader:
                     uploads.stage(self._counted(following))
                 self.step += 1
                 yield batch
+
+
+def _place_in_group() -> tuple[int, int]:
+    """Rank and world size in torch's process group; alone where none has been joined."""
+    group = torch.distributed
+    return (group.get_rank(), group.get_world_size()) if group.is_available() and group.is_initialized() else (0, 1)
 
 
 def _threads_per_rank() -> int:

@@ -23,7 +23,7 @@ import torch
 
 from msltrain.stream.errors import SampleError, SkippedSamples
 from msltrain.stream.pixels.batch import HostBatch
-from msltrain.stream.pixels.buffers import Slot
+from msltrain.stream.pixels.buffers import EncodedSlot, PixelSlot, Slot
 from msltrain.stream.pixels.decode import Decoder
 from msltrain.stream.pixels.imagecache import ImageCache
 from msltrain.stream.reading.request import Fetcher, Request, SomeOf
@@ -114,6 +114,7 @@ class Pipeline:
             keys=rows.key_N.tolist(),
             key_hash_B=rows.key_hash_N,
             index_B=samples.index_N,
+            crop_B4=samples.crop_N4,
             num_bytes=head.num_bytes,
         )
         self._lent[batch] = head.slot
@@ -200,7 +201,7 @@ class Pipeline:
 
         That order knows nothing of ranks, so a batch stays the same on any number of them. Rare, hence one by one.
         """
-        assert self._skipped is not None and job.slot is not None
+        assert self._skipped is not None and isinstance(job.slot, PixelSlot)
         num_samples = self._lookup.plan.num_samples
         for back in range(1, num_samples):
             item = (job.samples.item_N[position] - back) % num_samples
@@ -260,23 +261,26 @@ class Pipeline:
             began = time.perf_counter()
 
     def _decode(self, decoder: Decoder, job: BatchJob, position: int, stages: StageSeconds) -> None:
-        assert job.slot is not None
+        slot = job.slot
         began = time.perf_counter()
         if (image_HWC := job.cached.get(position)) is None:
             data = job.request.read(position)
             fetched = time.perf_counter()
             stages.fetch += fetched - began
+            if isinstance(slot, EncodedSlot):
+                slot.hold(position, data)
+                return
+            assert isinstance(slot, PixelSlot)
             try:
-                image_HWC = job.slot.decode(decoder, data, position)
+                image_HWC = slot.decode(decoder, data, position)
             except ValueError as error:
                 raise self._error(job.samples, position, str(error)) from None
-            if image_HWC is None:
-                return
             if self._images is not None:
                 self._images.offer(int(job.samples.index_N[position]), image_HWC)
             began = time.perf_counter()
             stages.decode += began - fetched
-        job.slot.put(position, image_HWC)
+        assert isinstance(slot, PixelSlot)
+        slot.put(position, image_HWC)
         stages.resize += time.perf_counter() - began
 
     def _error(self, samples: Samples, position: int, reason: str) -> SampleError:
@@ -324,7 +328,7 @@ class BatchJob:
 
     def leave_out_bad(self) -> None:
         """Close the gaps that bad samples left."""
-        assert self.slot is not None
+        assert isinstance(self.slot, PixelSlot)
         good_N = np.setdiff1d(np.arange(len(self.samples)), list(self.errors))
         self.slot.keep(good_N)
         self.samples = self.samples.take(good_N)
@@ -332,7 +336,7 @@ class BatchJob:
 
     def take_over(self, other: BatchJob, position: int) -> None:
         """Put the one sample of ``other`` into a place of this batch."""
-        assert self.slot is not None and other.slot is not None
+        assert isinstance(self.slot, PixelSlot) and isinstance(other.slot, PixelSlot)
         self.slot.adopt(position, other.slot)
         self.samples.put(position, other.samples)
 

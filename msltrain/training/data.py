@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from msldata.contract.manifest import read_manifest
 from msldata.errors import UserError
-from msldata.storage import open_storage
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.runs.folder import DatasetIdentity
 from msltrain.stream.errors import SampleError
 from msltrain.stream.keepmasks.bank import MaskBank
-from msltrain.stream.keepmasks.open import open_keep_masks
+from msltrain.stream.keepmasks.schedule import MaskSchedule
+from msltrain.stream.keepmasks.views import MaskedView, MaskedViews
 from msltrain.stream.loader import Loader
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.holdout import hold_out
@@ -31,7 +29,6 @@ class TrainData:
         identities: which datasets these are, by role.
         training: this process's part of the training batches.
         validation: of the validation batches; None without a validation split.
-        keep_masks: None for a loss without a masked branch.
 
     Raises:
         UserError: the config names no data, batches cannot be shared equally, or the validation part is of no use.
@@ -46,36 +43,26 @@ class TrainData:
         self.classes = shards.classes
         self.identities = {
             "train": [DatasetIdentity.of(config.data.train, shards.manifest)],
-            "keep_masks": [DatasetIdentity.of(place, read_manifest(open_storage(place))) for place in places],
+            "keep_masks": [DatasetIdentity.of(place, read_manifest(place)) for place in places],
         }
         fraction = config.data.validation_fraction
         kept, held_out = hold_out(shards, fraction) if fraction else (shards, None)
         self.training = _loader(kept, config, ranks, training=True)
         self.validation = None if held_out is None else _loader(held_out, config, ranks, training=False)
-        self.keep_masks = None
-        if config.loss.has_masked_branch:
-            self.keep_masks = open_keep_masks(
-                config.keep_mask,
-                places,
-                shards=shards,
-                stream=config.stream,
-                device=ranks.device,
-                training=True,
-            )
+        self._views = None
+        if config.loss.needs_keep_masks:
+            self._views = MaskedViews(config.keep_mask, places, shards=kept, stream=config.stream, device=ranks.device)
         self._config = config
 
     @property
     def num_keep_masks(self) -> int:
         """Stored keep masks in use; 0 when they are drawn anew or not needed."""
-        return len(self.keep_masks) if isinstance(self.keep_masks, MaskBank) else 0
+        stored = None if self._views is None else self._views.keep_masks
+        return len(stored) if isinstance(stored, MaskBank | MaskSchedule) else 0
 
-    def keep_mask(self, batch: Batch, epoch: int) -> Tensor | None:
-        """keep_mask_B1HW of a training batch, float32 on the device; None for a loss without a masked branch."""
-        if self.keep_masks is None:
-            return None
-        keep_mask_B1HW = self.keep_masks.keep_masks(batch, seed=self._config.run.seed, epoch=epoch)
-        level = self._config.keep_mask.visible_level
-        return keep_mask_B1HW if level == 1 else keep_mask_B1HW * level
+    def masked_view(self, batch: Batch, epoch: int) -> MaskedView | None:
+        """What hides parts of a training batch; None for a loss without masks."""
+        return None if self._views is None else self._views.of(batch, seed=self._config.run.seed, epoch=epoch)
 
     def skipped(self) -> list[SampleError]:
         """The bad samples that this process has skipped so far."""
@@ -118,7 +105,7 @@ def _check_batches(config: TrainConfig, ranks: Ranks) -> None:
 
 
 def _needs_stored(config: TrainConfig) -> bool:
-    return config.loss.has_masked_branch and config.keep_mask.kind == "stored"
+    return config.loss.needs_keep_masks and config.keep_mask.kind == "stored"
 
 
 def _check_named(config: TrainConfig) -> None:

@@ -13,7 +13,7 @@ class TrainingDisplay:
     def __init__(self, out: Console, err: Console):
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeRemainingColumn())
         self._bar = Progress(*columns, console=err, transient=True)
         self._out = out
         self._task = self._bar.add_task("starting", total=None)

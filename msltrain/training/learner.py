@@ -18,6 +18,7 @@ from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.models.build import Recogniser, build_model
 from msltrain.runs.checkpoint import Checkpoint, rebuild_recogniser
+from msltrain.stream.keepmasks.views import MaskedView
 from msltrain.stream.pixels.batch import Batch
 from msltrain.training.optim import build_optimizer, restore_optimizer, set_learning_rate
 from msltrain.training.sharding import average_parts, divide_state, shard_weights, whole
@@ -32,6 +33,7 @@ class Learner:
         num_classes: K.
         ranks: this process among the others; the weights start equal in all of them.
         checkpoint: continue from here; None: start from the pretrained weights that the config names.
+        classes: their names, to take over the head of a model of ours.
 
     Attributes:
         recogniser: the weights that the optimiser moves.
@@ -39,7 +41,14 @@ class Learner:
         notes: sentences on what the config did with this network, for the log.
     """
 
-    def __init__(self, config: TrainConfig, num_classes: int, ranks: Ranks, checkpoint: Checkpoint | None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        num_classes: int,
+        ranks: Ranks,
+        checkpoint: Checkpoint | None,
+        classes: tuple[str, ...] = (),
+    ):
         self.config, self.ranks = config, ranks
         several = ranks.world_size > 1
         self._sharded = config.run.shard_weights and several
@@ -50,7 +59,7 @@ class Learner:
             )
         torch.manual_seed(config.run.seed)
         if checkpoint is None:
-            recogniser = build_model(config.model, num_classes, image_size=config.stream.image_size)
+            recogniser = build_model(config.model, num_classes, image_size=config.stream.image_size, classes=classes)
         else:
             recogniser = rebuild_recogniser(config, num_classes)
         self.weights_report = recogniser.weights
@@ -67,6 +76,7 @@ class Learner:
             from timm.utils import ModelEmaV3
 
             self._average = ModelEmaV3(recogniser, decay=config.optim.ema_decay)
+        self._num_averaged = 0
         self.shipped: Recogniser = recogniser if self._average is None else self._average.module
         if checkpoint is not None:
             self._restore_weights(checkpoint)
@@ -96,19 +106,20 @@ class Learner:
         if checkpoint is not None:
             self._restore_training(checkpoint.train_state)
 
-    def take_step(self, batch: Batch, keep_mask_B1HW: Tensor | None, rate: float) -> dict[str, Tensor]:
+    def take_step(self, batch: Batch, view: MaskedView | None, rate: float) -> dict[str, Tensor]:
         """Forward, backward, update; the named losses, detached and still on the device.
 
         Args:
             batch: this process's part of the batch.
-            keep_mask_B1HW: float32, one per sample; None for a loss without a masked branch.
+            view: what hides parts of its images; None for a loss without masks.
             rate: the backbone's learning rate.
         """
         optim = self.config.optim
+        self._warm_up_average()
         set_learning_rate(self.optimizer, rate)
         terms: dict[str, Tensor] = {}
-        parts = list(self._parts(batch, keep_mask_B1HW))
-        for number, (image_BCHW, part_mask_B1HW, target_BK, ignore_BK) in enumerate(parts, 1):
+        parts = list(self._parts(batch, view))
+        for number, (image_BCHW, part, target_BK, ignore_BK) in enumerate(parts, 1):
             share = len(image_BCHW) / len(batch)
             with self._gradients_stay_here(number < len(parts)):
                 with torch.autocast(
@@ -117,7 +128,20 @@ class Learner:
                     enabled=self.config.run.amp,
                     cache_enabled=not self._sharded,  # it would keep a copy of weights that are not here to stay
                 ):
-                    losses = self._parallel(image_BCHW, part_mask_B1HW, target_BK, ignore_BK)
+                    losses = (
+                        self._parallel(image_BCHW, None, target_BK, ignore_BK)
+                        if part is None
+                        else self._parallel(
+                            image_BCHW,
+                            part.keep_mask_B1HW,
+                            target_BK,
+                            ignore_BK,
+                            filling_BCHW=part.filling_BCHW,
+                            masked_ignore_BK=part.ignore_BK,
+                            masked_B=part.masked_B,
+                            teacher_logit_BK=self._teacher_logits(image_BCHW),
+                        )
+                    )
                 (losses["total"] * share).backward()
             for name, loss in losses.items():
                 terms[name] = terms.get(name, 0) + share * loss.detach()
@@ -129,19 +153,40 @@ class Learner:
             average_parts(self._average.module, self.recogniser, self._average.decay)
         elif self._average is not None:
             self._average.update(self.recogniser)
+        if self._learns_from_average:
+            self.ranks.share_buffers(self.shipped)  # or each process would have a teacher of its own
         return terms
 
+    def _warm_up_average(self) -> None:
+        """Let the moving average forget the first weights soon: after n steps it looks back a tenth of n at most."""
+        if self._average is not None:
+            assert self.config.optim.ema_decay is not None
+            warm = (1 + self._num_averaged) / (10 + self._num_averaged)
+            self._average.decay = min(self.config.optim.ema_decay, warm)
+            self._num_averaged += 1
+
+    def _teacher_logits(self, image_BCHW: Tensor) -> Tensor | None:
+        """What the moving average says of the whole images, where the masked branch learns from it."""
+        if not self._learns_from_average:
+            return None
+        with torch.no_grad():
+            return self.shipped(image_BCHW)
+
+    @property
+    def _learns_from_average(self) -> bool:
+        return self.config.loss.has_masked_branch and self.config.loss.masked_target == "teacher"
+
     def _parts(
-        self, batch: Batch, keep_mask_B1HW: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-        """Image, keep mask, target and ignore of each accumulation step."""
+        self, batch: Batch, view: MaskedView | None
+    ) -> Iterator[tuple[Tensor, MaskedView | None, Tensor, Tensor]]:
+        """Image, masked view, target and ignore of each accumulation step."""
         num_parts = self.config.optim.accumulation_steps
         images, targets, ignores = (
             tensor.chunk(num_parts) for tensor in (batch.image_BCHW, batch.target_BK, batch.ignore_BK)
         )
-        masks = [None] * len(images) if keep_mask_B1HW is None else keep_mask_B1HW.chunk(num_parts)
-        for image_BCHW, part_mask_B1HW, target_BK, ignore_BK in zip(images, masks, targets, ignores):
-            yield image_BCHW.contiguous(memory_format=self._memory_format), part_mask_B1HW, target_BK, ignore_BK
+        views = [None] * len(images) if view is None else view.chunk(num_parts)
+        for image_BCHW, part, target_BK, ignore_BK in zip(images, views, targets, ignores):
+            yield image_BCHW.contiguous(memory_format=self._memory_format), part, target_BK, ignore_BK
 
     def _gradients_stay_here(self, stay: bool) -> AbstractContextManager:
         """Until the last accumulation step, processes need not share their gradients.
@@ -166,6 +211,7 @@ class Learner:
         state: dict[str, Any] = {"optimizer": optimizer}
         if self._average is not None:
             state["weights"] = self._whole(self.recogniser.state_dict())
+            state["num_averaged"] = self._num_averaged
         if self.step_module.masked_norms:
             state["masked_norms"] = self._whole(self.step_module.masked_norms.state_dict())
         return state
@@ -190,9 +236,13 @@ class Learner:
         return state
 
     def _restore_weights(self, checkpoint: Checkpoint) -> None:
-        self.shipped.load_state_dict(checkpoint.weights)
+        # A checkpoint without an average holds the trained weights alone; one with it ships the average.
+        state = checkpoint.train_state
+        self.recogniser.load_state_dict(state.get("weights", checkpoint.weights))
         if self._average is not None:
-            self.recogniser.load_state_dict(checkpoint.train_state["weights"])
+            self._average.module.load_state_dict(checkpoint.weights)
+            # Before there was a warm-up every step had the whole decay.
+            self._num_averaged = state.get("num_averaged", checkpoint.step if "weights" in state else 0)
 
     def _restore_training(self, state: dict[str, Any]) -> None:
         if self.step_module.masked_norms:

@@ -20,7 +20,7 @@ def recognition_loss(logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | No
 
     Args:
         logit_BK: float32.
-        target_BK: float32, 0 or 1.
+        target_BK: float32, 0 or 1; or probabilities, for which the loss is smallest where the sigmoids equal them.
         ignore_BK: bool; True takes the pair out: it adds nothing, and the divisor stays B x K.
     """
     if ignore_BK is None:
@@ -70,9 +70,9 @@ def consistency_loss(
     masked_logit_BK: Tensor,
     ignore_BK: Tensor | None = None,
     *,
-    over_classes: Literal["mean", "sum"] = "mean",
+    over_classes: Literal["mean", "sum", "bce"] = "mean",
 ) -> Tensor:
-    """Label consistency (LaCo): squared difference of the two branches' probabilities, the mean over the images.
+    """Label consistency (LaCo): how far the two branches' probabilities lie apart, the mean over the images.
 
     The gradient flows through both branches; a caller that wants one of them still detaches its logits.
 
@@ -83,8 +83,11 @@ def consistency_loss(
         clean_logit_BK: logits of the whole images, float32.
         masked_logit_BK: logits of the masked images, float32.
         ignore_BK: bool; as in `recognition_loss`.
-        over_classes: the mean as published, or the sum as printed.
+        over_classes: the squared differences' mean, as published, or sum, as printed; bce: the mean of
+            ``−p · log q − (1 − p) · log(1 − q)``, with p of the whole and q of the masked image.
     """
+    if over_classes == "bce":
+        return recognition_loss(masked_logit_BK, torch.sigmoid(clean_logit_BK), ignore_BK)
     difference_BK = torch.sigmoid(clean_logit_BK) - torch.sigmoid(masked_logit_BK)
     if ignore_BK is not None:
         difference_BK = difference_BK.masked_fill(ignore_BK, 0.0)

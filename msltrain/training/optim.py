@@ -88,7 +88,7 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float
 
     One-cycle is PyTorch's ``OneCycleLR`` with the warm-up as its rising part and without its cycle of momentum.
     """
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    warmup_steps = num_warmup_steps(config, steps_per_epoch)
     if config.schedule == "one_cycle":
         return _one_cycle(config.lr, step, warmup_steps, config.num_epochs * steps_per_epoch)
     if step < warmup_steps:
@@ -98,6 +98,11 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float
     total_steps = config.num_epochs * steps_per_epoch
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def num_warmup_steps(config: OptimConfig, steps_per_epoch: int) -> int:
+    """Steps of the warm-up: what is asked for, but a third of the run at most."""
+    return round(min(config.warmup_epochs, config.num_epochs / 3) * steps_per_epoch)
 
 
 def _one_cycle(peak: float, step: int, warmup_steps: int, total_steps: int) -> float:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from msltrain.config import TrainConfig
-from msltrain.runs.checkpoint import Checkpoint, copy_checkpoint, load_checkpoint
+from msldata.errors import UserError
+from msltrain.config import OptimConfig, TrainConfig
+from msltrain.runs.checkpoint import CHECKPOINTS, LAST, Checkpoint, copy_checkpoint, load_checkpoint
 from msltrain.runs.folder import RunFolder
+from msltrain.stream.loader import Loader
 from msltrain.training.data import TrainData
+from msltrain.training.optim import learning_rate
 
 Resume = bool | Literal["auto"]
 """Continue: False: never, True: what is there, auto: what is there if anything is."""
@@ -38,7 +41,78 @@ def open_run(folder: RunFolder, config: TrainConfig, data: TrainData, resume: Re
         checkpoint = load_checkpoint(folder.last)
     except FileNotFoundError:
         return Start(changes=tuple(changes))  # stopped before the first checkpoint
+    where = f"{folder.place(CHECKPOINTS, LAST)}"
+    _check_state(checkpoint.train_state, where)
+    if checkpoint.classes != data.classes:
+        known = set(checkpoint.classes) == set(data.classes)
+        what = "the same classes in another order" if known else "other classes"
+        raise UserError(
+            f"{config.data.train}: {what} than the run in {folder.location} has ({_some(checkpoint.classes)}; here "
+            f"{_some(data.classes)}), so its outputs would mean other things; start a new run in another folder, with "
+            f"--weights {folder.location} to begin with what this one learnt"
+        )
     best = checkpoint.train_state["best"]
     if best is not None and checkpoint.validation_mAP is not None and checkpoint.epoch == best["epoch"] + 1:
         copy_checkpoint(folder.last, folder.best)  # in case it was killed between saving the two
     return Start(checkpoint=checkpoint, changes=tuple(changes))
+
+
+def take_position(loader: Loader, position: dict[str, Any], changed: bool) -> None:
+    """Let ``loader`` go on where ``position`` was taken.
+
+    Args:
+        changed: whether the user has changed the run: with another batch size it goes on after as many samples, a part
+            of a batch less at most; inside an epoch of other samples a position means nothing, and it starts anew.
+
+    Raises:
+        UserError: the position does not fit, and nothing was changed.
+    """
+    try:
+        loader.load_state_dict(position)
+    except UserError:
+        if not changed:
+            raise
+        here = loader.state_dict()
+        batch_size = here["batch_size"]
+        num_samples = position["step"] * position["batch_size"]
+        try:
+            step = min(num_samples // batch_size, len(loader))
+            loader.load_state_dict({**position, "batch_size": batch_size, "step": step})
+        except UserError:
+            loader.set_epoch(position["epoch"])
+
+
+def rate_note(before: OptimConfig, now: OptimConfig, epochs: float, steps_per_epoch: int) -> str:
+    """A sentence where a changed schedule goes on with another learning rate; empty where it does not.
+
+    Args:
+        before, now: of the checkpoint, and of the run that goes on.
+        epochs: position in the run.
+    """
+    step = round(epochs * steps_per_epoch)
+    if step >= now.num_epochs * steps_per_epoch:
+        return ""
+    old, new = (learning_rate(config, step, steps_per_epoch) for config in (before, now))
+    if abs(new - old) <= 0.01 * max(new, old):
+        return ""
+    kind = {"cosine": "the cosine", "one_cycle": "the cycle"}.get(now.schedule, "the schedule")
+    return f"the learning rate goes on at {new:.3g}, where it was {old:.3g}: {kind} is another one now"
+
+
+_STATE = {"optimizer": dict, "loader": dict, "random": list}
+
+
+def _check_state(state: dict[str, Any], where: str) -> None:
+    """Raise UserError for a state of training that lacks what continuing looks for."""
+    position, best = state.get("loader"), state.get("best")
+    holds = all(isinstance(state.get(name), kind) for name, kind in _STATE.items())
+    if holds and isinstance(position, dict):
+        holds = all(type(position.get(name)) is int and position[name] >= 0 for name in ("epoch", "step", "batch_size"))
+    if holds and best is not None:
+        holds = isinstance(best, dict) and type(best.get("epoch")) is int and isinstance(best.get("mAP"), float | int)
+    if not holds:
+        raise UserError(f"{where}: its train_state.pt is not the state of a training; copy the checkpoint again")
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -8,7 +8,7 @@ B batch, C image channels, H, W height and width, K classes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from msldata.errors import UserError
 from msltrain.config import LossConfig
 from msltrain.models.branchnorm import Passage, compute_blocks_twice, tell_branches_apart
 from msltrain.models.tokens import visible_patches
+from msltrain.stream.keepmasks.fill import fill_holes
 from msltrain.training.losses import asymmetric_loss, consistency_loss, recognition_loss
 
-Branches = Literal["sequential", "fused", "concatenated"]
+Branches = Literal["sequential", "fused", "concatenated", "single"]
 
 
 class SiameseStep(nn.Module):
@@ -30,10 +31,11 @@ class SiameseStep(nn.Module):
     concatenated 2B batch while BatchNorm treats the halves as two batches: each is normalised by its own statistics,
     and the running statistics are updated twice, image half first. Both give the same numbers up to rounding (dropout
     and drop path draw other random numbers). ``"concatenated"`` is another method: BatchNorm sees one batch of 2B.
-    Without weight on the masked terms the masked branch is not run.
+    ``"single"`` is one pass over a batch that is masked in place. Without weight on the masked terms the masked branch
+    is not run.
 
     Args:
-        recogniser: images (B, 3, H, W) → logits (B, K), on the device where it will run.
+        recogniser: any module, images (B, 3, H, W) → logits (B, K), on the device where it will run.
         loss: the terms, their weights (α1, α2, α3) and the way the branches are run.
         activation_checkpointing: compute the backbone's blocks a second time in the backward pass.
 
@@ -44,9 +46,21 @@ class SiameseStep(nn.Module):
 
     Raises:
         UserError: the network cannot do what ``loss`` asks for.
+
+    Example:
+        network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 20))
+        step = msltrain.SiameseStep(network, msltrain.LossConfig())
+        losses = step(torch.rand(4, 3, 64, 64), torch.rand(4, 1, 64, 64) > 0.5, torch.zeros(4, 20))
+        losses["total"].backward()
     """
 
-    def __init__(self, recogniser: nn.Module, loss: LossConfig, *, activation_checkpointing: bool = False):
+    def __init__(
+        self,
+        recogniser: nn.Module,
+        loss: LossConfig = LossConfig(),  # noqa: B008 (frozen)
+        *,
+        activation_checkpointing: bool = False,
+    ):
         super().__init__()
         self.recogniser = recogniser
         self.loss = loss
@@ -76,38 +90,86 @@ class SiameseStep(nn.Module):
         keep_mask_B1HW: Tensor | None,
         target_BK: Tensor,
         ignore_BK: Tensor | None = None,
+        *,
+        filling_BCHW: Tensor | None = None,
+        masked_ignore_BK: Tensor | None = None,
+        masked_B: Tensor | None = None,
+        teacher_logit_BK: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Run both branches.
 
         Args:
             image_BCHW: normalised and augmented, float32.
             keep_mask_B1HW: float32, 1 = visible, 0 = hole; it multiplies the normalised image. None in the baseline.
-            target_BK: float32, 0 or 1.
+            target_BK: 0 or 1.
             ignore_BK: bool; used when ``loss.train_ignored`` is "drop", else such pairs count as negative.
+            filling_BCHW: what shows in the holes, normalised; None: 0, as published.
+            masked_ignore_BK: bool; pairs that count in no masked term, nor in a single branch where it is masked.
+            masked_B: bool; which images have a masked view. The others add 0 to the masked terms, whose divisor stays
+                B. Where none has, the network still meets a masked image, so that all processes do the same.
+            teacher_logit_BK: what the masked branch is to predict with ``loss.masked_target="teacher"``.
 
         Returns:
             float32 scalars: ``total`` (to be minimised), ``clean``; with masks ``masked`` and ``consistency`` too.
+
+        Raises:
+            UserError: there are no keep masks for masked terms, or the network does not give a logit for each target.
         """
         loss = self.loss
+        target_BK = target_BK.float()
         if loss.train_ignored == "negative":
             ignore_BK = None
+        if loss.branches == "single":
+            assert keep_mask_B1HW is not None, "a single branch with masks needs keep masks"
+            masked_BCHW = fill_holes(image_BCHW, keep_mask_B1HW, filling_BCHW)
+            if masked_B is not None:
+                masked_BCHW = torch.where(masked_B[:, None, None, None], masked_BCHW, image_BCHW)
+                masked_ignore_BK = None if masked_ignore_BK is None else masked_ignore_BK & masked_B[:, None]
+            image_BCHW, ignore_BK = masked_BCHW, _either(ignore_BK, masked_ignore_BK)
         if not loss.has_masked_branch:
             with self._passage.of("clean"):
-                clean_logit_BK = self.recogniser(image_BCHW)
+                clean_logit_BK = _checked(self.recogniser(image_BCHW), target_BK)
             clean = self._recognition(clean_logit_BK, target_BK, ignore_BK)
-            return {"total": loss.clean_weight * clean, "clean": clean}
-        assert keep_mask_B1HW is not None, "a loss with masked terms needs keep masks"
-        clean_logit_BK, masked_logit_BK = self._both(image_BCHW, keep_mask_B1HW)
+            return {"total": loss.clean_weight * loss.scale * clean, "clean": clean}
+        if keep_mask_B1HW is None:
+            raise UserError(
+                "the loss has masked terms and keep_mask_B1HW is None; give the batch's keep masks, or "
+                "LossConfig(masked_weight=0, consistency_weight=0) for the plain baseline"
+            )
+        view = _View(
+            image_BCHW, keep_mask_B1HW, filling_BCHW, target_BK, _either(ignore_BK, masked_ignore_BK), teacher_logit_BK
+        )
+        row_b, share = _masked_rows(masked_B)
+        view = view if row_b is None else view.take(row_b)
+        clean_logit_BK, masked_logit_bK = self._both(image_BCHW, view)
+        clean_logit_BK = _checked(clean_logit_BK, target_BK)
+        masked_logit_bK = _checked(masked_logit_bK, view.target_BK)
+        beside_logit_bK = clean_logit_BK if row_b is None else clean_logit_BK[row_b]
         clean = self._recognition(clean_logit_BK, target_BK, ignore_BK)
-        masked = self._recognition(masked_logit_BK, target_BK, ignore_BK)
+        masked = self._recognition(masked_logit_bK, self._masked_target(view, beside_logit_bK), view.ignore_BK)
         consistency = consistency_loss(
-            clean_logit_BK.detach() if loss.stop_gradient == "clean" else clean_logit_BK,
-            masked_logit_BK.detach() if loss.stop_gradient == "masked" else masked_logit_BK,
-            ignore_BK,
+            beside_logit_bK.detach() if loss.stop_gradient == "clean" else beside_logit_bK,
+            masked_logit_bK.detach() if loss.stop_gradient == "masked" else masked_logit_bK,
+            view.ignore_BK,
             over_classes=loss.consistency,
         )
+        if row_b is not None:
+            masked, consistency = share * masked, share * consistency
         total = loss.clean_weight * clean + loss.masked_weight * masked + loss.consistency_weight * consistency
+        if loss.normalise_weights:
+            total = loss.scale * total
         return {"total": total, "clean": clean, "masked": masked, "consistency": consistency}
+
+    def _masked_target(self, view: _View, beside_logit_BK: Tensor) -> Tensor:
+        """What the masked branch is to predict, from what the same images' whole view says."""
+        match self.loss.masked_target:
+            case "labels":
+                return view.target_BK
+            case "whole_image":
+                return torch.sigmoid(beside_logit_BK.detach())
+            case "teacher":
+                assert view.teacher_logit_BK is not None, "loss.masked_target=teacher needs the teacher's logits"
+                return torch.sigmoid(view.teacher_logit_BK)
 
     @property
     def _drops_tokens(self) -> bool:
@@ -117,14 +179,16 @@ class SiameseStep(nn.Module):
     def _fused(self) -> bool:
         return self.loss.has_masked_branch and self.branches == "fused"
 
-    def _both(self, image_BCHW: Tensor, keep_mask_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+    def _both(self, image_BCHW: Tensor, view: _View) -> tuple[Tensor, Tensor]:
         """Logits of the images and of the masked images."""
-        masked_image_BCHW = image_BCHW * keep_mask_B1HW
-        if self.branches == "sequential":
+        masked_image_BCHW = fill_holes(view.image_BCHW, view.keep_mask_B1HW, view.filling_BCHW)
+        num_images, num_masked = len(image_BCHW), len(masked_image_BCHW)
+        # BatchNorm cuts a fused batch in half.
+        if self.branches == "sequential" or (self.branches == "fused" and num_masked < num_images):
             only: tuple[Tensor, ...] = ()
             if self._drops_tokens:
                 grid: tuple[int, int] = self.recogniser.patch_grid  # type: ignore[assignment]
-                patch_BP = visible_patches(keep_mask_B1HW, grid, self.loss.drop_hidden_tokens)
+                patch_BP = visible_patches(view.keep_mask_B1HW, grid, self.loss.drop_hidden_tokens)
                 only = () if patch_BP is None else (patch_BP,)
             with self._passage.of("clean"):
                 clean_logit_BK = self.recogniser(image_BCHW)
@@ -133,7 +197,8 @@ class SiameseStep(nn.Module):
             return clean_logit_BK, masked_logit_BK
         # A mixture is one plain batch to every BatchNorm.
         with self._passage.of("joined" if self.branches == "fused" else "clean"):
-            clean_logit_BK, masked_logit_BK = self.recogniser(torch.cat((image_BCHW, masked_image_BCHW))).chunk(2)
+            joined_logit_BK = self.recogniser(torch.cat((image_BCHW, masked_image_BCHW)))
+        clean_logit_BK, masked_logit_BK = joined_logit_BK.split((num_images, num_masked))
         return clean_logit_BK, masked_logit_BK
 
     def _recognition(self, logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None) -> Tensor:
@@ -147,6 +212,48 @@ class SiameseStep(nn.Module):
             gamma_negative=self.loss.asl_gamma_negative,
             margin=self.loss.asl_margin,
         )
+
+
+def _checked(logit_BK: Tensor, target_BK: Tensor) -> Tensor:
+    """Logits as float32, whatever the network computes in. Raises UserError unless there is one for each target."""
+    if not isinstance(logit_BK, Tensor):
+        raise UserError(f"the network gives a {type(logit_BK).__name__}; wrap it so that it returns its logits (B, K)")
+    if logit_BK.shape != target_BK.shape:
+        raise UserError(
+            f"the network gives {tuple(logit_BK.shape)} and the targets are {tuple(target_BK.shape)}; it must return "
+            "one logit for each image and class, (B, K)"
+        )
+    return logit_BK.float()
+
+
+class _View(NamedTuple):
+    """The images that are masked, and what goes with them."""
+
+    image_BCHW: Tensor
+    keep_mask_B1HW: Tensor
+    filling_BCHW: Tensor | None
+    target_BK: Tensor
+    ignore_BK: Tensor | None
+    teacher_logit_BK: Tensor | None
+
+    def take(self, row_b: Tensor) -> _View:
+        return _View(*(None if tensor is None else tensor[row_b] for tensor in self))  # type: ignore[arg-type]
+
+
+def _masked_rows(masked_B: Tensor | None) -> tuple[Tensor | None, float]:
+    """The rows that are masked, None for all, and what turns a mean over them into one over the batch."""
+    if masked_B is None:
+        return None, 1.0
+    row_b = masked_B.nonzero().flatten()
+    if not len(row_b):
+        return torch.zeros(1, dtype=torch.int64, device=masked_B.device), 0.0
+    return row_b, len(row_b) / len(masked_B)
+
+
+def _either(first_BK: Tensor | None, second_BK: Tensor | None) -> Tensor | None:
+    if first_BK is None or second_BK is None:
+        return second_BK if first_BK is None else first_BK
+    return first_BK | second_BK
 
 
 def _decide(loss: LossConfig, recogniser: nn.Module) -> Branches:

@@ -21,15 +21,21 @@ from msltrain.stream.errors import TooManySkipped
 from msltrain.training.data import TrainData
 from msltrain.training.events import EpochEvent, Event, OnEvent, StartEvent, StepEvent
 from msltrain.training.learner import Learner
-from msltrain.training.optim import for_batch_size, learning_rate
-from msltrain.training.resume import Resume, Start, open_run
+from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
+from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
 from msltrain.training.step_log import Interval
-from msltrain.training.validation import validation_mean_ap
+from msltrain.training.validation import small_data_notes, validation_mean_ap
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A finished run."""
+    """A finished run.
+
+    Example:
+        config = msltrain.recipe("demo", settings=["optim.num_epochs=1", "stream.batch_size=8"])
+        result: msltrain.TrainResult = msltrain.train(config, "runs/another")
+        predictor = msltrain.load(result.best)
+    """
 
     run_dir: str | Path
     """A URL for a run in object storage, as are the checkpoints then."""
@@ -142,10 +148,13 @@ class Trainer:
         if checkpoint is not None:
             self.step = checkpoint.step
             self.best = checkpoint.train_state["best"]
-            self._take_position(checkpoint.train_state["loader"])
+            take_position(data.training, checkpoint.train_state["loader"], bool(self._changes))
+        # A run that goes on with other batches has taken other numbers of steps than its place in the schedule says.
+        self._steps_before = self.step - self._scheduled
+        self._first_epoch = data.training.epoch  # at whose end the run may have been stopped
         self._start_loader()  # it has the first batches ready when the network is built
         try:
-            self.learner = Learner(config, len(data.classes), ranks, checkpoint)
+            self.learner = Learner(config, len(data.classes), ranks, checkpoint, data.classes)
         except (RuntimeError, ValueError, KeyError) as error:
             if not self._changes:
                 raise
@@ -153,7 +162,13 @@ class Trainer:
                 f"{folder.location}: its state does not fit what was changed ({'; '.join(self._changes)}): "
                 f"{str(error).splitlines()[0]}; start a new run in another folder"
             ) from error
-        self._optim, self._rate_note = for_batch_size(config.optim, config.stream.batch_size)
+        self._optim, note = for_batch_size(config.optim, config.stream.batch_size)
+        self._notes = [note] if note else []
+        if checkpoint is not None:
+            self._notes += [f"continued with a change: {change}" for change in self._changes]
+            then, _ = for_batch_size(checkpoint.config.optim, checkpoint.config.stream.batch_size)
+            epochs = self._scheduled / len(data.training)
+            self._notes += filter(None, [rate_note(then, self._optim, epochs, len(data.training))])
         self._num_skipped = 0
         self._interval = Interval()
         # Only now: a mistake in the config should leave no folder behind that then counts as used.
@@ -161,14 +176,19 @@ class Trainer:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.config.optim.num_epochs * len(self.data.training)
+        """Steps of the whole run, with those that were taken in batches of another size."""
+        return self._steps_before + self.config.optim.num_epochs * len(self.data.training)
+
+    @property
+    def _scheduled(self) -> int:
+        """Steps to here, had all been of this run's batches: the place in the schedule."""
+        return self.data.training.epoch * len(self.data.training) + self.data.training.step
 
     def run(self) -> None:
         """Train to the end."""
         self._tell(self._start_event())
         num_epochs = self.config.optim.num_epochs
-        for epoch in range(self.data.training.epoch, num_epochs):
+        for epoch in range(self._first_epoch, num_epochs):
             began = time.perf_counter()
             self.learner.step_module.train()
             try:
@@ -197,18 +217,8 @@ class Trainer:
         self.ranks.first_does(self.folder.publish)
 
     def _start_loader(self) -> None:
-        if self.data.training.epoch < self.config.optim.num_epochs:
+        if self.data.training.next_epoch < self.config.optim.num_epochs:
             self.data.training.start()
-
-    def _take_position(self, position: dict[str, Any]) -> None:
-        try:
-            self.data.training.load_state_dict(position)
-        except UserError:
-            if not self._changes:
-                raise
-            # A position inside an epoch means nothing among other samples or batches.
-            self.data.training.set_epoch(position["epoch"])
-            self.step = position["epoch"] * len(self.data.training)
 
     def _write_down(self) -> None:
         """Note in the run folder that the run starts, or goes on, here."""
@@ -222,17 +232,18 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> None:
         """Take the rest of an epoch's steps. Raises Interrupted once the state is saved."""
         loader, config = self.data.training, self.config
-        loader.set_epoch(epoch)
+        if loader.next_epoch > epoch:  # stopped between its last step and its end
+            return
         self._interval = Interval()
         waited = loader.stats.seconds_waited
         for batch in loader:
             self._interval.waited += loader.stats.seconds_waited - waited
             waited = loader.stats.seconds_waited
-            keep_mask_B1HW = self.data.keep_mask(batch, epoch)
-            rate = learning_rate(self._optim, self.step, len(loader))
-            losses = self.learner.take_step(batch, keep_mask_B1HW, rate)
+            view = self.data.masked_view(batch, epoch)
+            rate = learning_rate(self._optim, self.step - self._steps_before, len(loader))
+            losses = self.learner.take_step(batch, view, rate)
             self._interval.add(rate, losses, batch.keys)
-            del batch, keep_mask_B1HW  # or the next ones would need room beside them
+            del batch, view  # or the next ones would need room beside them
             self.step += 1
             due = config.run.save_every > 0 and self.step % config.run.save_every == 0
             stopping = self._report(epoch) if due or self.step % config.run.log_every == 0 else False
@@ -313,7 +324,9 @@ class Trainer:
             return None, False
         self.ranks.share_buffers(self.learner.shipped)
         mean_ap = validation_mean_ap(self.learner.shipped, self.data.validation, self.ranks, amp=self.config.run.amp)
-        is_best = self.best is None or mean_ap > self.best["mAP"]
+        # Of equal ones the later has seen more; and one of the warm-up has seen nothing yet.
+        warm = self._scheduled >= num_warmup_steps(self._optim, len(self.data.training))
+        is_best = warm and (self.best is None or mean_ap >= self.best["mAP"])
         if is_best:
             self.best = {"epoch": epoch, "mAP": mean_ap}
         return mean_ap, is_best
@@ -336,7 +349,7 @@ class Trainer:
                 config=self.config,
                 classes=self.data.classes,
                 step=self.step,
-                epoch=self.step // len(self.data.training),
+                epoch=self._scheduled // len(self.data.training),
                 validation_mAP=mean_ap,
                 weights=weights,
                 train_state={
@@ -353,12 +366,20 @@ class Trainer:
 
     def _start_event(self) -> StartEvent:
         notes = [*self.learner.notes]
-        if self._rate_note:
-            notes.append(self._rate_note)
+        notes += self._notes
+        notes += small_data_notes(self.config, self.data.training, self.data.validation)
+        decay = self.config.optim.ema_decay
+        if decay is not None and 1 / (1 - decay) > self.num_steps:
+            notes.append(
+                f"optim.ema_decay={decay:g} looks back over {1 / (1 - decay):,.0f} steps and the run has "
+                f"{self.num_steps:,}: the average holds what its warm-up leaves of the first weights; "
+                f"{max(0.5, 1 - 10 / self.num_steps):.2g} would fit"
+            )
         kind = self.config.keep_mask.kind
-        if self.data.keep_masks is None and self.config.data.keep_masks:
+        masked = self.config.loss.needs_keep_masks
+        if not masked and self.config.data.keep_masks:
             notes.append("data.keep_masks is not used: the loss gives the masked branch no weight")
-        elif self.data.keep_masks is not None and kind != "stored":
+        elif masked and kind != "stored":
             unused = "; data.keep_masks is not used" if self.config.data.keep_masks else ""
             notes.append(f"keep masks are of the kind '{kind}'{unused}")
         if self.config.run.sync_batchnorm and self.ranks.world_size == 1:

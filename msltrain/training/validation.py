@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.measures.metrics import mean_average_precision
 from msltrain.stream.loader import Loader
+from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.samples.shardset import ShardSet
 
 
 def validation_mean_ap(recogniser: nn.Module, loader: Loader, ranks: Ranks, *, amp: bool) -> float:
@@ -54,3 +57,43 @@ def validation_mean_ap(recogniser: nn.Module, loader: Loader, ranks: Ranks, *, a
         return mean_average_precision(logit_NK[order_N], target_NK[order_N], ignore_NK[order_N])
 
     return ranks.first_does(measure)
+
+
+FEW_STEPS = 20
+"""An epoch of fewer is too short to be a unit of time: schedules count in epochs."""
+FEW_POSITIVES = 5
+"""With fewer of a class its average precision hangs on single images."""
+MANY_DROPPED = 0.05
+
+
+def small_data_notes(config: TrainConfig, training: Loader, validation: Loader | None) -> list[str]:
+    """What to know of a run on few samples, in sentences; empty for a large one."""
+    notes = []
+    num_samples, batch_size = training.shards.num_samples, config.stream.batch_size
+    if len(training) < FEW_STEPS:
+        notes.append(
+            f"an epoch has {len(training)} steps and the run {config.optim.num_epochs * len(training):,}: few to learn "
+            "from; a smaller stream.batch_size or more optim.num_epochs gives more"
+        )
+    num_dropped = num_samples - len(training) * batch_size
+    if num_dropped > MANY_DROPPED * num_samples:
+        notes.append(
+            f"every epoch leaves {num_dropped} of {num_samples} samples out, other ones each time, that fill no batch "
+            f"of {batch_size}; a smaller stream.batch_size leaves fewer out"
+        )
+    if validation is not None and (few := few_positives(validation.shards)):
+        names = ", ".join(few[:4]) + (" …" if len(few) > 4 else "")
+        notes.append(
+            f"validation shows {len(few)} of {len(validation.shards.classes)} classes fewer than {FEW_POSITIVES} times "
+            f"({names}), so which checkpoint is best hangs on single images; a larger data.validation_fraction shows "
+            "more"
+        )
+    return notes
+
+
+def few_positives(shards: ShardSet) -> list[str]:
+    """The classes with fewer than ``FEW_POSITIVES`` positive samples."""
+    plan = EpochPlan(shards.counts, seed=0, epoch=0, shuffle=False)
+    _, rows = shards.rows(*plan.items(0, shards.num_samples))
+    count_K = rows.target_NK.sum(axis=0, dtype=np.int64)
+    return [name for name, count in zip(shards.classes, count_K) if count < FEW_POSITIVES]

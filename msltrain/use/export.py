@@ -5,6 +5,7 @@ B batch, S image size, K classes.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import warnings
@@ -23,14 +24,14 @@ from msldata.storage import LocalStorage
 from msltrain.config import to_json
 from msltrain.models.build import Recogniser
 from msltrain.runs.checkpoint import LoadedRecogniser
-from msltrain.runs.other_checkpoints import Foreign, load_any, rebuild_any
+from msltrain.runs.other_checkpoints import EXPORT_CONFIG, EXPORT_WEIGHTS, Foreign, load_any, rebuild_any
 from msltrain.use.model_card import model_card
-from msltrain.use.predict import find_images, read_square
+from msltrain.use.predict import find_images, read_square, thresholds_of
 
 Format = Literal["safetensors", "torch-export", "onnx"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-FILES: dict[Format, str] = {"safetensors": "model.safetensors", "torch-export": "model.pt2", "onnx": "model.onnx"}
-CONFIG_NAME, CARD_NAME = "config.json", "README.md"
+FILES: dict[Format, str] = {"safetensors": EXPORT_WEIGHTS, "torch-export": "model.pt2", "onnx": "model.onnx"}
+CONFIG_NAME, CARD_NAME = EXPORT_CONFIG, "README.md"
 TOLERANCE = 1e-4
 """Largest difference between a logit and the original's, over the larger of 1 and the largest logit."""
 _MAX_IMAGES = 8
@@ -126,6 +127,7 @@ def export_model(
     served = ServedModel(loaded, from_pixels=from_pixels).eval()
     folder = LocalStorage(out)
     done = []
+    sha256 = ""
     for format_ in formats:
         input_BCHW = pixel_BCHW
         if not (from_pixels and format_ != "safetensors"):
@@ -140,11 +142,15 @@ def export_model(
             num_images=len(pixel_BCHW),
         )
         folder.put(FILES[format_], data)
+        if format_ == "safetensors":
+            sha256 = hashlib.sha256(data).hexdigest()
         done.append(exported)
         on_done(exported)
-    folder.put(CONFIG_NAME, (json.dumps(_network(loaded), indent=2, ensure_ascii=False) + "\n").encode())
+    content = _network(loaded) | {"model_sha256": sha256}
+    folder.put(CONFIG_NAME, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     files = {FILES[one.format]: one.max_difference for one in done}
-    folder.put(CARD_NAME, model_card(loaded, files, from_pixels=from_pixels).encode())
+    card = model_card(loaded, files, from_pixels=from_pixels, threshold_origin=content["threshold_origin"])
+    folder.put(CARD_NAME, card.encode())
     return done
 
 
@@ -195,6 +201,7 @@ def _onnx(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> 
     for name, value in (
         ("classes", json.dumps(loaded.classes, ensure_ascii=False)),
         ("preprocessing", json.dumps(preprocessing(loaded, from_pixels=served.from_pixels))),
+        *((name, json.dumps(value, ensure_ascii=False)) for name, value in _thresholds(loaded).items()),
     ):
         entry = model.metadata_props.add()
         entry.key, entry.value = name, value
@@ -212,13 +219,18 @@ _WRITERS: dict[Format, Callable[[LoadedRecogniser, ServedModel, Tensor], tuple[b
 
 def _network(loaded: LoadedRecogniser) -> dict[str, Any]:
     """What ``config.json`` says: enough to build the network that the weights belong to."""
-    content: dict[str, Any] = {"classes": loaded.classes, "weights_sha256": loaded.sha256}
+    content: dict[str, Any] = {"classes": loaded.classes, "weights_sha256": loaded.sha256, **_thresholds(loaded)}
     if isinstance(loaded.recogniser, Recogniser):
         return content | {"config": json.loads(to_json(loaded.config))}
     return content | {
         "timm_model": loaded.config.model.backbone,
         "preprocessing": preprocessing(loaded, from_pixels=False),
     }
+
+
+def _thresholds(loaded: LoadedRecogniser) -> dict[str, Any]:
+    threshold_K, origin = thresholds_of(loaded)
+    return {"thresholds": dict(zip(loaded.classes, map(float, threshold_K))), "threshold_origin": origin}
 
 
 def preprocessing(loaded: LoadedRecogniser, *, from_pixels: bool) -> dict[str, Any]:

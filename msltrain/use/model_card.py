@@ -18,13 +18,16 @@ _WAYS = {
 }
 
 
-def model_card(loaded: LoadedRecogniser, files: Mapping[str, float], *, from_pixels: bool) -> str:
+def model_card(
+    loaded: LoadedRecogniser, files: Mapping[str, float], *, from_pixels: bool, threshold_origin: str = ""
+) -> str:
     """Markdown.
 
     Args:
         loaded: the model; the predictions files of its run folder, where they are of these weights, give the results.
         files: exported file → its largest difference to the original's logits.
         from_pixels: whether the graphs take pixels.
+        threshold_origin: where the thresholds in ``config.json`` come from.
     """
     model, stream = loaded.config.model, loaded.config.stream
     side = stream.image_size
@@ -50,6 +53,7 @@ def model_card(loaded: LoadedRecogniser, files: Mapping[str, float], *, from_pix
         f"`(pixel / 255 - mean) / std` with mean {_numbers(stream.mean)} and std {_numbers(stream.std)}.",
         "",
         "Output `logit`: (batch, classes). `1 / (1 + exp(-logit))` is the score; 0.5 is the published threshold.",
+        *(["", f"Thresholds: {threshold_origin}. `config.json` holds one per class."] if threshold_origin else []),
         "",
         "## Classes",
         "",
@@ -72,7 +76,10 @@ def _made_how(loaded: LoadedRecogniser) -> str:
     model = loaded.config.model
     if not isinstance(loaded.recogniser, Recogniser):
         return f"The timm network `{model.backbone}` with its own classifier; how it was trained is not known here."
-    method = "Masked Supervised Learning" if loaded.config.loss.has_masked_branch else "plain supervised learning"
+    loss = loaded.config.loss
+    method = "Masked Supervised Learning" if loss.has_masked_branch else "plain supervised learning"
+    if loss.branches == "single":
+        method += " on images that are partly masked"
     head = f"CSRA, {model.num_heads} head{'s' * (model.num_heads > 1)}, λ = {model.attention_weight:g}"
     head = head if model.head == "csra" else f"linear after {model.head} pooling"
     return f"Trained with {method}; backbone `{model.backbone}`, head {head}."

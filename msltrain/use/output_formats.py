@@ -8,11 +8,22 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from msldata.console import visible
 from msldata.errors import UserError
 from msltrain.use.predict import ImagePrediction
 
 FORMATS = ("table", "json", "csv", "parquet")
-COLUMNS = ("file", "class", "score", "predicted", "masked_score", "masked_predicted", "error")
+COLUMNS = (
+    "file",
+    "class",
+    "score",
+    "predicted",
+    "masked_score",
+    "masked_predicted",
+    "error",
+    "threshold",
+    "threshold_origin",
+)
 _SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "table"}
 _MAX_NAMED = 20
 
@@ -41,13 +52,13 @@ def encode(found: Sequence[ImagePrediction], kind: str) -> bytes:
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(COLUMNS)
-            for file, name, score, predicted, masked_score, masked_predicted, error in _rows(found):
+            for file, name, score, predicted, masked_score, masked_predicted, error, threshold, origin in _rows(found):
                 flags = (_flag(predicted), _digits(masked_score), _flag(masked_predicted))
-                writer.writerow((file, name, _digits(score), *flags, error))
+                writer.writerow((file, name, _digits(score), *flags, error, _digits(threshold), origin))
             return text.getvalue().encode()
         case "parquet":
             return _parquet(found)
-    return "".join(f"{image.file}  {_line(image)}\n" for image in found).encode()
+    return "".join(f"{visible(image.file)}  {visible(_line(image))}\n" for image in found).encode()
 
 
 def describe(found: Sequence[ImagePrediction]) -> str:
@@ -79,6 +90,8 @@ def _as_json(image: ImagePrediction) -> dict[str, object]:
     if image.error:
         return {"file": image.file, "error": image.error}
     content: dict[str, object] = {"file": image.file, "scores": dict(image.scores), "predicted": image.predicted}
+    content["thresholds"] = {name: threshold for (name, _), threshold in zip(image.scores, image.thresholds)}
+    content["threshold_origin"] = image.threshold_origin
     if image.masked_scores:
         content |= {"masked_scores": dict(image.masked_scores), "masked_predicted": image.masked_predicted}
     return content | ({"overlay": image.overlay} if image.overlay else {})
@@ -88,11 +101,12 @@ def _rows(found: Sequence[ImagePrediction]) -> Iterator[tuple]:
     """Values by ``COLUMNS``; an image that could not be read has one row without a class."""
     for image in found:
         if image.error:
-            yield (image.file, None, None, None, None, None, image.error)
+            yield (image.file, None, None, None, None, None, image.error, None, None)
         masked = dict(image.masked_scores)
-        for name, score in image.scores:
+        for (name, score), threshold in zip(image.scores, image.thresholds, strict=True):
             masked_predicted = name in image.masked_predicted if masked else None
-            yield (image.file, name, score, name in image.predicted, masked.get(name), masked_predicted, None)
+            said = (image.file, name, score, name in image.predicted, masked.get(name), masked_predicted, None)
+            yield (*said, threshold, image.threshold_origin)
 
 
 def _flag(value: bool | None) -> str:
@@ -107,7 +121,17 @@ def _parquet(found: Sequence[ImagePrediction]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = (pa.string(), pa.string(), pa.float32(), pa.bool_(), pa.float32(), pa.bool_(), pa.string())
+    kinds = [
+        pa.string(),
+        pa.string(),
+        pa.float32(),
+        pa.bool_(),
+        pa.float32(),
+        pa.bool_(),
+        pa.string(),
+        pa.float32(),
+        pa.string(),
+    ]
     columns = list(zip(*_rows(found))) or [()] * len(COLUMNS)
     arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
     buffer = io.BytesIO()

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from msldata.contract.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
 from msldata.errors import BadInputError, UserError
-from msltrain.hosts.distributed import process_group
+from msltrain.hosts.distributed import choose_device, process_group
 from msltrain.measures.predictions import read_predictions
-from msltrain.measures.thresholds import tune_thresholds
+from msltrain.measures.thresholds import threshold_origin, tune_thresholds
 from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.stream.pixels.batch import HostBatch
 from msltrain.stream.pixels.device import ToDevice
 from msltrain.use.class_activation import logits_and_place_logits
 from msltrain.use.overlay import OverlayFolder, Panel, Row, draw_sheet, thumbnail
-from msltrain.use.read_images import Picture, find_images, read_pixels, read_square, squash
+from msltrain.use.read_images import Given, Picture, find_images, given_pictures, read_pixels, read_square, squash
 
 __all__ = ["ImagePrediction", "Predictor", "find_images", "predict_images", "read_keep_mask", "read_square"]
 
@@ -46,6 +46,10 @@ class ImagePrediction:
     masked_scores: tuple[tuple[str, float], ...] = ()
     """The same classes in the same order, behind the keep mask; empty without one."""
     masked_predicted: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    """Scores from which on the classes of ``scores`` count as predicted, in the same order."""
+    threshold_origin: str = ""
+    """Where they come from, in words."""
     overlay: str = ""
     """The picture that was drawn, where that was asked for."""
     error: str = ""
@@ -67,7 +71,7 @@ class Predictor:
 
     Args:
         checkpoint, foreign, classes: as for ``load_any``; classes are needed with a weights file alone.
-        device: where it computes.
+        device: where it computes; ``auto``: a GPU when there is one.
         threshold: from which score on a class counts as predicted; None: the thresholds tuned on what training held
             out, where ``msl evaluate --held-out`` left predictions of these weights in the run folder, else 0.5.
 
@@ -81,12 +85,17 @@ class Predictor:
     Raises:
         FileNotFoundError: no checkpoint there.
         UserError: it is damaged, it is not clear how to read it, or the threshold makes no sense.
+
+    Example:
+        predictor = msltrain.Predictor("runs/msl", "cpu", threshold=0.4)
+        [prediction] = predictor.predict(Image.open("photos/street.jpg"), top_k=3)
+        print(prediction.predicted, prediction.scores)
     """
 
     def __init__(
         self,
         checkpoint: str | Path,
-        device: torch.device,
+        device: torch.device | str = "auto",
         *,
         threshold: float | None = None,
         foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
@@ -94,6 +103,7 @@ class Predictor:
     ):
         if threshold is not None and not 0 <= threshold <= 1:
             raise UserError(f"the threshold is {threshold}; scores lie between 0 and 1")
+        device = choose_device(device) if isinstance(device, str) else device
         loaded = load_any(checkpoint, foreign, classes, device)
         self._recogniser = loaded.recogniser
         self._device = device
@@ -104,21 +114,10 @@ class Predictor:
         self._to_device = ToDevice(device, stream.image_size, stream.mean, stream.std)
         red, green, blue = (round(255 * value) for value in stream.mean)
         self.hole_colour = (red, green, blue)
-        self.threshold_K, self.threshold_origin = np.full(len(self.classes), 0.5), "0.5"
-        if threshold is not None:
-            self.threshold_K, self.threshold_origin = np.full(len(self.classes), threshold), f"{threshold:g}"
+        if threshold is None:
+            self.threshold_K, self.threshold_origin = thresholds_of(loaded)
         else:
-            self._tune(loaded)
-
-    def _tune(self, loaded: LoadedRecogniser) -> None:
-        for file in loaded.prediction_files(HELD_OUT_FILES):
-            held_out = read_predictions(file)
-            origin = held_out.origin
-            of_whole_images = not origin.keep_masks and not origin.test_time
-            if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == self.classes and of_whole_images:
-                self.threshold_K = 1 / (1 + np.exp(-tune_thresholds(held_out)))
-                self.threshold_origin = f"one per class, tuned on {file.name}"
-                return
+            self.threshold_K, self.threshold_origin = np.full(len(self.classes), threshold), f"{threshold:g}, as asked"
 
     def answer(
         self,
@@ -148,6 +147,29 @@ class Predictor:
             score_BK, place_BKHW = (logit.sigmoid().cpu().numpy() for logit in logits)
         return [Answer(score_K, place_KHW) for score_K, place_KHW in zip(score_BK, place_BKHW, strict=True)]
 
+    def predict(
+        self, images: Given | Sequence[Given], *, top_k: int | None = None, batch_size: int = 32
+    ) -> list[ImagePrediction]:
+        """What each image shows; an image is squashed to the square that the model was trained with.
+
+        Args:
+            images: one or several: paths or addresses (as for `find_images`: a folder stands for all images in it), PIL
+                images, or arrays, uint8 (H, W, 3) in RGB.
+            top_k: so many classes per image get a score; None: all.
+            batch_size: images per forward pass.
+
+        Raises:
+            FileNotFoundError: no such file or folder.
+            UserError: an array of another shape or type, or nothing was given.
+            BadInputError: a file is no image.
+        """
+        found: list[ImagePrediction] = []
+        for batch in _read_ahead(given_pictures(images), self.image_size, "fail", batch_size, with_thumbnails=False):
+            answers = self.answer([read.square_1CSS for read in batch if read.square_1CSS is not None])
+            for read, answer in zip(batch, answers, strict=True):
+                found.append(_in_words(self, read.name, [answer], top_k)[0])
+        return found
+
     def _keep_masks(self, keep_mask_SS: np.ndarray | Sequence[np.ndarray | None], num_images: int) -> Tensor:
         """float32 (B, 1, S, S) on the device, or (1, 1, S, S) where all images have the same."""
         if isinstance(keep_mask_SS, np.ndarray):
@@ -163,6 +185,23 @@ class Predictor:
         """Classes whose score reaches their threshold, highest score first."""
         order_K = np.argsort(-answer.score_K, kind="stable")
         return tuple(self.classes[k] for k in order_K if answer.score_K[k] >= self.threshold_K[k])
+
+
+def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
+    """Scores from which on a class counts as predicted, float64 (K,), and where they come from, in words.
+
+    Those that an export carries; else those tuned on what training held out, where ``msl evaluate --held-out`` left
+    predictions of these weights in the run folder; else 0.5.
+    """
+    if loaded.thresholds:
+        return np.array(loaded.thresholds), loaded.threshold_origin or "of the export"
+    for file in loaded.prediction_files(HELD_OUT_FILES):
+        held_out = read_predictions(file)
+        origin = held_out.origin
+        of_whole_images = not origin.keep_masks and not origin.test_time
+        if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == loaded.classes and of_whole_images:
+            return 1 / (1 + np.exp(-tune_thresholds(held_out))), threshold_origin(held_out, file.name)
+    return np.full(len(loaded.classes), 0.5), "0.5 for every class, the published one"
 
 
 def predict_images(
@@ -311,7 +350,13 @@ def _in_words(
     chosen = chosen[np.argsort(-answers[0].score_K[chosen], kind="stable")]
     scores = [tuple((predictor.classes[k], float(answer.score_K[k])) for k in chosen) for answer in answers]
     predicted = [predictor.predicted(answer) for answer in answers]
-    prediction = ImagePrediction(file=name, scores=scores[0], predicted=predicted[0])
+    prediction = ImagePrediction(
+        file=name,
+        scores=scores[0],
+        predicted=predicted[0],
+        thresholds=tuple(float(predictor.threshold_K[k]) for k in chosen),
+        threshold_origin=predictor.threshold_origin,
+    )
     if len(answers) == 2:
         prediction = replace(prediction, masked_scores=scores[1], masked_predicted=predicted[1])
     return prediction, chosen
@@ -342,5 +387,6 @@ def _host_batch(squares: Sequence[Tensor]) -> HostBatch:
         keys=[""] * size,
         key_hash_B=np.zeros(size, np.uint64),
         index_B=np.arange(size),
+        crop_B4=np.zeros((size, 4), np.int64),
         num_bytes=0,
     )

@@ -48,8 +48,45 @@ class Picture:
 
     name: str
     """As a person would type it: a path, a URL, or ``SHARDS#KEY``."""
-    read: Callable[[], bytes]
-    """Its encoded bytes. Raises OSError or ValueError."""
+    read: Callable[[], bytes | np.ndarray]
+    """Its encoded bytes, or its pixels, uint8 (H, W, 3). Raises OSError or ValueError."""
+
+
+Given = str | Path | Image.Image | np.ndarray
+"""An image as a caller may have it: a path or address, a PIL image, or an array, uint8 (H, W, 3) RGB or (H, W) grey."""
+
+
+def given_pictures(images: Given | Sequence[Given]) -> list[Picture]:
+    """The pictures that were given, one or several, in their order; of paths as `find_images`.
+
+    Raises:
+        FileNotFoundError: a file or folder is not there.
+        UserError: an array of another shape or type, or nothing was given.
+    """
+    is_one = isinstance(images, Given) and not (isinstance(images, np.ndarray) and images.ndim == 4)
+    listed: Sequence[Given] = [images] if is_one else images  # type: ignore[list-item, assignment]
+    pictures: list[Picture] = []
+    for number, image in enumerate(listed):
+        if isinstance(image, str | Path):
+            pictures += find_images([image])
+        else:
+            pixel_HWC = _given_pixels(image, f"image {number}")
+            pictures.append(Picture(f"image {number}", functools.partial(np.asarray, pixel_HWC)))
+    if not pictures:
+        raise UserError("no images were given")
+    return pictures
+
+
+def _given_pixels(image: Image.Image | np.ndarray, name: str) -> np.ndarray:
+    if isinstance(image, Image.Image):
+        return np.array(image.convert("RGB"))
+    pixels = np.asarray(image)
+    is_grey = pixels.ndim == 2
+    if pixels.dtype != np.uint8 or not (is_grey or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
+        raise UserError(
+            f"{name}: an array of {pixels.dtype} {pixels.shape}; give uint8 (H, W, 3) in RGB, or (H, W) in grey"
+        )
+    return np.array(np.repeat(pixels[:, :, None], 3, axis=2) if is_grey else pixels)
 
 
 def find_images(inputs: Sequence[str | Path]) -> list[Picture]:
@@ -165,7 +202,8 @@ def read_pixels(picture: Picture) -> np.ndarray:
         BadInputError: it cannot be read or is not an image.
     """
     try:
-        return decode(picture.read())
+        data = picture.read()
+        return data if isinstance(data, np.ndarray) else decode(data)
     except (OSError, ValueError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error).strip().rstrip(".")
         raise BadInputError(picture.name, reason.removeprefix(f"{picture.name}: ")) from None

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from importlib import resources
 from types import FrameType
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -31,8 +30,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msldata.errors import BadInputError, UserError
+from msldata.pages.html import render
 from msltrain.use.read_images import Picture
-from msltrain.use.serve_api import describe_html, openapi
+from msltrain.use.serve_api import openapi
 from msltrain.use.studio import NotKnown, Studio
 
 MAX_BODY = 25 * 2**20
@@ -180,13 +180,14 @@ def make_app(studio: Studio, names: tuple[str, ...] = ()) -> Starlette:
         names: what the server may be called; a page of another site could otherwise reach it under a name of its own,
             through the browser of the person who runs it. None: anything.
     """
-    page = resources.files("msltrain.use").joinpath("serve_page.html").read_text("utf-8")
 
     def show_page(request: Request) -> Response:
-        return HTMLResponse(page.replace("{{nonce}}", request.state.nonce))
+        title = "What does it see?"
+        return HTMLResponse(render("msltrain.use/serve_page.html", title=title, nonce=request.state.nonce))
 
     def show_api(request: Request) -> Response:
-        return HTMLResponse(describe_html(request.state.nonce))
+        described = {"paths": openapi()["paths"], "title": "The interface of msl serve", "nonce": request.state.nonce}
+        return HTMLResponse(render("msltrain.use/serve_api.html", **described))
 
     def show_openapi(request: Request) -> Response:
         return JSONResponse(openapi())

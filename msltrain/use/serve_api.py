@@ -1,8 +1,7 @@
-"""What ``msl serve`` answers, as an OpenAPI description and as the page at ``/api``."""
+"""What ``msl serve`` answers, as an OpenAPI description; ``serve_api.html`` shows it as a page."""
 
 from __future__ import annotations
 
-import html
 import importlib.metadata
 from typing import Any
 
@@ -96,21 +95,3 @@ def openapi() -> dict[str, Any]:
             "/api/examples/{number}.jpg": {"get": _operation("An example, small.", _IMAGE, "", "number")},
         },
     }
-
-
-def describe_html(nonce: str) -> str:
-    """The page at ``/api``."""
-    rows = [
-        f"<tr><td><code>{verb.upper()} {html.escape(path)}</code></td><td>{html.escape(operation['summary'])}</td>"
-        f"<td>{html.escape(operation.get('requestBody', {}).get('description', ''))}</td></tr>"
-        for path, verbs in openapi()["paths"].items()
-        for verb, operation in verbs.items()
-    ]
-    style = "body{font:16px/1.5 system-ui;margin:2rem;max-width:60rem;color-scheme:light dark}td{padding:.3rem 1rem}"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>msl serve: interface</title>'
-        f'<style nonce="{nonce}">{style}</style><h1>Interface</h1>'
-        f"<table><tr><th>request</th><th>answer</th><th>body</th></tr>{''.join(rows)}</table>"
-        '<p>The same for programs: <a href="/api/openapi.json">OpenAPI 3.1</a>. A refusal is '
-        '<code>{"error": why}</code> with a status of 4xx.</p>'
-    )

@@ -13,7 +13,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +58,14 @@ class Studio:
         self.examples = [examples[int(n * step)] for n in range(min(len(examples), MAX_EXAMPLES))]
         self._photos: OrderedDict[str, _Photo] = OrderedDict()
         self._lock = threading.Lock()
-        # One photograph is decoded at a time: a small file may hold a hundred million pixels.
-        self._decoding = threading.Lock()
+        # One photograph at a time, for a small file may hold a hundred million pixels; and always in the same thread,
+        # for each that decodes and resizes keeps memory of its own.
+        self._decoder = ThreadPoolExecutor(1)
         self._answers = _Batches(lambda squares, masks: predictor.answer(squares, masks, with_places=True))
 
     def close(self) -> None:
-        """Answer what was asked, and end the thread that answers."""
+        """Answer what was asked, and end the threads."""
+        self._decoder.shutdown()
         self._answers.close()
 
     def model(self) -> dict[str, Any]:
@@ -81,15 +83,10 @@ class Studio:
 
     def add(self, picture: Picture) -> dict[str, Any]:
         """Take a photograph in. Raises BadInputError if it is none."""
-        with self._decoding:
-            image_HWC = read_pixels(picture)
-            shown = _jpeg(image_HWC, _SHOWN_SIDE)
-            height, width = image_HWC.shape[:2]
-            photo = _Photo(width, height, squash(image_HWC, self.predictor.image_size), shown)
-            del image_HWC
+        photo = self._decoder.submit(self._decode, picture).result()
         # What is shown and what is predicted follow from the pixels, so equal pixels may share an id.
         photo_id = hashlib.sha256(
-            f"{width}×{height}".encode() + photo.square_1CSS.numpy().tobytes() + shown
+            f"{photo.width}×{photo.height}".encode() + photo.square_1CSS.numpy().tobytes() + photo.jpeg
         ).hexdigest()[:32]
         with self._lock:
             self._photos[photo_id] = photo
@@ -97,7 +94,13 @@ class Studio:
             while len(self._photos) > _NUM_PHOTOS:
                 self._photos.popitem(last=False)
         answer = self._answers.ask(photo.square_1CSS, None)
-        return {"id": photo_id, "width": width, "height": height, **_as_json(answer)}
+        return {"id": photo_id, "width": photo.width, "height": photo.height, **_as_json(answer)}
+
+    def _decode(self, picture: Picture) -> _Photo:
+        image_HWC = read_pixels(picture)
+        height, width = image_HWC.shape[:2]
+        square_1CSS = squash(image_HWC, self.predictor.image_size)
+        return _Photo(width, height, square_1CSS, _jpeg(image_HWC, _SHOWN_SIDE))
 
     def hide(self, photo_id: str, png: bytes) -> dict[str, Any]:
         """The answer behind a keep mask. Raises NotKnown or BadInputError."""
@@ -123,8 +126,8 @@ class Studio:
 
     def example_jpeg(self, number: int) -> bytes:
         """Example picture ``number``, small. Raises NotKnown or BadInputError."""
-        with self._decoding:
-            return _jpeg(read_pixels(self.example(number)), _EXAMPLE_SIDE)
+        example = self.example(number)
+        return self._decoder.submit(lambda: _jpeg(read_pixels(example), _EXAMPLE_SIDE)).result()
 
 
 class _Batches:

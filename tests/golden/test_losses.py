@@ -112,3 +112,26 @@ def test_asymmetric_loss_of_extreme_logits_has_finite_slopes():
     loss.backward()
     assert torch.isfinite(loss) and logits.grad is not None and torch.isfinite(logits.grad).all()
     assert logits.grad[0, 3] == 0  # below the margin a negative adds nothing and moves nothing
+
+
+def test_soft_targets_cost_their_cross_entropy_and_pull_towards_themselves():
+    logits = torch.tensor([[logit(0.8), logit(0.3)]], requires_grad=True)
+    loss = recognition_loss(logits, torch.tensor([[0.6, 0.3]]))
+    loss.backward()
+    first = -(0.6 * math.log(0.8) + 0.4 * math.log(0.2))
+    second = -(0.3 * math.log(0.3) + 0.7 * math.log(0.7))
+    assert loss.item() == pytest.approx((first + second) / 2, abs=1e-6)
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == pytest.approx([(0.8 - 0.6) / 2, 0], abs=1e-6)
+
+
+def test_consistency_as_cross_entropy():
+    clean = torch.tensor([[logit(0.9), logit(0.2)]], requires_grad=True)
+    masked = torch.tensor([[logit(0.4), logit(0.3)]], requires_grad=True)
+    loss = consistency_loss(clean, masked, torch.tensor([[False, True]]), over_classes="bce")
+    loss.backward()
+    assert loss.item() == pytest.approx(-(0.9 * math.log(0.4) + 0.1 * math.log(0.6)) / 2, abs=1e-6)
+    assert clean.grad is not None and masked.grad is not None
+    assert masked.grad[0].tolist() == pytest.approx([(0.4 - 0.9) / 2, 0], abs=1e-6)
+    # d/dz of −σ(z) log q − (1 − σ(z)) log(1 − q) is σ(z)(1 − σ(z)) (log(1 − q) − log q).
+    assert clean.grad[0].tolist() == pytest.approx([0.9 * 0.1 * math.log(0.6 / 0.4) / 2, 0], abs=1e-6)

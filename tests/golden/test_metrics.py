@@ -240,11 +240,11 @@ def test_thresholds_are_where_f1_is_highest():
     validation = predictions(
         [[4, 3, 1], [3, 2, 1], [1, 2, 1], [-1, -5, 1]], [[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]]
     )
-    threshold_K = tune_thresholds(validation)
+    threshold_K = tune_thresholds(validation, 1)
     assert threshold_K.tolist() == [0.0, -5.0, 0.0]
     ignored = replace(validation, ignore_NK=np.array([[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]], bool))
     # a without its second positive: the first alone is perfect. b: {3}: 2/3, {3, 2, 2}: 4/5.
-    assert tune_thresholds(ignored).tolist() == [3.5, 2.0, 0.0]
+    assert tune_thresholds(ignored, 1).tolist() == [3.5, 2.0, 0.0]
 
 
 @settings(deadline=None, max_examples=50)
@@ -260,7 +260,7 @@ def test_no_other_threshold_has_a_higher_f1(data, num_samples):
         assert metrics.tuned is not None
         return metrics.tuned.CF1
 
-    assert f1(tune_thresholds(validation)[0]) == pytest.approx(max(f1(value) for value in np.arange(-4.5, 5)))
+    assert f1(tune_thresholds(validation, 1)[0]) == pytest.approx(max(f1(value) for value in np.arange(-4.5, 5)))
 
 
 def test_tuned_rates_stand_beside_those_at_one_half():

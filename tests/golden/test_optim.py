@@ -129,3 +129,10 @@ def test_adamw_leaves_biases_undecayed():
         parameter.ndim: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]
     }
     assert decays == {2: 0.05, 1: 0.0}
+
+
+def test_a_short_run_is_no_warm_up_alone():
+    """Two epochs of warm-up in a run of three would leave one."""
+    config = OptimConfig(lr=0.1, warmup_epochs=2, schedule="cosine", num_epochs=3)
+    assert learning_rate(config, 5, 5) == pytest.approx(0.1) and learning_rate(config, 4, 5) == pytest.approx(0.08)
+    assert learning_rate(OptimConfig(lr=0.1, warmup_epochs=2, num_epochs=6), 5, 5) == pytest.approx(0.05)

@@ -423,7 +423,6 @@ def test_bad_options_are_refused(voc, tmp_path):
 def test_a_plan_knows_its_size(voc):
     plan = plan_of(voc)
     assert (plan.num_samples, len(plan.shards)) == (10, 3)
-    assert plan.image_bytes() == sum(path.stat().st_size for path in (voc / "JPEGImages").iterdir())
     assert [record.key for record in plan.shards[2].records()] == ["000009", "000010"]
 
 

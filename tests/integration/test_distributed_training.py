@@ -57,6 +57,26 @@ def two(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+OURS = (
+    *("loss.clean_weight=1", "loss.masked_weight=1", "loss.consistency_weight=0", "loss.masked_target=teacher"),
+    *("keep_mask.share=0.5", "keep_mask.subset_weights=0.7", "keep_mask.ramp_epochs=2", "keep_mask.fill=image"),
+    *("keep_mask.ignore_below=0.3", "optim.num_epochs=2"),
+)
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_other_targets_fills_and_shares_do_not_depend_on_the_number_of_processes(
+    config: TrainConfig, tmp_path: Path, num_processes: int
+):
+    """With shares of a batch of 8, some processes have no masked image in some steps."""
+    write_images(tmp_path / "objects", [24, 24], with_objects=True)
+    config = override(config, [f"data.train={tmp_path / 'objects'}", *OURS])
+    train(config, run_dir=tmp_path / "alone")
+    finish(start({"run": config}, tmp_path, num_processes))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
+    assert validation(tmp_path / "run") == pytest.approx(validation(tmp_path / "alone"), abs=1e-6)
+
+
 def both_branches(config: TrainConfig) -> dict[str, TrainConfig]:
     return {branches: override(config, [f"loss.branches={branches}"]) for branches in ("sequential", "fused")}
 

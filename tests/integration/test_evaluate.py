@@ -18,10 +18,11 @@ import torch
 
 from msldata.errors import UserError
 from msltrain.config import ModelConfig, TrainConfig
-from msltrain.evaluation.evaluate import evaluate, evaluate_predictions
+from msltrain.evaluation.evaluate import evaluate
 from msltrain.evaluation.sweep import AllSamples, RankPart, in_full_batch
 from msltrain.evaluation.views import AveragedViews
-from msltrain.measures.predictions import Origin
+from msltrain.measures.metrics import compute_metrics
+from msltrain.measures.predictions import Origin, read_predictions
 from msltrain.measures.strata import compute_strata
 from msltrain.models.build import build_model
 from msltrain.recipes import RECIPES
@@ -92,7 +93,7 @@ def test_every_sample_once_in_stored_order_with_its_truth(place, tmp_path):
     assert (origin.dataset, origin.split, origin.image_size) == ("small", "train", IMAGE_SIZE)
     assert origin.dataset_fingerprint == open_shard_set(place / "shards").manifest.fingerprint
     assert len(origin.checkpoint_sha256) == 64
-    assert evaluate_predictions(tmp_path / "p.parquet")[1] == metrics
+    assert compute_metrics(read_predictions(tmp_path / "p.parquet")) == metrics
 
 
 def test_logits_do_not_depend_on_the_batch_size_beyond_rounding(place):

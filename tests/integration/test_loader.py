@@ -13,6 +13,7 @@ from msldata.errors import UserError
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
 from msltrain.stream.pixels.decode import resize_crop
+from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 from tests.smallshards import photo, write_images, write_keep_masks
 
@@ -187,7 +188,7 @@ def test_more_ranks_than_shards_or_last_samples(tmp_path):
 
 
 def test_hold_out_splits_by_key(shards):
-    kept, held_out = shards.hold_out(0.25, seed=1)
+    kept, held_out = hold_out(shards, 0.25)
     assert kept.num_samples + held_out.num_samples == 203 and 30 < held_out.num_samples < 72
     seen = {}
     for name, part in (("kept", kept), ("held_out", held_out)):
@@ -197,10 +198,13 @@ def test_hold_out_splits_by_key(shards):
         assert len(seen[name]) == part.num_samples
         assert all(key == f"s{index:06d}" for key, index in seen[name].items()), "index is the place in the whole set"
     assert not seen["kept"].keys() & seen["held_out"].keys()
-    again = [part.num_samples for part in shards.hold_out(0.25, seed=1)]
+    again = [part.num_samples for part in hold_out(shards, 0.25)]
     assert again == [kept.num_samples, held_out.num_samples]
-    with pytest.raises(UserError, match="leaves 203 to train on and 0 to validate"):
-        shards.hold_out(1e-9, seed=0)
+    # A part of a part is a part of the whole.
+    for part in hold_out(held_out, 0.5, seed=7):
+        with make(part, config(batch_size=4), training=False) as loader:
+            inner = {key: index for batch in loader for key, index in zip(batch.keys, batch.index_B.tolist())}
+        assert len(inner) == part.num_samples and inner.items() <= seen["held_out"].items()
 
 
 def test_a_started_loader_is_ready_and_gives_the_same_batches(shards):
@@ -226,6 +230,38 @@ def test_a_started_loader_is_ready_and_gives_the_same_batches(shards):
         assert [contents(batch) for batch in loader] == expected[20:]
 
 
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_a_loader_may_be_iterated_in_inference_mode(shards, where):
+    """Its buffers outlive the mode, and are filled on threads that know nothing of it."""
+    expected = all_contents(make(shards, config(resize=where), training=False))
+    with make(shards, config(resize=where), training=False) as loader:
+        with torch.inference_mode():
+            assert [contents(batch) for batch in loader] == expected
+        assert [contents(batch) for batch in loader] == expected
+
+
+def test_a_batch_moves_as_a_whole(shards):
+    with make(shards) as loader:
+        batch = next(iter(loader))
+    assert batch.to("cpu") is batch
+    moved = batch.to(torch.device("meta"), non_blocking=True)
+    assert {moved.image_BCHW.device.type, moved.target_BK.device.type, moved.ignore_BK.device.type} == {"meta"}
+    assert moved.keys == batch.keys and moved.index_B is batch.index_B and batch.image_BCHW.device.type == "cpu"
+
+
+def test_a_loader_opens_a_folder_and_takes_its_place_in_a_process_group(folder, shards, monkeypatch):
+    with Loader(str(folder), CONFIG, training=True) as loader:
+        assert (loader.rank, loader.world_size) == (0, 1)
+        assert next(iter(loader)).keys == next(iter(make(shards))).keys
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    with Loader(folder, CONFIG, training=True) as loader, make(shards, rank=1, world_size=4) as expected:
+        assert next(iter(loader)).keys == next(iter(expected)).keys
+    with Loader(folder, CONFIG, training=True, rank=0, world_size=1) as loader:
+        assert len(next(iter(loader))) == CONFIG.batch_size
+
+
 def test_position_rules(shards):
     with make(shards) as loader:
         keys = [batch.keys for _, batch in zip(range(3), loader)]
@@ -244,7 +280,7 @@ def test_a_position_of_another_run_is_refused(shards):
         with pytest.raises(UserError, match="cannot continue: the saved run had"):
             changed.load_state_dict(state)
     with pytest.raises(UserError, match="num_samples = 203"):
-        make(shards.hold_out(0.5, seed=0)[0]).load_state_dict(state)
+        make(hold_out(shards, 0.5)[0]).load_state_dict(state)
 
 
 def test_impossible_settings_are_said(shards, tmp_path):

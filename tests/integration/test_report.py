@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -25,14 +26,14 @@ from msltrain.measures.predictions import (
     write_predictions,
 )
 from msltrain.pages.svg import ticks
+from msltrain.pages.text import points
 from msltrain.report import RunReport, open_run, write_report
 from msltrain.report.examples import answer, choose, hide, read_examples
-from msltrain.report.finding import find, points
-from msltrain.report.history import by_epoch
+from msltrain.report.finding import find
 from msltrain.report.numbers import compute_numbers
+from msltrain.report.plots import by_epoch
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import MaskBank
-from msltrain.stream.order.random import key_hash
 from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
@@ -158,40 +159,66 @@ def test_numbers_on_the_page_equal_those_of_the_predictions(page, pair):
 def test_best_numbers_are_marked(page, pair):
     best = max(pair, key=lambda each: compute_metrics(each.masked["high"]).mAP)
     value = f"{100 * compute_metrics(best.masked['high']).mAP:.1f}"
-    assert f"<td class=best>{value}</td>" in page
+    assert f'<td class="best">{value}</td>' in page
 
 
 def test_finding_says_who_is_ahead(pair):
     finding = find(compute_numbers(pair))
     high = mean_ap_difference(pair[0].masked["high"], pair[1].masked["high"])
     assert high.excludes_zero
-    assert finding.headline.startswith(
+    assert finding.ranking.startswith(
         f"MSL is ahead of Base & line by {100 * high.value:.1f} points of mAP with high holes (55\u00a0% hidden)"
     )
-    assert "no difference can be shown" in finding.headline
+    assert "no difference can be shown" in finding.ranking
     assert f"Measured on {NUM_SAMPLES} test images" in finding.sentences[-1]
     assert "another seed" in finding.sentences[-1]
 
 
 def test_finding_says_when_the_method_loses(pair):
-    headline = find(compute_numbers(pair[::-1])).headline
-    assert headline.startswith("Base & line is behind MSL by ")
+    finding = find(compute_numbers(pair[::-1]))
+    assert finding.ranking.startswith("Base & line is behind MSL by ")
+    found, best = (found_of(each.masked["high"]) for each in pair)
+    loss = f"{100 * (1 - found / best):.0f}\u00a0% fewer objects than MSL"
+    assert finding.headline.startswith(f"With 55\u00a0% of the image hidden Base & line finds {loss}")
+
+
+def found_of(entry: Predictions) -> int:
+    return int(((entry.logit_NK >= 0) & (entry.target_NK == 1) & ~entry.ignore_NK).sum())
+
+
+def test_the_first_words_count_objects_and_their_price(pair):
+    finding = find(compute_numbers(pair))
+    whole, high = ([each.conditions[name] for each in pair] for name in ("whole", "high"))
+    shares = [round(100 * found_of(entry) / int(entry.target_NK.sum())) for entry in (*high, *whole)]
+    gain = 100 * (found_of(high[1]) / found_of(high[0]) - 1)
+    assert finding.headline.startswith(
+        f"With 55\u00a0% of the image hidden MSL finds {gain:.0f}\u00a0% more objects than Base & line "
+        f"({shares[1]} instead of {shares[0]} of every 100), with "
+    )
+    assert f"on whole images it finds about as many ({shares[3]} and {shares[2]} of every 100)" in finding.headline
+    false = [((one.logit_NK >= 0) & (one.target_NK == 0) & ~one.ignore_NK).sum() / NUM_SAMPLES for one in high]
+    assert f"Base & line {100 * false[0]:.0f} and MSL {100 * false[1]:.0f} with 55" in finding.price
+    reference, blind = pair[0], replace(pair[1].clean, logit_NK=np.full((NUM_SAMPLES, 3), -1, np.float32))
+    nothing = find(compute_numbers([replace(reference, masked={}), replace(pair[1], clean=blind, masked={})])).headline
+    assert "MSL finds 100\u00a0% fewer objects" in nothing and "100\u00a0% fewer false alarms" in nothing
 
 
 def test_finding_says_when_nothing_can_be_shown(pair):
     same = replace(pair[0], name="Copy")
     finding = find(compute_numbers([pair[0], same]))
-    assert finding.headline.startswith("No difference in mAP between Copy and Base & line can be shown")
+    assert "about as many objects as Base & line" in finding.headline
+    assert "about as many false alarms" in finding.headline
+    assert finding.ranking.startswith("No difference in mAP between Copy and Base & line can be shown")
     assert "which includes zero" in finding.sentences[0]
 
 
 def test_finding_of_one_run(pair, tmp_path):
     mean_ap = compute_metrics(pair[0].clean).mAP
-    assert f"{100 * mean_ap:.1f} on whole images" in find(compute_numbers(pair[:1])).headline
+    assert f"{100 * mean_ap:.1f} on whole images" in find(compute_numbers(pair[:1])).ranking
     text = write_report(tmp_path / "one.html", title="One", runs=pair[:1]).read_text("utf-8")
     Page(text)
     spoken = re.sub(r"<style>.*?</style>|<script>.*?</script>|<pre>.*?</pre>", "", text, flags=re.DOTALL)
-    several = ("against", "class=difference", "Differences", "in bold", "gains over", "Every model")
+    several = ("against", 'class="difference"', "Differences", "in bold", "gains over", "Every model")
     for word in (*several, '<li><span class="key'):
         assert word not in spoken, word
 
@@ -343,10 +370,12 @@ def test_pictures_come_from_the_shards_and_masks_of_the_predictions(tmp_path):
         tmp_path / "r.html", title="T", runs=[single], shards=tmp_path / "shards", num_examples=2
     ).read_text("utf-8")
     images = [attributes for tag, attributes in Page(text).elements if tag == "img"]
+    assert [one["src"] for one in images[:2]] == [one["src"] for one in images[2:4]]  # the first opens the page, too
+    images = images[2:]
     assert len(images) == 4
     rows = [row for group in choose([single], "high", 2) for row in group]
     for row, whole, masked in zip(rows, images[::2], images[1::2], strict=True):
-        keep_mask_HW = bank.of_keys(key_hash([single.clean.keys[row]]), seed=0, epoch=0)[0, 0].numpy()
+        keep_mask_HW = bank.of_keys([single.clean.keys[row]], epoch=0)[0, 0].numpy()
         assert single.clean.keys[row] in whole["alt"]
         assert f"{100 * (1 - keep_mask_HW.mean()):.0f} % hidden" in masked["alt"]
         # Keys are numbered in stored order, and the size of a sample follows from its number.
@@ -359,8 +388,14 @@ def test_pictures_come_from_the_shards_and_masks_of_the_predictions(tmp_path):
         other = replace(single, clean=single.clean, masked={"high": predictions(1.0, 2, 0.5)})
         write_report(tmp_path / "s.html", title="T", runs=[other], shards=tmp_path / "shards")
     write_keep_masks(tmp_path / "high", [np.ones((32, 32), np.uint8)])
-    with pytest.raises(UserError, match="the keep masks have changed"):
-        write_report(tmp_path / "s.html", title="T", runs=[single], shards=tmp_path / "shards")
+    notes: list[str] = []
+    text = write_report(
+        tmp_path / "s.html", title="T", runs=[single], shards=tmp_path / "shards", num_examples=2, note=notes.append
+    ).read_text("utf-8")
+    assert len(notes) == 1 and "have changed since the evaluation" in notes[0] and notes[0] in html.unescape(text)
+    images = [attributes for tag, attributes in Page(text).elements if tag == "img"]
+    assert len(images) == 3 and not any("hidden" in attributes["alt"] for attributes in images)
+    assert text.count('<p class="absent">') == 3  # the answers behind the masks are there all the same
 
 
 def test_pictures_are_the_right_ones_although_samples_were_skipped(tmp_path):

@@ -25,7 +25,7 @@ from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import read_predictions
 from msltrain.robustness.conditions import UNFINISHED, StudyModel
 from msltrain.robustness.curves import compute_curves, pooled_visibility
-from msltrain.robustness.figure import robustness_table, write_robustness
+from msltrain.robustness.figure import robustness_markdown, write_robustness
 from msltrain.robustness.run import Recalibration, Study, run_study
 from msltrain.runs.checkpoint import load_recogniser
 from tests.integration.test_evaluate import write_checkpoint
@@ -191,12 +191,12 @@ def test_figures_come_from_the_files_alone(place, found, tmp_path):
     assert (area.up_to, len(cells)) == (cells[-1].hole_fraction, 5)
 
     written = write_robustness(curves, tmp_path)
-    assert [file.name for file in written] == ["robustness.png", "robustness.md", "robustness.json"]
-    table = robustness_table(curves)
+    assert [file.name for file in written] == ["robustness.html", "robustness.md", "robustness.json"]
+    table = robustness_markdown(curves)
     for cell in curves.of("Two", "irregular"):
         assert f" {100 * cell.mAP:.1f} " in next(line for line in table.splitlines() if line.startswith("| Two"))
     first = written[0].read_bytes()
-    assert first.startswith(b"\x89PNG") and write_robustness(curves, tmp_path)[0].read_bytes() == first
+    assert first.startswith(b"<!DOCTYPE html>") and write_robustness(curves, tmp_path)[0].read_bytes() == first
 
 
 def test_masks_of_no_bin_leave_the_curve_at_the_whole_images(place, tmp_path):
@@ -359,7 +359,7 @@ def test_the_command(place, tmp_path):
     assert re.search(r"one +irregular +\d+\.\d\d", result.output)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "predictions",
-        "robustness.png",
+        "robustness.html",
         "robustness.md",
         "robustness.json",
     }

@@ -73,6 +73,9 @@ def config(data: Path) -> TrainConfig:
     )
 
 
+PLAIN = ("loss.clean_weight=1", "loss.masked_weight=0", "loss.consistency_weight=0")
+
+
 def stop_after(step: int, number: signal.Signals = signal.SIGTERM):
     def on_event(event):
         if isinstance(event, StepEvent) and event.step == step:
@@ -194,6 +197,33 @@ def test_the_moving_average_follows_the_weights(config: TrainConfig, tmp_path: P
         assert torch.allclose(last.weights[name], last.train_state["weights"][name], atol=1e-5) == follows
 
 
+OURS = (
+    *("loss.clean_weight=1", "loss.masked_weight=1", "loss.consistency_weight=0", "loss.masked_target=teacher"),
+    *("keep_mask.share=0.5", "keep_mask.subset_weights=0.7", "keep_mask.ramp_epochs=2", "keep_mask.fill=object"),
+    *("keep_mask.ignore_below=0.3", "loss.bn_mode=split"),
+)
+"""Every setting of the masked branch that is not published, together."""
+
+
+@pytest.mark.usefixtures("dropout")
+@pytest.mark.parametrize(
+    "settings", [OURS, ("loss.branches=single", "keep_mask.fill=noise", *PLAIN)], ids=["two", "one"]
+)
+def test_a_run_with_other_targets_fills_and_schedules_continues_bit_for_bit(
+    config: TrainConfig, tmp_path: Path, settings: tuple[str, ...]
+):
+    write_images(tmp_path / "objects", [25, 25], with_objects=True)
+    config = override(config, [f"data.train={tmp_path / 'objects'}", *settings])
+    straight = train(config, run_dir=tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        train(config, run_dir=tmp_path / "run", on_event=stop_after(8))
+    resumed = train(config, run_dir=tmp_path / "run", resume=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    one, other = load_checkpoint(straight.last), load_checkpoint(resumed.last)
+    assert_same(one.weights, other.weights)
+    assert_same(one.train_state, other.train_state)
+
+
 @pytest.mark.usefixtures("dropout")
 @pytest.mark.parametrize("step", [1, 6, 8])  # first step, last step of an epoch, inside an epoch
 @pytest.mark.parametrize("branches", ["sequential", "fused"])
@@ -277,7 +307,7 @@ def test_used_and_foreign_folders_are_refused(config: TrainConfig, tmp_path: Pat
     with pytest.raises(UserError, match=r"another one \(optim\.lr was 0\.01, is 0\.02\)"):
         train(override(short, ["optim.lr=0.02"]), run_dir=tmp_path / "run", resume=True)
     write_images(tmp_path / "other", [20, 20])
-    with pytest.raises(UserError, match=r"other data for train: then .*train, now .*other"):
+    with pytest.raises(UserError, match=r"other data for train: then .*train .*, now .*other"):
         train(override(short, [f"data.train={tmp_path / 'other'}"]), run_dir=tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,8 +159,20 @@ def test_damage_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"meta\.json: not the description of a checkpoint"):
         load_recogniser(folder)
     (folder / "meta.json").write_text('{"schema_version": 99}')
-    with pytest.raises(UserError, match="schema version 99, this program reads 1"):
+    with pytest.raises(UserError, match="schema version 99, this program reads 1 to 2"):
         load_recogniser(folder)
+
+
+def edit_meta(folder: Path, change) -> None:
+    content = json.loads((folder / "meta.json").read_text())
+    change(content)
+    (folder / "meta.json").write_text(json.dumps(content))
+
+
+def as_before(content: dict) -> None:
+    """What checkpoints of schema version 1 said."""
+    del content["train_state_sha256"], content["meta_sha256"]
+    content["schema_version"] = 1
 
 
 class Exploit:
@@ -170,6 +183,7 @@ class Exploit:
 def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     save_checkpoint(checkpoint(), tmp_path / "last")
+    edit_meta(tmp_path / "last", as_before)
     torch.save({"optimizer": Exploit()}, tmp_path / "last" / "train_state.pt")
     with pytest.raises(UserError, match=r"train_state\.pt: damaged, or not plain data"):
         load_checkpoint(tmp_path / "last")
@@ -199,3 +213,54 @@ def test_channels_last_weights_are_stored_plainly(tmp_path: Path):
 
 def test_names_are_public():
     assert msltrain.runs.checkpoint.WEIGHTS_NAME == "weights.safetensors"
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "train_state.pt", "meta.json"])
+def test_any_flipped_bit_is_found(tmp_path: Path, file: str):
+    """Most flips in the state of training load without an error, and go on to other weights."""
+    save_checkpoint(checkpoint(), tmp_path / "last")
+    whole = (tmp_path / "last" / file).read_bytes()
+    flips = random.Random(0)
+    for _ in range(40):
+        damaged = bytearray(whole)
+        damaged[flips.randrange(len(whole))] ^= 1 << flips.randrange(8)
+        if file == "meta.json" and json_equal(whole, damaged):
+            continue  # white space
+        (tmp_path / "last" / file).write_bytes(damaged)
+        with pytest.raises(UserError):
+            load_checkpoint(tmp_path / "last")
+
+
+def json_equal(one: bytes, other: bytes) -> bool:
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
+
+
+def test_a_checkpoint_of_schema_version_1_still_loads(tmp_path: Path):
+    save_checkpoint(checkpoint(), tmp_path / "last")
+
+    edit_meta(tmp_path / "last", as_before)
+    assert load_checkpoint(tmp_path / "last").step == 7
+    assert load_recogniser(tmp_path / "last").classes == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": ["cat", "cat", "dog"]}, "classes are not names"),
+        ({"classes": "cat"}, "classes are not names"),
+        ({"step": -1}, "no count"),
+        ({"epoch": True}, "no count"),
+        ({"validation_mAP": float("nan")}, "from 0 to 1"),
+        ({"weights_sha256": "../x"}, "64 hex digits"),
+        ({"config": []}, "expected named fields"),
+        ({"config": None}, "expected named fields"),
+    ],
+)
+def test_what_no_training_writes_is_refused(tmp_path: Path, change: dict, message: str):
+    save_checkpoint(checkpoint(), tmp_path / "last")
+    edit_meta(tmp_path / "last", lambda content: content.update(change, schema_version=1))
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(tmp_path / "last")

@@ -38,7 +38,13 @@ STREAM = StreamConfig(image_size=SIZE, batch_size=8, num_threads=1)
 def batch_of(count: int, first: int = 0) -> SimpleNamespace:
     """What a keep mask may look at of a batch."""
     keys = [f"s{number:06d}" for number in range(first, first + count)]
-    return SimpleNamespace(keys=keys, key_hash_B=key_hash(keys), index_B=np.arange(first, first + count))
+    return SimpleNamespace(
+        keys=keys,
+        key_hash_B=key_hash(keys),
+        index_B=np.arange(first, first + count),
+        crop_B4=np.tile([0, 0, 64, 96], (count, 1)),
+        flip_B=np.zeros(count, bool),
+    )
 
 
 def take(batch: SimpleNamespace, places: Sequence[int]) -> SimpleNamespace:
@@ -46,6 +52,8 @@ def take(batch: SimpleNamespace, places: Sequence[int]) -> SimpleNamespace:
         keys=[batch.keys[place] for place in places],
         key_hash_B=batch.key_hash_B[places],
         index_B=batch.index_B[places],
+        crop_B4=batch.crop_B4[places],
+        flip_B=batch.flip_B[places],
     )
 
 
@@ -56,7 +64,7 @@ def take(batch: SimpleNamespace, places: Sequence[int]) -> SimpleNamespace:
 def places(tmp_path_factory) -> tuple[Path, Path]:
     """A dataset of 40 images with objects, and one of seven keep masks."""
     root = tmp_path_factory.mktemp("data")
-    write_objects(root / "images", [[(8 * (n % 4), 8, 16 + n % 3, 8)] * (1 + n % 2) for n in range(40)])
+    write_objects(root / "images", [[(8 * ((n + m) % 5), 8, 16 + n % 3, 8) for m in range(4)] for n in range(40)])
     rng = np.random.default_rng(0)
     write_keep_masks(root / "masks", [(rng.random((SIZE, SIZE)) < 0.5).astype(np.uint8) for _ in range(7)])
     return root / "images", root / "masks"
@@ -65,7 +73,7 @@ def places(tmp_path_factory) -> tuple[Path, Path]:
 def opened(places: tuple[Path, Path], **settings):
     images, masks = places
     return open_keep_masks(
-        KeepMaskConfig(**settings), [masks], shards=open_shard_set(images), stream=STREAM, device="cpu", training=True
+        KeepMaskConfig(**settings), [masks], shards=open_shard_set(images), stream=STREAM, device="cpu"
     )
 
 
@@ -191,9 +199,7 @@ def test_an_objects_box_covers_every_trace_of_it_and_little_more(tmp_path, image
     write_objects(tmp_path / "shards", boxes)
     shards = open_shard_set(tmp_path / "shards")
     stream = StreamConfig(image_size=image_size, batch_size=8, num_threads=2, drop_last=False)
-    masks = open_keep_masks(
-        KeepMaskConfig(kind="object"), (), shards=shards, stream=stream, device="cpu", training=training
-    )
+    masks = open_keep_masks(KeepMaskConfig(kind="object"), (), shards=shards, stream=stream, device="cpu")
     met = 0
     with Loader(shards, stream, device="cpu", training=training, seed=4) as loader:
         for epoch in range(3):
@@ -215,9 +221,7 @@ def test_one_of_the_objects_is_hidden_but_never_a_crowd(tmp_path):
     own = [(0.0, 0.0, 8.0, 8.0), (40.0, 0.0, 8.0, 8.0), (80.0, 40.0, 8.0, 8.0)]
     write_objects(tmp_path / "shards", [own] * 600, crowd={1})
     shards = open_shard_set(tmp_path / "shards")
-    masks = open_keep_masks(
-        KeepMaskConfig(kind="object"), (), shards=shards, stream=STREAM, device="cpu", training=False
-    )
+    masks = open_keep_masks(KeepMaskConfig(kind="object"), (), shards=shards, stream=STREAM, device="cpu")
     hole_BHW = masks.keep_masks(batch_of(600), seed=0, epoch=0)[:, 0] == 0
     upper, lower = hole_BHW[:, 0, 0], hole_BHW[:, 21, 28]
     assert (upper != lower).all(), "exactly one"
@@ -228,12 +232,12 @@ def test_one_of_the_objects_is_hidden_but_never_a_crowd(tmp_path):
 def test_where_the_crop_shows_no_object_nothing_is_hidden(tmp_path):
     write_objects(tmp_path / "shards", [[(0.0, 0.0, 1.0, 1.0)], []] * 100)
     shards = open_shard_set(tmp_path / "shards")
-    masks = open_keep_masks(
-        KeepMaskConfig(kind="object"), (), shards=shards, stream=STREAM, device="cpu", training=True
-    )
-    hidden_B = (masks.keep_masks(batch_of(200), seed=0, epoch=0) == 0).flatten(1).any(1)
-    assert not hidden_B[1::2].any()
-    assert 0 < hidden_B[::2].sum() < 50, "the corner is seldom in the crop"
+    masks = open_keep_masks(KeepMaskConfig(kind="object"), (), shards=shards, stream=STREAM, device="cpu")
+    batch = batch_of(200)
+    batch.crop_B4[100:] = [2, 2, 60, 90]
+    hidden_B = (masks.keep_masks(batch, seed=0, epoch=0) == 0).flatten(1).any(1)
+    assert hidden_B[:100:2].all() and not hidden_B[1::2].any()
+    assert not hidden_B[100:].any(), "the corner is not in the crop"
 
 
 def test_a_dataset_without_objects_is_refused(tmp_path):

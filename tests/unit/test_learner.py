@@ -13,6 +13,7 @@ from msltrain.models.build import build_model
 from msltrain.recipes.paper import BASELINE_LOSS
 from msltrain.runs.checkpoint import Checkpoint
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.keepmasks.views import MaskedView
 from msltrain.stream.pixels.batch import Batch
 from msltrain.training.learner import Learner
 
@@ -38,6 +39,8 @@ def batch() -> Batch:
         keys=list("abcd"),
         key_hash_B=np.arange(4, dtype=np.uint64),
         index_B=np.arange(4),
+        crop_B4=np.zeros((4, 4), np.int64),
+        flip_B=np.zeros(4, bool),
     )
 
 
@@ -91,6 +94,8 @@ def batch_of(num_samples: int, image_size: int) -> Batch:
         keys=[str(number) for number in range(num_samples)],
         key_hash_B=np.arange(num_samples, dtype=np.uint64),
         index_B=np.arange(num_samples),
+        crop_B4=np.zeros((num_samples, 4), np.int64),
+        flip_B=np.zeros(num_samples, bool),
     )
 
 
@@ -101,8 +106,8 @@ def test_accumulated_parts_are_the_whole_batch(num_samples: int):
     whole, parted = learner(*vit), learner(*vit, "optim.accumulation_steps=3")
     keep_masks = (torch.rand(num_samples, 1, 32, 32, generator=torch.Generator().manual_seed(3)) > 0.5).float()
     for _ in range(2):
-        expected = whole.take_step(batch_of(num_samples, 32), keep_masks, 0.1)
-        found = parted.take_step(batch_of(num_samples, 32), keep_masks, 0.1)
+        expected = whole.take_step(batch_of(num_samples, 32), MaskedView(keep_masks), 0.1)
+        found = parted.take_step(batch_of(num_samples, 32), MaskedView(keep_masks), 0.1)
         assert set(found) == {"total", "clean", "masked", "consistency"}
         for name, loss in expected.items():
             torch.testing.assert_close(found[name], loss, atol=1e-6, rtol=1e-6)
@@ -133,7 +138,7 @@ def test_norms_of_the_masked_branch_learn_and_are_restored():
     keep_masks = (torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(3)) > 0.5).float()
     first = learner(*settings)
     before = first.step_module.masked_norms[0].bias.detach().clone()
-    first.take_step(batch(), keep_masks, 0.1)
+    first.take_step(batch(), MaskedView(keep_masks), 0.1)
     assert not torch.equal(first.step_module.masked_norms[0].bias, before)
     checkpoint = Checkpoint(
         config=first.config,
@@ -146,7 +151,7 @@ def test_norms_of_the_masked_branch_learn_and_are_restored():
     )
     second = Learner(first.config, 3, ALONE, checkpoint)
     for one in (first, second):
-        one.take_step(batch(), keep_masks, 0.1)
+        one.take_step(batch(), MaskedView(keep_masks), 0.1)
     for ours, theirs in zip(second.step_module.state_dict().values(), first.step_module.state_dict().values()):
         assert torch.equal(ours, theirs)
 

@@ -26,7 +26,7 @@ def test_hands_out_the_stored_masks_at_image_size(tmp_path, image_size):
     write_keep_masks(tmp_path / "high", stored)
     bank = MaskBank.open([tmp_path / "high"], image_size, "cpu")
     hashes = key_hash(str(number) for number in range(40))
-    keep_mask_B1HW = bank.of_keys(hashes, seed=0, epoch=0)
+    keep_mask_B1HW = bank.of_hashes(hashes, seed=0, epoch=0)
     assert keep_mask_B1HW.shape == (40, 1, image_size, image_size) and keep_mask_B1HW.dtype == torch.float32
     chosen = bank.chosen(hashes, seed=0, epoch=0)
     assert set(chosen) == set(range(7))

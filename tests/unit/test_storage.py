@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 
 from msldata.errors import BadInputError, StorageError
-from msldata.storage import PART_SUFFIX, LocalStorage, RemoteStorage, Storage, open_storage
+from msldata.storage import PART_SUFFIX, LocalStorage, RemoteStorage, Storage, one_or_many, open_storage
 
 
 class MemoryBackedStorage(RemoteStorage):
@@ -112,3 +113,17 @@ def test_unreachable_store_is_one_sentence_in_seconds(monkeypatch):
 def test_bad_input_error_survives_a_process_boundary():
     error = pickle.loads(pickle.dumps(BadInputError("a.jpg", "not an image")))
     assert str(error).startswith("a.jpg: not an image; ") and error.reason == "not an image"
+
+
+def test_a_location_is_a_path_an_address_or_what_is_open(tmp_path):
+    opened = open_storage(tmp_path)
+    assert open_storage(opened) is opened
+    assert open_storage(str(tmp_path)).url == opened.url
+    assert open_storage("s3://bucket/a").url == "s3://bucket/a"
+    assert open_storage(f"file://{tmp_path}").path() == tmp_path
+    for address in ("s3://bucket/a", "gs://bucket", "https://host/a"):
+        with pytest.raises(StorageError, match=f"give it as text: '{address}'"):
+            open_storage(Path(address))
+    assert one_or_many("shards/masks/high") == ("shards/masks/high",)
+    assert one_or_many(tmp_path) == (tmp_path,)
+    assert one_or_many([tmp_path, "s3://b/c"]) == (tmp_path, "s3://b/c") and one_or_many(()) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,10 +38,14 @@ def read_arrow(folder: Storage, name: str) -> ArrowRows:
     """
     import pyarrow as pa
 
+    from msldata.contract.parquet import UnreadableParquet
+
     try:
         table = _open_bytes(folder.read(name), name) if folder.path(name) is None else _open(str(folder.path(name)))
+    except UnreadableParquet as error:
+        raise ValueError(f"not a parquet file, or one that cannot be read ({error})") from None
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"not a parquet file ({error})" if name.endswith(".parquet") else f"{error}") from None
+        raise ValueError(f"not an arrow file ({error})") from None
     images = [item.name for item in table.schema if _holds_images(item.type)]
     if len(images) > 1:
         raise ValueError(f"images in the columns {' and '.join(images)}; keep one of them")
@@ -136,19 +141,22 @@ def _saved_files(folder: Storage, below: str) -> tuple[str, ...]:
 def _open(path: str) -> pa.Table:
     """The file, mapped where it can be: an arrow file takes no memory, a parquet file as much as it holds."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from msldata.contract.parquet import read_parquet
 
     if path.endswith(".parquet"):
-        return pq.read_table(path, memory_map=True, partitioning=None)
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if Path(path).stat().st_size else b""
+        return read_parquet(data)  # type: ignore[arg-type]
     return pa.ipc.open_stream(pa.memory_map(path)).read_all()
 
 
 def _open_bytes(data: bytes, name: str) -> pa.Table:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    source = pa.BufferReader(data)
-    return pq.read_table(source) if name.endswith(".parquet") else pa.ipc.open_stream(source).read_all()
+    from msldata.contract.parquet import read_parquet
+
+    return read_parquet(data) if name.endswith(".parquet") else pa.ipc.open_stream(pa.BufferReader(data)).read_all()
 
 
 def _holds_images(kind: Any) -> bool:

@@ -1,7 +1,8 @@
 """MaskBank: stored keep masks at image size, bit-packed on the device, and which one a sample meets.
 
-    bank = MaskBank.open(["shards/masks/high"], image_size=448, device="cuda")
+    bank = MaskBank.open("shards/masks/high", image_size=448, device="cuda")
     keep_mask_B1HW = bank.keep_masks(batch, seed=0, epoch=3)
+    keep_mask_B1HW = bank.of_keys(["000012", "000017"], seed=0, epoch=3)  # for data of one's own
 
 A mask of 448×448 takes 25 kB, so 12,000 of them take 301 MB; a grey one takes eight times that. Legend: B samples, N
 masks, S = H = W = image size.
@@ -12,21 +13,20 @@ from __future__ import annotations
 import os
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from msldata.contract.format import decode_index
+from msldata.contract.format import read_index
 from msldata.contract.keepmask import decode_levels, decode_packed, resize_area, resize_packed
 from msldata.contract.manifest import KEEP_MASKS, FormatError, Manifest, ShardInfo, read_manifest
 from msldata.errors import UserError
-from msldata.storage import Storage, open_storage
-from msltrain.stream.order.random import KEEP_MASK, uniform
+from msldata.storage import Location, Storage, one_or_many, open_storage
+from msltrain.stream.keepmasks.choice import choose, hashes_of, numbers
 from msltrain.stream.pixels.batch import Batch
 
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
@@ -48,6 +48,11 @@ class MaskBank:
 
     Attributes:
         hole_fraction_N: float64, share of hidden pixels of each (binarised) mask at image size: the paper's p.
+
+    Example:
+        keep_masks = msltrain.KeepMasks.open("shards/masks/high", image_size=224)
+        keep_mask_B1HW = keep_masks.of_keys(["street.jpg", "harbour.jpg"], epoch=3)
+        print(len(keep_masks), keep_mask_B1HW.shape, keep_mask_B1HW.mean())
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class MaskBank:
             int(np.count_nonzero(mask > 127)) if grey else int(_NUM_ONES[mask].sum(dtype=np.int64)) for mask in stored
         ]
         self.hole_fraction_N = 1.0 - np.array(visible) / image_size**2
+        self._lightest_first_N = np.argsort(self.hole_fraction_N, kind="stable")
         self._stored = torch.from_numpy(stored).to(self.device)
         self._bit_256_8 = torch.from_numpy(_BITS).to(self.device, torch.float32)
 
@@ -76,9 +82,9 @@ class MaskBank:
     @classmethod
     def open(
         cls,
-        locations: Sequence[str | Path],
+        locations: Location | Sequence[Location],
         image_size: int,
-        device: str | torch.device,
+        device: str | torch.device = "cpu",
         *,
         limit: int | None = None,
         augment: Sequence[str] = (),
@@ -86,8 +92,8 @@ class MaskBank:
         """Load keep masks, resized to the image size: by nearest pixel, grey ones by the mean of an area.
 
         Args:
-            locations: keep-mask dataset folders, local or remote; their masks follow each other. One with grey masks
-                makes the whole bank grey.
+            locations: a keep-mask dataset folder, local or remote, or several, whose masks follow each other. One with
+                grey masks makes the whole bank grey.
             limit: at most this many masks of each location, the first ones in stored order.
             augment: see the class.
 
@@ -96,9 +102,10 @@ class MaskBank:
             FormatError: a location holds something else, or damaged masks.
             StorageError, FileNotFoundError: it cannot be read.
         """
-        if not locations:
+        named = one_or_many(locations)
+        if not named:
             raise UserError("no keep masks were named; give at least one folder of them, such as shards/masks/high")
-        places = [_Place.open(location, limit) for location in locations]
+        places = [_Place.open(location, limit) for location in named]
         grey = any(place.grey for place in places)
         num_masks = sum(place.num_masks for place in places)
         # Filled in place: a list of masks and their stack would need the memory twice.
@@ -131,28 +138,51 @@ class MaskBank:
         stored = self._stored.cpu().numpy()[which_N]
         return MaskBank(stored, self.image_size, self.device, grey=self._grey, augment=tuple(self._augment))
 
-    def chosen(self, key_hash_B: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-        """Number of the mask that each sample meets, int64 (B,): uniform, and decided by (seed, epoch, key) alone."""
-        return (uniform(key_hash_B, seed, epoch, KEEP_MASK, 1)[:, 0] * len(self)).astype(np.int64)
+    def chosen(self, key_hash_B: np.ndarray, *, seed: int, epoch: int, lightest: float = 1.0) -> np.ndarray:
+        """Number of the mask that each sample meets, int64 (B,); see ``choose``.
+
+        Args:
+            lightest: take from this share of the masks, those with the smallest holes; at least one.
+        """
+        if lightest >= 1:
+            return choose(key_hash_B, len(self), seed=seed, epoch=epoch)
+        number_B = choose(key_hash_B, max(1, round(lightest * len(self))), seed=seed, epoch=epoch)
+        return self._lightest_first_N[number_B]
 
     def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
         """The keep mask of each sample of a batch; see ``of_keys``."""
-        return self.of_keys(batch.key_hash_B, seed=seed, epoch=epoch)
+        return self.of_hashes(batch.key_hash_B, seed=seed, epoch=epoch)
 
-    def of_keys(self, key_hash_B: np.ndarray, *, seed: int, epoch: int) -> torch.Tensor:
-        """The keep mask of each sample.
+    def of_keys(self, keys: Iterable[str], *, epoch: int, seed: int = 0) -> torch.Tensor:
+        """The keep mask of each sample, for images that come from elsewhere: those that training on shards would meet.
 
         Evaluation with fixed masks passes one epoch, 0, every time.
 
         Args:
-            key_hash_B: uint64 key hashes, ``Batch.key_hash_B``.
+            keys: one text for each sample, such as the name of its file.
+            epoch, seed: decide with the key which mask it is.
+
+        Returns:
+            keep_mask_B1HW: float32 on the device; 1 = visible, 0 = hole.
+
+        Raises:
+            UserError: a key that is no text.
+        """
+        return self.of_hashes(hashes_of(keys), seed=seed, epoch=epoch)
+
+    def of_hashes(self, key_hash_B: np.ndarray, *, seed: int, epoch: int, lightest: float = 1.0) -> torch.Tensor:
+        """As ``of_keys``.
+
+        Args:
+            key_hash_B: uint64, ``Batch.key_hash_B`` or from ``hashes_of``.
+            lightest: see ``chosen``.
 
         Returns:
             keep_mask_B1HW: float32 on the device; 1 = visible, 0 = hole.
 
         Deviation: the official code draws from Python's global generator, in the order the loader's workers happen on.
         """
-        chosen_B = torch.from_numpy(self.chosen(key_hash_B, seed=seed, epoch=epoch))
+        chosen_B = torch.from_numpy(self.chosen(key_hash_B, seed=seed, epoch=epoch, lightest=lightest))
         stored_BSN = self._stored[chosen_B.to(self.device, non_blocking=True)]
         if self._grey:
             keep_mask_BSS = stored_BSN.float() / 255
@@ -161,7 +191,7 @@ class MaskBank:
             keep_mask_BSS = bit_BSN[:, :, : self.image_size]
         if self._augment:
             # The choice is the first of these numbers, so augmentation leaves it as it is.
-            lot_B4 = uniform(key_hash_B, seed, epoch, KEEP_MASK, 5)[:, 1:]
+            lot_B4 = numbers(key_hash_B, 5, seed=seed, epoch=epoch)[:, 1:]
             keep_mask_BSS = self._moved(keep_mask_BSS, lot_B4)
         return keep_mask_BSS[:, None]
 
@@ -198,7 +228,7 @@ class _Place:
         return self.manifest.options.get("binarize") is False
 
     @classmethod
-    def open(cls, location: str | Path, limit: int | None) -> _Place:
+    def open(cls, location: Location, limit: int | None) -> _Place:
         storage = open_storage(location)
         manifest = read_manifest(storage)
         if manifest.kind != KEEP_MASKS:
@@ -219,10 +249,7 @@ class _Place:
         for shard in self.manifest.shards:
             if left <= 0:
                 return
-            where = self.storage.where(shard.index_name)
-            index = decode_index(KEEP_MASKS, self.storage.read(shard.index_name), where, _COLUMNS)
-            if len(index) != shard.num_samples:
-                raise FormatError(f"{where}: {len(index)} rows, the manifest says {shard.num_samples} keep masks")
+            index = read_index(self.storage, self.manifest, shard, _COLUMNS)
             rows = index.slice(0, left).to_pylist()
             tar = self.storage.read(shard.name)
             for start in range(0, len(rows), _MASKS_PER_TASK):

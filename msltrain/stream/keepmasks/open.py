@@ -1,6 +1,6 @@
 """KeepMasks: what hides parts of a batch's images. One interface for stored, drawn and object-aligned keep masks.
 
-    keep_masks = open_keep_masks(config, places, shards=shards, stream=stream, device="cuda", training=True)
+    keep_masks = open_keep_masks(config, places, shards=shards, stream=stream, device="cuda")
     keep_mask_B1HW = keep_masks.keep_masks(batch, seed=0, epoch=3)
 
 The keep mask of a sample is a function of (seed, epoch, key) and, where objects are hidden, of the sample itself; never
@@ -17,6 +17,7 @@ import torch
 
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.schedule import MaskSchedule
 from msltrain.stream.keepmasks.shapes import BoxMasks, ObjectMasks, PatchMasks, WholeImages
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.shardset import ShardSet
@@ -36,13 +37,12 @@ def open_keep_masks(
     shards: ShardSet,
     stream: StreamConfig,
     device: str | torch.device,
-    training: bool,
 ) -> KeepMasks:
     """The keep masks that ``config`` asks for.
 
     Args:
         places: keep-mask dataset folders, of stored ones.
-        shards, stream, training: what the loader of the batches was given; of objects, to follow each image's crop.
+        shards, stream: what the loader of the batches was given.
 
     Raises:
         UserError: the config does not fit the image size or the dataset.
@@ -51,12 +51,14 @@ def open_keep_masks(
     size = stream.image_size
     match config.kind:
         case "stored":
+            if config.subset_weights or config.ramp_epochs:
+                return MaskSchedule.open(config, places, size, device)
             return MaskBank.open(places, size, device, augment=config.augment)
         case "patch":
             return PatchMasks(size, device, patch_size=config.patch_size, hole_fraction=config.hole_fraction)
         case "box":
             return BoxMasks(size, device, hole_fraction=config.hole_fraction)
         case "object":
-            return ObjectMasks(shards, stream, device, training=training)
+            return ObjectMasks(shards, size, device)
         case "none":
             return WholeImages(size, device)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-SHARD_ORDER, SAMPLE_ORDER, CROP, FLIP, KEEP_MASK, HOLD_OUT, HOME_RANK = range(1, 8)
+SHARD_ORDER, SAMPLE_ORDER, CROP, FLIP, KEEP_MASK, HOLD_OUT, HOME_RANK, SUBSET, MASKED_VIEW, DONOR = range(1, 11)
 """Streams: what a number is drawn for. Never renumber them: it would change every run."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

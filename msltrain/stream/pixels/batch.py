@@ -5,7 +5,7 @@ Legend: B samples of this rank, C = 3 channels, H = W = S pixels, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,9 +18,16 @@ HostPixels = torch.Tensor | WholeImages | EncodedImages
 device makes that of. It lives in a buffer that is reused after the batch is released."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Not frozen: Lightning casts a batch field by field, by setting them on a copy, and refuses a frozen one.
+@dataclass(slots=True, eq=False)
 class Batch:
-    """One batch of one rank, on the device."""
+    """One batch of one rank, on the device.
+
+    Example:
+        with msltrain.Loader("shards/voc2007/test", training=False) as loader:
+            batch = next(iter(loader)).to("cpu")
+        print(batch.keys[0], batch.image_BCHW.shape, batch.target_BK.shape)
+    """
 
     image_BCHW: torch.Tensor
     """float32, normalised and flipped, channels-last strides."""
@@ -33,9 +40,23 @@ class Batch:
     """uint64; what keep masks are chosen by."""
     index_B: np.ndarray
     """int64; position of each sample in the stored order of the whole dataset."""
+    crop_B4: np.ndarray
+    """int64 (top, left, height, width) in pixels of the stored images: the part that was squashed to S×S."""
+    flip_B: np.ndarray
+    """bool; which images were mirrored left to right, after that."""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def to(self, device: str | torch.device, *, non_blocking: bool = False) -> Batch:
+        """The same batch on another device; itself where it is there already."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=non_blocking)
+            for name in ("image_BCHW", "target_BK", "ignore_BK")
+        }
+        if all(moved[name] is getattr(self, name) for name in moved):
+            return self
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +73,8 @@ class HostBatch:
     keys: list[str]
     key_hash_B: np.ndarray
     index_B: np.ndarray
+    crop_B4: np.ndarray
+    """As in ``Batch``."""
     num_bytes: int
     """Encoded bytes that were read."""
 

@@ -1,7 +1,7 @@
 """Slots: the reused buffers of the ring, which batches are decoded into.
 
-``SquareSlot`` holds images as a batch needs them, ``WholeSlot`` as they were decoded, for the device to resize, and
-``EncodedSlot`` the files, for the device to decode.
+Two kinds decode here: ``SquareSlot`` holds images as a batch needs them, ``WholeSlot`` as they were decoded, for the
+device to resize. ``EncodedSlot`` holds the files, for the device to decode.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from msltrain.stream.pixels.resize import LARGEST, WholeImages
 from msltrain.stream.reading.request import Buffer
 from msltrain.stream.samples.shardset import SampleRows
 
-_FILES_ONLY = "files that only the device decodes cannot be cached or replaced; StreamConfig refuses it"
-
 
 class Slot(ABC):
     """Room for the pixels of one batch. Its samples are filled in by several threads, a position by one of them."""
@@ -30,35 +28,54 @@ class Slot(ABC):
         """Make room for a batch of these samples and crops (top, left, height, width)."""
 
     @abstractmethod
-    def decode(self, decoder: Decoder, data: Buffer, position: int) -> np.ndarray | None:
-        """Decode a file. Gives image_HWC for `put`, or None if nothing is left to be done.
+    def pixels(self, num_samples: int, error: Callable[[int, str], Exception]) -> HostPixels:
+        """The first samples, as the device takes them; ``error`` names the sample at a position and a reason."""
+
+
+class PixelSlot(Slot):
+    """A slot of decoded images, which may be cached, left out, or replaced by others."""
+
+    @abstractmethod
+    def decode(self, decoder: Decoder, data: Buffer, position: int) -> np.ndarray:
+        """Decode a file. Gives image_HWC for `put`.
 
         Raises:
             ValueError: not an image, damaged, or of another size.
         """
 
     @abstractmethod
-    def pixels(self, num_samples: int, error: Callable[[int, str], Exception]) -> HostPixels:
-        """The first samples, as the device takes them; ``error`` names the sample at a position and a reason."""
-
     def put(self, position: int, image_HWC: np.ndarray) -> None:
         """Take in a decoded image."""
-        raise NotImplementedError(_FILES_ONLY)
 
-    def single(self) -> Slot:
+    @abstractmethod
+    def single(self) -> PixelSlot:
         """A slot of one sample, for `adopt`."""
-        raise NotImplementedError(_FILES_ONLY)
 
-    def adopt(self, position: int, other: Slot) -> None:
+    @abstractmethod
+    def adopt(self, position: int, other: PixelSlot) -> None:
         """Take over the sample of a `single` slot."""
-        raise NotImplementedError(_FILES_ONLY)
 
+    @abstractmethod
     def keep(self, position_M: np.ndarray) -> None:
         """Close the gaps between these samples."""
-        raise NotImplementedError(_FILES_ONLY)
 
 
-class SquareSlot(Slot):
+class EncodedSlot(Slot):
+    """The files as they are stored. What only the device decodes cannot be cached or replaced: StreamConfig refuses."""
+
+    def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
+        self._rows, self._crop_N4 = rows, crop_N4
+        self._data_B = [torch.empty(0)] * len(rows)
+
+    def hold(self, position: int, data: Buffer) -> None:
+        """Take in a file."""
+        self._data_B[position] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+    def pixels(self, num_samples: int, error: Callable[[int, str], Exception]) -> EncodedImages:
+        return EncodedImages(self._data_B, self._rows, self._crop_N4.tolist(), error)
+
+
+class SquareSlot(PixelSlot):
     """Cropped and resized images.
 
     Args:
@@ -84,7 +101,7 @@ class SquareSlot(Slot):
     def single(self) -> SquareSlot:
         return SquareSlot(1, self._size, torch.device("cpu"))
 
-    def adopt(self, position: int, other: Slot) -> None:
+    def adopt(self, position: int, other: PixelSlot) -> None:
         assert isinstance(other, SquareSlot)
         self.pixel_BHWC[position] = other.pixel_BHWC[0]
 
@@ -95,7 +112,7 @@ class SquareSlot(Slot):
         return self.pixel_BHWC[:num_samples]
 
 
-class WholeSlot(Slot):
+class WholeSlot(PixelSlot):
     """Decoded images of any size one after the other, in memory that grows to the largest batch met.
 
     An image beyond ``LARGEST`` is cropped and resized here all the same, and so is one that is adopted: then a place
@@ -136,7 +153,7 @@ class WholeSlot(Slot):
     def single(self) -> SquareSlot:
         return SquareSlot(1, self._size, torch.device("cpu"))
 
-    def adopt(self, position: int, other: Slot) -> None:
+    def adopt(self, position: int, other: PixelSlot) -> None:
         assert isinstance(other, SquareSlot)
         self._square(position)[:] = other.pixel_BHWC[0]
         self._set_square(position)
@@ -158,25 +175,12 @@ class WholeSlot(Slot):
         return self._flat_N[start : start + 3 * self._size**2].view(self._size, self._size, 3)
 
 
-class EncodedSlot(Slot):
-    """The files as they are stored."""
-
-    def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
-        self._rows, self._crop_N4 = rows, crop_N4
-        self._data_B = [torch.empty(0)] * len(rows)
-
-    def decode(self, decoder: Decoder, data: Buffer, position: int) -> None:
-        self._data_B[position] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-    def pixels(self, num_samples: int, error: Callable[[int, str], Exception]) -> EncodedImages:
-        return EncodedImages(self._data_B, self._rows, self._crop_N4.tolist(), error)
-
-
 def _expected(rows: SampleRows, position: int) -> tuple[int, int, int]:
     """Width, height and CRC-32 by the index."""
     return int(rows.width_N[position]), int(rows.height_N[position]), int(rows.crc32_N[position])
 
 
+@torch.inference_mode(False)  # else a loader that is iterated in inference mode could not fill it on its threads
 def _empty(num_bytes: int, device: torch.device) -> torch.Tensor:
     """Host memory, pinned if it is copied to a GPU."""
     if device.type != "cuda":

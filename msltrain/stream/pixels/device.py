@@ -49,6 +49,8 @@ class ToDevice:
             keys=host.keys,
             key_hash_B=host.key_hash_B,
             index_B=host.index_B,
+            crop_B4=host.crop_B4,
+            flip_B=host.flip_B.numpy(),
         )
 
     def _pixels(self, pixels: HostPixels) -> torch.Tensor:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import numpy as np
 
 from msldata.errors import UserError
+from msldata.storage import Location
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.order.random import HOLD_OUT, uniform
-from msltrain.stream.samples.shardset import ShardSet
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 
 HOLD_OUT_SEED = 0
 """Not the run's seed: runs with other seeds are validated on the same samples and may be compared."""
 
 
-def hold_out(shards: ShardSet, fraction: float, *, seed: int = HOLD_OUT_SEED) -> tuple[ShardSet, ShardSet]:
-    """Split into (training part, validation part).
+def hold_out(data: Location | ShardSet, fraction: float, *, seed: int = HOLD_OUT_SEED) -> tuple[ShardSet, ShardSet]:
+    """Split into (training part, validation part), as ``msl train`` does with ``data.validation_fraction``.
 
     A number that depends on a sample's key and ``seed`` alone decides its side. Then, so that validation can rank every
     class, a class that is missing there gets its sample with the smallest number; and no class is taken from training
@@ -25,12 +26,18 @@ def hold_out(shards: ShardSet, fraction: float, *, seed: int = HOLD_OUT_SEED) ->
     every sample index once.
 
     Args:
-        shards: the training set.
+        data: the training set, or its folder.
         fraction: share of the validation part, in (0, 1).
 
     Raises:
         UserError: a part would be empty, or no sample to validate on shows any class.
+
+    Example:
+        training, validation = msltrain.hold_out("shards/voc2007/trainval", 0.2)
+        with msltrain.Loader(validation, training=False) as loader:
+            print(training.num_samples, sum(len(batch) for batch in loader))
     """
+    shards = data if isinstance(data, ShardSet) else open_shard_set(data)
     plan = EpochPlan(shards.counts, seed=0, epoch=0, shuffle=False)
     shard_N, row_N = plan.items(0, shards.num_samples)
     _, rows = shards.rows(shard_N, row_N)
@@ -78,4 +85,6 @@ class _Part(ShardSet):
         super().__init__(whole.storage, whole.manifest)
         self._indexes = whole._indexes
         self._kept_rows_S = [row_N[shard_N == shard] for shard in range(len(self.counts))]
+        if whole._kept_rows_S is not None:  # a part of a part: its rows are numbered within the first one
+            self._kept_rows_S = [rows[kept] for rows, kept in zip(whole._kept_rows_S, self._kept_rows_S)]
         self.counts = np.array([len(rows) for rows in self._kept_rows_S], dtype=np.int64)

@@ -9,17 +9,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from msldata.contract.format import decode_index, decode_shard_metadata
+from msldata.contract.format import read_index
 from msldata.contract.manifest import IMAGES, FormatError, Manifest, read_manifest
-from msldata.errors import UserError
-from msldata.storage import Storage, open_storage
+from msldata.storage import Location, Storage, open_storage
 from msltrain.stream.errors import SampleError
-from msltrain.stream.order.random import HOLD_OUT, key_hash, uniform
+from msltrain.stream.order.random import key_hash
 from msltrain.stream.samples.maps import ShardMaps
 from msltrain.stream.threads import Readers
 
@@ -131,45 +129,12 @@ class ShardSet:
         """Keep the index rows of at least this many samples in memory."""
         self._indexes.capacity = max(self._indexes.capacity, num_samples)
 
-    def hold_out(self, fraction: float, *, seed: int) -> tuple[ShardSet, ShardSet]:
-        """Split by key hash into (kept, held out): a training and a validation part of one training split.
-
-        A sample's side depends on its key, ``fraction`` and ``seed`` alone, so it does not change when shards are
-        rebuilt with other sizes or samples are added. Reads every sample index once.
-
-        Args:
-            fraction: expected share of the held-out part, in (0, 1).
-
-        Raises:
-            UserError: a part would be empty.
-        """
-        kept, held_out = ShardSet(self.storage, self.manifest), ShardSet(self.storage, self.manifest)
-        kept._indexes = held_out._indexes = self._indexes
-        kept._kept_rows_S, held_out._kept_rows_S = [], []
-        for start in range(0, len(self.counts), _PARALLEL_READS):
-            numbers = list(range(start, min(start + _PARALLEL_READS, len(self.counts))))
-            for shard, index in zip(numbers, self._indexes.get_many(numbers)):
-                rows = np.arange(len(index)) if self._kept_rows_S is None else self._kept_rows_S[shard]
-                out = uniform(index.key_hash_N[rows], seed, 0, HOLD_OUT, 1)[:, 0] < fraction
-                kept._kept_rows_S.append(rows[~out])
-                held_out._kept_rows_S.append(rows[out])
-        for part in (kept, held_out):
-            assert part._kept_rows_S is not None
-            part.counts = np.array([len(rows) for rows in part._kept_rows_S], dtype=np.int64)
-        if not kept.num_samples or not held_out.num_samples:
-            raise UserError(
-                f"{self.storage.url}: holding out {fraction:g} of {self.num_samples} samples leaves "
-                f"{kept.num_samples} to train on and {held_out.num_samples} to validate; "
-                "set data.validation_fraction to another value, or to 0"
-            )
-        return kept, held_out
-
     def error(self, shard: int, key: str, offset: int, reason: str) -> SampleError:
         """The error that names one sample of shard number ``shard``."""
         return SampleError(self.name, self.storage.where(self.manifest.shards[shard].name), key, offset, reason)
 
 
-def open_shard_set(location: str | Path) -> ShardSet:
+def open_shard_set(location: Location | Storage) -> ShardSet:
     """Open the dataset folder at ``location``, local or remote; only its manifest is read.
 
     Raises:
@@ -219,15 +184,7 @@ class _IndexCache:
 
     def _read(self, shard: int) -> SampleRows:
         info = self._manifest.shards[shard]
-        where = self._storage.where(info.index_name)
-        data = self._storage.read(info.index_name)
-        if decode_shard_metadata(data, where)[0] != info:
-            raise FormatError(
-                f"{where}: written for another build than the manifest; copy the whole folder again, or build it again"
-            )
-        table = decode_index(IMAGES, data, where, _COLUMNS)
-        if table.num_rows != info.num_samples:
-            raise FormatError(f"{where}: {table.num_rows} rows, the manifest says {info.num_samples} samples")
+        table = read_index(self._storage, self._manifest, info, _COLUMNS)
         keys = table["key"].to_pylist()
         num_classes = len(self._manifest.classes)
         numbers = {
@@ -241,18 +198,16 @@ class _IndexCache:
             crc32_N=numbers["crc32"],
             width_N=numbers["width"],
             height_N=numbers["height"],
-            target_NK=_multi_hot(table["positives"], num_classes, where).astype(np.uint8),
-            ignore_NK=_multi_hot(table["ignored"], num_classes, where),
+            target_NK=_multi_hot(table["positives"], num_classes).astype(np.uint8),
+            ignore_NK=_multi_hot(table["ignored"], num_classes),
         )
 
 
-def _multi_hot(lists: pa.ChunkedArray, num_classes: int, where: str) -> np.ndarray:
+def _multi_hot(lists: pa.ChunkedArray, num_classes: int) -> np.ndarray:
     """Class numbers per sample as bool (N, K)."""
     column = lists.combine_chunks()
     row = np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
     number = column.flatten().to_numpy()
-    if len(number) and not 0 <= number.min() <= number.max() < num_classes:
-        raise FormatError(f"{where}: class number {number.max()} in a dataset of {num_classes} classes")
     hot = np.zeros((len(column), num_classes), dtype=bool)
     hot[row, number] = True
     return hot

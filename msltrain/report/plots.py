@@ -1,4 +1,4 @@
-"""Training curves from the runs' ``metrics.jsonl``."""
+"""The report's line plots: mAP over what is hidden, and training curves from the runs' ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msltrain.pages.svg import Line, line_plot
+from msltrain.pages.svg import Line, Plot, line_plot
+from msltrain.report.numbers import Numbers
 from msltrain.report.open_runs import RunReport
+from msltrain.robustness.figure import holes_plot
 
 PANELS = (
     ("clean", "Loss on whole images", "binary cross-entropy"),
@@ -17,27 +19,42 @@ PANELS = (
 """Key of a training row, title, y axis. A loss that a run does not compute is absent from its rows."""
 
 
-def training_plots(runs: Sequence[RunReport]) -> str:
-    """One small plot per loss and one of the validation mAP, by epoch; nothing without history."""
+def hiding_plot(numbers: Numbers) -> Plot | None:
+    """mAP over the share hidden, with bootstrap whiskers; None where nothing was hidden."""
+    if len(numbers.conditions) == 1:
+        return None
+    lines = []
+    for number, (run, measured) in enumerate(zip(numbers.runs, numbers.measured, strict=True)):
+        intervals = [one.intervals["mAP"] for one in measured.values()]
+        lines.append(
+            Line(
+                name=run.name,
+                x=[100 * one.origin.hole_fraction for one in measured.values()],
+                y=[100 * interval.value for interval in intervals],
+                style=number,
+                whisker=[(100 * interval.low, 100 * interval.high) for interval in intervals],
+                marker=True,
+            )
+        )
+    return holes_plot("mAP by hidden share", "mAP", lines)
+
+
+def training_plots(runs: Sequence[RunReport]) -> list[Plot]:
+    """One small plot per loss and one of the validation mAP, by epoch; none without history."""
     plots = [_panel(runs, key, title, label, from_zero=True) for key, title, label in PANELS]
     plots.append(_panel(runs, "validation_mAP", "Validation mAP", "mAP, %", factor=100))
-    return "".join(plots)
+    return [plot for plot in plots if plot is not None]
 
 
 def _panel(
     runs: Sequence[RunReport], key: str, title: str, label: str, *, factor: float = 1, from_zero: bool = False
-) -> str:
-    lines, words = [], []
+) -> Plot | None:
+    lines = []
     for number, run in enumerate(runs):
         epochs, values = by_epoch(run.history, key)
         if epochs:
             lines.append(Line(name=run.name, x=epochs, y=[factor * value for value in values], style=number))
-            words.append(f"{run.name} from {factor * values[0]:.3g} to {factor * values[-1]:.3g}")
-    if not lines:
-        return ""
-    alt = f"{title} by epoch. {'; '.join(words)}."
-    svg = line_plot(lines, x_label="epoch", y_label=label, alt=alt, from_zero=from_zero)
-    return f"<div><h3>{title}</h3>{svg}</div>"
+    return line_plot(lines, title=title, x_label="epoch", y_label=label, from_zero=from_zero) if lines else None
 
 
 def by_epoch(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:

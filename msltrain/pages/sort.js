@@ -1,6 +1,8 @@
 // A click on a column head sorts the rows by the last number (or the text) in that column: high first, low first, as it was.
+// Rows stay in their group.
 for (const table of document.querySelectorAll("table.sortable")) {
-  const body = table.tBodies[0], asItWas = [...body.rows], heads = [...table.tHead.rows[0].cells];
+  const bodies = [...table.tBodies].map((body) => [body, [...body.rows].filter((row) => !row.matches(".group"))]);
+  const asItWas = bodies.flatMap(([, rows]) => rows), heads = [...table.tHead.rows[0].cells];
   const isText = (column) => !asItWas.some((row) => column && /\d|–/.test(row.cells[column].textContent));
   const value = (row, column) => {
     const cell = row.cells[column], numbers = cell.textContent.match(/\d+(\.\d+)?(?!.*\d)|–$/);
@@ -15,17 +17,17 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const [first, second] = isText(column) ? ["ascending", "descending"] : ["descending", "ascending"];
       const before = head.getAttribute("aria-sort"), order = before === first ? second : before ? null : first;
       heads.forEach((other) => other.removeAttribute("aria-sort"));
-      const rows = [...asItWas];
-      if (order) {
-        head.setAttribute("aria-sort", order);
-        const sign = order === "ascending" ? 1 : -1;
-        rows.sort((one, other) => {
+      const sign = order === "ascending" ? 1 : -1;
+      if (order) head.setAttribute("aria-sort", order);
+      for (const [body, before] of bodies) {
+        const rows = [...before];
+        if (order) rows.sort((one, other) => {
           const a = value(one, column), b = value(other, column);
           if (typeof a === "string") return sign * a.localeCompare(b);
           return Number.isNaN(a) - Number.isNaN(b) || sign * (a - b) || 0;
         });
+        body.append(...rows);
       }
-      body.append(...rows);
     });
   });
 }

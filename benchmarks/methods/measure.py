@@ -1,0 +1,60 @@
+"""One job: train, predict the whole and the masked test images, and the row of what came out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.methods.jobs import SETTINGS, STAGES, Job, Places
+from msltrain.evaluation.evaluate import evaluate
+from msltrain.measures.metrics import Metrics
+from msltrain.measures.predictions import Predictions
+from msltrain.measures.strata import compute_strata
+from msltrain.training.trainer import train
+
+MEASURES = ("mAP", "CP", "CR", "CF1", "OF1")
+
+
+def measure_job(job: Job, places: Places) -> dict[str, Any]:
+    """The row, without the commit."""
+    torch.set_num_threads(1)
+    stage, run = STAGES[job.stage], places.work / "runs" / job.folder
+    began = time.perf_counter()
+    result = train(job.config(places), run_dir=run, resume="auto")
+    trained = time.perf_counter()
+    found = {}
+    for view in stage.views:
+        masks = [] if view == "whole" else [places.work / stage.test_masks / view]
+        found[view] = evaluate(
+            result.last,
+            places.work / stage.test,
+            keep_masks=masks,
+            out=places.work / "predictions" / job.folder / f"{view}.parquet",
+            num_threads=1,
+        )
+    return {
+        "job": job.name,
+        "digest": job.digest,
+        "stage": job.stage,
+        "setting": job.setting,
+        "seed": job.seed,
+        "settings": list(SETTINGS[job.setting].settings),
+        "masks": list(SETTINGS[job.setting].masks),
+        "epochs": job.epochs,
+        "passes": round(SETTINGS[job.setting].passes * job.epochs, 2),
+        **{view: _measures(*pair) for view, pair in found.items()},
+        "train_seconds": round(trained - began, 1),
+        "test_seconds": round(time.perf_counter() - trained, 1),
+    }
+
+
+def _measures(predictions: Predictions, metrics: Metrics) -> dict[str, Any]:
+    row: dict[str, Any] = {name: round(getattr(metrics, name), 5) for name in MEASURES}
+    row["strata"] = {
+        stratum.name: [round(stratum.mAP, 5), round(stratum.CR, 5)]
+        for stratum in compute_strata(predictions)
+        if stratum.num_positive and not stratum.name.endswith(("small", "medium", "large"))
+    }
+    return row

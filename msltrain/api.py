@@ -1,0 +1,171 @@
+"""The functions of the public face: what the commands do, in Python. ``import msltrain`` is enough.
+
+A place is a local path or an address such as ``s3://bucket/folder``, as text. N samples, K classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from msldata.storage import Location
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import ArrayLike
+
+    from msltrain.config import TrainConfig
+    from msltrain.measures.metrics import Metrics
+    from msltrain.measures.predictions import Predictions
+    from msltrain.training.trainer import TrainResult
+    from msltrain.use.predict import Predictor
+
+
+def recipe(
+    name: str,
+    *,
+    data: Location | None = None,
+    keep_masks: Location | Sequence[Location] | None = None,
+    settings: Sequence[str] = (),
+) -> TrainConfig:
+    """The whole config of a run, as a recipe has it, with data and settings of one's own.
+
+    Args:
+        name: of the recipe; ``msl recipes`` lists them.
+        data: training shards, instead of the recipe's.
+        keep_masks: keep-mask shards, one folder or several, instead of the recipe's.
+        settings: ``section.field=value``, as ``msl train --set`` takes them.
+
+    Raises:
+        UserError: an unknown recipe or field, or a value that the field cannot take.
+
+    Example:
+        config = msltrain.recipe("msl-c-voc2007", data="shards/voc2007/trainval", settings=["optim.lr=0.005"])
+        print(config.optim.lr, config.model.backbone, config.loss)
+    """
+    from msltrain.recipes import configure
+
+    return configure(name, train=data, keep_masks=keep_masks, settings=settings)
+
+
+def train(config: TrainConfig, run: Location, *, resume: bool = False) -> TrainResult:
+    """Train a recogniser in this process, or as one of those that torchrun started.
+
+    Args:
+        config: the whole run, from `recipe`.
+        run: the folder or address where everything is written.
+        resume: continue the run that is there from its last checkpoint.
+
+    Raises:
+        UserError: the folder is in use, or holds another run; data or model cannot be used; a loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM came; the state is saved.
+
+    Example:
+        config = msltrain.recipe("demo", settings=["optim.num_epochs=1", "stream.batch_size=8"])
+        result = msltrain.train(config, "runs/first")
+        print(result.num_steps, result.validation_mAP, result.best)
+    """
+    from msltrain.training.trainer import train
+
+    return train(config, run_dir=run, resume=resume)
+
+
+def evaluate(
+    checkpoint: Location,
+    data: Location,
+    *,
+    keep_masks: Location | Sequence[Location] = (),
+    out: Location | None = None,
+) -> tuple[Predictions, Metrics]:
+    """Predict every sample of a dataset exactly once, and measure the predictions as published.
+
+    Args:
+        checkpoint: a run, whose best checkpoint is taken, or a checkpoint.
+        data: the shards to evaluate on.
+        keep_masks: hide parts of the images with these, one folder or several; none: whole images.
+        out: predictions file to write (parquet).
+
+    Raises:
+        UserError: the checkpoint knows other classes than the shards, or something cannot be used.
+        SampleError: a sample is damaged. FileNotFoundError: no such checkpoint.
+
+    Example:
+        predictions, metrics = msltrain.evaluate("runs/msl", "shards/voc2007/test", keep_masks="shards/masks/low")
+        print(f"mAP {100 * metrics.mAP:.1f} behind holes of {100 * predictions.origin.hole_fraction:.0f} %")
+    """
+    from msltrain.evaluation.evaluate import evaluate
+
+    return evaluate(checkpoint, data, keep_masks=keep_masks, out=out)
+
+
+def load(checkpoint: Location, *, device: str | torch.device = "auto") -> Predictor:
+    """A trained recogniser that answers about images.
+
+    Args:
+        checkpoint: a run, whose best checkpoint is taken, or a checkpoint.
+        device: where it computes; auto: a GPU when there is one.
+
+    Raises:
+        FileNotFoundError: no checkpoint there. UserError: it is damaged.
+
+    Example:
+        predictor = msltrain.load("runs/msl")
+        for prediction in predictor.predict(["photos/street.jpg", "photos/harbour.jpg"]):
+            print(prediction.file, prediction.predicted, prediction.scores[:3])
+    """
+    from msltrain.use.predict import Predictor
+
+    return Predictor(checkpoint, device)
+
+
+def compute_metrics(
+    logits: ArrayLike, targets: ArrayLike, ignore: ArrayLike | None = None, *, classes: Sequence[str] | None = None
+) -> Metrics:
+    """mAP, CP, CR, CF1, OP, OR, OF1 and a table by class, as published, from plain arrays.
+
+    Args:
+        logits: (N, K), before the sigmoid: a class is predicted from logit 0 on.
+        targets: (N, K), 1 positive, 0 negative.
+        ignore: (N, K), true where the pair counts nowhere, such as VOC's difficult objects.
+        classes: their names; default: numbers.
+
+    Raises:
+        UserError: shapes that differ, a target that is neither 0 nor 1, a NaN, or no class with a positive.
+
+    Example:
+        metrics = msltrain.compute_metrics(logits=[[2.0, -1.0], [-0.5, 3.0]], targets=[[1, 0], [0, 1]])
+        print(metrics.mAP, metrics.OF1, [row.average_precision for row in metrics.classes])
+    """
+    import numpy as np
+
+    from msldata.errors import UserError
+    from msltrain.measures.metrics import compute_metrics
+    from msltrain.measures.predictions import Predictions
+
+    logit_NK, target_NK = _array(logits).astype(np.float32), _array(targets)
+    ignore_NK = np.zeros(target_NK.shape, bool) if ignore is None else _array(ignore).astype(bool)
+    if logit_NK.ndim != 2 or not logit_NK.shape == target_NK.shape == ignore_NK.shape:
+        shapes = f"logits {logit_NK.shape}, targets {target_NK.shape}, ignore {ignore_NK.shape}"
+        raise UserError(f"compute_metrics: {shapes}; all must be (N, K), a row for each sample")
+    if not np.isin(target_NK, (0, 1)).all():
+        raise UserError("compute_metrics: a target is neither 0 nor 1; pass pairs that count nowhere as ignore")
+    if ((logit_NK >= 0) & (logit_NK <= 1)).all() and len(np.unique(logit_NK)) > 1:
+        warnings.warn("compute_metrics: all logits lie in 0 … 1; give values before the sigmoid", stacklevel=2)
+    num_samples, num_classes = logit_NK.shape
+    predictions = Predictions(
+        keys=tuple(map(str, range(num_samples))),
+        logit_NK=logit_NK,
+        target_NK=target_NK.astype(np.uint8),
+        ignore_NK=ignore_NK,
+        classes=tuple(map(str, range(num_classes))) if classes is None else tuple(classes),
+    )
+    return compute_metrics(predictions)
+
+
+def _array(values: ArrayLike) -> np.ndarray:
+    """A tensor, wherever it is, or anything that numpy takes."""
+    import numpy as np
+
+    return np.asarray(values.detach().float().cpu() if hasattr(values, "detach") else values)

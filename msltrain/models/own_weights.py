@@ -1,0 +1,127 @@
+"""First weights from what this program itself wrote: a run, a checkpoint, its weights file, an exported model.
+
+H attention heads, K classes, D feature channels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from msldata.errors import UserError
+from msltrain.models.pretrained import WeightsReport, read_tensors, shortened
+
+_FILES = ("weights.safetensors", "model.safetensors")
+_FOLDERS = ("", "checkpoints/best", "checkpoints/last", "best", "last")
+_BACKBONE, _HEAD = "backbone.network.", "classifier."
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnWeights:
+    """The tensors of a recogniser of ours, and what its outputs mean."""
+
+    source: str
+    tensors: Mapping[str, Tensor]
+    classes: tuple[str, ...]
+    """In logit order; empty where nothing beside the file names them."""
+
+
+def find_own_file(weights: str) -> Path | None:
+    """The weights file that a folder of ours means, of a run its best, else last; None for any other."""
+    folder = Path(weights).expanduser()
+    if not weights or not folder.is_dir():
+        return None
+    files = (folder / place / name for place in _FOLDERS for name in _FILES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def read_own(weights: str) -> OwnWeights | None:
+    """The weights of ours that ``weights`` names, a folder or a file; None where it names something else.
+
+    Raises:
+        UserError: damaged.
+    """
+    file = find_own_file(weights) or Path(weights).expanduser()
+    if file.suffix != ".safetensors" or not file.is_file():
+        return None
+    tensors = read_tensors(file)
+    if not any(name.startswith(_BACKBONE) for name in tensors):
+        return None
+    return OwnWeights(source=str(file), tensors=tensors, classes=_classes_of(file))
+
+
+def fill_from_own(network: nn.Module, head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> WeightsReport:
+    """Fill the backbone's network, and of the head the classes that both know, in place.
+
+    Raises:
+        UserError: the backbone is another one.
+    """
+    found = {name.removeprefix(_BACKBONE): one for name, one in own.tensors.items() if name.startswith(_BACKBONE)}
+    wanted = network.state_dict()
+    wrong = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
+    wrong += [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
+    if wrong:
+        sizes = (
+            "; a transformer's positions fit one stream.image_size" if any("pos_embed" in one for one in wrong) else ""
+        )
+        raise UserError(
+            f"{own.source}: {len(wrong)} tensors of the backbone are missing there or have another shape "
+            f"({shortened(wrong)}); set model.backbone to the one it was trained with{sizes}"
+        )
+    network.load_state_dict({name: found[name] for name in wanted if name in found}, strict=False)
+    return WeightsReport(
+        source=own.source,
+        matched_by="names",
+        num_loaded=len(found),
+        ignored=tuple(name for name in found if name not in wanted),
+        head=_fill_head(head, own, classes),
+    )
+
+
+def _fill_head(head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> str:
+    """Copy the rows of the classes that both know; what was taken, in words."""
+    theirs = {name.removeprefix(_HEAD): tensor for name, tensor in own.tensors.items() if name.startswith(_HEAD)}
+    ours = head.state_dict()
+    if set(ours) != set(theirs) or any(ours[name].shape[1:] != theirs[name].shape[1:] for name in ours):
+        return "head not taken: it is of another kind"
+    before, now = own.classes, classes
+    if not before or not now:
+        if any(ours[name].shape != theirs[name].shape for name in ours):
+            return "head not taken: nothing names its classes, and they are another number"
+        head.load_state_dict(theirs)
+        return "head taken as it is: nothing names its classes"
+    blocks = [(len(ours[name]) // len(now), len(theirs[name]) // len(before)) for name in ours]
+    if any(here != there for here, there in blocks) or any(len(theirs[name]) % len(before) for name in ours):
+        return "head not taken: it has another number of attention heads"
+    shared = [name for name in now if name in before]
+    if not shared:
+        return "head not taken: none of its classes is one of the data's"
+    rows, from_rows = [now.index(name) for name in shared], [before.index(name) for name in shared]
+    with torch.no_grad():
+        for name in ours:
+            # One block of K rows per attention head.
+            target, source = (
+                one.unflatten(0, (-1, k)) for one, k in ((ours[name], len(now)), (theirs[name], len(before)))
+            )
+            target[:, rows] = source[:, from_rows].to(target.dtype)
+    if len(shared) == len(now):
+        return "the head with all its classes" + ("" if now == before else ", matched by name")
+    new = [name for name in now if name not in before]
+    return f"the head's {len(shared)} classes that both know; new: {shortened(new)}"
+
+
+def _classes_of(file: Path) -> tuple[str, ...]:
+    """What ``meta.json`` of a checkpoint, or ``config.json`` of an export, beside the file says."""
+    for name in ("meta.json", "config.json"):
+        try:
+            classes = json.loads((file.parent / name).read_text(encoding="utf-8"))["classes"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(classes, list) and all(isinstance(one, str) for one in classes):
+            return tuple(classes)
+    return ()

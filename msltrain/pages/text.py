@@ -1,0 +1,49 @@
+"""Numbers and names as text: one rule each, for pages, Markdown and the terminal."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from html import escape
+
+DASH = "–"
+"""Stands where there is no value."""
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """``61.2``, or a dash for None and NaN."""
+    return DASH if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}"
+
+
+def points(fraction: float) -> str:
+    """A signed difference in percentage points: ``+6.2``, ``−0.4``, ``0.0``."""
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def join(parts: Sequence[str], last: str = "and") -> str:
+    """``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"
+
+
+def capital(text: str) -> str:
+    """With a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def counted(number: int, word: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def markdown(text: str) -> str:
+    """Any text as Markdown that shows it: on one line, no HTML, no emphasis, no new cell."""
+    line = escape(" ".join(text.split()), quote=False)
+    line = re.sub(r"([\\`*\[\]|~])", r"\\\1", line)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)
+
+
+def markdown_list(lines: Sequence[str]) -> str:
+    """A bullet per line of text."""
+    return "\n".join(f"- {markdown(line)}" for line in lines)

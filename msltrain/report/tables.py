@@ -1,0 +1,157 @@
+"""The report's tables: the same rows for the page and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from msltrain.measures.metrics import SUMMARY
+from msltrain.pages.svg import style_name
+from msltrain.pages.tables import Cell, Group, Row, Table
+from msltrain.pages.text import capital, percent, points
+from msltrain.report.cooccurrence import leaning_pairs
+from msltrain.report.numbers import Numbers
+from msltrain.report.open_runs import WHOLE, RunReport, describe_condition
+
+NUM_PAIRS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """The AP of one model for one class."""
+
+    model: str
+    style: str
+    share: str
+    """Its length, percent."""
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """One class: a bar per model, on whole images and in the hardest condition."""
+
+    index: int
+    name: str
+    num_images: int
+    ends: list[list[Bar]]
+
+
+def where(numbers: Numbers, condition: str) -> str:
+    """The name of a condition, with what it hides."""
+    return describe_condition(condition, numbers.runs[0].conditions[condition])
+
+
+def measures_table(numbers: Numbers) -> Table:
+    """mAP, CP, CR, CF1, OP, OR, OF1 in percent, by condition and run, with the differences to the first run."""
+    runs, groups = numbers.runs, []
+    for condition in numbers.conditions:
+        values = [list(entry[condition].metrics.summary().values()) for entry in numbers.measured]
+        columns = [_best(column) for column in zip(*values)]
+        rows = [Row(name=run.name, cells=cells) for run, cells in zip(runs, zip(*columns), strict=True)]
+        for run, mine in zip(runs[1:], values[1:], strict=True):
+            label = "difference" if len(runs) == 2 else f"{run.name} − {runs[0].name}"
+            cells = [points(value - first) for value, first in zip(mine, values[0], strict=True)]
+            rows.append(Row(name=label, cells=cells, style="difference"))
+        groups.append(Group(title=capital(where(numbers, condition)), rows=rows))
+    return Table(name="Model", columns=SUMMARY, groups=groups, style="measures")
+
+
+def strata_table(numbers: Numbers) -> Table | None:
+    """mAP and CR by size and occlusion of the largest object, or nothing without object annotations."""
+    groups = []
+    for condition in numbers.conditions:
+        rows = []
+        for same in zip(*(entry[condition].strata for entry in numbers.measured), strict=True):
+            cells = (*_best([one.mAP for one in same]), *_best([one.CR for one in same]))
+            rows.append(Row(name=same[0].name, cells=[f"{same[0].num_positive:,}", *cells]))
+        if not rows:
+            return None
+        groups.append(Group(title=capital(where(numbers, condition)), rows=rows))
+    names = [run.name for run in numbers.runs]
+    several = len(names) > 1
+    columns = ["Pairs", *names, *names] if several else ["Pairs", "mAP", "CR"]
+    over = [("mAP", len(names)), ("CR", len(names))] if several else []
+    return Table(name="Largest object", columns=columns, over=over, groups=groups, style="strata")
+
+
+def class_rows(numbers: Numbers) -> list[ClassRow]:
+    """AP by class, on whole images and in the hardest condition; see ``Numbers.class_order``."""
+    rows = []
+    for k in numbers.class_order():
+        ends = []
+        for condition in numbers.ends:
+            values = [measured[condition].metrics.classes[k].average_precision for measured in numbers.measured]
+            ends.append(
+                [
+                    Bar(
+                        model=run.name,
+                        style=style_name(number),
+                        share=f"{100 * (value or 0):.1f}%",
+                        text=percent(value),
+                    )
+                    for number, (run, value) in enumerate(zip(numbers.runs, values, strict=True))
+                ]
+            )
+        one = numbers.measured[0][WHOLE].metrics.classes[k]
+        rows.append(ClassRow(index=k, name=one.name, num_images=one.num_positive, ends=ends))
+    return rows
+
+
+def class_table(numbers: Numbers) -> Table:
+    """The same as plain numbers."""
+    rows = [
+        Row(name=row.name, cells=[f"{row.num_images:,}", *(bar.text for bars in row.ends for bar in bars)])
+        for row in class_rows(numbers)
+    ]
+    names = [f"{run.name}, {where(numbers, end)}" for end in numbers.ends for run in numbers.runs]
+    return Table(name="Class", columns=["Images", *names], groups=[Group(rows=rows)])
+
+
+def pairs_table(numbers: Numbers) -> Table | None:
+    """The pairs with the most false alarms beyond the usual in the hardest condition; nothing where there are none."""
+    alarms = [one[numbers.ends[-1]] for one in numbers.false_alarms]
+    rows = []
+    for i, j in leaning_pairs(alarms, NUM_PAIRS):
+        rates = [percent(rate) for one in alarms for rate in (one.rate_KK[i, j], one.rate_elsewhere_KK[i, j])]
+        counts = [f"{alarms[0].num_images_KK[i, j]:,}", percent(numbers.companions.share_KK[i, j])]
+        rows.append(Row(name=numbers.classes[i], cells=[Cell(text=numbers.classes[j], style="kind"), *counts, *rates]))
+    if not rows:
+        return None
+    names = [f"{run.name}{also}" for run in numbers.runs for also in ("", ", elsewhere")]
+    columns = ["Absent, yet seen", "Images", "Labelled together", *(names if len(alarms) > 1 else _SEEN)]
+    return Table(name="Present", columns=columns, groups=[Group(rows=rows)], style="pairs sortable")
+
+
+_SEEN = ("Seen", "Seen elsewhere")
+
+
+def settings_table(runs: Sequence[RunReport]) -> Table | None:
+    """The settings in which the runs differ, or nothing where they do not."""
+    settings = [_flatten(asdict(run.config)) for run in runs]
+    rows = [
+        Row(name=name, cells=[_plain(entry[name]) for entry in settings])
+        for name in settings[0]
+        if any(entry[name] != settings[0][name] for entry in settings)
+    ]
+    if not rows:
+        return None
+    return Table(name="Setting", columns=[run.name for run in runs], groups=[Group(rows=rows)], style="words")
+
+
+def _best(values: Sequence[float | None]) -> list[Cell]:
+    """Cells in percent, of the runs in order; the best one is marked when there are several."""
+    known = [percent(value) for value in values if value is not None]
+    best = max(known, key=float) if len(values) > 1 and known else None
+    return [Cell(text=percent(value), style="best" if percent(value) == best else "") for value in values]
+
+
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{name}": value for section, fields in config.items() for name, value in fields.items()}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(part) for part in value) or "none"
+    return "none" if value is None or value == "" else str(value)

@@ -1,0 +1,41 @@
+"""Which keep mask a sample meets: a pure function of (seed, epoch, key), on any rank and after any resumption.
+
+The bank asks it for stored masks, the drawn kinds for the numbers they are drawn by, and the transform, which knows no
+key, with one that chance makes. Legend: B samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from msldata.errors import UserError
+from msltrain.stream.order.random import KEEP_MASK, key_hash, uniform
+
+
+def hashes_of(keys: Iterable[str]) -> np.ndarray:
+    """What keep masks are chosen by: the keys as uint64 (B,), as a ``Batch`` holds them in ``key_hash_B``.
+
+    Args:
+        keys: one text for each sample, such as the name of its file; the same one in every epoch.
+
+    Raises:
+        UserError: a single text, whose letters would pass for keys, or a key that is no text.
+    """
+    if isinstance(keys, str):
+        raise UserError(f"keys is the text '{keys}'; give a list of keys, one for each sample")
+    texts = list(keys)
+    if wrong := [key for key in texts if not isinstance(key, str)]:
+        raise UserError(f"the key {wrong[0]!r} is no text; give str(…) of it, the same in every epoch")
+    return key_hash(texts)
+
+
+def choose(key_hash_B: np.ndarray, num_masks: int | np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """Number of the mask that each sample meets, int64 (B,), each of its ``num_masks`` as likely as another."""
+    return (numbers(key_hash_B, 1, seed=seed, epoch=epoch)[:, 0] * num_masks).astype(np.int64)
+
+
+def numbers(key_hash_B: np.ndarray, count: int, *, seed: int, epoch: int) -> np.ndarray:
+    """``count`` numbers in [0, 1) for each sample, float64 (B, count), of which the first one is what chooses."""
+    return uniform(key_hash_B, seed, epoch, KEEP_MASK, count)

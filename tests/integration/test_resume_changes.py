@@ -1,0 +1,158 @@
+"""What may change when a run goes on, what may not, and what is said of it, by the command itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from msldata.contract.manifest import read_manifest
+from msldata.contract.publish import write_manifest
+from msldata.storage import LocalStorage
+from msltrain.__main__ import app
+from msltrain.runs.checkpoint import load_checkpoint, rebuild_recogniser
+from tests.smallshards import write_images, write_keep_masks
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_images(root / "train", [20, 20])
+    rng = np.random.default_rng(0)
+    write_keep_masks(root / "high", [(rng.random((32, 32)) > 0.5).astype(np.uint8) for _ in range(5)])
+    return root
+
+
+def train(data: Path, run: Path, *more: str, train: str = "train") -> Result:
+    command = ["train", "--recipe", "smoke", "--run", str(run)]
+    command += ["--data", str(data / train), "--keep-masks", str(data / "high")]
+    for one in ("stream.image_size=32", "model.backbone=test_efficientnet", "run.device=cpu", *more):
+        command += ["--set", one] if "=" in one else [one]
+    return CliRunner().invoke(app, command, env={"COLUMNS": "300"})
+
+
+def ok(result: Result) -> str:
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def refused(result: Result) -> str:
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    return " ".join(result.output.split())
+
+
+def history(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+AGAIN = ("--resume", "auto", "--allow-changes")
+
+
+def test_another_batch_size_keeps_the_history(data, tmp_path):
+    ok(train(data, tmp_path, "stream.batch_size=4", "optim.num_epochs=2"))
+    before = history(tmp_path)
+    said = ok(train(data, tmp_path, "stream.batch_size=8", "optim.num_epochs=3", *AGAIN))
+    after = history(tmp_path)
+    assert after[: len(before)] == before
+    assert [row["epoch"] for row in after] == sorted(row["epoch"] for row in after) and after[-1]["epoch"] == 2
+    steps = [row["step"] for row in after if "clean" in row]
+    assert steps == list(range(1, len(steps) + 1))
+    assert "continued with a change: stream.batch_size was 4, is 8" in said
+    assert "the learning rate goes on at" in said and "the cosine is another one now" in said
+    assert load_checkpoint(tmp_path / "checkpoints" / "last").epoch == 3
+
+
+def test_inside_an_epoch_another_batch_size_goes_on_after_as_many_samples(data, tmp_path, monkeypatch):
+    """Killed after 3 batches of 8 samples: 6 of 4 are done."""
+    from msltrain.training.learner import Learner
+
+    taken, take_step = [], Learner.take_step
+
+    def killed(self, *arguments):
+        taken.append(len(taken))
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return take_step(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "take_step", killed)
+        train(data, tmp_path, "optim.num_epochs=1", "run.save_every=3")
+    assert load_checkpoint(tmp_path / "checkpoints" / "last").step == 3
+    ok(train(data, tmp_path, "optim.num_epochs=1", "stream.batch_size=4", *AGAIN))
+    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "last")
+    assert checkpoint.step == 3 + checkpoint.train_state["loader"]["num_samples"] // 4 - 6 and checkpoint.epoch == 1
+
+
+def test_a_run_never_goes_on_with_other_classes(data, tmp_path):
+    """The outputs would mean other things, so not even with leave to change."""
+    ok(train(data, tmp_path / "run", "optim.num_epochs=1"))
+    folder = tmp_path / "data" / "permuted"
+    shutil.copytree(data / "train", folder)
+    shutil.copytree(data / "high", tmp_path / "data" / "high")
+    manifest = read_manifest(LocalStorage(folder))
+    write_manifest(LocalStorage(folder), replace(manifest, classes=manifest.classes[::-1]))
+    again = (tmp_path / "data", tmp_path / "run", "optim.num_epochs=2")
+    said = refused(train(*again, "--resume", "auto", train="permuted"))
+    assert "other data for train" in said and "labels or classes" in said
+    said = refused(train(*again, *AGAIN, train="permuted"))
+    assert "the same classes in another order" in said and "--weights" in said
+
+
+def test_other_labels_are_other_data(data, tmp_path):
+    ok(train(data, tmp_path / "run", "optim.num_epochs=1"))
+    shutil.copytree(data, tmp_path / "data")
+    storage = LocalStorage(tmp_path / "data" / "train")
+    manifest = read_manifest(storage)
+    first, *others = manifest.shards
+    write_manifest(storage, replace(manifest, shards=(replace(first, labels_sha256="0" * 64), *others)))
+    again = (tmp_path / "data", tmp_path / "run", "optim.num_epochs=2")
+    assert "other data for train" in refused(train(*again, "--resume", "auto"))
+    assert "continued with a change: other data for train: then" in ok(train(*again, *AGAIN))
+
+
+def test_the_average_switched_off_leaves_the_trained_weights(data, tmp_path):
+    ok(train(data, tmp_path, "optim.ema_decay=0.9999", "optim.num_epochs=1"))
+    trained = load_checkpoint(tmp_path / "checkpoints" / "last").train_state["weights"]
+    ok(train(data, tmp_path, "optim.num_epochs=2", "optim.lr=1e-12", "optim.weight_decay=0", *AGAIN))
+    now = load_checkpoint(tmp_path / "checkpoints" / "last")
+    assert "weights" not in now.train_state
+    name = "classifier.score.weight"
+    assert torch.allclose(now.weights[name], trained[name], atol=1e-5)
+
+
+def test_the_average_switched_on_starts_at_the_trained_weights(data, tmp_path):
+    ok(train(data, tmp_path, "optim.num_epochs=1"))
+    trained = load_checkpoint(tmp_path / "checkpoints" / "last").weights
+    still = ("optim.num_epochs=2", "optim.lr=1e-12", "optim.weight_decay=0")
+    said = ok(train(data, tmp_path, *still, "optim.ema_decay=0.9999", *AGAIN))
+    now = load_checkpoint(tmp_path / "checkpoints" / "last")
+    name = "classifier.score.weight"
+    assert torch.allclose(now.weights[name], trained[name], atol=1e-5)
+    assert "optim.ema_decay=0.9999 looks back over 10,000 steps and the run has" in said
+
+
+def test_an_average_of_few_steps_is_not_the_first_weights(data, tmp_path):
+    """Without a warm-up of its decay it would hold 99.9 % of them after ten steps."""
+    ok(train(data, tmp_path, "optim.ema_decay=0.9999", "optim.num_epochs=2"))
+    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "last")
+    name = "classifier.score.weight"
+    torch.manual_seed(0)
+    first = rebuild_recogniser(checkpoint.config, len(checkpoint.classes)).state_dict()[name]
+    trained = checkpoint.train_state["weights"][name]
+    left = (checkpoint.weights[name] - trained).norm() / (first - trained).norm()
+    assert left < 0.5
+
+
+@pytest.mark.parametrize("file", ["datasets.json", "environment.json", "config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [b"[]", b"null", b"\xff\xfe", b'{"train": [3]}', b"[" * 5000])
+def test_a_damaged_run_folder_is_one_message(data, tmp_path, file, content):
+    ok(train(data, tmp_path, "optim.num_epochs=1"))
+    (tmp_path / file).write_bytes(content)
+    result = train(data, tmp_path, "optim.num_epochs=1", "--resume", "auto")
+    assert result.exit_code in (0, 2) and (result.exception is None or isinstance(result.exception, SystemExit))

@@ -1,0 +1,81 @@
+"""The study's queue: what is there is not computed again, the best go on, and a job has a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.methods import __main__ as study
+from benchmarks.methods.jobs import SETTINGS, STAGES, Job, Places
+
+
+def row(setting: str, whole: float, high: float) -> dict:
+    job = Job("small", setting, 0)
+    return {"job": job.name, "digest": job.digest, "stage": "small", "setting": setting, "seed": 0} | {
+        "masks": list(SETTINGS[setting].masks),
+        "whole": {"mAP": whole},
+        "high": {"mAP": high},
+    }
+
+
+ROWS = [
+    row("baseline", 0.65, 0.2),
+    row("msl", 0.60, 0.40),
+    row("masksub", 0.62, 0.41),
+    row("hard", 0.63, 0.30),
+    row("teacher", 0.60, 0.5),
+]
+
+
+def test_the_best_settings_hold_what_the_published_loss_gains_behind_holes():
+    assert study.best_settings(ROWS, "small") == ["masksub", "teacher", "hard"]
+    jobs = study.jobs_of("best 2 small in full224 1 2", ROWS)
+    assert [job.name for job in jobs] == [
+        f"full224/{setting}/{seed}" for setting in ("masksub", "teacher") for seed in (1, 2)
+    ]
+    assert study.jobs_of("best 2 small in full224 0", ROWS[:1]) == [], "not before the published loss is measured"
+
+
+def test_every_setting_of_every_stage_is_a_configuration(tmp_path: Path):
+    digests = set()
+    for stage in STAGES:
+        for setting in SETTINGS:
+            job = Job(stage, setting, 0)
+            config = job.config(Places(work=tmp_path))
+            assert bool(config.data.keep_masks) == config.loss.needs_keep_masks
+            digests.add(job.digest)
+    assert len(digests) == len(STAGES) * len(SETTINGS)
+    assert Job("small", "msl", 0).digest != Job("small", "msl", 1).digest
+    for line in (study.HERE / "queue.txt").read_text().splitlines():
+        study.jobs_of(line, ROWS)
+
+
+def test_finished_jobs_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows, queue = tmp_path / "rows.jsonl", tmp_path / "queue.txt"
+    stale = {**row("hard", 0.5, 0.3), "digest": "of another configuration"}
+    rows.write_text("".join(f"{json.dumps(one)}\n" for one in (*ROWS[:2], stale)))
+    queue.write_text("# controls\nsmall baseline 0\nsmall msl 0\nsmall hard 0\nsmall teacher 0\nsmall masksub 0\n")
+    started = []
+
+    def one(command: list[str], env: dict[str, str]):
+        setting = command[5]
+        started.append(setting)
+        if setting == "teacher":
+            return subprocess.CompletedProcess(command, 1)
+        with open(rows, "a") as file:
+            file.write(json.dumps(row(setting, 0.6, 0.4)) + "\n")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(study.subprocess, "run", one)
+    monkeypatch.setattr(Places, "build", lambda self: None)
+    study.run(argparse.Namespace(work=tmp_path, rows=rows, queue=queue), Places(work=tmp_path))
+    assert started == ["hard", "teacher", "masksub"], "a job that fails is left, and the others go on"
+
+
+def test_an_unknown_setting_names_those_there_are():
+    with pytest.raises(SystemExit, match="settings are baseline"):
+        study.jobs_of("small unknown 0", [])

@@ -1,0 +1,234 @@
+"""Masked views: which images get one, from which subset, what fills it, and which pairs a mask hides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from msldata.errors import UserError
+from msltrain.stream.config import KeepMaskConfig, StreamConfig
+from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.donors import Donors
+from msltrain.stream.keepmasks.objects import Objects
+from msltrain.stream.keepmasks.views import MaskedView, MaskedViews
+from msltrain.stream.loader import Loader
+from msltrain.stream.order.random import key_hash
+from msltrain.stream.pixels.batch import Batch
+from msltrain.stream.samples.shardset import open_shard_set
+from tests.smallshards import write_images, write_keep_masks
+from tests.unit.test_keepmasks import write_objects
+
+SIZE = 32
+STREAM = StreamConfig(image_size=SIZE, batch_size=8, num_threads=1, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 images with an object each; four masks with heavy holes and four with light ones."""
+    folder = tmp_path_factory.mktemp("data")
+    write_images(folder / "images", [20, 20], with_objects=True)
+    for name, hidden in (("high", (20, 22, 24, 26)), ("low", (2, 4, 6, 8))):
+        masks = []
+        for rows in hidden:
+            mask = np.ones((SIZE, SIZE), np.uint8)
+            mask[:rows] = 0
+            masks.append(mask)
+        write_keep_masks(folder / name, masks)
+    return folder
+
+
+def views(root: Path, subsets: Sequence[str] = ("high",), **settings) -> MaskedViews:
+    places = [root / name for name in subsets]
+    shards = open_shard_set(root / "images")
+    return MaskedViews(KeepMaskConfig(**settings), places, shards=shards, stream=STREAM, device="cpu")
+
+
+def batch_of(count: int, num_classes: int = 3) -> Batch:
+    keys = [f"s{number:06d}" for number in range(count)]
+    return Batch(
+        image_BCHW=torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)),
+        target_BK=torch.eye(num_classes)[torch.arange(count) % num_classes],
+        ignore_BK=torch.zeros(count, num_classes, dtype=torch.bool),
+        keys=keys,
+        key_hash_B=key_hash(keys),
+        index_B=np.arange(count) % 40,
+        crop_B4=np.tile([0, 0, 36, 40], (count, 1)),
+        flip_B=np.zeros(count, bool),
+    )
+
+
+def take(batch: Batch, rows: Sequence[int]) -> Batch:
+    places = list(rows)
+    return Batch(
+        *(tensor[places] for tensor in (batch.image_BCHW, batch.target_BK, batch.ignore_BK)),
+        [batch.keys[place] for place in places],
+        *(array[places] for array in (batch.key_hash_B, batch.index_B, batch.crop_B4, batch.flip_B)),
+    )
+
+
+def parts(view: MaskedView) -> dict[str, torch.Tensor]:
+    return {name: value for name in MaskedView.__slots__ if (value := getattr(view, name)) is not None}
+
+
+SETTINGS = [
+    {"share": 0.5},
+    {"subset_weights": (0.5, 0.3), "ramp_epochs": 9},
+    {"fill": "noise", "ignore_below": 0.5},
+    {"fill": "image", "share": 0.7},
+    {"fill": "object"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(settings))
+def test_seed_epoch_and_key_decide_in_any_batch_and_after_a_resumption(root: Path, settings: dict):
+    subsets = ("high", "low") if "subset_weights" in settings else ("high",)
+    batch = batch_of(40)
+    whole = parts(views(root, subsets, **settings).of(batch, seed=3, epoch=5))
+    for rows in ([7], [39, 0, 11], range(20, 40)):
+        part = parts(views(root, subsets, **settings).of(take(batch, rows), seed=3, epoch=5))
+        assert set(part) == set(whole)
+        for name, value in part.items():
+            assert torch.equal(value, whole[name][list(rows)]), name
+    for seed, epoch in ((4, 5), (3, 6)):
+        other = parts(views(root, subsets, **settings).of(batch, seed=seed, epoch=epoch))
+        changing = set(whole) - {"ignore_BK"}
+        assert any(not torch.equal(other[name], whole[name]) for name in changing)
+
+
+def test_as_published_there_is_nothing_but_the_keep_mask(root: Path):
+    view = views(root).of(batch_of(40), seed=0, epoch=0)
+    bank = MaskBank.open([root / "high"], SIZE, "cpu")
+    assert set(parts(view)) == {"keep_mask_B1HW"}
+    assert torch.equal(view.keep_mask_B1HW, bank.keep_masks(batch_of(40), seed=0, epoch=0))
+
+
+def test_a_share_of_the_images_gets_a_masked_view(root: Path):
+    view = views(root, share=0.3).of(batch_of(4000), seed=0, epoch=0)
+    assert view.masked_B is not None
+    assert view.masked_B.float().mean().item() == pytest.approx(0.3, abs=0.03)
+
+
+def hidden_rows(view: MaskedView) -> np.ndarray:
+    return (SIZE - view.keep_mask_B1HW[:, 0, :, 0].sum(1)).int().numpy()
+
+
+def test_subsets_serve_their_shares_and_the_rest_stays_whole(root: Path):
+    mixed = views(root, ("high", "low"), subset_weights=(0.5, 0.3))
+    rows = hidden_rows(mixed.of(batch_of(4000), seed=0, epoch=0))
+    assert np.mean(rows >= 20) == pytest.approx(0.5, abs=0.03)
+    assert np.mean((rows > 0) & (rows <= 8)) == pytest.approx(0.3, abs=0.03)
+    assert set(rows) == {0, 2, 4, 6, 8, 20, 22, 24, 26}
+    full = views(root, ("high", "low"), subset_weights=(0.6, 0.4))
+    assert 0 not in hidden_rows(full.of(batch_of(4000), seed=0, epoch=0))
+    with pytest.raises(UserError, match="has 1 numbers for 2 folders"):
+        views(root, ("high", "low"), subset_weights=(0.6,))
+
+
+def test_a_ramp_takes_the_lightest_holes_first(root: Path):
+    ramp = views(root, ("high",), ramp_epochs=4)
+    seen = [set(hidden_rows(ramp.of(batch_of(400), seed=0, epoch=epoch)).tolist()) for epoch in range(6)]
+    assert seen == [{20}, {20, 22}, {20, 22, 24}, {20, 22, 24, 26}, {20, 22, 24, 26}, {20, 22, 24, 26}]
+    plain = views(root, ("high",)).of(batch_of(400), seed=0, epoch=4)
+    assert torch.equal(ramp.of(batch_of(400), seed=0, epoch=4).keep_mask_B1HW, plain.keep_mask_B1HW)
+
+
+# --- pixels of others -------------------------------------------------------------------------------------------------
+
+
+def test_other_images_fill_holes_and_what_they_show_does_not_count(root: Path):
+    batch = batch_of(200)
+    view = views(root, fill="image").of(batch, seed=0, epoch=0)
+    shards = open_shard_set(root / "images")
+    with Loader(shards, replace(STREAM, batch_size=40), device="cpu", training=False) as loader:
+        [all_images] = list(loader)
+    known = torch.cat((all_images.image_BCHW, all_images.image_BCHW.flip(3)))
+    assert view.filling_BCHW is not None and view.ignore_BK is not None
+    for row in range(0, 200, 20):
+        distance, donor = (known - view.filling_BCHW[row]).abs().flatten(1).amax(1).min(0)
+        assert distance < 1e-4
+        shown = all_images.target_BK[donor % 40].bool()
+        assert torch.equal(view.ignore_BK[row], shown & (batch.target_BK[row] == 0))
+    assert not (view.ignore_BK & (batch.target_BK > 0)).any()
+
+
+def test_where_nothing_is_hidden_nothing_foreign_shows(root: Path):
+    view = views(root, ("high",), fill="image", subset_weights=(0.5,)).of(batch_of(100), seed=0, epoch=0)
+    whole_B = view.keep_mask_B1HW.amin((1, 2, 3)) == 1
+    assert view.ignore_BK is not None and whole_B.any()
+    assert not view.ignore_BK[whole_B].any() and view.ignore_BK[~whole_B].any()
+
+
+def test_objects_fill_holes_with_nothing_around_them(tmp_path: Path):
+    """White boxes on black: a filling is white but for what the box's rim has smeared."""
+    write_objects(tmp_path / "images", [[(8.0 * (n % 5), 8.0, 32.0, 32.0)] for n in range(12)])
+    stream = StreamConfig(image_size=64, batch_size=4, num_threads=1)
+    donors = Donors("object", open_shard_set(tmp_path / "images"), stream, "cpu")
+    assert len(donors) == 12
+    filling, shown_BK = donors.filling(key_hash(["a", "b", "c"]), seed=0, epoch=0)
+    assert filling.shape == (3, 3, 64, 64) and shown_BK.all()
+    assert (filling[:, :, 8:-8, 8:-8] > 0.99).all()
+
+
+def test_small_objects_are_no_filling(tmp_path: Path):
+    write_objects(tmp_path / "images", [[(8.0, 8.0, 8.0, 8.0)]] * 6)
+    stream = StreamConfig(image_size=64, batch_size=4, num_threads=1)
+    with pytest.raises(UserError, match="no annotated object is large enough to fill holes with"):
+        Donors("object", open_shard_set(tmp_path / "images"), stream, "cpu")
+
+
+# --- what a mask hides ------------------------------------------------------------------------------------------------
+
+
+def test_the_visible_share_follows_crop_and_flip(tmp_path: Path):
+    """An object of 32 x 32 at the left of a 96 x 64 image; the left half of the square is hidden."""
+    write_objects(tmp_path / "images", [[(16.0, 16.0, 32.0, 32.0)]])
+    objects = Objects(open_shard_set(tmp_path / "images"))
+    keep_mask_1SS = torch.ones(1, 1, 64, 64)
+    keep_mask_1SS[..., :32] = 0
+
+    def share(crop: tuple[int, int, int, int], flip: bool) -> float:
+        """By bisection: the smallest share that the class is hidden below."""
+        one = replace(take(batch_of(1, 1), [0]), crop_B4=np.array([crop]), flip_B=np.array([flip]))
+        low, high = 0.0, 1.01
+        for _ in range(12):
+            middle = (low + high) / 2
+            hidden = objects.hidden(one, keep_mask_1SS, middle, 1).item()
+            low, high = (low, middle) if hidden else (middle, high)
+        return high
+
+    assert share((0, 0, 64, 96), False) == pytest.approx(0, abs=0.01)  # columns 11 to 32 of 64 are hidden
+    assert share((0, 0, 64, 96), True) == pytest.approx(1, abs=0.01)
+    assert share((0, 0, 64, 64), False) == pytest.approx(0.5, abs=0.01)  # columns 16 to 48
+    assert share((0, 32, 64, 64), True) == pytest.approx(0.5, abs=0.01)  # its right half alone, and that is visible
+    assert share((0, 32, 64, 64), False) == pytest.approx(0, abs=0.01)
+    assert share((0, 60, 64, 36), True) == pytest.approx(0, abs=0.01)  # outside
+
+
+def test_positives_without_a_visible_object_are_ignored(root: Path):
+    """The objects fill the upper left quarter; the masks hide from above."""
+    batch = batch_of(40)
+    shards = open_shard_set(root / "images")
+    with Loader(shards, replace(STREAM, batch_size=40), device="cpu", training=False) as loader:
+        [batch] = list(loader)
+    heavy = views(root, ("high",), ignore_below=0.1).of(batch, seed=0, epoch=0)
+    light = views(root, ("low",), ignore_below=0.1).of(batch, seed=0, epoch=0)
+    assert heavy.ignore_BK is not None and light.ignore_BK is not None
+    assert torch.equal(heavy.ignore_BK, batch.target_BK > 0)
+    assert not light.ignore_BK.any()
+
+
+def test_without_objects_there_is_nothing_to_tell(tmp_path: Path, root: Path):
+    write_images(tmp_path / "images", [4])
+    with pytest.raises(UserError, match=r"set keep_mask\.ignore_below=0"):
+        MaskedViews(
+            KeepMaskConfig(kind="none", ignore_below=0.1),
+            (),
+            shards=open_shard_set(tmp_path / "images"),
+            stream=STREAM,
+            device="cpu",
+        )
