@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -458,3 +459,13 @@ def test_datumaro_is_named_where_it_is_missing(tmp_path, monkeypatch):
     assert run.exit_code == 2 and "pip install 'msltrain[formats]'" in run.output
     run = CliRunner().invoke(app, ["build-shards", str(tmp_path)])
     assert run.exit_code == 2 and "any format that Datumaro reads" in run.output
+
+
+def test_every_row_of_the_page_of_formats_is_a_test():
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = [line for line in page.partition("## Formats")[2].partition("\n## ")[0].splitlines() if line.startswith("|")]
+    named = [re.findall(r"`(test_\w+)`", row) for row in rows[2:]]
+    assert len(named) > 15
+    for tests, row in zip(named, rows[2:], strict=True):
+        assert tests, f"no test is named: {row}"
+        assert all(callable(globals().get(name)) for name in tests), row
