@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from msldata.contract.manifest import MANIFEST_NAME
 from msldata.contract.records import VOC_CLASSES
 from msldata.masks.build import MaskBuild, write_masks
 from msldata.masks.plan import Progress, plan_masks
@@ -70,8 +71,18 @@ def make_coco(root: Path, images: Sequence[dict], annotations: Sequence[dict], c
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below ``folder``, hidden ones too, by its relative name."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file below ``folder``, hidden ones too, by its name; of manifests not the command that was run."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: _without_command(data) if name.endswith(MANIFEST_NAME) else data for name, data in files.items()}
+
+
+def _without_command(data: bytes) -> bytes:
+    try:
+        manifest = json.loads(data)
+    except ValueError:
+        return data
+    manifest.get("provenance", {}).pop("command", None)
+    return (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
 
 
 def build_masks(

@@ -7,14 +7,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
 from msldata.build.folder import BuildFolder, FinishedShard
-from msldata.build.other_tars import AUTO, LabelRule, find_rule, local_tar, parse_rule, scan, scan_labels
+from msldata.build.other_tars import AUTO, LabelRule, find_rule, local_tar, parse_rule, scan, survey_labels
 from msldata.build.shards import label_histogram
 from msldata.contract.format import (
+    TARGET_SUFFIX,
     decode_index,
     decode_shard_metadata,
     decode_shard_report,
@@ -32,6 +34,7 @@ from msldata.contract.manifest import (
     read_manifest,
 )
 from msldata.errors import BadInputError, UserError
+from msldata.sources.label_reading import LabelReading, LabelSurvey, decide_reading
 from msldata.sources.source import check_name
 from msldata.storage import FileInfo, Location, Storage, open_storage
 from msldata.workers.engine import run_tasks
@@ -52,6 +55,8 @@ class IndexTask:
     name: str
     num_bytes: int
     rule: LabelRule
+    reading: LabelReading | None
+    """None: not decided yet."""
     classes: tuple[str, ...]
     plan: str
     on_error: OnError
@@ -65,9 +70,13 @@ def index_shards(
     split: str | None = None,
     classes: Sequence[str] | None = None,
     labels_from: str = AUTO,
+    labels_are: str | None = None,
+    separator: str | None = None,
     num_workers: int | None = None,
     on_error: OnError = "fail",
     overwrite: bool = False,
+    command: Sequence[str] = (),
+    confirm: Callable[[Manifest], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Read every tar of a folder once, write a sample index for each and, last of all, the manifest.
@@ -81,17 +90,21 @@ def index_shards(
         name, split: what to call the dataset; default: as in ``NAME-SPLIT-000000.tar``, else the folder's name and
             ``train``.
         classes: class names in target order; default: the names that the labels use, sorted, or the class indices.
-            To find them, every tar is read once more.
-        labels_from: ``target.npy`` (or another ``.npy`` member: 1, 0, and -1 for ignored), ``cls`` (an index or a
-            name), ``json:FIELD`` (names or indices, one or a list); ``auto``: the first of target.npy, cls and
-            json:labels that the first sample has.
+        labels_from: ``target.npy`` (or another ``.npy`` member), ``cls`` or ``json:FIELD``; ``auto``: the one of
+            target.npy, cls and json:labels that the first sample has.
+        labels_are: how they are read, ``multi-hot``, ``signed``, ``indices`` or ``names``; default: decided from all
+            labels of all tars, which are read once more for it.
+        separator: between the names of one label; ``none``: a label is one name.
         on_error: ``fail`` stops at the first unusable sample; ``skip`` leaves it out of the index, lists it with the
             reason in ``quarantine.jsonl`` and counts it in the manifest.
         overwrite: read every tar again and replace the indexes and the manifest that are there.
+        command: the words that index these tars again, for the manifest.
+        confirm: called before anything is overwritten, with a manifest of what will be there, but for the samples.
         progress: called with (tars done, tars in all).
 
     Raises:
-        BadInputError: a damaged tar or an unusable sample. UserError: no tars, no labels, a key that appears twice, or
+        BadInputError: a damaged tar or an unusable sample. UserError: no tars, no labels, labels that can be read in
+            two ways, a key that appears twice, or
             files in the way. StorageError: a place that cannot be read or written.
     """
     tars = open_storage(tars)
@@ -107,7 +120,8 @@ def index_shards(
     if rule is None:
         with local_tar(tars, files[0].name, files[0].size) as path:
             rule = find_rule(path, tars.where(files[0].name))
-    asked = {"labels_from": str(rule), "classes": list(classes or ()), "on_error": on_error}
+    asked = {"labels_from": str(rule), "classes": list(classes or ()), "on_error": on_error, "reading": 2}
+    asked |= {"labels_are": labels_are, "separator": separator}
     sizes = {info.name: info.size for info in files}
     plan = hashlib.sha256(encode_json({"dataset": name, "split": split, "tars": sizes, **asked})).hexdigest()
     folder = BuildFolder(out, [info.name for info in files], plan)
@@ -120,13 +134,34 @@ def index_shards(
         kept = _kept_shards(out, files, plan)
         if overwrite:
             kept = {}
-        folder.withdraw()
         tasks = [
-            IndexTask(tars, out, info.name, info.size, rule, tuple(classes or ()), plan, on_error)
+            IndexTask(tars, out, info.name, info.size, rule, None, tuple(classes or ()), plan, on_error)
             for info in files
             if info.name not in kept
         ]
-        known = tuple(classes) if classes else _find_classes(kept, tasks, num_workers)
+        if kept:  # they were written for all tars
+            report = next(iter(kept.values())).report
+            reading, known = LabelReading(**report["reading"]), tuple(report["classes"])
+        else:
+            reading, known = _decide(tars.url, tasks, labels_are, separator, num_workers)
+        draft = Manifest(
+            kind=IMAGES,
+            dataset=name,
+            split=split,
+            classes=known,
+            shards=(),
+            options={"labels_from": str(rule), "reading": reading.options(), "on_error": on_error},
+            provenance={
+                "source": FOREIGN,
+                "labels": f"labels of {rule}, read as {reading}",
+                **({"command": list(command)} if command else {}),
+            },
+            licence="Not stated by the tars; whoever made them states it.",
+            plan=plan,
+        )
+        if overwrite and confirm is not None:
+            confirm(draft)
+        folder.withdraw()
         done = len(kept)
 
         def count(_: FinishedShard) -> None:
@@ -135,20 +170,23 @@ def index_shards(
             if progress is not None:
                 progress(done, len(files))
 
-        todo = [replace(task, classes=known) for task in tasks]
+        todo = [replace(task, reading=reading, classes=known) for task in tasks]
         written = run_tasks(_index_tar, todo, num_workers, count)
         finished = kept | dict(zip((task.name for task in todo), written, strict=True))
         shards = [finished[info.name] for info in files]
         _refuse_duplicates(out, shards)
-        return _finish(folder, name, split, known, rule, on_error, shards)
+        return _finish(folder, draft, shards)
 
 
 def tasks_of(folder: Storage, manifest: Manifest) -> list[IndexTask]:
     """The tasks that made an indexed dataset, for whoever wants to make its rows again."""
     rule = parse_rule(manifest.options["labels_from"])
     assert rule is not None
+    if "reading" not in manifest.options:
+        raise FormatError(f"{folder.url}: indexed before the reading of labels was recorded; run `msl index` again")
+    reading = LabelReading(**manifest.options["reading"])
     return [
-        IndexTask(folder, folder, info.name, info.num_bytes, rule, manifest.classes, manifest.plan, "skip")
+        IndexTask(folder, folder, info.name, info.num_bytes, rule, reading, manifest.classes, manifest.plan, "skip")
         for info in manifest.shards
     ]
 
@@ -205,6 +243,9 @@ def _link(tars: Storage, out: Storage, files: Sequence[FileInfo]) -> None:
 def _kept_shards(out: Storage, files: Sequence[FileInfo], plan: str) -> dict[str, FinishedShard]:
     """The tars whose index is there already. Raises UserError for an index that no build of ours wrote."""
     present = {info.name for info in out.list_files()}
+    ours: set[str] = set()
+    with suppress(FormatError):
+        ours = {shard.index_name for shard in read_manifest(out).shards} if MANIFEST_NAME in present else ours
     kept = {}
     for info in files:
         name = index_name(info.name)
@@ -214,6 +255,8 @@ def _kept_shards(out: Storage, files: Sequence[FileInfo], plan: str) -> dict[str
         try:
             shard, written_for = decode_shard_metadata(data, out.where(name))
         except FormatError:
+            if name in ours:
+                continue  # damaged since
             # img2dataset, for one, keeps what it knows of a tar in a parquet file of the same name.
             raise UserError(
                 f"{out.where(name)}: another program's file is where the sample index of {info.name} goes; move it away"
@@ -224,27 +267,29 @@ def _kept_shards(out: Storage, files: Sequence[FileInfo], plan: str) -> dict[str
     return kept
 
 
-def _find_classes(
-    kept: dict[str, FinishedShard], tasks: Sequence[IndexTask], num_workers: int | None
-) -> tuple[str, ...]:
-    """The classes of all labels together; the indexes that are kept were written for all of them."""
-    if kept:
-        return tuple(next(iter(kept.values())).report["classes"])
-    found = run_tasks(_scan_labels, tasks, num_workers)
-    names = set().union(*(names for names, _, _ in found))
-    num_classes = max((number for _, number, _ in found), default=0)
-    where = tasks[0].tars.url
-    if names and num_classes:
-        raise UserError(f"{where}: some labels are names and some are numbers; name all classes with --classes FILE")
-    if not names and not num_classes:
-        problem = next((f" ({problem})" for _, _, problem in found if problem), "")
-        raise UserError(f"{where}: no sample has a class{problem}; name the classes with --classes FILE")
-    return tuple(sorted(names)) if names else tuple(str(number) for number in range(num_classes))
+def _decide(
+    where: str, tasks: Sequence[IndexTask], labels_are: str | None, separator: str | None, num_workers: int | None
+) -> tuple[LabelReading, tuple[str, ...]]:
+    """What the labels of all tars together mean, and the classes."""
+    classes, vectors = tasks[0].classes, tasks[0].rule.suffix == TARGET_SUFFIX
+    jobs = [(task, separator) for task in tasks]
+    survey, problem = LabelSurvey(separator), None
+    for part, wrong in run_tasks(_survey, jobs, num_workers):
+        survey.merge(part)
+        problem = problem or wrong
+    if problem is not None and tasks[0].on_error == "fail":
+        raise problem
+    reading = decide_reading(survey, where, classes=classes or None, labels_are=labels_are, vectors=vectors)
+    try:
+        return reading, classes or reading.classes(survey)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; name the classes with --classes FILE") from None
 
 
-def _scan_labels(task: IndexTask) -> tuple[set[str], int, str]:
+def _survey(job: tuple[IndexTask, str | None]) -> tuple[LabelSurvey, BadInputError | None]:
+    task, separator = job
     with local_tar(task.tars, task.name, task.num_bytes) as path:
-        return scan_labels(path, task.tars.where(task.name), task.rule)
+        return survey_labels(path, task.tars.where(task.name), task.rule, separator)
 
 
 def _index_tar(task: IndexTask) -> FinishedShard:
@@ -253,7 +298,8 @@ def _index_tar(task: IndexTask) -> FinishedShard:
     with local_tar(task.tars, task.name, task.num_bytes) as path:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found = scan(path, where, task.rule, task.classes, skip=task.on_error == "skip")
+        assert task.reading is not None
+        found = scan(path, where, task.rule, task.reading, task.classes, skip=task.on_error == "skip")
     if not found.rows:
         reason = f"none of its {len(found.quarantined)} samples is usable" if found.quarantined else "it has no samples"
         raise BadInputError(where, reason, "move it out of the folder")
@@ -262,10 +308,12 @@ def _index_tar(task: IndexTask) -> FinishedShard:
         column: Counter(number for row in found.rows for number in row[column]) for column in ("positives", "ignored")
     }
     report = {
+        "reading": task.reading.options(),
         "classes": task.classes,
         "positive": [counts["positives"][number] for number in range(len(task.classes))],
         "ignored": [counts["ignored"][number] for number in range(len(task.classes))],
         "objects": sum(len(row["objects"]) for row in found.rows),
+        "without_any_class": sum(not row["positives"] for row in found.rows),
         "quarantined": found.quarantined,
     }
     index = encode_index(IMAGES, found.rows, info, task.plan, report)
@@ -287,34 +335,20 @@ def _refuse_duplicates(out: Storage, shards: Sequence[FinishedShard]) -> None:
                 )
 
 
-def _finish(
-    folder: BuildFolder,
-    name: str,
-    split: str,
-    classes: tuple[str, ...],
-    rule: LabelRule,
-    on_error: OnError,
-    shards: Sequence[FinishedShard],
-) -> Manifest:
+def _finish(folder: BuildFolder, draft: Manifest, shards: Sequence[FinishedShard]) -> Manifest:
     reports = [shard.report for shard in shards]
     quarantined = [entry for report in reports for entry in report["quarantined"]]
-    labels = label_histogram(classes, reports)
-    manifest = Manifest(
-        kind=IMAGES,
-        dataset=name,
-        split=split,
-        classes=classes,
+    labels = label_histogram(draft.classes, reports)
+    manifest = replace(
+        draft,
         shards=tuple(shard.info for shard in shards if shard.info is not None),
         label_histogram=labels,
         counts={
             "objects": sum(report["objects"] for report in reports),
+            "without_any_class": sum(report["without_any_class"] for report in reports),
             "ignored_labels": sum(counts["ignored"] for counts in labels.values()),
             "quarantined": len(quarantined),
         },
-        options={"labels_from": str(rule), "on_error": on_error},
-        provenance={"source": FOREIGN},
-        licence="Not stated by the tars; whoever made them states it.",
-        plan=folder.plan,
     )
     folder.publish(manifest, quarantined)
     return manifest

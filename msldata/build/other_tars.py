@@ -24,19 +24,16 @@ from msldata.build.image import check_jpeg
 from msldata.contract.format import META_SUFFIX, TARGET_SUFFIX
 from msldata.contract.tar import DamagedTar, TarMember, walk_any_tar
 from msldata.errors import BadInputError, UserError
+from msldata.sources.label_reading import Label, LabelReading, Labels, LabelSurvey
 from msldata.storage import Storage
 
 AUTO = "auto"
+_HINT = "mend the tar, or leave the sample out with --on-error skip"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg")
 # The key is everything up to the first dot of the file name, folders included, as the WebDataset readers have it.
 _NAME = re.compile(r"((?:.*/)?[^./]+)(\.[^/]+)")
 _COPY_BYTES = 16 << 20
 _OBJECT_FLAGS = ("difficult", "truncated", "occluded", "crowd")
-
-Label = int | str
-"""A class by its index or by its name."""
-MAX_CLASSES = 2**15
-"""As many as the index columns of 16 bits can name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +45,6 @@ class LabelRule:
 
     def __str__(self) -> str:
         return f"json:{self.field}" if self.field else self.suffix.removeprefix(".")
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """One sample's classes, and how many classes there are where the sample says."""
-
-    positives: tuple[Label, ...]
-    ignored: tuple[Label, ...] = ()
-    num_classes: int | None = None
-
-    def __post_init__(self) -> None:
-        numbers = [label for label in (*self.positives, *self.ignored) if isinstance(label, int)]
-        odd = [number for number in (*numbers, (self.num_classes or 1) - 1) if not 0 <= number < MAX_CLASSES]
-        if odd:
-            raise ValueError(f"class index {odd[0]} is not from 0 to {MAX_CLASSES - 1}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +75,30 @@ def find_rule(path: Path, where: str) -> LabelRule:
     """How the first sample of a tar is labelled.
 
     Raises:
-        BadInputError: the tar is damaged or has no samples. UserError: nothing in the sample is known to be labels.
+        BadInputError: the tar is damaged or has no samples. UserError: nothing in the sample is known to be labels, or
+            several things are.
     """
     with open_tar(path) as data:
         for key, members in samples(path, where):
-            if TARGET_SUFFIX in members:
-                return LabelRule(TARGET_SUFFIX)
-            if ".cls" in members:
-                return LabelRule(".cls")
+            rules = [LabelRule(suffix) for suffix in (TARGET_SUFFIX, ".cls") if suffix in members]
             fields: list[str] = []
             if META_SUFFIX in members:
                 try:
                     fields = list(_json(content_of(data, members[META_SUFFIX])))
                 except ValueError as error:
                     raise BadInputError(f"{where}, sample {key}", str(error), "mend the tar") from None
-                if "labels" in fields:
-                    return LabelRule(META_SUFFIX, "labels")
+                # In our own tars the two say the same, and the vector says it without names.
+                ours = TARGET_SUFFIX in members and {"labels", "ignored", "objects"}.issubset(fields)
+                if "labels" in fields and not ours:
+                    rules.append(LabelRule(META_SUFFIX, "labels"))
+            if len(rules) > 1:
+                choices = " or ".join(f"--labels-from {rule}" for rule in rules)
+                raise UserError(
+                    f"{where}, sample {key}: labels in {' and in '.join(map(str, rules))}, which need not say the "
+                    f"same; say which to read, with {choices}"
+                )
+            if rules:
+                return rules[0]
             hint = f"; its JSON has the fields {', '.join(fields[:20])}: name one with --labels-from json:FIELD"
             raise UserError(
                 f"{where}, sample {key}: no labels: neither {TARGET_SUFFIX} nor .cls nor a JSON with 'labels' among "
@@ -118,34 +108,32 @@ def find_rule(path: Path, where: str) -> LabelRule:
     raise BadInputError(where, "the tar has no samples", "delete it")
 
 
-def scan_labels(path: Path, where: str, rule: LabelRule) -> tuple[set[str], int, str]:
-    """The class names that a tar's labels use, the number of classes that its class indices need, and what is wrong
-    with the first labels that cannot be read, if any."""
-    names: set[str] = set()
-    num_classes, problem = 0, ""
+def survey_labels(
+    path: Path, where: str, rule: LabelRule, separator: str | None
+) -> tuple[LabelSurvey, BadInputError | None]:
+    """What the label values of a tar look like, and what is wrong with the first that can be no label, if any."""
+    survey, problem = LabelSurvey(separator), None
     with open_tar(path) as data:
         for key, members in samples(path, where):
+            place = f"{Path(where).name}, sample {key}"
             try:
-                labels = read_labels(data, members, rule)
+                value, ignored = label_values(data, members, rule)
+                survey.add(place, value)
+                if ignored is not None:
+                    survey.add(place, ignored)
             except ValueError as error:
-                problem = problem or f"{Path(where).name}, sample {key}: {error}"
-                continue  # reported with its sample when the rows are made
-            for label in (*labels.positives, *labels.ignored):
-                if isinstance(label, str):
-                    names.add(label)
-                else:
-                    num_classes = max(num_classes, label + 1)
-            num_classes = max(num_classes, labels.num_classes or 0)
-    return names, num_classes, problem
+                problem = problem or BadInputError(f"{where}, sample {key}", str(error), _HINT)
+    return survey, problem
 
 
-def scan(path: Path, where: str, rule: LabelRule, classes: Sequence[str], *, skip: bool) -> Scan:
+def scan(path: Path, where: str, rule: LabelRule, reading: LabelReading, classes: Sequence[str], *, skip: bool) -> Scan:
     """Make the rows of the sample index.
 
     Args:
         path: the tar on this machine.
         where: its place, for messages.
         rule: where the labels are.
+        reading: what they mean.
         classes: class names in target order.
         skip: leave samples that cannot be used out, with the reason.
 
@@ -157,11 +145,10 @@ def scan(path: Path, where: str, rule: LabelRule, classes: Sequence[str], *, ski
     with open_tar(path) as data:
         for key, members in samples(path, where):
             try:
-                found.rows.append(_row(data, key, members, rule, index))
+                found.rows.append(_row(data, key, members, rule, reading, index))
             except ValueError as error:
                 if not skip:
-                    hint = "mend the tar, or leave the sample out with --on-error skip"
-                    raise BadInputError(f"{where}, sample {key}", str(error), hint) from None
+                    raise BadInputError(f"{where}, sample {key}", str(error), _HINT) from None
                 found.quarantined.append({"file": f"{Path(where).name}, sample {key}", "reason": str(error)})
     return found
 
@@ -200,11 +187,11 @@ def samples(path: Path, where: str) -> Iterator[tuple[str, dict[str, TarMember]]
         yield key, members
 
 
-def read_labels(data: mmap.mmap, members: Mapping[str, TarMember], rule: LabelRule) -> Labels:
-    """A sample's labels.
+def label_values(data: mmap.mmap, members: Mapping[str, TarMember], rule: LabelRule) -> tuple[Any, Any]:
+    """A sample's labels as they are written, and those it ignores where our own program wrote it.
 
     Raises:
-        ValueError: it has none where the rule says, or they cannot be understood.
+        ValueError: it has none where the rule says, or they cannot be read.
     """
     if rule.suffix not in members:
         raise ValueError(f"no member {rule.suffix} with its labels")
@@ -214,21 +201,19 @@ def read_labels(data: mmap.mmap, members: Mapping[str, TarMember], rule: LabelRu
         if rule.field not in entry:
             raise ValueError(f"its JSON has no field '{rule.field}'")
         # Our own tars name the classes that are neither positive nor negative beside the labels.
-        ignored = _label_list(entry.get("ignored", []), "ignored") if rule.field == "labels" else ()
-        return Labels(_label_list(entry[rule.field], rule.field), ignored)
+        return entry[rule.field], entry.get("ignored") if rule.field == "labels" else None
     if rule.suffix == ".cls":
         text = content.decode("utf-8").strip()
         if not text:
             raise ValueError("its .cls is empty")
-        return Labels((int(text) if re.fullmatch(r"-?\d{1,9}", text) else text,))
+        return text, None
     try:
-        target_K = np.load(io.BytesIO(content), allow_pickle=False)
+        target = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # numpy raises ValueError, EOFError, SyntaxError … for a damaged header
         raise ValueError(f"its {rule.suffix} is no array without pickled objects ({error})") from None
-    if not isinstance(target_K, np.ndarray) or target_K.ndim != 1 or not np.isin(target_K, (-1, 0, 1)).all():
-        raise ValueError(f"its {rule.suffix} is no vector of 1 (positive), 0 (negative) and -1 (ignored)")
-    positives, ignored = (tuple(np.flatnonzero(target_K == value).tolist()) for value in (1, -1))
-    return Labels(positives, ignored, len(target_K))
+    if not isinstance(target, np.ndarray) or target.ndim > 1 or target.dtype.kind not in "biufU":
+        raise ValueError(f"its {rule.suffix} is neither a vector nor a class")
+    return target.tolist(), None
 
 
 def content_of(data: mmap.mmap, member: TarMember) -> bytes:
@@ -262,7 +247,12 @@ def local_tar(folder: Storage, name: str, num_bytes: int) -> Iterator[Path]:
 
 
 def _row(
-    data: mmap.mmap, key: str, members: Mapping[str, TarMember], rule: LabelRule, index: Mapping[str, int]
+    data: mmap.mmap,
+    key: str,
+    members: Mapping[str, TarMember],
+    rule: LabelRule,
+    reading: LabelReading,
+    index: Mapping[str, int],
 ) -> dict[str, Any]:
     images = [suffix for suffix in members if suffix.endswith(_IMAGE_SUFFIXES)]
     if len(images) != 1:
@@ -272,9 +262,10 @@ def _row(
     image = check_jpeg(content) if content.startswith(b"\xff\xd8\xff") else None
     if image is None:
         raise ValueError("its image is no JPEG that every decoder reads; `msl build-shards` would convert it")
-    labels = read_labels(data, members, rule)
-    if labels.num_classes not in (None, len(index)):
-        raise ValueError(f"its {rule.suffix} has {labels.num_classes} values, there are {len(index)} classes")
+    value, left_out = label_values(data, members, rule)
+    labels = reading.read(value)
+    if left_out is not None:
+        labels = Labels(labels.positives, (*labels.ignored, *reading.read(left_out).positives))
     positives, ignored = (_indices(part, index) for part in (labels.positives, labels.ignored))
     if both := set(positives) & set(ignored):
         raise ValueError(f"class {min(both)} is both positive and ignored")
@@ -326,11 +317,3 @@ def _json(content: bytes) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise ValueError("its JSON is no object with fields")
     return entry
-
-
-def _label_list(value: Any, name: str) -> tuple[Label, ...]:
-    labels = value if isinstance(value, list) else [value]
-    for label in labels:
-        if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
-            raise ValueError(f"its field '{name}' is {str(value)[:80]!r}, expected class names or class indices")
-    return tuple(labels)

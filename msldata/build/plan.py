@@ -11,7 +11,7 @@ from typing import Any
 
 from msldata.build.image import TRANSCODE_QUALITY, Resize
 from msldata.contract.format import check_key, encode_json
-from msldata.contract.manifest import SCHEMA_VERSION, shard_name
+from msldata.contract.manifest import IMAGES, SCHEMA_VERSION, Manifest, shard_name
 from msldata.contract.records import ObjectRecord, Record
 from msldata.errors import UserError
 from msldata.sources.kinds import Source
@@ -75,6 +75,21 @@ class BuildPlan:
     @property
     def num_samples(self) -> int:
         return sum(shard.num_samples for shard in self.shards)
+
+    def draft(self) -> Manifest:
+        """The manifest of what will be built, but for the shards and what is counted in them."""
+        return Manifest(
+            kind=IMAGES,
+            dataset=self.dataset,
+            split=self.split,
+            classes=self.classes,
+            shards=(),
+            counts=self.counts,
+            options=self.options,
+            provenance=self.provenance,
+            licence=self.licence,
+            plan=self.digest,
+        )
 
 
 def plan_build(source: Source, *, samples_per_shard: int = 1000, resize: Resize | None = None) -> BuildPlan:

@@ -6,7 +6,7 @@ import gc
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder, FinishedShard
@@ -223,11 +223,8 @@ def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, Finishe
             "the reasons"
         )
     labels = label_histogram(plan.classes, reports)
-    manifest = Manifest(
-        kind=IMAGES,
-        dataset=plan.dataset,
-        split=plan.split,
-        classes=plan.classes,
+    manifest = replace(
+        plan.draft(),
         shards=infos,
         label_histogram=labels,
         counts={
@@ -237,10 +234,6 @@ def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, Finishe
             "transcoded": sum(report["transcoded"] for report in reports),
             "quarantined": len(quarantined),
         },
-        options=plan.options,
-        provenance=plan.provenance,
-        licence=plan.licence,
-        plan=plan.digest,
     )
     folder.publish(manifest, quarantined)
     return manifest

@@ -13,6 +13,10 @@ import typer
 Workers = Annotated[int | None, typer.Option(help="Processes; default: one a core.", min=1, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where another build was.")]
 
+Yes = Annotated[
+    bool, typer.Option("--yes", help="With --overwrite: replace even a dataset of other classes or another source.")
+]
+
 
 def data_root() -> Path:
     """Where raw datasets are looked for when no --source is given."""

@@ -8,8 +8,21 @@ from typing import Annotated
 
 import typer
 
-from msldata.commands import Overwrite, Workers, command_without, data_root
+from msldata.commands import Overwrite, Workers, Yes, command_without, data_root
+from msldata.commands.recorded import confirm_replacement, recorded_command
 from msldata.console import OnError, byte_progress_bar, err, out, progress_bar, show
+
+LabelsAre = Annotated[
+    str | None,
+    typer.Option(
+        help="multi-hot, signed (-1 = negative), indices or names; default: decided from all labels, and said.",
+        show_default=False,
+    ),
+]
+Separator = Annotated[
+    str | None,
+    typer.Option(help="Between the names of a label; none: a label is one name.", show_default=False),
+]
 
 
 class EngineName(StrEnum):
@@ -52,18 +65,39 @@ def download(
 
 
 def build_shards(
+    context: typer.Context,
+    place: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SOURCE]", help="Folder, file or URL of the raw dataset; what it is is seen.", show_default=False
+        ),
+    ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="voc2007, voc2012, coco2014, coco, wider or table; default: all found in datasets/ or $MSL_DATA."
+            help="voc2007, voc2012, coco2014, coco, wider, table, folders or datumaro; default: what SOURCE is taken "
+            "for, or all found in datasets/ or $MSL_DATA."
         ),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(help="Folder or URL of the raw dataset; of a table, or of one COCO file, that file."),
+        typer.Option(help="The same as SOURCE.", show_default=False),
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Of a table: class names, one a line; default: its labels, sorted.")
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Of a table: the column with paths; default: guessed.", show_default=False)
+    ] = None,
+    labels_column: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a table; repeat for columns of 0 and 1; default: guessed.", show_default=False),
+    ] = None,
+    labels_are: LabelsAre = None,
+    separator: Separator = None,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="Of datumaro: which of its formats; default: detected.", show_default=False),
     ] = None,
     out_: Annotated[str, typer.Option("--out", help="Folder or URL; shards go to OUT/NAME/SPLIT.")] = "shards",
     name: Annotated[str | None, typer.Option(help="What to call it; default: the dataset's name.")] = None,
@@ -80,6 +114,7 @@ def build_shards(
         OnError, typer.Option(help="At a bad image: stop, or leave it out and count it.")
     ] = OnError.fail,
     overwrite: Overwrite = False,
+    yes: Yes = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, its size and a guess at the time; write nothing.")
     ] = False,
@@ -107,6 +142,7 @@ def build_shards(
     from msldata.commands.display import show_estimate, show_manifest
     from msldata.errors import UserError
     from msldata.sources.kinds import open_source, select_sources
+    from msldata.sources.source import SourceOptions
     from msldata.storage import open_storage
     from msldata.workers.engine import Engine
     from msldata.workers.processes import prepare_workers
@@ -119,18 +155,29 @@ def build_shards(
         )
     runs_on = Engine(engine.value, ray_address)
     smaller = parse_resize(resize, quality)
-    chosen_sources = select_sources(data_root(), dataset, source, split)
+    if place is not None and source is not None:
+        raise UserError(f"the source is named twice: {place} and --source {source}")
+    options = SourceOptions(
+        classes=classes,
+        image_column=image_column,
+        labels_columns=tuple(labels_column or ()),
+        labels_are=labels_are,
+        separator=separator,
+        format=format_,
+    )
+    chosen_sources = select_sources(data_root(), dataset, place or source, split, options)
     if workers != 1 and engine is EngineName.local and not (dry_run or finish):
         prepare_workers("msldata.build.shards")  # they start while the annotations are read
     for found in chosen_sources:
+        if found.taken_for:
+            show(out, found.taken_for)
         for chosen in found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):
-                plan = plan_build(
-                    open_source(found.dataset, found.root, chosen, name, classes),
-                    samples_per_shard=samples_per_shard,
-                    resize=smaller,
-                )
+                opened = open_source(found.dataset, found.root, chosen, name, options=options)
+                changes = {"place": found.root, "source": None, "dataset": found.dataset, "split": [chosen]}
+                opened.provenance["command"] = recorded_command(context, changes)
+                plan = plan_build(opened, samples_per_shard=samples_per_shard, resize=smaller)
             target = open_storage(out_).child(plan.dataset).child(plan.split)
             if dry_run:
                 with err.status(f"{label}: timing a few images"):
@@ -153,6 +200,8 @@ def build_shards(
                         engine=runs_on,
                     )
                 else:
+                    if overwrite:
+                        confirm_replacement(target, plan.draft(), yes)
                     manifest = build_shards(
                         plan,
                         target,
@@ -170,6 +219,7 @@ def build_shards(
 
 
 def build_masks(
+    context: typer.Context,
     source: Annotated[
         str | None, typer.Option(help="Folder, zip, tar(.gz) or list (.txt) of masks; default: in datasets/.")
     ] = None,
@@ -202,6 +252,7 @@ def build_masks(
         Path | None, typer.Option(help="Draw a histogram and a contact sheet into this folder.", show_default=False)
     ] = None,
     overwrite: Overwrite = False,
+    yes: Yes = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read the masks, show what would be written, and write nothing.")
     ] = False,
@@ -210,7 +261,7 @@ def build_masks(
     from msldata.commands.display import show_histogram, show_manifest, show_mask_plan
     from msldata.masks.build import finished_subsets, write_masks
     from msldata.masks.plan import plan_masks
-    from msldata.masks.sources import select_mask_source
+    from msldata.masks.sources import select_mask_source, usual_place
     from msldata.storage import open_storage
 
     masks = select_mask_source(data_root(), source, generate=generate, size=size or 512, seed=seed)
@@ -228,8 +279,14 @@ def build_masks(
             binarize=binarize,
             num_workers=workers,
             on_error=on_error.value,
+            command=recorded_command(
+                context, {"source": source or usual_place(data_root())} if generate is None else {}
+            ),
             progress=progress,
         )
+        if overwrite and not dry_run:
+            for subset in plan.subsets:
+                confirm_replacement(subset.folder.out, subset.draft, yes)
         build = None if dry_run else write_masks(plan, num_workers=workers, overwrite=overwrite, progress=progress)
     out.print(f"polarity: {plan.polarity.explanation}", soft_wrap=True)
     show_histogram(out, "hole fraction of all masks read", plan.histogram)
@@ -250,6 +307,7 @@ def build_masks(
 
 
 def index(
+    context: typer.Context,
     tars: Annotated[str, typer.Argument(help="Folder or URL of WebDataset tars that another program wrote.")],
     classes: Annotated[
         str | None,
@@ -258,6 +316,8 @@ def index(
     labels_from: Annotated[
         str, typer.Option(help="target.npy, cls or json:FIELD; auto: what the first sample has.")
     ] = "auto",
+    labels_are: LabelsAre = None,
+    separator: Separator = None,
     name: Annotated[str | None, typer.Option(help="What to call it; default: by the tars or the folder.")] = None,
     split: Annotated[str | None, typer.Option(help="Default: by the tars, or train.", show_default=False)] = None,
     out_: Annotated[
@@ -269,6 +329,7 @@ def index(
         OnError, typer.Option(help="At a bad sample: stop, or leave it out and count it.")
     ] = OnError.fail,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the indexes and manifest there.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Make sample indexes and a manifest for tars of another program, so that they can be trained on."""
     from msldata.build.index_tars import index_shards
@@ -287,9 +348,13 @@ def index(
             split=split,
             classes=names,
             labels_from=labels_from,
+            labels_are=labels_are,
+            separator=separator,
             num_workers=workers,
             on_error=on_error.value,
             overwrite=overwrite,
+            command=recorded_command(context, {"name": name, "split": split}),
+            confirm=lambda draft: confirm_replacement(target, draft, yes),
             progress=progress,
         )
     show_manifest(out, manifest, target.url)

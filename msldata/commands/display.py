@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from msldata.masks.plan import MaskPlan
 
 MAX_FINDINGS_SHOWN = 50
+_MAX_CLASSES_SHOWN, _FREQUENT_SHOWN, _RARE_SHOWN = 20, 8, 6
 
 
 def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
@@ -30,6 +31,29 @@ def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
     notes = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items()) if count)
     samples, shards = _count(manifest.num_samples, "sample"), _count(len(manifest.shards), "shard")
     show(console, (where, "green"), f": {samples}, {shards}, {size}{notes}")
+    if reading := manifest.provenance.get("labels"):
+        show(console, f"  {reading}")
+    if manifest.classes:
+        show(console, f"  {_classes_with_counts(manifest)}")
+
+
+def _classes_with_counts(manifest: Manifest) -> str:
+    """The classes with the number of their images, most frequent first: a wrong reading of labels shows at a glance."""
+    counts = {name: manifest.label_histogram.get(name, {}).get("positive", 0) for name in manifest.classes}
+    used = sorted((name for name in counts if counts[name]), key=lambda name: -counts[name])
+    unused = [name for name in counts if not counts[name]]
+    first, rare = (used, []) if len(used) <= _MAX_CLASSES_SHOWN else (used[:_FREQUENT_SHOWN], used[-_RARE_SHOWN:])
+    text = _count_classes(len(counts)) + ": " + ", ".join(f"{name} {counts[name]:,}" for name in first)
+    if rare:
+        text += ", …; rare: " + ", ".join(f"{name} {counts[name]:,}" for name in rare)
+    if unused:
+        more = f" and {len(unused) - _RARE_SHOWN:,} more" if len(unused) > _RARE_SHOWN else ""
+        text += f"{';' if used else ''} in no image: {', '.join(unused[:_RARE_SHOWN])}{more}"
+    return text
+
+
+def _count_classes(number: int) -> str:
+    return f"{number:,} class{'es' * (number != 1)}"
 
 
 def show_mask_plan(console: Console, plan: MaskPlan, finished: Collection[str] = ()) -> None:

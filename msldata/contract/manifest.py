@@ -145,7 +145,7 @@ class Manifest:
             if not _is_count(version) or not OLDEST_VERSION <= version <= SCHEMA_VERSION:
                 raise FormatError(
                     f"schema version {version}, this program reads {OLDEST_VERSION} to {SCHEMA_VERSION}; "
-                    "build the shards again with `msl build-shards --overwrite`, or read them with a newer program"
+                    "build the shards again from their source, or read them with a newer program"
                 )
             content["shards"] = tuple(ShardInfo(**shard) for shard in content["shards"])
             content["classes"] = tuple(content["classes"])
@@ -154,7 +154,7 @@ class Manifest:
             raise FormatError(f"{where}: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(
-                f"{where}: not a manifest of this program ({error}); build it again with --overwrite"
+                f"{where}: not a manifest of this program ({error}); build the dataset again from its source"
             ) from None
         if manifest.fingerprint != fingerprint:
             raise FormatError(

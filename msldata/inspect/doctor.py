@@ -150,13 +150,13 @@ def _examine_folder(shards: Storage, folder: str, files: Mapping[str, int], sour
     try:
         manifest = read_manifest(here)
     except UserError as error:
-        return Check(folder, here.url, "damaged", None, published, str(error), f"{build} --overwrite" if build else "")
+        return Check(folder, here.url, "damaged", None, published, str(error), build)
     count = manifest.num_samples
     for info in manifest.shards:
         size = files.get(f"{folder}/{info.name}")
         if size != info.num_bytes or f"{folder}/{info.index_name}" not in files:
             problem = f"{info.name} or its index is missing or not whole"
-            return Check(folder, here.url, "damaged", count, published, problem, build_command(here, manifest))
+            return Check(folder, here.url, "damaged", count, published, problem, build_command(here, manifest) or build)
     verify = f"msl verify {shlex.quote(here.url)}"
     return Check(folder, here.url, _state(count, published), count, published, next_command=verify)
 

@@ -218,8 +218,12 @@ def _check_shared(
 
 
 def _next_step(folder: Storage, manifest: Manifest, damaged: bool) -> str:
-    build = f"{build_command(folder, manifest)} --overwrite"
-    return f"build it again: {build}" if damaged else f"take one image of each pair out of the source, then: {build}"
+    command = build_command(folder, manifest)
+    # Guessing a command could replace this dataset by another one.
+    build = f"{command} --overwrite" if command else "how it was built is not recorded; build its source anew elsewhere"
+    if damaged:
+        return f"build it again: {build}" if command else build
+    return f"take one image of each pair out of the source, then: {build}"
 
 
 _COLUMNS = ("offset", "length", "crc32", "width", "height", "positives", "ignored")
@@ -250,11 +254,12 @@ def examine_foreign(job: tuple[IndexTask, ShardInfo]) -> ShardReport:
     digests: dict[str, bytes] = {}
     if task.tars.exists(info.name):
         try:
+            assert task.reading is not None
             with local_tar(task.tars, info.name, info.num_bytes) as path:
                 compare("", "size", f"{info.num_bytes} bytes", f"{path.stat().st_size} bytes")
                 with open(path, "rb") as file:
                     compare("", "sha256", info.sha256, hashlib.file_digest(file, "sha256").hexdigest())
-                found = scan(path, task.tars.where(info.name), task.rule, task.classes, skip=True)
+                found = scan(path, task.tars.where(info.name), task.rule, task.reading, task.classes, skip=True)
                 rows = {row["key"]: row for row in found.rows}
                 compare("", "keys of the samples", list(rows), list(indexed), info.index_name)
                 with open_tar(path) as tar:

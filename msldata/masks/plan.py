@@ -121,6 +121,7 @@ def plan_masks(
     binarize: bool = True,
     num_workers: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
+    command: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> MaskPlan:
     """Read all masks and decide which become samples of which subset. Nothing is written.
@@ -141,6 +142,7 @@ def plan_masks(
             the mean of an area. Hole fractions are those of the masks binarised at half brightness, either way.
         num_workers: processes; default one per available processor.
         on_error: ``fail`` at the first file that is no mask, or ``skip`` and list such files in ``quarantine.jsonl``.
+        command: the words that build these masks again, for the manifests.
         progress: called with (done, total), in masks read.
 
     Raises:
@@ -195,6 +197,7 @@ def plan_masks(
             },
             options={**subset.options, **shape},
             provenance={
+                **({"command": list(command)} if command else {}),
                 **source.provenance,
                 "polarity_origin": decision.origin,
                 "polarity_explanation": decision.explanation,

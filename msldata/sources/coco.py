@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import mmap
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from msldata.contract.records import LabelSpace, ObjectRecord, Record
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import (
+    Likeness,
     Location,
     check_name,
     has_folder,
@@ -30,6 +32,7 @@ WHOLE = "all"
 """What the split of a single JSON file is called unless another name is asked for."""
 _SPLITS_2014 = ("train", "val")
 _FOLDERS_2014 = ("COCO2014", "coco2014", "coco")
+_CATEGORY_BYTES = 4 << 20
 _HINT = "mend the annotations, or fetch them again, and check them"
 
 
@@ -173,6 +176,44 @@ def available_splits_2014(root: Location) -> tuple[str, ...]:
     return tuple(split for split in _SPLITS_2014 if place.exists(annotation_file(f"{split}2014")))
 
 
+def recognise(root: Location) -> Likeness | None:
+    """COCO's layout at ``root``, or one JSON of annotations in it."""
+    if not _is_file(root):
+        splits = available_splits(root)
+        return Likeness.of(2, "COCO layout", splits, _num_classes(root, annotation_file(splits[0]))) if splits else None
+    place, name = split_location(root)
+    num_classes = _num_classes(str(root).rpartition("/")[0] or ".", name) if place.path() is not None else None
+    return Likeness.of(3 if num_classes else 1, "one COCO file", (WHOLE,), num_classes)
+
+
+def recognise_2014(root: Location) -> Likeness | None:
+    """COCO-2014 at ``root``, or one folder below it."""
+    if _is_file(root):
+        return None
+    for candidate in _places_2014(root):
+        if splits := available_splits_2014(candidate):
+            return Likeness.of(3, "COCO-2014", splits, _num_classes(candidate, annotation_file(f"{splits[0]}2014")))
+    return None
+
+
+def _num_classes(root: Location, name: str) -> int | None:
+    """How many categories an annotation file lists, without reading the rest; None when that cannot be seen."""
+    path = open_storage(root).path(name)
+    if path is None or not path.is_file() or not path.stat().st_size:
+        return None
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data.find(b'"images"') < 0 or data.find(b'"annotations"') < 0:
+            return None
+        # Most files end with them, and some begin with them.
+        for start in (data.rfind(b'"categories"'), data.find(b'"categories"')):
+            opening = data.find(b"[", start) if start >= 0 else -1
+            text = data[opening : opening + _CATEGORY_BYTES].decode("utf-8", "ignore") if opening >= 0 else ""
+            with contextlib.suppress(ValueError):
+                found, _ = json.JSONDecoder().raw_decode(text)
+                return len(found)
+    return None
+
+
 def annotation_file(folder: str) -> str:
     """Where the annotations of the images in ``folder`` are."""
     return f"annotations/instances_{folder}.json"
@@ -182,9 +223,13 @@ def _is_file(root: Location) -> bool:
     return PurePosixPath(str(root)).suffix.lower() == ".json"
 
 
-def _find_root_2014(root: Location) -> Location:
+def _places_2014(root: Location) -> list[Location]:
     below = [root / name if isinstance(root, Path) else f"{root.rstrip('/')}/{name}" for name in _FOLDERS_2014]
-    for candidate in (root, *below):
+    return [root, *below]
+
+
+def _find_root_2014(root: Location) -> Location:
+    for candidate in _places_2014(root):
         if available_splits_2014(candidate):
             return candidate
     refuse_missing_bucket(open_storage(root), annotation_file("train2014"))

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from msldata.errors import UserError
-from msldata.sources import coco, table, voc, wider
-from msldata.sources.source import FoundSource, Location, Source, check_name
+from msldata.sources import class_folders, coco, datumaro_formats, voc, wider
+from msldata.sources.source import (
+    NO_OPTIONS,
+    FoundSource,
+    Likeness,
+    Location,
+    Source,
+    SourceOptions,
+    check_name,
+    split_location,
+)
+from msldata.sources.tables import table
 
 __all__ = [
     "DEFAULT_SPLITS",
@@ -18,6 +29,7 @@ __all__ = [
     "find_sources",
     "open_source",
     "places_looked_at",
+    "recognise",
     "select_sources",
 ]
 
@@ -27,34 +39,77 @@ class SourceKind:
     """How one kind of dataset is opened and found."""
 
     open: Callable[..., Source]
-    """Called with the dataset's place and the split; with ``classes`` too when ``takes_classes``."""
-    available_splits: Callable[[Location], tuple[str, ...]]
-    """The splits that a place has; none where it is no dataset of this kind."""
+    """Called with the dataset's place and the split; with the options too where it takes some."""
+    available_splits: Callable[..., tuple[str, ...]]
+    """The splits that a place has; none where it is no dataset of this kind. Called like ``open``."""
+    recognise: Callable[[Location], Likeness | None]
+    """What the kind sees in a place that nobody described; None where it is no dataset of this kind."""
     layout: str
     """What a place of this kind holds, for messages."""
     default_splits: tuple[str, ...] = ()
     """Built when no split is named; empty: all that are available."""
     places: tuple[str, ...] = ()
     """Where it is usually put below the folder of all datasets, best first."""
-    takes_classes: bool = False
+    takes: tuple[str, ...] = ()
+    """The fields of ``SourceOptions`` that it heeds."""
 
+    def splits(self, place: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
+        """The splits that a place has."""
+        return self.available_splits(place, options) if self.takes else self.available_splits(place)
+
+
+_TABLE_OPTIONS = ("classes", "image_column", "labels_columns", "labels_are", "separator")
 
 # A new kind of dataset is one line here, and a module of its own.
 KINDS: Mapping[str, SourceKind] = {
     "voc2007": SourceKind(
-        voc.Voc2007, voc.available_splits, voc.LAYOUT, ("trainval", "test"), ("VOCdevkit/VOC2007", "VOC2007")
+        voc.Voc2007,
+        voc.available_splits,
+        partial(voc.recognise, title="VOC2007"),
+        voc.LAYOUT,
+        ("trainval", "test"),
+        ("VOCdevkit/VOC2007", "VOC2007"),
     ),
     "voc2012": SourceKind(
-        voc.Voc2012, voc.available_splits, voc.LAYOUT, ("trainval",), ("VOCdevkit/VOC2012", "VOC2012")
+        voc.Voc2012,
+        voc.available_splits,
+        partial(voc.recognise, title="VOC2012"),
+        voc.LAYOUT,
+        ("trainval",),
+        ("VOCdevkit/VOC2012", "VOC2012"),
     ),
     "coco2014": SourceKind(
-        coco.Coco2014, coco.available_splits_2014, coco.LAYOUT, ("train", "val"), ("COCO2014", "coco2014", "coco")
+        coco.Coco2014,
+        coco.available_splits_2014,
+        coco.recognise_2014,
+        coco.LAYOUT,
+        ("train", "val"),
+        ("COCO2014", "coco2014", "coco"),
     ),
-    "coco": SourceKind(coco.Coco, coco.available_splits, coco.LAYOUT, places=("COCO2017", "coco2017")),
+    "coco": SourceKind(coco.Coco, coco.available_splits, coco.recognise, coco.LAYOUT, places=("COCO2017", "coco2017")),
     "wider": SourceKind(
-        wider.Wider, wider.available_splits, wider.LAYOUT, ("trainval", "test"), ("WIDER", "WIDER_Attribute")
+        wider.Wider,
+        wider.available_splits,
+        wider.recognise,
+        wider.LAYOUT,
+        ("trainval", "test"),
+        ("WIDER", "WIDER_Attribute"),
     ),
-    "table": SourceKind(table.Table, table.available_splits, table.LAYOUT, takes_classes=True),
+    "table": SourceKind(table.Table, table.available_splits, table.recognise, table.LAYOUT, takes=_TABLE_OPTIONS),
+    "folders": SourceKind(
+        class_folders.ClassFolders,
+        class_folders.available_splits,
+        class_folders.recognise,
+        class_folders.LAYOUT,
+        takes=("classes",),
+    ),
+    "datumaro": SourceKind(
+        datumaro_formats.Datumaro,
+        datumaro_formats.available_splits,
+        datumaro_formats.recognise,
+        datumaro_formats.LAYOUT,
+        takes=("format",),
+    ),
 }
 
 DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for name, kind in KINDS.items()}
@@ -62,7 +117,12 @@ DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for n
 
 
 def open_source(
-    dataset: str, root: Location, split: str, name: str | None = None, classes: Location | None = None
+    dataset: str,
+    root: Location,
+    split: str,
+    name: str | None = None,
+    classes: Location | None = None,
+    options: SourceOptions = NO_OPTIONS,
 ) -> Source:
     """Open one split of a dataset.
 
@@ -72,19 +132,16 @@ def open_source(
         split: one that the kind has.
         name: what the shards and the manifest call the dataset; default: its own name.
         classes: a file with one class name a line, for kinds that leave the classes open.
+        options: what else the user says of the dataset.
 
     Raises:
-        UserError: unknown dataset or split, or ``classes`` for a dataset that has its own. FileNotFoundError: the
+        UserError: unknown dataset or split, or an option that the kind does not take. FileNotFoundError: the
             dataset or a list in it is missing. BadInputError: a list that cannot be understood.
     """
     kind = _kind(dataset)
-    if classes is None:
-        source = kind.open(root, split)
-    elif kind.takes_classes:
-        source = kind.open(root, split, classes)
-    else:
-        takers = ", ".join(other for other, entry in KINDS.items() if entry.takes_classes)
-        raise UserError(f"--classes {classes}: {dataset} has its own classes; only these take a list: {takers}")
+    options = replace(options, classes=classes or options.classes)
+    _check_options(dataset, options)
+    source = kind.open(root, split, options) if kind.takes else kind.open(root, split)
     if name is not None:
         check_name("name", name)
         source.dataset = name
@@ -96,7 +153,7 @@ def find_sources(root: str | Path) -> list[FoundSource]:
     root, found = Path(root), []
     for dataset, kind in KINDS.items():
         for place in kind.places:
-            available = kind.available_splits(root / place)
+            available = kind.splits(root / place)
             splits = tuple(split for split in kind.default_splits or available if split in available)
             if splits:
                 found.append(FoundSource(dataset, root / place, splits))
@@ -110,27 +167,34 @@ def places_looked_at(root: str | Path) -> list[str]:
 
 
 def select_sources(
-    root: str | Path, dataset: str | None = None, source: Location | None = None, splits: Sequence[str] | None = None
+    root: str | Path,
+    dataset: str | None = None,
+    source: Location | None = None,
+    splits: Sequence[str] | None = None,
+    options: SourceOptions = NO_OPTIONS,
 ) -> list[FoundSource]:
     """What a build command means: the dataset at ``source``, or what is found in the usual places below ``root``.
 
     Args:
         root: the folder of all datasets.
-        dataset: only this one; needed with ``source``.
+        dataset: only this one; default: whatever ``source`` is taken for.
         source: the dataset's own place, local or remote.
         splits: default: the kind's, or all that are there.
+        options: what the user says of the dataset.
 
     Raises:
-        UserError: nothing was found, ``source`` without ``dataset``, or an unknown ``dataset``.
+        UserError: nothing was found, ``source`` is no dataset or could be two kinds, or an unknown ``dataset``.
     """
     if source is not None:
+        taken_for = ""
         if dataset is None:
-            raise UserError(f"--source {source}: say also what it is, with --dataset {' or --dataset '.join(KINDS)}")
+            dataset, taken_for = recognise(source)
         kind = _kind(dataset)
-        chosen = tuple(splits or kind.default_splits or kind.available_splits(source))
+        _check_options(dataset, options)
+        chosen = tuple(splits or kind.default_splits or kind.splits(source, options))
         if not chosen:
             raise UserError(f"{source}: no {dataset} dataset here; it would hold {kind.layout}")
-        return [FoundSource(dataset, source, chosen)]
+        return [FoundSource(dataset, source, chosen, taken_for)]
     if dataset is not None and not _kind(dataset).places:
         raise UserError(f"--dataset {dataset}: say also where it is, with --source")
     found = [entry for entry in find_sources(root) if dataset in (None, entry.dataset)]
@@ -139,12 +203,56 @@ def select_sources(
         raise UserError(
             f"no {dataset or 'dataset'} found; looked at\n  {places}\n"
             "Four ways on:\n"
-            "  point at it:  msl build-shards --dataset voc2007 --source FOLDER, or set MSL_DATA to the folder of all\n"
-            "  your own:     msl build-shards --dataset table --source labels.csv --name NAME\n"
+            "  point at it:  msl build-shards FOLDER, or set MSL_DATA to the folder of all\n"
+            "  your own:     msl build-shards labels.csv --name NAME\n"
             "  download it:  msl download voc2007, or msl download coco2014\n"
             "  synthetic:    msl synthesize --out FOLDER, then point at it"
         )
     return [FoundSource(entry.dataset, entry.root, tuple(splits or entry.splits)) for entry in found]
+
+
+def recognise(source: Location) -> tuple[str, str]:
+    """The kind of the dataset at ``source``, a name of ``KINDS``, and a sentence that says so.
+
+    The sentence names the runner-up where the kind is not sure.
+
+    Raises:
+        UserError: no kind knows it, or two kinds are equally sure. FileNotFoundError: there is nothing.
+    """
+    path = split_location(source)[0].path(split_location(source)[1])
+    if path is not None and not path.exists():
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    seen: list[tuple[str, Likeness]] = []
+    for name, kind in KINDS.items():
+        # Datumaro, the last, is slow to load, and what our own readers know is theirs.
+        if (name != "datumaro" or not seen) and (likeness := kind.recognise(source)) is not None:
+            seen.append((name, likeness))
+    if not seen:
+        known = "\n".join(f"  {name:9} {kind.layout}" for name, kind in KINDS.items())
+        raise UserError(f"{source}: not taken for any kind of dataset; known are\n{known}\nor name one with --dataset")
+    seen.sort(key=lambda entry: -entry[1].certainty)
+    (name, best), *others = seen
+    if others and others[0][1].certainty == best.certainty:
+        choices = "\n".join(
+            f"  --dataset {kind:9} {like.sees}" for kind, like in seen if like.certainty == best.certainty
+        )
+        raise UserError(f"{source}: could be several kinds of dataset; say which\n{choices}")
+    doubt = f"; or {others[0][1].sees}: --dataset {others[0][0]}" if others and best.certainty < 3 else ""
+    return name, f"{source}: {best.sees}{doubt}"
+
+
+def _check_options(dataset: str, options: SourceOptions) -> None:
+    """Raise UserError for one that the kind would not heed."""
+    for name in options.given():
+        if name not in KINDS[dataset].takes:
+            takers = ", ".join(other for other, kind in KINDS.items() if name in kind.takes)
+            option = f"--{name.replace('_', '-').removesuffix('s') if name == 'labels_columns' else name}"
+            option = option.replace("_", "-")
+            if name == "classes":
+                raise UserError(
+                    f"--classes {options.classes}: {dataset} has its own classes; only these take a list: {takers}"
+                )
+            raise UserError(f"{option} says nothing to {dataset}; only these take it: {takers}")
 
 
 def _kind(dataset: str) -> SourceKind:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -16,8 +16,36 @@ from msldata.contract.records import LabelSpace, Record
 from msldata.errors import UserError
 from msldata.storage import LocalStorage, Location, Storage, open_storage
 
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif .heic .heif".split())
+"""What the name of an image may end in, where images are looked for."""
+
 _PARALLEL_READS = 32
 _READ_AHEAD = 512
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What a user may say of a dataset beside where it is; each kind names those that it takes."""
+
+    classes: Location | None = None
+    """A file with one class name a line, in target order."""
+    image_column: str | None = None
+    """Of a table: the column with the images' paths."""
+    labels_columns: tuple[str, ...] = ()
+    """Of a table: the column with the labels, or a column of 0 and 1 for each class."""
+    labels_are: str | None = None
+    """What labels are; see ``label_reading.KINDS``."""
+    separator: str | None = None
+    """What stands between the names of a label."""
+    format: str | None = None
+    """Which of Datumaro's formats it is."""
+
+    def given(self) -> tuple[str, ...]:
+        """The names of those that were said."""
+        return tuple(item.name for item in fields(self) if getattr(self, item.name) != item.default)
+
+
+NO_OPTIONS = SourceOptions()
 
 
 class Source(Protocol):
@@ -46,6 +74,25 @@ class FoundSource:
     dataset: str
     root: Location
     splits: tuple[str, ...]
+    taken_for: str = ""
+    """What it was taken for, and what else it might be, where nobody said what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What a kind of dataset sees in a place, and how sure it is of it."""
+
+    certainty: int
+    """3: it bears marks that no other kind has; 2: likely; 1: possible."""
+    sees: str
+    """As in "COCO layout, 3 splits (test, train, val), 80 classes"."""
+
+    @classmethod
+    def of(cls, certainty: int, layout: str, splits: Sequence[str], num_classes: int | None = None) -> Likeness:
+        """The same sentence for every kind; the number of classes where it is known without reading everything."""
+        about = [layout, f"{len(splits)} split{'s' * (len(splits) != 1)} ({', '.join(splits)})"]
+        about += [f"{num_classes:,} class{'es' * (num_classes != 1)}"] if num_classes is not None else []
+        return cls(certainty, ", ".join(about))
 
 
 def unknown_split(dataset: str, split: str, known: tuple[str, ...]) -> UserError:

@@ -9,7 +9,14 @@ from xml.etree import ElementTree
 
 from msldata.contract.records import VOC, LabelSpace, ObjectRecord, Record, read_class_list
 from msldata.errors import BadInputError, UserError
-from msldata.sources.source import Location, has_folder, read_many, refuse_missing_bucket, unknown_split
+from msldata.sources.source import (
+    Likeness,
+    Location,
+    has_folder,
+    read_many,
+    refuse_missing_bucket,
+    unknown_split,
+)
 from msldata.storage import Storage, open_storage
 
 # Per split the ways to list it, best first; the lists of one way are joined. They are named one by one, for a pattern
@@ -145,6 +152,20 @@ def available_splits(root: Location | Storage) -> tuple[str, ...]:
     place = root if isinstance(root, Storage) else open_storage(root)
     there = {name: place.exists(f"{_MAIN}/{name}.txt") for name in _LISTS}
     return tuple(split for split, ways in _LISTS.items() if any(all(map(there.get, names)) for names in ways))
+
+
+def recognise(root: Location, title: str) -> Likeness | None:
+    """The VOC folder of one year at ``root``; a folder that is not called after a year is taken for that of 2007."""
+    place = open_storage(root)
+    for candidate in (place, place.child(title), place.child("VOCdevkit").child(title)):
+        if splits := available_splits(candidate):
+            own = candidate.exists(_CLASSES)
+            classes = read_class_list(candidate, _CLASSES) if own else VOC
+            named = candidate is not place or place.url.rstrip("/").rpartition("/")[2] == title
+            layout = f"{title} layout{' with own classes' if own else ''}"
+            certainty = 3 if named else 2 if title == Voc2007.title else 1
+            return Likeness.of(certainty, layout, splits, len(classes))
+    return None
 
 
 def _lists(place: Storage, split: str) -> tuple[str, ...]:

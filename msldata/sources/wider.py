@@ -10,7 +10,15 @@ from typing import Any
 
 from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError
-from msldata.sources.source import Location, has_folder, is_inside, key_of, refuse_missing_bucket, unknown_split
+from msldata.sources.source import (
+    Likeness,
+    Location,
+    has_folder,
+    is_inside,
+    key_of,
+    refuse_missing_bucket,
+    unknown_split,
+)
 from msldata.storage import Storage, open_storage
 
 LAYOUT = "Image and, beside it or in Annotations, wider_attribute_trainval.json and wider_attribute_test.json"
@@ -95,6 +103,13 @@ def available_splits(root: Location | Storage) -> tuple[str, ...]:
     place = root if isinstance(root, Storage) else open_storage(root)
     there = {part: place.exists(_annotation_file(place, part)) for part in ("trainval", "test")}
     return tuple(split for split, part in _SPLITS.items() if there[part])
+
+
+def recognise(root: Location) -> Likeness | None:
+    """WIDER-Attribute at ``root`` or in the folder WIDER below it."""
+    place = open_storage(root)
+    splits = available_splits(_find_root(place))
+    return Likeness.of(3, "WIDER-Attribute", splits, len(ATTRIBUTES)) if splits else None
 
 
 def _find_root(place: Storage) -> Storage:

@@ -257,7 +257,6 @@ def pickled() -> bytes:
         (replaced(k1__jpg=photo(1)[:-40]), "auto", "truncated JPEG"),
         (replaced(k1__jpg=photo(1, mode="CMYK")), "auto", "its image is no JPEG that every decoder reads"),
         (replaced(k1__cls=b"9"), "auto", "unknown class 9; there are 1"),
-        (replaced(k1__cls=b"dog"), "auto", "unknown class 'dog'; there are 1"),
         (replaced(k1__cls=b"-1"), "auto", "class index -1 is not from 0 to 32767"),
         (replaced(k0__npy=pickled(), k1__npy=pickled(), k2__npy=pickled()), "npy", "without pickled objects"),
     ],
@@ -319,7 +318,112 @@ def test_a_key_that_leads_outside_is_refused(tmp_path, name):
 def test_a_class_index_that_cannot_be_is_named(tmp_path, label):
     write_tar(tmp_path / "t" / "a.tar", {"0.jpg": photo(0), "0.cls": label.encode()})
     with pytest.raises(UserError, match=rf"a.tar, sample 0: class index {label} is not from 0 to 32767"):
-        index(tmp_path / "t")
+        index(tmp_path / "t", labels_are="indices")
+    if label != "-1":
+        with pytest.raises(UserError, match=r"numbers up to .* of which only 1 occur.*--labels-are names"):
+            index(tmp_path / "t")
+
+
+def labelled(folder: Path, suffix: str, *values: object, **more: bytes) -> Path:
+    """A tar of one sample a value; text as it is, arrays as ``.npy``, the rest as JSON with the field labels."""
+    members: dict[str, bytes] = {}
+    for number, value in enumerate(values):
+        members[f"k{number}.jpg"] = photo(number)
+        buffer = io.BytesIO()
+        if isinstance(value, np.ndarray):
+            np.save(buffer, value)
+        else:
+            text = value if suffix == "cls" else json.dumps({"labels": value})
+            buffer.write(str(text).encode())
+        members[f"k{number}.{suffix}"] = buffer.getvalue()
+        members |= {f"k{number}.{name}": content for name, content in more.items()}
+    return write_tar(folder / "a.tar", members).parent
+
+
+def found_labels(folder: Path) -> list[tuple[list[int], list[int]]]:
+    return [(row["positives"], row["ignored"]) for row in pq.read_table(folder / "a.parquet").to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "values", "positives", "reading"),
+    [
+        ("json", [[0, 1, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], [[1, 4], [0], []], "multi-hot vectors of 5"),
+        ("json", [[True, False], [False, True]], [[0], [1]], "multi-hot vectors of 2"),
+        ("json", [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]], [[0, 2], []], "multi-hot vectors of 3"),
+        ("json", [[0, 3], [1], []], [[0, 3], [1], []], "class indices"),
+        ("json", [2, 0], [[2], [0]], "class indices"),
+        ("cls", ["[0, 3]", "[1]"], [[0, 3], [1]], "class indices"),
+        ("cls", ["0,1,0", "1,1,1"], [[1], [0, 1, 2]], "multi-hot vectors of 3"),
+        ("cls", ["0 3", "2"], [[0, 3], [2]], "class indices"),
+        ("cls", ["1.0", "0.0"], [[1], [0]], "class indices"),
+        ("cls", ['["cat", "dog"]', "['cat']"], [[0, 1], [0]], "class names"),
+        ("cls", ["cat;dog", "bird"], [[1, 2], [0]], "class names, separated by ;"),
+        ("npy", [np.array([0, 2]), np.array([1])], [[0, 2], [1]], "class indices"),
+        ("npy", [np.array(1), np.array(0)], [[1], [0]], "class indices"),
+        ("json", [[1, -1, -1], [-1, 1, 1]], [[0], [1, 2]], "-1 negative"),
+        ("json", [[1, -1, 0, 0], [0, 1, 1, 0]], [[0], [1, 2]], "-1 ignored"),
+    ],
+)
+def test_all_labels_together_say_how_they_are_read(tmp_path, suffix, values, positives, reading):
+    folder = labelled(tmp_path / "t", suffix, *values)
+    manifest = index(folder, labels_from="npy" if suffix == "npy" else "auto")
+    assert [found for found, _ in found_labels(folder)] == positives
+    assert reading in manifest.provenance["labels"]
+    assert not verify(LocalStorage(folder), num_workers=1).findings
+
+
+@pytest.mark.parametrize(
+    ("suffix", "values", "doubt", "options", "positives"),
+    [
+        ("cls", ["cat,dog", "cat"], "--separator ','", {"separator": ","}, [[0, 1], [0]]),
+        ("cls", ["cat,dog", "cat"], "--separator none", {"separator": "none"}, [[1], [0]]),
+        ("json", [[0, 1], [1, 0]], "--labels-are indices", {"labels_are": "multi-hot"}, [[1], [0]]),
+        ("json", [[0, 1], [1, 0]], "--labels-are multi-hot", {"labels_are": "indices"}, [[0, 1], [0, 1]]),
+        ("json", [[0, 1, 1], [2, 1]], "--labels-are indices", {"labels_are": "indices"}, [[0, 1], [1, 2]]),
+        ("json", [["cat"], [3]], "--labels-are names", {"labels_are": "names"}, [[1], [0]]),
+        ("json", [[1, -1, -1, 0], [-1, -1, 1, 0]], "--labels-are signed", {"labels_are": "signed"}, [[0], [2]]),
+        ("json", [[5, 5, 0], [0, 7, 7]], "as counts do", {"labels_are": "indices"}, [[0, 5], [0, 7]]),
+    ],
+)
+def test_a_doubt_shows_two_samples_and_the_option(tmp_path, suffix, values, doubt, options, positives):
+    folder = labelled(tmp_path / "t", suffix, *values)
+    with pytest.raises(UserError) as caught:
+        index(folder)
+    message = str(caught.value)
+    assert (
+        doubt in message and "a.tar, sample k0 is labelled " in message and "a.tar, sample k1 is labelled " in message
+    )
+    assert not (folder / MANIFEST_NAME).exists()
+    index(folder, **options)
+    assert [found for found, _ in found_labels(folder)] == positives
+
+
+def test_two_places_of_labels_are_a_doubt(tmp_path):
+    folder = labelled(tmp_path / "t", "json", ["cat", "dog"], ["dog"], cls=b"cat")
+    with pytest.raises(UserError, match=r"labels in cls and in json:labels.*--labels-from cls or --labels-from json:"):
+        index(folder)
+    assert index(folder, labels_from="json:labels").classes == ("cat", "dog")
+
+
+def test_vectors_must_be_as_long_as_the_list_of_classes(tmp_path):
+    folder = labelled(tmp_path / "t", "json", [0, 1, 0, 1], [1, 0, 0, 0])
+    with pytest.raises(UserError, match=r"\[0, 1, 0, 1\], which would be a vector of 4 classes, and there are 3"):
+        index(folder, classes=CLASSES)
+
+
+def test_a_score_is_no_label(tmp_path):
+    folder = labelled(tmp_path / "t", "json", [0.2, 0.8], [1.0, 0.0])
+    with pytest.raises(BadInputError, match=r"sample k0: labels hold 0\.2; a score is no label"):
+        index(folder, classes=CLASSES[:2])
+
+
+def test_the_command_says_the_reading_and_the_classes(tmp_path):
+    folder = labelled(tmp_path / "t", "json", [0, 1, 1], [0, 1, 0], [0, 0, 0])
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    run = CliRunner().invoke(app, ["index", str(folder), "--classes", str(tmp_path / "classes.txt"), "--workers", "1"])
+    output = " ".join(run.output.split())
+    assert run.exit_code == 0 and "labels of json:labels, read as multi-hot vectors of 3" in output, output
+    assert "3 classes: boat 2, cat 1; in no image: bird" in output and "1 without any class" in output
 
 
 def test_a_compressed_tar_is_called_so(tmp_path):
@@ -372,6 +476,7 @@ def test_mistakes_of_the_user(tmp_path):
 def verify_again(folder: Path) -> list:
     """What is left to find after the command that `msl verify` names: the tar is taken as it is now."""
     command = verify(LocalStorage(folder), num_workers=1).next_step.partition("msl ")[2]
+    assert command.endswith(" --overwrite")
     run = CliRunner().invoke(app, [*shlex.split(command), "--workers", "1"])
     assert run.exit_code == 0, run.output
     return [
@@ -381,7 +486,7 @@ def verify_again(folder: Path) -> list:
 
 def test_damage_after_indexing_is_found(tmp_path):
     folder = write_shards(tmp_path / "tars", KINDS["json names"][0], per_shard=10)
-    index(folder)
+    assert CliRunner().invoke(app, ["index", str(folder), "--workers", "1"]).exit_code == 0
     path = folder / "part-00000.tar"
     data = bytearray(path.read_bytes())
     row = pq.read_table(folder / "part-00000.parquet").to_pylist()[2]
@@ -393,7 +498,7 @@ def test_damage_after_indexing_is_found(tmp_path):
     path.unlink()
     result = verify(LocalStorage(folder), num_workers=1)
     assert "no such file" in {finding.found for finding in result.findings}
-    assert "msl index" in result.next_step and "--labels-from json:labels --overwrite" in result.next_step
+    assert f"msl index {folder} --overwrite" in result.next_step
 
 
 def test_the_command(tmp_path):

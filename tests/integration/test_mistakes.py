@@ -87,7 +87,9 @@ def test_empty_folder(tmp_path):
 
 
 def test_source_without_dataset(tmp_path):
-    assert_refused(msl("build-shards", "--source", "x", folder=tmp_path), tmp_path, "--dataset voc2007")
+    (tmp_path / "x").mkdir()
+    words = ("x: not taken for any kind of dataset", "voc2007", "--dataset")
+    assert_refused(msl("build-shards", "--source", "x", folder=tmp_path), tmp_path, *words)
 
 
 def test_unknown_split(voc, tmp_path):

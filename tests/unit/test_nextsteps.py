@@ -1,50 +1,134 @@
-"""The command that builds a dataset again repeats what shaped its bytes and nothing else."""
+"""The command that builds a dataset again is the one that its manifest recorded, or none."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest
+from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest, read_manifest
 from msldata.inspect.nextsteps import build_command
+from msldata.inspect.verify import verify
 from msldata.storage import LocalStorage, open_storage
-
-
-def images(dataset: str = "voc2007", **options) -> Manifest:
-    return Manifest(kind=IMAGES, dataset=dataset, split="test", shards=(), options=options)
-
-
-def masks(provenance: dict, **options) -> Manifest:
-    counts = {"masks_read": 30}
-    return Manifest(
-        kind=KEEP_MASKS, dataset="masks", split="low", shards=(), counts=counts, options=options, provenance=provenance
-    )
+from msltrain.__main__ import app
+from tests.tinydata import jpeg, make_voc
 
 
 @pytest.mark.parametrize(
-    ("folder", "manifest", "command"),
+    ("folder", "kind", "words", "command"),
     [
-        ("shards/voc2007/test", images(samples_per_shard=1000), "msl build-shards --dataset voc2007 --split test"),
         (
-            "s3://bucket/a b/mine/test",
-            images("mine", samples_per_shard=7, resize="shorter=448", resize_quality=80),
-            "msl build-shards --name mine --split test --samples-per-shard 7 --resize shorter=448 --quality 80 "
-            "--out 's3://bucket/a b'",
+            "shards/mine/test",
+            IMAGES,
+            ["build-shards", "/d/t.csv", "--name", "mine"],
+            "msl build-shards /d/t.csv --name mine",
         ),
-        ("shards/masks/low", masks({"source": "x"}, threshold=0.5, per_subset=1000, seed=0), "msl build-masks"),
-        (
-            "elsewhere/low",
-            masks({"source": "generated", "generator_size": 64}, threshold=0.4, per_subset=6, seed=3),
-            "msl build-masks --generate 30 --size 64 --threshold 0.4 --per-subset 6 --seed 3 --out elsewhere",
-        ),
-        (
-            "shards/masks/low",
-            masks({"source": "x", "polarity_origin": "user"}, order="official", polarity="hole-white", size=256),
-            "msl build-masks --size 256 --polarity hole-white --order official",
-        ),
+        ("s3://bucket/a b/mine/test", IMAGES, ["build-shards", "x"], "msl build-shards x --out 's3://bucket/a b'"),
+        ("shards/masks/low", KEEP_MASKS, ["build-masks"], "msl build-masks"),
+        ("elsewhere/low", KEEP_MASKS, ["build-masks", "--seed", "3"], "msl build-masks --seed 3 --out elsewhere"),
+        ("tars", IMAGES, ["index", "tars", "--split", "test"], "msl index tars --split test"),
+        ("links", IMAGES, ["index", "tars"], "msl index tars --out links"),
+        ("shards/voc2007/test", IMAGES, [], None),
     ],
 )
-def test_command(folder, manifest, command):
+def test_command(folder, kind, words, command):
+    split = "low" if kind == KEEP_MASKS else "test"
+    manifest = Manifest(kind=kind, dataset="mine", split=split, shards=(), provenance={"command": words})
     storage = open_storage(folder) if "://" in folder else LocalStorage(Path(folder))
     assert build_command(storage, manifest) == command
+
+
+def msl(*words: object) -> str:
+    run = CliRunner().invoke(app, [*map(str, words), "--workers", "1"])
+    assert run.exit_code == 0, run.output
+    return run.output
+
+
+def repaired(folder: Path) -> str:
+    """Runs what `msl verify` advises for a damaged dataset, which must be as it was before."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    indexed = (folder / "s.tar").exists()
+    file = next(folder.glob("*.parquet" if indexed else "*.tar"))
+    file.write_bytes(file.read_bytes()[:-9])
+    result = verify(LocalStorage(folder), num_workers=1)
+    assert result.findings
+    command = result.next_step.partition("msl ")[2]
+    assert command.endswith(" --overwrite")
+    msl(*shlex.split(command))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    return command
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    for number, name in enumerate("abc"):
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(number))
+    (tmp_path / "classes.txt").write_text("zebra\ndog\ncat\n")
+    path = tmp_path / "l.csv"
+    path.write_text("path,tags,split\na.jpg,'cat',train\nb.jpg,'dog',train\nc.jpg,'dog',test\n".replace("'", ""))
+    return path
+
+
+def test_the_advice_of_verify_rebuilds_a_table(table, tmp_path, monkeypatch):
+    make_voc(tmp_path / "datasets", 3)
+    monkeypatch.setenv("MSL_DATA", str(tmp_path / "datasets"))
+    monkeypatch.chdir(tmp_path)
+    options = ["--classes", "classes.txt", "--labels-column", "tags", "--resize", "fit=20", "--samples-per-shard", 1]
+    msl("build-shards", "l.csv", "--out", "o", "--name", "mine", "--separator", "none", *options)
+    monkeypatch.chdir("/")  # it holds from anywhere
+    command = repaired(tmp_path / "o" / "mine" / "train")
+    assert f"build-shards {table} --dataset table --classes {tmp_path}/classes.txt " in command
+    assert "--split train" in command and "--split test" not in command
+    assert read_manifest(LocalStorage(tmp_path / "o/mine/train")).classes == ("zebra", "dog", "cat")
+
+
+def test_the_advice_of_verify_rebuilds_what_was_found_in_datasets(tmp_path, monkeypatch):
+    make_voc(tmp_path / "datasets", 3)
+    monkeypatch.setenv("MSL_DATA", str(tmp_path / "datasets"))
+    msl("build-shards", "--split", "test", "--out", tmp_path / "o")
+    monkeypatch.setenv("MSL_DATA", str(tmp_path / "nothing"))
+    repaired(tmp_path / "o" / "voc2007" / "test")
+
+
+def test_the_advice_of_verify_keeps_grey_masks_grey(tmp_path):
+    msl("build-masks", "--generate", 12, "--size", 32, "--no-binarize", "--per-subset", 3, "--out", tmp_path / "o")
+    command = repaired(tmp_path / "o" / "low")
+    assert "--no-binarize" in command and "--generate 12" in command
+
+
+def test_the_advice_of_verify_keeps_the_classes_of_an_index(table, tmp_path):
+    import tarfile
+
+    (tmp_path / "s").mkdir()
+    with tarfile.open(tmp_path / "s" / "s.tar", "w") as tar:
+        for name, label in zip("abc", ("dog", "cat", "dog")):
+            (tmp_path / f"{name}.cls").write_text(label)
+            for suffix in ("jpg", "cls"):
+                tar.add(tmp_path / f"{name}.{suffix}", f"{name}.{suffix}")
+    msl("index", tmp_path / "s", "--classes", tmp_path / "classes.txt", "--split", "val")
+    command = repaired(tmp_path / "s")
+    assert f"--classes {tmp_path}/classes.txt" in command and "--split val" in command
+
+
+def test_another_dataset_is_not_replaced_without_yes(table, tmp_path):
+    out, folder = tmp_path / "o", tmp_path / "o" / "mine" / "train"
+    build = ["build-shards", str(table), "--out", str(out), "--name", "mine", "--split", "train"]
+    msl(*build)
+    before = (folder / "dataset.json").read_bytes()
+    copy = table.with_name("other.csv")
+    copy.write_text(table.read_text())
+    classes = [*build, "--classes", str(tmp_path / "classes.txt")]
+    for words, what in (
+        (classes, "its classes are cat, dog, the new ones zebra, dog, cat"),
+        ([build[0], str(copy), *build[2:]], f"it was made from {table}, the new one from {copy}"),
+    ):
+        run = CliRunner().invoke(app, [*words, "--overwrite"])
+        message = " ".join(run.output.split())
+        assert run.exit_code == 2 and what in message and "add --yes to replace it" in message, message
+        assert (folder / "dataset.json").read_bytes() == before
+    msl(*classes, "--overwrite", "--yes")
+    assert json.loads((folder / "dataset.json").read_bytes())["classes"] == ["zebra", "dog", "cat"]
+    msl(*classes, "--overwrite", "--samples-per-shard", 1)  # the same classes and source

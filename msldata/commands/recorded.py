@@ -1,0 +1,112 @@
+"""The command that builds a dataset, as its manifest keeps it, and the question before one dataset replaces another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from msldata.contract.manifest import MANIFEST_NAME, FormatError, Manifest, read_manifest
+from msldata.errors import UserError
+from msldata.storage import Storage
+
+_PLACES = frozenset({"place", "source", "classes", "tars", "images"})
+"""Options that name a file or folder: the command must find it from anywhere."""
+_NOT_RECORDED = frozenset(
+    "out_ overwrite yes workers dry_run task finish engine ray_address plots help install_completion".split()
+)
+"""What says where, how fast or how much of it, and not what."""
+_CLASSES_SHOWN = 6
+
+
+def recorded_command(context: typer.Context, changes: Mapping[str, Any]) -> list[str]:
+    """The words that build this dataset again, without where to: the command that is running, made explicit.
+
+    Args:
+        context: of the command.
+        changes: parameters of the command by name, with what they turned out to be; None leaves one out.
+    """
+    options: list[str] = []
+    arguments: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        value = changes.get(name, context.params.get(name))
+        origin = context.get_parameter_source(name)
+        said = origin is not None and origin.name not in ("DEFAULT", "DEFAULT_MAP")
+        if name in _NOT_RECORDED or value is None or not (name in changes or said):
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        words = [_word(name, item) for item in values if item is not None]
+        if parameter.param_type_name == "argument":
+            arguments += words
+        elif isinstance(value, bool):
+            options += [parameter.opts[0]] if value else parameter.secondary_opts[:1]
+        else:
+            options += [part for word in words for part in (parameter.opts[0], word)]
+    return [context.info_name or "", *arguments, *options]
+
+
+def confirm_replacement(target: Storage, new: Manifest, yes: bool) -> None:
+    """Ask before a finished dataset of other classes or from another source is replaced.
+
+    Args:
+        target: the dataset's folder.
+        new: what will be there, as far as it is known: its classes and its provenance.
+        yes: the user has said that it may be.
+
+    Raises:
+        UserError: nobody is there to be asked, or the answer was no.
+    """
+    if yes or not target.exists(MANIFEST_NAME):
+        return
+    try:
+        old = read_manifest(target)
+    except FormatError:
+        return  # nothing that could be trained on is lost
+    difference = _difference(old, new)
+    if not difference:
+        return
+    question = (
+        f"{target.url} holds {old.num_samples:,} samples of {old.dataset}, {old.split}, and --overwrite would replace "
+        f"them by another dataset: {difference}"
+    )
+    if not sys.stdin.isatty():
+        raise UserError(f"{question}; choose another --out, or add --yes to replace it")
+    if not typer.confirm(f"{question}. Replace it?"):
+        raise UserError("nothing was changed")
+
+
+def _difference(old: Manifest, new: Manifest) -> str:
+    if old.kind != new.kind:
+        return f"{new.kind} in the place of {old.kind}"
+    if old.classes != new.classes:
+        return f"its classes are {_some(old.classes)}, the new ones {_some(new.classes)}"
+    before, after = (_source(manifest) for manifest in (old, new))
+    return f"it was made from {before}, the new one from {after}" if before != after else ""
+
+
+def _source(manifest: Manifest) -> str:
+    """Where a dataset came from: the first argument of its command or, where that is not known, the kind of source."""
+    command: Sequence[str] = manifest.provenance.get("command", ())
+    place = command[1] if len(command) > 1 and not command[1].startswith("-") else ""
+    for option in ("--source", "--generate"):
+        if option in command:
+            place = f"{command[command.index(option) + 1]}"
+    return place or str(manifest.provenance.get("source"))
+
+
+def _word(name: str, value: Any) -> str:
+    if isinstance(value, Enum):
+        return str(value.value)
+    text = str(value)
+    if name in _PLACES and "://" not in text:
+        return str(Path(text).expanduser().absolute())
+    return text
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_CLASSES_SHOWN]) + (f" … ({len(names)})" if len(names) > _CLASSES_SHOWN else "")

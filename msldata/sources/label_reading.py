@@ -1,0 +1,368 @@
+"""How the labels of a dataset are read: decided once, from all of its values together, and said."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from msldata.errors import UserError
+from msldata.sources.label_values import WHOLE_CELL, Label, parse_value, shown
+
+Kind = Literal["multi-hot", "signed", "indices", "names"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""What labels can be: vectors of 1, 0 and -1 (positive, negative, ignored); vectors of 1, 0 and -1 (positive, ignored,
+negative); class indices; class names."""
+Example = tuple[str, tuple[Label, ...]]
+"""A value in its parts, and the place where it stands."""
+MAX_CLASSES = 2**15
+"""As many as the index columns of 16 bits can name."""
+
+_NUMBER = re.compile(r"[+-]?\d{1,9}(\.0*)?")
+_PROVEN = ";|"
+_SUSPECT_EVERYWHERE = ",#\t"
+_SUSPECT_WHERE_PARTS_RECUR = "/+&: "
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """One sample's classes."""
+
+    positives: tuple[Label, ...]
+    ignored: tuple[Label, ...] = ()
+
+    def __post_init__(self) -> None:
+        odd = [label for label in (*self.positives, *self.ignored) if isinstance(label, int)]
+        odd = [number for number in odd if not 0 <= number < MAX_CLASSES]
+        if odd:
+            raise ValueError(f"class index {odd[0]} is not from 0 to {MAX_CLASSES - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReading:
+    """What the label values of one dataset mean."""
+
+    kind: Kind
+    separators: str = ""
+    """Characters that stand between the names of a cell; empty: a cell is one name."""
+    length: int = 0
+    """Of the vectors."""
+    minus_one: bool = False
+    """Whether -1 occurs in them."""
+
+    def read(self, value: Any) -> Labels:
+        """The classes of one value. Raises ValueError for a value that does not fit the reading."""
+        atoms = self._atoms(value)
+        if atoms is None or (not atoms and self.kind not in ("multi-hot", "signed")):
+            return Labels(())
+        if self.kind == "names":
+            return Labels(tuple(dict.fromkeys(str(atom) for atom in atoms)))
+        try:
+            numbers = [int(float(atom)) for atom in atoms]
+        except ValueError:
+            raise ValueError(f"labels are {shown(value)}, expected {self}") from None
+        if self.kind == "indices":
+            return Labels(tuple(dict.fromkeys(numbers)))
+        if len(numbers) != self.length or not {-1, 0, 1}.issuperset(numbers):
+            raise ValueError(f"labels are {shown(value)}, expected {self}")
+        unsure = -1 if self.kind == "multi-hot" else 0
+        positives, ignored = (
+            tuple(index for index, number in enumerate(numbers) if number == wanted) for wanted in (1, unsure)
+        )
+        return Labels(positives, ignored)
+
+    def _atoms(self, value: Any) -> tuple[Label, ...] | None:
+        return parse_value(value, self.separators or WHOLE_CELL if self.kind == "names" else None)
+
+    def classes(self, survey: LabelSurvey) -> tuple[str, ...]:
+        """The classes that the labels themselves name. Raises ValueError when there is none."""
+        if self.kind in ("multi-hot", "signed"):
+            found: tuple[str, ...] = tuple(map(str, range(self.length)))
+        elif self.kind == "indices":
+            numbers = [number for number, count in survey.values.items() if count]
+            for place, parts in survey.loose():
+                numbers += (own := [int(float(part)) for part in parts])
+                try:
+                    Labels(tuple(own))  # one that cannot be is named before it makes a billion classes
+                except ValueError as error:
+                    raise ValueError(f"{place}: {error}") from None
+            found = tuple(map(str, range(max(numbers, default=-1) + 1)))
+        else:
+            names = {name for cell in survey.cells for name in _split(cell, self.separators)}
+            names |= {str(part) for parts in survey.lists for part in parts}
+            names |= {str(number) for number, count in survey.values.items() if count}
+            found = tuple(sorted(names))
+        if not found:
+            raise ValueError("no sample has a class")
+        return found
+
+    def options(self) -> dict[str, Any]:
+        """As a manifest keeps it; ``LabelReading(**options)`` reads it back."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.kind == "indices":
+            return "class indices, counted from 0"
+        if self.kind == "names":
+            split = " or ".join(map(_name_of, self.separators))
+            return f"class names, separated by {split}" if split else "class names"
+        values = "1 positive, 0 negative" if self.kind == "multi-hot" else "1 positive, -1 negative"
+        if self.kind == "multi-hot" and self.minus_one:
+            values += ", -1 ignored"
+        if self.kind == "signed":
+            values += ", 0 ignored"
+        return f"multi-hot vectors of {self.length} ({values})"
+
+
+@dataclass(slots=True)
+class LabelSurvey:
+    """What all label values of a dataset look like; the surveys of its parts can be put together.
+
+    A value is kept once, with the place where it was first seen; vectors of -1, 0 and 1 are only counted.
+    """
+
+    separator: str | None = None
+    cells: dict[str, str] = field(default_factory=dict)
+    """Texts and single numbers, with their places."""
+    lists: dict[tuple[Label, ...], str] = field(default_factory=dict)
+    """Lists of other things than -1, 0 and 1."""
+    vectors: dict[int, tuple[Example, ...]] = field(default_factory=dict)
+    """By length, two vectors with their places; first one that no list of indices can be, where there is one."""
+    repeats: bool = False
+    """Whether a vector holds a number twice or truth values, as no list of class indices does."""
+    values: Counter[int] = field(default_factory=Counter)
+    """How often -1, 0 and 1 stand in the vectors."""
+    num_missing: int = 0
+    num_values: int = 0
+
+    def add(self, place: str, value: Any) -> None:
+        """Take a value into account. Raises ValueError when it can be no label."""
+        parts = parse_value(value, self.separator)
+        self.num_values += 1
+        if not parts:
+            self.num_missing += 1
+        elif len(parts) > 1 and {-1, 0, 1}.issuperset(parts):
+            proof = len(set(parts)) < len(parts) or (isinstance(value, list) and isinstance(value[0], bool))
+            self._keep(len(parts), ((place, parts),), proof)
+            self.values.update(int(part) for part in parts)
+        elif len(parts) == 1 and isinstance(value, str | int | float) and not str(value).strip().startswith(("[", "{")):
+            self.cells.setdefault(str(parts[0]), place)
+        else:
+            self.lists.setdefault(parts, place)
+
+    def merge(self, other: LabelSurvey) -> None:
+        """Take the values of another part into account."""
+        self.cells = other.cells | self.cells
+        self.lists = other.lists | self.lists
+        for length, examples in other.vectors.items():
+            self._keep(length, examples, other.repeats)
+        self.values.update(other.values)
+        self.num_missing += other.num_missing
+        self.num_values += other.num_values
+
+    def _keep(self, length: int, examples: tuple[Example, ...], proof: bool) -> None:
+        kept = self.vectors.get(length, ())
+        if proof and not self.repeats:
+            self.vectors[length] = (*examples, *kept)[:2]
+        elif len(kept) < 2:
+            self.vectors[length] = (*kept, *examples)[:2]
+        self.repeats |= proof
+
+    def loose(self) -> list[tuple[str, tuple[Label, ...]]]:
+        """Every distinct value that is no vector, as (place, parts)."""
+        return [(place, (cell,)) for cell, place in self.cells.items()] + [
+            (place, parts) for parts, place in self.lists.items()
+        ]
+
+    def atoms(self) -> set[Label]:
+        """Everything that stands alone in a cell or in a list, vectors aside."""
+        return {part for _, parts in self.loose() for part in parts}
+
+
+def decide_reading(
+    survey: LabelSurvey,
+    where: str,
+    *,
+    classes: Sequence[str] | None = None,
+    labels_are: str | None = None,
+    vectors: bool = False,
+) -> LabelReading:
+    """How all values of a dataset are read.
+
+    Vectors of 0 and 1 that are all of one length are multi-hot; other numbers are class indices; the rest is names.
+    What can be read in two ways is not guessed.
+
+    Args:
+        survey: of all values.
+        where: the dataset, for messages.
+        classes: class names in target order, where they are known.
+        labels_are: what they are, if the user said it: a name of ``KINDS``.
+        vectors: the place of the labels says that they are vectors.
+
+    Raises:
+        UserError: the values can be read in two ways, or do not fit what was said; with two of them and the option that
+            settles it.
+    """
+    if labels_are is not None and labels_are not in KINDS:
+        raise UserError(f"--labels-are {labels_are}: expected {', '.join(KINDS)}")
+    kind = labels_are or _decide_kind(survey, where, classes, vectors)
+    if kind == "names":
+        return LabelReading("names", _decide_separators(survey, where, classes))
+    if kind == "indices":
+        if not labels_are and classes is None:
+            _refuse_sparse_indices(survey, where)
+        return LabelReading("indices")
+    lengths = {length: examples[0] for length, examples in survey.vectors.items()}
+    lengths |= {len(parts): (place, parts) for parts, place in survey.lists.items()}
+    lengths |= dict([(1, (place, (cell,))) for cell, place in survey.cells.items()][:1])
+    if classes is not None:
+        odd = next((example for length, example in lengths.items() if length != len(classes)), None)
+        if odd is not None:
+            raise UserError(
+                f"{where}: {odd[0]} is labelled {_text(odd[1])}, which would be a vector of {len(odd[1])} classes, and "
+                f"there are {len(classes)} in the list of classes; mend the list, or say what the labels are with "
+                "--labels-are indices"
+            )
+    elif len(lengths) > 1:
+        raise _two_ways(where, "vectors of different lengths", list(lengths.values()), "mend them")
+    signed = kind == "signed"
+    if not labels_are and survey.values[-1]:
+        if not survey.values[0]:
+            signed = True
+        elif survey.values[-1] > survey.values[0]:
+            raise _two_ways(
+                where,
+                "vectors with more of -1 than of 0",
+                [example for examples in survey.vectors.values() for example in examples],
+                "--labels-are multi-hot reads -1 as ignored, --labels-are signed as negative (and 0 as ignored)",
+            )
+    length = len(classes) if classes is not None else next(iter(lengths), 0)
+    return LabelReading("signed" if signed else "multi-hot", "", length, survey.values[-1] > 0)
+
+
+def _decide_kind(survey: LabelSurvey, where: str, classes: Sequence[str] | None, vectors: bool) -> Kind:
+    numbers: list[tuple[str, Any]] = [examples[0] for examples in survey.vectors.values()]
+    names: list[tuple[str, Any]] = []
+    for cell, place in survey.cells.items():
+        (numbers if _NUMBER.fullmatch(cell) else names).append((place, cell))
+    for parts, place in survey.lists.items():
+        numeric = all(_NUMBER.fullmatch(str(part)) for part in parts)
+        (numbers if numeric else names).append((place, parts))
+    if names and numbers:
+        if classes is not None and not survey.vectors and set(classes).issuperset(map(str, survey.atoms())):
+            return "names"
+        raise _two_ways(where, "names and numbers", [names[0], numbers[0]], "--labels-are names takes all for names")
+    numbers += [examples[1] for examples in survey.vectors.values() if len(examples) > 1]
+    if names:
+        return "names"
+    if classes is not None and not survey.vectors and not vectors:
+        counted = [str(number) for number in range(len(classes))]
+        if list(classes) != counted and survey.atoms() and set(classes).issuperset(map(str, survey.atoms())):
+            raise _two_ways(
+                where,
+                "numbers that the list of classes has as names",
+                numbers,
+                "--labels-are names finds them in the list, --labels-are indices counts its lines from 0",
+            )
+    others = [*survey.lists.items(), *survey.cells.items()]
+    settles = "--labels-are multi-hot or --labels-are indices settles it"
+    if vectors:
+        return "multi-hot"
+    if survey.vectors and not others and len(survey.vectors) == 1:
+        if not survey.repeats and (classes is None or len(classes) >= 2):
+            raise _two_ways(where, "lists of 0 and 1 that could be vectors or class indices", numbers, settles)
+        return "multi-hot"
+    if survey.vectors and survey.repeats:
+        raise _two_ways(where, "vectors of 0 and 1 beside other lists or lengths", numbers, settles)
+    lengths = {len(parts) for parts in survey.lists}
+    if len(lengths) == 1 and not survey.cells and not survey.vectors and len(survey.lists) > 1:
+        repeated = sum(len(set(parts)) < len(parts) for parts in survey.lists)
+        if repeated * 2 > len(survey.lists):
+            raise _two_ways(where, "lists of one length whose numbers repeat, as counts do", numbers, settles)
+        if lengths == {1} and {0, 1}.issuperset(survey.atoms()):
+            if classes is not None:
+                return "multi-hot" if len(classes) == 1 else "indices"
+            raise _two_ways(where, "lists of one number, 0 or 1", numbers, settles)
+    return "indices"
+
+
+def _refuse_sparse_indices(survey: LabelSurvey, where: str) -> None:
+    numbers = {int(float(atom)) for atom in survey.atoms()} | {
+        number for number, count in survey.values.items() if count
+    }
+    largest = max(numbers, default=0)
+    if largest >= 256 and largest + 1 > 4 * len(numbers):
+        places = sorted(survey.cells.items(), key=lambda item: -float(item[0]))[:2]
+        raise _two_ways(
+            where,
+            f"numbers up to {largest:,} of which only {len(numbers):,} occur",
+            [(place, cell) for cell, place in places] or [(place, parts) for parts, place in survey.lists.items()],
+            "--labels-are names takes each number for a name, --labels-are indices makes a class of every number up to "
+            "the largest, --classes FILE names them",
+        )
+
+
+def _decide_separators(survey: LabelSurvey, where: str, classes: Sequence[str] | None) -> str:
+    """The characters between the names of a cell. Raises UserError where some may be and nothing proves it."""
+    if survey.separator is not None:
+        return "" if survey.separator == WHOLE_CELL else survey.separator
+    proven = "".join(character for character in _PROVEN if any(character in cell for cell in survey.cells))
+    if classes is not None:
+        known = set(classes)
+        for choice in ("", proven, *_SUSPECT_EVERYWHERE, *_SUSPECT_WHERE_PARTS_RECUR):
+            if known.issuperset(name for cell in survey.cells for name in _split(cell, choice)):
+                return choice
+    whole = {name: place for cell, place in survey.cells.items() for name in _split(cell, proven)}
+    listed = {str(part): place for parts, place in survey.lists.items() for part in parts}
+    for character in _SUSPECT_EVERYWHERE + _SUSPECT_WHERE_PARTS_RECUR:
+        if proven and character in _SUSPECT_WHERE_PARTS_RECUR:
+            continue
+        sure_sign = character in _SUSPECT_EVERYWHERE and not proven
+        found = _joined(whole, character, whole, sure_sign)
+        if found is None and character in _SUSPECT_EVERYWHERE + _PROVEN:
+            found = _joined(listed, character, whole | listed, False)
+        if found is not None:
+            others = [(place, name) for name, place in (whole | listed).items() if name != found[1]]
+            typed = f"'{character}'" if character != "\t" else "$'\\t'"
+            raise _two_ways(
+                where,
+                f"names that may be separated by {_name_of(character)}",
+                [found, *others],
+                f"--separator {typed} splits them, --separator none takes each for one name",
+            )
+    return proven
+
+
+def _split(cell: str, separators: str) -> list[str]:
+    parts = re.split(f"[{re.escape(separators)}]", cell) if separators else [cell]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _joined(
+    names: Mapping[str, str], character: str, known: Mapping[str, str], sure_sign: bool
+) -> tuple[str, str] | None:
+    """The first name that looks like several, with its place: a part of it occurs elsewhere too, or need not."""
+    candidates = {name: set(_split(name, character)) for name in names if character in name}
+    if sure_sign:
+        return next(((names[name], name) for name, parts in candidates.items() if parts), None)
+    uses = Counter(part for parts in candidates.values() for part in parts)
+    for name, parts in candidates.items():
+        if len(parts) > 1 and any(part in known or uses[part] > 1 for part in parts):
+            return names[name], name
+    return None
+
+
+def _name_of(character: str) -> str:
+    return {" ": "a space", "\t": "a tab"}.get(character, character)
+
+
+def _two_ways(where: str, what: str, samples: Sequence[tuple[str, Any]], settles: str) -> UserError:
+    shown = list(dict.fromkeys(f"{place} is labelled {_text(value)}" for place, value in samples))[:2]
+    return UserError(f"{where}: the labels are {what}: {', '.join(shown)}; {settles}")
+
+
+def _text(value: Any) -> str:
+    text = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else f"'{value}'"
+    return text if len(text) <= 80 else f"{text[:80]}…"

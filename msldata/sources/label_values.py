@@ -1,0 +1,127 @@
+"""What one label value holds: text, a number, a list however it was written, or what an annotation tool exported."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+Label = int | str
+"""A class by its index or by its name."""
+
+WHOLE_CELL = "none"
+"""As a separator: a cell is one name, whatever is in it."""
+
+# What pandas, R and Python write where there is nothing.
+_MISSING = frozenset({"", "nan", "NaN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "null", "NULL", "None"})
+CHOICES = frozenset(
+    "choices labels taxonomy rectanglelabels polygonlabels brushlabels keypointlabels ellipselabels".split()
+)
+"""The fields in which Label Studio keeps what was chosen."""
+_NUMBERS = re.compile(r"\s*[+-]?\d{1,9}(\.0*)?(\s*[,;|\s]\s*[+-]?\d{1,9}(\.0*)?)+\s*")
+_MAX_LIST_TEXT = 1 << 20
+
+
+def parse_value(value: Any, separator: str | None = None) -> tuple[Label, ...] | None:
+    """The parts of a label value; None where there is nothing.
+
+    A list is a list however it was written: as one, or as text of JSON, Python or numpy. A text of numbers is split; of
+    a text with names the parts are only known with ``separator``.
+
+    Args:
+        value: text, a number, a list, what Label Studio chose, or a mapping of class names to 0 and 1.
+        separator: characters to split a text at; ``none``: a text is one part.
+
+    Raises:
+        ValueError: something else, as a score or a mapping of other things.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _parse_text(value.strip(), separator)
+    if isinstance(value, bool):
+        raise ValueError(f"labels are {value}, expected class names, class indices or a vector of 0 and 1")
+    if isinstance(value, int | float):
+        return None if value != value else (_whole(value),)
+    if isinstance(value, Mapping):
+        return _parse_mapping(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+        parts: list[Label] = []
+        for item in items:
+            if isinstance(item, Mapping):
+                parts += _parse_mapping(item)
+            elif isinstance(item, str) and item.strip():
+                parts.append(item.strip())
+            elif isinstance(item, int | float):
+                parts.append(_whole(item))
+            else:
+                raise ValueError(f"labels are {shown(value)}, expected a list of class names or numbers")
+        return tuple(parts)
+    raise ValueError(f"labels are {shown(value)}, expected class names, class indices or a vector of 0 and 1")
+
+
+def _parse_text(text: str, separator: str | None) -> tuple[Label, ...] | None:
+    if text in _MISSING:
+        return None
+    if text[0] in "[{(" and len(text) <= _MAX_LIST_TEXT:
+        found = _parse_written_list(text)
+        if found is not None:
+            return parse_value(found, separator)
+        if text[0] in "[{":
+            raise ValueError(f"labels are {shown(text)}, which begins like a list and is none")
+    if separator == WHOLE_CELL:
+        return (text,)
+    if separator is None:
+        if _NUMBERS.fullmatch(text):
+            return tuple(int(float(part)) for part in re.split(r"[,;|\s]+", text.strip()))
+        return (text,)
+    parts = [part.strip() for part in re.split(f"[{re.escape(separator)}]", text)]
+    return tuple(part for part in parts if part)
+
+
+def _parse_written_list(text: str) -> Any:
+    """What JSON, Python or numpy wrote as text; None when it is none of that."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    inside = text[1:-1]
+    if "..." in inside and "," not in inside:
+        return None  # numpy leaves the middle of long arrays out
+    if re.fullmatch(r"[\s\d.+-]+", inside) and text[0] == "[" and text[-1] == "]":
+        return [float(part) for part in inside.split()]
+    if re.search(r"""(['"])\s+\1""", inside) and text[0] == "[":
+        return [name for _, name in re.findall(r"""(['"])(.*?)\1""", inside)]  # Python would join them
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _parse_mapping(value: Mapping[Any, Any]) -> tuple[Label, ...]:
+    chosen = [name for name in value if name in CHOICES]
+    if len(chosen) == 1:
+        return parse_value(value[chosen[0]], WHOLE_CELL) or ()
+    if value and all(isinstance(item, int | float) and item in (0, 1) for item in value.values()):
+        return tuple(str(name) for name, item in value.items() if item)
+    if not value:
+        return ()
+    raise ValueError(f"labels are {shown(value)}, expected choices, or class names with 0 or 1 for each")
+
+
+def _whole(number: float) -> int:
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError(
+            f"labels hold {number}; a score is no label: write 1 for a class that is there and 0 for others"
+        )
+    return int(number)
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,0 +1,1 @@
+"""Tables of labelled photographs, in the many forms that people have them."""

@@ -1,0 +1,204 @@
+"""Arrow and parquet files, as Hugging Face ``datasets`` saves them: a column of theirs may hold the images."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from msldata.errors import UserError
+from msldata.storage import FileInfo, Storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MAGIC = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"GIF8", ".gif"), (b"BM", ".bmp"))
+
+
+@dataclass(frozen=True, slots=True)
+class ArrowRows:
+    """The rows of one file."""
+
+    rows: list[Mapping[str, Any]]
+    image_column: str | None
+    """The column that holds the images themselves; in ``rows`` it holds their names in ``EmbeddedImages``."""
+    classes: tuple[str, ...] | None
+    """Of a column whose values are positions in a list of names: that list; in ``rows`` stand the names."""
+
+
+def read_arrow(folder: Storage, name: str) -> ArrowRows:
+    """Read all but the images.
+
+    Raises:
+        ValueError: not a file of that kind. UserError: images inside a file at a remote place.
+    """
+    import pyarrow as pa
+
+    from msldata.contract.parquet import UnreadableParquet
+
+    try:
+        table = _open_bytes(folder.read(name), name) if folder.path(name) is None else _open(str(folder.path(name)))
+    except UnreadableParquet as error:
+        raise ValueError(f"not a parquet file, or one that cannot be read ({error})") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"not an arrow file ({error})") from None
+    images = [item.name for item in table.schema if _holds_images(item.type)]
+    if len(images) > 1:
+        raise ValueError(f"images in the columns {' and '.join(images)}; keep one of them")
+    image_column = images[0] if images else None
+    if image_column is not None and folder.path(name) is None:
+        raise UserError(f"{folder.where(name)}: holds its images itself; copy it to this machine first")
+    others = table.drop_columns(images).to_pylist() if images else table.to_pylist()
+    features = _features(table.schema)
+    named = {column: names for column in table.column_names if (names := _class_names(features.get(column)))}
+    if len(named) == 1:
+        ((column, names),) = named.items()
+        for row in others:
+            row[column] = _named(row[column], names)
+    classes = next(iter(named.values())) if len(named) == 1 else None
+    if image_column is not None:
+        column = table.column(image_column)
+        for number, row in enumerate(others):
+            row[image_column] = f"{name}/{number:08d}{_suffix(column[number])}"
+    return ArrowRows(others, image_column, classes)
+
+
+class EmbeddedImages(Storage):
+    """Images inside arrow and parquet files, under the names ``FILE/ROW.jpg``.
+
+    Args:
+        folder: of the files, on this machine.
+        column: the column with the images, each as its bytes or as the path of a file.
+    """
+
+    can_list = False
+
+    def __init__(self, folder: Storage, column: str):
+        self.folder = folder
+        self.column = column
+        self.url = folder.url
+
+    def child(self, name: str) -> Storage:
+        raise NotImplementedError("images in a file have no folders")
+
+    def list_files(self) -> list[FileInfo]:
+        raise NotImplementedError("images in a file are not listed")
+
+    def exists(self, name: str) -> bool:
+        return self.folder.exists(PurePosixPath(name).parent.as_posix())
+
+    def read(self, name: str) -> bytes:
+        path = PurePosixPath(name)
+        file = self.folder.path(path.parent.as_posix())
+        cell = _open(str(file)).column(self.column)[int(path.stem)].as_py() or {}
+        if cell.get("bytes") is not None:
+            return bytes(cell["bytes"])
+        if cell.get("path"):
+            return Path(cell["path"]).read_bytes()
+        raise FileNotFoundError(f"{self.where(name)}: the row has no image")
+
+    def read_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+        data = self.read(name)
+        return [data[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        raise NotImplementedError("images are only read")
+
+    def delete(self, name: str) -> None:
+        raise NotImplementedError("images are only read")
+
+    def path(self, name: str = "") -> Path | None:
+        return None
+
+    def where(self, name: str) -> str:
+        return self.folder.where(name)
+
+
+def saved_splits(folder: Storage) -> dict[str, tuple[str, ...]]:
+    """The files of each split of a folder that ``save_to_disk`` wrote; of ``""`` where there are no splits."""
+    if folder.exists("dataset_dict.json"):
+        splits = json.loads(folder.read("dataset_dict.json"))["splits"]
+        return {split: _saved_files(folder, f"{split}/") for split in splits}
+    if folder.exists("state.json") and folder.exists("dataset_info.json"):
+        return {"": _saved_files(folder, "")}
+    return {}
+
+
+def _saved_files(folder: Storage, below: str) -> tuple[str, ...]:
+    state = json.loads(folder.read(f"{below}state.json"))
+    if state.get("_indices_data_files"):
+        raise UserError(
+            f"{folder.where(below)}: rows were selected after saving; call flatten_indices() and save again"
+        )
+    return tuple(f"{below}{PurePosixPath(entry['filename']).name}" for entry in state["_data_files"])
+
+
+@lru_cache(maxsize=4)
+def _open(path: str) -> pa.Table:
+    """The file, mapped where it can be: an arrow file takes no memory, a parquet file as much as it holds."""
+    import pyarrow as pa
+
+    from msldata.contract.parquet import read_parquet
+
+    if path.endswith(".parquet"):
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if Path(path).stat().st_size else b""
+        return read_parquet(data)  # type: ignore[arg-type]
+    return pa.ipc.open_stream(pa.memory_map(path)).read_all()
+
+
+def _open_bytes(data: bytes, name: str) -> pa.Table:
+    import pyarrow as pa
+
+    from msldata.contract.parquet import read_parquet
+
+    return read_parquet(data) if name.endswith(".parquet") else pa.ipc.open_stream(pa.BufferReader(data)).read_all()
+
+
+def _holds_images(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_struct(kind) and any(item.name == "bytes" for item in kind)
+
+
+def _features(schema: Any) -> Mapping[str, Any]:
+    """What ``datasets`` notes of the columns in the file's own metadata."""
+    try:
+        return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """The names of a ``ClassLabel``, or of a list of them."""
+    if isinstance(feature, list) and feature:
+        feature = feature[0]
+    if isinstance(feature, Mapping) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+        feature = feature.get("feature")
+    if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel":
+        return tuple(map(str, feature.get("names") or ()))
+    return ()
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    if value is None or value == -1:
+        return None  # a row that was never labelled
+    if not 0 <= value < len(names):
+        raise ValueError(f"class index {value} of {len(names)}")
+    return names[value]
+
+
+def _suffix(cell: Any) -> str:
+    start = cell["bytes"].as_py()[:4] if cell.is_valid and cell["bytes"].is_valid else b""
+    return next((suffix for magic, suffix in _MAGIC if start.startswith(magic)), ".img")
+
+
+def places(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows with the words for where each of them is."""
+    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))

@@ -1,0 +1,137 @@
+"""Which columns of a table hold what: said by the user, or guessed from names and contents, and printed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msldata.sources.tables.rows import Row
+
+# Compared in lower case without spaces, dashes and underscores; earlier ones win.
+_IMAGES = (
+    "image filename fname filepath file imagepath imagefile imagefilename imagename path img imgpath imgname imgfile "
+    "imageindex imageurl imageuri imageid id"
+).split()
+_LABELS = (
+    "labels label tags tag classes class categories category labelname classname findinglabels choices choice target "
+    "targets annotations"
+).split()
+_ONE_LABEL_A_ROW = frozenset({"label", "tag", "class", "category", "labelname", "classname", "choice"})
+"""Names of a column that holds one label, so that an image with several has several rows."""
+_IGNORED = ("ignored", "ignore", "ignoredlabels")
+_SPLITS = ("split", "subset", "set", "partition", "phase", "fold")
+_SPLIT_WORDS = frozenset("train training val valid validation dev test testing trainval".split())
+_NO_CLASS = re.compile(r"|index|unnamed\d*|unnamed:\d+|(sample|row|image)?id|is(valid|train|test|crowd)", re.IGNORECASE)
+_BINARY = frozenset({"", "0", "1", "-1", "0.0", "1.0", "-1.0", "true", "false", "nan", "none"})
+_NAMED_CELLS_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the columns of a table hold."""
+
+    image: str
+    labels: str = ""
+    """The one column with all labels; empty: ``one_hot`` has a column per class."""
+    one_hot: tuple[str, ...] = ()
+    ignored: str = ""
+    split: str = ""
+    confidence: str = ""
+    """Open Images: 1 where people saw the class, 0 where they saw that it is not there."""
+    left_alone: tuple[str, ...] = ()
+
+    @property
+    def one_label_a_row(self) -> bool:
+        """Whether an image may have several rows, each with one of its labels."""
+        return plain(self.labels) in _ONE_LABEL_A_ROW
+
+    def said(self, reading: str) -> str:
+        """In words, with how the labels are read."""
+        labels = f"'{self.labels}'" if self.labels else f"{len(self.one_hot):,} columns of 0 and 1"
+        said = f"images in column '{self.image}', labels in {labels}"
+        said += f", {reading}"
+        said += f"; splits in '{self.split}'" if self.split and self.split != "split" else ""
+        if self.left_alone:
+            more = len(self.left_alone) - _NAMED_CELLS_SHOWN
+            names = ", ".join(self.left_alone[:_NAMED_CELLS_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+            said += f"; columns left alone: {names}"
+        return said
+
+
+def choose_columns(
+    columns: Sequence[str], rows: Sequence[Row], image: str | None = None, labels: Sequence[str] = ()
+) -> Columns:
+    """Find the columns of a table.
+
+    Args:
+        columns: the names of all.
+        rows: all rows.
+        image, labels: the columns that the user named, if any; several of ``labels`` are one-hot.
+
+    Raises:
+        ValueError: a column that is needed is not there or cannot be guessed; with the option that names it.
+    """
+    for name in (image, *labels):
+        if name is not None and name not in columns:
+            raise ValueError(f"no column '{name}'; there are {_some(columns)}")
+    by_name = {plain(name): name for name in reversed(columns)}
+    image = image or next((by_name[name] for name in _IMAGES if name in by_name), None)
+    if image is None:
+        raise ValueError(f"no column 'image' among {_some(columns)}; name the one with paths with --image-column")
+    split = _split_column(by_name, rows)
+    ignored = next((by_name[name] for name in _IGNORED if name in by_name), "")
+    free = [name for name in columns if name not in (image, split, ignored)]
+    binary = [name for name in free if not _NO_CLASS.fullmatch(plain(name)) and _is_binary(name, rows)]
+    named = labels[0] if len(labels) == 1 else ""
+    one_hot = tuple(labels) if len(labels) > 1 else ()
+    if not labels:
+        named = next((by_name[name] for name in _LABELS if by_name.get(name) in free), "")
+        if named in binary and len(binary) > 1:
+            raise ValueError(
+                f"'{named}' may hold class indices or be one of {len(binary)} columns of 0 and 1 ({_some(binary)}); "
+                f"say which with --labels-column '{named}', or with a --labels-column for each"
+            )
+        one_hot = () if named else tuple(binary)
+    if not named and not one_hot:
+        raise ValueError(
+            f"no column 'labels' and no columns of 0 and 1 among {_some(columns)}; name it with --labels-column"
+        )
+    confidence = by_name.get("confidence", "") if plain(named) == "labelname" else ""
+    used = {image, split, ignored, named, confidence, *one_hot}
+    left_alone = tuple(name for name in columns if name not in used)
+    return Columns(image, named, one_hot, ignored, split, confidence, left_alone)
+
+
+def one_hot_value(cell: Any) -> int:
+    """1, 0 or -1 of a cell of a one-hot column; 0 of an empty one. Raises ValueError for anything else."""
+    text = "" if cell is None else str(cell).strip().lower()
+    if text not in _BINARY:
+        raise ValueError(f"{cell!r} is not 0, 1 or -1")
+    return {"1": 1, "t": 1, "-": -1}.get(text[:1], 0)
+
+
+def plain(name: str) -> str:
+    """A column's name as names are compared."""
+    return re.sub(r"[\s_-]+", "", name).lower()
+
+
+def _is_binary(column: str, rows: Sequence[Row]) -> bool:
+    values = {str("" if (cell := cells.get(column)) is None else cell).strip().lower() for _, cells in rows}
+    return values <= _BINARY and not values <= {"", "nan", "none"}
+
+
+def _split_column(by_name: dict[str, str], rows: Sequence[Row]) -> str:
+    if "split" in by_name:
+        return by_name["split"]
+    for name in _SPLITS[1:]:
+        # A word that means other things too: only with the usual names in it.
+        if name in by_name and {str(cells.get(by_name[name])).lower() for _, cells in rows} <= _SPLIT_WORDS:
+            return by_name[name]
+    return ""
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED_CELLS_SHOWN:,} more" if len(names) > _NAMED_CELLS_SHOWN else ""
+    return ", ".join(names[:_NAMED_CELLS_SHOWN]) + more

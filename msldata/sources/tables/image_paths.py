@@ -1,0 +1,168 @@
+"""Where the images of a table lie: at the paths it names, or where files of those names are found near it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from msldata.sources.places import FolderOrAddresses, address_path, is_address
+from msldata.sources.source import IMAGE_SUFFIXES
+from msldata.sources.tables.label_studio import plain_path
+from msldata.storage import REMOTE_SCHEMES, LocalStorage, Storage
+
+_SCHEME_OR_DRIVE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_UPLOAD_HASH = re.compile(r"[0-9a-f]{8}-(?=.)")
+_LOOKED_AT = 32
+"""Images whose presence is asked for before the folder is searched."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePaths:
+    """Where every image of a table is."""
+
+    images: Storage
+    paths: list[str]
+    """In the order asked for, relative to ``images``, or addresses."""
+    names: list[str]
+    """What the images are called: as the table says or, of absolute paths, from their common folder on."""
+    num_searched: int
+    """How many lay elsewhere than the table says."""
+
+
+def checked_path(image: object) -> str:
+    """The path in its plainest form. Raises ValueError when it is none, or could lead out of the table's folder."""
+    if not isinstance(image, str) or not image:
+        raise ValueError(f"image is {image!r}, not a path")
+    image = plain_path(image)
+    if is_address(image):
+        address_path(image)
+        return image
+    if "\\" in image or _SCHEME_OR_DRIVE.match(image):
+        raise ValueError(
+            f"image is {image!r}; give a path with / that starts from the table's folder, or the address of a file at "
+            + ", ".join(f"{scheme}://" for scheme in REMOTE_SCHEMES)
+        )
+    path = PurePosixPath(image)
+    if ".." in path.parts or not path.name:
+        raise ValueError(f"image is {image!r}; '..' is refused, put the table beside or above the images")
+    return path.as_posix()
+
+
+def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
+    """Find the images that a table names.
+
+    A path is taken as it is when there is a file. Else the file below the table's folder is taken that ends in the same
+    path, with the extension that it has; of absolute paths from another machine the part is found that all share.
+
+    Args:
+        folder: the table's.
+        images: paths of ``checked_path``.
+
+    Raises:
+        ValueError: two files fit a path, or an absolute path at a remote place.
+    """
+    root = folder.path()
+    local = [image for image in images if not is_address(image)]
+    absolute = any(image.startswith("/") for image in local)
+    if root is None:
+        if absolute:
+            image = next(image for image in local if image.startswith("/"))
+            raise ValueError(f"image is {image!r}; a remote table names its images from its own folder, or by address")
+        return ImagePaths(folder, list(images), list(images), 0)
+    storage: Storage = FolderOrAddresses(folder) if len(local) < len(images) else folder
+    if not absolute and all((root / image).is_file() for image in local[:_LOOKED_AT]):
+        return ImagePaths(storage, list(images), list(images), 0)
+    finder = _Finder(root)
+    found = [image if is_address(image) else finder.find(image) for image in images]
+    names = [
+        path if image.endswith(path) and not path.startswith("/") else image
+        for image, path in zip(images, found, strict=True)
+    ]
+    if any(path.startswith("/") for path in found):
+        # From their common folder on, so that neither keys nor shards hold a path of this machine.
+        places = [
+            path if path.startswith("/") else str(root.absolute() / path) for path in found if not is_address(path)
+        ]
+        common = os.path.commonpath([os.path.dirname(path) for path in places])  # noqa: PTH120
+        storage = LocalStorage(Path(common))
+        storage = FolderOrAddresses(storage) if len(local) < len(images) else storage
+        moved = iter([os.path.relpath(path, common) for path in places])
+        found = [path if is_address(path) else next(moved) for path in found]
+        names = list(found)
+    return ImagePaths(storage, found, names, finder.num_searched)
+
+
+class _Finder:
+    """Files below a folder, by the end of their path."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.num_searched = 0
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._foreign_prefix: str | None = None
+        for place, folders, files in os.walk(root):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in files:
+                stem, suffix = os.path.splitext(name)  # noqa: PTH122
+                if suffix.lower() in IMAGE_SUFFIXES:
+                    path = Path(place, name).relative_to(root).as_posix()
+                    self._by_name[name].append(path)
+                    self._by_name[stem].append(path)
+
+    def find(self, image: str) -> str:
+        if image.startswith("/"):
+            inside = self._inside(image)
+            if inside is not None:
+                image = inside
+            elif os.path.isfile(image):  # noqa: PTH113
+                return image
+            else:
+                return self._find_foreign(image)
+        if (self.root / image).is_file():
+            return image
+        own, _, rest = image.partition("/")
+        if own == self.root.absolute().name and rest and (self.root / rest).is_file():
+            self.num_searched += 1
+            return rest  # counted from the folder above the table's
+        return self._below(image) or image
+
+    def _inside(self, image: str) -> str | None:
+        try:
+            return PurePosixPath(image).relative_to(self.root.absolute().as_posix()).as_posix()
+        except ValueError:
+            return None
+
+    def _find_foreign(self, image: str) -> str:
+        """A path of another machine: what all of them have in front is cut off, once for the table."""
+        parts = image.strip("/").split("/")
+        if self._foreign_prefix is None:
+            for start in range(len(parts)):
+                if found := self._below("/".join(parts[start:]), exact=True):
+                    self._foreign_prefix = "/" + "".join(f"{part}/" for part in parts[:start])
+                    return found
+            return image
+        if not image.startswith(self._foreign_prefix):
+            return image
+        return self._below(image.removeprefix(self._foreign_prefix), exact=True) or image
+
+    def _below(self, tail: str, exact: bool = False) -> str:
+        folder, _, name = tail.rpartition("/")
+        fitting: list[str] = []
+        for candidate in (name, _UPLOAD_HASH.sub("", name)):
+            places = self._by_name.get(candidate, [])
+            end = f"/{folder}" if folder else ""
+            fitting = [path for path in places if f"/{path}".rpartition("/")[0].endswith(end)]
+            if fitting:
+                break
+        if exact and tail in fitting:
+            return tail
+        if len(fitting) > 1:
+            raise ValueError(
+                f"image '{tail}' may be {self.root / fitting[0]} or {self.root / fitting[1]}; name it with its folder"
+            )
+        self.num_searched += len(fitting)
+        return fitting[0] if fitting else ""

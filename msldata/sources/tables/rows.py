@@ -1,0 +1,181 @@
+"""The rows of a table file: CSV with any delimiter, JSON, JSON lines, parquet, or what Label Studio exports."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from msldata.errors import BadInputError, UserError
+from msldata.sources.source import lacks_bucket
+from msldata.sources.tables.arrow import places, read_arrow
+from msldata.sources.tables.label_studio import is_task, task_row
+from msldata.storage import Storage
+
+HINT = "mend the table and run again"
+_ARROW = (".parquet", ".arrow")
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where it is in the file (``line 3`` or, where there are no lines, ``row 3``), and its cells by column."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """A file that was read."""
+
+    name: str
+    sha256: str
+    rows: list[Row]
+    columns: tuple[str, ...]
+    """All that any row has, in order of appearance."""
+    delimiter: str = ""
+    """Of a CSV file, in words."""
+    counts: Mapping[str, int] | None = None
+    """What was left out, by reason."""
+    image_column: str | None = None
+    """The column that holds the images themselves."""
+    classes: tuple[str, ...] | None = None
+    """Class names in target order, where the file says them."""
+
+
+def read_table(folder: Storage, name: str) -> TableFile:
+    """Read a table file.
+
+    Raises:
+        FileNotFoundError: no such file. UserError: another kind of file. BadInputError: one that cannot be understood,
+            with the line.
+    """
+    where, suffix = folder.where(name), PurePosixPath(name).suffix.lower()
+    kinds = f"{', '.join(SUFFIXES[:-1])} file"
+    try:
+        local = folder.path(name) if suffix in _ARROW else None  # they may be larger than memory
+        data = b"" if local is not None and local.is_file() else folder.read(name) if suffix in SUFFIXES else None
+    except FileNotFoundError as error:
+        # A missing bucket is another mistake than a missing file, and the storage's message says which.
+        reason = "no such bucket" if lacks_bucket(error) else "no such table"
+        raise FileNotFoundError(f"{where}: {reason}; give a {kinds} with images and labels") from None
+    if data is None:
+        if not folder.exists(name):
+            raise FileNotFoundError(f"{where}: no such table; give a {kinds} with images and labels")
+        raise UserError(f"{where}: not a kind of table that is known; known are: {', '.join(SUFFIXES[:-1])}")
+    delimiter, counts, image_column, classes = "", None, None, None
+    try:
+        if suffix in (".csv", ".tsv"):
+            character = _delimiter(_text(data))
+            delimiter = "" if character == "," else _DELIMITERS[character]
+            rows = list(_csv_rows(data, character))
+        elif suffix in _ARROW:
+            arrow = read_arrow(folder, name)
+            rows, image_column, classes = list(places(arrow.rows)), arrow.image_column, arrow.classes
+        else:
+            rows = list(_READERS[suffix](data))
+        if suffix == ".json" and rows and all(is_task(cells) for _, cells in rows):
+            done = [(place, task_row(place, cells)) for place, cells in rows]
+            rows = [(place, cells) for place, cells in done if cells is not None]
+            counts = {"not_annotated": len(done) - len(rows)}
+    except (ValueError, csv.Error) as error:  # includes JSON and UTF-8 errors
+        raise BadInputError(where, str(error), HINT) from None
+    if not rows:
+        raise BadInputError(where, "the table has no rows", HINT)
+    columns = tuple(dict.fromkeys(str(column) for _, cells in rows for column in cells))
+    digest = hashlib.sha256(data).hexdigest()
+    if local is not None:
+        with open(local, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return TableFile(name, digest, rows, columns, delimiter, counts, image_column, classes)
+
+
+def _delimiter(text: str) -> str:
+    """The character that cuts the first line into most cells; a comma where none does."""
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    return max(_DELIMITERS, key=lambda character: len(next(csv.reader([header], delimiter=character), ())))
+
+
+def _csv_rows(data: bytes, delimiter: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(_text(data), newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] | None = None
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        cells = [cell.strip() for cell in cells]
+        if columns is None:
+            columns = cells
+            if len(set(columns)) != len(columns):
+                raise ValueError(f"line {reader.line_num}: a column is named twice: {', '.join(columns)}")
+            continue
+        place = f"line {reader.line_num}"
+        if len(cells) != len(columns):
+            raise ValueError(
+                f"{place}: {len(cells)} cells, the header has {len(columns)}; a cell that holds "
+                f"{_DELIMITERS[delimiter]} stands in double quotes"
+            )
+        yield place, dict(zip(columns, cells, strict=True))
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line}: not UTF-8; save the table in that encoding") from None
+
+
+def _json_line_rows(data: bytes) -> Iterator[Row]:
+    for number, line in enumerate(_text(data).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number}: {str(row)[:80]!r} is not an object with image and labels")
+        yield f"line {number}", row
+
+
+def _json_rows(data: bytes) -> Iterator[Row]:
+    try:
+        rows = json.loads(_text(data))
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if isinstance(rows, dict) and isinstance(rows.get("labels"), dict):
+        yield from _labels_by_image(rows["labels"], rows.get("classes"))
+        return
+    if not isinstance(rows, list):
+        raise ValueError("not a list of objects with image and labels")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number}: {str(row)[:80]!r} is not an object with image and labels")
+        yield f"row {number}", row
+
+
+def _labels_by_image(labels: Mapping[str, Any], classes: Any) -> Iterator[Row]:
+    """FiftyOne's classifications: the labels of every image, as names or as positions in the list of classes."""
+
+    def name_of(target: Any) -> Any:
+        if isinstance(target, int) and not isinstance(target, bool) and isinstance(classes, list):
+            if not 0 <= target < len(classes):
+                raise ValueError(f"class index {target} of {len(classes)}")
+            return classes[target]
+        return target["label"] if isinstance(target, dict) and "label" in target else target
+
+    for number, (image, target) in enumerate(labels.items(), start=1):
+        names = [name_of(item) for item in target] if isinstance(target, list) else name_of(target)
+        yield f"row {number}", {"image": image, "labels": names}
+
+
+_READERS: Mapping[str, Callable[[bytes], Iterator[Row]]] = {
+    ".csv": lambda data: _csv_rows(data, ","),
+    ".tsv": lambda data: _csv_rows(data, "\t"),
+    ".jsonl": _json_line_rows,
+    ".ndjson": _json_line_rows,
+    ".json": _json_rows,
+}
+"""By the ending of the file's name."""
+SUFFIXES = (*_READERS, *_ARROW)

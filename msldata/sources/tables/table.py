@@ -1,0 +1,430 @@
+"""One's own labelled photographs: a table with a row per image, or a row per image and label."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from msldata.contract.format import check_key
+from msldata.contract.records import LabelSpace, Record, read_class_list
+from msldata.errors import BadInputError, UserError
+from msldata.sources.label_reading import Label, LabelReading, Labels, LabelSurvey, decide_reading
+from msldata.sources.label_values import WHOLE_CELL
+from msldata.sources.places import address_path, is_address
+from msldata.sources.source import (
+    NO_OPTIONS,
+    Likeness,
+    Location,
+    SourceOptions,
+    check_name,
+    key_of,
+    split_location,
+    unknown_split,
+)
+from msldata.sources.tables.arrow import EmbeddedImages, saved_splits
+from msldata.sources.tables.columns import Columns, choose_columns, one_hot_value
+from msldata.sources.tables.image_paths import ImagePaths, checked_path, find_images
+from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, read_table
+from msldata.storage import Storage, open_storage
+
+WHOLE = "all"
+"""The one split of a table that names none."""
+LAYOUT = "a table (.csv, .tsv, .json, .jsonl, .parquet): a row per image with its labels, or a folder with one"
+_NAMES = (
+    *("_classes.csv", "_annotations.csv", "metadata.jsonl", "metadata.csv", "metadata.parquet"),
+    *("labels.csv", "labels.tsv", "labels.jsonl", "labels.json"),
+)
+"""Names of tables that lie in the folder of their images, as Roboflow and Hugging Face have it."""
+_HUB_FILE = re.compile(r"(data/)?(?P<split>[A-Za-z0-9_]+)-\d{5}-of-\d{5}\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    place: str
+    """Where the row is: ``line 3``, or ``train/_classes.csv, line 3`` where there are several files."""
+    image: str
+    key: str
+    labels: Any
+    ignored: Any
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """All splits of a table, read and decided."""
+
+    where: str
+    images: Storage
+    rows: list[_Row]
+    labels: LabelSpace
+    reading: LabelReading
+    said: str
+    files: dict[str, str]
+    counts: dict[str, int]
+
+
+class Table:
+    """One split of a table of images and their labels.
+
+    Images are paths relative to the table's folder, absolute ones, or addresses (``https://``, ``s3://``, ``gs://``,
+    ``az://``); see ``find_images``. The columns are found by ``choose_columns``, and what the labels mean by
+    ``decide_reading``, from all rows. The order of the rows is kept. An image may be listed only once in the whole
+    table, or in one split once for each of its labels: in two splits it would be trained on and tested with.
+
+    Args:
+        path: a file, local or remote; or a folder that holds one, or whose folders do, one a split.
+        split: a value of the column ``split``, the name of such a folder, or ``all``.
+        options: the list of classes, the columns, and how labels are read, where that is not left to be found.
+
+    Raises:
+        FileNotFoundError: no table or list of classes there. UserError: another kind of file, an unknown split, no
+            class at all, or labels that can be read in two ways. BadInputError: a row that is wrong, with its line.
+    """
+
+    dataset = "table"
+    licence = "Not stated by the table; the photographs' owner states it."
+
+    def __init__(self, path: Location, split: str, options: SourceOptions = NO_OPTIONS):
+        contents = _load(path, options)
+        known = _splits(contents.rows)
+        if split not in known:
+            raise unknown_split(contents.where, split, known)
+        self.split = split
+        self.images = contents.images
+        self.labels = contents.labels
+        self._reading = contents.reading
+        self._rows = [row for row in contents.rows if row.split == split]
+        self.counts: dict[str, int] = dict(contents.counts)
+        self.provenance: dict[str, Any] = {"source": "table", "files": contents.files, "labels": contents.said}
+        if options.classes is not None:
+            place, file = split_location(options.classes)
+            self.provenance["classes"] = {file: hashlib.sha256(place.read(file)).hexdigest()}
+
+    def records(self) -> Iterator[Record]:
+        """The split's rows, in the order of the table."""
+        empty = 0
+        for row in self._rows:
+            labels = _labels(row, self._reading)
+            positives = self._indices(labels.positives)
+            empty += not positives
+            yield Record(
+                key=row.key,
+                image=row.image,
+                positives=positives,
+                ignored=self._indices(labels.ignored),
+                image_id=row.image,
+            )
+        self.counts["without_any_class"] = empty
+
+    def _indices(self, labels: tuple[Label, ...]) -> tuple[int, ...]:
+        return tuple(sorted({self.labels.index(label) if isinstance(label, str) else label for label in labels}))
+
+
+def available_splits(path: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
+    """The table's splits in order of appearance, or ``all``. Raises as ``Table`` does."""
+    return _splits(_load(path, options).rows)
+
+
+def recognise(path: Location) -> Likeness | None:
+    """A table by the ending of its name, or a folder with one of a usual name."""
+    if not _is_file(path) and not _table_files(path)[1]:
+        return None
+    if PurePosixPath(str(path)).suffix.lower() == ".json" and not _is_json_table(path):
+        return None
+    try:
+        contents = _load(path, NO_OPTIONS)
+    except UserError:
+        return Likeness(2, "a table")  # what it needs to be told, it says when it is opened
+    return Likeness.of(2, "a table", _splits(contents.rows), len(contents.labels))
+
+
+def _is_file(path: Location) -> bool:
+    return PurePosixPath(str(path)).suffix.lower() in SUFFIXES and not Path(str(path)).expanduser().is_dir()
+
+
+def _is_json_table(path: Location) -> bool:
+    folder, name = split_location(path)
+    local = folder.path(name)
+    if local is None or not local.is_file():
+        return True
+    with open(local, "rb") as file:
+        start = file.read(1 << 16).lstrip(b"\xef\xbb\xbf \r\n\t")
+    return start.startswith(b"[") or re.search(rb'"labels"\s*:\s*\{', start) is not None
+
+
+def _table_files(path: Location) -> tuple[Storage, dict[str, tuple[str, ...]]]:
+    """The folder that images are relative to, and the names of the files of each split, or of ``""``."""
+    if _is_file(path) or not _is_folder(path):
+        folder, name = split_location(path)
+        return folder, {"": (name,)}
+    folder = open_storage(path)
+    files = {info.name for info in folder.list_files()} if folder.can_list else set()
+    here = [name for name in _NAMES if name in files]
+    if here:
+        return folder, {"": (here[0],)}
+    if saved := saved_splits(folder):
+        return folder, saved
+    parts: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(files):
+        if match := _HUB_FILE.fullmatch(name):
+            parts[match["split"]].append(name)
+    if parts:
+        return folder, {split: tuple(names) for split, names in parts.items()}
+    below = {name.rpartition("/")[0]: name for table in reversed(_NAMES) for name in files if _lies_below(name, table)}
+    return folder, {split: (name,) for split, name in sorted(below.items())}
+
+
+def _is_folder(path: Location) -> bool:
+    return "://" in str(path) or Path(path).expanduser().is_dir()
+
+
+def _lies_below(name: str, table: str) -> bool:
+    return name.count("/") == 1 and name.endswith(f"/{table}")
+
+
+def _load(path: Location, options: SourceOptions) -> _Contents:
+    """The table, read once for all that is asked of it as long as its files do not change."""
+    folder, files = _table_files(path)
+    if not files:
+        raise FileNotFoundError(f"{folder.url}: no table here; name the file, or call it {' or '.join(_NAMES[:3])}")
+    stamps = []
+    for name in (name for names in files.values() for name in names):
+        local = folder.path(name)
+        if local is None or not local.exists():
+            return _read(folder, files, options)
+        stamps.append((local.stat().st_mtime_ns, local.stat().st_size))
+    listed = Path(str(options.classes)).expanduser() if options.classes is not None else None
+    if listed is not None and listed.is_file():
+        stamps.append((listed.stat().st_mtime_ns, listed.stat().st_size))
+    return _remembered(str(path), options, tuple(stamps))
+
+
+@lru_cache(maxsize=1)
+def _remembered(path: str, options: SourceOptions, stamps: tuple[tuple[int, int], ...]) -> _Contents:
+    return _read(*_table_files(path), options)
+
+
+def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOptions) -> _Contents:
+    tables = [(split, read_table(folder, name)) for split, names in files.items() for name in names]
+    where = folder.url if len(tables) > 1 or tables[0][0] else folder.where(tables[0][1].name)
+    try:
+        columns = _columns(tables, options)
+        rows = _rows(tables, columns)
+        found = _find(folder, tables, rows)
+        rows = [_with_place(row, path, name) for row, path, name in zip(rows, found.paths, found.names, strict=True)]
+        listed = len(rows)
+        rows = _merged(rows, columns)
+        # Where each label has a row of its own, no cell holds several.
+        separator = options.separator or (WHOLE_CELL if len(rows) < listed else None)
+        survey = _survey(rows, columns, separator)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise BadInputError(where, str(error), HINT) from None
+    known = {table.classes for _, table in tables}
+    named = next(iter(known)) if len(known) == 1 else None
+    labels, reading = _decide(where, rows, columns, survey, options, named)
+    how = f"read as {reading}"
+    if columns.one_hot:
+        minus_one = {"multi-hot": ", -1 ignored", "signed": ", -1 negative"}[reading.kind] if reading.minus_one else ""
+        how = f"1 positive, 0 or blank negative{minus_one}"
+    said = columns.said(how)
+    said += f"; {listed:,} rows of {len(rows):,} images, a row per label" if listed > len(rows) else ""
+    said += f"; {found.num_searched:,} images found elsewhere below the table's folder" if found.num_searched else ""
+    said += "".join(f"; delimiter: {table.delimiter}" for _, table in tables[:1] if table.delimiter)
+    counts = {name: count for _, table in tables for name, count in (table.counts or {}).items() if count}
+    digests = {table.name: table.sha256 for _, table in tables}
+    return _Contents(where, found.images, rows, labels, reading, said, digests, counts)
+
+
+def _columns(tables: Sequence[tuple[str, TableFile]], options: SourceOptions) -> Columns:
+    names = tuple(dict.fromkeys(name for _, table in tables for name in table.columns))
+    rows = [row for _, table in tables for row in table.rows]
+    image_column = options.image_column or tables[0][1].image_column
+    columns = choose_columns(names, rows, image_column, options.labels_columns)
+    for _, table in tables:
+        needed = (columns.image, *([columns.labels] if columns.labels else columns.one_hot))
+        if missing := [name for name in needed if name not in table.columns]:
+            raise ValueError(f"{table.name} has no column '{missing[0]}', which the other tables have")
+    return columns
+
+
+def _rows(tables: Sequence[tuple[str, TableFile]], columns: Columns) -> list[_Row]:
+    """All rows of all files, checked one by one."""
+    rows: list[_Row] = []
+    for split, table in tables:
+        for line, cells in table.rows:
+            place = f"{table.name}, {line}" if len(tables) > 1 else line
+            try:
+                rows.append(_row(place, cells, columns, split, table.image_column == columns.image))
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+            if bool(rows[-1].split) != bool(rows[0].split):
+                raise ValueError(f"{place}: split is {rows[-1].split!r}; either all rows name a split or none does")
+    return rows if rows[0].split else [replace(row, split=WHOLE) for row in rows]
+
+
+def _row(place: str, cells: Any, columns: Columns, folder: str, embedded: bool) -> _Row:
+    for name in (columns.image, columns.labels):
+        if name and name not in cells:
+            raise ValueError(f"no column '{name}'")
+    cell = cells[columns.image]
+    if isinstance(cell, dict) and isinstance(cell.get("path"), str):
+        cell = cell["path"]  # an image of Hugging Face that was saved without its bytes
+    image = checked_path(cell)
+    if folder and not embedded and not is_address(image) and not image.startswith("/"):
+        image = f"{folder}/{image}"
+    split = cells.get(columns.split) if columns.split else folder or None
+    if split is not None:
+        if not isinstance(split, str) or not split:
+            raise ValueError(f"split is {split!r}, not a name")
+        check_name("split", split)
+    if columns.one_hot:
+        try:
+            labels: Any = [one_hot_value(cells.get(name)) for name in columns.one_hot]
+        except ValueError as error:
+            raise ValueError(f"a column of classes holds something else: {error}") from None
+    else:
+        labels = cells[columns.labels]
+    if columns.confidence:
+        labels = _seen(labels, cells.get(columns.confidence))
+    return _Row(place, image, "", labels, cells.get(columns.ignored) if columns.ignored else None, split or "")
+
+
+def _find(folder: Storage, tables: Sequence[tuple[str, TableFile]], rows: Sequence[_Row]) -> ImagePaths:
+    column = tables[0][1].image_column
+    if column is None:
+        return find_images(folder, [row.image for row in rows])
+    if any(table.image_column != column for _, table in tables):
+        raise ValueError(f"only some of the files hold their images in a column '{column}'")
+    paths = [row.image for row in rows]
+    names = [f"{row.split}/{number:08d}" for number, row in enumerate(rows)]
+    return ImagePaths(EmbeddedImages(folder, column), paths, names, 0)
+
+
+def _seen(label: Any, confidence: Any) -> Any:
+    """The label of a row of Open Images, or None where people saw that the class is not there."""
+    try:
+        value = float(confidence)
+    except (TypeError, ValueError):
+        value = -1
+    if value not in (0, 1):
+        raise ValueError(f"confidence is {confidence!r}; only labels that people checked are read, with 1 or 0")
+    return label if value else None
+
+
+def _with_place(row: _Row, path: str, name: str) -> _Row:
+    key = key_of(address_path(name) if is_address(name) else name)
+    try:
+        check_key(key)
+    except ValueError as error:
+        raise ValueError(f"{row.place}: {error}") from None
+    return replace(row, image=path, key=key)
+
+
+def _merged(rows: list[_Row], columns: Columns) -> list[_Row]:
+    """A row per image. Raises ValueError when an image is listed twice and that does not mean two labels."""
+    seen: dict[str, list[_Row]] = {}
+    for row in rows:
+        twins = seen.setdefault(row.key, [])
+        if twins:
+            first = twins[0]
+            same = first.image == row.image and first.split == row.split
+            if not same or not columns.one_label_a_row:
+                raise ValueError(
+                    f"{first.place} and {row.place}: '{first.image}' and '{row.image}' have one key, '{row.key}'; an "
+                    "image may be listed only once, and two must differ in more than extension, dots and spaces"
+                )
+        twins.append(row)
+    if len(seen) == len(rows):
+        return rows
+    return [
+        twins[0] if len(twins) == 1 else replace(twins[0], labels=_Several(tuple(row.labels for row in twins)))
+        for twins in seen.values()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Several:
+    """The labels of an image that has a row for each."""
+
+    values: tuple[Any, ...]
+
+
+def _values(value: Any) -> Sequence[Any]:
+    return value.values if isinstance(value, _Several) else (value,)
+
+
+def _labels(row: _Row, reading: LabelReading) -> Labels:
+    read = [reading.read(value) for value in _values(row.labels)]
+    positives = tuple(label for labels in read for label in labels.positives)
+    ignored = tuple(label for labels in read for label in labels.ignored)
+    if row.ignored is not None:
+        if reading.kind in ("multi-hot", "signed") and reading.read(row.ignored).positives:
+            raise ValueError("a column of ignored classes beside columns of 0 and 1; write -1 there instead")
+        ignored += reading.read(row.ignored).positives
+    if both := sorted(map(str, set(positives) & set(ignored))):
+        raise ValueError(f"'{both[0]}' is both a label and ignored")
+    return Labels(positives, ignored)
+
+
+def _survey(rows: list[_Row], columns: Columns, separator: str | None) -> LabelSurvey:
+    survey = LabelSurvey(separator)
+    for row in rows:
+        for value in (*_values(row.labels), row.ignored):
+            try:
+                if value is not row.ignored or columns.ignored:
+                    survey.add(row.place, value)
+            except ValueError as error:
+                raise ValueError(f"{row.place}: {error}") from None
+    return survey
+
+
+def _decide(
+    where: str,
+    rows: list[_Row],
+    columns: Columns,
+    survey: LabelSurvey,
+    options: SourceOptions,
+    named: tuple[str, ...] | None,
+) -> tuple[LabelSpace, LabelReading]:
+    """The classes and the reading, tried on every row."""
+    listed = read_class_list(*split_location(options.classes)) if options.classes is not None else None
+    known = columns.one_hot or (listed.classes if listed is not None else named)
+    reading = decide_reading(survey, where, classes=known, labels_are=options.labels_are, vectors=bool(columns.one_hot))
+    if columns.one_hot and listed is not None and listed.classes != columns.one_hot:
+        raise UserError(
+            f"{where}: its columns of 0 and 1 are {', '.join(columns.one_hot[:12])}, which is another list or order "
+            f"than in {options.classes}; leave --classes out, or name the columns in its order with --labels-column"
+        )
+    try:
+        labels = listed or LabelSpace(columns.one_hot or named or reading.classes(survey))
+    except ValueError:
+        raise UserError(f"{where}: no row has a label; name the classes with --classes FILE") from None
+    for row in rows:
+        try:
+            found = _labels(row, reading)
+            for label in (*found.positives, *found.ignored):
+                if label not in labels if isinstance(label, str) else not 0 <= label < len(labels):
+                    what = (
+                        f"unknown label '{label}'"
+                        if isinstance(label, str)
+                        else f"class index {label} of {len(labels)}"
+                    )
+                    hint = f"add it to {options.classes}, or mend the line"
+                    raise BadInputError(where, f"{row.place}: {what}", hint if listed is not None else HINT)
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise BadInputError(where, f"{row.place}: {error}", HINT) from None
+    return labels, reading
+
+
+def _splits(rows: Sequence[_Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(row.split for row in rows))
