@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +12,12 @@ from rich.table import Table
 
 from msldata.console import OnError, err, gigabytes, out, progress_bar, show
 from msltrain.commands.options import Model, Recipe
+from msltrain.pages.text import percent
 
 if TYPE_CHECKING:
     from msltrain.measures.summary import Measured
+
+_percent = partial(percent, digits=2)
 
 
 def evaluate(
@@ -147,10 +151,6 @@ def _table(first: str, *columns: str) -> Table:
     for name in columns:
         table.add_column(name, justify="right")
     return table
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
 
 
 def robustness(

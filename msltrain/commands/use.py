@@ -25,7 +25,7 @@ def predict(
     recipe: Recipe = "",
     model: Model = "",
     classes: Classes = "",
-    top_k: Annotated[int, typer.Option(help="Classes shown per image.", min=1)] = 5,
+    top_k: Annotated[str, typer.Option(help="Classes shown per image: a number, or all.")] = "5",
     threshold: Annotated[
         float | None,
         typer.Option(help="Predicted from this score on; default: tuned ones (evaluate --held-out), else 0.5."),
@@ -55,7 +55,7 @@ def predict(
             inputs,
             foreign=Foreign(recipe=recipe, model=model),
             classes=_named(classes),
-            top_k=top_k,
+            top_k=_top_k(top_k),
             threshold=threshold,
             keep_mask=keep_mask,
             polarity=polarity,
@@ -81,6 +81,17 @@ def predict(
         show(err, f"thresholds: {origin}")
     if words := describe(found):
         err.print(words, markup=False, soft_wrap=True)
+
+
+def _top_k(text: str) -> int | None:
+    """What ``--top-k`` asks for; None: all classes."""
+    from msldata.errors import UserError
+
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--top-k is '{text}'; give a number from 1 on, or all")
+    return int(text)
 
 
 def serve(

@@ -54,11 +54,12 @@ def encode(found: Sequence[ImagePrediction], kind: str) -> bytes:
             writer.writerow(COLUMNS)
             for file, name, score, predicted, masked_score, masked_predicted, error, threshold, origin in _rows(found):
                 flags = (_flag(predicted), _digits(masked_score), _flag(masked_predicted))
-                writer.writerow((file, name, _digits(score), *flags, error, _digits(threshold), origin))
+                said = (_cell(file), _cell(name), _digits(score), *flags, _cell(error))
+                writer.writerow((*said, _digits(threshold), _cell(origin)))
             return text.getvalue().encode()
         case "parquet":
             return _parquet(found)
-    return "".join(f"{visible(image.file)}  {visible(_line(image))}\n" for image in found).encode()
+    return "".join(f"{_on_one_line(image.file)}  {_on_one_line(_line(image))}\n" for image in found).encode()
 
 
 def describe(found: Sequence[ImagePrediction]) -> str:
@@ -67,7 +68,7 @@ def describe(found: Sequence[ImagePrediction]) -> str:
     if not failed:
         return ""
     lines = [f"{len(failed):,} of {len(found):,} images could not be read and were left out:"]
-    lines += [f"  {image.file}: {image.error}" for image in failed[:_MAX_NAMED]]
+    lines += [f"  {_on_one_line(image.file)}: {image.error}" for image in failed[:_MAX_NAMED]]
     if len(failed) > _MAX_NAMED:
         lines.append(f"  … and {len(failed) - _MAX_NAMED:,} more; --format json names them all")
     return "\n".join(lines)
@@ -107,6 +108,16 @@ def _rows(found: Sequence[ImagePrediction]) -> Iterator[tuple]:
             masked_predicted = name in image.masked_predicted if masked else None
             said = (image.file, name, score, name in image.predicted, masked.get(name), masked_predicted, None)
             yield (*said, threshold, image.threshold_origin)
+
+
+def _on_one_line(name: str) -> str:
+    """A name for a line of its own: a file may have a line break in it."""
+    return visible(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _cell(text: str | None) -> str:
+    """Text as a spreadsheet shows it: one that would run it as a formula gets an apostrophe in front."""
+    return f"'{text}" if text and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text or ""
 
 
 def _flag(value: bool | None) -> str:

@@ -248,7 +248,7 @@ def predict_images(
     with process_group(device) as ranks:
         predictor = Predictor(checkpoint, ranks.device, threshold=threshold, foreign=foreign, classes=classes)
         keep_mask_SS = None if keep_mask is None else read_keep_mask(keep_mask, polarity, predictor.image_size)
-        folder = None if overlays is None else OverlayFolder(Path(overlays))
+        folder = None if overlays is None else OverlayFolder(Path(overlays), [picture.name for picture in pictures])
         draws = folder is not None
         predictions: list[ImagePrediction] = []
         for batch in _read_ahead(pictures, predictor.image_size, on_error, batch_size, with_thumbnails=draws):
