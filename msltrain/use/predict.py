@@ -46,6 +46,8 @@ class ImagePrediction:
     masked_scores: tuple[tuple[str, float], ...] = ()
     """The same classes in the same order, behind the keep mask; empty without one."""
     masked_predicted: tuple[str, ...] = ()
+    deviations: tuple[float, ...] = ()
+    """Standard deviation of each of ``scores`` over the runs of a series; empty for one run."""
     thresholds: tuple[float, ...] = ()
     """Scores from which on the classes of ``scores`` count as predicted, in the same order."""
     threshold_origin: str = ""
