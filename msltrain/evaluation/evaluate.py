@@ -25,7 +25,7 @@ from msltrain.measures.predictions import (
 )
 from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.other_checkpoints import Foreign, load_any
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
@@ -98,7 +98,7 @@ def evaluate(
             cache_limit_gb=cache_limit_gb,
             on_sample_error=on_sample_error,
         )
-        bank = MaskBank.open(keep_masks, stream.image_size, ranks.device) if keep_masks else None
+        bank = KeepMasks.open(keep_masks, stream.image_size, ranks.device) if keep_masks else None
         model = AveragedViews(loaded.recogniser, flip=flip, scales=tuple(scales))
         view = View(
             model if model.description else loaded.recogniser,
