@@ -28,7 +28,7 @@ from msltrain.runs.checkpoint import LoadedRecogniser, open_checkpoint, read_met
 from msltrain.runs.folder import training_data
 from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.runs.places import run_folder
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
@@ -106,7 +106,7 @@ def evaluate(
             cache_limit_gb=cache_limit_gb,
             on_sample_error=on_sample_error,
         )
-        bank = MaskBank.open(keep_masks, stream.image_size, ranks.device) if keep_masks else None
+        bank = KeepMasks.open(keep_masks, stream.image_size, ranks.device) if keep_masks else None
         model = AveragedViews(loaded.recogniser, flip=flip, scales=tuple(scales))
         view = View(
             model if model.description else loaded.recogniser,
