@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from msldata.commands import build, inspect
-from msldata.commands.program import make_program
+from msldata.commands.program import make_program, run_program
 
 DATA_COMMANDS = (
     build.download,
@@ -22,7 +22,7 @@ app = make_program("Labelled photographs and irregular masks in, WebDataset shar
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="python -m msldata")
+    run_program(app, "python -m msldata")
 
 
 if __name__ == "__main__":

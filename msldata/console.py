@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -33,9 +34,46 @@ def show(console: Console, *parts: object | tuple[object, str], end: str = "\n")
     console.print(Text.assemble(*((visible(text), style) for text, style in pairs)), soft_wrap=True, end=end)
 
 
-out = SafeConsole(highlight=False, markup=False, emoji=False)
+class Stream:
+    """``sys.stdout`` or ``sys.stderr``, whichever it is at the time, which never stops the work that writes to it.
+
+    A closed pipe, a full disk or a terminal that is gone is noted in ``failure``; the program's end reports it.
+
+    Args:
+        name: ``stdout`` or ``stderr``.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self.failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._try(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda stream: stream.flush())
+
+    def _try(self, action: Callable[[Any], object]) -> None:
+        if self.failure is None:
+            try:
+                action(self._stream())
+            except OSError as error:
+                self.failure = error
+
+    def _stream(self) -> Any:
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)  # while a progress bar is shown
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream(), name)
+
+
+standard_output, standard_error = Stream("stdout"), Stream("stderr")
+
+out = SafeConsole(file=cast(Any, standard_output), highlight=False, markup=False, emoji=False)
 """Results."""
-err = SafeConsole(stderr=True, highlight=False, markup=False, emoji=False)
+err = SafeConsole(file=cast(Any, standard_error), highlight=False, markup=False, emoji=False)
 """Progress, and what went wrong."""
 
 

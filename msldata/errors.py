@@ -13,6 +13,9 @@ class UserError(ValueError):
             print(error)
     """
 
+    exit_code = 2
+    """What a command that ends so returns."""
+
 
 class StorageError(UserError):
     """A place that cannot be listed, read or written: missing, denied, full or unreachable."""

@@ -5,9 +5,26 @@ What a command takes and shows is in ``msldata/commands`` and ``msltrain/command
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from msldata.__main__ import DATA_COMMANDS
-from msldata.commands.program import make_program
+from msldata.commands.program import Commands, make_program, run_program
 from msltrain.commands import bench_stream, evaluate, grids, report, train, use
+from msltrain.hosts.voice import may_speak, quiet_others
+
+
+class _OfSeveral(Commands):
+    """The same in every process of a launcher, of which one speaks."""
+
+    after_stop: ClassVar = {
+        **Commands.after_stop,
+        **dict.fromkeys(("demo", "robustness", "ablate", "reproduce"), "the same command goes on where it was"),
+        "train": "with --resume auto the same command goes on from the last checkpoint, if there is one",
+    }
+
+    def may_speak(self, error: Exception) -> bool:
+        return may_speak(error)
+
 
 app = make_program(
     "Multi-label recognition of small and occluded objects: shards in, a trained and explained model out.",
@@ -31,12 +48,14 @@ app = make_program(
             use.export,
         ),
     },
+    _OfSeveral,
 )
 
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="msl")
+    quiet_others()
+    run_program(app, "msl")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 FAULTS = ("unavailable", "slowdown", "reset", "cut", "stall", "corrupt", "slow", "cut-upload", "lost-answer")
+ANSWERS = {
+    "expired": (400, b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"),
+    "html": (200, b"<html><head><title>Sign in</title></head><body>Sign in to go on</body></html>"),
+}
+"""Faults that are answers of somebody else: Amazon's to old credentials, and a gateway's page."""
+
 Choose = Callable[[str, str], str | None]
 """Given the method and the path (with the query) of a request: the fault to inject, or None to pass it through."""
 
@@ -35,7 +41,7 @@ class Sometimes:
     def __init__(
         self, fault: str, times: int | None = 1, *, method: str | None = None, containing: str = "", after: int = 0
     ):
-        assert fault in FAULTS
+        assert fault in FAULTS or fault in ANSWERS
         self.fault, self.times, self.method, self.containing, self.after = fault, times, method, containing, after
         self.num_matched = 0
         self.num_faults = 0
@@ -135,6 +141,11 @@ class _Handler(BaseHTTPRequestHandler):
                 pass
             headers = [("Retry-After", "1")] if fault == "slowdown" else []
             return self._refuse(503, headers, b"<Error><Code>SlowDown</Code></Error>")
+        if fault in ANSWERS:
+            for _ in self._request_body(length):
+                pass
+            status, content = ANSWERS[fault]
+            return self._refuse(status, [], content)
         if fault == "cut-upload":
             self.rfile.read(length // 2)
             return self._drop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from msldata.contract.manifest import MANIFEST_NAME, FormatError, Manifest, Shar
 from msldata.contract.publish import write_manifest
 from msldata.errors import UserError
 from msldata.storage import PART_SUFFIX, FileInfo, Location, Storage, clear_local_errors, open_storage
-from msldata.storage.lock import RemoteLock, remote_lock
+from msldata.storage.lock import Claim, own_folder
 
 QUARANTINE_NAME = "quarantine.jsonl"
 _READERS = frozenset({"_info.json", "sizes.json", "croissant.json"})
@@ -46,44 +45,28 @@ class BuildFolder:
         self.out = open_storage(out)
         self.shard_names = tuple(shard_names)
         self.plan = plan
-        self._remote: RemoteLock | None = None
+        self._claim: Claim | None = None
 
     @contextmanager
     def claim(self, *, shared: bool = False) -> Iterator[None]:
         """Own the folder while the block runs, and clear away what dead builds left half-written.
 
-        On a local folder the lock is the kernel's, on the folder itself: it dies with its process and leaves no file
-        (a file system without locks is not locked). In a remote folder it is a file that must show signs of life.
-
         Args:
-            shared: own it together with others that say so too, the parts of one array job. Unfinished files are then
-                left alone, for they may be another's.
+            shared: own it together with others that say so too, the parts of one array job: they write other shards,
+                or the same bytes. Unfinished files are then left alone, for they may be another's.
 
         Raises:
             UserError: another build owns the folder. StorageError: the folder cannot be made.
         """
-        folder = self.out.path()
-        if folder is None and shared:
-            yield  # parts write other shards, or the same bytes; only who publishes must be alone
-            return
-        if folder is None:
-            with remote_lock(self.out) as self._remote:
-                yield
-            return
-        with clear_local_errors(str(folder)):
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            alone = _lock(descriptor, str(folder), shared) and not shared
-            if alone:
-                self._remove_parts()
+        with own_folder(self.out, "build", shared=shared) as self._claim:
+            alone = self._claim.is_alone and self.out.path() is not None
             try:
+                if alone:
+                    self._remove_parts()
                 yield
             finally:
                 if alone:
                     self._remove_parts()
-        finally:
-            os.close(descriptor)
 
     def finished_manifest(self) -> Manifest | None:
         """The manifest, when this very plan is finished here and no shard is missing or of another size.
@@ -96,7 +79,7 @@ class BuildFolder:
         manifest = read_manifest(self.out)
         if manifest.plan != self.plan:
             raise self._refusal(f"a finished dataset of another plan ({manifest.dataset}, {manifest.split})")
-        sizes = {info.name: info.size for info in self.out.list_files()}
+        sizes = {info.name: info.size for info in self._list_files()}
         for shard in manifest.shards:
             if sizes.get(shard.name) != shard.num_bytes or shard.index_name not in sizes:
                 return None
@@ -111,7 +94,7 @@ class BuildFolder:
         Raises:
             UserError: the folder holds shards of another plan, or files that no build makes.
         """
-        files = {info.name: info.size for info in _visible(self.out.list_files())}
+        files = {info.name: info.size for info in _visible(self._list_files())}
         expected = {*self.shard_names, *map(index_name, self.shard_names), *_READERS, MANIFEST_NAME, QUARANTINE_NAME}
         foreign = sorted(files.keys() - expected)
         if foreign:
@@ -141,7 +124,7 @@ class BuildFolder:
     def unusable_shards(self) -> dict[str, FinishedShard]:
         """The shards that ``note_unusable`` was told of."""
         noted = {}
-        for name in {info.name for info in self.out.list_files()} & set(map(_unusable_name, self.shard_names)):
+        for name in {info.name for info in self._list_files()} & set(map(_unusable_name, self.shard_names)):
             note = json.loads(self.out.read(name))
             if note["plan"] == self.plan:
                 noted[_noted_name(name)] = FinishedShard(None, note["report"])
@@ -165,8 +148,8 @@ class BuildFolder:
         """
         self.list_quarantined(quarantined)
         self._settle()
-        if self._remote is not None:
-            self._remote.check()
+        if self._claim is not None:
+            self._claim.check()
         write_manifest(self.out, manifest)
 
     def list_quarantined(self, quarantined: Sequence[Mapping[str, str]]) -> None:
@@ -179,7 +162,7 @@ class BuildFolder:
 
         What remembers unusable shards is deleted.
         """
-        for info in self.out.list_files():
+        for info in self._list_files():
             if _noted_name(info.name) in self.shard_names:
                 self.out.delete(info.name)
         folder = self.out.path()
@@ -197,13 +180,16 @@ class BuildFolder:
         Raises:
             UserError: there are other files as well; nothing is deleted then.
         """
-        names = [info.name for info in _visible(self.out.list_files())]
+        names = [info.name for info in _visible(self._list_files())]
         ours = {*_READERS, QUARANTINE_NAME, MANIFEST_NAME}
         foreign = [name for name in names if name not in ours and not _SHARD_FILE.fullmatch(name)]
         if foreign:
             raise self._foreign(foreign)
         for name in sorted(names, key=lambda name: (name != MANIFEST_NAME, not name.endswith(".parquet"), name)):
             self.out.delete(name)
+
+    def _list_files(self) -> list[FileInfo]:
+        return self.out.list_files() if self._claim is None else self._claim.list_files()
 
     def _remove_parts(self) -> None:
         folder = self.out.path()
@@ -232,24 +218,6 @@ def _unusable_name(shard: str) -> str:
 
 def _noted_name(name: str) -> str:
     return name.removeprefix(".").removesuffix(_UNUSABLE_SUFFIX) if name.endswith(_UNUSABLE_SUFFIX) else ""
-
-
-def _lock(descriptor: int, folder: str, shared: bool) -> bool:
-    """Take the folder's lock; False where the file system knows none. Raises UserError when another build has it."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        return False
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise UserError(
-                f"{folder}: another build is writing into this folder; wait until it has finished, or stop it and "
-                "run the same command again"
-            ) from None
-        return False
-    return True
 
 
 def _visible(files: Sequence[FileInfo]) -> list[FileInfo]:

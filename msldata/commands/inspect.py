@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msldata.commands import Workers, data_root
-from msldata.console import err, out, progress_bar, show
+from msldata.console import err, out, progress_bar, show, standard_output
 
 
 def verify(
@@ -42,7 +42,7 @@ def info(
         import json
         from dataclasses import asdict
 
-        print(json.dumps(asdict(about), indent=2))
+        standard_output.write(json.dumps(asdict(about), indent=2) + "\n")
     else:
         show_description(out, about, shards)
 

@@ -2,32 +2,112 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated, Any, ClassVar
 
 import typer
 
-from msldata.console import err, out, show
+from msldata.console import err, out, show, standard_output
 from msldata.errors import UserError
 
 DISTRIBUTION = "msltrain"
+STOPPED = 130
+"""Exit code after Ctrl-C."""
+_PIPE_CLOSED = 141
+"""Exit code of any program whose reader, such as ``head``, has had enough."""
+_MISTAKES = (UserError, FileNotFoundError, PermissionError)
 
 
-class _Commands(typer.core.TyperGroup):
-    """Exit codes: 2 = a mistake the user can mend, 130 = stopped with Ctrl-C."""
+class Commands(typer.core.TyperGroup):
+    """Exit codes: 2 = a mistake the user can mend, 130 = stopped with Ctrl-C, 75 = stopped, and saved."""
+
+    after_stop: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("build-shards", "build-masks", "download"), "the same command goes on where it was"
+    )
+    """What is true after Ctrl-C, by command."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (UserError, FileNotFoundError, PermissionError) as error:
-            if ctx.params.get("debug"):
-                raise
-            show(err, ("error:", "red"), f" {error}")
-            raise typer.Exit(2) from None
+        except (typer.Exit, typer.Abort):
+            raise
         except KeyboardInterrupt:
-            err.print("\nstopped; the same command goes on where it was")
-            raise typer.Exit(130) from None
+            words = self.after_stop.get(ctx.invoked_subcommand, "")
+            err.print("\nstopped" + (words and f"; {words}"), soft_wrap=True)
+            raise typer.Exit(STOPPED) from None
+        except Exception as error:
+            if isinstance(error, BrokenPipeError):  # printed by something else than our console
+                standard_output.failure = error
+                raise typer.Exit(_PIPE_CLOSED) from None
+            if not self.may_speak(error):
+                raise typer.Exit(getattr(error, "exit_code", 2 if isinstance(error, _MISTAKES) else 1)) from None
+            if not isinstance(error, _MISTAKES) or ctx.params.get("debug"):
+                raise
+            code = getattr(error, "exit_code", UserError.exit_code)
+            show(err, *((("error:", "red"), " ") if code <= UserError.exit_code else ()), error)
+            raise typer.Exit(code) from None
+
+    def may_speak(self, error: Exception) -> bool:
+        """Whether this process shows the error; of several that do the same, one is enough."""
+        return True
+
+
+def run_program(app: typer.Typer, name: str) -> None:
+    """Run the command line, and end this process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that knows ASCII alone
+    try:
+        app(prog_name=name)
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    _end(_unless_unheard(code))
+
+
+def _unless_unheard(code: int) -> int:
+    """The exit code, another one where the results did not reach their reader."""
+    standard_output.flush()
+    failure = standard_output.failure
+    if failure is None:
+        return code
+    with suppress(OSError):  # or the interpreter would complain of the same once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(failure, BrokenPipeError):
+        return code or _PIPE_CLOSED
+    reason = (failure.strerror or str(failure)).lower()
+    show(err, ("error:", "red"), f" standard output cannot be written: {reason}; the command itself has ended")
+    return code or UserError.exit_code
+
+
+def _end(code: int) -> None:
+    """End the process with ``code``.
+
+    A thread inside the storage library must not meet the interpreter's end: coming back it would abort the process
+    ("PyGILState_Release"), exit code and all. Most come back within the second; one that waits for a silent server is
+    left to the operating system.
+    """
+    from msldata.storage.remoteerrors import end_calls
+
+    if end_calls(_PATIENCE):
+        sys.exit(code)
+    atexit.unregister(end_calls)
+    atexit._run_exitfuncs()
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(code)
+
+
+_PATIENCE = 1.0
+"""Seconds that calls into the storage library may take to come back at the program's end."""
 
 
 def _show_version(asked: bool) -> None:
@@ -44,10 +124,12 @@ def version() -> str:
         return "unknown"
 
 
-def make_program(summary: str, panels: Mapping[str, Sequence[Callable[..., None]]]) -> typer.Typer:
+def make_program(
+    summary: str, panels: Mapping[str, Sequence[Callable[..., None]]], commands: type[Commands] = Commands
+) -> typer.Typer:
     """The program whose ``--help`` says ``summary`` and lists the commands of each panel under its name."""
     app = typer.Typer(
-        cls=_Commands,
+        cls=commands,
         help=summary,
         no_args_is_help=True,
         pretty_exceptions_enable=False,

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msldata.errors import StorageError
-from msldata.storage.base import PART_SUFFIX, FileInfo, Storage
+from msldata.storage.base import PART_SUFFIX, FileInfo, NoRangesError, Storage
 from msldata.storage.local import LocalStorage, clear_local_errors, flush_to_disk
 from msldata.storage.remote import RemoteStorage
 
@@ -31,6 +31,7 @@ __all__ = [
     "FileInfo",
     "LocalStorage",
     "Location",
+    "NoRangesError",
     "RemoteStorage",
     "Storage",
     "StorageError",

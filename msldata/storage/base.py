@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from msldata.errors import StorageError
+
 PART_SUFFIX = ".part"
 """Names that end so are unfinished writes: never listed, safe to delete when no build is running."""
+
+
+class NoRangesError(StorageError):
+    """A server that sends whole files only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,14 @@ class Storage(ABC):
 
     @abstractmethod
     def read_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
-        """Several byte ranges of one file, in the order asked; a range beyond the end raises StorageError."""
+        """Several byte ranges of one file, in the order asked; a range beyond the end raises StorageError.
+
+        From a web server that sends whole files only, `NoRangesError`.
+        """
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """The whole file, piece by piece. Raises FileNotFoundError or StorageError."""
+        yield self.read(name)
 
     @abstractmethod
     def put(self, name: str, data: bytes | Path) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from msldata.errors import StorageError
 from msldata.storage.base import FileInfo, Storage
-from msldata.storage.remoteerrors import clear_remote_errors, is_lost_upload
+from msldata.storage.remoteerrors import PassingError, clear_remote_errors, is_lost_upload
+
+Result = TypeVar("Result")
 
 _PART_BYTES = 8 << 20
 """Size of one part of a multipart upload; S3 allows 10,000 of them, which makes objects of 80 GB."""
 _PARTS_IN_FLIGHT = 4
+_PAUSES = (0.2, 1.0, 3.0)
+"""Seconds before a request that the storage library sends only once is sent again."""
+_LONG = 5.0
 _COALESCE_BYTES = 64 << 10
 """Ranges of one file that lie nearer than this become one request. Neighbouring samples lie 2-4 kB apart; samples that
 are not neighbours an image or more, which with a larger limit would be read in vain."""
@@ -36,9 +43,11 @@ class RemoteStorage(Storage):
         "retry_timeout": timedelta(seconds=60),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 3},
     }
-    # A silent connection is dropped and asked again. Writers wait longer: the time counts while a part goes up, too.
+    # A silent connection is dropped and asked again. With writers the time counts while a part goes up, too: a minute
+    # is enough for most lines, and what fails by it is tried once more with the patience that the slowest needs.
     READ_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "read_timeout": "20s", "timeout": "600s"}
-    WRITE_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "timeout": "300s"}
+    WRITE_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "timeout": "60s"}
+    SLOW_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "timeout": "300s"}
 
     def __init__(self, url: str, store: Any = None):
         """``store``: an obstore store to use as it is, instead of one made from the URL and the environment."""
@@ -46,6 +55,7 @@ class RemoteStorage(Storage):
         self.can_list = not url.startswith(("http://", "https://"))
         self.store: Any = store if store is not None else self._connect(self.RETRY, self.READ_CLIENT)
         self._writer = store
+        self._is_given = store is not None
         self._has_answered = store is not None
 
     def _connect(self, retry: dict[str, Any], client: dict[str, Any]) -> Any:
@@ -141,6 +151,26 @@ class RemoteStorage(Storage):
         self._answered()
         return parts
 
+    def stream(self, name: str) -> Iterator[bytes]:
+        import obstore
+
+        num_bytes = 0
+        with clear_remote_errors(self.where(name)):
+            answer = obstore.get(self.store, name)
+            pieces = iter(answer.stream(min_chunk_size=_PART_BYTES))
+        while True:
+            with clear_remote_errors(self.where(name)):  # not around the yield: the caller's errors are its own
+                piece = next(pieces, None)
+            if piece is None:
+                break
+            num_bytes += len(piece)
+            yield bytes(piece)
+        if num_bytes != answer.meta["size"]:
+            raise StorageError(
+                f"{self.where(name)}: the object has {answer.meta['size']} bytes, {num_bytes} were received"
+            )
+        self._answered()
+
     def put(self, name: str, data: bytes | Path) -> None:
         import obstore
 
@@ -153,8 +183,10 @@ class RemoteStorage(Storage):
                 break
             except StorageError as error:
                 # The store had put the parts together, but its answer was lost; asked again it knows no such upload.
-                if attempt or not is_lost_upload(error):
+                if attempt or not (is_lost_upload(error) or isinstance(error, PassingError)):
                     raise
+                if isinstance(error, PassingError) and not self._is_given:
+                    store = self._connect(self.PATIENT_RETRY, self.SLOW_CLIENT)
         if isinstance(data, Path):
             data.unlink()
 
@@ -163,21 +195,39 @@ class RemoteStorage(Storage):
         from obstore.exceptions import AlreadyExistsError
 
         store = self._writing_store()
-        with clear_remote_errors(self.where(name), writing=True):
-            try:
-                obstore.put(store, name, data, mode="create")
-            except AlreadyExistsError:
-                return False
-        return True
+
+        def create() -> bool:
+            with clear_remote_errors(self.where(name), writing=True):
+                try:
+                    obstore.put(store, name, data, mode="create")
+                except AlreadyExistsError:
+                    return False
+            return True
+
+        return _patiently(create)
 
     def delete(self, name: str) -> None:
         import obstore
 
-        try:
+        def delete() -> None:
             with clear_remote_errors(self.where(name)):
                 obstore.delete(self.store, name)
-        except FileNotFoundError:
-            pass
+
+        with suppress(FileNotFoundError):
+            _patiently(delete)
+
+
+def _patiently(request: Callable[[], Result]) -> Result:
+    """Send a request that the storage library does not send again by itself."""
+    began = time.monotonic()
+    for pause in _PAUSES:
+        try:
+            return request()
+        except PassingError:
+            if time.monotonic() - began > _LONG:  # it was sent again, and nobody answers
+                raise
+            time.sleep(pause)
+    return request()
 
 
 def _plain_http(url: str) -> bool:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from msldata.errors import StorageError
+from msldata.storage.base import NoRangesError
 
 # Some requests (a listing, for one) fail with a class that says nothing; then only the server's own words do.
 _DENIED = re.compile(
     r"AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|AuthenticationFailed|AuthorizationFailure|"
-    r"\b40[13] (Unauthorized|Forbidden)|169\.254\.169\.254|metadata\.google\.internal|computeMetadata"
+    r"\b40[13] (Unauthorized|Forbidden)|InvalidToken|169\.254\.169\.254|metadata\.google\.internal|computeMetadata"
 )
+_EXPIRED = re.compile(r"ExpiredToken|TokenRefreshRequired|RequestExpired|token (has|is) expired")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|The specified bucket does not exist|Bucket not found")
 _MISSING = re.compile(r"NoSuchKey|BlobNotFound|\b404 Not Found")
 _REGION = re.compile(
@@ -26,12 +30,12 @@ _UNREACHABLE = (
     ("NetworkUnreachable", "the network cannot be reached"),
     ("HostUnreachable", "the host cannot be reached"),
     ("invalid peer certificate", "its TLS certificate is not trusted"),
-    ("kind: Connect", "no connection could be made"),
     ("ConnectionReset", "the connection was dropped again and again"),
     ("IncompleteMessage", "the connection was dropped again and again"),
     ("kind: Interrupted", "the answer was cut off again and again"),
     ("kind: Timeout", "no answer came in time"),
     ("TimedOut", "no answer came in time"),
+    ("kind: Connect", "no connection could be made"),
 )
 _STATUS = re.compile(r"\b([45]\d\d [A-Z][A-Za-z]+(?: [A-Z][A-Za-z]+)*)")
 _LOST_UPLOAD = "the store no longer knows the upload"
@@ -41,6 +45,10 @@ _CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
 }
 _ADDRESS = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_SERVICE_ACCOUNT", "az": "AZURE_STORAGE_ENDPOINT"}
+
+
+class PassingError(StorageError):
+    """A store that could not be reached, or has failed by itself: asked again, it may answer."""
 
 
 @contextmanager
@@ -53,10 +61,50 @@ def clear_remote_errors(where: str, *, writing: bool = False) -> Iterator[None]:
     """
     import obstore.exceptions as failures
 
-    try:
-        yield
-    except (failures.BaseError, OSError) as error:
-        raise _translated(where, error, writing) from None
+    with _calls.one():
+        try:
+            yield
+        except (failures.BaseError, OSError) as error:
+            raise _translated(where, error, writing) from None
+
+
+class _Calls:
+    """Calls into the storage library that are under way, in any thread."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        with self._changed:
+            if self._closed:
+                raise StorageError("the program is ending; nothing is read or written any more")
+            self._number += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._number -= 1
+                self._changed.notify_all()
+
+    def end(self, seconds: float) -> bool:
+        with self._changed:
+            self._closed = True
+            return self._changed.wait_for(lambda: not self._number, seconds)
+
+
+_calls = _Calls()
+
+
+def end_calls(seconds: float = 30.0) -> bool:
+    """Let no further call into the storage library begin, and wait for those under way; whether all have come back."""
+    return _calls.end(seconds)
+
+
+# A thread that comes back from the library while the interpreter ends would abort the process.
+atexit.register(end_calls)
 
 
 def _translated(where: str, error: Exception, writing: bool) -> Exception:
@@ -80,6 +128,11 @@ def _translated(where: str, error: Exception, writing: bool) -> Exception:
         )
     if missing:
         return FileNotFoundError(f"{where}: no such object")
+    mute = scheme == "s3" and re.search(r"\b400 Bad Request\b", text) and "<Code>" not in text  # the answer to a HEAD
+    if scheme in _CREDENTIALS and (mute or _EXPIRED.search(text)):
+        found = "400 Bad Request, as when the credentials have expired" if mute else "the credentials have expired"
+        token = ", AWS_SESSION_TOKEN" if scheme == "s3" else ""
+        return StorageError(f"{where}: {found}; renew them in the environment ({_CREDENTIALS[scheme]}{token})")
     if isinstance(error, denied) or _DENIED.search(text):
         if scheme not in _CREDENTIALS:
             return StorageError(f"{where}: access denied by the web server")
@@ -88,13 +141,18 @@ def _translated(where: str, error: Exception, writing: bool) -> Exception:
         )
     if "Account must be specified" in text:
         return StorageError(f"{where}: no storage account is named; set AZURE_STORAGE_ACCOUNT_NAME")
+    if "Range request not supported" in text:
+        return NoRangesError(
+            f"{where}: this web server sends whole files only; give --cache DIR, which takes each shard once"
+        )
     if isinstance(error, failures.NotSupportedError) or re.search(r"\b(405|501) ", text):
         return StorageError(f"{where}: this kind of location cannot do that; a web address can only be read")
     for sign, reason in _UNREACHABLE:
         if sign in text:
-            return StorageError(f"{where}: the store cannot be reached: {reason}{_address(scheme)}")
+            return PassingError(f"{where}: the store cannot be reached: {reason}{_address(scheme)}")
     if status := _STATUS.search(text):
-        return StorageError(f"{where}: the store keeps answering {status[1]}; try again later")
+        kind = PassingError if status[1][0] == "5" else StorageError
+        return kind(f"{where}: the store keeps answering {status[1]}; try again later")
     return StorageError(f"{where}: {_first_sentence(text)}")
 
 

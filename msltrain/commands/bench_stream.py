@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from msldata.console import gigabytes, out, progress_bar
+from msldata.console import gigabytes, out, progress_bar, standard_output
 
 
 class Place(StrEnum):
@@ -61,7 +61,7 @@ def bench_stream(
         from dataclasses import asdict
 
         gpus = {} if gpu_rate is None else {"gpus_fed": found.gpus_fed(gpu_rate)}
-        print(json.dumps({**asdict(found), **gpus}))
+        standard_output.write(json.dumps({**asdict(found), **gpus}) + "\n")
         return
     table = Table.grid(padding=(0, 1))
     table.add_column(justify="right", style="bold")

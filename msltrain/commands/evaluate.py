@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from msldata.console import OnError, err, gigabytes, out, progress_bar, show
-from msltrain.commands.options import Model, Recipe
+from msltrain.commands.options import Model, Processes, Recipe
 from msltrain.pages.text import percent
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
+    processes: Processes = "auto",
     cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
     cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
     on_sample_error: Annotated[
@@ -63,10 +63,10 @@ def evaluate(
             raise UserError(
                 "say what to evaluate: --checkpoint RUN with --data SHARDS or --held-out, or --predictions FILE"
             )
-        if device != "cpu" and (processes := launch.num_processes(gpus)) > 1:
-            raise typer.Exit(launch.launch(sys.argv, processes))
+        if (number := launch.num_processes(processes, device)) > 1:
+            raise typer.Exit(launch.launch(sys.argv[1:], number))
         from msltrain.evaluation.evaluate import evaluate, training_shards
-        from msltrain.hosts.distributed import is_first_process
+        from msltrain.hosts.voice import is_first_process
         from msltrain.runs.other_checkpoints import Foreign
 
         runs: list[str | Path] = list(find_series(checkpoint)) or [checkpoint]
@@ -207,7 +207,7 @@ def robustness(
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
+    processes: Processes = "auto",
     cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
     cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
     on_sample_error: Annotated[
@@ -225,9 +225,9 @@ def robustness(
         raise UserError(f"{len(checkpoint)} checkpoints and {len(names)} names; give --name once per --checkpoint")
     if bool(recalibrate) != bool(recalibrate_masks):
         raise UserError("--recalibrate SHARDS and --recalibrate-masks DIR belong together")
-    if device != "cpu" and (processes := launch.num_processes(gpus)) > 1:
-        raise typer.Exit(launch.launch(sys.argv, processes))
-    from msltrain.hosts.distributed import is_first_process
+    if (number := launch.num_processes(processes, device)) > 1:
+        raise typer.Exit(launch.launch(sys.argv[1:], number))
+    from msltrain.hosts.voice import is_first_process
     from msltrain.robustness.curves import compute_curves
     from msltrain.robustness.figure import write_robustness
     from msltrain.robustness.run import Recalibration, Study, run_study
@@ -253,7 +253,7 @@ def robustness(
         cache_limit_gb=gigabytes(cache_limit),
         on_sample_error=on_sample_error.value,
         progress=progress_bar,
-        note=lambda text: err.print(text, markup=False, soft_wrap=True) if is_first_process() else None,
+        note=lambda text: err.print(text, markup=False, soft_wrap=True),
     )
     if not is_first_process():
         return

@@ -14,3 +14,6 @@ Classes = Annotated[
 AnyCheckpoint = Annotated[
     str, typer.Option(help="Run (its best checkpoint) or checkpoint, folder or URL; or a weights file.")
 ]
+Processes = Annotated[
+    str, typer.Option(help="auto = one per GPU of this host, or a number; on CPUs any.", show_default=True)
+]

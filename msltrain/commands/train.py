@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from msldata.console import OnError, err, gigabytes, out, show
+from msltrain.commands.options import Processes
 
 
 class ResumeChoice(StrEnum):
@@ -46,7 +47,7 @@ def train(
     seeds: Annotated[
         str | None, typer.Option(help="A series: 0,1,2 trains into RUN/seed0, RUN/seed1 …", show_default=False)
     ] = None,
-    gpus: Annotated[str, typer.Option(help="auto = all of this host, or a number.")] = "auto",
+    processes: Processes = "auto",
     cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
     cache_limit: Annotated[str | None, typer.Option(help="What the cache may take.", show_default="50GB")] = None,
     ram_cache: Annotated[
@@ -56,7 +57,10 @@ def train(
         OnError | None, typer.Option(help="At a damaged sample: stop, or go on and list it.", show_default="fail")
     ] = None,
 ) -> None:
-    """Train with the Siamese step, on one or many GPUs, and resume bit for bit."""
+    """Train with the Siamese step, on one or many GPUs, and resume bit for bit.
+
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save; the exit code is 75 then.
+    """
     import sys
 
     from msltrain.hosts import launch
@@ -74,9 +78,9 @@ def train(
     if paper_protocol:
         settings.append("data.validation_fraction=0")
     config = configure(recipe, train=data, keep_masks=keep_masks, weights=weights, settings=[*settings, *(set_ or [])])
-    if (processes := launch.num_processes(gpus)) > 1:
+    if (number := launch.num_processes(processes, config.run.device)) > 1:
         restarts = launch.MAX_RESTARTS if resume is ResumeChoice.auto else 0
-        raise typer.Exit(launch.launch(sys.argv, processes, max_restarts=restarts))
+        raise typer.Exit(launch.launch(sys.argv[1:], number, max_restarts=restarts))
     from msltrain.training import seeds as series
     from msltrain.training.display import TrainingDisplay
     from msltrain.training.trainer import train

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from msldata.console import OnError, err, out, progress_bar, show, visible
+from msldata.console import OnError, err, out, progress_bar, show, standard_output, visible
 from msltrain.commands.options import AnyCheckpoint, Classes, Model, Recipe
 
 Progress = Callable[[int, int], None]
@@ -45,8 +45,6 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Say what photographs show, where it is seen, and what hiding a part changes."""
-    import sys
-
     from msldata.errors import UserError
     from msltrain.runs.other_checkpoints import Foreign
     from msltrain.runs.places import find_series
@@ -89,7 +87,7 @@ def predict(
         show(out, (out_, "green"), f": {len(found):,} images")
     else:
         text = data.decode()
-        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+        standard_output.write(visible(text) if standard_output.isatty() else text)
     if cam is not None:
         num_drawn = sum(bool(image.overlay) for image in found)
         show(err, (cam, "green"), f": {num_drawn:,} pictures")

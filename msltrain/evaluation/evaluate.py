@@ -20,6 +20,7 @@ from msltrain.measures.metrics import Metrics, compute_metrics
 from msltrain.measures.predictions import (
     Origin,
     Predictions,
+    check_place,
     keep_mask_fingerprints,
     write_predictions,
 )
@@ -91,6 +92,8 @@ def evaluate(
     check_scales(scales)
     keep_masks = one_or_many(keep_masks)
     with process_group(device) as ranks:
+        if out is not None:
+            ranks.first_does(lambda: check_place(out))
         shard_set = open_images(shards)
         loaded = load_any(checkpoint, foreign, shard_set.classes, ranks.device)
         column_K = loaded.columns_of(shard_set.classes, str(shards))

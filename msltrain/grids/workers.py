@@ -84,14 +84,17 @@ def gpu_slots(gpus: str) -> list[str]:
     Raises:
         UserError: not a number, or more than there are.
     """
-    from msltrain.hosts.launch import num_processes
-
-    number = num_processes(gpus)
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if gpus != "auto" and not (gpus.isdecimal() and int(gpus)):
+        raise UserError(f"--gpus is '{gpus}'; give a number, or auto for all there are")
     import torch
 
-    if not torch.cuda.is_available():
+    available = torch.cuda.device_count()
+    number = max(1, available) if gpus == "auto" else int(gpus)
+    if number > max(1, available):
+        raise UserError(f"--gpus {gpus}: this host has {available}; give at most that many, or auto")
+    if not available:
         return [_CPU]
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return (visible or [str(index) for index in range(number)])[:number]
 
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from msldata.errors import UserError
+from msltrain.hosts.voice import LostPeer
 
 Result = TypeVar("Result")
 
@@ -80,11 +81,6 @@ class Ranks:
                 dist.broadcast(buffer, src=0)
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that prints; true without torchrun."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be alone.
@@ -96,6 +92,7 @@ def process_group(device: str) -> Iterator[Ranks]:
 
     Raises:
         UserError: a GPU is asked for and there is none, or there are fewer than processes on this host.
+        LostPeer: another process ended while the block was running.
     """
     rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _TORCHRUN.items())
     chosen = choose_device(device, local_rank)
@@ -114,12 +111,18 @@ def process_group(device: str) -> Iterator[Ranks]:
         yield Ranks(rank=rank, world_size=world_size, device=chosen)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # its frames hold what the block made
+        if _is_lost_connection(error):
+            raise LostPeer(f"another process of this run was lost: {str(error).splitlines()[0]}") from None
         raise
     finally:
         # DistributedDataParallel must go before the group does: as the group's last owner it would end the group's
         # threads while it holds the interpreter lock, which such a thread may be waiting for, and neither would move.
         gc.collect()
         dist.destroy_process_group()
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 _groups = itertools.count()
@@ -140,7 +143,7 @@ def _own_store(group: int, rank: int, world_size: int) -> dist.Store:
     process draws a name and greets each of the others under it with the word that this one has drawn.
 
     Raises:
-        TimeoutError: a process did not come.
+        LostPeer: a process did not come.
     """
     store = dist.PrefixStore(f"group{group}", _common_store())
     word = uuid.uuid4().hex
@@ -163,7 +166,7 @@ def _own_store(group: int, rank: int, world_size: int) -> dist.Store:
 
 def _wait_until(deadline: float, problem: str) -> None:
     if time.monotonic() > deadline:
-        raise TimeoutError(f"{problem} within {_PATIENCE:.0f} s")
+        raise LostPeer(f"{problem} within {_PATIENCE:.0f} s")
     time.sleep(0.02)
 
 

@@ -1,16 +1,27 @@
-"""Ctrl-C and SIGTERM during training: finish the step, save, say how to continue."""
+"""Ctrl-C, SIGTERM and their like during training: finish the step, save, say how to continue."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from msldata.errors import UserError
+from msltrain.hosts.voice import is_first_process
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
+"""Ctrl-C; a scheduler or shutdown; a closed terminal; what SLURM's ``--signal=USR1@120`` sends."""
+SAVED = 75
+"""Exit code of a run that was stopped and has saved: "temporary failure, try again" of sysexits.h."""
+_ONE_SECOND = 1.0
+"""A signal that comes again within this time is the same one, sent to the process and to its whole group."""
 
 
 class Interrupted(UserError):
@@ -21,6 +32,8 @@ class Interrupted(UserError):
         step: steps taken.
         checkpoint: where they were saved.
     """
+
+    exit_code = SAVED
 
     def __init__(self, *, signal: signal.Signals | None, step: int, num_steps: int, checkpoint: str | Path):
         self.signal, self.step, self.num_steps, self.checkpoint = signal, step, num_steps, checkpoint
@@ -39,18 +52,21 @@ def _rebuilt(asked: signal.Signals | None, step: int, num_steps: int, checkpoint
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM is only noted; a second one has its usual effect.
+    """While entered, the first of ``STOP_SIGNALS`` is only noted, and said to be; a second has its usual effect.
 
-    Signals can only be caught by a program's main thread; in another thread this does nothing.
+    Signals can only be caught by a program's main thread; in another thread this does nothing. One that is ignored, as
+    SIGHUP under nohup, stays so.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
+        self._since = 0.0
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            caught = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._note) for number in caught}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,5 +75,16 @@ class StopSignals:
         self._previous = {}
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self.__exit__()
+        if self.received is None:
+            self.received, self._since = signal.Signals(number), time.monotonic()
+            _say(f"{self.received.name}: this step is finished, then everything is saved; again: end at once")
+        elif time.monotonic() - self._since > _ONE_SECOND:
+            self.__exit__()
+            os.kill(os.getpid(), number)
+
+
+def _say(text: str) -> None:
+    """A line on stderr, from a signal handler: a console's lock may be held by what was interrupted."""
+    if is_first_process():
+        with suppress(OSError):  # the terminal is gone
+            os.write(2, f"\r{text}\n".encode())

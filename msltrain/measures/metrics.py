@@ -25,6 +25,10 @@ TOP = 3
 """The top-3 rates of the literature predict at most so many classes per image."""
 
 
+class NotANumberError(UserError):
+    """Logits that cannot be ranked, from a model that has diverged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassMetrics:
     """One class. A rate that has no value is None: average precision and recall of a class without positives."""
@@ -234,7 +238,7 @@ def _checked(
         raise ValueError(f"shapes differ: logit {logit_NK.shape}, target {target_NK.shape}, ignore {ignore_NK.shape}")
     num_nan = int(np.isnan(logit_NK).sum())
     if num_nan:
-        raise UserError(
+        raise NotANumberError(
             f"{num_nan} of {logit_NK.size} logits are NaN and cannot be ranked: the model has diverged; "
             "go back to an earlier checkpoint or train again with a lower learning rate"
         )

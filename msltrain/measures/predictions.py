@@ -6,6 +6,7 @@ Shapes: N samples in dataset order, K classes.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,8 +18,8 @@ import pyarrow.parquet as pq
 
 from msldata.contract.manifest import read_manifest
 from msldata.contract.parquet import read_parquet
-from msldata.errors import UserError
-from msldata.storage import LocalStorage, Location
+from msldata.errors import StorageError, UserError
+from msldata.storage import PART_SUFFIX, LocalStorage, Location, clear_local_errors
 
 PREDICTIONS_VERSION = 1
 _METADATA = b"msl.predictions"
@@ -160,6 +161,19 @@ def write_predictions(predictions: Predictions, file: str | Path) -> None:
     pq.write_table(table, sink, compression="zstd")
     file = Path(file)
     LocalStorage(file.parent).put(file.name, sink.getvalue().to_pybytes())
+
+
+def check_place(file: str | Path) -> None:
+    """Raise StorageError, before any work is done, where predictions could not be written."""
+    file = Path(file)
+    probe = file.with_name(f".{file.name}.{os.getpid()}{PART_SUFFIX}")
+    try:
+        with clear_local_errors(str(file.parent)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+    except StorageError as error:
+        raise StorageError(f"{error}; predictions cannot be written there: give another place with --out") from None
 
 
 def read_predictions(file: str | Path) -> Predictions:

@@ -21,6 +21,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -30,14 +31,16 @@ from typing import Any
 import torch
 
 from msldata.contract.manifest import Manifest
-from msldata.errors import UserError
-from msldata.storage import LocalStorage, open_storage
+from msldata.errors import StorageError, UserError
+from msldata.storage import LocalStorage, clear_local_errors, open_storage
+from msldata.storage.lock import Claim, own_folder
 from msltrain.config import TrainConfig, differences, from_json, to_json
 from msltrain.hosts.distributed import Ranks
-from msltrain.runs.checkpoint import BEST, CHECKPOINTS, FAILED, LAST, copy_checkpoint
+from msltrain.runs.checkpoint import BEST, CHECKPOINTS, FAILED, LAST, META_NAME, copy_checkpoint
 from msltrain.runs.mirror import RunMirror
 from msltrain.runs.trackers import Tracker, open_trackers
 from msltrain.stream.errors import SampleError
+from msltrain.stream.reading.request import note_once
 
 CONFIG_NAME = "config.json"
 DATASETS_NAME = "datasets.json"
@@ -107,15 +110,15 @@ class RunFolder:
 
     def __init__(self, location: str | Path):
         self.location: str | Path = location
-        self._temporary: tempfile.TemporaryDirectory | None = None
         self._mirror: RunMirror | None = None
+        self._claim: Claim | None = None
+        self._held = ExitStack()
         self._trackers: list[Tracker] = []
-        storage = open_storage(location)
-        path = storage.path()
+        self._storage = open_storage(location)
+        path = self._storage.path()
         if path is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="msl-run-")
-            self.path = Path(self._temporary.name)
-            self._mirror = RunMirror(storage, self.path)
+            self.path = Path(tempfile.mkdtemp(prefix="msl-run-"))
+            self._mirror = RunMirror(self._storage, self.path)
         else:
             self.location = self.path = path
         self._files = LocalStorage(self.path)
@@ -123,27 +126,71 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: object, __: object) -> None:
         for tracker in self._trackers:
             tracker.close()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        try:
+            if self._mirror is not None:
+                self._leave(self._mirror, at_once=isinstance(error, KeyboardInterrupt))
+        finally:
+            self._held.close()
+
+    def _leave(self, mirror: RunMirror, *, at_once: bool) -> None:
+        """Store what is not stored yet, once more; what cannot be is never thrown away."""
+        if not mirror.is_stored and self._claim is not None and not at_once:
+            with suppress(UserError):
+                self._store(mirror, self._claim)
+        if mirror.is_stored:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._claim = None
+        else:
+            note_once(
+                f"{self.location}: not everything could be stored there. The whole run is in {self.path}: copy that "
+                f"folder to its place, or go on with --run {self.path} --resume auto"
+            )
+
+    def claim(self) -> None:
+        """Own the folder until the end, and bring a run that lies in object storage here.
+
+        Raises:
+            UserError: another training that lives is writing into it.
+            StorageError: the place cannot be read or written.
+        """
+        self._claim = self._held.enter_context(own_folder(self._storage, "training"))
+        if self._mirror is not None:
+            self._mirror.fetch(self._claim.list_files())
+
+    def publish(self) -> None:
+        """Bring what has changed to object storage; for a local run there is nothing to do.
+
+        A store that cannot be written does not stop the run, which lies here meanwhile; it is tried again.
+
+        Raises:
+            UserError: another training has taken the folder over.
+        """
+        if self._mirror is None or self._claim is None:
+            return
+        try:
+            self._store(self._mirror, self._claim)
+        except StorageError as error:
+            note_once(f"{error}; training goes on, the run is kept in {self.path} until it can be stored")
+
+    def publish_all(self) -> None:
+        """The same at the end of a run. Raises StorageError where it cannot be stored."""
+        if self._mirror is not None and self._claim is not None:
+            self._store(self._mirror, self._claim)
+
+    @staticmethod
+    def _store(mirror: RunMirror, claim: Claim) -> None:
+        claim.check()
+        mirror.push()
 
     def place(self, *names: str) -> str | Path:
         """A file or folder of the run as the user can find it."""
-        if isinstance(self.location, Path):
-            return self.location.joinpath(*names)
+        if self._mirror is None or (self._claim is not None and not self._mirror.is_stored):
+            return self.path.joinpath(*names)
+        assert isinstance(self.location, str)
         return "/".join((self.location.rstrip("/"), *names))
-
-    def fetch(self) -> None:
-        """Bring a run in object storage here; for a local one there is nothing to do."""
-        if self._mirror is not None:
-            self._mirror.fetch()
-
-    def publish(self) -> None:
-        """Bring what has changed to object storage; for a local run there is nothing to do."""
-        if self._mirror is not None:
-            self._mirror.push()
 
     @property
     def last(self) -> Path:
@@ -162,8 +209,8 @@ class RunFolder:
 
     @property
     def is_used(self) -> bool:
-        """Whether it holds a run."""
-        return self._files.exists(CONFIG_NAME)
+        """Whether it holds a run that has got as far as a checkpoint."""
+        return any((self.path / CHECKPOINTS).glob(f"*/{META_NAME}"))
 
     def keep_last(self, epoch: int, num_kept: int) -> None:
         """Keep the last checkpoint as that of ``epoch``, and only the latest ``num_kept`` of such."""
@@ -268,10 +315,11 @@ class RunFolder:
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
-        with open(self.path / METRICS_NAME, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        for tracker in self._trackers:
-            tracker.add(row)
+        with clear_local_errors(str(self.place(METRICS_NAME))):
+            with open(self.path / METRICS_NAME, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            for tracker in self._trackers:
+                tracker.add(row)
 
     def add_skipped(self, samples: Iterable[SampleError]) -> int:
         """Note skipped samples in ``skipped.jsonl``, each once; how many it lists now."""

@@ -7,10 +7,12 @@ So whenever the upload ends, a whole checkpoint is there.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from msldata.storage import Storage
+from msldata.storage import FileInfo, Storage
 from msltrain.runs.checkpoint import CHECKPOINTS, META_NAME
 
 _STORED = re.compile(rf"{CHECKPOINTS}/(?P<name>[\w-]+)\.(?P<step>\d+)/(?P<file>[^/]+)")
@@ -31,21 +33,38 @@ class RunMirror:
         self.folder = folder
         self._uploaded: dict[str, bytes | tuple[int, int]] = {}
 
-    def fetch(self) -> None:
-        """Bring the stored run, if there is one, into the empty local folder: its newest checkpoint of each name."""
-        newest: dict[str, int] = {}
-        stored = [info.name for info in self.storage.list_files()]
-        for name in stored:
+    def fetch(self, stored: Iterable[FileInfo]) -> None:
+        """Bring the stored run, if there is one, into the empty local folder: its newest checkpoint of each name.
+
+        Args:
+            stored: all files of the run.
+        """
+        newest: dict[str, tuple[int, str]] = {}
+        """By name, the step and folder of its newest checkpoint."""
+        names = [info.name for info in stored if not info.name.startswith(".")]
+        for name in names:
+            parts = name.split("/")
             found = _STORED.fullmatch(name)
             if found and found["file"] == META_NAME:
-                newest[found["name"]] = max(newest.get(found["name"], -1), int(found["step"]))
-        for name in stored:
-            found = _STORED.fullmatch(name)
-            if found is None:
+                label, step = found["name"], int(found["step"])
+            elif parts[0] == CHECKPOINTS and parts[-1] == META_NAME and len(parts) == 3:  # a run that was copied there
+                label, step = parts[1], int(json.loads(self.storage.read(name))["step"])
+            else:
+                continue
+            newest[label] = max(newest.get(label, (-1, "")), (step, f"{CHECKPOINTS}/{parts[1]}/"))
+        for name in names:
+            if not name.startswith(f"{CHECKPOINTS}/"):
                 self._fetch(name, name)
-            elif newest.get(found["name"]) == int(found["step"]):
-                self._fetch(name, f"{CHECKPOINTS}/{found['name']}/{found['file']}")
+        for label, (_, place) in newest.items():
+            for name in names:
+                if name.startswith(place):
+                    self._fetch(name, f"{CHECKPOINTS}/{label}/{name.removeprefix(place)}")
         self._uploaded = self._states()
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether nothing has changed since the last time that everything was stored."""
+        return self._uploaded == self._states()
 
     def push(self) -> None:
         """Store what has changed since the last time. Raises StorageError."""
@@ -99,6 +118,4 @@ class RunMirror:
 
 
 def _step(checkpoint: Path) -> int:
-    import json
-
     return int(json.loads((checkpoint / META_NAME).read_text(encoding="utf-8"))["step"])

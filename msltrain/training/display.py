@@ -14,7 +14,8 @@ class TrainingDisplay:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=err, transient=True)
+        # Where nobody watches, as in a log, the bar would leave empty lines.
+        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
         self._out = out
         self._task = self._bar.add_task("starting", total=None)
         self._last = ""

@@ -29,7 +29,7 @@ class Start:
 
 def open_run(folder: RunFolder, config: TrainConfig, data: TrainData, resume: Resume, allow_changes: bool) -> Start:
     """Check that ``folder`` is free for a new run, or holds this one; where to begin."""
-    folder.fetch()
+    folder.claim()
     if not resume:
         folder.check_unused()
     if not resume or (resume == "auto" and not folder.is_used):

@@ -8,12 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from msldata.errors import UserError
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks, process_group
 from msltrain.hosts.interrupt import Interrupted, StopSignals
+from msltrain.measures.metrics import NotANumberError
 from msltrain.runs.checkpoint import BEST, CHECKPOINTS, FAILED, LAST, Checkpoint, copy_checkpoint, save_checkpoint
 from msltrain.runs.folder import RunFolder
 from msltrain.runs.trackers import check_trackers
@@ -23,8 +24,14 @@ from msltrain.training.events import EpochEvent, Event, OnEvent, StartEvent, Ste
 from msltrain.training.learner import Learner
 from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
 from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
+from msltrain.training.smallest_part import check_smallest_part
 from msltrain.training.step_log import Interval
-from msltrain.training.validation import positive_weights, small_data_notes, validation_mean_ap
+from msltrain.training.validation import (
+    has_finite_weights,
+    positive_weights,
+    small_data_notes,
+    validation_mean_ap,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +84,7 @@ def train(
     Raises:
         UserError: ``run_dir`` is in use (without ``resume``) or holds another run (with it); the data or the model
             cannot be used; a loss is not finite, with the step and the samples' keys.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the state is saved.
         StorageError, FileNotFoundError: shards or checkpoint cannot be read or written.
     """
     began = time.perf_counter()
@@ -163,6 +170,9 @@ class Trainer:
                 f"{folder.location}: its state does not fit what was changed ({'; '.join(self._changes)}): "
                 f"{str(error).splitlines()[0]}; start a new run in another folder"
             ) from error
+        check_smallest_part(
+            config, self.learner.step_module, data.training.shards.num_samples, len(data.classes), ranks
+        )
         self._optim, note = for_batch_size(config.optim, config.stream.batch_size)
         self._notes = [note] if note else []
         if checkpoint is not None:
@@ -171,6 +181,7 @@ class Trainer:
             epochs = self._scheduled / len(data.training)
             self._notes += filter(None, [rate_note(then, self._optim, epochs, len(data.training))])
         self._num_skipped = 0
+        self._last_keys: Sequence[str] = ()
         self._interval = Interval()
         # Only now: a mistake in the config should leave no folder behind that then counts as used.
         ranks.first_does(self._write_down)
@@ -218,7 +229,7 @@ class Trainer:
                 row = {"step": self.step, "epoch": epoch, "validation_mAP": mean_ap, "seconds": event.seconds}
                 self.folder.add_metrics(row)
             self._tell(event)
-        self.ranks.first_does(self.folder.publish)
+        self.ranks.first_does(self.folder.publish_all)
 
     def _is_over(self, epoch: int) -> bool:
         """Whether ``optim.patience`` ended the run before ``epoch``."""
@@ -252,6 +263,7 @@ class Trainer:
             rate = learning_rate(self._optim, self.step - self._steps_before, len(loader))
             losses = self.learner.take_step(batch, view, rate)
             self._interval.add(rate, losses, batch.keys)
+            self._last_keys = batch.keys
             del batch, view  # or the next ones would need room beside them
             self.step += 1
             due = config.run.save_every > 0 and self.step % config.run.save_every == 0
@@ -263,12 +275,11 @@ class Trainer:
             if stopping or due:
                 self._save(None)
             if stopping:
-                self.ranks.first_does(self.folder.publish)
                 raise Interrupted(
                     signal=self.stop.received,
                     step=self.step,
                     num_steps=self.num_steps,
-                    checkpoint=self.folder.place(CHECKPOINTS, LAST),
+                    checkpoint=self._published(LAST),
                 )
             if due:
                 self.ranks.first_does(self.folder.publish)
@@ -288,7 +299,9 @@ class Trainer:
         names, rows, asked = interval.read(self.ranks, self.stop.received is not None)
         for offset, row in enumerate(rows):
             if not all(map(math.isfinite, row)):
-                self._fail_on(self.step - len(rows) + offset, dict(zip(names, row)), interval.keys[offset])
+                terms = ", ".join(f"{name} {value:g}" for name, value in zip(names, row))
+                step = self.step - len(rows) + offset + 1
+                self._fail_on(step, f"the loss is not finite ({terms})", interval.keys[offset])
         seconds = time.perf_counter() - interval.began
         event = StepEvent(
             step=self.step,
@@ -315,15 +328,14 @@ class Trainer:
         self._interval = Interval()
         return asked
 
-    def _fail_on(self, step: int, losses: dict[str, float], keys: Sequence[str]) -> None:
+    def _fail_on(self, step: int, what: str, keys: Sequence[str]) -> NoReturn:
         everyone = [key for rank_keys in self.ranks.gather(keys) for key in rank_keys]
-        terms = ", ".join(f"{name} {value:g}" for name, value in losses.items())
         self._save(None, self.folder.failed)
-        self.ranks.first_does(self.folder.publish)
+        place = self._published(FAILED)
         raise UserError(
-            f"step {step + 1} of {self.num_steps}: the loss is not finite ({terms}); the batch was "
+            f"step {step} of {self.num_steps}: {what}; the batch was "
             f"{', '.join(everyone)}; the state after step {self.step} is in "
-            f"{self.folder.place(CHECKPOINTS, FAILED)}, and checkpoints from before are as they were; start a new run "
+            f"{place}, and checkpoints from before are as they were; start a new run "
             "with a lower optim.lr or with optim.clip_norm=1, and look at these samples"
         )
 
@@ -331,8 +343,15 @@ class Trainer:
         """The validation mAP, and whether it is the best so far."""
         if self.data.validation is None:
             return None, False
+        if not has_finite_weights(self.learner.shipped, self.ranks):
+            self._fail_on(self.step, "after it the weights are no numbers any more", self._last_keys)
         self.ranks.share_buffers(self.learner.shipped)
-        mean_ap = validation_mean_ap(self.learner.shipped, self.data.validation, self.ranks, amp=self.config.run.amp)
+        try:
+            mean_ap = validation_mean_ap(
+                self.learner.shipped, self.data.validation, self.ranks, amp=self.config.run.amp
+            )
+        except NotANumberError:
+            self._fail_on(self.step, "after it the network answers with no numbers any more", self._last_keys)
         # Of equal ones the later has seen more; and one of the warm-up has seen nothing yet.
         warm = self._scheduled >= num_warmup_steps(self._optim, len(self.data.training))
         is_best = warm and (self.best is None or mean_ap >= self.best["mAP"])
@@ -349,6 +368,8 @@ class Trainer:
 
     def _save(self, mean_ap: float | None, place: Path | None = None) -> None:
         """Replace the last checkpoint, or another one at ``place``, and list what was skipped."""
+        if place is None and not has_finite_weights(self.learner.shipped, self.ranks):
+            self._fail_on(self.step, "after it the weights are no numbers any more", self._last_keys)
         random_states = self.ranks.gather(self.learner.random_state())
         skipped = [error for errors in self.ranks.gather(self.data.skipped()) for error in errors]
         weights, learner_state = self.learner.shipped_weights(), self.learner.state_dict()
@@ -372,6 +393,15 @@ class Trainer:
             return self.folder.add_skipped(skipped)
 
         self._num_skipped = self.ranks.first_does(write)
+
+    def _published(self, name: str) -> str | Path:
+        """Where a checkpoint lies once everything is published that can be."""
+
+        def publish() -> str | Path:
+            self.folder.publish()
+            return self.folder.place(CHECKPOINTS, name)
+
+        return self.ranks.first_does(publish)
 
     def _start_event(self) -> StartEvent:
         notes = [*self.learner.notes]

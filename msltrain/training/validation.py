@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
@@ -109,3 +110,10 @@ def positive_weights(config: TrainConfig, shards: ShardSet) -> Tensor | None:
         return None
     count_K = count_positives(shards).clip(min=1)
     return torch.from_numpy(((shards.num_samples - count_K) / count_K) ** config.loss.balance).float()
+
+
+def has_finite_weights(recogniser: nn.Module, ranks: Ranks) -> bool:
+    """Whether every weight is a number, in all processes; they must all ask."""
+    weights = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in recogniser.parameters()]
+    is_bad = ~torch.stack([weight.detach().isfinite().all() for weight in weights]).all()
+    return ranks.mean(is_bad.float()[None]).item() == 0

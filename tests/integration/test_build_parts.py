@@ -23,6 +23,7 @@ from msldata.contract.manifest import MANIFEST_NAME, read_manifest
 from msldata.errors import BadInputError, UserError
 from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
+from msldata.storage.lock import LOCK_NAME
 from tests.golden.test_shardwriter import MemoryStorage
 from tests.tinydata import contents, make_voc
 
@@ -183,7 +184,7 @@ def test_parts_share_a_folder_with_parts_only(plan, tmp_path):
     folder.mkdir()
     part_file = folder / ".voc2007-test-000001.tar.4711.part"
     part_file.write_bytes(b"another part is writing this")
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)  # as another part does
         build_part(plan, out, Part(1, 2), num_workers=1)

@@ -222,7 +222,10 @@ def test_killed_in_the_middle_of_an_upload(s3, small_parts, script, voc, undistu
 def test_second_build_is_refused(s3, small_parts, voc, undisturbed, out, script, monkeypatch):
     monkeypatch.setattr(remotelock, "BEAT_SECONDS", 0.5)
     storage = open_storage(out)
-    with remotelock.remote_lock(storage), pytest.raises(UserError, match="another build is writing into this folder"):
+    with (
+        remotelock.own_folder(storage, "build"),
+        pytest.raises(UserError, match="another build is writing into this folder"),
+    ):
         build(voc, out)
     build(voc, out)
     assert files(s3, out) == undisturbed
@@ -249,7 +252,7 @@ def test_silent_owner_is_succeeded_and_does_not_publish(s3, small_parts, voc, ou
     monkeypatch.setattr(remotelock, "BEAT_SECONDS", 30)  # it never shows a sign of life
     monkeypatch.setattr(remotelock, "LEASE_SECONDS", 0.5)
     storage = open_storage(out)
-    silent, successor = remotelock.RemoteLock(storage), remotelock.RemoteLock(storage)
+    silent, successor = (remotelock.BeatingLock(storage, "build") for _ in range(2))
     silent.acquire()
     monkeypatch.setattr(remotelock, "BEAT_SECONDS", 0.5)
     successor.acquire()

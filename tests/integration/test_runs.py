@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -37,7 +39,6 @@ from msltrain.training.events import StepEvent
 from msltrain.training.resume import Resume
 from msltrain.training.seeds import parse_seeds, train_series
 from msltrain.training.trainer import train
-from tests.faultproxy import Sometimes
 from tests.smallshards import write_images, write_keep_masks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -134,7 +135,7 @@ def test_sigterm_at_a_random_moment_of_a_process(config: TrainConfig, tmp_path: 
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     if process.returncode:  # it may just have ended
-        assert process.returncode == 2 and "--resume auto" in output, output
+        assert process.returncode == 75 and "--resume auto" in output, output
         assert after <= load_checkpoint(tmp_path / "run" / "checkpoints" / "last").step <= 12, (after, output)
     result = train(config, run_dir=tmp_path / "run", resume="auto")
     assert_same_weights(result.last, straight.last)
@@ -214,7 +215,7 @@ def test_seeds_are_different_whole_numbers(text: str):
 
 def test_the_command_takes_protocol_seeds_and_resume(config: TrainConfig, tmp_path: Path):
     arguments = ["train", "--recipe", "smoke", "--data", config.data.train, "--keep-masks", config.data.keep_masks[0]]
-    arguments += ["--run", str(tmp_path), "--seeds", "3,4", "--paper-protocol", "--gpus", "1"]
+    arguments += ["--run", str(tmp_path), "--seeds", "3,4", "--paper-protocol", "--processes", "1"]
     for name in ("stream.image_size=32", "optim.num_epochs=1", "stream.num_threads=1", "run.device=cpu"):
         arguments += ["--set", name]
     assert CliRunner().invoke(app, arguments).exit_code == 0
@@ -253,13 +254,16 @@ def test_a_run_in_object_storage_goes_on_elsewhere(config: TrainConfig, tmp_path
     assert said[0] == said[1]
 
 
-def test_an_upload_that_fails_leaves_the_stored_checkpoint_whole(
-    config: TrainConfig, tmp_path: Path, s3, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_cannot_be_stored_is_kept_whole(
+    config: TrainConfig, tmp_path: Path, s3, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """The second checkpoint's description cannot be stored: the first one is what the run goes on from."""
+    """The second and the last checkpoint's description cannot be stored: the first one is what the run goes on from."""
     place = "s3://bucket/runs/two"
     straight = train(config, run_dir=tmp_path / "straight")
-    s3.proxy.choose = Sometimes("unavailable", times=None, method="PUT", containing="last.000000008/meta")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    lost = re.compile("last.0000000(08|12)/meta")
+    s3.proxy.choose = lambda method, path: "unavailable" if method == "PUT" and lost.search(path) else None
     monkeypatch.setattr(RemoteStorage, "PATIENT_RETRY", {**RemoteStorage.PATIENT_RETRY, "max_retries": 1})
     with pytest.raises(StorageError, match="last"):
         train(config, run_dir=place)
@@ -267,6 +271,9 @@ def test_an_upload_that_fails_leaves_the_stored_checkpoint_whole(
     stored = {info.name for info in open_storage(place).list_files()}
     assert "checkpoints/last.000000004/meta.json" in stored
     assert "checkpoints/last.000000008/weights.safetensors" in stored
+    (kept,) = tmp_path.glob("msl-run-*")
+    assert f"go on with --run {kept} --resume auto" in caplog.text
+    assert_same_weights(kept / "checkpoints" / "last", straight.last)
     train(config, run_dir=place, resume="auto")
     there = open_storage(place).read("checkpoints/last.000000012/weights.safetensors")
     assert there == (straight.last / "weights.safetensors").read_bytes()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -187,3 +188,41 @@ def test_upload_needs_no_memory_for_the_file(s3, tmp_path):
     assert int(result.stdout) < 120, f"{result.stdout.strip()} MB for a file of 300 MB"
     assert (s3.root / "bucket/large/x.bin").stat().st_size == 300 << 20
     (s3.root / "bucket/large/x.bin").unlink()
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_expired_credentials(s3, action):
+    open_storage("s3://bucket/expired").put("x", b"1")
+    s3.proxy.choose = Sometimes("expired", times=None)
+    text = sentence(ACTIONS[action], "s3://bucket/expired")
+    assert "credentials have expired" in text and "AWS_SESSION_TOKEN" in text
+
+
+@pytest.mark.parametrize("action", ["delete", "create"])
+def test_one_reset_of_a_request_that_is_sent_once(s3, action):
+    """The storage library sends neither again by itself."""
+    storage = open_storage("s3://bucket/reset")
+    storage.put("x", b"1")
+    s3.proxy.choose = Sometimes("reset", times=2, method="POST" if action == "delete" else "PUT")
+    if action == "delete":
+        storage.delete("x")
+    else:
+        storage.create("y", b"1")
+    assert s3.proxy.choose.num_faults == 2
+    assert storage.exists("x" if action == "create" else "y") is (action == "create")
+    s3.proxy.choose = Sometimes("reset", times=None)
+    with pytest.raises(StorageError, match="the connection was dropped again and again"):
+        storage.delete("x")
+
+
+@pytest.mark.parametrize("num_bytes", [1_000, 20_000_000])
+def test_a_stalled_upload_is_sent_again(s3, monkeypatch, num_bytes):
+    monkeypatch.setattr(RemoteStorage, "WRITE_CLIENT", {**RemoteStorage.WRITE_CLIENT, "timeout": "2s"})
+    monkeypatch.setattr(RemoteStorage, "PATIENT_RETRY", {**RemoteStorage.RETRY, "retry_timeout": timedelta(seconds=1)})
+    monkeypatch.setattr(s3.proxy, "stall_seconds", 30.0)
+    storage = open_storage("s3://bucket/stalled")
+    s3.proxy.choose = Sometimes("stall", times=1, method="PUT")
+    began = time.monotonic()
+    storage.put("x", b"1" * num_bytes)
+    assert time.monotonic() - began < 15 and s3.proxy.choose.num_faults == 1
+    assert len(storage.read("x")) == num_bytes

@@ -6,10 +6,12 @@ import os
 import pickle
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from msltrain.hosts import interrupt
 from msltrain.hosts.interrupt import Interrupted, StopSignals
 
 
@@ -29,11 +31,14 @@ def usual():
     signal.signal(signal.SIGTERM, before)
 
 
-def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect(usual):
+def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect(usual, monkeypatch):
+    monkeypatch.setattr(interrupt, "_ONE_SECOND", 0.05)
     with StopSignals() as stop:
         assert stop.received is None
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # the same one, sent to the whole process group as well
         assert stop.received is signal.SIGTERM
+        time.sleep(0.1)
         with pytest.raises(Second):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is usual

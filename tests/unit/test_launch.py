@@ -1,4 +1,4 @@
-"""The launcher is the terminal of its processes: exit codes, signals, restarts."""
+"""The launcher is the terminal of its processes: how many, exit codes, signals, restarts."""
 
 from __future__ import annotations
 
@@ -18,26 +18,44 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def no_torchrun(monkeypatch: pytest.MonkeyPatch):
-    """A Python that takes torchrun's place: it writes down its arguments and ends with 7."""
-    given: list[list[str]] = []
-    really = subprocess.Popen
-
-    def popen(command, **options):
-        given.append(command)
-        return really([sys.executable, "-c", "raise SystemExit(7)"], **options)
-
-    monkeypatch.setattr(subprocess, "Popen", popen)
-    return given
+def program(monkeypatch: pytest.MonkeyPatch):
+    """A Python program that takes ours' place; its argument is its source."""
+    monkeypatch.setattr(launch, "program_command", lambda *code: [sys.executable, "-c", *code])
 
 
-def test_the_command_and_its_restarts_reach_torchrun(no_torchrun: list[list[str]]):
-    before = signal.getsignal(signal.SIGTERM)
-    assert launch.launch(["cli.py", "train", "--resume", "auto"], 4, max_restarts=3) == 7
-    (command,) = no_torchrun
-    assert {"--standalone", "--nproc-per-node=4", "--max-restarts=3"} < set(command)
-    assert command[-4:] == ["cli.py", "train", "--resume", "auto"]
-    assert signal.getsignal(signal.SIGTERM) is before
+WHO = "import os, pathlib, sys; rank = int(os.environ['RANK'])\n"
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ("sys.exit(0)", 0),
+        ("sys.exit(75)", 75),
+        ("sys.exit(2 if rank else 1)", 2),
+        ("sys.exit(3 if rank else 0)", 3),
+        ("os.kill(os.getpid(), 9) if rank else sys.exit(1)", 137),
+    ],
+)
+def test_one_exit_code_for_all(program, ends: str, code: int):
+    assert launch.launch([WHO + ends], 2) == code
+
+
+def test_a_failure_ends_those_that_wait_for_ever(program, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(launch, "_GRACE", 0.3)
+    assert launch.launch([WHO + "import time\nsys.exit(2) if rank else time.sleep(60)"], 2) == 2
+
+
+def test_a_lost_process_starts_all_again_and_a_mistake_does_not(program, tmp_path: Path, capfd):
+    count = f"place = pathlib.Path({str(tmp_path)!r}); (place / f'{{rank}}-{{os.getpid()}}').touch()\n"
+    lost_once = WHO + count + "if rank and len(list(place.glob('1-*'))) < 3: os.kill(os.getpid(), 9)"
+    assert launch.launch([lost_once], 2, max_restarts=3) == 0
+    assert len(list(tmp_path.iterdir())) == 6
+    said = capfd.readouterr().err
+    assert "restart 1 of 3" in said and "restart 2 of 3" in said and "restart 3" not in said
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert launch.launch([WHO + count + "sys.exit(2)"], 2, max_restarts=3) == 2
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(("resume", "restarts"), [("auto", 3), ("must", 0), (None, 0)])
@@ -45,7 +63,7 @@ def test_only_a_run_that_may_go_on_is_started_again(monkeypatch: pytest.MonkeyPa
     from typer.testing import CliRunner
 
     asked = []
-    monkeypatch.setattr(launch, "num_processes", lambda gpus: 2)
+    monkeypatch.setattr(launch, "num_processes", lambda processes, device: 2)
     monkeypatch.setattr(launch, "launch", lambda argv, processes, *, max_restarts: asked.append(max_restarts) or 0)
     from msltrain.__main__ import app
 
@@ -53,32 +71,41 @@ def test_only_a_run_that_may_go_on_is_started_again(monkeypatch: pytest.MonkeyPa
     assert asked == [restarts]
 
 
-def test_sigterm_is_passed_on(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_are_passed_on(tmp_path: Path, number: signal.Signals):
     """The launcher alone is told, as by a scheduler; what it started ends in its own way, and it hands on the code."""
     child = (
-        "import pathlib, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
-        f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\n"
+        "import os, pathlib, signal, sys, time\n"
+        f"signal.signal({int(number)}, lambda *_: sys.exit(75))\n"
+        f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).touch()\n"
         "time.sleep(30)"
     )
     parent = (
-        "import subprocess, sys\n"
+        "import sys\n"
         "from msltrain.hosts import launch\n"
-        "really = subprocess.Popen\n"
-        f"subprocess.Popen = lambda *_: really([sys.executable, '-c', {child!r}])\n"
-        "sys.exit(launch.launch(['cli.py'], 2))"
+        f"launch.program_command = lambda: [sys.executable, '-c', {child!r}]\n"
+        "sys.exit(launch.launch([], 2, max_restarts=3))"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
-    until = time.monotonic() + 20
-    while not (tmp_path / "up").exists() and time.monotonic() < until:
+    until = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
         time.sleep(0.01)
-    process.terminate()
-    assert process.wait(timeout=20) == 5
+    process.send_signal(number)
+    assert process.wait(timeout=20) == 75
 
 
-def test_more_gpus_than_there_are_is_a_mistake(monkeypatch: pytest.MonkeyPatch):
+def test_how_many(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(UserError, match="give a number, or auto"):
-        launch.num_processes("some")
+        launch.num_processes("some", "auto")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert [launch.num_processes(asked, "auto") for asked in ("auto", "1", "4")] == [1, 1, 4]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [launch.num_processes(asked, "auto") for asked in ("auto", "1", "2")] == [2, 1, 2]
+    assert [launch.num_processes(asked, "cpu") for asked in ("auto", "3")] == [1, 3]
+    with pytest.raises(UserError, match="--processes 3: this host has 2 GPUs"):
+        launch.num_processes("3", "auto")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert launch.num_processes("8") == 1
+    assert launch.num_processes("8", "auto") == 1

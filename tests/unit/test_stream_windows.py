@@ -71,7 +71,7 @@ def test_options_of_train_reach_the_config(monkeypatch, tmp_path):
         raise UserError("enough")
 
     monkeypatch.setattr(msltrain.training.trainer, "train", train)
-    command = ["train", "--recipe", "smoke", "--gpus", "1", "--run", str(tmp_path)]
+    command = ["train", "--recipe", "smoke", "--processes", "1", "--run", str(tmp_path)]
     options = ["--cache", "/fast/disk", "--cache-limit", "750MB", "--on-sample-error", "skip"]
     CliRunner().invoke(app, [*command, *options])
     CliRunner().invoke(app, [*command, *options, "--set", "stream.cache_limit_gb=3"])

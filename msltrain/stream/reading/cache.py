@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Event
 
 from msldata.contract.manifest import ShardInfo
-from msldata.storage import Storage, clear_local_errors
+from msldata.storage import NoRangesError, Storage, clear_local_errors
 
 _PIECE = 8 << 20
 """Bytes per ranged read of a shard: what a cut connection costs to read again."""
@@ -163,13 +163,15 @@ class ShardCache:
     def _download(self, file: int, shard: ShardInfo, storage: Storage, closing: Event) -> mmap.mmap:
         self._make_room(file, shard)
         for _ in range(2):
-            digest = hashlib.sha256()
-            for start in range(0, shard.num_bytes, _PIECE):
+            digest, written = hashlib.sha256(), 0
+            for piece in _pieces(shard, storage):
                 if closing.is_set():
                     raise CancelledError
-                (piece,) = storage.read_ranges(shard.name, [start], [min(_PIECE, shard.num_bytes - start)])
+                if written + len(piece) > shard.num_bytes:
+                    break  # another file; its digest says so
                 digest.update(piece)
-                _write(file, piece, start)
+                _write(file, piece, written)
+                written += len(piece)
             if digest.hexdigest() == shard.sha256:
                 break
         else:
@@ -210,6 +212,17 @@ class ShardCache:
             # Really reserved: a disk that is too full says so here, and other processes see the space as taken.
             reserve = getattr(os, "posix_fallocate", lambda file, _, size: os.ftruncate(file, size))
             reserve(file, 0, shard.num_bytes)
+
+
+def _pieces(shard: ShardInfo, storage: Storage) -> Iterator[bytes]:
+    """A shard's bytes in order: by ranges, so that a cut connection costs one piece, or whole where there are none."""
+    for start in range(0, shard.num_bytes, _PIECE):
+        try:
+            (piece,) = storage.read_ranges(shard.name, [start], [min(_PIECE, shard.num_bytes - start)])
+        except NoRangesError:
+            yield from storage.stream(shard.name)
+            return
+        yield piece
 
 
 def _remove_unused(path: Path) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import mmap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import CancelledError, Future, wait
 
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
+from msldata.storage import NoRangesError
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.reading.cache import DamagedShard, NotCached, ShardCache
 from msltrain.stream.reading.ranges import RangeFetcher
@@ -104,6 +105,7 @@ class CachedFetcher(Fetcher):
         self._readers = Readers(_PARALLEL_SHARDS)
         self._retry_at = 0.0
         self._in_first = True
+        self._has_ranges = True
         self._this = self._look_ahead()
         self._next = self._look_ahead()
 
@@ -116,7 +118,8 @@ class CachedFetcher(Fetcher):
             self._in_first = False
         cached = {shard: arrival for shard, arrival in arrivals.items() if self._is_worth_waiting(arrival)}
         position_M = np.flatnonzero(~np.isin(shard_N, list(cached)))
-        return _Cached(self, shard_N, rows, cached, self._ranges.request_some(shard_N, rows, position_M))
+        singles = self._ranges.request_some(shard_N, rows, position_M)
+        return _Cached(self, shard_N, rows, arrivals, cached.keys(), singles)
 
     def close(self) -> None:
         self._closing.set()
@@ -140,6 +143,10 @@ class CachedFetcher(Fetcher):
         note_once(f"{self._cache.folder}: the copy of {info.name} was damaged; it will be fetched again")
         return self._ranges.read_sample(shard, rows, position)
 
+    def do_without_ranges(self) -> None:
+        """From now on wait for whole shards in the first window, too."""
+        self._has_ranges = False
+
     def _arrival(self, shard: int) -> Future[mmap.mmap] | None:
         """The map of a shard, here or on its way; None for one that is not of these two windows."""
         window = self._this if shard in self._this else self._next
@@ -149,7 +156,7 @@ class CachedFetcher(Fetcher):
         return arrival
 
     def _is_worth_waiting(self, arrival: Future[mmap.mmap] | None) -> bool:
-        if arrival is None or (self._in_first and not arrival.done()):
+        if arrival is None or (self._in_first and self._has_ranges and not arrival.done()):
             return False
         return not _has_failed(arrival)
 
@@ -185,16 +192,23 @@ class _Cached(Request):
         shard_N: np.ndarray,
         rows: SampleRows,
         arrivals: dict[int, Future[mmap.mmap] | None],
+        waited_for: Collection[int],
         singles: Request,
     ):
         self._fetcher, self._shard_N, self._rows = fetcher, shard_N, rows
-        self._arrivals, self._singles = arrivals, singles
+        self._arrivals, self._waited_for, self._singles = arrivals, waited_for, singles
 
     def read(self, position: int) -> Buffer:
         shard = int(self._shard_N[position])
         arrival = self._arrivals.get(shard)
-        if arrival is None:
-            return self._singles.read(position)
+        if shard not in self._waited_for:
+            try:
+                return self._singles.read(position)
+            except NoRangesError:
+                self._fetcher.do_without_ranges()
+                if arrival is None:
+                    raise
+        assert arrival is not None
         return self._fetcher.read(arrival, shard, self._rows, position)
 
 
