@@ -375,6 +375,12 @@ def test_a_label_column_among_columns_of_0_and_1_is_a_doubt(tmp_path):
         (["(cat, dog)", "cat", "dog"], None),
         (["cat#dog", "dog", "cat"], None),
         (["cat/dog", "dog", "cat"], None),
+        (["cat\ndog", "dog", "cat"], None),
+        (["cat，dog", "dog", "cat"], None),
+        (["cat-dog", "dog", "cat"], None),
+        (["T-shirt", "dog", "cat"], [["T-shirt"], ["dog"], ["cat"]]),
+        (["True", "False", "True"], None),
+        (["010", "110", "001"], None),
         (["[cat, dog]", "cat", "dog"], None),
         (["0.7", "0.2", "1"], None),
     ],
@@ -391,7 +397,7 @@ def test_label_cells(tmp_path, cells, positives):
         return
     run = CliRunner().invoke(app, ["build-shards", str(path), "--out", str(tmp_path / "out"), "--workers", "1"])
     assert run.exit_code == 2 and not (tmp_path / "out").exists(), run.output
-    assert "line 2" in run.output
+    assert "line 2" in run.output or "line 3" in run.output  # a cell may have two lines
 
 
 @pytest.fixture

@@ -415,7 +415,7 @@ def _decide(
                     what = (
                         f"unknown label '{label}'"
                         if isinstance(label, str)
-                        else f"class index {label} of {len(labels)}"
+                        else f"class index {label} of {len(labels)} (they count from 0)"
                     )
                     hint = f"add it to {options.classes}, or mend the line"
                     raise BadInputError(where, f"{row.place}: {what}", hint if listed is not None else HINT)
