@@ -31,12 +31,12 @@ def measure_bank(places: list[str]) -> None:
     """Load a bank of all masks at 448×448 and hand out a batch; prints one line of JSON."""
     import torch
 
-    from msltrain.stream.keepmasks.bank import MaskBank
+    from msltrain.stream.keepmasks.bank import KeepMasks
     from msltrain.stream.order.random import key_hash
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started, started_cpu = time.perf_counter(), time.process_time()
-    bank = MaskBank.open(places, 448, "cpu")
+    bank = KeepMasks.open(places, 448, "cpu")
     loaded, loaded_cpu = time.perf_counter(), time.process_time()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     torch.set_num_threads(1)

@@ -58,7 +58,7 @@ from msldata.contract.publish import write_manifest
 from msldata.masks.sources import GeneratedMasks
 from msldata.storage import LocalStorage
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.pixels.decode import Decoder
@@ -202,7 +202,7 @@ def ours(folder: Path, num_threads: int, **settings: Any) -> Contender:
 
 def ours_on_cpu(folder: Path, num_threads: int) -> Contender:
     packed = np.random.default_rng(0).integers(0, 256, (1000, SIZE, -(-SIZE // 8)), dtype=np.uint8)
-    bank = MaskBank(packed, SIZE, "cpu")
+    bank = KeepMasks(packed, SIZE, "cpu")
     config = StreamConfig(image_size=SIZE, batch_size=BATCH, num_threads=num_threads)
     loader = Loader(open_shard_set(folder), config, device="cpu", training=True)
 

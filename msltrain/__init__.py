@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from msltrain.measures.metrics import Metrics
     from msltrain.measures.predictions import Predictions
     from msltrain.stream.config import StreamConfig
-    from msltrain.stream.keepmasks.bank import MaskBank as KeepMasks
+    from msltrain.stream.keepmasks.bank import KeepMasks
     from msltrain.stream.keepmasks.transform import IrregularHoles
     from msltrain.stream.loader import Loader
     from msltrain.stream.pixels.batch import Batch
@@ -67,8 +67,7 @@ if not TYPE_CHECKING:  # a type checker would take it for a promise of any name
     def __getattr__(name: str):
         if name not in __all__:
             raise AttributeError(f"module 'msltrain' has no attribute '{name}'; it has {', '.join(__all__)}")
-        home = importlib.import_module(_HOMES.get(name, "msltrain.api"))
-        value = getattr(home, "MaskBank" if name == "KeepMasks" else name)
+        value = getattr(importlib.import_module(_HOMES.get(name, "msltrain.api")), name)
         globals()[name] = value
         return value
 

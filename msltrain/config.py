@@ -91,6 +91,13 @@ class LossConfig:
     any term."""
     recognition: Literal["bce", "asl"] = "bce"
     """Both recognition terms: binary cross-entropy as published, or the asymmetric loss (Ridnik et al., ICCV 2021)."""
+    balance: float = 0.0
+    """Positives of a class weigh (negatives / positives in training) to this power in the recognition terms: 0: as much
+    as negatives, as published; 1: together as much; between: less."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each class in the recognition terms, in class order; nothing: all 1."""
+    label_smoothing: float = 0.0
+    """ε: the recognition terms aim at 1 − ε / 2 and ε / 2 instead of 1 and 0."""
     asl_gamma_positive: float = 0.0
     """γ+ of ASL: how much sure positives are played down."""
     asl_gamma_negative: float = 4.0
@@ -154,6 +161,11 @@ class LossConfig:
             self.clean_weight,
             "above 0 when the other weights are 0",
         )
+        _check(0 <= self.balance <= 1, "loss.balance", self.balance, "0 to 1")
+        _check(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "0 to below 1")
+        weights = self.class_weights
+        fit = all(0 <= weight < math.inf for weight in weights) and (not weights or max(weights) > 0)
+        _check(fit, "loss.class_weights", weights, "0 or more each, and one above 0")
         for name in ("asl_gamma_positive", "asl_gamma_negative"):
             value = getattr(self, name)
             # Between 0 and 1 the slope at probability 0 is infinite.
@@ -220,13 +232,15 @@ class OptimConfig:
     ema_decay: float | None = None
     """Decay per step of a moving average of the weights, which is then validated and shipped; none: no average. The
     decay of step n is (1 + n) / (10 + n) as long as that is smaller."""
+    patience: int = 0
+    """The run ends after so many epochs without a better validation mAP; 0: after ``num_epochs``."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "classifier_lr_factor", "step_factor"):
             _check(0 < getattr(self, name) < math.inf, f"optim.{name}", getattr(self, name), "above 0")
         for name in ("num_epochs", "step_epochs", "accumulation_steps"):
             _check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "1 or more")
-        for name in ("warmup_epochs", "weight_decay"):
+        for name in ("warmup_epochs", "weight_decay", "patience"):
             _check(0 <= getattr(self, name) < math.inf, f"optim.{name}", getattr(self, name), "0 or more")
         _check(
             self.lr_batch_size is None or self.lr_batch_size >= 1,

@@ -262,13 +262,12 @@ def build_masks(
     from msldata.masks.build import finished_subsets, write_masks
     from msldata.masks.plan import plan_masks
     from msldata.masks.sources import select_mask_source, usual_place
-    from msldata.storage import open_storage
 
     masks = select_mask_source(data_root(), source, generate=generate, size=size or 512, seed=seed)
     with progress_bar("masks") as progress:
         plan = plan_masks(
             masks,
-            open_storage(out_),
+            out_,
             order=order.value,
             threshold=threshold,
             polarity=polarity.value,
@@ -302,7 +301,7 @@ def build_masks(
     if plots is not None and build is not None:
         from msldata.masks.plots import write_mask_plots
 
-        for picture in write_mask_plots(plots, build, open_storage(out_)):
+        for picture in write_mask_plots(plots, build, out_):
             show(out, (picture, "green"))
 
 
@@ -342,8 +341,8 @@ def index(
     target = open_storage(out_ or tars)
     with progress_bar("indexing") as progress:
         manifest = index_shards(
-            open_storage(tars),
-            target if out_ else None,
+            tars,
+            out_,
             name=name,
             split=split,
             classes=names,

@@ -21,11 +21,9 @@ def verify(
     """Check every byte of a dataset: checksums, index, images, labels, duplicates, leftover files."""
     from msldata.commands.display import show_verification
     from msldata.inspect.verify import verify
-    from msldata.storage import open_storage
 
-    other = open_storage(against) if against else None
     with progress_bar("verifying") as progress:
-        result = verify(open_storage(shards), against=other, num_workers=workers, progress=progress)
+        result = verify(shards, against=against, num_workers=workers, progress=progress)
     show_verification(out, result, shards, against)
     if result.findings:
         raise typer.Exit(2)
@@ -38,9 +36,8 @@ def info(
     """Say what is in a dataset: counts, labels and their pairs, sizes, objects, hole fractions."""
     from msldata.commands.display import show_description
     from msldata.inspect.describe import describe
-    from msldata.storage import open_storage
 
-    about = describe(open_storage(shards))
+    about = describe(shards)
     if json_:
         import json
         from dataclasses import asdict
@@ -60,10 +57,8 @@ def preview(
 ) -> None:
     """Draw samples with labels and boxes, or keep masks, as a contact sheet or a page."""
     from msldata.inspect.preview import write_preview
-    from msldata.storage import open_storage
 
-    masks = open_storage(keep_masks) if keep_masks else None
-    shown = write_preview(open_storage(shards), out_, num=num, keep_masks=masks)
+    shown = write_preview(shards, out_, num=num, keep_masks=keep_masks)
     show(out, (out_, "green"), f": {shown:,} sample{'s' * (shown != 1)}")
 
 
@@ -73,11 +68,9 @@ def doctor(
     """Say which datasets and shards are there, whether they are whole, and the next command for each."""
     from msldata.commands.display import show_checks
     from msldata.inspect.doctor import examine_raw, examine_shards
-    from msldata.storage import open_storage
 
-    target = open_storage(shards)
     with err.status("counting what is there"):
-        raw = examine_raw(data_root(), target)
-        built = examine_shards(target, raw)
+        raw = examine_raw(data_root(), shards)
+        built = examine_shards(shards, raw)
     show_checks(out, f"raw datasets in {data_root()} (MSL_DATA names another folder)", raw)
     show_checks(out, f"shards in {shards}", built)

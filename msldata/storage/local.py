@@ -17,8 +17,8 @@ from msldata.storage.base import PART_SUFFIX, FileInfo, Storage
 class LocalStorage(Storage):
     """A folder on a local (or mounted) disk; writes are staged beside their place and moved in."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
         self.url = str(root)
 
     def child(self, name: str) -> LocalStorage:

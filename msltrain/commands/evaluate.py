@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +12,12 @@ from rich.table import Table
 
 from msldata.console import OnError, err, gigabytes, out, progress_bar, show
 from msltrain.commands.options import Model, Recipe
+from msltrain.pages.text import percent
 
 if TYPE_CHECKING:
     from msltrain.measures.summary import Measured
+
+_percent = partial(percent, digits=2)
 
 
 def evaluate(
@@ -51,51 +55,84 @@ def evaluate(
     from msldata.errors import UserError
     from msltrain.hosts import launch
     from msltrain.measures.predictions import read_predictions
-    from msltrain.runs.places import default_file
+    from msltrain.runs.places import default_file, find_series
 
+    files = [predictions] if predictions is not None else []
     if predictions is None:
-        if checkpoint is None or data is None:
-            raise UserError("say what to evaluate: --checkpoint RUN --data SHARDS, or --predictions FILE")
+        if checkpoint is None or (data is None and not held_out):
+            raise UserError(
+                "say what to evaluate: --checkpoint RUN with --data SHARDS or --held-out, or --predictions FILE"
+            )
         if device != "cpu" and (processes := launch.num_processes(gpus)) > 1:
             raise typer.Exit(launch.launch(sys.argv, processes))
-        from msltrain.evaluation.evaluate import evaluate
+        from msltrain.evaluation.evaluate import evaluate, training_shards
         from msltrain.hosts.distributed import is_first_process
         from msltrain.runs.other_checkpoints import Foreign
 
-        predictions = out_ or default_file(checkpoint, data, keep_masks or [], held_out=held_out)
-        with progress_bar("evaluating") as progress:
-            evaluate(
-                checkpoint,
-                data,
-                foreign=Foreign(recipe=recipe, model=model),
-                held_out=held_out,
-                keep_masks=keep_masks or [],
-                flip=flip,
-                scales=scales or (),
-                out=predictions,
-                batch_size=batch_size,
-                device=device,
-                seed=seed,
-                progress=progress,
-                cache="" if cache is None else str(cache),
-                cache_limit_gb=gigabytes(cache_limit),
-                on_sample_error=on_sample_error.value,
-            )
+        runs: list[str | Path] = list(find_series(checkpoint)) or [checkpoint]
+        if len(runs) > 1 and out_ is not None:
+            raise UserError(f"{checkpoint}: a series of {len(runs)} runs; each keeps its own file, so leave --out away")
+        for run in runs:
+            place = data or training_shards(run)
+            file = out_ or default_file(run, place, keep_masks or [], held_out=held_out)
+            with progress_bar("evaluating" if len(runs) == 1 else f"evaluating {Path(run).name}") as progress:
+                evaluate(
+                    run,
+                    place,
+                    foreign=Foreign(recipe=recipe, model=model),
+                    held_out=held_out,
+                    keep_masks=keep_masks or [],
+                    flip=flip,
+                    scales=scales or (),
+                    out=file,
+                    batch_size=batch_size,
+                    device=device,
+                    seed=seed,
+                    progress=progress,
+                    cache="" if cache is None else str(cache),
+                    cache_limit_gb=gigabytes(cache_limit),
+                    on_sample_error=on_sample_error.value,
+                    note=lambda text: show(err, f"note: {text}") if is_first_process() else None,
+                )
+            files.append(file)
         if not is_first_process():
             return
-    from msltrain.measures.summary import measure
+    from msltrain.measures.summary import measure, series_json
 
-    measured = measure(
-        read_predictions(predictions),
-        validation=None if thresholds_from is None else read_predictions(thresholds_from),
-        validation_file=str(thresholds_from),
-        with_intervals=intervals,
-    )
+    validation = None if thresholds_from is None else read_predictions(thresholds_from)
+    measured = [
+        measure(
+            read_predictions(file),
+            validation=validation,
+            validation_file=str(thresholds_from),
+            with_intervals=intervals,
+        )
+        for file in files
+    ]
     if json_ is not None:
-        json_.write_text(measured.to_json(), encoding="utf-8")
-    _show(measured, with_classes=classes)
-    _list_skipped(measured.origin.skipped)
-    show(out, (predictions, "green"), f": {measured.metrics.num_samples:,} samples")
+        text = measured[0].to_json() if len(measured) == 1 else series_json(measured)
+        json_.write_text(text, encoding="utf-8")
+    if len(measured) == 1:
+        _show(measured[0], with_classes=classes)
+    else:
+        _show_series(measured)
+    for file, one in zip(files, measured):
+        _list_skipped(one.origin.skipped)
+        show(out, (file, "green"), f": {one.metrics.num_samples:,} samples")
+
+
+def _show_series(measured: Sequence[Measured]) -> None:
+    """The measures of every run of a series, in percent, and their mean ± standard deviation."""
+    from msltrain.measures.summary import mean_and_deviation
+    from msltrain.runs.places import run_folder
+
+    summaries = [one.metrics.summary() for one in measured]
+    table = _table("", *summaries[0])
+    for one, summary in zip(measured, summaries):
+        table.add_row(run_folder(one.origin.checkpoint).name, *map(_percent, summary.values()))
+    spread = [mean_and_deviation([summary[name] for summary in summaries]) for name in summaries[0]]
+    table.add_row("mean ± sd", *(f"{100 * mean:.2f} ± {100 * deviation:.2f}" for mean, deviation in spread))
+    out.print(table)
 
 
 def _list_skipped(skipped: Sequence[str]) -> None:
@@ -147,10 +184,6 @@ def _table(first: str, *columns: str) -> Table:
     for name in columns:
         table.add_column(name, justify="right")
     return table
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
 
 
 def robustness(

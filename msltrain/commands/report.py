@@ -30,11 +30,18 @@ def report(
 ) -> None:
     """Show what one run learnt, or compare runs: an HTML page that stands alone, Markdown and JSON beside it."""
     from msldata.errors import UserError
+    from msltrain.measures.metrics import compute_metrics
+    from msltrain.measures.summary import mean_and_deviation
     from msltrain.report import write_report
     from msltrain.report.gather import gather_runs, name_of
-    from msltrain.runs.places import run_folder
+    from msltrain.runs.places import find_series, run_folder
 
-    names = name or [name_of(path) for path in run]
+    series = {path: find_series(path) for path in run}
+    run = [one for path in run for one in series[path] or [path]]
+    default = [
+        f"{path.name} {one.name}" if series[path] else name_of(one) for path in series for one in series[path] or [path]
+    ]
+    names = name or default
     if len(names) != len(run):
         raise UserError(f"{len(run)} runs and {len(names)} names; give --name once per --run")
     runs = gather_runs(run, names, shards=data, keep_masks=keep_masks or (), device=device, progress=progress_bar)
@@ -51,5 +58,13 @@ def report(
     )
     for file in (page, page.with_suffix(".md"), page.with_suffix(".json")):
         show(out, (file, "green"))
+    start = 0
+    for path, members in series.items():
+        found = [compute_metrics(one.clean).summary() for one in runs[start : start + len(members)]]
+        start += len(members) or 1
+        if found:
+            spread = {measure: mean_and_deviation([one[measure] for one in found]) for measure in found[0]}
+            words = ", ".join(f"{key} {100 * mean:.2f} ± {100 * sd:.2f}" for key, (mean, sd) in spread.items())
+            show(out, f"{path.name}, mean ± standard deviation of {len(found)} runs: {words}")
     if data is None:
         out.print("without photographs; --data SHARDS adds them")

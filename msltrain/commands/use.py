@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 
 from msldata.console import OnError, err, out, progress_bar, show, visible
 from msltrain.commands.options import AnyCheckpoint, Classes, Model, Recipe
+
+Progress = Callable[[int, int], None]
 
 
 class OutputFormat(StrEnum):
@@ -25,7 +28,7 @@ def predict(
     recipe: Recipe = "",
     model: Model = "",
     classes: Classes = "",
-    top_k: Annotated[int, typer.Option(help="Classes shown per image.", min=1)] = 5,
+    top_k: Annotated[str, typer.Option(help="Classes shown per image: a number, or all.")] = "5",
     threshold: Annotated[
         float | None,
         typer.Option(help="Predicted from this score on; default: tuned ones (evaluate --held-out), else 0.5."),
@@ -44,18 +47,25 @@ def predict(
     """Say what photographs show, where it is seen, and what hiding a part changes."""
     import sys
 
+    from msldata.errors import UserError
     from msltrain.runs.other_checkpoints import Foreign
+    from msltrain.runs.places import find_series
     from msltrain.use.output_formats import describe, encode, format_of
-    from msltrain.use.predict import predict_images
+    from msltrain.use.predict import ImagePrediction, predict_images
+    from msltrain.use.series import combine
 
     kind = format_of(format_.value if format_ else None, out_)
-    with progress_bar("predicting") as progress:
-        found = predict_images(
-            checkpoint,
+    runs = find_series(checkpoint)
+    if runs and cam is not None:
+        raise UserError(f"{checkpoint}: a series of {len(runs)} runs; --cam shows one network, name RUN/{runs[0].name}")
+
+    def one_run(run: str | Path, progress: Progress) -> list[ImagePrediction]:
+        return predict_images(
+            run,
             inputs,
             foreign=Foreign(recipe=recipe, model=model),
             classes=_named(classes),
-            top_k=top_k,
+            top_k=None if runs else _top_k(top_k),
             threshold=threshold,
             keep_mask=keep_mask,
             polarity=polarity,
@@ -65,6 +75,12 @@ def predict(
             batch_size=batch_size,
             progress=progress,
         )
+
+    versions = []
+    for run in runs or (checkpoint,):
+        with progress_bar(f"predicting {Path(run).name}" if runs else "predicting") as progress:
+            versions.append(one_run(run, progress))
+    found = combine(versions, _top_k(top_k)) if runs else versions[0]
     data = encode(found, kind)
     if out_ is not None:
         from msldata.storage import LocalStorage
@@ -81,6 +97,17 @@ def predict(
         show(err, f"thresholds: {origin}")
     if words := describe(found):
         err.print(words, markup=False, soft_wrap=True)
+
+
+def _top_k(text: str) -> int | None:
+    """What ``--top-k`` asks for; None: all classes."""
+    from msldata.errors import UserError
+
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--top-k is '{text}'; give a number from 1 on, or all")
+    return int(text)
 
 
 def serve(

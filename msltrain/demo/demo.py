@@ -61,7 +61,7 @@ _QUICK = _Size(
 )
 
 
-def run_demo(out: Path, *, quick: bool = False, on_event: OnStep = lambda event: None) -> Path:
+def run_demo(out: str | Path, *, quick: bool = False, on_event: OnStep = lambda event: None) -> Path:
     """Make a dataset, build shards and keep masks, train baseline and MSL with equal budgets, compare them on a page.
 
     Args:
@@ -75,6 +75,7 @@ def run_demo(out: Path, *, quick: bool = False, on_event: OnStep = lambda event:
     Raises:
         UserError: a command failed; the message names it, its last words and its log.
     """
+    out = Path(out)
     steps = _plan(out, _QUICK if quick else _FULL)
     run_steps(steps, out, what="demo", on_event=on_event)
     return _write_page(out, steps)

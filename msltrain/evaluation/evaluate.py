@@ -6,7 +6,7 @@ K classes, N samples of the dataset.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -23,9 +23,12 @@ from msltrain.measures.predictions import (
     keep_mask_fingerprints,
     write_predictions,
 )
-from msltrain.runs.checkpoint import LoadedRecogniser
+from msltrain.models.pretrained import shortened
+from msltrain.runs.checkpoint import LoadedRecogniser, open_checkpoint, read_meta
+from msltrain.runs.folder import training_data
 from msltrain.runs.other_checkpoints import Foreign, load_any
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.runs.places import run_folder
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
@@ -54,6 +57,7 @@ def evaluate(
     cache: str = "",
     cache_limit_gb: float = 50.0,
     on_sample_error: Literal["fail", "skip"] = "fail",
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Predictions, Metrics]:
     """Predict every sample of a dataset and measure the predictions.
 
@@ -76,10 +80,12 @@ def evaluate(
         progress: see ``Progress``.
         cache, cache_limit_gb, on_sample_error: see ``StreamConfig``. Skipped samples are no part of the predictions;
             their origin names them.
+        note: told what to know of the data: that the model was trained on it, or that its classes are others.
 
     Raises:
         SampleError: a sample is damaged, and ``on_sample_error`` is ``fail``.
-        UserError: the checkpoint knows other classes than the shards, or the shards or masks cannot be used.
+        UserError: the shards lack a class of the checkpoint, or the shards or masks cannot be used. Classes are matched
+            by name: their order may differ, and those that the checkpoint does not know are left out.
         FileNotFoundError: no such checkpoint.
     """
     check_scales(scales)
@@ -87,7 +93,9 @@ def evaluate(
     with process_group(device) as ranks:
         shard_set = open_images(shards)
         loaded = load_any(checkpoint, foreign, shard_set.classes, ranks.device)
-        loaded.require_classes(shard_set.classes, str(shards))
+        column_K = loaded.columns_of(shard_set.classes, str(shards))
+        for text in _notes(loaded, shard_set, str(shards), held_out):
+            note(text)
         if held_out:
             shard_set = _held_out(shard_set, loaded)
         stream = replace(
@@ -98,13 +106,13 @@ def evaluate(
             cache_limit_gb=cache_limit_gb,
             on_sample_error=on_sample_error,
         )
-        bank = MaskBank.open(keep_masks, stream.image_size, ranks.device) if keep_masks else None
+        bank = KeepMasks.open(keep_masks, stream.image_size, ranks.device) if keep_masks else None
         model = AveragedViews(loaded.recogniser, flip=flip, scales=tuple(scales))
         view = View(
             model if model.description else loaded.recogniser,
             None if bank is None else lambda batch: bank.keep_masks(batch, seed=seed, epoch=KEEP_MASK_EPOCH),
         )
-        samples = AllSamples(shard_set)
+        samples = AllSamples(shard_set, column_K)
         with Loader(
             shard_set, stream, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size, training=False
         ) as loader:
@@ -126,6 +134,41 @@ def evaluate(
         if out is not None:
             ranks.first_does(lambda: write_predictions(predictions, out))
     return predictions, compute_metrics(predictions)
+
+
+def training_shards(checkpoint: str | Path) -> str:
+    """The shards that the run of ``checkpoint`` was trained on, part of which it held out.
+
+    Raises:
+        FileNotFoundError, UserError: no checkpoint there, or it does not say.
+    """
+    train = read_meta(open_checkpoint(checkpoint))[1].data.train
+    if not train:
+        raise UserError(f"{checkpoint}: does not say what it was trained on; name the shards with --data")
+    return train
+
+
+def _run_of(path: str | Path) -> str | Path:
+    return path.partition("/checkpoints/")[0] if isinstance(path, str) else run_folder(path)
+
+
+def _notes(loaded: LoadedRecogniser, shard_set: ShardSet, where: str, held_out: bool) -> list[str]:
+    notes = []
+    trained_on = {one.fingerprint for one in training_data(_run_of(loaded.path))}
+    if shard_set.manifest.fingerprint in trained_on and not held_out:
+        notes.append(
+            f"{where} is what this model was trained on, so the numbers flatter it; --held-out measures the part that "
+            "was set aside, other shards all of it"
+        )
+    unknown = [name for name in shard_set.classes if name not in loaded.classes]
+    if unknown:
+        notes.append(
+            f"{where}: {len(unknown)} of {len(shard_set.classes)} classes are left out, which the model does not know: "
+            f"{shortened(unknown)}"
+        )
+    if tuple(name for name in shard_set.classes if name in loaded.classes) != loaded.classes:
+        notes.append(f"{where}: its classes are in another order than the model's; they are matched by name")
+    return notes
 
 
 def open_images(shards: Location) -> ShardSet:

@@ -62,14 +62,16 @@ class AllSamples:
 
     Args:
         shard_set: the dataset, or what a filter keeps of it.
+        column_K: int64, the position in the dataset of each class that a model knows; None: the dataset's own.
 
     Attributes:
         index_N: int64 ascending, positions of the samples in the stored order.
         rows: their index rows.
     """
 
-    def __init__(self, shard_set: ShardSet):
+    def __init__(self, shard_set: ShardSet, column_K: np.ndarray | None = None):
         self.shard_set = shard_set
+        self.column_K = np.arange(len(shard_set.classes)) if column_K is None else column_K
         plan = EpochPlan(shard_set.counts, seed=0, epoch=0, shuffle=False)
         self.index_N, self.rows = shard_set.rows(*plan.items(0, shard_set.num_samples))
 
@@ -82,7 +84,7 @@ class AllSamples:
         self, views: Sequence[View], loader: Loader, batch_size: int, progress: Progress | None = None
     ) -> list[RankPart]:
         """What this rank computes: a part per view, as ``steps`` gives them, put together."""
-        num_classes = len(self.shard_set.classes)
+        num_classes = len(self.column_K)
         empty = RankPart(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty((0, num_classes), np.float32))
         parts = [[empty] for _ in views]
         for step_parts in self.steps(views, loader, batch_size, progress):
@@ -146,13 +148,14 @@ class AllSamples:
         )
         assert (rows.key_hash_N == part.key_hash_M[order_N]).all(), f"{name}: logits and keys do not belong together"
         objects = self.objects().take(pa.array(seen_N))
+        largest = largest_objects(objects, len(self.shard_set.classes), rows.width_N * rows.height_N)
         return Predictions(
             keys=tuple(rows.key_N),
             logit_NK=part.logit_MK[order_N],
-            target_NK=rows.target_NK,
-            ignore_NK=rows.ignore_NK,
-            classes=self.shard_set.classes,
-            objects=largest_objects(objects, len(self.shard_set.classes), rows.width_N * rows.height_N),
+            target_NK=np.ascontiguousarray(rows.target_NK[:, self.column_K]),
+            ignore_NK=np.ascontiguousarray(rows.ignore_NK[:, self.column_K]),
+            classes=tuple(self.shard_set.classes[column] for column in self.column_K),
+            objects=None if largest is None else largest.of_classes(self.column_K),
             origin=replace(origin, skipped=tuple(skipped[index].short for index in sorted(skipped))),
         )
 

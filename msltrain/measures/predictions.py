@@ -79,6 +79,11 @@ class LargestObjects:
     relative_area_NK: np.ndarray | None = None
     """float32, the largest area over that of the stored image, so no resize changes it; None in files of before."""
 
+    def of_classes(self, column_K: np.ndarray) -> LargestObjects:
+        """Those of the classes numbered ``column_K``, in that order."""
+        arrays = {name: array[:, column_K] for name, array in vars(self).items() if array is not None}
+        return LargestObjects(**arrays)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:

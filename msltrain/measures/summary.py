@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from msltrain.measures.bootstrap import Interval, summary_intervals
@@ -32,6 +33,22 @@ class Measured:
     def to_json(self) -> str:
         """Indented JSON text; null where a rate has no value."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation, 0 for one value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def series_json(measured: Sequence[Measured]) -> str:
+    """Indented JSON text of a series: every run's, and mean and standard deviation of the published measures."""
+    summaries = [one.metrics.summary() for one in measured]
+    spread = {name: mean_and_deviation([summary[name] for summary in summaries]) for name in summaries[0]}
+    content = {
+        "summary": {name: {"mean": mean, "standard_deviation": sd} for name, (mean, sd) in spread.items()},
+        "runs": [asdict(one) for one in measured],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def measure(

@@ -17,7 +17,7 @@ from msldata.errors import UserError
 from msltrain.evaluation.sweep import AllSamples
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints
 from msltrain.report.open_runs import RunReport
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 
 TOP = 3
@@ -74,7 +74,7 @@ def read_examples(
             f"{shards}: not the shards of the predictions (fingerprint {shard_set.manifest.fingerprint[:12]}…, "
             f"expected {origin.dataset_fingerprint[:12]}…); give the folder that was evaluated"
         )
-    bank = MaskBank.open(keep_masks, origin.image_size, "cpu") if keep_masks else None
+    bank = KeepMasks.open(keep_masks, origin.image_size, "cpu") if keep_masks else None
     last_S = np.cumsum(shard_set.counts)
     place_N = _places(rows, predictions, shard_set)
     shard_N = np.searchsorted(last_S, place_N, side="right")

@@ -34,6 +34,7 @@ from msltrain.report.plots import hiding_plot, training_plots
 from msltrain.robustness.figure import FEW, areas_table, robustness_markdown, study_plots
 from msltrain.robustness.study import RECALIBRATED
 
+_WITHOUT_PHOTOGRAPHS = "The test shards were not at hand, so no photographs are shown; --data SHARDS adds them."
 TALL_FROM = 24
 """With more classes their table scrolls in a box of its own."""
 
@@ -188,7 +189,7 @@ def _to_html(
         pairs=tables.pairs_table(numbers),
         training=training_plots(runs),
         validated=any("validation_mAP" in row for run in runs for row in run.history),
-        method=_method(numbers),
+        method=[*_method(numbers), *([] if gallery else [_WITHOUT_PHOTOGRAPHS])],
         settings=tables.settings_table(runs),
         configs=[(run.name, json.dumps(asdict(run.config), indent=2)) for run in runs],
         commands=commands,

@@ -34,7 +34,7 @@ from msltrain.robustness.study import Study
 from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.places import predictions_file
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.shardset import open_shard_set
 
@@ -239,7 +239,7 @@ class StudyModel:
         recalibration = self.study.recalibration
         assert recalibration is not None
         shard_set = open_images(recalibration.shards)
-        bank = MaskBank.open(recalibration.keep_masks, self.stream.image_size, self.ranks.device)
+        bank = KeepMasks.open(recalibration.keep_masks, self.stream.image_size, self.ranks.device)
         stream = replace(self.stream, batch_size=self.batch_size, drop_last=False)
         # In training's order, so that a first part of a sorted dataset stands for the whole of it.
         with Loader(

@@ -36,13 +36,13 @@ _PREDICTED = (
 )
 
 
-def write_robustness(curves: Curves, out: Path) -> list[Path]:
+def write_robustness(curves: Curves, out: str | Path) -> list[Path]:
     """Write the three files into ``out``, each replaced as a whole; give their paths."""
     folder = LocalStorage(out)
     folder.put(DATA_NAME, curves.to_json().encode())
     folder.put(TABLE_NAME, robustness_markdown(curves).encode())
     folder.put(PAGE_NAME, robustness_page(curves).encode())
-    return [out / name for name in (PAGE_NAME, TABLE_NAME, DATA_NAME)]
+    return [Path(out, name) for name in (PAGE_NAME, TABLE_NAME, DATA_NAME)]
 
 
 def robustness_page(curves: Curves) -> str:

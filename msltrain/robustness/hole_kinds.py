@@ -16,8 +16,8 @@ from torch import Tensor
 from msldata.errors import UserError
 from msltrain.robustness.boxes import ObjectBoxes
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.keepmasks.bank import MaskBank
-from msltrain.stream.keepmasks.open import KeepMasks
+from msltrain.stream.keepmasks.bank import KeepMasks
+from msltrain.stream.keepmasks.open import AnyKeepMasks
 from msltrain.stream.keepmasks.shapes import BoxMasks, ObjectMasks, PatchMasks
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.shardset import ShardSet
@@ -117,9 +117,9 @@ def open_kind(
         UserError: an unknown kind, no folder or no mask in any range, or no objects to hide.
     """
     size = stream.image_size
-    masks: dict[HoleRange, KeepMasks]
+    masks: dict[HoleRange, AnyKeepMasks]
     if kind == IRREGULAR:
-        bank = MaskBank.open(keep_masks, size, device)
+        bank = KeepMasks.open(keep_masks, size, device)
         masks = {range_: part for range_ in RANGES if (part := bank.within(range_.low, range_.high)) is not None}
         if not masks:
             raise UserError(f"{', '.join(map(str, keep_masks))}: no keep mask has a hole fraction above 0")
@@ -137,7 +137,7 @@ def open_kind(
     return {range_: _chooser(part, seed) for range_, part in masks.items()}
 
 
-def _chooser(masks: KeepMasks, seed: int) -> Callable[[Batch], Tensor]:
+def _chooser(masks: AnyKeepMasks, seed: int) -> Callable[[Batch], Tensor]:
     return lambda batch: masks.keep_masks(batch, seed=seed, epoch=EPOCH)
 
 

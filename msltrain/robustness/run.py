@@ -35,7 +35,7 @@ _MAX_NAMED = 3
 
 def run_study(
     study: Study,
-    out: Path,
+    out: str | Path,
     *,
     batch_size: int = 64,
     device: str = "auto",
@@ -66,6 +66,7 @@ def run_study(
         SampleError: a sample is damaged, and ``on_sample_error`` is ``fail``.
         UserError: something does not fit, or ``out`` holds predictions of another study.
     """
+    out = Path(out)
     with process_group(device) as ranks:
         samples = AllSamples(open_images(study.shards))
         _check(study, samples.shard_set.classes)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,6 +85,16 @@ class LoadedRecogniser:
         if isinstance(self.path, str):
             return []
         return sorted((run_folder(self.path) / "predictions").glob(pattern))
+
+    def columns_of(self, classes: tuple[str, ...], where: str) -> np.ndarray:
+        """For each of its classes, int64 (K,), the position in ``classes`` (of the data at ``where``), by name.
+
+        The data may have them in another order, and others besides. Raises UserError where it lacks one.
+        """
+        if set(self.classes) - set(classes):
+            self.require_classes(classes, where)
+        position = {name: number for number, name in enumerate(classes)}
+        return np.array([position[name] for name in self.classes], np.int64)
 
     def require_classes(self, classes: tuple[str, ...], where: str) -> None:
         """Raise UserError unless ``classes`` (of the data at ``where``) are the ones it was trained on, in order."""

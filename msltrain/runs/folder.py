@@ -286,6 +286,15 @@ class RunFolder:
         return len(lines)
 
 
+def training_data(run: str | Path) -> list[DatasetIdentity]:
+    """The training shards that the run at ``run`` noted; empty where nothing tells."""
+    try:
+        known = json.loads(open_storage(run).read(DATASETS_NAME))
+        return [DatasetIdentity(**entry) for entry in known["train"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
 def _parsed(line: str) -> dict[str, Any] | None:
     """The row, or None for a line cut short by a crash."""
     try:

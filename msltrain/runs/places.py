@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from msldata.storage import open_storage
+
+_SEED = re.compile(r"seed(\d{1,9})")
 
 
 def default_file(
@@ -22,6 +25,16 @@ def default_file(
     if open_storage(checkpoint).path() is None:
         return Path("predictions", f"{run_folder(checkpoint).name}-{name}.parquet")
     return run_folder(checkpoint) / "predictions" / f"{name}.parquet"
+
+
+def find_series(place: str | Path) -> list[Path]:
+    """The runs of a series by seed (``seed0``, ``seed1`` …, as ``msl train --seeds`` writes them); empty for a run."""
+    if open_storage(place).path() is None or not (folder := Path(place).expanduser()).is_dir():
+        return []
+    if (folder / "checkpoints").is_dir() or (folder / "meta.json").is_file():
+        return []
+    found = [(int(match[1]), run) for run in folder.iterdir() if (match := _SEED.fullmatch(run.name)) and run.is_dir()]
+    return [run for _, run in sorted(found)]
 
 
 def run_folder(checkpoint: str | Path) -> Path:

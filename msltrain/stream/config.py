@@ -9,7 +9,9 @@ from typing import Literal
 from msldata.errors import UserError
 
 Fill = Literal["zero", "mean", "noise", "blur", "image", "object"]
-"""See ``KeepMaskConfig.fill``."""
+"""What shows in a hole. zero: 0 after normalisation, as published: black, or the mean colour where ``stream.mean`` is
+subtracted. mean: the image's own mean colour. noise: noise around it, as strong as the image's contrast. blur: the
+image itself, so blurred that only colours remain. image, object: pixels of another image, or of an object in one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +144,8 @@ class KeepMaskConfig:
     """Of stored masks: epochs in which the lightest holes come first. In epoch e of these the masks are taken from the
     lightest (e + 1) / ramp_epochs of each folder. 0: all masks from the start, as published."""
     fill: Fill = "zero"
-    """What shows in the holes. zero: 0 after normalisation, as published: black, or the mean colour where
-    ``stream.mean`` is subtracted. mean: the image's own mean colour. noise: noise around it, as strong as the image's
-    contrast. blur: the image itself, so blurred that only colours remain. image: pixels of another training image.
-    object: pixels of an annotated object of another one. What these two show and the image does not have counts in no
-    masked term."""
+    """What shows in the holes: zero as published, mean, noise, blur, image, object; see ``Fill``. Of image and object,
+    what the other training image shows and this one does not have counts in no masked term."""
     ignore_below: float = 0.0
     """A class whose every object is left with a smaller visible share of its box than this, by crop and hole, counts in
     no masked term. 0: it is trained as present, as published. Needs object annotations."""

@@ -8,7 +8,7 @@ from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.runs.folder import DatasetIdentity
 from msltrain.stream.errors import SampleError
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.schedule import MaskSchedule
 from msltrain.stream.keepmasks.views import MaskedView, MaskedViews
 from msltrain.stream.loader import Loader
@@ -58,7 +58,7 @@ class TrainData:
     def num_keep_masks(self) -> int:
         """Stored keep masks in use; 0 when they are drawn anew or not needed."""
         stored = None if self._views is None else self._views.keep_masks
-        return len(stored) if isinstance(stored, MaskBank | MaskSchedule) else 0
+        return len(stored) if isinstance(stored, KeepMasks | MaskSchedule) else 0
 
     def masked_view(self, batch: Batch, epoch: int) -> MaskedView | None:
         """What hides parts of a training batch; None for a loss without masks."""

@@ -53,4 +53,7 @@ class TrainingDisplay:
                 epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
                 samples = "bad sample" if event.num_skipped == 1 else "bad samples"
                 skipped = f"  {event.num_skipped} {samples} skipped" if event.num_skipped else ""
-                self._out.print(f"{epoch}  {self._last}{validation}  {event.seconds:.0f} s{skipped}", soft_wrap=True)
+                ended = "  no better epoch for optim.patience: the run ends" if event.ends_early else ""
+                self._out.print(
+                    f"{epoch}  {self._last}{validation}  {event.seconds:.0f} s{skipped}{ended}", soft_wrap=True
+                )

@@ -63,6 +63,8 @@ class EpochEvent:
     is_best: bool
     seconds: float
     """Training, validation and saving of this epoch, as far as this start of the run did it."""
+    ends_early: bool = False
+    """Whether the run ends here, without a better epoch for as long as ``optim.patience`` says."""
     num_skipped: int = 0
     """Bad samples that the run has skipped so far; the run folder lists them."""
 

@@ -34,6 +34,7 @@ class Learner:
         ranks: this process among the others; the weights start equal in all of them.
         checkpoint: continue from here; None: start from the pretrained weights that the config names.
         classes: their names, to take over the head of a model of ours.
+        positive_weight_K: see `SiameseStep`.
 
     Attributes:
         recogniser: the weights that the optimiser moves.
@@ -48,6 +49,7 @@ class Learner:
         ranks: Ranks,
         checkpoint: Checkpoint | None,
         classes: tuple[str, ...] = (),
+        positive_weight_K: Tensor | None = None,
     ):
         self.config, self.ranks = config, ranks
         several = ranks.world_size > 1
@@ -56,6 +58,11 @@ class Learner:
             raise UserError(
                 "run.shard_weights: the norms that loss.bn_mode=split adds cannot be divided; set it to false, or "
                 "loss.bn_mode to clean_only or shared"
+            )
+        if config.loss.class_weights and len(config.loss.class_weights) != num_classes:
+            raise UserError(
+                f"loss.class_weights: {len(config.loss.class_weights)} weights for {num_classes} classes; give one for "
+                f"each, in the order {', '.join(classes[:6])} …"
             )
         torch.manual_seed(config.run.seed)
         if checkpoint is None:
@@ -84,7 +91,10 @@ class Learner:
             for network in dict.fromkeys((self.recogniser, self.shipped)):
                 shard_weights(network, ranks)
         self.step_module = SiameseStep(
-            recogniser, config.loss, activation_checkpointing=config.run.activation_checkpointing
+            recogniser,
+            config.loss,
+            activation_checkpointing=config.run.activation_checkpointing,
+            positive_weight_K=positive_weight_K,
         )
         self.notes = tuple(self.step_module.notes)
         if self.weights_report is not None:

@@ -15,17 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def recognition_loss(logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None = None) -> Tensor:
+def recognition_loss(
+    logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None = None, weight_BK: Tensor | None = None
+) -> Tensor:
     """Binary cross-entropy on sigmoids, the mean over all B x K pairs (the paper's L_BCE).
 
     Args:
         logit_BK: float32.
         target_BK: float32, 0 or 1; or probabilities, for which the loss is smallest where the sigmoids equal them.
         ignore_BK: bool; True takes the pair out: it adds nothing, and the divisor stays B x K.
+        weight_BK: float32, what each pair counts; None: 1. The divisor stays B x K.
     """
     if ignore_BK is None:
-        return F.binary_cross_entropy_with_logits(logit_BK, target_BK)
-    loss_BK = F.binary_cross_entropy_with_logits(logit_BK, target_BK, reduction="none")
+        return F.binary_cross_entropy_with_logits(logit_BK, target_BK, weight=weight_BK)
+    loss_BK = F.binary_cross_entropy_with_logits(logit_BK, target_BK, weight=weight_BK, reduction="none")
     return loss_BK.masked_fill(ignore_BK, 0.0).mean()
 
 
@@ -33,6 +36,7 @@ def asymmetric_loss(
     logit_BK: Tensor,
     target_BK: Tensor,
     ignore_BK: Tensor | None = None,
+    weight_BK: Tensor | None = None,
     *,
     gamma_positive: float,
     gamma_negative: float,
@@ -48,7 +52,7 @@ def asymmetric_loss(
     focusing factors; here the loss is derived as printed.
 
     Args:
-        logit_BK, target_BK, ignore_BK: as in `recognition_loss`.
+        logit_BK, target_BK, ignore_BK, weight_BK: as in `recognition_loss`.
         gamma_positive: γ+, 0 or at least 1.
         gamma_negative: γ−, 0 or at least 1.
         margin: m, 0 to below 1.
@@ -60,6 +64,8 @@ def asymmetric_loss(
     log_rest_BK = F.logsigmoid(-logit_BK) if margin == 0 else torch.log1p(-shifted_BK)
     negative_BK = shifted_BK.pow(gamma_negative) * -log_rest_BK
     loss_BK = target_BK * positive_BK + (1 - target_BK) * negative_BK
+    if weight_BK is not None:
+        loss_BK = loss_BK * weight_BK
     if ignore_BK is not None:
         loss_BK = loss_BK.masked_fill(ignore_BK, 0.0)
     return loss_BK.mean()

@@ -38,6 +38,8 @@ class SiameseStep(nn.Module):
         recogniser: any module, images (B, 3, H, W) → logits (B, K), on the device where it will run.
         loss: the terms, their weights (α1, α2, α3) and the way the branches are run.
         activation_checkpointing: compute the backbone's blocks a second time in the backward pass.
+        positive_weight_K: float32, what a positive of each class counts in the recognition terms (``loss.balance``);
+            None: as much as a negative.
 
     Attributes:
         branches: the way they are run, ``auto`` decided.
@@ -54,14 +56,21 @@ class SiameseStep(nn.Module):
         losses["total"].backward()
     """
 
+    _positive_weight_K: Tensor | None
+    _class_weight_K: Tensor | None
+
     def __init__(
         self,
         recogniser: nn.Module,
         loss: LossConfig = LossConfig(),  # noqa: B008 (frozen)
         *,
         activation_checkpointing: bool = False,
+        positive_weight_K: Tensor | None = None,
     ):
         super().__init__()
+        weights = torch.tensor(loss.class_weights) if loss.class_weights else None
+        self.register_buffer("_positive_weight_K", _beside(recogniser, positive_weight_K), persistent=False)
+        self.register_buffer("_class_weight_K", _beside(recogniser, weights), persistent=False)
         self.recogniser = recogniser
         self.loss = loss
         self.branches: Branches = _decide(loss, recogniser)
@@ -202,16 +211,32 @@ class SiameseStep(nn.Module):
         return clean_logit_BK, masked_logit_BK
 
     def _recognition(self, logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None) -> Tensor:
+        weight_BK = None
+        if self._positive_weight_K is not None:
+            weight_BK = 1 + (self._positive_weight_K - 1) * target_BK
+        if self._class_weight_K is not None:
+            weight_BK = self._class_weight_K * (torch.ones_like(target_BK) if weight_BK is None else weight_BK)
+        if self.loss.label_smoothing:
+            target_BK = target_BK * (1 - self.loss.label_smoothing) + self.loss.label_smoothing / 2
         if self.loss.recognition == "bce":
-            return recognition_loss(logit_BK, target_BK, ignore_BK)
+            return recognition_loss(logit_BK, target_BK, ignore_BK, weight_BK)
         return asymmetric_loss(
             logit_BK,
             target_BK,
             ignore_BK,
+            weight_BK,
             gamma_positive=self.loss.asl_gamma_positive,
             gamma_negative=self.loss.asl_gamma_negative,
             margin=self.loss.asl_margin,
         )
+
+
+def _beside(module: nn.Module, weight_K: Tensor | None) -> Tensor | None:
+    """``weight_K`` as float32 where the weights of ``module`` are."""
+    parameter = next(module.parameters(), None)
+    if weight_K is None or parameter is None:
+        return weight_K
+    return weight_K.to(parameter.device, torch.float32)
 
 
 def _checked(logit_BK: Tensor, target_BK: Tensor) -> Tensor:

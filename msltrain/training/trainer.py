@@ -24,7 +24,7 @@ from msltrain.training.learner import Learner
 from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
 from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
 from msltrain.training.step_log import Interval
-from msltrain.training.validation import small_data_notes, validation_mean_ap
+from msltrain.training.validation import positive_weights, small_data_notes, validation_mean_ap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,8 @@ class Trainer:
         self._first_epoch = data.training.epoch  # at whose end the run may have been stopped
         self._start_loader()  # it has the first batches ready when the network is built
         try:
-            self.learner = Learner(config, len(data.classes), ranks, checkpoint, data.classes)
+            weight_K = positive_weights(config, data.training.shards)
+            self.learner = Learner(config, len(data.classes), ranks, checkpoint, data.classes, weight_K)
         except (RuntimeError, ValueError, KeyError) as error:
             if not self._changes:
                 raise
@@ -189,6 +190,8 @@ class Trainer:
         self._tell(self._start_event())
         num_epochs = self.config.optim.num_epochs
         for epoch in range(self._first_epoch, num_epochs):
+            if self._is_over(epoch):
+                break
             began = time.perf_counter()
             self.learner.step_module.train()
             try:
@@ -209,12 +212,18 @@ class Trainer:
                 is_best=is_best,
                 seconds=time.perf_counter() - began,
                 num_skipped=self._num_skipped,
+                ends_early=self._is_over(epoch + 1) and epoch + 1 < num_epochs,
             )
             if self.ranks.is_first and mean_ap is not None:
                 row = {"step": self.step, "epoch": epoch, "validation_mAP": mean_ap, "seconds": event.seconds}
                 self.folder.add_metrics(row)
             self._tell(event)
         self.ranks.first_does(self.folder.publish)
+
+    def _is_over(self, epoch: int) -> bool:
+        """Whether ``optim.patience`` ended the run before ``epoch``."""
+        patience = self.config.optim.patience
+        return patience > 0 and self.best is not None and epoch - 1 - self.best["epoch"] >= patience
 
     def _start_loader(self) -> None:
         if self.data.training.next_epoch < self.config.optim.num_epochs:

@@ -93,7 +93,19 @@ def small_data_notes(config: TrainConfig, training: Loader, validation: Loader |
 
 def few_positives(shards: ShardSet) -> list[str]:
     """The classes with fewer than ``FEW_POSITIVES`` positive samples."""
+    return [name for name, count in zip(shards.classes, count_positives(shards)) if count < FEW_POSITIVES]
+
+
+def count_positives(shards: ShardSet) -> np.ndarray:
+    """Positive samples of each class, int64 (K,). Reads every sample index."""
     plan = EpochPlan(shards.counts, seed=0, epoch=0, shuffle=False)
     _, rows = shards.rows(*plan.items(0, shards.num_samples))
-    count_K = rows.target_NK.sum(axis=0, dtype=np.int64)
-    return [name for name, count in zip(shards.classes, count_K) if count < FEW_POSITIVES]
+    return rows.target_NK.sum(axis=0, dtype=np.int64)
+
+
+def positive_weights(config: TrainConfig, shards: ShardSet) -> Tensor | None:
+    """What a positive of each class counts, float32 (K,), by ``loss.balance``; None: as much as a negative."""
+    if not config.loss.balance:
+        return None
+    count_K = count_positives(shards).clip(min=1)
+    return torch.from_numpy(((shards.num_samples - count_K) / count_K) ** config.loss.balance).float()

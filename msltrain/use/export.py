@@ -96,7 +96,7 @@ class ServedModel(nn.Module):
 
 def export_model(
     checkpoint: str | Path,
-    out: Path,
+    out: str | Path,
     *,
     foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
     classes: tuple[str, ...] = (),
@@ -137,7 +137,7 @@ def export_model(
             data, run = _WRITERS[format_](loaded, served, input_BCHW)
         exported = Exported(
             format=format_,
-            file=out / FILES[format_],
+            file=Path(out) / FILES[format_],
             max_difference=_compare(format_, served, run, input_BCHW, from_pixels),
             num_images=len(pixel_BCHW),
         )

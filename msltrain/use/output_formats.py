@@ -23,6 +23,7 @@ COLUMNS = (
     "error",
     "threshold",
     "threshold_origin",
+    "score_sd",
 )
 _SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "table"}
 _MAX_NAMED = 20
@@ -52,13 +53,15 @@ def encode(found: Sequence[ImagePrediction], kind: str) -> bytes:
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(COLUMNS)
-            for file, name, score, predicted, masked_score, masked_predicted, error, threshold, origin in _rows(found):
+            for file, name, score, predicted, masked_score, masked_predicted, error, *more in _rows(found):
                 flags = (_flag(predicted), _digits(masked_score), _flag(masked_predicted))
-                writer.writerow((file, name, _digits(score), *flags, error, _digits(threshold), origin))
+                threshold, origin, deviation = more
+                said = (_cell(file), _cell(name), _digits(score), *flags, _cell(error))
+                writer.writerow((*said, _digits(threshold), _cell(origin), _digits(deviation)))
             return text.getvalue().encode()
         case "parquet":
             return _parquet(found)
-    return "".join(f"{visible(image.file)}  {visible(_line(image))}\n" for image in found).encode()
+    return "".join(f"{_on_one_line(image.file)}  {_on_one_line(_line(image))}\n" for image in found).encode()
 
 
 def describe(found: Sequence[ImagePrediction]) -> str:
@@ -67,7 +70,7 @@ def describe(found: Sequence[ImagePrediction]) -> str:
     if not failed:
         return ""
     lines = [f"{len(failed):,} of {len(found):,} images could not be read and were left out:"]
-    lines += [f"  {image.file}: {image.error}" for image in failed[:_MAX_NAMED]]
+    lines += [f"  {_on_one_line(image.file)}: {image.error}" for image in failed[:_MAX_NAMED]]
     if len(failed) > _MAX_NAMED:
         lines.append(f"  … and {len(failed) - _MAX_NAMED:,} more; --format json names them all")
     return "\n".join(lines)
@@ -78,10 +81,11 @@ def _line(image: ImagePrediction) -> str:
         return f"not read: {image.error}"
     parts: dict[bool, list[str]] = {True: [], False: []}
     masked = dict(image.masked_scores)
-    for name, score in image.scores:
+    deviations = [f" ± {100 * value:.0f}" for value in image.deviations] or [""] * len(image.scores)
+    for (name, score), apart in zip(image.scores, deviations):
         behind = f" → {100 * masked[name]:.0f}" if masked else ""
         is_predicted = name in image.predicted or name in image.masked_predicted
-        parts[is_predicted].append(f"{name} {100 * score:.0f}{behind} %")
+        parts[is_predicted].append(f"{name} {100 * score:.0f}{apart}{behind} %")
     predicted = ", ".join(parts[True]) or "nothing predicted"
     return predicted + (f"; below the threshold: {', '.join(parts[False])}" if parts[False] else "")
 
@@ -92,6 +96,8 @@ def _as_json(image: ImagePrediction) -> dict[str, object]:
     content: dict[str, object] = {"file": image.file, "scores": dict(image.scores), "predicted": image.predicted}
     content["thresholds"] = {name: threshold for (name, _), threshold in zip(image.scores, image.thresholds)}
     content["threshold_origin"] = image.threshold_origin
+    if image.deviations:
+        content["score_sd"] = {name: value for (name, _), value in zip(image.scores, image.deviations)}
     if image.masked_scores:
         content |= {"masked_scores": dict(image.masked_scores), "masked_predicted": image.masked_predicted}
     return content | ({"overlay": image.overlay} if image.overlay else {})
@@ -101,12 +107,23 @@ def _rows(found: Sequence[ImagePrediction]) -> Iterator[tuple]:
     """Values by ``COLUMNS``; an image that could not be read has one row without a class."""
     for image in found:
         if image.error:
-            yield (image.file, None, None, None, None, None, image.error, None, None)
+            yield (image.file, None, None, None, None, None, image.error, None, None, None)
         masked = dict(image.masked_scores)
-        for (name, score), threshold in zip(image.scores, image.thresholds, strict=True):
+        deviations = image.deviations or [None] * len(image.scores)
+        for (name, score), threshold, deviation in zip(image.scores, image.thresholds, deviations, strict=True):
             masked_predicted = name in image.masked_predicted if masked else None
             said = (image.file, name, score, name in image.predicted, masked.get(name), masked_predicted, None)
-            yield (*said, threshold, image.threshold_origin)
+            yield (*said, threshold, image.threshold_origin, deviation)
+
+
+def _on_one_line(name: str) -> str:
+    """A name for a line of its own: a file may have a line break in it."""
+    return visible(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _cell(text: str | None) -> str:
+    """Text as a spreadsheet shows it: one that would run it as a formula gets an apostrophe in front."""
+    return f"'{text}" if text and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text or ""
 
 
 def _flag(value: bool | None) -> str:
@@ -121,17 +138,8 @@ def _parquet(found: Sequence[ImagePrediction]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = [
-        pa.string(),
-        pa.string(),
-        pa.float32(),
-        pa.bool_(),
-        pa.float32(),
-        pa.bool_(),
-        pa.string(),
-        pa.float32(),
-        pa.string(),
-    ]
+    text, number, flag = pa.string(), pa.float32(), pa.bool_()
+    kinds = (text, text, number, flag, number, flag, text, number, text, number)
     columns = list(zip(*_rows(found))) or [()] * len(COLUMNS)
     arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
     buffer = io.BytesIO()

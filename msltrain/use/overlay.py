@@ -110,29 +110,48 @@ def draw_sheet(name: str, photo_HWC: np.ndarray, rows: Sequence[Row], hole_colou
 
 
 class OverlayFolder:
-    """A folder that gets a sheet per photograph; two photographs of one name do not overwrite each other.
+    """A folder that gets a sheet per photograph, in the folders that the photographs lie in.
 
     Args:
         path: the folder; it need not exist.
+        names: of all photographs; what their places have in common is left out.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, names: Sequence[str]):
         self._files = LocalStorage(path)
-        self._taken: set[str] = set()
+        self._file_of = _sheet_names(names)
 
     def write(self, name: str, sheet: Image.Image) -> Path:
         """Write the sheet of the photograph called ``name``. Raises StorageError if it cannot be written."""
-        last = re.split(r"[/\\#]", name.split("?")[0].rstrip("/"))[-1]
-        stem = re.sub(r"[^\w.-]+", "_", Path(last).stem).lstrip(".")[:80] or "image"
-        file, number = f"{stem}.jpg", 1
-        while file.lower() in self._taken:
-            number += 1
-            file = f"{stem}-{number}.jpg"
-        self._taken.add(file.lower())
         data = io.BytesIO()
         sheet.save(data, "JPEG", quality=90)
-        self._files.put(file, data.getvalue())
-        return self._files.path(file)
+        self._files.put(self._file_of[name], data.getvalue())
+        return self._files.path(self._file_of[name])
+
+
+def _sheet_names(names: Sequence[str]) -> dict[str, str]:
+    """``a/x.png`` and ``b/x.jpg`` → ``a/x.png.jpg`` and ``b/x.jpg``; none twice, also where case does not count."""
+    parts = {name: [_plain(part) for part in re.split(r"[/\\#]+", name.split("?")[0].strip("/"))] for name in names}
+    folders = [path[:-1] for path in parts.values()]
+    shortest = min(map(len, folders), default=0)
+    common = next((depth for depth in range(shortest) if len({path[depth] for path in folders}) > 1), shortest)
+    files: dict[str, str] = {}
+    taken: set[str] = set()
+    for name, path in parts.items():
+        stem = "/".join(path[common:])
+        stem = stem[:-4] if stem.lower().endswith(".jpg") else stem
+        file, number = f"{stem}.jpg", 1
+        while file.lower() in taken:
+            number += 1
+            file = f"{stem}-{number}.jpg"
+        taken.add(file.lower())
+        files[name] = file
+    return files
+
+
+def _plain(part: str) -> str:
+    """A part of a path that every file system takes; never hidden, never ``..``."""
+    return re.sub(r"[^\w.-]+", "_", part).lstrip(".")[-80:] or "image"
 
 
 def _draw_ramp(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, width: int) -> None:

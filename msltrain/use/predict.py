@@ -46,6 +46,8 @@ class ImagePrediction:
     masked_scores: tuple[tuple[str, float], ...] = ()
     """The same classes in the same order, behind the keep mask; empty without one."""
     masked_predicted: tuple[str, ...] = ()
+    deviations: tuple[float, ...] = ()
+    """Standard deviation of each of ``scores`` over the runs of a series; empty for one run."""
     thresholds: tuple[float, ...] = ()
     """Scores from which on the classes of ``scores`` count as predicted, in the same order."""
     threshold_origin: str = ""
@@ -248,7 +250,7 @@ def predict_images(
     with process_group(device) as ranks:
         predictor = Predictor(checkpoint, ranks.device, threshold=threshold, foreign=foreign, classes=classes)
         keep_mask_SS = None if keep_mask is None else read_keep_mask(keep_mask, polarity, predictor.image_size)
-        folder = None if overlays is None else OverlayFolder(Path(overlays))
+        folder = None if overlays is None else OverlayFolder(Path(overlays), [picture.name for picture in pictures])
         draws = folder is not None
         predictions: list[ImagePrediction] = []
         for batch in _read_ahead(pictures, predictor.image_size, on_error, batch_size, with_thumbnails=draws):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
+from msltrain.config import LossConfig
 from msltrain.training.losses import asymmetric_loss, consistency_loss, recognition_loss
+from msltrain.training.siamese import SiameseStep
 
 
 def logit(p: float) -> float:
@@ -135,3 +138,28 @@ def test_consistency_as_cross_entropy():
     assert masked.grad[0].tolist() == pytest.approx([(0.4 - 0.9) / 2, 0], abs=1e-6)
     # d/dz of −σ(z) log q − (1 − σ(z)) log(1 − q) is σ(z)(1 − σ(z)) (log(1 − q) − log q).
     assert clean.grad[0].tolist() == pytest.approx([0.9 * 0.1 * math.log(0.6 / 0.4) / 2, 0], abs=1e-6)
+
+
+def test_weights_of_positives_and_classes_are_torchs():
+    """``loss.balance`` is the pos_weight of PyTorch's loss, ``loss.class_weights`` its weight."""
+    generator = torch.Generator().manual_seed(0)
+    logit_BK = torch.randn(6, 3, generator=generator)
+    target_BK = (torch.rand(6, 3, generator=generator) > 0.5).float()
+    positive_K, class_K = torch.tensor([3.0, 1.0, 0.5]), torch.tensor([1.0, 0.0, 2.0])
+    expected = torch.nn.BCEWithLogitsLoss(weight=class_K, pos_weight=positive_K)(logit_BK, target_BK)
+    only_clean = {"clean_weight": 1.0, "masked_weight": 0.0, "consistency_weight": 0.0}
+    loss = LossConfig(**only_clean, class_weights=(1.0, 0.0, 2.0))
+    step = SiameseStep(torch.nn.Identity(), loss, positive_weight_K=positive_K)
+    assert torch.allclose(step(logit_BK, None, target_BK)["clean"], expected)
+    asl = dataclasses.replace(loss, recognition="asl", asl_gamma_negative=0, asl_margin=0)
+    focal = SiameseStep(torch.nn.Identity(), asl, positive_weight_K=positive_K)
+    assert torch.allclose(focal(logit_BK, None, target_BK)["clean"], expected)
+
+
+def test_label_smoothing_aims_between():
+    only_clean = {"clean_weight": 1.0, "masked_weight": 0.0, "consistency_weight": 0.0}
+    step = SiameseStep(torch.nn.Identity(), LossConfig(**only_clean, label_smoothing=0.2))
+    logit_BK = torch.tensor([[0.3, -1.0]], requires_grad=True)
+    step(logit_BK, None, torch.tensor([[1.0, 0.0]]))["clean"].backward()
+    wanted = (torch.sigmoid(logit_BK.detach()) - torch.tensor([[0.9, 0.1]])) / 2
+    assert torch.allclose(logit_BK.grad, wanted)

@@ -16,7 +16,10 @@ import pytest
 import timm
 import torch
 
+from msldata.contract.manifest import read_manifest
+from msldata.contract.publish import write_manifest
 from msldata.errors import UserError
+from msldata.storage import open_storage
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.evaluation.evaluate import evaluate
 from msltrain.evaluation.sweep import AllSamples, RankPart, in_full_batch
@@ -240,8 +243,7 @@ def test_an_empty_folder_and_a_missing_class_list_are_said(place, tmp_path):
     with pytest.raises(UserError, match=r"build-shards"):
         evaluate(place / "run", tmp_path / "empty", device="cpu")
     shutil.copytree(place / "shards", tmp_path / "unnamed")
-    manifest = json.loads((tmp_path / "unnamed" / "dataset.json").read_text())
-    (tmp_path / "unnamed" / "dataset.json").write_text(json.dumps(manifest | {"classes": []}))
+    write_manifest(open_storage(tmp_path / "unnamed"), replace(read_manifest(place / "shards"), classes=()))
     with pytest.raises(UserError, match="names no classes"):
         evaluate(place / "run", tmp_path / "unnamed", device="cpu")
 

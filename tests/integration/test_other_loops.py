@@ -108,6 +108,14 @@ def test_lightning_trains_saves_and_goes_on_in_the_middle_of_an_epoch(shards, tm
         assert fit(max_steps=1, precision="bf16-true").dtype_seen == torch.bfloat16  # casts a batch field by field
 
 
+def test_accelerate_takes_loader_and_batches_as_they_are(shards):
+    accelerate = pytest.importorskip("accelerate", reason="needs accelerate; install the extra 'test'")
+    with Loader(shards, CONFIG, training=True) as loader:
+        assert accelerate.Accelerator(cpu=True).prepare(loader) is loader
+        batch = next(iter(loader))
+    assert accelerate.utils.send_to_device(batch, "meta").image_BCHW.is_meta
+
+
 def test_keep_masks_of_keys_are_those_of_batches(shards, masks):
     keep_masks = KeepMasks.open(masks, 16)
     with Loader(shards, CONFIG, training=True) as loader:

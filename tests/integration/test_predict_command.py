@@ -14,7 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from msltrain.__main__ import app
-from msltrain.use.predict import predict_images
+from msltrain.use.output_formats import encode
+from msltrain.use.predict import ImagePrediction, predict_images
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo
 
@@ -150,3 +151,25 @@ def test_mistakes(place, monkeypatch, arguments, words):
     monkeypatch.chdir(place)
     code, _, errors = run(place, *arguments)
     assert code == 2 and words in " ".join(errors.split()) and "Traceback" not in errors
+
+
+def test_odd_names_stay_on_their_line_and_are_no_formula(place, tmp_path):
+    names = ["=cmd|' C calc'!A0.jpg", "two\nlines.jpg", "plain.jpg"]
+    for name in names:
+        (tmp_path / name).write_bytes((place / "photos" / "p000.jpg").read_bytes())
+    paths = [tmp_path / name for name in names]
+    code, output, _ = run(place, *paths, "--top-k", "all")
+    assert code == 0 and len(output.splitlines()) == 3 and r"two\nlines.jpg" in output
+    assert all(name in line for line in output.splitlines() for name in CLASSES)  # every class has its score
+    code, output, _ = run(place, *paths, "--top-k", "all", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(output)))
+    assert [row["file"] for row in rows] == [str(path) for path in paths for _ in CLASSES]
+    assert (
+        encode([ImagePrediction(file=names[0], scores=(("=1+1", 0.5),), thresholds=(0.5,))], "csv")
+        .decode()
+        .splitlines()[1]
+        .startswith("'=cmd|' C calc'!A0.jpg,'=1+1,")
+    )
+    for wrong in ("0", "-1", "some"):
+        code, _, errors = run(place, paths[0], "--top-k", wrong)
+        assert code == 2 and f"--top-k is '{wrong}'" in errors

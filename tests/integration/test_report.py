@@ -33,7 +33,7 @@ from msltrain.report.finding import find
 from msltrain.report.numbers import compute_numbers
 from msltrain.report.plots import by_epoch
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
@@ -355,7 +355,7 @@ def test_pictures_come_from_the_shards_and_masks_of_the_predictions(tmp_path):
     rng = np.random.default_rng(0)
     write_keep_masks(tmp_path / "high", [(rng.random((32, 32)) > p).astype(np.uint8) for p in (0.2, 0.4, 0.6, 0.8)])
     shard_set = open_shard_set(tmp_path / "shards")
-    bank = MaskBank.open([tmp_path / "high"], 32, "cpu")
+    bank = KeepMasks.open([tmp_path / "high"], 32, "cpu")
     masks = (str(tmp_path / "high"),)
 
     def placed(entry: Predictions) -> Predictions:

@@ -172,6 +172,71 @@ def test_predictions_are_taken_when_they_are_there_and_made_when_not(page, place
     assert (tmp_path / "msl/report.html").exists()
 
 
+def hidden_pictures(page: Path) -> int:
+    return len(re.findall(r'alt="Photograph s\d+ with \d+ % hidden"', page.read_text("utf-8")))
+
+
+def test_a_report_can_be_made_from_elsewhere_and_after_a_move(place, tmp_path, monkeypatch):
+    """The folders of keep masks were named relative to where the evaluation ran."""
+    here = tmp_path / "here"
+    shutil.copytree(place, here, ignore=shutil.ignore_patterns("predictions", "study", "pages"))
+    monkeypatch.chdir(here)
+    for masks in ((), ("--keep-masks", "heldout/low"), ("--keep-masks", "heldout/high")):
+        code, output = msl("evaluate", "--checkpoint", "runs/msl", "--data", "shards", *masks, "--device", "cpu")
+        assert code == 0, output
+    there = tmp_path / "other" / "there"
+    there.parent.mkdir()
+    here.rename(there)
+    monkeypatch.chdir(tmp_path)
+    command = ("report", "--run", there / "runs/msl", "--data", there / "shards", "--examples", 2, "--device", "cpu")
+    code, output = msl(*command, "--out", tmp_path / "moved.html")
+    assert code == 0 and "cannot" not in output, output
+    assert hidden_pictures(tmp_path / "moved.html") == 3
+
+    (there / "heldout").rename(tmp_path / "masks")  # from here on it is not to be found from the run
+    code, output = msl(*command, "--out", tmp_path / "without.html")
+    assert code == 0 and "no picture behind them can be shown" in " ".join(output.split()), output
+    assert hidden_pictures(tmp_path / "without.html") == 0
+    without = (tmp_path / "without.html").read_text("utf-8")
+    assert without.count("<img") == 3 and "no picture behind them can be shown" in without
+
+    given = [word for name in ("low", "high") for word in ("--keep-masks", tmp_path / "masks" / name)]
+    code, output = msl(*command, *given, "--out", tmp_path / "given.html")
+    assert code == 0 and "cannot" not in output, output
+    assert hidden_pictures(tmp_path / "given.html") == 3
+    assert not list((there / "runs/msl/predictions").glob("*masks*")), "nothing was evaluated again"
+
+
+def test_the_first_folder_that_is_given_wins_over_the_recorded_one(page, place, tmp_path):
+    shutil.copytree(place / "heldout", tmp_path / "heldout")
+    before = place / "heldout/high"
+    hidden = before.with_name("away")
+    before.rename(hidden)
+    try:
+        given = [word for name in ("low", "high") for word in ("--keep-masks", tmp_path / "heldout" / name)]
+        code, output = msl(
+            *("report", "--run", place / "runs/msl", "--data", place / "shards", "--examples", 2, "--device", "cpu"),
+            *(*given, "--out", tmp_path / "r.html"),
+        )
+    finally:
+        hidden.rename(before)
+    assert code == 0, output
+    assert hidden_pictures(tmp_path / "r.html") == 3
+
+
+def test_the_page_shows_where_each_model_looked(page, place, tmp_path):
+    text = page.read_text("utf-8")
+    maps = re.findall(r'alt="Where (Baseline|MSL) sees (\w+) (\d+) %"', text)
+    assert [name for name, _, _ in maps] == ["Baseline", "MSL"] * 4
+    shutil.copytree(place / "runs/msl", tmp_path / "msl")
+    shutil.rmtree(tmp_path / "msl/checkpoints")
+    code, output = msl(
+        *("report", "--run", tmp_path / "msl", "--data", place / "shards", "--examples", 2, "--device", "cpu"),
+    )
+    assert code == 0 and "Where it looked is not drawn for msl: the weights are not here." in output, output
+    assert "sees" not in (tmp_path / "msl/report.html").read_text("utf-8")
+
+
 def test_predictions_of_earlier_weights_are_not_shown(page, place, tmp_path):
     shutil.copytree(place / "runs/msl", tmp_path / "msl")
     other = load_checkpoint(write_checkpoint(tmp_path / "other", CLASSES, seed=9))

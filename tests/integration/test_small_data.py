@@ -27,7 +27,7 @@ def train(data: Path, run: Path, *settings: str, shards: str = "train") -> str:
     command = ["train", "--recipe", "smoke", "--data", str(data / shards), "--keep-masks", str(data / "high")]
     command += ["--run", str(run)]
     for one in ("stream.image_size=32", "model.backbone=test_efficientnet", "run.device=cpu", *settings):
-        command += ["--set", one]
+        command += [one] if one.startswith("--") else ["--set", one]
     result = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
     assert result.exit_code == 0, result.output
     return " ".join(result.output.split())
@@ -63,3 +63,27 @@ def test_no_best_checkpoint_before_the_warm_up_ends_and_the_later_on_ties(data, 
     assert len(found) == 6
     top = max(row["validation_mAP"] for row in found[1:])
     assert best_epoch(tmp_path) == max(row["epoch"] for row in found[1:] if row["validation_mAP"] == top) + 1
+
+
+def test_patience_ends_a_run_that_no_longer_gains(data, tmp_path):
+    """A rate far too high, at which the first epochs are the best ones."""
+    settings = ("optim.num_epochs=9", "optim.warmup_epochs=0", "optim.patience=2", "optim.lr=3", "stream.batch_size=40")
+    said = train(data, tmp_path, *settings)
+    found = validations(tmp_path)
+    best = best_epoch(tmp_path) - 1
+    assert len(found) == min(9, best + 3)
+    assert ("no better epoch for optim.patience: the run ends" in said) == (len(found) < 9)
+    again = train(data, tmp_path, *settings, "--resume=auto")
+    assert len(validations(tmp_path)) == len(found) and again
+
+
+def test_rare_positives_can_weigh_more(data, tmp_path):
+    settings = ("optim.num_epochs=1", "loss.balance=1", "loss.label_smoothing=0.1", "loss.class_weights=1,2,0.5")
+    train(data, tmp_path / "weighed", *settings)
+    train(data, tmp_path / "plain", "optim.num_epochs=1")
+    rows = [json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[0]) for run in ("weighed", "plain")]
+    assert rows[0]["clean"] > 1.2 * rows[1]["clean"]
+    command = ["train", "--recipe", "smoke", "--data", str(data / "train"), "--keep-masks", str(data / "high")]
+    command += ["--run", str(tmp_path / "no"), "--set", "loss.class_weights=1,2", "--set", "run.device=cpu"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and "2 weights for 3 classes" in " ".join(result.output.split())

@@ -32,7 +32,7 @@ from msltrain.recipes import recipe
 from msltrain.recipes.paper import BASELINE_LOSS
 from msltrain.runs.checkpoint import load_checkpoint, load_recogniser
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
@@ -450,13 +450,13 @@ def test_masks_and_augmentation_change_with_the_epoch(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     drawn = []
-    plain = MaskBank.keep_masks
+    plain = KeepMasks.keep_masks
 
     def keep_masks(self, batch, *, seed, epoch):
         drawn.append((seed, epoch))
         return plain(self, batch, seed=seed, epoch=epoch)
 
-    monkeypatch.setattr(MaskBank, "keep_masks", keep_masks)
+    monkeypatch.setattr(KeepMasks, "keep_masks", keep_masks)
     result = train(override(config, ["run.seed=7"]), run_dir=tmp_path / "run")
     per_epoch = result.num_steps // 3
     assert drawn == [(7, epoch) for epoch in range(3) for _ in range(per_epoch)]

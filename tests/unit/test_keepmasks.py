@@ -23,7 +23,7 @@ from msldata.storage import LocalStorage
 from msltrain.config import override
 from msltrain.recipes import recipe
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.open import open_keep_masks
 from msltrain.stream.keepmasks.shapes import BoxMasks, PatchMasks
 from msltrain.stream.loader import Loader
@@ -249,8 +249,8 @@ def test_a_dataset_without_objects_is_refused(tmp_path):
 # --- stored ones, moved and grey --------------------------------------------------------------------------------------
 
 
-def bank_of(mask_HW: np.ndarray, *augment: str) -> MaskBank:
-    return MaskBank(pack_bits(mask_HW)[None], mask_HW.shape[0], "cpu", augment=augment)
+def bank_of(mask_HW: np.ndarray, *augment: str) -> KeepMasks:
+    return KeepMasks(pack_bits(mask_HW)[None], mask_HW.shape[0], "cpu", augment=augment)
 
 
 def corner() -> np.ndarray:
@@ -260,7 +260,7 @@ def corner() -> np.ndarray:
     return mask_HW
 
 
-def counted(bank: MaskBank, count: int) -> dict[bytes, int]:
+def counted(bank: KeepMasks, count: int) -> dict[bytes, int]:
     found: dict[bytes, int] = {}
     for keep_mask_HW in bank.keep_masks(batch_of(count), seed=0, epoch=0)[:, 0].numpy().astype(np.uint8):
         found[keep_mask_HW.tobytes()] = found.get(keep_mask_HW.tobytes(), 0) + 1
@@ -292,7 +292,7 @@ def test_moves_leave_the_choice_and_the_hole_fraction_as_they_are(places):
 
 def test_moves_do_not_go_with_the_choice():
     """Numbers that were used twice would give each mask moves of its own."""
-    bank = MaskBank(np.stack([pack_bits(corner()), pack_bits(1 - corner())]), 9, "cpu", augment=("flip",))
+    bank = KeepMasks(np.stack([pack_bits(corner()), pack_bits(1 - corner())]), 9, "cpu", augment=("flip",))
     batch = batch_of(4000)
     second_B = bank.chosen(batch.key_hash_B, seed=0, epoch=0) == 1
     flipped_B = (bank.keep_masks(batch, seed=0, epoch=0)[:, 0, 0, 0] == 0).numpy() != second_B
@@ -315,7 +315,7 @@ def test_grey_masks_are_handed_out_between_0_and_1(tmp_path, places):
     rng = np.random.default_rng(1)
     levels = [rng.integers(0, 256, (40, 40), dtype=np.uint8) for _ in range(3)]
     write_grey(tmp_path / "soft", levels)
-    bank = MaskBank.open([tmp_path / "soft", places[1]], SIZE, "cpu")
+    bank = KeepMasks.open([tmp_path / "soft", places[1]], SIZE, "cpu")
     assert len(bank) == 10
     batch = batch_of(50)
     chosen_B = bank.chosen(batch.key_hash_B, seed=0, epoch=0)

@@ -147,7 +147,6 @@ def test_sheets_have_a_panel_per_class_and_names_never_collide(tmp_path):
     sheet = draw_sheet("a/b.jpg", photo_HWC, rows, (0, 0, 0))
     one = draw_sheet("a/b.jpg", photo_HWC, rows[:1], (0, 0, 0))
     assert sheet.width == one.width > 3 * 300 and sheet.height > one.height + 180
-    folder = OverlayFolder(tmp_path / "new")
     names = [
         "a/b.jpg",
         "c/b.png",
@@ -157,8 +156,19 @@ def test_sheets_have_a_panel_per_class_and_names_never_collide(tmp_path):
         "shards#key/0",
         "ünï cödé.jpg",
     ]
-    written = [folder.write(name, one) for name in names]
-    assert [path.name for path in written] == [
-        *("b.jpg", "b-2.jpg", "B-3.jpg", "evil.jpg", "photo.jpg", "0.jpg", "ünï_cödé.jpg")
+    folder = OverlayFolder(tmp_path / "new", names)
+    written = [folder.write(name, one) for name in reversed(names)]
+    assert [path.relative_to(tmp_path / "new").as_posix() for path in reversed(written)] == [
+        *("a/b.jpg", "c/b.png.jpg", "C/B.jpg", "image/image/evil.jpg", "https_/x/y/photo.jpg"),
+        *("shards/key/0.jpg", "ünï_cödé.jpg"),
     ]
-    assert all(path.parent == tmp_path / "new" and path.is_file() for path in written)
+    assert all(path.is_file() for path in written)
+
+
+def test_sheets_lie_as_their_photographs_do(tmp_path):
+    names = ["/data/photos/a/x.jpg", "/data/photos/b/x.jpg", "/data/photos/b/X.JPG", "/data/photos/b/x.png"]
+    sheet = draw_sheet("x", np.zeros((2, 2, 3), np.uint8), [Row(None, [])], (0, 0, 0))
+    folder = OverlayFolder(tmp_path, names)
+    written = [folder.write(name, sheet).relative_to(tmp_path).as_posix() for name in names]
+    assert written == ["a/x.jpg", "b/x.jpg", "b/X-2.jpg", "b/x.png.jpg"]
+    assert OverlayFolder(tmp_path / "one", names[:1]).write(names[0], sheet) == tmp_path / "one" / "x.jpg"

@@ -12,7 +12,7 @@ import torch
 
 from msldata.errors import UserError
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.donors import Donors
 from msltrain.stream.keepmasks.objects import Objects
 from msltrain.stream.keepmasks.views import MaskedView, MaskedViews
@@ -102,7 +102,7 @@ def test_seed_epoch_and_key_decide_in_any_batch_and_after_a_resumption(root: Pat
 
 def test_as_published_there_is_nothing_but_the_keep_mask(root: Path):
     view = views(root).of(batch_of(40), seed=0, epoch=0)
-    bank = MaskBank.open([root / "high"], SIZE, "cpu")
+    bank = KeepMasks.open([root / "high"], SIZE, "cpu")
     assert set(parts(view)) == {"keep_mask_B1HW"}
     assert torch.equal(view.keep_mask_B1HW, bank.keep_masks(batch_of(40), seed=0, epoch=0))
 

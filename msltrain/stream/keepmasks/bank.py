@@ -1,6 +1,6 @@
-"""MaskBank: stored keep masks at image size, bit-packed on the device, and which one a sample meets.
+"""KeepMasks: stored keep masks at image size, bit-packed on the device, handed out by key and epoch.
 
-    bank = MaskBank.open("shards/masks/high", image_size=448, device="cuda")
+    bank = KeepMasks.open("shards/masks/high", image_size=448, device="cuda")
     keep_mask_B1HW = bank.keep_masks(batch, seed=0, epoch=3)
     keep_mask_B1HW = bank.of_keys(["000012", "000017"], seed=0, epoch=3)  # for data of one's own
 
@@ -35,7 +35,7 @@ _COLUMNS = ("key", "offset", "length", "crc32")
 _MASKS_PER_TASK, _TASKS_AHEAD = 64, 32
 
 
-class MaskBank:
+class KeepMasks:
     """Keep masks on a device.
 
     Args:
@@ -88,7 +88,7 @@ class MaskBank:
         *,
         limit: int | None = None,
         augment: Sequence[str] = (),
-    ) -> MaskBank:
+    ) -> KeepMasks:
         """Load keep masks, resized to the image size: by nearest pixel, grey ones by the mean of an area.
 
         Args:
@@ -130,13 +130,13 @@ class MaskBank:
                 task.result()
         return cls(stored, image_size, device, grey=grey, augment=augment)
 
-    def within(self, low: float, high: float) -> MaskBank | None:
+    def within(self, low: float, high: float) -> KeepMasks | None:
         """The masks whose hole fraction lies in (low, high], as a bank of their own; None where there are none."""
         which_N = np.flatnonzero((self.hole_fraction_N > low) & (self.hole_fraction_N <= high))
         if not len(which_N):
             return None
         stored = self._stored.cpu().numpy()[which_N]
-        return MaskBank(stored, self.image_size, self.device, grey=self._grey, augment=tuple(self._augment))
+        return KeepMasks(stored, self.image_size, self.device, grey=self._grey, augment=tuple(self._augment))
 
     def chosen(self, key_hash_B: np.ndarray, *, seed: int, epoch: int, lightest: float = 1.0) -> np.ndarray:
         """Number of the mask that each sample meets, int64 (B,); see ``choose``.

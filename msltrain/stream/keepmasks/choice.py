@@ -1,17 +1,17 @@
 """Which keep mask a sample meets: a pure function of (seed, epoch, key), on any rank and after any resumption.
 
-The bank asks it for stored masks, the drawn kinds for the numbers they are drawn by, and the transform, which knows no
-key, with one that chance makes. Legend: B samples.
+Stored masks ask it which one, and of which folder; drawn ones for the numbers they are drawn by; and the transform,
+which knows no key, gives one that chance makes. Legend: B samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from msldata.errors import UserError
-from msltrain.stream.order.random import KEEP_MASK, key_hash, uniform
+from msltrain.stream.order.random import KEEP_MASK, SUBSET, key_hash, uniform
 
 
 def hashes_of(keys: Iterable[str]) -> np.ndarray:
@@ -34,6 +34,18 @@ def hashes_of(keys: Iterable[str]) -> np.ndarray:
 def choose(key_hash_B: np.ndarray, num_masks: int | np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """Number of the mask that each sample meets, int64 (B,), each of its ``num_masks`` as likely as another."""
     return (numbers(key_hash_B, 1, seed=seed, epoch=epoch)[:, 0] * num_masks).astype(np.int64)
+
+
+def choose_folder(key_hash_B: np.ndarray, weights: Sequence[float], *, seed: int, epoch: int) -> np.ndarray:
+    """Number of the folder that each sample's mask is from, int64 (B,); ``len(weights)`` where it stays whole.
+
+    Args:
+        weights: the share of the samples that each folder serves; together 1 at most.
+    """
+    ends = np.cumsum(weights)
+    lot_B = uniform(key_hash_B, seed, epoch, SUBSET, 1)[:, 0]
+    # Shares that add up to 1 but for rounding must leave no image whole.
+    return np.searchsorted(np.where(ends > 1 - 1e-9, 1.0, ends), lot_B, side="right")
 
 
 def numbers(key_hash_B: np.ndarray, count: int, *, seed: int, epoch: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""KeepMasks: what hides parts of a batch's images. One interface for stored, drawn and object-aligned keep masks.
+"""AnyKeepMasks: what hides parts of a batch's images. One interface for stored, drawn and object-aligned keep masks.
 
     keep_masks = open_keep_masks(config, places, shards=shards, stream=stream, device="cuda")
     keep_mask_B1HW = keep_masks.keep_masks(batch, seed=0, epoch=3)
@@ -16,14 +16,14 @@ from typing import Protocol
 import torch
 
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.schedule import MaskSchedule
 from msltrain.stream.keepmasks.shapes import BoxMasks, ObjectMasks, PatchMasks, WholeImages
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.shardset import ShardSet
 
 
-class KeepMasks(Protocol):
+class AnyKeepMasks(Protocol):
     """Hands out keep masks."""
 
     def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
@@ -37,7 +37,7 @@ def open_keep_masks(
     shards: ShardSet,
     stream: StreamConfig,
     device: str | torch.device,
-) -> KeepMasks:
+) -> AnyKeepMasks:
     """The keep masks that ``config`` asks for.
 
     Args:
@@ -53,7 +53,7 @@ def open_keep_masks(
         case "stored":
             if config.subset_weights or config.ramp_epochs:
                 return MaskSchedule.open(config, places, size, device)
-            return MaskBank.open(places, size, device, augment=config.augment)
+            return KeepMasks.open(places, size, device, augment=config.augment)
         case "patch":
             return PatchMasks(size, device, patch_size=config.patch_size, hole_fraction=config.hole_fraction)
         case "box":

@@ -13,8 +13,8 @@ import torch
 
 from msldata.errors import UserError
 from msltrain.stream.config import KeepMaskConfig
-from msltrain.stream.keepmasks.bank import MaskBank
-from msltrain.stream.order.random import SUBSET, uniform
+from msltrain.stream.keepmasks.bank import KeepMasks
+from msltrain.stream.keepmasks.choice import choose_folder
 from msltrain.stream.pixels.batch import Batch
 
 
@@ -27,9 +27,9 @@ class MaskSchedule:
         ramp_epochs: see ``KeepMaskConfig``.
     """
 
-    def __init__(self, banks: Sequence[MaskBank], weights: Sequence[float], ramp_epochs: int):
+    def __init__(self, banks: Sequence[KeepMasks], weights: Sequence[float], ramp_epochs: int):
         self._banks, self._ramp_epochs = list(banks), ramp_epochs
-        self._ends = np.cumsum(weights)
+        self._weights = tuple(weights)
 
     @classmethod
     def open(
@@ -39,31 +39,29 @@ class MaskSchedule:
 
         Raises:
             UserError: not as many weights as folders, or no folder.
-            FormatError, StorageError, FileNotFoundError: as ``MaskBank.open``.
+            FormatError, StorageError, FileNotFoundError: as ``KeepMasks.open``.
         """
         if not config.subset_weights:  # a ramp alone: all masks as one set
-            return cls([MaskBank.open(places, image_size, device, augment=config.augment)], [1.0], config.ramp_epochs)
+            return cls([KeepMasks.open(places, image_size, device, augment=config.augment)], [1.0], config.ramp_epochs)
         if len(config.subset_weights) != len(places):
             raise UserError(
                 f"keep_mask.subset_weights has {len(config.subset_weights)} numbers for {len(places)} folders of "
                 "data.keep_masks; give one for each folder, in the same order"
             )
-        banks = [MaskBank.open([place], image_size, device, augment=config.augment) for place in places]
+        banks = [KeepMasks.open([place], image_size, device, augment=config.augment) for place in places]
         return cls(banks, config.subset_weights, config.ramp_epochs)
 
     def __len__(self) -> int:
         return sum(map(len, self._banks))
 
     def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
-        """See ``KeepMasks``."""
+        """See ``AnyKeepMasks``."""
         lightest = min(1.0, (epoch + 1) / self._ramp_epochs) if self._ramp_epochs else 1.0
-        lot_B = uniform(batch.key_hash_B, seed, epoch, SUBSET, 1)[:, 0]
-        # Shares that add up to 1 but for rounding must leave no image whole.
-        subset_B = np.searchsorted(np.where(self._ends > 1 - 1e-9, 1.0, self._ends), lot_B, side="right")
+        folder_B = choose_folder(batch.key_hash_B, self._weights, seed=seed, epoch=epoch)
         size, device = self._banks[0].image_size, self._banks[0].device
-        keep_mask_B1HW = torch.ones((len(lot_B), 1, size, size), device=device)
+        keep_mask_B1HW = torch.ones((len(folder_B), 1, size, size), device=device)
         for number, bank in enumerate(self._banks):
-            row_b = np.flatnonzero(subset_B == number)
+            row_b = np.flatnonzero(folder_B == number)
             if len(row_b):
                 masks = bank.of_hashes(batch.key_hash_B[row_b], seed=seed, epoch=epoch, lightest=lightest)
                 keep_mask_B1HW[torch.from_numpy(row_b).to(device)] = masks

@@ -27,7 +27,7 @@ class WholeImages:
         self._device = device
 
     def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
-        """See ``KeepMasks``."""
+        """See ``AnyKeepMasks``."""
         return torch.ones((len(batch.keys), 1, *self._shape), device=self._device)
 
 
@@ -54,7 +54,7 @@ class PatchMasks:
         self._device = device
 
     def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
-        """See ``KeepMasks``."""
+        """See ``AnyKeepMasks``."""
         lot_BN = numbers(batch.key_hash_B, self._side**2, seed=seed, epoch=epoch)
         patch_BN = np.ones(lot_BN.shape, dtype=np.float32)
         hidden = np.argsort(lot_BN, axis=1, kind="stable")[:, : self._num_hidden]
@@ -75,7 +75,7 @@ class BoxMasks:
         self._size, self._hole_fraction, self._device = image_size, hole_fraction, device
 
     def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
-        """See ``KeepMasks``."""
+        """See ``AnyKeepMasks``."""
         shape_B, down_B, across_B = numbers(batch.key_hash_B, 3, seed=seed, epoch=epoch).T
         longest = min(_LONGEST_BOX, 1 / self._hole_fraction)
         ratio_B = longest ** (2 * shape_B - 1)
@@ -109,7 +109,7 @@ class ObjectMasks:
             )
 
     def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
-        """See ``KeepMasks``."""
+        """See ``AnyKeepMasks``."""
         sample_P, object_P = self._objects.of(batch)
         box_P4 = self._objects.boxes(batch, sample_P, object_P, self._image_size)
         shown_P = (box_P4[:, :2] < box_P4[:, 2:]).all(axis=1) & ~self._objects.crowd_M[object_P]

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from msldata.errors import UserError
 from msldata.storage import Location
-from msltrain.stream.keepmasks.bank import MaskBank
+from msltrain.stream.keepmasks.bank import KeepMasks
 
 
 class IrregularHoles(v2.Transform):
@@ -43,18 +43,18 @@ class IrregularHoles(v2.Transform):
 
     def __init__(
         self,
-        keep_masks: Location | Sequence[Location] | MaskBank,
+        keep_masks: Location | Sequence[Location] | KeepMasks,
         image_size: int | None = None,
         *,
         augment: Sequence[str] = (),
     ):
         super().__init__()
-        if isinstance(keep_masks, MaskBank):
+        if isinstance(keep_masks, KeepMasks):
             self.keep_masks = keep_masks
         elif image_size is None:
             raise UserError("IrregularHoles needs image_size, the side of the images in pixels, to open keep masks")
         else:
-            self.keep_masks = MaskBank.open(keep_masks, image_size, augment=augment)
+            self.keep_masks = KeepMasks.open(keep_masks, image_size, augment=augment)
 
     def forward(self, image: Any, *others: Any) -> tuple[Any, ...]:
         """Hide parts of an image.

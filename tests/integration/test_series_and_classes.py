@@ -1,0 +1,150 @@
+"""A series as one model, training data as such, the held-out part without naming data, classes matched by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from msldata.contract.manifest import read_manifest
+from msldata.contract.publish import write_manifest
+from msldata.storage import LocalStorage
+from msltrain.__main__ import app
+from msltrain.measures.predictions import read_predictions
+from tests.smallshards import photo, write_images, write_keep_masks
+
+
+def msl(*command: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": "300"})
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("series")
+    write_images(root / "train", [30], with_objects=True)
+    write_images(root / "test", [12], with_objects=True)
+    manifest = read_manifest(LocalStorage(root / "test"))
+    write_manifest(LocalStorage(root / "test"), replace(manifest, split="test"))
+    write_keep_masks(root / "high", [np.eye(32, dtype=np.uint8)] * 2)
+    (root / "a.jpg").write_bytes(photo(1))
+    settings = ("stream.image_size=32", "model.backbone=test_efficientnet", "run.device=cpu", "optim.num_epochs=1")
+    places = ("--data", root / "train", "--keep-masks", root / "high", "--run", root / "runs")
+    changed = (part for one in settings for part in ("--set", one))
+    msl("train", "--recipe", "smoke", *places, "--seeds", "0,1", *changed)
+    return root
+
+
+def test_evaluate_measures_a_series(place, tmp_path):
+    where = ("--data", place / "test", "--device", "cpu")
+    said = msl("evaluate", "--checkpoint", place / "runs", *where, "--json", tmp_path / "all.json")
+    content = json.loads((tmp_path / "all.json").read_text())
+    single = []
+    for seed in (0, 1):
+        msl("evaluate", "--checkpoint", place / "runs" / f"seed{seed}", *where, "--json", tmp_path / "one.json")
+        single.append(json.loads((tmp_path / "one.json").read_text())["metrics"]["mAP_by_kind"]["msl"])
+    summary = content["summary"]["mAP"]
+    assert (summary["mean"], summary["standard_deviation"]) == pytest.approx(
+        (statistics.fmean(single), statistics.stdev(single))
+    )
+    assert "seed0" in said and f"{100 * summary['mean']:.2f} ± {100 * summary['standard_deviation']:.2f}" in said
+    assert "leave --out away" in msl(
+        "evaluate", "--checkpoint", place / "runs", *where, "--out", tmp_path / "x", code=2
+    )
+
+
+def test_predict_takes_a_series(place, tmp_path):
+    for name, run in (("all", "runs"), ("one", "runs/seed0"), ("two", "runs/seed1")):
+        arguments = ("--checkpoint", place / run, "--out", tmp_path / f"{name}.json", "--top-k", 3)
+        said = msl("predict", place / "a.jpg", *arguments)
+        assert "mean of 2 runs" in said or name != "all"
+    together, one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("all", "one", "two"))
+    for name in ("bird", "boat", "cat"):
+        values = [one["scores"][name], two["scores"][name]]
+        assert together["scores"][name] == pytest.approx(statistics.fmean(values))
+        assert together["score_sd"][name] == pytest.approx(statistics.stdev(values))
+    assert " ± " in msl("predict", place / "a.jpg", "--checkpoint", place / "runs")
+
+
+def test_report_takes_a_series(place, tmp_path):
+    said = msl(
+        "report", "--run", place / "runs", "--data", place / "test", "--out", tmp_path / "p.html", "--device", "cpu"
+    )
+    assert "mean ± standard deviation of 2 runs: mAP" in said
+    assert "runs seed0" in (tmp_path / "p.html").read_text()
+
+
+def test_the_training_data_is_called_so(place):
+    run = ("--checkpoint", place / "runs" / "seed0", "--device", "cpu")
+    assert "is what this model was trained on" in msl("evaluate", *run, "--data", place / "train")
+    assert "was trained on" not in msl("evaluate", *run, "--data", place / "test")
+    assert "was trained on" not in msl("evaluate", *run, "--data", place / "train", "--held-out")
+
+
+def test_held_out_needs_no_data(place):
+    said = msl("evaluate", "--checkpoint", place / "runs" / "seed0", "--held-out", "--device", "cpu")
+    assert "train-held-out.parquet" in said
+    assert "--data SHARDS or --held-out" in msl("evaluate", "--checkpoint", place / "runs" / "seed0", code=2)
+
+
+def relabelled(place: Path, folder: Path, classes: tuple[str, ...]) -> Path:
+    """The test shards under other names: index and names are changed together, so what a sample shows stays."""
+    from msldata.build.writer import ShardWriter
+    from msldata.contract.format import encode_target, read_index
+    from msldata.contract.tar import walk_tar
+
+    storage = LocalStorage(place / "test")
+    manifest = read_manifest(storage)
+    (shard,) = manifest.shards
+    number = {
+        manifest.classes.index(name): position for position, name in enumerate(classes) if name in manifest.classes
+    }
+    data = storage.read(shard.name)
+    files = {item.name: data[item.offset : item.offset + item.length] for item in walk_tar(data)}
+    with ShardWriter(LocalStorage(folder), shard.name, kind=manifest.kind, plan="test") as writer:
+        for row in read_index(storage, manifest, shard).to_pylist():
+            key = row.pop("key")
+            for name in ("positives", "ignored"):
+                row[name] = sorted(number[one] for one in row[name])
+            for thing in row["objects"]:
+                thing["class_index"] = number[thing["class_index"]]
+            kept = {name: value for name, value in row.items() if name not in ("offset", "length", "crc32")}
+            target = encode_target(row["positives"], len(classes))
+            writer.add(key, [(".jpg", files[f"{key}.jpg"]), (".json", b"{}"), (".target.npy", target)], kept)
+        shards = (writer.publish(),)
+    write_manifest(LocalStorage(folder), replace(manifest, classes=classes, shards=shards, label_histogram={}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (("cat", "bird", "boat"), "another order than the model's; they are matched by name"),
+        (("ant", "bird", "boat", "cat"), "1 of 4 classes are left out, which the model does not know: ant"),
+        (("cat", "zebra", "boat", "bird"), "another order"),
+    ],
+)
+def test_classes_are_matched_by_name(place, tmp_path, classes, said):
+    run = ("--checkpoint", place / "runs" / "seed0", "--device", "cpu", "--data")
+    other = relabelled(place, tmp_path / "other", classes)
+    assert said in msl("evaluate", *run, other, "--out", tmp_path / "other.parquet")
+    msl("evaluate", *run, place / "test", "--out", tmp_path / "same.parquet")
+    found, wanted = (read_predictions(tmp_path / f"{name}.parquet") for name in ("other", "same"))
+    assert found.classes == wanted.classes and np.array_equal(found.logit_NK, wanted.logit_NK)
+    assert np.array_equal(found.target_NK, wanted.target_NK) and np.array_equal(found.ignore_NK, wanted.ignore_NK)
+    assert np.array_equal(found.objects.area_NK, wanted.objects.area_NK)
+
+
+def test_a_class_that_is_missing_is_refused(place, tmp_path):
+    shutil.copytree(place / "test", tmp_path / "other")
+    manifest = read_manifest(LocalStorage(place / "test"))
+    write_manifest(LocalStorage(tmp_path / "other"), replace(manifest, classes=("bird", "boat", "dog")))
+    run = ("--checkpoint", place / "runs" / "seed0", "--device", "cpu", "--data", tmp_path / "other")
+    assert "the data lacks cat" in msl("evaluate", *run, code=2)
