@@ -30,7 +30,7 @@ def open_source(
     """Open one split of a labelled dataset, such as VOC, COCO or a table of one's own.
 
     Args:
-        kind: voc2007, voc2012, coco2014, coco, wider, table, folders or datumaro.
+        kind: voc2007, voc2012, coco2014, coco, wider, table, folders (one per class) or datumaro.
         place: the dataset's folder; of a table, and of a COCO file of one's own, the file.
         split: one that the kind has; of a table any name.
         name: what the shards call the dataset; default: the kind.
