@@ -364,6 +364,14 @@ def test_a_label_column_among_columns_of_0_and_1_is_a_doubt(tmp_path):
     assert read(path, options) == {"all": {"a.jpg": ["label", "text"], "b.jpg": ["logo", "text"]}}
 
 
+def test_a_column_of_classes_with_another_number_is_not_left_alone(tmp_path):
+    images(tmp_path, *AB, "c.jpg")
+    path = write(tmp_path / "t.csv", "image,cat,dog,age\na.jpg,1,0,7\nb.jpg,0,2,31\nc.jpg,0,1,8\n")
+    run = CliRunner().invoke(app, ["build-shards", str(path)])
+    assert run.exit_code == 2 and "line 3: column 'dog' holds '2' among 0 and 1" in run.output, run.output
+    assert list(read(path, SourceOptions(labels_columns=("cat",)))["all"].values()) == [["cat"], [], []]
+
+
 @pytest.mark.parametrize(
     ("cells", "positives"),
     [
