@@ -15,11 +15,17 @@ if TYPE_CHECKING:
     from msldata.contract.manifest import Manifest
     from msldata.inspect.describe import Description
     from msldata.inspect.verify import Verification
-    from msldata.sources.source import Source
+    from msldata.sources.source import Source, SourceOptions
 
 
 def open_source(
-    kind: str, place: Location, split: str, *, name: str | None = None, classes: Location | None = None
+    kind: str,
+    place: Location,
+    split: str,
+    *,
+    name: str | None = None,
+    classes: Location | None = None,
+    options: SourceOptions | None = None,
 ) -> Source:
     """Open one split of a labelled dataset, such as VOC, COCO or a table of one's own.
 
@@ -29,6 +35,7 @@ def open_source(
         split: one that the kind has; of a table any name.
         name: what the shards call the dataset; default: the kind.
         classes: of a table, a file with one class name a line; default: its labels, sorted.
+        options: what else there is to say of it: columns, separators, what labels are.
 
     Raises:
         UserError: an unknown kind or split. FileNotFoundError: the dataset is not there. BadInputError: a list or
@@ -40,8 +47,9 @@ def open_source(
         print(record.key, [source.labels.classes[index] for index in record.positives])
     """
     from msldata.sources.kinds import open_source
+    from msldata.sources.source import NO_OPTIONS
 
-    return open_source(kind, place, split, name, classes)
+    return open_source(kind, place, split, name, classes, options or NO_OPTIONS)
 
 
 def build_shards(

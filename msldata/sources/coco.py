@@ -179,7 +179,7 @@ def available_splits_2014(root: Location) -> tuple[str, ...]:
 def recognise(root: Location) -> Likeness | None:
     """COCO's layout at ``root``, or one JSON of annotations in it."""
     if not _is_file(root):
-        splits = available_splits(root)
+        splits = available_splits(root) if open_storage(root).can_list else ()
         return Likeness.of(2, "COCO layout", splits, _num_classes(root, annotation_file(splits[0]))) if splits else None
     place, name = split_location(root)
     num_classes = _num_classes(str(root).rpartition("/")[0] or ".", name) if place.path() is not None else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from msldata.errors import UserError
 from msldata.sources import class_folders, coco, datumaro_formats, voc, wider
@@ -20,6 +20,7 @@ from msldata.sources.source import (
     split_location,
 )
 from msldata.sources.tables import table
+from msldata.storage import open_storage
 
 __all__ = [
     "DEFAULT_SPLITS",
@@ -229,7 +230,10 @@ def recognise(source: Location) -> tuple[str, str]:
             seen.append((name, likeness))
     if not seen:
         known = "\n".join(f"  {name:9} {kind.layout}" for name, kind in KINDS.items())
-        raise UserError(f"{source}: not taken for any kind of dataset; known are\n{known}\nor name one with --dataset")
+        raise UserError(
+            f"{source}: not taken for any kind of dataset{_hint(source)}; known are\n{known}\n"
+            "or name one with --dataset"
+        )
     seen.sort(key=lambda entry: -entry[1].certainty)
     (name, best), *others = seen
     if others and others[0][1].certainty == best.certainty:
@@ -239,6 +243,16 @@ def recognise(source: Location) -> tuple[str, str]:
         raise UserError(f"{source}: could be several kinds of dataset; say which\n{choices}")
     doubt = f"; or {others[0][1].sees}: --dataset {others[0][0]}" if others and best.certainty < 3 else ""
     return name, f"{source}: {best.sees}{doubt}"
+
+
+def _hint(source: Location) -> str:
+    """What lies there that may be meant."""
+    place = open_storage(source)
+    names = [info.name for info in place.list_files() if "/" not in info.name] if place.can_list else []
+    if any(name.endswith(".tar") for name in names):
+        return f" (it holds tars: msl index {source})"
+    tables = sorted(name for name in names if PurePosixPath(name).suffix.lower() in table.SUFFIXES)
+    return f" (if one of its tables is meant, name it: {', '.join(tables[:6])})" if tables else ""
 
 
 def _check_options(dataset: str, options: SourceOptions) -> None:

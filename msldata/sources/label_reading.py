@@ -20,10 +20,14 @@ Example = tuple[str, tuple[Label, ...]]
 MAX_CLASSES = 2**15
 """As many as the index columns of 16 bits can name."""
 
+_VECTOR_TEXTS = frozenset({"0", "1", "-1", "0.0", "1.0", "-1.0"})
 _NUMBER = re.compile(r"[+-]?\d{1,9}(\.0*)?")
 _PROVEN = ";|"
-_SUSPECT_EVERYWHERE = ",#\t"
+_SUSPECT_EVERYWHERE = ",#\t\n，；、"
 _SUSPECT_WHERE_PARTS_RECUR = "/+&: "
+_SUSPECT_BETWEEN_NAMES = "-_.\\"
+"""Common inside of names: only where all that stands between them are names by themselves."""
+_TRUTH = frozenset({"true", "false", "yes", "no"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,8 @@ class LabelSurvey:
     def add(self, place: str, value: Any) -> None:
         """Take a value into account. Raises ValueError when it can be no label."""
         parts = parse_value(value, self.separator)
+        if parts and len(parts) > 1 and all(str(part) in _VECTOR_TEXTS for part in parts):
+            parts = tuple(int(float(part)) for part in parts)
         self.num_values += 1
         if not parts:
             self.num_missing += 1
@@ -256,7 +262,16 @@ def _decide_kind(survey: LabelSurvey, where: str, classes: Sequence[str] | None,
         raise _two_ways(where, "names and numbers", [names[0], numbers[0]], "--labels-are names takes all for names")
     numbers += [examples[1] for examples in survey.vectors.values() if len(examples) > 1]
     if names:
+        truths = [(place, cell) for cell, place in survey.cells.items() if cell.lower() in _TRUTH]
+        if truths and len(truths) == len(survey.cells):
+            raise _two_ways(
+                where, "truth values, which name no class", truths, "--labels-are names takes them for names"
+            )
         return "names"
+    padded = [(place, cell) for cell, place in survey.cells.items() if re.match(r"[+-]?0\d", cell)]
+    if padded:
+        settles = "--labels-are names takes them for names as they stand, --labels-are indices for numbers"
+        raise _two_ways(where, "numbers with leading zeros", [*padded, *numbers], settles)
     if classes is not None and not survey.vectors and not vectors:
         counted = [str(number) for number in range(len(classes))]
         if list(classes) != counted and survey.atoms() and set(classes).issuperset(map(str, survey.atoms())):
@@ -316,16 +331,17 @@ def _decide_separators(survey: LabelSurvey, where: str, classes: Sequence[str] |
                 return choice
     whole = {name: place for cell, place in survey.cells.items() for name in _split(cell, proven)}
     listed = {str(part): place for parts, place in survey.lists.items() for part in parts}
-    for character in _SUSPECT_EVERYWHERE + _SUSPECT_WHERE_PARTS_RECUR:
-        if proven and character in _SUSPECT_WHERE_PARTS_RECUR:
-            continue
-        sure_sign = character in _SUSPECT_EVERYWHERE and not proven
-        found = _joined(whole, character, whole, sure_sign)
-        if found is None and character in _SUSPECT_EVERYWHERE + _PROVEN:
-            found = _joined(listed, character, whole | listed, False)
+    for character in _SUSPECT_EVERYWHERE + _SUSPECT_WHERE_PARTS_RECUR + _SUSPECT_BETWEEN_NAMES:
+        found = None
+        if character in _SUSPECT_EVERYWHERE:
+            found = _joined(whole, character, whole, "parts recur" if proven else "always")
+            found = found or _joined(listed, character, whole | listed, "parts recur")
+        elif not proven:
+            need = "parts are names" if character in _SUSPECT_BETWEEN_NAMES else "parts recur"
+            found = _joined(whole, character, whole, need)
         if found is not None:
             others = [(place, name) for name, place in (whole | listed).items() if name != found[1]]
-            typed = f"'{character}'" if character != "\t" else "$'\\t'"
+            typed = {"\t": "$'\\t'", "\n": "$'\\n'"}.get(character, f"'{character}'")
             raise _two_ways(
                 where,
                 f"names that may be separated by {_name_of(character)}",
@@ -340,22 +356,27 @@ def _split(cell: str, separators: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _joined(
-    names: Mapping[str, str], character: str, known: Mapping[str, str], sure_sign: bool
-) -> tuple[str, str] | None:
-    """The first name that looks like several, with its place: a part of it occurs elsewhere too, or need not."""
+def _joined(names: Mapping[str, str], character: str, known: Mapping[str, str], need: str) -> tuple[str, str] | None:
+    """The first name that looks like several, with its place: where all its parts are names themselves, where one
+    occurs elsewhere too, or always."""
     candidates = {name: set(_split(name, character)) for name in names if character in name}
-    if sure_sign:
+    if need == "always":
         return next(((names[name], name) for name, parts in candidates.items() if parts), None)
     uses = Counter(part for parts in candidates.values() for part in parts)
     for name, parts in candidates.items():
-        if len(parts) > 1 and any(part in known or uses[part] > 1 for part in parts):
+        if len(parts) < 2:
+            continue
+        if need == "parts are names":
+            alike = parts.issubset(known)
+        else:
+            alike = any(part in known or uses[part] > 1 for part in parts)
+        if alike:
             return names[name], name
     return None
 
 
 def _name_of(character: str) -> str:
-    return {" ": "a space", "\t": "a tab"}.get(character, character)
+    return {" ": "a space", "\t": "a tab", "\n": "a line break"}.get(character, character)
 
 
 def _two_ways(where: str, what: str, samples: Sequence[tuple[str, Any]], settles: str) -> UserError:

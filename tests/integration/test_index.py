@@ -348,6 +348,7 @@ def found_labels(folder: Path) -> list[tuple[list[int], list[int]]]:
     ("suffix", "values", "positives", "reading"),
     [
         ("json", [[0, 1, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], [[1, 4], [0], []], "multi-hot vectors of 5"),
+        ("json", [["0", "1", "0"], ["1", "1", "0"]], [[1], [0, 1]], "multi-hot vectors of 3"),
         ("json", [[True, False], [False, True]], [[0], [1]], "multi-hot vectors of 2"),
         ("json", [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]], [[0, 2], []], "multi-hot vectors of 3"),
         ("json", [[0, 3], [1], []], [[0, 3], [1], []], "class indices"),

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from msldata.build.shards import build_shards, plan_build
 from msldata.errors import BadInputError, UserError
-from msldata.sources.kinds import open_source, select_sources
+from msldata.sources.kinds import open_source, recognise, select_sources
 from msldata.storage import LocalStorage
 from msltrain.__main__ import app
 from tests import webserver
@@ -116,6 +116,16 @@ def test_the_same_shards_from_a_bucket_and_from_the_web(kind, s3, web, tmp_path,
     assert build(dataset, f"{place}{below}", split, tmp_path / "bucket") == wanted
     assert build(dataset, f"{web.url}/sets{below}", split, tmp_path / "web") == wanted
     assert build(dataset, Path(f"{root}{below}"), split, tmp_path / "path") == wanted
+
+
+def test_remote_places_are_recognised(kind, s3, web, request):
+    dataset, root, below, _, _ = kind
+    place = put_into(s3, root, f"seen-{request.node.callspec.id.replace(' ', '-')}")
+    web.files.update({f"/sets/{name}": data for name, data in contents(root).items()})
+    wanted = {"coco": "coco" if below else "coco2014"}.get(dataset, dataset)
+    for source in (f"{place}{below}", f"{web.url}/sets{below}"):
+        found, sentence = recognise(source)
+        assert found == wanted and sentence.startswith(f"{source}: ")
 
 
 def test_a_missing_image_is_named(kind, s3, tmp_path, request):

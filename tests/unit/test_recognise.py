@@ -45,6 +45,12 @@ def test_a_doubt_or_nothing_is_said(tmp_path):
         recognise(tmp_path / "nothing")
     with pytest.raises(UserError, match="not taken for any kind of dataset; known are\n  voc2007 "):
         recognise(tmp_path)
+    (tmp_path / "train.csv").write_text("image,labels\n")
+    with pytest.raises(UserError, match=r"if one of its tables is meant, name it: train\.csv"):
+        recognise(tmp_path)
+    (tmp_path / "a.tar").write_bytes(b"")
+    with pytest.raises(UserError, match="it holds tars: msl index "):
+        recognise(tmp_path)
     make_voc(tmp_path, 3)
     make_coco(tmp_path / "coco", IMAGES, BOXES, CATEGORIES)
     with pytest.raises(UserError, match=r"(?s)say which\n  --dataset voc2007 .*\n  --dataset coco2014 "):

@@ -84,8 +84,9 @@ def choose_columns(
     ignored = next((by_name[name] for name in _IGNORED if name in by_name), "")
     free = [name for name in columns if name not in (image, split, ignored)]
     binary = [name for name in free if not _NO_CLASS.fullmatch(plain(name)) and _is_binary(name, rows)]
-    named = labels[0] if len(labels) == 1 else ""
-    one_hot = tuple(labels) if len(labels) > 1 else ()
+    # One column of 0 and 1 that is called after a class holds that class; one called "label" holds class indices.
+    alone = len(labels) == 1 and not (labels[0] in binary and plain(labels[0]) not in _LABELS)
+    named, one_hot = (labels[0], ()) if alone else ("", tuple(labels))
     if not labels:
         named = next((by_name[name] for name in _LABELS if by_name.get(name) in free), "")
         if named in binary and len(binary) > 1:
@@ -94,6 +95,8 @@ def choose_columns(
                 f"say which with --labels-column '{named}', or with a --labels-column for each"
             )
         one_hot = () if named else tuple(binary)
+        for name in [name for name in free if one_hot and name not in binary]:
+            _refuse_almost_binary(name, rows)
     if not named and not one_hot:
         raise ValueError(
             f"no column 'labels' and no columns of 0 and 1 among {_some(columns)}; name it with --labels-column"
@@ -120,6 +123,18 @@ def plain(name: str) -> str:
 def _is_binary(column: str, rows: Sequence[Row]) -> bool:
     values = {str("" if (cell := cells.get(column)) is None else cell).strip().lower() for _, cells in rows}
     return values <= _BINARY and not values <= {"", "nan", "none"}
+
+
+def _refuse_almost_binary(column: str, rows: Sequence[Row]) -> None:
+    """Raise ValueError for a column of 0 and 1 with a few other numbers: left alone, a class would be lost."""
+    cells = [(place, str("" if cells.get(column) is None else cells[column]).strip()) for place, cells in rows]
+    odd = [(place, cell) for place, cell in cells if cell.lower() not in _BINARY]
+    numeric = all(re.fullmatch(r"[+-]?\d*\.?\d+", cell) for _, cell in odd)
+    if odd and numeric and len(odd) * 2 < sum(cell != "" for _, cell in cells):
+        raise ValueError(
+            f"{odd[0][0]}: column '{column}' holds {odd[0][1]!r} among 0 and 1; mend it, or name the columns of "
+            "classes, each with --labels-column"
+        )
 
 
 def _split_column(by_name: dict[str, str], rows: Sequence[Row]) -> str:

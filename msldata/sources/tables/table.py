@@ -41,6 +41,7 @@ _NAMES = (
     *("labels.csv", "labels.tsv", "labels.jsonl", "labels.json"),
 )
 """Names of tables that lie in the folder of their images, as Roboflow and Hugging Face have it."""
+_JSON_START = 1 << 16
 _HUB_FILE = re.compile(r"(data/)?(?P<split>[A-Za-z0-9_]+)-\d{5}-of-\d{5}\.parquet")
 
 
@@ -149,12 +150,17 @@ def _is_file(path: Location) -> bool:
 
 
 def _is_json_table(path: Location) -> bool:
+    """Whether a JSON file begins like a list of rows, or like FiftyOne's labels, and not like COCO's annotations."""
     folder, name = split_location(path)
     local = folder.path(name)
-    if local is None or not local.is_file():
-        return True
-    with open(local, "rb") as file:
-        start = file.read(1 << 16).lstrip(b"\xef\xbb\xbf \r\n\t")
+    if local is not None and not local.is_file():
+        return True  # that it is missing is said when it is read
+    size = local.stat().st_size if local is not None else _JSON_START
+    try:
+        start = folder.read_ranges(name, [0], [min(size, _JSON_START)])[0] if size else b""
+    except UserError:  # a remote file that is shorter
+        start = folder.read(name)
+    start = start.lstrip(b"\xef\xbb\xbf \r\n\t")
     return start.startswith(b"[") or re.search(rb'"labels"\s*:\s*\{', start) is not None
 
 
@@ -415,7 +421,7 @@ def _decide(
                     what = (
                         f"unknown label '{label}'"
                         if isinstance(label, str)
-                        else f"class index {label} of {len(labels)}"
+                        else f"class index {label} of {len(labels)} (they count from 0)"
                     )
                     hint = f"add it to {options.classes}, or mend the line"
                     raise BadInputError(where, f"{row.place}: {what}", hint if listed is not None else HINT)
