@@ -36,10 +36,10 @@ def report(
     from msltrain.report.gather import gather_runs, name_of
     from msltrain.runs.places import find_series, run_folder
 
-    series = {path: find_series(path) for path in run}
-    run = [one for path in run for one in series[path] or [path]]
+    series = [(path, find_series(path)) for path in run]
+    run = [one for path, members in series for one in members or [path]]
     default = [
-        f"{path.name} {one.name}" if series[path] else name_of(one) for path in series for one in series[path] or [path]
+        f"{path.name} {one.name}" if members else name_of(one) for path, members in series for one in members or [path]
     ]
     names = name or default
     if len(names) != len(run):
@@ -59,7 +59,7 @@ def report(
     for file in (page, page.with_suffix(".md"), page.with_suffix(".json")):
         show(out, (file, "green"))
     start = 0
-    for path, members in series.items():
+    for path, members in series:
         found = [compute_metrics(one.clean).summary() for one in runs[start : start + len(members)]]
         start += len(members) or 1
         if found:
