@@ -147,12 +147,13 @@ def _voc(train: str, epochs: int, size: int, *more: str, lite: bool = False) -> 
             "run.log_every=50",
             *more,
         ),
-        views=("whole", "low", "high") if size >= 160 else ("whole", "high"),
+        views=("whole", "low", "high") if (train == "voc" and size >= 160) or size >= 224 else ("whole", "high"),
     )
 
 
 STAGES = {
     "small": _voc("voc400", 12, 128),
+    "small160": _voc("voc400", 12, 160),
     "full": _voc("voc", 8, 128),
     "full160": _voc("voc", 8, 160),
     "full224": _voc("voc", 8, 224),

@@ -138,7 +138,7 @@ class SiameseStep(nn.Module):
         if not loss.has_masked_branch:
             with self._passage.of("clean"):
                 clean_logit_BK = _checked(self.recogniser(image_BCHW), target_BK)
-            clean = self._recognition(clean_logit_BK, target_BK, ignore_BK)
+            clean = self._recognition(clean_logit_BK, target_BK, ignore_BK, smoothing=loss.label_smoothing)
             return {"total": loss.clean_weight * loss.scale * clean, "clean": clean}
         if keep_mask_B1HW is None:
             raise UserError(
@@ -154,8 +154,11 @@ class SiameseStep(nn.Module):
         clean_logit_BK = _checked(clean_logit_BK, target_BK)
         masked_logit_bK = _checked(masked_logit_bK, view.target_BK)
         beside_logit_bK = clean_logit_BK if row_b is None else clean_logit_BK[row_b]
-        clean = self._recognition(clean_logit_BK, target_BK, ignore_BK)
-        masked = self._recognition(masked_logit_bK, self._masked_target(view, beside_logit_bK), view.ignore_BK)
+        clean = self._recognition(clean_logit_BK, target_BK, ignore_BK, smoothing=loss.label_smoothing)
+        smoothing = loss.label_smoothing if loss.masked_target == "labels" else 0.0
+        masked = self._recognition(
+            masked_logit_bK, self._masked_target(view, beside_logit_bK), view.ignore_BK, smoothing=smoothing
+        )
         consistency = consistency_loss(
             beside_logit_bK.detach() if loss.stop_gradient == "clean" else beside_logit_bK,
             masked_logit_bK.detach() if loss.stop_gradient == "masked" else masked_logit_bK,
@@ -210,14 +213,16 @@ class SiameseStep(nn.Module):
         clean_logit_BK, masked_logit_BK = joined_logit_BK.split((num_images, num_masked))
         return clean_logit_BK, masked_logit_BK
 
-    def _recognition(self, logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None) -> Tensor:
+    def _recognition(
+        self, logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None, *, smoothing: float
+    ) -> Tensor:
         weight_BK = None
         if self._positive_weight_K is not None:
             weight_BK = 1 + (self._positive_weight_K - 1) * target_BK
         if self._class_weight_K is not None:
             weight_BK = self._class_weight_K * (torch.ones_like(target_BK) if weight_BK is None else weight_BK)
-        if self.loss.label_smoothing:
-            target_BK = target_BK * (1 - self.loss.label_smoothing) + self.loss.label_smoothing / 2
+        if smoothing:
+            target_BK = target_BK * (1 - smoothing) + smoothing / 2
         if self.loss.recognition == "bce":
             return recognition_loss(logit_BK, target_BK, ignore_BK, weight_BK)
         return asymmetric_loss(

@@ -68,6 +68,13 @@ def test_the_whole_images_prediction_is_a_target_that_the_masked_branch_does_not
     torch.testing.assert_close(network.weight.grad, weight.grad)
 
 
+def test_a_soft_target_is_not_smoothed():
+    plain, _ = step(masked_target="whole_image")
+    smoothed, _ = step(masked_target="whole_image", label_smoothing=0.1)
+    assert torch.equal(smoothed["masked"], plain["masked"])
+    assert not torch.equal(smoothed["clean"], plain["clean"])
+
+
 def test_weights_may_be_normalised_to_the_baselines_rate():
     for alpha in ((0.3, 0.2, 0.5), (1.0, 1.0, 0.0), (0.0, 0.0, 2.0)):
         names = ("clean_weight", "masked_weight", "consistency_weight")
