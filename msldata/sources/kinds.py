@@ -24,6 +24,7 @@ from msldata.sources.tables import table
 __all__ = [
     "DEFAULT_SPLITS",
     "KINDS",
+    "PUBLISHED",
     "FoundSource",
     "Source",
     "find_sources",
@@ -111,6 +112,14 @@ KINDS: Mapping[str, SourceKind] = {
         takes=("format",),
     ),
 }
+
+PUBLISHED: Mapping[tuple[str, str], int] = {
+    ("voc2007", "trainval"): 5011,
+    ("voc2007", "test"): 4952,
+    ("coco2014", "train"): 82081,
+    ("coco2014", "val"): 40137,
+}
+"""Images per split as the paper counts them: of COCO-2014 only those with annotations."""
 
 DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for name, kind in KINDS.items()}
 """The splits that are built when none is named: all there is, once."""

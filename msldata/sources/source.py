@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from msldata.contract.format import check_key
+from msldata.contract.format import check_key, make_key
 from msldata.contract.records import LabelSpace, Record
-from msldata.errors import UserError
+from msldata.errors import BadInputError, UserError
 from msldata.storage import LocalStorage, Location, Storage, open_storage
 
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif .heic .heif".split())
@@ -62,8 +62,12 @@ class Source(Protocol):
     counts: dict[str, int]
     """What was left out, by reason; complete once ``records`` is exhausted."""
 
-    def records(self) -> Iterator[Record]:
-        """All images of the split, always in the same order. Raises BadInputError for a file it cannot understand."""
+    def records(self) -> Iterator[Record | BadInputError]:
+        """All images of the split, always in the same order; in the place of one that cannot be used, why.
+
+        Raises:
+            BadInputError: what all of them are read from cannot be understood.
+        """
         ...
 
 
@@ -148,14 +152,24 @@ def is_inside(name: object) -> bool:
     return bool(path.name) and not path.is_absolute() and ".." not in path.parts
 
 
-def read_many(place: Storage, names: Sequence[str]) -> Iterator[bytes]:
-    """Small files in the order of ``names``; remote ones are read many at a time, for each costs a round trip."""
+def read_many(place: Storage, names: Sequence[str]) -> Iterator[bytes | None]:
+    """Small files in the order of ``names``, None for one that is not there.
+
+    Remote ones are read many at a time, for each costs a round trip.
+    """
+
+    def read(name: str) -> bytes | None:
+        try:
+            return place.read(name)
+        except FileNotFoundError:
+            return None
+
     if place.path() is not None:
-        yield from map(place.read, names)
+        yield from map(read, names)
         return
     with ThreadPoolExecutor(_PARALLEL_READS) as readers:
         for start in range(0, len(names), _READ_AHEAD):
-            yield from readers.map(place.read, names[start : start + _READ_AHEAD])
+            yield from readers.map(read, names[start : start + _READ_AHEAD])
 
 
 @contextmanager
@@ -172,6 +186,5 @@ def local_file(place: Storage, name: str) -> Iterator[Path]:
 
 
 def key_of(image: str) -> str:
-    """The key of an image by its path: without the extension, and ``_`` for every dot, slash and space left."""
-    path = PurePosixPath(image)
-    return "_".join(path.with_suffix("").parts).replace(".", "_").replace(" ", "_")
+    """The key of an image by its path without the extension; see ``format.make_key``."""
+    return make_key(PurePosixPath(image).with_suffix("").as_posix())

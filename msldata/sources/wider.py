@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from msldata.contract.format import make_key
 from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError
 from msldata.sources.source import (
@@ -15,7 +16,6 @@ from msldata.sources.source import (
     Location,
     has_folder,
     is_inside,
-    key_of,
     refuse_missing_bucket,
     unknown_split,
 )
@@ -140,7 +140,7 @@ def _record(file_name: str, number: int, person: dict[str, Any]) -> Record:
     if not (0 < width < float("inf") and 0 < height < float("inf")):
         raise ValueError(f"{where}: the box {person['bbox']} has no area")
     return Record(
-        key=f"{key_of(file_name)}_{number}",
+        key=make_key(f"{PurePosixPath(file_name).with_suffix('')}_{number}"),
         image=f"Image/{file_name}",
         positives=tuple(index for index, value in enumerate(attributes) if value == _POSITIVE),
         ignored=tuple(index for index, value in enumerate(attributes) if value == _UNSPECIFIED),
