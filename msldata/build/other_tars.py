@@ -83,9 +83,6 @@ def find_rule(path: Path, where: str) -> LabelRule:
     with open_tar(path) as data:
         for key, members in samples(path, where):
             rules = [LabelRule(suffix) for suffix in (TARGET_SUFFIX, ".cls") if suffix in members]
-            arrays = [suffix for suffix in members if suffix.endswith(".npy")]
-            if not rules and len(arrays) == 1:  # as CLIP_benchmark publishes VOC2007
-                rules = [LabelRule(arrays[0])]
             fields: list[str] = []
             if META_SUFFIX in members:
                 try:
@@ -96,6 +93,9 @@ def find_rule(path: Path, where: str) -> LabelRule:
                 ours = TARGET_SUFFIX in members and {"labels", "ignored", "objects"}.issubset(fields)
                 if "labels" in fields and not ours:
                     rules.append(LabelRule(META_SUFFIX, "labels"))
+            arrays = [suffix for suffix in members if suffix.endswith(".npy")]
+            if not rules and len(arrays) == 1:  # as CLIP_benchmark publishes VOC2007
+                rules = [LabelRule(arrays[0])]
             if len(rules) > 1:
                 choices = " or ".join(f"--labels-from {rule}" for rule in rules)
                 raise UserError(

@@ -268,10 +268,8 @@ def _packed(record: Record) -> list[Any]:
 def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:
     """The source's records that can be used, each with a key that is valid and new."""
     seen: set[str] = set()
+    source.reject = ledger.add
     for record in source.records():
-        if isinstance(record, BadInputError):
-            ledger.add(record)
-            continue
         if problem := _problem(record):
             ledger.add(BadInputError(source.images.where(record.image), problem, "mend the annotations"))
             continue

@@ -11,7 +11,7 @@ from typing import Any
 
 from msldata.build.image import Placement, Resize, prepare_image
 from msldata.contract.format import IMAGE_SUFFIX, META_SUFFIX, TARGET_SUFFIX, encode_target
-from msldata.contract.records import ObjectRecord, Record
+from msldata.contract.records import SHARES, ObjectRecord, Record
 from msldata.errors import BadInputError, UserError
 from msldata.storage import Storage
 
@@ -126,7 +126,7 @@ def frame_of_boxes(size: tuple[int, int] | None, placement: Placement) -> Placem
 
     Annotations that state a size were drawn on the picture of that size: the file's own pixels, or those that its EXIF
     orientation turns upright. Where both are of one size (upside down, mirrored, a square) it is the upright one, which
-    is what annotation tools show; where no size is stated, the file's own.
+    is what annotation tools show; where no size is stated, the file's own. Shares are of the upright one.
 
     Args:
         size: width and height that the annotations state.
@@ -135,6 +135,9 @@ def frame_of_boxes(size: tuple[int, int] | None, placement: Placement) -> Placem
     Raises:
         ValueError: width and height are swapped, and nothing in the file says which way it would have to be turned.
     """
+    if size == SHARES:
+        upright = placement.drawn_upright()
+        return Placement(*SHARES, upright.scaled_width, upright.scaled_height)
     own, upright = (placement.width, placement.height), placement.drawn_upright()
     if size is None or (placement.orientation == 1 and size == own):
         return placement
@@ -151,7 +154,8 @@ def frame_of_boxes(size: tuple[int, int] | None, placement: Placement) -> Placem
 def check_boxes(objects: Sequence[ObjectRecord], frame: Placement) -> None:
     """Raise ValueError for a box of negative size, beyond the picture, or in shares of it instead of pixels."""
     width, height = frame.width, frame.height
-    across, down = max(2.0, _BEYOND * width), max(2.0, _BEYOND * height)
+    slack = 0.0 if (width, height) == SHARES else 2.0
+    across, down = max(slack, _BEYOND * width), max(slack, _BEYOND * height)
     for item in objects:
         x, y, w, h = item.box
         inside = x >= -across and y >= -down and x + w <= width + across and y + h <= height + down
@@ -159,7 +163,7 @@ def check_boxes(objects: Sequence[ObjectRecord], frame: Placement) -> None:
             box = ", ".join(f"{value:g}" for value in item.box)
             problem = "is of negative size" if w < 0 or h < 0 else f"leaves the picture of {width} × {height}"
             raise ValueError(f"the box [{box}] (x, y, width, height) {problem}")
-    shares = all(x + w <= 1 and y + h <= 1 for _, (x, y, w, h), *_ in objects)
+    shares = (width, height) != SHARES and all(x + w <= 1 and y + h <= 1 for _, (x, y, w, h), *_ in objects)
     if shares and not all(float(value).is_integer() for item in objects for value in item.box):
         raise ValueError("its boxes lie between 0 and 1: shares of the picture, where pixels are expected")
 

@@ -56,7 +56,12 @@ class Record:
     crop: tuple[float, float, float, float] | None = None
     """Only this part of the image (x, y, width, height in its pixels) is the sample; boxes count from its corner."""
     size: tuple[int, int] | None = None
-    """Width and height of the image that the boxes were drawn on, where the annotations state them."""
+    """Width and height of the image that the boxes were drawn on, where the annotations state them; ``SHARES`` where
+    boxes are shares of its sides."""
+
+
+SHARES = (1, 1)
+"""The size of every picture whose sides are the units of its boxes."""
 
 
 VOC_CLASSES = tuple(

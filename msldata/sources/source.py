@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -16,8 +16,14 @@ from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError, UserError
 from msldata.storage import LocalStorage, Location, Storage, open_storage
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif .heic .heif".split())
-"""What the name of an image may end in, where images are looked for."""
+IMAGE_SUFFIXES = tuple(
+    ".jpg .jpeg .png .webp .jpe .jfif .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif .heic .heif".split()
+)
+"""What the name of an image may end in, where images are looked for; of two images of one name the first counts."""
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
+"""Folders that are splits, in any case of letters."""
+WHOLE = "all"
+"""What the one split of a dataset without splits is called."""
 
 _PARALLEL_READS = 32
 _READ_AHEAD = 512
@@ -62,11 +68,14 @@ class Source(Protocol):
     counts: dict[str, int]
     """What was left out, by reason; complete once ``records`` is exhausted."""
 
-    def records(self) -> Iterator[Record | BadInputError]:
-        """All images of the split, always in the same order; in the place of one that cannot be used, why.
+    reject: Callable[[BadInputError], None]
+    """Called with the error of a record that cannot be used, which is then left out; ``fail`` raises it."""
+
+    def records(self) -> Iterator[Record]:
+        """All images of the split, always in the same order.
 
         Raises:
-            BadInputError: what all of them are read from cannot be understood.
+            BadInputError: what all of them are read from cannot be understood, or a record, by ``reject``.
         """
         ...
 
@@ -121,6 +130,17 @@ def split_location(location: Location) -> tuple[Storage, str]:
         return LocalStorage(path.parent), path.name
     folder, _, name = location.rpartition("/")
     return open_storage(folder), name
+
+
+def fail(error: BadInputError) -> None:
+    """What a source does with a record that cannot be used, unless a build skips it."""
+    raise error
+
+
+def first_folder(place: Storage, names: Sequence[str]) -> str:
+    """The first of ``names`` that is a folder there, else the first of all."""
+    local = place.path()
+    return next((name for name in names if local is not None and (local / name).is_dir()), names[0])
 
 
 def has_folder(place: Storage, name: str) -> bool:
