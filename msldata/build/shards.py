@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder, FinishedShard
@@ -187,6 +188,31 @@ def changed_since_built(plan: BuildPlan, out: Storage) -> str:
     manifest = out.path(MANIFEST_NAME)
     changed, name = plan.newest_image
     return name if manifest is not None and manifest.exists() and changed > manifest.stat().st_mtime_ns else ""
+
+
+def refuse_other_classes(plan: BuildPlan, out: Storage) -> None:
+    """Raise UserError when another split of the same dataset was built with other classes, or in another order.
+
+    Its targets would mean something else under the same name.
+    """
+    folder = out.path()
+    if folder is None:
+        return
+    for place in sorted(folder.parent.glob(f"*/{MANIFEST_NAME}")):
+        if place.parent.name == folder.name:
+            continue
+        try:
+            other = Manifest.from_json(place.read_bytes(), str(place))
+        except UserError:  # of another program, or damaged: none of ours
+            continue
+        if other.kind != IMAGES or other.dataset != plan.dataset or other.classes == plan.classes:
+            continue
+        pairs = enumerate(zip_longest(other.classes, plan.classes))
+        number, (theirs, ours) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        raise UserError(
+            f"{out.url}: its classes are not those of {place.parent}, a split of the same dataset: number {number} is "
+            f"{theirs!r} there and {ours!r} here; give both the same --classes FILE, or call one otherwise with --name"
+        )
 
 
 def _refuse_changed_images(plan: BuildPlan, out: Storage, manifest: Manifest) -> None:

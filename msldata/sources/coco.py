@@ -14,9 +14,11 @@ from typing import Any
 from msldata.contract.records import LabelSpace, ObjectRecord, Record, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import (
+    NO_OPTIONS,
     WHOLE,
     Likeness,
     Location,
+    SourceOptions,
     check_name,
     fail,
     has_folder,
@@ -49,10 +51,8 @@ class Coco:
         root: the folder that holds the annotations and the images, as COCO, CVAT, FiftyOne, Roboflow or Ultralytics
             arrange them; or one ``.json`` file of one's own. Local or remote.
         split: what the split is called.
+        options: ``classes``, ``images`` (default: looked for) and ``keep_unlabelled``.
         folder: what the annotations call the split's folder; default: ``split``.
-        images: the folder that the names of the images are relative to; default: looked for.
-        classes: a file with one class name a line, in target order.
-        keep_unlabelled: keep images without annotations, as negatives of every class.
 
     Raises:
         UserError: no such split. FileNotFoundError: annotations or images are missing. BadInputError: the JSON is not
@@ -70,17 +70,14 @@ class Coco:
         self,
         root: Location,
         split: str,
+        options: SourceOptions = NO_OPTIONS,
         folder: str | None = None,
-        *,
-        images: Location | None = None,
-        classes: Location | None = None,
-        keep_unlabelled: bool = False,
     ):
         check_name("split", split)
         self.split = split
         self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = {}
-        self._keep_unlabelled = keep_unlabelled
+        self._keep_unlabelled = options.keep_unlabelled
         part = folder or split
         if _is_file(root):
             place, name = _place_of_file(root)
@@ -95,7 +92,7 @@ class Coco:
             if _is_file(root):
                 hint = "give a COCO instances JSON, or the folder that holds annotations and images"
                 raise FileNotFoundError(f"{self._where}: no such file; {hint}")
-            if folder is None and place.path() is not None and (known := available_splits(root)):
+            if folder is None and place.path() is not None and (known := available_splits(root, options)):
                 raise unknown_split(str(root), split, known)
             raise FileNotFoundError(f"{self._where}: missing; {self.title} {split} needs it, is the download complete?")
         try:
@@ -103,17 +100,17 @@ class Coco:
                 self._coco, digest = _load(path)
         except BadInputError as error:  # it may have named the copy of a remote file
             raise BadInputError(self._where, error.reason, error.hint) from None
-        self.images: Storage = place if images is None else open_storage(images)
-        self._folder = "" if images is not None else self._find_images(place, name, part)
+        self.images: Storage = place if options.images is None else open_storage(options.images)
+        self._folder = "" if options.images is not None else self._find_images(place, name, part)
         self.provenance: dict[str, Any] = {"source": self.title, "files": {name: digest}}
         with _clear_errors(self._where):
             categories = [self._coco.cats[number] for number in sorted(self._coco.getCatIds())]
             self.labels = LabelSpace(tuple(str(category["name"]) for category in categories))
-        if classes is not None:
-            listed, list_name = split_location(classes)
+        if options.classes is not None:
+            listed, list_name = split_location(options.classes)
             self.labels = read_class_list(listed, list_name)
             if unknown := [category["name"] for category in categories if category["name"] not in self.labels]:
-                raise UserError(f"{classes}: lacks the class '{unknown[0]}' of {self._where}")
+                raise UserError(f"{options.classes}: lacks the class '{unknown[0]}' of {self._where}")
             self.provenance["classes"] = {list_name: hashlib.sha256(listed.read(list_name)).hexdigest()}
         self._class_index = {category["id"]: self.labels.index(str(category["name"])) for category in categories}
 
@@ -234,13 +231,13 @@ class Coco2014(Coco):
         "that the annotations name for it, mostly Creative Commons."
     )
 
-    def __init__(self, root: Location, split: str, *, keep_unlabelled: bool = False):
+    def __init__(self, root: Location, split: str, options: SourceOptions = NO_OPTIONS):
         if split not in _SPLITS_2014:
             raise unknown_split(self.dataset, split, _SPLITS_2014)
-        super().__init__(_find_root_2014(root), split, f"{split}2014", keep_unlabelled=keep_unlabelled)
+        super().__init__(_find_root_2014(root), split, options, f"{split}2014")
 
 
-def available_splits(root: Location) -> tuple[str, ...]:
+def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
     """Splits of any name whose annotations and image folder lie in ``root``, sorted; ``all`` of a single file.
 
     Raises:
@@ -255,7 +252,8 @@ def available_splits(root: Location) -> tuple[str, ...]:
         return ()
     files = [PurePosixPath(info.name) for info in _annotation_files(place)]
     found = {_split_of(path) for path in files}
-    return tuple(sorted(split for split in found if split and _may_have_images(place, split)))
+    anywhere = options.images is not None
+    return tuple(sorted(split for split in found if split and (anywhere or _may_have_images(place, split))))
 
 
 def _may_have_images(place: Storage, split: str) -> bool:
@@ -291,7 +289,7 @@ def find_annotations(place: Storage, part: str) -> str:
     return next((name for name in names if place.exists(name)), names[0])
 
 
-def available_splits_2014(root: Location) -> tuple[str, ...]:
+def available_splits_2014(root: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
     """Splits of COCO-2014 whose annotations lie in ``root``."""
     place = open_storage(root)
     return tuple(split for split in _SPLITS_2014 if place.exists(annotation_file(f"{split}2014")))

@@ -16,9 +16,7 @@ from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError, UserError
 from msldata.storage import LocalStorage, Location, Storage, open_storage
 
-IMAGE_SUFFIXES = tuple(
-    ".jpg .jpeg .png .webp .jpe .jfif .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif .heic .heif".split()
-)
+IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .jpe .jfif .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif .heic .heif".split())
 """What the name of an image may end in, where images are looked for; of two images of one name the first counts."""
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 """Folders that are splits, in any case of letters."""
@@ -45,6 +43,10 @@ class SourceOptions:
     """What stands between the names of a label."""
     format: str | None = None
     """Which of Datumaro's formats it is."""
+    images: Location | None = None
+    """The folder that the names of the images are relative to."""
+    keep_unlabelled: bool = False
+    """Whether images without annotations are kept, as negatives of every class."""
 
     def given(self) -> tuple[str, ...]:
         """The names of those that were said."""

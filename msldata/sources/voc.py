@@ -12,10 +12,12 @@ from msldata.contract.records import VOC, LabelSpace, Record, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import (
     IMAGE_SUFFIXES,
+    NO_OPTIONS,
     SPLIT_NAMES,
     WHOLE,
     Likeness,
     Location,
+    SourceOptions,
     fail,
     first_folder,
     has_folder,
@@ -73,8 +75,7 @@ class Voc:
         root: the folder that holds the lists or the XML files; of VOC's own years also VOCdevkit, or one that contains
             it. Local or remote.
         split: ``trainval``, ``train``, ``val`` or ``test``, or one that the folders name.
-        classes: a file with one class name a line, in target order.
-        keep_unlabelled: of a dataset without lists, keep images that have no XML, as negatives of every class.
+        options: ``classes`` and, of a dataset without lists, ``keep_unlabelled``.
 
     Raises:
         UserError: unknown split, or a class list that is empty or names a class twice. FileNotFoundError: not that
@@ -88,7 +89,7 @@ class Voc:
     own_classes = True
     """Whether it may have other classes than VOC's 20 without a list of them."""
 
-    def __init__(self, root: Location, split: str, classes: Location | None = None, keep_unlabelled: bool = False):
+    def __init__(self, root: Location, split: str, options: SourceOptions = NO_OPTIONS):
         self.split = split
         self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = {}
@@ -102,10 +103,10 @@ class Voc:
                 raise unknown_split(self.images.url, split, tuple(found))
             self._entries, files = found[split], {}
             bare = sum(not entry.annotation for entry in self._entries)
-            if bare and not keep_unlabelled:
+            if bare and not options.keep_unlabelled:
                 self._entries = [entry for entry in self._entries if entry.annotation]
                 self.counts["dropped_without_annotations"] = bare
-        self.labels, note = self._classes(classes, files, found if not listed else None)
+        self.labels, note = self._classes(options.classes, files, found if not listed else None)
         self.provenance: dict[str, Any] = {"source": f"{self.title}{note}", "files": files}
 
     def records(self) -> Iterator[Record]:
@@ -295,7 +296,7 @@ def _plain(path: PurePosixPath) -> str:
 
 def find_root(place: Storage, title: str) -> Storage:
     """The folder ``title`` (VOC2007) itself: ``place``, or one below it. Raises FileNotFoundError."""
-    for candidate in (place, place.child(title), place.child("VOCdevkit").child(title)):
+    for candidate in _candidates(place, title):
         # A remote place has no folders to look for, only the lists in them.
         if (candidate.path() is not None and has_folder(candidate, _MAIN)) or available_lists(candidate):
             return candidate
@@ -308,10 +309,17 @@ def find_root(place: Storage, title: str) -> Storage:
     )
 
 
-def available_splits(root: Location | Storage) -> tuple[str, ...]:
+def available_splits(
+    root: Location | Storage, options: SourceOptions = NO_OPTIONS, title: str = "VOC"
+) -> tuple[str, ...]:
     """Splits that lie in ``root``, by its lists or else by its folders; empty when it is no VOC folder."""
     place = root if isinstance(root, Storage) else open_storage(root)
-    return available_lists(place) or tuple(_unlisted(place))
+    listed = (available_lists(candidate) for candidate in _candidates(place, title))
+    return next((splits for splits in listed if splits), ()) or tuple(_unlisted(place))
+
+
+def _candidates(place: Storage, title: str) -> tuple[Storage, ...]:
+    return place, place.child(title), place.child("VOCdevkit").child(title)
 
 
 def available_lists(place: Storage) -> tuple[str, ...]:
@@ -323,7 +331,7 @@ def available_lists(place: Storage) -> tuple[str, ...]:
 def recognise(root: Location, title: str) -> Likeness | None:
     """The VOC folder of one year at ``root``; a folder that is not called after a year is taken for that of 2007."""
     place = open_storage(root)
-    for candidate in (place, place.child(title), place.child("VOCdevkit").child(title)):
+    for candidate in _candidates(place, title):
         if splits := available_lists(candidate):
             own = candidate.exists(_CLASSES)
             classes = read_class_list(candidate, _CLASSES) if own else VOC
@@ -339,7 +347,7 @@ def recognise_own(root: Location) -> Likeness | None:
     place = open_storage(root)
     if available_lists(place):
         return Likeness.of(1, "VOC layout, classes found in it", available_lists(place))
-    splits = tuple(_unlisted(place))
+    splits = tuple(_unlisted(place)) if place.path() is not None else ()  # a bucket may be large
     return Likeness.of(2, "VOC layout without lists", splits) if splits else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,6 +14,7 @@ from msldata.errors import BadInputError
 from msldata.sources.source import (
     Likeness,
     Location,
+    fail,
     has_folder,
     is_inside,
     refuse_missing_bucket,
@@ -63,6 +64,7 @@ class Wider:
             raise unknown_split(self.dataset, split, tuple(_SPLITS))
         self.split = split
         self.images: Storage = _find_root(open_storage(root))
+        self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = {}
         name = _annotation_file(self.images, split)
         self._where = self.images.where(name)
@@ -86,16 +88,23 @@ class Wider:
     def records(self) -> Iterator[Record]:
         """The people of the split, in the order of the annotations."""
         try:
-            for entry in self._images:
-                file_name = _checked_name(entry["file_name"])
-                if self.split in ("train", "val") and PurePosixPath(file_name).parts[0] != self.split:
-                    continue
-                for number, person in enumerate(entry["targets"]):
-                    yield _record(file_name, number, person)
+            people = [(_checked_name(entry["file_name"]), entry["targets"]) for entry in self._images]
         except KeyError as error:
             raise BadInputError(self._where, f"not WIDER-Attribute's annotations (no entry {error})", _HINT) from None
         except (ValueError, TypeError) as error:
             raise BadInputError(self._where, f"not WIDER-Attribute's annotations ({error})", _HINT) from None
+        for file_name, targets in people:
+            if self.split in ("train", "val") and PurePosixPath(file_name).parts[0] != self.split:
+                continue
+            for number, person in enumerate(targets):
+                try:
+                    record = _record(file_name, number, person)
+                except (KeyError, ValueError, TypeError) as error:
+                    reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+                    reason = f"not WIDER-Attribute's annotations ({reason})"
+                    self.reject(BadInputError(self._where, reason, _HINT))
+                else:
+                    yield record
 
 
 def available_splits(root: Location | Storage) -> tuple[str, ...]:

@@ -11,10 +11,12 @@ from msldata.contract.records import SHARES, LabelSpace, ObjectRecord, Record, r
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import (
     IMAGE_SUFFIXES,
+    NO_OPTIONS,
     SPLIT_NAMES,
     WHOLE,
     Likeness,
     Location,
+    SourceOptions,
     fail,
     key_of,
     read_many,
@@ -38,7 +40,7 @@ class Yolo:
     Args:
         root: the folder, or the ``.yaml`` file in it. Local or remote.
         split: ``train``, ``val`` or ``test`` as ``data.yaml`` or the folders name them; ``all`` where nothing does.
-        keep_unlabelled: keep images without a file of labels, as negatives of every class.
+        options: ``keep_unlabelled``.
 
     Raises:
         UserError: unknown split, or no classes. FileNotFoundError: no such dataset. BadInputError: a ``data.yaml`` that
@@ -48,7 +50,7 @@ class Yolo:
     dataset = "yolo"
     licence = "Not stated by the labels; whoever made the dataset states it."
 
-    def __init__(self, root: Location, split: str, keep_unlabelled: bool = False):
+    def __init__(self, root: Location, split: str, options: SourceOptions = NO_OPTIONS):
         self.split = split
         self.reject: Callable[[BadInputError], None] = fail
         self.images: Storage
@@ -62,9 +64,9 @@ class Yolo:
         there = {info.name for info in self.images.list_files()}
         pairs = [(image, _label_file(image)) for image in splits[split]]
         bare = sum(label not in there for _, label in pairs)
-        self.counts = {} if keep_unlabelled or not bare else {"dropped_without_annotations": bare}
+        self.counts = {} if options.keep_unlabelled or not bare else {"dropped_without_annotations": bare}
         self._pairs = [(image, label if label in there else "") for image, label in pairs]
-        if not keep_unlabelled:
+        if not options.keep_unlabelled:
             self._pairs = [pair for pair in self._pairs if pair[1]]
         self.provenance: dict[str, Any] = {"source": "YOLO layout", "files": files}
 
@@ -91,7 +93,7 @@ class Yolo:
         self.provenance["labels_sha256"] = digest.hexdigest()
 
 
-def available_splits(root: Location) -> tuple[str, ...]:
+def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
     """The splits of a folder in YOLO's layout; none where it is none."""
     place, about = _open(root)
     return tuple(_describe(place, about)[1])
@@ -165,9 +167,7 @@ def _names(place: Storage, about: str, entries: dict[str, Any]) -> tuple[str, ..
     names = entries.get("names")
     if isinstance(names, dict):
         if sorted(names) != list(range(len(names))):
-            raise BadInputError(
-                place.where(about), "the numbers of its names do not run from 0 without a gap", "mend it"
-            )
+            raise BadInputError(place.where(about), "its names are not numbered from 0 without a gap", "mend it")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise BadInputError(place.where(about), f"'names' is {str(names)[:60]!r}, expected class names", "mend it")
