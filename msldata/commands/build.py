@@ -273,6 +273,10 @@ def build_masks(
         bool, typer.Option("--binarize/--no-binarize", help="1-bit keep masks, or the files' grey as it is.")
     ] = True,
     threshold: Annotated[float, typer.Option(help="high = hole fraction above it.")] = 0.5,
+    to_fraction: Annotated[
+        float | None,
+        typer.Option(help="Dilate or erode the holes to this share of every mask, as 0.25.", show_default=False),
+    ] = None,
     polarity: Annotated[Polarity, typer.Option(help="What the holes look like in the files.")] = Polarity.auto,
     order: Annotated[
         MaskOrder, typer.Option(help="seeded = by hole fraction; official = the released code's slices of file names.")
@@ -318,6 +322,7 @@ def build_masks(
             buckets=buckets,
             size=size if generate is None else None,  # generated masks are drawn at their size
             binarize=binarize,
+            to_fraction=to_fraction,
             num_workers=workers,
             on_error=on_error.value,
             command=recorded_command(

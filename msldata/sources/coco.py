@@ -258,7 +258,10 @@ def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tup
 
 def _may_have_images(place: Storage, split: str) -> bool:
     """Whether there is a folder for the split's images: who fetched one split of COCO has the annotations of all."""
-    return any(has_folder(place, folder) for folder in (split, f"images/{split}", "data")) or split == WHOLE
+    if split == WHOLE or any(has_folder(place, folder) for folder in (split, f"images/{split}", "data")):
+        return True
+    flat = place.path("images")
+    return flat is not None and flat.is_dir() and any(entry.is_file() for entry in flat.iterdir())
 
 
 def _annotation_files(place: Storage) -> list[FileInfo]:
