@@ -35,7 +35,7 @@ def test_the_command_states_what_was_reached(tmp_path, polarity):
     manifest = read_manifest(open_storage(out / "low"))
     reached = manifest.provenance["hole_fraction_reached"]
     assert manifest.options["to_fraction"] == 0.25 and manifest.num_samples == 12
-    assert 0.23 < reached["lowest"] <= reached["mean"] <= reached["highest"] < 0.27
+    assert 0.22 < reached["lowest"] <= reached["mean"] <= reached["highest"] < 0.28
     assert CliRunner().invoke(app, ["verify", str(out / "low"), "--workers", "1"]).exit_code == 0
 
 

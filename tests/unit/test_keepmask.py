@@ -396,4 +396,4 @@ def test_labels_on_one_side_of_the_middle_are_no_mask(values):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     with pytest.raises(BadInputError, match="all on one side of the middle"):
-        keepmask.decode_gray(buffer.getvalue(), "labels.png")
+        decode_gray(buffer.getvalue(), "labels.png")
