@@ -108,7 +108,7 @@ class MeasuredMask:
         return encode_packed_png(invert_bits(packed, width), width)
 
     def reach(self, polarity: str, target: float) -> MeasuredMask:
-        """The same mask with its holes grown or shrunk, a pixel at a time, until their share is nearest to ``target``.
+        """The same mask with its holes grown or shrunk, a pixel at a time, until their share is ``target``.
 
         Raises:
             BadInputError: there is no hole to grow from, or nothing visible to shrink from.
@@ -130,9 +130,10 @@ class MeasuredMask:
 
 
 def reach_fraction(hole_HW: np.ndarray, target: float) -> np.ndarray:
-    """Dilate or erode holes until their share of the image is nearest to ``target``; bool in, bool out.
+    """Dilate or erode holes until their share of the image is ``target``, to the pixel; bool in, bool out.
 
     Neighbours count by turns four and eight, so that a point grows into an octagon. The image's edge is no neighbour.
+    Of the last ring only as much is taken as is wanted, what fills notches first.
     """
     grows = np.count_nonzero(hole_HW) < target * hole_HW.size
     inner_HW = hole_HW.copy() if grows else ~hole_HW
@@ -141,10 +142,21 @@ def reach_fraction(hole_HW: np.ndarray, target: float) -> np.ndarray:
     while share < wanted:
         outer_HW, eight = _dilated(inner_HW, eight), not eight
         grown = np.count_nonzero(outer_HW)
-        if grown - wanted > wanted - share:
+        if grown > wanted:
+            ring_N = np.flatnonzero(outer_HW & ~inner_HW)
+            order_N = np.argsort(-_neighbours(inner_HW).ravel()[ring_N], kind="stable")
+            inner_HW.ravel()[ring_N[order_N[: round(wanted - share)]]] = True
             break
         inner_HW, share = outer_HW, grown
     return inner_HW if grows else ~inner_HW
+
+
+def _neighbours(inner_HW: np.ndarray) -> np.ndarray:
+    """How many of the eight pixels round each are set, int16."""
+    framed = np.pad(inner_HW, 1).astype(np.int16)
+    height, width = inner_HW.shape
+    rows = ((row, column) for row in range(3) for column in range(3) if (row, column) != (1, 1))
+    return np.sum([framed[row : row + height, column : column + width] for row, column in rows], axis=0, dtype=np.int16)
 
 
 def _dilated(inner_HW: np.ndarray, eight: bool) -> np.ndarray:

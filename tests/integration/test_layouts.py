@@ -218,7 +218,7 @@ def test_yolo(tmp_path, layout):
         "ultralytics": (
             "images/train",
             "labels/train",
-            "path: /home/me/x\ntrain: images/train\nnames:\n  0: cat\n  1: dog\n",
+            "path: /elsewhere/x\ntrain: images/train\nnames:\n  0: cat\n  1: dog\n",
         ),
         "roboflow": ("train/images", "train/labels", "train: ../train/images\nnc: 2\nnames: ['cat', 'dog']\n"),
         "label studio": ("images", "labels", ""),
