@@ -141,8 +141,8 @@ def plan_masks(
             resized masks, and each sample records its source's beside its own. None stores them as they are.
         binarize: False stores grey keep masks, 8-bit, with the files' own levels (255 = visible); ``size`` then takes
             the mean of an area. Hole fractions are those of the masks binarised at half brightness, either way.
-        to_fraction: dilate or erode the holes of every mask to this share of it; the subsets are then those of the moved
-            masks, and the manifest says what was reached. None: as they are.
+        to_fraction: dilate or erode the holes of every mask to this share of it; the subsets are then those of the
+            moved masks, and the manifest says what was reached. None: as they are.
         num_workers: processes; default one per available processor.
         on_error: ``fail`` at the first file that is no mask, or ``skip`` and list such files in ``quarantine.jsonl``.
         command: the words that build these masks again, for the manifests.

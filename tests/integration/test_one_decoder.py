@@ -1,4 +1,4 @@
-"""The same photograph as a file, in a shard built from it and in a tar of another program: the same pixels to a model."""
+"""A photograph as a file, in a shard built from it and in a tar of another program: the same pixels to a model."""
 
 from __future__ import annotations
 
