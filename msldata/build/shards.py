@@ -105,7 +105,7 @@ def build_shards(
             folder.clear()
         manifest = folder.finished_manifest()
         if manifest is not None:
-            _refuse_changed_images(plan, out, manifest)
+            _refuse_changed_images(plan, folder.out, manifest)
             return manifest
         finished = _write_missing(plan, plan.shards, folder, num_workers, on_error, progress, engine)
         return _finish(plan, folder, finished)

@@ -64,6 +64,11 @@ def decode(data: bytes | memoryview) -> np.ndarray:
         return np.array(turn(photo.rgb(), photo.orientation))
 
 
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """The same of an image that Pillow has opened or made. Raises ValueError as ``decode`` does."""
+    return np.array(turn(OpenPhoto(image, _orientation(image), b"", "").rgb(), _orientation(image)))
+
+
 def decode_jpeg(data: bytes | memoryview, into: np.ndarray | None = None) -> np.ndarray:
     """The same for a JPEG in grey or YCbCr without damage: most photographs, and the fastest way.
 
@@ -258,10 +263,10 @@ def _exif_orientation(exif: bytes) -> int:
     return 1
 
 
-def _orientation(image: Image.Image, data: bytes) -> int:
+def _orientation(image: Image.Image, data: bytes = b"") -> int:
     if image.format == "TIFF":
         return 1  # Pillow turns these itself when it decodes them
-    if image.format in ("JPEG", "MPO"):
+    if data and image.format in ("JPEG", "MPO"):
         return _scan(data)[0]
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)

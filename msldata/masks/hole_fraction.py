@@ -156,7 +156,8 @@ def _neighbours(inner_HW: np.ndarray) -> np.ndarray:
     framed = np.pad(inner_HW, 1).astype(np.int16)
     height, width = inner_HW.shape
     rows = ((row, column) for row in range(3) for column in range(3) if (row, column) != (1, 1))
-    return np.sum([framed[row : row + height, column : column + width] for row, column in rows], axis=0, dtype=np.int16)
+    shifted = [framed[row : row + height, column : column + width] for row, column in rows]
+    return np.add.reduce(shifted, axis=0)
 
 
 def _dilated(inner_HW: np.ndarray, eight: bool) -> np.ndarray:

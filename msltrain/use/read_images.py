@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from msldata.contract.manifest import MANIFEST_NAME
-from msldata.contract.pixels import decode
+from msldata.contract.pixels import decode, pixels_of
 from msldata.errors import BadInputError, UserError
 from msldata.storage import Storage, open_storage
 from msltrain.stream.order.plan import EpochPlan
@@ -72,7 +73,10 @@ def given_pictures(images: Given | Sequence[Given]) -> list[Picture]:
 
 def _given_pixels(image: Image.Image | np.ndarray, name: str) -> np.ndarray:
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        try:
+            return pixels_of(image)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
     pixels = np.asarray(image)
     is_grey = pixels.ndim == 2
     if pixels.dtype != np.uint8 or not (is_grey or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from msldata.build.image import prepare_image
-from msldata.contract.pixels import check_whole, decode, is_plain, jpeg_header
+from msldata.contract.pixels import check_whole, decode, is_plain, jpeg_header, pixels_of
 from tests.oddimages import HEIGHT, WIDTH, deep_png, odd_images, picture, saved, turned
 
 ODD = odd_images()
@@ -102,3 +103,9 @@ def test_heic(orientation, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ValueError, match=r"pip install 'msltrain\[heif\]'"):
         decode(data)
+
+
+@pytest.mark.parametrize("name", ["exif6.jpg", "exif8.webp", "grey16.png", "plain.png"])
+def test_an_image_that_a_caller_opened_is_read_by_the_same_rule(name):
+    data, _ = ODD[name]
+    assert np.abs(pixels_of(Image.open(io.BytesIO(data))).astype(int) - decode(data)).max() <= 1
