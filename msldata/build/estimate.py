@@ -68,7 +68,7 @@ def estimate_build(
 
 def _time(plan: BuildPlan, records: list[Record]) -> tuple[float, list[int]]:
     """Seconds for all, and the bytes that each usable sample adds to a tar."""
-    maker = SampleMaker(plan.images, plan.classes, plan.resize)
+    maker = SampleMaker(plan.images, plan.classes, plan.resize, decode=plan.decode)
     digest = hashlib.sha256()
     sizes = []
     failure: BadInputError | None = None

@@ -1,20 +1,19 @@
 """One image on its way into a shard: checked cheaply, its bytes kept whenever every JPEG decoder can read them.
 
-With a ``Resize`` it is made smaller from the decoded original, and turned upright as its EXIF orientation says.
+What is stored is upright: a JPEG that its EXIF orientation would turn is turned here and its boxes with it, for most
+readers of shards know nothing of EXIF. With a ``Resize`` it is made smaller, too.
 """
 
 from __future__ import annotations
 
 import io
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import simplejpeg
 
+from msldata.contract.pixels import JPEG_START, SIDEWAYS, JpegHeader, check_whole, jpeg_header, opened, turn
 from msldata.contract.records import ObjectRecord
 from msldata.errors import UserError
 
@@ -22,16 +21,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TRANSCODE_QUALITY = 95
-MAX_PIXELS = 100_000_000
-"""Larger images are taken for decompression bombs: 100 megapixels are 300 MB once decoded."""
-
-_TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} million pixels"
-_JPEG_START = b"\xff\xd8\xff"
+DEFAULT_QUALITY = 90
 _JPEG_END = b"\xff\xd9"
 _TAIL_BYTES = 64
-_ORIENTATION_TAG = 0x0112
-# Of Pillow's formats those that only decode pixels; its PostScript reader, for one, would start another program.
-_PILLOW_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG", "JPEG2000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,49 +39,58 @@ class PreparedImage:
 
 
 def prepare_image(
-    data: bytes, resize: Resize | None = None, crop: tuple[float, float, float, float] | None = None
+    data: bytes,
+    resize: Resize | None = None,
+    crop: tuple[float, float, float, float] | None = None,
+    *,
+    decode: bool = False,
 ) -> PreparedImage:
-    """Check an image file and make it a JPEG that is grey or three-channel.
+    """Check an image file and make it an upright JPEG that is grey or three-channel.
 
-    A JPEG keeps its bytes: its header is parsed and its end looked for, but it is decoded only when the end-of-image
-    marker is not where it belongs. Everything else (PNG, WebP, CMYK JPEG …) becomes an RGB JPEG of quality 95;
-    transparency is dropped, of an animation the first frame is taken, grey images of 16 bits are brought down to 8.
+    A JPEG that is upright keeps its bytes: its header is parsed and its end looked for. Everything else (PNG, WebP,
+    CMYK JPEG, one turned by its EXIF …) becomes an RGB JPEG of quality 95; what its pixels are is for
+    ``contract.pixels`` to say.
 
-    With ``resize`` a JPEG keeps its bytes only when it is small enough and upright already. All others are decoded,
-    made smaller with Pillow's LANCZOS filter, turned upright, and become RGB JPEGs of the quality asked for. Nothing
-    is ever enlarged.
+    With ``resize`` a JPEG keeps its bytes only when it is small enough, too. All others are decoded, made smaller with
+    Pillow's LANCZOS filter, and become RGB JPEGs of the quality asked for. Nothing is ever enlarged.
 
-    With ``crop`` (x, y, width, height) only that part of the image is taken, as far as it lies inside.
+    With ``crop`` (x, y, width, height, in the file's own frame) only that part of the image is taken, as far as it lies
+    inside.
+
+    Args:
+        decode: decode every image, which alone can tell that pixels are missing before an end that is there; else
+            this is done only where the end-of-image marker is not where it belongs.
 
     Raises:
         ValueError: why this is not an image that can be used: empty, another file type, truncated, damaged, too large.
     """
     if not data:
         raise ValueError("the file is empty")
-    if resize is not None or crop is not None:
-        return _redrawn(data, resize, crop)
-    if not data.startswith(_JPEG_START):
-        return _transcode(data)
-    return check_jpeg(data) or _transcode(data)
+    if resize is None and crop is None and data.startswith(JPEG_START):
+        header = check_jpeg(data, decode=decode)
+        if header is not None and header.orientation == 1:
+            return PreparedImage(data, header.width, header.height, transcoded=False)
+    return _redrawn(data, resize, crop, decode)
 
 
-def check_jpeg(data: bytes) -> PreparedImage | None:
-    """The JPEG with its own bytes, or None when only a general decoder might read it.
+def check_jpeg(data: bytes, *, decode: bool = False) -> JpegHeader | None:
+    """The header of a JPEG that can keep its bytes, or None when only a general decoder might read it.
 
     Raises:
-        ValueError: truncated, or too large.
+        ValueError: truncated.
     """
     try:
-        height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
+        header = jpeg_header(data)
     except ValueError:
-        # Either damaged, or sampled in a way that only a general decoder reads: Pillow knows which.
+        # Damaged, too large, or sampled in a way that only a general decoder reads: Pillow knows which.
         return None
-    _check_size(width, height)
-    if colour_space == "CMYK":
+    if header.colour_space == "CMYK":
         return None
-    if data.find(_JPEG_END, max(0, len(data) - _TAIL_BYTES)) < 0:
+    if decode:
+        check_whole(data)
+    elif data.find(_JPEG_END, max(0, len(data) - _TAIL_BYTES)) < 0:
         _decode_fully(data)
-    return PreparedImage(data, width, height, transcoded=False)
+    return header
 
 
 def _decode_fully(data: bytes) -> None:
@@ -97,27 +98,28 @@ def _decode_fully(data: bytes) -> None:
     try:
         simplejpeg.decode_jpeg(data, strict=True)
     except ValueError as error:
-        raise ValueError(f"truncated JPEG: {_reason(error)}") from None
+        raise ValueError(f"truncated JPEG: {str(error).strip().rstrip('.')}") from None
 
 
-def _transcode(data: bytes) -> PreparedImage:
-    with _opened(data) as image:
-        pixels = _eight_bits(image).convert("RGB")
-    return PreparedImage(_encoded(pixels, TRANSCODE_QUALITY), *pixels.size, transcoded=True)
-
-
-def _redrawn(data: bytes, resize: Resize | None, crop: tuple[float, float, float, float] | None) -> PreparedImage:
-    with _opened(data) as image:
-        orientation = _orientation(image)
-        part = image if crop is None else image.crop(_inside(crop, *image.size))
-        placement = None if resize is None else resize.placement(*part.size, orientation)
-        if crop is None and placement is not None and placement.is_identity and data.startswith(_JPEG_START):
+def _redrawn(
+    data: bytes, resize: Resize | None, crop: tuple[float, float, float, float] | None, decode: bool
+) -> PreparedImage:
+    if data.startswith(JPEG_START) and decode:
+        check_whole(data)
+    with opened(data) as photo:
+        size = photo.image.size
+        box = None if crop is None else _inside(crop, *size)
+        if box is not None:
+            size = box[2] - box[0], box[3] - box[1]
+        placement = (
+            Placement(*size, *size, photo.orientation) if resize is None else resize.placement(*size, photo.orientation)
+        )
+        if crop is None and placement.is_identity and data.startswith(JPEG_START):
             kept = check_jpeg(data)
             if kept is not None:
-                return kept
-        pixels = _eight_bits(part).convert("RGB")
-        if placement is not None:
-            pixels = placement.apply(pixels)
+                return PreparedImage(data, kept.width, kept.height, transcoded=False)
+        pixels = photo.rgb() if box is None else photo.rgb().crop(box)
+        pixels = placement.apply(pixels)
     quality = TRANSCODE_QUALITY if resize is None else resize.quality
     return PreparedImage(_encoded(pixels, quality), *pixels.size, transcoded=True, placement=placement)
 
@@ -135,68 +137,6 @@ def _encoded(pixels: Image.Image, quality: int) -> bytes:
     output = io.BytesIO()
     pixels.save(output, "JPEG", quality=quality)
     return output.getvalue()
-
-
-@contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The image, not yet decoded; whatever goes wrong with it inside the block becomes a ValueError."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on damaged metadata and on large images, both dealt with here
-            image = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
-            _check_size(*image.size)
-            yield image
-    except UnidentifiedImageError:
-        kind = "damaged JPEG" if data.startswith(_JPEG_START) else "not an image"
-        raise ValueError(f"{kind}: the file starts with {data[:16]!r}") from None
-    except Image.DecompressionBombError:
-        raise ValueError(_TOO_LARGE) from None
-    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
-        raise ValueError(_reason(error)) from None
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none that makes sense."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns these itself when it decodes them
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # damaged EXIF says nothing of the pixels
-        return 1
-    return value if value in range(1, 9) else 1
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey images of 16 bits a pixel brought down to 8; all others as they are."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; convert it to 8 bits first")
-    if not image.mode.startswith("I"):
-        return image
-    import numpy as np
-    from PIL import Image
-
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"values from {values.min()} to {values.max()} are not 16 bits; convert it to 8 bits first")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{_TOO_LARGE} ({width} × {height})")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().rstrip(".") or type(error).__name__
-
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-DEFAULT_QUALITY = 90
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,20 +163,14 @@ class Placement:
         size = (self.scaled_width, self.scaled_height)
         if image.size != size:
             image = image.resize(size, Image.Resampling.LANCZOS)
-        if self.orientation == 1:
-            return image
-        turn = Image.Transpose
-        return image.transpose(
-            {
-                2: turn.FLIP_LEFT_RIGHT,
-                3: turn.ROTATE_180,
-                4: turn.FLIP_TOP_BOTTOM,
-                5: turn.TRANSPOSE,
-                6: turn.ROTATE_270,
-                7: turn.TRANSVERSE,
-                8: turn.ROTATE_90,
-            }[self.orientation]
-        )
+        return turn(image, self.orientation)
+
+    def drawn_upright(self) -> Placement:
+        """The same for boxes that were drawn on the upright picture."""
+        sizes = (self.width, self.height, self.scaled_width, self.scaled_height)
+        if self.orientation in SIDEWAYS:
+            sizes = (self.height, self.width, self.scaled_height, self.scaled_width)
+        return Placement(*sizes)
 
     def move(self, item: ObjectRecord) -> ObjectRecord:
         """An object with its box and area in pixels of the stored image."""
@@ -258,7 +192,7 @@ class Placement:
             7: (bottom, right),
             8: (top, right),
         }[self.orientation]
-        if self.orientation in _TURNED:
+        if self.orientation in SIDEWAYS:
             width, height = height, width
         return item._replace(box=(x, y, width, height), area=item.area * across * down)
 

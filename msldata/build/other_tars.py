@@ -22,6 +22,7 @@ import numpy as np
 
 from msldata.build.image import check_jpeg
 from msldata.contract.format import META_SUFFIX, TARGET_SUFFIX
+from msldata.contract.pixels import JPEG_START, SIDEWAYS, check_whole
 from msldata.contract.tar import DamagedTar, TarMember, walk_any_tar
 from msldata.errors import BadInputError, UserError
 from msldata.sources.label_reading import Label, LabelReading, Labels, LabelSurvey
@@ -29,7 +30,8 @@ from msldata.storage import Storage
 
 AUTO = "auto"
 _HINT = "mend the tar, or leave the sample out with --on-error skip"
-_IMAGE_SUFFIXES = (".jpg", ".jpeg")
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
+_IMAGE_SUFFIXES = (".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".ppm")
 # The key is everything up to the first dot of the file name, folders included, as the WebDataset readers have it.
 _NAME = re.compile(r"((?:.*/)?[^./]+)(\.[^/]+)")
 _COPY_BYTES = 16 << 20
@@ -91,6 +93,9 @@ def find_rule(path: Path, where: str) -> LabelRule:
                 ours = TARGET_SUFFIX in members and {"labels", "ignored", "objects"}.issubset(fields)
                 if "labels" in fields and not ours:
                     rules.append(LabelRule(META_SUFFIX, "labels"))
+            arrays = [suffix for suffix in members if suffix.endswith(".npy")]
+            if not rules and len(arrays) == 1:  # as CLIP_benchmark publishes VOC2007
+                rules = [LabelRule(arrays[0])]
             if len(rules) > 1:
                 choices = " or ".join(f"--labels-from {rule}" for rule in rules)
                 raise UserError(
@@ -254,14 +259,14 @@ def _row(
     reading: LabelReading,
     index: Mapping[str, int],
 ) -> dict[str, Any]:
-    images = [suffix for suffix in members if suffix.endswith(_IMAGE_SUFFIXES)]
+    # Beside a JPEG a picture of another kind is a mask or a depth map.
+    images = [suffix for suffix in members if suffix.endswith(_JPEG_SUFFIXES)]
+    images = images or [suffix for suffix in members if suffix.endswith(_IMAGE_SUFFIXES)]
     if len(images) != 1:
-        raise ValueError(f"{len(images) or 'no'} members end in .jpg or .jpeg, expected one: {', '.join(members)}")
+        raise ValueError(f"{len(images) or 'no'} members are images, expected one: {', '.join(members)}")
     member = members[images[0]]
     content = content_of(data, member)
-    image = check_jpeg(content) if content.startswith(b"\xff\xd8\xff") else None
-    if image is None:
-        raise ValueError("its image is no JPEG that every decoder reads; `msl build-shards` would convert it")
+    width, height = _size(content)
     value, left_out = label_values(data, members, rule)
     labels = reading.read(value)
     if left_out is not None:
@@ -274,12 +279,20 @@ def _row(
         "offset": member.offset,
         "length": member.length,
         "crc32": zlib.crc32(content),
-        "width": image.width,
-        "height": image.height,
+        "width": width,
+        "height": height,
         "positives": positives,
         "ignored": ignored,
         "objects": _objects(data, members, index),
     }
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    """Width and height of an image, upright; one that is no plain JPEG is decoded to know that it can be."""
+    header = check_jpeg(content) if content.startswith(JPEG_START) else None
+    if header is None:
+        return check_whole(content)
+    return (header.height, header.width) if header.orientation in SIDEWAYS else (header.width, header.height)
 
 
 def _indices(labels: Sequence[Label], index: Mapping[str, int]) -> list[int]:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from msldata.build.image import TRANSCODE_QUALITY, Resize
 from msldata.contract.format import check_key, encode_json
 from msldata.contract.manifest import IMAGES, SCHEMA_VERSION, Manifest, shard_name
 from msldata.contract.records import ObjectRecord, Record
-from msldata.errors import UserError
-from msldata.sources.kinds import Source
+from msldata.errors import BadInputError, UserError
+from msldata.sources.kinds import PUBLISHED, Source
 from msldata.storage import Storage
+
+SKIP_LIMIT = 0.1
+"""Share of a dataset's images that a build leaves out at most."""
+_ALWAYS_SKIPPED = 10
+"""So many images may be left out of a dataset of any size."""
+_SHOWN = 3
+_KINDS = {"VOC2007": "voc2007", "COCO-2014": "coco2014"}
+"""Kinds of published datasets by what their provenance calls them; what has other classes is called otherwise."""
 
 _JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
@@ -31,6 +39,8 @@ class ShardTask:
     name: str
     num_samples: int
     packed: bytes = field(repr=False)
+    image_sizes: str = ""
+    """``digest_sizes`` of its image files as they are now; empty where that is not known: remote, or not there."""
 
     def records(self) -> list[Record]:
         """The records in shard order."""
@@ -47,9 +57,9 @@ class ShardTask:
                     ]
                 ),
                 image_id,
-                *map(tuple, crop),
+                *(part and tuple(part) for part in place),
             )
-            for key, image, positives, ignored, objects, image_id, *crop in json.loads(self.packed)
+            for key, image, positives, ignored, objects, image_id, *place in json.loads(self.packed)
         ]
 
 
@@ -71,6 +81,19 @@ class BuildPlan:
     """SHA-256 over dataset, split, classes, options and every record; equal plans give equal bytes."""
     resize: Resize | None = None
     """How images are made smaller; None: they keep their own bytes."""
+    decode: bool = False
+    """Whether every image is decoded to be sure that it is whole: all but those of a split that is as large as it was
+    published, for its archives are checked when they are fetched."""
+    quarantined: tuple[Mapping[str, str], ...] = ()
+    """Records that were left out, with file and reason."""
+    skip_limit: float = SKIP_LIMIT
+    newest_image: tuple[int, str] = (0, "")
+    """When the image that changed last did so, in nanoseconds, and its name; local images only."""
+
+    @property
+    def image_sizes(self) -> str:
+        """``digest_sizes`` of all shards together; empty where one is not known."""
+        return join_sizes(shard.image_sizes for shard in self.shards)
 
     @property
     def num_samples(self) -> int:
@@ -92,17 +115,26 @@ class BuildPlan:
         )
 
 
-def plan_build(source: Source, *, samples_per_shard: int = 1000, resize: Resize | None = None) -> BuildPlan:
+def plan_build(
+    source: Source,
+    *,
+    samples_per_shard: int = 1000,
+    resize: Resize | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
+    skip_limit: float = SKIP_LIMIT,
+) -> BuildPlan:
     """Read all records of a source and cut them into shards, in the source's order.
 
     Args:
         source: one split of a dataset.
         samples_per_shard: every shard but the last has this many.
-        resize: make the images smaller, and turn them upright; default: they keep their own bytes.
+        resize: make the images smaller; default: they keep their own bytes.
+        on_error: ``fail`` stops at the first record that cannot be used, ``skip`` leaves it out and lists it.
+        skip_limit: share of the images that may be left out, in [0, 1]; ten may be in any case.
 
     Raises:
         UserError: no images, two images of one key, a key that cannot name a sample, or ``samples_per_shard`` below 1.
-        BadInputError: an annotation that cannot be understood.
+        BadInputError: an annotation that cannot be understood, unless it is skipped.
     """
     if samples_per_shard < 1:
         raise UserError(f"samples_per_shard is {samples_per_shard}; it must be 1 or more")
@@ -122,12 +154,19 @@ def plan_build(source: Source, *, samples_per_shard: int = 1000, resize: Resize 
         )
     )
     shards: list[ShardTask] = []
-    for chunk in _chunks(_checked(source), samples_per_shard):
-        packed = _pack(chunk, source)
+    ledger = Ledger(source.images, on_error)
+    newest = (0, "")
+    for chunk in _chunks(_checked(source, ledger), samples_per_shard):
+        packed = _pack(chunk)
+        sizes, changed = _look_at(source.images, chunk)
+        newest = max(newest, changed)
         digest.update(b"\n" + packed)
-        shards.append(ShardTask(shard_name(source.dataset, source.split, len(shards)), len(chunk), packed))
+        shards.append(ShardTask(shard_name(source.dataset, source.split, len(shards)), len(chunk), packed, sizes))
+    num_planned = sum(shard.num_samples for shard in shards)
+    refuse_too_many(ledger.entries, num_planned + len(ledger.entries), skip_limit, source.images.url)
     if not shards:
         raise UserError(f"{source.images.url}: {source.dataset} {source.split} has no images to build from")
+    published = PUBLISHED.get((_KINDS.get(source.provenance.get("source", ""), ""), source.split), 0)
     return BuildPlan(
         dataset=source.dataset,
         split=source.split,
@@ -140,37 +179,100 @@ def plan_build(source: Source, *, samples_per_shard: int = 1000, resize: Resize 
         licence=source.licence,
         digest=digest.hexdigest(),
         resize=resize,
+        decode=num_planned < published or not published,
+        quarantined=tuple(ledger.entries),
+        skip_limit=skip_limit,
+        newest_image=newest,
     )
 
 
-def _pack(records: Sequence[Record], source: Source) -> bytes:
-    try:
-        return _JSON.encode([_packed(record) for record in records]).encode()
-    except ValueError:
-        bad = next(record for record in records if not _is_finite(record))
-        raise UserError(
-            f"{source.images.where(bad.image)}: a box, an area or a crop is not a finite number; mend the annotations"
-        ) from None
+class Ledger:
+    """What a build leaves out: with ``on_error="fail"`` nothing, for the first such file ends it.
+
+    Args:
+        images: what the names of files are relative to, so that nothing of this machine gets into the list.
+    """
+
+    def __init__(self, images: Storage, on_error: Literal["fail", "skip"]):
+        self.entries: list[dict[str, str]] = []
+        self._folder = images.where("")
+        self._skip = on_error == "skip"
+
+    def add(self, error: BadInputError) -> None:
+        """Take note of a file that cannot be used, or raise the error."""
+        if not self._skip:
+            raise error
+        self.entries.append({"file": error.file.removeprefix(self._folder).lstrip("/"), "reason": error.reason})
 
 
-def _is_finite(record: Record) -> bool:
+def refuse_too_many(entries: Sequence[Mapping[str, str]], num_planned: int, limit: float, where: str) -> None:
+    """Raise UserError when more records are left out than ``skip_limit`` allows."""
+    if len(entries) <= max(_ALWAYS_SKIPPED, limit * num_planned):
+        return
+    first = "".join(f"\n  {entry['file']}: {entry['reason']}" for entry in entries[:_SHOWN])
+    raise UserError(
+        f"{where}: {len(entries):,} of {num_planned:,} images cannot be used, more than --skip-limit {limit:g} allows:"
+        f"{first}\nmend them, or raise the limit"
+    )
+
+
+def _pack(records: Sequence[Record]) -> bytes:
+    return _JSON.encode([_packed(record) for record in records]).encode()
+
+
+def digest_sizes(sizes: Iterable[int]) -> str:
+    """By which it is seen that images were replaced: SHA-256 over their sizes in bytes."""
+    return hashlib.sha256(",".join(map(str, sizes)).encode()).hexdigest()
+
+
+def join_sizes(digests: Iterable[str]) -> str:
+    """One digest for those of all shards; empty where one is missing."""
+    found = list(digests)
+    return hashlib.sha256("".join(found).encode()).hexdigest() if all(found) else ""
+
+
+def _look_at(images: Storage, records: Sequence[Record]) -> tuple[str, tuple[int, str]]:
+    """``digest_sizes`` of the images, and the newest of them with its time.
+
+    Of remote images nothing is known without asking for each; those of a plan are taken for the same as ever.
+    """
+    sizes, newest = [], (0, "")
+    for record in records:
+        path = images.path(record.image)
+        if path is None:
+            return "", newest
+        try:
+            facts = path.stat()
+        except (OSError, ValueError):  # not there, or no name that a file can have
+            return "", newest
+        sizes.append(facts.st_size)
+        newest = max(newest, (facts.st_mtime_ns, record.image))
+    return digest_sizes(sizes), newest
+
+
+def _problem(record: Record) -> str:
     numbers = [*(record.crop or ())]
     for item in record.objects:
         numbers += (*item.box, item.area)
-    return all(map(math.isfinite, numbers))
+    # The sum is finite when all are; a number at the end of what 64 bits hold is no length in pixels either.
+    return "" if math.isfinite(sum(numbers)) else "a box, an area or a crop is not a finite number"
 
 
 def _packed(record: Record) -> list[Any]:
     """What ``ShardTask.records`` reads back, field by field."""
-    # Whole images add nothing for it: their plans keep the digests of earlier builds.
-    crop = [] if record.crop is None else [record.crop]
-    return [record.key, record.image, record.positives, record.ignored, record.objects, record.image_id, *crop]
+    # What is not there adds nothing: plans without it keep the digests of earlier builds.
+    place = [record.crop, record.size] if record.size else [record.crop] if record.crop else []
+    return [record.key, record.image, record.positives, record.ignored, record.objects, record.image_id, *place]
 
 
-def _checked(source: Source) -> Iterator[Record]:
-    """The source's records, each with a key that is valid and new."""
+def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:
+    """The source's records that can be used, each with a key that is valid and new."""
     seen: set[str] = set()
+    source.reject = ledger.add
     for record in source.records():
+        if problem := _problem(record):
+            ledger.add(BadInputError(source.images.where(record.image), problem, "mend the annotations"))
+            continue
         check_key(record.key)
         if record.key in seen:
             raise UserError(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from msldata.build.image import Resize, prepare_image
+from msldata.build.image import Placement, Resize, prepare_image
 from msldata.contract.format import IMAGE_SUFFIX, META_SUFFIX, TARGET_SUFFIX, encode_target
-from msldata.contract.records import Record
+from msldata.contract.records import SHARES, ObjectRecord, Record
 from msldata.errors import BadInputError, UserError
 from msldata.storage import Storage
 
+_BEYOND = 0.05
+"""Of its side a box may leave the picture by so much: people draw beyond edges, and tools round."""
 _FLAG = {None: "null", False: "false", True: "true"}
 
 
@@ -26,6 +30,10 @@ class Sample:
     row: dict[str, Any]
     """The columns of the index, but for where the bytes are."""
     transcoded: bool
+    turned: bool
+    """Whether its pixels were turned upright."""
+    size_differs: bool
+    """Whether the annotations state another size than the image has; its boxes fit all the same."""
 
 
 class SampleMaker:
@@ -35,25 +43,42 @@ class SampleMaker:
         images: the folder that ``Record.image`` is relative to.
         classes: class names in target order.
         resize: how images are made smaller; None: they keep their own bytes.
+        decode: decode every image to be sure that it is whole.
     """
 
-    def __init__(self, images: Storage, classes: Sequence[str], resize: Resize | None):
+    def __init__(self, images: Storage, classes: Sequence[str], resize: Resize | None, *, decode: bool = False):
         self.images = images
         self.resize = resize
+        self.decode = decode
+        self.num_bytes_read = -1
+        """Size of the image file that was read last; -1 for one that could not be."""
         self._names = [_text(name) for name in classes]
 
     def make(self, record: Record) -> Sample:
         """Read the record's image and encode everything. Raises BadInputError: the image cannot be used."""
+        self.num_bytes_read = -1
         try:
-            image = prepare_image(self.images.read(record.image), self.resize, record.crop)
+            data = self.images.read(record.image)
+            self.num_bytes_read = len(data)
+            image = prepare_image(data, self.resize, record.crop, decode=self.decode)
+            placement = image.placement
+            frame = None
+            if record.objects:
+                frame = frame_of_boxes(record.size, placement or Placement(*(image.width, image.height) * 2))
+                check_boxes(record.objects, frame)
         except FileNotFoundError:
             raise BadInputError(self.images.where(record.image), "the image is missing") from None
         except ValueError as error:
-            if isinstance(error, UserError):  # the storage failed, which says nothing of the image
+            # A storage that fails says nothing of the image; but a folder or a locked file is the image's own fault.
+            reason = _no_file(self.images.path(record.image)) if isinstance(error, UserError) else str(error)
+            if not reason:
                 raise
-            raise BadInputError(self.images.where(record.image), str(error)) from None
-        if image.placement is not None:
-            record = replace(record, objects=tuple(map(image.placement.move, record.objects)))
+            raise BadInputError(self.images.where(record.image), reason) from None
+        size_differs = False
+        if frame is not None:
+            size_differs = record.size not in (None, (frame.width, frame.height))
+            if not frame.is_identity:
+                record = replace(record, objects=tuple(map(frame.move, record.objects)))
         members = [
             (IMAGE_SUFFIX, image.data),
             (META_SUFFIX, self.encode_meta(record, image.width, image.height)),
@@ -66,7 +91,8 @@ class SampleMaker:
             "ignored": record.ignored,
             "objects": record.objects,
         }
-        return Sample(record, members, row, image.transcoded)
+        turned = placement is not None and placement.orientation != 1
+        return Sample(record, members, row, image.transcoded, turned, size_differs)
 
     def encode_meta(self, record: Record, width: int, height: int) -> bytes:
         """The JSON member: the bytes ``format.encode_json`` would make, in a third of the time."""
@@ -84,6 +110,62 @@ class SampleMaker:
             f'"labels":[{",".join([names[index] for index in record.positives])}],'
             f'"objects":[{",".join(objects)}],"width":{width}}}'
         ).encode()
+
+
+def _no_file(path: Path | None) -> str:
+    """Why there is no readable file at a local path; empty where there is one."""
+    if path is None or not os.path.lexists(path):
+        return ""
+    if path.is_dir():
+        return "a folder, not an image file"
+    return "" if os.access(path, os.R_OK) else "permission to read it is denied"
+
+
+def frame_of_boxes(size: tuple[int, int] | None, placement: Placement) -> Placement:
+    """How boxes get from the picture that they were drawn on to the stored one.
+
+    Annotations that state a size were drawn on the picture of that size: the file's own pixels, or those that its EXIF
+    orientation turns upright. Where both are of one size (upside down, mirrored, a square) it is the upright one, which
+    is what annotation tools show; where no size is stated, the file's own. Shares are of the upright one.
+
+    Args:
+        size: width and height that the annotations state.
+        placement: of the file's own pixels.
+
+    Raises:
+        ValueError: width and height are swapped, and nothing in the file says which way it would have to be turned.
+    """
+    if size == SHARES:
+        upright = placement.drawn_upright()
+        return Placement(*SHARES, upright.scaled_width, upright.scaled_height)
+    own, upright = (placement.width, placement.height), placement.drawn_upright()
+    if size is None or (placement.orientation == 1 and size == own):
+        return placement
+    if placement.orientation != 1:
+        return placement if size == own != (upright.width, upright.height) else upright
+    if size == own[::-1]:
+        raise ValueError(
+            f"its annotations are of a picture of {size[0]} × {size[1]}, the image has {own[0]} × {own[1]}: one of "
+            "them was turned"
+        )
+    return placement
+
+
+def check_boxes(objects: Sequence[ObjectRecord], frame: Placement) -> None:
+    """Raise ValueError for a box of negative size, beyond the picture, or in shares of it instead of pixels."""
+    width, height = frame.width, frame.height
+    slack = 0.0 if (width, height) == SHARES else 2.0
+    across, down = max(slack, _BEYOND * width), max(slack, _BEYOND * height)
+    for item in objects:
+        x, y, w, h = item.box
+        inside = x >= -across and y >= -down and x + w <= width + across and y + h <= height + down
+        if not (inside and w >= 0 and h >= 0):
+            box = ", ".join(f"{value:g}" for value in item.box)
+            problem = "is of negative size" if w < 0 or h < 0 else f"leaves the picture of {width} × {height}"
+            raise ValueError(f"the box [{box}] (x, y, width, height) {problem}")
+    shares = (width, height) != SHARES and all(x + w <= 1 and y + h <= 1 for _, (x, y, w, h), *_ in objects)
+    if shares and not all(float(value).is_integer() for item in objects for value in item.box):
+        raise ValueError("its boxes lie between 0 and 1: shares of the picture, where pixels are expected")
 
 
 _text = json.JSONEncoder(ensure_ascii=False).encode

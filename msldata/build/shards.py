@@ -7,14 +7,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder, FinishedShard
 from msldata.build.image import Resize
-from msldata.build.plan import BuildPlan, ShardTask, plan_build
+from msldata.build.plan import BuildPlan, Ledger, ShardTask, digest_sizes, join_sizes, plan_build, refuse_too_many
 from msldata.build.sample import SampleMaker
 from msldata.build.writer import ShardWriter
-from msldata.contract.manifest import IMAGES, Manifest, index_name
+from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, index_name
 from msldata.errors import BadInputError, UserError
 from msldata.storage import Location, Storage
 from msldata.workers.engine import LOCAL, Engine, run_tasks
@@ -25,6 +26,9 @@ OnError = Literal["fail", "skip"]
 Progress = Callable[[int, int], None]
 
 _SHOWN_COMMANDS = 10
+_SIZES = "image_sizes_sha256"
+_RARE = ("turned_upright", "stated_size_differs")
+"""What is counted in the manifest where it happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class _Job:
     plan: str
     on_error: OnError
     resize: Resize | None
+    decode: bool
 
 
 def build_shards(
@@ -100,6 +105,7 @@ def build_shards(
             folder.clear()
         manifest = folder.finished_manifest()
         if manifest is not None:
+            _refuse_changed_images(plan, folder.out, manifest)
             return manifest
         finished = _write_missing(plan, plan.shards, folder, num_workers, on_error, progress, engine)
         return _finish(plan, folder, finished)
@@ -177,6 +183,46 @@ def _folder(plan: BuildPlan, out: Location | Storage) -> BuildFolder:
     return BuildFolder(out, [task.name for task in plan.shards], plan.digest)
 
 
+def changed_since_built(plan: BuildPlan, out: Storage) -> str:
+    """An image that is newer than the finished dataset in a local folder; empty where there is none."""
+    manifest = out.path(MANIFEST_NAME)
+    changed, name = plan.newest_image
+    return name if manifest is not None and manifest.exists() and changed > manifest.stat().st_mtime_ns else ""
+
+
+def refuse_other_classes(plan: BuildPlan, out: Storage) -> None:
+    """Raise UserError when another split of the same dataset was built with other classes, or in another order.
+
+    Its targets would mean something else under the same name.
+    """
+    folder = out.path()
+    if folder is None:
+        return
+    for place in sorted(folder.parent.glob(f"*/{MANIFEST_NAME}")):
+        if place.parent.name == folder.name:
+            continue
+        try:
+            other = Manifest.from_json(place.read_bytes(), str(place))
+        except UserError:  # of another program, or damaged: none of ours
+            continue
+        if other.kind != IMAGES or other.dataset != plan.dataset or other.classes == plan.classes:
+            continue
+        pairs = enumerate(zip_longest(other.classes, plan.classes))
+        number, (theirs, ours) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        raise UserError(
+            f"{out.url}: its classes are not those of {place.parent}, a split of the same dataset: number {number} is "
+            f"{theirs!r} there and {ours!r} here; give both the same --classes FILE, or call one otherwise with --name"
+        )
+
+
+def _refuse_changed_images(plan: BuildPlan, out: Storage, manifest: Manifest) -> None:
+    if plan.image_sizes not in ("", manifest.provenance.get(_SIZES, plan.image_sizes)):
+        raise UserError(
+            f"{out.url}: image files have other sizes than when this dataset was built from them; to build it anew, "
+            "add --overwrite"
+        )
+
+
 def _write_missing(
     plan: BuildPlan,
     tasks: Sequence[ShardTask],
@@ -190,7 +236,12 @@ def _write_missing(
     if on_error not in ("fail", "skip"):
         raise UserError(f"on_error is '{on_error}'; known are: fail, skip")
     found = folder.finished_shards([task.name for task in tasks])
-    kept = {name: shard for name, shard in found.items() if not shard.report["quarantined"]}
+    sizes = {task.name: task.image_sizes for task in tasks}
+    kept = {
+        name: shard
+        for name, shard in found.items()
+        if not shard.report["quarantined"] and sizes[name] in ("", shard.report.get("image_sizes", sizes[name]))
+    }
     folder.withdraw()
     missing = [task for task in tasks if task.name not in kept]
     total = sum(task.num_samples for task in tasks)
@@ -204,7 +255,10 @@ def _write_missing(
 
     if progress is not None:
         progress(done, total)
-    jobs = [_Job(task, plan.images, folder.out, plan.classes, plan.digest, on_error, plan.resize) for task in missing]
+    jobs = [
+        _Job(task, plan.images, folder.out, plan.classes, plan.digest, on_error, plan.resize, plan.decode)
+        for task in missing
+    ]
     written = run_tasks(_write_shard, jobs, num_workers, report_progress, engine)
     return kept | dict(zip((task.name for task in missing), written, strict=True))
 
@@ -213,7 +267,7 @@ def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, Finishe
     """Publish the ledger of bad images and the manifest of all shards together."""
     shards = [finished[task.name] for task in plan.shards]
     reports = [shard.report for shard in shards]
-    quarantined = [entry for report in reports for entry in report["quarantined"]]
+    quarantined = [*plan.quarantined, *(entry for report in reports for entry in report["quarantined"])]
     infos = tuple(shard.info for shard in shards if shard.info is not None)
     if not infos:
         folder.list_quarantined(quarantined)
@@ -222,6 +276,8 @@ def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, Finishe
             f"{folder.out.where(QUARANTINE_NAME)} lists "
             "the reasons"
         )
+    num_planned = plan.num_samples + len(plan.quarantined)
+    refuse_too_many(quarantined, num_planned, plan.skip_limit, plan.images.url)
     labels = label_histogram(plan.classes, reports)
     manifest = replace(
         plan.draft(),
@@ -233,7 +289,9 @@ def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, Finishe
             "ignored_labels": sum(counts["ignored"] for counts in labels.values()),
             "transcoded": sum(report["transcoded"] for report in reports),
             "quarantined": len(quarantined),
+            **{name: number for name in _RARE if (number := sum(report.get(name, 0) for report in reports))},
         },
+        provenance={**plan.draft().provenance, _SIZES: join_sizes(report.get("image_sizes", "") for report in reports)},
     )
     folder.publish(manifest, quarantined)
     return manifest
@@ -265,24 +323,28 @@ def _write_shard(job: _Job) -> FinishedShard:
     positive = [0] * len(job.classes)
     ignored = [0] * len(job.classes)
     transcoded = num_objects = 0
-    quarantined: list[dict[str, str]] = []
+    rare = dict.fromkeys(_RARE, 0)
+    sizes = []
+    ledger = Ledger(job.images, job.on_error)
     info = None
-    maker = SampleMaker(job.images, job.classes, job.resize)
+    maker = SampleMaker(job.images, job.classes, job.resize, decode=job.decode)
     with _collector_paused(), ShardWriter(job.out, job.task.name, kind=IMAGES, plan=job.plan) as writer:
         for record in job.task.records():
             try:
                 sample = maker.make(record)
             except BadInputError as error:
-                if job.on_error == "fail":
-                    raise
-                quarantined.append({"file": record.image, "reason": error.reason})
+                ledger.add(error)
                 continue
+            finally:
+                sizes.append(maker.num_bytes_read)
             writer.add(record.key, sample.members, sample.row)
             for index in record.positives:
                 positive[index] += 1
             for index in record.ignored:
                 ignored[index] += 1
             transcoded += sample.transcoded
+            rare["turned_upright"] += sample.turned
+            rare["stated_size_differs"] += sample.size_differs
             num_objects += len(record.objects)
         report = {
             "num_planned": job.task.num_samples,
@@ -290,7 +352,9 @@ def _write_shard(job: _Job) -> FinishedShard:
             "positive": positive,
             "ignored": ignored,
             "transcoded": transcoded,
-            "quarantined": quarantined,
+            "quarantined": ledger.entries,
+            "image_sizes": digest_sizes(sizes),
+            **rare,
         }
         if writer.num_samples:
             info = writer.publish(report)

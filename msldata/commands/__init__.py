@@ -18,6 +18,17 @@ Yes = Annotated[
 ]
 
 
+def local_path(text: str) -> Path:
+    """The path that an option names, for what is written to a local disk alone.
+
+    Raises:
+        BadParameter: an address, which as a path would be a folder called ``s3:``.
+    """
+    if "://" in text:
+        raise typer.BadParameter(f"{text}: this is written to a local disk only; name a local path, and copy it there")
+    return Path(text)
+
+
 def data_root() -> Path:
     """Where raw datasets are looked for when no --source is given."""
     return Path(os.environ.get("MSL_DATA", "datasets"))

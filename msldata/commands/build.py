@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from msldata.commands import Overwrite, Workers, Yes, command_without, data_root
+from msldata.commands import Overwrite, Workers, Yes, command_without, data_root, local_path
 from msldata.commands.recorded import confirm_replacement, recorded_command
 from msldata.console import OnError, byte_progress_bar, err, out, progress_bar, show
 
@@ -44,7 +44,10 @@ class MaskOrder(StrEnum):
 def download(
     dataset: Annotated[str, typer.Argument(help="voc2007 or coco2014.")],
     to: Annotated[
-        Path | None, typer.Option(help="Folder of all datasets; default: datasets/ or $MSL_DATA.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Folder of all datasets; default: datasets/ or $MSL_DATA.", show_default=False, parser=local_path
+        ),
     ] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="Repeat for several; default: all.", show_default=False)
@@ -75,8 +78,8 @@ def build_shards(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="voc2007, voc2012, coco2014, coco, wider, table, folders or datumaro; default: what SOURCE is taken "
-            "for, or all found in datasets/ or $MSL_DATA."
+            help="voc2007, voc2012, voc, coco2014, coco, yolo, wider, table, folders or datumaro; default: what SOURCE "
+            "is taken for, or all found in datasets/ or $MSL_DATA."
         ),
     ] = None,
     source: Annotated[
@@ -84,8 +87,20 @@ def build_shards(
         typer.Option(help="The same as SOURCE.", show_default=False),
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Of a table: class names, one a line; default: its labels, sorted.")
+        str | None,
+        typer.Option(
+            help="Class names in target order, one a line; default: what the dataset names.", show_default=False
+        ),
     ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a COCO file: the folder its images are named from; default: looked for.", show_default=False
+        ),
+    ] = None,
+    keep_unlabelled: Annotated[
+        bool, typer.Option("--keep-unlabelled", help="Keep images without annotations, as negatives of every class.")
+    ] = False,
     image_column: Annotated[
         str | None, typer.Option(help="Of a table: the column with paths; default: guessed.", show_default=False)
     ] = None,
@@ -111,8 +126,11 @@ def build_shards(
     quality: Annotated[int | None, typer.Option(help="Of resized JPEGs; default: 90.", show_default=False)] = None,
     workers: Workers = None,
     on_error: Annotated[
-        OnError, typer.Option(help="At a bad image: stop, or leave it out and count it.")
+        OnError, typer.Option(help="At a bad image or annotation: stop, or leave it out and count it.")
     ] = OnError.fail,
+    skip_limit: Annotated[
+        float, typer.Option(help="Share of the images that --on-error skip leaves out at most.", min=0, max=1)
+    ] = 0.1,
     overwrite: Overwrite = False,
     yes: Yes = False,
     dry_run: Annotated[
@@ -138,7 +156,15 @@ def build_shards(
 
     from msldata.build.estimate import estimate_build
     from msldata.build.image import parse_resize
-    from msldata.build.shards import Part, build_part, build_shards, finish_build, plan_build
+    from msldata.build.shards import (
+        Part,
+        build_part,
+        build_shards,
+        changed_since_built,
+        finish_build,
+        plan_build,
+        refuse_other_classes,
+    )
     from msldata.commands.display import show_estimate, show_manifest
     from msldata.errors import UserError
     from msldata.sources.kinds import open_source, select_sources
@@ -164,6 +190,8 @@ def build_shards(
         labels_are=labels_are,
         separator=separator,
         format=format_,
+        images=images,
+        keep_unlabelled=keep_unlabelled,
     )
     chosen_sources = select_sources(data_root(), dataset, place or source, split, options)
     if workers != 1 and engine is EngineName.local and not (dry_run or finish):
@@ -177,8 +205,16 @@ def build_shards(
                 opened = open_source(found.dataset, found.root, chosen, name, options=options)
                 changes = {"place": found.root, "source": None, "dataset": found.dataset, "split": [chosen]}
                 opened.provenance["command"] = recorded_command(context, changes)
-                plan = plan_build(opened, samples_per_shard=samples_per_shard, resize=smaller)
+                plan = plan_build(
+                    opened,
+                    samples_per_shard=samples_per_shard,
+                    resize=smaller,
+                    on_error=on_error.value,
+                    skip_limit=skip_limit,
+                )
             target = open_storage(out_).child(plan.dataset).child(plan.split)
+            refuse_other_classes(plan, target)
+            changed = "" if overwrite else changed_since_built(plan, target)
             if dry_run:
                 with err.status(f"{label}: timing a few images"):
                     estimate = estimate_build(plan, target, num_workers=workers, overwrite=overwrite)
@@ -216,6 +252,9 @@ def build_shards(
                 out.print(f"{label}: task {task}, {shards} -> {target.url}", soft_wrap=True)
             else:
                 show_manifest(out, manifest, target.url)
+                if changed:
+                    note = f"  {changed} is newer than the dataset; if images were replaced, add --overwrite"
+                    out.print(note, markup=False, soft_wrap=True)
 
 
 def build_masks(
@@ -234,6 +273,10 @@ def build_masks(
         bool, typer.Option("--binarize/--no-binarize", help="1-bit keep masks, or the files' grey as it is.")
     ] = True,
     threshold: Annotated[float, typer.Option(help="high = hole fraction above it.")] = 0.5,
+    to_fraction: Annotated[
+        float | None,
+        typer.Option(help="Dilate or erode the holes to this share of every mask, as 0.25.", show_default=False),
+    ] = None,
     polarity: Annotated[Polarity, typer.Option(help="What the holes look like in the files.")] = Polarity.auto,
     order: Annotated[
         MaskOrder, typer.Option(help="seeded = by hole fraction; official = the released code's slices of file names.")
@@ -249,7 +292,10 @@ def build_masks(
         OnError, typer.Option(help="At a bad file: stop, or leave it out and count it.")
     ] = OnError.fail,
     plots: Annotated[
-        Path | None, typer.Option(help="Draw a histogram and a contact sheet into this folder.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Draw a histogram and a contact sheet into this folder.", show_default=False, parser=local_path
+        ),
     ] = None,
     overwrite: Overwrite = False,
     yes: Yes = False,
@@ -276,6 +322,7 @@ def build_masks(
             buckets=buckets,
             size=size if generate is None else None,  # generated masks are drawn at their size
             binarize=binarize,
+            to_fraction=to_fraction,
             num_workers=workers,
             on_error=on_error.value,
             command=recorded_command(
@@ -360,7 +407,7 @@ def index(
 
 
 def synthesize(
-    out_: Annotated[Path, typer.Option("--out", help="Folder that gets VOCdevkit/VOC2007.")],
+    out_: Annotated[Path, typer.Option("--out", help="Folder that gets VOCdevkit/VOC2007.", parser=local_path)],
     num_train: Annotated[int, typer.Option(help="Images of trainval.")] = 2000,
     num_test: Annotated[int, typer.Option(help="Images of test.")] = 500,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 96,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from msldata.commands import Workers, data_root
+from msldata.commands import Workers, data_root, local_path
 from msldata.console import err, out, progress_bar, show, standard_output
 
 
@@ -49,7 +49,7 @@ def info(
 
 def preview(
     shards: Annotated[str, typer.Argument(help="A dataset folder or URL: images or keep masks.")],
-    out_: Annotated[Path, typer.Option("--out", help="A .png contact sheet, or one .html page.")],
+    out_: Annotated[Path, typer.Option("--out", help="A .png contact sheet, or one .html page.", parser=local_path)],
     num: Annotated[int, typer.Option(help="Samples shown, spread over the dataset.", min=1)] = 24,
     keep_masks: Annotated[
         str | None, typer.Option(help="Show also a keep mask of this dataset and the masked image.")

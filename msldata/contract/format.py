@@ -85,6 +85,24 @@ def check_key(key: str) -> None:
         raise FormatError(f"sample key {key!r}: {len(key.encode())} bytes, at most {MAX_KEY_BYTES} fit a USTAR name")
 
 
+def make_key(name: str) -> str:
+    """The key of a sample by the path of its file without the extension; of most files it is the path itself.
+
+    Slashes, dots, spaces and whatever cannot be printed become ``_``. What is longer than ``MAX_KEY_BYTES`` ends in a
+    hash of the whole name instead of its last letters.
+
+    Raises:
+        FormatError: the name is empty or holds a NUL, as no file's does.
+    """
+    if not name or "\0" in name:
+        raise FormatError(f"{name!r} is no name of a file")
+    key = "".join("_" if letter in "./ " or not letter.isprintable() else letter for letter in name)
+    if len(key.encode()) <= MAX_KEY_BYTES:
+        return key
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return f"{key.encode()[: MAX_KEY_BYTES - 17].decode(errors='ignore')}-{digest}"
+
+
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 

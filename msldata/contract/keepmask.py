@@ -225,6 +225,7 @@ def decode_gray(data: bytes, where: str, *, soft: bool = False) -> np.ndarray:
             if image.width * image.height > MAX_MASK_PIXELS:
                 raise BadInputError(where, f"{image.width}×{image.height} pixels is too large for a mask")
             gray_HW = _gray_of_image(image, where)
+            is_lossy = image.format in ("JPEG", "WEBP")
     except BadInputError:
         raise
     except UnidentifiedImageError:
@@ -232,7 +233,7 @@ def decode_gray(data: bytes, where: str, *, soft: bool = False) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error …
         raise BadInputError(where, f"cannot be decoded ({error})") from None
     if not soft:
-        _check_black_and_white(gray_HW, where)
+        _check_black_and_white(gray_HW, where, is_lossy)
     return gray_HW
 
 
@@ -271,7 +272,7 @@ def _to_full_scale(value_HW: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(value_HW, 0, None) * (255 / full_scale)).astype(np.uint8)
 
 
-def _check_black_and_white(gray_HW: np.ndarray, where: str) -> None:
+def _check_black_and_white(gray_HW: np.ndarray, where: str, is_lossy: bool) -> None:
     # Nearly all files hold 0 and 255 only, which adding 1 to white turns into 0. In place: memory is what costs here.
     rest_HW = (gray_HW > 127).view(np.uint8)
     if not np.add(gray_HW, rest_HW, out=rest_HW).any():
@@ -282,7 +283,8 @@ def _check_black_and_white(gray_HW: np.ndarray, where: str) -> None:
             where, f"{share:.0%} of its pixels are neither black nor white, so it is a picture, not a mask"
         )
     low, high = int(gray_HW.min()), int(gray_HW.max())
-    if high - low >= 16 and (low > 127) == (high > 127):
+    # Labels 0 and 2, or 1 and 3, would all be black; a compressed file of one colour wavers a little.
+    if high - low >= (16 if is_lossy else 1) and (low > 127) == (high > 127):
         raise BadInputError(
             where,
             f"brightness runs from {low} to {high} of 255, all on one side of the middle; save it in black and white",

@@ -13,9 +13,10 @@ from msldata.storage import Storage
 class ObjectRecord(NamedTuple):
     """One annotated object; a tuple, because plans and indices of a million of them are made of tuples.
 
-    ``box`` is (x, y, width, height) in pixels of the source image, origin at the top left corner, x and y counted
-    from 0. ``area`` is in square pixels: the segment's where the source has one (COCO), else the box's. ``truncated``
-    and ``occluded`` are None where the source does not say.
+    ``box`` is (x, y, width, height) in pixels of the source image (before its EXIF orientation turns it, unless
+    ``Record.size`` says otherwise), origin at the top left corner, x and y counted from 0. ``area`` is in square
+    pixels: the segment's where the source has one (COCO), else the box's. ``truncated`` and ``occluded`` are None
+    where the source does not say.
 
     Example:
         boat = msldata.ObjectRecord(class_index=0, box=(12, 8, 40, 30), area=1200.0, occluded=True)
@@ -54,6 +55,13 @@ class Record:
     """The source's own id for the image, as text; the key where the source has none."""
     crop: tuple[float, float, float, float] | None = None
     """Only this part of the image (x, y, width, height in its pixels) is the sample; boxes count from its corner."""
+    size: tuple[int, int] | None = None
+    """Width and height of the image that the boxes were drawn on, where the annotations state them; ``SHARES`` where
+    boxes are shares of its sides."""
+
+
+SHARES = (1, 1)
+"""The size of every picture whose sides are the units of its boxes."""
 
 
 VOC_CLASSES = tuple(

@@ -12,16 +12,9 @@ from msldata.contract.manifest import MANIFEST_NAME, read_manifest
 from msldata.errors import UserError
 from msldata.inspect.nextsteps import build_command, out_option
 from msldata.masks.sources import open_mask_source, usual_place
-from msldata.sources.kinds import KINDS, FoundSource, find_sources, open_source
+from msldata.sources.kinds import KINDS, PUBLISHED, FoundSource, find_sources, open_source
 from msldata.storage import Location, Storage, open_storage
 
-PUBLISHED: Mapping[tuple[str, str], int] = {
-    ("voc2007", "trainval"): 5011,
-    ("voc2007", "test"): 4952,
-    ("coco2014", "train"): 82081,
-    ("coco2014", "val"): 40137,
-}
-"""Images per split as the paper counts them: of COCO-2014 only those with annotations."""
 PUBLISHED_MASKS = 12000
 """Files of NVIDIA's irregular mask test set."""
 

@@ -11,6 +11,7 @@ from PIL import Image
 from msldata.contract import keepmask
 from msldata.contract.format import read_index
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, FormatError, Manifest, read_manifest
+from msldata.contract.pixels import decode
 from msldata.errors import BadInputError, UserError
 from msldata.inspect.tiles import Box, HeldMask, Label, Preview, Tile
 from msldata.pages.colours import class_colour
@@ -117,9 +118,8 @@ def _load_images(folder: Storage, manifest: Manifest, num: int) -> Iterator[Tile
     assert manifest.kind == IMAGES
     for row, data, where in _rows(folder, manifest, num):
         try:
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
-                image = opened.convert("RGB")
-        except Exception as error:  # damaged files make decoders raise almost anything
+            image = Image.fromarray(decode(data))
+        except ValueError as error:
             raise FormatError(f"{where}: the image cannot be decoded ({error}); run msl verify {folder.url}") from None
         shown = [(index, column == "ignored") for column in ("positives", "ignored") for index in row[column]]
         labels = [Label(manifest.classes[index], class_colour(index), ignored) for index, ignored in shown]

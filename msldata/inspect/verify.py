@@ -14,6 +14,7 @@ from msldata.build.other_tars import local_tar, open_tar, scan
 from msldata.contract.format import decode_index, decode_shard_metadata
 from msldata.contract.keepmask import hole_fraction_histogram
 from msldata.contract.manifest import IMAGES, MANIFEST_NAME, FormatError, Manifest, ShardInfo, read_manifest
+from msldata.contract.pixels import check_whole
 from msldata.contract.publish import CROISSANT_NAME, reader_files
 from msldata.errors import BadInputError, UserError
 from msldata.inspect.nextsteps import build_command
@@ -22,7 +23,6 @@ from msldata.inspect.verify_shard import (
     ShardCheck,
     ShardReport,
     content_digest,
-    decoded_size,
     examine_shard,
     hash_shard,
 )
@@ -269,8 +269,8 @@ def examine_foreign(job: tuple[IndexTask, ShardInfo]) -> ShardReport:
                         image = tar[row["offset"] : row["offset"] + row["length"]]
                         digests[key] = content_digest(image)
                         try:
-                            decoded_size(image)
-                        except Exception as error:  # damaged files make decoders raise almost anything
+                            check_whole(image)
+                        except ValueError as error:
                             findings.append(Finding(info.name, key, "decoding the image", "a whole image", str(error)))
         except BadInputError as error:
             findings.append(Finding(info.name, "", "the tar", "a whole one with labelled samples", error.reason))

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 
-from msldata.build.image import MAX_PIXELS
 from msldata.contract import keepmask
 from msldata.contract.format import (
     IMAGE_SUFFIX,
@@ -28,6 +25,7 @@ from msldata.contract.format import (
     decode_shard_metadata,
 )
 from msldata.contract.manifest import IMAGES, FormatError, ShardInfo
+from msldata.contract.pixels import JPEG_START, check_whole
 from msldata.contract.tar import DamagedTar, TarMember, walk_tar
 from msldata.errors import BadInputError
 from msldata.storage import Storage
@@ -244,8 +242,10 @@ class _Examination:
         if data is None:
             return
         try:
-            height, width = decoded_size(data)
-        except Exception as error:  # damaged files make decoders raise almost anything
+            if not data.startswith(JPEG_START):
+                raise ValueError(f"no JPEG: it starts with {data[:4]!r}")
+            width, height = check_whole(data)
+        except ValueError as error:
             self._add(row["key"], "decoding the image", "a whole image", error)
             return
         self._compare(row["key"], "size of the image", f"{row['width']}×{row['height']}", f"{width}×{height}")
@@ -338,21 +338,6 @@ class _Examination:
         positive, ignored = (tuple(map(indices.count, range(len(self.task.classes)))) for indices in columns)
         num_objects = sum(len(row["objects"]) for row in rows)
         return ShardReport(info, findings, keys, digests, positive, ignored, num_objects)
-
-
-def decoded_size(data: bytes) -> tuple[int, int]:
-    """Height and width after decoding all of an image. Raises whatever the decoder does."""
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=True)
-        if height * width > MAX_PIXELS:
-            raise ValueError("too large")
-        simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)
-        return height, width
-    except ValueError:
-        # Strict is right for nearly all files and fast; of the others, some are only unusual. Pillow has a size limit.
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            image.load()
-            return image.height, image.width
 
 
 def _comparable(item: Mapping[str, Any], name: object) -> dict[str, Any]:

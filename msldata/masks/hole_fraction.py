@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from msldata.contract.keepmask import (
     resize_area,
     resize_nearest,
     to_levels,
+    unpack_bits,
 )
 from msldata.errors import BadInputError, UserError
 from msldata.masks.polarity import PolarityClue, polarity_clue
@@ -105,6 +106,102 @@ class MeasuredMask:
             return encode_level_png(255 - decode_levels(self.hole_white_png, self.name))
         packed, width = decode_packed(self.hole_white_png, self.name)
         return encode_packed_png(invert_bits(packed, width), width)
+
+    def reach(self, polarity: str, target: float) -> MeasuredMask:
+        """The same mask with its holes grown or shrunk, a pixel at a time, until their share is ``target``.
+
+        Raises:
+            BadInputError: there is no hole to grow from, or nothing visible to shrink from.
+        """
+        packed, width = decode_packed(self.keep_mask_png(polarity), self.name)
+        hole_HW = unpack_bits(packed, width) == 0
+        if not 0 < np.count_nonzero(hole_HW) < hole_HW.size:
+            raise BadInputError(self.name, "all hole or none, so --to-fraction has no edge to move")
+        hole_HW = reach_fraction(hole_HW, target)
+        white_HW = hole_HW if polarity == HOLE_WHITE else ~hole_HW
+        moved = MeasuredMask.of_gray(self.name, white_HW * np.uint8(255))
+        return replace(
+            moved,
+            source_width=self.source_width,
+            source_height=self.source_height,
+            source_white_pixels=self.source_white_pixels,
+            clue=self.clue,
+        )
+
+
+def reach_fraction(hole_HW: np.ndarray, target: float) -> np.ndarray:
+    """Dilate or erode holes until their share of the image is ``target``, to the pixel; bool in, bool out.
+
+    Neighbours count by turns four and eight, so that a point grows into an octagon. The image's edge is no neighbour.
+    Of the last ring only as much is taken as is wanted, what fills notches first.
+    """
+    grows = np.count_nonzero(hole_HW) < target * hole_HW.size
+    inner_HW = hole_HW.copy() if grows else ~hole_HW
+    wanted = (target if grows else 1 - target) * hole_HW.size
+    share, eight = np.count_nonzero(inner_HW), False
+    while share < wanted:
+        outer_HW, eight = _dilated(inner_HW, eight), not eight
+        grown = np.count_nonzero(outer_HW)
+        if grown > wanted:
+            ring_N = np.flatnonzero(outer_HW & ~inner_HW)
+            order_N = np.argsort(-_neighbours(inner_HW).ravel()[ring_N], kind="stable")
+            inner_HW.ravel()[ring_N[order_N[: round(wanted - share)]]] = True
+            break
+        inner_HW, share = outer_HW, grown
+    return inner_HW if grows else ~inner_HW
+
+
+def _neighbours(inner_HW: np.ndarray) -> np.ndarray:
+    """How many of the eight pixels round each are set, int16."""
+    framed = np.pad(inner_HW, 1).astype(np.int16)
+    height, width = inner_HW.shape
+    rows = ((row, column) for row in range(3) for column in range(3) if (row, column) != (1, 1))
+    shifted = [framed[row : row + height, column : column + width] for row, column in rows]
+    return np.add.reduce(shifted, axis=0)
+
+
+def _dilated(inner_HW: np.ndarray, eight: bool) -> np.ndarray:
+    outer_HW = inner_HW.copy()
+    outer_HW[1:] |= inner_HW[:-1]
+    outer_HW[:-1] |= inner_HW[1:]
+    rows_HW = outer_HW.copy() if eight else inner_HW
+    outer_HW[:, 1:] |= rows_HW[:, :-1]
+    outer_HW[:, :-1] |= rows_HW[:, 1:]
+    return outer_HW
+
+
+def reach_all(
+    masks: Sequence[MeasuredMask],
+    polarity: str,
+    target: float,
+    *,
+    num_workers: int | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
+) -> tuple[list[MeasuredMask], tuple[BadInputError, ...]]:
+    """``MeasuredMask.reach`` for many, in worker processes; arguments, returns and errors as of ``measure_masks``."""
+    tasks = [
+        (masks[start : start + _NAMES_PER_TASK], polarity, target, on_error)
+        for start in range(0, len(masks), _NAMES_PER_TASK)
+    ]
+    results = [result for chunk in run_tasks(_reach_some, tasks, num_workers) for result in chunk]
+    moved = [result for result in results if isinstance(result, MeasuredMask)]
+    rejected = tuple(result for result in results if isinstance(result, BadInputError))
+    if not moved:
+        raise UserError(f"none of {len(masks)} masks can reach another hole fraction; the first: {rejected[0]}")
+    return moved, rejected
+
+
+def _reach_some(task: tuple[Sequence[MeasuredMask], str, float, str]) -> list[MeasuredMask | BadInputError]:
+    masks, polarity, target, on_error = task
+    results: list[MeasuredMask | BadInputError] = []
+    for mask in masks:
+        try:
+            results.append(mask.reach(polarity, target))
+        except BadInputError as error:
+            if on_error == "fail":
+                raise
+            results.append(error)
+    return results
 
 
 def measure_masks(

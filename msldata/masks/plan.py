@@ -15,7 +15,7 @@ from msldata.contract.keepmask import POLARITIES, hole_fraction_histogram
 from msldata.contract.manifest import KEEP_MASKS, SCHEMA_VERSION, Manifest, shard_name
 from msldata.contract.tar import END_BYTES, tar_member_bytes
 from msldata.errors import BadInputError, UserError
-from msldata.masks.hole_fraction import MeasuredMask, measure_masks
+from msldata.masks.hole_fraction import MeasuredMask, measure_masks, reach_all
 from msldata.masks.polarity import AUTO, PolarityDecision, decide_polarity
 from msldata.masks.sources import MaskSource
 from msldata.masks.subsets import MaskSample, choose_official, choose_seeded
@@ -119,6 +119,7 @@ def plan_masks(
     buckets: bool = False,
     size: int | None = None,
     binarize: bool = True,
+    to_fraction: float | None = None,
     num_workers: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
     command: Sequence[str] = (),
@@ -140,6 +141,8 @@ def plan_masks(
             resized masks, and each sample records its source's beside its own. None stores them as they are.
         binarize: False stores grey keep masks, 8-bit, with the files' own levels (255 = visible); ``size`` then takes
             the mean of an area. Hole fractions are those of the masks binarised at half brightness, either way.
+        to_fraction: dilate or erode the holes of every mask to this share of it; the subsets are then those of the
+            moved masks, and the manifest says what was reached. None: as they are.
         num_workers: processes; default one per available processor.
         on_error: ``fail`` at the first file that is no mask, or ``skip`` and list such files in ``quarantine.jsonl``.
         command: the words that build these masks again, for the manifests.
@@ -154,7 +157,7 @@ def plan_masks(
     would swap the two.
     """
     out = open_storage(out)
-    _check_options(source, order, threshold, polarity, per_subset, seed, buckets, size, on_error)
+    _check_options(source, order, threshold, polarity, per_subset, seed, buckets, size, binarize, to_fraction, on_error)
     began = time.perf_counter()
     names = source.names()
     masks, rejected = measure_masks(
@@ -167,6 +170,9 @@ def plan_masks(
         progress=progress,
     )
     decision = _settle_polarity(source, polarity, masks)
+    if to_fraction is not None:
+        masks, unmoved = reach_all(masks, decision.polarity, to_fraction, num_workers=num_workers, on_error=on_error)
+        rejected = (*rejected, *unmoved)
     sample_names = _sample_names(names)
     samples = [MaskSample(*sample_names[mask.name], mask) for mask in masks]
     if order == OFFICIAL:
@@ -179,6 +185,8 @@ def plan_masks(
     shape: dict[str, Any] = {} if size is None else {"size": size}
     if not binarize:
         shape["binarize"] = False
+    if to_fraction is not None:
+        shape["to_fraction"] = to_fraction
     subsets = []
     for subset in choice.subsets:
         fractions = [sample.mask.hole_fraction(decision.polarity) for sample in subset.samples]
@@ -201,6 +209,7 @@ def plan_masks(
                 **source.provenance,
                 "polarity_origin": decision.origin,
                 "polarity_explanation": decision.explanation,
+                **({"hole_fraction_reached": _spread(fractions)} if to_fraction is not None and fractions else {}),
             },
         )
         subsets.append(_plan_subset(out.child(subset.name), draft, subset.samples))
@@ -226,6 +235,8 @@ def _check_options(
     seed: int,
     buckets: bool,
     size: int | None,
+    binarize: bool,
+    to_fraction: float | None,
     on_error: str,
 ) -> None:
     if order not in ORDERS:
@@ -244,12 +255,20 @@ def _check_options(
             f"size is {size}; the side of keep masks in pixels must lie between {MIN_KEEP_MASK_SIZE} and "
             f"{MAX_KEEP_MASK_SIZE:,}"
         )
+    if to_fraction is not None and not 0 < to_fraction < 1:
+        raise UserError(f"to_fraction is {to_fraction}; it is a share of the image, between 0 and 1, as in 0.25")
+    if to_fraction is not None and not binarize:
+        raise UserError("--to-fraction moves the edges of holes, which grey masks do not have; leave --no-binarize out")
     if polarity not in (AUTO, *POLARITIES):
         raise UserError(f"unknown polarity '{polarity}'; use {AUTO}, {' or '.join(POLARITIES)}")
     if source.polarity not in (None, polarity) and polarity != AUTO:
         raise UserError(f"polarity is {polarity}, but generated masks are {source.polarity}; leave --polarity out")
     if on_error not in ("fail", "skip"):
         raise UserError(f"unknown on_error '{on_error}'; use fail or skip")
+
+
+def _spread(fractions: Sequence[float]) -> dict[str, float]:
+    return {"lowest": min(fractions), "mean": sum(fractions) / len(fractions), "highest": max(fractions)}
 
 
 def _settle_polarity(source: MaskSource, polarity: str, masks: Sequence[MeasuredMask]) -> PolarityDecision:
@@ -301,7 +320,7 @@ def _plan_subset(out: Storage, draft: Manifest, samples: Sequence[MaskSample]) -
             name=shard_name(DATASET, draft.split, start // MASKS_PER_SHARD),
             plan=plan,
             polarity=draft.options["polarity"],
-            resized="size" in draft.options,
+            resized="size" in draft.options or "to_fraction" in draft.options,
             samples=tuple(samples[start : start + MASKS_PER_SHARD]),
         )
         for start in range(0, len(samples), MASKS_PER_SHARD)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from msldata.contract.records import LabelSpace, Record, read_class_list
-from msldata.errors import UserError
+from msldata.errors import BadInputError, UserError
 from msldata.sources.source import (
     IMAGE_SUFFIXES,
     NO_OPTIONS,
     Likeness,
     Location,
     SourceOptions,
+    fail,
     key_of,
     split_location,
     unknown_split,
@@ -56,6 +57,7 @@ class ClassFolders:
         names = sorted({name for classes in by_split.values() for name in classes})
         self.split = split
         self.labels = LabelSpace(tuple(names))
+        self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = {}
         self.provenance: dict[str, Any] = {"source": "folders", "labels": "labels are the names of the folders"}
         if options.classes is not None:

@@ -7,16 +7,20 @@ import hashlib
 import io
 import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from msldata.contract.records import LabelSpace, ObjectRecord, Record
+from msldata.contract.records import LabelSpace, ObjectRecord, Record, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import (
+    NO_OPTIONS,
+    WHOLE,
     Likeness,
     Location,
+    SourceOptions,
     check_name,
+    fail,
     has_folder,
     is_inside,
     key_of,
@@ -25,28 +29,30 @@ from msldata.sources.source import (
     split_location,
     unknown_split,
 )
-from msldata.storage import Storage, open_storage
+from msldata.storage import FileInfo, Storage, open_storage
 
 LAYOUT = "annotations/instances_SPLIT.json and the images of each split in SPLIT/"
-WHOLE = "all"
-"""What the split of a single JSON file is called unless another name is asked for."""
 _SPLITS_2014 = ("train", "val")
 _FOLDERS_2014 = ("COCO2014", "coco2014", "coco")
 _CATEGORY_BYTES = 4 << 20
+_BESIDE = ("_annotations.coco.json", "labels.json")
+"""Annotations that lie beside a split's images: Roboflow's, FiftyOne's."""
+_NUM_TRIED = 8
 _HINT = "mend the annotations, or fetch them again, and check them"
 
 
 class Coco:
     """One split of a dataset in COCO's layout, read as the paper reads COCO-2014.
 
-    A class's index is the rank of its category id. An image without any annotation is left out and counted; a crowd
-    annotation counts as presence.
+    A class's index is the rank of its category id, or its place in ``classes``. An image without any annotation is left
+    out and counted; a crowd annotation counts as presence, and so does one without a box.
 
     Args:
-        root: the folder that holds ``annotations/instances_<folder>.json`` and the images' ``<folder>/``; or one
-            ``.json`` file of one's own, which names its images by their paths from its folder. Local or remote.
+        root: the folder that holds the annotations and the images, as COCO, CVAT, FiftyOne, Roboflow or Ultralytics
+            arrange them; or one ``.json`` file of one's own. Local or remote.
         split: what the split is called.
-        folder: default: ``split``.
+        options: ``classes``, ``images`` (default: looked for) and ``keep_unlabelled``.
+        folder: what the annotations call the split's folder; default: ``split``.
 
     Raises:
         UserError: no such split. FileNotFoundError: annotations or images are missing. BadInputError: the JSON is not
@@ -60,75 +66,152 @@ class Coco:
         "Commons Attribution 4.0."
     )
 
-    def __init__(self, root: Location, split: str, folder: str | None = None):
+    def __init__(
+        self,
+        root: Location,
+        split: str,
+        options: SourceOptions = NO_OPTIONS,
+        folder: str | None = None,
+    ):
         check_name("split", split)
         self.split = split
+        self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = {}
-        self.images: Storage
+        self._keep_unlabelled = options.keep_unlabelled
+        part = folder or split
         if _is_file(root):
-            self.images, name = split_location(root)
-            self._folder = ""
+            place, name = _place_of_file(root)
+            part = PurePosixPath(name).stem.removeprefix("instances_")
         else:
-            self.images = open_storage(root)
-            self._folder = folder or split
-            name = annotation_file(self._folder)
-        self._where = self.images.where(name)
-        there = self.images.exists(name)
-        if not there or not has_folder(self.images, self._folder):
-            refuse_missing_bucket(self.images, name)
+            place = open_storage(root)
+            name = find_annotations(place, part)
+        self._where = place.where(name)
+        there = place.exists(name)
+        if not there:
+            refuse_missing_bucket(place, name)
             if _is_file(root):
                 hint = "give a COCO instances JSON, or the folder that holds annotations and images"
                 raise FileNotFoundError(f"{self._where}: no such file; {hint}")
-            if folder is None and not there and self.images.path() is not None and (known := available_splits(root)):
+            if folder is None and place.path() is not None and (known := available_splits(root, options)):
                 raise unknown_split(str(root), split, known)
-            missing = self.images.where(self._folder) if there else self._where
-            raise FileNotFoundError(f"{missing}: missing; {self.title} {split} needs it, is the download complete?")
+            raise FileNotFoundError(f"{self._where}: missing; {self.title} {split} needs it, is the download complete?")
         try:
-            with local_file(self.images, name) as path:
+            with local_file(place, name) as path:
                 self._coco, digest = _load(path)
         except BadInputError as error:  # it may have named the copy of a remote file
             raise BadInputError(self._where, error.reason, error.hint) from None
+        self.images: Storage = place if options.images is None else open_storage(options.images)
+        self._folder = "" if options.images is not None else self._find_images(place, name, part)
         self.provenance: dict[str, Any] = {"source": self.title, "files": {name: digest}}
         with _clear_errors(self._where):
             categories = [self._coco.cats[number] for number in sorted(self._coco.getCatIds())]
-            self.labels = LabelSpace(tuple(category["name"] for category in categories))
-            self._class_index = {category["id"]: index for index, category in enumerate(categories)}
+            self.labels = LabelSpace(tuple(str(category["name"]) for category in categories))
+        if options.classes is not None:
+            listed, list_name = split_location(options.classes)
+            self.labels = read_class_list(listed, list_name)
+            if unknown := [category["name"] for category in categories if category["name"] not in self.labels]:
+                raise UserError(f"{options.classes}: lacks the class '{unknown[0]}' of {self._where}")
+            self.provenance["classes"] = {list_name: hashlib.sha256(listed.read(list_name)).hexdigest()}
+        self._class_index = {category["id"]: self.labels.index(str(category["name"])) for category in categories}
 
     def records(self) -> Iterator[Record]:
         """The split's annotated images in ascending order of their ids."""
         dropped = 0
         with _clear_errors(self._where):
-            for image_id in sorted(self._coco.imgs):
-                annotations = self._coco.imgToAnns.get(image_id, ())
-                if not annotations:
-                    dropped += 1
-                    continue
-                yield self._record(image_id, annotations)
+            image_ids = sorted(self._coco.imgs)
+        for image_id in image_ids:
+            annotations = self._coco.imgToAnns.get(image_id, ())
+            if not annotations and not self._keep_unlabelled:
+                dropped += 1
+                continue
+            try:
+                record = self._record(image_id, annotations)
+            except KeyError as error:
+                self.reject(BadInputError(self._where, f"image {image_id}: no entry {error}", _HINT))
+            except (ValueError, TypeError) as error:
+                self.reject(BadInputError(self._where, f"image {image_id}: {error}", _HINT))
+            else:
+                yield record
         self.counts["dropped_without_annotations"] = dropped
 
-    def _record(self, image_id: int, annotations: list[dict[str, Any]]) -> Record:
-        file_name = self._coco.imgs[image_id]["file_name"]
+    def _record(self, image_id: int, annotations: Sequence[dict[str, Any]]) -> Record:
+        entry = self._coco.imgs[image_id]
+        file_name = entry["file_name"]
         # It becomes part of a path: nothing in the JSON may point outside the dataset.
         if not is_inside(file_name):
-            raise ValueError(f"image {image_id}: {file_name!r} is not a path below the images' folder")
+            raise ValueError(f"{file_name!r} is not a path below the images' folder")
         file_name = PurePosixPath(file_name).as_posix()
-        objects = tuple(self._object(item) for item in sorted(annotations, key=lambda item: item["id"]))
+        ordered = sorted(annotations, key=lambda item: item["id"])
+        size = entry.get("width"), entry.get("height")
         return Record(
             key=key_of(file_name),
             image=f"{self._folder}/{file_name}" if self._folder else file_name,
-            positives=tuple(sorted({item.class_index for item in objects})),
-            objects=objects,
+            positives=tuple(sorted({self._class_of(item) for item in ordered})),
+            objects=tuple(self._object(item) for item in ordered if item.get("bbox") not in (None, [])),
             image_id=str(image_id),
+            size=size if all(isinstance(side, int) and side > 0 for side in size) else None,
         )
 
+    def _class_of(self, annotation: dict[str, Any]) -> int:
+        try:
+            return self._class_index[annotation["category_id"]]
+        except KeyError as error:
+            raise ValueError(f"annotation {annotation.get('id')}: no entry {error} among the categories") from None
+
     def _object(self, annotation: dict[str, Any]) -> ObjectRecord:
-        left, top, width, height = map(float, annotation["bbox"])
+        try:
+            left, top, width, height = map(float, annotation["bbox"])
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"annotation {annotation.get('id')}: bbox {annotation['bbox']!r} is not 4 numbers"
+            ) from None
+        area = annotation.get("area")
         return ObjectRecord(
-            class_index=self._class_index[annotation["category_id"]],
+            class_index=self._class_of(annotation),
             box=(left, top, width, height),
             # COCO's own files always have both; those of other tools often not.
-            area=float(annotation.get("area", width * height)),
+            area=width * height if area is None else float(area),
             crowd=bool(annotation.get("iscrowd", False)),
+        )
+
+    def _find_images(self, place: Storage, name: str, part: str) -> str:
+        """The folder that the names of the images are relative to: the first that holds those tried, or most of them.
+
+        Raises:
+            FileNotFoundError: no folder holds any of them.
+        """
+        beside = PurePosixPath(name).parent.as_posix().removeprefix(".")
+        usual = [
+            part,
+            f"images/{part}",
+            beside,
+            f"{beside}/data" if beside else "data",
+            f"{part}/images",
+            "images",
+            "data",
+            "",
+        ]
+        names = [entry.get("file_name") for entry in self._coco.dataset["images"]]
+        names = [entry for entry in names if is_inside(entry)]
+        tried = names[:: max(1, len(names) // _NUM_TRIED)][:_NUM_TRIED] if place.path() is not None else names[:1]
+        best, most = "", 0
+        for folder in dict.fromkeys(usual):
+            found = sum(place.exists(f"{folder}/{entry}" if folder else entry) for entry in tried)
+            if found > most:
+                best, most = folder, found
+            if most == len(tried):
+                return best
+        if most:
+            return best
+        for folder in (part, f"images/{part}"):
+            if place.path() is not None and place.path(folder).is_dir():  # type: ignore[union-attr]
+                return folder  # the images are missing, not their folder: each is named when it is read
+        if place.path() is None:
+            return beside if beside != "annotations" else part
+        looked = ", ".join(place.where(folder) if folder else place.url for folder in dict.fromkeys(usual))
+        raise FileNotFoundError(
+            f"{place.where(part)}: missing; {self.title} {self.split} needs it, is the download complete? Of the "
+            f"images that {self._where} names none is in {looked}; say where they are with --images FOLDER"
         )
 
 
@@ -148,13 +231,13 @@ class Coco2014(Coco):
         "that the annotations name for it, mostly Creative Commons."
     )
 
-    def __init__(self, root: Location, split: str):
+    def __init__(self, root: Location, split: str, options: SourceOptions = NO_OPTIONS):
         if split not in _SPLITS_2014:
             raise unknown_split(self.dataset, split, _SPLITS_2014)
-        super().__init__(_find_root_2014(root), split, f"{split}2014")
+        super().__init__(_find_root_2014(root), split, options, f"{split}2014")
 
 
-def available_splits(root: Location) -> tuple[str, ...]:
+def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
     """Splits of any name whose annotations and image folder lie in ``root``, sorted; ``all`` of a single file.
 
     Raises:
@@ -165,12 +248,51 @@ def available_splits(root: Location) -> tuple[str, ...]:
     place = open_storage(root)
     if not place.can_list:
         raise UserError(f"{place.url}: a web address cannot be listed; say which splits it has, with --split")
-    files = [PurePosixPath(info.name) for info in place.child("annotations").list_files()]
-    names = [path.stem.removeprefix("instances_") for path in files if path.match("instances_*.json")]
-    return tuple(sorted(name for name in names if has_folder(place, name)))
+    if place.path() is not None and not place.path().is_dir():  # type: ignore[union-attr]
+        return ()
+    files = [PurePosixPath(info.name) for info in _annotation_files(place)]
+    found = {_split_of(path) for path in files}
+    anywhere = options.images is not None
+    return tuple(sorted(split for split in found if split and (anywhere or _may_have_images(place, split))))
 
 
-def available_splits_2014(root: Location) -> tuple[str, ...]:
+def _may_have_images(place: Storage, split: str) -> bool:
+    """Whether there is a folder for the split's images: who fetched one split of COCO has the annotations of all."""
+    if split == WHOLE or any(has_folder(place, folder) for folder in (split, f"images/{split}", "data")):
+        return True
+    flat = place.path("images")
+    return flat is not None and flat.is_dir() and any(entry.is_file() for entry in flat.iterdir())
+
+
+def _annotation_files(place: Storage) -> list[FileInfo]:
+    """Where annotations may be: of a local folder those two folders deep, for the images' are large."""
+    folder = place.path()
+    if folder is None:
+        return place.child("annotations").list_files() and [
+            FileInfo(f"annotations/{info.name}", info.size) for info in place.child("annotations").list_files()
+        ]
+    paths = sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
+    return [FileInfo(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
+
+
+def _split_of(path: PurePosixPath) -> str:
+    """The split whose annotations a file holds by its name; empty where it is none that is known."""
+    folder, name = path.parent.as_posix(), path.name
+    if folder == "annotations" and name.startswith("instances_"):
+        return path.stem.removeprefix("instances_")
+    if name in _BESIDE:
+        return WHOLE if folder == "." else folder
+    return ""
+
+
+def find_annotations(place: Storage, part: str) -> str:
+    """The annotations of a split, by the ways that programs arrange them; those of COCO itself where there are none."""
+    below = "" if part == WHOLE else f"{part}/"
+    names = [annotation_file(part), *(f"{below}{name}" for name in _BESIDE)]
+    return next((name for name in names if place.exists(name)), names[0])
+
+
+def available_splits_2014(root: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
     """Splits of COCO-2014 whose annotations lie in ``root``."""
     place = open_storage(root)
     return tuple(split for split in _SPLITS_2014 if place.exists(annotation_file(f"{split}2014")))
@@ -221,6 +343,15 @@ def annotation_file(folder: str) -> str:
 
 def _is_file(root: Location) -> bool:
     return PurePosixPath(str(root)).suffix.lower() == ".json"
+
+
+def _place_of_file(root: Location) -> tuple[Storage, str]:
+    """The dataset's folder of a JSON, and the file's name in it; a folder ``annotations`` is a part of it."""
+    place, name = split_location(root)
+    folder = place.url.rstrip("/")
+    if folder.rpartition("/")[2] == "annotations":
+        return split_location(folder)[0], f"annotations/{name}"
+    return place, name
 
 
 def _places_2014(root: Location) -> list[Location]:

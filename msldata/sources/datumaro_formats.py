@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from msldata.contract.records import LabelSpace, ObjectRecord, Record
 from msldata.errors import BadInputError, UserError
-from msldata.sources.source import NO_OPTIONS, Likeness, Location, SourceOptions, key_of, unknown_split
+from msldata.sources.source import NO_OPTIONS, Likeness, Location, SourceOptions, fail, key_of, unknown_split
 from msldata.storage import LocalStorage, Storage
 
 LAYOUT = "any format that Datumaro reads, with pip install 'msltrain[formats]'"
@@ -52,6 +52,7 @@ class Datumaro:
         if categories is None or not len(categories):
             raise UserError(f"{root}: the dataset names no classes")
         self.labels = LabelSpace(tuple(item.name for item in categories))
+        self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = {}
         self.provenance: dict[str, Any] = {"source": f"{format_name}, read by Datumaro"}
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from msldata.errors import UserError
-from msldata.sources import class_folders, coco, datumaro_formats, voc, wider
+from msldata.sources import class_folders, coco, datumaro_formats, voc, wider, yolo
 from msldata.sources.source import (
     NO_OPTIONS,
     FoundSource,
@@ -25,6 +25,7 @@ from msldata.storage import open_storage
 __all__ = [
     "DEFAULT_SPLITS",
     "KINDS",
+    "PUBLISHED",
     "FoundSource",
     "Source",
     "find_sources",
@@ -65,19 +66,21 @@ _TABLE_OPTIONS = ("classes", "image_column", "labels_columns", "labels_are", "se
 KINDS: Mapping[str, SourceKind] = {
     "voc2007": SourceKind(
         voc.Voc2007,
-        voc.available_splits,
+        partial(voc.available_splits, title="VOC2007"),
         partial(voc.recognise, title="VOC2007"),
         voc.LAYOUT,
         ("trainval", "test"),
         ("VOCdevkit/VOC2007", "VOC2007"),
+        takes=("keep_unlabelled",),
     ),
     "voc2012": SourceKind(
         voc.Voc2012,
-        voc.available_splits,
+        partial(voc.available_splits, title="VOC2012"),
         partial(voc.recognise, title="VOC2012"),
         voc.LAYOUT,
         ("trainval",),
         ("VOCdevkit/VOC2012", "VOC2012"),
+        takes=("keep_unlabelled",),
     ),
     "coco2014": SourceKind(
         coco.Coco2014,
@@ -86,8 +89,20 @@ KINDS: Mapping[str, SourceKind] = {
         coco.LAYOUT,
         ("train", "val"),
         ("COCO2014", "coco2014", "coco"),
+        takes=("keep_unlabelled",),
     ),
-    "coco": SourceKind(coco.Coco, coco.available_splits, coco.recognise, coco.LAYOUT, places=("COCO2017", "coco2017")),
+    "voc": SourceKind(
+        voc.Voc, voc.available_splits, voc.recognise_own, voc.LAYOUT, takes=("classes", "keep_unlabelled")
+    ),
+    "coco": SourceKind(
+        coco.Coco,
+        coco.available_splits,
+        coco.recognise,
+        coco.LAYOUT,
+        places=("COCO2017", "coco2017"),
+        takes=("classes", "images", "keep_unlabelled"),
+    ),
+    "yolo": SourceKind(yolo.Yolo, yolo.available_splits, yolo.recognise, yolo.LAYOUT, takes=("keep_unlabelled",)),
     "wider": SourceKind(
         wider.Wider,
         wider.available_splits,
@@ -112,6 +127,14 @@ KINDS: Mapping[str, SourceKind] = {
         takes=("format",),
     ),
 }
+
+PUBLISHED: Mapping[tuple[str, str], int] = {
+    ("voc2007", "trainval"): 5011,
+    ("voc2007", "test"): 4952,
+    ("coco2014", "train"): 82081,
+    ("coco2014", "val"): 40137,
+}
+"""Images per split as the paper counts them: of COCO-2014 only those with annotations."""
 
 DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for name, kind in KINDS.items()}
 """The splits that are built when none is named: all there is, once."""
@@ -192,7 +215,7 @@ def select_sources(
             dataset, taken_for = recognise(source)
         kind = _kind(dataset)
         _check_options(dataset, options)
-        chosen = tuple(splits or kind.default_splits or kind.splits(source, options))
+        chosen = tuple(splits or _default_splits(kind, source, options))
         if not chosen:
             raise UserError(f"{source}: no {dataset} dataset here; it would hold {kind.layout}")
         return [FoundSource(dataset, source, chosen, taken_for)]
@@ -210,6 +233,14 @@ def select_sources(
             "  synthetic:    msl synthesize --out FOLDER, then point at it"
         )
     return [FoundSource(entry.dataset, entry.root, tuple(splits or entry.splits)) for entry in found]
+
+
+def _default_splits(kind: SourceKind, source: Location, options: SourceOptions) -> tuple[str, ...]:
+    """Those of the kind that are there, or else whatever is there; all of the kind where nothing can be seen."""
+    if kind.default_splits and split_location(source)[0].path() is None:
+        return kind.default_splits
+    available = kind.splits(source, options)
+    return tuple(split for split in kind.default_splits if split in available) or available or kind.default_splits
 
 
 def recognise(source: Location) -> tuple[str, str]:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from msldata.contract.format import check_key
+from msldata.contract.format import check_key, make_key
 from msldata.contract.records import LabelSpace, Record
-from msldata.errors import UserError
+from msldata.errors import BadInputError, UserError
 from msldata.storage import LocalStorage, Location, Storage, open_storage
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif .heic .heif".split())
-"""What the name of an image may end in, where images are looked for."""
+IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .jpe .jfif .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif .heic .heif".split())
+"""What the name of an image may end in, where images are looked for; of two images of one name the first counts."""
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
+"""Folders that are splits, in any case of letters."""
+WHOLE = "all"
+"""What the one split of a dataset without splits is called."""
 
 _PARALLEL_READS = 32
 _READ_AHEAD = 512
@@ -39,6 +43,10 @@ class SourceOptions:
     """What stands between the names of a label."""
     format: str | None = None
     """Which of Datumaro's formats it is."""
+    images: Location | None = None
+    """The folder that the names of the images are relative to."""
+    keep_unlabelled: bool = False
+    """Whether images without annotations are kept, as negatives of every class."""
 
     def given(self) -> tuple[str, ...]:
         """The names of those that were said."""
@@ -62,8 +70,15 @@ class Source(Protocol):
     counts: dict[str, int]
     """What was left out, by reason; complete once ``records`` is exhausted."""
 
+    reject: Callable[[BadInputError], None]
+    """Called with the error of a record that cannot be used, which is then left out; ``fail`` raises it."""
+
     def records(self) -> Iterator[Record]:
-        """All images of the split, always in the same order. Raises BadInputError for a file it cannot understand."""
+        """All images of the split, always in the same order.
+
+        Raises:
+            BadInputError: what all of them are read from cannot be understood, or a record, by ``reject``.
+        """
         ...
 
 
@@ -119,6 +134,17 @@ def split_location(location: Location) -> tuple[Storage, str]:
     return open_storage(folder), name
 
 
+def fail(error: BadInputError) -> None:
+    """What a source does with a record that cannot be used, unless a build skips it."""
+    raise error
+
+
+def first_folder(place: Storage, names: Sequence[str]) -> str:
+    """The first of ``names`` that is a folder there, else the first of all."""
+    local = place.path()
+    return next((name for name in names if local is not None and (local / name).is_dir()), names[0])
+
+
 def has_folder(place: Storage, name: str) -> bool:
     """Whether the sub-folder ``name`` is there; True where that cannot be told, for remote places know only files."""
     path = place.path(name)
@@ -148,14 +174,24 @@ def is_inside(name: object) -> bool:
     return bool(path.name) and not path.is_absolute() and ".." not in path.parts
 
 
-def read_many(place: Storage, names: Sequence[str]) -> Iterator[bytes]:
-    """Small files in the order of ``names``; remote ones are read many at a time, for each costs a round trip."""
+def read_many(place: Storage, names: Sequence[str]) -> Iterator[bytes | None]:
+    """Small files in the order of ``names``, None for one that is not there.
+
+    Remote ones are read many at a time, for each costs a round trip.
+    """
+
+    def read(name: str) -> bytes | None:
+        try:
+            return place.read(name)
+        except FileNotFoundError:
+            return None
+
     if place.path() is not None:
-        yield from map(place.read, names)
+        yield from map(read, names)
         return
     with ThreadPoolExecutor(_PARALLEL_READS) as readers:
         for start in range(0, len(names), _READ_AHEAD):
-            yield from readers.map(place.read, names[start : start + _READ_AHEAD])
+            yield from readers.map(read, names[start : start + _READ_AHEAD])
 
 
 @contextmanager
@@ -172,6 +208,5 @@ def local_file(place: Storage, name: str) -> Iterator[Path]:
 
 
 def key_of(image: str) -> str:
-    """The key of an image by its path: without the extension, and ``_`` for every dot, slash and space left."""
-    path = PurePosixPath(image)
-    return "_".join(path.with_suffix("").parts).replace(".", "_").replace(" ", "_")
+    """The key of an image by its path without the extension; see ``format.make_key``."""
+    return make_key(PurePosixPath(image).with_suffix("").as_posix())

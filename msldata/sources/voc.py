@@ -1,23 +1,36 @@
-"""PASCAL VOC 2007 and 2012: image lists, and per image one XML with its objects."""
+"""PASCAL VOC 2007 and 2012, and datasets in their layout: image lists, and per image one XML with its objects."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
-from xml.etree import ElementTree
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
-from msldata.contract.records import VOC, LabelSpace, ObjectRecord, Record, read_class_list
+from msldata.contract.format import make_key
+from msldata.contract.records import VOC, LabelSpace, Record, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import (
+    IMAGE_SUFFIXES,
+    NO_OPTIONS,
+    SPLIT_NAMES,
+    WHOLE,
     Likeness,
     Location,
+    SourceOptions,
+    fail,
+    first_folder,
     has_folder,
+    is_inside,
     read_many,
     refuse_missing_bucket,
+    split_location,
     unknown_split,
 )
+from msldata.sources.voc_xml import HINT, parse_annotation, parse_class_names, parse_objects
 from msldata.storage import Storage, open_storage
+
+__all__ = ["LAYOUT", "Voc", "Voc2007", "Voc2012", "available_splits", "find_root", "parse_objects", "recognise"]
 
 # Per split the ways to list it, best first; the lists of one way are joined. They are named one by one, for a pattern
 # such as *_train.txt would also take train_train.txt, the list of the class "train".
@@ -27,92 +40,187 @@ _LISTS = {
     "val": (("val",),),
     "test": (("test",),),
 }
-LAYOUT = "JPEGImages, Annotations and ImageSets"
+LAYOUT = "JPEGImages, Annotations and ImageSets, or XML files beside the images"
 _MAIN = "ImageSets/Main"
 _CLASSES = f"{_MAIN}/classes.txt"
-_HINT = "repair the file, or take its id out of the list in ImageSets/Main"
+_ANNOTATIONS = ("Annotations", "annotations")
+_IMAGES = ("JPEGImages", "images", "Images")
+_PLAIN_FOLDERS = {"annotations", "xml", "xmls", "labels", "jpegimages", "images", "imgs", "img"}
+"""Folders that say what kind of file lies in them and nothing of the image."""
+
+
+class _Entry(NamedTuple):
+    """One image of a split."""
+
+    image_id: str
+    annotation: str
+    """The XML's path; empty for an image that has none."""
+    image: str = ""
+    """The image's path; empty: to be looked for."""
 
 
 class Voc:
-    """One split of a VOC dataset; the years differ only in what they are called.
+    """One split of a dataset in VOC's layout.
 
-    A class list of one's own, ``ImageSets/Main/classes.txt`` with one name a line, takes the place of VOC's 20 classes:
-    so any dataset in VOC's layout can be read.
+    The classes are VOC's 20, or those of ``ImageSets/Main/classes.txt`` or ``classes`` (one name a line), or, of a
+    dataset of one's own, the names that its XML files use, sorted; of all splits, so that their vectors mean the same.
+
+    Without lists every XML is an image, found by its name in the same place or in a folder of images; folders called
+    train, valid, test … are the splits, else there is one, ``all``.
 
     A class is positive when at least one of its objects is not difficult, ignored when all its objects are difficult
     (evaluation leaves that pair out, training counts it as negative), and negative when it has none.
 
     Args:
-        root: the year's folder (VOC2007), VOCdevkit, or one that contains VOCdevkit; local or remote.
-        split: ``trainval``, ``train``, ``val`` or ``test``.
+        root: the folder that holds the lists or the XML files; of VOC's own years also VOCdevkit, or one that contains
+            it. Local or remote.
+        split: ``trainval``, ``train``, ``val`` or ``test``, or one that the folders name.
+        options: ``classes`` and, of a dataset without lists, ``keep_unlabelled``.
 
     Raises:
         UserError: unknown split, or a class list that is empty or names a class twice. FileNotFoundError: not that
             dataset, or a list or folder of it is missing.
     """
 
-    dataset: str
-    title: str
+    dataset = "voc"
+    title = "VOC"
     """What it is called, and its folder's name."""
-    licence: str
+    licence = "Not stated by the annotations; whoever made the dataset states it."
+    own_classes = True
+    """Whether it may have other classes than VOC's 20 without a list of them."""
 
-    def __init__(self, root: Location, split: str):
-        if split not in _LISTS:
-            raise unknown_split(self.dataset, split, tuple(_LISTS))
+    def __init__(self, root: Location, split: str, options: SourceOptions = NO_OPTIONS):
         self.split = split
-        self.images: Storage = find_root(open_storage(root), self.title)
+        self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = {}
-        self._lists = _lists(self.images, split)
-        missing = [name for name in self._lists if not self.images.exists(name)]
-        missing += [name for name in ("Annotations", "JPEGImages") if not has_folder(self.images, name)]
-        if missing:
-            where = self.images.where(missing[0])
-            raise FileNotFoundError(f"{where}: missing; {self.title} {split} needs it, is the download complete?")
-        self.labels = VOC
-        read_from = self._lists
-        title = self.title
-        if self.images.exists(_CLASSES):
-            self.dataset, self.labels = "voc-layout", read_class_list(self.images, _CLASSES)
-            self.licence = (
-                f"Not {self.title} but a dataset of its own in the same layout; its maker states the licence."
-            )
-            read_from = (*self._lists, _CLASSES)
-            title = f"{self.title} layout, own classes"
-        self._ids, files = [], {}
-        for name in read_from:
-            data = self.images.read(name)
-            files[name] = hashlib.sha256(data).hexdigest()
-            if name != _CLASSES:
-                self._ids += _image_ids(data, self.images.where(name))
-        self.provenance: dict[str, Any] = {"source": title, "files": files}
+        self.images: Storage = find_root(open_storage(root), self.title)
+        listed = bool(available_lists(self.images))
+        if listed:
+            self._entries, files = self._read_lists(split)
+        else:
+            found = _unlisted(self.images)
+            if split not in found:
+                raise unknown_split(self.images.url, split, tuple(found))
+            self._entries, files = found[split], {}
+            bare = sum(not entry.annotation for entry in self._entries)
+            if bare and not options.keep_unlabelled:
+                self._entries = [entry for entry in self._entries if entry.annotation]
+                self.counts["dropped_without_annotations"] = bare
+        self.labels, note = self._classes(options.classes, files, found if not listed else None)
+        self.provenance: dict[str, Any] = {"source": f"{self.title}{note}", "files": files}
 
     def records(self) -> Iterator[Record]:
         """The split's images in ascending order of their ids."""
-        if not self._ids:
-            where = self.images.where(self._lists[0])
-            raise UserError(f"{where}: the list is empty; {self.title} {self.split} has no images here")
         annotations = hashlib.sha256()
-        ids = sorted(self._ids)
-        names = [f"Annotations/{image_id}.xml" for image_id in ids]
-        contents = read_many(self.images, names)
-        for image_id, name in zip(ids, names, strict=True):
-            where = self.images.where(name)
+        entries = sorted(self._entries)
+        contents = read_many(self.images, [entry.annotation for entry in entries if entry.annotation])
+        find_image = _ImageFinder(self.images)
+        for entry in entries:
+            data = next(contents) if entry.annotation else b"<annotation/>"
             try:
-                data = next(contents)
-            except FileNotFoundError:
-                raise BadInputError(where, "no such file", _HINT) from None
-            annotations.update(data)
-            objects = parse_objects(data, where, self.labels)
+                if data is None:
+                    raise BadInputError(self.images.where(entry.annotation), "no such file", HINT)
+                annotations.update(data)
+                where = self.images.where(entry.annotation)
+                objects, size = parse_annotation(data, where, self.labels)
+            except BadInputError as error:
+                self.reject(error)
+                continue
             clear = {item.class_index for item in objects if not item.difficult}
             yield Record(
-                key=image_id,
-                image=f"JPEGImages/{image_id}.jpg",
+                key=make_key(entry.image_id),
+                image=entry.image or find_image(entry.image_id),
                 positives=tuple(sorted(clear)),
                 ignored=tuple(sorted({item.class_index for item in objects} - clear)),
                 objects=objects,
-                image_id=image_id,
+                image_id=entry.image_id,
+                size=size,
             )
         self.provenance["annotations_sha256"] = annotations.hexdigest()
+
+    def _read_lists(self, split: str) -> tuple[list[_Entry], dict[str, str]]:
+        """The images of a split by its lists, and the lists with their SHA-256."""
+        if split not in _LISTS:
+            raise unknown_split(self.dataset, split, tuple(_LISTS))
+        lists = _lists(self.images, split)
+        annotations, images = first_folder(self.images, _ANNOTATIONS), first_folder(self.images, _IMAGES)
+        missing = [name for name in lists if not self.images.exists(name)]
+        missing += [name for name in (annotations, images) if not has_folder(self.images, name)]
+        if missing:
+            where = self.images.where(missing[0])
+            raise FileNotFoundError(f"{where}: missing; {self.title} {split} needs it, is the download complete?")
+        entries, files = [], {}
+        for name in lists:
+            data = self.images.read(name)
+            files[name] = hashlib.sha256(data).hexdigest()
+            entries += [
+                _Entry(found, f"{annotations}/{found}.xml") for found in self._read_list(name, data, annotations)
+            ]
+        if not entries:
+            where = self.images.where(lists[0])
+            raise UserError(f"{where}: the list is empty; {self.title} {self.split} has no images here")
+        return entries, files
+
+    def _read_list(self, name: str, data: bytes, annotations: str) -> Iterator[str]:
+        """The ids of a list, one a line, each of which may be followed by -1, 0 or 1."""
+        for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), start=1):
+            image_id = line.strip()
+            if not image_id:
+                continue
+            before, _, flag = image_id.rpartition(" ")
+            if not before:
+                before, _, flag = image_id.rpartition("\t")
+            # "photo 1" may be an image and its flag, or an image: the files tell.
+            if flag in ("-1", "0", "1") and before and not self.images.exists(f"{annotations}/{image_id}.xml"):
+                image_id = before.rstrip()
+            if PurePosixPath(image_id).suffix.lower() in IMAGE_SUFFIXES:
+                image_id = image_id.rpartition(".")[0]
+            # It becomes part of a path: nothing in a list may point outside the dataset.
+            if not is_inside(image_id):
+                where = self.images.where(name)
+                raise BadInputError(where, f"line {number}: {image_id[:80]!r} is not an image id", HINT)
+            yield image_id
+
+    def _classes(
+        self, classes: Location | None, files: dict[str, str], found: Mapping[str, list[_Entry]] | None
+    ) -> tuple[LabelSpace, str]:
+        """The classes, and what the provenance says of them."""
+        if classes is not None or self.images.exists(_CLASSES):
+            place, name = (self.images, _CLASSES) if classes is None else split_location(classes)
+            files[name] = hashlib.sha256(place.read(name)).hexdigest() if place.exists(name) else ""
+            labels = read_class_list(place, name)
+        else:
+            labels = VOC
+            first = self._names(self._entries, stop_at_first=True) if self.images.can_list else set()
+            if self.own_classes or (first and first.isdisjoint(VOC.classes)):
+                entries = [entry for split in found.values() for entry in split] if found else self._all_annotations()
+                names = self._names(entries)
+                # A dataset of a year's name with VOC's classes and others is more likely a slip of the pen.
+                if names - set(VOC.classes) and (self.own_classes or names.isdisjoint(VOC.classes)):
+                    labels = LabelSpace(tuple(sorted(names)))
+        if labels == VOC and classes is None and not self.images.exists(_CLASSES):
+            return VOC, "" if not self.own_classes else " layout"
+        self.dataset = "voc-layout" if not self.own_classes else self.dataset
+        self.licence = f"Not {self.title} but a dataset of its own in the same layout; its maker states the licence."
+        return labels, " layout, own classes"
+
+    def _all_annotations(self) -> list[_Entry]:
+        folder = first_folder(self.images, _ANNOTATIONS)
+        names = [info.name for info in self.images.child(folder).list_files() if info.name.endswith(".xml")]
+        return [_Entry(name, f"{folder}/{name}") for name in names]
+
+    def _names(self, entries: list[_Entry], stop_at_first: bool = False) -> set[str]:
+        """What classes are called in some annotations; damaged ones are reported when they are read as records."""
+        found: set[str] = set()
+        paths = sorted({entry.annotation for entry in entries if entry.annotation})
+        for path, data in zip(paths, read_many(self.images, paths), strict=True):
+            try:
+                found |= set(parse_class_names(data, path)) if data is not None else set()
+            except BadInputError:
+                continue
+            if found and stop_at_first:
+                break
+        return found
 
 
 class Voc2007(Voc):
@@ -120,13 +228,14 @@ class Voc2007(Voc):
 
     dataset = "voc2007"
     title = "VOC2007"
+    own_classes = False
     licence = (
         "Photographs from flickr, under flickr's terms and their photographers' rights; no licence for the dataset as "
         "a whole. Cite Everingham et al., The PASCAL Visual Object Classes Challenge 2007."
     )
 
 
-class Voc2012(Voc):
+class Voc2012(Voc2007):
     """Its objects say also whether they are occluded; the annotations of its test images were never published."""
 
     dataset = "voc2012"
@@ -134,22 +243,87 @@ class Voc2012(Voc):
     licence = Voc2007.licence.replace("2007", "2012")
 
 
+class _ImageFinder:
+    """Where the image of an id lies: in the folder of images, whatever its suffix; they are listed at most once."""
+
+    def __init__(self, place: Storage):
+        self._place = place
+        self._folder = first_folder(place, _IMAGES)
+        self._names: dict[str, str] | None = None
+
+    def __call__(self, image_id: str) -> str:
+        usual = f"{self._folder}/{image_id}.jpg"
+        if not self._place.can_list or (self._place.path() is not None and self._place.exists(usual)):
+            return usual
+        if self._names is None:
+            files = [PurePosixPath(info.name) for info in self._place.child(self._folder).list_files()]
+            self._names = _by_stem(files)
+        name = self._names.get(image_id)
+        return f"{self._folder}/{name}" if name else usual
+
+
+def _by_stem(paths: list[PurePosixPath]) -> dict[str, str]:
+    """Image files by their paths without the suffix; of two the one with the more usual suffix."""
+    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    images.sort(key=lambda path: IMAGE_SUFFIXES.index(path.suffix.lower()), reverse=True)
+    return {path.with_suffix("").as_posix(): path.as_posix() for path in images}
+
+
+def _unlisted(place: Storage) -> dict[str, list[_Entry]]:
+    """The splits of a folder without lists, by name, with their images."""
+    if not place.can_list:
+        return {}
+    files = [PurePosixPath(info.name) for info in place.list_files()]
+    annotations = {_plain(path): path.as_posix() for path in files if path.suffix.lower() == ".xml"}
+    if not annotations:
+        return {}
+    images = {_plain(PurePosixPath(name)): name for name in _by_stem(files).values()}
+    splits: dict[str, list[_Entry]] = {}
+    for name in sorted(annotations.keys() | images.keys()):
+        parts = PurePosixPath(name).parts
+        split = next((part for part in parts[:-1] if part.lower() in SPLIT_NAMES), WHOLE)
+        image_id = "/".join(part for part in parts if part != split)
+        # An image that is missing is asked for by the name it would have, and reported.
+        entry = _Entry(image_id, annotations.get(name, ""), images.get(name, f"{name}.jpg"))
+        splits.setdefault(split, []).append(entry)
+    return {split: entries for split, entries in splits.items() if any(entry.annotation for entry in entries)}
+
+
+def _plain(path: PurePosixPath) -> str:
+    """The path without its suffix and without folders such as Annotations and images."""
+    return "/".join((*(part for part in path.parts[:-1] if part.lower() not in _PLAIN_FOLDERS), path.stem))
+
+
 def find_root(place: Storage, title: str) -> Storage:
     """The folder ``title`` (VOC2007) itself: ``place``, or one below it. Raises FileNotFoundError."""
-    for candidate in (place, place.child(title), place.child("VOCdevkit").child(title)):
+    for candidate in _candidates(place, title):
         # A remote place has no folders to look for, only the lists in them.
-        if (candidate.path() is not None and has_folder(candidate, _MAIN)) or available_splits(candidate):
+        if (candidate.path() is not None and has_folder(candidate, _MAIN)) or available_lists(candidate):
             return candidate
     refuse_missing_bucket(place, f"{_MAIN}/trainval.txt")
+    if _unlisted(place):
+        return place
     raise FileNotFoundError(
-        f"{place.url}: no {title} here (no ImageSets/Main in it, in {title} or in VOCdevkit/{title}); "
+        f"{place.url}: no {title} here (no ImageSets/Main in it, in {title} or in VOCdevkit/{title}, no XML files); "
         f"give the folder that holds {LAYOUT}"
     )
 
 
-def available_splits(root: Location | Storage) -> tuple[str, ...]:
-    """Splits whose image lists lie in ``root``; empty when it is no VOC folder."""
+def available_splits(
+    root: Location | Storage, options: SourceOptions = NO_OPTIONS, title: str = "VOC"
+) -> tuple[str, ...]:
+    """Splits that lie in ``root``, by its lists or else by its folders; empty when it is no VOC folder."""
     place = root if isinstance(root, Storage) else open_storage(root)
+    listed = (available_lists(candidate) for candidate in _candidates(place, title))
+    return next((splits for splits in listed if splits), ()) or tuple(_unlisted(place))
+
+
+def _candidates(place: Storage, title: str) -> tuple[Storage, ...]:
+    return place, place.child(title), place.child("VOCdevkit").child(title)
+
+
+def available_lists(place: Storage) -> tuple[str, ...]:
+    """Splits whose image lists lie in a folder."""
     there = {name: place.exists(f"{_MAIN}/{name}.txt") for name in _LISTS}
     return tuple(split for split, ways in _LISTS.items() if any(all(map(there.get, names)) for names in ways))
 
@@ -157,8 +331,8 @@ def available_splits(root: Location | Storage) -> tuple[str, ...]:
 def recognise(root: Location, title: str) -> Likeness | None:
     """The VOC folder of one year at ``root``; a folder that is not called after a year is taken for that of 2007."""
     place = open_storage(root)
-    for candidate in (place, place.child(title), place.child("VOCdevkit").child(title)):
-        if splits := available_splits(candidate):
+    for candidate in _candidates(place, title):
+        if splits := available_lists(candidate):
             own = candidate.exists(_CLASSES)
             classes = read_class_list(candidate, _CLASSES) if own else VOC
             named = candidate is not place or place.url.rstrip("/").rpartition("/")[2] == title
@@ -168,78 +342,15 @@ def recognise(root: Location, title: str) -> Likeness | None:
     return None
 
 
+def recognise_own(root: Location) -> Likeness | None:
+    """VOC's layout without a year's name: with lists, or XML files beside their images."""
+    place = open_storage(root)
+    if available_lists(place):
+        return Likeness.of(1, "VOC layout, classes found in it", available_lists(place))
+    splits = tuple(_unlisted(place)) if place.path() is not None else ()  # a bucket may be large
+    return Likeness.of(2, "VOC layout without lists", splits) if splits else None
+
+
 def _lists(place: Storage, split: str) -> tuple[str, ...]:
     choices = [tuple(f"{_MAIN}/{name}.txt" for name in names) for names in _LISTS[split]]
     return next((names for names in choices if all(map(place.exists, names))), choices[0])
-
-
-def _image_ids(data: bytes, where: str) -> list[str]:
-    ids = []
-    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), start=1):
-        if not line.strip():
-            continue
-        image_id = line.split()[0]
-        # It becomes part of a path: nothing in a list may point outside the dataset.
-        if not image_id.replace("_", "").replace("-", "").isalnum():
-            raise BadInputError(where, f"line {number}: {image_id[:80]!r} is not an image id", _HINT)
-        ids.append(image_id)
-    return ids
-
-
-def parse_objects(data: bytes, where: str, labels: LabelSpace = VOC) -> tuple[ObjectRecord, ...]:
-    """The objects of one VOC annotation, in the order of the file.
-
-    VOC counts pixels from 1 and both corners belong to the box; the result counts from 0.
-
-    Raises:
-        BadInputError: not XML, a document type declaration (never needed here, and a way to exhaust memory), an object
-            without name or box, or an unknown class.
-    """
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data or b"\0" in data:
-        raise BadInputError(where, "document type declarations, entities and NUL bytes are refused", _HINT)
-    try:
-        annotation = ElementTree.fromstring(data)
-        return tuple(_parse_object(element, labels) for element in annotation.findall("object"))
-    except ElementTree.ParseError as error:
-        raise BadInputError(where, f"not valid XML ({error})", _HINT) from None
-    except ValueError as error:
-        raise BadInputError(where, str(error), _HINT) from None
-
-
-def _parse_object(element: ElementTree.Element, labels: LabelSpace) -> ObjectRecord:
-    name = (element.findtext("name") or "").strip()
-    if name not in labels:
-        raise ValueError(f"unknown class '{name}'")
-    box = element.find("bndbox")
-    if box is None:
-        raise ValueError(f"an object of class '{name}' has no bndbox")
-    left, top, right, bottom = (_number(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
-    width, height = right - left + 1, bottom - top + 1
-    if not (0 < width < float("inf") and 0 < height < float("inf")):
-        raise ValueError(f"an object of class '{name}' has a box without area ({left}, {top}, {right}, {bottom})")
-    return ObjectRecord(
-        class_index=labels.index(name),
-        box=(left - 1, top - 1, width, height),
-        area=width * height,
-        difficult=bool(_flag(element, "difficult")),
-        truncated=_flag(element, "truncated"),
-        occluded=_flag(element, "occluded"),
-    )
-
-
-def _number(box: ElementTree.Element, tag: str) -> float:
-    text = box.findtext(tag)
-    try:
-        return float(text or "")
-    except ValueError:
-        raise ValueError(f"{tag} is {text!r}, not a number") from None
-
-
-def _flag(element: ElementTree.Element, tag: str) -> bool | None:
-    """A 0/1 tag; None where it is absent, because "not marked" and "not looked at" differ."""
-    text = element.findtext(tag)
-    if text is None or not text.strip():
-        return None
-    if text.strip() not in ("0", "1"):
-        raise ValueError(f"{tag} is {text!r}, expected 0 or 1")
-    return text.strip() == "1"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from msldata.contract.format import make_key
 from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError
 from msldata.sources.source import (
     Likeness,
     Location,
+    fail,
     has_folder,
     is_inside,
-    key_of,
     refuse_missing_bucket,
     unknown_split,
 )
@@ -63,6 +64,7 @@ class Wider:
             raise unknown_split(self.dataset, split, tuple(_SPLITS))
         self.split = split
         self.images: Storage = _find_root(open_storage(root))
+        self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = {}
         name = _annotation_file(self.images, split)
         self._where = self.images.where(name)
@@ -86,16 +88,23 @@ class Wider:
     def records(self) -> Iterator[Record]:
         """The people of the split, in the order of the annotations."""
         try:
-            for entry in self._images:
-                file_name = _checked_name(entry["file_name"])
-                if self.split in ("train", "val") and PurePosixPath(file_name).parts[0] != self.split:
-                    continue
-                for number, person in enumerate(entry["targets"]):
-                    yield _record(file_name, number, person)
+            people = [(_checked_name(entry["file_name"]), entry["targets"]) for entry in self._images]
         except KeyError as error:
             raise BadInputError(self._where, f"not WIDER-Attribute's annotations (no entry {error})", _HINT) from None
         except (ValueError, TypeError) as error:
             raise BadInputError(self._where, f"not WIDER-Attribute's annotations ({error})", _HINT) from None
+        for file_name, targets in people:
+            if self.split in ("train", "val") and PurePosixPath(file_name).parts[0] != self.split:
+                continue
+            for number, person in enumerate(targets):
+                try:
+                    record = _record(file_name, number, person)
+                except (KeyError, ValueError, TypeError) as error:
+                    reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+                    reason = f"not WIDER-Attribute's annotations ({reason})"
+                    self.reject(BadInputError(self._where, reason, _HINT))
+                else:
+                    yield record
 
 
 def available_splits(root: Location | Storage) -> tuple[str, ...]:
@@ -140,7 +149,7 @@ def _record(file_name: str, number: int, person: dict[str, Any]) -> Record:
     if not (0 < width < float("inf") and 0 < height < float("inf")):
         raise ValueError(f"{where}: the box {person['bbox']} has no area")
     return Record(
-        key=f"{key_of(file_name)}_{number}",
+        key=make_key(f"{PurePosixPath(file_name).with_suffix('')}_{number}"),
         image=f"Image/{file_name}",
         positives=tuple(index for index, value in enumerate(attributes) if value == _POSITIVE),
         ignored=tuple(index for index, value in enumerate(attributes) if value == _UNSPECIFIED),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, out, progress_bar, show
 from msltrain.commands.options import Model, Processes, Recipe
 from msltrain.pages.text import percent
@@ -37,8 +38,12 @@ def evaluate(
     ] = None,
     classes: Annotated[bool, typer.Option("--classes", help="Show every class.")] = False,
     intervals: Annotated[bool, typer.Option("--intervals", help="95 % bootstrap intervals over the images.")] = False,
-    out_: Annotated[Path | None, typer.Option("--out", help="Predictions file to write (parquet).")] = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="Write every number to this file.")] = None,
+    out_: Annotated[
+        Path | None, typer.Option("--out", help="Predictions file to write (parquet).", parser=local_path)
+    ] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="Write every number to this file.", parser=local_path)
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -202,7 +207,7 @@ def robustness(
     recipe: Recipe = "",
     model: Model = "",
     out_: Annotated[
-        Path, typer.Option("--out", help="The study's folder; what is in it is not computed again.")
+        Path, typer.Option("--out", help="The study's folder; what is in it is not computed again.", parser=local_path)
     ] = Path("robustness"),
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from msldata.commands import local_path
 from msldata.console import err, out, progress_bar, show
 
 
@@ -24,7 +25,12 @@ def report(
     examples: Annotated[int, typer.Option(help="Photographs to show, half of them failures.", min=0)] = 12,
     out_: Annotated[
         Path | None,
-        typer.Option("--out", help="Page to write.", show_default="RUN/report.html; of several runs: report.html"),
+        typer.Option(
+            "--out",
+            help="Page to write.",
+            show_default="RUN/report.html; of several runs: report.html",
+            parser=local_path,
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, out, show
 from msltrain.commands.options import Processes
 
@@ -113,7 +114,7 @@ def import_checkpoint(
     ],
     recipe: Annotated[str, typer.Option(help="The recipe it was trained with: network and image size.")],
     data: Annotated[str, typer.Option(help="Shards of its dataset, which name the classes in order.")],
-    out_: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
+    out_: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.", parser=local_path)],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: section.field=value.")] = None,
 ) -> None:
     """Turn a released checkpoint into one that evaluate and predict take."""
@@ -146,7 +147,7 @@ def recipes() -> None:
 
 
 def demo(
-    out_: Annotated[Path, typer.Option("--out", help="Folder for everything.")] = Path("demo"),
+    out_: Annotated[Path, typer.Option("--out", help="Folder for everything.", parser=local_path)] = Path("demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Tiny: checks the path, learns nothing.")] = False,
 ) -> None:
     """From raw files to a page: shards, keep masks, baseline and MSL with equal budgets, what each of them learnt."""

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from msldata.commands import local_path
 from msldata.console import OnError, err, out, progress_bar, show, standard_output, visible
 from msltrain.commands.options import AnyCheckpoint, Classes, Model, Recipe
 
@@ -35,11 +36,15 @@ def predict(
     ] = None,
     keep_mask: Annotated[Path | None, typer.Option(help="Mask file: predict also with this part hidden.")] = None,
     polarity: Annotated[str, typer.Option(help="Of the mask file: hole-white or hole-black.")] = "",
-    cam: Annotated[Path | None, typer.Option(help="Folder for pictures of where the classes are seen.")] = None,
+    cam: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of where the classes are seen.", parser=local_path)
+    ] = None,
     format_: Annotated[
         OutputFormat | None, typer.Option("--format", help="Default: by the suffix of --out, else a table.")
     ] = None,
-    out_: Annotated[Path | None, typer.Option("--out", help="File to write instead of printing.")] = None,
+    out_: Annotated[
+        Path | None, typer.Option("--out", help="File to write instead of printing.", parser=local_path)
+    ] = None,
     on_error: Annotated[OnError, typer.Option(help="At an unreadable image: stop, or leave it out.")] = OnError.fail,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -157,7 +162,7 @@ class ExportFormat(StrEnum):
 
 def export(
     checkpoint: AnyCheckpoint,
-    out_: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
+    out_: Annotated[Path, typer.Option("--out", help="Folder for the files.", parser=local_path)],
     recipe: Recipe = "",
     model: Model = "",
     classes: Classes = "",

@@ -5,7 +5,6 @@ N samples, K classes, S side of the square that a network sees.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from msldata.contract.pixels import decode
 from msldata.errors import UserError
 from msltrain.evaluation.sweep import AllSamples
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints
@@ -87,8 +87,7 @@ def read_examples(
         if bank is not None:
             keep_mask_B1HW = bank.of_hashes(sample.key_hash_N[[position]], seed=origin.seed, epoch=0)
             keep_mask_HW = keep_mask_B1HW[0, 0].numpy()
-        with Image.open(io.BytesIO(data)) as image:
-            examples.append(Example(row=row, image=image.convert("RGB"), keep_mask_HW=keep_mask_HW))
+        examples.append(Example(row=row, image=Image.fromarray(decode(data)), keep_mask_HW=keep_mask_HW))
     return examples
 
 

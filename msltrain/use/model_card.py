@@ -45,7 +45,9 @@ def model_card(
         "## Input and output",
         "",
         f"Input `image`: RGB, (batch, 3, {side}, {side}), any batch size. The whole photograph is squashed to "
-        f"{side} × {side} (bilinear, antialiased), not cropped. An EXIF orientation is not applied.",
+        f"{side} × {side} (bilinear, antialiased), not cropped. Turn it upright by its EXIF orientation first, "
+        "drop transparency, and bring deeper pixels down to 8 bits by their full scale: "
+        '`PIL.ImageOps.exif_transpose(PIL.Image.open(file)).convert("RGB")` does so for photographs of 8 bits.',
         "",
         "The graphs (`.pt2`, `.onnx`) take uint8 pixels and normalise them."
         if from_pixels

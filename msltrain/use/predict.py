@@ -224,8 +224,8 @@ def predict_images(
 ) -> list[ImagePrediction]:
     """Predict every image that ``inputs`` name, in their order.
 
-    An image is squashed to the square that the model was trained with, as in evaluation. As in training, an orientation
-    noted in the file's EXIF data is not applied.
+    An image is squashed to the square that the model was trained with, as in evaluation. It is turned
+    upright by its EXIF orientation, as builds and training do.
 
     Args:
         checkpoint, foreign, classes, threshold: as for `Predictor`.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import glob
-import io
 import re
 import urllib.error
 import urllib.request
@@ -17,27 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from msldata.contract.manifest import MANIFEST_NAME
+from msldata.contract.pixels import decode, pixels_of
 from msldata.errors import BadInputError, UserError
 from msldata.storage import Storage, open_storage
 from msltrain.stream.order.plan import EpochPlan
-from msltrain.stream.pixels.decode import Decoder, resize_crop
+from msltrain.stream.pixels.decode import resize_crop
 from msltrain.stream.samples.shardset import open_shard_set
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif")
 """Files of a folder that are taken for images; a file named by itself may have any suffix."""
-MAX_PIXELS = 100_000_000
-"""Largest image that is decoded; a small file can declare far more."""
 MAX_DOWNLOAD = 100 * 2**20
 """Bytes taken at most from a web server for one image."""
-# Of Pillow's formats those that only decode pixels; its PostScript reader, for one, would start another program.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-_JPEG_START = b"\xff\xd8\xff"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _TIMEOUT_S = 30
 
@@ -79,7 +73,10 @@ def given_pictures(images: Given | Sequence[Given]) -> list[Picture]:
 
 def _given_pixels(image: Image.Image | np.ndarray, name: str) -> np.ndarray:
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        try:
+            return pixels_of(image)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
     pixels = np.asarray(image)
     is_grey = pixels.ndim == 2
     if pixels.dtype != np.uint8 or not (is_grey or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
@@ -196,7 +193,7 @@ def read_square(picture: Picture | Path, image_size: int) -> Tensor:
 
 
 def read_pixels(picture: Picture) -> np.ndarray:
-    """image_HWC, uint8 RGB. An orientation noted in EXIF data is not applied, as in training.
+    """image_HWC, uint8 RGB, upright, as builds and training see it.
 
     Raises:
         BadInputError: it cannot be read or is not an image.
@@ -205,7 +202,7 @@ def read_pixels(picture: Picture) -> np.ndarray:
         data = picture.read()
         return data if isinstance(data, np.ndarray) else decode(data)
     except (OSError, ValueError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error).strip().rstrip(".")
+        reason = str(error).strip().rstrip(".")
         raise BadInputError(picture.name, reason.removeprefix(f"{picture.name}: ")) from None
 
 
@@ -214,30 +211,3 @@ def squash(image_HWC: np.ndarray, image_size: int) -> Tensor:
     square_1CSS = torch.empty((1, 3, image_size, image_size), dtype=torch.uint8, memory_format=torch.channels_last)
     resize_crop(image_HWC, (0, 0, *image_HWC.shape[:2]), square_1CSS)
     return square_1CSS
-
-
-def decode(data: bytes) -> np.ndarray:
-    """image_HWC, uint8 RGB, of an encoded image.
-
-    Raises:
-        OSError, ValueError: not an image, damaged, or too large.
-    """
-    if data.startswith(_JPEG_START):
-        try:
-            height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
-            colour_space = "unknown"  # sampled in a way that only Pillow reads, or damaged, which Pillow will say
-        if colour_space not in ("CMYK", "unknown"):
-            _check_size(width, height)
-            return Decoder().decode(data, width, height, zlib.crc32(data))
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_size(*image.size)
-            return np.array(image.convert("RGB"))
-    except (SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from None
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width}×{height} pixels is too large, {MAX_PIXELS // 10**6} million is the most")

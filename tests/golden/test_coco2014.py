@@ -103,7 +103,7 @@ def test_a_file_that_is_not_there_is_called_so(tmp_path):
         ),
         (
             json.dumps({"images": IMAGES, "annotations": [annotation(1, 9, 7, bbox=[1, 2])], "categories": CATEGORIES}),
-            "not a COCO instances file",
+            "bbox [1, 2] is not 4 numbers",
         ),
         (
             json.dumps(

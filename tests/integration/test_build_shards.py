@@ -427,7 +427,7 @@ def test_a_plan_knows_its_size(voc):
 
 
 INDICES = st.sets(st.integers(0, 2), max_size=3)
-BOXES = st.tuples(*[st.floats(0, 4000, width=32)] * 4)
+BOXES = st.tuples(st.integers(0, 12), st.integers(0, 8), st.floats(1, 12, width=32), st.floats(1, 8, width=32))
 OBJECTS = st.builds(
     ObjectRecord,
     class_index=st.integers(0, 2),

@@ -72,7 +72,7 @@ def test_what_is_no_image_is_named(tmp_path, on_cpu):
     write_images(tmp_path, [20], photos={"s000013": b"not an image, but as stored"})
     with pytest.raises(SampleError, match="small/train: sample 's000013' at byte") as found:
         batches(tmp_path, DEVICE, training=False)
-    assert "JPEG" in found.value.reason
+    assert "not an image" in found.value.reason
 
 
 def test_another_size_than_the_index_says_is_named(tmp_path, on_cpu):

@@ -252,10 +252,10 @@ def pickled() -> bytes:
     ("change", "rule", "reason"),
     [
         (without("k1.cls"), "auto", "no member .cls with its labels"),
-        (without("k1.jpg"), "auto", "no members end in .jpg or .jpeg"),
-        (replaced(k1__jpg=b"\x89PNG\r\n\x1a\n"), "auto", "its image is no JPEG"),
+        (without("k1.jpg"), "auto", "no members are images"),
+        (replaced(k1__jpg=b"\x89PNG\r\n\x1a\n"), "auto", "not an image"),
         (replaced(k1__jpg=photo(1)[:-40]), "auto", "truncated JPEG"),
-        (replaced(k1__jpg=photo(1, mode="CMYK")), "auto", "its image is no JPEG that every decoder reads"),
+        (replaced(k1__jpg=photo(1, mode="CMYK")[:-200] + b"\xff\xd9"), "auto", "truncated JPEG"),
         (replaced(k1__cls=b"9"), "auto", "unknown class 9; there are 1"),
         (replaced(k1__cls=b"-1"), "auto", "class index -1 is not from 0 to 32767"),
         (replaced(k0__npy=pickled(), k1__npy=pickled(), k2__npy=pickled()), "npy", "without pickled objects"),

@@ -258,7 +258,7 @@ def test_a_broken_image_stops_everything_or_is_reported(place, tmp_path, name):
 def test_only_broken_images(place, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no")
     [found] = predict_images(place / "run", [tmp_path / "a.jpg"], device="cpu", on_error="skip")
-    assert found.error == "not an image"
+    assert found.error.startswith("not an image")
 
 
 @pytest.mark.parametrize("option", [{"top_k": 0}, {"threshold": 1.5}])

@@ -11,8 +11,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from msldata.build import image as images
 from msldata.build.image import prepare_image
+from msldata.contract import pixels
 from tests.tinydata import encode, jpeg
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -100,7 +100,7 @@ def test_what_is_refused(data, reason):
 
 
 def test_a_jpeg_that_claims_too_many_pixels_is_refused_undecoded(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 16 - 1)
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 24 * 16 - 1)
     monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(ValueError, match="24 × 16"):
         prepare_image(jpeg(1)[:-2])

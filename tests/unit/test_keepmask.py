@@ -386,3 +386,14 @@ def test_real_hole_counts_equal_the_published_ones(real_masks, sample):
         assert np.count_nonzero(keep_mask == 0) == holes, name
         assert hole_fraction(keep_mask) == holes / int(rows[name]["total_pixels"])
         assert (decode_png(encode_png(keep_mask), name) == keep_mask).all()
+
+
+@pytest.mark.parametrize("values", [(0, 2), (1, 3), (0, 1, 2), (250, 255)])
+def test_labels_on_one_side_of_the_middle_are_no_mask(values):
+    pixels = np.zeros((16, 16), np.uint8) + values[0]
+    for number, value in enumerate(values):
+        pixels[4 * number : 4 * number + 4] = value
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    with pytest.raises(BadInputError, match="all on one side of the middle"):
+        decode_gray(buffer.getvalue(), "labels.png")

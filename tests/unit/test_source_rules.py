@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def plan_coco(root: Path, names: list[str], label: str = "cat"):
 
 def plan_coco_file(root: Path, names: list[str], label: str = "cat"):
     write_coco(root / "mine.json", names, 7 if label == "cat" else 8)
+    for name in names:
+        if not set(name) & set("/\\\0"):
+            (root / name).touch()
     return plan_build(open_source("coco", root / "mine.json", "all"))
 
 
@@ -91,24 +95,23 @@ def test_an_image_listed_twice_is_refused(plan, tmp_path):
 
 
 @everywhere
-def test_a_key_too_long_for_a_tar_is_refused(plan, tmp_path):
-    with pytest.raises(UserError, match=r"sample key 'x+(_0)?': 9[02] bytes, at most 89 fit a USTAR name"):
-        plan(tmp_path / "raw", [f"{LONG}.jpg"])
+def test_a_name_too_long_for_a_tar_ends_in_a_hash(plan, tmp_path):
+    (shard,) = plan(tmp_path / "raw", [f"{LONG}.jpg", f"{LONG}y.jpg"]).shards
+    keys = [record.key for record in shard.records()]
+    assert len(set(keys)) == 2 and all(re.fullmatch(r"x{72}-[0-9a-f]{16}", key) for key in keys)
 
 
 @everywhere
 def test_an_unknown_label_is_refused(plan, tmp_path):
+    # In VOC's own folders names that are none of VOC's mean another dataset; one beside VOC's is a slip of the pen.
+    label = voc_object("dog").removeprefix("<object><name>").removesuffix("</object>") if plan is plan_voc else ""
     with pytest.raises(BadInputError) as caught:
-        plan(tmp_path / "raw", ["a.jpg"], "unheard-of")
+        plan(tmp_path / "raw", ["a.jpg"], f"{label}</object><object><name>unheard-of" if label else "unheard-of")
     assert caught.value.file.startswith(str(tmp_path / "raw"))
 
 
 @everywhere
 def test_dots_and_spaces_become_part_of_a_plain_key(plan, tmp_path):
-    if plan is plan_voc:
-        with pytest.raises(BadInputError, match=r"line 1: 'a\.b' is not an image id"):
-            plan(tmp_path / "raw", ["a.b.jpg"])
-        return
     (shard,) = plan(tmp_path / "raw", ["a.b c.jpg"]).shards
     (record,) = shard.records()
     assert record.key in ("a_b_c", "a_b_c_0") and record.image.endswith("a.b c.jpg")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from msldata.contract.format import check_key
 from msldata.contract.records import LabelSpace, Record, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.label_reading import Label, LabelReading, Labels, LabelSurvey, decide_reading
@@ -23,6 +22,7 @@ from msldata.sources.source import (
     Location,
     SourceOptions,
     check_name,
+    fail,
     key_of,
     split_location,
     unknown_split,
@@ -101,6 +101,7 @@ class Table:
         self.labels = contents.labels
         self._reading = contents.reading
         self._rows = [row for row in contents.rows if row.split == split]
+        self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = dict(contents.counts)
         self.provenance: dict[str, Any] = {"source": "table", "files": contents.files, "labels": contents.said}
         if options.classes is not None:
@@ -326,9 +327,8 @@ def _seen(label: Any, confidence: Any) -> Any:
 
 
 def _with_place(row: _Row, path: str, name: str) -> _Row:
-    key = key_of(address_path(name) if is_address(name) else name)
     try:
-        check_key(key)
+        key = key_of(address_path(name) if is_address(name) else name)
     except ValueError as error:
         raise ValueError(f"{row.place}: {error}") from None
     return replace(row, image=path, key=key)

@@ -7,13 +7,13 @@ that the thread keeps, the crop is a view of it, and torch's antialiased uint8 k
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
-import simplejpeg
 import torch
+
+from msldata.contract.pixels import decode, decode_jpeg
 
 _resize = torch.ops.aten._upsample_bilinear2d_aa.out
 
@@ -27,13 +27,13 @@ class Decoder:
     def decode(
         self, data: bytes | memoryview, width: int, height: int, crc32: int, into: np.ndarray | None = None
     ) -> np.ndarray:
-        """Decode an image to RGB.
+        """Decode an image to RGB, upright; the rule is that of ``msldata.contract.pixels``.
 
         Args:
-            data: a JPEG, colour or greyscale; anything else that Pillow reads works too, but slowly.
+            data: a JPEG, colour or greyscale; any other image works too, but slowly.
             width, height: the size that the sample index states, in pixels.
             crc32: of ``data`` as the index states it; looked at only when the decoder complains.
-            into: uint8, room for the image; default: scratch memory. Not used for what is no JPEG.
+            into: uint8, room for the image; default: scratch memory. Not used for what is no upright JPEG.
 
         Returns:
             image_HWC: uint8; in scratch memory it is valid until the next call.
@@ -46,9 +46,12 @@ class Decoder:
                 self._scratch = np.empty(width * height * 3, dtype=np.uint8)
             into = self._scratch
         try:
-            image_HWC = simplejpeg.decode_jpeg(data, buffer=into)
+            image_HWC = decode_jpeg(data, into)
         except ValueError as error:
-            image_HWC = _decode_leniently(data, crc32, str(error))
+            # Only bytes that are as they were stored get another chance: damage must not become a training image.
+            if zlib.crc32(data) != crc32:
+                raise ValueError(f"the bytes do not match their CRC-32 ({error})") from None
+            image_HWC = decode(data)
         if image_HWC.shape != (height, width, 3):
             raise ValueError(
                 f"the image is {image_HWC.shape[1]}×{image_HWC.shape[0]} pixels, its index says {width}×{height}"
@@ -67,19 +70,3 @@ def resize_crop(image_HWC: np.ndarray, crop: Sequence[int], slot_1CSS: torch.Ten
     top, left, height, width = crop
     box_1HWC = image_HWC[np.newaxis, top : top + height, left : left + width]
     _resize(torch.from_numpy(box_1HWC.transpose(0, 3, 1, 2)), slot_1CSS.shape[2:], False, None, None, out=slot_1CSS)
-
-
-def _decode_leniently(data: bytes | memoryview, crc32: int, complaint: str) -> np.ndarray:
-    """Decode with Pillow, which forgives what libjpeg only warns of, as the published loader does.
-
-    Only bytes that are as they were stored are given this chance: damage must not become a training image.
-    """
-    from PIL import Image
-
-    if zlib.crc32(data) != crc32:
-        raise ValueError(f"the bytes do not match their CRC-32 ({complaint})")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(image.convert("RGB"))
-    except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error …
-        raise ValueError(complaint) from None

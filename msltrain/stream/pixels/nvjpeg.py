@@ -7,12 +7,14 @@ the device. On the device "cpu" the same path runs with torchvision's own decode
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
 import torch
 
+from msldata.contract.pixels import is_plain
 from msldata.errors import UserError
 from msltrain.stream.pixels.decode import Decoder
 from msltrain.stream.samples.shardset import SampleRows
@@ -66,6 +68,8 @@ class DeviceDecoder:
         if not encoded.data_B:
             return []
         try:
+            if not all(is_plain(data.numpy().data) for data in encoded.data_B):
+                raise RuntimeError("an image that nvJPEG would not turn upright, or no JPEG")
             images = decode_jpegs(encoded.data_B, self.device)
         except RuntimeError:
             # The batch fails as a whole and names nobody. Rare (CMYK, not a JPEG, damage), hence one by one.
@@ -79,10 +83,9 @@ class DeviceDecoder:
 
     def _decode_one(self, encoded: EncodedImages, position: int) -> torch.Tensor:
         data, rows = encoded.data_B[position], encoded.rows
-        try:
-            return decode_jpegs([data], self.device)[0]
-        except RuntimeError:
-            pass
+        if is_plain(data.numpy().data):
+            with suppress(RuntimeError):
+                return decode_jpegs([data], self.device)[0]
         try:
             image_HWC = self._host_decoder.decode(
                 data.numpy().data,

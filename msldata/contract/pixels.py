@@ -1,0 +1,317 @@
+"""One decoder for one photograph: how the bytes of an image file become pixels, for builds, training and predictions.
+
+The rule, whoever asks: RGB, 8 bits, three channels, upright as the EXIF orientation says, of an animation the first
+frame. Transparency is dropped. CMYK and palettes are converted. Pixels of more than 8 bits are scaled: full scale is
+the smallest of 8, 12 and 16 bits that holds the largest value. Floating-point pixels have no known range and are
+refused. A JPEG whose pixels end early is refused, for the decoder would fill the rest with grey.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import simplejpeg
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 100_000_000
+"""Larger images are taken for decompression bombs: 100 megapixels are 300 MB once decoded."""
+
+JPEG_START = b"\xff\xd8\xff"
+ORIENTATION_TAG = 0x0112
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
+
+_TOO_LARGE = f"too large, more than {MAX_PIXELS // 1_000_000} million pixels"
+# Of Pillow's formats those that only decode pixels; its PostScript reader, for one, would start another program.
+_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG", "JPEG2000")
+_CUT_OFF = "remature end"  # of libjpeg's two complaints about pixels that end early
+_DEPTHS = (8, 12, 16)
+_DEEP = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}
+"""Of Pillow's raw modes for 16 bits (high byte taken) the one that takes the low byte instead."""
+
+
+class JpegHeader(NamedTuple):
+    """What the header of a JPEG says; width and height before turning."""
+
+    width: int
+    height: int
+    orientation: int
+    """EXIF's, 1 (upright) to 8."""
+    colour_space: str
+
+
+def decode(data: bytes | memoryview) -> np.ndarray:
+    """image_HWC, uint8 RGB, upright, of any image file.
+
+    Raises:
+        ValueError: why it is none that can be used: another file type, truncated, damaged, too large, floats.
+    """
+    try:
+        return decode_jpeg(data)
+    except ValueError as error:
+        if _CUT_OFF in str(error):
+            raise
+        _refuse_cut_cmyk(data)
+    with opened(bytes(data)) as photo:
+        return np.array(turn(photo.rgb(), photo.orientation))
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """The same of an image that Pillow has opened or made. Raises ValueError as ``decode`` does."""
+    return np.array(turn(OpenPhoto(image, _orientation(image), b"", "").rgb(), _orientation(image)))
+
+
+def decode_jpeg(data: bytes | memoryview, into: np.ndarray | None = None) -> np.ndarray:
+    """The same for a JPEG in grey or YCbCr without damage: most photographs, and the fastest way.
+
+    Args:
+        into: uint8, room for the image; not used by one that has to be turned.
+
+    Raises:
+        ValueError: it is no such JPEG; ``decode`` may still read it, unless it is truncated.
+    """
+    orientation, num_bits = _scan(data)
+    if num_bits != 8:
+        raise ValueError(f"a JPEG of {num_bits} bits a sample" if num_bits else "not a JPEG")
+    if into is None:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        check_size(width, height)
+    try:
+        image_HWC = simplejpeg.decode_jpeg(data, buffer=into)
+    except ValueError as error:
+        if _CUT_OFF in str(error):
+            raise ValueError(f"truncated JPEG: {_reason(error)}") from None
+        raise
+    if orientation == 1:
+        return image_HWC
+    from PIL import Image
+
+    return np.array(turn(Image.fromarray(image_HWC), orientation))
+
+
+def jpeg_header(data: bytes | memoryview) -> JpegHeader:
+    """What can be known of a JPEG without decoding it.
+
+    Raises:
+        ValueError: no JPEG of 8 bits, damaged, or too large.
+    """
+    orientation, num_bits = _scan(data)
+    if num_bits not in (0, 8):
+        raise ValueError(f"a JPEG of {num_bits} bits a sample, which hardly any decoder reads")
+    height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
+    check_size(width, height)
+    return JpegHeader(width, height, orientation, colour_space)
+
+
+def is_plain(data: bytes | memoryview) -> bool:
+    """Whether it is a JPEG of 8 bits that is upright as it is, which any JPEG decoder reads alike."""
+    return _scan(data) == (1, 8)
+
+
+def check_whole(data: bytes | memoryview) -> tuple[int, int]:
+    """Width and height, upright, after decoding all of an image; raises ValueError as ``decode`` does."""
+    try:
+        header = jpeg_header(data)
+        simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)
+        sideways = header.orientation in SIDEWAYS
+        return (header.height, header.width) if sideways else (header.width, header.height)
+    except ValueError:  # strict is right for nearly all files and fast; of the others, some are only unusual
+        height, width, _ = decode(data).shape
+        return width, height
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPhoto:
+    """An image file whose pixels are decoded when they are asked for."""
+
+    image: Image.Image
+    orientation: int
+    """EXIF's, 1 to 8, where the pixels have yet to be turned."""
+    data: bytes
+    raw_mode: str
+    """How Pillow unpacks the file's pixels."""
+
+    def rgb(self) -> Image.Image:
+        """The pixels in RGB, 8 bits, not turned."""
+        from PIL import Image
+
+        image = self.image
+        if image.mode == "F":
+            raise ValueError("floating-point pixels have no known range; convert it to 8 bits first")
+        if image.mode.startswith("I"):
+            return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+        pixels = image.convert("RGB")
+        if ";16" in self.raw_mode and np.asarray(pixels).max() < 16:
+            return self._low_bytes(pixels)
+        return pixels
+
+    def _low_bytes(self, high: Image.Image) -> Image.Image:
+        """Colours of 12 bits in 16: Pillow takes their high bytes alone, which is next to nothing."""
+        from PIL import Image
+
+        swapped = self.raw_mode[:-1] + _DEEP.get(self.raw_mode[-1], "")
+        with Image.open(io.BytesIO(self.data), formats=_FORMATS) as again:
+            again.tile = [
+                tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped)
+                for tile in again.tile
+            ]
+            try:
+                low_HWC = np.asarray(again.convert("RGB"))
+            except ValueError:
+                raise ValueError(f"dark {self.raw_mode} pixels of 16 bits; convert it to 8 bits first") from None
+        return Image.fromarray(_eight_bits(np.asarray(high).astype(np.int64) << 8 | low_HWC))
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[OpenPhoto]:
+    """An image file, not yet decoded; whatever goes wrong with it inside the block becomes a ValueError."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on damaged metadata and on large images, both dealt with here
+            image = Image.open(io.BytesIO(data), formats=_formats(data))
+            check_size(*image.size)
+            how = image.tile[0].args if image.tile else ""  # before the orientation, for which Pillow may decode
+            raw_mode = str(how[0] if isinstance(how, tuple) and how else how)
+            yield OpenPhoto(image, _orientation(image, data), data, raw_mode)
+    except UnidentifiedImageError:
+        if data.startswith(JPEG_START):
+            num_bits = _scan(data)[1]
+            deep = f"a JPEG of {num_bits} bits a sample, which hardly any decoder reads"
+            raise ValueError(deep if num_bits > 8 else f"damaged JPEG: the file starts with {data[:16]!r}") from None
+        raise ValueError(f"not an image: the file starts with {data[:16]!r}") from None
+    except Image.DecompressionBombError:
+        raise ValueError(_TOO_LARGE) from None
+    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
+        raise ValueError(_reason(error)) from None
+
+
+def turn(image: Image.Image, orientation: int) -> Image.Image:
+    """An image upright, by its EXIF orientation."""
+    if orientation == 1:
+        return image
+    from PIL import Image
+
+    way = Image.Transpose
+    turns = {
+        2: way.FLIP_LEFT_RIGHT,
+        3: way.ROTATE_180,
+        4: way.FLIP_TOP_BOTTOM,
+        5: way.TRANSPOSE,
+        6: way.ROTATE_270,
+        7: way.TRANSVERSE,
+        8: way.ROTATE_90,
+    }
+    return image.transpose(turns[orientation])
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise ValueError for an image of more than ``MAX_PIXELS``."""
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{_TOO_LARGE} ({width} × {height})")
+
+
+def _scan(data: bytes | memoryview) -> tuple[int, int]:
+    """(orientation, bits a sample) of a JPEG by its segments up to the frame's; 0 bits where there is no frame.
+
+    Every image of an epoch comes by here: a few microseconds, where Pillow would take a tenth of a millisecond.
+    """
+    orientation, place, size = 1, 2, len(data)
+    if data[:2] != b"\xff\xd8":
+        return 1, 0
+    while place + 4 <= size and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:  # fill bytes may stand before a marker
+            place += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return orientation, data[place + 4] if place + 4 < size else 0
+        if marker == 0xDA:  # pixels without a frame
+            break
+        length = data[place + 2] << 8 | data[place + 3]
+        if marker == 0xE1 and orientation == 1 and data[place + 4 : place + 10] == b"Exif\0\0":
+            orientation = _exif_orientation(bytes(data[place + 10 : place + 2 + length]))
+        place += 2 + length
+    return orientation, 0
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """1 to 8; 1 where there is none that makes sense."""
+    order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
+    if order is None:
+        return 1
+
+    def number(place: int, length: int) -> int:
+        return int.from_bytes(exif[place : place + length], order)  # type: ignore[arg-type]
+
+    directory = number(4, 4)
+    for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
+        if entry + 12 > len(exif):
+            break
+        if number(entry, 2) == ORIENTATION_TAG:
+            value = number(entry + 8, 2)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _orientation(image: Image.Image, data: bytes = b"") -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow turns these itself when it decodes them
+    if data and image.format in ("JPEG", "MPO"):
+        return _scan(data)[0]
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF says nothing of the pixels
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    if data[4:8] != b"ftyp":
+        return _FORMATS
+    from PIL import Image, features
+
+    if data[8:12] in (b"avif", b"avis"):
+        if not features.check("avif"):
+            raise ValueError("AVIF, which this Pillow does not read; pip install 'pillow>=11.3'")
+        return ("AVIF",)
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise ValueError("HEIC (or a film), which needs an extra: pip install 'msltrain[heif]'") from None
+    if "HEIF" not in Image.OPEN:
+        register_heif_opener()
+    return ("HEIF",)
+
+
+def _refuse_cut_cmyk(data: bytes | memoryview) -> None:
+    """Pillow, which converts CMYK, says nothing of pixels that end early."""
+    try:
+        if jpeg_header(data).colour_space == "CMYK":
+            simplejpeg.decode_jpeg(data, colorspace="CMYK")
+    except ValueError as error:
+        if _CUT_OFF in str(error):
+            raise ValueError(f"truncated JPEG: {_reason(error)}") from None
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Pixels of more than 8 bits brought down to 8, rounded."""
+    values = values.astype(np.int64)
+    lowest, highest = int(values.min()), int(values.max())
+    full_scale = next((2**depth - 1 for depth in _DEPTHS if highest < 2**depth), 0)
+    if lowest < 0 or not full_scale:
+        raise ValueError(f"values from {lowest} to {highest} are not 16 bits; convert it to 8 bits first")
+    return ((values * 510 + full_scale) // (2 * full_scale)).astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__

@@ -1,0 +1,106 @@
+"""One VOC annotation: the objects of an image, its size, and what their classes are called."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from msldata.contract.records import VOC, LabelSpace, ObjectRecord
+from msldata.errors import BadInputError
+
+HINT = "repair the file, or take its id out of the list in ImageSets/Main"
+
+
+class Annotation(NamedTuple):
+    """What one XML says of its image."""
+
+    objects: tuple[ObjectRecord, ...]
+    size: tuple[int, int] | None
+    """Width and height of the image that was annotated, where it is stated."""
+
+
+def parse_annotation(data: bytes, where: str, labels: LabelSpace = VOC) -> Annotation:
+    """One annotation, its objects in the order of the file.
+
+    VOC counts pixels from 1 and both corners belong to the box; the result counts from 0.
+
+    Raises:
+        BadInputError: not XML, a document type declaration (never needed here, and a way to exhaust memory), an object
+            without name or box, or an unknown class.
+    """
+    root = _parse(data, where)
+    try:
+        objects = tuple(_parse_object(element, labels) for element in root.findall("object"))
+        return Annotation(objects, _parse_size(root))
+    except ValueError as error:
+        raise BadInputError(where, str(error), HINT) from None
+
+
+def parse_objects(data: bytes, where: str, labels: LabelSpace = VOC) -> tuple[ObjectRecord, ...]:
+    """The objects alone; raises as ``parse_annotation`` does."""
+    return parse_annotation(data, where, labels).objects
+
+
+def parse_class_names(data: bytes, where: str) -> list[str]:
+    """What the classes of the objects are called, known or not. Raises BadInputError: not XML."""
+    names = [(element.findtext("name") or "").strip() for element in _parse(data, where).findall("object")]
+    return [name for name in names if name]
+
+
+def _parse(data: bytes, where: str) -> ElementTree.Element:
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data or b"\0" in data:
+        raise BadInputError(where, "document type declarations, entities and NUL bytes are refused", HINT)
+    try:
+        return ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # an encoding that nobody knows, too
+        raise BadInputError(where, f"not valid XML ({error})", HINT) from None
+
+
+def _parse_size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """None where it is not stated; some tools write 0 for that."""
+    try:
+        width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+    except (ValueError, OverflowError):
+        return None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _parse_object(element: ElementTree.Element, labels: LabelSpace) -> ObjectRecord:
+    name = (element.findtext("name") or "").strip()
+    if name not in labels:
+        raise ValueError(f"unknown class '{name}'")
+    box = element.find("bndbox")
+    if box is None:
+        raise ValueError(f"an object of class '{name}' has no bndbox")
+    left, top, right, bottom = (_number(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    width, height = right - left + 1, bottom - top + 1
+    if max(right, bottom) <= 1 and not all(value.is_integer() for value in (left, top, right, bottom)):
+        raise ValueError(f"an object of class '{name}' has a box between 0 and 1, where pixels are expected")
+    if not (0 < width < float("inf") and 0 < height < float("inf")):
+        raise ValueError(f"an object of class '{name}' has a box without area ({left}, {top}, {right}, {bottom})")
+    return ObjectRecord(
+        class_index=labels.index(name),
+        box=(left - 1, top - 1, width, height),
+        area=width * height,
+        difficult=bool(_flag(element, "difficult")),
+        truncated=_flag(element, "truncated"),
+        occluded=_flag(element, "occluded"),
+    )
+
+
+def _number(box: ElementTree.Element, tag: str) -> float:
+    text = box.findtext(tag)
+    try:
+        return float(text or "")
+    except ValueError:
+        raise ValueError(f"{tag} is {text!r}, not a number") from None
+
+
+def _flag(element: ElementTree.Element, tag: str) -> bool | None:
+    """A 0/1 tag; None where it is absent, because "not marked" and "not looked at" differ."""
+    text = element.findtext(tag)
+    if text is None or not text.strip():
+        return None
+    if text.strip() not in ("0", "1"):
+        raise ValueError(f"{tag} is {text!r}, expected 0 or 1")
+    return text.strip() == "1"

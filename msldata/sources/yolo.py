@@ -1,0 +1,232 @@
+"""YOLO's layout: a text file of labels per image, and ``data.yaml`` or ``classes.txt`` that names the classes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from msldata.contract.records import SHARES, LabelSpace, ObjectRecord, Record, read_class_list
+from msldata.errors import BadInputError, UserError
+from msldata.sources.source import (
+    IMAGE_SUFFIXES,
+    NO_OPTIONS,
+    SPLIT_NAMES,
+    WHOLE,
+    Likeness,
+    Location,
+    SourceOptions,
+    fail,
+    key_of,
+    read_many,
+    split_location,
+    unknown_split,
+)
+from msldata.storage import Storage, open_storage
+
+LAYOUT = "data.yaml (or classes.txt), and images/ and labels/ with a .txt per image"
+_YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_CLASS_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
+_SPLIT_KEYS = ("train", "val", "test")
+_HINT = "mend the labels and run again"
+
+
+class Yolo:
+    """One split of a dataset in YOLO's layout: boxes, polygons and turned boxes, all in shares of the picture.
+
+    An image without a file of labels is left out and counted; one whose file is empty shows none of the classes.
+
+    Args:
+        root: the folder, or the ``.yaml`` file in it. Local or remote.
+        split: ``train``, ``val`` or ``test`` as ``data.yaml`` or the folders name them; ``all`` where nothing does.
+        options: ``keep_unlabelled``.
+
+    Raises:
+        UserError: unknown split, or no classes. FileNotFoundError: no such dataset. BadInputError: a ``data.yaml`` that
+            cannot be understood.
+    """
+
+    dataset = "yolo"
+    licence = "Not stated by the labels; whoever made the dataset states it."
+
+    def __init__(self, root: Location, split: str, options: SourceOptions = NO_OPTIONS):
+        self.split = split
+        self.reject: Callable[[BadInputError], None] = fail
+        self.images: Storage
+        self.images, about = _open(root)
+        names, splits, files = _describe(self.images, about)
+        if not names:
+            raise UserError(f"{self.images.url}: no class names; YOLO's layout has them in data.yaml or classes.txt")
+        if split not in splits:
+            raise unknown_split(self.images.url, split, tuple(splits))
+        self.labels = LabelSpace(names)
+        there = {info.name for info in self.images.list_files()}
+        pairs = [(image, _label_file(image)) for image in splits[split]]
+        bare = sum(label not in there for _, label in pairs)
+        self.counts = {} if options.keep_unlabelled or not bare else {"dropped_without_annotations": bare}
+        self._pairs = [(image, label if label in there else "") for image, label in pairs]
+        if not options.keep_unlabelled:
+            self._pairs = [pair for pair in self._pairs if pair[1]]
+        self.provenance: dict[str, Any] = {"source": "YOLO layout", "files": files}
+
+    def records(self) -> Iterator[Record]:
+        """The split's images, by their names."""
+        digest = hashlib.sha256()
+        contents = read_many(self.images, [label for _, label in self._pairs if label])
+        for image, label in self._pairs:
+            data = next(contents) if label else b""
+            digest.update(data or b"")
+            try:
+                objects = tuple(_parse_line(line, len(self.labels)) for line in _lines(data or b""))
+            except ValueError as error:
+                self.reject(BadInputError(self.images.where(label), str(error), _HINT))
+                continue
+            yield Record(
+                key=key_of(_short(image, self.split)),
+                image=image,
+                positives=tuple(sorted({item.class_index for item in objects})),
+                objects=objects,
+                image_id=image,
+                size=SHARES if objects else None,
+            )
+        self.provenance["labels_sha256"] = digest.hexdigest()
+
+
+def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
+    """The splits of a folder in YOLO's layout; none where it is none."""
+    place, about = _open(root)
+    return tuple(_describe(place, about)[1])
+
+
+def recognise(root: Location) -> Likeness | None:
+    """YOLO's layout at ``root``."""
+    place, about = _open(root)
+    if not place.can_list or (place.path() is not None and not place.path().is_dir()):  # type: ignore[union-attr]
+        return None
+    if not about and not any(place.exists(name) for name in (*_YAMLS, *_CLASS_LISTS)):
+        return None
+    names, splits, _ = _describe(place, about)
+    labelled = any(place.exists(_label_file(image)) for images in splits.values() for image in images[:50])
+    if not names or not labelled:
+        return None
+    return Likeness.of(3 if about or _yaml_of(place) else 2, "YOLO layout", tuple(splits), len(names))
+
+
+def _open(root: Location) -> tuple[Storage, str]:
+    """The folder, and the name of the YAML file in it where that was given."""
+    if PurePosixPath(str(root)).suffix.lower() in (".yaml", ".yml"):
+        return split_location(root)
+    return open_storage(root), ""
+
+
+def _yaml_of(place: Storage) -> str:
+    return next((name for name in _YAMLS if place.exists(name)), "")
+
+
+def _describe(place: Storage, about: str) -> tuple[tuple[str, ...], dict[str, list[str]], dict[str, str]]:
+    """(class names, images of every split, SHA-256 of what says so)."""
+    about = about or _yaml_of(place)
+    listed = next((name for name in _CLASS_LISTS if place.exists(name)), "")
+    if not about and not listed:
+        return (), {}, {}
+    entries = _read_yaml(place, about) if about else {}
+    source = about or listed
+    files = {source: hashlib.sha256(place.read(source)).hexdigest()}
+    names = _names(place, about, entries) if about else read_class_list(place, listed).classes
+    images = sorted(
+        info.name
+        for info in place.list_files()
+        if PurePosixPath(info.name).suffix.lower() in IMAGE_SUFFIXES and not info.name.startswith(".")
+    )
+    splits = {
+        key: _images_at(place, about, entries[key], images) for key in _SPLIT_KEYS if entries.get(key) not in (None, "")
+    }
+    if not splits:
+        for image in images:
+            split = next((part for part in PurePosixPath(image).parts[:-1] if part.lower() in SPLIT_NAMES), WHOLE)
+            splits.setdefault(split, []).append(image)
+    return names, {split: found for split, found in splits.items() if found}, files
+
+
+def _read_yaml(place: Storage, name: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        entries = yaml.safe_load(place.read(name))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{place.where(name)}: no such file; YOLO's layout has {LAYOUT}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInputError(place.where(name), f"not valid YAML ({error})".replace("\n", " "), "mend it") from None
+    if not isinstance(entries, dict):
+        raise BadInputError(place.where(name), "no entries such as names and train", "mend it")
+    return entries
+
+
+def _names(place: Storage, about: str, entries: dict[str, Any]) -> tuple[str, ...]:
+    names = entries.get("names")
+    if isinstance(names, dict):
+        if sorted(names) != list(range(len(names))):
+            raise BadInputError(place.where(about), "its names are not numbered from 0 without a gap", "mend it")
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise BadInputError(place.where(about), f"'names' is {str(names)[:60]!r}, expected class names", "mend it")
+    return tuple(str(name).strip() for name in names)
+
+
+def _images_at(place: Storage, about: str, wanted: Any, images: list[str]) -> list[str]:
+    """The images of one split: of a folder, of a list of images, or of several.
+
+    The paths in such files are often those of another machine: of each the longest end that lies in the dataset counts.
+    """
+    if isinstance(wanted, list):
+        return sorted({image for part in wanted for image in _images_at(place, about, part, images)})
+    parts = [part for part in PurePosixPath(str(wanted).replace("\\", "/")).parts if part not in ("..", ".", "/")]
+    for start in range(len(parts)):
+        path = "/".join(parts[start:])
+        if path.endswith(".txt") and place.exists(path):
+            lines = place.read(path).decode("utf-8", "replace").split("\n")
+            return [image for line in lines if line.strip() for image in _images_at(place, about, line.strip(), images)]
+        if found := [image for image in images if image == path or image.startswith(f"{path}/")]:
+            return found
+    return []
+
+
+def _label_file(image: str) -> str:
+    """Where YOLO looks for an image's labels: the last folder ``images`` becomes ``labels``."""
+    parts = list(PurePosixPath(image).with_suffix(".txt").parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place].lower() == "images":
+            parts[place] = "labels"
+            break
+    return "/".join(parts)
+
+
+def _short(image: str, split: str) -> str:
+    """An image's path without the folders that all images of a split share."""
+    parts = PurePosixPath(image).parts
+    dull = ("images", split, *SPLIT_NAMES)
+    return "/".join((*(part for part in parts[:-1] if part.lower() not in dull), parts[-1]))
+
+
+def _lines(data: bytes) -> list[list[str]]:
+    return [line.split() for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
+
+
+def _parse_line(fields: list[str], num_classes: int) -> ObjectRecord:
+    """One object: its class, and a box by its centre or the corners of a polygon, between 0 and 1."""
+    try:
+        number, values = int(fields[0]), [float(value) for value in fields[1:]]
+    except ValueError:
+        raise ValueError(f"{' '.join(fields)[:80]!r} is not a class index and numbers") from None
+    if not 0 <= number < num_classes:
+        raise ValueError(f"class index {number}; there are {num_classes} classes")
+    if len(values) in (4, 5):  # a fifth is a confidence
+        x, y, width, height = values[:4]
+        left, top = x - width / 2, y - height / 2
+    elif len(values) >= 6 and len(values) % 2 == 0:
+        left, top = min(values[::2]), min(values[1::2])
+        width, height = max(values[::2]) - left, max(values[1::2]) - top
+    else:
+        raise ValueError(f"{len(values)} numbers for an object, expected 4 of a box or 6 and more of a polygon")
+    return ObjectRecord(class_index=number, box=(left, top, width, height), area=width * height)

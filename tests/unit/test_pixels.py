@@ -1,0 +1,111 @@
+"""One decoder for one photograph: thirty odd files of one picture, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msldata.build.image import prepare_image
+from msldata.contract.pixels import check_whole, decode, is_plain, jpeg_header, pixels_of
+from tests.oddimages import HEIGHT, WIDTH, deep_png, odd_images, picture, saved, turned
+
+ODD = odd_images()
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_every_file_shows_the_picture_and_so_does_its_jpeg_in_a_shard(name):
+    data, colour = ODD[name]
+    wanted_HWC = picture(colour).astype(int)
+    assert np.abs(decode(data) - wanted_HWC).mean() < 3
+    assert check_whole(data) == (WIDTH, HEIGHT)
+    prepared = prepare_image(data, decode=True)
+    assert (prepared.width, prepared.height) == (WIDTH, HEIGHT)
+    assert np.abs(decode(prepared.data).astype(int) - decode(data)).mean() < 2
+    assert is_plain(prepared.data)  # any reader that knows nothing of EXIF sees the same
+
+
+def test_there_are_some_thirty():
+    assert len(ODD) >= 30
+
+
+def twelve_bits() -> bytes:
+    data = bytearray(saved(Image.fromarray(picture()), "JPEG"))
+    data[data.find(b"\xff\xc0") + 4] = 12
+    return bytes(data)
+
+
+def half(data: bytes) -> bytes:
+    return data[: len(data) // 2 + 200] + b"\xff\xd9"
+
+
+def noisy(mode: str = "RGB", **options) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    return saved(Image.fromarray(pixels).convert(mode), "JPEG", **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (half(noisy()), "truncated JPEG"),
+        (half(noisy("CMYK")), "truncated JPEG"),
+        (half(noisy("L")), "truncated JPEG"),
+        (half(turned(6, quality=100)), "truncated JPEG"),
+        (twelve_bits(), "12 bits a sample"),
+        (saved(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"), "floating-point pixels"),
+        (saved(Image.fromarray(np.full((9, 9), 70_000, np.int32)), "TIFF"), "are not 16 bits"),
+        (deep_png(np.full((9, 9, 2), 900, np.uint16)), "dark LA;16B pixels"),
+        (b"", "not an image"),
+    ],
+)
+def test_what_is_refused_by_builds_and_predictions_alike(data, reason):
+    for reads in (decode, check_whole, lambda data: prepare_image(data or b"?", decode=True)):
+        with pytest.raises(ValueError, match=reason):
+            reads(data)
+
+
+def test_a_warning_of_the_decoder_is_no_damage():
+    """Bytes between the segments make libjpeg complain, and every viewer shows the photograph all the same."""
+    data = saved(Image.fromarray(picture()), "JPEG", quality=95)
+    place = data.find(b"\xff\xda")
+    odd = data[:place] + b"\x55" * 8 + data[place:]
+    assert np.abs(decode(odd).astype(int) - picture()).mean() < 3
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+def test_the_orientation_is_found_behind_other_segments(order):
+    exif = Image.Exif()
+    exif.endian = "<" if order == "II" else ">"
+    exif[0x010F], exif[0x0112] = "maker", 8
+    data = saved(Image.fromarray(picture()), "JPEG", exif=exif.tobytes(), comment=b"x" * 300)
+    assert jpeg_header(data)[:3] == (WIDTH, HEIGHT, 8)
+    moved = data[:2] + b"\xff\xe2\0\x06ICC?" + data[2:]
+    assert jpeg_header(moved).orientation == 8 and decode(moved).shape == (WIDTH, HEIGHT, 3)
+
+
+@pytest.mark.parametrize("damage", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+def test_damaged_exif_says_nothing(damage):
+    data = saved(Image.fromarray(picture()), "JPEG")
+    segment = b"\xff\xe1" + (len(damage) + 2).to_bytes(2, "big") + damage
+    assert jpeg_header(data[:2] + segment + data[2:]).orientation == 1
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_heic(orientation, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    data = turned(orientation, "HEIF", quality=95)
+    assert np.abs(decode(data).astype(int) - picture()).mean() < 3
+    assert np.abs(decode(prepare_image(data).data).astype(int) - picture()).mean() < 3
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ValueError, match=r"pip install 'msltrain\[heif\]'"):
+        decode(data)
+
+
+@pytest.mark.parametrize("name", ["exif6.jpg", "exif8.webp", "grey16.png", "plain.png"])
+def test_an_image_that_a_caller_opened_is_read_by_the_same_rule(name):
+    data, _ = ODD[name]
+    assert np.abs(pixels_of(Image.open(io.BytesIO(data))).astype(int) - decode(data)).max() <= 1
