@@ -16,9 +16,25 @@ _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 """Control characters, which a terminal obeys; the ones that turn the direction of writing; bytes that are no text."""
 
 
+_SECRETS = re.compile(
+    r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|(?<=[?&])(X-Amz-[A-Za-z-]+|sig|token|access_token|password)=[^&\s]+",
+    re.IGNORECASE,
+)
+"""Name and password in an address, and what signs one."""
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with the passwords and signatures of addresses in it left out."""
+    return _SECRETS.sub("***", text)
+
+
 def visible(text: object) -> str:
-    """``text`` with control characters written out, as ``\\x1b``: names come from other people's files."""
-    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape", "backslashreplace").decode(), str(text))
+    """``text`` with control characters written out, as ``\\x1b``, and passwords in addresses left out.
+
+    Names come from other people's files, and terminals are logged.
+    """
+    text = without_secrets(str(text))
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape", "backslashreplace").decode(), text)
 
 
 class SafeConsole(Console):

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from msldata.console import without_secrets
 from msldata.contract.manifest import Manifest
 from msldata.errors import StorageError, UserError
 from msldata.storage import LocalStorage, clear_local_errors, open_storage
@@ -89,7 +90,7 @@ class DatasetIdentity:
     @classmethod
     def of(cls, location: str, manifest: Manifest) -> DatasetIdentity:
         return cls(
-            location=location,
+            location=without_secrets(location),
             dataset=manifest.dataset,
             split=manifest.split,
             num_samples=manifest.num_samples,
@@ -280,7 +281,7 @@ class RunFolder:
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "from_step": step,
                 "changes": list(changes),
-                "command": sys.argv,
+                "command": [without_secrets(word) for word in sys.argv],
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "packages": {name: _version(name) for name in _PACKAGES},

@@ -81,3 +81,26 @@ def test_hostile_class_names_in_a_command(tmp_path, command):
 def test_an_error_about_a_hostile_path(tmp_path):
     result = CliRunner().invoke(app, ["info", str(tmp_path / "[/x] \x1b[31m")])
     assert result.exit_code == 2 and "[/x] \\x1b[31m" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://anna:s3cret@host/x: not found", "https://***@host/x: not found"),
+        ("s3://b/x?X-Amz-Signature=abc&part=2", "s3://b/x?***&part=2"),
+        ("az://c/x?sv=1&sig=abc%3D", "az://c/x?sv=1&***"),
+        ("http://host:80/a@b", "http://host:80/a@b"),
+        ("mail anna@host", "mail anna@host"),
+    ],
+)
+def test_passwords_in_addresses_are_left_out(text, shown):
+    assert visible(text) == shown
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "evaluate", "predict"])
+def test_no_command_echoes_a_password(tmp_path, command):
+    place = "http://anna:s3cret@127.0.0.1:9/data"
+    arguments = {"evaluate": ["--checkpoint", place, "--data", place], "predict": ["a.jpg", "--checkpoint", place]}
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    result = CliRunner().invoke(app, [command, *arguments.get(command, [place])], env={"COLUMNS": "200"})
+    assert result.exit_code == 2 and "s3cret" not in result.output

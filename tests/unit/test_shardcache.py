@@ -208,3 +208,31 @@ def test_impossible_folders_and_limits_are_said(source, tmp_path):
     gone = ShardInfo(name="4.tar", num_samples=1, num_bytes=SIZE, sha256="0" * 64)
     with pytest.raises(FileNotFoundError, match=r"source/4\.tar"):
         ShardCache(tmp_path / "cache", 10**6).fetch(gone, source, RUNNING)
+
+
+def test_a_shard_that_was_written_to_is_hashed_again(source, tmp_path):
+    """A restart finds the cache as somebody left it: the right size is not enough."""
+    shards = [info(source, number) for number in range(2)]
+    cache = ShardCache(tmp_path / "cache", 10**6)
+    for shard in shards:
+        cache.fetch(shard, source, RUNNING)
+    path = tmp_path / "cache" / f"{shards[0].sha256}.tar"
+    data = bytearray(path.read_bytes())
+    data[SIZE // 2] ^= 1
+    path.write_bytes(data)
+    again = ShardCache(tmp_path / "cache", 10**6)
+    assert again.open(shards[0]) is None and cached(source, tmp_path / "cache") == [1]
+    assert again.open(shards[1]) is not None
+    assert bytes(again.fetch(shards[0], source, RUNNING)) == (source.root / "0.tar").read_bytes()
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_an_untouched_shard_is_hashed_once_at_most(source, tmp_path, monkeypatch, marked):
+    """One that was cached before there were marks gets its own."""
+    shard = info(source, 0)
+    ShardCache(tmp_path / "cache", 10**6).fetch(shard, source, RUNNING)
+    if not marked:
+        os.utime(tmp_path / "cache" / f"{shard.sha256}.tar")
+        assert ShardCache(tmp_path / "cache", 10**6).open(shard) is not None
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("hashed"))
+    assert ShardCache(tmp_path / "cache", 10**6).open(shard) is not None

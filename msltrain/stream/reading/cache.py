@@ -5,8 +5,10 @@
     DIR/.lock               held for the moment in which room is made
 
 Shards are named by their digest, so a rebuilt dataset never meets its old bytes, and two datasets share what they have
-in common. Locks are the kernel's (flock): those of a process that was killed are gone with it. A mapped shard carries a
-shared lock as long as the map lives; eviction, oldest use first, takes an exclusive one and so passes by all in use.
+in common. A finished one carries a time of change that is made of its digest: any later write gives it another, and it
+is hashed again before it is used. Locks are the kernel's (flock): those of a process that was killed are gone with it.
+A mapped shard carries a shared lock as long as the map lives; eviction, oldest use (time of access) first, takes an
+exclusive one and so passes by all in use.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class ShardCache:
     def __init__(self, folder: str | Path, limit_bytes: int):
         self.folder = Path(folder).expanduser()
         self.limit_bytes = limit_bytes
+        self._hashed: set[tuple[int, int]] = set()
         with clear_local_errors(f"{self.folder} (stream.cache)"):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
@@ -75,8 +78,9 @@ class ShardCache:
             if state.st_size != shard.num_bytes:
                 path.unlink(missing_ok=True)
                 return None
-            with suppress(PermissionError):  # a copy that another user fetched
-                os.utime(file)  # the order of eviction
+            if not self._is_untouched(file, state, shard):
+                path.unlink(missing_ok=True)
+                return None
             return mmap.mmap(file, 0, access=mmap.ACCESS_READ)  # keeps a descriptor of its own, and so the lock
         except BlockingIOError:  # being evicted right now
             return None
@@ -113,6 +117,17 @@ class ShardCache:
     def discard(self, shard: ShardInfo) -> None:
         """Drop a shard whose bytes turned out to be damaged; maps of it stay valid."""
         self._path(shard).unlink(missing_ok=True)
+
+    def _is_untouched(self, file: int, state: os.stat_result, shard: ShardInfo) -> bool:
+        """Whether a cached shard is still what was fetched: by its time of change, or else by its hash."""
+        if state.st_mtime_ns != _mark(shard) and (state.st_ino, state.st_mtime_ns) not in self._hashed:
+            with open(os.dup(file), "rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != shard.sha256:
+                    return False
+            self._hashed.add((state.st_ino, state.st_mtime_ns))
+        with suppress(PermissionError):  # a copy that another user fetched
+            os.utime(file, ns=(time.time_ns(), _mark(shard)))  # the former is the order of eviction
+        return True
 
     def _path(self, shard: ShardInfo) -> Path:
         return self.folder / f"{shard.sha256}.tar"
@@ -177,6 +192,7 @@ class ShardCache:
         else:
             raise DamagedShard(f"{storage.where(shard.name)}: does not match the digest in the manifest")
         os.fsync(file)
+        os.utime(file, ns=(time.time_ns(), _mark(shard)))
         # A shared lock from here on, so that others can use the shard at once; no moment without one.
         fcntl.flock(file, fcntl.LOCK_SH)
         with self._locked():
@@ -199,7 +215,7 @@ class ShardCache:
             entries = list(self._entries())
             excess = sum(state.st_size for state, _ in entries) + shard.num_bytes - self.limit_bytes
             # What a killed process left half-way goes first.
-            entries.sort(key=lambda entry: (entry[1].suffix != ".part", entry[0].st_mtime_ns))
+            entries.sort(key=lambda entry: (entry[1].suffix != ".part", entry[0].st_atime_ns))
             for state, path in entries:
                 if excess <= 0:
                     break
@@ -223,6 +239,11 @@ def _pieces(shard: ShardInfo, storage: Storage) -> Iterator[bytes]:
             yield from storage.stream(shard.name)
             return
         yield piece
+
+
+def _mark(shard: ShardInfo) -> int:
+    """The time of change of a shard as it was fetched, in nanoseconds: whole seconds, which every file system keeps."""
+    return int(shard.sha256[:7], 16) * 10**9
 
 
 def _remove_unused(path: Path) -> bool:
