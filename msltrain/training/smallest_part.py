@@ -12,7 +12,7 @@ from msltrain.training.siamese import SiameseStep
 
 def check_smallest_part(
     config: TrainConfig, step_module: SiameseStep, num_samples: int, num_classes: int, ranks: Ranks
-):
+) -> None:
     """Raise UserError where a part of one image comes, and the network cannot be trained on it.
 
     Args:
@@ -24,11 +24,17 @@ def check_smallest_part(
     """
     share = config.stream.batch_size // ranks.world_size
     last = 0 if config.stream.drop_last else num_samples % config.stream.batch_size
-    for size in filter(None, (share, last)):
-        if _smallest_chunk(size, config.optim.accumulation_steps) == 1 and not _bears_one(
-            config, step_module, num_classes, ranks
-        ):
-            raise UserError(_refusal(config, size, num_samples, ranks.world_size))
+    reasons = [
+        _refusal(config, size, num_samples, ranks.world_size)
+        for size in (share, last)
+        if size and _smallest_chunk(size, config.optim.accumulation_steps) == 1
+    ]
+    if config.loss.has_masked_branch and config.keep_mask.share < 1:
+        reasons.append(
+            _advice(f"keep_mask.share={config.keep_mask.share:g}", "keep_mask.share=1, loss.branches=single")
+        )
+    if reasons and not _bears_one(config, step_module, num_classes, ranks):
+        raise UserError(reasons[0])
 
 
 def _smallest_chunk(size: int, num_parts: int) -> int:
@@ -46,9 +52,10 @@ def _bears_one(config: TrainConfig, step_module: SiameseStep, num_classes: int, 
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             step_module.forward(
                 torch.zeros(1, 3, side, side, device=device),
-                torch.ones(1, 1, side, side, device=device) if config.loss.has_masked_branch else None,
+                torch.ones(1, 1, side, side, device=device) if config.loss.needs_keep_masks else None,
                 torch.zeros(1, num_classes, device=device),
                 torch.zeros(1, num_classes, dtype=torch.bool, device=device),
+                teacher_logit_BK=torch.zeros(1, num_classes, device=device),
             )
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -72,7 +79,11 @@ def _refusal(config: TrainConfig, size: int, num_samples: int, world_size: int) 
     else:
         made = f"the last of {num_samples} samples in batches of {batch_size} (stream.drop_last=false)"
         mend = "stream.drop_last=true"
+    return _advice(made, mend)
+
+
+def _advice(made: str, mend: str) -> str:
     return (
-        f"{made}: leaves a part of one image, of which BatchNorm sees one value per channel and learns nothing; set "
+        f"{made}: a part of one image comes, of which BatchNorm sees one value per channel and learns nothing; set "
         f"{mend}, or model.freeze_batchnorm=true"
     )

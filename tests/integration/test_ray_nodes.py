@@ -1,0 +1,76 @@
+"""A Ray cluster of several nodes on this machine: one that is killed during a build costs its shards only."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from msldata.build.shards import build_shards, plan_build
+from msldata.sources.kinds import open_source
+from msldata.storage import open_storage
+from msldata.workers.engine import Engine, run_tasks
+from tests.tinydata import contents, make_voc
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch):
+    """A head without processors, and two nodes of one each."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'msltrain[ray]'")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = {"object_store_memory": 80_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
+    cluster.nodes = [cluster.add_node(num_cpus=1, object_store_memory=80_000_000) for _ in range(2)]
+    ray.init(
+        address=cluster.address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+    )
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def slowly(task: tuple[str, int]) -> int:
+    """A task that leaves a trace of every attempt."""
+    folder, number = task
+    (Path(folder) / f"{number}-{os.getpid()}").touch()
+    time.sleep(0.5)
+    return number
+
+
+def test_a_killed_node_costs_only_what_it_was_doing(cluster, tmp_path: Path):
+    def kill() -> None:
+        while len(list(tmp_path.iterdir())) < 4:
+            time.sleep(0.02)
+        cluster.remove_node(cluster.nodes[0], allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert run_tasks(slowly, [(str(tmp_path), number) for number in range(12)], engine=Engine("ray")) == list(range(12))
+    killer.join()
+    attempts = [len(list(tmp_path.glob(f"{number}-*"))) for number in range(12)]
+    assert sum(attempts) <= 14 and max(attempts) == 2, attempts
+
+
+def test_a_build_goes_on_with_the_same_bytes(cluster, tmp_path: Path):
+    plan = plan_build(open_source("voc2007", make_voc(tmp_path / "datasets", 60), "test"), samples_per_shard=3)
+    build_shards(plan, open_storage(tmp_path / "local"), num_workers=2)
+    done = []
+
+    def progress(num_done: int, _: int) -> None:
+        done.append(num_done)
+        if len(done) == 5:
+            cluster.remove_node(cluster.nodes[0], allow_graceful=False)
+
+    build_shards(plan, open_storage(tmp_path / "ray"), engine=Engine("ray"), progress=progress)
+    assert done[-1] == 60 and contents(tmp_path / "ray") == contents(tmp_path / "local")
