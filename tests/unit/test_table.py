@@ -79,7 +79,7 @@ def test_a_list_of_classes_gives_the_order(tmp_path):
         open_source("table", path, "train", classes=classes)
     with pytest.raises(FileNotFoundError, match=r"none\.txt: no such list of classes"):
         open_source("table", path, "train", classes=tmp_path / "none.txt")
-    with pytest.raises(UserError, match="voc2007 has its own classes; only these take a list: table"):
+    with pytest.raises(UserError, match="voc2007 has its own classes; only these take a list: voc, coco, table"):
         open_source("voc2007", tmp_path, "train", classes=classes)
 
 
@@ -110,10 +110,8 @@ def test_a_list_of_classes_gives_the_order(tmp_path):
             "line 2: image is 'https://host/%2e%2e/a.jpg', which names no file",
         ),
         ("image,labels\ns3://bucket,x\n", "line 2: image is 's3://bucket', which names no file"),
-        (f"image,labels\ns3://bucket/{'x' * 90}.jpg,x\n", "line 2: sample key"),
         ("image,labels\nhttps://one/a.jpg,x\nhttps://two/a.jpg,x\n", "line 2 and line 3: "),
         ("image,labels\npipe:rm a.jpg,x\n", "line 2: image is 'pipe:rm a.jpg'"),
-        (f"image,labels\n{'x' * 90}.jpg,x\n", "line 2: sample key"),
         ("image,labels\na.jpg,x\n\na.png,y\n", "line 2 and line 4: 'a.jpg' and 'a.png' have one key, 'a'"),
         ("image,labels\na/b.jpg,x\na_b.jpg,y\n", "line 2 and line 3: 'a/b.jpg' and 'a_b.jpg' have one key, 'a_b'"),
         ("image,labels,split\na.jpg,x,train\na.jpg,x,test\n", "line 2 and line 3: "),
