@@ -59,7 +59,7 @@ class Donors:
         pixels, targets, boxes, box_donors, box_classes, keys = [], [], [], [], [], []
         objects = Objects(shards) if kind == "object" else None
         done = 0
-        with Loader(some, reading, device="cpu", training=False) as loader:
+        with Loader(some, reading, device="cpu", rank=0, world_size=1, training=False) as loader:
             for batch in loader.host_batches():
                 assert isinstance(batch.pixels, Tensor)
                 pixels.append(batch.pixels.clone())
