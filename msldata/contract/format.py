@@ -51,6 +51,14 @@ OBJECT_TYPE = pa.struct(
         pa.field("crowd", pa.bool_(), nullable=False),
     ]
 )
+OCCLUSION_TYPE = pa.struct(
+    [
+        pa.field("covered", pa.float32()),  # share of its outline that other objects take; null: it has no segment
+        pa.field("separated", pa.bool_()),  # whether its segment is in several parts
+    ]
+)
+OCCLUSION = pa.field("occlusion", pa.list_(OCCLUSION_TYPE), nullable=False)
+"""A column that a sample index may have: what the segments say of each of ``objects``, in its order."""
 _BYTES_FIELDS = [
     pa.field("key", pa.string(), nullable=False),
     pa.field("offset", pa.int64(), nullable=False),  # of the image's (keep mask's) first byte in the tar
@@ -141,7 +149,10 @@ def encode_index(
     """
     facts = {name: getattr(shard, name) for name in _IN_METADATA}
     content = {**facts, "plan": plan, "report": report or {}, "schema_version": INDEX_VERSION}
-    table = pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMAS[kind])
+    schema = INDEX_SCHEMAS[kind]
+    if rows and OCCLUSION.name in rows[0]:
+        schema = schema.append(OCCLUSION)
+    table = pa.Table.from_pylist(list(rows), schema=schema)
     table = table.replace_schema_metadata({_SHARD_METADATA: encode_json(content)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")

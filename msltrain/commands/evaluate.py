@@ -173,8 +173,8 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
         for row in measured.strata:
             table.add_row(row.name, f"{row.num_positive:,}", str(row.num_classes), _percent(row.mAP), _percent(row.CR))
         out.print(table)
-    if measured.size_note:
-        out.print(measured.size_note, soft_wrap=True)
+    if measured.strata_note:
+        out.print(measured.strata_note, soft_wrap=True)
     if with_classes:
         table = _table("class", "positive", "ignored", "AP", "precision", "recall")
         for one in metrics.classes:

@@ -168,7 +168,7 @@ def _to_html(
         hiding=hiding_plot(numbers),
         measures=tables.measures_table(numbers),
         strata=tables.strata_table(numbers),
-        size_note=numbers.measured[0][WHOLE].size_note,
+        strata_note=numbers.measured[0][WHOLE].strata_note,
         curves=curves,
         curve_styles=[style_name(styles[model]) for model in curves.models] if curves else [],
         curve_plots=study_plots(curves, styles) if curves else [],
