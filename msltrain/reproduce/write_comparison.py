@@ -113,8 +113,8 @@ def _caveats(grid: GridRun, needs: Sequence[Need], scale: str, as_published: boo
     if "cpu" in (devices := devices_of(plan, grid.out)):
         found.append(f"Trained on {', '.join(devices)}.")
     found.append(
-        "Published numbers are those of the same run in the paper's main results (Tables 1 and 2, Fig. 3). Our sources "
-        "hold none of the numbers of its ablation tables; where there is none, nothing is shown."
+        "Published numbers are those of the same row of the paper's table; a row without one is ours, or the paper "
+        "prints no such measure."
     )
     num_seeds = len(plan.seeds)
     found.append(
