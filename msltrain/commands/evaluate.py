@@ -198,7 +198,14 @@ def robustness(
         list[str] | None, typer.Option(help="Held-out keep masks, for irregular; repeat it: low and high.")
     ] = None,
     name: Annotated[list[str] | None, typer.Option(help="Names of the models, in the same order.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="irregular (default), patch, box, object.")] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Black holes: irregular (default), patch, box, object. Irregular ones filled: mean, noise, blur, "
+            "image. Cut-outs of other objects: pasted. Repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
     recalibrate: Annotated[
         str | None,
         typer.Option(help="Training shards: add the reference with BatchNorm measured anew on them."),

@@ -32,12 +32,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A model, behind keep masks or not."""
+    """A model, and what it meets of the images."""
 
     model: Callable[[Tensor], Tensor]
     """Logits (B, K) from normalised images (B, C, H, W); in evaluation mode."""
-    keep_masks: Callable[[Batch], Tensor] | None = None
-    """float (B, 1, H, W), 1 visible, 0 hole, for the samples of a batch."""
+    hide: Callable[[Batch], Tensor] | None = None
+    """The images (B, C, H, W) of a batch with parts hidden; None: whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +115,7 @@ class AllSamples:
 
     @staticmethod
     def _part(view: View, batch: Batch, place_B: np.ndarray, batch_size: int) -> RankPart:
-        image_BCHW = batch.image_BCHW
-        if view.keep_masks is not None:
-            image_BCHW = image_BCHW * view.keep_masks(batch)
+        image_BCHW = batch.image_BCHW if view.hide is None else view.hide(batch)
         logit_BK = in_full_batch(view.model, image_BCHW, place_B, batch_size)
         return RankPart(batch.index_B, batch.key_hash_B, logit_BK.float().cpu().numpy())
 
