@@ -59,7 +59,7 @@ def next_commands(missing: Sequence[Need], places: DataPlaces) -> list[str]:
         root = need.place.rstrip("/").rpartition("/")[0]
         out = "" if root == "shards/masks" else f" --out {shlex.quote(root)}"
         if need.role == KEEP_MASKS and root.endswith("/official"):
-            commands[f"msl build-masks --order official{out}  # of NVIDIA's test masks, as `msl doctor` says"] = None
+            commands[f"msl build-masks --order official{out}  # without NVIDIA's: --generate 3000, no --order"] = None
         elif need.role == KEEP_MASKS:
             commands[f"msl build-masks --threshold 0.5{out}  # or with --generate 3000, without NVIDIA's masks"] = None
         elif need.role == TEST_MASKS:

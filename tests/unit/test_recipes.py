@@ -56,7 +56,8 @@ def test_published_numbers_are_those_of_the_sources():
 
 def test_only_what_somebody_published_says_as_published():
     for name, entry in RECIPES.items():
-        assert ("as published" in entry.what) is (name.endswith("-paper") and entry.number != NO_NUMBER), name
+        theirs = entry.number != NO_NUMBER and "CSRA" not in entry.source  # whose batches were of 16
+        assert ("as published" in entry.what) is (name.endswith("-paper") and theirs), name
         assert "exactly" not in entry.what
     assert "nobody published" in RECIPES["msl-r-voc2007-paper"].what
 
