@@ -11,10 +11,10 @@ from msltrain.grids.results import CURVE_MEASURES, CurvePoint, OverSeeds
 from msltrain.measures.metrics import SUMMARY
 from msltrain.pages.svg import Line, Plot, model_styles, style_name
 from msltrain.pages.tables import Cell, Group, Row, Table, as_markdown
-from msltrain.pages.text import markdown, markdown_list, percent
+from msltrain.pages.text import markdown, markdown_list, percent, points
 from msltrain.recipes.ablations import what_it_varies
 from msltrain.reproduce.content import Content, GridContent, RowContent, TableContent, beside_mean, hidden
-from msltrain.reproduce.published_numbers import ERRATA, FIGURE3_HOLE_FRACTION, SOURCES, Published
+from msltrain.reproduce.published_numbers import ERRATA, FIGURE3_HOLE_FRACTION, PAPER, SOURCES, Published
 from msltrain.robustness.figure import holes_plot
 
 _MODELS = ("Baseline", "MSL")
@@ -113,7 +113,9 @@ def _show(content: TableContent, errata: Sequence[str]) -> TableShown:
 
 def _show_grid(grid: GridContent, errata: Sequence[str]) -> GridShown:
     styles = model_styles(grid.curves, known=_MODELS)
-    shared = [(row.name, f"the same run as {row.run}") for row in grid.rows if row.run != f"{grid.name}/{row.name}"]
+    shared = [
+        (row.name, f"the same run as {row.run}") for row in grid.rows if row.run not in ("", f"{grid.name}/{row.name}")
+    ]
     ends = (f"{measure} {low} for the baseline, {high} for MSL" for measure, (low, high) in grid.end_points.items())
     return GridShown(
         title=what_it_varies(grid.name).partition(":")[0],
@@ -133,12 +135,17 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> Table:
     for condition, hole_fraction in grid.conditions.items():
         rows = []
         for row in grid.rows:
+            if not row.run and condition != WHOLE:
+                continue
             published = {one.source: one for one in row.published} if condition == WHOLE else {}
-            cells = [_spread(row.spread(checkpoint, condition), grid.num_seeds) for checkpoint in grid.checkpoints]
+            cells: list[Cell] = [_ours(row, checkpoint, condition, grid.num_seeds) for checkpoint in grid.checkpoints]
             cells += [_published(published.get(source), "mAP", errata) for source in grid.sources]
+            if grid.sources:
+                cells.append(_difference(row, grid.checkpoints[0], published.get(PAPER), "mAP"))
             rows.append(Row(name=row.name, cells=cells))
         groups.append(Group(title=hidden(condition, hole_fraction), rows=rows))
-    return Table(name="Row", columns=[*grid.checkpoints, *grid.sources], groups=groups, style="rows")
+    difference = [_minus_paper(grid)] if grid.sources else []
+    return Table(name="Row", columns=[*grid.checkpoints, *grid.sources, *difference], groups=groups, style="rows")
 
 
 def _rates(grid: GridContent, errata: Sequence[str]) -> Table:
@@ -146,11 +153,14 @@ def _rates(grid: GridContent, errata: Sequence[str]) -> Table:
     groups = []
     for row in grid.rows:
         rows = []
-        for checkpoint in grid.checkpoints:
+        for checkpoint in grid.checkpoints if row.run else ():
             means = [percent(row.spread(checkpoint, WHOLE, measure).mean) for measure in SUMMARY]
             rows.append(Row(name=checkpoint, cells=means))
         for one in row.published:
             rows.append(Row(name=one.source, cells=[_published(one, measure, errata) for measure in SUMMARY]))
+            if row.run and one.source == PAPER:
+                cells = [_difference(row, grid.checkpoints[0], one, measure) for measure in SUMMARY]
+                rows.append(Row(name=_minus_paper(grid), cells=cells))
         groups.append(Group(title=row.name, rows=rows))
     return Table(name="Of", columns=SUMMARY, groups=groups, style="rows measures")
 
@@ -159,8 +169,8 @@ def _curve(grid: GridContent, measure: str) -> Table:
     first = next(iter(grid.curves.values()))
     names = [f"{point.condition.removeprefix('irregular-')} ({percent(point.hole_fraction)})" for point in first]
     rows = [
-        Row(name=model, cells=[_spread(point.spreads[measure], grid.num_seeds) for point in points])
-        for model, points in grid.curves.items()
+        Row(name=model, cells=[_spread(point.spreads[measure], grid.num_seeds) for point in curve])
+        for model, curve in grid.curves.items()
     ]
     return Table(name=f"{measure} by holes (mean % hidden)", columns=names, groups=[Group(rows=rows)])
 
@@ -172,8 +182,8 @@ def _changes(row: RowContent) -> str:
 def _plot(grid: GridContent, measure: str) -> Plot:
     styles = model_styles(grid.curves, known=_MODELS)
     lines = []
-    for model, points in grid.curves.items():
-        shown = [point for point in points if point.on_curve]
+    for model, curve in grid.curves.items():
+        shown = [point for point in curve if point.on_curve]
         means = [100 * (point.spreads[measure].mean or 0.0) for point in shown]
         lines.append(
             Line(
@@ -199,6 +209,22 @@ def _whiskers(points: Sequence[CurvePoint], means: Sequence[float], measure: str
         for mean, deviation in zip(means, deviations)
         if deviation is not None
     ]
+
+
+def _minus_paper(grid: GridContent) -> str:
+    return f"{grid.checkpoints[0]} − {PAPER}"
+
+
+def _difference(row: RowContent, checkpoint: str, paper: Published | None, measure: str) -> Cell:
+    """Ours minus the paper's, in points; empty without one of them."""
+    mean = row.spread(checkpoint, WHOLE, measure).mean
+    if mean is None or paper is None or measure not in paper.values:
+        return Cell(text="")
+    return Cell(text=points(mean - paper.values[measure] / 100))
+
+
+def _ours(row: RowContent, checkpoint: str, condition: str, num_seeds: int) -> Cell:
+    return _spread(row.spread(checkpoint, condition), num_seeds) if row.run else Cell(text="")
 
 
 def _spread(spread: OverSeeds, num_seeds: int) -> Cell:
