@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from msldata.pages.html import render
 from msltrain.grids.plan import BEST, WHOLE
@@ -139,13 +139,13 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> Table:
                 continue
             published = {one.source: one for one in row.published} if condition == WHOLE else {}
             cells: list[Cell] = [_ours(row, checkpoint, condition, grid.num_seeds) for checkpoint in grid.checkpoints]
-            cells += [_published(published.get(source), "mAP", errata) for source in grid.sources]
-            if grid.sources:
-                cells.append(_difference(row, grid.checkpoints[0], published.get(PAPER), "mAP"))
+            for source in grid.sources:
+                cell = _published(published.get(source), "mAP", errata)
+                difference = _difference(row, grid.checkpoints[0], published.get(source), "mAP")
+                cells.append(replace(cell, note=difference) if source == PAPER else cell)
             rows.append(Row(name=row.name, cells=cells))
         groups.append(Group(title=hidden(condition, hole_fraction), rows=rows))
-    difference = [_minus_paper(grid)] if grid.sources else []
-    return Table(name="Row", columns=[*grid.checkpoints, *grid.sources, *difference], groups=groups, style="rows")
+    return Table(name="Row", columns=[*grid.checkpoints, *grid.sources], groups=groups, style="rows")
 
 
 def _rates(grid: GridContent, errata: Sequence[str]) -> Table:
@@ -215,12 +215,12 @@ def _minus_paper(grid: GridContent) -> str:
     return f"{grid.checkpoints[0]} − {PAPER}"
 
 
-def _difference(row: RowContent, checkpoint: str, paper: Published | None, measure: str) -> Cell:
+def _difference(row: RowContent, checkpoint: str, paper: Published | None, measure: str) -> str:
     """Ours minus the paper's, in points; empty without one of them."""
     mean = row.spread(checkpoint, WHOLE, measure).mean
     if mean is None or paper is None or measure not in paper.values:
-        return Cell(text="")
-    return Cell(text=points(mean - paper.values[measure] / 100))
+        return ""
+    return points(mean - paper.values[measure] / 100)
 
 
 def _ours(row: RowContent, checkpoint: str, condition: str, num_seeds: int) -> Cell:

@@ -165,7 +165,8 @@ def test_each_row_shows_the_papers_number_ours_and_the_difference(smoke):
     for name in ("masked-branch", "consistency", "msl"):
         ours, paper = rows[name]["measured"]["last"]["whole"], rows[name]["published"]["paper"]["values"]
         differences = {rate: f"{100 * ours[rate]['mean'] - paper[rate]:+.1f}".replace("-", "−") for rate in paper}
-        assert f'<td class="published">{paper["mAP"]}</td><td class="published"></td>' in page
+        assert f'<td class="published">{paper["mAP"]} <small>{differences["mAP"]}</small>' in page
+        assert f"| {paper['mAP']} {differences['mAP']} |" in markdown
         assert all(f"<td>{difference}</td>" in page for difference in differences.values())
         assert all(f"| {difference} |" in markdown for difference in differences.values())
 
