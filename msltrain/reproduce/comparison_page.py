@@ -19,6 +19,7 @@ from msltrain.robustness.figure import holes_plot
 
 _MODELS = ("Baseline", "MSL")
 """Of every grid with curves: they have the colours that they have on the other pages."""
+_PICTURES = "Photographs with what both say to them, as in the paper's Figures 2, 4 and 5, are beside this page in"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class GridShown:
     """The points of the plots."""
     settings: list[tuple[str, str]]
     """Row → what it changes against MSL."""
+    pictures: str
+    """Name of the page with pictures; empty where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ def to_html(content: Content) -> str:
         tables=[_show(table, content.errata) for table in content.tables],
         remarks=[ERRATA[name] for name in content.errata],
         sources=_sources(": ", "; "),
+        pictures=_PICTURES,
         figure3=f"{100 * FIGURE3_HOLE_FRACTION:.1f}",
         best=BEST,
     )
@@ -87,6 +91,7 @@ def to_markdown(content: Content) -> str:
             blocks.append(as_markdown(grid.rates, group="row") if grid.rates else "")
             blocks += [as_markdown(curve) for curve in grid.curves]
             blocks.append(f"Published end points: {grid.end_points}." if grid.end_points else "")
+            blocks.append(f"{_PICTURES} {markdown(grid.pictures)}." if grid.pictures else "")
     if content.errata:
         remarks = [f"{number}. {markdown(ERRATA[name])}" for number, name in enumerate(content.errata, 1)]
         blocks += ["## Remarks", "\n".join(remarks)]
@@ -127,6 +132,7 @@ def _show_grid(grid: GridContent, errata: Sequence[str]) -> GridShown:
         rates=_rates(grid, errata) if grid.has_rates else None,
         curves=[_curve(grid, measure) for measure in CURVE_MEASURES] if grid.curves else [],
         settings=[(row.name, _changes(row)) for row in grid.rows if row.changes] + shared,
+        pictures=grid.pictures,
     )
 
 

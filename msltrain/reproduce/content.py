@@ -52,6 +52,8 @@ class GridContent:
     """By model; empty where none are drawn or finished."""
     end_points: Mapping[str, tuple[float, float]]
     """Published ends of the curves (baseline, MSL), percent, by measure."""
+    pictures: str
+    """Name of the page with what the baseline and MSL say to single photographs; empty where there is none."""
 
     @property
     def sources(self) -> list[str]:
@@ -120,11 +122,22 @@ class Content:
         return [name for name in ERRATA if name in named]
 
 
-def gather_tables(grid: GridRun, tables: Sequence[PaperTable]) -> tuple[TableContent, ...]:
-    """The numbers that are there. Raises UserError where a file is not what it should be."""
+def gather_tables(grid: GridRun, tables: Sequence[PaperTable], pictures: Mapping[str, str]) -> tuple[TableContent, ...]:
+    """The numbers that are there.
+
+    Args:
+        grid: all runs.
+        tables: to fill.
+        pictures: names of the pages with pictures, by grid.
+
+    Raises:
+        UserError: a file is not what it should be.
+    """
     measured = {run.name: measures_of(run, grid.out, grid.plan.seeds) for run in grid.plan.runs}
     return tuple(
-        TableContent(table=table, grids=tuple(_grid(grid, table, name, measured) for name in table.grids))
+        TableContent(
+            table=table, grids=tuple(_grid(grid, table, name, measured, pictures.get(name, "")) for name in table.grids)
+        )
         for table in tables
     )
 
@@ -145,7 +158,7 @@ def gather_states(grid: GridRun, problems: Mapping[str, str]) -> tuple[RunState,
     return tuple(states)
 
 
-def _grid(grid: GridRun, table: PaperTable, name: str, measured: Mapping[str, Any]) -> GridContent:
+def _grid(grid: GridRun, table: PaperTable, name: str, measured: Mapping[str, Any], pictures: str) -> GridContent:
     rows = grid.plan.grids[name]
     contents = []
     for row, run in rows.items():
@@ -176,6 +189,7 @@ def _grid(grid: GridRun, table: PaperTable, name: str, measured: Mapping[str, An
         rows=tuple(contents),
         curves=curves_of([study for study in grid.studies if study.grid == name]) if table.curves else {},
         end_points=FIGURE3.get(name, {}) if table.curves else {},
+        pictures=pictures,
     )
 
 

@@ -135,6 +135,21 @@ def test_curves_are_those_of_the_predictions(smoke):
     assert voc["mAP"] == [67.9, 86.7] and coco["CF1"] == [48.4, 68.8]
 
 
+def test_the_papers_figures_of_photographs_are_pages_beside(smoke):
+    out, _, output = smoke
+    markdown = (out / "report.md").read_text(encoding="utf-8")
+    for grid in ("robustness-voc2007", "robustness-coco2014"):
+        page = (out / f"pictures-{grid}.html").read_text(encoding="utf-8")
+        assert f"pictures-{grid}.html" in markdown and f"pictures-{grid}.html" in output.replace("\n", "")
+        assert "Baseline beside MSL" in page and page.count('class="example"') >= 12
+        examples = json.loads((out / f"pictures-{grid}.json").read_text(encoding="utf-8"))["examples"]
+        assert {one["condition"] for one in examples} == {"high", "whole"}
+        for one in examples:
+            if one["condition"] == "high":
+                better = one["models"][1 if one["group"] == "win" else 0]
+                assert better["right_minus_wrong"] >= 0
+
+
 def test_published_numbers_stand_beside_with_their_errata(smoke):
     out, _, _ = smoke
     content = json.loads((out / "report.json").read_text(encoding="utf-8"))
