@@ -141,9 +141,9 @@ def test_the_papers_figures_of_photographs_are_pages_beside(smoke):
     for grid in ("robustness-voc2007", "robustness-coco2014"):
         page = (out / f"pictures-{grid}.html").read_text(encoding="utf-8")
         assert f"pictures-{grid}.html" in markdown and f"pictures-{grid}.html" in output.replace("\n", "")
-        assert "Baseline beside MSL" in page and page.count('class="example"') >= 12
+        assert "Baseline beside MSL" in page
         examples = json.loads((out / f"pictures-{grid}.json").read_text(encoding="utf-8"))["examples"]
-        assert {one["condition"] for one in examples} == {"high", "whole"}
+        assert 0 < page.count('class="example"') == len(examples) <= 24
         for one in examples:
             if one["condition"] == "high":
                 better = one["models"][1 if one["group"] == "win" else 0]
@@ -211,7 +211,7 @@ def test_an_unfinished_grid_has_a_page_too(smoke, tmp_path):
         adapt=tiny,
     )
     grid = open_grid(plan, part, curves=TABLES["figure-3"].grids)
-    html, markdown, data = write_report(
+    html, markdown, data, *pictures = write_report(
         grid,
         CHOSEN,
         find_needs(plan),
@@ -222,6 +222,7 @@ def test_an_unfinished_grid_has_a_page_too(smoke, tmp_path):
         command="msl reproduce --scale smoke",
         problems={"mask-subsets/low seed 0": "no memory"},
     )
+    assert [file.name for file in pictures] == ["pictures-robustness-voc2007.html", "pictures-robustness-coco2014.html"]
     page = html.read_text(encoding="utf-8")
     assert f"4 of {NUM_JOBS} jobs are not finished" in page and "<pre>msl reproduce --scale smoke</pre>" in page
     assert "mask-subsets/low seed 0</b> failed: no memory" in page
