@@ -168,13 +168,13 @@ class AllSamples:
     def occlusion(self) -> pa.ListArray | None:
         """What the segments say of each of ``objects``; None where the build did not note it."""
         provenance = self.shard_set.manifest.provenance
-        return self._column(OCCLUSION.name) if provenance.get(OCCLUSION.name) else None
+        return self._column(OCCLUSION.name, "objects") if provenance.get(OCCLUSION.name) else None
 
-    def _column(self, name: str) -> pa.ListArray:
+    def _column(self, name: str, *checked_with: str) -> pa.ListArray:
         storage, manifest = self.shard_set.storage, self.shard_set.manifest
 
         def read(shard: ShardInfo) -> list[pa.Array]:
-            return read_index(storage, manifest, shard, [name])[name].chunks
+            return read_index(storage, manifest, shard, [name, *checked_with])[name].chunks
 
         with ThreadPoolExecutor(_PARALLEL_READS) as readers:
             columns = list(chain.from_iterable(readers.map(read, manifest.shards)))

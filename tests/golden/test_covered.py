@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from msldata.contract.format import OBJECT_TYPE, OCCLUSION_TYPE
+from msldata.contract.format import OBJECT_TYPE, OCCLUSION, OCCLUSION_TYPE, check_rows
+from msldata.contract.manifest import IMAGES, FormatError, ShardInfo
 from msldata.sources.kinds import open_source
 from msldata.sources.segments import compact_segment, occlusion_of
 from msldata.sources.source import SourceOptions
@@ -187,6 +188,19 @@ def test_a_build_notes_it_in_the_index_alone(tmp_path):
     objects_ = largest_objects(samples.objects(), 2, np.array([64 * 48]), samples.occlusion())
     assert objects_ is not None and objects_.separated_NK is not None and objects_.covered_NK is not None
     assert objects_.separated_NK.tolist() == [[1, 0]] and objects_.covered_NK[0] == pytest.approx([0.2, 0], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("occlusion", "message"),
+    [
+        ([[]], "occlusion speaks of other objects than there are"),
+        ([[{"covered": 1.5, "separated": False}]], "covered shares from 1.5 to 1.5"),
+    ],
+)
+def test_a_column_that_does_not_fit_is_refused(occlusion, message):
+    table = pa.table({"objects": column([thing([0, 0, 9, 9])]), "occlusion": pa.array(occlusion, OCCLUSION.type)})
+    with pytest.raises(FormatError, match=message):
+        check_rows(table, IMAGES, 1, ShardInfo(name="a.tar", num_samples=1, num_bytes=1, sha256="0" * 64), "a.parquet")
 
 
 def test_segments_of_what_has_none(tmp_path):
