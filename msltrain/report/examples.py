@@ -242,12 +242,13 @@ def hide(image: Image.Image, keep_mask_HW: np.ndarray, mean: tuple[float, float,
 def draw_boxes(example: Example, shows_K: np.ndarray) -> Image.Image:
     """The picture with the boxes of some classes' objects."""
     image = example.image.copy()
-    draw, width = ImageDraw.Draw(image), max(2, round(max(image.size) / 160))
+    draw, width = ImageDraw.Draw(image), max(1, round(max(image.size) / 160))
     for class_index, (left, top, across, down) in example.boxes:
         if shows_K[class_index]:
-            right, bottom = max(left, left + across - 1), max(top, top + down - 1)
-            draw.rectangle((left, top, right, bottom), outline="black", width=2 * width)
-            draw.rectangle((left, top, right, bottom), outline=_BOX, width=width)
+            right, bottom = left + max(across, 1) - 1, top + max(down, 1) - 1
+            for colour, wider in (("black", 2 * width), (_BOX, width)):  # around the object, hiding none of it
+                box = (left - wider, top - wider, right + wider, bottom + wider)
+                draw.rectangle(box, outline=colour, width=width)
     return image
 
 

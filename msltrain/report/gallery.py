@@ -166,19 +166,25 @@ def show_examples(
         for (kind, title), examples in zip(titles, (wins, failures), strict=True)
         if examples
     ]
-    boxed = [
+    groups_seen = [
         Group(
             title=choice.title,
             kind=choice.kind,
             examples=[
-                _show(replace(example, image=draw_boxes(example, choice.shows_NK[example.row])), runs, WHOLE, ())
+                replace(shown, remarks=f"in boxes: {_names(runs[0], choice.shows_NK[example.row])}; {shown.remarks}")
                 for example in examples
+                for boxed in (draw_boxes(example, choice.shows_NK[example.row]),)
+                for shown in (_show(replace(example, image=boxed), runs, WHOLE, ()),)
             ],
             condition=WHOLE,
         )
         for choice, examples in seen
     ]
-    return Gallery(condition=condition, groups=groups, seen=boxed, missing=missing)
+    return Gallery(condition=condition, groups=groups, seen=groups_seen, missing=missing)
+
+
+def _names(run: RunReport, shows_K: np.ndarray) -> str:
+    return ", ".join(name for name, shown in zip(run.clean.classes, shows_K, strict=True) if shown)
 
 
 def to_json(gallery: Gallery, runs: Sequence[RunReport]) -> list[dict[str, Any]]:

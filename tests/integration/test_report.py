@@ -421,8 +421,9 @@ def test_boxes_are_drawn_of_the_classes_in_question():
         boxes=((0, (10.0, 20.0, 40.0, 30.0)), (1, (100.0, 20.0, 40.0, 30.0))),
     )
     drawn = np.asarray(draw_boxes(example, np.array([True, False])))
-    assert (drawn[20, 10:50] == [255, 176, 0]).all() and (drawn[49, 10:50] == [255, 176, 0]).all()
-    assert (drawn[30:40, 20:40] == 255).all() and (drawn[:, 90:] == 255).all()
+    assert (drawn[19, 10:50] == [255, 176, 0]).all() and (drawn[50, 10:50] == [255, 176, 0]).all()
+    assert (drawn[18, 10:50] == 0).all() and (drawn[51, 10:50] == 0).all()
+    assert (drawn[20:50, 10:50] == 255).all() and (drawn[:, 90:] == 255).all()
     assert (np.asarray(example.image) == 255).all()
 
 
