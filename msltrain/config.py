@@ -414,8 +414,10 @@ def _plain(text: str, hint: Any) -> Any:
                 except ValueError:
                     continue
         if typing.get_origin(option) is tuple:
-            element = typing.get_args(option)[0]
-            return [_plain(part.strip(), element) for part in text.split(",") if part.strip()]
+            elements = typing.get_args(option)
+            parts = [_plain(part.strip(), elements[0]) for part in text.split(",") if part.strip()]
+            # One value stands for all where their number is fixed: stream.crop_scale=1.
+            return parts * len(elements) if len(parts) == 1 and elements[-1] is not Ellipsis else parts
     return text
 
 

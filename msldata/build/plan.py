@@ -12,7 +12,7 @@ from typing import Any, Literal
 from msldata.build.image import TRANSCODE_QUALITY, Resize
 from msldata.contract.format import check_key, encode_json
 from msldata.contract.manifest import IMAGES, SCHEMA_VERSION, Manifest, shard_name
-from msldata.contract.records import ObjectRecord, Record
+from msldata.contract.records import ObjectRecord, Occlusion, Record
 from msldata.errors import BadInputError, UserError
 from msldata.sources.kinds import PUBLISHED, Source
 from msldata.storage import Storage
@@ -57,9 +57,10 @@ class ShardTask:
                     ]
                 ),
                 image_id,
-                *(part and tuple(part) for part in place),
+                *(part and tuple(part) for part in more[:2]),
+                **_occlusion(*more[2:]),
             )
-            for key, image, positives, ignored, objects, image_id, *place in json.loads(self.packed)
+            for key, image, positives, ignored, objects, image_id, *more in json.loads(self.packed)
         ]
 
 
@@ -261,8 +262,15 @@ def _problem(record: Record) -> str:
 def _packed(record: Record) -> list[Any]:
     """What ``ShardTask.records`` reads back, field by field."""
     # What is not there adds nothing: plans without it keep the digests of earlier builds.
-    place = [record.crop, record.size] if record.size else [record.crop] if record.crop else []
-    return [record.key, record.image, record.positives, record.ignored, record.objects, record.image_id, *place]
+    more = [record.crop, record.size, record.occlusion]
+    while more and more[-1] is None:
+        more.pop()
+    return [record.key, record.image, record.positives, record.ignored, record.objects, record.image_id, *more]
+
+
+def _occlusion(told: list[tuple[float | None, bool | None]] | None = None) -> dict[str, Any]:
+    """What ``_packed`` adds at the end, for ``Record``."""
+    return {} if told is None else {"occlusion": tuple(Occlusion(*one) for one in told)}
 
 
 def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msldata.build.image import Placement, Resize, prepare_image
-from msldata.contract.format import IMAGE_SUFFIX, META_SUFFIX, TARGET_SUFFIX, encode_target
+from msldata.contract.format import IMAGE_SUFFIX, META_SUFFIX, OCCLUSION, TARGET_SUFFIX, encode_target
 from msldata.contract.records import SHARES, ObjectRecord, Record
 from msldata.errors import BadInputError, UserError
 from msldata.storage import Storage
@@ -91,6 +91,8 @@ class SampleMaker:
             "ignored": record.ignored,
             "objects": record.objects,
         }
+        if record.occlusion is not None:
+            row[OCCLUSION.name] = record.occlusion
         turned = placement is not None and placement.orientation != 1
         return Sample(record, members, row, image.transcoded, turned, size_differs)
 

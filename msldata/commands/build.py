@@ -124,6 +124,9 @@ def build_shards(
         str | None, typer.Option(help="shorter=N or fit=N pixels; default: the images' own bytes.")
     ] = None,
     quality: Annotated[int | None, typer.Option(help="Of resized JPEGs; default: 90.", show_default=False)] = None,
+    segments: Annotated[
+        bool, typer.Option("--segments", help="Of COCO: note in the index what the segments say of occlusion.")
+    ] = False,
     workers: Workers = None,
     on_error: Annotated[
         OnError, typer.Option(help="At a bad image or annotation: stop, or leave it out and count it.")
@@ -192,6 +195,7 @@ def build_shards(
         format=format_,
         images=images,
         keep_unlabelled=keep_unlabelled,
+        segments=segments,
     )
     chosen_sources = select_sources(data_root(), dataset, place or source, split, options)
     if workers != 1 and engine is EngineName.local and not (dry_run or finish):

@@ -51,6 +51,14 @@ OBJECT_TYPE = pa.struct(
         pa.field("crowd", pa.bool_(), nullable=False),
     ]
 )
+OCCLUSION_TYPE = pa.struct(
+    [
+        pa.field("covered", pa.float32()),  # share of its outline that other objects take; null: it has no segment
+        pa.field("separated", pa.bool_()),  # whether its segment is in several parts
+    ]
+)
+OCCLUSION = pa.field("occlusion", pa.list_(OCCLUSION_TYPE), nullable=False)
+"""A column that a sample index may have: what the segments say of each of ``objects``, in its order."""
 _BYTES_FIELDS = [
     pa.field("key", pa.string(), nullable=False),
     pa.field("offset", pa.int64(), nullable=False),  # of the image's (keep mask's) first byte in the tar
@@ -141,7 +149,10 @@ def encode_index(
     """
     facts = {name: getattr(shard, name) for name in _IN_METADATA}
     content = {**facts, "plan": plan, "report": report or {}, "schema_version": INDEX_VERSION}
-    table = pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMAS[kind])
+    schema = INDEX_SCHEMAS[kind]
+    if rows and OCCLUSION.name in rows[0]:
+        schema = schema.append(OCCLUSION)
+    table = pa.Table.from_pylist(list(rows), schema=schema)
     table = table.replace_schema_metadata({_SHARD_METADATA: encode_json(content)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
@@ -261,7 +272,7 @@ def check_rows(table: pa.Table, kind: str, num_classes: int, shard: ShardInfo, w
     def refuse(what: str) -> None:
         raise FormatError(f"{where}: {what}; copy or build the dataset again")
 
-    schema = INDEX_SCHEMAS[kind]
+    schema = INDEX_SCHEMAS[kind].append(OCCLUSION) if kind == IMAGES else INDEX_SCHEMAS[kind]
     for name in table.column_names:
         if name in schema.names and table.schema.field(name).type != schema.field(name).type:
             refuse(f"column {name} is {table.schema.field(name).type}, not {schema.field(name).type}")
@@ -293,6 +304,12 @@ def check_rows(table: pa.Table, kind: str, num_classes: int, shard: ShardInfo, w
         if objects.null_count or any(objects.field(name).null_count for name in ("class_index", "box", "area")):
             refuse("an object has no class, box or area")
         classes.append(("class_index", objects.field("class_index")))
+    if OCCLUSION.name in columns:
+        covered_M = columns[OCCLUSION.name].flatten().field("covered").drop_null().to_numpy()
+        if len(covered_M) and not 0 <= covered_M.min() <= covered_M.max() <= 1:
+            refuse(f"covered shares from {covered_M.min():g} to {covered_M.max():g}, where 0 to 1 is possible")
+        if "objects" in columns and columns["objects"].value_lengths() != columns[OCCLUSION.name].value_lengths():
+            refuse(f"{OCCLUSION.name} speaks of other objects than there are")
     for name, values in classes:
         number_M = values.to_numpy(zero_copy_only=False)
         if values.null_count or (len(number_M) and not 0 <= number_M.min() <= number_M.max() < num_classes):

@@ -32,6 +32,17 @@ class ObjectRecord(NamedTuple):
     crowd: bool = False
 
 
+class Occlusion(NamedTuple):
+    """What the segments of an image say of one object; None of an object without one.
+
+    ``covered`` is the share of its outline, the convex hull of its segment, in which other objects are seen;
+    ``separated`` whether the segment is in several parts.
+    """
+
+    covered: float | None
+    separated: bool | None
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One image to be written: where its bytes are and what it shows.
@@ -58,6 +69,8 @@ class Record:
     size: tuple[int, int] | None = None
     """Width and height of the image that the boxes were drawn on, where the annotations state them; ``SHARES`` where
     boxes are shares of its sides."""
+    occlusion: tuple[Occlusion, ...] | None = None
+    """Of each object, in their order; None where the segments were not asked for."""
 
 
 SHARES = (1, 1)

@@ -13,6 +13,7 @@ from typing import Any
 
 from msldata.contract.records import LabelSpace, ObjectRecord, Record, read_class_list
 from msldata.errors import BadInputError, UserError
+from msldata.sources.segments import compact_segment, occlusion_of
 from msldata.sources.source import (
     NO_OPTIONS,
     WHOLE,
@@ -51,7 +52,7 @@ class Coco:
         root: the folder that holds the annotations and the images, as COCO, CVAT, FiftyOne, Roboflow or Ultralytics
             arrange them; or one ``.json`` file of one's own. Local or remote.
         split: what the split is called.
-        options: ``classes``, ``images`` (default: looked for) and ``keep_unlabelled``.
+        options: ``classes``, ``images`` (default: looked for), ``keep_unlabelled`` and ``segments``.
         folder: what the annotations call the split's folder; default: ``split``.
 
     Raises:
@@ -76,6 +77,7 @@ class Coco:
         check_name("split", split)
         self.split = split
         self.reject: Callable[[BadInputError], None] = fail
+        self._segments = options.segments
         self.counts: dict[str, int] = {}
         self._keep_unlabelled = options.keep_unlabelled
         part = folder or split
@@ -97,12 +99,14 @@ class Coco:
             raise FileNotFoundError(f"{self._where}: missing; {self.title} {split} needs it, is the download complete?")
         try:
             with local_file(place, name) as path:
-                self._coco, digest = _load(path)
+                self._coco, digest = _load(path, with_segments=self._segments)
         except BadInputError as error:  # it may have named the copy of a remote file
             raise BadInputError(self._where, error.reason, error.hint) from None
         self.images: Storage = place if options.images is None else open_storage(options.images)
         self._folder = "" if options.images is not None else self._find_images(place, name, part)
         self.provenance: dict[str, Any] = {"source": self.title, "files": {name: digest}}
+        if self._segments:
+            self.provenance["occlusion"] = "segments"
         with _clear_errors(self._where):
             categories = [self._coco.cats[number] for number in sorted(self._coco.getCatIds())]
             self.labels = LabelSpace(tuple(str(category["name"]) for category in categories))
@@ -143,13 +147,15 @@ class Coco:
         file_name = PurePosixPath(file_name).as_posix()
         ordered = sorted(annotations, key=lambda item: item["id"])
         size = entry.get("width"), entry.get("height")
+        boxed = [item for item in ordered if item.get("bbox") not in (None, [])]
         return Record(
             key=key_of(file_name),
             image=f"{self._folder}/{file_name}" if self._folder else file_name,
             positives=tuple(sorted({self._class_of(item) for item in ordered})),
-            objects=tuple(self._object(item) for item in ordered if item.get("bbox") not in (None, [])),
+            objects=tuple(map(self._object, boxed)),
             image_id=str(image_id),
             size=size if all(isinstance(side, int) and side > 0 for side in size) else None,
+            occlusion=occlusion_of(boxed, int(entry["height"]), int(entry["width"])) if self._segments else None,
         )
 
     def _class_of(self, annotation: dict[str, Any]) -> int:
@@ -222,6 +228,7 @@ class Coco2014(Coco):
         root: the folder that holds ``annotations/``, ``train2014/`` and ``val2014/``, or one above it that calls it
             COCO2014, coco2014 or coco.
         split: ``train`` or ``val``.
+        options: as of ``Coco``.
     """
 
     dataset = "coco2014"
@@ -370,19 +377,20 @@ def _find_root_2014(root: Location) -> Location:
     )
 
 
-def _load(path: Path) -> tuple[Any, str]:
+def _load(path: Path, *, with_segments: bool) -> tuple[Any, str]:
     """The indexed annotations and the file's SHA-256.
 
-    The segments are most of the file and never needed: each is dropped as soon as it is parsed, which holds the peak
-    memory of the whole training set to a fraction of ``COCO(path)``'s.
+    The segments are most of the file and rarely needed: each is dropped, or made compact, as soon as it is parsed,
+    which holds the peak memory of the whole training set to a fraction of ``COCO(path)``'s.
     """
     from pycocotools.coco import COCO
 
+    hook = _with_compact_segment if with_segments else _without_segment
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     with _clear_errors(str(path)), contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by printing
         coco = COCO()
-        coco.dataset = json.loads(path.read_text(encoding="utf-8"), object_hook=_without_segment)
+        coco.dataset = json.loads(path.read_text(encoding="utf-8"), object_hook=hook)
         if not isinstance(coco.dataset, dict):
             raise ValueError("no object with images, annotations and categories")
         for part in ("images", "annotations", "categories"):
@@ -400,6 +408,12 @@ def _load(path: Path) -> tuple[Any, str]:
 
 def _without_segment(item: dict[str, Any]) -> dict[str, Any]:
     item.pop("segmentation", None)
+    return item
+
+
+def _with_compact_segment(item: dict[str, Any]) -> dict[str, Any]:
+    if "segmentation" in item:
+        item["segmentation"] = compact_segment(item["segmentation"])
     return item
 
 

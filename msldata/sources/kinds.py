@@ -89,7 +89,7 @@ KINDS: Mapping[str, SourceKind] = {
         coco.LAYOUT,
         ("train", "val"),
         ("COCO2014", "coco2014", "coco"),
-        takes=("keep_unlabelled",),
+        takes=("keep_unlabelled", "segments"),
     ),
     "voc": SourceKind(
         voc.Voc, voc.available_splits, voc.recognise_own, voc.LAYOUT, takes=("classes", "keep_unlabelled")
@@ -100,7 +100,7 @@ KINDS: Mapping[str, SourceKind] = {
         coco.recognise,
         coco.LAYOUT,
         places=("COCO2017", "coco2017"),
-        takes=("classes", "images", "keep_unlabelled"),
+        takes=("classes", "images", "keep_unlabelled", "segments"),
     ),
     "yolo": SourceKind(yolo.Yolo, yolo.available_splits, yolo.recognise, yolo.LAYOUT, takes=("keep_unlabelled",)),
     "wider": SourceKind(

@@ -47,6 +47,8 @@ class SourceOptions:
     """The folder that the names of the images are relative to."""
     keep_unlabelled: bool = False
     """Whether images without annotations are kept, as negatives of every class."""
+    segments: bool = False
+    """Of COCO: also say what the segments tell of occlusion."""
 
     def given(self) -> tuple[str, ...]:
         """The names of those that were said."""

@@ -173,8 +173,8 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
         for row in measured.strata:
             table.add_row(row.name, f"{row.num_positive:,}", str(row.num_classes), _percent(row.mAP), _percent(row.CR))
         out.print(table)
-    if measured.size_note:
-        out.print(measured.size_note, soft_wrap=True)
+    if measured.strata_note:
+        out.print(measured.strata_note, soft_wrap=True)
     if with_classes:
         table = _table("class", "positive", "ignored", "AP", "precision", "recall")
         for one in metrics.classes:
@@ -198,7 +198,14 @@ def robustness(
         list[str] | None, typer.Option(help="Held-out keep masks, for irregular; repeat it: low and high.")
     ] = None,
     name: Annotated[list[str] | None, typer.Option(help="Names of the models, in the same order.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="irregular (default), patch, box, object.")] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Black holes: irregular (default), patch, box, object. Irregular ones filled: mean, noise, blur, "
+            "image. Cut-outs of other objects: pasted. Repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
     recalibrate: Annotated[
         str | None,
         typer.Option(help="Training shards: add the reference with BatchNorm measured anew on them."),

@@ -92,7 +92,7 @@ def ablate(
 def reproduce(
     tables: Annotated[
         list[str] | None,
-        typer.Argument(help="table-3, -5, -6, -7, -8, -9, figure-3; default: all.", show_default=False),
+        typer.Argument(help="table-1 … table-9, figure-3; default: all.", show_default=False),
     ] = None,
     scale: Annotated[
         Scale, typer.Option(help="smoke = tiny networks on drawn images, minutes on a laptop.")
@@ -118,7 +118,7 @@ def reproduce(
     task: Annotated[str | None, _TASK] = None,
     dry_run: Annotated[bool, _DRY_RUN] = False,
 ) -> None:
-    """Run the paper's Tables 3, 5-9 and Fig. 3 again, and set the results beside the published numbers on a page."""
+    """Run the paper's Tables 1 to 9 and Fig. 3 again, and set the results beside the published numbers on a page."""
     from functools import partial
 
     from msltrain.demo.subprocesses import show_step
@@ -136,7 +136,9 @@ def reproduce(
     places = (
         smoke.smoke_places(folder)
         if is_smoke
-        else DataPlaces(root=shards, test_masks=tuple(test_masks) if test_masks else None)
+        else DataPlaces(
+            root=shards, keep_masks=f"{shards}/masks/official", test_masks=tuple(test_masks) if test_masks else None
+        )
     )
     plan = make_plan(
         [grid for table in chosen for grid in table.grids],

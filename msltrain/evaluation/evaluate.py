@@ -113,7 +113,9 @@ def evaluate(
         model = AveragedViews(loaded.recogniser, flip=flip, scales=tuple(scales))
         view = View(
             model if model.description else loaded.recogniser,
-            None if bank is None else lambda batch: bank.keep_masks(batch, seed=seed, epoch=KEEP_MASK_EPOCH),
+            None
+            if bank is None
+            else lambda batch: batch.image_BCHW * bank.keep_masks(batch, seed=seed, epoch=KEEP_MASK_EPOCH),
         )
         samples = AllSamples(shard_set, column_K)
         with Loader(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from msldata.contract.format import read_index
+from msldata.contract.format import OCCLUSION, read_index
 from msldata.contract.manifest import ShardInfo
 from msltrain.measures.predictions import Origin, Predictions, largest_objects
 from msltrain.stream.errors import SampleError
@@ -32,12 +32,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A model, behind keep masks or not."""
+    """A model, and what it meets of the images."""
 
     model: Callable[[Tensor], Tensor]
     """Logits (B, K) from normalised images (B, C, H, W); in evaluation mode."""
-    keep_masks: Callable[[Batch], Tensor] | None = None
-    """float (B, 1, H, W), 1 visible, 0 hole, for the samples of a batch."""
+    hide: Callable[[Batch], Tensor] | None = None
+    """The images (B, C, H, W) of a batch with parts hidden; None: whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +115,7 @@ class AllSamples:
 
     @staticmethod
     def _part(view: View, batch: Batch, place_B: np.ndarray, batch_size: int) -> RankPart:
-        image_BCHW = batch.image_BCHW
-        if view.keep_masks is not None:
-            image_BCHW = image_BCHW * view.keep_masks(batch)
+        image_BCHW = batch.image_BCHW if view.hide is None else view.hide(batch)
         logit_BK = in_full_batch(view.model, image_BCHW, place_B, batch_size)
         return RankPart(batch.index_B, batch.key_hash_B, logit_BK.float().cpu().numpy())
 
@@ -148,7 +146,11 @@ class AllSamples:
         )
         assert (rows.key_hash_N == part.key_hash_M[order_N]).all(), f"{name}: logits and keys do not belong together"
         objects = self.objects().take(pa.array(seen_N))
-        largest = largest_objects(objects, len(self.shard_set.classes), rows.width_N * rows.height_N)
+        occlusion = self.occlusion()
+        if occlusion is not None:
+            occlusion = occlusion.take(pa.array(seen_N))
+        num_classes = len(self.shard_set.classes)
+        largest = largest_objects(objects, num_classes, rows.width_N * rows.height_N, occlusion)
         return Predictions(
             keys=tuple(rows.key_N),
             logit_NK=part.logit_MK[order_N],
@@ -161,10 +163,18 @@ class AllSamples:
 
     def objects(self) -> pa.ListArray:
         """The ``objects`` column of the sample indexes, a list per sample."""
+        return self._column("objects")
+
+    def occlusion(self) -> pa.ListArray | None:
+        """What the segments say of each of ``objects``; None where the build did not note it."""
+        provenance = self.shard_set.manifest.provenance
+        return self._column(OCCLUSION.name, "objects") if provenance.get(OCCLUSION.name) else None
+
+    def _column(self, name: str, *checked_with: str) -> pa.ListArray:
         storage, manifest = self.shard_set.storage, self.shard_set.manifest
 
         def read(shard: ShardInfo) -> list[pa.Array]:
-            return read_index(storage, manifest, shard, ["objects"])["objects"].chunks
+            return read_index(storage, manifest, shard, [name, *checked_with])[name].chunks
 
         with ThreadPoolExecutor(_PARALLEL_READS) as readers:
             columns = list(chain.from_iterable(readers.map(read, manifest.shards)))

@@ -58,7 +58,9 @@ def next_commands(missing: Sequence[Need], places: DataPlaces) -> list[str]:
     for need in missing:
         root = need.place.rstrip("/").rpartition("/")[0]
         out = "" if root == "shards/masks" else f" --out {shlex.quote(root)}"
-        if need.role == KEEP_MASKS:
+        if need.role == KEEP_MASKS and root.endswith("/official"):
+            commands[f"msl build-masks --order official{out}  # without NVIDIA's: --generate 3000, no --order"] = None
+        elif need.role == KEEP_MASKS:
             commands[f"msl build-masks --threshold 0.5{out}  # or with --generate 3000, without NVIDIA's masks"] = None
         elif need.role == TEST_MASKS:
             commands[f"msl build-masks --generate 3000 --seed 1{out}  # masks that no training meets"] = None

@@ -98,11 +98,10 @@ class DataPlaces:
 
     def locate(self, config: TrainConfig) -> tuple[TrainConfig, Test]:
         """A recipe's config with its data where it is, and what to measure it on."""
-        masks = self.keep_masks or self._below_root(_MASKS)
         data = replace(
             config.data,
             train=self.train or self._below_root(config.data.train),
-            keep_masks=tuple(f"{masks.rstrip('/')}{place.removeprefix(_MASKS)}" for place in config.data.keep_masks),
+            keep_masks=tuple(self._masks(place) for place in config.data.keep_masks),
         )
         shards = self.test or self._below_root(_TEST[config.data.train])
         return replace(config, data=data), Test(shards=shards, keep_masks=self.conditions)
@@ -124,6 +123,12 @@ class DataPlaces:
                 "different last names"
             )
         return tuple(found)
+
+    def _masks(self, place: str) -> str:
+        """A subset of a recipe where it is: below the user's folder by its last name."""
+        if self.keep_masks is None:
+            return self._below_root(place)
+        return f"{self.keep_masks.rstrip('/')}/{place.rpartition('/')[2]}"
 
     def _below_root(self, place: str) -> str:
         return f"{self.root.rstrip('/')}{place.removeprefix(_ROOT)}"

@@ -20,10 +20,11 @@ from msldata.contract.manifest import read_manifest
 from msldata.contract.parquet import read_parquet
 from msldata.errors import StorageError, UserError
 from msldata.storage import PART_SUFFIX, LocalStorage, Location, clear_local_errors
+from msltrain.measures.covered import covered_shares
 
 PREDICTIONS_VERSION = 1
 _METADATA = b"msl.predictions"
-_LARGEST = ("area", "relative_area", "truncated", "occluded", "crowd")
+_LARGEST = ("area", "relative_area", "truncated", "occluded", "crowd", "covered", "separated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,11 @@ class LargestObjects:
     """int8"""
     relative_area_NK: np.ndarray | None = None
     """float32, the largest area over that of the stored image, so no resize changes it; None in files of before."""
+    covered_NK: np.ndarray | None = None
+    """float32, share of it that other annotated objects take, see ``msltrain.measures.covered``; -1 of a crowd, and
+    where it is unknown or there is no object; None in files of before."""
+    separated_NK: np.ndarray | None = None
+    """int8, whether its segment is in several parts, as something before it cuts it; None without segments."""
 
     def of_classes(self, column_K: np.ndarray) -> LargestObjects:
         """Those of the classes numbered ``column_K``, in that order."""
@@ -134,8 +140,9 @@ def write_predictions(predictions: Predictions, file: str | Path) -> None:
     """Write one row per sample, atomically; equal predictions give equal bytes.
 
     Columns: ``key`` and, as lists of K values, ``logit``, ``target``, ``ignore`` and, where objects are known,
-    ``largest_area``, ``largest_relative_area``, ``largest_truncated``, ``largest_occluded``, ``largest_crowd``, and
-    ``visible`` behind keep masks. Classes and origin are JSON in the file's metadata under ``msl.predictions``.
+    ``largest_area``, ``largest_relative_area``, ``largest_truncated``, ``largest_occluded``, ``largest_crowd``,
+    ``largest_covered`` and, from segments, ``largest_separated``, and ``visible`` behind keep masks. Classes and origin
+    are JSON in the file's metadata under ``msl.predictions``.
 
     Raises:
         StorageError: the place cannot be written.
@@ -224,7 +231,9 @@ def _predictions(table: pa.Table, content: dict[str, Any]) -> Predictions:
     )
 
 
-def largest_objects(array: pa.ListArray, num_classes: int, image_area_N: np.ndarray) -> LargestObjects | None:
+def largest_objects(
+    array: pa.ListArray, num_classes: int, image_area_N: np.ndarray, occlusion: pa.ListArray | None = None
+) -> LargestObjects | None:
     """Reduce the ``objects`` column of a sample index (N lists of structs) to the largest object per class.
 
     Difficult objects are passed over, as they never make a class positive. None when there is no object at all.
@@ -233,6 +242,8 @@ def largest_objects(array: pa.ListArray, num_classes: int, image_area_N: np.ndar
         array: a list of ``msldata.contract.format.OBJECT_TYPE`` per sample.
         num_classes: K.
         image_area_N: of the stored images, square pixels.
+        occlusion: a list of ``msldata.contract.format.OCCLUSION_TYPE`` per sample, of the same objects; None: the index
+            has no such column, and boxes decide what is covered.
     """
     flat = array.flatten()
     if len(flat) == 0:
@@ -251,12 +262,23 @@ def largest_objects(array: pa.ListArray, num_classes: int, image_area_N: np.ndar
     for name in ("truncated", "occluded", "crowd"):
         flags[name] = np.full(shape, -1, np.int8)
         flags[name][cell] = flat.field(name).cast(pa.int8()).fill_null(-1).to_numpy()[order]
+    covered_NK, separated_NK = np.full(shape, -1, np.float32), None
+    if occlusion is None:
+        is_crowd_M = flat.field("crowd").to_numpy(zero_copy_only=False)
+        covered_NK[cell] = np.where(is_crowd_M, np.float32(-1), covered_shares(array))[order]
+    else:
+        told = occlusion.flatten()
+        separated_NK = np.full(shape, -1, np.int8)
+        covered_NK[cell] = told.field("covered").fill_null(-1).to_numpy()[order]
+        separated_NK[cell] = told.field("separated").cast(pa.int8()).fill_null(-1).to_numpy()[order]
     return LargestObjects(
         area_NK=area_NK,
         relative_area_NK=(area_NK / image_area_N[:, None]).astype(np.float32),
         truncated_NK=flags["truncated"],
         occluded_NK=flags["occluded"],
         crowd_NK=flags["crowd"],
+        covered_NK=covered_NK,
+        separated_NK=separated_NK,
     )
 
 

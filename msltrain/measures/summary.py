@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from msltrain.measures.bootstrap import Interval, summary_intervals
 from msltrain.measures.metrics import Metrics, compute_metrics
 from msltrain.measures.predictions import Origin, Predictions
-from msltrain.measures.strata import StratumMetrics, compute_strata, size_note
+from msltrain.measures.strata import StratumMetrics, compute_strata, strata_note
 from msltrain.measures.thresholds import require_other_samples, threshold_origin, tune_thresholds
 
 
@@ -22,8 +22,8 @@ class Measured:
     metrics: Metrics
     strata: tuple[StratumMetrics, ...]
     """By size and occlusion; empty without object annotations."""
-    size_note: str
-    """What to know about the pixels of the sizes."""
+    strata_note: str
+    """What to know about sizes and covers."""
     intervals: Mapping[str, Interval]
     """95 % bootstrap intervals of the published measures, where they were asked for."""
 
@@ -77,7 +77,7 @@ def measure(
         origin=predictions.origin,
         metrics=compute_metrics(predictions, thresholds_K),
         strata=compute_strata(predictions),
-        size_note=size_note(predictions),
+        strata_note=strata_note(predictions),
         intervals=summary_intervals(predictions) if with_intervals else {},
         threshold_origin="" if validation is None else threshold_origin(validation, validation_file),
     )

@@ -1,27 +1,38 @@
 """The paper's ablations as grids: functions that return named configs, to be run over several seeds.
 
 Each varies one of the paper's runs, MSL-C on VOC2007 unless it says otherwise, in one respect, and names the published
-setting's row ``msl``. ``form`` says in which form: `tuned`, our default, or `as_published`. Where our sources say which
-table of the paper a grid belongs to, its docstring does.
+setting's row ``msl``, or ``NETWORK-msl``. ``form`` says in which form: `tuned`, our default, or `as_published`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from msltrain.config import LossConfig, TrainConfig
 from msltrain.recipes import paper as published
-from msltrain.recipes.backbones import mae_vit_l16, resnet101, vit_l16
+from msltrain.recipes.backbones import mae_vit_l16
 from msltrain.recipes.variants import Form, baseline, matched_baseline, tuned
 from msltrain.stream.config import KeepMaskConfig
 
 Grid = dict[str, TrainConfig]
 
 
+def main_voc2007(form: Form = tuned) -> Grid:
+    """Table 1: CSRA, MSL-C and MSL-V on VOC2007."""
+    msl = form(published.c_voc2007())
+    return {"baseline": baseline(msl), "msl": msl, "vit-msl": form(published.v_voc2007())}
+
+
+def main_coco2014(form: Form = tuned) -> Grid:
+    """Table 2: ResNet-cut with a plain head, CSRA and MSL-C on COCO-2014."""
+    msl = form(published.c_coco2014())
+    return {"resnet-cut": baseline(_plain(msl)), "baseline": baseline(msl), "msl": msl}
+
+
 def loss_terms(form: Form = tuned) -> Grid:
-    """What each term of the loss adds: plain, masked images as augmentation, masked branch, label consistency."""
+    """Table 3: what the masked branch and the label consistency add, each alone and both."""
     msl = form(published.c_voc2007())
     return {
         "baseline": baseline(msl),
@@ -32,37 +43,62 @@ def loss_terms(form: Form = tuned) -> Grid:
     }
 
 
-def loss_weights(form: Form = tuned) -> Grid:
-    """Other shares of the three terms than the published (0.3, 0.2, 0.5), each adding up to 1."""
-    msl = form(published.c_voc2007())
-    shares = ((0.2, 0.3, 0.5), (0.4, 0.4, 0.2), (0.6, 0.2, 0.2), (0.1, 0.1, 0.8))
-    return {"msl": msl, **{"-".join(map(str, share)): _with_loss(msl, *share) for share in shares}}
+def architectures(form: Form = tuned) -> Grid:
+    """Table 4: MSL with a ResNet and a ViT, both under CSRA, on VOC2007."""
+    return _architectures(form(published.c_voc2007()), form(published.v_voc2007()))
 
 
-def mask_subsets(form: Form = tuned) -> Grid:
-    """How much is hidden: masks with holes of more than half the image (the published choice), of less, or all."""
-    msl = form(published.c_voc2007())
-    high, low = "shards/masks/high", "shards/masks/low"
-    return {"msl": msl, "low": _with_masks(msl, low), "both": _with_masks(msl, high, low)}
+def architectures_coco2014(form: Form = tuned) -> Grid:
+    """Table 4 on COCO-2014."""
+    return _architectures(form(published.c_coco2014()), form(published.v_coco2014()))
 
 
 def binarisation(form: Form = tuned) -> Grid:
     """Table 5: keep masks without binarisation, whose visible pixels came out as 225 of 255 (0.882)."""
     msl = form(published.c_voc2007())
-    return {"msl": msl, "not-binarised": replace(msl, keep_mask=KeepMaskConfig(visible_level=round(225 / 255, 3)))}
+    not_binarised = replace(msl, keep_mask=KeepMaskConfig(visible_level=round(225 / 255, 3)))
+    return {"baseline": baseline(msl), "not-binarised": not_binarised, "msl": msl}
+
+
+def mask_subsets(form: Form = tuned) -> Grid:
+    """Table 6: masks that hide little, or much, as published; and both, which is ours."""
+    return _mask_subsets(form(published.c_voc2007()))
+
+
+def mask_subsets_coco2014(form: Form = tuned) -> Grid:
+    """Table 6 on COCO-2014."""
+    return _mask_subsets(form(published.c_coco2014()))
+
+
+def loss_weights(form: Form = tuned) -> Grid:
+    """Table 7: other weights of the three terms than (0.3, 0.2, 0.5); those from (0.2, 0.3, 0.5) on are ours."""
+    msl = form(published.c_voc2007())
+    paper = ((1.0, 1.0, 1.0), (0.2, 0.2, 0.6), (0.3, 0.3, 0.4), (0.4, 0.4, 0.2))
+    ours = ((0.2, 0.3, 0.5), (0.6, 0.2, 0.2), (0.1, 0.1, 0.8))
+    rows = [
+        {"-".join(f"{weight:g}" for weight in all_): _with_loss(msl, *all_) for all_ in one} for one in (paper, ours)
+    ]
+    return {**rows[0], "msl": msl, **rows[1]}
 
 
 def masked_autoencoder(form: Form = tuned) -> Grid:
-    """Table 8 in both readings: MSL-V from a ViT-L/16 pretrained as MAE, and MSL-V that hides random patches as MAE."""
-    msl = form(published.v_voc2007())
-    mae = replace(msl, model=replace(mae_vit_l16(), num_heads=1, attention_weight=0.3))
-    return {
-        "baseline": baseline(msl),
-        "msl": msl,
-        "pretrained-baseline": baseline(mae),
-        "pretrained-msl": mae,
-        "random-patches": replace(msl, keep_mask=KeepMaskConfig(kind="patch", hole_fraction=0.75)),
-    }
+    """Table 8: MSL against MAE, read as hiding random patches, or as fine-tuning what was pretrained so."""
+    return _masked_autoencoder(form(published.c_voc2007()), form(published.v_voc2007()))
+
+
+def masked_autoencoder_coco2014(form: Form = tuned) -> Grid:
+    """Table 8 on COCO-2014."""
+    return _masked_autoencoder(form(published.c_coco2014()), form(published.v_coco2014()))
+
+
+def plain_head(form: Form = tuned) -> Grid:
+    """Table 9: a ViT and a ResNet with a mean-pooled linear head, with CSRA, and with MSL in its place."""
+    return _plain_head(form(published.c_voc2007()), form(published.v_voc2007()))
+
+
+def plain_head_coco2014(form: Form = tuned) -> Grid:
+    """Table 9 on COCO-2014."""
+    return _plain_head(form(published.c_coco2014()), form(published.v_coco2014()))
 
 
 def mask_kinds(form: Form = tuned) -> Grid:
@@ -73,16 +109,6 @@ def mask_kinds(form: Form = tuned) -> Grid:
         "patch": replace(msl, keep_mask=KeepMaskConfig(kind="patch", hole_fraction=0.547)),
         "box": replace(msl, keep_mask=KeepMaskConfig(kind="box", hole_fraction=0.547)),
     }
-
-
-def plain_head(form: Form = tuned) -> Grid:
-    """Tables 4 and 9, "w/ MSL": a mean-pooled linear head instead of CSRA, with and without MSL, on two backbones."""
-    grid: Grid = {}
-    for name, model, image_size in (("resnet101", resnet101(), 448), ("vit-l16", vit_l16(), 224)):
-        msl = form(published.c_voc2007())
-        msl = replace(msl, stream=replace(msl.stream, image_size=image_size), model=replace(model, head="mean"))
-        grid |= {f"{name}-baseline": baseline(msl), f"{name}-msl": msl}
-    return grid
 
 
 def batchnorm(form: Form = tuned) -> Grid:
@@ -111,18 +137,68 @@ GRIDS: dict[str, Callable[[Form], Grid]] = {
     "loss-weights": loss_weights,
     "mask-subsets": mask_subsets,
     "binarisation": binarisation,
+    "architectures": architectures,
     "masked-autoencoder": masked_autoencoder,
     "mask-kinds": mask_kinds,
     "plain-head": plain_head,
     "batchnorm": batchnorm,
     "robustness-voc2007": robustness_voc2007,
     "robustness-coco2014": robustness_coco2014,
+    "architectures-coco2014": architectures_coco2014,
+    "mask-subsets-coco2014": mask_subsets_coco2014,
+    "masked-autoencoder-coco2014": masked_autoencoder_coco2014,
+    "plain-head-coco2014": plain_head_coco2014,
+    "main-voc2007": main_voc2007,
+    "main-coco2014": main_coco2014,
 }
+
+
+def reference_row(rows: Iterable[str], row: str) -> str:
+    """The row that ``row`` is a variant of: the ``…-msl`` with the longest common beginning, else ``msl``."""
+    stems = {name.removesuffix("-msl"): name for name in rows if name.endswith("-msl") and name != row}
+    stem = max((stem for stem in stems if row.startswith(stem)), key=len, default="")
+    return stems.get(stem, "msl" if "msl" in rows and not row.endswith("-msl") else row)
 
 
 def what_it_varies(grid: str) -> str:
     """First line of a grid's description, without the full stop."""
     return (inspect.getdoc(GRIDS[grid]) or "").partition("\n")[0].rstrip(".")
+
+
+def _architectures(resnet: TrainConfig, vit: TrainConfig) -> Grid:
+    return {"vit-baseline": baseline(vit), "vit-msl": vit, "resnet-baseline": baseline(resnet), "resnet-msl": resnet}
+
+
+def _mask_subsets(msl: TrainConfig) -> Grid:
+    (high,) = msl.data.keep_masks
+    low = high.removesuffix("high") + "low"
+    return {"msl": msl, "low": _with_masks(msl, low), "both": _with_masks(msl, high, low)}
+
+
+def _masked_autoencoder(resnet: TrainConfig, vit: TrainConfig) -> Grid:
+    patches = KeepMaskConfig(kind="patch", hole_fraction=0.75)
+    mae = replace(vit, model=replace(vit.model, weights=mae_vit_l16().weights))
+    return {
+        "msl": resnet,
+        "random-patches": replace(resnet, keep_mask=patches),
+        "vit-baseline": baseline(vit),
+        "vit-msl": vit,
+        "vit-random-patches": replace(vit, keep_mask=patches),
+        "vit-pretrained-baseline": baseline(mae),
+        "vit-pretrained-msl": mae,
+    }
+
+
+def _plain_head(resnet: TrainConfig, vit: TrainConfig) -> Grid:
+    grid: Grid = {}
+    for name, csra in (("vit-l16", vit), ("resnet-cut", resnet)):
+        plain = _plain(csra)
+        grid |= {name: baseline(plain), f"{name}-csra": baseline(csra), f"{name}-msl": plain}
+    return grid
+
+
+def _plain(config: TrainConfig) -> TrainConfig:
+    return replace(config, model=replace(config.model, head="mean"))
 
 
 def _methods(msl: TrainConfig) -> Grid:

@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from msldata.contract.pixels import decode
 from msldata.errors import UserError
 from msltrain.evaluation.sweep import AllSamples
-from msltrain.measures.predictions import Predictions, keep_mask_fingerprints
-from msltrain.report.open_runs import RunReport
+from msltrain.measures.predictions import LargestObjects, Predictions, keep_mask_fingerprints
+from msltrain.measures.strata import REFERENCE_AREA, SMALL_BELOW
+from msltrain.report.open_runs import WHOLE, RunReport
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 
+NUM_SEEN_GROUPS = 6
+"""That ``choose_seen`` makes at most."""
+_COVERED_FROM = 0.25
+_BOX = "#ffb000"
 TOP = 3
 """As many answers of a model as the paper's figures show."""
 
@@ -32,25 +37,99 @@ class Example:
     image: Image.Image
     keep_mask_HW: np.ndarray | None
     """1 visible, 0 hole, at the model's image size; None when nothing was hidden."""
+    boxes: tuple[tuple[int, tuple[float, float, float, float]], ...] = ()
+    """Of its objects: class index in the predictions; left, top, width and height in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Samples that were chosen on whole images, and what they are to show."""
+
+    title: str
+    kind: str
+    """``win`` or ``failure``."""
+    rows: list[int]
+    shows_NK: np.ndarray
+    """bool; the pairs that the sample was chosen for."""
 
 
 def choose(runs: Sequence[RunReport], condition: str, num_examples: int) -> tuple[list[int], list[int]]:
     """Rows to show as wins and as failures, by a rule that does not favour a model.
 
-    Wins are the samples where the last run's cross-entropy under ``condition`` falls furthest below the first run's,
-    failures those where it rises furthest above; half of ``num_examples`` each, or as many as there are. With one run:
-    its lowest, and its highest cross-entropy.
+    Wins are the samples where the last run gains most over the first in classes rightly named minus classes wrongly
+    named (score ≥ 0.5) under ``condition``, failures those where it loses most; of equal ones, where its cross-entropy
+    falls furthest below, or rises furthest above the first run's. A run that names more classes wrongly than rightly
+    wins nothing. Half of ``num_examples`` each, or as many as there are. With one run: where it is best, and worst.
     """
-    loss_N = cross_entropy(runs[-1].conditions[condition])
-    better_N = worse_N = np.ones(len(loss_N), bool)
+    wins, failures = _ranked(runs, condition)
+    num_examples = min(num_examples, len(runs[0].clean.keys))
+    return wins[: (num_examples + 1) // 2], failures[: num_examples // 2]
+
+
+def choose_seen(runs: Sequence[RunReport], num_each: int) -> list[Choice]:
+    """Samples with objects that one run names and the other does not, although nothing is hidden.
+
+    First small objects, then those that are cut off, occluded, or covered by more than a quarter, then any; for each
+    those that only the last run names, and those that only the first does, ranked as in ``choose``. With one run: those
+    that it names, and those that it misses. No sample comes twice. Nothing without object annotations.
+    """
+    first, last = runs[0].clean, runs[-1].clean
+    if first.objects is None or num_each < 1:
+        return []
+    present_NK = (first.target_NK > 0) & ~first.ignore_NK
+    named_NK = last.logit_NK >= 0
+    others_NK = first.logit_NK >= 0 if len(runs) > 1 else ~named_NK
+    kinds = [("Small objects", _small(first.objects)), ("Covered or cut-off objects", _hidden(first.objects))]
+    kinds.append(("Objects in plain sight", np.ones_like(present_NK)))
+    taken: set[int] = set()
+    choices = []
+    for what, member_NK in kinds:
+        for kind, order, pair_NK in zip(
+            ("win", "failure"), _ranked(runs, WHOLE), (named_NK & ~others_NK, others_NK & ~named_NK), strict=True
+        ):
+            shows_NK = present_NK & member_NK & pair_NK
+            rows = [row for row in order if shows_NK[row].any() and row not in taken][:num_each]
+            taken |= set(rows)
+            if len(runs) > 1:
+                title = f"{what} that only {runs[-1 if kind == 'win' else 0].name} names"
+            else:
+                title = f"{what} that {runs[0].name} {'names' if kind == 'win' else 'misses'}"
+            if rows:
+                choices.append(Choice(title=title, kind=kind, rows=rows, shows_NK=shows_NK))
+    return choices
+
+
+def _small(objects: LargestObjects) -> np.ndarray:
+    if objects.relative_area_NK is None:
+        return (objects.area_NK > 0) & (objects.area_NK < SMALL_BELOW)
+    return (objects.relative_area_NK > 0) & (objects.relative_area_NK < SMALL_BELOW / REFERENCE_AREA)
+
+
+def _hidden(objects: LargestObjects) -> np.ndarray:
+    hidden_NK = (objects.truncated_NK == 1) | (objects.occluded_NK == 1)
+    return hidden_NK if objects.covered_NK is None else hidden_NK | (objects.covered_NK > _COVERED_FROM)
+
+
+def _ranked(runs: Sequence[RunReport], condition: str) -> tuple[list[int], list[int]]:
+    """All rows that are wins, and all that are failures, the clearest first."""
+    last = runs[-1].conditions[condition]
+    gain_N, loss_N = net_named(last), cross_entropy(last)
+    better_N = worse_N = np.ones(len(gain_N), bool)
     if len(runs) > 1:
-        loss_N = loss_N - cross_entropy(runs[0].conditions[condition])
-        better_N, worse_N = loss_N < 0, loss_N > 0
-    order_N = np.argsort(loss_N, kind="stable")
-    num_examples = min(num_examples, len(order_N))
-    wins = order_N[better_N[order_N]][: (num_examples + 1) // 2]
-    failures = order_N[::-1][worse_N[order_N[::-1]]][: num_examples // 2]
-    return wins.tolist(), failures.tolist()
+        first = runs[0].conditions[condition]
+        net_N, first_net_N = gain_N, net_named(first)
+        gain_N, loss_N = net_N - first_net_N, loss_N - cross_entropy(first)
+        better_N = ((gain_N > 0) | ((gain_N == 0) & (loss_N < 0))) & (net_N >= 0)
+        worse_N = ((gain_N < 0) | ((gain_N == 0) & (loss_N > 0))) & (first_net_N >= 0)
+    wins_N, failures_N = np.lexsort((loss_N, -gain_N)), np.lexsort((-loss_N, gain_N))
+    return wins_N[better_N[wins_N]].tolist(), failures_N[worse_N[failures_N]].tolist()
+
+
+def net_named(predictions: Predictions) -> np.ndarray:
+    """Classes of each sample that are named rightly minus those named wrongly, at a score ≥ 0.5: int64 (N,)."""
+    named_NK = (predictions.logit_NK >= 0) & ~predictions.ignore_NK
+    right_NK = named_NK & (predictions.target_NK > 0)
+    return 2 * right_NK.sum(axis=1) - named_NK.sum(axis=1)
 
 
 def read_examples(
@@ -79,6 +158,9 @@ def read_examples(
     place_N = _places(rows, predictions, shard_set)
     shard_N = np.searchsorted(last_S, place_N, side="right")
     _, sample = shard_set.rows(shard_N, place_N - (last_S - shard_set.counts)[shard_N])
+    objects = AllSamples(shard_set).objects() if predictions.objects is not None else None
+    # The classes of the predictions may be some of those of the shards, in another order.
+    number = {name: index for index, name in enumerate(predictions.classes)}
     examples = []
     for position, row in enumerate(rows):
         name = shard_set.manifest.shards[shard_N[position]].name
@@ -87,7 +169,16 @@ def read_examples(
         if bank is not None:
             keep_mask_B1HW = bank.of_hashes(sample.key_hash_N[[position]], seed=origin.seed, epoch=0)
             keep_mask_HW = keep_mask_B1HW[0, 0].numpy()
-        examples.append(Example(row=row, image=Image.fromarray(decode(data)), keep_mask_HW=keep_mask_HW))
+        boxes = objects[int(place_N[position])].as_py() if objects is not None else ()
+        named = [(number.get(shard_set.classes[one["class_index"]]), one) for one in boxes if not one["difficult"]]
+        examples.append(
+            Example(
+                row=row,
+                image=Image.fromarray(decode(data)),
+                keep_mask_HW=keep_mask_HW,
+                boxes=tuple((index, tuple(one["box"])) for index, one in named if index is not None),
+            )
+        )
     return examples
 
 
@@ -146,6 +237,19 @@ def hide(image: Image.Image, keep_mask_HW: np.ndarray, mean: tuple[float, float,
     mask = Image.fromarray(np.uint8(keep_mask_HW > 0) * 255).resize(image.size, Image.Resampling.NEAREST)
     colour = (round(255 * mean[0]), round(255 * mean[1]), round(255 * mean[2]))
     return Image.composite(image, Image.new("RGB", image.size, colour), mask)
+
+
+def draw_boxes(example: Example, shows_K: np.ndarray) -> Image.Image:
+    """The picture with the boxes of some classes' objects."""
+    image = example.image.copy()
+    draw, width = ImageDraw.Draw(image), max(1, round(max(image.size) / 160))
+    for class_index, (left, top, across, down) in example.boxes:
+        if shows_K[class_index]:
+            right, bottom = left + max(across, 1) - 1, top + max(down, 1) - 1
+            for colour, wider in (("black", 2 * width), (_BOX, width)):  # around the object, hiding none of it
+                box = (left - wider, top - wider, right + wider, bottom + wider)
+                draw.rectangle(box, outline=colour, width=width)
+    return image
 
 
 def answer(predictions: Predictions, row: int) -> list[tuple[str, float, str]]:

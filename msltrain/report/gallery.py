@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from msldata.contract.keepmask import resize_nearest
 from msldata.errors import UserError
 from msldata.pages.html import picture
 from msltrain.pages.svg import style_name
-from msltrain.report.examples import Example, answer, cross_entropy, hide
+from msltrain.report.examples import Choice, Example, answer, cross_entropy, draw_boxes, hide, net_named
 from msltrain.report.open_runs import WHOLE, RunReport, describe_condition
 from msltrain.runs.checkpoint import open_checkpoint, read_meta
 from msltrain.use.overlay import paint
@@ -102,14 +102,18 @@ class Group:
     kind: str
     """``win`` or ``failure``."""
     examples: list[Shown]
+    condition: str
+    """Under which they were chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """The chosen images of one condition."""
+    """The chosen images of one condition, and of whole images."""
 
     condition: str
     groups: list[Group]
+    seen: list[Group] = field(default_factory=list)
+    """Objects that one model names and another does not, although nothing is hidden."""
     missing: str = ""
     """What cannot be shown, and why; empty: nothing is missing."""
 
@@ -125,7 +129,12 @@ class Gallery:
 
 
 def show_examples(
-    runs: Sequence[RunReport], condition: str, wins: Sequence[Example], failures: Sequence[Example], missing: str = ""
+    runs: Sequence[RunReport],
+    condition: str,
+    wins: Sequence[Example],
+    failures: Sequence[Example],
+    seen: Sequence[tuple[Choice, Sequence[Example]]] = (),
+    missing: str = "",
 ) -> Gallery:
     """Everything the page says about its examples.
 
@@ -133,6 +142,7 @@ def show_examples(
         runs: of the report.
         condition: under which the examples were chosen.
         wins, failures: the examples.
+        seen: those on whole images.
         missing: what is known already to be missing.
     """
     first, last = runs[0].name, runs[-1].name
@@ -147,11 +157,34 @@ def show_examples(
         looked = f"Where it looked is not drawn for {lost}: the weights are not here."
         missing = " ".join(filter(None, (missing, looked)))
     groups = [
-        Group(title=title, kind=kind, examples=[_show(example, runs, condition, predictors) for example in examples])
+        Group(
+            title=title,
+            kind=kind,
+            examples=[_show(example, runs, condition, predictors) for example in examples],
+            condition=condition,
+        )
         for (kind, title), examples in zip(titles, (wins, failures), strict=True)
         if examples
     ]
-    return Gallery(condition=condition, groups=groups, missing=missing)
+    groups_seen = [
+        Group(
+            title=choice.title,
+            kind=choice.kind,
+            examples=[
+                replace(shown, remarks=f"in boxes: {_names(runs[0], choice.shows_NK[example.row])}; {shown.remarks}")
+                for example in examples
+                for boxed in (draw_boxes(example, choice.shows_NK[example.row]),)
+                for shown in (_show(replace(example, image=boxed), runs, WHOLE, ()),)
+            ],
+            condition=WHOLE,
+        )
+        for choice, examples in seen
+    ]
+    return Gallery(condition=condition, groups=groups, seen=groups_seen, missing=missing)
+
+
+def _names(run: RunReport, shows_K: np.ndarray) -> str:
+    return ", ".join(name for name, shown in zip(run.clean.classes, shows_K, strict=True) if shown)
 
 
 def to_json(gallery: Gallery, runs: Sequence[RunReport]) -> list[dict[str, Any]]:
@@ -161,20 +194,22 @@ def to_json(gallery: Gallery, runs: Sequence[RunReport]) -> list[dict[str, Any]]
         {
             "key": shown.key,
             "group": group.kind,
-            "condition": gallery.condition,
+            "condition": group.condition,
+            "title": group.title,
             "models": [
                 {
                     "name": run.name,
-                    "cross_entropy": float(cross_entropy(run.conditions[gallery.condition])[rows[shown.key]]),
+                    "cross_entropy": float(cross_entropy(run.conditions[group.condition])[rows[shown.key]]),
+                    "right_minus_wrong": int(net_named(run.conditions[group.condition])[rows[shown.key]]),
                     "top3": {
                         condition: answer(run.conditions[condition], rows[shown.key])
-                        for condition in dict.fromkeys((WHOLE, gallery.condition))
+                        for condition in dict.fromkeys((WHOLE, group.condition))
                     },
                 }
                 for run in runs
             ],
         }
-        for group in gallery.groups
+        for group in (*gallery.groups, *gallery.seen)
         for shown in group.examples
     ]
 
@@ -184,8 +219,10 @@ def _show(example: Example, runs: Sequence[RunReport], condition: str, predictor
     truth = [name for name, positive in zip(clean.classes, clean.target_NK[row], strict=True) if positive]
     ignored = [name for name, flag in zip(clean.classes, clean.ignore_NK[row], strict=True) if flag]
     shows = ", ".join(truth) or "none of the classes"
+    nets = [f"{run.name} {net_named(run.conditions[condition])[row]:+d}".replace("-", "−") for run in runs]
     losses = [f"{run.name} {cross_entropy(run.conditions[condition])[row]:.2f}" for run in runs]
     remarks = [f"not counted: {', '.join(ignored)}"] if ignored else []
+    remarks.append(f"rightly minus wrongly named {', '.join(nets)}")
     remarks.append(f"cross-entropy {', '.join(losses)}")
     hidden, masked = 0.0, example.image
     if example.keep_mask_HW is not None:
@@ -238,7 +275,7 @@ def _maps(
     predictors: Sequence[Predictor | None],
 ) -> list[Map]:
     """Where each model that can be asked sees the class on which the first and the last run differ most."""
-    if condition != WHOLE and example.keep_mask_HW is None:
+    if not predictors or (condition != WHOLE and example.keep_mask_HW is None):
         return []
     k = _telling_class(runs, condition, example.row)
     photo = masked.copy()

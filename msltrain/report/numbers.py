@@ -111,7 +111,7 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
                 origin=found.origin,
                 metrics=found.metrics,
                 strata=found.strata,
-                size_note=found.size_note,
+                strata_note=found.strata_note,
                 intervals={"mAP": interval_around(value, value_R)},
             )
             if number == 0:

@@ -24,7 +24,7 @@ from msltrain.report import gallery as galleries
 from msltrain.report import tables
 from msltrain.report.classcurves import NUM_OPEN, class_curves
 from msltrain.report.cooccurrence import FEW_IMAGES
-from msltrain.report.examples import choose, find_keep_masks, read_examples
+from msltrain.report.examples import NUM_SEEN_GROUPS, choose, choose_seen, find_keep_masks, read_examples
 from msltrain.report.finding import Finding, find
 from msltrain.report.gallery import Gallery
 from msltrain.report.heatmap import cooccurrence_maps, scale, size_of
@@ -107,7 +107,8 @@ def describe_environment() -> dict[str, str]:
 def _gallery(runs: Sequence[RunReport], shards: str | Path, num_examples: int) -> Gallery:
     hardest = list(runs[0].conditions)[-1]
     wins, failures = choose(runs, hardest, num_examples)
-    if not wins and not failures:
+    choices = choose_seen(runs, num_examples // NUM_SEEN_GROUPS)
+    if not wins and not failures and not choices:
         return Gallery(condition=hardest, groups=[])
     keep_masks = find_keep_masks(runs[0], hardest)
     missing = ""
@@ -118,7 +119,9 @@ def _gallery(runs: Sequence[RunReport], shards: str | Path, num_examples: int) -
             "picture behind them can be shown; --keep-masks DIR says where they are."
         )
     shown = read_examples([*wins, *failures], runs[0].conditions[hardest], shards, keep_masks)
-    return galleries.show_examples(runs, hardest, shown[: len(wins)], shown[len(wins) :], missing)
+    whole = iter(read_examples([row for choice in choices for row in choice.rows], runs[0].clean, shards))
+    seen = [(choice, [next(whole) for _ in choice.rows]) for choice in choices]
+    return galleries.show_examples(runs, hardest, shown[: len(wins)], shown[len(wins) :], seen, missing)
 
 
 def _subject(numbers: Numbers) -> str:
@@ -168,7 +171,7 @@ def _to_html(
         hiding=hiding_plot(numbers),
         measures=tables.measures_table(numbers),
         strata=tables.strata_table(numbers),
-        size_note=numbers.measured[0][WHOLE].size_note,
+        strata_note=numbers.measured[0][WHOLE].strata_note,
         curves=curves,
         curve_styles=[style_name(styles[model]) for model in curves.models] if curves else [],
         curve_plots=study_plots(curves, styles) if curves else [],

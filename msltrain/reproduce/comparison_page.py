@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from msldata.pages.html import render
 from msltrain.grids.plan import BEST, WHOLE
@@ -11,14 +11,15 @@ from msltrain.grids.results import CURVE_MEASURES, CurvePoint, OverSeeds
 from msltrain.measures.metrics import SUMMARY
 from msltrain.pages.svg import Line, Plot, model_styles, style_name
 from msltrain.pages.tables import Cell, Group, Row, Table, as_markdown
-from msltrain.pages.text import markdown, markdown_list, percent
+from msltrain.pages.text import markdown, markdown_list, percent, points
 from msltrain.recipes.ablations import what_it_varies
 from msltrain.reproduce.content import Content, GridContent, RowContent, TableContent, beside_mean, hidden
-from msltrain.reproduce.published_numbers import ERRATA, FIGURE3_HOLE_FRACTION, SOURCES, Published
+from msltrain.reproduce.published_numbers import ERRATA, FIGURE3_HOLE_FRACTION, PAPER, SOURCES, Published
 from msltrain.robustness.figure import holes_plot
 
 _MODELS = ("Baseline", "MSL")
 """Of every grid with curves: they have the colours that they have on the other pages."""
+_PICTURES = "Photographs with what both say to them, as in the paper's Figures 2, 4 and 5, are beside this page in"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class GridShown:
     """The points of the plots."""
     settings: list[tuple[str, str]]
     """Row → what it changes against MSL."""
+    pictures: str
+    """Name of the page with pictures; empty where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ def to_html(content: Content) -> str:
         tables=[_show(table, content.errata) for table in content.tables],
         remarks=[ERRATA[name] for name in content.errata],
         sources=_sources(": ", "; "),
+        pictures=_PICTURES,
         figure3=f"{100 * FIGURE3_HOLE_FRACTION:.1f}",
         best=BEST,
     )
@@ -87,6 +91,7 @@ def to_markdown(content: Content) -> str:
             blocks.append(as_markdown(grid.rates, group="row") if grid.rates else "")
             blocks += [as_markdown(curve) for curve in grid.curves]
             blocks.append(f"Published end points: {grid.end_points}." if grid.end_points else "")
+            blocks.append(f"{_PICTURES} {markdown(grid.pictures)}." if grid.pictures else "")
     if content.errata:
         remarks = [f"{number}. {markdown(ERRATA[name])}" for number, name in enumerate(content.errata, 1)]
         blocks += ["## Remarks", "\n".join(remarks)]
@@ -113,7 +118,9 @@ def _show(content: TableContent, errata: Sequence[str]) -> TableShown:
 
 def _show_grid(grid: GridContent, errata: Sequence[str]) -> GridShown:
     styles = model_styles(grid.curves, known=_MODELS)
-    shared = [(row.name, f"the same run as {row.run}") for row in grid.rows if row.run != f"{grid.name}/{row.name}"]
+    shared = [
+        (row.name, f"the same run as {row.run}") for row in grid.rows if row.run not in ("", f"{grid.name}/{row.name}")
+    ]
     ends = (f"{measure} {low} for the baseline, {high} for MSL" for measure, (low, high) in grid.end_points.items())
     return GridShown(
         title=what_it_varies(grid.name).partition(":")[0],
@@ -125,6 +132,7 @@ def _show_grid(grid: GridContent, errata: Sequence[str]) -> GridShown:
         rates=_rates(grid, errata) if grid.has_rates else None,
         curves=[_curve(grid, measure) for measure in CURVE_MEASURES] if grid.curves else [],
         settings=[(row.name, _changes(row)) for row in grid.rows if row.changes] + shared,
+        pictures=grid.pictures,
     )
 
 
@@ -133,9 +141,14 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> Table:
     for condition, hole_fraction in grid.conditions.items():
         rows = []
         for row in grid.rows:
+            if not row.run and condition != WHOLE:
+                continue
             published = {one.source: one for one in row.published} if condition == WHOLE else {}
-            cells = [_spread(row.spread(checkpoint, condition), grid.num_seeds) for checkpoint in grid.checkpoints]
-            cells += [_published(published.get(source), "mAP", errata) for source in grid.sources]
+            cells: list[Cell] = [_ours(row, checkpoint, condition, grid.num_seeds) for checkpoint in grid.checkpoints]
+            for source in grid.sources:
+                cell = _published(published.get(source), "mAP", errata)
+                difference = _difference(row, grid.checkpoints[0], published.get(source), "mAP")
+                cells.append(replace(cell, note=difference) if source == PAPER else cell)
             rows.append(Row(name=row.name, cells=cells))
         groups.append(Group(title=hidden(condition, hole_fraction), rows=rows))
     return Table(name="Row", columns=[*grid.checkpoints, *grid.sources], groups=groups, style="rows")
@@ -143,15 +156,25 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> Table:
 
 def _rates(grid: GridContent, errata: Sequence[str]) -> Table:
     """The seven measures on whole images, because a source has them."""
-    groups = []
+    groups, others = [], []
     for row in grid.rows:
+        if not row.run:
+            [one] = row.published
+            if len(one.values) > 1:
+                others.append(Row(name=row.name, cells=[_published(one, measure, errata) for measure in SUMMARY]))
+            continue
         rows = []
         for checkpoint in grid.checkpoints:
             means = [percent(row.spread(checkpoint, WHOLE, measure).mean) for measure in SUMMARY]
             rows.append(Row(name=checkpoint, cells=means))
         for one in row.published:
             rows.append(Row(name=one.source, cells=[_published(one, measure, errata) for measure in SUMMARY]))
+            if one.source == PAPER:
+                cells = [_difference(row, grid.checkpoints[0], one, measure) for measure in SUMMARY]
+                rows.append(Row(name=_minus_paper(grid), cells=cells))
         groups.append(Group(title=row.name, rows=rows))
+    if others:
+        groups.append(Group(title="Other methods, as the paper prints them", rows=others))
     return Table(name="Of", columns=SUMMARY, groups=groups, style="rows measures")
 
 
@@ -159,8 +182,8 @@ def _curve(grid: GridContent, measure: str) -> Table:
     first = next(iter(grid.curves.values()))
     names = [f"{point.condition.removeprefix('irregular-')} ({percent(point.hole_fraction)})" for point in first]
     rows = [
-        Row(name=model, cells=[_spread(point.spreads[measure], grid.num_seeds) for point in points])
-        for model, points in grid.curves.items()
+        Row(name=model, cells=[_spread(point.spreads[measure], grid.num_seeds) for point in curve])
+        for model, curve in grid.curves.items()
     ]
     return Table(name=f"{measure} by holes (mean % hidden)", columns=names, groups=[Group(rows=rows)])
 
@@ -172,8 +195,8 @@ def _changes(row: RowContent) -> str:
 def _plot(grid: GridContent, measure: str) -> Plot:
     styles = model_styles(grid.curves, known=_MODELS)
     lines = []
-    for model, points in grid.curves.items():
-        shown = [point for point in points if point.on_curve]
+    for model, curve in grid.curves.items():
+        shown = [point for point in curve if point.on_curve]
         means = [100 * (point.spreads[measure].mean or 0.0) for point in shown]
         lines.append(
             Line(
@@ -199,6 +222,22 @@ def _whiskers(points: Sequence[CurvePoint], means: Sequence[float], measure: str
         for mean, deviation in zip(means, deviations)
         if deviation is not None
     ]
+
+
+def _minus_paper(grid: GridContent) -> str:
+    return f"{grid.checkpoints[0]} − {PAPER}"
+
+
+def _difference(row: RowContent, checkpoint: str, paper: Published | None, measure: str) -> str:
+    """Ours minus the paper's, in points; empty without one of them."""
+    mean = row.spread(checkpoint, WHOLE, measure).mean
+    if mean is None or paper is None or measure not in paper.values:
+        return ""
+    return points(mean - paper.values[measure] / 100)
+
+
+def _ours(row: RowContent, checkpoint: str, condition: str, num_seeds: int) -> Cell:
+    return _spread(row.spread(checkpoint, condition), num_seeds) if row.run else Cell(text="")
 
 
 def _spread(spread: OverSeeds, num_seeds: int) -> Cell:

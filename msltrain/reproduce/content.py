@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msltrain.grids.plan import WHOLE, DataPlaces, Run, make_plan
+from msltrain.grids.plan import WHOLE
 from msltrain.grids.results import CurvePoint, Measures, OverSeeds, curves_of, measures_of
 from msltrain.grids.run import GridRun
 from msltrain.measures.metrics import SUMMARY
 from msltrain.pages.text import counted, percent
-from msltrain.recipes.ablations import GRIDS
+from msltrain.recipes.ablations import reference_row
 from msltrain.reproduce.paper_tables import PaperTable
-from msltrain.reproduce.published_numbers import ERRATA, FIGURE3, PUBLISHED, Published
+from msltrain.reproduce.published_numbers import ERRATA, FIGURE3, PUBLISHED, Published, other_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class RowContent:
 
     name: str
     run: str
-    """The run behind it, which other rows may share."""
+    """The run behind it, which other rows may share; empty where others alone have a number."""
     measures: Mapping[str, Mapping[str, Measures]]
     """By checkpoint and condition; what is missing is absent."""
     published: tuple[Published, ...]
@@ -52,6 +52,8 @@ class GridContent:
     """By model; empty where none are drawn or finished."""
     end_points: Mapping[str, tuple[float, float]]
     """Published ends of the curves (baseline, MSL), percent, by measure."""
+    pictures: str
+    """Name of the page with what the baseline and MSL say to single photographs; empty where there is none."""
 
     @property
     def sources(self) -> list[str]:
@@ -120,14 +122,21 @@ class Content:
         return [name for name in ERRATA if name in named]
 
 
-def gather_tables(grid: GridRun, tables: Sequence[PaperTable]) -> tuple[TableContent, ...]:
-    """The numbers that are there. Raises UserError where a file is not what it should be."""
+def gather_tables(grid: GridRun, tables: Sequence[PaperTable], pictures: Mapping[str, str]) -> tuple[TableContent, ...]:
+    """The numbers that are there.
+
+    Args:
+        grid: all runs.
+        tables: to fill.
+        pictures: names of the pages with pictures, by grid.
+
+    Raises:
+        UserError: a file is not what it should be.
+    """
     measured = {run.name: measures_of(run, grid.out, grid.plan.seeds) for run in grid.plan.runs}
-    # At another scale two rows may be one run; what was published belongs to the rows.
-    published = make_plan(tuple(GRIDS), seeds=(), places=DataPlaces(test_masks=())).grids
     return tuple(
         TableContent(
-            table=table, grids=tuple(_grid(grid, table, name, measured, published[name]) for name in table.grids)
+            table=table, grids=tuple(_grid(grid, table, name, measured, pictures.get(name, "")) for name in table.grids)
         )
         for table in tables
     )
@@ -149,23 +158,25 @@ def gather_states(grid: GridRun, problems: Mapping[str, str]) -> tuple[RunState,
     return tuple(states)
 
 
-def _grid(
-    grid: GridRun, table: PaperTable, name: str, measured: Mapping[str, Any], published: Mapping[str, Run]
-) -> GridContent:
+def _grid(grid: GridRun, table: PaperTable, name: str, measured: Mapping[str, Any], pictures: str) -> GridContent:
     rows = grid.plan.grids[name]
-    reference = rows.get("msl")
     contents = []
     for row, run in rows.items():
-        nearest = reference or rows[f"{row.rpartition('-')[0]}-msl"]
+        nearest = rows[reference_row(rows, row)]
         contents.append(
             RowContent(
                 name=row,
                 run=run.name,
                 measures=measured[run.name],
-                published=PUBLISHED.get(published[row].name, ()),
+                published=PUBLISHED.get(f"{name}/{row}", ()),
                 changes=_changes(nearest.config, run.config),
             )
         )
+    if table.with_others:
+        contents += [
+            RowContent(name=printed, run="", measures={}, published=(one,), changes={})
+            for printed, one in other_rows(name).items()
+        ]
     conditions: dict[str, float | None] = {}
     for condition, _ in next(iter(rows.values())).test.conditions:
         found = [by[condition] for run in rows.values() for by in measured[run.name].values() if condition in by]
@@ -178,6 +189,7 @@ def _grid(
         rows=tuple(contents),
         curves=curves_of([study for study in grid.studies if study.grid == name]) if table.curves else {},
         end_points=FIGURE3.get(name, {}) if table.curves else {},
+        pictures=pictures,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msldata.storage import LocalStorage
-from msltrain.grids.needs import TEST, TRAIN, Need
+from msltrain.grids.needs import KEEP_MASKS, TEST, TRAIN, Need
 from msltrain.grids.plan import Plan
 from msltrain.grids.results import devices_of
 from msltrain.grids.run import GridRun
@@ -17,6 +17,7 @@ from msltrain.recipes.cost import NUM_SAMPLES
 from msltrain.reproduce.comparison_page import to_html, to_markdown
 from msltrain.reproduce.content import Content, gather_states, gather_tables, to_json
 from msltrain.reproduce.paper_tables import PaperTable
+from msltrain.reproduce.pictures import write_pictures
 from msltrain.reproduce.smoke import IMAGE_SIZE
 
 FULL, SMOKE = "full", "smoke"
@@ -36,7 +37,9 @@ def write_report(
     command: str,
     problems: Mapping[str, str],
 ) -> list[Path]:
-    """Write ``NAME.html``, ``NAME.md`` and ``NAME.json`` into the grid's folder; give their paths.
+    """Write ``NAME.html``, ``NAME.md`` and ``NAME.json`` into the grid's folder, beside them pages of pictures.
+
+    Gives the paths of all.
 
     Args:
         grid: what was run, or is to be.
@@ -48,6 +51,7 @@ def write_report(
         command: goes on with what is missing.
         problems: what went wrong, by name of the job.
     """
+    pictures = write_pictures(grid, tables, command)
     states = gather_states(grid, problems)
     num_seeds, num_runs = len(grid.plan.seeds), len(grid.plan.runs)
     unfinished = [state for state in states if state.state != "finished"]
@@ -57,7 +61,7 @@ def write_report(
         f"scale {scale}; {len(states) - len(unfinished)} of {len(states)} jobs are finished",
         headline=_headline(scale, bool(unfinished)),
         caveats=tuple(_caveats(grid, needs, scale, as_published)),
-        tables=gather_tables(grid, tables),
+        tables=gather_tables(grid, tables, {name: file.name for name, file in pictures.items()}),
         states=states,
         command=command,
     )
@@ -68,7 +72,7 @@ def write_report(
     }
     for file, text in files.items():
         LocalStorage(grid.out).put(file, text.encode())
-    return [grid.out / file for file in files]
+    return [*(grid.out / file for file in files), *pictures.values()]
 
 
 def _headline(scale: str, is_unfinished: bool) -> str:
@@ -97,7 +101,11 @@ def _caveats(grid: GridRun, needs: Sequence[Need], scale: str, as_published: boo
             "epochs with a cosine instead of 60 with steps, bf16, and 5 % of the training images held out for “best”."
         )
     for need in needs:
-        if need.manifest is None or need.role not in (TRAIN, TEST):
+        if need.manifest is None or need.role not in (TRAIN, TEST, KEEP_MASKS):
+            continue
+        if need.role == KEEP_MASKS:
+            if scale == FULL and need.manifest.options.get("order") != "official":
+                found.append(f"Other training keep masks than the official code's: {need.place}.")
             continue
         dataset, split, number = need.manifest.dataset, need.manifest.split, need.manifest.num_samples
         expected = NUM_SAMPLES.get((dataset, split))
@@ -113,8 +121,8 @@ def _caveats(grid: GridRun, needs: Sequence[Need], scale: str, as_published: boo
     if "cpu" in (devices := devices_of(plan, grid.out)):
         found.append(f"Trained on {', '.join(devices)}.")
     found.append(
-        "Published numbers are those of the same run in the paper's main results (Tables 1 and 2, Fig. 3). Our sources "
-        "hold none of the numbers of its ablation tables; where there is none, nothing is shown."
+        "Published numbers are those of the same row of the paper's table; a row without one is ours, or the paper "
+        "prints no such measure."
     )
     num_seeds = len(plan.seeds)
     found.append(

@@ -27,7 +27,8 @@ from msltrain.measures.predictions import (
     write_predictions,
 )
 from msltrain.robustness.boxes import ObjectBoxes
-from msltrain.robustness.hole_kinds import EPOCH, IRREGULAR, WHOLE, Holes, open_kind
+from msltrain.robustness.fillings import EPOCH, Filling
+from msltrain.robustness.hole_kinds import STORED, WHOLE, HoleRange, Holes, open_kind, open_stored
 from msltrain.robustness.partial_results import Stretch, Unfinished
 from msltrain.robustness.recalibrate import recalibrate_batchnorm
 from msltrain.robustness.study import Study
@@ -35,6 +36,7 @@ from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.places import predictions_file
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
+from msltrain.stream.keepmasks.open import AnyKeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.shardset import open_shard_set
 
@@ -87,18 +89,20 @@ class StudyModel:
     @cached_property
     def conditions(self) -> list[Holes]:
         """All but the whole images."""
-        return [
-            Holes(kind, range_, choose, self._boxes, self.samples.index_N)
-            for kind in self.study.kinds
-            for range_, choose in open_kind(
-                kind,
-                self.study.keep_masks,
-                shard_set=self.samples.shard_set,
-                stream=self.stream,
-                device=self.ranks.device,
-                seed=self.study.seed,
-            ).items()
-        ]
+        shard_set, stream, device, seed = self.samples.shard_set, self.stream, self.ranks.device, self.study.seed
+        found = []
+        for kind in self.study.kinds:
+            masks = open_kind(kind, lambda: self._stored, shard_set=shard_set, stream=stream, device=device, seed=seed)
+            filling = Filling(kind, shard_set, stream, device, seed)
+            found += [
+                Holes(kind, range_, choose, filling, self._boxes, self.samples.index_N)
+                for range_, choose in masks.items()
+            ]
+        return found
+
+    @cached_property
+    def _stored(self) -> dict[HoleRange, AnyKeepMasks]:
+        return open_stored(self.study.keep_masks, self.stream.image_size, self.ranks.device)
 
     @cached_property
     def _boxes(self) -> ObjectBoxes | None:
@@ -122,7 +126,7 @@ class StudyModel:
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
         """Of the stored keep masks; none where no kind takes them."""
-        return keep_mask_fingerprints(self.study.keep_masks) if IRREGULAR in self.study.kinds else ()
+        return keep_mask_fingerprints(self.study.keep_masks) if set(STORED) & set(self.study.kinds) else ()
 
     def _finished(self, names: Sequence[str]) -> dict[str, Predictions]:
         """The predictions that are there. Raises UserError: they are of another model, other data or other holes."""
@@ -134,7 +138,7 @@ class StudyModel:
             for what in _IDENTITY:
                 if getattr(there, what) != getattr(self.origin, what):
                     raise _other_study(file, what, getattr(there, what), getattr(self.origin, what))
-            if there.kind == IRREGULAR and there.keep_mask_fingerprints != self.fingerprints:
+            if there.kind in STORED and there.keep_mask_fingerprints != self.fingerprints:
                 raise _other_study(file, "fingerprint of keep masks", there.keep_mask_fingerprints, self.fingerprints)
             if there.skipped and self.stream.on_sample_error == "fail":
                 raise UserError(
@@ -212,6 +216,8 @@ class StudyModel:
             if name != WHOLE:
                 columns[f"{name}/hole_fraction"] = np.empty(0, np.float64)
                 columns[f"{name}/visible"] = np.empty((0, num_visible), np.float32)
+                shows = next(one for one in self.conditions if one.name == name).filling.shows_classes
+                columns[f"{name}/shown"] = np.empty((0, num_classes if shows else 0), bool)
         return Stretch(columns, {})
 
     def _assemble(self, name: str, everything: Stretch) -> Predictions:
@@ -228,10 +234,12 @@ class StudyModel:
             hole_range=(holes.range.low, holes.range.high),
             hole_fraction=float(columns[f"{name}/hole_fraction"][order_N].mean()),
         )
-        if holes.kind == IRREGULAR:
+        if holes.kind in STORED:
             origin = replace(origin, keep_masks=self.study.keep_masks, keep_mask_fingerprints=self.fingerprints)
         visible_NK = columns[f"{name}/visible"][order_N]
         predictions = self.samples.assemble(part, origin, everything.skipped)
+        if (shown_NK := columns[f"{name}/shown"][order_N]).shape[1]:  # the holes themselves show these classes
+            predictions = replace(predictions, ignore_NK=predictions.ignore_NK | shown_NK)
         return replace(predictions, visible_NK=visible_NK if visible_NK.shape[1] else None)
 
     def _masked_images(self) -> Iterable[Tensor]:
@@ -270,7 +278,12 @@ def _stretch(parts: Sequence[RankPart], holes: Sequence[Holes], *, whole: bool) 
         columns[f"{WHOLE}/logit"] = parts[0].logit_MK
     for one, part in zip(holes, parts[whole:], strict=True):
         columns[f"{one.name}/logit"] = part.logit_MK
-        columns[f"{one.name}/hole_fraction"], columns[f"{one.name}/visible"] = one.take_record()
+        hole_fraction, visible, shown = one.take_record()
+        columns |= {
+            f"{one.name}/hole_fraction": hole_fraction,
+            f"{one.name}/visible": visible,
+            f"{one.name}/shown": shown,
+        }
     return Stretch(columns, {})
 
 

@@ -5,7 +5,7 @@ B batch, H, W image size, K classes, M samples of this rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from msldata.errors import UserError
 from msltrain.robustness.boxes import ObjectBoxes
+from msltrain.robustness.fillings import EPOCH, FILLED, PASTED, Filling
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.open import AnyKeepMasks
@@ -25,11 +26,14 @@ from msltrain.stream.samples.shardset import ShardSet
 WHOLE = "whole"
 """The condition in which nothing is hidden."""
 IRREGULAR = "irregular"
-KINDS = (IRREGULAR, "patch", "box", "object")
+STORED = (IRREGULAR, *FILLED)
+"""Kinds that take the stored keep masks."""
+KINDS = (IRREGULAR, "patch", "box", "object", *FILLED, PASTED)
 """``irregular``: the stored keep masks of the folders that were named. ``patch``: squares of a grid. ``box``: one box.
-``object``: the box of one object of the image; its hole fraction is what that object takes."""
-EPOCH = 0
-"""Keep masks change with the epoch in training; a study always takes those of this one."""
+``object``: the box of one object of the image; its hole fraction is what that object takes. ``mean``, ``noise``,
+``blur``, ``image``: the holes of ``irregular``, filled with the image's mean colour, noise around it, the blurred image
+itself, or another image of the dataset. ``pasted``: the boxes of ``box``, filled with cut-outs of annotated objects of
+other images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,13 @@ _PATCHES_PER_SIDE = 14
 
 
 class Holes:
-    """Keep masks of one kind in one range, and a record of what they hid.
+    """Keep masks of one kind in one range, what shows in their holes, and a record of what they hid.
 
     Args:
         kind: of ``KINDS``.
         range_: of ``RANGES``.
         choose: the keep masks (B, 1, H, W) of a batch.
+        filling: what shows in the holes.
         boxes: where the objects are; None: unknown.
         index_N: int64 ascending, positions of all samples in the stored order.
     """
@@ -65,12 +70,13 @@ class Holes:
         kind: str,
         range_: HoleRange,
         choose: Callable[[Batch], Tensor],
+        filling: Filling,
         boxes: ObjectBoxes | None,
         index_N: np.ndarray,
     ):
-        self.kind, self.range = kind, range_
+        self.kind, self.range, self.filling = kind, range_, filling
         self._choose, self._boxes, self._index_N = choose, boxes, index_N
-        self._records: list[tuple[np.ndarray, np.ndarray]] = []
+        self._records: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     @property
     def name(self) -> str:
@@ -78,26 +84,51 @@ class Holes:
         return f"{self.kind}-{self.range.name}"
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The keep masks of a batch."""
+        """The images of a batch behind its keep masks."""
         keep_mask_B1HW = self._choose(batch)
         hole_fraction_B = 1 - keep_mask_B1HW.mean(dim=(1, 2, 3), dtype=torch.float64).cpu().numpy()
         visible_BK = np.empty((len(batch), 0), np.float32)
         if self._boxes is not None:
             place_B = np.searchsorted(self._index_N, batch.index_B)
             visible_BK = self._boxes.visible_shares(keep_mask_B1HW, place_B)
-        self._records.append((hole_fraction_B, visible_BK))
-        return keep_mask_B1HW
+        image_BCHW, shown_BK = self.filling.hide(batch, keep_mask_B1HW)
+        shown = np.empty((len(batch), 0), bool) if shown_BK is None else shown_BK.cpu().numpy()
+        self._records.append((hole_fraction_B, visible_BK, shown))
+        return image_BCHW
 
-    def take_record(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the batches since the last call met: hole fraction (M,), visible share (M, K; or 0 where unknown)."""
-        hole_fractions, visible = zip(*self._records, strict=True)
+    def take_record(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the batches since the last call met.
+
+        Returns:
+            Hole fraction (M,); visible share (M, K; or 0 where unknown); classes that show in the holes, bool (M, K; or
+            0 where none can).
+        """
+        hole_fractions, visible, shown = zip(*self._records, strict=True)
         self._records = []
-        return np.concatenate(hole_fractions), np.concatenate(visible)
+        return np.concatenate(hole_fractions), np.concatenate(visible), np.concatenate(shown)
+
+
+def open_stored(
+    keep_masks: Sequence[str | Path], image_size: int, device: torch.device
+) -> dict[HoleRange, AnyKeepMasks]:
+    """The stored keep masks by range, without the ranges that hold none.
+
+    Raises:
+        UserError: no folder, or no mask in any range.
+    """
+    bank = KeepMasks.open(keep_masks, image_size, device)
+    found: dict[HoleRange, AnyKeepMasks] = {}
+    for range_ in RANGES:
+        if (part := bank.within(range_.low, range_.high)) is not None:
+            found[range_] = part
+    if not found:
+        raise UserError(f"{', '.join(map(str, keep_masks))}: no keep mask has a hole fraction above 0")
+    return found
 
 
 def open_kind(
     kind: str,
-    keep_masks: Sequence[str | Path],
+    stored: Callable[[], Mapping[HoleRange, AnyKeepMasks]],
     *,
     shard_set: ShardSet,
     stream: StreamConfig,
@@ -110,30 +141,27 @@ def open_kind(
 
     Args:
         kind: of ``KINDS``.
-        keep_masks: folders of held-out keep masks, for ``irregular``.
+        stored: gives the held-out keep masks, see ``open_stored``; asked by kinds of ``STORED``.
         shard_set, stream: what the loader of the batches is given.
 
     Raises:
         UserError: an unknown kind, no folder or no mask in any range, or no objects to hide.
     """
     size = stream.image_size
-    masks: dict[HoleRange, AnyKeepMasks]
-    if kind == IRREGULAR:
-        bank = KeepMasks.open(keep_masks, size, device)
-        masks = {range_: part for range_ in RANGES if (part := bank.within(range_.low, range_.high)) is not None}
-        if not masks:
-            raise UserError(f"{', '.join(map(str, keep_masks))}: no keep mask has a hole fraction above 0")
+    masks: Mapping[HoleRange, AnyKeepMasks]
+    if kind in STORED:
+        masks = stored()
     elif kind == "patch":
         masks = {
             range_: PatchMasks(size, device, patch_size=_patch_size(size), hole_fraction=(range_.low + range_.high) / 2)
             for range_ in _BINS
         }
-    elif kind == "box":
+    elif kind in ("box", PASTED):
         masks = {range_: BoxMasks(size, device, hole_fraction=(range_.low + range_.high) / 2) for range_ in _BINS}
     elif kind == "object":
         masks = {OBJECT_RANGE: ObjectMasks(shard_set, size, device)}
     else:
-        raise UserError(f"no kind of keep mask is called '{kind}'; there are: {', '.join(KINDS)}")
+        raise UserError(f"no kind of hole is called '{kind}'; there are: {', '.join(KINDS)}")
     return {range_: _chooser(part, seed) for range_, part in masks.items()}
 
 

@@ -36,7 +36,7 @@ class Study:
     keep_masks: tuple[str, ...]
     """Held-out keep masks; those of training would flatter a model that was trained with them."""
     kinds: tuple[str, ...] = (IRREGULAR,)
-    """See ``holes.KINDS``."""
+    """See ``hole_kinds.KINDS``."""
     recalibration: Recalibration | None = None
     foreign: Foreign = field(default_factory=Foreign)
     seed: int = 0

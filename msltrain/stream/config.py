@@ -8,6 +8,8 @@ from typing import Literal
 
 from msldata.errors import UserError
 
+NO_CROP = (1.0, 1.0)
+"""Of ``StreamConfig.crop_scale``."""
 Fill = Literal["zero", "mean", "noise", "blur", "image", "object"]
 """What shows in a hole. zero: 0 after normalisation, as published: black, or the mean colour where ``stream.mean`` is
 subtracted. mean: the image's own mean colour. noise: noise around it, as strong as the image's contrast. blur: the
@@ -36,7 +38,8 @@ class StreamConfig:
     window: int = 16384
     """About how many samples are shuffled together; their shards (never fewer than one) are open at the same time."""
     crop_scale: tuple[float, float] = (0.7, 1.0)
-    """Share of the image's area that a training crop keeps, drawn uniformly from this range."""
+    """Share of the image's area that a training crop keeps, drawn uniformly from this range. 1: no crop, the whole
+    image is squashed to S×S, whatever ``crop_ratio`` says."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width / height of a training crop before it is squashed to S×S, drawn log-uniformly from this range."""
     flip_probability: float = 0.5

@@ -10,7 +10,7 @@ import pytest
 
 from msldata.contract.format import OBJECT_TYPE
 from msltrain.measures.predictions import LargestObjects, Origin, Predictions, largest_objects
-from msltrain.measures.strata import compute_strata, size_note
+from msltrain.measures.strata import compute_strata, strata_note
 
 
 def thing(class_index, area, *, difficult=False, truncated=None, occluded=None, crowd=False):
@@ -97,5 +97,5 @@ def test_sizes_relative_to_the_image_and_the_note_about_resized_shards():
         "crowded": 1,
         "not crowded": 1,
     }
-    assert size_note(predictions) == ""
-    assert "shorter=448" in size_note(replace(predictions, origin=Origin(resize="shorter=448")))
+    assert strata_note(predictions) == ""
+    assert "shorter=448" in strata_note(replace(predictions, origin=Origin(resize="shorter=448")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from msldata.build.shards import build_shards, plan_build
 from msldata.errors import BadInputError, UserError
 from msldata.sources.kinds import find_sources, open_source
 from msldata.storage import open_storage
+from msltrain.recipes import recipe
+from msltrain.stream.loader import Loader
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.integration.test_build_shards import read_samples
 
 ATTRIBUTES = [1, -1, 0, -1, 1, -1, -1, -1, -1, -1, -1, -1, -1, 0]
@@ -110,3 +114,37 @@ def test_missing_parts_are_named(tmp_path):
     (tmp_path / "Annotations" / "wider_attribute_trainval.json").write_text("[]")
     with pytest.raises(BadInputError, match="not WIDER-Attribute's annotations"):
         open_source("wider", tmp_path, "trainval")
+
+
+@pytest.mark.parametrize("recipe_name", ["msl-b-wider", "msl-v-wider-paper"])
+def test_training_shows_the_whole_of_a_tall_person(tmp_path, recipe_name):
+    """Red heads and blue feet at the ends of tall boxes are in every training image; about half are mirrored."""
+    people, image = [], Image.new("RGB", (700, 420))
+    for number, (width, height) in enumerate([(30, 400), (60, 300), (90, 180), (50, 100), (100, 200), (40, 80)]):
+        left = 5 + 110 * number
+        tenth = height // 10
+        image.paste((0, 200, 0), (left, 5, left + width, 5 + height))
+        image.paste((255, 0, 0), (left, 5, left + width, 5 + tenth))
+        image.paste((0, 0, 255), (left, 5 + height - tenth, left + width, 5 + height))
+        image.paste((0, 0, 0), (left, 5 + 3 * tenth, left + width // 3, 5 + 6 * tenth))
+        people.append({"attribute": ATTRIBUTES, "bbox": [left, 5, width, height]})
+    name = "train/0/all.jpg"
+    (tmp_path / "Image" / name).parent.mkdir(parents=True)
+    image.save(tmp_path / "Image" / name, "JPEG", quality=100, subsampling=0)
+    content = {"images": [{"file_name": name, "scene_id": 0, "targets": people}]}
+    (tmp_path / "wider_attribute_trainval.json").write_text(json.dumps(content))
+    plan = plan_build(open_source("wider", tmp_path, "trainval"))
+    build_shards(plan, open_storage(tmp_path / "shards"), num_workers=1)
+
+    stream = replace(recipe(recipe_name).stream, image_size=40, batch_size=6, num_threads=1)
+    flipped = []
+    with Loader(open_shard_set(tmp_path / "shards"), stream, device="cpu", training=True) as loader:
+        for epoch in range(6):
+            loader.set_epoch(epoch)
+            (batch,) = loader
+            rows_B3HW = batch.image_BCHW * 0.5 + 0.5
+            red, green, blue = rows_B3HW.mean(dim=3).unbind(1)
+            assert (red[:, 0] > 0.9).all() and (green[:, 0] < 0.2).all()
+            assert (blue[:, -1] > 0.9).all() and (green[:, -1] < 0.2).all()
+            flipped += (rows_B3HW[:, 1, 18, 3] > 0.5).tolist()
+    assert 0 < sum(flipped) < len(flipped)

@@ -179,7 +179,7 @@ def test_another_grid_is_refused(story: Path, data: Path, tmp_path: Path, change
     ("arguments", "expected"),
     [
         (["ablate", "nothing"], "no grid 'nothing'; there are: loss-terms, "),
-        (["reproduce", "table-4"], "no table 'table-4'; there are: table-3, table-5, "),
+        (["reproduce", "table-0"], "no table 'table-0'; there are: table-1, table-2, "),
         (["ablate", "loss-terms", "--data", "x"], "say with --test what to measure on"),
         (["ablate", "loss-terms", "--out", "s3://bucket/grid"], "a grid needs a local folder"),
         (["ablate", "loss-terms", "--task", "0/2"], "expected I/N"),
@@ -204,7 +204,7 @@ def test_what_is_missing_is_listed_with_the_commands_that_make_it(tmp_path: Path
     monkeypatch.chdir(tmp_path)
     code, output = in_this_process(["reproduce", "table-6", "figure-3", "--shards", "my/shards"])
     assert code == 2
-    for place in ("voc2007/trainval", "voc2007/test", "coco2014/val", "masks/low", "heldout/high"):
+    for place in ("voc2007/trainval", "voc2007/test", "coco2014/val", "masks/official/low", "heldout/high"):
         assert f"my/shards/{place}: no finished dataset here" in output
     commands = [line.strip().partition("  #")[0] for line in output.partition("make it with:")[2].splitlines()]
     assert [command for command in commands if command] == [
@@ -212,12 +212,12 @@ def test_what_is_missing_is_listed_with_the_commands_that_make_it(tmp_path: Path
         "msl build-shards --dataset voc2007 --out my/shards",
         "msl download coco2014",
         "msl build-shards --dataset coco2014 --out my/shards",
-        "msl build-masks --threshold 0.5 --out my/shards/masks",
+        "msl build-masks --order official --out my/shards/masks/official",
         "msl build-masks --generate 3000 --seed 1 --out my/shards/heldout",
     ]
     assert list(tmp_path.iterdir()) == []
     code, output = in_this_process(["reproduce", "table-6", "--dry-run"])
-    hours = 3 * sum(RECIPES["msl-c-voc2007"].gpu_hours for _ in ("msl", "low", "both"))
+    hours = 3 * sum(RECIPES[f"msl-c-{data}"].gpu_hours for data in ("voc2007", "coco2014") for _ in range(3))
     assert code == 0 and f"9 trainings, about {hours:.2f} GPU-hours" in output
     assert "shards/voc2007/trainval  missing" in output and "First make what is missing" in output
 

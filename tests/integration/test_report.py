@@ -28,7 +28,16 @@ from msltrain.measures.predictions import (
 from msltrain.pages.svg import ticks
 from msltrain.pages.text import points
 from msltrain.report import RunReport, open_run, write_report
-from msltrain.report.examples import answer, choose, hide, read_examples
+from msltrain.report.examples import (
+    Example,
+    answer,
+    choose,
+    choose_seen,
+    draw_boxes,
+    hide,
+    net_named,
+    read_examples,
+)
 from msltrain.report.finding import find
 from msltrain.report.numbers import compute_numbers
 from msltrain.report.plots import by_epoch
@@ -325,6 +334,99 @@ def test_answers_by_hand():
     assert {verdict for _, _, verdict in answer(ignored, 0)} == {"not counted"}
 
 
+def test_a_picture_with_more_wrong_than_right_names_is_no_win():
+    """Against a model that names six classes wrongly, one right and five wrong was once the foremost win."""
+    target_NK = np.zeros((3, 7), np.uint8)
+    target_NK[:, 0] = 1
+    first = np.full((3, 7), -1, np.float32)
+    first[0] = [-9, 9, 9, 9, 9, 9, 9]
+    last = np.full((3, 7), -1, np.float32)
+    last[0] = [9, 9, 9, 9, 9, 9, -9]
+    last[1:, 0] = [1, 2]
+    base = run("First", 1.0, 1.0)
+    runs = [
+        replace(
+            base,
+            name=name,
+            clean=replace(
+                base.clean,
+                keys=("a", "b", "c"),
+                classes=tuple("tuvwxyz"),
+                logit_NK=logit_NK,
+                target_NK=target_NK,
+                ignore_NK=np.zeros((3, 7), bool),
+                objects=None,
+            ),
+            masked={},
+        )
+        for name, logit_NK in (("First", first), ("Last", last))
+    ]
+    assert net_named(runs[1].clean).tolist() == [-4, 1, 1]
+    assert choose(runs, "whole", 6) == ([2, 1], [])  # the surer one first
+    assert choose(runs[::-1], "whole", 6) == ([], [2])
+    assert choose(runs[1:], "whole", 6) == ([2, 1], [0])
+
+
+def test_objects_that_only_one_model_names_are_shown_where_nothing_is_hidden():
+    """Rows: a small one that the last names; a covered one that the first names; one in plain sight; both name it."""
+    shape = (4, 1)
+    unknown = np.full(shape, -1, np.int8)
+    objects = LargestObjects(
+        area_NK=np.full(shape, 9, np.float32),
+        relative_area_NK=np.float32([[0.001], [0.2], [0.2], [0.001]]),
+        truncated_NK=np.int8([[0], [0], [0], [1]]),
+        occluded_NK=unknown,
+        crowd_NK=unknown,
+        covered_NK=np.float32([[0], [0.3], [0.25], [0]]),
+    )
+    base = run("First", 1.0, 1.0)
+    runs = [
+        replace(
+            base,
+            name=name,
+            clean=replace(
+                base.clean,
+                keys=tuple("abcd"),
+                classes=("thing",),
+                logit_NK=np.float32(logit)[:, None],
+                target_NK=np.ones(shape, np.uint8),
+                ignore_NK=np.zeros(shape, bool),
+                objects=objects,
+            ),
+            masked={},
+        )
+        for name, logit in (("First", [-1, 1, -1, 1]), ("Last", [1, -1, 1, 1]))
+    ]
+    found = [(choice.title, choice.kind, choice.rows) for choice in choose_seen(runs, 2)]
+    assert found == [
+        ("Small objects that only Last names", "win", [0]),
+        ("Covered or cut-off objects that only First names", "failure", [1]),
+        ("Objects in plain sight that only Last names", "win", [2]),
+    ]
+    alone = [(choice.title, choice.rows) for choice in choose_seen(runs[1:], 2)]
+    assert alone == [
+        ("Small objects that Last names", [0, 3]),
+        ("Covered or cut-off objects that Last misses", [1]),
+        ("Objects in plain sight that Last names", [2]),
+    ]
+    without = [replace(each, clean=replace(each.clean, objects=None)) for each in runs]
+    assert choose_seen(runs, 0) == choose_seen(without, 2) == []
+
+
+def test_boxes_are_drawn_of_the_classes_in_question():
+    example = Example(
+        row=0,
+        image=Image.new("RGB", (160, 80), "white"),
+        keep_mask_HW=None,
+        boxes=((0, (10.0, 20.0, 40.0, 30.0)), (1, (100.0, 20.0, 40.0, 30.0))),
+    )
+    drawn = np.asarray(draw_boxes(example, np.array([True, False])))
+    assert (drawn[19, 10:50] == [255, 176, 0]).all() and (drawn[50, 10:50] == [255, 176, 0]).all()
+    assert (drawn[18, 10:50] == 0).all() and (drawn[51, 10:50] == 0).all()
+    assert (drawn[20:50, 10:50] == 255).all() and (drawn[:, 90:] == 255).all()
+    assert (np.asarray(example.image) == 255).all()
+
+
 def test_examples_show_both_sides(pair):
     better, worse = choose(pair, "high", 5)
     assert len({*better, *worse}) == 5
@@ -334,9 +436,17 @@ def test_examples_show_both_sides(pair):
         target_K, kept_K = each.clean.target_NK[row], ~each.clean.ignore_NK[row]
         return float(np.mean((np.log1p(np.exp(logit_K)) - logit_K * target_K)[kept_K]))
 
-    gains = [loss(pair[0], row) - loss(pair[1], row) for row in range(NUM_SAMPLES)]
-    assert better == sorted(range(NUM_SAMPLES), key=lambda row: -gains[row])[:3]
-    assert worse == sorted(range(NUM_SAMPLES), key=lambda row: gains[row])[:2]
+    def net(each: RunReport, row: int) -> int:
+        named_K = (each.masked["high"].logit_NK[row] >= 0) & ~each.clean.ignore_NK[row]
+        return sum(1 if each.clean.target_NK[row, k] else -1 for k in np.flatnonzero(named_K))
+
+    # Classes rightly minus wrongly named first, then cross-entropy; one that names more wrongly is no winner.
+    order = [
+        (net(pair[1], row) - net(pair[0], row), loss(pair[0], row) - loss(pair[1], row), row)
+        for row in range(NUM_SAMPLES)
+    ]
+    assert better == [row for gain in sorted(order, reverse=True) if net(pair[1], row := gain[2]) >= 0][:3]
+    assert worse == [row for gain in sorted(order) if net(pair[0], row := gain[2]) >= 0][:2]
     wins, failures = choose([pair[0], replace(pair[0], name="Copy")], "high", 5)
     assert wins == failures == []  # equal models: no picture is a win or a failure
 

@@ -24,8 +24,11 @@ from msltrain.reproduce.smoke import smoke_places, tiny
 from msltrain.reproduce.write_comparison import write_report
 from tests.tinydata import contents
 
-COMMAND = [sys.executable, "-u", "-m", "msltrain", "reproduce", "--scale", "smoke", "--out"]
-NUM_JOBS = 48
+NAMES = ("table-1", "table-3", "table-6", "figure-3")
+"""Some of each kind: with other methods' rows, with rows of ours, on two datasets, with curves."""
+CHOSEN = [TABLES[name] for name in NAMES]
+COMMAND = [sys.executable, "-u", "-m", "msltrain", "reproduce", *NAMES, "--scale", "smoke", "--out"]
+NUM_RUNS, NUM_JOBS = 13, 30
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +78,18 @@ def test_nothing_that_was_finished_is_done_again(smoke):
 def test_every_table_holds_every_row_of_its_grids(smoke):
     out, _, _ = smoke
     content = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert [table["table"] for table in content["tables"]] == list(TABLES)
+    assert [table["table"] for table in content["tables"]] == list(NAMES)
     runs = set()
     for table in content["tables"]:
         for grid in table["grids"]:
-            assert [row["row"] for row in grid["rows"]] == list(GRIDS[grid["grid"]](lambda config: config))
-            for row in grid["rows"]:
+            trained = [row for row in grid["rows"] if row["run"]]
+            assert [row["row"] for row in trained] == list(GRIDS[grid["grid"]](lambda config: config))
+            for row in trained:
                 runs.add(row["run"])
                 for checkpoint in ("last", "best"):
                     assert list(row["measured"][checkpoint]) == ["whole", "low", "high"]
                     assert set(row["measured"][checkpoint]["whole"]["mAP"]["by_seed"]) == {"0", "1"}
-    assert len(runs) == len(list((out / "runs").glob("*/*"))) == 22  # rows that are one run are trained once
+    assert len(runs) == len(list((out / "runs").glob("*/*"))) == NUM_RUNS  # rows that are one run are trained once
     assert all(job["state"] == "finished" for job in content["jobs"]) and len(content["jobs"]) == NUM_JOBS
 
 
@@ -96,7 +100,7 @@ def test_numbers_are_those_of_the_predictions(smoke):
     for table in content["tables"][:3]:
         for row in table["grids"][0]["rows"]:
             for checkpoint in ("last", "best"):
-                for condition, measured in row["measured"][checkpoint].items():
+                for condition, measured in row["measured"].get(checkpoint, {}).items():
                     files = [
                         out / "runs" / row["run"] / f"seed{seed}" / "predictions" / f"{checkpoint}-{condition}.parquet"
                         for seed in (0, 1)
@@ -131,6 +135,21 @@ def test_curves_are_those_of_the_predictions(smoke):
     assert voc["mAP"] == [67.9, 86.7] and coco["CF1"] == [48.4, 68.8]
 
 
+def test_the_papers_figures_of_photographs_are_pages_beside(smoke):
+    out, _, output = smoke
+    markdown = (out / "report.md").read_text(encoding="utf-8")
+    for grid in ("robustness-voc2007", "robustness-coco2014"):
+        page = (out / f"pictures-{grid}.html").read_text(encoding="utf-8")
+        assert f"pictures-{grid}.html" in markdown and f"pictures-{grid}.html" in output.replace("\n", "")
+        assert "Baseline beside MSL" in page
+        examples = json.loads((out / f"pictures-{grid}.json").read_text(encoding="utf-8"))["examples"]
+        assert 0 < page.count('class="example"') == len(examples) <= 24
+        for one in examples:
+            if one["condition"] == "high":
+                better = one["models"][1 if one["group"] == "win" else 0]
+                assert better["right_minus_wrong"] >= 0
+
+
 def test_published_numbers_stand_beside_with_their_errata(smoke):
     out, _, _ = smoke
     content = json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -139,17 +158,43 @@ def test_published_numbers_stand_beside_with_their_errata(smoke):
     assert {source: entry["values"]["mAP"] for source, entry in rows["baseline"].items()} == {
         "paper": 93.7, "CSRA": 95.2, "mmpretrain": 95.5
     }  # fmt: skip
-    assert rows["consistency"] == {} and rows["msl"]["paper"]["values"] == {"mAP": 96.1}
+    assert rows["matched-baseline"] == {}
+    assert rows["msl"]["paper"]["values"] == {"mAP": 96.1, "CR": 92.4, "CF1": 91.6}
+    others = {row["row"]: row for row in tables["table-1"]["grids"][0]["rows"] if not row["run"]}
+    assert len(others) == 15 and others["ASL"]["published"]["paper"]["values"] == {"mAP": 94.6}
+    low = {row["row"]: row["published"] for row in tables["table-6"]["grids"][1]["rows"]}["low"]
+    assert low["paper"]["values"] == {"mAP": 85.1}
     coco = {row["row"]: row["published"] for row in tables["figure-3"]["grids"][1]["rows"]}
     assert coco["msl"]["paper"]["values"]["CF1"] == 80.4
     assert "82.6" in coco["msl"]["paper"]["errata"]["CF1"] and "84.3" in coco["msl"]["paper"]["errata"]["OF1"]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "<sup>" in page and "cannot be compared with the published ones" in page
-    # No network is pretrained at this scale, but what was published belongs to one of the rows only.
-    reading = {row["row"]: row for row in tables["table-8"]["grids"][0]["rows"]}
-    assert reading["pretrained-msl"]["run"] == reading["msl"]["run"] == "masked-autoencoder/msl"
-    assert reading["msl"]["published"] and not reading["pretrained-msl"]["published"]
-    assert "our reading" in tables["table-6"]["reading"] and "claim neither" in tables["table-8"]["reading"]
+    assert '<th scope="row">SSGRL (pre)</th><td></td><td></td><td class="published">95.0</td>' in page
+
+
+def test_each_row_shows_the_papers_number_ours_and_the_difference(smoke):
+    out, _, _ = smoke
+    content = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    page, markdown = (out / "report.html").read_text(encoding="utf-8"), (out / "report.md").read_text(encoding="utf-8")
+    rows = {row["row"]: row for row in content["tables"][1]["grids"][0]["rows"]}
+    for name in ("masked-branch", "consistency", "msl"):
+        ours, paper = rows[name]["measured"]["last"]["whole"], rows[name]["published"]["paper"]["values"]
+        differences = {rate: f"{100 * ours[rate]['mean'] - paper[rate]:+.1f}".replace("-", "−") for rate in paper}
+        assert f'<td class="published">{paper["mAP"]} <small>{differences["mAP"]}</small>' in page
+        assert f"| {paper['mAP']} {differences['mAP']} |" in markdown
+        assert all(f"<td>{difference}</td>" in page for difference in differences.values())
+        assert all(f"| {difference} |" in markdown for difference in differences.values())
+
+
+@pytest.mark.slow
+def test_all_grids_run_at_the_smoke_scale(tmp_path):
+    """``pytest -m slow tests/integration/test_reproduce.py``: three minutes on two cores."""
+    command = [word for word in COMMAND if word not in NAMES]
+    found = subprocess.run([*command, str(tmp_path / "all")], capture_output=True, text=True, timeout=1200)
+    assert found.returncode == 0, found.stderr + found.stdout
+    content = json.loads((tmp_path / "all" / "report.json").read_text(encoding="utf-8"))
+    assert [table["table"] for table in content["tables"]] == list(TABLES)
+    assert all(job["state"] == "finished" for job in content["jobs"])
 
 
 def test_an_unfinished_grid_has_a_page_too(smoke, tmp_path):
@@ -160,15 +205,15 @@ def test_an_unfinished_grid_has_a_page_too(smoke, tmp_path):
     shutil.rmtree(part / "runs/mask-subsets/low")
     (part / "curves/robustness-coco2014/seed0/curves.json").unlink()
     plan = make_plan(
-        [grid for table in TABLES.values() for grid in table.grids],
+        [grid for table in CHOSEN for grid in table.grids],
         seeds=(0, 1),
         places=smoke_places(part),
         adapt=tiny,
     )
     grid = open_grid(plan, part, curves=TABLES["figure-3"].grids)
-    html, markdown, data = write_report(
+    html, markdown, data, *pictures = write_report(
         grid,
-        list(TABLES.values()),
+        CHOSEN,
         find_needs(plan),
         name="report",
         title="Unfinished",
@@ -177,13 +222,14 @@ def test_an_unfinished_grid_has_a_page_too(smoke, tmp_path):
         command="msl reproduce --scale smoke",
         problems={"mask-subsets/low seed 0": "no memory"},
     )
+    assert [file.name for file in pictures] == ["pictures-robustness-voc2007.html", "pictures-robustness-coco2014.html"]
     page = html.read_text(encoding="utf-8")
     assert f"4 of {NUM_JOBS} jobs are not finished" in page and "<pre>msl reproduce --scale smoke</pre>" in page
     assert "mask-subsets/low seed 0</b> failed: no memory" in page
     assert '<th scope="row">low</th><td>–</td><td>–</td>' in page
     assert page.count("<small>(1 seed)</small>") >= 6  # msl, three conditions by two checkpoints
     assert "| low | – | – |" in markdown.read_text(encoding="utf-8")
-    rows = {row["row"]: row for row in json.loads(data.read_text())["tables"][0]["grids"][0]["rows"]}
+    rows = {row["row"]: row for row in json.loads(data.read_text())["tables"][1]["grids"][0]["rows"]}
     assert set(rows["msl"]["measured"]["last"]["whole"]["mAP"]["by_seed"]) == {"0"}
     assert rows["msl"]["measured"]["last"]["whole"]["mAP"]["std"] is None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from typer.testing import CliRunner
 
 from msldata.errors import UserError
@@ -26,8 +27,14 @@ from msltrain.measures.predictions import read_predictions
 from msltrain.robustness.conditions import UNFINISHED, StudyModel
 from msltrain.robustness.curves import compute_curves, pooled_visibility
 from msltrain.robustness.figure import robustness_markdown, write_robustness
+from msltrain.robustness.fillings import Filling
+from msltrain.robustness.hole_kinds import KINDS
 from msltrain.robustness.run import Recalibration, Study, run_study
 from msltrain.runs.checkpoint import load_recogniser
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.keepmasks.donors import Donors
+from msltrain.stream.loader import Loader
+from msltrain.stream.samples.shardset import open_shard_set
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
@@ -127,6 +134,60 @@ def test_drawn_kinds_need_no_stored_masks(place):
     curves = compute_curves(found)
     assert curves.kinds == ["patch", "box", "object"]
     assert len([area for area in curves.areas if area.model == "One"]) == 3
+
+
+def test_filled_holes_are_the_irregular_ones_and_pasted_objects_the_boxes(place, found):
+    kinds = ("mean", "noise", "blur", "image", "box", "pasted")
+    filled = run_study(study(place, kinds=kinds), place / "filled", batch_size=4, device="cpu")
+    black, one = found["One"], filled["One"]
+    for kind in kinds[:4]:
+        for name in ("00-10", "50-60", "high"):
+            mine, other = one[f"{kind}-{name}"], black[f"irregular-{name}"]
+            assert mine.origin.hole_fraction == other.origin.hole_fraction and mine.origin.kind == kind
+            assert mine.origin.keep_mask_fingerprints == other.origin.keep_mask_fingerprints != ()
+            np.testing.assert_array_equal(mine.visible_NK, other.visible_NK)
+            assert np.abs(mine.logit_NK - other.logit_NK).max() > 1e-4
+    for name in ("00-10", "50-60"):
+        assert one[f"pasted-{name}"].origin.hole_fraction == one[f"box-{name}"].origin.hole_fraction
+        assert one[f"pasted-{name}"].origin.keep_masks == ()
+        np.testing.assert_array_equal(one[f"pasted-{name}"].visible_NK, one[f"box-{name}"].visible_NK)
+    # What the holes show themselves counts nowhere, the same pairs for every model.
+    whole = one["whole"]
+    np.testing.assert_array_equal(one["mean-high"].ignore_NK, whole.ignore_NK)
+    for name in ("image-high", "pasted-50-60"):
+        assert (one[name].ignore_NK >= whole.ignore_NK).all() and (one[name].ignore_NK != whole.ignore_NK).any()
+        np.testing.assert_array_equal(filled["Two"][name].ignore_NK, one[name].ignore_NK)
+    assert compute_curves(filled).kinds == list(kinds)
+
+
+def test_what_shows_in_the_holes(place):
+    shard_set = open_shard_set(place / "shards")
+    stream = StreamConfig(image_size=32, batch_size=4, num_threads=1)
+    keep_mask_B1HW = torch.ones(4, 1, 32, 32)
+    keep_mask_B1HW[:, :, 4:20, 8:16] = 0
+    with Loader(shard_set, stream, device="cpu", training=False) as loader:
+        batch = next(iter(loader))
+        image_BCHW, hole_BHW = batch.image_BCHW, keep_mask_B1HW[:, 0] == 0
+        for kind in KINDS:
+            filling = Filling(kind, shard_set, stream, torch.device("cpu"), 0)
+            seen_BCHW, shown_BK = filling.hide(batch, keep_mask_B1HW)
+            kept = keep_mask_B1HW.expand_as(image_BCHW) == 1
+            torch.testing.assert_close(seen_BCHW[kept], image_BCHW[kept])
+            assert (shown_BK is not None) == filling.shows_classes == (kind in ("image", "pasted"))
+            for seen_CHW, image_CHW, hole_HW in zip(seen_BCHW, image_BCHW, hole_BHW, strict=True):
+                inside_CP = seen_CHW[:, hole_HW]
+                if kind == "mean":
+                    torch.testing.assert_close(inside_CP, image_CHW.mean(dim=(1, 2))[:, None].expand_as(inside_CP))
+                elif kind in ("irregular", "patch", "box", "object"):
+                    assert (inside_CP == 0).all()
+                else:
+                    assert inside_CP.std() > 0.01 and not torch.equal(inside_CP, image_CHW[:, hole_HW])
+            if kind == "pasted":  # each object is the upper left quarter of its image; all of it lies in the box
+                donors = Donors("object", shard_set, stream, "cpu")
+                cut_out_BCHW, classes_BK = donors.filling(batch.key_hash_B, seed=0, epoch=0)
+                assert torch.equal(shown_BK, classes_BK)
+                fitted_BCHW = F.interpolate(cut_out_BCHW, (16, 8), mode="bilinear", antialias=True)
+                torch.testing.assert_close(seen_BCHW[:, :, 4:20, 8:16], fitted_BCHW)
 
 
 def test_finished_models_are_kept_and_missing_ones_run(place, found, monkeypatch):
@@ -282,7 +343,7 @@ def test_only_open_conditions_of_a_model_run_and_the_images_are_decoded_once_for
     original = AllSamples.steps
 
     def watch(self, views_, *rest):
-        views.append([getattr(view.keep_masks, "name", "whole") for view in views_])
+        views.append([getattr(view.hide, "name", "whole") for view in views_])
         return original(self, views_, *rest)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -45,6 +45,11 @@ def test_equals_the_algorithm_written_for_one_image():
     assert found.tolist() == expected and found.dtype == np.int64
 
 
+def test_a_scale_of_one_is_no_crop_whatever_the_shape():
+    found = crops([f"k{number}" for number in range(len(SIZES))], SIZES, scale=(1.0, 1.0))
+    assert found.tolist() == [[0, 0, height, width] for width, height in SIZES]
+
+
 def test_distribution_is_torchvisions():
     torch = pytest.importorskip("torch")
     from torchvision.transforms import RandomResizedCrop

@@ -13,6 +13,7 @@ import msltrain.stream.config
 from msldata.errors import UserError
 from msltrain.config import LossConfig, TrainConfig, differences, from_json, override, to_json
 from msltrain.recipes import RECIPES, recipe
+from msltrain.stream.config import NO_CROP
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -67,7 +68,7 @@ def test_overrides_of_one_section_are_judged_together():
         ("run.amp=1", "run.amp: expected true or false"),
         ("model.head=mlp", "'mlp' is not one of csra, mean, max"),
         ("model.num_heads=3", "model.num_heads: 3 is not 1, 2, 4, 6 or 8"),
-        ("stream.mean=0.5", "expected 3 values, found 1"),
+        ("stream.mean=0.5,0.5", "expected 3 values, found 2"),
         ("optim.lr=-1", "optim.lr: -1.0 is not above 0"),
         ("optim.lr=nan", "optim.lr: nan is not above 0"),
     ],
@@ -76,6 +77,12 @@ def test_a_wrong_override_says_what_is_possible(assignment: str, words: str):
     with pytest.raises(UserError) as caught:
         override(recipe("smoke"), [assignment])
     assert words in str(caught.value)
+
+
+def test_one_value_stands_for_all_of_a_fixed_number():
+    config = override(recipe("msl-c-voc2007"), ["stream.crop_scale=1", "stream.mean=0.5", "data.keep_masks=one"])
+    assert (config.stream.crop_scale, config.stream.mean) == (NO_CROP, (0.5, 0.5, 0.5))
+    assert config.data.keep_masks == ("one",)
 
 
 def test_a_damaged_config_file_is_named():

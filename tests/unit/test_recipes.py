@@ -9,9 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from msltrain.config import differences, from_json, to_json
 from msltrain.recipes import RECIPES, recipe
-from msltrain.recipes.ablations import GRIDS
+from msltrain.recipes.ablations import GRIDS, reference_row
+from msltrain.recipes.catalogue import NO_NUMBER
 from msltrain.recipes.cost import GIGAFLOP_PER_IMAGE
 from msltrain.recipes.variants import as_published, tuned
+from msltrain.stream.config import KeepMaskConfig
+from msltrain.stream.order.plan import steps
 
 TARGETS = ("c-voc2007", "r-voc2007", "v-voc2007", "c-coco2014", "r-coco2014", "v-coco2014", "v-wider", "b-wider")
 EVERY_CONFIG = [
@@ -27,6 +30,9 @@ def test_every_run_of_the_paper_is_there_in_each_form(target: str):
     tuned, paper = recipe(f"msl-{target}"), recipe(f"msl-{target}-paper")
     assert (tuned.model, tuned.loss, tuned.optim.lr) == (paper.model, paper.loss, paper.optim.lr)
     assert (paper.stream.batch_size, paper.run.amp, paper.data.validation_fraction) == (6, False, 0)
+    assert (paper.stream.drop_last, paper.data.keep_masks) == (False, ("shards/masks/official/high",))
+    assert (tuned.stream.drop_last, tuned.data.keep_masks) == (True, ("shards/masks/high",))
+    assert (paper.stream.crop_scale == tuned.stream.crop_scale == (1, 1)) is target.endswith("wider")
     assert (tuned.stream.batch_size, tuned.run.amp, tuned.data.validation_fraction) == (32, True, 0.05)
     changed = differences(tuned, recipe(f"matched-{target}"))
     assert set(changed) == {
@@ -37,12 +43,29 @@ def test_every_run_of_the_paper_is_there_in_each_form(target: str):
 
 def test_published_numbers_are_those_of_the_sources():
     numbers = {name: (entry.source, entry.number) for name, entry in RECIPES.items()}
-    assert numbers["msl-c-voc2007"] == numbers["msl-c-voc2007-paper"] == ("Table 1", "mAP 96.1")
-    assert numbers["msl-c-coco2014"] == ("Table 2", "mAP 86.4")
-    assert numbers["msl-v-voc2007"][1] == "mAP 95.0" and numbers["msl-v-coco2014"][1] == "mAP 79.0"
+    assert numbers["msl-c-voc2007"] == numbers["msl-c-voc2007-paper"] == ("Tables 1, 4", "mAP 96.1, CR 92.4, CF1 91.6")
+    assert numbers["msl-v-voc2007"][1] == "mAP 95.0, CR 84.8, CF1 89.5" and numbers["msl-v-coco2014"][1] == "mAP 79.0"
+    assert numbers["baseline-v-voc2007"] == ("Tables 4, 9", "mAP 94.4")
+    assert numbers["baseline-v-coco2014"] == ("Tables 4, 9", "mAP 76.8")
+    assert numbers["msl-v-wider"] == ("official README", "mAP 90.6")
+    assert [numbers[f"baseline-{network}-wider"][1] for network in "bv"] == ["mAP 89.0", "mAP 90.2"]
     assert numbers["baseline-c-voc2007"][1].startswith("mAP 93.7 (95.2 by CSRA's authors")
     assert numbers["baseline-r-coco2014"] == ("CSRA's authors, batch 16", "mAP 83.3")
     assert all(number == "no published number" for _, number in (numbers["matched-c-voc2007"], numbers["smoke"]))
+
+
+def test_only_what_somebody_published_says_as_published():
+    for name, entry in RECIPES.items():
+        theirs = entry.number != NO_NUMBER and "CSRA" not in entry.source  # whose batches were of 16
+        assert ("as published" in entry.what) is (name.endswith("-paper") and theirs), name
+        assert "exactly" not in entry.what
+    assert "nobody published" in RECIPES["msl-r-voc2007-paper"].what
+
+
+def test_steps_of_a_published_epoch():
+    stream = recipe("msl-c-voc2007-paper").stream
+    assert steps(5_011, stream.batch_size, stream.drop_last) == 836
+    assert steps(82_081, stream.batch_size, stream.drop_last) == 13_681
 
 
 def test_weights_are_tags_that_timm_has():
@@ -73,10 +96,13 @@ def test_hours():
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_grid_varies_the_method_and_nothing_else(name: str, form):
     grid = GRIDS[name](form)
-    assert "msl" in grid or any(row.endswith("-msl") for row in grid)
     configs = list(grid.values())
     assert len({to_json(config) for config in configs}) == len(configs) > 1
     for row, config in grid.items():
         assert from_json(to_json(config)) == config, row
-        assert (config.optim, config.run) == (configs[0].optim, configs[0].run), row
-        assert config.stream.batch_size == configs[0].stream.batch_size, row
+        reference = grid[reference_row(grid, row)]
+        assert reference.loss.has_masked_branch and reference.keep_mask == KeepMaskConfig(), row
+        assert (config.optim, config.run, config.stream) == (reference.optim, reference.run, reference.stream), row
+        assert config.model.backbone == reference.model.backbone and config.data.train == reference.data.train, row
+        rate_and_size = config.optim.lr, config.stream.batch_size
+        assert rate_and_size == (configs[0].optim.lr, configs[0].stream.batch_size), row

@@ -19,7 +19,7 @@ def random_crops(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> np.ndarray:
-    """The boxes of torchvision's RandomResizedCrop for a whole batch at once.
+    """The boxes of torchvision's RandomResizedCrop for a whole batch at once; with a scale of 1 the whole images.
 
     The algorithm is torchvision's: area uniform in ``scale``, aspect ratio log-uniform in ``ratio``, ten tries to fit
     that box into the image, else the largest central box whose ratio is allowed. Published: scale 0.7-1, ratio 3/4-4/3.
@@ -32,6 +32,8 @@ def random_crops(
     Returns:
         crop_N4: int64 (top, left, height, width) in pixels, inside the image.
     """
+    if scale == (1, 1):  # a ratio drawn for the whole area would fit no image but one, and cut tall ones every time
+        return whole_images(width_N, height_N)
     area_NT, ratio_NT, top_NT, left_NT = np.split(uniform(key_hash_N, seed, epoch, CROP, 4 * _TRIES), 4, axis=1)
     width_N1, height_N1 = width_N[:, None], height_N[:, None]
     area_NT = width_N1 * height_N1 * (scale[0] + (scale[1] - scale[0]) * area_NT)
