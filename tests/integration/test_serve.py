@@ -107,7 +107,7 @@ def test_the_photograph_is_shown_as_the_network_sees_it(server):
     turned.save(data, "JPEG", exif=exif)
     found = json.loads(ask(server, "POST", "/api/photos", data.getvalue())[2])
     shown = Image.open(io.BytesIO(ask(server, "GET", f"/api/photos/{found['id']}.jpg")[2]))
-    assert shown.size == (300, 200) == (found["width"], found["height"]) and not shown.getexif()
+    assert shown.size == (200, 300) == (found["width"], found["height"]) and not shown.getexif()
 
 
 @pytest.mark.parametrize(
