@@ -22,7 +22,7 @@ from msltrain.measures.covered import covered_shares
 from msltrain.measures.predictions import Predictions, largest_objects, read_predictions, write_predictions
 from msltrain.measures.strata import COVERED_BINS, compute_strata, strata_note
 from msltrain.stream.samples.shardset import open_shard_set
-from tests.tinydata import make_coco
+from tests.tinydata import jpeg, make_coco
 
 
 def thing(box, class_index=0, *, crowd=False):
@@ -168,6 +168,7 @@ def test_a_build_notes_it_in_the_index_alone(tmp_path):
         annotation(2, [square(20, 10, 8, 30)], 2, [20, 10, 8, 30]),
     ]
     raw = make_coco(tmp_path / "raw", images, objects, [{"id": 1, "name": "bar"}, {"id": 2, "name": "post"}])
+    (raw / "train2014" / "a.jpg").write_bytes(jpeg(1, 64, 48))
     found = {}
     for name, words in {"plain": [], "told": ["--segments"]}.items():
         arguments = ["build-shards", "--dataset", "coco2014", "--source", raw, "--split", "train", "--workers", 1]

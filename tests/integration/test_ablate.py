@@ -218,7 +218,7 @@ def test_what_is_missing_is_listed_with_the_commands_that_make_it(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
     code, output = in_this_process(["reproduce", "table-6", "--dry-run"])
     hours = 3 * sum(RECIPES[f"msl-c-{data}"].gpu_hours for data in ("voc2007", "coco2014") for _ in range(3))
-    assert code == 0 and f"9 trainings, about {hours:.2f} GPU-hours" in output
+    assert code == 0 and f"18 trainings, about {hours:.2f} GPU-hours" in output
     assert "shards/voc2007/trainval  missing" in output and "First make what is missing" in output
 
 
