@@ -271,13 +271,18 @@ class _View(NamedTuple):
 
 
 def _masked_rows(masked_B: Tensor | None) -> tuple[Tensor | None, float]:
-    """The rows that are masked, None for all, and what turns a mean over them into one over the batch."""
+    """The rows that are masked, None for all, and what turns a mean over them into one over the batch.
+
+    They are never fewer than two: BatchNorm refuses a single value per channel, so one row is run twice, and where no
+    row is masked, the first one is run with a share of 0.
+    """
     if masked_B is None:
         return None, 1.0
     row_b = masked_B.nonzero().flatten()
+    share = len(row_b) / len(masked_B)
     if not len(row_b):
-        return torch.zeros(1, dtype=torch.int64, device=masked_B.device), 0.0
-    return row_b, len(row_b) / len(masked_B)
+        row_b = torch.zeros(1, dtype=torch.int64, device=masked_B.device)
+    return (row_b.repeat(2) if len(row_b) == 1 else row_b), share
 
 
 def _either(first_BK: Tensor | None, second_BK: Tensor | None) -> Tensor | None:

@@ -29,10 +29,6 @@ def check_smallest_part(
         for size in (share, last)
         if size and _smallest_chunk(size, config.optim.accumulation_steps) == 1
     ]
-    if config.loss.has_masked_branch and config.keep_mask.share < 1:
-        reasons.append(
-            _advice(f"keep_mask.share={config.keep_mask.share:g}", "keep_mask.share=1, loss.branches=single")
-        )
     if reasons and not _bears_one(config, step_module, num_classes, ranks):
         raise UserError(reasons[0])
 

@@ -246,9 +246,9 @@ def test_parts_of_one_image_are_refused_before_training(words, tmp_path: Path):
         "--set", "stream.drop_last=false", code=2,
     )  # fmt: skip
     assert "the last of 32 samples in batches of 31" in said and "set stream.drop_last=true" in said
-    said = msl(*words, "--run", tmp_path / "run", "--set", "keep_mask.share=0.5", code=2)
-    assert "keep_mask.share=0.5: a part of one image comes" in said
     assert not (tmp_path / "run").exists()
+    # Of a batch one image or none may be masked: those count as two.
+    msl(*words, "--run", tmp_path / "share", "--set", "keep_mask.share=0.1", "--set", "optim.num_epochs=2")
     mended = ["--set", "optim.accumulation_steps=8", "--set", "model.freeze_batchnorm=true"]
     msl(*words, "--run", tmp_path / "run", *mended, "--set", "optim.num_epochs=1")
 
