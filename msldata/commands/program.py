@@ -91,7 +91,7 @@ def _unless_unheard(code: int) -> int:
 def _end(code: int) -> None:
     """End the process with ``code``.
 
-    A thread inside the storage library must not meet the interpreter's end: coming back it would abort the process
+    A thread inside obstore or pyarrow must not meet the interpreter's end: coming back it would abort the process
     ("PyGILState_Release"), exit code and all. Most come back within the second; one that waits for a silent server is
     left to the operating system.
     """

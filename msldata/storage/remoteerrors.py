@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from msldata.errors import StorageError
 from msldata.storage.base import NoRangesError
@@ -61,7 +61,7 @@ def clear_remote_errors(where: str, *, writing: bool = False) -> Iterator[None]:
     """
     import obstore.exceptions as failures
 
-    with _calls.one():
+    with under_way():
         try:
             yield
         except (failures.BaseError, OSError) as error:
@@ -69,7 +69,7 @@ def clear_remote_errors(where: str, *, writing: bool = False) -> Iterator[None]:
 
 
 class _Calls:
-    """Calls into the storage library that are under way, in any thread."""
+    """Work that is under way in libraries which must not meet the interpreter's end, in any thread."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -98,12 +98,17 @@ class _Calls:
 _calls = _Calls()
 
 
+def under_way() -> AbstractContextManager[None]:
+    """A block that the program's end waits for: calls into obstore, and what a thread of ours does beside (pyarrow)."""
+    return _calls.one()
+
+
 def end_calls(seconds: float = 30.0) -> bool:
-    """Let no further call into the storage library begin, and wait for those under way; whether all have come back."""
+    """Let no further block of `under_way` begin, and wait for those that have; whether all are over."""
     return _calls.end(seconds)
 
 
-# A thread that comes back from the library while the interpreter ends would abort the process.
+# A thread that comes back from such a library while the interpreter ends would abort the process.
 atexit.register(end_calls)
 
 

@@ -8,6 +8,8 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
+from msldata.storage.remoteerrors import under_way
+
 
 class Readers:
     """A fixed number of daemon threads that run blocking calls in the order they are given.
@@ -42,7 +44,10 @@ class Readers:
                 future.cancel()
                 continue
             try:
-                future.set_result(call(*arguments))
+                with under_way():
+                    result = call(*arguments)
+                future.set_result(result)
+                del result
             except BaseException as error:
                 future.set_exception(error)
             # A thread that waits for work must not hold the last result's memory.

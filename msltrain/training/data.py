@@ -101,7 +101,7 @@ def _check_batches(config: TrainConfig, ranks: Ranks) -> None:
     if world_size > 1 and not config.stream.drop_last:
         raise UserError(
             "stream.drop_last=false: an incomplete batch cannot be shared equally; set it to true, or train on one GPU "
-            "(--gpus 1), as published"
+            "(--processes 1), as published"
         )
     if world_size > 1 and config.run.sync_batchnorm and ranks.device.type == "cpu":
         raise UserError("run.sync_batchnorm needs GPUs; set it to false, or model.freeze_batchnorm=true")

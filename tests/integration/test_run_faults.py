@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import random
 import re
 import signal
 import subprocess
@@ -321,3 +322,19 @@ def test_no_thread_is_in_the_storage_library_at_the_end(tmp_path: Path, seconds:
         )
     assert ended.returncode == 2 and ended.stderr.startswith("error: "), ended.stderr
     assert ("came back" in ended.stdout) == comes_back and "Fatal" not in ended.stderr
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_a_missing_index_while_others_arrive(words, tmp_path: Path, attempt: int):
+    """What is read is decoded in the same threads, by another library that must not meet the interpreter's end."""
+    write_images(tmp_path / "many", [2] * 24)
+    with webserver.running() as server:
+        for file in (tmp_path / "many").iterdir():
+            server.files[f"/many/{file.name}"] = file.read_bytes()
+        del server.files["/many/small-train-000000.parquet"]
+        server.status = lambda number: time.sleep(random.random() * 0.4 * (number > 1))
+        words[words.index("--data") + 1] = f"{server.url}/many"
+        running = process([*words, "--run", str(tmp_path / "run")])
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 2 and errors.count("\n") == 1, errors
+    assert "small-train-000000.parquet: the sample index is missing" in errors
