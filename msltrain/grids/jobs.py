@@ -22,7 +22,8 @@ Progress = Callable[[str, int, int], None]
 CURVES_NAME = "curves.json"
 BATCH_SIZE = 64
 """Of evaluations."""
-_LOCK_NAME = ".lock"
+_LOCK_NAME = ".job.lock"
+"""Of a whole job; not that of the training in it, which locks the same folder while it runs."""
 _PATIENCE_S = 60
 """How long to wait for another process in the same folder: one whose parent was killed saves and ends."""
 
