@@ -171,16 +171,20 @@ def export(
     from_pixels: Annotated[
         bool, typer.Option("--from-pixels", help="Let the graphs take uint8 pixels and normalise them.")
     ] = False,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX; default: 18, which onnxruntime 1.14 loads.")] = None,
     images: Annotated[list[str] | None, typer.Option(help="Photographs to compare on; default: patterns.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another model's export.")] = False,
 ) -> None:
     """Write a model for use elsewhere, and check each file against the original."""
     from msltrain.runs.other_checkpoints import Foreign
-    from msltrain.use.export import FORMATS, Exported, export_model
+    from msltrain.use.export import Exported, export_model
+    from msltrain.use.export_formats import FORMATS, OPSET
 
     def show_file(done: Exported) -> None:
         compared = f"logits differ by at most {done.max_difference:.1e} on {done.num_images} images"
-        show(out, (done.file, "green"), f": {compared}, alone and as a batch")
+        show(out, (out_ / done.file, "green"), f": {compared}, alone and as a batch")
 
+    failed: list[str] = []
     wanted = [one for one in FORMATS if format_ is None or one in {chosen.value for chosen in format_}]
     export_model(
         checkpoint,
@@ -189,10 +193,17 @@ def export(
         classes=_named(classes),
         formats=wanted,
         from_pixels=from_pixels,
+        opset=opset or OPSET,
         images=images or (),
+        overwrite=overwrite,
         on_done=show_file,
+        on_failed=failed.append,
     )
-    show(out, (out_ / "README.md", "green"), ": the model card")
+    show(out, (out_ / "README.md", "green"), ": the model card; model.py beside it runs it without this program")
+    for reason in failed:
+        show(err, ("left out:", "red"), f" {reason}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def _named(classes: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from msldata.storage import open_storage
 from msltrain.config import ModelConfig, TrainConfig, from_json
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.heads import CSRAHead
+from msltrain.models.own_weights import in_our_names
 from msltrain.models.pretrained import FILE_SUFFIXES, head_weights, read_tensors, shortened
 from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import META_NAME, WEIGHTS_NAME, LoadedRecogniser, load_recogniser, rebuild_recogniser
@@ -119,7 +120,7 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
     else:
         module = rebuild_recogniser(config, len(classes))
         try:
-            missing, unexpected = module.load_state_dict(tensors, strict=False)
+            missing, unexpected = module.load_state_dict(in_our_names(tensors, file), strict=False)
         except RuntimeError as error:
             raise UserError(f"{weights}: does not fit the network of its {EXPORT_CONFIG} ({error})") from None
         if wrong := [name for name in (*missing, *unexpected) if not name.endswith("num_batches_tracked")]:
@@ -133,15 +134,6 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         thresholds=thresholds,
         threshold_origin=str(content.get("threshold_origin", "")),
     )
-
-
-def rebuild_any(loaded: LoadedRecogniser) -> nn.Module:
-    """The same network with random weights."""
-    if isinstance(loaded.recogniser, Recogniser):
-        return rebuild_recogniser(loaded.config, len(loaded.classes))
-    import timm
-
-    return timm.create_model(loaded.config.model.backbone, pretrained=False, num_classes=len(loaded.classes))
 
 
 def _released(
