@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,9 @@ from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import META_NAME, WEIGHTS_NAME, LoadedRecogniser, load_recogniser, rebuild_recogniser
 from msltrain.stream.config import StreamConfig
 
+_log = logging.getLogger(__name__)
+
+_MANY = 100
 EXPORT_CONFIG, EXPORT_WEIGHTS = "config.json", "model.safetensors"
 """What an export holds besides the graphs."""
 
@@ -189,6 +194,13 @@ def _timm_classifier(
         raise UserError(
             f"{path}: not a whole '{name}': {len(missing)} of its tensors are missing, {len(unexpected)} are not its "
             f"own, such as {', '.join([*missing[:2], *unexpected[:2]])}; choose the model it was made with"
+        )
+    pretraining: Any = module.default_cfg
+    if num_classes >= _MANY and num_classes == pretraining.get("num_classes"):
+        _log.warning(
+            "%s: '%s' has the %d classes of its pretraining, which chose one class per image (softmax): the order of "
+            "its scores means something, the scores themselves and their thresholds do not",
+            *(path, name, num_classes),
         )
     data = timm.data.resolve_data_config({}, model=module)
     stream = StreamConfig(image_size=data["input_size"][-1], mean=tuple(data["mean"]), std=tuple(data["std"]))
