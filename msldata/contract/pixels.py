@@ -9,6 +9,7 @@ refused. A JPEG whose pixels end early is refused, for the decoder would fill th
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ import simplejpeg
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_PIXELS = 100_000_000
-"""Larger images are taken for decompression bombs: 100 megapixels are 300 MB once decoded."""
+_PILLOWS_MOST = 178_956_970
+MAX_PIXELS = int(os.environ.get("MSL_MAX_PIXELS", _PILLOWS_MOST))
+"""Larger images are taken for decompression bombs: these are 537 MB once decoded. ``MSL_MAX_PIXELS`` sets another
+bound, for every process of a command."""
 
 JPEG_START = b"\xff\xd8\xff"
 ORIENTATION_TAG = 0x0112
@@ -178,6 +181,8 @@ def opened(data: bytes) -> Iterator[OpenPhoto]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on damaged metadata and on large images, both dealt with here
+            if MAX_PIXELS > _PILLOWS_MOST:
+                Image.MAX_IMAGE_PIXELS = MAX_PIXELS
             image = Image.open(io.BytesIO(data), formats=_formats(data))
             check_size(*image.size)
             how = image.tile[0].args if image.tile else ""  # before the orientation, for which Pillow may decode

@@ -39,7 +39,7 @@ def evaluate(
     classes: Annotated[bool, typer.Option("--classes", help="Show every class.")] = False,
     intervals: Annotated[bool, typer.Option("--intervals", help="95 % bootstrap intervals over the images.")] = False,
     out_: Annotated[
-        Path | None, typer.Option("--out", help="Predictions file to write (parquet).", parser=local_path)
+        Path | None, typer.Option("--out", help="Predictions file to write: .parquet or .csv.", parser=local_path)
     ] = None,
     json_: Annotated[
         Path | None, typer.Option("--json", help="Write every number to this file.", parser=local_path)
@@ -62,7 +62,7 @@ def evaluate(
     from msltrain.measures.predictions import read_predictions
     from msltrain.runs.places import default_file, find_series
 
-    files = [predictions] if predictions is not None else []
+    found = [] if predictions is None else [(predictions, read_predictions(predictions))]
     if predictions is None:
         if checkpoint is None or (data is None and not held_out):
             raise UserError(
@@ -81,7 +81,7 @@ def evaluate(
             place = data or training_shards(run)
             file = out_ or default_file(run, place, keep_masks or [], held_out=held_out)
             with progress_bar("evaluating" if len(runs) == 1 else f"evaluating {Path(run).name}") as progress:
-                evaluate(
+                answers, _ = evaluate(
                     run,
                     place,
                     foreign=Foreign(recipe=recipe, model=model),
@@ -99,7 +99,7 @@ def evaluate(
                     on_sample_error=on_sample_error.value,
                     note=lambda text: show(err, f"note: {text}") if is_first_process() else None,
                 )
-            files.append(file)
+            found.append((file, answers))
         if not is_first_process():
             return
     from msltrain.measures.summary import measure, series_json
@@ -107,12 +107,12 @@ def evaluate(
     validation = None if thresholds_from is None else read_predictions(thresholds_from)
     measured = [
         measure(
-            read_predictions(file),
+            answers,
             validation=validation,
             validation_file=str(thresholds_from),
             with_intervals=intervals,
         )
-        for file in files
+        for _, answers in found
     ]
     if json_ is not None:
         text = measured[0].to_json() if len(measured) == 1 else series_json(measured)
@@ -121,7 +121,7 @@ def evaluate(
         _show(measured[0], with_classes=classes)
     else:
         _show_series(measured)
-    for file, one in zip(files, measured):
+    for (file, _), one in zip(found, measured):
         _list_skipped(one.origin.skipped)
         show(out, (file, "green"), f": {one.metrics.num_samples:,} samples")
 

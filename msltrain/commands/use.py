@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +12,6 @@ from msldata.commands import local_path
 from msldata.console import OnError, err, out, progress_bar, show, standard_output, visible
 from msltrain.commands.options import AnyCheckpoint, Classes, Model, Recipe
 
-Progress = Callable[[int, int], None]
-
 
 class OutputFormat(StrEnum):
     table = "table"
@@ -24,7 +21,7 @@ class OutputFormat(StrEnum):
 
 
 def predict(
-    inputs: Annotated[list[str], typer.Argument(help="Images, folders, patterns, URLs, shards.")],
+    inputs: Annotated[list[str], typer.Argument(help="Images, folders, patterns, URLs, shards, lists of them.")],
     checkpoint: AnyCheckpoint,
     recipe: Recipe = "",
     model: Model = "",
@@ -43,63 +40,65 @@ def predict(
         OutputFormat | None, typer.Option("--format", help="Default: by the suffix of --out, else a table.")
     ] = None,
     out_: Annotated[
-        Path | None, typer.Option("--out", help="File to write instead of printing.", parser=local_path)
+        Path | None, typer.Option("--out", help="File to write; a stopped run goes on with it.", parser=local_path)
     ] = None,
-    on_error: Annotated[OnError, typer.Option(help="At an unreadable image: stop, or leave it out.")] = OnError.fail,
+    on_error: Annotated[
+        OnError, typer.Option(help="At an unreadable image: leave it out (exit code 1), or stop.")
+    ] = OnError.skip,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    processes: Annotated[str, typer.Option(help="That share the work: a number, or auto for one per GPU.")] = "1",
 ) -> None:
     """Say what photographs show, where it is seen, and what hiding a part changes."""
-    from msldata.errors import UserError
+    import sys
+
+    from msltrain.hosts import launch
+
+    if (number := launch.num_processes(processes, device)) > 1:
+        raise typer.Exit(launch.launch(sys.argv[1:], number))
+    from msltrain.hosts.voice import is_first_process
     from msltrain.runs.other_checkpoints import Foreign
-    from msltrain.runs.places import find_series
-    from msltrain.use.output_formats import describe, encode, format_of
-    from msltrain.use.predict import ImagePrediction, predict_images
-    from msltrain.use.series import combine
+    from msltrain.use.output_formats import Printer, describe, format_of
+    from msltrain.use.predict import Asked
+    from msltrain.use.predict_many import predict_many
 
     kind = format_of(format_.value if format_ else None, out_)
-    runs = find_series(checkpoint)
-    if runs and cam is not None:
-        raise UserError(f"{checkpoint}: a series of {len(runs)} runs; --cam shows one network, name RUN/{runs[0].name}")
-
-    def one_run(run: str | Path, progress: Progress) -> list[ImagePrediction]:
-        return predict_images(
-            run,
-            inputs,
-            foreign=Foreign(recipe=recipe, model=model),
-            classes=_named(classes),
-            top_k=None if runs else _top_k(top_k),
-            threshold=threshold,
-            keep_mask=keep_mask,
-            polarity=polarity,
-            overlays=cam,
-            device=device,
-            on_error=on_error.value,
-            batch_size=batch_size,
-            progress=progress,
-        )
-
-    versions = []
-    for run in runs or (checkpoint,):
-        with progress_bar(f"predicting {Path(run).name}" if runs else "predicting") as progress:
-            versions.append(one_run(run, progress))
-    found = combine(versions, _top_k(top_k)) if runs else versions[0]
-    data = encode(found, kind)
+    printer = Printer(kind, standard_output, visible if standard_output.isatty() else str)
+    asked = Asked(
+        top_k=_top_k(top_k), keep_mask=keep_mask, polarity=polarity, on_error=on_error.value, batch_size=batch_size
+    )
+    try:
+        with progress_bar("predicting") as progress:
+            found = predict_many(
+                checkpoint,
+                inputs,
+                asked,
+                foreign=Foreign(recipe=recipe, model=model),
+                classes=_named(classes),
+                threshold=threshold,
+                overlays=cam,
+                device=device,
+                out=out_,
+                kind=kind,
+                show=printer.show,
+                progress=progress,
+                note=lambda text: show(err, f"note: {text}") if is_first_process() else None,
+            )
+    except KeyboardInterrupt:
+        kept = "the answers so far are kept, and the same command goes on"
+        show(err, f"\nstopped; {kept if out_ else f'with --out FILE {kept}'}")
+        raise typer.Exit(130) from None
+    if not is_first_process():
+        return
     if out_ is not None:
-        from msldata.storage import LocalStorage
-
-        LocalStorage(out_.parent).put(out_.name, data)
-        show(out, (out_, "green"), f": {len(found):,} images")
-    else:
-        text = data.decode()
-        standard_output.write(visible(text) if standard_output.isatty() else text)
+        show(out, (out_, "green"), f": {found.num_images:,} images")
     if cam is not None:
-        num_drawn = sum(bool(image.overlay) for image in found)
-        show(err, (cam, "green"), f": {num_drawn:,} pictures")
-    if origin := next((image.threshold_origin for image in found if image.threshold_origin), ""):
-        show(err, f"thresholds: {origin}")
+        show(err, (cam, "green"), f": {found.num_drawn:,} pictures")
+    if found.threshold_origin:
+        show(err, f"thresholds: {found.threshold_origin}")
     if words := describe(found):
         err.print(words, markup=False, soft_wrap=True)
+        raise typer.Exit(1)
 
 
 def _top_k(text: str) -> int | None:
@@ -172,16 +171,20 @@ def export(
     from_pixels: Annotated[
         bool, typer.Option("--from-pixels", help="Let the graphs take uint8 pixels and normalise them.")
     ] = False,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX; default: 18, which onnxruntime 1.14 loads.")] = None,
     images: Annotated[list[str] | None, typer.Option(help="Photographs to compare on; default: patterns.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another model's export.")] = False,
 ) -> None:
     """Write a model for use elsewhere, and check each file against the original."""
     from msltrain.runs.other_checkpoints import Foreign
-    from msltrain.use.export import FORMATS, Exported, export_model
+    from msltrain.use.export import Exported, export_model
+    from msltrain.use.export_formats import FORMATS, OPSET
 
     def show_file(done: Exported) -> None:
         compared = f"logits differ by at most {done.max_difference:.1e} on {done.num_images} images"
-        show(out, (done.file, "green"), f": {compared}, alone and as a batch")
+        show(out, (out_ / done.file, "green"), f": {compared}, alone and as a batch")
 
+    failed: list[str] = []
     wanted = [one for one in FORMATS if format_ is None or one in {chosen.value for chosen in format_}]
     export_model(
         checkpoint,
@@ -190,10 +193,17 @@ def export(
         classes=_named(classes),
         formats=wanted,
         from_pixels=from_pixels,
+        opset=opset or OPSET,
         images=images or (),
+        overwrite=overwrite,
         on_done=show_file,
+        on_failed=failed.append,
     )
-    show(out, (out_ / "README.md", "green"), ": the model card")
+    show(out, (out_ / "README.md", "green"), ": the model card; model.py beside it runs it without this program")
+    for reason in failed:
+        show(err, ("left out:", "red"), f" {reason}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def _named(classes: str) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from msltrain.measures.predictions import (
     check_place,
     keep_mask_fingerprints,
     write_predictions,
+    write_predictions_table,
 )
 from msltrain.models.pretrained import shortened
 from msltrain.runs.checkpoint import LoadedRecogniser, open_checkpoint, read_meta
@@ -73,7 +74,7 @@ def evaluate(
         keep_masks: folders of keep masks to hide parts of the images with; none: whole images. The mask of a sample is
             a function of its key and ``seed``, so every model meets the same hole on the same image.
         flip, scales: further views of each image, see ``AveragedViews``.
-        out: predictions file (parquet) to write; it is written before anything is measured.
+        out: predictions file to write, ``.parquet`` or ``.csv``; it is written before anything is measured.
         batch_size: samples per rank and step.
         num_threads: decoding threads per rank; None: the CPUs there are.
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
@@ -90,6 +91,8 @@ def evaluate(
         FileNotFoundError: no such checkpoint.
     """
     check_scales(scales)
+    if out is not None:
+        is_table(out)
     keep_masks = one_or_many(keep_masks)
     with process_group(device) as ranks:
         if out is not None:
@@ -137,8 +140,17 @@ def evaluate(
             origin = replace(origin, hole_fraction=float(bank.hole_fraction_N[chosen_N].mean()))
         predictions = samples.assemble(RankPart.concatenate(parts), origin, skipped)
         if out is not None:
-            ranks.first_does(lambda: write_predictions(predictions, out))
+            write = write_predictions_table if is_table(out) else write_predictions
+            ranks.first_does(lambda: write(predictions, out))
     return predictions, compute_metrics(predictions)
+
+
+def is_table(out: str | Path) -> bool:
+    """Whether predictions become CSV there instead of parquet. Raises UserError for any other suffix."""
+    suffix = Path(out).suffix.lower()
+    if suffix not in (".parquet", ".csv"):
+        raise UserError(f"{out}: predictions are written as .parquet, or .csv for a spreadsheet; name the file so")
+    return suffix == ".csv"
 
 
 def training_shards(checkpoint: str | Path) -> str:

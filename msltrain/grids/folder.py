@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
-from msltrain.config import differences, from_json, to_json
-from msltrain.grids.needs import TEST_MASKS, Need, places_of
+from msltrain.config import RunConfig, differences, from_json, to_json
+from msltrain.grids.needs import TEST_MASKS, TRAIN, Need, places_of
 from msltrain.grids.plan import Plan, Run
-from msltrain.runs.folder import MAY_DIFFER
+from msltrain.runs.folder import CONFIG_NAME, MAY_DIFFER, training_data
+
+_log = logging.getLogger(__name__)
 
 NAME = "grid.json"
 _VERSION = 1
@@ -28,8 +32,7 @@ def claim_folder(out: Path, plan: Plan, needs: Sequence[Need], command: str) -> 
         command: as typed.
 
     Raises:
-        UserError: ``out`` holds a run of the same name with another config or on other data, or its ``grid.json`` is
-            damaged.
+        UserError: ``out`` holds a run of the same name with another config or on other data.
     """
     fingerprints = {need.place: need.manifest.fingerprint for need in needs if need.manifest is not None}
     before = _read(out)
@@ -40,7 +43,7 @@ def claim_folder(out: Path, plan: Plan, needs: Sequence[Need], command: str) -> 
         shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
         raise UserError(
             f"{out}: holds runs of another grid ({shown}); give the settings and data it was begun with "
-            f"(`{before['command']}`), or another folder with --out"
+            f"(`{before.get('command', command)}`), or another folder with --out"
         )
     for name in set(known) & set(runs):
         runs[name]["conditions"] = known[name]["conditions"] | runs[name]["conditions"]
@@ -64,12 +67,30 @@ def _changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> li
         for field, (old, value) in differences(then, new).items()
         if field not in MAY_DIFFER
     ]
-    found += [f"{name}: other {role}" for role, prints in now["data"].items() if before["data"].get(role) != prints]
+    found += [
+        f"{name}: other {role}" for role, prints in now["data"].items() if before["data"].get(role, prints) != prints
+    ]
     return found + [
         f"{name}: other {TEST_MASKS}, {condition}"
         for condition, fingerprint in now["conditions"].items()
         if before["conditions"].get(condition, fingerprint) != fingerprint
     ]
+
+
+def _runs_there(out: Path) -> dict[str, Any]:
+    """What the folders of runs say of themselves: config and training data, of every run its first seed."""
+    runs: dict[str, Any] = {}
+    for file in sorted(out.glob(f"runs/*/*/seed*/{CONFIG_NAME}")):
+        name = f"{file.parts[-4]}/{file.parts[-3]}"
+        try:
+            config = from_json(file.read_text(encoding="utf-8"), str(file))
+        except (OSError, ValueError):  # it says so itself when it is trained or measured
+            continue
+        config = replace(config, run=replace(config.run, seed=RunConfig().seed))
+        train = [identity.fingerprint for identity in training_data(file.parent)]
+        data = {TRAIN: train} if train else {}
+        runs.setdefault(name, {"config": json.loads(to_json(config)), "data": data, "conditions": {}})
+    return runs
 
 
 def _read(out: Path) -> dict[str, Any]:
@@ -80,7 +101,8 @@ def _read(out: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: not the description of a grid; delete {out} to start over") from None
+        _log.warning("%s: damaged; made again from the folders of its runs", file)
+        return {"runs": _runs_there(out)}
     if version != _VERSION:
         raise UserError(f"{file}: a grid of version {version}, this program reads {_VERSION}; use another --out")
     return content

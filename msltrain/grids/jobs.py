@@ -6,6 +6,8 @@ anywhere and done again.
 
 from __future__ import annotations
 
+import functools
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -57,7 +59,7 @@ class TrainJob:
 
     @property
     def is_finished(self) -> bool:
-        return all(file.exists() for file in self.files)
+        return all(is_whole(file) for file in self.files)
 
     def perform(self, progress: Progress) -> None:
         """Train from where it was, then predict. Errors are those of `train` and `evaluate`."""
@@ -86,7 +88,7 @@ class TrainJob:
         from msltrain.measures.summary import measure
 
         file = predictions_file(self.folder, checkpoint, condition)
-        if file.exists():
+        if is_whole(file):
             return
         place = self.folder / "checkpoints" / checkpoint
         last = predictions_file(self.folder, LAST, condition)
@@ -133,7 +135,10 @@ class StudyJob:
 
     @property
     def is_finished(self) -> bool:
-        return self.result.exists()
+        try:
+            return bool(json.loads(self.result.read_text(encoding="utf-8"))["cells"])
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: then it is drawn again
+            return False
 
     def perform(self, progress: Progress) -> None:
         """Predict behind holes of every size, each model once."""
@@ -161,6 +166,26 @@ Job = TrainJob | StudyJob
 def predictions_file(folder: Path, checkpoint: str, condition: str) -> Path:
     """Where a run's predictions are."""
     return folder / "predictions" / f"{checkpoint}-{condition}.parquet"
+
+
+def is_whole(predictions: Path) -> bool:
+    """Whether a predictions file is there and can be read; a damaged one is measured again, and costs no other job."""
+    try:
+        status = predictions.stat()
+    except OSError:
+        return False
+    return _is_readable(predictions, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_readable(predictions: Path, mtime_ns: int, size: int) -> bool:
+    from msltrain.measures.predictions import read_predictions
+
+    try:
+        read_predictions(predictions)
+    except (UserError, OSError):
+        return False
+    return True
 
 
 def measured_file(predictions: Path) -> Path:

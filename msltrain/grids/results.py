@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msltrain.grids.jobs import StudyJob, measured_file, predictions_file
+from msltrain.grids.jobs import StudyJob, is_whole, measured_file, predictions_file
 from msltrain.grids.plan import Plan, Run
 from msltrain.measures.metrics import SUMMARY
 from msltrain.measures.predictions import read_predictions
@@ -72,8 +73,7 @@ class CurvePoint:
 def measures_of(run: Run, out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Measures]]:
     """What ``run`` has measured in the grid's folder ``out``, by checkpoint and condition; what is missing is absent.
 
-    Raises:
-        UserError: a file is not what it should be.
+    A predictions file that cannot be read is as one that is missing: its job is not finished.
     """
     found: dict[str, dict[str, Measures]] = {}
     for checkpoint in run.checkpoints:
@@ -120,16 +120,17 @@ def devices_of(plan: Plan, out: Path) -> list[str]:
     for run in plan.runs:
         for seed in plan.seeds:
             file = run.folder(out, seed) / "environment.json"
-            if file.exists():
+            with suppress(OSError, ValueError, KeyError, TypeError):  # a run says so itself when it goes on
                 found |= {start["device"]: None for start in json.loads(file.read_text(encoding="utf-8"))}
     return list(found)
 
 
 def _measured(predictions: Path) -> dict[str, Any] | None:
     """The measures beside a predictions file, taken again where they are older or missing; None without the file."""
-    if not predictions.exists():
+    if not is_whole(predictions):
         return None
     beside = measured_file(predictions)
     if beside.exists() and beside.stat().st_mtime_ns >= predictions.stat().st_mtime_ns:
-        return json.loads(beside.read_text(encoding="utf-8"))
+        with suppress(ValueError):  # damaged: it is measured again
+            return json.loads(beside.read_text(encoding="utf-8"))
     return json.loads(measure(read_predictions(predictions)).to_json())

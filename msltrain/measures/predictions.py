@@ -5,6 +5,9 @@ Shapes: N samples in dataset order, K classes.
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -139,6 +142,9 @@ class Predictions:
 def write_predictions(predictions: Predictions, file: str | Path) -> None:
     """Write one row per sample, atomically; equal predictions give equal bytes.
 
+    The lists of a row are in the order of the classes, which the file's metadata names:
+    ``json.loads(pyarrow.parquet.read_schema(file).metadata[b"msl.predictions"])["classes"]``.
+
     Columns: ``key`` and, as lists of K values, ``logit``, ``target``, ``ignore`` and, where objects are known,
     ``largest_area``, ``largest_relative_area``, ``largest_truncated``, ``largest_occluded``, ``largest_crowd``,
     ``largest_covered`` and, from segments, ``largest_separated``, and ``visible`` behind keep masks. Classes and origin
@@ -183,6 +189,25 @@ def check_place(file: str | Path) -> None:
         raise StorageError(f"{error}; predictions cannot be written there: give another place with --out") from None
 
 
+def write_predictions_table(predictions: Predictions, file: str | Path) -> None:
+    """Write the same as CSV for a spreadsheet: ``key``, then ``logit CLASS``, ``target CLASS`` and ``ignore CLASS``.
+
+    No origin and no objects: what measures predictions again reads the parquet file.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    arrays = (predictions.logit_NK, predictions.target_NK, predictions.ignore_NK.astype(np.uint8))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [f"{kind} {name}" for kind in ("logit", "target", "ignore") for name in predictions.classes]
+    writer.writerow(["key", *names])
+    for key, *values in zip(predictions.keys, *(array_NK.tolist() for array_NK in arrays)):
+        writer.writerow([key, *itertools.chain.from_iterable(values)])
+    file = Path(file)
+    LocalStorage(file.parent).put(file.name, text.getvalue().encode())
+
+
 def read_predictions(file: str | Path) -> Predictions:
     """Read what ``write_predictions`` wrote.
 
@@ -191,7 +216,7 @@ def read_predictions(file: str | Path) -> Predictions:
         UserError: it is not a predictions file, or one of another version.
     """
     data = LocalStorage(Path(file).parent).read(Path(file).name)
-    hint = "write one with `msl evaluate CHECKPOINT SHARDS --out FILE`"
+    hint = "write one with `msl evaluate --checkpoint RUN --data SHARDS --out FILE.parquet`"
     try:
         table = read_parquet(data)
         content: dict[str, Any] = json.loads(table.schema.metadata[_METADATA])

@@ -38,7 +38,7 @@ class Backbone(nn.Module):
         self.num_prefix_tokens = int(getattr(network, "num_prefix_tokens", 0))
         self.channels_last_axis = getattr(network, "output_fmt", "NCHW") == "NHWC"
         self._set_image_size(image_size)
-        self._late_norm = _norm_outside_forward_features(network)
+        self.late_norm = _norm_outside_forward_features(network)
         self._selection: PatchSelection | None = None
         self.num_features = self._probe(image_size)
 
@@ -52,8 +52,8 @@ class Backbone(nn.Module):
         if self._selection is not None:
             self._selection.patch_BP = patch_BP
         feature = self.network.forward_features(image_BCHW)
-        if self._late_norm:
-            feature = self.network.get_submodule(self._late_norm)(feature)
+        if self.late_norm:
+            feature = self.network.get_submodule(self.late_norm)(feature)
         if feature.ndim == 3:
             feature_BND = feature[:, self.num_prefix_tokens :]
             if patch_BP is not None:

@@ -49,10 +49,34 @@ def read_own(weights: str) -> OwnWeights | None:
     file = find_own_file(weights) or Path(weights).expanduser()
     if file.suffix != ".safetensors" or not file.is_file():
         return None
-    tensors = read_tensors(file)
+    tensors = in_our_names(read_tensors(file), file.with_name("config.json"))
     if not any(name.startswith(_BACKBONE) for name in tensors):
         return None
     return OwnWeights(source=str(file), tensors=tensors, classes=_classes_of(file))
+
+
+def in_timm_names(tensors: Mapping[str, Tensor], classifier: str) -> dict[str, Tensor]:
+    """The tensors of a recogniser with a pooled linear head as those of timm's own classifier of this name."""
+    linear = f"{_HEAD}linear."
+    renamed = {
+        f"{classifier}.{name.removeprefix(linear)}": one for name, one in tensors.items() if name.startswith(linear)
+    }
+    return renamed | {name.removeprefix(_BACKBONE): one for name, one in tensors.items() if name.startswith(_BACKBONE)}
+
+
+def in_our_names(tensors: Mapping[str, Tensor], config_file: Path) -> dict[str, Tensor]:
+    """The opposite, where ``config.json`` beside an export says that it is in timm's names; else as they are."""
+    try:
+        classifier = json.loads(config_file.read_text(encoding="utf-8")).get("timm_classifier")
+    except (OSError, ValueError, AttributeError):
+        return dict(tensors)
+    if not classifier:
+        return dict(tensors)
+    front = f"{classifier}."
+    return {
+        f"{_HEAD}linear.{name.removeprefix(front)}" if name.startswith(front) else f"{_BACKBONE}{name}": tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def fill_from_own(network: nn.Module, head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> WeightsReport:

@@ -7,18 +7,23 @@ only ever read in ways that cannot run code.
 
 from __future__ import annotations
 
+import argparse
+import logging
 import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from msldata.errors import UserError
 from msltrain.models.heads import CSRAHead
+
+_log = logging.getLogger(__name__)
 
 HUB_PREFIX = "hf-hub:"
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -144,19 +149,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
             content: object = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_plain_types()):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not _is_torch_file(path):
             raise UserError(
                 f"{path}: not a weights file; a state_dict saved by torch, or .safetensors, is needed"
             ) from None
         raise UserError(
-            f"{path}: holds Python objects besides tensors and was not opened, since that could run code "
-            f"({_first_line(error)}); save its state_dict alone, or as .safetensors, where you trust it"
+            f"{path}: holds Python objects besides tensors{_object_in(error)} and was not opened, since that could "
+            "run code; save its state_dict alone, or as .safetensors, where you trust it"
         ) from None
     except Exception as error:  # torch and safetensors raise a dozen types for a damaged file
         raise UserError(f"{path}: cannot be read as a weights file ({_first_line(error)})") from error
     return _tensors_of(content, str(path))
+
+
+def _plain_types() -> list[Any]:
+    """What checkpoints of timm and of training loops hold beside tensors, and runs no code: options and numbers."""
+    from numpy._core import multiarray
+
+    types: list[Any] = [argparse.Namespace, np.dtype, np.ndarray]
+    for name in ("scalar", "_reconstruct"):
+        made = getattr(multiarray, name)
+        types += [made, (made, f"numpy.core.multiarray.{name}")]  # the latter as numpy 1 wrote it
+    return types + [type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")]
+
+
+def _object_in(error: Exception) -> str:
+    """The type that was met, as torch's message names it."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 def _is_torch_file(path: Path) -> bool:
@@ -165,18 +188,41 @@ def _is_torch_file(path: Path) -> bool:
         return file.read(4).startswith((b"PK", b"\x80"))
 
 
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+"""What other programs call the state_dict in their checkpoints: moving averages, which they evaluate, come first."""
+_FRONTS = ("module.", "_orig_mod.", "model.", "net.", "network.")
+"""What wrappers (DataParallel, torch.compile, Lightning) put before every name."""
+_BESIDE = "n_averaged"
+"""A counter of averaged models."""
+
+
 def _tensors_of(content: object, source: str) -> dict[str, Tensor]:
-    """The state_dict in what a file held, however it is wrapped."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+    """The state_dict in what a file held, however it is wrapped; a moving average rather than the weights."""
+    while isinstance(content, Mapping):
+        known: Mapping[Any, Any] = content
+        inner = next((name for name in (*_AVERAGES, *_WRAPPERS) if isinstance(known.get(name), Mapping)), None)
+        if inner is None:
+            break
+        if inner in _AVERAGES:
+            _log.warning("%s: holds a moving average of the weights beside them (%s); that is taken", source, inner)
+        content = known[inner]
     tensors = dict(content) if isinstance(content, Mapping) else {}
     tensors = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    tensors.pop(_BESIDE, None)
     if not tensors:
         raise UserError(f"{source}: no tensors found; a state_dict (name → tensor) is needed")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
+    while front := next((one for one in _FRONTS if all(name.startswith(one) for name in tensors)), ""):
+        tensors = {name.removeprefix(front): value for name, value in tensors.items()}
+    tensors.pop(_BESIDE, None)
+    tensors = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
+    bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise UserError(
+            f"{source}: {len(bad)} of its tensors hold NaN or infinity ({shortened(bad)}), as after a training that "
+            "broke off; take an earlier checkpoint"
+        )
+    return tensors
 
 
 def _load_by_names(

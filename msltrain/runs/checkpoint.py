@@ -143,7 +143,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         meta["meta_sha256"] = _digest_of(meta)
         (part / META_NAME).write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    _replace_folder(folder, write)
+    replace_folder(folder, write)
 
 
 def copy_checkpoint(source: Path, folder: Path) -> None:
@@ -160,7 +160,7 @@ def copy_checkpoint(source: Path, folder: Path) -> None:
             except OSError:
                 shutil.copyfile(file, part / file.name)
 
-    _replace_folder(folder, write)
+    replace_folder(folder, write)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -349,7 +349,7 @@ def _read_weights(folder: Storage, meta: dict[str, Any]) -> tuple[dict[str, Tens
         raise UserError(f"{file}: not a weights file ({(str(error).splitlines() or [''])[0]}); copy it again") from None
 
 
-def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a folder beside ``folder``, then put it in its place."""
     part, old = folder.with_name(f".{folder.name}.part"), _old(folder)
     try:
@@ -367,7 +367,7 @@ def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else (error.strerror or str(error)).lower()
         kept = f"; {folder} is still the previous one" if folder.exists() else ""
-        raise StorageError(f"{folder}: the checkpoint could not be written: {reason}{kept}") from error
+        raise StorageError(f"{folder}: could not be written: {reason}{kept}") from error
     shutil.rmtree(old, ignore_errors=True)
 
 

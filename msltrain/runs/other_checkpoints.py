@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +22,15 @@ from msldata.storage import open_storage
 from msltrain.config import ModelConfig, TrainConfig, from_json
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.heads import CSRAHead
+from msltrain.models.own_weights import in_our_names
 from msltrain.models.pretrained import FILE_SUFFIXES, head_weights, read_tensors, shortened
 from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import META_NAME, WEIGHTS_NAME, LoadedRecogniser, load_recogniser, rebuild_recogniser
 from msltrain.stream.config import StreamConfig
 
+_log = logging.getLogger(__name__)
+
+_MANY = 100
 EXPORT_CONFIG, EXPORT_WEIGHTS = "config.json", "model.safetensors"
 """What an export holds besides the graphs."""
 
@@ -119,7 +125,7 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
     else:
         module = rebuild_recogniser(config, len(classes))
         try:
-            missing, unexpected = module.load_state_dict(tensors, strict=False)
+            missing, unexpected = module.load_state_dict(in_our_names(tensors, file), strict=False)
         except RuntimeError as error:
             raise UserError(f"{weights}: does not fit the network of its {EXPORT_CONFIG} ({error})") from None
         if wrong := [name for name in (*missing, *unexpected) if not name.endswith("num_batches_tracked")]:
@@ -133,15 +139,6 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         thresholds=thresholds,
         threshold_origin=str(content.get("threshold_origin", "")),
     )
-
-
-def rebuild_any(loaded: LoadedRecogniser) -> nn.Module:
-    """The same network with random weights."""
-    if isinstance(loaded.recogniser, Recogniser):
-        return rebuild_recogniser(loaded.config, len(loaded.classes))
-    import timm
-
-    return timm.create_model(loaded.config.model.backbone, pretrained=False, num_classes=len(loaded.classes))
 
 
 def _released(
@@ -197,6 +194,13 @@ def _timm_classifier(
         raise UserError(
             f"{path}: not a whole '{name}': {len(missing)} of its tensors are missing, {len(unexpected)} are not its "
             f"own, such as {', '.join([*missing[:2], *unexpected[:2]])}; choose the model it was made with"
+        )
+    pretraining: Any = module.default_cfg
+    if num_classes >= _MANY and num_classes == pretraining.get("num_classes"):
+        _log.warning(
+            "%s: '%s' has the %d classes of its pretraining, which chose one class per image (softmax): the order of "
+            "its scores means something, the scores themselves and their thresholds do not",
+            *(path, name, num_classes),
         )
     data = timm.data.resolve_data_config({}, model=module)
     stream = StreamConfig(image_size=data["input_size"][-1], mean=tuple(data["mean"]), std=tuple(data["std"]))

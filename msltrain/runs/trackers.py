@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import logging
+import netrc
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from msldata.errors import UserError
 from msltrain.config import TrainConfig
+
+_log = logging.getLogger(__name__)
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -25,23 +31,58 @@ class Tracker(Protocol):
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Raise UserError when a package that the config asks for is missing."""
+    """Raise UserError when a package that the config asks for is missing, or the key it needs."""
     for wanted, field, package in (
         (config.run.tensorboard, "run.tensorboard=true", "tensorboard"),
         (config.run.wandb, f"run.wandb={config.run.wandb}", "wandb"),
     ):
         if wanted and not _installed(package):
             raise UserError(f"{field} needs the package {package}: pip install 'msltrain[{package}]'")
+    if config.run.wandb and not _has_wandb_key():
+        raise UserError(
+            f"run.wandb={config.run.wandb} needs a key of Weights & Biases; run `wandb login` once, or set "
+            "WANDB_API_KEY, or WANDB_MODE=offline"
+        )
 
 
 def open_trackers(config: TrainConfig, folder: Path, *, place: str, step: int) -> list[Tracker]:
-    """Those that ``config.run`` names, for a run at ``place`` that starts or goes on at ``step``."""
+    """Those that ``config.run`` names, for a run at ``place`` that starts or goes on at ``step``.
+
+    None of them ends a training: what fails is said once, and the tracker is left alone from then on.
+    """
     trackers: list[Tracker] = []
     if config.run.tensorboard:
-        trackers.append(_TensorBoard(folder / TENSORBOARD_FOLDER, step))
+        trackers.append(_Harmless("TensorBoard", lambda: _TensorBoard(folder / TENSORBOARD_FOLDER, step)))
     if config.run.wandb:
-        trackers.append(_WandB(config, folder, place))
+        trackers.append(_Harmless("Weights & Biases", lambda: _WandB(config, folder, place)))
     return trackers
+
+
+class _Harmless:
+    """A tracker whose failures do not matter to the run; ``metrics.jsonl`` has every row."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]):
+        self._name = name
+        self._tracker: Tracker | None = None
+        self._try(lambda: setattr(self, "_tracker", make()))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if (tracker := self._tracker) is not None:
+            self._try(lambda: tracker.add(row))
+
+    def close(self) -> None:
+        if (tracker := self._tracker) is not None:
+            self._try(tracker.close)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever such a library raises
+            self._tracker = None
+            _log.warning(
+                "%s failed and gets no more rows of this run (%s: %s); metrics.jsonl has them all",
+                *(self._name, type(error).__name__, error),
+            )
 
 
 class _TensorBoard:
@@ -83,6 +124,20 @@ class _WandB:
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name != "step" and isinstance(value, (int, float))}
+
+
+def _has_wandb_key() -> bool:
+    """Whether wandb will find a key, or needs none; it would ask for one, or fail, when the run has begun."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    for file in filter(None, (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")):
+        try:
+            if netrc.netrc(Path(file).expanduser()).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
 
 
 def _installed(package: str) -> bool:

@@ -1,4 +1,4 @@
-"""A trained model for elsewhere: safetensors with a model card, torch.export, ONNX; each run against the original.
+"""A trained model for elsewhere: one folder with safetensors, torch.export, ONNX, a model card and code to run it.
 
 B batch, S image size, K classes.
 """
@@ -6,34 +6,42 @@ B batch, S image size, K classes.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from msldata.errors import BadInputError, UserError
-from msldata.storage import LocalStorage
 from msltrain.config import to_json
 from msltrain.models.build import Recogniser
-from msltrain.runs.checkpoint import LoadedRecogniser
-from msltrain.runs.other_checkpoints import EXPORT_CONFIG, EXPORT_WEIGHTS, Foreign, load_any, rebuild_any
+from msltrain.runs.checkpoint import LoadedRecogniser, replace_folder
+from msltrain.runs.other_checkpoints import EXPORT_CONFIG, Foreign, load_any
+from msltrain.use.export_formats import (
+    FILES,
+    FORMATS,
+    MIN_OPSET,
+    OPSET,
+    WRITERS,
+    Format,
+    ServedModel,
+    compare,
+    preprocessing,
+    thresholds_in_words,
+)
 from msltrain.use.model_card import model_card
-from msltrain.use.predict import find_images, read_square, thresholds_of
+from msltrain.use.predict import find_images, read_square
+from msltrain.use.timm_folder import network_of, timm_folder
 
-Format = Literal["safetensors", "torch-export", "onnx"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-FILES: dict[Format, str] = {"safetensors": EXPORT_WEIGHTS, "torch-export": "model.pt2", "onnx": "model.onnx"}
-CONFIG_NAME, CARD_NAME = EXPORT_CONFIG, "README.md"
-TOLERANCE = 1e-4
-"""Largest difference between a logit and the original's, over the larger of 1 and the largest logit."""
+CONFIG_NAME, CARD_NAME, CODE_NAME = EXPORT_CONFIG, "README.md", "model.py"
+_CODE = Path(__file__).with_name("standalone.py")
+_OURS = {*FILES.values(), CONFIG_NAME, CARD_NAME, CODE_NAME}
 _MAX_IMAGES = 8
 
 
@@ -41,57 +49,16 @@ _MAX_IMAGES = 8
 class Exported:
     """One file, checked against the original."""
 
-    format: Format
-    file: Path
+    file: str
     max_difference: float
     """Largest absolute difference of a logit."""
     num_images: int
     """Compared, alone and as a batch."""
-
-
-class ServedModel(nn.Module):
-    """The recogniser with its preprocessing, as far as it is included.
-
-    Args:
-        loaded: the trained model.
-        from_pixels: take uint8 RGB pixels instead of normalised floats.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, loaded: LoadedRecogniser, *, from_pixels: bool):
-        super().__init__()
-        self.recogniser = loaded.recogniser
-        self.from_pixels = from_pixels
-        self._program: torch.export.ExportedProgram | None = None
-        for name in ("mean", "std"):
-            value = torch.tensor(getattr(loaded.config.stream, name)).view(1, 3, 1, 1)
-            self.register_buffer(name, value, persistent=False)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K) of uint8 pixels or normalised floats, (B, 3, S, S)."""
-        return self.recogniser(self.normalised(image) if self.from_pixels else image)
-
-    def normalised(self, pixel_BCHW: Tensor) -> Tensor:
-        """What the network wants of uint8 pixels."""
-        return (pixel_BCHW.float() / 255 - self.mean) / self.std
-
-    def program(self, input_BCHW: Tensor) -> torch.export.ExportedProgram:
-        """The graph for any batch size, traced once. Raises UserError if the network cannot be traced."""
-        if self._program is None:
-            batch = torch.export.Dim("batch", min=1)
-            # Two images, for a batch of one would be taken for a constant.
-            example_BCHW = input_BCHW[:1].repeat(2, 1, 1, 1)
-            try:
-                with torch.no_grad():
-                    self._program = torch.export.export(self, (example_BCHW,), dynamic_shapes={"image": {0: batch}})
-            except Exception as error:  # torch.export raises many types of its own
-                reason = str(error).strip().splitlines()[0]
-                raise UserError(
-                    f"torch.export cannot follow this network ({reason}); export it with --format safetensors alone"
-                ) from error
-        return self._program
+    sha256: str
+    from_pixels: bool = False
+    """Whether it takes uint8 pixels instead of normalised floats."""
+    opset: int = 0
+    """Of ONNX."""
 
 
 def export_model(
@@ -102,166 +69,142 @@ def export_model(
     classes: tuple[str, ...] = (),
     formats: Sequence[Format] = FORMATS,
     from_pixels: bool = False,
+    opset: int = OPSET,
     images: Sequence[str | Path] = (),
+    overwrite: bool = False,
     on_done: Callable[[Exported], None] = lambda exported: None,
+    on_failed: Callable[[str], None] = lambda reason: None,
 ) -> list[Exported]:
-    """Write ``out`` with a file per format, ``config.json`` and a model card.
+    """Write ``out`` with a file per format, ``config.json``, a model card and ``model.py``, as a whole or not at all.
 
-    A file is put in its place only after it gave the original's logits, for each image alone and for all as one batch.
+    A file becomes part of it only after it gave the original's logits, for each image alone and for all as one batch.
 
     Args:
         checkpoint, foreign, classes: as for ``load_any``; classes are needed with a weights file alone.
-        out: folder; files of the same names are replaced.
+        out: folder. An export of the same weights gets these formats besides those it has.
         formats: see ``FILES``.
         from_pixels: the graphs of torch.export and ONNX take uint8 pixels and normalise them themselves.
+        opset: of ONNX.
         images: image files or folders to compare on, the first eight; none: drawn patterns.
+        overwrite: replace another model's export.
         on_done: told of each file.
+        on_failed: told why a format is left out; the others are written.
 
     Raises:
         FileNotFoundError: no such checkpoint or image.
         BadInputError: one of the images cannot be read.
-        UserError: a library is missing, the model cannot be exported, or the result differs.
+        UserError: ``out`` holds something else, or no format at all can be exported.
+        StorageError: it cannot be written.
     """
+    if opset < MIN_OPSET:
+        raise UserError(f"--opset {opset}: the least that torch writes is {MIN_OPSET}")
     loaded = load_any(checkpoint, foreign, classes, torch.device("cpu"))
+    out = Path(out).expanduser().resolve()
+    before = _found(out, loaded, overwrite)
     pixel_BCHW = _sample_pixels(images, loaded.config.stream.image_size)
-    served = ServedModel(loaded, from_pixels=from_pixels).eval()
-    folder = LocalStorage(out)
-    done = []
-    sha256 = ""
+    folder = timm_folder(loaded)
+    served = ServedModel(loaded, folder, from_pixels=from_pixels, opset=opset).eval()
+    written: dict[str, bytes] = {}
+    done: list[Exported] = []
     for format_ in formats:
-        input_BCHW = pixel_BCHW
-        if not (from_pixels and format_ != "safetensors"):
-            input_BCHW = served.normalised(pixel_BCHW).contiguous()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, about its exporters' insides
-            data, run = _WRITERS[format_](loaded, served, input_BCHW)
-        exported = Exported(
-            format=format_,
-            file=Path(out) / FILES[format_],
-            max_difference=_compare(format_, served, run, input_BCHW, from_pixels),
-            num_images=len(pixel_BCHW),
-        )
-        folder.put(FILES[format_], data)
-        if format_ == "safetensors":
-            sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            exported, data = _export(format_, loaded, served, pixel_BCHW)
+        except Exception as error:  # torch's exporters raise dozens of types of their own
+            reason = str(error) if isinstance(error, UserError) else f"{FILES[format_]}: {_first_line(error)}"
+            if len(formats) == 1:
+                raise UserError(reason) from error
+            on_failed(reason)
+            continue
+        written[exported.file] = data
         done.append(exported)
         on_done(exported)
-    content = _network(loaded) | {"model_sha256": sha256}
-    folder.put(CONFIG_NAME, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-    files = {FILES[one.format]: one.max_difference for one in done}
-    card = model_card(loaded, files, from_pixels=from_pixels, threshold_origin=content["threshold_origin"])
-    folder.put(CARD_NAME, card.encode())
+    if not done:
+        raise UserError(f"{out}: not one of {', '.join(formats)} can be exported")
+    kept = {file: entry for file, entry in before.items() if file not in written}
+    files = kept | {one.file: asdict(one) for one in done}
+    content: dict[str, Any] = {
+        **_network(loaded),
+        "network": network_of(loaded),
+        "model_sha256": files.get(FILES["safetensors"], {}).get("sha256", ""),
+        "files": files,
+        **(folder.config if folder else {}),
+    }
+
+    def write(part: Path) -> None:
+        if out.is_dir():
+            _copy(out, part, keep=set(kept))
+        for name, data in written.items():
+            (part / name).write_bytes(data)
+        (part / CONFIG_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (part / CARD_NAME).write_text(model_card(loaded, content), encoding="utf-8")
+        shutil.copyfile(_CODE, part / CODE_NAME)
+
+    replace_folder(out, write)
     return done
 
 
-ExportedRun = Callable[[Tensor], Tensor]
-
-
-def _safetensors(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> tuple[bytes, ExportedRun]:
-    from safetensors.torch import load, save
-
-    weights = {name: tensor.contiguous() for name, tensor in loaded.recogniser.state_dict().items()}
-    metadata = {"classes": json.dumps(loaded.classes, ensure_ascii=False), "format": "pt"}
-    data = _with_sorted_metadata(save(weights, metadata=metadata))
-    again = rebuild_any(loaded)
-    again.load_state_dict(load(data))
-    return data, again.eval()
-
-
-def _with_sorted_metadata(data: bytes) -> bytes:
-    """A safetensors file that is the same every time: the library writes its metadata in an order of chance."""
-    num_bytes = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + num_bytes])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the tensors stay aligned
-    return len(text).to_bytes(8, "little") + text + data[8 + num_bytes :]
-
-
-def _torch_export(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> tuple[bytes, ExportedRun]:
-    program = served.program(input_BCHW)
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    return file.getvalue(), torch.export.load(file).module()
-
-
-def _onnx(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> tuple[bytes, ExportedRun]:
+def _found(out: Path, loaded: LoadedRecogniser, overwrite: bool) -> dict[str, dict[str, Any]]:
+    """The files of these weights that are there. Raises UserError where something else is."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return {}
     try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch.onnx needs it)
-    except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}; install the extra: pip install 'msltrain[onnx]'") from None
-    with redirect_stdout(io.StringIO()):
-        program = torch.onnx.export(
-            served.program(input_BCHW), dynamo=True, input_names=["image"], output_names=["logit"], verbose=False
-        )
-    assert program is not None
-    model = program.model_proto
-    for name, value in (
-        ("classes", json.dumps(loaded.classes, ensure_ascii=False)),
-        ("preprocessing", json.dumps(preprocessing(loaded, from_pixels=served.from_pixels))),
-        *((name, json.dumps(value, ensure_ascii=False)) for name, value in _thresholds(loaded).items()),
-    ):
-        entry = model.metadata_props.add()
-        entry.key, entry.value = name, value
-    data = model.SerializeToString()
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return data, lambda image: torch.from_numpy(session.run(["logit"], {"image": image.numpy()})[0])
+        content = json.loads((out / CONFIG_NAME).read_text(encoding="utf-8"))
+        weights, files = content["weights_sha256"], content.get("files", {})
+        found = {name: entry for name, entry in files.items() if (out / name).is_file()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{out}: holds something else than an export; choose another --out") from None
+    if weights == loaded.sha256:
+        return found
+    if overwrite:
+        return {}
+    raise UserError(
+        f"{out}: holds the export of another model (weights {weights[:12]}…, these are {loaded.sha256[:12]}…); choose "
+        "another --out, or give --overwrite"
+    )
 
 
-_WRITERS: dict[Format, Callable[[LoadedRecogniser, ServedModel, Tensor], tuple[bytes, ExportedRun]]] = {
-    "safetensors": _safetensors,
-    "torch-export": _torch_export,
-    "onnx": _onnx,
-}
+def _copy(before: Path, part: Path, *, keep: set[str]) -> None:
+    """What stays of a folder: these files of ours, and whatever else somebody put there."""
+    for file in before.iterdir():
+        if file.name in keep or file.name not in _OURS:
+            copy = shutil.copytree if file.is_dir() else shutil.copy2
+            copy(file, part / file.name)
+
+
+def _export(
+    format_: Format, loaded: LoadedRecogniser, served: ServedModel, pixel_BCHW: Tensor
+) -> tuple[Exported, bytes]:
+    takes_pixels = served.from_pixels and format_ != "safetensors"
+    input_BCHW = pixel_BCHW if takes_pixels else served.normalised(pixel_BCHW).contiguous()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its exporters' insides
+        data, run = WRITERS[format_](loaded, served, input_BCHW)
+    exported = Exported(
+        file=FILES[format_],
+        max_difference=compare(format_, served, run, input_BCHW),
+        num_images=len(pixel_BCHW),
+        sha256=hashlib.sha256(data).hexdigest(),
+        from_pixels=takes_pixels,
+        opset=served.opset if format_ == "onnx" else 0,
+    )
+    return exported, data
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _network(loaded: LoadedRecogniser) -> dict[str, Any]:
     """What ``config.json`` says: enough to build the network that the weights belong to."""
-    content: dict[str, Any] = {"classes": loaded.classes, "weights_sha256": loaded.sha256, **_thresholds(loaded)}
-    if isinstance(loaded.recogniser, Recogniser):
-        return content | {"config": json.loads(to_json(loaded.config))}
-    return content | {
-        "timm_model": loaded.config.model.backbone,
+    content: dict[str, Any] = {
+        "classes": loaded.classes,
+        "weights_sha256": loaded.sha256,
+        **thresholds_in_words(loaded),
         "preprocessing": preprocessing(loaded, from_pixels=False),
     }
-
-
-def _thresholds(loaded: LoadedRecogniser) -> dict[str, Any]:
-    threshold_K, origin = thresholds_of(loaded)
-    return {"thresholds": dict(zip(loaded.classes, map(float, threshold_K))), "threshold_origin": origin}
-
-
-def preprocessing(loaded: LoadedRecogniser, *, from_pixels: bool) -> dict[str, Any]:
-    """What a caller must do to an RGB photograph before the graph sees it, step by step."""
-    stream = loaded.config.stream
-    steps: dict[str, Any] = {
-        "resize": [stream.image_size, stream.image_size],
-        "interpolation": "bilinear, antialiased; the whole image squashed, no crop",
-        "layout": "N, 3 (RGB), height, width",
-        "dtype": "uint8" if from_pixels else "float32",
-    }
-    if not from_pixels:
-        steps |= {"scale": "pixel / 255", "mean": list(stream.mean), "std": list(stream.std)}
-    return steps
-
-
-def _compare(format_: Format, served: ServedModel, run: ExportedRun, input_BCHW: Tensor, from_pixels: bool) -> float:
-    with torch.inference_mode():
-        ready = from_pixels and format_ == "safetensors"
-        expected_BK = served.recogniser(input_BCHW) if ready else served(input_BCHW)
-    with torch.no_grad():
-        together_BK = run(input_BCHW)
-        alone_BK = torch.cat([run(input_BCHW[n : n + 1]) for n in range(len(input_BCHW))])
-    difference = max(float((found - expected_BK).abs().max()) for found in (together_BK, alone_BK))
-    allowed = TOLERANCE * max(1.0, float(expected_BK.abs().max()))
-    if not difference <= allowed:  # a NaN must not pass
-        raise UserError(
-            f"{FILES[format_]}: its logits differ from the model's by up to {difference:.2g}, more than {allowed:.2g}; "
-            "nothing was written for it"
-        )
-    return difference
+    if isinstance(loaded.recogniser, Recogniser):
+        return content | {"config": json.loads(to_json(loaded.config))}
+    return content | {"timm_model": loaded.config.model.backbone}
 
 
 def _sample_pixels(images: Sequence[str | Path], image_size: int) -> Tensor:

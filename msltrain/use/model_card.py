@@ -4,74 +4,131 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from msldata.errors import UserError
 from msltrain.measures.metrics import SUMMARY, compute_metrics
 from msltrain.measures.predictions import Predictions, read_predictions
 from msltrain.models.build import Recogniser
 from msltrain.runs.checkpoint import LoadedRecogniser
+from msltrain.use.export_formats import RUNTIME_OF_OPSET
 
-_WAYS = {
-    "model.safetensors": "weights by name; `config.json` beside it says which network they belong to",
-    "model.pt2": "`torch.export.load(file).module()(image)`; needs torch alone",
-    "model.onnx": '`onnxruntime.InferenceSession(file).run(["logit"], {"image": image})`',
-}
+_SCRIPT = """\
+import sys
+
+from PIL import Image
+
+from model import load, scores
+
+model = load()
+for file in sys.argv[1:]:
+    for name, score in scores(model, Image.open(file))[:5]:
+        print(file, name, f"{score:.3f}")
+"""
+_ONNX_SCRIPT = """\
+import json, sys
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+session = onnxruntime.InferenceSession("model.onnx")
+config = json.load(open("config.json", encoding="utf-8"))
+for file in sys.argv[1:]:
+    photo = ImageOps.exif_transpose(Image.open(file)).convert("RGB").resize((SIDE, SIDE), Image.BILINEAR)
+    image = PIXELS
+    logit = session.run(["logit"], {"image": image.transpose(2, 0, 1)[None]})[0][0]
+    print(file, dict(zip(config["classes"], (1 / (1 + np.exp(-logit))).round(3).tolist())))
+"""
 
 
-def model_card(
-    loaded: LoadedRecogniser, files: Mapping[str, float], *, from_pixels: bool, threshold_origin: str = ""
-) -> str:
-    """Markdown.
+def model_card(loaded: LoadedRecogniser, content: Mapping[str, Any]) -> str:
+    """Markdown, with the front matter that model hubs read.
 
     Args:
         loaded: the model; the predictions files of its run folder, where they are of these weights, give the results.
-        files: exported file → its largest difference to the original's logits.
-        from_pixels: whether the graphs take pixels.
-        threshold_origin: where the thresholds in ``config.json`` come from.
+        content: of ``config.json``.
     """
-    model, stream = loaded.config.model, loaded.config.stream
+    model, stream, files = loaded.config.model, loaded.config.stream, content["files"]
     side = stream.image_size
-    lines = [
-        f"# {model.backbone} for {len(loaded.classes)} labels",
-        "",
-        f"Says which of {len(loaded.classes)} classes a photograph shows; several may be right. {_made_how(loaded)}",
-        "",
-        "## Files",
-        "",
-        "| file | how to use it | largest difference of a logit to the original |",
-        "| --- | --- | ---: |",
-        *(f"| `{name}` | {_WAYS[name]} | {difference:.1e} |" for name, difference in files.items()),
-        "",
-        "## Input and output",
-        "",
-        f"Input `image`: RGB, (batch, 3, {side}, {side}), any batch size. The whole photograph is squashed to "
-        f"{side} × {side} (bilinear, antialiased), not cropped. Turn it upright by its EXIF orientation first, "
-        "drop transparency, and bring deeper pixels down to 8 bits by their full scale: "
-        '`PIL.ImageOps.exif_transpose(PIL.Image.open(file)).convert("RGB")` does so for photographs of 8 bits.',
-        "",
-        "The graphs (`.pt2`, `.onnx`) take uint8 pixels and normalise them."
-        if from_pixels
-        else "The graphs (`.pt2`, `.onnx`) take floats: "
-        f"`(pixel / 255 - mean) / std` with mean {_numbers(stream.mean)} and std {_numbers(stream.std)}.",
-        "",
-        "Output `logit`: (batch, classes). `1 / (1 + exp(-logit))` is the score; 0.5 is the published threshold.",
-        *(["", f"Thresholds: {threshold_origin}. `config.json` holds one per class."] if threshold_origin else []),
-        "",
-        "## Classes",
-        "",
-        ", ".join(loaded.classes),
-        "",
-        *_results(loaded),
-        "## Care",
-        "",
-        "Scores are not calibrated probabilities. The model knows its classes alone and has learnt which go together: "
-        "it may name what usually accompanies the scene. Licences of the training photographs apply besides that of "
-        "the code.",
-        "",
-        f"Weights: sha256 `{loaded.sha256}`.",
-        "",
-    ]
-    return "\n".join(lines)
+    front = ["library_name: timm", "pipeline_tag: image-classification"]
+    tags = ["multi-label-classification", "timm", "pytorch", *(["onnx"] if "model.onnx" in files else [])]
+    return "\n".join(
+        [
+            *("---", *front, "tags:", *(f"- {tag}" for tag in tags), "---", ""),
+            f"# {model.backbone} for {len(loaded.classes)} labels",
+            "",
+            f"Says which of {len(loaded.classes)} classes a photograph shows; several may be right. "
+            + _made_how(loaded),
+            "",
+            *_use(content, side),
+            "## Files",
+            "",
+            "| file | how to use it | largest difference of a logit to the original | sha256 |",
+            "| --- | --- | ---: | --- |",
+            *(_row(name, entry, content) for name, entry in files.items()),
+            "",
+            "## Input and output",
+            "",
+            f"Input `image`: RGB, (batch, 3, {side}, {side}), any batch size. The whole photograph is squashed to "
+            f"{side} × {side} (bilinear, antialiased), not cropped. Turn it upright by its EXIF orientation first, "
+            "drop transparency, and bring deeper pixels down to 8 bits by their full scale, as `prepared` in "
+            "`model.py` does.",
+            "",
+            f"Floats are `(pixel / 255 - mean) / std` with mean {_numbers(stream.mean)} and std {_numbers(stream.std)}"
+            + _takes(files),
+            "",
+            "Output `logit`: (batch, classes). `1 / (1 + exp(-logit))` is the score; 0.5 is the published threshold.",
+            "",
+            f"Thresholds: {content['threshold_origin']}. `config.json` holds one per class.",
+            "",
+            "## Classes",
+            "",
+            ", ".join(loaded.classes),
+            "",
+            *_results(loaded),
+            "## Care",
+            "",
+            "Scores are not calibrated probabilities. The model knows its classes alone and has learnt which go "
+            "together: it may name what usually accompanies the scene. Licences of the training photographs apply "
+            "besides that of the code.",
+            "",
+            f"Made from the checkpoint whose weights have sha256 `{loaded.sha256}`.",
+            "",
+        ]
+    )
+
+
+def _use(content: Mapping[str, Any], side: int) -> list[str]:
+    """Code that runs in the folder as it stands."""
+    files, lines = content["files"], ["## Use", ""]
+    if "model.safetensors" in files:
+        lines += ["With timm and torch alone, in this folder; `model.py` is short and made to be copied:", ""]
+        lines += ["```python", *_SCRIPT.splitlines(), "```", ""]
+    if "architecture" in content:
+        lines += ['It is a folder of timm\'s: `timm.create_model("local-dir:FOLDER", pretrained=True)`.', ""]
+    if "model.onnx" in files:
+        pixels = "np.asarray(photo)"
+        if not files["model.onnx"]["from_pixels"]:
+            scaled = "(np.asarray(photo, np.float32) / 255 - np.float32(network['mean'])) / np.float32(network['std'])"
+            pixels = scaled.replace("network[", "config['network'][")
+        lines += ["With onnxruntime, in this folder:", ""]
+        script = _ONNX_SCRIPT.replace("SIDE", str(side)).replace("PIXELS", pixels)
+        lines += ["```python", *script.splitlines(), "```", ""]
+    return lines
+
+
+def _row(name: str, entry: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    least = RUNTIME_OF_OPSET.get(entry["opset"], "of the day")
+    way = {
+        "model.safetensors": "weights by name, for `load` in `model.py`",
+        "model.pt2": "`torch.export.load(file).module()(image)`; needs torch alone",
+        "model.onnx": f'`onnxruntime.InferenceSession(file).run(["logit"], {{"image": image}})`; opset '
+        f"{entry['opset']}, onnxruntime {least} or later",
+    }[name]
+    return f"| `{name}` | {way} | {entry['max_difference']:.1e} | `{entry['sha256']}` |"
+
+
+def _takes(files: Mapping[str, Mapping[str, Any]]) -> str:
+    from_pixels = [name for name, entry in files.items() if entry["from_pixels"]]
+    return f". {', '.join(from_pixels)} take uint8 pixels and normalise them." if from_pixels else "."
 
 
 def _made_how(loaded: LoadedRecogniser) -> str:

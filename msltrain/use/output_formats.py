@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
-from msldata.console import visible
+from msldata.console import Stream, visible
 from msldata.errors import UserError
 from msltrain.use.predict import ImagePrediction
 
@@ -27,6 +30,7 @@ COLUMNS = (
 )
 _SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "table"}
 _MAX_NAMED = 20
+_ROWS_PER_GROUP = 100_000
 
 
 def format_of(asked: str | None, out: Path | None) -> str:
@@ -44,36 +48,80 @@ def format_of(asked: str | None, out: Path | None) -> str:
     return asked or "table"
 
 
-def encode(found: Sequence[ImagePrediction], kind: str) -> bytes:
-    """All of it in one of ``FORMATS``; text is UTF-8. CSV and parquet have a row per image and class."""
+def write_answers(found: Iterable[ImagePrediction], kind: str, file: IO[bytes]) -> None:
+    """Write answers as they come in one of ``FORMATS``, in UTF-8; CSV and parquet have a row per image and class."""
+    if kind == "parquet":
+        _write_parquet(found, file)
+    else:
+        if kind == "csv":
+            file.write(_csv([COLUMNS]).encode())
+        for image in found:
+            file.write(_text(image, kind).encode())
+
+
+class Printer:
+    """Answers on a terminal or a pipe as they come; never parquet.
+
+    Args:
+        kind: one of ``FORMATS``.
+        file: where to.
+        clean: what a terminal is spared.
+    """
+
+    def __init__(self, kind: str, file: Stream, clean: Callable[[str], str]):
+        self._kind, self._file, self._clean = kind, file, clean
+        self._begun = False
+
+    def show(self, image: ImagePrediction) -> None:
+        """Print one."""
+        if self._kind == "csv" and not self._begun:
+            self._file.write(_csv([COLUMNS]))
+        self._begun = True
+        self._file.write(self._clean(_text(image, self._kind)))
+
+
+def _text(image: ImagePrediction, kind: str) -> str:
     match kind:
         case "json":
-            return "".join(json.dumps(_as_json(image), ensure_ascii=False) + "\n" for image in found).encode()
+            return json.dumps(_as_json(image), ensure_ascii=False) + "\n"
         case "csv":
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for file, name, score, predicted, masked_score, masked_predicted, error, *more in _rows(found):
-                flags = (_flag(predicted), _digits(masked_score), _flag(masked_predicted))
-                threshold, origin, deviation = more
-                said = (_cell(file), _cell(name), _digits(score), *flags, _cell(error))
-                writer.writerow((*said, _digits(threshold), _cell(origin), _digits(deviation)))
-            return text.getvalue().encode()
-        case "parquet":
-            return _parquet(found)
-    return "".join(f"{_on_one_line(image.file)}  {_on_one_line(_line(image))}\n" for image in found).encode()
+            return _csv(map(_cells, _rows(image)))
+    return f"{_on_one_line(image.file)}  {_on_one_line(_line(image))}\n"
 
 
-def describe(found: Sequence[ImagePrediction]) -> str:
+def describe(summary: Summary) -> str:
     """Which images were left out, and why; empty if none."""
-    failed = [image for image in found if image.error]
-    if not failed:
+    if not summary.num_failed:
         return ""
-    lines = [f"{len(failed):,} of {len(found):,} images could not be read and were left out:"]
-    lines += [f"  {_on_one_line(image.file)}: {image.error}" for image in failed[:_MAX_NAMED]]
-    if len(failed) > _MAX_NAMED:
-        lines.append(f"  … and {len(failed) - _MAX_NAMED:,} more; --format json names them all")
+    lines = [f"{summary.num_failed:,} of {summary.num_images:,} images could not be read and were left out:"]
+    lines += [f"  {_on_one_line(image.file)}: {image.error}" for image in summary.failed]
+    if summary.num_failed > len(summary.failed):
+        lines.append(f"  … and {summary.num_failed - len(summary.failed):,} more; --format json names them all")
     return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class Summary:
+    """What is to be said of many answers when they are written."""
+
+    num_images: int = 0
+    num_failed: int = 0
+    num_drawn: int = 0
+    threshold_origin: str = ""
+    failed: list[ImagePrediction] = field(default_factory=list)
+    """The first of those that could not be read."""
+
+    def count(self, found: Iterable[ImagePrediction]) -> Iterator[ImagePrediction]:
+        """Pass answers through."""
+        for image in found:
+            self.num_images += 1
+            self.num_drawn += bool(image.overlay)
+            self.threshold_origin = self.threshold_origin or image.threshold_origin
+            if image.error:
+                self.num_failed += 1
+                if len(self.failed) < _MAX_NAMED:
+                    self.failed.append(image)
+            yield image
 
 
 def _line(image: ImagePrediction) -> str:
@@ -103,17 +151,28 @@ def _as_json(image: ImagePrediction) -> dict[str, object]:
     return content | ({"overlay": image.overlay} if image.overlay else {})
 
 
-def _rows(found: Sequence[ImagePrediction]) -> Iterator[tuple]:
+def _rows(image: ImagePrediction) -> Iterator[tuple]:
     """Values by ``COLUMNS``; an image that could not be read has one row without a class."""
-    for image in found:
-        if image.error:
-            yield (image.file, None, None, None, None, None, image.error, None, None, None)
-        masked = dict(image.masked_scores)
-        deviations = image.deviations or [None] * len(image.scores)
-        for (name, score), threshold, deviation in zip(image.scores, image.thresholds, deviations, strict=True):
-            masked_predicted = name in image.masked_predicted if masked else None
-            said = (image.file, name, score, name in image.predicted, masked.get(name), masked_predicted, None)
-            yield (*said, threshold, image.threshold_origin, deviation)
+    if image.error:
+        yield (image.file, None, None, None, None, None, image.error, None, None, None)
+    masked = dict(image.masked_scores)
+    deviations = image.deviations or [None] * len(image.scores)
+    for (name, score), threshold, deviation in zip(image.scores, image.thresholds, deviations, strict=True):
+        masked_predicted = name in image.masked_predicted if masked else None
+        said = (image.file, name, score, name in image.predicted, masked.get(name), masked_predicted, None)
+        yield (*said, threshold, image.threshold_origin, deviation)
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _cells(row: tuple) -> tuple[str, ...]:
+    file, name, score, predicted, masked_score, masked_predicted, error, threshold, origin, deviation = row
+    said = (_cell(file), _cell(name), _digits(score), _flag(predicted), _digits(masked_score), _flag(masked_predicted))
+    return (*said, _cell(error), _digits(threshold), _cell(origin), _digits(deviation))
 
 
 def _on_one_line(name: str) -> str:
@@ -134,14 +193,15 @@ def _digits(value: float | None) -> str:
     return "" if value is None else f"{value:.6f}"
 
 
-def _parquet(found: Sequence[ImagePrediction]) -> bytes:
+def _write_parquet(found: Iterable[ImagePrediction], file: IO[bytes]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     text, number, flag = pa.string(), pa.float32(), pa.bool_()
     kinds = (text, text, number, flag, number, flag, text, number, text, number)
-    columns = list(zip(*_rows(found))) or [()] * len(COLUMNS)
-    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, names=list(COLUMNS)), buffer, compression="zstd")
-    return buffer.getvalue()
+    schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
+    rows = (row for image in found for row in _rows(image))
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while group := list(itertools.islice(rows, _ROWS_PER_GROUP)):
+            arrays = [pa.array(column, kind) for column, kind in zip(zip(*group), kinds, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))

@@ -5,7 +5,7 @@ B batch, C channels, S side of the square in pixels, K classes, H, W positions o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msldata.contract.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
 from msldata.errors import BadInputError, UserError
-from msltrain.hosts.distributed import choose_device, process_group
+from msltrain.hosts.distributed import choose_device
 from msltrain.measures.predictions import read_predictions
 from msltrain.measures.thresholds import threshold_origin, tune_thresholds
 from msltrain.runs.checkpoint import LoadedRecogniser
@@ -28,7 +28,7 @@ from msltrain.use.class_activation import logits_and_place_logits
 from msltrain.use.overlay import OverlayFolder, Panel, Row, draw_sheet, thumbnail
 from msltrain.use.read_images import Given, Picture, find_images, given_pictures, read_pixels, read_square, squash
 
-__all__ = ["ImagePrediction", "Predictor", "find_images", "predict_images", "read_keep_mask", "read_square"]
+__all__ = ["Asked", "ImagePrediction", "Predictor", "find_images", "predict_each", "read_keep_mask", "read_square"]
 
 HELD_OUT_FILES = "*-held-out.parquet"
 """In a run folder: what ``msl evaluate --held-out`` writes, and thresholds are tuned on."""
@@ -79,6 +79,7 @@ class Predictor:
 
     Attributes:
         classes: class names in the order of scores.
+        sha256: of its weights, in hex.
         image_size: S.
         threshold_K: float64, 0 to 1.
         threshold_origin: where the thresholds come from, in words.
@@ -110,6 +111,7 @@ class Predictor:
         self._recogniser = loaded.recogniser
         self._device = device
         self.path = loaded.path
+        self.sha256 = loaded.sha256
         self.classes = loaded.classes
         stream = loaded.config.stream
         self.image_size = stream.image_size
@@ -206,76 +208,70 @@ def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
     return np.full(len(loaded.classes), 0.5), "0.5 for every class, the published one"
 
 
-def predict_images(
-    checkpoint: str | Path,
-    inputs: Sequence[str | Path],
-    *,
-    foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
-    classes: tuple[str, ...] = (),
-    top_k: int | None = 5,
-    threshold: float | None = None,
-    keep_mask: str | Path | None = None,
-    polarity: str = "",
-    overlays: str | Path | None = None,
-    device: str = "auto",
-    on_error: Literal["fail", "skip"] = "fail",
-    batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[ImagePrediction]:
-    """Predict every image that ``inputs`` name, in their order.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked about every image."""
+
+    top_k: int | None = 5
+    """So many classes per image get a score, with a keep mask those that score highest in either; None: all."""
+    keep_mask: str | Path | None = None
+    """A mask file; every image is predicted with and without the part that it hides."""
+    polarity: str = ""
+    """Of that file, see `read_keep_mask`."""
+    on_error: Literal["fail", "skip"] = "skip"
+    """An image that cannot be read stops everything, or gets an ``error`` and no scores."""
+    batch_size: int = 32
+    """Images per forward pass."""
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top-k is {self.top_k}; it must be at least 1")
+
+
+def predict_each(
+    predictor: Predictor, pictures: Sequence[Picture], asked: Asked, folder: OverlayFolder | None = None
+) -> Iterator[list[ImagePrediction]]:
+    """Predict pictures in their order, a batch at a time; a caller who keeps none needs no memory for them.
 
     An image is squashed to the square that the model was trained with, as in evaluation. It is turned
     upright by its EXIF orientation, as builds and training do.
 
     Args:
-        checkpoint, foreign, classes, threshold: as for `Predictor`.
-        inputs: as for `find_images`.
-        top_k: so many classes per image get a score; None: all. With a keep mask those that score highest in either.
-        keep_mask: a mask file; every image is predicted with and without the part that it hides.
-        polarity: of that file, see `read_keep_mask`.
-        overlays: folder for a picture of each image: where the model sees its classes, see `place_logits`.
-        device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
-        on_error: an image that cannot be read stops everything, or gets an ``error`` and no scores.
-        batch_size: images per forward pass.
-        progress: called with (images done, images in all).
+        predictor: the model.
+        pictures: from `find_images`.
+        asked: about each of them.
+        folder: gets a picture of each image: where the model sees its classes, see `place_logits`.
 
     Raises:
-        FileNotFoundError: no such file, folder or checkpoint.
-        UserError: an input names no image, or an option makes no sense.
+        UserError: the mask file's polarity is not known.
         BadInputError: an image cannot be read and ``on_error`` is "fail"; the mask file cannot be used.
     """
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top-k is {top_k}; it must be at least 1")
-    pictures = find_images(inputs)
-    with process_group(device) as ranks:
-        predictor = Predictor(checkpoint, ranks.device, threshold=threshold, foreign=foreign, classes=classes)
-        keep_mask_SS = None if keep_mask is None else read_keep_mask(keep_mask, polarity, predictor.image_size)
-        folder = None if overlays is None else OverlayFolder(Path(overlays), [picture.name for picture in pictures])
-        draws = folder is not None
+    keep_mask_SS = None
+    if asked.keep_mask is not None:
+        keep_mask_SS = read_keep_mask(asked.keep_mask, asked.polarity, predictor.image_size)
+    draws = folder is not None
+    for batch in _read_ahead(pictures, predictor.image_size, asked.on_error, asked.batch_size, with_thumbnails=draws):
+        squares = [read.square_1CSS for read in batch if read.square_1CSS is not None]
+        whole = iter(predictor.answer(squares, with_places=draws))
+        masked: Iterator[Answer] = iter(())
+        if keep_mask_SS is not None:
+            masked = iter(predictor.answer(squares, keep_mask_SS, with_places=draws))
         predictions: list[ImagePrediction] = []
-        for batch in _read_ahead(pictures, predictor.image_size, on_error, batch_size, with_thumbnails=draws):
-            squares = [read.square_1CSS for read in batch if read.square_1CSS is not None]
-            whole = iter(predictor.answer(squares, with_places=draws))
-            masked: Iterator[Answer] = iter(())
+        for read in batch:
+            if read.square_1CSS is None:
+                predictions.append(ImagePrediction(file=read.name, error=read.error))
+                continue
+            versions: list[tuple[Answer, np.ndarray | None]] = [(next(whole), None)]
             if keep_mask_SS is not None:
-                masked = iter(predictor.answer(squares, keep_mask_SS, with_places=draws))
-            for read in batch:
-                if read.square_1CSS is None:
-                    predictions.append(ImagePrediction(file=read.name, error=read.error))
-                    continue
-                versions: list[tuple[Answer, np.ndarray | None]] = [(next(whole), None)]
-                if keep_mask_SS is not None:
-                    versions.append((next(masked), keep_mask_SS))
-                prediction, chosen = _in_words(predictor, read.name, [answer for answer, _ in versions], top_k)
-                if folder is not None:
-                    assert read.thumbnail_HWC is not None
-                    rows = [_row(predictor, answer, chosen, mask_SS) for answer, mask_SS in versions]
-                    sheet = draw_sheet(read.name, read.thumbnail_HWC, rows, predictor.hole_colour)
-                    prediction = replace(prediction, overlay=str(folder.write(read.name, sheet)))
-                predictions.append(prediction)
-            if progress is not None:
-                progress(len(predictions), len(pictures))
-    return predictions
+                versions.append((next(masked), keep_mask_SS))
+            prediction, chosen = _in_words(predictor, read.name, [answer for answer, _ in versions], asked.top_k)
+            if folder is not None:
+                assert read.thumbnail_HWC is not None
+                rows = [_row(predictor, answer, chosen, mask_SS) for answer, mask_SS in versions]
+                sheet = draw_sheet(read.name, read.thumbnail_HWC, rows, predictor.hole_colour)
+                prediction = replace(prediction, overlay=str(folder.write(read.name, sheet)))
+            predictions.append(prediction)
+        yield predictions
 
 
 def read_keep_mask(file: str | Path, polarity: str, image_size: int) -> np.ndarray:

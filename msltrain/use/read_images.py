@@ -5,13 +5,15 @@ C channels, H, W height and width of a photograph, S side of the square.
 
 from __future__ import annotations
 
+import csv
 import functools
 import glob
+import io
 import re
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +25,24 @@ from torch import Tensor
 from msldata.contract.manifest import MANIFEST_NAME
 from msldata.contract.pixels import decode, pixels_of
 from msldata.errors import BadInputError, UserError
-from msldata.storage import Storage, open_storage
+from msldata.storage import FileInfo, Storage, open_storage
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.pixels.decode import resize_crop
 from msltrain.stream.samples.shardset import open_shard_set
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif")
-"""Files of a folder that are taken for images; a file named by itself may have any suffix."""
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".jp2", ".avif", ".heic", ".heif"),
+)
+"""Files of a folder that are taken for images; of other names it is looked at how they begin."""
+_STARTS = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"P5\n", b"P6\n"),
+    *(b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51"),
+)
+_NUM_START = 16
+_LISTS = (".txt", ".csv", ".tsv", ".parquet")
+_LIST_COLUMNS = ("image", "file", "path", "url", "file_name", "filename", "image_path")
+"""Names of the column of a table that says where the photographs are, without regard to case."""
 MAX_DOWNLOAD = 100 * 2**20
 """Bytes taken at most from a web server for one image."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -86,12 +99,15 @@ def _given_pixels(image: Image.Image | np.ndarray, name: str) -> np.ndarray:
     return np.array(np.repeat(pixels[:, :, None], 3, axis=2) if is_grey else pixels)
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Picture]:
+def find_images(inputs: Sequence[str | Path], note: Callable[[str], None] = lambda text: None) -> list[Picture]:
     """The pictures that ``inputs`` name, in their order; one named twice is taken once.
 
     Args:
         inputs: image files, folders (searched through and through, files by name), patterns such as ``photos/*.jpg``,
-            URLs of images, folders in object storage, and dataset folders made by ``msl build-shards``, local or not.
+            URLs of images, folders in object storage, dataset folders made by ``msl build-shards``, local or not, and
+            lists: a text file with a path or URL a line, or a table with a column of them (see `_LIST_COLUMNS`). In
+            folders, a name without a suffix, or one that is not known, is taken if the file begins as an image does.
+        note: told how many files were passed over.
 
     Raises:
         FileNotFoundError: a file or folder is not there.
@@ -99,34 +115,54 @@ def find_images(inputs: Sequence[str | Path]) -> list[Picture]:
     """
     found: dict[str, Picture] = {}
     for item in inputs:
-        pictures = list(_expand(item))
-        if not pictures:
-            raise UserError(f"{item}: no images here; looked for {', '.join(SUFFIXES)}")
-        found.update((picture.name, picture) for picture in pictures if picture.name not in found)
+        passed_over: list[str] = []
+        num_before, num_named = len(found), 0
+        for picture in _expand(item, passed_over):
+            num_named += 1
+            found.setdefault(picture.name, picture)
+        if not num_named:
+            raise UserError(f"{item}: no images here; looked for {', '.join(SUFFIXES)}, and how other files begin")
+        if passed_over:
+            names = ", ".join(plain_name(name) for name in passed_over[:3])
+            more = f" and {len(passed_over) - 3:,} more" if len(passed_over) > 3 else ""
+            note(f"{item}: {len(found) - num_before:,} images; passed over, for they are none: {names}{more}")
     if not found:
         raise UserError("no images were named; give image files, folders or patterns such as 'photos/*.jpg'")
     return list(found.values())
 
 
-def _expand(item: str | Path) -> Iterator[Picture]:
+def plain_name(name: str) -> str:
+    r"""A name as every format can hold it: a byte that is not UTF-8 becomes ``\xe9``.
+
+    In such a name, and in one with ``\x`` in it, a backslash is doubled, so that two files never have one name.
+    """
+    data = name.encode("utf-8", "surrogateescape")
+    try:
+        if b"\\x" not in data:
+            return data.decode()
+    except UnicodeDecodeError:
+        pass
+    return data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def _expand(item: str | Path, passed_over: list[str]) -> Iterator[Picture]:
     if not isinstance(item, Path) and _URL.match(item):
-        yield from _expand_url(item)
+        yield from _expand_url(item, passed_over)
         return
     path = Path(item).expanduser()
     if path.is_file():
-        yield _local(path)
+        yield from _listed(path, passed_over) if path.suffix.lower() in _LISTS else [_local(path)]
     elif (path / MANIFEST_NAME).is_file():
         yield from _samples(path)
     elif path.is_dir():
-        yield from map(_local, sorted(file for file in path.rglob("*") if _is_image(file.name) and file.is_file()))
+        yield from _images_among(path.rglob("*"), passed_over)
     elif glob.has_magic(str(item)):
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        yield from (_local(file) for file in matches if _is_image(file.name) and file.is_file())
+        yield from _images_among(map(Path, glob.glob(str(path), recursive=True)), passed_over)
     else:
         raise FileNotFoundError(f"{item}: no such file or folder")
 
 
-def _expand_url(url: str) -> Iterator[Picture]:
+def _expand_url(url: str, passed_over: list[str]) -> Iterator[Picture]:
     is_web = url.startswith(("http://", "https://"))
     if not _is_image(url.split("?")[0]) and "?" not in url and open_storage(url).exists(MANIFEST_NAME):
         yield from _samples(url)
@@ -138,12 +174,80 @@ def _expand_url(url: str) -> Iterator[Picture]:
     else:
         storage = open_storage(url)
         for info in storage.list_files():
-            if _is_image(info.name):
+            # Looking into every other file would cost a request each.
+            if _is_image(info.name) or ("." not in info.name.rpartition("/")[2] and _begins_as_image(storage, info)):
                 yield Picture(storage.where(info.name), functools.partial(storage.read, info.name))
+            else:
+                passed_over.append(info.name)
+
+
+def _images_among(files: Iterable[Path], passed_over: list[str]) -> Iterator[Picture]:
+    for file in sorted(files):
+        if not file.is_file():
+            continue
+        if _is_image(file.name) or _looks_like_image(file):
+            yield _local(file)
+        else:
+            passed_over.append(file.name)
+
+
+def _looks_like_image(file: Path) -> bool:
+    try:
+        with open(file, "rb") as opened:
+            return is_image_start(opened.read(_NUM_START))
+    except OSError:  # what is not named as an image and cannot be read is nothing to stop for
+        return False
+
+
+def _begins_as_image(storage: Storage, info: FileInfo) -> bool:
+    return info.size >= _NUM_START and is_image_start(storage.read_ranges(info.name, [0], [_NUM_START])[0])
+
+
+def is_image_start(data: bytes) -> bool:
+    """Whether a file that begins so is an image, by the signatures of the formats that are read."""
+    is_riff = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    is_boxed = data[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1")
+    return data.startswith(_STARTS) or is_riff or is_boxed
+
+
+def _listed(file: Path, passed_over: list[str]) -> Iterator[Picture]:
+    """The pictures that a list names, each relative to the list's folder."""
+    for name in _names_in(file):
+        place: str | Path = name if _URL.match(name) else file.parent / Path(name).expanduser()
+        if isinstance(place, Path) and not place.is_dir():
+            yield _local(place)  # also where it is not there: one line's mistake is this one's error
+        else:
+            yield from _expand(place, passed_over)
+
+
+def _names_in(file: Path) -> list[str]:
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(file)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: not a parquet table ({error})") from None
+        column = next((name for name in table.column_names if name.lower() in _LIST_COLUMNS), None)
+        found = None if column is None else table[column].to_pylist()
+    else:
+        try:
+            text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error})") from None
+        if suffix == ".txt":
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        reader = csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",")
+        column = next((name for name in reader.fieldnames or () if name.lower() in _LIST_COLUMNS), None)
+        found = None if column is None else [row[column] for row in reader]
+    if found is None:
+        raise UserError(f"{file}: no column names the photographs; call it one of {', '.join(_LIST_COLUMNS)}")
+    return [str(name) for name in found if name]
 
 
 def _local(path: Path) -> Picture:
-    return Picture(str(path), path.read_bytes)
+    return Picture(plain_name(str(path)), path.read_bytes)
 
 
 def _is_image(name: str) -> bool:
@@ -159,7 +263,7 @@ def _samples(location: str | Path) -> Iterator[Picture]:
     for key, shard, offset, length, crc32 in places:
         name = shard_set.manifest.shards[shard].name
         read = functools.partial(_read_sample, shard_set.storage, name, offset, length, crc32)
-        yield Picture(f"{shard_set.storage.url}#{key}", read)
+        yield Picture(plain_name(f"{shard_set.storage.url}#{key}"), read)
 
 
 def _read_sample(storage: Storage, shard: str, offset: int, length: int, crc32: int) -> bytes:

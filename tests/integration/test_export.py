@@ -17,9 +17,11 @@ from msltrain.config import ModelConfig, TrainConfig
 from msltrain.evaluation.evaluate import evaluate
 from msltrain.runs.checkpoint import load_recogniser
 from msltrain.stream.config import StreamConfig
-from msltrain.use import export
-from msltrain.use.export import FORMATS, export_model
-from msltrain.use.predict import predict_images
+from msltrain.use import export_formats
+from msltrain.use.export import export_model
+from msltrain.use.export_formats import FILES, FORMATS
+from msltrain.use.predict import read_square
+from tests.answers import predict_images
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo, write_images
 
@@ -42,7 +44,7 @@ def photos(tmp_path) -> list[Path]:
 def test_every_format_is_within_a_ten_thousandth_of_eager(tmp_path, photos, backbone):
     run = make_run(tmp_path, backbone)
     done = export_model(run, tmp_path / "out", images=photos)
-    assert [one.format for one in done] == list(FORMATS)
+    assert [one.file for one in done] == [FILES[name] for name in FORMATS]
     assert all(one.max_difference <= 1e-4 and one.num_images == 3 for one in done)
 
     # Once more from the files, with a batch size that was never exported.
@@ -69,7 +71,7 @@ def test_safetensors_are_the_same_bytes_every_time():
         return save(tensors, metadata={f"{number}": "ä" * number for number in range(6)})
 
     assert len({written() for _ in range(20)}) > 1, "the library sorts now; the sorting here can go"
-    [data] = {export._with_sorted_metadata(written()) for _ in range(20)}
+    [data] = {export_formats._with_sorted_metadata(written()) for _ in range(20)}
     assert all(torch.equal(load(data)[name], tensor) for name, tensor in tensors.items())
 
 
@@ -86,13 +88,13 @@ def test_graphs_that_take_pixels(tmp_path, photos):
     run = make_run(tmp_path, "test_resnet")
     export_model(run, tmp_path / "out", formats=["onnx"], from_pixels=True, images=photos)
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
-    pixels = torch.cat([export.read_square(file, 64) for file in photos]).contiguous().numpy()
+    pixels = torch.cat([read_square(file, 64) for file in photos]).contiguous().numpy()
     logit = session.run(["logit"], {"image": pixels})[0]
     for row, predicted in zip(1 / (1 + np.exp(-logit)), predict_images(run, photos, device="cpu"), strict=True):
         assert dict(predicted.scores) == pytest.approx(dict(zip(CLASSES, row)), abs=1e-4)
     stated = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
     assert stated["dtype"] == "uint8" and stated["resize"] == [64, 64] and "mean" not in stated
-    assert "take uint8 pixels" in (tmp_path / "out" / "README.md").read_text()
+    assert "model.onnx take uint8 pixels" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_model_card_says_what_it_is_and_how_well_it_did(tmp_path):
@@ -113,7 +115,7 @@ def test_the_model_card_says_what_it_is_and_how_well_it_did(tmp_path):
 
 def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
     run = make_run(tmp_path, "test_resnet")
-    honest = export._WRITERS["safetensors"]
+    honest = export_formats.WRITERS["safetensors"]
 
     for spoil in (lambda logit: logit + 1e-2, lambda logit: logit * np.nan):
 
@@ -121,7 +123,7 @@ def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
             data, model = honest(*arguments)
             return data, lambda image: spoil(model(image))
 
-        monkeypatch.setitem(export._WRITERS, "safetensors", wrong)
+        monkeypatch.setitem(export_formats.WRITERS, "safetensors", wrong)
         with pytest.raises(UserError, match=r"model\.safetensors: its logits differ"):
             export_model(run, tmp_path / "out", formats=["safetensors"])
     assert not (tmp_path / "out" / "model.safetensors").exists()

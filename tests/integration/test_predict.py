@@ -20,7 +20,8 @@ from msltrain.evaluation.evaluate import evaluate
 from msltrain.measures.predictions import write_predictions
 from msltrain.measures.thresholds import tune_thresholds
 from msltrain.runs.checkpoint import load_recogniser
-from msltrain.use.predict import Answer, Predictor, find_images, predict_images, read_keep_mask, read_square
+from msltrain.use.predict import Answer, Predictor, find_images, read_keep_mask, read_square
+from tests.answers import predict_images
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo, write_images
 

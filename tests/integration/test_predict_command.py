@@ -14,8 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from msltrain.__main__ import app
-from msltrain.use.output_formats import encode
-from msltrain.use.predict import ImagePrediction, predict_images
+from msltrain.use.output_formats import write_answers
+from msltrain.use.predict import ImagePrediction
+from tests.answers import predict_images
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo
 
@@ -71,11 +72,12 @@ def asked(place, monkeypatch):
 
 def test_broken_images_are_counted_and_named_and_the_rest_is_answered(place, asked):
     code, output, errors = run(place, *asked)
-    assert code == 0 and len(output.splitlines()) == NUM_PHOTOS
+    assert code == 1 and len(output.splitlines()) == NUM_PHOTOS
     assert f"2 of {NUM_PHOTOS} images could not be read and were left out" in errors
     for name in BROKEN:
         assert f"{name}: not an image" in errors and f"{name}  not read: not an image" in output
-    code, _, errors = run(place, place / "photos")
+    assert run(place, *asked[:-2])[:2] == (1, output), "to leave out is the default"
+    code, _, errors = run(place, place / "photos", "--on-error", "fail")
     assert code == 2 and "p003.jpg: not an image" in errors and "--on-error skip" in errors
 
 
@@ -104,7 +106,7 @@ def test_json(place, asked, expected):
 
 def test_csv_and_parquet_hold_the_same(place, asked, expected, tmp_path):
     code, output, _ = run(place, *asked, "--out", tmp_path / "deeper" / "all.csv")
-    assert code == 0 and f"{NUM_PHOTOS} images" in output
+    assert code == 1 and f"{NUM_PHOTOS} images" in output
     run(place, *asked, "--out", tmp_path / "all.parquet")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "deeper" / "all.csv").read_text())))
     table = pq.read_table(tmp_path / "all.parquet").to_pylist()
@@ -121,7 +123,7 @@ def test_csv_and_parquet_hold_the_same(place, asked, expected, tmp_path):
 
 def test_pictures_of_where_classes_are_seen(place, asked, tmp_path):
     code, output, errors = run(place, *asked, "--cam", tmp_path / "cam", "--format", "json")
-    assert code == 0 and f"{NUM_PHOTOS - 2} pictures" in errors
+    assert code == 1 and f"{NUM_PHOTOS - 2} pictures" in errors
     overlays = [json.loads(line).get("overlay") for line in output.splitlines()]
     files = sorted(map(str, (tmp_path / "cam").iterdir()))
     assert [file for file in overlays if file] == files and len(files) == NUM_PHOTOS - 2
@@ -164,12 +166,9 @@ def test_odd_names_stay_on_their_line_and_are_no_formula(place, tmp_path):
     code, output, _ = run(place, *paths, "--top-k", "all", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(output)))
     assert [row["file"] for row in rows] == [str(path) for path in paths for _ in CLASSES]
-    assert (
-        encode([ImagePrediction(file=names[0], scores=(("=1+1", 0.5),), thresholds=(0.5,))], "csv")
-        .decode()
-        .splitlines()[1]
-        .startswith("'=cmd|' C calc'!A0.jpg,'=1+1,")
-    )
+    written = io.BytesIO()
+    write_answers([ImagePrediction(file=names[0], scores=(("=1+1", 0.5),), thresholds=(0.5,))], "csv", written)
+    assert written.getvalue().decode().splitlines()[1].startswith("'=cmd|' C calc'!A0.jpg,'=1+1,")
     for wrong in ("0", "-1", "some"):
         code, _, errors = run(place, paths[0], "--top-k", wrong)
         assert code == 2 and f"--top-k is '{wrong}'" in errors

@@ -1,0 +1,69 @@
+"""Weights files as other programs wrap them: one function unwraps them for training, evaluation and prediction."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from msldata.errors import UserError
+from msltrain.models.pretrained import read_tensors
+
+
+def plain() -> dict[str, torch.Tensor]:
+    return {"conv.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.ones(2)}
+
+
+def fronted(front: str) -> dict[str, torch.Tensor]:
+    return {front + name: tensor for name, tensor in plain().items()}
+
+
+WRAPPED = {
+    "plain": plain(),
+    "DataParallel": {"state_dict": fronted("module.")},
+    "torch.compile": fronted("_orig_mod."),
+    "both": {"model": fronted("module._orig_mod.")},
+    "Lightning": {"state_dict": fronted("model."), "epoch": 3, "pytorch-lightning_version": "2.5"},
+    "model_state_dict": {"model_state_dict": plain(), "optimizer_state_dict": {"state": {}}},
+    "net": {"net": plain(), "acc": 91.5},
+    "AveragedModel": {"n_averaged": torch.tensor(4), **fronted("module.")},
+    "a lone average": {"state_dict_ema": plain()},
+    "timm": {
+        "state_dict": {name: tensor + 1 for name, tensor in plain().items()},
+        "state_dict_ema": plain(),
+        "args": argparse.Namespace(lr=0.1, model="resnet50"),
+        "metric": np.float64(81.2),
+        "history": np.arange(3),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_unwrapped(tmp_path, caplog, kind):
+    torch.save(WRAPPED[kind], tmp_path / "file.pth")
+    with caplog.at_level(logging.WARNING):
+        found = read_tensors(tmp_path / "file.pth")
+    torch.testing.assert_close(found, plain())
+    assert ("moving average" in caplog.text) == (kind in ("timm", "a lone average"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_broke_off_are_refused(tmp_path, value):
+    torch.save(plain() | {"fc.bias": torch.tensor([1.0, value])}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"1 of its tensors hold NaN or infinity \(fc.bias\)"):
+        read_tensors(tmp_path / "file.pth")
+
+
+class Odd:
+    """What a checkpoint may hold that could run code."""
+
+
+def test_a_refusal_names_the_object_and_no_code_runs(tmp_path):
+    torch.save(plain() | {"trainer": Odd()}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=rf"besides tensors \({Odd.__module__}.Odd\) and was not opened") as caught:
+        read_tensors(Path(tmp_path / "file.pth"))
+    assert "\x1b" not in str(caught.value)
