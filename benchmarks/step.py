@@ -43,7 +43,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from msldata.contract.keepmask import resize_nearest
-from msldata.masks.generator import generate_hole_mask, target_hole_fraction
+from msldata.contract.maskgenerator import generate_hole_mask, target_hole_fraction
 from msltrain.config import LossConfig, ModelConfig, OptimConfig
 from msltrain.models.build import build_model
 from msltrain.training.optim import build_optimizer

@@ -93,6 +93,11 @@ err = SafeConsole(file=cast(Any, standard_error), highlight=False, markup=False,
 """Progress, and what went wrong."""
 
 
+def next_step(command: str) -> None:
+    """The last line of a command: what to type next."""
+    show(err, ("next: ", "dim"), (command, "cyan"))
+
+
 class OnError(StrEnum):
     """What to do at a file that cannot be used."""
 

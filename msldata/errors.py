@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake or a bad file outside the program: the message says what, where, and which command to run next.
@@ -41,3 +44,9 @@ class BadInputError(UserError):
     def __reduce__(self):
         # Exceptions travel back from worker processes; the default would call __init__ with the finished message.
         return type(self), (self.file, self.reason, self.hint)
+
+
+def did_you_mean(typed: str, known: Iterable[str]) -> str:
+    """A question to put into a message, with a space after it; empty where nothing known is near."""
+    near = difflib.get_close_matches(typed, list(known), 1)
+    return f"did you mean {near[0]}? " if near else ""

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from msldata.__main__ import DATA_COMMANDS
 from msldata.commands.program import Commands, make_program, run_program
-from msltrain.commands import bench_stream, evaluate, grids, report, train, use
+from msltrain.commands import bench_stream, evaluate, grids, recipes, report, train, use
 from msltrain.hosts.voice import may_speak, quiet_others
 
 
@@ -32,7 +32,7 @@ app = make_program(
         "Data": DATA_COMMANDS,
         "Training": (
             train.train,
-            train.recipes,
+            recipes.recipes,
             train.demo,
             train.import_checkpoint,
             bench_stream.bench_stream,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
-from msldata.errors import UserError
+from msldata.errors import UserError, did_you_mean
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 
 
@@ -27,12 +27,19 @@ class DataConfig:
     """Folder or URL of the training shards, such as ``shards/voc2007/trainval``."""
     keep_masks: tuple[str, ...] = ()
     """Folders or URLs of keep-mask shards; needed when the loss has a masked branch."""
+    validation: str = ""
+    """Folder or URL of validation shards, which choose the best checkpoint; none: a part of the training shards."""
     validation_fraction: float = 0.05
-    """Share of the training samples set aside, by a hash of their key, to choose the best checkpoint. 0 replays the
-    published habit: train on everything, keep the last weights."""
+    """Share of the training samples set aside for that, by a hash of their key, where ``validation`` is not set. 0
+    replays the published habit: train on everything, keep the last weights."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.validation_fraction < 1, "data.validation_fraction", self.validation_fraction, "0 to below 1")
+
+    @property
+    def validates(self) -> bool:
+        """Whether a best checkpoint is chosen."""
+        return bool(self.validation) or self.validation_fraction > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -377,14 +384,29 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
             raise UserError(f"'{assignment}': expected section.field=value, for instance optim.lr=0.02")
         known = [entry.name for entry in dataclasses.fields(config)]
         if section not in known:
-            raise UserError(f"'{assignment}': no section '{section}'; there are {', '.join(known)}")
+            raise UserError(
+                f"'{assignment}': no section '{section}'; {did_you_mean(section, known)}there are {', '.join(known)}"
+            )
         hints = typing.get_type_hints(type(getattr(config, section)))
         if name not in hints:
-            raise UserError(f"'{assignment}': no field '{name}' in {section}; there are {', '.join(hints)}")
+            raise UserError(
+                f"'{assignment}': no field '{name}' in {section}; {_near(config, section, name)}there are "
+                f"{', '.join(hints)}"
+            )
         value = _decode(_plain(text.strip(), hints[name]), hints[name], f"{section}.{name}")
         changes.setdefault(section, {})[name] = value
     sections = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in changes.items()}
     return dataclasses.replace(config, **sections)
+
+
+def _near(config: TrainConfig, section: str, name: str) -> str:
+    """The field that was meant, in this section or in another."""
+    if here := did_you_mean(name, typing.get_type_hints(type(getattr(config, section)))):
+        return here
+    others = (entry.name for entry in dataclasses.fields(config))
+    fields = [f"{one}.{entry.name}" for one in others for entry in dataclasses.fields(getattr(config, one))]
+    near = [field for field in fields if field.partition(".")[2] == name]
+    return f"did you mean {near[0]}? " if near else did_you_mean(f"{section}.{name}", fields)
 
 
 def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -10,7 +10,7 @@ import typer
 
 from msldata.commands import Overwrite, Workers, Yes, command_without, data_root, local_path
 from msldata.commands.recorded import confirm_replacement, recorded_command
-from msldata.console import OnError, byte_progress_bar, err, out, progress_bar, show
+from msldata.console import OnError, byte_progress_bar, err, next_step, out, progress_bar, show
 
 LabelsAre = Annotated[
     str | None,
@@ -157,6 +157,7 @@ def build_shards(
     """Turn labelled photographs into verified WebDataset shards."""
     import sys
 
+    from msldata.build.divide import divide, division_said, parts_to_build
     from msldata.build.estimate import estimate_build
     from msldata.build.image import parse_resize
     from msldata.build.shards import (
@@ -170,8 +171,8 @@ def build_shards(
     )
     from msldata.commands.display import show_estimate, show_manifest
     from msldata.errors import UserError
-    from msldata.sources.kinds import open_source, select_sources
-    from msldata.sources.source import SourceOptions
+    from msldata.sources.kinds import PUBLISHED, open_source, select_sources
+    from msldata.sources.source import WHOLE, Source, SourceOptions
     from msldata.storage import open_storage
     from msldata.workers.engine import Engine
     from msldata.workers.processes import prepare_workers
@@ -203,10 +204,16 @@ def build_shards(
     for found in chosen_sources:
         if found.taken_for:
             show(out, found.taken_for)
-        for chosen in found.splits:
+        divided: dict[str, Source] = {}
+        if (parts := parts_to_build(found, split, options)) is not None:
+            with err.status(f"{name or found.dataset}: reading all photographs once, to divide them"):
+                whole = open_source(found.dataset, found.root, WHOLE, name, options=options)
+                divided = divide(whole, parts)
+            show(out, f"  {division_said(divided)}")
+        for chosen in divided or found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):
-                opened = open_source(found.dataset, found.root, chosen, name, options=options)
+                opened = divided.get(chosen) or open_source(found.dataset, found.root, chosen, name, options=options)
                 changes = {"place": found.root, "source": None, "dataset": found.dataset, "split": [chosen]}
                 opened.provenance["command"] = recorded_command(context, changes)
                 plan = plan_build(
@@ -259,6 +266,10 @@ def build_shards(
                 if changed:
                     note = f"  {changed} is newer than the dataset; if images were replaced, add --overwrite"
                     out.print(note, markup=False, soft_wrap=True)
+        if part is None and not dry_run:
+            published = any(kind == found.dataset for kind, _ in PUBLISHED)
+            built = name or found.dataset
+            next_step("msl doctor" if published else f"msl train {built if out_ == 'shards' else f'{out_}/{built}'}")
 
 
 def build_masks(

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from msldata.contract.keepmask import HOLE_WHITE, decode_gray
+from msldata.contract.maskgenerator import MIN_SIZE, generate_hole_mask
 from msldata.errors import BadInputError, UserError
-from msldata.masks.generator import MIN_SIZE, generate_hole_mask
 from msldata.masks.lists import LIST_SUFFIXES, ListedMasks
 from msldata.storage import LocalStorage, Location, Storage, open_storage
 

@@ -1,19 +1,23 @@
-"""``train``, ``recipes``, ``demo``, ``import-checkpoint``: from shards or released weights to a trained model."""
+"""``train``, ``demo``, ``import-checkpoint``: from shards or released weights to a trained model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from msldata.commands import local_path
-from msldata.console import OnError, err, gigabytes, out, show
+from msldata.console import OnError, err, gigabytes, next_step, out, show
 from msltrain.commands.options import Processes
+from msltrain.commands.recipes import complete_recipe, complete_setting
+
+if TYPE_CHECKING:
+    from msltrain.config import TrainConfig
+    from msltrain.runs.places import Dataset
 
 
 class ResumeChoice(StrEnum):
@@ -24,17 +28,41 @@ class ResumeChoice(StrEnum):
 
 
 def train(
-    recipe: Annotated[str, typer.Option(help="What to train; `msl recipes` lists them.")],
+    dataset: Annotated[
+        str | None,
+        typer.Argument(help="Your dataset: its name in shards/, a folder or a URL.", show_default=False),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="What to train; `msl recipes` lists them. Default for DATASET: own.",
+            show_default=False,
+            autocompletion=complete_recipe,
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Training shards: folder or URL; default: the recipe's.")] = None,
     keep_masks: Annotated[list[str] | None, typer.Option(help="Keep-mask shards; default: the recipe's.")] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="First weights: timm tag, hf-hub:OWNER/NAME, file, own run or export."),
     ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the photographs.", min=1, show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Photographs a step.", min=1, show_default=False)] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default=False)] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels.", min=1, show_default=False)] = None,
+    backbone: Annotated[str | None, typer.Option(help="Network, by its timm name.", show_default=False)] = None,
     run: Annotated[
-        str | None, typer.Option(help="Run folder or URL (s3://…); default: runs/RECIPE.", show_default=False)
+        str | None,
+        typer.Option(help="Run folder or URL (s3://…); default: runs/DATASET or runs/RECIPE.", show_default=False),
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: section.field=value.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change a field: section.field=value; `msl recipes NAME` lists them.",
+            autocompletion=complete_setting,
+        ),
+    ] = None,
     resume: Annotated[
         ResumeChoice | None,
         typer.Option(help="auto = continue the run in the run folder, or start one; must = there has to be one."),
@@ -58,35 +86,63 @@ def train(
         OnError | None, typer.Option(help="At a damaged sample: stop, or go on and list it.", show_default="fail")
     ] = None,
 ) -> None:
-    """Train with the Siamese step, on one or many GPUs, and resume bit for bit.
+    """Train on your photographs (msl train NAME) or by a recipe, on one or many GPUs, and resume bit for bit.
 
     Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save; the exit code is 75 then.
     """
     import sys
 
+    from msldata.errors import UserError
     from msltrain.hosts import launch
     from msltrain.recipes import configure
+    from msltrain.runs.places import find_dataset
 
-    settings = []
-    if cache is not None:
-        settings.append(f"stream.cache={cache}")
-    if cache_limit is not None:
-        settings.append(f"stream.cache_limit_gb={gigabytes(cache_limit)}")
-    if ram_cache is not None:
-        settings.append(f"stream.ram_cache_gb={gigabytes(ram_cache)}")
-    if on_sample_error is not None:
-        settings.append(f"stream.on_sample_error={on_sample_error.value}")
+    if dataset is not None and data is not None:
+        raise UserError(f"the data is named twice: {dataset} and --data {data}")
+    if dataset is None and recipe is None:
+        raise UserError("say what to train on: msl train NAME, with a dataset in shards/; or --recipe NAME")
+    plain = {
+        "optim.num_epochs": epochs,
+        "stream.batch_size": batch_size,
+        "optim.lr": lr,
+        "stream.image_size": image_size,
+        "model.backbone": backbone,
+        "stream.cache": cache,
+        "stream.cache_limit_gb": None if cache_limit is None else gigabytes(cache_limit),
+        "stream.ram_cache_gb": None if ram_cache is None else gigabytes(ram_cache),
+        "stream.on_sample_error": None if on_sample_error is None else on_sample_error.value,
+    }
+    settings = [f"{field}={value}" for field, value in plain.items() if value is not None]
     if paper_protocol:
-        settings.append("data.validation_fraction=0")
-    config = configure(recipe, train=data, keep_masks=keep_masks, weights=weights, settings=[*settings, *(set_ or [])])
+        settings += ["data.validation=", "data.validation_fraction=0"]
+    settings += set_ or []
+    found = find_dataset(dataset or data or "") if dataset is not None or recipe == "own" else None
+    place = run or str(Path("runs", found.name if found is not None else recipe or ""))
+    arguments, fits = sys.argv[1:], recipe in (None, "own")
+    if fits and found is not None:
+        began = _begun(place) if resume is not None else None
+        config, reasons = _own(found, keep_masks or (), weights, settings, began)
+        for reason in reasons:
+            show(out, f"  {reason}")
+        # All processes must mean the same network, whatever each of them could fetch.
+        arguments += [
+            "--set",
+            f"model.backbone={config.model.backbone}",
+            "--set",
+            f"model.weights={config.model.weights}",
+        ]
+    else:
+        if found is not None and found.validation:
+            settings = [f"data.validation={found.validation}", *settings]
+        shards = found.train if found is not None else data
+        config = configure(recipe or "", train=shards, keep_masks=keep_masks, weights=weights, settings=settings)
     if (number := launch.num_processes(processes, config.run.device)) > 1:
         restarts = launch.MAX_RESTARTS if resume is ResumeChoice.auto else 0
-        raise typer.Exit(launch.launch(sys.argv[1:], number, max_restarts=restarts))
+        raise typer.Exit(launch.launch(arguments, number, max_restarts=restarts))
     from msltrain.training import seeds as series
     from msltrain.training.display import TrainingDisplay
     from msltrain.training.trainer import train
 
-    place = run or Path("runs", recipe)
     going_on: bool | Literal["auto"] = "auto" if resume is ResumeChoice.auto else resume is not None
     with TrainingDisplay(out, err) as display:
         if seeds is None:
@@ -105,7 +161,53 @@ def train(
     for result in results:
         if result.best_epoch is not None:
             out.print(f"best validation mAP {100 * (result.validation_mAP or 0):.1f}, epoch {result.best_epoch + 1}")
+        if fits and result.best is not None:
+            _tune_thresholds(result.run_dir)
         show(out, (result.run_dir, "green"), f": {result.num_steps:,} steps, {result.seconds:,.0f} s")
+    named = Path(place).name if Path(place).parent == Path("runs") else place
+    next_step(f"msl evaluate {named}" if found is not None else f"msl evaluate {named} --data SHARDS")
+
+
+def _begun(place: str) -> str:
+    """The config of the run in a folder; empty where there is none yet."""
+    from msldata.storage import open_storage
+
+    storage = open_storage(place)
+    return storage.read("config.json").decode() if storage.exists("config.json") else ""
+
+
+def _own(
+    found: Dataset, keep_masks: Sequence[str], weights: str | None, settings: Sequence[str], begun: str | None
+) -> tuple[TrainConfig, list[str]]:
+    """The recipe ``own`` for a dataset and this machine, and why it is so; of a run that goes on, what it was."""
+    import torch
+
+    from msltrain.config import from_json, override
+    from msltrain.recipes.own_fit import fit_own
+
+    if begun:
+        return override(from_json(begun), settings), ["as the run that goes on was begun"]
+    on_gpu = torch.cuda.is_available() and "run.device=cpu" not in settings
+    return fit_own(
+        found.train,
+        validation=found.validation,
+        keep_masks=keep_masks,
+        weights=weights,
+        settings=settings,
+        on_gpu=on_gpu,
+    )
+
+
+def _tune_thresholds(run: str | Path) -> None:
+    """Predict what training held out, where predict, serve and export look for it, and say what became of it."""
+    from msltrain.evaluation.evaluate import evaluate, training_shards
+    from msltrain.measures.thresholds import threshold_origin
+    from msltrain.runs.places import default_file
+
+    shards = training_shards(run)
+    file = default_file(run, shards, held_out=True)
+    predictions, _ = evaluate(run, shards, held_out=True, out=file)
+    show(out, f"thresholds: {threshold_origin(predictions, file.name)}")
 
 
 def import_checkpoint(
@@ -124,26 +226,6 @@ def import_checkpoint(
     report = import_released(file, configure(recipe, settings=set_ or []), data=data, folder=out_)
     out.print(report.summary(), soft_wrap=True)
     show(out, (out_, "green"), f": evaluate it with --checkpoint {out_}")
-
-
-def recipes() -> None:
-    """List the recipes: what each one trains, the published number and its source, estimated hours on one GPU."""
-    from msltrain.recipes import RECIPES
-    from msltrain.recipes.cost import BF16_TERAFLOPS, FLOAT32_TERAFLOPS
-
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("GPU-hours", justify="right")
-    table.add_column("what it is")
-    for recipe in RECIPES.values():
-        hours = "" if recipe.gpu_hours is None else f"{recipe.gpu_hours:.2f}"
-        table.add_row(recipe.name, hours, Text.assemble(recipe.what, (f"\n{recipe.source} · {recipe.number}", "dim")))
-    out.print(table)
-    out.print(
-        f"GPU-hours: an estimate for one H100 or H200 that sustains {BF16_TERAFLOPS:g} TFLOP/s in bf16 and "
-        f"{FLOAT32_TERAFLOPS:g} in float32 (-paper); numbers are those of the sources, not measured here. `msl ablate` "
-        "lists the grids of ablations."
-    )
 
 
 def demo(

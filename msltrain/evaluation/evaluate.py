@@ -154,15 +154,15 @@ def is_table(out: str | Path) -> bool:
 
 
 def training_shards(checkpoint: str | Path) -> str:
-    """The shards that the run of ``checkpoint`` was trained on, part of which it held out.
+    """The shards that hold what the run of ``checkpoint`` was validated on: its training shards, or others.
 
     Raises:
         FileNotFoundError, UserError: no checkpoint there, or it does not say.
     """
-    train = read_meta(open_checkpoint(checkpoint))[1].data.train
-    if not train:
+    data = read_meta(open_checkpoint(checkpoint))[1].data
+    if not data.train:
         raise UserError(f"{checkpoint}: does not say what it was trained on; name the shards with --data")
-    return train
+    return data.validation or data.train
 
 
 def _run_of(path: str | Path) -> str | Path:
@@ -216,6 +216,14 @@ def origin_of(loaded: LoadedRecogniser, shard_set: ShardSet) -> Origin:
 
 
 def _held_out(shard_set: ShardSet, loaded: LoadedRecogniser) -> ShardSet:
+    if loaded.config.data.validation:
+        validated_on = {one.fingerprint for one in training_data(_run_of(loaded.path), "validation")}
+        if validated_on and shard_set.manifest.fingerprint not in validated_on:
+            raise UserError(
+                f"{shard_set.storage.url}: not what {loaded.path} was validated on, {loaded.config.data.validation}; "
+                "leave --data out, or --held-out"
+            )
+        return shard_set
     fraction = loaded.config.data.validation_fraction
     if not fraction:
         raise UserError(

@@ -67,7 +67,7 @@ class Run:
     @property
     def checkpoints(self) -> tuple[str, ...]:
         """Those that the run leaves behind."""
-        return (LAST, BEST) if self.config.data.validation_fraction else (LAST,)
+        return (LAST, BEST) if self.config.data.validates else (LAST,)
 
     def folder(self, out: Path, seed: int) -> Path:
         """Its run folder."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from msldata.errors import UserError
+from msldata.errors import UserError, did_you_mean
 from msldata.storage import Location, one_or_many
 from msltrain.config import TrainConfig, override
 from msltrain.recipes.catalogue import RECIPES, Recipe
@@ -16,7 +16,7 @@ __all__ = ["RECIPES", "Recipe", "configure", "recipe"]
 def recipe(name: str) -> TrainConfig:
     """The config of the recipe ``name``. Raises UserError that lists the recipes."""
     if name not in RECIPES:
-        raise UserError(f"no recipe '{name}'; there are: {', '.join(RECIPES)}")
+        raise UserError(f"no recipe '{name}'; {did_you_mean(name, RECIPES)}there are: {', '.join(RECIPES)}")
     return RECIPES[name]()
 
 

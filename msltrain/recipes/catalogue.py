@@ -11,6 +11,7 @@ from msltrain.config import TrainConfig
 from msltrain.recipes import paper as published
 from msltrain.recipes import small
 from msltrain.recipes.cost import gpu_hours
+from msltrain.recipes.own import own
 from msltrain.recipes.variants import baseline, matched_baseline, tuned
 
 NO_NUMBER = "no published number"
@@ -104,6 +105,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *(entry for function in _PUBLISHED for entry in _family(function)),
+        _single("own", own),
         _single("smoke", small.smoke),
         _single("demo", small.demo),
         _single("demo-baseline", small.demo_baseline),

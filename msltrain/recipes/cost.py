@@ -39,7 +39,7 @@ def gpu_hours(config: TrainConfig, num_samples: int | None = None) -> float | No
     if per_image is None or num_samples is None:
         return None
     num_passes = num_forward_passes(config) * config.optim.num_epochs
-    kept = 1 - config.data.validation_fraction
+    kept = 1 if config.data.validation else 1 - config.data.validation_fraction
     teraflops = BF16_TERAFLOPS if config.run.amp else FLOAT32_TERAFLOPS
     return per_image / 1e3 * num_samples * kept * num_passes / teraflops / 3600
 

@@ -51,6 +51,7 @@ SKIPPED_NAME = "skipped.jsonl"
 
 MAY_DIFFER = (
     "data.train",
+    "data.validation",
     "data.keep_masks",
     "stream.num_threads",
     "stream.num_buffers",
@@ -335,11 +336,11 @@ class RunFolder:
         return len(lines)
 
 
-def training_data(run: str | Path) -> list[DatasetIdentity]:
-    """The training shards that the run at ``run`` noted; empty where nothing tells."""
+def training_data(run: str | Path, role: str = "train") -> list[DatasetIdentity]:
+    """The shards that the run at ``run`` noted, for training or in another role; empty where nothing tells."""
     try:
         known = json.loads(open_storage(run).read(DATASETS_NAME))
-        return [DatasetIdentity(**entry) for entry in known["train"]]
+        return [DatasetIdentity(**entry) for entry in known[role]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 

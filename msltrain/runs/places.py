@@ -2,13 +2,88 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from msldata.contract.manifest import MANIFEST_NAME
+from msldata.errors import UserError
 from msldata.storage import open_storage
 
+RUNS, SHARDS = "runs", "shards"
+"""Where a bare name is looked for."""
+_TRAIN, _VALIDATION = ("train", "training", "trainval", "all"), ("val", "valid", "validation", "dev")
+_TEST = ("test", "testing")
 _SEED = re.compile(r"seed(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The splits of a dataset of one's own that are there; empty where one is not."""
+
+    name: str
+    train: str
+    validation: str
+    test: str
+
+
+def find_dataset(name: str) -> Dataset:
+    """The dataset that ``msl train NAME`` means: a folder or URL, or the name of one in ``shards/``.
+
+    Raises:
+        UserError: there is none, with those that there are.
+    """
+    for place in (name.rstrip("/"), f"{SHARDS}/{name}"):
+        if found := _splits_at(place):
+            return found
+    built = sorted({path.parts[1] for path in Path(SHARDS).glob(f"*/*/{MANIFEST_NAME}")} - {"masks"})
+    if Path(name).expanduser().exists():
+        near = f"; if it holds photographs, build them first: msl build-shards {name} --name NAME"
+    elif close := difflib.get_close_matches(name, built, 1):
+        near = f"; did you mean {close[0]}?"
+    else:
+        near = f"; there are: {', '.join(built)}" if built else "; msl build-shards PHOTOS --name NAME makes one"
+    raise UserError(f"{name}: no dataset with training shards here or in {SHARDS}/{near}")
+
+
+def _splits_at(place: str) -> Dataset | None:
+    storage = open_storage(place)
+    if storage.path() is not None and not Path(place).expanduser().is_dir():
+        return None
+    if not storage.exists(MANIFEST_NAME):
+        train = _first(place, _TRAIN)
+        return Dataset(_name(place), train, _first(place, _VALIDATION), _first(place, _TEST)) if train else None
+    folder, _, split = place.rpartition("/")  # a split itself, whose neighbours belong to it
+    folder = folder or "."
+    if split not in _TRAIN:
+        return Dataset(f"{_name(folder)}-{split}", place, "", "")
+    return Dataset(_name(folder), place, _first(folder, _VALIDATION), _first(folder, _TEST))
+
+
+def _name(folder: str) -> str:
+    return folder.rpartition("/")[2] if "://" in folder else Path(folder).expanduser().resolve().name
+
+
+def _first(folder: str, splits: Sequence[str]) -> str:
+    """The first of the splits that has been built; empty where none has."""
+    places = (f"{folder}/{split}" for split in splits)
+    return next((place for place in places if open_storage(place).exists(MANIFEST_NAME)), "")
+
+
+def find_test_shards(train: str) -> str:
+    """The test shards beside training shards; empty where there are none."""
+    return _first(train.rstrip("/").rpartition("/")[0] or ".", _TEST)
+
+
+def find_run(name: str) -> str:
+    """What a checkpoint's name means: a bare name that is no run or file itself is looked for in ``runs/``."""
+    path = Path(name).expanduser()
+    if "/" in name or path.is_file() or not Path(RUNS, name).is_dir():
+        return name
+    is_model = any((path / part).exists() for part in ("checkpoints", "meta.json", "config.json")) or find_series(path)
+    return name if is_model else f"{RUNS}/{name}"
 
 
 def default_file(

@@ -124,12 +124,14 @@ class KeepMaskConfig:
     resumption.
     """
 
-    kind: Literal["stored", "patch", "box", "object", "none"] = "stored"
-    """stored: those of ``data.keep_masks``. For comparison, drawn anew: patch: patches of a grid, as MAE hides them;
-    box: one box; object: the box of one of the objects that the image's crop shows; none: nothing is hidden."""
+    kind: Literal["stored", "generated", "patch", "box", "object", "none"] = "stored"
+    """stored: those of ``data.keep_masks``. generated: 200 irregular ones of 1 to 75 % holes, which the program draws
+    at the start, the same in every run. For comparison, drawn anew: patch: patches of a grid, as MAE hides them; box:
+    one box; object: the box of one of the objects that the image's crop shows; none: nothing is hidden."""
     augment: tuple[Literal["flip", "rotate", "shift"], ...] = ()
-    """Of stored masks, any of: mirror half of them left to right; turn by 0, 90, 180 or 270 degrees; move by any number
-    of pixels both ways. What a shift moves out on one side comes in on the other, so the hole fraction stays."""
+    """Of stored and generated masks, any of: mirror half of them left to right; turn by 0, 90, 180 or 270 degrees; move
+    by any number of pixels both ways. What a shift moves out on one side comes in on the other, so the hole fraction
+    stays."""
     hole_fraction: float = 0.5
     """Share of the image that patches or a box hide. MAE hides 0.75; the official "high" masks 0.547 on average."""
     patch_size: int = 16
@@ -175,8 +177,8 @@ class KeepMaskConfig:
             raise UserError(f"keep_mask.patch_size is {self.patch_size}; it must be at least 1")
         if not 0 < self.visible_level <= 1:
             raise UserError(f"keep_mask.visible_level is {self.visible_level}; it must be above 0 and at most 1")
-        if self.augment and self.kind != "stored":
+        if self.augment and self.kind not in ("stored", "generated"):
             raise UserError(
-                f"keep_mask.augment={','.join(self.augment)} is for stored keep masks; {self.kind} ones are drawn anew "
-                "for every image: leave it out, or set keep_mask.kind=stored"
+                f"keep_mask.augment={','.join(self.augment)} is for stored and generated keep masks; {self.kind} ones "
+                "are drawn anew for every image: leave it out, or set keep_mask.kind=stored"
             )

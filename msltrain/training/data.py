@@ -45,14 +45,27 @@ class TrainData:
             "train": [DatasetIdentity.of(config.data.train, shards.manifest)],
             "keep_masks": [DatasetIdentity.of(place, read_manifest(place)) for place in places],
         }
-        fraction = config.data.validation_fraction
-        kept, held_out = hold_out(shards, fraction) if fraction else (shards, None)
+        kept, held_out = self._held_out(shards, config)
         self.training = _loader(kept, config, ranks, training=True)
         self.validation = None if held_out is None else _loader(held_out, config, ranks, training=False)
         self._views = None
         if config.loss.needs_keep_masks:
             self._views = MaskedViews(config.keep_mask, places, shards=kept, stream=config.stream, device=ranks.device)
         self._config = config
+
+    def _held_out(self, shards: ShardSet, config: TrainConfig) -> tuple[ShardSet, ShardSet | None]:
+        """What to train on, and what to validate on."""
+        if not config.data.validation:
+            fraction = config.data.validation_fraction
+            return hold_out(shards, fraction) if fraction else (shards, None)
+        held_out = open_shard_set(config.data.validation)
+        if held_out.classes != shards.classes:
+            raise UserError(
+                f"{config.data.validation}: its classes are others than those of {config.data.train}, or in another "
+                "order; build both with the same --classes FILE, or set data.validation to other shards"
+            )
+        self.identities["validation"] = [DatasetIdentity.of(config.data.validation, held_out.manifest)]
+        return shards, held_out
 
     @property
     def num_keep_masks(self) -> int:

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+import time
 
-from msltrain.training.events import EpochEvent, Event, StartEvent, StepEvent
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
+
+from msltrain.training.events import EpochEvent, Event, PhaseEvent, StartEvent, StepEvent
+
+_WIDE = 120
+"""Columns from which on there is room for every loss term."""
+_QUIET_SECONDS = 30.0
+"""Where nobody watches, as in a log, a line about the steps comes so often at most."""
 
 
 class TrainingDisplay:
-    """A progress bar with the loss terms, and a line that stays for every epoch."""
+    """A bar with the time left, and lines that stay: what is being done, and every epoch.
+
+    Bar and lines go through one console, or they would tear each other: where results are shown on the terminal, that
+    of the results.
+
+    Args:
+        out: results.
+        err: where the bar goes when ``out`` is a file.
+    """
 
     def __init__(self, out: Console, err: Console):
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeRemainingColumn())
-        # Where nobody watches, as in a log, the bar would leave empty lines.
-        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-        self._out = out
-        self._task = self._bar.add_task("starting", total=None)
+        self._out, self._err = out, err
+        console = out if out.is_terminal else err
+        self._watched = console.is_terminal
+        self._wide = console.width >= _WIDE
+        columns = (
+            BarColumn(bar_width=24 if self._wide else 12),
+            TextColumn("{task.fields[left]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        )
+        # Where nobody watches the bar would leave empty lines.
+        self._bar = Progress(*columns, console=console, transient=True, disable=not self._watched)
+        self._task = self._bar.add_task("starting", total=None, left="")
         self._last = ""
+        self._is_first_step = True
+        self._began: tuple[float, int] | None = None
+        self._said = 0.0
 
     def __enter__(self) -> TrainingDisplay:
         self._bar.start()
@@ -29,24 +54,23 @@ class TrainingDisplay:
 
     def show(self, event: Event) -> None:
         match event:
+            case PhaseEvent():
+                self._bar.update(self._task, description=event.what)
+                if not self._watched:
+                    self._err.print(event.what, soft_wrap=True)
+                if event.step is not None:
+                    self._began = time.monotonic(), event.step
             case StartEvent():
-                self._out.print(
+                self._print(
                     f"{event.num_parameters / 1e6:.1f} M parameters on {event.world_size} × {event.device}, "
                     f"{event.num_train:,} training and {event.num_validation:,} validation samples, "
-                    f"{event.num_keep_masks:,} keep masks, {event.num_steps:,} steps",
-                    soft_wrap=True,
+                    f"{event.num_keep_masks:,} keep masks, {event.num_steps:,} steps"
                 )
                 for note in event.notes:
-                    self._out.print(f"  {note}", soft_wrap=True)
+                    self._print(f"  {note}")
+                self._bar.update(self._task, total=event.num_steps, completed=event.step)
             case StepEvent():
-                terms = "  ".join(f"{name} {value:.4f}" for name, value in event.losses.items())
-                self._last = (
-                    f"{terms}  {event.images_per_second:,.0f} images/s  data wait {100 * event.data_wait:.1f} %"
-                )
-                epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
-                self._bar.update(
-                    self._task, description=f"{epoch}  {self._last}", completed=event.step, total=event.num_steps
-                )
+                self._show_step(event)
             case EpochEvent():
                 validation = ""
                 if event.validation_mAP is not None:
@@ -55,6 +79,46 @@ class TrainingDisplay:
                 samples = "bad sample" if event.num_skipped == 1 else "bad samples"
                 skipped = f"  {event.num_skipped} {samples} skipped" if event.num_skipped else ""
                 ended = "  no better epoch for optim.patience: the run ends" if event.ends_early else ""
-                self._out.print(
-                    f"{epoch}  {self._last}{validation}  {event.seconds:.0f} s{skipped}{ended}", soft_wrap=True
-                )
+                self._print(f"{epoch}  {self._last}{validation}  {event.seconds:.0f} s{skipped}{ended}")
+
+    def _show_step(self, event: StepEvent) -> None:
+        now = time.monotonic()
+        began, first = self._began or (now, event.step)
+        taken = event.step - first
+        left = f"{clock((now - began) / taken * (event.num_steps - event.step))} left" if taken else ""
+        losses = dict(event.losses)
+        total = losses.pop("total", None)
+        loss = [] if total is None else [f"loss {total:.4f}"]
+        terms = [f"{name} {value:.4f}" for name, value in losses.items()] if len(losses) > 1 else []
+        speed = f"{rate(event.images_per_second)} images/s"
+        wait = f"data wait {100 * event.data_wait:.0f} %"
+        # At 80 columns the terms stay in metrics.jsonl.
+        self._last = "  ".join([*loss, *(terms if self._wide else []), speed, *([wait] if self._wide else [])])
+        epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
+        self._bar.update(
+            self._task,
+            description=f"{epoch}  {self._last}",
+            completed=event.step,
+            total=event.num_steps,
+            left=left or f"{event.step:,}/{event.num_steps:,}",
+        )
+        if not self._watched and (self._is_first_step or now - self._said > _QUIET_SECONDS):
+            self._said = now
+            share = f"step {event.step:,}/{event.num_steps:,}"
+            self._print("  ".join(filter(None, [f"{epoch}, {share}", self._last, left])))
+        self._is_first_step = False
+
+    def _print(self, text: str) -> None:
+        self._out.print(text, soft_wrap=True)
+
+
+def rate(per_second: float) -> str:
+    """A speed with three digits that say something: 0.42, 4.2, 42, 4,200."""
+    digits = 2 if per_second < 1 else 1 if per_second < 20 else 0
+    return f"{per_second:,.{digits}f}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:42, 12:05 or 3:12:05."""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

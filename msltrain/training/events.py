@@ -8,6 +8,16 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseEvent:
+    """Something begins that takes its time and is no step."""
+
+    what: str
+    """As in "waiting for the first batch"."""
+    step: int | None = None
+    """Steps taken, once the first one of this start is over: from there on the speed says something."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StartEvent:
     """Everything is open and built; the first batch is next."""
 
@@ -69,5 +79,5 @@ class EpochEvent:
     """Bad samples that the run has skipped so far; the run folder lists them."""
 
 
-Event = StartEvent | StepEvent | EpochEvent
+Event = PhaseEvent | StartEvent | StepEvent | EpochEvent
 OnEvent = Callable[[Event], None]

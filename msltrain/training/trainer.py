@@ -14,13 +14,14 @@ from msldata.errors import UserError
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks, process_group
 from msltrain.hosts.interrupt import Interrupted, StopSignals
+from msltrain.hosts.voice import is_first_process
 from msltrain.measures.metrics import NotANumberError
 from msltrain.runs.checkpoint import BEST, CHECKPOINTS, FAILED, LAST, Checkpoint, copy_checkpoint, save_checkpoint
 from msltrain.runs.folder import RunFolder
 from msltrain.runs.trackers import check_trackers
 from msltrain.stream.errors import TooManySkipped
 from msltrain.training.data import TrainData
-from msltrain.training.events import EpochEvent, Event, OnEvent, StartEvent, StepEvent
+from msltrain.training.events import EpochEvent, Event, OnEvent, PhaseEvent, StartEvent, StepEvent
 from msltrain.training.learner import Learner
 from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
 from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
@@ -89,6 +90,8 @@ def train(
     """
     began = time.perf_counter()
     check_trackers(config)
+    if on_event is not None and is_first_process():
+        on_event(PhaseEvent(what="reading the shards and the keep masks"))
     with (
         RunFolder(run_dir) as folder,
         process_group(config.run.device) as ranks,
@@ -160,6 +163,7 @@ class Trainer:
         self._steps_before = self.step - self._scheduled
         self._first_epoch = data.training.epoch  # at whose end the run may have been stopped
         self._start_loader()  # it has the first batches ready when the network is built
+        self._tell(PhaseEvent(what="building the network"))
         try:
             weight_K = positive_weights(config, data.training.shards)
             self.learner = Learner(config, len(data.classes), ranks, checkpoint, data.classes, weight_K)
@@ -181,6 +185,7 @@ class Trainer:
             epochs = self._scheduled / len(data.training)
             self._notes += filter(None, [rate_note(then, self._optim, epochs, len(data.training))])
         self._num_skipped = 0
+        self._steps_here = 0
         self._last_keys: Sequence[str] = ()
         self._interval = Interval()
         # Only now: a mistake in the config should leave no folder behind that then counts as used.
@@ -256,7 +261,12 @@ class Trainer:
             return
         self._interval = Interval()
         waited = loader.stats.seconds_waited
+        if self._steps_here == 0:
+            self._tell(PhaseEvent(what="waiting for the first batch"))
         for batch in loader:
+            if self._steps_here == 0:
+                began = time.perf_counter()
+                self._tell(PhaseEvent(what="compiling the first step" if config.run.compile else "the first step"))
             self._interval.waited += loader.stats.seconds_waited - waited
             waited = loader.stats.seconds_waited
             view = self.data.masked_view(batch, epoch)
@@ -266,6 +276,10 @@ class Trainer:
             self._last_keys = batch.keys
             del batch, view  # or the next ones would need room beside them
             self.step += 1
+            self._steps_here += 1
+            if self._steps_here == 1:
+                took = f"the first step took {time.perf_counter() - began:.1f} s"
+                self._tell(PhaseEvent(what=took, step=self.step))
             due = config.run.save_every > 0 and self.step % config.run.save_every == 0
             stopping = self._report(epoch) if due or self.step % config.run.log_every == 0 else False
             if self.ranks.world_size == 1 and self.stop.received is not None:
@@ -428,7 +442,7 @@ class Trainer:
         num_train = self.data.training.shards.num_samples
         num_validation = 0 if self.data.validation is None else self.data.validation.shards.num_samples
         share, asked = num_validation / (num_train + num_validation), self.config.data.validation_fraction
-        if share > 2 * asked:
+        if share > 2 * asked and not self.config.data.validation:
             notes.append(
                 f"validation takes {100 * share:.1f} % of the samples instead of {100 * asked:g} %, to show every class"
             )

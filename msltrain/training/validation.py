@@ -62,6 +62,8 @@ def validation_mean_ap(recogniser: nn.Module, loader: Loader, ranks: Ranks, *, a
 
 FEW_STEPS = 20
 """An epoch of fewer is too short to be a unit of time: schedules count in epochs."""
+FEW_IN_ALL = 150
+"""A run of more steps makes up for it."""
 FEW_POSITIVES = 5
 """With fewer of a class its average precision hangs on single images."""
 MANY_DROPPED = 0.05
@@ -71,7 +73,7 @@ def small_data_notes(config: TrainConfig, training: Loader, validation: Loader |
     """What to know of a run on few samples, in sentences; empty for a large one."""
     notes = []
     num_samples, batch_size = training.shards.num_samples, config.stream.batch_size
-    if len(training) < FEW_STEPS:
+    if len(training) < FEW_STEPS and config.optim.num_epochs * len(training) < FEW_IN_ALL:
         notes.append(
             f"an epoch has {len(training)} steps and the run {config.optim.num_epochs * len(training):,}: few to learn "
             "from; a smaller stream.batch_size or more optim.num_epochs gives more"
@@ -86,8 +88,9 @@ def small_data_notes(config: TrainConfig, training: Loader, validation: Loader |
         names = ", ".join(few[:4]) + (" …" if len(few) > 4 else "")
         notes.append(
             f"validation shows {len(few)} of {len(validation.shards.classes)} classes fewer than {FEW_POSITIVES} times "
-            f"({names}), so which checkpoint is best hangs on single images; a larger data.validation_fraction shows "
-            "more"
+            f"({names}), so which checkpoint is best hangs on single images; "
+            + ("more validation images show" if config.data.validation else "a larger data.validation_fraction shows")
+            + " more"
         )
     return notes
 

@@ -20,8 +20,8 @@ import msldata.masks.plan
 from msldata.contract.format import decode_index
 from msldata.contract.keepmask import decode_png, hole_fraction_histogram
 from msldata.contract.manifest import KEEP_MASKS, MANIFEST_NAME, read_manifest
+from msldata.contract.maskgenerator import generate_hole_mask
 from msldata.errors import BadInputError, UserError
-from msldata.masks.generator import generate_hole_mask
 from msldata.masks.sources import GeneratedMasks, open_mask_source
 from msldata.storage import open_storage
 from tests.tinydata import build_masks

@@ -353,7 +353,7 @@ def test_skip_has_a_limit(tmp_path):
     for number in range(40):
         (root / f"{number}.jpg").write_bytes(jpeg(number) if number % 3 else b"none")
     (root / "t.csv").write_text("image,labels\n" + "".join(f"{number}.jpg,cat\n" for number in range(40)))
-    arguments = ("--dataset", "table", "--on-error", "skip")
+    arguments = ("--dataset", "table", "--split", "all", "--on-error", "skip")
     message = build(root / "t.csv", tmp_path / "out", *arguments, code=2)
     assert "14 of 40 images cannot be used" in message and "--skip-limit" in message
     assert "14 quarantined" in build(root / "t.csv", tmp_path / "out", *arguments, "--skip-limit", "0.4")

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msldata.contract.maskgenerator import generate_hole_mask
 from msldata.errors import UserError
-from msldata.masks.generator import generate_hole_mask
 from msldata.masks.sources import open_mask_source, select_mask_source
 from msldata.storage import LocalStorage, open_storage
 from tests.integration.test_build_masks import png, rows, shards

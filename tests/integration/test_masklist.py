@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msldata.contract.maskgenerator import generate_hole_mask
 from msldata.errors import BadInputError, UserError
-from msldata.masks.generator import generate_hole_mask
 from msldata.masks.sources import open_mask_source
 from msldata.storage import open_storage
 from tests.tinydata import build_masks

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msldata.contract.maskgenerator import generate_hole_mask
 from msldata.errors import BadInputError, UserError
-from msldata.masks.generator import generate_hole_mask
 from msldata.masks.sources import GeneratedMasks, open_mask_source
 
 

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from msldata.masks.generator import (
+from msldata.contract.maskgenerator import (
     MAX_HOLE_FRACTION,
     MIN_HOLE_FRACTION,
     MIN_SIZE,

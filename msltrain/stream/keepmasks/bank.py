@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from msldata.contract.format import read_index
-from msldata.contract.keepmask import decode_levels, decode_packed, resize_area, resize_packed
+from msldata.contract.keepmask import decode_levels, decode_packed, pack_bits, resize_area, resize_packed
 from msldata.contract.manifest import KEEP_MASKS, FormatError, Manifest, ShardInfo, read_manifest
+from msldata.contract.maskgenerator import MIN_SIZE, generate_hole_mask
 from msldata.errors import UserError
 from msldata.storage import Location, Storage, one_or_many, open_storage
 from msltrain.stream.keepmasks.choice import choose, hashes_of, numbers
@@ -129,6 +130,26 @@ class KeepMasks:
             for task in tasks:
                 task.result()
         return cls(stored, image_size, device, grey=grey, augment=augment)
+
+    @classmethod
+    def generate(
+        cls, image_size: int, device: str | torch.device = "cpu", *, number: int = 200, augment: Sequence[str] = ()
+    ) -> KeepMasks:
+        """Irregular masks that are drawn here, always the same: of 1 to 75 % holes, each share as often as any other.
+
+        Args:
+            number: of masks; 200 take a few seconds.
+            augment: see the class.
+
+        Raises:
+            UserError: images so small that no mask can be drawn.
+        """
+        if image_size < MIN_SIZE:
+            raise UserError(
+                f"stream.image_size is {image_size}; masks are drawn from {MIN_SIZE} pixels on; set keep_mask.kind=box"
+            )
+        keep_NSS = np.stack([1 - generate_hole_mask(0, index, image_size) for index in range(number)])
+        return cls(pack_bits(keep_NSS), image_size, device, augment=augment)
 
     def within(self, low: float, high: float) -> KeepMasks | None:
         """The masks whose hole fraction lies in (low, high], as a bank of their own; None where there are none."""

@@ -54,6 +54,8 @@ def open_keep_masks(
             if config.subset_weights or config.ramp_epochs:
                 return MaskSchedule.open(config, places, size, device)
             return KeepMasks.open(places, size, device, augment=config.augment)
+        case "generated":
+            return KeepMasks.generate(size, device, augment=config.augment)
         case "patch":
             return PatchMasks(size, device, patch_size=config.patch_size, hole_fraction=config.hole_fraction)
         case "box":

@@ -1,0 +1,169 @@
+"""Train, val and test of a dataset that has no splits: every photograph's own bytes decide."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from msldata.contract.records import LabelSpace, Record
+from msldata.errors import BadInputError
+from msldata.sources.kinds import KINDS
+from msldata.sources.source import WHOLE, FoundSource, Source, SourceOptions, fail
+from msldata.storage import Storage
+
+PARTS = ("train", "val", "test")
+SHARE = 0.15
+"""Of val and of test, each."""
+FEWEST = 20
+"""A dataset of fewer photographs is left in one piece: a test on two or three says nothing."""
+_PARALLEL_READS = 16
+
+
+class DividedSource:
+    """One part of a source that has no splits; what `Source` says.
+
+    Args:
+        whole: the source.
+        split: ``train``, ``val`` or ``test``.
+        records: those of the part.
+        errors: records that cannot be used, to be rejected here.
+        counts: what was left out of the whole source, counted here.
+    """
+
+    def __init__(
+        self,
+        whole: Source,
+        split: str,
+        records: Sequence[Record],
+        errors: Sequence[BadInputError] = (),
+        counts: dict[str, int] | None = None,
+    ):
+        self.dataset, self.split = whole.dataset, split
+        self.labels: LabelSpace = whole.labels
+        self.images: Storage = whole.images
+        self.licence = whole.licence
+        self.provenance: dict[str, Any] = {
+            **whole.provenance,
+            "divided": f"by SHA-256 of the images, {SHARE} each for val and test",
+        }
+        self.counts = dict(counts or {})
+        if "without_any_class" in whole.counts:
+            self.counts["without_any_class"] = sum(not record.positives for record in records)
+        self.reject: Callable[[BadInputError], None] = fail
+        self._records, self._errors = records, errors
+
+    @property
+    def num_records(self) -> int:
+        return len(self._records)
+
+    def records(self) -> Iterator[Record]:
+        """The part's records, in the source's order."""
+        for error in self._errors:
+            self.reject(error)
+        yield from self._records
+
+
+def parts_to_build(found: FoundSource, asked: Sequence[str] | None, options: SourceOptions) -> tuple[str, ...] | None:
+    """The parts to divide a source into; None where it has splits, or shall be built whole (``all``)."""
+    if not asked:
+        return PARTS if found.splits == (WHOLE,) else None
+    if not set(asked) <= set(PARTS) or KINDS[found.dataset].splits(found.root, options) != (WHOLE,):
+        return None
+    return tuple(asked)
+
+
+def divide(whole: Source, parts: Sequence[str] = PARTS) -> dict[str, Source]:
+    """The parts of a source, by name; of fewer than ``FEWEST`` records the source itself, as ``all``.
+
+    A number in [0, 1) made of the SHA-256 of a photograph's bytes decides: below 0.15 it is for test, below 0.3 for
+    val. So copies of one photograph under several names are always in the same part, and adding photographs moves
+    none of the others, but for one thing: into a part that lacks a class goes the photograph of it with the smallest
+    number that another part can spare. Every photograph is read once.
+
+    Args:
+        whole: a source whose one split is ``all``.
+        parts: which of them are wanted.
+    """
+    errors: list[BadInputError] = []
+    whole.reject = errors.append
+    records = list(whole.records())
+    whole.reject = fail
+    if len(records) < FEWEST:
+        return {WHOLE: whole}
+    number_N = _numbers(whole.images, [record.image for record in records])
+    side_N = assign([record.positives for record in records], number_N)
+    others = {name: count for name, count in whole.counts.items() if name != "without_any_class"}
+    return {
+        part: DividedSource(
+            whole,
+            part,
+            [record for record, side in zip(records, side_N, strict=True) if side == part],
+            errors if part == PARTS[0] else (),
+            others if part == PARTS[0] else None,
+        )
+        for part in parts
+    }
+
+
+def assign(positives_N: Sequence[Sequence[int]], number_N: Sequence[float]) -> list[str]:
+    """The part of each photograph; equal numbers, which equal photographs have, get the same one.
+
+    Args:
+        positives_N: the classes that each photograph shows.
+        number_N: in [0, 1).
+    """
+    classes: dict[float, set[int]] = {}
+    for positives, number in zip(positives_N, number_N, strict=True):
+        classes.setdefault(number, set()).update(positives)
+    side = {number: "test" if number < SHARE else "val" if number < 2 * SHARE else "train" for number in classes}
+    shown: dict[str, dict[int, int]] = {part: {} for part in PARTS}
+    having: dict[int, list[float]] = {}
+    for number in sorted(classes):
+        for k in classes[number]:
+            having.setdefault(k, []).append(number)
+            shown[side[number]][k] = shown[side[number]].get(k, 0) + 1
+
+    def move(number: float, part: str) -> None:
+        for k in classes[number]:
+            shown[side[number]][k] -= 1
+            shown[part][k] = shown[part].get(k, 0) + 1
+        side[number] = part
+
+    rarest_first = sorted(having, key=lambda k: (len(having[k]), k))
+    for k in rarest_first:  # what training never sees, it cannot learn
+        if not shown["train"].get(k):
+            move(having[k][-1], "train")
+    for part in ("val", "test"):
+        for k in rarest_first:
+            if shown[part].get(k):
+                continue
+            spare = [n for n in having[k] if all(shown[side[n]][other] > 1 for other in classes[n])]
+            if spare:
+                move(min(spare, key=lambda n: (side[n] != "train", n)), part)
+    return [side[number] for number in number_N]
+
+
+def division_said(parts: Mapping[str, Source]) -> str:
+    """How a source was divided, for whoever builds it."""
+    sizes = [f"{part.num_records:,} for {name}" for name, part in parts.items() if isinstance(part, DividedSource)]
+    if not sizes:
+        return f"no splits, and fewer than {FEWEST} photographs: all stay together"
+    return f"no splits, so the hash of each photograph divides them: {', '.join(sizes)}; --split {WHOLE} builds one"
+
+
+def _numbers(images: Storage, names: Sequence[str]) -> list[float]:
+    """A number in [0, 1) for each photograph, made of its bytes; of one that cannot be read, of its name."""
+
+    def number(name: str) -> float:
+        try:
+            content = images.read(name)
+        except (OSError, ValueError):  # the build says what is wrong with it
+            content = name.encode()
+        return int.from_bytes(hashlib.sha256(content).digest()[:6]) / 2**48
+
+    unique = list(dict.fromkeys(names))
+    with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+        found = dict(zip(unique, readers.map(number, unique), strict=True))
+    return [found[name] for name in names]

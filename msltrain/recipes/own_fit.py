@@ -1,0 +1,240 @@
+"""The recipe ``own`` fitted: network, size and length by the photographs and the machine, and why, in sentences."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from msldata.errors import UserError
+from msltrain.config import TrainConfig, from_json, override
+from msltrain.models.own_weights import find_own_file
+from msltrain.models.pretrained import fill_network, is_timm_tag, read_source
+from msltrain.recipes.own import METHOD_SAID, own
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.samples.shardset import open_shard_set
+
+ON_CPU = ("mobilenetv2_100.ra_in1k", "resnet18.tv_in1k", "resnet50.tv_in1k", "resnet101.tv_in1k")
+ON_GPU = ("resnet101.tv_in1k", "resnet50.tv_in1k", "mobilenetv2_100.ra_in1k", "resnet18.tv_in1k")
+"""Networks with weights, best first."""
+STEPS_PER_ROOT = 25
+"""Steps = this × √photographs: more photographs need more steps, each of them fewer."""
+FEWEST_STEPS, FROM_NOTHING = 150, 4
+"""At least so many; and so many times as many for a network that starts at random."""
+LARGEST_CPU, LARGEST_GPU, SMALLEST = 160, 448, 64
+"""Sides in pixels."""
+_SEEN = 2000
+_PATIENCE = 3.0
+
+
+def fit_own(
+    train: str,
+    *,
+    validation: str = "",
+    keep_masks: Sequence[str] = (),
+    weights: str | None = None,
+    settings: Sequence[str] = (),
+    on_gpu: bool,
+) -> tuple[TrainConfig, list[str]]:
+    """The recipe ``own`` for a dataset and a machine, and why it is so, in sentences.
+
+    Args:
+        train, validation: shards; without the latter a part of the former is set aside.
+        keep_masks: keep-mask shards; none: masks are drawn.
+        weights: first weights, see ``model.weights``; None: the best that can be had.
+        settings: ``section.field=value``: what is said here is not chosen.
+
+    Raises:
+        UserError: weights that fit no network known here, or a setting that is none. FileNotFoundError, FormatError:
+            the shards cannot be read.
+    """
+    asked = {name.strip(): value.strip() for name, _, value in (one.partition("=") for one in settings)}
+    base = override(own(), settings)
+    num_train, num_validation, classes, side = _look_at(train, validation)
+    weights = asked.get("model.weights", weights)
+    config, network_said = _with_network(base, weights, asked.get("model.backbone"), on_gpu)
+    starts_at_random = not config.model.weights
+    size, size_said = _image_size(
+        config, "stream.image_size" in asked, bool(weights and find_own_file(weights)), side, on_gpu
+    )
+    batch_size = min(8 if num_train < 200 else 16 if num_train < 1000 else 32, num_train)
+    if "stream.batch_size" in asked:
+        batch_size = base.stream.batch_size
+    per_epoch = max(1, num_train // batch_size)
+    steps = max(FEWEST_STEPS, round(STEPS_PER_ROOT * math.sqrt(num_train))) * (FROM_NOTHING if starts_at_random else 1)
+    num_epochs, why_steps = math.ceil(steps / per_epoch), f"{STEPS_PER_ROOT} × √photographs, at least {FEWEST_STEPS}"
+    if starts_at_random:
+        why_steps += f"; {FROM_NOTHING} times that from nothing"
+    if "optim.num_epochs" in asked:
+        num_epochs, why_steps = base.optim.num_epochs, "as asked"
+    config = replace(
+        config,
+        data=replace(config.data, train=train, validation=validation, keep_masks=tuple(keep_masks)),
+        stream=replace(config.stream, image_size=size, batch_size=batch_size),
+        keep_mask=replace(config.keep_mask, kind="stored" if keep_masks else "generated"),
+        optim=replace(config.optim, num_epochs=num_epochs, warmup_epochs=num_epochs / 10),
+        run=replace(config.run, amp=on_gpu, log_every=20 if on_gpu else 5),
+    )
+    held_out = f"{num_validation:,} to validate on" if num_validation else "15 % more set aside to validate on"
+    masks = "those of --keep-masks" if keep_masks else "drawn here, as no --keep-masks are named"
+    return override(config, settings), [
+        f"photographs: {num_train:,} to train on, {held_out}, {classes} classes",
+        network_said,
+        size_said,
+        f"length: {num_epochs * per_epoch:,} steps of {batch_size}, {num_epochs} times all photographs ({why_steps})",
+        f"method: {METHOD_SAID}; masks: {masks}",
+    ]
+
+
+def _look_at(train: str, validation: str) -> tuple[int, int, int, int]:
+    """Photographs to train on and to validate on (0: a part of the former), classes, median shorter side in pixels."""
+    shards = open_shard_set(train)
+    num_seen = min(int(shards.counts[0]), _SEEN)
+    _, rows = shards.rows(np.zeros(num_seen, np.int64), np.arange(num_seen))
+    side = int(np.median(np.minimum(rows.width_N, rows.height_N)))
+    if validation:
+        return shards.num_samples, open_shard_set(validation).num_samples, len(shards.classes), side
+    return max(1, round(0.85 * shards.num_samples)), 0, len(shards.classes), side
+
+
+def _image_size(config: TrainConfig, is_asked: bool, is_own: bool, side: int, on_gpu: bool) -> tuple[int, str]:
+    """The side to train at, and why."""
+    size = config.stream.image_size
+    if is_asked or is_own:
+        return size, f"image size: {size} pixels, {'as asked' if is_asked else 'that of the weights'}"
+    largest = LARGEST_GPU if on_gpu else LARGEST_CPU
+    size = max(SMALLEST, min(largest, side // 32 * 32))
+    if side <= largest:
+        return size, f"image size: {size} pixels, as the photographs' shorter side has {side}"
+    machine = "" if on_gpu else " on a machine without GPU"
+    more = "small objects may need more (--image-size)"
+    return size, f"image size: {size} of the shorter side's {side} pixels, the most by default{machine}; {more}"
+
+
+def _with_network(
+    config: TrainConfig, weights: str | None, backbone: str | None, on_gpu: bool
+) -> tuple[TrainConfig, str]:
+    """The recipe with the network whose weights can be had, and why that one."""
+    choices = ON_GPU if on_gpu else ON_CPU
+    if backbone is not None:
+        choices = (backbone,)
+    if weights is not None:
+        return _with_weights(config, weights, choices, asked=backbone)
+    tried = [name if "." in name else _with_tag(name) for name in choices]
+    found = next(filter(is_cached, tried), "") or next(filter(is_reachable, tried[:1]), "")
+    if not found:
+        backbone = choices[0].partition(".")[0]
+        return replace(config, model=replace(config.model, backbone=backbone)), (
+            f"network: {backbone} FROM NOTHING: no pretrained weights are on this machine, and none can be fetched; it "
+            "will know far less than a pretrained one (--weights FILE, or `timm` weights in the Hugging Face cache)"
+        )
+    backbone, _, tag = found.partition(".")
+    where = "on this machine" if is_cached(found) else "to be fetched"
+    model = replace(config.model, backbone=backbone, weights=tag)
+    return replace(config, model=model, stream=_normalised(config.stream, found)), (
+        f"network: {backbone} with the weights {tag} ({where})"
+    )
+
+
+def _with_weights(
+    config: TrainConfig, weights: str, choices: Sequence[str], asked: str | None
+) -> tuple[TrainConfig, str]:
+    """The network that a weights file, a run or a tag of the user's belongs to."""
+    model = replace(config.model, weights=weights)
+    if not weights:
+        backbone = (asked or choices[0]).partition(".")[0]
+        return replace(config, model=replace(model, backbone=backbone)), f"network: {backbone} from nothing, as asked"
+    if (file := find_own_file(weights)) is not None:
+        theirs = _config_beside(file)
+        if theirs is not None:
+            config = replace(config, model=replace(theirs.model, weights=weights))
+            stream = replace(
+                config.stream, image_size=theirs.stream.image_size, mean=theirs.stream.mean, std=theirs.stream.std
+            )
+            return replace(config, stream=stream), f"network: {theirs.model.backbone}, continued from {weights}"
+    if is_timm_tag(weights):
+        backbone = (asked or choices[0]).partition(".")[0]
+        config = replace(config, stream=_normalised(config.stream, f"{backbone}.{weights}"))
+        return replace(config, model=replace(model, backbone=backbone)), f"network: {backbone} with the tag {weights}"
+    names = [asked] if asked else list(dict.fromkeys((*choices, *ON_CPU)))
+    fitting = _first_that_fits([name.partition(".")[0] for name in names], read_source(weights), weights)
+    return replace(config, model=replace(model, backbone=fitting)), f"network: {fitting} with the weights of {weights}"
+
+
+def _first_that_fits(backbones: Sequence[str], tensors: dict[str, Tensor], weights: str) -> str:
+    import timm
+
+    for name in backbones:
+        if not timm.is_model(name):
+            continue  # refused with those that are near when the network is built
+        try:
+            fill_network(timm.create_model(name, num_classes=0), tensors, weights)
+        except UserError:
+            continue
+        return name
+    if len(backbones) == 1:
+        return backbones[0]
+    raise UserError(f"{weights}: fits none of {', '.join(backbones)}; name its network with --backbone")
+
+
+def _config_beside(file: Path) -> TrainConfig | None:
+    """What the checkpoint or run of a weights file was trained with, where a file there says so."""
+    try:
+        content = json.loads((file.parent / "meta.json").read_text(encoding="utf-8"))["config"]
+        return from_json(json.dumps(content), str(file.parent / "meta.json"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _with_tag(backbone: str) -> str:
+    """The full name of the weights that timm takes for a network by default; the network's alone where it has none."""
+    import timm
+
+    if not timm.is_model(backbone) or not timm.list_pretrained(f"{backbone}.*"):
+        return backbone
+    known = timm.get_pretrained_cfg(backbone)
+    return f"{backbone}.{known.tag}" if known is not None and known.tag else backbone
+
+
+def _normalised(stream: StreamConfig, name: str) -> StreamConfig:
+    import timm
+
+    known = timm.get_pretrained_cfg(name) if name in timm.list_pretrained() else None
+    return replace(stream, mean=known.mean, std=known.std) if known is not None else stream
+
+
+def _hub_place(name: str) -> str:
+    import timm
+
+    known = timm.get_pretrained_cfg(name) if "." in name and timm.is_model(name.partition(".")[0]) else None
+    return "" if known is None else str(known.hf_hub_id or "")
+
+
+def is_cached(name: str) -> bool:
+    """Whether timm's weights ``NETWORK.TAG`` lie in the Hugging Face cache of this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    place = _hub_place(name)
+    return bool(place) and any(
+        isinstance(try_to_load_from_cache(place, file), str) for file in ("model.safetensors", "pytorch_model.bin")
+    )
+
+
+def is_reachable(name: str) -> bool:
+    """Whether timm's weights ``NETWORK.TAG`` can be fetched from the hub now; asked once, for seconds at most."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    place = _hub_place(name)
+    if not place or HF_HUB_OFFLINE:
+        return False
+    try:
+        get_hf_file_metadata(hf_hub_url(place, "model.safetensors"), timeout=_PATIENCE)
+    except Exception:  # the hub's client raises a dozen types, and none of them is a mistake of the user's
+        return False
+    return True

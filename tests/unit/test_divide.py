@@ -1,0 +1,82 @@
+"""Train, val and test of photographs that come without splits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from msldata.build.divide import FEWEST, PARTS, assign
+from msldata.contract.format import read_index
+from msldata.contract.manifest import read_manifest
+from msldata.storage import LocalStorage
+from msltrain.__main__ import app
+from tests.tinydata import jpeg
+
+
+def build(folder: Path, *arguments: str) -> str:
+    result = CliRunner().invoke(app, ["build-shards", str(folder), "--out", str(folder.parent / "out"), *arguments])
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def keys(place: Path) -> list[str]:
+    storage = LocalStorage(place)
+    manifest = read_manifest(storage)
+    return [key for shard in manifest.shards for key in read_index(storage, manifest, shard).column("key").to_pylist()]
+
+
+def photographs(folder: Path, number: int, suffix: str = "") -> Path:
+    folder.mkdir(exist_ok=True)
+    rows = ["image,labels"]
+    for i in range(number):
+        (folder / f"{i}{suffix}.jpg").write_bytes(jpeg(i))
+        rows.append(f"{i}{suffix}.jpg,{'cat' if i % 2 else 'dog'}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
+def test_content_decides_and_not_names(tmp_path: Path):
+    said = build(photographs(tmp_path / "photos", 60), "--name", "mine", "--workers", "1")
+    parts = {part: keys(tmp_path / "out/mine" / part) for part in PARTS}
+    assert sorted(key for part in parts.values() for key in part) == sorted(map(str, range(60)))
+    assert f"{len(parts['train'])} for train, {len(parts['val'])} for val, {len(parts['test'])} for test" in said
+    assert "next: msl train" in said and "2 classes: " in said
+    build(photographs(tmp_path / "renamed", 60, "b"), "--name", "renamed", "--workers", "1")
+    for part in PARTS:
+        assert sorted(keys(tmp_path / "out/renamed" / part)) == sorted(f"{key}b" for key in parts[part])
+
+
+def test_one_part_is_built_as_its_manifest_says_and_all_stays_whole(tmp_path: Path):
+    folder = photographs(tmp_path / "photos", 30)
+    build(folder, "--name", "mine", "--workers", "1")
+    manifest = read_manifest(LocalStorage(tmp_path / "out/mine/val"))
+    command = manifest.provenance["command"]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "again")])
+    assert result.exit_code == 0, result.output
+    again = read_manifest(LocalStorage(tmp_path / "again/mine/val"))
+    assert again.fingerprint == manifest.fingerprint and not (tmp_path / "again/mine/train").exists()
+    build(folder, "--name", "whole", "--split", "all", "--workers", "1")
+    assert len(keys(tmp_path / "out/whole/all")) == 30
+
+
+def test_a_handful_stays_together(tmp_path: Path):
+    said = build(photographs(tmp_path / "photos", FEWEST - 1), "--name", "mine", "--workers", "1")
+    assert f"fewer than {FEWEST} photographs" in said and (tmp_path / "out/mine/all/dataset.json").is_file()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_class_that_can_is_in_every_part_and_copies_stay_together(seed: int):
+    chance = random.Random(seed)
+    positives = [[0], [1], [1], [2], [2], [2]] + [[3 + chance.randrange(2)] for _ in range(60)]
+    numbers = [chance.random() for _ in positives]
+    side = assign([*positives, [4]], [*numbers, numbers[0]])
+    assert side[-1] == side[0] == "train"  # class 0 has one photograph: training gets it, and its copy
+    shown = {part: {k for one, s in zip(positives, side) for k in one if s == part} for part in PARTS}
+    assert shown["train"] == {0, 1, 2, 3, 4}
+    assert {2, 3, 4} <= shown["val"] & shown["test"]
+    free = [(s, n) for s, n, one in zip(side, numbers, positives) if one[0] > 2]
+    moved = sum(s != ("test" if n < 0.15 else "val" if n < 0.3 else "train") for s, n in free)
+    assert moved <= 1  # nothing is moved without need
