@@ -18,13 +18,13 @@ Yes = Annotated[
 ]
 
 
-def local_path(text: str) -> Path:
-    """The path that an option names, for what is written to a local disk alone.
+def local_path(text: str | Path) -> Path:
+    """The path that an option names, for what is written to a local disk alone; a default is a path already.
 
     Raises:
         BadParameter: an address, which as a path would be a folder called ``s3:``.
     """
-    if "://" in text:
+    if "://" in str(text):
         raise typer.BadParameter(f"{text}: this is written to a local disk only; name a local path, and copy it there")
     return Path(text)
 
