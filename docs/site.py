@@ -25,6 +25,7 @@ PAGES = {
 """Files of the repository that are pages of the site."""
 
 _LINK = re.compile(r"(?<!`)\[(?P<text>[^\]\n]*)\]\((?P<target>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)")
+_TOGETHER = re.compile(r"^(?P<indent> {4,})(?P<first>\w+)(?P<others>(?:, \w+)+): ", re.MULTILINE)
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 
 
@@ -39,18 +40,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Turn the links of a file, which hold in the repository, into links of the site."""
-    root, docs = Path(config.config_file_path).parent, Path(config.docs_dir)
+    root = Path(config.config_file_path).parent
     source = next((name for name, made in PAGES.items() if made == page.file.src_uri), None)
-    here = (root / source).parent if source else docs / Path(page.file.src_uri).parent
+    here = (root / source).parent if source else root / "docs"
 
     def link(match: re.Match[str]) -> str:
         text, target, anchor = match["text"], match["target"], match["anchor"] or ""
         if not target or "://" in target or target.startswith("mailto:"):
             return match[0]
         path = Path(os.path.normpath(here / target))
-        for folder in (docs, root / "docs"):
-            if path.is_relative_to(folder):
-                return f"[{text}]({path.relative_to(folder).as_posix()}{anchor})"
+        if path.is_relative_to(root / "docs"):
+            return f"[{text}]({path.relative_to(root / 'docs').as_posix()}{anchor})"
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
         if name in PAGES:
             return f"[{text}]({PAGES[name]}{anchor})"
@@ -67,13 +67,21 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return _LINK.sub(link, markdown)
 
 
-class FencedExamples(griffe.Extension):
-    """``Example:`` in a docstring is code; without a fence it would be shown as a paragraph."""
+class HouseStyle(griffe.Extension):
+    """Our docstrings as griffe reads them: ``Example:`` is code, and ``a, b: …`` describes two arguments."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is None:
             return
-        text, found, example = obj.docstring.value.partition("\nExample:\n")
+        value = _TOGETHER.sub(_apart, obj.docstring.value)
+        text, found, example = value.partition("\nExample:\n")
+        obj.docstring.value = value
         if found:
             code = textwrap.indent(textwrap.dedent(example).strip(), "    ")
             obj.docstring.value = f"{text}\nExamples:\n    ```python\n{code}\n    ```\n"
+
+
+def _apart(match: re.Match[str]) -> str:
+    indent, first = match["indent"], match["first"]
+    rows = "".join(f"{indent}{name}: see `{first}`.\n" for name in match["others"].removeprefix(", ").split(", "))
+    return f"{rows}{indent}{first}: "

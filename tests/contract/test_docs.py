@@ -172,7 +172,7 @@ def test_the_site_builds(tmp_path):
     file.write_text(config)
     try:
         result = subprocess.run(
-            [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--config-file", file],
+            [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", file],
             cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     finally:
@@ -181,6 +181,9 @@ def test_the_site_builds(tmp_path):
     site = tmp_path / "site"
     reference = (site / "reference" / "index.html").read_text(encoding="utf-8")
     assert 'id="msltrain.Loader"' in reference and "Example:" not in reference
+    assert "load_state_dict" in reference and "files/examples/plain_pytorch.py.txt" in (
+        site / "python" / "index.html"
+    ).read_text("utf-8")
     assert "shards/reef/trainval" in (site / "tutorial" / "index.html").read_text(encoding="utf-8")
     assert "dataset.json" in (site / "contract" / "index.html").read_text(encoding="utf-8")
 
