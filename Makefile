@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
@@ -22,12 +22,15 @@ lint: $(READY)  ## format, lint and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)  ## the documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
+
 bench: $(READY)  ## the measurements behind benchmarks/RESULTS.md
 	@for script in build masks coco_parse plan stream remote storage step proof sample_voc; do \
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:  ## remove the environment and what the demo wrote
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site
 
 # The stamp is written last: an interrupted installation is finished by the next call.
 $(READY): pyproject.toml constraints.txt

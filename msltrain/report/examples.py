@@ -252,15 +252,15 @@ def draw_boxes(example: Example, shows_K: np.ndarray) -> Image.Image:
     return image
 
 
-def answer(predictions: Predictions, row: int) -> list[tuple[str, float, str]]:
-    """The ``TOP`` highest classes as (class, score, verdict).
+def answer(predictions: Predictions, row: int, top: int = TOP) -> list[tuple[str, float, str]]:
+    """The ``top`` highest classes as (class, score, verdict).
 
     The verdict is ``right`` or ``wrong`` at a score ≥ 0.5, ``missed`` for a class that is there but scores less,
     ``below`` for one that is rightly not predicted, ``not counted`` for an ignored pair.
     """
     score_K = predictions.score_NK[row]
     found = []
-    for k in np.argsort(-predictions.logit_NK[row], kind="stable")[:TOP]:
+    for k in np.argsort(-predictions.logit_NK[row], kind="stable")[:top]:
         predicted, present = predictions.logit_NK[row, k] >= 0, predictions.target_NK[row, k] > 0
         if predictions.ignore_NK[row, k]:
             verdict = "not counted"

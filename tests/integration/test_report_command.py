@@ -111,10 +111,10 @@ def test_json_and_markdown_hold_the_numbers_of_the_predictions(page, place):
     assert {one["group"] for one in content["examples"]} == {"win", "failure"} and len(content["examples"]) == 4
 
 
-def test_the_script_of_the_readme_finds_the_numbers_of_the_report(page, place, tmp_path):
-    readme = (REPOSITORY / "README.md").read_text("utf-8")
-    scripts = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "pq.read_table" in block]
-    assert len(scripts) == 1, "README.md shows one script that recomputes the numbers"
+def test_the_script_of_the_docs_finds_the_numbers_of_the_report(page, place, tmp_path):
+    page_text = (REPOSITORY / "docs" / "evaluation.md").read_text("utf-8")
+    scripts = [block for block in re.findall(r"```python\n(.*?)```", page_text, re.DOTALL) if "pq.read_table" in block]
+    assert len(scripts) == 1, "docs/evaluation.md shows one script that recomputes the numbers"
     script = scripts[0]
     assert len(script.strip().splitlines()) <= 10 and "msl" not in script
     (tmp_path / "recompute.py").write_text(script)
