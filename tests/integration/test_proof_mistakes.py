@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from msldata.contract.manifest import MANIFEST_NAME
+from msldata.contract.manifest import MANIFEST_NAME, read_manifest
+from msldata.storage import LocalStorage
 from msltrain.__main__ import app
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.stream.config import StreamConfig
@@ -32,10 +33,11 @@ def place(tmp_path_factory) -> Path:
     write_checkpoint(folder / "other", ("bird", "boat", "zebra"), config=small)
     write_images(folder / "shards", [3])
     write_images(folder / "unnamed", [3])
-    manifest = json.loads((folder / "unnamed" / MANIFEST_NAME).read_text())
-    (folder / "unnamed" / MANIFEST_NAME).write_text(json.dumps(manifest | {"classes": []}))
+    manifest = read_manifest(LocalStorage(folder / "unnamed"))
     write_images(folder / "renamed", [3])
-    (folder / "renamed" / MANIFEST_NAME).write_text(json.dumps(manifest | {"classes": ["x", "y", "z"]}))
+    for name, classes in (("unnamed", ()), ("renamed", ("x", "y", "z"))):
+        other = replace(manifest, classes=classes, label_histogram={})
+        (folder / name / MANIFEST_NAME).write_bytes(other.to_json())
     write_keep_masks(folder / "masks", [np.tri(32, dtype=np.uint8)])
     write_keep_masks(folder / "other-masks", [np.tri(32, dtype=np.uint8)])
     without = replace(small, model=ModelConfig(backbone="test_vit"))
@@ -106,8 +108,8 @@ OTHER_CLASSES = "the data lacks zebra; the checkpoint does not know cat"
         ("export --checkpoint empty --out out", "empty: no checkpoint here"),
         ("export --checkpoint run --images empty --out out", "empty: no images here"),
         # A picture that is none.
-        ("predict broken --checkpoint run", "--on-error skip"),
-        ("export --checkpoint run --images broken --out out", "broken.jpg: not an image; give other photographs"),
+        ("predict broken --checkpoint run --on-error fail", "--on-error skip"),
+        ("export --checkpoint run --images broken --out out", "give other photographs with --images"),
         (
             "predict shards --checkpoint run --keep-mask broken/broken.jpg --polarity hole-white",
             "broken.jpg: not an image; give another file with --keep-mask",
@@ -147,10 +149,10 @@ def test_robustness_too(thousand, monkeypatch, tmp_path):
 )
 def test_predict_too(thousand, monkeypatch, source, name):
     monkeypatch.chdir(thousand)
-    code, output, errors = msl(f"predict {source} --checkpoint run --batch-size 200")
-    assert code == 2 and f"{name}: not an image" in errors and "--on-error skip" in errors and not output
-    code, output, errors = msl(f"predict {source} --checkpoint run --batch-size 200 --on-error skip --format json")
+    code, output, errors = msl(f"predict {source} --checkpoint run --batch-size 200 --on-error fail")
+    assert code == 2 and f"{name}: not an image" in errors and "--on-error skip" in errors
+    code, output, errors = msl(f"predict {source} --checkpoint run --batch-size 200 --format json")
     lines = [json.loads(line) for line in output.splitlines()]
-    assert code == 0 and len(lines) == NUM_IMAGES
+    assert code == 1 and len(lines) == NUM_IMAGES
     assert [line["file"] for line in lines if "error" in line] == [name]
     assert f"1 of {NUM_IMAGES:,} images could not be read and were left out: {name}: not an image" in errors
