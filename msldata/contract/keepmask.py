@@ -87,8 +87,7 @@ def resize_area(level_HW: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _sums_of_rows(value_HW: np.ndarray, height: int) -> np.ndarray:
-    """Row sums over ``height`` equal strips, each row weighted by its part in the strip; a strip's weights add up to
-    H."""
+    """Row sums over ``height`` equal strips, each row weighted by its part in the strip; a strip's weights sum to H."""
     num_rows = len(value_HW)
     edge = np.arange(height + 1) * num_rows  # in parts of a row, of which each has ``height``
     start, stop, first = edge[:-1], edge[1:], edge[:-1] // height

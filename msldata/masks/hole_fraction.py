@@ -179,8 +179,7 @@ def reach_all(
     num_workers: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
 ) -> tuple[list[MeasuredMask], tuple[BadInputError, ...]]:
-    """``MeasuredMask.reach`` for many masks, in worker processes; arguments, returns and errors as in
-    ``measure_masks``."""
+    """``MeasuredMask.reach`` for many masks, in worker processes; arguments and errors as in ``measure_masks``."""
     tasks = [
         (masks[start : start + _NAMES_PER_TASK], polarity, target, on_error)
         for start in range(0, len(masks), _NAMES_PER_TASK)

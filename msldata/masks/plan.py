@@ -1,5 +1,4 @@
-"""What a keep-mask build will write: masks are read once, their polarity is settled, and they are split by hole
-fraction and drawn."""
+"""What a keep-mask build will write: masks are read once, given a polarity, split by hole fraction and drawn."""
 
 from __future__ import annotations
 

@@ -184,8 +184,7 @@ def _origin(build: MaskBuild, width: int) -> str:
 
 
 def _png(figure: Figure) -> bytes:
-    """Draw with Agg, whatever display there is; without the library's version, so that equal pictures have equal
-    bytes."""
+    """Draw with Agg, whatever display there is; without the library's version, so equal pictures have equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()

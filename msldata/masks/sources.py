@@ -254,8 +254,7 @@ def _is_clutter(name: str) -> bool:
 
 
 def _check_members(names: Sequence[str], archive: Path) -> None:
-    """Refuse an archive whose names lead outside of it: nothing is unpacked here, but such an archive should not be
-    passed on."""
+    """Refuse an archive whose names lead outside of it: nothing is unpacked here, but others might unpack it."""
     for name in names:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0]:

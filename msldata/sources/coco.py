@@ -181,8 +181,7 @@ class Coco:
         )
 
     def _find_images(self, place: Storage, name: str, part: str) -> str:
-        """The folder that the names of the images are relative to: the first that holds the tested ones, or most of
-        them.
+        """The folder that the names of the images are relative to: the first that holds all tested ones, or most.
 
         Raises:
             FileNotFoundError: no folder holds any of them.
@@ -354,8 +353,7 @@ def _is_file(root: Location) -> bool:
 
 
 def _place_of_file(root: Location) -> tuple[Storage, str]:
-    """The dataset's folder for a JSON file, and the file's name in it; a folder ``annotations`` is part of that
-    name."""
+    """The dataset's folder for a JSON file, and the file's name in it, which may begin with ``annotations/``."""
     place, name = split_location(root)
     folder = place.url.rstrip("/")
     if folder.rpartition("/")[2] == "annotations":

@@ -181,8 +181,7 @@ def fetch(archive: Archive, folder: Path, *, mirror: str | None = None, progress
 
 
 def _fetch_checked(archive: Archive, url: str, part: Path, progress: Progress) -> None:
-    """Complete ``part`` from one mirror. A wrong file is set aside; one begun at another mirror is then fetched
-    anew."""
+    """Complete ``part`` from one mirror. A wrong file is set aside; one begun at another mirror is fetched anew."""
     for _ in range(2):
         begun = part.exists() and part.stat().st_size > 0
         _fetch_part(archive.name, url, part, progress)

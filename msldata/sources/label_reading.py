@@ -320,8 +320,7 @@ def _refuse_sparse_indices(survey: LabelSurvey, where: str) -> None:
 
 
 def _decide_separators(survey: LabelSurvey, where: str, classes: Sequence[str] | None) -> str:
-    """The characters between the names in a cell. Raises UserError where some may be separators and nothing proves
-    it."""
+    """The characters between the names in a cell. Raises UserError where some may be, with no proof."""
     if survey.separator is not None:
         return "" if survey.separator == WHOLE_CELL else survey.separator
     proven = "".join(character for character in _PROVEN if any(character in cell for cell in survey.cells))

@@ -244,8 +244,7 @@ class Voc2012(Voc2007):
 
 
 class _ImageFinder:
-    """Where the image with an id is: in the folder of images, whatever its suffix; the folder is listed at most
-    once."""
+    """Where the image with an id is: in the folder of images, with any suffix; the folder is listed at most once."""
 
     def __init__(self, place: Storage):
         self._place = place

@@ -47,8 +47,7 @@ Location = str | Path
 
 
 def open_storage(location: Location | Storage) -> Storage:
-    """Open a folder by path or URL; nothing is read, created or connected to yet. An open storage is returned
-    unchanged.
+    """Open a folder by path or URL; nothing is read, created or connected to yet. An open one is returned.
 
     Raises:
         StorageError: the scheme is not one of file, s3, gs, az, http, https, or pathlib has spoilt the address.

@@ -64,8 +64,7 @@ class Storage(ABC):
         """Write ``name`` atomically from bytes or from a local file (which is moved or uploaded, and then gone)."""
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write ``name`` if it is not there yet; False if it is there, on stores that can tell (not every S3 server
-        can)."""
+        """Write ``name`` unless it is there already; then False, on stores that can tell (not every S3 server can)."""
         if self.exists(name):
             return False
         self.put(name, data)

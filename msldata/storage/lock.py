@@ -102,8 +102,7 @@ class _LocalClaim(Claim):
 
 
 def _lock(folder: Path, who: str, shared: bool) -> int | None:
-    """The descriptor that holds the lock; None where there are no locks. Raises UserError when another process has
-    it."""
+    """The descriptor that holds the lock; None where there are no locks. Raises UserError when it is taken."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -156,8 +155,7 @@ class BeatingLock(Claim):
         self._released = threading.Event()
 
     def acquire(self) -> None:
-        """Take the folder. Raises UserError when a living process has it, StorageError when that cannot be
-        determined."""
+        """Take the folder. Raises UserError when a living process has it, StorageError when that is unknown."""
         watched: dict[str, Any] | None = None
         since, was_absent, num_takeovers = time.monotonic(), False, 0
         while True:

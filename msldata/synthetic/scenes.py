@@ -147,8 +147,7 @@ def _choose_classes(rng: np.random.Generator) -> list[str]:
 
 @cache
 def _sketch(name: str, variant: int) -> tuple[np.ndarray, list[tuple[int, int, str]]]:
-    """All corner points (N, 2) of one variant and, per polygon, the positions of its first and last point and its
-    tone."""
+    """All corner points (N, 2) of one variant and, per polygon, where its first and last points are, and its tone."""
     shapes: list[Shape] = SHAPES[name](np.random.default_rng([CLASSES.index(name), variant]))
     ends = np.cumsum([len(points) for points, _ in shapes]).tolist()
     spans = [(end - len(points), end, tone) for end, (points, tone) in zip(ends, shapes, strict=True)]

@@ -128,8 +128,7 @@ def _context(module: str) -> Any:
 
 @contextmanager
 def _same_search_path() -> Iterator[None]:
-    """A process that is started in the block imports the same packages as this one, not others that are also
-    installed."""
+    """A process that is started in the block imports the same packages as this one, not others."""
     wanted = {
         "PYTHONPATH": os.pathsep.join(place or str(Path.cwd()) for place in sys.path),
         "PYTHONSAFEPATH": "1",  # or the current folder would come first
@@ -147,8 +146,7 @@ def _same_search_path() -> Iterator[None]:
 
 @contextmanager
 def _without_main(module: str) -> Iterator[None]:
-    """Hide the main script while a process starts: otherwise the whole command line would be run again there, for
-    nothing."""
+    """Hide the main script while a process starts: otherwise the whole command line would run there again."""
     main = sys.modules["__main__"]
     if module != "__main__":
         sys.modules["__main__"] = types.ModuleType("__main__")

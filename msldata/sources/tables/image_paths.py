@@ -34,8 +34,7 @@ class ImagePaths:
 
 
 def checked_path(image: object) -> str:
-    """The path in its plainest form. Raises ValueError when it is not a path, or could lead out of the table's
-    folder."""
+    """The path in its plainest form. Raises ValueError when it is not one, or could leave the table's folder."""
     if not isinstance(image, str) or not image:
         raise ValueError(f"image is {image!r}, not a path")
     image = plain_path(image)
