@@ -32,9 +32,9 @@ _HOMES = {
     "Record": "msldata.contract.records",
     "UserError": "msldata.errors",
 }
-"""Modules of the names that are no function of ``msldata.api``."""
+"""The module of each public name that is not a function of ``msldata.api``."""
 
-if not TYPE_CHECKING:  # a type checker would take it for a promise of any name
+if not TYPE_CHECKING:  # a type checker would believe that every name exists
 
     def __getattr__(name: str):
         if name not in __all__:

@@ -27,15 +27,15 @@ def open_source(
     classes: Location | None = None,
     options: SourceOptions | None = None,
 ) -> Source:
-    """Open one split of a labelled dataset, such as VOC, COCO or a table of one's own.
+    """Open one split of a labelled dataset, such as VOC, COCO or your own table.
 
     Args:
         kind: voc2007, voc2012, coco2014, coco, wider, table, folders (one per class) or datumaro.
-        place: the dataset's folder; of a table, and of a COCO file of one's own, the file.
-        split: one that the kind has; of a table any name.
+        place: the dataset's folder; for a table or your own COCO file, the file.
+        split: one that the kind has; for a table, any name.
         name: what the shards call the dataset; default: the kind.
-        classes: of a table, a file with one class name a line; default: its labels, sorted.
-        options: what else there is to say of it: columns, separators, what labels are.
+        classes: for a table, a file with one class name per line; default: its labels, sorted.
+        options: anything else about it: columns, separators, what the labels are.
 
     Raises:
         UserError: an unknown kind or split. FileNotFoundError: the dataset is not there. BadInputError: a list or
@@ -62,15 +62,14 @@ def build_shards(
     overwrite: bool = False,
     workers: int | None = None,
 ) -> Manifest:
-    """Write the shards of a source. Called again, it goes on where it was stopped, and does nothing when all is there.
+    """Write the shards of a source; called again, it continues where it stopped, or does nothing when all are there.
 
     Args:
-        source: from `open_source`, or an object of one's own with the same attributes, whose ``records`` gives
-            `Record`s.
+        source: from `open_source`, or your own object with the same attributes, whose ``records`` yields `Record`s.
         out: the folder of this dataset and split, such as ``shards/voc2007/test``.
         samples_per_shard: every shard but the last has this many.
         resize: ``shorter=448`` or ``fit=448``, in pixels; None: the images keep their own bytes.
-        on_error: at an unusable image, stop, or leave it out and count it.
+        on_error: what to do with an unusable image: stop, or leave it out and count it.
         overwrite: delete what another build left in the folder.
         workers: processes; default: one per processor.
 
@@ -109,16 +108,16 @@ def build_masks(
         source: a folder, zip, tar or text list of mask files.
         out: the folder that gets both subsets, such as ``shards/masks``.
         threshold: "high" has a larger hole fraction than this, in (0, 1).
-        polarity: what holes look like in the files; auto: told from the masks, and refused where that is not clear.
+        polarity: what holes look like in the files; auto: inferred from the masks, with an error if that is unclear.
         per_subset: masks drawn for each subset; 0: all.
-        seed: which are drawn, where there are more.
+        seed: decides which masks are drawn when there are more.
 
     Returns:
         What ``dataset.json`` says, by subset.
 
     Raises:
         UserError: unclear polarity, an option out of range, or a folder that holds something else.
-        BadInputError: a file that is no mask.
+        BadInputError: a file that is not a mask.
 
     Example:
         manifests = msldata.build_masks("datasets/irregular_masks", "shards/masks")
@@ -145,15 +144,15 @@ def index_tars(
     overwrite: bool = False,
     workers: int | None = None,
 ) -> Manifest:
-    """Make sample indexes and a manifest for WebDataset tars of another program, so that they can be trained on.
+    """Make sample indexes and a manifest for another program's WebDataset tars, so that they can be trained on.
 
     Args:
         tars: the folder of the tars, which are never changed.
         out: a local folder for indexes, manifest and links to the tars; default: beside the tars.
-        name, split: what to call the dataset; default: by the tars or the folder.
+        name, split: what to call the dataset; default: taken from the tars or the folder.
         classes: class names in target order; default: those of the labels, sorted.
         labels_from: ``target.npy``, ``cls`` or ``json:FIELD``; auto: what the first sample has.
-        on_error: at an unusable sample, stop, or leave it out and count it.
+        on_error: what to do with an unusable sample: stop, or leave it out and count it.
         overwrite: replace the indexes and the manifest that are there.
         workers: processes; default: one per processor.
 
@@ -184,10 +183,10 @@ def verify(place: Location, *, against: Location | None = None) -> Verification:
 
     Args:
         place: a dataset folder, of images or of keep masks.
-        against: another one that must share no image with it, as test with train.
+        against: another dataset that must share no image with it, as test with train.
 
     Returns:
-        ``findings``, which is empty when all is right, and ``next_step``, what to do about them.
+        ``findings``, empty when nothing is wrong, and ``next_step``, what to do about them.
 
     Raises:
         FormatError: no finished dataset there. StorageError: a file that cannot be read.

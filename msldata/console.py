@@ -1,4 +1,4 @@
-"""The two consoles that commands write to, and what the commands of both packages show and take alike."""
+"""The two consoles that commands write to, and what the commands of both packages share."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.text import Text
 
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, which a terminal obeys; the ones that turn the direction of writing; bytes that are no text."""
+"""Control characters, which a terminal obeys; those that change the direction of writing; bytes that are not text."""
 
 
 _SECRETS = re.compile(
     r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|(?<=[?&])(X-Amz-[A-Za-z-]+|sig|token|access_token|password)=[^&\s]+",
     re.IGNORECASE,
 )
-"""Name and password in an address, and what signs one."""
+"""Name and password in an address, and the parameters that sign one."""
 
 
 def without_secrets(text: str) -> str:
@@ -45,13 +45,13 @@ class SafeConsole(Console):
 
 
 def show(console: Console, *parts: object | tuple[object, str], end: str = "\n") -> None:
-    """Print one line, however long, of parts; one in colour is a pair with its style."""
+    """Print one line of parts, however long; a coloured part is a pair of text and style."""
     pairs = [part if isinstance(part, tuple) else (part, "") for part in parts]
     console.print(Text.assemble(*((visible(text), style) for text, style in pairs)), soft_wrap=True, end=end)
 
 
 class Stream:
-    """``sys.stdout`` or ``sys.stderr``, whichever it is at the time, which never stops the work that writes to it.
+    """The current ``sys.stdout`` or ``sys.stderr``; a failure to write never stops the work that writes to it.
 
     A closed pipe, a full disk or a terminal that is gone is noted in ``failure``; the program's end reports it.
 
@@ -99,7 +99,7 @@ def next_step(command: str) -> None:
 
 
 class OnError(StrEnum):
-    """What to do at a file that cannot be used."""
+    """What to do about a file that cannot be used."""
 
     fail = "fail"
     skip = "skip"
@@ -134,7 +134,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def byte_progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """The same for bytes, fed with (what is being done, bytes done, bytes in all)."""
+    """A progress bar for bytes, fed with (what is being done, bytes done, bytes in all)."""
     if not err.is_interactive:
         yield lambda what, done, total: None
         return

@@ -1,4 +1,4 @@
-"""Exceptions that mean "the user can mend this": raised by both packages, printed by the CLI without a traceback."""
+"""Exceptions that mean "the user can fix this": raised by both packages, printed by the CLI without a traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class UserError(ValueError):
     """
 
     exit_code = 2
-    """What a command that ends so returns."""
+    """Exit code of a command that ends with this error."""
 
 
 class StorageError(UserError):
@@ -30,7 +30,7 @@ class BadInputError(UserError):
     Args:
         file: path of the file, as the user would type it.
         reason: what is wrong with it, without a full stop.
-        hint: what to do next; defaults to the way round that every build has.
+        hint: what to do next; defaults to the workaround that every build has.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Streams shards into Masked Supervised Learning, and proves what the model learnt.
 
 What is named here is the public face; ``docs/python.md`` shows it at work. Names are imported when they are first used,
-so ``import msltrain`` takes no torch along.
+so ``import msltrain`` does not import torch.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ _HOMES = {
     "TrainResult": "msltrain.training.trainer",
     "hold_out": "msltrain.stream.samples.holdout",
 }
-"""Modules of the names that are no function of ``msltrain.api``."""
+"""The module of each public name that is not a function of ``msltrain.api``."""
 
-if not TYPE_CHECKING:  # a type checker would take it for a promise of any name
+if not TYPE_CHECKING:  # a type checker would believe that every name exists
 
     def __getattr__(name: str):
         if name not in __all__:

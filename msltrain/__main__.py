@@ -14,7 +14,7 @@ from msltrain.hosts.voice import may_speak, quiet_others
 
 
 class _OfSeveral(Commands):
-    """The same in every process of a launcher, of which one speaks."""
+    """Run the same in every process of a launcher, only one of which prints."""
 
     after_stop: ClassVar = {
         **Commands.after_stop,

@@ -30,10 +30,10 @@ def recipe(
     keep_masks: Location | Sequence[Location] | None = None,
     settings: Sequence[str] = (),
 ) -> TrainConfig:
-    """The whole config of a run, as a recipe has it, with data and settings of one's own.
+    """The whole config of a run, as a recipe has it, with your own data and settings.
 
     Args:
-        name: of the recipe; ``msl recipes`` lists them.
+        name: name of the recipe; ``msl recipes`` lists them.
         data: training shards, instead of the recipe's.
         keep_masks: keep-mask shards, one folder or several, instead of the recipe's.
         settings: ``section.field=value``, as ``msl train --set`` takes them.
@@ -88,7 +88,7 @@ def evaluate(
         out: predictions file to write (parquet).
 
     Raises:
-        UserError: the checkpoint knows other classes than the shards, or something cannot be used.
+        UserError: the checkpoint has other classes than the shards, or something cannot be used.
         SampleError: a sample is damaged. FileNotFoundError: no such checkpoint.
 
     Example:
@@ -101,7 +101,7 @@ def evaluate(
 
 
 def load(checkpoint: Location, *, device: str | torch.device = "auto") -> Predictor:
-    """A trained recogniser that answers about images.
+    """A trained recogniser, ready to predict images.
 
     Args:
         checkpoint: a run, whose best checkpoint is taken, or a checkpoint.
@@ -128,7 +128,7 @@ def compute_metrics(
     Args:
         logits: (N, K), before the sigmoid: a class is predicted from logit 0 on.
         targets: (N, K), 1 positive, 0 negative.
-        ignore: (N, K), true where the pair counts nowhere, such as VOC's difficult objects.
+        ignore: (N, K), true where the pair is not counted at all, such as VOC's difficult objects.
         classes: their names; default: numbers.
 
     Raises:

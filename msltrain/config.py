@@ -1,4 +1,4 @@
-"""The whole description of a run as frozen dataclasses: what is trained on what, how, and for how long.
+"""The whole description of a run as frozen dataclasses: what is trained, on which data, how, and for how long.
 
 A config is made by a recipe (`msltrain.recipes`), changed field by field with `override`, and stored as JSON beside
 every checkpoint.
@@ -60,7 +60,7 @@ class ModelConfig:
     attention_weight: float = 0.1
     """λ of CSRA."""
     freeze_batchnorm: bool = False
-    """Normalise by the pretrained running statistics and leave them as they are; weight and bias still learn."""
+    """Normalise by the pretrained running statistics and leave them unchanged; weight and bias still learn."""
 
     def __post_init__(self) -> None:
         _check(self.num_heads in (1, 2, 4, 6, 8), "model.num_heads", self.num_heads, "1, 2, 4, 6 or 8")
@@ -86,37 +86,37 @@ class LossConfig:
     consistency_weight: float = 0.5
     """α3."""
     masked_target: Literal["labels", "whole_image", "teacher"] = "labels"
-    """What the masked branch is to predict: the labels, as published; the whole image's own prediction, through which
+    """What the masked branch must predict: the labels, as published; the whole image's own prediction, through which
     no gradient flows (as in MaskSub), so that the whole image learns from labels alone; or what the moving average of
     the weights (``optim.ema_decay``) says of the whole image (as in MIC), in evaluation mode: it costs a forward pass,
     and neither learns nor counts BatchNorm statistics by it."""
     normalise_weights: bool = False
     """Divide all weights by α1 + α2 (by α3 where both are 0), so that recognition counts as much as in the baseline
-    and α leaves the effective learning rate alone. As published: as they are, α1 + α2 = 0.5."""
+    and α leaves the effective learning rate alone. As published: not divided, α1 + α2 = 0.5."""
     train_ignored: Literal["negative", "drop"] = "negative"
-    """What an ignored (image, class) pair (VOC "difficult") means in training: negative as published, or no part of
-    any term."""
+    """What an ignored (image, class) pair (VOC "difficult") means in training: negative as published, or left out of
+    every term."""
     recognition: Literal["bce", "asl"] = "bce"
     """Both recognition terms: binary cross-entropy as published, or the asymmetric loss (Ridnik et al., ICCV 2021)."""
     balance: float = 0.0
-    """Positives of a class weigh (negatives / positives in training) to this power in the recognition terms: 0: as much
-    as negatives, as published; 1: together as much; between: less."""
+    """The weight of a class's positives in the recognition terms is (negatives / positives in training) to this power.
+    0: each weighs as much as a negative, as published; 1: all together weigh as much as all negatives."""
     class_weights: tuple[float, ...] = ()
     """Weight of each class in the recognition terms, in class order; nothing: all 1."""
     label_smoothing: float = 0.0
     """ε: the recognition terms aim at 1 − ε / 2 and ε / 2 instead of 1 and 0."""
     asl_gamma_positive: float = 0.0
-    """γ+ of ASL: how much sure positives are played down."""
+    """γ+ of ASL: how strongly confident positives are down-weighted."""
     asl_gamma_negative: float = 4.0
-    """γ− of ASL: how much sure negatives are played down."""
+    """γ− of ASL: how strongly confident negatives are down-weighted."""
     asl_margin: float = 0.05
-    """m of ASL: negatives of a smaller probability add nothing."""
+    """m of ASL: negatives with a smaller probability add nothing."""
     consistency: Literal["mean", "sum", "bce"] = "mean"
-    """LaCo: squared differences of probabilities, their mean over classes, which the published numbers were made with,
-    or their sum, which is printed: K times larger. bce: the cross-entropy of the masked image's probabilities against
-    the whole image's, the mean over classes. All are means over images."""
+    """LaCo: squared differences of probabilities, their mean over classes, which gave the published numbers, or their
+    sum, as printed in the paper, which is K times larger. bce: the cross-entropy of the masked image's probabilities
+    against the whole image's, the mean over classes. All are means over images."""
     stop_gradient: Literal["none", "clean", "masked"] = "none"
-    """The branch that LaCo does not move: the other one alone is pulled towards it. none: both move, as published."""
+    """The branch that LaCo does not move: only the other one is pulled towards it. none: both move, as published."""
     branches: Literal["auto", "sequential", "fused", "concatenated", "single"] = "auto"
     """Two passes as published, or one pass over both batches with BatchNorm kept apart: same numbers up to rounding.
     auto: fused on a GPU, sequential elsewhere. concatenated is another method: BatchNorm mixes the two batches. single
@@ -125,10 +125,10 @@ class LossConfig:
     batch."""
     bn_mode: Literal["shared", "clean_only", "split"] = "shared"
     """What the masked branch does to BatchNorm: updates the running statistics as published; leaves them alone; or has
-    statistics, weights and biases of its own, which serve in training only. It always normalises by its own batch."""
+    its own statistics, weights and biases, which are used in training only. It always normalises by its own batch."""
     drop_hidden_tokens: float = 0.0
-    """The masked branch of a ViT or EVA leaves out patches of which a smaller share than this is visible, 0 to 1, and
-    costs that much less. 0: every patch stays, as published."""
+    """The masked branch of a ViT or EVA leaves out patches whose visible share is below this, 0 to 1, and costs that
+    much less. 0: every patch stays, as published."""
 
     @property
     def has_masked_branch(self) -> bool:
@@ -142,7 +142,7 @@ class LossConfig:
 
     @property
     def scale(self) -> float:
-        """What every weight is multiplied by."""
+        """The factor that every weight is multiplied by."""
         recognition = self.clean_weight + self.masked_weight
         return 1 / (recognition or self.consistency_weight) if self.normalise_weights else 1.0
 
@@ -150,7 +150,8 @@ class LossConfig:
         """The plain baseline whose cross-entropy weighs as much as both of this loss's together: α = (α1 + α2, 0, 0).
 
         The published weights give recognition 0.3 + 0.2, the published baseline 1. With one learning rate for both, MSL
-        so learns recognition at half the baseline's rate; against this baseline, the masks alone make the difference.
+        therefore learns recognition at half the baseline's rate; against this baseline, the masks alone make the
+        difference.
         """
         return dataclasses.replace(
             self,
@@ -205,42 +206,43 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """How the weights are moved, and for how long."""
+    """How the weights are updated, and for how long."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum as published, or AdamW."""
     lr: float = 0.01
     """Learning rate of the backbone after warm-up."""
     lr_batch_size: int | None = None
-    """The batch size that ``lr`` is meant for: it is multiplied by ``stream.batch_size`` over this. None: as it is."""
+    """The batch size that ``lr`` is meant for: ``lr`` is multiplied by ``stream.batch_size`` over this. None: not
+    scaled."""
     classifier_lr_factor: float = 10.0
-    """The head's learning rate over the backbone's."""
+    """The head's learning rate divided by the backbone's."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: float = 1e-4
     """SGD: on every parameter, as published. AdamW: on weight matrices and filters, not on biases and norms."""
     num_epochs: int = 60
     """Passes over the training samples."""
     warmup_epochs: float = 2.0
-    """The learning rate rises from 0 by the same amount per iteration during so many epochs, a third of the run at
-    most. No checkpoint is the best before that."""
+    """Epochs during which the learning rate rises linearly from 0, at most a third of the run. No checkpoint counts as
+    the best before their end."""
     schedule: Literal["step", "cosine", "one_cycle"] = "step"
     """After warm-up: multiplied by ``step_factor`` every ``step_epochs`` epochs, or a half cosine down to 0. one_cycle:
     the warm-up is a half cosine as well, up from ``lr / 25``, and the end is at ``lr / 250,000``."""
     step_epochs: int = 4
     """Epochs between two steps of the step schedule, counted from the start of the run."""
     step_factor: float = 0.1
-    """What a step multiplies the learning rate by."""
+    """The factor by which a step multiplies the learning rate."""
     accumulation_steps: int = 1
-    """Parts that each process cuts its share of a batch into, one after the other in memory; their gradients add up to
-    one update. BatchNorm sees the parts."""
+    """The number of parts into which each process cuts its share of a batch, one in memory at a time; their gradients
+    add up to one update. BatchNorm sees the parts."""
     clip_norm: float | None = None
-    """Gradients are scaled down to this global L2 norm when above it; none: as they are."""
+    """Gradients with a larger global L2 norm are scaled down to this one; none: never scaled."""
     ema_decay: float | None = None
     """Decay per step of a moving average of the weights, which is then validated and shipped; none: no average. The
     decay of step n is (1 + n) / (10 + n) as long as that is smaller."""
     patience: int = 0
-    """The run ends after so many epochs without a better validation mAP; 0: after ``num_epochs``."""
+    """The run ends after this many epochs without a better validation mAP; 0: only after ``num_epochs``."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "classifier_lr_factor", "step_factor"):
@@ -270,7 +272,7 @@ class RunConfig:
     """Where and how the run is carried out."""
 
     seed: int = 0
-    """Of the head's first weights, the sample order, the augmentation, the masks, dropout."""
+    """Seed of the head's first weights, the sample order, the augmentation, the masks and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
     amp: bool = False
@@ -280,7 +282,7 @@ class RunConfig:
     compile: bool = False
     """Compile the step with torch.compile: minutes once, then faster on a GPU."""
     activation_checkpointing: bool = False
-    """Compute the backbone's blocks a second time in the backward pass instead of keeping what is in them: about a
+    """Compute the backbone's blocks a second time in the backward pass instead of keeping their activations: about a
     third more time, far less memory."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over all GPUs instead of each GPU's share of the batch."""
@@ -289,9 +291,10 @@ class RunConfig:
     weights while it computes (FSDP2): for a backbone that does not fit one GPU; slower otherwise. Checkpoints are the
     same. Best with ``activation_checkpointing``, without which ``amp`` keeps a bf16 copy of all weights per step."""
     log_every: int = 10
-    """Steps between two lines of metrics.jsonl. Several processes heed Ctrl-C and SIGTERM there, one anywhere."""
+    """Steps between two lines of metrics.jsonl. Several processes react to Ctrl-C and SIGTERM only there, one at any
+    step."""
     save_every: int = 0
-    """Steps between two saves of the last checkpoint besides those at the end of every epoch; 0: none."""
+    """Steps between two extra saves of the last checkpoint, besides the one at the end of every epoch; 0: none."""
     keep: int = 0
     """Checkpoints of the latest epochs to keep besides ``last`` and ``best``."""
     tensorboard: bool = False
@@ -314,7 +317,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Everything that decides what a run computes.
+    """Everything that determines what a run computes.
 
     Example:
         config: msltrain.TrainConfig = msltrain.recipe("demo")
@@ -370,11 +373,11 @@ def from_json(text: str, where: str = "config.json") -> TrainConfig:
 def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
     """Change fields by ``section.field=value``.
 
-    Values are written plainly: ``0.02``, ``true``, ``none``, and ``a,b`` where several are taken.
+    Values are written plainly: ``0.02``, ``true``, ``none``, and ``a,b`` for a field that takes several.
 
     Raises:
-        UserError: not of that form, no such section or field (the message lists those there are), or a value that the
-            field does not take.
+        UserError: another form, no such section or field (the message lists the existing ones), or a value that the
+            field does not accept.
     """
     changes: dict[str, dict[str, Any]] = {}
     for assignment in (assignments,) if isinstance(assignments, str) else assignments:
@@ -410,7 +413,7 @@ def _near(config: TrainConfig, section: str, name: str) -> str:
 
 
 def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two configs differ, as ``section.field`` → (value in one, value in other)."""
+    """The fields in which two configs differ: ``section.field`` → (value in one, value in the other)."""
     found = {}
     for section in dataclasses.fields(one):
         ours, theirs = getattr(one, section.name), getattr(other, section.name)
@@ -422,7 +425,7 @@ def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, An
 
 
 def _plain(text: str, hint: Any) -> Any:
-    """What a person typed → the JSON value it stands for, as far as ``hint`` asks for one."""
+    """Turn what a person typed into the JSON value that it stands for, as ``hint`` requires."""
     options = typing.get_args(hint) if _is_union(hint) else (hint,)
     if type(None) in options and text.lower() in ("none", "null"):
         return None

@@ -22,11 +22,11 @@ _MAX_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class BuildEstimate:
-    """How long and how large; of the shards that are not there yet."""
+    """How long the missing shards would take, and how large they would be."""
 
     seconds: float
     num_bytes: int
-    """Of the missing tars."""
+    """Size of the missing tars."""
     num_finished: int
     """Shards that are complete already."""
     num_timed: int
@@ -38,7 +38,7 @@ def estimate_build(
 ) -> BuildEstimate:
     """Read, encode and hash some images of the first missing shards, in memory, and multiply.
 
-    How fast the destination takes the shards is not measured, nor is one processor's being shared.
+    Neither the speed of the destination nor competition for the processors is measured.
 
     Args:
         plan, out, num_workers, overwrite: as for ``build_shards``.

@@ -28,7 +28,7 @@ class FinishedShard:
     """A shard that is complete in the folder, and the report that its index keeps."""
 
     info: ShardInfo | None
-    """None: not one sample was usable, so there are no files."""
+    """None: no sample was usable, so there are no files."""
     report: Mapping[str, Any]
 
 
@@ -52,8 +52,8 @@ class BuildFolder:
         """Own the folder while the block runs, and clear away what dead builds left half-written.
 
         Args:
-            shared: own it together with others that say so too, the parts of one array job: they write other shards,
-                or the same bytes. Unfinished files are then left alone, for they may be another's.
+            shared: own it together with others that also ask for that, the parts of one array job: they write other
+                shards, or the same bytes. Unfinished files are then left alone, for they may be another's.
 
         Raises:
             UserError: another build owns the folder. StorageError: the folder cannot be made.
@@ -69,7 +69,7 @@ class BuildFolder:
                     self._remove_parts()
 
     def finished_manifest(self) -> Manifest | None:
-        """The manifest, when this very plan is finished here and no shard is missing or of another size.
+        """The manifest, when this exact plan is finished here and no shard is missing or has another size.
 
         Raises:
             UserError: the folder holds a dataset of another plan.
@@ -118,11 +118,11 @@ class BuildFolder:
         return finished
 
     def note_unusable(self, name: str, report: Mapping[str, Any]) -> None:
-        """Remember a shard of which no sample was usable: it leaves no other trace for ``finish`` to find."""
+        """Record a shard none of whose samples was usable: it leaves no other trace for ``finish`` to find."""
         self.out.put(_unusable_name(name), encode_json({"plan": self.plan, "report": report}))
 
     def unusable_shards(self) -> dict[str, FinishedShard]:
-        """The shards that ``note_unusable`` was told of."""
+        """The shards recorded by ``note_unusable``."""
         noted = {}
         for name in {info.name for info in self._list_files()} & set(map(_unusable_name, self.shard_names)):
             note = json.loads(self.out.read(name))
@@ -131,12 +131,12 @@ class BuildFolder:
         return noted
 
     def withdraw(self) -> None:
-        """Make the folder no dataset again, before a shard of it is written: the opposite of ``publish``."""
+        """Turn a dataset back into a plain folder before any of its shards is written: the opposite of ``publish``."""
         self.out.delete(MANIFEST_NAME)
         self.out.delete(QUARANTINE_NAME)
 
     def publish(self, manifest: Manifest, quarantined: Sequence[Mapping[str, str]] = ()) -> None:
-        """Make the folder a dataset, once all its shards are there: the one way in which any build ends.
+        """Make the folder a dataset, once all its shards are there: every build ends this way.
 
         The ledger of what was left out comes first, the manifest last.
 
@@ -158,9 +158,9 @@ class BuildFolder:
             self.out.put(QUARANTINE_NAME, b"".join(encode_json(entry) + b"\n" for entry in quarantined))
 
     def _settle(self) -> None:
-        """Force the names of the shards to disk, so that no manifest survives a power failure that they do not.
+        """Force the names of the shards to disk, so that after a power failure no manifest exists without them.
 
-        What remembers unusable shards is deleted.
+        The records of unusable shards are deleted.
         """
         for info in self._list_files():
             if _noted_name(info.name) in self.shard_names:
@@ -175,7 +175,7 @@ class BuildFolder:
                     os.close(descriptor)
 
     def clear(self) -> None:
-        """Delete what earlier builds wrote, the manifest first, so that the folder is at no moment a wrong dataset.
+        """Delete what earlier builds wrote, the manifest first, so that the folder is never an invalid dataset.
 
         Raises:
             UserError: there are other files as well; nothing is deleted then.

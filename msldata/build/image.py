@@ -35,7 +35,7 @@ class PreparedImage:
     height: int
     transcoded: bool
     placement: Placement | None = None
-    """Where the source's pixels are now, for boxes to move with them; None: where they were."""
+    """Where the source's pixels are now, so that boxes can move with them; None: where they were."""
 
 
 def prepare_image(
@@ -47,12 +47,12 @@ def prepare_image(
 ) -> PreparedImage:
     """Check an image file and make it an upright JPEG that is grey or three-channel.
 
-    A JPEG that is upright keeps its bytes: its header is parsed and its end looked for. Everything else (PNG, WebP,
-    CMYK JPEG, one turned by its EXIF …) becomes an RGB JPEG of quality 95; what its pixels are is for
-    ``contract.pixels`` to say.
+    A JPEG that is upright keeps its bytes: its header is parsed and its end is checked. Everything else (PNG, WebP,
+    CMYK JPEG, one turned by its EXIF …) becomes an RGB JPEG of quality 95; ``contract.pixels`` decides what its pixels
+    are.
 
     With ``resize`` a JPEG keeps its bytes only when it is small enough, too. All others are decoded, made smaller with
-    Pillow's LANCZOS filter, and become RGB JPEGs of the quality asked for. Nothing is ever enlarged.
+    Pillow's LANCZOS filter, and become RGB JPEGs of the requested quality. Nothing is ever enlarged.
 
     With ``crop`` (x, y, width, height, in the file's own frame) only that part of the image is taken, as far as it lies
     inside.
@@ -166,7 +166,7 @@ class Placement:
         return turn(image, self.orientation)
 
     def drawn_upright(self) -> Placement:
-        """The same for boxes that were drawn on the upright picture."""
+        """The placement for boxes that were drawn on the upright picture."""
         sizes = (self.width, self.height, self.scaled_width, self.scaled_height)
         if self.orientation in SIDEWAYS:
             sizes = (self.height, self.width, self.scaled_height, self.scaled_width)
@@ -204,7 +204,7 @@ class Resize:
     side: Literal["shorter", "fit"]
     size: int
     quality: int = DEFAULT_QUALITY
-    """Of the JPEGs that are written, 1 to 100."""
+    """JPEG quality of the written images, 1 to 100."""
 
     def placement(self, width: int, height: int, orientation: int) -> Placement:
         """Where the pixels of an image of ``width`` × ``height`` go; it is never enlarged."""
@@ -215,7 +215,7 @@ class Resize:
         return Placement(width, height, across, down, orientation)
 
     def options(self) -> dict[str, Any]:
-        """What a plan records of it."""
+        """What a plan records about it."""
         return {"resize": f"{self.side}={self.size}", "resize_quality": self.quality}
 
 
@@ -223,7 +223,7 @@ def parse_resize(text: str | None, quality: int | None = None) -> Resize | None:
     """``shorter=448`` or ``fit=1024``, with the quality of the JPEGs; None for None.
 
     Raises:
-        UserError: another text, a size of 0, a quality that is not 1 to 100, or a quality alone.
+        UserError: any other text, a size of 0, a quality that is not 1 to 100, or a quality alone.
     """
     if text is None:
         if quality is not None:

@@ -1,4 +1,4 @@
-"""Sample indexes and a manifest for tars that another program wrote, so that they can be trained on as they are."""
+"""Sample indexes and a manifest for tars that another program wrote, so that they can be trained on unchanged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from msldata.storage import FileInfo, Location, Storage, open_storage
 from msldata.workers.engine import run_tasks
 
 FOREIGN = "tars of another program"
-"""What the provenance of an indexed dataset says of its source."""
+"""What the provenance of an indexed dataset says about its source."""
 
 _OUR_NAME = re.compile(r"([^-]+)-([^-]+)-\d+\.tar")
 OnError = Literal["fail", "skip"]
@@ -81,8 +81,8 @@ def index_shards(
 ) -> Manifest:
     """Read every tar of a folder once, write a sample index for each and, last of all, the manifest.
 
-    The tars are never changed. An index that is there and fits its tar is kept, so a call that was stopped goes on
-    where it was.
+    The tars are never changed. An index that is there and fits its tar is kept, so a call that was stopped continues
+    where it left off.
 
     Args:
         tars: the folder with the ``.tar`` files, local or remote.
@@ -99,7 +99,7 @@ def index_shards(
             reason in ``quarantine.jsonl`` and counts it in the manifest.
         overwrite: read every tar again and replace the indexes and the manifest that are there.
         command: the words that index these tars again, for the manifest.
-        confirm: called before anything is overwritten, with a manifest of what will be there, but for the samples.
+        confirm: called before anything is overwritten, with a manifest of what will be there, except for the samples.
         progress: called with (tars done, tars in all).
 
     Raises:
@@ -213,7 +213,7 @@ def _default_names(tars: Storage, files: Sequence[FileInfo]) -> tuple[str, str]:
 
 
 def _finished(out: Storage, plan: str, overwrite: bool) -> Manifest | None:
-    """The manifest of this very plan, when nothing is left to do. Raises UserError for that of another."""
+    """The manifest of this exact plan, when nothing is left to do. Raises UserError for another plan's manifest."""
     if overwrite or not out.exists(MANIFEST_NAME):
         return None
     manifest = read_manifest(out)
@@ -241,7 +241,7 @@ def _link(tars: Storage, out: Storage, files: Sequence[FileInfo]) -> None:
 
 
 def _kept_shards(out: Storage, files: Sequence[FileInfo], plan: str) -> dict[str, FinishedShard]:
-    """The tars whose index is there already. Raises UserError for an index that no build of ours wrote."""
+    """The tars whose index is there already. Raises UserError for an index that our builds did not write."""
     present = {info.name for info in out.list_files()}
     ours: set[str] = set()
     with suppress(FormatError):
@@ -270,7 +270,7 @@ def _kept_shards(out: Storage, files: Sequence[FileInfo], plan: str) -> dict[str
 def _decide(
     where: str, tasks: Sequence[IndexTask], labels_are: str | None, separator: str | None, num_workers: int | None
 ) -> tuple[LabelReading, tuple[str, ...]]:
-    """What the labels of all tars together mean, and the classes."""
+    """What the labels mean, decided from all tars together, and the classes."""
     classes, vectors = tasks[0].classes, tasks[0].rule.suffix == TARGET_SUFFIX
     jobs = [(task, separator) for task in tasks]
     survey, problem = LabelSurvey(separator), None

@@ -1,7 +1,7 @@
 """One WebDataset tar that another program wrote: its samples, where their images lie, and what their labels are.
 
-Read are tars of ``webdataset.ShardWriter``, img2dataset and the like, and our own when their index was lost. They are
-never written to.
+It reads tars from ``webdataset.ShardWriter``, img2dataset and similar programs, and our own when their index was lost.
+They are never written to.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OBJECT_FLAGS = ("difficult", "truncated", "occluded", "crowd")
 
 @dataclass(frozen=True, slots=True)
 class LabelRule:
-    """Where a sample keeps its labels: a member, and of a JSON member the field."""
+    """Where a sample keeps its labels: a member and, in a JSON member, the field."""
 
     suffix: str
     field: str = ""
@@ -51,7 +51,7 @@ class LabelRule:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a tar holds: a row of the sample index per usable sample, and the reasons of the others."""
+    """What a tar holds: a row of the sample index per usable sample, and why the others cannot be used."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     quarantined: list[dict[str, str]] = field(default_factory=list)
@@ -61,7 +61,7 @@ def parse_rule(text: str) -> LabelRule | None:
     """``target.npy`` (or another ``.npy`` member), ``cls``, ``json:FIELD``; None for ``auto``.
 
     Raises:
-        UserError: another text.
+        UserError: any other text.
     """
     if text == AUTO:
         return None
@@ -116,7 +116,7 @@ def find_rule(path: Path, where: str) -> LabelRule:
 def survey_labels(
     path: Path, where: str, rule: LabelRule, separator: str | None
 ) -> tuple[LabelSurvey, BadInputError | None]:
-    """What the label values of a tar look like, and what is wrong with the first that can be no label, if any."""
+    """What the label values of a tar look like, and what is wrong with the first that cannot be a label, if any."""
     survey, problem = LabelSurvey(separator), None
     with open_tar(path) as data:
         for key, members in samples(path, where):
@@ -193,7 +193,7 @@ def samples(path: Path, where: str) -> Iterator[tuple[str, dict[str, TarMember]]
 
 
 def label_values(data: mmap.mmap, members: Mapping[str, TarMember], rule: LabelRule) -> tuple[Any, Any]:
-    """A sample's labels as they are written, and those it ignores where our own program wrote it.
+    """A sample's labels as written and, if our own program wrote it, the labels that it ignores.
 
     Raises:
         ValueError: it has none where the rule says, or they cannot be read.
@@ -215,7 +215,7 @@ def label_values(data: mmap.mmap, members: Mapping[str, TarMember], rule: LabelR
     try:
         target = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # numpy raises ValueError, EOFError, SyntaxError … for a damaged header
-        raise ValueError(f"its {rule.suffix} is no array without pickled objects ({error})") from None
+        raise ValueError(f"its {rule.suffix} is not an array without pickled objects ({error})") from None
     if not isinstance(target, np.ndarray) or target.ndim > 1 or target.dtype.kind not in "biufU":
         raise ValueError(f"its {rule.suffix} is neither a vector nor a class")
     return target.tolist(), None
@@ -288,7 +288,7 @@ def _row(
 
 
 def _size(content: bytes) -> tuple[int, int]:
-    """Width and height of an image, upright; one that is no plain JPEG is decoded to know that it can be."""
+    """Width and height of an image, upright; anything but a plain JPEG is decoded to check that it can be."""
     header = check_jpeg(content) if content.startswith(JPEG_START) else None
     if header is None:
         return check_whole(content)
@@ -306,7 +306,7 @@ def _indices(labels: Sequence[Label], index: Mapping[str, int]) -> list[int]:
 
 
 def _objects(data: mmap.mmap, members: Mapping[str, TarMember], index: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The objects that our own JSON lists; other programs have no such list, or another."""
+    """The objects that our own JSON lists; other programs have no such list, or a different one."""
     try:
         entries = _json(content_of(data, members[META_SUFFIX]))["objects"]
         return [
@@ -328,5 +328,5 @@ def _json(content: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"its JSON cannot be read ({error})") from None
     if not isinstance(entry, dict):
-        raise ValueError("its JSON is no object with fields")
+        raise ValueError("its JSON is not an object with fields")
     return entry

@@ -18,12 +18,12 @@ from msldata.sources.kinds import PUBLISHED, Source
 from msldata.storage import Storage
 
 SKIP_LIMIT = 0.1
-"""Share of a dataset's images that a build leaves out at most."""
+"""The largest share of a dataset's images that a build may leave out."""
 _ALWAYS_SKIPPED = 10
-"""So many images may be left out of a dataset of any size."""
+"""This many images may be left out of a dataset of any size."""
 _SHOWN = 3
 _KINDS = {"VOC2007": "voc2007", "COCO-2014": "coco2014"}
-"""Kinds of published datasets by what their provenance calls them; what has other classes is called otherwise."""
+"""Kinds of published datasets by the name in their provenance; a dataset with other classes has another name there."""
 
 _JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
@@ -40,7 +40,7 @@ class ShardTask:
     num_samples: int
     packed: bytes = field(repr=False)
     image_sizes: str = ""
-    """``digest_sizes`` of its image files as they are now; empty where that is not known: remote, or not there."""
+    """``digest_sizes`` of its image files as they are now; empty where they are unknown: remote, or missing."""
 
     def records(self) -> list[Record]:
         """The records in shard order."""
@@ -81,7 +81,7 @@ class BuildPlan:
     digest: str
     """SHA-256 over dataset, split, classes, options and every record; equal plans give equal bytes."""
     resize: Resize | None = None
-    """How images are made smaller; None: they keep their own bytes."""
+    """How images are made smaller; None: they keep their original bytes."""
     decode: bool = False
     """Whether every image is decoded to be sure that it is whole: all but those of a split that is as large as it was
     published, for its archives are checked when they are fetched."""
@@ -89,7 +89,7 @@ class BuildPlan:
     """Records that were left out, with file and reason."""
     skip_limit: float = SKIP_LIMIT
     newest_image: tuple[int, str] = (0, "")
-    """When the image that changed last did so, in nanoseconds, and its name; local images only."""
+    """When an image last changed, in nanoseconds, and that image's name; local images only."""
 
     @property
     def image_sizes(self) -> str:
@@ -101,7 +101,7 @@ class BuildPlan:
         return sum(shard.num_samples for shard in self.shards)
 
     def draft(self) -> Manifest:
-        """The manifest of what will be built, but for the shards and what is counted in them."""
+        """The manifest of what will be built, except for the shards and the counts taken from them."""
         return Manifest(
             kind=IMAGES,
             dataset=self.dataset,
@@ -191,7 +191,7 @@ class Ledger:
     """What a build leaves out: with ``on_error="fail"`` nothing, for the first such file ends it.
 
     Args:
-        images: what the names of files are relative to, so that nothing of this machine gets into the list.
+        images: what the names of files are relative to, so that no path of this machine gets into the list.
     """
 
     def __init__(self, images: Storage, on_error: Literal["fail", "skip"]):
@@ -222,12 +222,12 @@ def _pack(records: Sequence[Record]) -> bytes:
 
 
 def digest_sizes(sizes: Iterable[int]) -> str:
-    """By which it is seen that images were replaced: SHA-256 over their sizes in bytes."""
+    """Shows whether images were replaced: SHA-256 over their sizes in bytes."""
     return hashlib.sha256(",".join(map(str, sizes)).encode()).hexdigest()
 
 
 def join_sizes(digests: Iterable[str]) -> str:
-    """One digest for those of all shards; empty where one is missing."""
+    """One digest over the digests of all shards; empty where one is missing."""
     found = list(digests)
     return hashlib.sha256("".join(found).encode()).hexdigest() if all(found) else ""
 
@@ -235,7 +235,7 @@ def join_sizes(digests: Iterable[str]) -> str:
 def _look_at(images: Storage, records: Sequence[Record]) -> tuple[str, tuple[int, str]]:
     """``digest_sizes`` of the images, and the newest of them with its time.
 
-    Of remote images nothing is known without asking for each; those of a plan are taken for the same as ever.
+    Nothing is known about remote images without a request for each; a plan assumes that they have not changed.
     """
     sizes, newest = [], (0, "")
     for record in records:
@@ -269,7 +269,7 @@ def _packed(record: Record) -> list[Any]:
 
 
 def _occlusion(told: list[tuple[float | None, bool | None]] | None = None) -> dict[str, Any]:
-    """What ``_packed`` adds at the end, for ``Record``."""
+    """What ``_packed`` adds at the end, as fields of ``Record``."""
     return {} if told is None else {"occlusion": tuple(Occlusion(*one) for one in told)}
 
 

@@ -16,7 +16,7 @@ from msldata.errors import BadInputError, UserError
 from msldata.storage import Storage
 
 _BEYOND = 0.05
-"""Of its side a box may leave the picture by so much: people draw beyond edges, and tools round."""
+"""A box may leave the picture by this share of its side: people draw beyond edges, and tools round."""
 _FLAG = {None: "null", False: "false", True: "true"}
 
 
@@ -25,10 +25,10 @@ class Sample:
     """What the shard writer takes, and what the report counts."""
 
     record: Record
-    """Its objects are those of the stored image: moved with the pixels where the image was made smaller."""
+    """Its objects are in pixels of the stored image: moved with the pixels where the image was made smaller."""
     members: list[tuple[str, bytes]]
     row: dict[str, Any]
-    """The columns of the index, but for where the bytes are."""
+    """The columns of the index, except those that say where the bytes are."""
     transcoded: bool
     turned: bool
     """Whether its pixels were turned upright."""
@@ -51,7 +51,7 @@ class SampleMaker:
         self.resize = resize
         self.decode = decode
         self.num_bytes_read = -1
-        """Size of the image file that was read last; -1 for one that could not be."""
+        """Size of the image file that was read last; -1 if it could not be read."""
         self._names = [_text(name) for name in classes]
 
     def make(self, record: Record) -> Sample:
@@ -69,7 +69,7 @@ class SampleMaker:
         except FileNotFoundError:
             raise BadInputError(self.images.where(record.image), "the image is missing") from None
         except ValueError as error:
-            # A storage that fails says nothing of the image; but a folder or a locked file is the image's own fault.
+            # A storage failure says nothing about the image; but a folder or a locked file is the image's own fault.
             reason = _no_file(self.images.path(record.image)) if isinstance(error, UserError) else str(error)
             if not reason:
                 raise
@@ -115,7 +115,7 @@ class SampleMaker:
 
 
 def _no_file(path: Path | None) -> str:
-    """Why there is no readable file at a local path; empty where there is one."""
+    """Why a local path holds no readable file; empty when it does."""
     if path is None or not os.path.lexists(path):
         return ""
     if path.is_dir():
@@ -124,11 +124,11 @@ def _no_file(path: Path | None) -> str:
 
 
 def frame_of_boxes(size: tuple[int, int] | None, placement: Placement) -> Placement:
-    """How boxes get from the picture that they were drawn on to the stored one.
+    """How boxes are moved from the picture that they were drawn on to the stored one.
 
     Annotations that state a size were drawn on the picture of that size: the file's own pixels, or those that its EXIF
-    orientation turns upright. Where both are of one size (upside down, mirrored, a square) it is the upright one, which
-    is what annotation tools show; where no size is stated, the file's own. Shares are of the upright one.
+    orientation turns upright. Where both have the same size (upside down, mirrored, a square) it is the upright one,
+    which is what annotation tools show; where no size is stated, the file's own. Shares refer to the upright one.
 
     Args:
         size: width and height that the annotations state.

@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 _SHOWN_COMMANDS = 10
 _SIZES = "image_sizes_sha256"
 _RARE = ("turned_upright", "stated_size_differs")
-"""What is counted in the manifest where it happened."""
+"""Counts that the manifest holds only when they are not zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Part:
         return cls(int(match[1]), int(match[2]))
 
     def of(self, tasks: Sequence[ShardTask]) -> Sequence[ShardTask]:
-        """Every ``num_parts``-th task, so that the parts differ by one at most."""
+        """Every ``num_parts``-th task, so that parts differ by at most one task."""
         return tasks[self.number - 1 :: self.num_parts]
 
 
@@ -82,8 +82,8 @@ def build_shards(
     """Write the shards of a plan and, last of all, the manifest.
 
     Equal plans over equal images give equal bytes, with any number of workers and however often the build was
-    interrupted: shards that are complete are kept, the rest is written. When the plan is finished already, nothing is
-    done. A shard that left images out is tried again as long as there is no manifest.
+    interrupted: complete shards are kept, the rest are written. When the plan is finished already, nothing is done. A
+    shard that left images out is tried again for as long as there is no manifest.
 
     Args:
         plan: from ``plan_build``.
@@ -121,9 +121,9 @@ def build_part(
     progress: Progress | None = None,
     engine: Engine = LOCAL,
 ) -> None:
-    """Write one part's shards of a plan, and no manifest; ``finish_build`` adds that when all parts are there.
+    """Write one part's shards of a plan, without the manifest; ``finish_build`` adds it when all parts are there.
 
-    Any number of parts can be written at the same time, on any number of machines, and each as often as one likes.
+    Any number of parts can be written at the same time, on any number of machines, and any part can be repeated.
 
     Args:
         part: which shards; the other arguments are those of ``build_shards``.
@@ -142,7 +142,7 @@ def build_part(
 
 
 def finish_build(plan: BuildPlan, out: Location | Storage, command: str = "msl build-shards …") -> Manifest:
-    """Publish a dataset whose parts are all written: the bytes that one build of it would have made.
+    """Publish a dataset whose parts are all written: the same bytes as a single build would have made.
 
     Args:
         command: the command line of the build, without its part, for the error's advice.
@@ -184,7 +184,7 @@ def _folder(plan: BuildPlan, out: Location | Storage) -> BuildFolder:
 
 
 def changed_since_built(plan: BuildPlan, out: Storage) -> str:
-    """An image that is newer than the finished dataset in a local folder; empty where there is none."""
+    """An image that is newer than the finished dataset in a local folder; empty if there is none."""
     manifest = out.path(MANIFEST_NAME)
     changed, name = plan.newest_image
     return name if manifest is not None and manifest.exists() and changed > manifest.stat().st_mtime_ns else ""
@@ -203,7 +203,7 @@ def refuse_other_classes(plan: BuildPlan, out: Storage) -> None:
             continue
         try:
             other = Manifest.from_json(place.read_bytes(), str(place))
-        except UserError:  # of another program, or damaged: none of ours
+        except UserError:  # from another program, or damaged: not one of ours
             continue
         if other.kind != IMAGES or other.dataset != plan.dataset or other.classes == plan.classes:
             continue
@@ -232,7 +232,7 @@ def _write_missing(
     progress: Progress | None,
     engine: Engine,
 ) -> dict[str, FinishedShard]:
-    """Write those of ``tasks`` that are not complete yet; returns the shards of all of them by name."""
+    """Write the ``tasks`` that are not complete yet; returns the shards of all tasks by name."""
     if on_error not in ("fail", "skip"):
         raise UserError(f"on_error is '{on_error}'; known are: fail, skip")
     found = folder.finished_shards([task.name for task in tasks])
@@ -308,7 +308,7 @@ def label_histogram(classes: Sequence[str], reports: Sequence[Mapping[str, Any]]
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Records and rows hold no cycles, and looking for some among them takes a twentieth of the time of a build."""
+    """Records and rows hold no reference cycles, and searching them for cycles takes a twentieth of a build's time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -99,7 +99,7 @@ class ShardWriter:
         """Finish the tar, move it in, then write its sample index. Raises StorageError (disk full, denied …).
 
         Args:
-            report: what a resumed build must know of this shard without reading it again; JSON-able.
+            report: what a resumed build must know about this shard without reading it again; must be valid as JSON.
         """
         with clear_local_errors(str(self._staged)):
             self._file.add((bytes(END_BYTES),))
@@ -131,10 +131,10 @@ _NUM_CHUNKS = 3  # one is filled, one is hashed and written, one waits
 
 
 class HashedFile:
-    """A new file, its size and its SHA-256; nothing is certain to be written before ``finish``.
+    """A new file, its size and its SHA-256; nothing is guaranteed to be on disk before ``finish``.
 
-    What is added is gathered in chunks of a megabyte. Hashing and writing such a chunk needs no interpreter lock. A
-    file of less than a chunk starts no thread.
+    What is added is gathered in chunks of a megabyte. Hashing and writing a chunk does not hold the interpreter lock. A
+    file smaller than a chunk starts no thread.
 
     Every method raises OSError when the file cannot be written.
     """
@@ -173,7 +173,7 @@ class HashedFile:
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        """Stop where it is; after ``finish`` this does nothing."""
+        """Stop without finishing; after ``finish`` this does nothing."""
         self._join()
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -202,7 +202,7 @@ class HashedFile:
 
     def _write_chunks(self) -> None:
         while (chunk := self._full.get()) is not None:
-            if self._failure is None:  # after a failure chunks are only handed back, so that nobody waits for one
+            if self._failure is None:  # after a failure, chunks are only handed back, so that nothing waits for one
                 try:
                     self._hash_and_write(chunk)
                 except OSError as failure:
@@ -227,7 +227,7 @@ class HashedFile:
             data = data[written:]  # what is left is written next, which raises on a full disk
 
     def _write_direct(self, wanted: bool) -> bool:
-        """Go past the page cache or not; returns whether that changed anything."""
+        """Bypass the page cache or not; returns whether that changed anything."""
         try:
             import fcntl
 
@@ -240,5 +240,5 @@ class HashedFile:
 
 
 def _new_chunk() -> memoryview:
-    """Memory that begins at a page, as direct writes ask for."""
+    """Memory that begins on a page boundary, as direct writes require."""
     return memoryview(mmap.mmap(-1, _CHUNK_BYTES))

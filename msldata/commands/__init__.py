@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-Workers = Annotated[int | None, typer.Option(help="Processes; default: one a core.", min=1, show_default=False)]
+Workers = Annotated[int | None, typer.Option(help="Processes; default: one per core.", min=1, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over where another build was.")]
 
 Yes = Annotated[
@@ -30,7 +30,7 @@ def local_path(text: str | Path) -> Path:
 
 
 def data_root() -> Path:
-    """Where raw datasets are looked for when no --source is given."""
+    """Where to look for raw datasets when no --source is given."""
     return Path(os.environ.get("MSL_DATA", "datasets"))
 
 

@@ -25,9 +25,9 @@ _MAX_CLASSES_SHOWN, _FREQUENT_SHOWN, _RARE_SHOWN = 20, 8, 6
 
 
 def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
-    """One line: where the dataset is, how large, and what happened to samples on the way."""
+    """One line: where the dataset is, how large it is, and what happened to samples on the way."""
     size = _size(sum(shard.num_bytes for shard in manifest.shards))
-    # Sorted as in the file: a finished dataset that is met again is shown as when it was built.
+    # Sorted as in the file, so that a finished dataset looks the same later as when it was built.
     notes = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items()) if count)
     samples, shards = _count(manifest.num_samples, "sample"), _count(len(manifest.shards), "shard")
     show(console, (where, "green"), f": {samples}, {shards}, {size}{notes}")
@@ -100,7 +100,7 @@ def show_histogram(console: Console, title: str, histogram: Mapping[str, int]) -
 
 
 def show_verification(console: Console, result: Verification, where: str, against: str | None = None) -> None:
-    """A line per finding and what to do next; or that everything is right."""
+    """A line per finding and what to do next, or one line saying that everything is right."""
     shards = _count(len(result.manifest.shards), "shard")
     if not result.findings:
         samples = result.manifest.num_samples

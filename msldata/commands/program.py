@@ -19,12 +19,12 @@ DISTRIBUTION = "msltrain"
 STOPPED = 130
 """Exit code after Ctrl-C."""
 _PIPE_CLOSED = 141
-"""Exit code of any program whose reader, such as ``head``, has had enough."""
+"""Exit code of any program whose reader, such as ``head``, has closed the pipe."""
 _MISTAKES = (UserError, FileNotFoundError, PermissionError)
 
 
 class Commands(typer.core.TyperGroup):
-    """Exit codes: 2 = a mistake the user can mend, 130 = stopped with Ctrl-C, 75 = stopped, and saved."""
+    """Exit codes: 2 = a mistake the user can fix, 130 = stopped with Ctrl-C, 75 = stopped, with everything saved."""
 
     after_stop: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("build-shards", "build-masks", "download"), "the same command goes on where it was"
@@ -53,7 +53,7 @@ class Commands(typer.core.TyperGroup):
             raise typer.Exit(code) from None
 
     def may_speak(self, error: Exception) -> bool:
-        """Whether this process shows the error; of several that do the same, one is enough."""
+        """Whether this process shows the error; when several processes do the same, one is enough."""
         return True
 
 
@@ -74,12 +74,12 @@ def run_program(app: typer.Typer, name: str) -> None:
 
 
 def _unless_unheard(code: int) -> int:
-    """The exit code, another one where the results did not reach their reader."""
+    """The exit code, replaced by another when the results did not reach their reader."""
     standard_output.flush()
     failure = standard_output.failure
     if failure is None:
         return code
-    with suppress(OSError):  # or the interpreter would complain of the same once more
+    with suppress(OSError):  # or the interpreter would report the same error again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if isinstance(failure, BrokenPipeError):
         return code or _PIPE_CLOSED

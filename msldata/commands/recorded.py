@@ -19,16 +19,16 @@ _PLACES = frozenset({"place", "source", "classes", "tars", "images"})
 _NOT_RECORDED = frozenset(
     "out_ overwrite yes workers dry_run task finish engine ray_address plots help install_completion".split()
 )
-"""What says where, how fast or how much of it, and not what."""
+"""Options that say where, how fast or how much of it to build, not what."""
 _CLASSES_SHOWN = 6
 
 
 def recorded_command(context: typer.Context, changes: Mapping[str, Any]) -> list[str]:
-    """The words that build this dataset again, without where to: the command that is running, made explicit.
+    """The command line that builds this dataset again, without its destination: the running command, made explicit.
 
     Args:
-        context: of the command.
-        changes: parameters of the command by name, with what they turned out to be; None leaves one out.
+        context: the command's context.
+        changes: parameters of the command by name, with their final values; None leaves one out.
     """
     options: list[str] = []
     arguments: list[str] = []
@@ -55,24 +55,24 @@ def confirm_replacement(target: Storage, new: Manifest, yes: bool) -> None:
 
     Args:
         target: the dataset's folder.
-        new: what will be there, as far as it is known: its classes and its provenance.
-        yes: the user has said that it may be.
+        new: what will replace it, as far as that is known: its classes and its provenance.
+        yes: the user has already agreed.
 
     Raises:
-        UserError: nobody is there to be asked, or the answer was no.
+        UserError: there is nobody to ask, or the answer was no.
     """
     if yes or not target.exists(MANIFEST_NAME):
         return
     try:
         old = read_manifest(target)
     except FormatError:
-        return  # nothing that could be trained on is lost
+        return  # nothing usable for training is lost
     difference = _difference(old, new)
     if not difference:
         return
     question = (
         f"{target.url} holds {old.num_samples:,} samples of {old.dataset}, {old.split}, and --overwrite would replace "
-        f"them by another dataset: {difference}"
+        f"them with another dataset: {difference}"
     )
     if not sys.stdin.isatty():
         raise UserError(f"{question}; choose another --out, or add --yes to replace it")
@@ -90,7 +90,7 @@ def _difference(old: Manifest, new: Manifest) -> str:
 
 
 def _source(manifest: Manifest) -> str:
-    """Where a dataset came from: the first argument of its command or, where that is not known, the kind of source."""
+    """Where a dataset came from: the first argument of its command or, if that is unknown, the kind of source."""
     command: Sequence[str] = manifest.provenance.get("command", ())
     place = command[1] if len(command) > 1 and not command[1].startswith("-") else ""
     for option in ("--source", "--generate"):

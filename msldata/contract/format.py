@@ -32,9 +32,9 @@ MAX_KEY_BYTES = 100 - len(TARGET_SUFFIX)
 
 INDEX_VERSION = 1
 _MAX_PIXELS = 178_956_970
-"""Of one image: what is larger Pillow refuses as a decompression bomb."""
+"""The most pixels of one image: Pillow refuses anything larger as a decompression bomb."""
 _MAX_SIDE = 65_535
-"""Of a JPEG."""
+"""The longest side of a JPEG."""
 
 _SHARD_METADATA = b"msl.shard"
 _IN_METADATA = ("name", "num_samples", "num_bytes", "sha256")
@@ -58,7 +58,7 @@ OCCLUSION_TYPE = pa.struct(
     ]
 )
 OCCLUSION = pa.field("occlusion", pa.list_(OCCLUSION_TYPE), nullable=False)
-"""A column that a sample index may have: what the segments say of each of ``objects``, in its order."""
+"""A column that a sample index may have: what the segments say about each of ``objects``, in the same order."""
 _BYTES_FIELDS = [
     pa.field("key", pa.string(), nullable=False),
     pa.field("offset", pa.int64(), nullable=False),  # of the image's (keep mask's) first byte in the tar
@@ -94,16 +94,16 @@ def check_key(key: str) -> None:
 
 
 def make_key(name: str) -> str:
-    """The key of a sample by the path of its file without the extension; of most files it is the path itself.
+    """The key of a sample, from the path of its file without the extension; for most files it is the path itself.
 
-    Slashes, dots, spaces and whatever cannot be printed become ``_``. What is longer than ``MAX_KEY_BYTES`` ends in a
-    hash of the whole name instead of its last letters.
+    Slashes, dots, spaces and unprintable characters become ``_``. A key longer than ``MAX_KEY_BYTES`` ends in a hash of
+    the whole name instead of its last letters.
 
     Raises:
-        FormatError: the name is empty or holds a NUL, as no file's does.
+        FormatError: the name is empty or holds a NUL, which no file name can.
     """
     if not name or "\0" in name:
-        raise FormatError(f"{name!r} is no name of a file")
+        raise FormatError(f"{name!r} is not a file name")
     key = "".join("_" if letter in "./ " or not letter.isprintable() else letter for letter in name)
     if len(key.encode()) <= MAX_KEY_BYTES:
         return key
@@ -160,7 +160,7 @@ def encode_index(
 
 
 def labels_digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 of what the samples of a shard show: key, positive and ignored classes of each, in order."""
+    """SHA-256 of the labels of a shard: key, positive and ignored classes of each sample, in order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(_JSON.encode([row["key"], row["positives"], row["ignored"]]).encode())
@@ -168,7 +168,7 @@ def labels_digest(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def with_digests(shard: ShardInfo, index: bytes, rows: Sequence[Mapping[str, Any]]) -> ShardInfo:
-    """The shard with the digests of its sample index and, for images, of the labels in its rows."""
+    """The shard with the digest of its sample index and, for images, the digest of the labels in its rows."""
     has_labels = not rows or "positives" in rows[0]
     return replace(
         shard,
@@ -260,14 +260,14 @@ def _shard_metadata(data: bytes, where: str) -> dict[str, Any]:
         content = json.loads(pq.read_metadata(pa.BufferReader(data)).metadata[_SHARD_METADATA])
         if isinstance(content, dict) and isinstance(content.get("report", {}), dict):
             return content
-        error: Exception = TypeError("its metadata is no table of names and values")
+        error: Exception = TypeError("its metadata is not a table of names and values")
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as failure:
         error = failure
     raise FormatError(f"{where}: not a sample index of this program ({error})") from None
 
 
 def check_rows(table: pa.Table, kind: str, num_classes: int, shard: ShardInfo, where: str) -> None:
-    """Raise FormatError for a row that points outside its tar, or whose numbers mean nothing."""
+    """Raise FormatError for a row that points outside its tar, or whose numbers make no sense."""
 
     def refuse(what: str) -> None:
         raise FormatError(f"{where}: {what}; copy or build the dataset again")

@@ -25,7 +25,7 @@ MAX_MASK_PIXELS = 2**26
 """Largest mask that is decoded (8192×8192); a small file can declare far more."""
 
 _FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM")
-"""What masks come as. Pillow knows more, one of which (EPS) it hands to another program."""
+"""The file formats of masks. Pillow knows more, but hands one of them (EPS) to another program."""
 
 _MAX_GREY_SHARE = 0.25
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -61,7 +61,7 @@ def resize_nearest(keep_mask_HW: np.ndarray, height: int, width: int) -> np.ndar
 
 
 def resize_packed(packed: np.ndarray, width: int, to_height: int, to_width: int) -> np.ndarray:
-    """The same of a mask of ``width`` pixels as ``pack_bits`` has packed it, packed again."""
+    """Resize a mask of ``width`` pixels that ``pack_bits`` has packed; the result is packed again."""
     if packed.shape[0] != to_height:
         packed = packed.take(_centres(packed.shape[0], to_height), axis=0)
     if width != to_width:
@@ -87,7 +87,7 @@ def resize_area(level_HW: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _sums_of_rows(value_HW: np.ndarray, height: int) -> np.ndarray:
-    """Over ``height`` equal strips, each row weighted by its part in the strip; the weights of a strip add up to H."""
+    """Row sums over ``height`` equal strips, each row weighted by its part in the strip; a strip's weights sum to H."""
     num_rows = len(value_HW)
     edge = np.arange(height + 1) * num_rows  # in parts of a row, of which each has ``height``
     start, stop, first = edge[:-1], edge[1:], edge[:-1] // height
@@ -123,12 +123,12 @@ def encode_png(keep_mask_HW: np.ndarray) -> bytes:
 
 
 def encode_packed_png(packed: np.ndarray, width: int) -> bytes:
-    """The same, of a mask that ``pack_bits`` has packed."""
+    """A 1-bit greyscale PNG of a mask that ``pack_bits`` has packed."""
     return _encode_rows(packed, width, bit_depth=1)
 
 
 def encode_level_png(level_HW: np.ndarray) -> bytes:
-    """An 8-bit greyscale PNG of a grey keep mask, 255 = visible; fixed bytes, too."""
+    """An 8-bit greyscale PNG of a grey keep mask, 255 = visible; its bytes depend on the mask alone, too."""
     return _encode_rows(level_HW, level_HW.shape[1], bit_depth=8)
 
 
@@ -138,7 +138,7 @@ def decode_png(data: bytes, where: str) -> np.ndarray:
 
 
 def decode_packed(data: bytes, where: str) -> tuple[np.ndarray, int]:
-    """The same, still packed, and its width: (uint8 (H, ceil(W / 8)), W)."""
+    """A stored keep mask, still packed, and its width: (uint8 (H, ceil(W / 8)), W)."""
     rows, width, bit_depth = _decode_rows(data, where) or (None, 0, 0)
     if rows is None or bit_depth != 1:
         keep_mask_HW = to_keep_mask(decode_gray(data, where), HOLE_BLACK)
@@ -215,7 +215,7 @@ def decode_gray(data: bytes, where: str, *, soft: bool = False) -> np.ndarray:
     Args:
         data: the bytes of one image file.
         where: its path, for the message.
-        soft: whether grey is meant: any picture will do.
+        soft: whether grey levels are meant; then any picture will do.
 
     Raises:
         BadInputError: not an image, damaged, too large, or (unless ``soft``) plainly not black and white.

@@ -15,7 +15,8 @@ from msldata.errors import UserError
 from msldata.storage import Location, Storage, open_storage
 
 SCHEMA_VERSION = 2
-"""2: digests of sample indexes and labels, and a fingerprint over the labels too. Version 1 is read as well."""
+"""Version 2 added digests of sample indexes and labels, and a fingerprint that covers the labels. Version 1 is still
+read."""
 OLDEST_VERSION = 1
 
 
@@ -35,7 +36,7 @@ class FormatError(UserError):
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_COUNT = 2**53
-"""Above it a JSON number is no longer exact everywhere."""
+"""Above this, not every program reads a JSON number exactly."""
 _MAX_CLASSES = 2**15
 """The sample index holds class indices as 16-bit integers."""
 
@@ -45,7 +46,7 @@ class ShardInfo:
     """One tar: file name, samples, bytes, and the SHA-256 of the whole file in hex.
 
     Raises:
-        FormatError: a name that leads elsewhere, a count below one, a digest that is none.
+        FormatError: a name that leads elsewhere, a count below one, a malformed digest.
     """
 
     name: str
@@ -53,9 +54,9 @@ class ShardInfo:
     num_bytes: int
     sha256: str
     index_sha256: str = field(default="", compare=False)
-    """Of the sample index beside the tar; empty in datasets of before, where nothing vouches for it."""
+    """Digest of the sample index beside the tar; empty in older datasets, where nothing vouches for the index."""
     labels_sha256: str = field(default="", compare=False)
-    """Of what the samples show, see `msldata.contract.format.labels_digest`; empty for keep masks, and before."""
+    """Digest of the labels, see `msldata.contract.format.labels_digest`; empty for keep masks and in older datasets."""
 
     def __post_init__(self) -> None:
         if not is_plain_name(self.name) or not self.name.endswith(".tar"):
@@ -76,10 +77,10 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What ``dataset.json`` says of one split.
+    """What ``dataset.json`` says about one split.
 
     Raises:
-        FormatError: names that lead elsewhere, a shard named twice, counts that are none or do not add up.
+        FormatError: names that lead elsewhere, a shard named twice, counts that are malformed or do not add up.
     """
 
     kind: str
@@ -111,8 +112,8 @@ class Manifest:
     def fingerprint(self) -> str:
         """SHA-256 of what training reads: two datasets with equal fingerprints hold the same samples and labels.
 
-        Of images it covers the shards' bytes, the split, the classes in order, and each sample's positive and ignored
-        classes; of keep masks, and of datasets of schema version 1, the shards' bytes alone.
+        For images it covers the shards' bytes, the split, the classes in order, and each sample's positive and ignored
+        classes; for keep masks, and in datasets of schema version 1, only the shards' bytes.
         """
         shards = [shard.sha256 for shard in self.shards]
         if self.kind == KEEP_MASKS or self.schema_version == 1:
@@ -187,7 +188,7 @@ class Manifest:
                 raise FormatError(f"{name} is not a table of names and values")
         for name in ("licence", "plan"):
             if not isinstance(getattr(self, name), str):
-                raise FormatError(f"{name} is not a text")
+                raise FormatError(f"{name} is not text")
         for name, counts in self.label_histogram.items():
             if not isinstance(counts, Mapping) or not all(_is_count(value) for value in counts.values()):
                 raise FormatError(f"label_histogram of {name!r}: {str(counts)[:80]} are not counts")
@@ -207,7 +208,7 @@ def is_digest(value: object) -> bool:
 
 
 def is_plain_name(value: object) -> bool:
-    """Whether ``value`` names a file or folder within a folder, and nothing elsewhere."""
+    """Whether ``value`` names a file or folder directly inside a folder, and nothing elsewhere."""
     return (
         isinstance(value, str)
         and bool(value)
@@ -242,7 +243,7 @@ def read_manifest(location: Location | Storage) -> Manifest:
     try:
         data = storage.read(MANIFEST_NAME)
     except FileNotFoundError as error:
-        if "no such bucket" in str(error):  # a mistake in the name; building anything would not mend it
+        if "no such bucket" in str(error):  # a mistake in the name; no build would fix it
             raise
         below = (
             [info.name for info in storage.list_files() if info.name.endswith(f"/{MANIFEST_NAME}")]

@@ -1,6 +1,6 @@
-"""Irregular masks drawn by the program, for everyone who has no set of them.
+"""Irregular masks drawn by the program, for everyone who does not have a set of them.
 
-They follow the looks of the NVIDIA irregular-hole masks: strokes of changing width with bends and gaps, often side by
+They imitate the NVIDIA irregular-hole masks: strokes of changing width with bends and gaps, often side by
 side, and some solid shapes; half of the masks keep clear of the border. A mask is the same on every machine: pixels
 are set by whole numbers, chance is Python's ``random.random``, whose sequence is promised never to change, and of float
 arithmetic only what IEEE 754 rounds in one way (+, -, *, /, square root) is used.
@@ -33,7 +33,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def target_hole_fraction(seed: int, index: int) -> float:
-    """The hole fraction that mask ``index`` is drawn to, in [0.01, 0.75).
+    """The hole fraction that mask ``index`` aims for, in [0.01, 0.75).
 
     Steps by the golden ratio spread the first N masks evenly over the range for every N, so a mask need not know how
     many others there are.
@@ -71,7 +71,7 @@ def generate_hole_mask(seed: int, index: int, size: int = 512) -> np.ndarray:
 
 @dataclass(slots=True)
 class _Canvas:
-    """The part of a mask that may become hole, and how many pixels it still lacks."""
+    """The part of a mask that may become a hole, and how many pixels are still missing."""
 
     hole_HW: np.ndarray
     missing: int
@@ -101,7 +101,7 @@ class _Style:
     radius: int
     """Half the usual stroke width in pixels."""
     largest_radius: int
-    """So small that one stamp more or less stays within the promised hole fraction."""
+    """Small enough that one stamp more or less stays within the promised hole fraction."""
     square: bool
     """Brush shape: square corners or round ones."""
     solid_share: float
@@ -115,7 +115,7 @@ class _Style:
 
     @classmethod
     def draw(cls, chance: random.Random, size: int, target: float) -> _Style:
-        # Fine lines cannot fill a heavy mask in reasonable time, and do not in the real ones either.
+        # Fine lines cannot fill a heavy mask in reasonable time, and in the real masks they do not.
         finest, widest = 0.02 * math.sqrt(target), 0.02 + 0.04 * math.sqrt(target)
         radius = size * (finest + (widest - finest) * _mostly_small(chance))
         return cls(
@@ -148,7 +148,7 @@ def _brush(radius: int, square: bool) -> np.ndarray:
 
 
 def _draw_strokes(canvas: _Canvas, chance: random.Random, style: _Style) -> None:
-    """One wandering stroke, or several copies side by side, as the outlines of a moving object leave them."""
+    """One wandering stroke, or several copies side by side, as a moving object's outlines would leave."""
     x, y = _below(chance, canvas.size) * _UNIT, _below(chance, canvas.size) * _UNIT
     direction = style.heading if chance.random() < 0.6 else _below(chance, _NUM_DIRECTIONS)
     num_copies = 2 + _below(chance, 2) if chance.random() < 0.3 else 1
@@ -179,7 +179,7 @@ def _draw_strokes(canvas: _Canvas, chance: random.Random, style: _Style) -> None
 
 
 def _draw_solid(canvas: _Canvas, chance: random.Random, style: _Style) -> None:
-    """An ellipse, a polygon or a blob, unless it would be larger than what is missing."""
+    """An ellipse, a polygon or a blob, unless it would be larger than the missing area."""
     largest = min(canvas.size * 0.22, math.sqrt(canvas.missing * 0.6))
     reach = int(largest * (0.3 + 0.7 * chance.random()))
     if reach < 2:

@@ -1,4 +1,4 @@
-"""Parquet files from elsewhere, read within bounds: a few megabytes can say that they hold many gigabytes."""
+"""Parquet files from elsewhere, read within limits: a few megabytes can unpack to many gigabytes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 _ROWS_AT_A_TIME = 512
 _ALLOWED_BYTES = 1 << 28
 _ALLOWED_RATIO = 100
-"""A table may take 256 MB of memory and 100 times its file: tables of labels pack well, but none packs better."""
+"""A table may take 256 MB of memory or 100 times its file size: tables of labels compress well, but no better than
+that."""
 
 
 class UnreadableParquet(ValueError):
-    """Not a parquet file, a damaged one, or one that unpacks to more than a table of its size can be."""
+    """Not a parquet file, a damaged one, or one that unpacks to more than a table of its size can hold."""
 
 
 def read_parquet(data: bytes, columns: Sequence[str] | None = None, *, num_rows: int | None = None) -> pa.Table:
@@ -26,7 +27,7 @@ def read_parquet(data: bytes, columns: Sequence[str] | None = None, *, num_rows:
         num_rows: what the file must hold.
 
     Raises:
-        UnreadableParquet: see there; or another number of rows.
+        UnreadableParquet: see that class; also for an unexpected number of rows.
     """
     limit = _ALLOWED_BYTES + _ALLOWED_RATIO * len(data)
     too_large = f"it unpacks to more than {limit // 10**6:,} MB, which no table of {len(data):,} bytes is"

@@ -1,8 +1,8 @@
 """One decoder for one photograph: how the bytes of an image file become pixels, for builds, training and predictions.
 
-The rule, whoever asks: RGB, 8 bits, three channels, upright as the EXIF orientation says, of an animation the first
-frame. Transparency is dropped. CMYK and palettes are converted. Pixels of more than 8 bits are scaled: full scale is
-the smallest of 8, 12 and 16 bits that holds the largest value. Floating-point pixels have no known range and are
+The rule, whoever asks: RGB, 8 bits, three channels, upright as the EXIF orientation says, and the first frame of an
+animation. Transparency is dropped. CMYK and palettes are converted. Pixels of more than 8 bits are scaled: full scale
+is the smallest of 8, 12 and 16 bits that holds the largest value. Floating-point pixels have no known range and are
 refused. A JPEG whose pixels end early is refused, for the decoder would fill the rest with grey.
 """
 
@@ -33,16 +33,16 @@ SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
 _TOO_LARGE = f"too large, more than {MAX_PIXELS // 1_000_000} million pixels"
-# Of Pillow's formats those that only decode pixels; its PostScript reader, for one, would start another program.
+# Those of Pillow's formats that only decode pixels; its PostScript reader, for one, would start another program.
 _FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG", "JPEG2000")
 _CUT_OFF = "remature end"  # of libjpeg's two complaints about pixels that end early
 _DEPTHS = (8, 12, 16)
 _DEEP = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}
-"""Of Pillow's raw modes for 16 bits (high byte taken) the one that takes the low byte instead."""
+"""For each of Pillow's 16-bit raw modes, which take the high byte, the mode that takes the low byte instead."""
 
 
 class JpegHeader(NamedTuple):
-    """What the header of a JPEG says; width and height before turning."""
+    """What the header of a JPEG says; width and height are those before turning."""
 
     width: int
     height: int
@@ -55,7 +55,7 @@ def decode(data: bytes | memoryview) -> np.ndarray:
     """image_HWC, uint8 RGB, upright, of any image file.
 
     Raises:
-        ValueError: why it is none that can be used: another file type, truncated, damaged, too large, floats.
+        ValueError: why the image cannot be used: another file type, truncated, damaged, too large, floats.
     """
     try:
         return decode_jpeg(data)
@@ -68,18 +68,18 @@ def decode(data: bytes | memoryview) -> np.ndarray:
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    """The same of an image that Pillow has opened or made. Raises ValueError as ``decode`` does."""
+    """Pixels, as ``decode`` gives them, of an image that Pillow has opened or made. Raises ValueError as it does."""
     return np.array(turn(OpenPhoto(image, _orientation(image), b"", "").rgb(), _orientation(image)))
 
 
 def decode_jpeg(data: bytes | memoryview, into: np.ndarray | None = None) -> np.ndarray:
-    """The same for a JPEG in grey or YCbCr without damage: most photographs, and the fastest way.
+    """Decode an undamaged JPEG in grey or YCbCr: most photographs, and the fastest way.
 
     Args:
         into: uint8, room for the image; not used by one that has to be turned.
 
     Raises:
-        ValueError: it is no such JPEG; ``decode`` may still read it, unless it is truncated.
+        ValueError: it is not such a JPEG; ``decode`` may still read it, unless it is truncated.
     """
     orientation, num_bits = _scan(data)
     if num_bits != 8:
@@ -101,10 +101,10 @@ def decode_jpeg(data: bytes | memoryview, into: np.ndarray | None = None) -> np.
 
 
 def jpeg_header(data: bytes | memoryview) -> JpegHeader:
-    """What can be known of a JPEG without decoding it.
+    """What can be known about a JPEG without decoding it.
 
     Raises:
-        ValueError: no JPEG of 8 bits, damaged, or too large.
+        ValueError: not an 8-bit JPEG, damaged, or too large.
     """
     orientation, num_bits = _scan(data)
     if num_bits not in (0, 8):
@@ -115,7 +115,7 @@ def jpeg_header(data: bytes | memoryview) -> JpegHeader:
 
 
 def is_plain(data: bytes | memoryview) -> bool:
-    """Whether it is a JPEG of 8 bits that is upright as it is, which any JPEG decoder reads alike."""
+    """Whether it is an 8-bit JPEG that is already upright, which every JPEG decoder reads alike."""
     return _scan(data) == (1, 8)
 
 
@@ -133,11 +133,11 @@ def check_whole(data: bytes | memoryview) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class OpenPhoto:
-    """An image file whose pixels are decoded when they are asked for."""
+    """An image file whose pixels are decoded on request."""
 
     image: Image.Image
     orientation: int
-    """EXIF's, 1 to 8, where the pixels have yet to be turned."""
+    """EXIF's orientation, 1 to 8, by which the pixels have yet to be turned."""
     data: bytes
     raw_mode: str
     """How Pillow unpacks the file's pixels."""
@@ -157,7 +157,7 @@ class OpenPhoto:
         return pixels
 
     def _low_bytes(self, high: Image.Image) -> Image.Image:
-        """Colours of 12 bits in 16: Pillow takes their high bytes alone, which is next to nothing."""
+        """12-bit colours stored in 16 bits: Pillow takes only their high bytes, which leaves almost nothing."""
         from PIL import Image
 
         swapped = self.raw_mode[:-1] + _DEEP.get(self.raw_mode[-1], "")
@@ -250,7 +250,7 @@ def _scan(data: bytes | memoryview) -> tuple[int, int]:
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """1 to 8; 1 where there is none that makes sense."""
+    """The EXIF orientation, 1 to 8; 1 where there is none that makes sense."""
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
     if order is None:
         return 1
@@ -275,7 +275,7 @@ def _orientation(image: Image.Image, data: bytes = b"") -> int:
         return _scan(data)[0]
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # damaged EXIF says nothing of the pixels
+    except Exception:  # damaged EXIF says nothing about the pixels
         return 1
     return value if value in range(1, 9) else 1
 
@@ -299,7 +299,7 @@ def _formats(data: bytes) -> tuple[str, ...]:
 
 
 def _refuse_cut_cmyk(data: bytes | memoryview) -> None:
-    """Pillow, which converts CMYK, says nothing of pixels that end early."""
+    """Pillow, which converts CMYK, does not report pixels that end early."""
     try:
         if jpeg_header(data).colour_space == "CMYK":
             simplejpeg.decode_jpeg(data, colorspace="CMYK")

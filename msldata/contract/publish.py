@@ -1,8 +1,8 @@
 """The last files of a dataset: those that other programs look for, and ``dataset.json``, which makes it complete.
 
 ``croissant.json`` describes it in the words of MLCommons Croissant 1.1, for catalogues and loaders that know it: what
-the manifest says and nothing of time or place, so equal datasets have equal files. A record is an image from a tar,
-joined by its key with its row of the sample index.
+the manifest says, without time or place, so equal datasets have equal files. A record is an image from a tar, joined by
+its key with its row of the sample index.
 """
 
 from __future__ import annotations

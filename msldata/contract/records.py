@@ -33,7 +33,7 @@ class ObjectRecord(NamedTuple):
 
 
 class Occlusion(NamedTuple):
-    """What the segments of an image say of one object; None of an object without one.
+    """What the segments of an image say about one object; None for an object without a segment.
 
     ``covered`` is the share of its outline, the convex hull of its segment, in which other objects are seen;
     ``separated`` whether the segment is in several parts.
@@ -65,16 +65,16 @@ class Record:
     image_id: str = ""
     """The source's own id for the image, as text; the key where the source has none."""
     crop: tuple[float, float, float, float] | None = None
-    """Only this part of the image (x, y, width, height in its pixels) is the sample; boxes count from its corner."""
+    """The part of the image (x, y, width, height in its pixels) that is the sample; boxes count from its corner."""
     size: tuple[int, int] | None = None
     """Width and height of the image that the boxes were drawn on, where the annotations state them; ``SHARES`` where
     boxes are shares of its sides."""
     occlusion: tuple[Occlusion, ...] | None = None
-    """Of each object, in their order; None where the segments were not asked for."""
+    """Occlusion of each object, in order; None where the segments were not asked for."""
 
 
 SHARES = (1, 1)
-"""The size of every picture whose sides are the units of its boxes."""
+"""The size that stands for a picture whose boxes are in shares of its sides."""
 
 
 VOC_CLASSES = tuple(
@@ -127,7 +127,7 @@ VOC = LabelSpace(VOC_CLASSES)
 
 
 def read_class_list(place: Storage, name: str) -> LabelSpace:
-    """A list of classes, one name a line; blank lines are skipped.
+    """A list of classes, one name per line; blank lines are skipped.
 
     Raises:
         FileNotFoundError: no such file. UserError: it is not UTF-8 text, is empty, or names a class twice.
@@ -136,14 +136,14 @@ def read_class_list(place: Storage, name: str) -> LabelSpace:
     try:
         names = [line.strip() for line in place.read(name).decode("utf-8-sig").splitlines()]
         if not any(names):
-            raise UserError("names no classes; a list of classes has one name a line")
+            raise UserError("names no classes; a list of classes has one name per line")
         return LabelSpace(tuple(name for name in names if name))
     except FileNotFoundError:
-        reason = "no such list of classes; it is a text file with one class name a line"
+        reason = "no such list of classes; it is a text file with one class name per line"
         raise FileNotFoundError(f"{where}: {reason}") from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{where}: not UTF-8 text (byte {error.start}); a list of classes has one name a line, save it as UTF-8"
+            f"{where}: not UTF-8 text (byte {error.start}); a list of classes has one name per line, save it as UTF-8"
         ) from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

@@ -1,4 +1,4 @@
-"""USTAR tars: the header of a member to write, and the members of a tar in order, up to the first that is not right.
+"""USTAR tars: the header of a member to write, and the members of a tar in order, up to the first damaged one.
 
 The header code is our own because Python's ``tarfile`` takes as long for the headers of a sample as everything else
 of a build together.
@@ -50,8 +50,8 @@ def walk_tar(data: bytes) -> Iterator[TarMember]:
     """Yield the members of a plain USTAR tar. Header checksums are checked, names are never opened.
 
     Raises:
-        DamagedTar: a broken header, a member that is no regular file, a member that is cut off, or a missing end. The
-            members before it have been yielded by then.
+        DamagedTar: a broken header, a member that is not a regular file, a member that is cut off, or a missing end.
+            By then, the members before it have been yielded.
     """
     position = 0
     while any(header := data[position : position + BLOCK_BYTES]):
@@ -129,7 +129,7 @@ def tar_header(name: str, num_bytes: int) -> bytes:
 
 
 def tar_member_bytes(num_bytes: int) -> int:
-    """What a member of ``num_bytes`` takes in a tar: its header, itself, and the padding to whole blocks."""
+    """The space that a member of ``num_bytes`` takes in a tar: its header, itself, and the padding to whole blocks."""
     return BLOCK_BYTES + -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 

@@ -53,7 +53,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class FlagCount:
-    """Of how many objects something is true, and of how many the source says whether it is."""
+    """For how many objects something is true, and for how many the source says whether it is."""
 
     true: int
     known: int
@@ -61,7 +61,7 @@ class FlagCount:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Description:
-    """One dataset in numbers. What a kind does not have is empty: labels of keep masks, holes of images."""
+    """One dataset in numbers. What a kind of dataset lacks is empty: labels of keep masks, holes of images."""
 
     kind: str
     dataset: str
@@ -75,16 +75,16 @@ class Description:
     licence: str
     width: Extent | None
     height: Extent | None
-    """Of the stored images in pixels; None, as for hole fractions, where there is no sample."""
+    """Widths of the stored images in pixels; None, as for hole fractions, where there is no sample."""
     labels: tuple[LabelCount, ...] = ()
     labels_per_image: float = 0.0
     """Mean number of positive classes."""
     pairs: tuple[LabelPair, ...] = ()
     """The pairs with the largest overlap first."""
     object_sizes: Mapping[str, int]
-    """Objects that are small, medium and large."""
+    """Numbers of objects that are small, medium and large."""
     object_flags: Mapping[str, FlagCount]
-    """Objects that are difficult, truncated, occluded or a crowd."""
+    """Numbers of objects that are difficult, truncated, occluded or a crowd."""
     hole_fraction_histogram: Mapping[str, int]
     hole_fraction: Extent | None = None
 
@@ -170,7 +170,7 @@ def _count_labels(classes: Sequence[str], together_KK: np.ndarray, index: pa.Tab
 
 
 def _count_pairs(classes: Sequence[str], together_KK: np.ndarray) -> list[LabelPair]:
-    """All pairs that occur, by overlap, then by count."""
+    """All pairs that occur, sorted by overlap, then by count."""
     pairs = []
     for one, other in zip(*np.nonzero(np.triu(together_KK, 1)), strict=True):
         both = int(together_KK[one, other])

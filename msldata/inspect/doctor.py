@@ -19,7 +19,7 @@ PUBLISHED_MASKS = 12000
 """Files of NVIDIA's irregular mask test set."""
 
 MASKS_PAGE = "nv-adlr.github.io/publication/partialconv-inpainting"
-"""Where NVIDIA hands out its masks; it asks that people come by this page."""
+"""Where NVIDIA publishes its masks; it asks people to download them from this page."""
 
 State = Literal["complete", "partial", "found", "missing", "unfinished", "damaged"]
 
@@ -36,14 +36,14 @@ class Check:
     num_samples: int | None = None
     published: int | None = None
     problem: str = ""
-    """What is damaged or missing in it."""
+    """What is damaged or missing."""
     next_command: str = ""
 
 
 def examine_raw(root: str | Path, shards: Location | Storage) -> list[Check]:
     """Look for raw datasets and masks in the usual places below ``root``, and count what they hold.
 
-    Annotations are read (of COCO-2014 for about half a minute) and every image is looked for, but none is opened.
+    Annotations are read (half a minute for COCO-2014) and every image is looked for, but none is opened.
 
     Args:
         root: the folder of all datasets.
@@ -68,7 +68,7 @@ def examine_shards(shards: Location | Storage, raw: list[Check]) -> list[Check]:
 
     Args:
         shards: the folder of all shards, local or remote. Only listings and manifests are read.
-        raw: from ``examine_raw``: a split that was built whole from a partial source is not called damaged.
+        raw: from ``examine_raw``: a split that was built completely from a partial source is not called damaged.
     """
     shards = open_storage(shards)
     files = {info.name: info.size for info in shards.list_files()}

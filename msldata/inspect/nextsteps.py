@@ -9,7 +9,7 @@ from msldata.storage import LocalStorage, Storage
 
 
 def build_command(folder: Storage, manifest: Manifest) -> str | None:
-    """The recorded command, writing to ``folder`` again; None where none was recorded, so that nobody guesses one."""
+    """The recorded command, writing to ``folder`` again; None where none was recorded: no command is guessed."""
     words = list(manifest.provenance.get("command", ()))
     if not words:
         return None

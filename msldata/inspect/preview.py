@@ -1,4 +1,4 @@
-"""A look at a dataset: some of its samples, spread evenly over it, as they will reach the training."""
+"""A look at a dataset: some of its samples, spread evenly over it, as training will see them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_preview(
         location: a split of images or a subset of keep masks, local or remote.
         out: the file; its suffix decides.
         num: how many samples, or all when there are fewer.
-        keep_masks: of images, show also a keep mask of this dataset and the masked image.
+        keep_masks: for images, also show a keep mask of this dataset and the masked image.
 
     Returns:
         How many samples are shown.

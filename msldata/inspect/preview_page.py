@@ -15,7 +15,7 @@ _LONGEST_SIDE = 640
 
 @dataclass(frozen=True, kw_only=True)
 class _Shown:
-    """A tile as the template meets it; pictures are addresses, empty where there is none."""
+    """A tile as the template gets it; pictures are addresses, empty where there is none."""
 
     key: str
     photo: str
@@ -31,7 +31,7 @@ class _Shown:
 
 
 def draw_page(preview: Preview) -> str:
-    """One HTML document without scripts and without anything to load."""
+    """One HTML document without scripts and with nothing to load."""
     first = preview.tiles[0]
     layout = "masks" if first.image is None else "photos" if first.mask is None else "both"
     tiles = [_show(tile) for tile in preview.tiles]

@@ -71,7 +71,7 @@ def draw_sheet(preview: Preview) -> Image.Image:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The font of the plots: Pillow's own has no letters beyond ASCII, and class names do."""
+    """The font of the plots: Pillow's own has only ASCII letters, and class names have others."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
@@ -110,7 +110,7 @@ def _draw_tile(sheet: Image.Image, tile: Tile, layout: _Layout, left: int, top: 
 
 
 def _paste(sheet: Image.Image, picture: Image.Image, place: tuple[int, int, int, int]) -> None:
-    """Fit a picture into a place, centred on a mat, with a hairline round what is white itself."""
+    """Fit a picture into a place, centred on a mat, with a hairline around pictures that are white themselves."""
     left, top, right, bottom = place
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((left, top, right - 1, bottom - 1), fill=_MAT)
@@ -172,7 +172,7 @@ def _draw_dashes(draw: ImageDraw.ImageDraw, start: tuple[int, int], end: tuple[i
 
 
 def _chip_lines(labels: Sequence[Label], width: int) -> list[list[tuple[Label, str]]]:
-    """Labels broken into lines; what does not fit into the last is counted in it."""
+    """Labels broken into lines; the last line counts those that do not fit."""
     font = _font(_LABEL_SIZE)
     lines: list[list[tuple[Label, str]]] = []
     used = float(width)

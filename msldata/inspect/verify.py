@@ -1,4 +1,4 @@
-"""Is a dataset folder right? Every byte of it against its manifest, its indexes and itself."""
+"""Is a dataset folder right? Every byte of it is checked against its manifest, its indexes and itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["Finding", "Verification", "verify"]
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was examined and what is wrong with it; no findings: every byte is accounted for."""
+    """What was examined and what is wrong with it; without findings, every byte is accounted for."""
 
     manifest: Manifest
     findings: tuple[Finding, ...]
@@ -49,7 +49,7 @@ def verify(
     num_workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Read a whole dataset and compare everything in it that says the same thing twice.
+    """Read a whole dataset and compare everything in it that is stated twice.
 
     Sizes and SHA-256 of the shards; the index against the tar (order, offsets, lengths, crc32); every image decoded;
     ``target.npy`` against JSON against index against the manifest's counts; keys and images that appear twice; files
@@ -159,12 +159,12 @@ def _limits(manifest: Manifest) -> tuple[float, float]:
 
 
 def _check_files(folder: Storage, manifest: Manifest) -> list[Finding]:
-    """What other readers need, and what nobody needs."""
+    """Check the files that other readers need, and look for files that do not belong."""
     findings = []
     readers = reader_files(manifest)
     if folder.can_list:
         present = {info.name for info in folder.list_files()}
-    else:  # a web address: what the manifest does not name stays unseen
+    else:  # a web address: files that the manifest does not name cannot be seen
         present = {name for name in readers if folder.exists(name)}
     for name, wanted in readers.items():
         if name not in present:
@@ -219,7 +219,7 @@ def _check_shared(
 
 def _next_step(folder: Storage, manifest: Manifest, damaged: bool) -> str:
     command = build_command(folder, manifest)
-    # Guessing a command could replace this dataset by another one.
+    # A guessed command could replace this dataset with another one.
     build = f"{command} --overwrite" if command else "how it was built is not recorded; build its source anew elsewhere"
     if damaged:
         return f"build it again: {build}" if command else build

@@ -1,4 +1,4 @@
-"""One shard under examination: its tar, its sample index and what each of its samples says, all against each other."""
+"""One shard under examination: its tar, its sample index and each of its samples, compared with each other."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ShardCheck:
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """What one shard turned out to hold; the counts are the index's, as far as it could be read."""
+    """What one shard turned out to hold; the counts are from the index, as far as it could be read."""
 
     info: ShardInfo
     findings: tuple[Finding, ...]
@@ -82,12 +82,12 @@ class ShardReport:
 
 
 def content_digest(data: bytes) -> bytes:
-    """Hash by which equal images are told: 16 bytes, so that those of millions of images fit into memory."""
+    """Hash that identifies equal images: 16 bytes, so that the hashes of millions of images fit into memory."""
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def examine_shard(task: ShardCheck) -> ShardReport:
-    """Compare everything a shard says of itself; runs in a worker, which holds this one shard in memory.
+    """Compare everything a shard says about itself; runs in a worker, which holds this one shard in memory.
 
     Raises:
         StorageError: the shard cannot be read. A missing file is a finding.
@@ -111,7 +111,7 @@ def hash_shard(task: ShardCheck) -> list[tuple[str, bytes]]:
 
 
 class _Examination:
-    """The comparisons of one shard, in the order in which one failing explains the next."""
+    """The comparisons of one shard, in an order in which one failure explains the next."""
 
     def __init__(self, task: ShardCheck):
         self.task = task
@@ -133,7 +133,7 @@ class _Examination:
         self._read_samples()
         if rows is not None:
             self._compare_keys([row["key"] for row in rows])
-        members = dict(reversed(self.samples))  # of a key that is there twice, the first
+        members = dict(reversed(self.samples))  # the first, if a key is there twice
         for row in rows or []:
             if row["key"] in members:
                 self._examine_sample(row, members[row["key"]])
@@ -243,7 +243,7 @@ class _Examination:
             return
         try:
             if not data.startswith(JPEG_START):
-                raise ValueError(f"no JPEG: it starts with {data[:4]!r}")
+                raise ValueError(f"not a JPEG: it starts with {data[:4]!r}")
             width, height = check_whole(data)
         except ValueError as error:
             self._add(row["key"], "decoding the image", "a whole image", error)

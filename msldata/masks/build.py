@@ -16,7 +16,7 @@ from msldata.workers.engine import run_tasks
 
 @dataclass(frozen=True, kw_only=True)
 class MaskBuild:
-    """What one build made, and what it saw on the way."""
+    """What one build made, and what it found on the way."""
 
     plan: MaskPlan
     manifests: Mapping[str, Manifest]
@@ -26,14 +26,14 @@ class MaskBuild:
 def write_masks(
     plan: MaskPlan, *, num_workers: int | None = None, overwrite: bool = False, progress: Progress | None = None
 ) -> MaskBuild:
-    """Write what is missing of a plan, and publish it.
+    """Write the missing parts of a plan, and publish it.
 
-    The plan of the same arguments again finds nothing to do; a killed build goes on from its finished shards. Equal
+    The plan of the same arguments again finds nothing to do; a killed build continues from its finished shards. Equal
     masks and options give equal shards, whatever the number of workers, the kind of source, or the order of its
     listing.
 
     Args:
-        plan: of ``plan_masks``.
+        plan: from ``plan_masks``.
         num_workers: processes; default one per available processor.
         overwrite: delete what earlier builds wrote into the folders of these subsets and start over.
         progress: called with (done, total), in masks written.
@@ -46,7 +46,7 @@ def write_masks(
 
 
 def finished_subsets(plan: MaskPlan) -> frozenset[str]:
-    """Which subsets of a plan are there already, whole. Nothing is written.
+    """Which subsets of a plan are complete already. Nothing is written.
 
     Raises:
         UserError: the build would be refused, because a folder holds something else.

@@ -1,4 +1,4 @@
-"""A mask file as read: what a build must know of it, in a few kilobytes, so that each file is decoded once."""
+"""A mask file as read: what a build must know about it, in a few kilobytes, so that each file is decoded once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NAMES_PER_TASK = 64
 
 @dataclass(frozen=True, slots=True)
 class MeasuredMask:
-    """Everything about one mask file but its polarity, which only the whole set can tell.
+    """Everything about one mask file except its polarity, which only the whole set can show.
 
     Width, height and white pixels are those of the mask that is stored, which can be smaller than its source.
     """
@@ -46,7 +46,8 @@ class MeasuredMask:
     source_white_pixels: int
     clue: PolarityClue
     hole_white_png: bytes
-    """The keep mask as it is stored if white turns out to be the hole, as in nearly all sets; about 3 kB of 512×512."""
+    """The keep mask as it is stored if white turns out to be the hole, as in nearly all sets; about 3 kB for
+    512×512."""
     soft: bool
     """Whether that is a grey keep mask."""
     digest: str
@@ -57,7 +58,7 @@ class MeasuredMask:
         """Measure a decoded mask, uint8, 0 black … 255 white, and resize it to size × size.
 
         Args:
-            size: None leaves it as it is. A binary mask takes the nearest pixel, a soft one the mean of an area.
+            size: None leaves it unchanged. A binary mask takes the nearest pixel, a soft one the mean of an area.
             soft: keep the grey instead of binarising at half brightness.
         """
         source_height, source_width = gray_HW.shape
@@ -95,7 +96,7 @@ class MeasuredMask:
         return _hole_fraction(self.white_pixels, self.width * self.height, polarity)
 
     def source_hole_fraction(self, polarity: str) -> float:
-        """The same of the file, before it was resized."""
+        """Share of hole pixels in the file, before it was resized."""
         return _hole_fraction(self.source_white_pixels, self.source_width * self.source_height, polarity)
 
     def keep_mask_png(self, polarity: str) -> bytes:
@@ -108,7 +109,7 @@ class MeasuredMask:
         return encode_packed_png(invert_bits(packed, width), width)
 
     def reach(self, polarity: str, target: float) -> MeasuredMask:
-        """The same mask with its holes grown or shrunk, a pixel at a time, until their share is ``target``.
+        """This mask with its holes grown or shrunk, a pixel at a time, until their share is ``target``.
 
         Raises:
             BadInputError: there is no hole to grow from, or nothing visible to shrink from.
@@ -116,7 +117,7 @@ class MeasuredMask:
         packed, width = decode_packed(self.keep_mask_png(polarity), self.name)
         hole_HW = unpack_bits(packed, width) == 0
         if not 0 < np.count_nonzero(hole_HW) < hole_HW.size:
-            raise BadInputError(self.name, "all hole or none, so --to-fraction has no edge to move")
+            raise BadInputError(self.name, "all hole or no hole, so --to-fraction has no edge to move")
         hole_HW = reach_fraction(hole_HW, target)
         white_HW = hole_HW if polarity == HOLE_WHITE else ~hole_HW
         moved = MeasuredMask.of_gray(self.name, white_HW * np.uint8(255))
@@ -132,8 +133,8 @@ class MeasuredMask:
 def reach_fraction(hole_HW: np.ndarray, target: float) -> np.ndarray:
     """Dilate or erode holes until their share of the image is ``target``, to the pixel; bool in, bool out.
 
-    Neighbours count by turns four and eight, so that a point grows into an octagon. The image's edge is no neighbour.
-    Of the last ring only as much is taken as is wanted, what fills notches first.
+    Four and eight neighbours count in turn, so that a point grows into an octagon. The image's edge is not a neighbour.
+    Only as much of the last ring is taken as is needed, starting with the pixels that fill notches.
     """
     grows = np.count_nonzero(hole_HW) < target * hole_HW.size
     inner_HW = hole_HW.copy() if grows else ~hole_HW
@@ -178,7 +179,7 @@ def reach_all(
     num_workers: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
 ) -> tuple[list[MeasuredMask], tuple[BadInputError, ...]]:
-    """``MeasuredMask.reach`` for many, in worker processes; arguments, returns and errors as of ``measure_masks``."""
+    """``MeasuredMask.reach`` for many masks, in worker processes; arguments and errors as in ``measure_masks``."""
     tasks = [
         (masks[start : start + _NAMES_PER_TASK], polarity, target, on_error)
         for start in range(0, len(masks), _NAMES_PER_TASK)
@@ -218,18 +219,18 @@ def measure_masks(
 
     Args:
         source: where they are.
-        names: which of its masks.
-        size: side in pixels that masks are resized to; None leaves them as they are.
+        names: which of its masks to read.
+        size: side in pixels that masks are resized to; None: not resized.
         soft: keep the grey of the files.
         num_workers: processes; default one per available processor.
         on_error: ``fail`` or ``skip``.
         progress: called with (done, total), in masks.
 
     Returns:
-        The masks in the order of ``names``, and the files that are none (empty with ``fail``).
+        The masks in the order of ``names``, and the files that are not masks (empty with ``fail``).
 
     Raises:
-        BadInputError: a file that is no mask (with ``fail``).
+        BadInputError: a file that is not a mask (with ``fail``).
         UserError: no file is a mask (with ``skip``).
     """
     done = 0

@@ -1,4 +1,4 @@
-"""Masks named in a text file, one path or URL a line: for sets that lie in several places, or far away."""
+"""Masks named in a text file, one path or URL per line: for sets that lie in several places, or far away."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHELL = re.compile(r"^[-!~]|[|;&<>`$\x00-\x1f\x7f]")
 class ListedMasks:
     """The masks that a text file names; relative paths count from the folder of that file.
 
-    Empty lines and lines that begin with ``#`` do not count. A line is a local path, or an ``s3://``, ``gs://``,
+    Empty lines and lines that begin with ``#`` are ignored. A line is a local path, or an ``s3://``, ``gs://``,
     ``az://`` or ``http(s)://`` address.
     """
 

@@ -1,4 +1,4 @@
-"""What a keep-mask build will write: masks are read once, their polarity settled, split by hole fraction and drawn."""
+"""What a keep-mask build will write: masks are read once, given a polarity, split by hole fraction and drawn."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class PlannedSubset:
     folder: BuildFolder
     tasks: tuple[MaskShardTask, ...]
     draft: Manifest
-    """The manifest, but for the shards."""
+    """The manifest, except for the shards."""
 
     @property
     def num_samples(self) -> int:
@@ -96,13 +96,13 @@ class MaskPlan:
     """Folders of subsets that no mask belongs to."""
     polarity: PolarityDecision
     hole_fractions: tuple[float, ...]
-    """Of all masks that were read, in the order of their names; resized ones where ``size`` asks for it."""
+    """Hole fractions of all masks that were read, in the order of their names; after resizing, with ``size``."""
     histogram: Mapping[str, int]
-    """The same in ten bins; see ``hole_fraction_histogram``."""
+    """The hole fractions in ten bins; see ``hole_fraction_histogram``."""
     quarantined: tuple[BadInputError, ...]
     """The files that were skipped, with the reasons."""
     notes: tuple[str, ...]
-    """What a person should know of how the masks were chosen, a sentence each."""
+    """Notes on how the masks were chosen, a sentence each."""
     seconds: float
     """How long reading took."""
 
@@ -131,26 +131,27 @@ def plan_masks(
         source: where the masks come from.
         out: the folder that will hold the subsets.
         order: ``seeded``: by hole fraction, drawn by the seed. ``official``: the slices of file names that the released
-            code takes for "high" and "low", and a third one it never touches, "heldout"; see ``choose_official``.
+            code takes for "high" and "low", and a third one that it never touches, "heldout"; see ``choose_official``.
         threshold: hole fraction in (0, 1); "high" lies above it, "low" at or below. The paper: 0.5.
-        polarity: ``hole-white``, ``hole-black``, or ``auto`` to tell it from the masks (refused when unclear).
-        per_subset: masks drawn for each subset, or all that there are when fewer; 0 means all. The paper: 1,000.
-        seed: which masks are drawn, where there are more.
+        polarity: ``hole-white``, ``hole-black``, or ``auto`` to infer it from the masks (refused when unclear).
+        per_subset: masks drawn for each subset, or all of them when there are fewer; 0 means all. The paper: 1,000.
+        seed: decides which masks are drawn when there are more.
         buckets: also build ``holes-00-10`` to ``holes-50-60``, by hole fraction; see ``choose_seeded``.
         size: side in pixels that keep masks are resized to, by nearest pixel; hole fractions are then those of the
-            resized masks, and each sample records its source's beside its own. None stores them as they are.
+            resized masks, and each sample records its source's beside its own. None: not resized.
         binarize: False stores grey keep masks, 8-bit, with the files' own levels (255 = visible); ``size`` then takes
             the mean of an area. Hole fractions are those of the masks binarised at half brightness, either way.
         to_fraction: dilate or erode the holes of every mask to this share of it; the subsets are then those of the
-            moved masks, and the manifest says what was reached. None: as they are.
+            moved masks, and the manifest says what was reached. None: unchanged.
         num_workers: processes; default one per available processor.
-        on_error: ``fail`` at the first file that is no mask, or ``skip`` and list such files in ``quarantine.jsonl``.
+        on_error: ``fail`` at the first file that is not a mask, or ``skip`` such files and list them in
+        ``quarantine.jsonl``.
         command: the words that build these masks again, for the manifests.
         progress: called with (done, total), in masks read.
 
     Raises:
         UserError: an option out of range, or unclear polarity.
-        BadInputError: a file that is no mask (with ``fail``).
+        BadInputError: a file that is not a mask (with ``fail``).
 
     Deviation: the official code takes files 11000–11999 as "high" and 00000–00999 as "low" without computing a hole
     fraction (``order="official"`` does so too), and the paper's rule applied to the raw files, where white is the hole,
@@ -181,7 +182,7 @@ def plan_masks(
         choice = choose_seeded(
             samples, decision.polarity, threshold=threshold, per_subset=per_subset, seed=seed, buckets=buckets
         )
-    # Recorded only where they change the bytes, so that what was built without them keeps its plan.
+    # Recorded only where they change the bytes, so that builds made without them keep their plan.
     shape: dict[str, Any] = {} if size is None else {"size": size}
     if not binarize:
         shape["binarize"] = False

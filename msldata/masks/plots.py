@@ -1,4 +1,4 @@
-"""Two pictures of a keep-mask build: how its hole fractions are spread, and what its masks look like."""
+"""Two pictures of a keep-mask build: how its hole fractions are distributed, and what its masks look like."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COLOURS = {"high": "#e08214", "low": "#2c5a8f", "heldout": "#5aa587"}
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """The masks of one subset: where they lie, and how much each hides."""
+    """The masks of one subset: where they are, and how much each one hides."""
 
     storage: Storage
     rows: tuple[tuple[str, int, int, float], ...]
@@ -62,7 +62,7 @@ def write_mask_plots(folder: str | Path, build: MaskBuild, out: Location | Stora
     """Draw a finished build as ``hole-fractions.png`` and ``contact-sheet.png``.
 
     Args:
-        folder: gets the two files; made when it does not exist.
+        folder: gets the two files; created when it does not exist.
         build: what ``write_masks`` returned.
         out: the folder it was given.
 
@@ -81,7 +81,7 @@ def write_mask_plots(folder: str | Path, build: MaskBuild, out: Location | Stora
 
 
 def _draw_histogram(build: MaskBuild, stored: Mapping[str, _Stored]) -> Figure:
-    """All masks that were read in grey, and before them those that high, low and heldout hold."""
+    """All masks that were read, in grey, and in front of them those in high, low and heldout."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -175,7 +175,7 @@ def _count(hole_fractions: Sequence[float], edges_percent: np.ndarray) -> np.nda
 
 
 def _origin(build: MaskBuild, width: int) -> str:
-    """Where the masks are from and how they were chosen: the caption of both pictures."""
+    """Where the masks come from and how they were chosen: the caption of both pictures."""
     manifest = build.manifests["high"]
     options: Mapping[str, Any] = {"order": "seeded", **manifest.options}
     chosen = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(options.items()))
@@ -184,7 +184,7 @@ def _origin(build: MaskBuild, width: int) -> str:
 
 
 def _png(figure: Figure) -> bytes:
-    """Drawn with Agg, whatever display there is; without the library's version, so that equal pictures are equal."""
+    """Draw with Agg, whatever display there is; without the library's version, so equal pictures have equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()

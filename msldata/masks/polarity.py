@@ -1,4 +1,4 @@
-"""Which colour of mask files is the hole: told from the masks themselves, or refused."""
+"""Which colour of mask files is the hole: inferred from the masks themselves, or refused."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _MINORITY = 0.15
 
 @dataclass(frozen=True, slots=True)
 class PolarityClue:
-    """What one mask file tells of its polarity."""
+    """What one mask file says about its polarity."""
 
     white_fraction: float
     """Share of white pixels."""
     border: Literal["black", "white", "mixed"]
-    """Colour of the outermost ring of pixels."""
+    """Colour of the outermost ring of pixels, if it has one colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +48,16 @@ def polarity_clue(white_HW: np.ndarray) -> PolarityClue:
 
 
 def decide_polarity(clues: Iterable[PolarityClue]) -> PolarityDecision:
-    """Tell which colour is the hole from the masks themselves, or refuse.
+    """Infer from the masks themselves which colour is the hole, or refuse.
 
     Two clues count. Irregular-mask sets keep many holes away from the image's edge, so a colour that fills whole
     borders is the visible one. And a colour that covers less than 15 % on average is the hole, since no usual set hides
     85 % of its images. One clue is enough; they must not contradict each other.
 
     Raises:
-        UserError: no clue, or contradicting clues; the message holds what was seen and the option to give.
+        UserError: no clue, or contradictory clues; the message says what was seen and which option to give.
     """
-    # A mask of one colour has no hole or nothing else, so its border says nothing.
+    # A mask of one colour is all hole or no hole, so its border says nothing.
     shaped = [clue for clue in clues if 0 < clue.white_fraction < 1]
     black = sum(clue.border == "black" for clue in shaped)
     white = sum(clue.border == "white" for clue in shaped)

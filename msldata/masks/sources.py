@@ -34,10 +34,11 @@ _PLACES = (
     "irregular_mask.zip",
 )
 """Where NVIDIA's test set, the copy of it in the official release, or NVIDIA's training set usually lie below the
-folder of all datasets. Best first: the test set's own folder is before one that may hold the training set as well."""
+folder of all datasets. Best first: the test set's own folder comes before one that may hold the training set as
+well."""
 
 MAX_FILE_BYTES = 2**26
-"""Largest mask file read from an archive, whose members can unpack to far more than they occupy."""
+"""Largest mask file read from an archive, whose members can unpack to far more than their packed size."""
 
 MAX_UNPACKED_BYTES = 2**32
 """Most that a gzipped tar may unpack to: 12,000 masks of 512×512 take 60 MB."""
@@ -54,7 +55,7 @@ class MaskSource(Protocol):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where the masks are from, for the manifest: the place's own name, and nothing of this machine."""
+        """Where the masks come from, for the manifest: the place's own name, without any path of this machine."""
 
     def names(self) -> list[str]:
         """Names of all masks, with ``/`` between folders, sorted.
@@ -65,7 +66,7 @@ class MaskSource(Protocol):
         """
 
     def read_gray(self, name: str, *, soft: bool = False) -> np.ndarray:
-        """gray_HW, uint8, of one mask; ``soft``: whose grey is meant. Raises BadInputError naming the file."""
+        """gray_HW, uint8, of one mask; ``soft``: its grey levels are meant. Raises BadInputError naming the file."""
 
 
 def open_mask_source(location: str | Path) -> MaskSource:
@@ -102,12 +103,12 @@ def open_mask_source(location: str | Path) -> MaskSource:
 def select_mask_source(
     root: str | Path, source: Location | None = None, *, generate: int | None = None, size: int = 512, seed: int = 0
 ) -> MaskSource:
-    """What a build command means: masks at ``source``, ``generate`` new ones, or those in the usual places.
+    """The masks that a build command means: those at ``source``, ``generate`` new ones, or those in the usual places.
 
     Args:
         root: the folder of all datasets.
         source: folder, zip or tar of masks, or a text file that lists them.
-        generate: number of masks to make; then ``size`` is their side in pixels and ``seed`` decides what they are.
+        generate: number of masks to make; ``size`` is their side in pixels and ``seed`` decides what they look like.
 
     Raises:
         UserError: nothing was found, or both a source and a number were given.
@@ -211,7 +212,7 @@ class TarMasks:
 
 @dataclass(frozen=True)
 class GeneratedMasks:
-    """``count`` generated masks of ``size`` × ``size`` pixels: for everyone who has no set of irregular masks.
+    """``count`` generated masks of ``size`` × ``size`` pixels: for everyone who does not have a set of irregular masks.
 
     About a third of them are more than half hole: 3,000 masks give 1,000 "high" and 2,000 "low" ones at a threshold
     of 0.5.
@@ -253,7 +254,7 @@ def _is_clutter(name: str) -> bool:
 
 
 def _check_members(names: Sequence[str], archive: Path) -> None:
-    """Refuse an archive whose names lead outside of it: nothing is unpacked here, but nobody should pass it on."""
+    """Refuse an archive whose names lead outside of it: nothing is unpacked here, but others might unpack it."""
     for name in names:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0]:
@@ -261,10 +262,10 @@ def _check_members(names: Sequence[str], archive: Path) -> None:
 
 
 def _check_regular(odd: str | None, archive: Path) -> None:
-    """Refuse an archive with a link, device or pipe ``odd`` in it: nothing disappears unseen."""
+    """Refuse an archive with a link, device or pipe ``odd`` in it, rather than drop it silently."""
     if odd is not None:
         raise UserError(
-            f"{archive}: member '{odd}' is no file but a link, a device or a pipe; if it is meant to be a mask, unpack "
+            f"{archive}: member '{odd}' is a link, a device or a pipe, not a file; if it is meant to be a mask, unpack "
             "the archive, put the file itself in its place and give the folder"
         )
 
@@ -319,7 +320,7 @@ def _open_tar(path: Path, modified_ns: int, process: int) -> _OpenTar:
 
 
 def _unpack_gzip(path: Path) -> BinaryIO:
-    """An unnamed temporary file with what a gzipped file holds; it goes with the process."""
+    """An unnamed temporary file with the contents of a gzipped file; it disappears with the process."""
     unpacked: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
     left = MAX_UNPACKED_BYTES
     with gzip.open(path, "rb") as packed:

@@ -1,4 +1,5 @@
-"""Which keep masks make which subset: drawn by a seed on either side of a threshold, or as the released code took them.
+"""Which keep masks make which subset: drawn by a seed on either side of a threshold, or as the released code chose
+them.
 
 A subset becomes one dataset folder: ``high`` and ``low``; with buckets also ``holes-00-10`` to ``holes-50-60``, for the
 curve over the hole fraction; in official order ``high``, ``low`` and ``heldout``.
@@ -28,7 +29,7 @@ _NVIDIA_TEST_FILES = 12000
 
 @dataclass(frozen=True, slots=True)
 class MaskSample:
-    """One keep mask that can be written: its key, the name of its file, what was measured of it."""
+    """One keep mask that can be written: its key, the name of its file, what was measured."""
 
     key: str
     source: str
@@ -42,7 +43,7 @@ class MaskSubset:
     name: str
     samples: tuple[MaskSample, ...]
     counts: Mapping[str, int]
-    """``available``: masks that belonged here before ``per_subset`` cut them."""
+    """``available``: how many masks belonged here before ``per_subset`` limited them."""
     options: Mapping[str, Any]
 
 
@@ -54,7 +55,7 @@ class Choice:
     left_out: tuple[str, ...] = ()
     """Subsets that no mask belongs to, and that are therefore not made."""
     notes: tuple[str, ...] = field(default=())
-    """What a person should know of the choice, a sentence each."""
+    """Notes on the choice, a sentence each."""
 
 
 def choose_seeded(
@@ -64,12 +65,13 @@ def choose_seeded(
 
     Args:
         samples: all masks.
-        polarity: of the files.
+        polarity: polarity of the files.
         threshold: "high" lies above it, "low" at or below.
         per_subset: masks drawn for each subset, 0 for all.
-        seed: of the draw.
-        buckets: also make the six subsets of ten percent each. They overlap with "high" and "low", but take masks that
-            those did not draw first: a curve over the hole fraction should be measured with masks no training has met.
+        seed: seed of the draw.
+        buckets: also make the six subsets of ten percent each. They overlap with "high" and "low", but prefer masks
+            that those did not draw: a curve over the hole fraction should be measured with masks that no training has
+            seen.
     """
     options = {"threshold": threshold, "polarity": polarity, "per_subset": per_subset, "seed": seed}
     fraction = {sample: sample.mask.hole_fraction(polarity) for sample in samples}
@@ -106,7 +108,7 @@ def choose_official(samples: Sequence[MaskSample], polarity: str, *, per_subset:
 
     Args:
         samples: masks of NVIDIA's test set, all 12,000 or fewer, under their own names.
-        polarity: of the files.
+        polarity: polarity of the files.
         per_subset: masks taken from the front of each slice, 0 for all.
 
     Raises:

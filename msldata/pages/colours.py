@@ -7,9 +7,9 @@ from functools import cache
 
 _FIRST = ("#c2410c", "#1d4ed8", "#15803d", "#a21caf", "#b45309", "#0e7490", "#be123c", "#4d7c0f", "#6d28d9", "#0f766e")
 _TURN = 0.618034
-"""Of the colour circle, between one class and the next: the golden section keeps any number of them apart."""
+"""Share of the colour circle between one class and the next: the golden section keeps any number of them apart."""
 _DARKEST, _LIGHTEST = 0.09, 0.18
-"""Relative luminance: below 0.183 white text has a contrast of 4.5 on it."""
+"""Relative luminance: white text on anything below 0.183 has a contrast of at least 4.5."""
 
 
 @cache

@@ -22,7 +22,7 @@ def render(template: str, /, **shown: object) -> str:
 
 
 def picture(image: Image.Image, *, longest_side: int, quality: int = 82) -> str:
-    """The image as a JPEG inside a ``data:`` address, smaller where it is larger than ``longest_side`` pixels."""
+    """The image as a JPEG inside a ``data:`` address, scaled down where it is larger than ``longest_side`` pixels."""
     small = image.convert("RGB")
     small.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

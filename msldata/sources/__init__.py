@@ -1,1 +1,1 @@
-"""Where records come from: VOC, COCO, WIDER-Attribute, tables of one's own; and how they are downloaded."""
+"""Where records come from: VOC, COCO, WIDER-Attribute, your own tables; and how datasets are downloaded."""

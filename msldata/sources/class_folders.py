@@ -1,4 +1,4 @@
-"""One folder per class, with the images of that class in it; where there are splits, below a folder for each."""
+"""One folder per class, with the images of that class in it; below a folder per split where there are splits."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from msldata.storage import Storage, open_storage
 LAYOUT = "a folder per class with its images, below a folder per split where there are splits"
 WHOLE = "all"
 _OTHERS = frozenset({".json", ".jsonl", ".xml", ".csv", ".tsv", ".parquet", ".yaml", ".yml", ".arrow", ".tar"})
-"""Endings of annotations and of other kinds of datasets."""
+"""Suffixes of annotations and of other kinds of datasets."""
 SPLIT_WORDS = frozenset("train training val valid validation dev test testing trainval".split())
 
 
 class ClassFolders:
     """One split of images that lie in a folder named after their class.
 
-    An image that lies, byte for byte and under one name, in several folders is one image of several classes.
+    An image that is, byte for byte and under one name, in several folders is one image with several classes.
 
     Args:
         root: the folder of the class folders, or of split folders that hold them; local or remote.
@@ -65,7 +65,7 @@ class ClassFolders:
             self.labels = read_class_list(place, file)
             self.provenance["classes"] = {file: hashlib.sha256(place.read(file)).hexdigest()}
             if strangers := [name for name in names if name not in self.labels]:
-                raise UserError(f"{self.images.where(strangers[0])}: a folder of a class that {options.classes} lacks")
+                raise UserError(f"{self.images.where(strangers[0])}: this class is not in {options.classes}")
         self._files = by_split[split]
 
     def records(self) -> Iterator[Record]:
@@ -80,14 +80,14 @@ class ClassFolders:
                 twins = self._same(path, where[PurePosixPath(path).name])
                 copies += len(twins) > 1
                 if twins[0] != name:
-                    continue  # it came with the first of its classes
+                    continue  # it was yielded with the first of its classes
                 positives = tuple(sorted({self.labels.index(twin) for twin in twins}))
                 yield Record(key=key_of(path), image=path, positives=positives, image_id=path)
         if copies:
             self.counts["in_several_folders"] = copies
 
     def _same(self, path: str, others: Sequence[tuple[str, str]]) -> list[str]:
-        """The classes in whose folders the very same image lies."""
+        """The classes whose folders hold exactly the same image."""
         if len(others) == 1:
             return [others[0][0]]
         data = self.images.read(path)

@@ -37,7 +37,7 @@ _SPLITS_2014 = ("train", "val")
 _FOLDERS_2014 = ("COCO2014", "coco2014", "coco")
 _CATEGORY_BYTES = 4 << 20
 _BESIDE = ("_annotations.coco.json", "labels.json")
-"""Annotations that lie beside a split's images: Roboflow's, FiftyOne's."""
+"""Annotations beside a split's images: Roboflow's, FiftyOne's."""
 _NUM_TRIED = 8
 _HINT = "mend the annotations, or fetch them again, and check them"
 
@@ -45,12 +45,12 @@ _HINT = "mend the annotations, or fetch them again, and check them"
 class Coco:
     """One split of a dataset in COCO's layout, read as the paper reads COCO-2014.
 
-    A class's index is the rank of its category id, or its place in ``classes``. An image without any annotation is left
-    out and counted; a crowd annotation counts as presence, and so does one without a box.
+    A class's index is the rank of its category id, or its position in ``classes``. An image without any annotation is
+    left out and counted; a crowd annotation counts as presence, and so does one without a box.
 
     Args:
         root: the folder that holds the annotations and the images, as COCO, CVAT, FiftyOne, Roboflow or Ultralytics
-            arrange them; or one ``.json`` file of one's own. Local or remote.
+            arrange them; or your own ``.json`` file. Local or remote.
         split: what the split is called.
         options: ``classes``, ``images`` (default: looked for), ``keep_unlabelled`` and ``segments``.
         folder: what the annotations call the split's folder; default: ``split``.
@@ -175,13 +175,13 @@ class Coco:
         return ObjectRecord(
             class_index=self._class_of(annotation),
             box=(left, top, width, height),
-            # COCO's own files always have both; those of other tools often not.
+            # COCO's own files always have both; other tools' files often do not.
             area=width * height if area is None else float(area),
             crowd=bool(annotation.get("iscrowd", False)),
         )
 
     def _find_images(self, place: Storage, name: str, part: str) -> str:
-        """The folder that the names of the images are relative to: the first that holds those tried, or most of them.
+        """The folder that the names of the images are relative to: the first that holds all tested ones, or most.
 
         Raises:
             FileNotFoundError: no folder holds any of them.
@@ -225,10 +225,10 @@ class Coco2014(Coco):
     """COCO-2014: 82,081 annotated images to train on, 40,137 to test with.
 
     Args:
-        root: the folder that holds ``annotations/``, ``train2014/`` and ``val2014/``, or one above it that calls it
-            COCO2014, coco2014 or coco.
+        root: the folder that holds ``annotations/``, ``train2014/`` and ``val2014/``, or its parent, in which it is
+            called COCO2014, coco2014 or coco.
         split: ``train`` or ``val``.
-        options: as of ``Coco``.
+        options: as for ``Coco``.
     """
 
     dataset = "coco2014"
@@ -245,7 +245,7 @@ class Coco2014(Coco):
 
 
 def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
-    """Splits of any name whose annotations and image folder lie in ``root``, sorted; ``all`` of a single file.
+    """Splits of any name whose annotations and image folder are in ``root``, sorted; ``all`` for a single file.
 
     Raises:
         UserError: a web address, which cannot be listed.
@@ -264,7 +264,7 @@ def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tup
 
 
 def _may_have_images(place: Storage, split: str) -> bool:
-    """Whether there is a folder for the split's images: who fetched one split of COCO has the annotations of all."""
+    """Whether there is a folder for the split's images: downloading one split of COCO brings the annotations of all."""
     if split == WHOLE or any(has_folder(place, folder) for folder in (split, f"images/{split}", "data")):
         return True
     flat = place.path("images")
@@ -272,7 +272,7 @@ def _may_have_images(place: Storage, split: str) -> bool:
 
 
 def _annotation_files(place: Storage) -> list[FileInfo]:
-    """Where annotations may be: of a local folder those two folders deep, for the images' are large."""
+    """Where annotations may be: in a local folder at most two levels deep, for the image folders are large."""
     folder = place.path()
     if folder is None:
         return place.child("annotations").list_files() and [
@@ -283,7 +283,7 @@ def _annotation_files(place: Storage) -> list[FileInfo]:
 
 
 def _split_of(path: PurePosixPath) -> str:
-    """The split whose annotations a file holds by its name; empty where it is none that is known."""
+    """The split whose annotations a file holds, judging by its name; empty if the name is not a known one."""
     folder, name = path.parent.as_posix(), path.name
     if folder == "annotations" and name.startswith("instances_"):
         return path.stem.removeprefix("instances_")
@@ -293,14 +293,14 @@ def _split_of(path: PurePosixPath) -> str:
 
 
 def find_annotations(place: Storage, part: str) -> str:
-    """The annotations of a split, by the ways that programs arrange them; those of COCO itself where there are none."""
+    """The annotations of a split, in any of the layouts that programs use; COCO's own path where there are none."""
     below = "" if part == WHOLE else f"{part}/"
     names = [annotation_file(part), *(f"{below}{name}" for name in _BESIDE)]
     return next((name for name in names if place.exists(name)), names[0])
 
 
 def available_splits_2014(root: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
-    """Splits of COCO-2014 whose annotations lie in ``root``."""
+    """Splits of COCO-2014 whose annotations are in ``root``."""
     place = open_storage(root)
     return tuple(split for split in _SPLITS_2014 if place.exists(annotation_file(f"{split}2014")))
 
@@ -353,7 +353,7 @@ def _is_file(root: Location) -> bool:
 
 
 def _place_of_file(root: Location) -> tuple[Storage, str]:
-    """The dataset's folder of a JSON, and the file's name in it; a folder ``annotations`` is a part of it."""
+    """The dataset's folder for a JSON file, and the file's name in it, which may begin with ``annotations/``."""
     place, name = split_location(root)
     folder = place.url.rstrip("/")
     if folder.rpartition("/")[2] == "annotations":
@@ -392,12 +392,12 @@ def _load(path: Path, *, with_segments: bool) -> tuple[Any, str]:
         coco = COCO()
         coco.dataset = json.loads(path.read_text(encoding="utf-8"), object_hook=hook)
         if not isinstance(coco.dataset, dict):
-            raise ValueError("no object with images, annotations and categories")
+            raise ValueError("not an object with images, annotations and categories")
         for part in ("images", "annotations", "categories"):
             if not isinstance(coco.dataset[part], list):
                 raise ValueError(f"'{part}' is not a list")
         coco.createIndex()
-        # pycocotools keeps the last of two with one id, and annotations of nothing: neither may vanish unseen.
+        # pycocotools keeps the last of two with one id, and annotations of no image: neither may vanish silently.
         for part, by_id in (("images", coco.imgs), ("annotations", coco.anns), ("categories", coco.cats)):
             if len(by_id) != len(coco.dataset[part]):
                 raise ValueError(f"two of the '{part}' have one id")
@@ -419,7 +419,7 @@ def _with_compact_segment(item: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _clear_errors(where: str) -> Iterator[None]:
-    """A JSON that parses but is not COCO's fails somewhere inside: say which file and what was missed."""
+    """A JSON that parses but is not COCO's fails somewhere inside: say which file and what is missing."""
     try:
         yield
     except BadInputError:

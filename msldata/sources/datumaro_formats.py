@@ -1,4 +1,4 @@
-"""The long tail of formats, through Datumaro: CVAT, LabelMe, Supervisely, CreateML and what else it reads."""
+"""The long tail of formats, through Datumaro: CVAT, LabelMe, Supervisely, CreateML and whatever else it reads."""
 
 from __future__ import annotations
 

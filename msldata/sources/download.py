@@ -1,7 +1,7 @@
-"""Fetches the published archives, from whichever mirror answers, and unpacks them where a build looks for them.
+"""Downloads the published archives from whichever mirror answers, and unpacks them where a build looks for them.
 
-A download that was stopped goes on where it was, with whatever mirror answers next; what comes out is held to the
-archive's published MD5, so it does not matter who sent which part.
+A download that was stopped continues where it left off, from whichever mirror answers next; the result is checked
+against the archive's published MD5, so it does not matter who sent which part.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from msldata.sources.unpack import unpack
 from msldata.storage import PART_SUFFIX, clear_local_errors, flush_to_disk
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, and with how many bytes of how many."""
+"""Called with (what is being done, bytes done, bytes in all)."""
 
 _BLOCK = 1 << 20
 _TIMEOUT_SECONDS = 30
@@ -38,7 +38,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """One file that a dataset is published as."""
+    """One file of a published dataset."""
 
     name: str
     md5: str
@@ -73,7 +73,7 @@ ARCHIVES: Mapping[str, tuple[Archive, ...]] = {
 
 
 class _MirrorError(Exception):
-    """What one mirror said, or did, instead of sending the archive."""
+    """Why one mirror did not send the archive."""
 
 
 def select_archives(dataset: str, splits: Sequence[str] = ()) -> tuple[Archive, ...]:
@@ -103,21 +103,21 @@ def download(
     keep_archives: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Fetch, check and unpack archives; what was done before is not done again.
+    """Fetch, check and unpack archives; finished ones are not fetched again.
 
     Args:
         archives: from ``select_archives``.
         root: the folder of all datasets.
-        mirror: the address of a folder of one's own that holds them, asked first.
-        keep_archives: leave the archives there after unpacking; default: they make room.
+        mirror: the address of your own folder that holds them, tried first.
+        keep_archives: keep the archives after unpacking; default: they are deleted.
 
     Returns:
         The folders that the archives are unpacked in, one each.
 
     Raises:
         UserError: no mirror sent an archive (the message lists what each said), or another download is running.
-        StorageError: the disk is too small or full, or ``root`` cannot be written. BadInputError: an archive that
-            holds what no archive of a dataset should.
+        StorageError: the disk is too small or full, or ``root`` cannot be written. BadInputError: an archive with
+            something in it that does not belong in a dataset.
     """
     report = progress or _silent
     folders = []
@@ -139,7 +139,7 @@ def download(
 
 
 def _is_unpacked(archive: Archive, folder: Path, stamp: Path) -> bool:
-    """Whether this very archive was unpacked to the end, and its first and last file are still there."""
+    """Whether this exact archive was unpacked completely, and its first and last file are still there."""
     if not stamp.is_file():
         return False
     md5, *names = stamp.read_text(encoding="utf-8").splitlines()
@@ -181,7 +181,7 @@ def fetch(archive: Archive, folder: Path, *, mirror: str | None = None, progress
 
 
 def _fetch_checked(archive: Archive, url: str, part: Path, progress: Progress) -> None:
-    """Complete ``part`` from one mirror. A wrong file is set aside; one begun elsewhere gets a second, whole try."""
+    """Complete ``part`` from one mirror. A wrong file is set aside; one begun at another mirror is fetched anew."""
     for _ in range(2):
         begun = part.exists() and part.stat().st_size > 0
         _fetch_part(archive.name, url, part, progress)
@@ -196,7 +196,7 @@ def _fetch_checked(archive: Archive, url: str, part: Path, progress: Progress) -
 
 
 def _fetch_part(name: str, url: str, part: Path, progress: Progress) -> None:
-    """Append to ``part`` until the server says it is whole; a connection that breaks is taken up again."""
+    """Append to ``part`` until the server says that it is complete; a broken connection is resumed."""
     left = _ATTEMPTS_WITHOUT_PROGRESS
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -210,8 +210,8 @@ def _fetch_part(name: str, url: str, part: Path, progress: Progress) -> None:
             reason = f"HTTP {error.code} {error.reason}"
             if error.code == 416 and before:
                 if error.headers.get("Content-Range") == f"bytes */{before}":
-                    return  # it was whole already
-                part.unlink()  # no beginning of what this server has
+                    return  # it was complete already
+                part.unlink()  # not the beginning of what this server has
             elif error.code < 500:
                 raise _MirrorError(reason) from None
         except urllib.error.URLError as error:
@@ -230,7 +230,7 @@ def _fetch_part(name: str, url: str, part: Path, progress: Progress) -> None:
 
 
 def _request(name: str, url: str, part: Path, progress: Progress) -> None:
-    """One request for what is missing of ``part``."""
+    """One request for the missing rest of ``part``."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "msltrain", "Accept-Encoding": "identity"}
     if start:
@@ -301,7 +301,7 @@ def _set_aside(path: Path) -> Path:
 
 
 def _origin(part: Path) -> Path:
-    """Where it is noted which server sent the part, and what it called that version of the file."""
+    """The file that notes which server sent the part, and what it called that version of the file."""
     return part.with_name(f".{part.name}.origin")
 
 
@@ -314,7 +314,7 @@ def _read_origin(part: Path) -> dict[str, str]:
 
 @contextmanager
 def _only_download(part: Path) -> Iterator[None]:
-    """Keep a second download from writing into the same file; the kernel's lock dies with the process."""
+    """Keep a second download from writing to the same file; the kernel releases the lock when the process ends."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system

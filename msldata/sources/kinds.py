@@ -43,9 +43,9 @@ class SourceKind:
     open: Callable[..., Source]
     """Called with the dataset's place and the split; with the options too where it takes some."""
     available_splits: Callable[..., tuple[str, ...]]
-    """The splits that a place has; none where it is no dataset of this kind. Called like ``open``."""
+    """The splits that a place has; none if it is not a dataset of this kind. Called like ``open``."""
     recognise: Callable[[Location], Likeness | None]
-    """What the kind sees in a place that nobody described; None where it is no dataset of this kind."""
+    """What the kind sees in a place that nobody described; None if it is not a dataset of this kind."""
     layout: str
     """What a place of this kind holds, for messages."""
     default_splits: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class SourceKind:
     places: tuple[str, ...] = ()
     """Where it is usually put below the folder of all datasets, best first."""
     takes: tuple[str, ...] = ()
-    """The fields of ``SourceOptions`` that it heeds."""
+    """The fields of ``SourceOptions`` that it uses."""
 
     def splits(self, place: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
         """The splits that a place has."""
@@ -134,10 +134,10 @@ PUBLISHED: Mapping[tuple[str, str], int] = {
     ("coco2014", "train"): 82081,
     ("coco2014", "val"): 40137,
 }
-"""Images per split as the paper counts them: of COCO-2014 only those with annotations."""
+"""Images per split as the paper counts them: for COCO-2014 only those with annotations."""
 
 DEFAULT_SPLITS: Mapping[str, tuple[str, ...]] = {name: kind.default_splits for name, kind in KINDS.items()}
-"""The splits that are built when none is named: all there is, once."""
+"""The splits that are built when none is named: everything, once."""
 
 
 def open_source(
@@ -152,11 +152,11 @@ def open_source(
 
     Args:
         dataset: its kind, a name of ``KINDS``.
-        root: the dataset's folder, local or remote; of a table (or of a COCO JSON of one's own) the file.
+        root: the dataset's folder, local or remote; for a table (or your own COCO JSON) the file.
         split: one that the kind has.
         name: what the shards and the manifest call the dataset; default: its own name.
-        classes: a file with one class name a line, for kinds that leave the classes open.
-        options: what else the user says of the dataset.
+        classes: a file with one class name per line, for kinds that leave the classes open.
+        options: whatever else the user says about the dataset.
 
     Raises:
         UserError: unknown dataset or split, or an option that the kind does not take. FileNotFoundError: the
@@ -197,17 +197,17 @@ def select_sources(
     splits: Sequence[str] | None = None,
     options: SourceOptions = NO_OPTIONS,
 ) -> list[FoundSource]:
-    """What a build command means: the dataset at ``source``, or what is found in the usual places below ``root``.
+    """The datasets that a build command means: the one at ``source``, or those in the usual places below ``root``.
 
     Args:
         root: the folder of all datasets.
         dataset: only this one; default: whatever ``source`` is taken for.
-        source: the dataset's own place, local or remote.
+        source: the dataset's own location, local or remote.
         splits: default: the kind's, or all that are there.
-        options: what the user says of the dataset.
+        options: what the user says about the dataset.
 
     Raises:
-        UserError: nothing was found, ``source`` is no dataset or could be two kinds, or an unknown ``dataset``.
+        UserError: nothing was found, ``source`` is not a dataset or could be two kinds, or an unknown ``dataset``.
     """
     if source is not None:
         taken_for = ""
@@ -236,7 +236,7 @@ def select_sources(
 
 
 def _default_splits(kind: SourceKind, source: Location, options: SourceOptions) -> tuple[str, ...]:
-    """Those of the kind that are there, or else whatever is there; all of the kind where nothing can be seen."""
+    """The kind's splits that are there, or else whatever is there; all of the kind's if nothing can be listed."""
     if kind.default_splits and split_location(source)[0].path() is None:
         return kind.default_splits
     available = kind.splits(source, options)
@@ -244,7 +244,7 @@ def _default_splits(kind: SourceKind, source: Location, options: SourceOptions) 
 
 
 def recognise(source: Location) -> tuple[str, str]:
-    """The kind of the dataset at ``source``, a name of ``KINDS``, and a sentence that says so.
+    """The kind of the dataset at ``source``, a name of ``KINDS``, and a sentence that says why.
 
     The sentence names the runner-up where the kind is not sure.
 
@@ -277,7 +277,7 @@ def recognise(source: Location) -> tuple[str, str]:
 
 
 def _hint(source: Location) -> str:
-    """What lies there that may be meant."""
+    """A hint at something there that may be meant."""
     place = open_storage(source)
     names = [info.name for info in place.list_files() if "/" not in info.name] if place.can_list else []
     if any(name.endswith(".tar") for name in names):
@@ -287,7 +287,7 @@ def _hint(source: Location) -> str:
 
 
 def _check_options(dataset: str, options: SourceOptions) -> None:
-    """Raise UserError for one that the kind would not heed."""
+    """Raise UserError for an option that the kind would ignore."""
     for name in options.given():
         if name not in KINDS[dataset].takes:
             takers = ", ".join(other for other, kind in KINDS.items() if name in kind.takes)

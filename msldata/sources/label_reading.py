@@ -1,4 +1,4 @@
-"""How the labels of a dataset are read: decided once, from all of its values together, and said."""
+"""How the labels of a dataset are read: decided once, from all of its values together, and reported."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 """What labels can be: vectors of 1, 0 and -1 (positive, negative, ignored); vectors of 1, 0 and -1 (positive, ignored,
 negative); class indices; class names."""
 Example = tuple[str, tuple[Label, ...]]
-"""A value in its parts, and the place where it stands."""
+"""The parts of a value, and the place where it occurs."""
 MAX_CLASSES = 2**15
-"""As many as the index columns of 16 bits can name."""
+"""As many classes as the 16-bit index columns can name."""
 
 _VECTOR_TEXTS = frozenset({"0", "1", "-1", "0.0", "1.0", "-1.0"})
 _NUMBER = re.compile(r"[+-]?\d{1,9}(\.0*)?")
@@ -26,7 +26,7 @@ _PROVEN = ";|"
 _SUSPECT_EVERYWHERE = ",#\t\n，；、"
 _SUSPECT_WHERE_PARTS_RECUR = "/+&: "
 _SUSPECT_BETWEEN_NAMES = "-_.\\"
-"""Common inside of names: only where all that stands between them are names by themselves."""
+"""Common inside names: separators only where everything between them is a name by itself."""
 _TRUTH = frozenset({"true", "false", "yes", "no"})
 
 
@@ -50,14 +50,14 @@ class LabelReading:
 
     kind: Kind
     separators: str = ""
-    """Characters that stand between the names of a cell; empty: a cell is one name."""
+    """Characters between the names in a cell; empty: a cell is one name."""
     length: int = 0
-    """Of the vectors."""
+    """Length of the vectors."""
     minus_one: bool = False
     """Whether -1 occurs in them."""
 
     def read(self, value: Any) -> Labels:
-        """The classes of one value. Raises ValueError for a value that does not fit the reading."""
+        """The classes of one value. Raises ValueError for a value that does not fit this reading."""
         atoms = self._atoms(value)
         if atoms is None or (not atoms and self.kind not in ("multi-hot", "signed")):
             return Labels(())
@@ -89,7 +89,7 @@ class LabelReading:
             for place, parts in survey.loose():
                 numbers += (own := [int(float(part)) for part in parts])
                 try:
-                    Labels(tuple(own))  # one that cannot be is named before it makes a billion classes
+                    Labels(tuple(own))  # an impossible index is reported before it makes a billion classes
                 except ValueError as error:
                     raise ValueError(f"{place}: {error}") from None
             found = tuple(map(str, range(max(numbers, default=-1) + 1)))
@@ -103,7 +103,7 @@ class LabelReading:
         return found
 
     def options(self) -> dict[str, Any]:
-        """As a manifest keeps it; ``LabelReading(**options)`` reads it back."""
+        """The reading as a manifest keeps it; ``LabelReading(**options)`` reads it back."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -122,27 +122,27 @@ class LabelReading:
 
 @dataclass(slots=True)
 class LabelSurvey:
-    """What all label values of a dataset look like; the surveys of its parts can be put together.
+    """What all label values of a dataset look like; the surveys of its parts can be merged.
 
     A value is kept once, with the place where it was first seen; vectors of -1, 0 and 1 are only counted.
     """
 
     separator: str | None = None
     cells: dict[str, str] = field(default_factory=dict)
-    """Texts and single numbers, with their places."""
+    """Text values and single numbers, with their places."""
     lists: dict[tuple[Label, ...], str] = field(default_factory=dict)
-    """Lists of other things than -1, 0 and 1."""
+    """Lists of anything but -1, 0 and 1."""
     vectors: dict[int, tuple[Example, ...]] = field(default_factory=dict)
-    """By length, two vectors with their places; first one that no list of indices can be, where there is one."""
+    """By length, two vectors with their places; first, if there is one, a vector that cannot be a list of indices."""
     repeats: bool = False
-    """Whether a vector holds a number twice or truth values, as no list of class indices does."""
+    """Whether a vector holds a number twice or truth values, which a list of class indices never does."""
     values: Counter[int] = field(default_factory=Counter)
-    """How often -1, 0 and 1 stand in the vectors."""
+    """How often -1, 0 and 1 occur in the vectors."""
     num_missing: int = 0
     num_values: int = 0
 
     def add(self, place: str, value: Any) -> None:
-        """Take a value into account. Raises ValueError when it can be no label."""
+        """Take a value into account. Raises ValueError when it cannot be a label."""
         parts = parse_value(value, self.separator)
         if parts and len(parts) > 1 and all(str(part) in _VECTOR_TEXTS for part in parts):
             parts = tuple(int(float(part)) for part in parts)
@@ -177,13 +177,13 @@ class LabelSurvey:
         self.repeats |= proof
 
     def loose(self) -> list[tuple[str, tuple[Label, ...]]]:
-        """Every distinct value that is no vector, as (place, parts)."""
+        """Every distinct value that is not a vector, as (place, parts)."""
         return [(place, (cell,)) for cell, place in self.cells.items()] + [
             (place, parts) for parts, place in self.lists.items()
         ]
 
     def atoms(self) -> set[Label]:
-        """Everything that stands alone in a cell or in a list, vectors aside."""
+        """Everything that occurs alone in a cell or in a list, except vectors."""
         return {part for _, parts in self.loose() for part in parts}
 
 
@@ -197,19 +197,19 @@ def decide_reading(
 ) -> LabelReading:
     """How all values of a dataset are read.
 
-    Vectors of 0 and 1 that are all of one length are multi-hot; other numbers are class indices; the rest is names.
-    What can be read in two ways is not guessed.
+    Vectors of 0 and 1 that all have one length are multi-hot; other numbers are class indices; the rest are names.
+    Where two readings are possible, none is guessed.
 
     Args:
         survey: of all values.
         where: the dataset, for messages.
         classes: class names in target order, where they are known.
-        labels_are: what they are, if the user said it: a name of ``KINDS``.
+        labels_are: what they are, if the user said so: a name in ``KINDS``.
         vectors: the place of the labels says that they are vectors.
 
     Raises:
-        UserError: the values can be read in two ways, or do not fit what was said; with two of them and the option that
-            settles it.
+        UserError: the values can be read in two ways, or do not fit what was said; the message shows two of them and
+            the option that settles it.
     """
     if labels_are is not None and labels_are not in KINDS:
         raise UserError(f"--labels-are {labels_are}: expected {', '.join(KINDS)}")
@@ -320,7 +320,7 @@ def _refuse_sparse_indices(survey: LabelSurvey, where: str) -> None:
 
 
 def _decide_separators(survey: LabelSurvey, where: str, classes: Sequence[str] | None) -> str:
-    """The characters between the names of a cell. Raises UserError where some may be and nothing proves it."""
+    """The characters between the names in a cell. Raises UserError where some may be, with no proof."""
     if survey.separator is not None:
         return "" if survey.separator == WHOLE_CELL else survey.separator
     proven = "".join(character for character in _PROVEN if any(character in cell for cell in survey.cells))
@@ -357,7 +357,7 @@ def _split(cell: str, separators: str) -> list[str]:
 
 
 def _joined(names: Mapping[str, str], character: str, known: Mapping[str, str], need: str) -> tuple[str, str] | None:
-    """The first name that looks like several, with its place: where all its parts are names themselves, where one
+    """The first name that looks like several, with its place: if all its parts are names themselves, if one of them
     occurs elsewhere too, or always."""
     candidates = {name: set(_split(name, character)) for name in names if character in name}
     if need == "always":

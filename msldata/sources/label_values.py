@@ -1,4 +1,4 @@
-"""What one label value holds: text, a number, a list however it was written, or what an annotation tool exported."""
+"""What one label value holds: text, a number, a list in any notation, or an annotation tool's export."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 Label = int | str
-"""A class by its index or by its name."""
+"""A class, by index or by name."""
 
 WHOLE_CELL = "none"
-"""As a separator: a cell is one name, whatever is in it."""
+"""The separator that means: a cell is one name, whatever is in it."""
 
-# What pandas, R and Python write where there is nothing.
+# What pandas, R and Python write for a missing value.
 _MISSING = frozenset({"", "nan", "NaN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "null", "NULL", "None"})
 CHOICES = frozenset(
     "choices labels taxonomy rectanglelabels polygonlabels brushlabels keypointlabels ellipselabels".split()
 )
-"""The fields in which Label Studio keeps what was chosen."""
+"""The fields in which Label Studio keeps the chosen labels."""
 _NUMBERS = re.compile(r"\s*[+-]?\d{1,9}(\.0*)?(\s*[,;|\s]\s*[+-]?\d{1,9}(\.0*)?)+\s*")
 _MAX_LIST_TEXT = 1 << 20
 
@@ -28,15 +28,15 @@ _MAX_LIST_TEXT = 1 << 20
 def parse_value(value: Any, separator: str | None = None) -> tuple[Label, ...] | None:
     """The parts of a label value; None where there is nothing.
 
-    A list is a list however it was written: as one, or as text of JSON, Python or numpy. A text of numbers is split; of
-    a text with names the parts are only known with ``separator``.
+    A list may be written as a list, or as text in the notation of JSON, Python or numpy. A text of numbers is split; a
+    text of names is split only by ``separator``.
 
     Args:
         value: text, a number, a list, what Label Studio chose, or a mapping of class names to 0 and 1.
         separator: characters to split a text at; ``none``: a text is one part.
 
     Raises:
-        ValueError: something else, as a score or a mapping of other things.
+        ValueError: anything else, such as a score or a mapping of other values.
     """
     if value is None:
         return None
@@ -72,7 +72,7 @@ def _parse_text(text: str, separator: str | None) -> tuple[Label, ...] | None:
         if found is not None:
             return parse_value(found, separator)
         if text[0] in "[{":
-            raise ValueError(f"labels are {shown(text)}, which begins like a list and is none")
+            raise ValueError(f"labels are {shown(text)}, which begins like a list but is not one")
     if separator == WHOLE_CELL:
         return (text,)
     if separator is None:
@@ -84,7 +84,7 @@ def _parse_text(text: str, separator: str | None) -> tuple[Label, ...] | None:
 
 
 def _parse_written_list(text: str) -> Any:
-    """What JSON, Python or numpy wrote as text; None when it is none of that."""
+    """A value that JSON, Python or numpy wrote as text; None when it is not one."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -116,12 +116,12 @@ def _parse_mapping(value: Mapping[Any, Any]) -> tuple[Label, ...]:
 def _whole(number: float) -> int:
     if not math.isfinite(number) or number != int(number):
         raise ValueError(
-            f"labels hold {number}; a score is no label: write 1 for a class that is there and 0 for others"
+            f"labels hold {number}; a score is not a label: write 1 for a class that is there and 0 for others"
         )
     return int(number)
 
 
 def shown(value: Any) -> str:
-    """A value in a message, cut where it is long."""
+    """A value for a message, cut when it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,4 +1,4 @@
-"""Images that lie in many places at once: beside the table that lists them, and at addresses of their own."""
+"""Images in many places at once: beside the table that lists them, and at addresses of their own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def address_path(address: str) -> str:
     parts = urlsplit(address)
     path = PurePosixPath(unquote(parts.path).lstrip("/"))
     if parts.query or parts.fragment:
-        raise ValueError(f"image is {address!r}; an address with ? or # is no file that is the same tomorrow")
+        raise ValueError(f"image is {address!r}; an address with ? or # does not name a file that stays the same")
     if "@" in parts.netloc:
         raise ValueError(f"image is at {parts.netloc.rpartition('@')[2]}; keep user names and passwords out of tables")
     if not parts.netloc or not path.name or ".." in path.parts:
@@ -33,10 +33,10 @@ def address_path(address: str) -> str:
 
 
 class FolderOrAddresses(Storage):
-    """A folder whose names may also be addresses; only reading makes sense.
+    """A folder in which names may also be addresses; it can only be read.
 
     Args:
-        folder: what names that are no addresses are relative to.
+        folder: what names other than addresses are relative to.
     """
 
     def __init__(self, folder: Storage):
@@ -68,7 +68,7 @@ class FolderOrAddresses(Storage):
         raise NotImplementedError("images are only read")
 
     def path(self, name: str = "") -> Path | None:
-        # As a whole it is not local, so nobody may take the local images for all of them.
+        # As a whole it is not local: the local images are not all of them.
         return self.folder.path(name) if name and not is_address(name) else None
 
     def where(self, name: str) -> str:

@@ -1,9 +1,9 @@
-"""What COCO's segments say about occlusion: who is seen inside whose outline, and what is cut into parts.
+"""What COCO's segments say about occlusion: which object is seen inside another's outline, and which is cut into parts.
 
 Segments hold visible pixels, so two of them hardly overlap. The outline of an object is the convex hull of its
-segment, a stand-in for what it would fill with nothing before it. Where another object's segment lies in it and its own
-does not, that object is in front, or seen past a hollow of this one; the share of the outline so taken is what others
-cover.
+segment, a stand-in for what it would fill with nothing in front of it. Where another object's segment lies in it and
+its own does not, that object is in front, or seen through a gap in this one; the share of the outline taken in this way
+is what others cover.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def compact_segment(segment: Any) -> Any:
 
 
 def occlusion_of(annotations: Sequence[Mapping[str, Any]], height: int, width: int) -> tuple[Occlusion, ...]:
-    """What the segments of one image say of each of its objects.
+    """What the segments of one image say about each of its objects.
 
-    A crowd covers nothing and nothing is said of it, nor of an object without a segment.
+    A crowd covers nothing, and nothing is said about crowds or about objects without a segment.
 
     Args:
         annotations: with their ``segmentation`` as ``compact_segment`` gives it.
         height, width: of the image, in pixels.
 
     Raises:
-        ValueError, TypeError: a segment that is none.
+        ValueError, TypeError: a malformed segment.
     """
     from pycocotools import mask
 
@@ -68,7 +68,7 @@ def _runs(segment: Any, height: int, width: int) -> Any:
 
 
 def _outline(segment: Any, runs: Any, height: int, width: int) -> Any:
-    """The convex hull of a segment in run lengths; None of one without area."""
+    """The convex hull of a segment in run lengths; None for a segment without area."""
     from pycocotools import mask
 
     if isinstance(segment, list):

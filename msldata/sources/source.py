@@ -17,9 +17,9 @@ from msldata.errors import BadInputError, UserError
 from msldata.storage import LocalStorage, Location, Storage, open_storage
 
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .jpe .jfif .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif .heic .heif".split())
-"""What the name of an image may end in, where images are looked for; of two images of one name the first counts."""
+"""Suffixes of the images that are looked for; of two images with one name, the one with the earlier suffix counts."""
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
-"""Folders that are splits, in any case of letters."""
+"""Names of folders that are splits, in upper or lower case."""
 WHOLE = "all"
 """What the one split of a dataset without splits is called."""
 
@@ -29,18 +29,18 @@ _READ_AHEAD = 512
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What a user may say of a dataset beside where it is; each kind names those that it takes."""
+    """What a user may say about a dataset besides where it is; each kind lists the options that it takes."""
 
     classes: Location | None = None
-    """A file with one class name a line, in target order."""
+    """A file with one class name per line, in target order."""
     image_column: str | None = None
-    """Of a table: the column with the images' paths."""
+    """For a table: the column with the images' paths."""
     labels_columns: tuple[str, ...] = ()
-    """Of a table: the column with the labels, or a column of 0 and 1 for each class."""
+    """For a table: the column with the labels, or a column of 0 and 1 for each class."""
     labels_are: str | None = None
-    """What labels are; see ``label_reading.KINDS``."""
+    """What the labels are; see ``label_reading.KINDS``."""
     separator: str | None = None
-    """What stands between the names of a label."""
+    """The separator between the names in a label."""
     format: str | None = None
     """Which of Datumaro's formats it is."""
     images: Location | None = None
@@ -48,10 +48,10 @@ class SourceOptions:
     keep_unlabelled: bool = False
     """Whether images without annotations are kept, as negatives of every class."""
     segments: bool = False
-    """Of COCO: also say what the segments tell of occlusion."""
+    """For COCO: also record what the segments say about occlusion."""
 
     def given(self) -> tuple[str, ...]:
-        """The names of those that were said."""
+        """The names of the options that were given."""
         return tuple(item.name for item in fields(self) if getattr(self, item.name) != item.default)
 
 
@@ -68,7 +68,7 @@ class Source(Protocol):
     """The folder that ``Record.image`` is relative to."""
     licence: str
     provenance: dict[str, Any]
-    """Names relative to the dataset and SHA-256 of what the records were read from; nothing of this machine."""
+    """Relative names and SHA-256 of the files that the records were read from; no path of this machine."""
     counts: dict[str, int]
     """What was left out, by reason; complete once ``records`` is exhausted."""
 
@@ -79,7 +79,7 @@ class Source(Protocol):
         """All images of the split, always in the same order.
 
         Raises:
-            BadInputError: what all of them are read from cannot be understood, or a record, by ``reject``.
+            BadInputError: the files behind all records cannot be understood, or one record cannot, by ``reject``.
         """
         ...
 
@@ -92,7 +92,7 @@ class FoundSource:
     root: Location
     splits: tuple[str, ...]
     taken_for: str = ""
-    """What it was taken for, and what else it might be, where nobody said what it is."""
+    """What it was recognised as, and what else it might be, if the user did not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +100,13 @@ class Likeness:
     """What a kind of dataset sees in a place, and how sure it is of it."""
 
     certainty: int
-    """3: it bears marks that no other kind has; 2: likely; 1: possible."""
+    """3: it has marks that no other kind has; 2: likely; 1: possible."""
     sees: str
     """As in "COCO layout, 3 splits (test, train, val), 80 classes"."""
 
     @classmethod
     def of(cls, certainty: int, layout: str, splits: Sequence[str], num_classes: int | None = None) -> Likeness:
-        """The same sentence for every kind; the number of classes where it is known without reading everything."""
+        """The same sentence for every kind; with the number of classes if that is known without reading everything."""
         about = [layout, f"{len(splits)} split{'s' * (len(splits) != 1)} ({', '.join(splits)})"]
         about += [f"{num_classes:,} class{'es' * (num_classes != 1)}"] if num_classes is not None else []
         return cls(certainty, ", ".join(about))
@@ -148,7 +148,7 @@ def first_folder(place: Storage, names: Sequence[str]) -> str:
 
 
 def has_folder(place: Storage, name: str) -> bool:
-    """Whether the sub-folder ``name`` is there; True where that cannot be told, for remote places know only files."""
+    """Whether the sub-folder ``name`` is there; True where that is unknown, for remote places know only files."""
     path = place.path(name)
     return path is None or path.is_dir()
 
@@ -164,7 +164,7 @@ def refuse_missing_bucket(place: Storage, name: str) -> None:
 
 
 def lacks_bucket(error: FileNotFoundError) -> bool:
-    """Whether not only a file is missing but the bucket (on Azure the container) that it would be in."""
+    """Whether not just a file is missing but the bucket (on Azure, the container) that it would be in."""
     return re.search("no such (bucket|container)", str(error)) is not None
 
 
@@ -177,7 +177,7 @@ def is_inside(name: object) -> bool:
 
 
 def read_many(place: Storage, names: Sequence[str]) -> Iterator[bytes | None]:
-    """Small files in the order of ``names``, None for one that is not there.
+    """The contents of small files in the order of ``names``, None for a missing one.
 
     Remote ones are read many at a time, for each costs a round trip.
     """
@@ -198,7 +198,7 @@ def read_many(place: Storage, names: Sequence[str]) -> Iterator[bytes | None]:
 
 @contextmanager
 def local_file(place: Storage, name: str) -> Iterator[Path]:
-    """The path of a file; a remote one is copied to this machine for as long as the block runs."""
+    """The path of a file; a remote one is copied to this machine while the block runs."""
     path = place.path(name)
     if path is not None:
         yield path
@@ -210,5 +210,5 @@ def local_file(place: Storage, name: str) -> Iterator[Path]:
 
 
 def key_of(image: str) -> str:
-    """The key of an image by its path without the extension; see ``format.make_key``."""
+    """The key of an image from its path without the extension; see ``format.make_key``."""
     return make_key(PurePosixPath(image).with_suffix("").as_posix())

@@ -22,8 +22,8 @@ _HINT = "delete it and download it again"
 def unpack(archive: Path, folder: Path, progress: Callable[[int, int], None]) -> list[str]:
     """Write every file of ``archive`` below ``folder`` and return their names.
 
-    Each file appears whole or not at all, and one that is there in its size is left alone: so an unpacking that was
-    stopped goes on where it was.
+    Each file appears complete or not at all, and a file that is there with the right size is left alone: so unpacking
+    that was stopped continues where it left off.
 
     Args:
         progress: called with (bytes of the archive dealt with, its size).
@@ -54,7 +54,7 @@ def _members(archive: Path, folder: Path) -> Iterator[tuple[str, int, int, Calla
             _check_room(folder, entries)
             for entry in entries:
                 if entry.external_attr >> 28 not in (0, 8):  # the type bits of a Unix mode: unknown, or a regular file
-                    raise BadInputError(str(archive), f"'{entry.filename}' is no regular file", _HINT)
+                    raise BadInputError(str(archive), f"'{entry.filename}' is not a regular file", _HINT)
                 end = entry.header_offset + entry.compress_size
                 yield entry.filename, entry.file_size, end, partial(package.open, entry)
         return
@@ -63,7 +63,7 @@ def _members(archive: Path, folder: Path) -> Iterator[tuple[str, int, int, Calla
             if info.isdir():
                 continue
             if not info.isreg():
-                raise BadInputError(str(archive), f"'{info.name}' is no regular file", _HINT)
+                raise BadInputError(str(archive), f"'{info.name}' is not a regular file", _HINT)
             yield info.name, info.size, info.offset_data + info.size, partial(_opened, tar, info)
 
 

@@ -32,7 +32,7 @@ from msldata.storage import Storage, open_storage
 
 __all__ = ["LAYOUT", "Voc", "Voc2007", "Voc2012", "available_splits", "find_root", "parse_objects", "recognise"]
 
-# Per split the ways to list it, best first; the lists of one way are joined. They are named one by one, for a pattern
+# The ways to list each split, best first; the lists of one way are joined. They are named one by one, since a pattern
 # such as *_train.txt would also take train_train.txt, the list of the class "train".
 _LISTS = {
     "trainval": (("train", "val"), ("trainval",)),
@@ -46,7 +46,7 @@ _CLASSES = f"{_MAIN}/classes.txt"
 _ANNOTATIONS = ("Annotations", "annotations")
 _IMAGES = ("JPEGImages", "images", "Images")
 _PLAIN_FOLDERS = {"annotations", "xml", "xmls", "labels", "jpegimages", "images", "imgs", "img"}
-"""Folders that say what kind of file lies in them and nothing of the image."""
+"""Folders whose name says what kind of file they hold and nothing about the image."""
 
 
 class _Entry(NamedTuple):
@@ -54,16 +54,16 @@ class _Entry(NamedTuple):
 
     image_id: str
     annotation: str
-    """The XML's path; empty for an image that has none."""
+    """The XML's path; empty for an image without one."""
     image: str = ""
-    """The image's path; empty: to be looked for."""
+    """The image's path; empty: not looked for yet."""
 
 
 class Voc:
     """One split of a dataset in VOC's layout.
 
-    The classes are VOC's 20, or those of ``ImageSets/Main/classes.txt`` or ``classes`` (one name a line), or, of a
-    dataset of one's own, the names that its XML files use, sorted; of all splits, so that their vectors mean the same.
+    The classes are VOC's 20, or those of ``ImageSets/Main/classes.txt`` or ``classes`` (one name a line), or, for your
+    own dataset, the names that its XML files use, sorted; those of all splits, so that their vectors mean the same.
 
     Without lists every XML is an image, found by its name in the same place or in a folder of images; folders called
     train, valid, test … are the splits, else there is one, ``all``.
@@ -72,10 +72,10 @@ class Voc:
     (evaluation leaves that pair out, training counts it as negative), and negative when it has none.
 
     Args:
-        root: the folder that holds the lists or the XML files; of VOC's own years also VOCdevkit, or one that contains
-            it. Local or remote.
+        root: the folder that holds the lists or the XML files; for VOC's own years also VOCdevkit, or a folder that
+            contains it. Local or remote.
         split: ``trainval``, ``train``, ``val`` or ``test``, or one that the folders name.
-        options: ``classes`` and, of a dataset without lists, ``keep_unlabelled``.
+        options: ``classes`` and, for a dataset without lists, ``keep_unlabelled``.
 
     Raises:
         UserError: unknown split, or a class list that is empty or names a class twice. FileNotFoundError: not that
@@ -84,7 +84,7 @@ class Voc:
 
     dataset = "voc"
     title = "VOC"
-    """What it is called, and its folder's name."""
+    """The dataset's name, and its folder's."""
     licence = "Not stated by the annotations; whoever made the dataset states it."
     own_classes = True
     """Whether it may have other classes than VOC's 20 without a list of them."""
@@ -162,7 +162,7 @@ class Voc:
         return entries, files
 
     def _read_list(self, name: str, data: bytes, annotations: str) -> Iterator[str]:
-        """The ids of a list, one a line, each of which may be followed by -1, 0 or 1."""
+        """The ids in a list, one per line, each of which may be followed by -1, 0 or 1."""
         for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), start=1):
             image_id = line.strip()
             if not image_id:
@@ -184,7 +184,7 @@ class Voc:
     def _classes(
         self, classes: Location | None, files: dict[str, str], found: Mapping[str, list[_Entry]] | None
     ) -> tuple[LabelSpace, str]:
-        """The classes, and what the provenance says of them."""
+        """The classes, and what the provenance says about them."""
         if classes is not None or self.images.exists(_CLASSES):
             place, name = (self.images, _CLASSES) if classes is None else split_location(classes)
             files[name] = hashlib.sha256(place.read(name)).hexdigest() if place.exists(name) else ""
@@ -195,7 +195,7 @@ class Voc:
             if self.own_classes or (first and first.isdisjoint(VOC.classes)):
                 entries = [entry for split in found.values() for entry in split] if found else self._all_annotations()
                 names = self._names(entries)
-                # A dataset of a year's name with VOC's classes and others is more likely a slip of the pen.
+                # In a dataset named after a year, a few classes beside VOC's are more likely a typing mistake.
                 if names - set(VOC.classes) and (self.own_classes or names.isdisjoint(VOC.classes)):
                     labels = LabelSpace(tuple(sorted(names)))
         if labels == VOC and classes is None and not self.images.exists(_CLASSES):
@@ -210,7 +210,7 @@ class Voc:
         return [_Entry(name, f"{folder}/{name}") for name in names]
 
     def _names(self, entries: list[_Entry], stop_at_first: bool = False) -> set[str]:
-        """What classes are called in some annotations; damaged ones are reported when they are read as records."""
+        """The class names in some annotations; damaged ones are reported when they are read as records."""
         found: set[str] = set()
         paths = sorted({entry.annotation for entry in entries if entry.annotation})
         for path, data in zip(paths, read_many(self.images, paths), strict=True):
@@ -236,7 +236,7 @@ class Voc2007(Voc):
 
 
 class Voc2012(Voc2007):
-    """Its objects say also whether they are occluded; the annotations of its test images were never published."""
+    """Its objects also say whether they are occluded; the annotations of its test images were never published."""
 
     dataset = "voc2012"
     title = "VOC2012"
@@ -244,7 +244,7 @@ class Voc2012(Voc2007):
 
 
 class _ImageFinder:
-    """Where the image of an id lies: in the folder of images, whatever its suffix; they are listed at most once."""
+    """Where the image with an id is: in the folder of images, with any suffix; the folder is listed at most once."""
 
     def __init__(self, place: Storage):
         self._place = place
@@ -263,7 +263,7 @@ class _ImageFinder:
 
 
 def _by_stem(paths: list[PurePosixPath]) -> dict[str, str]:
-    """Image files by their paths without the suffix; of two the one with the more usual suffix."""
+    """Image files by their paths without the suffix; of two, the one with the more usual suffix."""
     images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     images.sort(key=lambda path: IMAGE_SUFFIXES.index(path.suffix.lower()), reverse=True)
     return {path.with_suffix("").as_posix(): path.as_posix() for path in images}
@@ -283,7 +283,7 @@ def _unlisted(place: Storage) -> dict[str, list[_Entry]]:
         parts = PurePosixPath(name).parts
         split = next((part for part in parts[:-1] if part.lower() in SPLIT_NAMES), WHOLE)
         image_id = "/".join(part for part in parts if part != split)
-        # An image that is missing is asked for by the name it would have, and reported.
+        # A missing image is read under the name it would have, and so reported.
         entry = _Entry(image_id, annotations.get(name, ""), images.get(name, f"{name}.jpg"))
         splits.setdefault(split, []).append(entry)
     return {split: entries for split, entries in splits.items() if any(entry.annotation for entry in entries)}
@@ -312,7 +312,7 @@ def find_root(place: Storage, title: str) -> Storage:
 def available_splits(
     root: Location | Storage, options: SourceOptions = NO_OPTIONS, title: str = "VOC"
 ) -> tuple[str, ...]:
-    """Splits that lie in ``root``, by its lists or else by its folders; empty when it is no VOC folder."""
+    """Splits in ``root``, by its lists or else by its folders; empty when it is not a VOC folder."""
     place = root if isinstance(root, Storage) else open_storage(root)
     listed = (available_lists(candidate) for candidate in _candidates(place, title))
     return next((splits for splits in listed if splits), ()) or tuple(_unlisted(place))
@@ -323,13 +323,13 @@ def _candidates(place: Storage, title: str) -> tuple[Storage, ...]:
 
 
 def available_lists(place: Storage) -> tuple[str, ...]:
-    """Splits whose image lists lie in a folder."""
+    """Splits whose image lists are in a folder."""
     there = {name: place.exists(f"{_MAIN}/{name}.txt") for name in _LISTS}
     return tuple(split for split, ways in _LISTS.items() if any(all(map(there.get, names)) for names in ways))
 
 
 def recognise(root: Location, title: str) -> Likeness | None:
-    """The VOC folder of one year at ``root``; a folder that is not called after a year is taken for that of 2007."""
+    """The VOC folder of one year at ``root``; a folder that is not named after a year is taken for VOC2007."""
     place = open_storage(root)
     for candidate in _candidates(place, title):
         if splits := available_lists(candidate):

@@ -12,7 +12,7 @@ HINT = "repair the file, or take its id out of the list in ImageSets/Main"
 
 
 class Annotation(NamedTuple):
-    """What one XML says of its image."""
+    """What one XML says about its image."""
 
     objects: tuple[ObjectRecord, ...]
     size: tuple[int, int] | None
@@ -52,12 +52,12 @@ def _parse(data: bytes, where: str) -> ElementTree.Element:
         raise BadInputError(where, "document type declarations, entities and NUL bytes are refused", HINT)
     try:
         return ElementTree.fromstring(data)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # an encoding that nobody knows, too
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # also raised for an unknown encoding
         raise BadInputError(where, f"not valid XML ({error})", HINT) from None
 
 
 def _parse_size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """None where it is not stated; some tools write 0 for that."""
+    """The stated size, or None; some tools write 0 for "not stated"."""
     try:
         width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
     except (ValueError, OverflowError):

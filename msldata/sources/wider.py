@@ -1,4 +1,4 @@
-"""WIDER-Attribute: photographs with boxes round people, each person a sample with 14 attributes."""
+"""WIDER-Attribute: photographs with boxes around people, each person a sample with 14 attributes."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _HINT = "fetch the annotations again and check them"
 class Wider:
     """One split of WIDER-Attribute: the person in each box, cut out of the photograph.
 
-    An attribute is positive (1), negative (-1) or ignored (0, the annotators could not tell).
+    An attribute is positive (1), negative (-1) or ignored (0: the annotators could not tell).
 
     Deviation: the published code pads a box that leaves the photograph with black; here it ends at the edge.
 
     Args:
-        root: the folder that holds ``Image/`` and the annotations, or one above it that calls it WIDER; local
-            or remote.
+        root: the folder that holds ``Image/`` and the annotations, or its parent, in which it is called WIDER; local or
+            remote.
         split: ``trainval``, ``train``, ``val`` or ``test``; train and val are told apart by the images' folders.
 
     Raises:
@@ -108,7 +108,7 @@ class Wider:
 
 
 def available_splits(root: Location | Storage) -> tuple[str, ...]:
-    """Splits whose annotations lie in ``root``."""
+    """Splits whose annotations are in ``root``."""
     place = root if isinstance(root, Storage) else open_storage(root)
     there = {part: place.exists(_annotation_file(place, part)) for part in ("trainval", "test")}
     return tuple(split for split, part in _SPLITS.items() if there[part])

@@ -33,13 +33,14 @@ _HINT = "mend the labels and run again"
 
 
 class Yolo:
-    """One split of a dataset in YOLO's layout: boxes, polygons and turned boxes, all in shares of the picture.
+    """One split of a dataset in YOLO's layout: boxes, polygons and rotated boxes, all in shares of the picture's sides.
 
     An image without a file of labels is left out and counted; one whose file is empty shows none of the classes.
 
     Args:
         root: the folder, or the ``.yaml`` file in it. Local or remote.
-        split: ``train``, ``val`` or ``test`` as ``data.yaml`` or the folders name them; ``all`` where nothing does.
+        split: ``train``, ``val`` or ``test`` as ``data.yaml`` or the folders name them; ``all`` where neither names
+        any.
         options: ``keep_unlabelled``.
 
     Raises:
@@ -94,7 +95,7 @@ class Yolo:
 
 
 def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:
-    """The splits of a folder in YOLO's layout; none where it is none."""
+    """The splits of a folder in YOLO's layout; empty if it is not one."""
     place, about = _open(root)
     return tuple(_describe(place, about)[1])
 
@@ -125,7 +126,7 @@ def _yaml_of(place: Storage) -> str:
 
 
 def _describe(place: Storage, about: str) -> tuple[tuple[str, ...], dict[str, list[str]], dict[str, str]]:
-    """(class names, images of every split, SHA-256 of what says so)."""
+    """(class names, images of every split, SHA-256 of the files that say so)."""
     about = about or _yaml_of(place)
     listed = next((name for name in _CLASS_LISTS if place.exists(name)), "")
     if not about and not listed:
@@ -175,9 +176,9 @@ def _names(place: Storage, about: str, entries: dict[str, Any]) -> tuple[str, ..
 
 
 def _images_at(place: Storage, about: str, wanted: Any, images: list[str]) -> list[str]:
-    """The images of one split: of a folder, of a list of images, or of several.
+    """The images of one split: from a folder, from a list of images, or from several.
 
-    The paths in such files are often those of another machine: of each the longest end that lies in the dataset counts.
+    The paths in such files often belong to another machine: the longest end of each that exists in the dataset counts.
     """
     if isinstance(wanted, list):
         return sorted({image for part in wanted for image in _images_at(place, about, part, images)})

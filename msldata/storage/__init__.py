@@ -3,7 +3,7 @@
 A ``Storage`` is one folder ("prefix") on a local disk, ``s3://``, ``gs://``, ``az://`` or ``http(s)://``. Names are
 relative to it and use ``/``. Remote I/O is obstore, which reads the usual environment:
 
-- ``s3://``: ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``; ``AWS_ENDPOINT_URL`` for another server
+- ``s3://``: ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``; ``AWS_ENDPOINT_URL`` for a server other
   than Amazon's (``http://`` is allowed there), ``AWS_SKIP_SIGNATURE=true`` for public buckets.
 - ``gs://``: ``GOOGLE_APPLICATION_CREDENTIALS`` or ``GOOGLE_SERVICE_ACCOUNT`` (the path of a key file). For an emulator
   the key file is ``{"gcs_base_url": "http://localhost:4443", "disable_oauth": true, "client_email": "",
@@ -47,7 +47,7 @@ Location = str | Path
 
 
 def open_storage(location: Location | Storage) -> Storage:
-    """Open a folder by path or URL; nothing is read, created or connected to yet. What is open is given back.
+    """Open a folder by path or URL; nothing is read, created or connected to yet. An open one is returned.
 
     Raises:
         StorageError: the scheme is not one of file, s3, gs, az, http, https, or pathlib has spoilt the address.
@@ -72,5 +72,5 @@ def open_storage(location: Location | Storage) -> Storage:
 
 
 def one_or_many(locations: Location | Sequence[Location]) -> tuple[Location, ...]:
-    """The locations, whether one or several are named: a text is one of them, not a sequence of letters."""
+    """A sequence of locations, whether one or several are given: a text is one location, not a sequence of letters."""
     return (locations,) if isinstance(locations, Location) else tuple(locations)

@@ -10,11 +10,11 @@ from pathlib import Path
 from msldata.errors import StorageError
 
 PART_SUFFIX = ".part"
-"""Names that end so are unfinished writes: never listed, safe to delete when no build is running."""
+"""Files with this suffix are unfinished writes: never listed, safe to delete when no build is running."""
 
 
 class NoRangesError(StorageError):
-    """A server that sends whole files only."""
+    """A server that only sends whole files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,8 @@ class Storage(ABC):
 
     @abstractmethod
     def read_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
-        """Several byte ranges of one file, in the order asked; a range beyond the end raises StorageError.
-
-        From a web server that sends whole files only, `NoRangesError`.
+        """Several byte ranges of one file, in the order asked; a range beyond the end raises StorageError, and a web
+        server that only sends whole files `NoRangesError`.
         """
 
     def stream(self, name: str) -> Iterator[bytes]:
@@ -65,7 +64,7 @@ class Storage(ABC):
         """Write ``name`` atomically from bytes or from a local file (which is moved or uploaded, and then gone)."""
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write ``name`` if it is not there yet; False if it was, on stores that can tell (not every S3 server can)."""
+        """Write ``name`` unless it is there already; then False, on stores that can tell (not every S3 server can)."""
         if self.exists(name):
             return False
         self.put(name, data)
@@ -73,7 +72,7 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove the file ``name``; a file that is not there is no error."""
+        """Remove the file ``name``; a missing file is not an error."""
 
     def path(self, name: str = "") -> Path | None:
         """The local path of ``name``, or None when this storage is remote."""

@@ -44,7 +44,7 @@ class LocalStorage(Storage):
         return (self.root / name).is_file()
 
     def read(self, name: str) -> bytes:
-        # A build reads every image here: pathlib, a file object and a context manager take as long as the system calls.
+        # A build reads every image here: pathlib, file objects and context managers take as long as the system calls.
         path = f"{self.url}/{name}"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -96,17 +96,17 @@ def _read_all(descriptor: int) -> bytes:
     if stat.S_ISCHR(state.st_mode) or stat.S_ISBLK(state.st_mode):
         raise OSError(errno.EINVAL, "a device, not a file")  # /dev/zero never ends
     size = state.st_size
-    data = os.read(descriptor, size + 1)  # one more byte than there should be: a shorter answer is the end
+    data = os.read(descriptor, size + 1)  # one byte more than there should be: a shorter answer means the end
     if len(data) == size:
         return data
-    parts = [data]  # no regular file, one that grows, or larger than one call reads
+    parts = [data]  # not a regular file, a growing one, or larger than one call reads
     while part := os.read(descriptor, 1 << 20):
         parts.append(part)
     return b"".join(parts)
 
 
 def flush_to_disk(path: Path) -> None:
-    """Force a finished file out of the page cache, so that a rename after it never names an empty file."""
+    """Force a finished file out of the page cache, so that a later rename never leaves an empty file."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

@@ -1,9 +1,9 @@
-"""Ownership of a folder by one process, such as a build or a training: two must never write into the same one.
+"""Ownership of a folder by one process, such as a build or a training run: two must never write to the same folder.
 
-On a disk the lock is the kernel's, on a hidden file: it dies with its process, also on another host where the file
-system is shared. Object stores, and disks without locks, have none that do. There the owner rewrites the file every few
-seconds, and a lock that stands still is taken over: after ``LEASE_SECONDS``, or at once when its owner was a process of
-this host that is dead. Nobody's clock is compared with another's; who waits watches whether the file changes.
+On a disk the lock is the kernel's, on a hidden file: it ends with its process, even on another host if the file system
+is shared. Object stores, and disks without locks, have no such lock. There the owner rewrites the file every few
+seconds, and a lock that stops changing is taken over: after ``LEASE_SECONDS``, or at once when its owner was a process
+of this host that has ended. No two clocks are compared; a waiting process watches whether the file changes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ LOCK_NAME = ".lock"
 BEAT_SECONDS = 3.0
 LEASE_SECONDS = 15.0
 SETTLE_SECONDS = 0.5
-"""Where a store cannot create a file exclusively, a claim counts when it still stands after this time."""
+"""Where a store cannot create a file exclusively, a claim counts if it is still there after this time."""
 _MOST_TAKEOVERS = 2
-"""Attempts to take over a lock that shows no life, after which the store is not believed any more."""
+"""Attempts to take over a lock that shows no life, after which the store is no longer trusted."""
 
 
 class Claim(ABC):
@@ -42,21 +42,21 @@ class Claim(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raises UserError when another process has taken the folder over, because this one was silent for too long."""
+        """Raise UserError when another process has taken the folder over because this one was silent for too long."""
 
     @abstractmethod
     def list_files(self) -> list[FileInfo]:
-        """The files in the folder. Raises StorageError where the answer cannot be true."""
+        """The files in the folder. Raises StorageError when the listing cannot be true."""
 
 
 @contextmanager
 def own_folder(folder: Storage, who: str, *, shared: bool = False) -> Iterator[Claim]:
-    """Own a folder while the block runs; a local one is made if it is not there.
+    """Own a folder while the block runs; a local one is created if it does not exist.
 
     Args:
         folder: local or remote.
         who: what the owner is, such as ``build``; for messages.
-        shared: own it together with others that say so too. In an object store that is no lock at all.
+        shared: own it together with others that also ask for that. In an object store that means no lock at all.
 
     Raises:
         UserError: a living process owns it. StorageError: it cannot be written.
@@ -86,7 +86,7 @@ def own_folder(folder: Storage, who: str, *, shared: bool = False) -> Iterator[C
     finally:
         if is_new:
             with suppress(OSError):
-                path.rmdir()  # if nothing came of it
+                path.rmdir()  # if it was never used
 
 
 class _LocalClaim(Claim):
@@ -95,14 +95,14 @@ class _LocalClaim(Claim):
         self.is_alone = is_alone
 
     def check(self) -> None:
-        """The kernel takes no lock away."""
+        """The kernel never takes a lock away."""
 
     def list_files(self) -> list[FileInfo]:
         return self._folder.list_files()
 
 
 def _lock(folder: Path, who: str, shared: bool) -> int | None:
-    """The descriptor that holds the lock; None where there are no locks. Raises UserError when another has it."""
+    """The descriptor that holds the lock; None where there are no locks. Raises UserError when it is taken."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -110,13 +110,13 @@ def _lock(folder: Path, who: str, shared: bool) -> int | None:
     path = folder / LOCK_NAME
     while True:
         with clear_local_errors(str(folder)):
-            # Not the folder itself, which some network file systems lock on this host alone.
+            # Not the folder itself, which some network file systems lock only on this host.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), path.stat()):  # else its last owner has just removed it
                 if not shared:
-                    with suppress(OSError):  # a full disk; it only names the owner
+                    with suppress(OSError):  # the disk may be full; the file only names the owner
                         os.ftruncate(descriptor, 0)
                         os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
                 return descriptor
@@ -155,14 +155,14 @@ class BeatingLock(Claim):
         self._released = threading.Event()
 
     def acquire(self) -> None:
-        """Take the folder. Raises UserError when a living process has it, StorageError when that cannot be told."""
+        """Take the folder. Raises UserError when a living process has it, StorageError when that is unknown."""
         watched: dict[str, Any] | None = None
         since, was_absent, num_takeovers = time.monotonic(), False, 0
         while True:
             found = self._read()
             taken = False
             if found is None:
-                # Absent twice: where writing is not atomic, the file is gone for a moment when its owner rewrites it.
+                # Look twice: where writing is not atomic, the file is missing for a moment while its owner rewrites it.
                 taken = was_absent and self._claim()
             elif watched is None or found["token"] != watched["token"]:
                 watched, since = found, time.monotonic()
@@ -211,7 +211,7 @@ class BeatingLock(Claim):
         deadline = time.monotonic() + BEAT_SECONDS
         while True:
             found = self.folder.list_files()
-            # The lock is there. A page that is no listing, as a gateway sends, is read as an empty one.
+            # The lock is there. A page that is not a listing, such as a gateway's, is read as an empty listing.
             if any(info.name == LOCK_NAME for info in found):
                 return found
             if time.monotonic() > deadline:
@@ -222,7 +222,7 @@ class BeatingLock(Claim):
             time.sleep(BEAT_SECONDS / 10)
 
     def keep(self) -> None:
-        """Show signs of life until ``stop_keeping``, or until the folder belongs to another; runs in a thread."""
+        """Show signs of life until ``stop_keeping``, or until another process owns the folder; runs in a thread."""
         last = time.monotonic()
         while not self._released.wait(BEAT_SECONDS):
             with suppress(StorageError, FileNotFoundError):  # a passing failure; in the end `check` decides
@@ -239,7 +239,7 @@ class BeatingLock(Claim):
         self._released.set()
 
     def release(self) -> None:
-        """Leave the folder to others."""
+        """Release the folder."""
         with suppress(StorageError):  # then the lock runs out by itself
             if self._stands():
                 self.folder.delete(LOCK_NAME)
@@ -265,7 +265,7 @@ def _kept_alive(folder: Storage, who: str) -> Iterator[BeatingLock]:
         yield lock
     finally:
         lock.stop_keeping()
-        beats.join(timeout=10)  # a beat under way must not bring the lock back after its deletion
+        beats.join(timeout=10)  # a rewrite in progress must not bring the lock back after its deletion
         lock.release()
 
 
@@ -274,7 +274,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
-    """What a lock file says; without a token where it is half written, or none: it may still become readable."""
+    """What a lock file says; without a token if it is malformed or half written: it may still become readable."""
     found = {"token": "", "beat": 0, "host": "", "pid": 0}
     with suppress(ValueError, TypeError):
         found.update({name: value for name, value in dict(json.loads(content)).items() if name in found})
@@ -290,7 +290,7 @@ def _refusal(folder: str, who: str, owner: dict[str, Any]) -> UserError:
 
 
 def _owner_is_dead(found: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this very host that has ended."""
+    """Whether the owner was a process of this host that has ended."""
     if found["host"] != socket.gethostname() or not isinstance(found["pid"], int) or found["pid"] == os.getpid():
         return False
     try:

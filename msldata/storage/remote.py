@@ -17,21 +17,21 @@ from msldata.storage.remoteerrors import PassingError, clear_remote_errors, is_l
 Result = TypeVar("Result")
 
 _PART_BYTES = 8 << 20
-"""Size of one part of a multipart upload; S3 allows 10,000 of them, which makes objects of 80 GB."""
+"""Size of one part of a multipart upload; S3 allows 10,000 of them, so objects of up to 80 GB."""
 _PARTS_IN_FLIGHT = 4
 _PAUSES = (0.2, 1.0, 3.0)
 """Seconds before a request that the storage library sends only once is sent again."""
 _LONG = 5.0
 _COALESCE_BYTES = 64 << 10
-"""Ranges of one file that lie nearer than this become one request. Neighbouring samples lie 2-4 kB apart; samples that
-are not neighbours an image or more, which with a larger limit would be read in vain."""
+"""Ranges of one file that are closer than this become one request. Neighbouring samples are 2-4 kB apart; others are at
+least an image apart, which a larger limit would read in vain."""
 
 
 class RemoteStorage(Storage):
-    """A prefix of a remote store; it pickles, and one object may be used by many threads at once."""
+    """A prefix of a remote store; it can be pickled, and one object may be used by many threads at once."""
 
-    # Wrong keys and missing objects are answered at once and never retried; only refused connections, 5xx and cut
-    # bodies are. A store that has never answered is given up within seconds: most likely its address is wrong. One that
+    # Wrong keys and missing objects fail at once and are never retried; only refused connections, 5xx and truncated
+    # bodies are. A store that has never answered is given up on within seconds: its address is probably wrong. One that
     # has answered is worth waiting for, because stores ask busy clients to slow down for tens of seconds.
     RETRY: ClassVar[dict[str, Any]] = {
         "max_retries": 6,
@@ -50,7 +50,7 @@ class RemoteStorage(Storage):
     SLOW_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "timeout": "300s"}
 
     def __init__(self, url: str, store: Any = None):
-        """``store``: an obstore store to use as it is, instead of one made from the URL and the environment."""
+        """``store``: an obstore store to use directly, instead of one made from the URL and the environment."""
         self.url = url
         self.can_list = not url.startswith(("http://", "https://"))
         self.store: Any = store if store is not None else self._connect(self.RETRY, self.READ_CLIENT)
@@ -70,7 +70,7 @@ class RemoteStorage(Storage):
             )
 
     def _answered(self) -> None:
-        """The store has answered: from now on its failures are taken for passing ones."""
+        """The store has answered: from now on its failures are assumed to be temporary."""
         if not self._has_answered:
             self._has_answered = True
             self.store = self._connect(self.PATIENT_RETRY, self.READ_CLIENT)
@@ -159,7 +159,7 @@ class RemoteStorage(Storage):
             answer = obstore.get(self.store, name)
             pieces = iter(answer.stream(min_chunk_size=_PART_BYTES))
         while True:
-            with clear_remote_errors(self.where(name)):  # not around the yield: the caller's errors are its own
+            with clear_remote_errors(self.where(name)):  # not around the yield: the caller's errors are not ours
                 piece = next(pieces, None)
             if piece is None:
                 break
@@ -218,13 +218,13 @@ class RemoteStorage(Storage):
 
 
 def _patiently(request: Callable[[], Result]) -> Result:
-    """Send a request that the storage library does not send again by itself."""
+    """Send a request that the storage library does not retry by itself."""
     began = time.monotonic()
     for pause in _PAUSES:
         try:
             return request()
         except PassingError:
-            if time.monotonic() - began > _LONG:  # it was sent again, and nobody answers
+            if time.monotonic() - began > _LONG:  # it was retried, and nobody answered
                 raise
             time.sleep(pause)
     return request()
@@ -232,7 +232,7 @@ def _patiently(request: Callable[[], Result]) -> Result:
 
 def _plain_http(url: str) -> bool:
     if url.startswith("gs://"):
-        return True  # its address stands in the key file; Google's own is https
+        return True  # its address is in the key file; Google's own is https
     if url.startswith("az://"):
         endpoint = os.environ.get("AZURE_STORAGE_ENDPOINT", os.environ.get("AZURE_ENDPOINT", ""))
     elif url.startswith("s3://"):

@@ -1,4 +1,4 @@
-"""One clear sentence for every way in which a remote store fails."""
+"""One clear sentence for every way in which a remote store can fail."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _ADDRESS = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_SERVICE_ACCOUNT", "az": "AZU
 
 
 class PassingError(StorageError):
-    """A store that could not be reached, or has failed by itself: asked again, it may answer."""
+    """A store that could not be reached, or failed internally: a retry may succeed."""
 
 
 @contextmanager
@@ -56,8 +56,8 @@ def clear_remote_errors(where: str, *, writing: bool = False) -> Iterator[None]:
     """Turn obstore's errors into one sentence.
 
     Raises:
-        FileNotFoundError: a read names an object or bucket that is not there. StorageError: anything else, and a write
-            into a bucket that is not there.
+        FileNotFoundError: a read names an object or bucket that does not exist. StorageError: anything else, and a
+            write to a bucket that does not exist.
     """
     import obstore.exceptions as failures
 
@@ -148,7 +148,7 @@ def _translated(where: str, error: Exception, writing: bool) -> Exception:
         return StorageError(f"{where}: no storage account is named; set AZURE_STORAGE_ACCOUNT_NAME")
     if "Range request not supported" in text:
         return NoRangesError(
-            f"{where}: this web server sends whole files only; give --cache DIR, which takes each shard once"
+            f"{where}: this web server only sends whole files; give --cache DIR, which downloads each shard once"
         )
     if isinstance(error, failures.NotSupportedError) or re.search(r"\b(405|501) ", text):
         return StorageError(f"{where}: this kind of location cannot do that; a web address can only be read")
@@ -162,12 +162,12 @@ def _translated(where: str, error: Exception, writing: bool) -> Exception:
 
 
 def is_lost_upload(error: StorageError) -> bool:
-    """Whether a multipart upload ended in the store's not knowing it any more."""
+    """Whether a multipart upload ended because the store no longer knew it."""
     return _LOST_UPLOAD in str(error)
 
 
 def _address(scheme: str) -> str:
-    """What to check when nobody answers."""
+    """What to check when there is no answer."""
     if scheme not in _ADDRESS:
         return "; check the address"
     name = _ADDRESS[scheme]

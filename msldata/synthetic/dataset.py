@@ -1,6 +1,6 @@
 """A synthetic dataset in VOC's own layout: drawn scenes as JPEG, XML with flags, split lists and a class list.
 
-It lets everything after the raw files be tried without a download, through the code that reads the real VOC2007.
+With it, everything after the raw files can be tried without a download, through the code that reads the real VOC2007.
 """
 
 from __future__ import annotations
@@ -54,22 +54,22 @@ def write_synthetic_voc(
     num_workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write ``root/VOCdevkit/VOC2007``: images, XML, and in ImageSets/Main train, val, trainval, test and classes.
+    """Write ``root/VOCdevkit/VOC2007``: images, XML and, in ImageSets/Main, train, val, trainval, test and classes.
 
-    Image i is a function of (seed, i, image_size). The folder appears only when it is complete; where it already is,
+    Image i is a function of (seed, i, image_size). The folder appears only when it is complete; if it already exists,
     made with the same options, nothing is done.
 
     Args:
         root: the folder that gets VOCdevkit.
-        num_train: images of trainval, a fifth of which is val.
+        num_train: images in trainval, a fifth of which are val.
         num_test: images of test.
         image_size: side of the square images in pixels, 32 or more.
-        seed: of everything drawn.
+        seed: seed of everything that is drawn.
         num_workers: processes; default: one per available processor.
         progress: called with (images done, images in all).
 
     Raises:
-        UserError: another dataset is in the way, or a size or count that cannot work. StorageError: ``root`` cannot be
+        UserError: another dataset is in the way, or a size or count is impossible. StorageError: ``root`` cannot be
             written.
     """
     if num_train < 2 or num_test < 1 or image_size < 32:
@@ -112,7 +112,7 @@ def write_synthetic_voc(
 
 
 def image_id(number: int) -> str:
-    """VOC's six digits."""
+    """The id of an image: six digits, as in VOC."""
     return f"{number:06d}"
 
 

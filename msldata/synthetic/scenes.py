@@ -1,8 +1,8 @@
 """Drawn underwater scenes with exact labels: several overlapping creatures and things, each with known visible pixels.
 
-A sketch is a list of polygons in its own frame (about -1 to 1, y down), each with a tone. Colours lean to what is usual
-for the class but are often random, so form and surface decide: fins, ribs, spikes, suckers, planks. Everything is
-painted at twice the size and reduced, which smooths the edges; what stays visible of an object is counted on the
+A sketch is a list of polygons in its own frame (about -1 to 1, y down), each with a tone. Colours tend towards what is
+usual for the class but are often random, so shape and surface decide: fins, ribs, spikes, suckers, planks. Everything
+is painted at twice the size and reduced, which smooths the edges; what stays visible of an object is counted on the
 painted pixels, so labels and flags are true by construction.
 """
 
@@ -22,10 +22,10 @@ CLASSES = tuple(SHAPES)
 
 SUPERSAMPLING = 2
 NUM_VARIANTS = 32
-"""Different sketches per class; they are turned, stretched and coloured anew each time."""
+"""Different sketches per class; they are rotated, stretched and coloured anew each time."""
 
 _UPRIGHT = frozenset({"coral", "seaweed"})
-"""Classes that grow from the ground: tilted a little, never turned over."""
+"""Classes that grow from the ground: tilted a little, never upside down."""
 
 _HABITATS = (
     {"fish": 3, "jellyfish": 2, "turtle": 2, "octopus": 0.5},
@@ -33,16 +33,16 @@ _HABITATS = (
     {"coral": 2.5, "fish": 1.5, "urchin": 1, "seaweed": 1, "octopus": 1, "turtle": 0.7},
     {"anchor": 2, "barrel": 2, "octopus": 1, "crab": 1, "fish": 0.7, "coral": 0.7},
 )
-"""Which classes are met together and how often (open water, sea floor, reef, wreck): context, as in photographs."""
+"""Which classes occur together and how often (open water, sea floor, reef, wreck): context, as in photographs."""
 
 _SMALLEST, _LARGEST = 0.24, 0.66
-"""Range of the objects' usual reach, as a share of half the image's side."""
+"""Range of the objects' usual extent, as a share of half the image's side."""
 
 _STRAY = 0.06
 """Weight of a class that is not at home in the habitat."""
 
 _USUAL_SHARE = 0.7
-"""How many objects have about the usual hue of their class; the others have any."""
+"""Share of objects with roughly the usual hue of their class; the others may have any hue."""
 
 _USUAL_HUES = {
     "anchor": 0.6,
@@ -68,11 +68,11 @@ class Creature:
 
     name: str
     box: tuple[int, int, int, int]
-    """Of the visible pixels: left, top, right, bottom; right and bottom excluded."""
+    """The box of the visible pixels: left, top, right, bottom; right and bottom excluded."""
     visible_area: float
-    """In pixels of the finished image."""
+    """Visible area in pixels of the finished image."""
     visible_fraction: float
-    """Visible area over the area it would have with nothing before it and no border."""
+    """Visible area over the area it would have with nothing in front of it and no border."""
     covered_fraction: float
     """Share of its pixels inside the image that other objects hide."""
     truncated: bool
@@ -87,7 +87,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> tuple[Image.Image, tuple[
         rng: every choice comes from it.
 
     Returns:
-        The RGB image, and its creatures from back to front, without those that are hidden entirely.
+        The RGB image, and its creatures from back to front, without those that are entirely hidden.
     """
     side = size * SUPERSAMPLING
     canvas = _background(size, rng).resize((side, side), Image.Resampling.BILINEAR)
@@ -115,7 +115,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> tuple[Image.Image, tuple[
 
 
 def _account(names: list[str], owner_HW: np.ndarray, whole: list[int], inside: list[int]) -> tuple[Creature, ...]:
-    """What is left of each object, from the map of which object owns which painted pixel."""
+    """The visible part of each object, from the map of which object owns which painted pixel."""
     creatures = []
     for number, name in enumerate(names, start=1):
         mine_HW = owner_HW == number
@@ -147,7 +147,7 @@ def _choose_classes(rng: np.random.Generator) -> list[str]:
 
 @cache
 def _sketch(name: str, variant: int) -> tuple[np.ndarray, list[tuple[int, int, str]]]:
-    """All corner points (N, 2) of one variant, and per polygon its first and last point's place and its tone."""
+    """All corner points (N, 2) of one variant and, per polygon, where its first and last points are, and its tone."""
     shapes: list[Shape] = SHAPES[name](np.random.default_rng([CLASSES.index(name), variant]))
     ends = np.cumsum([len(points) for points, _ in shapes]).tolist()
     spans = [(end - len(points), end, tone) for end, (points, tone) in zip(ends, shapes, strict=True)]
@@ -157,7 +157,7 @@ def _sketch(name: str, variant: int) -> tuple[np.ndarray, list[tuple[int, int, s
 def _paint(
     name: str, centre: np.ndarray, radius: float, rng: np.random.Generator
 ) -> tuple[Image.Image, Image.Image, tuple[int, int]]:
-    """Turn, stretch, colour and light a sketch: an RGB patch, its cover (L, 0 or 255) and its top left corner."""
+    """Rotate, stretch, colour and light a sketch: an RGB patch, its cover (L, 0 or 255) and its top left corner."""
     corners, spans = _sketch(name, int(rng.integers(NUM_VARIANTS)))
     turn = rng.normal(0, 0.2) if name in _UPRIGHT else rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])

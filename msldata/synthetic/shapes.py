@@ -1,4 +1,4 @@
-"""What the drawn scenes are made of: twelve kinds of sea creatures and things as coloured polygons."""
+"""What the drawn scenes are made of: twelve kinds of sea creatures and objects as coloured polygons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 Shape = tuple[np.ndarray, str]
 """Corner points (N, 2) in the sketch's own frame (about -1 to 1, y down), and the name of a tone: ``body``, ``dark``,
-``light``, ``accent``, ``white`` or ``black``. Later shapes lie on earlier ones."""
+``light``, ``accent``, ``white`` or ``black``. Later shapes cover earlier ones."""
 
 _TURN = 2 * np.pi
 

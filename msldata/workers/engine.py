@@ -1,7 +1,7 @@
 """Where the tasks of a build run: in local worker processes, or on a Ray cluster. Tasks are independent and idempotent.
 
-The same function runs in both, so the bytes are the same. A worker that is killed in the middle of a task costs only
-that task: it is run once more, elsewhere.
+The same function runs in both, so the bytes are the same. When a worker is killed in the middle of a task, only that
+task is lost, and it is run once more, elsewhere.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Engine:
     """What runs the tasks.
 
     Raises:
-        UserError: an unknown name, or an address for an engine that has none.
+        UserError: an unknown name, or an address for an engine that takes none.
     """
 
     name: str = "local"
     """``local`` or ``ray``."""
     ray_address: str | None = None
-    """Of a running cluster: ``auto`` or ``HOST:6379``; default: $RAY_ADDRESS, else one is started here."""
+    """Address of a running cluster: ``auto`` or ``HOST:6379``; default: $RAY_ADDRESS, else one is started here."""
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
@@ -51,18 +51,19 @@ def run_tasks(
 ) -> list[Result]:
     """Run ``function`` on every task and return the results in the order of the tasks.
 
-    The first error stops all other tasks and is raised as itself. No worker outlives this process, however it ends.
+    The first error stops all other tasks and is raised unchanged. No worker outlives this process, however it ends.
 
     Args:
         function: a function at the top level of a module; it and the tasks are pickled.
         tasks: one argument each.
         num_workers: tasks that run at the same time; locally 1 runs in this process. Default: one per available
-            processor, of the cluster with Ray.
+            processor, with Ray of the cluster's.
         on_result: called in this process with each result as soon as it is there, in any order.
         engine: where they run.
 
     Raises:
-        UserError: two workers were killed at one task, ``num_workers`` is below 1, or Ray is missing or out of reach.
+        UserError: two workers were killed by one task, ``num_workers`` is below 1, or Ray is missing or cannot be
+    reached.
     """
     if num_workers is not None and num_workers < 1:
         raise UserError(f"num_workers is {num_workers}; it must be 1 or more")

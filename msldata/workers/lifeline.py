@@ -1,4 +1,4 @@
-"""A worker's tie to its parent: a pipe through which nothing is sent, and which ends when the parent does."""
+"""A worker's tie to its parent: a pipe that carries nothing and closes when the parent ends."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class Lifeline:
-    """The parent's side: closing it, or dying of anything, tells every worker.
+    """The parent's side: closing it, or ending in any way, tells every worker.
 
     Args:
-        context: of ``multiprocessing``, which the workers are started from.
+        context: the ``multiprocessing`` context that starts the workers.
 
     Attributes:
         end: what each worker is given, for `watch`.
@@ -23,13 +23,13 @@ class Lifeline:
         self.end, self._held = context.Pipe(duplex=False)
 
     def close(self) -> None:
-        """Tell the workers."""
+        """Tell the workers to end."""
         self._held.close()
         self.end.close()
 
 
 def watch(end: Connection, then: Callable[[], None]) -> None:
-    """In a worker: call ``then`` in a thread of its own once the parent has closed its side or is gone."""
+    """In a worker: call ``then`` in a separate thread once the parent has closed its side or is gone."""
 
     def wait() -> None:
         with suppress(EOFError, OSError):

@@ -1,4 +1,4 @@
-"""Tasks in local worker processes, one pipe each: a worker that dies costs its task, never the others'."""
+"""Tasks in local worker processes, one pipe each: a worker that dies affects only its own task."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class _Worker:
 def prepare_workers(module: str) -> None:
     """Begin to start the process that workers are forked from, and return at once.
 
-    It takes a fifth of a second to import ``module``, the one that holds the tasks' function; called before a build
-    plans its shards, that time costs nothing.
+    It takes a fifth of a second to import ``module``, the one that holds the tasks' function; if it is called before a
+    build plans its shards, that time costs nothing.
     """
     _context(module)
 
@@ -57,7 +57,7 @@ def run_in_processes(
 
     def start_worker() -> _Worker:
         ours, theirs = context.Pipe()
-        # Not inherited but sent: the fork server keeps the environment of its own start, without later credentials.
+        # Sent, not inherited: the fork server keeps the environment it started with, without later credentials.
         arguments = (function, theirs, lifeline.end, dict(os.environ))
         process = context.Process(target=_work, args=arguments, daemon=True)
         with _without_main(function.__module__):
@@ -89,7 +89,7 @@ def run_in_processes(
                     deaths[index] += 1
                     if deaths[index] == _ATTEMPTS:
                         raise UserError(
-                            f"{_ATTEMPTS} worker processes were killed at the same work, most likely because memory "
+                            f"{_ATTEMPTS} worker processes were killed by the same work, most likely because memory "
                             "ran out; run the same command again to go on from what is finished, with fewer --workers"
                         ) from None
                     waiting.appendleft(index)
@@ -104,7 +104,7 @@ def run_in_processes(
                 if on_result is not None:
                     on_result(result)
     finally:
-        # Who is still busy after an error is stopped at once.
+        # Workers that are still busy after an error are stopped at once.
         lifeline.close()
         for worker, _ in busy.values():
             worker.process.join()
@@ -113,8 +113,8 @@ def run_in_processes(
 
 
 def _context(module: str) -> Any:
-    """Where workers come from; the process that they are forked from is started, unless it runs already."""
-    # Never "fork": the caller may have threads (a progress bar, obstore's runtime), whose locks a fork would copy held.
+    """Where workers come from; the process that they are forked from is started unless it is running already."""
+    # Never "fork": the caller may have threads (a progress bar, obstore's runtime), and a fork copies locks they hold.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from multiprocessing.forkserver import ensure_running
@@ -128,7 +128,7 @@ def _context(module: str) -> Any:
 
 @contextmanager
 def _same_search_path() -> Iterator[None]:
-    """A process that is started in the block imports what this one would, not what happens to be installed as well."""
+    """A process that is started in the block imports the same packages as this one, not others."""
     wanted = {
         "PYTHONPATH": os.pathsep.join(place or str(Path.cwd()) for place in sys.path),
         "PYTHONSAFEPATH": "1",  # or the current folder would come first
@@ -146,7 +146,7 @@ def _same_search_path() -> Iterator[None]:
 
 @contextmanager
 def _without_main(module: str) -> Iterator[None]:
-    """Hide the main script while a process starts: it would be run again there, a whole command line, for nothing."""
+    """Hide the main script while a process starts: otherwise the whole command line would run there again."""
     main = sys.modules["__main__"]
     if module != "__main__":
         sys.modules["__main__"] = types.ModuleType("__main__")
@@ -157,10 +157,8 @@ def _without_main(module: str) -> Iterator[None]:
 
 
 class _NoPandas(MetaPathFinder):
-    """Hides pandas from a worker, whose tasks do not need it.
-
-    To make an array of a list, pyarrow asks whether it is a pandas Series, and where pandas is installed imports it for
-    that: a quarter of a second a process.
+    """Hides pandas from a worker, whose tasks do not need it. To turn a list into an array, pyarrow checks whether it
+    is a pandas Series and, if pandas is installed, imports it for that: a quarter of a second per process.
     """
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
@@ -169,7 +167,7 @@ class _NoPandas(MetaPathFinder):
 
 
 def _work(function: Callable[[Any], Any], pipe: Connection, lifeline: Connection, environment: dict[str, str]) -> None:
-    """A worker's life: one task after the other, until the pipe ends."""
+    """The main loop of a worker: one task after the other, until the pipe closes."""
     sys.meta_path.insert(0, _NoPandas())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; the parent decides
     os.environ.update(environment)
@@ -187,12 +185,12 @@ def _work(function: Callable[[Any], Any], pipe: Connection, lifeline: Connection
             error, trace = caught, f"in a worker process:\n{traceback.format_exc()}"
         try:
             pipe.send((result, error, trace))
-        except Exception as unsendable:  # not an answer that can be pickled
+        except Exception as unsendable:  # the answer cannot be pickled
             pipe.send((None, RuntimeError(f"{unsendable}\n{trace}"), trace))
 
 
 def available_cpus() -> int:
-    """Processors this process may use, which in a container or a batch job can be fewer than the machine has."""
+    """Processors that this process may use; in a container or a batch job, they can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

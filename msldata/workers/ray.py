@@ -15,7 +15,7 @@ from msldata.workers.processes import available_cpus
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_RETRIES = 1  # as in local processes: whatever kills two workers would kill the third
+_RETRIES = 1  # as in local processes: whatever kills two workers would kill a third
 
 
 def run_on_ray(
@@ -25,7 +25,8 @@ def run_on_ray(
     on_result: Callable[[Result], None] | None,
     address: str | None,
 ) -> list[Result]:
-    """``engine.run_tasks`` on the cluster at ``address``, or on one that is started on this machine and stopped again.
+    """``engine.run_tasks`` on the cluster at ``address``, or on one that is started on this machine and stopped
+    afterwards.
 
     Every node needs this package, the access rights, and the same view of the folders that the tasks read and write.
     """
@@ -48,7 +49,7 @@ def _run(
     on_result: Callable[[Result], None] | None,
 ) -> list[Result]:
     remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(function)
-    # Only what can run soon is handed over: the tasks of a large plan would fill the cluster's memory.
+    # Only tasks that can run soon are submitted: all the tasks of a large plan would fill the cluster's memory.
     num_running = num_workers or max(1, 2 * int(ray.cluster_resources().get("CPU", 1)))
     waiting = deque(range(len(tasks)))
     running: dict[Any, int] = {}
@@ -67,7 +68,7 @@ def _run(
         raise error.cause from None
     except ray.exceptions.WorkerCrashedError:
         raise UserError(
-            f"{_RETRIES + 1} Ray workers were killed at the same work, most likely because memory ran out; run the "
+            f"{_RETRIES + 1} Ray workers were killed by the same work, most likely because memory ran out; run the "
             "same command again to go on from what is finished, with fewer --workers"
         ) from None
     except ray.exceptions.RayError as error:
@@ -90,7 +91,7 @@ def _connect(ray: Any, address: str | None, num_workers: int | None) -> None:
     """Join the cluster at ``address`` or in $RAY_ADDRESS; without one, start one here that is as large as needed."""
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None and "RAY_ADDRESS" not in os.environ:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report usage statistics to its developers
         ray.init(
             address="local",
             num_cpus=num_workers or available_cpus(),
@@ -111,7 +112,7 @@ def _connect(ray: Any, address: str | None, num_workers: int | None) -> None:
 
 
 def _knock(place: str) -> None:
-    """Raise OSError where nothing listens: Ray itself would try for minutes, and end the whole process then."""
+    """Raise OSError where nothing listens: Ray itself would try for minutes and then end the whole process."""
     match = re.fullmatch(r"(?:\w+://)?([^/]+):([0-9]+)", place)
     if match is not None:
         socket.create_connection((match[1], int(match[2])), timeout=10).close()

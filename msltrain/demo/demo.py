@@ -1,7 +1,7 @@
 """The demo: the public commands from raw files to a report, on a synthetic dataset, on a laptop.
 
-Every step is a command that a user could type, run as a process of its own. Steps that a stopped demo finished are not
-run again.
+Every step is a command that a user could type, run in its own process. Steps that an interrupted demo has finished are
+not run again.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def run_demo(out: str | Path, *, quick: bool = False, on_event: OnStep = lambda 
     """Make a dataset, build shards and keep masks, train baseline and MSL with equal budgets, compare them on a page.
 
     Args:
-        out: folder for everything; a demo that was stopped there goes on where it was.
-        quick: a tiny version that checks the path and learns nothing.
-        on_event: told when a command starts, prints a line, and ends.
+        out: folder for everything; an interrupted demo continues there where it stopped.
+        quick: a tiny version that checks that everything works, and learns nothing.
+        on_event: called when a command starts, prints a line, and ends.
 
     Returns:
         The page.
@@ -138,7 +138,7 @@ def _plan(out: Path, size: _Size) -> list[Step]:
 
 
 def _predictions_file(out: Path, run: str, condition: str) -> Path:
-    """Where `evaluate` puts them by itself, and `report` looks for them."""
+    """Where `evaluate` puts them by default, and `report` looks for them."""
     keep_masks = [] if condition == "whole" else [out / "heldout-masks" / condition]
     return default_file(out / "runs" / run, out / "shards" / DATASET / "test", keep_masks)
 
@@ -175,7 +175,7 @@ def _describe_budget(runs: list[RunReport]) -> Mapping[str, str]:
         reference.config.stream,
         reference.config.run.seed,
     )
-    assert equal, "the two recipes of the demo must differ in nothing but the masked branch"
+    assert equal, "the two recipes of the demo must differ only in the masked branch"
     return {
         "Budget": f"equal for both: the same samples in the same order, {optim.num_epochs} epochs, the same optimiser "
         "and seed. Not equal in computing: a step of MSL runs the network on each image twice.",

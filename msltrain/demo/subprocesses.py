@@ -1,4 +1,4 @@
-"""Commands of this program as steps, each in a process of its own, run in order; finished ones are not run again."""
+"""Commands of this program as steps, each in its own process, run in order; finished ones are not run again."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class StepOutput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepFinished:
-    """A command ended well, or had done so before."""
+    """A command succeeded, now or in an earlier call."""
 
     seconds: float
-    """Wall time; of the earlier time when ``skipped``."""
+    """Wall time; that of the earlier run when ``skipped``."""
     skipped: bool
 
 
@@ -58,14 +58,14 @@ class Step:
     """One command."""
 
     name: str
-    """Names its log, ``logs/NAME.log``."""
+    """The name of its log, ``logs/NAME.log``."""
     title: str
     arguments: tuple[str, ...]
     """As typed after ``msl``."""
     product: Path
-    """Exists once the command has ended well."""
+    """A path that exists once the command has succeeded."""
     begun: Path | None = None
-    """Of a training: exists once there is something to go on from with ``--resume auto``."""
+    """For a training run: a path that exists once ``--resume auto`` has something to continue from."""
 
     @property
     def command(self) -> str:
@@ -74,13 +74,13 @@ class Step:
 
 
 def run_steps(steps: Sequence[Step], out: Path, *, what: str, on_event: OnStep = lambda event: None) -> None:
-    """Run what an earlier call in ``out`` has not finished.
+    """Run the steps that an earlier call in ``out`` has not finished.
 
     Args:
         steps: in order.
         out: folder of the logs and of the list of finished commands.
-        what: the steps are part of, such as ``demo``.
-        on_event: told when a command starts, prints a line, and ends.
+        what: what the steps are part of, such as ``demo``.
+        on_event: called when a command starts, prints a line, and ends.
 
     Raises:
         UserError: a command failed, or its product is missing; the message names it, its last words and its log.
@@ -96,7 +96,7 @@ def run_steps(steps: Sequence[Step], out: Path, *, what: str, on_event: OnStep =
 
 
 def _run(step: Step, out: Path, what: str, on_event: OnStep) -> float:
-    """Run one command, pass on what it prints, keep it in a log; return the seconds it took."""
+    """Run one command, pass on its output and keep it in a log; return the seconds it took."""
     log = out / "logs" / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = step.arguments
@@ -136,14 +136,13 @@ def _run(step: Step, out: Path, what: str, on_event: OnStep) -> float:
         )
     if not step.product.exists():
         raise UserError(
-            f"this step of the {what} ended without what it was to make, {step.product}:\n  {step.command}\n"
-            f"its log is {log}"
+            f"this step of the {what} ended without its product, {step.product}:\n  {step.command}\nits log is {log}"
         )
     return time.perf_counter() - began
 
 
 def _let_end(process: subprocess.Popen[str]) -> None:
-    """Leave no command behind: Ctrl-C in a terminal has reached it too, so it first gets the time to save its state."""
+    """Leave no command running: Ctrl-C in a terminal has reached it too, so it first gets time to save its state."""
     try:
         process.wait(timeout=_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
@@ -152,16 +151,16 @@ def _let_end(process: subprocess.Popen[str]) -> None:
 
 
 def patient_environment() -> dict[str, str]:
-    """This process's environment, with threads that wait for each other asleep unless the user decided otherwise.
+    """This process's environment, with threads that sleep while they wait, unless the user decided otherwise.
 
-    By default the OpenMP of torch's Linux wheels waits spinning; where another program wants the same cores, a small
+    By default the OpenMP of torch's Linux wheels spins while it waits; if another program wants the same cores, a small
     network then trains several times slower.
     """
     return {"GOMP_SPINCOUNT": "1000", **program_environment()}
 
 
 def _read_finished(out: Path) -> dict[str, float]:
-    """Commands that ended well here, and how many seconds each took."""
+    """Commands that have succeeded here, and how many seconds each took."""
     try:
         finished = json.loads((out / _LIST_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:

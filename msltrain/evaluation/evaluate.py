@@ -36,7 +36,7 @@ from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 
 KEEP_MASK_EPOCH = 0
-"""Keep masks change with the epoch in training; an evaluation always takes those of this one."""
+"""In training, keep masks change with the epoch; an evaluation always takes those of this epoch."""
 _NEGATIVE_WHERE_IGNORED = ("WIDER-Attribute",)
 """Sources whose ignored pairs count as negatives in precision, recall and F1, as the published evaluation has it."""
 
@@ -64,7 +64,7 @@ def evaluate(
     """Predict every sample of a dataset and measure the predictions.
 
     Under ``torchrun`` the ranks share the work; all of them return the same, and rank 0 writes the file. The file does
-    not depend on how many there are.
+    not depend on the number of ranks.
 
     Args:
         checkpoint: checkpoint folder, the folder of a run, whose best one is taken, or a weights file.
@@ -76,18 +76,18 @@ def evaluate(
         flip, scales: further views of each image, see ``AveragedViews``.
         out: predictions file to write, ``.parquet`` or ``.csv``; it is written before anything is measured.
         batch_size: samples per rank and step.
-        num_threads: decoding threads per rank; None: the CPUs there are.
+        num_threads: decoding threads per rank; None: one per available CPU.
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
         seed: chooses among the keep masks.
         progress: see ``Progress``.
-        cache, cache_limit_gb, on_sample_error: see ``StreamConfig``. Skipped samples are no part of the predictions;
-            their origin names them.
-        note: told what to know of the data: that the model was trained on it, or that its classes are others.
+        cache, cache_limit_gb, on_sample_error: see ``StreamConfig``. Skipped samples are not in the predictions; the
+            predictions' origin lists them.
+        note: called with what to know about the data: that the model was trained on it, or that its classes differ.
 
     Raises:
         SampleError: a sample is damaged, and ``on_sample_error`` is ``fail``.
         UserError: the shards lack a class of the checkpoint, or the shards or masks cannot be used. Classes are matched
-            by name: their order may differ, and those that the checkpoint does not know are left out.
+            by name: their order may differ, and classes that the checkpoint does not know are left out.
         FileNotFoundError: no such checkpoint.
     """
     check_scales(scales)
@@ -157,7 +157,7 @@ def training_shards(checkpoint: str | Path) -> str:
     """The shards that hold what the run of ``checkpoint`` was validated on: its training shards, or others.
 
     Raises:
-        FileNotFoundError, UserError: no checkpoint there, or it does not say.
+        FileNotFoundError, UserError: no checkpoint there, or it does not name the shards.
     """
     data = read_meta(open_checkpoint(checkpoint))[1].data
     if not data.train:
@@ -189,7 +189,7 @@ def _notes(loaded: LoadedRecogniser, shard_set: ShardSet, where: str, held_out: 
 
 
 def open_images(shards: Location) -> ShardSet:
-    """The dataset at ``shards``. Raises UserError when it is none, or has no class list."""
+    """The dataset at ``shards``. Raises UserError when it is not a dataset, or has no class list."""
     shard_set = open_shard_set(shards)
     if not shard_set.classes:
         raise UserError(
@@ -200,7 +200,7 @@ def open_images(shards: Location) -> ShardSet:
 
 
 def origin_of(loaded: LoadedRecogniser, shard_set: ShardSet) -> Origin:
-    """What was run on what, before any keep mask."""
+    """Which weights were run on which data, before any keep mask."""
     manifest = shard_set.manifest
     negative = manifest.provenance.get("source") in _NEGATIVE_WHERE_IGNORED
     return Origin(

@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A model, and what it meets of the images."""
+    """A model, and what it sees of the images."""
 
     model: Callable[[Tensor], Tensor]
     """Logits (B, K) from normalised images (B, C, H, W); in evaluation mode."""
@@ -53,15 +53,15 @@ class RankPart:
 
     @staticmethod
     def concatenate(parts: Sequence[RankPart]) -> RankPart:
-        """The samples of all parts, one after the other."""
+        """The samples of all parts, in sequence."""
         return RankPart(*(np.concatenate([getattr(part, name) for part in parts]) for name in RankPart.__slots__))
 
 
 class AllSamples:
-    """Every sample of a dataset, and the truth about it.
+    """Every sample of a dataset, and its true labels.
 
     Args:
-        shard_set: the dataset, or what a filter keeps of it.
+        shard_set: the dataset, or the part that a filter keeps.
         column_K: int64, the position in the dataset of each class that a model knows; None: the dataset's own.
 
     Attributes:
@@ -77,13 +77,13 @@ class AllSamples:
 
     @property
     def key_hash_N(self) -> np.ndarray:
-        """uint64, what keep masks are chosen by."""
+        """uint64, hashes by which keep masks are chosen."""
         return self.rows.key_hash_N
 
     def run(
         self, views: Sequence[View], loader: Loader, batch_size: int, progress: Progress | None = None
     ) -> list[RankPart]:
-        """What this rank computes: a part per view, as ``steps`` gives them, put together."""
+        """What this rank computes: the parts of ``steps``, joined into one per view."""
         num_classes = len(self.column_K)
         empty = RankPart(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty((0, num_classes), np.float32))
         parts = [[empty] for _ in views]
@@ -99,7 +99,7 @@ class AllSamples:
 
         Args:
             views: what to compute for each sample.
-            loader: this rank's share of the samples, not shuffled; from the step on at which it stands.
+            loader: this rank's share of the samples, not shuffled; it continues from its current step.
             batch_size: samples per rank and step.
             progress: see ``Progress``.
         """
@@ -126,15 +126,15 @@ class AllSamples:
     def assemble(
         self, part: RankPart, origin: Origin, skipped: Mapping[int, SampleError] = MappingProxyType({})
     ) -> Predictions:
-        """Put the logits of all ranks into the stored order, beside the truth from the sample indexes.
+        """Put the logits of all ranks into the stored order, beside the true labels from the sample indexes.
 
         Args:
-            part: of all ranks.
-            origin: of the predictions; the skipped samples are added to it.
-            skipped: damaged samples by position in the dataset, of all ranks; they are no part of the predictions.
+            part: the parts of all ranks.
+            origin: the predictions' origin; the skipped samples are added to it.
+            skipped: damaged samples of all ranks, by position in the dataset; they are not in the predictions.
 
         Raises:
-            AssertionError: a sample was met twice, or neither met nor skipped, or under another key.
+            AssertionError: a sample occurs twice, or is neither evaluated nor skipped, or has another key.
         """
         seen_N = self.seen(skipped)
         rows, index_N, name = self.rows.take(seen_N), self.index_N[seen_N], self.shard_set.name
@@ -166,7 +166,7 @@ class AllSamples:
         return self._column("objects")
 
     def occlusion(self) -> pa.ListArray | None:
-        """What the segments say of each of ``objects``; None where the build did not note it."""
+        """What the segments say about each of ``objects``; None if the build did not record it."""
         provenance = self.shard_set.manifest.provenance
         return self._column(OCCLUSION.name, "objects") if provenance.get(OCCLUSION.name) else None
 
@@ -186,14 +186,14 @@ def in_full_batch(
 ) -> Tensor:
     """Logits (B, K) of a batch, computed inside a full batch with sample n at position n modulo the batch size.
 
-    The last bits of a logit depend on the kernel, and that on the size of the batch, if not on the place in it. The
-    last step is shared out differently for every number of ranks; so placed, a sample has the same logits in all.
+    The last bits of a logit depend on the kernel, and so on the size of the batch, perhaps even on the place in it. The
+    last step is divided differently for every number of ranks; placed like this, a sample has the same logits in all.
 
     Args:
         model: gets the full batch of images.
         image_BCHW: the batch.
         place_B: int64, number n of each sample in the order of the evaluation; they follow each other.
-        batch_size: of a full batch.
+        batch_size: size of a full batch.
     """
     if len(place_B) == batch_size and place_B[0] % batch_size == 0:
         return model(image_BCHW)

@@ -14,7 +14,7 @@ from torch import Tensor
 from msldata.errors import UserError
 
 _MULTIPLE = 32
-"""Sides of scaled views are multiples of this, as the strides of the common backbones ask for."""
+"""Sides of scaled views are multiples of this, as the strides of the common backbones require."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class AveragedViews:
 
     Args:
         model: logits (B, K) from images (B, C, H, W).
-        flip: also mirrored left to right.
-        scales: also at these sizes, as factors of the model's own; resized from its own square, so a factor above 1
-            shows no new detail.
+        flip: also see images mirrored left to right.
+        scales: also see them at these sizes, as factors of the model's own; they are resized from the model's square,
+            so a factor above 1 shows no new detail.
     """
 
     model: Callable[[Tensor], Tensor]
@@ -45,7 +45,7 @@ class AveragedViews:
 
     @property
     def description(self) -> str:
-        """Such as ``scale 1.25, flip``; empty for the plain view."""
+        """The views in words, such as ``scale 1.25, flip``; empty for the plain view."""
         return ", ".join([*(f"scale {scale:g}" for scale in self.scales), *(["flip"] if self.flip else [])])
 
     def _scaled(self, image_BCHW: Tensor, scale: float) -> Tensor:

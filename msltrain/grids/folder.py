@@ -23,12 +23,12 @@ _VERSION = 1
 
 
 def claim_folder(out: Path, plan: Plan, needs: Sequence[Need], command: str) -> None:
-    """Note in ``out`` what its runs are; further runs, seeds and conditions may be added to those that are there.
+    """Record in ``out`` what its runs are; more runs, seeds and conditions may be added to the existing ones.
 
     Args:
         out: the grid's folder.
-        plan: what is to be run.
-        needs: its data, all of it there.
+        plan: what to run.
+        needs: its data, which must all be there.
         command: as typed.
 
     Raises:

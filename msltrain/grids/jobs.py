@@ -1,7 +1,7 @@
 """One job of a grid: train a run with one seed and measure it, or draw the curves of one seed's models.
 
-A job is plain data. It leaves files, each written whole, and does only what is missing of them, so it can be stopped
-anywhere and done again.
+A job is plain data. It leaves files, each written as a whole, and makes only the missing ones, so it can be stopped
+anywhere and repeated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BATCH_SIZE = 64
 _LOCK_NAME = ".job.lock"
 """Of a whole job; not that of the training in it, which locks the same folder while it runs."""
 _PATIENCE_S = 60
-"""How long to wait for another process in the same folder: one whose parent was killed saves and ends."""
+"""How long to wait for another process in the same folder: one whose parent was killed saves its state and ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class TrainJob:
 
     @property
     def files(self) -> list[Path]:
-        """Predictions that the job leaves."""
+        """The predictions that the job leaves."""
         return [
             predictions_file(self.folder, checkpoint, condition)
             for checkpoint in self.run.checkpoints
@@ -62,7 +62,7 @@ class TrainJob:
         return all(is_whole(file) for file in self.files)
 
     def perform(self, progress: Progress) -> None:
-        """Train from where it was, then predict. Errors are those of `train` and `evaluate`."""
+        """Continue the training, then predict. Errors are those of `train` and `evaluate`."""
         from msltrain.training.display import TrainingDisplay
         from msltrain.training.events import EpochEvent, Event, StepEvent
         from msltrain.training.trainer import train
@@ -105,17 +105,17 @@ class TrainJob:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyJob:
-    """Curves over the hidden share of the models of one seed (Fig. 3)."""
+    """The curves over the hidden share for the models of one seed (Fig. 3)."""
 
     grid: str
     seed: int
     models: tuple[tuple[str, Path], ...]
-    """(name, run folder); the baseline first, which is shown once more with BatchNorm measured anew."""
+    """(name, run folder); the baseline first; it is shown once more with BatchNorm's statistics measured anew."""
     shards: str
     keep_masks: tuple[str, ...]
-    """Held-out ones."""
+    """Held-out keep masks."""
     recalibration: tuple[str, tuple[str, ...]]
-    """Training shards and keep masks for that."""
+    """Training shards and keep masks for measuring BatchNorm's statistics."""
     folder: Path
     needs: tuple[str, ...]
     """Names of the jobs that train the models."""
@@ -141,7 +141,7 @@ class StudyJob:
             return False
 
     def perform(self, progress: Progress) -> None:
-        """Predict behind holes of every size, each model once."""
+        """Predict behind holes of every size, once per model."""
         from msltrain.robustness.curves import compute_curves
         from msltrain.robustness.run import Recalibration, Study, run_study
 
@@ -195,7 +195,7 @@ def measured_file(predictions: Path) -> Path:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process. Raises UserError when another process does not let go of it in a minute."""
+    """Hold ``folder`` for this process. Raises UserError when another process does not release it within a minute."""
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def only_one(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise UserError(
-                        f"{folder}: another process works in this folder; let it finish, or stop it first"
+                        f"{folder}: another process is working in this folder; let it finish, or stop it first"
                     ) from None
                 time.sleep(0.2)
         yield
@@ -216,9 +216,8 @@ def only_one(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _sigterm_counts_once() -> Iterator[None]:
-    """A training notes the first SIGTERM and saves; a second one would end it before that.
-
-    And a second one comes: batch systems send it to every process, and the parent passes its own on.
+    """Training reacts to the first SIGTERM by saving; a second one would end it before that. And a second one does
+    come: batch systems signal every process, and the parent passes its own signal on.
     """
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:

@@ -1,4 +1,4 @@
-"""The data that a grid needs: which of it is there, as which contents, and the command that makes what is missing."""
+"""The data that a grid needs: which of it is there, with which contents, and the commands that make what is missing."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Need:
     role: str
     """What it is for, such as ``training images``."""
     manifest: Manifest | None
-    """None: not there."""
+    """None: it is not there."""
     problem: str = ""
-    """Why it is not."""
+    """Why it is not there."""
 
 
 def find_needs(plan: Plan) -> list[Need]:
     """Every dataset that the runs of ``plan`` read, each once, with its manifest where it is there.
 
     Raises:
-        StorageError: a place cannot be asked.
+        StorageError: a place cannot be read.
     """
     found: dict[str, Need] = {}
     for run in plan.runs:
@@ -53,7 +53,7 @@ def places_of(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def next_commands(missing: Sequence[Need], places: DataPlaces) -> list[str]:
-    """What to run to have what is missing, in order and each once."""
+    """The commands that make what is missing, in order and each once."""
     commands: dict[str, None] = {}
     for need in missing:
         root = need.place.rstrip("/").rpartition("/")[0]

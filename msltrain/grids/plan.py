@@ -1,7 +1,7 @@
-"""Which runs a grid is made of, what each is measured on, and what they are called.
+"""Which runs make up a grid, what each is measured on, and what they are called.
 
 Rows of several grids that are the same run have one name, that of the first grid in `GRIDS`, and are trained once. The
-name does not depend on which grids were asked for, so grids that share a folder share their runs.
+name does not depend on which grids were requested, so grids that share a folder share their runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TEST = {
     "shards/coco2014/train": "shards/coco2014/val",
     "shards/wider/trainval": "shards/wider/test",
 }
-"""Training shards of a recipe → the split that its published numbers are of."""
+"""Training shards of a recipe → the split that its published numbers were measured on."""
 _MASKS, _HELD_OUT = "shards/masks", "shards/heldout"
 _SUBSETS = ("low", "high")
 
@@ -54,14 +54,14 @@ class Run:
     """One row's training, for any seed."""
 
     name: str
-    """GRID/ROW, of the first grid that has it."""
+    """GRID/ROW in the first grid that has it."""
     config: TrainConfig
     test: Test
     num_samples: int | None = None
-    """Of the whole training set, where it is the recipe's own."""
+    """Number of samples of the whole training set, where it is the recipe's own."""
 
     def gpu_hours(self, num_samples: int | None = None) -> float | None:
-        """Estimate for one seed, of ``num_samples`` if they are known; None where the network is not the paper's."""
+        """Estimated hours for one seed, on ``num_samples`` if known; None if the network is not the paper's."""
         return gpu_hours(self.config, num_samples or self.num_samples)
 
     @property
@@ -79,7 +79,7 @@ class DataPlaces:
     """Where the data of a grid lies; by default where the recipes look for it."""
 
     root: str = _ROOT
-    """Stands for ``shards`` in the recipes."""
+    """Takes the place of ``shards`` in the recipes."""
     train: str | None = None
     """Training shards of all rows, whatever their recipe says; ``test`` belongs to it."""
     test: str | None = None
@@ -87,8 +87,8 @@ class DataPlaces:
     keep_masks: str | None = None
     """Folder with the subsets ``high`` and ``low`` of the training keep masks."""
     test_masks: tuple[str, ...] | None = None
-    """Held-out keep masks: folders of keep-mask shards, or of such with the subsets ``high`` and ``low``. None: those
-    in ``heldout`` below the root, empty: none."""
+    """Held-out keep masks: folders of keep-mask shards, or folders with the subsets ``high`` and ``low``. None: those
+    in ``heldout`` below the root; empty: none."""
 
     def __post_init__(self) -> None:
         if self.train is not None and self.test is None:
@@ -97,7 +97,7 @@ class DataPlaces:
             )
 
     def locate(self, config: TrainConfig) -> tuple[TrainConfig, Test]:
-        """A recipe's config with its data where it is, and what to measure it on."""
+        """A recipe's config with the actual places of its data, and what to measure it on."""
         data = replace(
             config.data,
             train=self.train or self._below_root(config.data.train),
@@ -125,7 +125,7 @@ class DataPlaces:
         return tuple(found)
 
     def _masks(self, place: str) -> str:
-        """A subset of a recipe where it is: below the user's folder by its last name."""
+        """Where a recipe's subset of keep masks is: below the user's folder, under its last name."""
         if self.keep_masks is None:
             return self._below_root(place)
         return f"{self.keep_masks.rstrip('/')}/{place.rpartition('/')[2]}"
@@ -146,11 +146,11 @@ class Plan:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """Each once."""
+        """All runs, each once."""
         return tuple({run.name: run for rows in self.grids.values() for run in rows.values()}.values())
 
     def rows_of(self, run: Run) -> list[str]:
-        """GRID/ROW of every row that the run stands for."""
+        """The GRID/ROW of every row that the run stands for."""
         return [f"{grid}/{row}" for grid, rows in self.grids.items() for row, one in rows.items() if one == run]
 
 
@@ -169,8 +169,8 @@ def make_plan(
         grids: names in `GRIDS`.
         seeds: each run is trained once per seed.
         places: where the data is.
-        form: of the paper's runs.
-        adapt: makes of a row's config the one to train, before ``settings``.
+        form: turns the paper's run into the one to train, or leaves the published values.
+        adapt: turns a row's config into the one to train, before ``settings``.
         settings: ``section.field=value`` for every run.
 
     Raises:

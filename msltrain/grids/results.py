@@ -1,4 +1,4 @@
-"""What a grid has measured so far: every number from the predictions files, as mean and deviation over the seeds."""
+"""What a grid has measured so far: every number from the predictions files, as mean and deviation over seeds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from msltrain.measures.predictions import read_predictions
 from msltrain.measures.summary import measure
 
 CURVE_MEASURES = ("mAP", "CR", "CF1")
-"""Those of the paper's Fig. 3."""
+"""The measures of the paper's Fig. 3."""
 
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """One measure over the seeds that have it; fractions."""
+    """One measure over the seeds that have it, as fractions."""
 
     by_seed: Mapping[int, float]
 
@@ -57,7 +57,7 @@ class Measures:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One model behind holes of about one size."""
+    """One model behind holes of roughly one size."""
 
     condition: str
     hole_fraction: float
@@ -71,7 +71,7 @@ class CurvePoint:
 
 
 def measures_of(run: Run, out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Measures]]:
-    """What ``run`` has measured in the grid's folder ``out``, by checkpoint and condition; what is missing is absent.
+    """What ``run`` has measured in the grid's folder ``out``, by checkpoint and condition, as far as it goes.
 
     A predictions file that cannot be read is as one that is missing: its job is not finished.
     """
@@ -115,7 +115,7 @@ def curves_of(studies: Sequence[StudyJob]) -> dict[str, list[CurvePoint]]:
 
 
 def devices_of(plan: Plan, out: Path) -> list[str]:
-    """What the runs were trained on, as their folders say."""
+    """The devices that the runs were trained on, according to their folders."""
     found: dict[str, None] = {}
     for run in plan.runs:
         for seed in plan.seeds:

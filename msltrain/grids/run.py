@@ -1,4 +1,4 @@
-"""Run a grid: what of it is missing, on the GPUs there are, or one share of it in an array job."""
+"""Run a grid: whatever is missing, on the available GPUs, or one share of it in an array job."""
 
 from __future__ import annotations
 
@@ -74,19 +74,19 @@ def run_grid(
     task: tuple[int, int] | None = None,
     on_event: OnJob = lambda event: None,
 ) -> dict[str, str]:
-    """Do every job that is not done yet, in a folder that was claimed for them.
+    """Do every job that is not done yet, in a folder that was claimed for the grid.
 
     Args:
-        grid: what to do, where.
-        slots: where, as `gpu_slots` gives them.
+        grid: what to run, and in which folder.
+        slots: the GPUs to use, as `gpu_slots` gives them.
         task: (I, N) with I from 1: do the I-th of N shares of the trainings only.
-        on_event: told when a job starts, gets on, and ends.
+        on_event: called when a job starts, makes progress, and ends.
 
     Returns:
-        What went wrong, by name of the job.
+        What went wrong, by job name.
 
     Raises:
-        KeyboardInterrupt: it was asked to stop.
+        KeyboardInterrupt: a stop was requested.
     """
     mine: list[Job] = list(grid.training if task is None else grid.training[task[0] - 1 :: task[1]])
     within_reach = {job.name for job in grid.training if job.is_finished} | {job.name for job in mine}

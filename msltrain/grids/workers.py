@@ -1,7 +1,7 @@
-"""Jobs in worker processes, one at a time on each GPU, or one at a time in all: a failed job never costs another one.
+"""Jobs in worker processes, one at a time on each GPU, or one at a time in all: a failed job never affects another one.
 
-A worker is a process of its own session, so that Ctrl-C reaches the parent alone, which then asks every worker once to
-stop: a training saves its state first. A worker whose parent is killed notices and does the same.
+A worker is a process in its own session, so that Ctrl-C reaches only the parent, which then asks every worker once to
+stop: training saves its state first. A worker whose parent is killed notices and does the same.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class JobEnded:
     job: Job
     seconds: float
     problem: str
-    """Empty: it ended well."""
+    """Empty: the job succeeded."""
 
 
 JobEvent = JobStarted | JobProgress | JobEnded
@@ -57,13 +57,13 @@ OnJob = Callable[[JobEvent], None]
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What a worker says of a job."""
+    """What a worker says about a job."""
 
     problem: str = ""
     stopped: bool = False
-    """It was asked to stop, and does."""
+    """It was asked to stop, and is stopping."""
     sound: bool = True
-    """Whether the process can be trusted with another job; after an error on a GPU often none succeeds."""
+    """Whether the process can be trusted with another job; after a GPU error often none succeeds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +76,7 @@ class _Worker:
 
 
 def gpu_slots(gpus: str) -> list[str]:
-    """A ``CUDA_VISIBLE_DEVICES`` for each process that may run at a time.
+    """A ``CUDA_VISIBLE_DEVICES`` for each process that may run at the same time.
 
     Args:
         gpus: ``auto`` (all that are visible) or a number.
@@ -99,15 +99,15 @@ def gpu_slots(gpus: str) -> list[str]:
 
 
 def run_jobs(jobs: Sequence[Job], slots: Sequence[str], on_event: OnJob = lambda event: None) -> dict[str, str]:
-    """Do jobs, in order as far as what they need is done.
+    """Do jobs, in order as far as the jobs that they need are done.
 
     Args:
-        jobs: unfinished ones; what they need is among them or was done before.
+        jobs: unfinished jobs; the jobs they need are among them or were done before.
         slots: one worker for each.
-        on_event: told when a job starts, gets on, and ends.
+        on_event: called when a job starts, makes progress, and ends.
 
     Returns:
-        What went wrong, by name of the job; the others were done.
+        What went wrong, by job name; the others were done.
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM came; the workers have saved and ended.
@@ -145,7 +145,7 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[str], on_event: OnJob = lambda
 
 
 class _Queue:
-    """Which jobs wait, and what became of the others."""
+    """Which jobs are waiting, and what became of the others."""
 
     def __init__(self, jobs: Sequence[Job], on_event: OnJob):
         self.waiting = list(jobs)
@@ -154,7 +154,7 @@ class _Queue:
         self._open = {job.name for job in jobs}
 
     def give(self, worker: _Worker) -> None:
-        """Let an idle worker begin the first job that may begin."""
+        """Let an idle worker start the first job that is ready."""
         for job in list(self.waiting):
             if failed := [name for name in job.needs if name in self.problems]:
                 self.waiting.remove(job)
@@ -197,12 +197,12 @@ class _Queue:
 def _end(workers: Sequence[_Worker]) -> None:
     """Ask the workers to stop and wait for them; one more Ctrl-C kills them."""
     for worker in workers:
-        worker.pipe.close()  # an idle one ends at the end of its pipe
+        worker.pipe.close()  # an idle one ends when its pipe closes
     try:
         while busy := [worker for worker in workers if worker.process.is_alive()]:
             for worker in busy:
                 if worker.job is not None:
-                    worker.process.terminate()  # again and again: a training that only begins does not hear it yet
+                    worker.process.terminate()  # repeatedly: training that is only starting does not react yet
             busy[0].process.join(_ASK_AGAIN_S)
     except KeyboardInterrupt:
         for worker in workers:
@@ -256,7 +256,7 @@ def _work(pipe: Connection, lifeline: Connection, slot: str, share: tuple[int, i
 
 
 def _take_cpus(index: int, number: int) -> None:
-    """Keep to a share of the CPUs, so that the decoding threads of several runs do not fight for them."""
+    """Use only a share of the CPUs, so that the decoding threads of several runs do not compete for them."""
     if hasattr(os, "sched_setaffinity"):
         mine = sorted(os.sched_getaffinity(0))[index::number]
         if mine:
@@ -292,7 +292,7 @@ def _perform(job: Job, pipe: Connection) -> _Outcome:
 
 @contextmanager
 def _output_to(log: int) -> Iterator[None]:
-    """Everything that this process prints, libraries below Python too, goes to a file."""
+    """Send everything that this process prints, including libraries below Python, to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     before = os.dup(1), os.dup(2)

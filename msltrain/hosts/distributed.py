@@ -49,7 +49,7 @@ class Ranks:
         return values
 
     def gather(self, value: Result) -> list[Result]:
-        """What each process gave, in rank order, on every one of them; any picklable object."""
+        """The object of every process, in rank order, on every one of them; any picklable object."""
         if self.world_size == 1:
             return [value]
         gathered: list[Any] = [None] * self.world_size
@@ -83,15 +83,14 @@ class Ranks:
 
 @contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
-    """Join the processes that torchrun started, or be alone.
-
-    Nothing made in the block that holds a DistributedDataParallel may be kept beyond it.
+    """Join the processes that torchrun started, or run alone. Nothing made in the block that holds a
+    DistributedDataParallel may be kept after it.
 
     Args:
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: a GPU is asked for and there is none, or there are fewer than processes on this host.
+        UserError: a GPU is requested and there is none, or this host has fewer GPUs than processes.
         LostPeer: another process ended while the block was running.
     """
     rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _TORCHRUN.items())
@@ -100,7 +99,7 @@ def process_group(device: str) -> Iterator[Ranks]:
         yield Ranks(rank=0, world_size=1, device=chosen)
         return
     # Functions of this module take the process group of the moment as a default argument. Imported while there is none,
-    # they cannot keep it alive beyond the end, where its threads would abort the process now and then.
+    # they cannot keep it alive past the end, where its threads would abort the process now and then.
     import torch.distributed.nn  # noqa: F401
 
     backend = "nccl" if chosen.type == "cuda" else "gloo"
@@ -136,14 +135,14 @@ def _common_store() -> dist.Store:
 
 
 def _own_store(group: int, rank: int, world_size: int) -> dist.Store:
-    """Where the processes of one group find each other: names that no other group and no earlier start has used.
+    """Where the processes of one group find each other: names that no other group or earlier start has used.
 
-    torch gives every default group the same names, and torchrun keeps its store over a restart. A process that finds
-    an address of before there waits for a call, or calls where nobody listens any more, without end. So the first
-    process draws a name and greets each of the others under it with the word that this one has drawn.
+    torch gives every default group the same names, and torchrun keeps its store over a restart. A process that finds an
+    old address there waits forever for a call, or calls where nobody listens any more. So the first process draws a
+    name and greets each of the others under it with the word that the other has drawn.
 
     Raises:
-        LostPeer: a process did not come.
+        LostPeer: a process did not appear.
     """
     store = dist.PrefixStore(f"group{group}", _common_store())
     word = uuid.uuid4().hex
@@ -157,7 +156,7 @@ def _own_store(group: int, rank: int, world_size: int) -> dist.Store:
         return dist.PrefixStore(word, store)
     while True:
         if store.check(["name"]):
-            name = store.get("name").decode()  # perhaps still one of before: then nobody greets us there
+            name = store.get("name").decode()  # perhaps still an old name: then nobody greets us there
             store.set(f"{name}/here/{rank}", word)
             if store.check([f"{name}/welcome/{rank}"]) and store.get(f"{name}/welcome/{rank}").decode() == word:
                 return dist.PrefixStore(name, store)

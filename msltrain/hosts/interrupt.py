@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and their like during training: finish the step, save, say how to continue."""
+"""Ctrl-C, SIGTERM and similar signals during training: finish the step, save, say how to continue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STOP_SIGNALS = tuple(
 SAVED = 75
 """Exit code of a run that was stopped and has saved: "temporary failure, try again" of sysexits.h."""
 _ONE_SECOND = 1.0
-"""A signal that comes again within this time is the same one, sent to the process and to its whole group."""
+"""A signal that arrives again within this time is the same one, sent to the process and to its whole group."""
 
 
 class Interrupted(UserError):
@@ -52,10 +52,10 @@ def _rebuilt(asked: signal.Signals | None, step: int, num_steps: int, checkpoint
 
 
 class StopSignals:
-    """While entered, the first of ``STOP_SIGNALS`` is only noted, and said to be; a second has its usual effect.
+    """While entered, the first of ``STOP_SIGNALS`` is only noted and reported; a second has its usual effect.
 
-    Signals can only be caught by a program's main thread; in another thread this does nothing. One that is ignored, as
-    SIGHUP under nohup, stays so.
+    Signals can only be caught by a program's main thread; in another thread this does nothing. A signal that is
+    ignored, such as SIGHUP under nohup, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class StopSignals:
 
 
 def _say(text: str) -> None:
-    """A line on stderr, from a signal handler: a console's lock may be held by what was interrupted."""
+    """Write a line to stderr from a signal handler: the interrupted code may hold a console's lock."""
     if is_first_process():
         with suppress(OSError):  # the terminal is gone
             os.write(2, f"\r{text}\n".encode())

@@ -1,7 +1,7 @@
-"""One command on one host: start its processes, be their terminal, and start them again when one is lost.
+"""One command on one host: start its processes, act as their terminal, and restart them when one is lost.
 
-torchrun does the same for several hosts (docs/runs.md). It cannot tell a mistake from an accident, though: it starts a
-run that refuses its data again and again, repeats each message once per process, and ends with 1 whatever happened.
+torchrun does the same for several hosts (docs/runs.md). It cannot tell a mistake from an accident, though: it restarts
+a run that rejects its data again and again, repeats each message once per process, and ends with 1 whatever happened.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from msltrain.hosts.interrupt import SAVED, STOP_SIGNALS
 from msltrain.hosts.program import program_command, program_environment
 
 MAX_RESTARTS = 3
-"""After lost workers, in a run that may go on where it was (``--resume auto``)."""
+"""Restarts after lost workers, in a run that may continue from its checkpoint (``--resume auto``)."""
 _MISTAKE = 2
 _GRACE = 10.0
-"""Seconds that the others have to end after one has: longer than a lost connection needs to be noticed."""
+"""Seconds that the others have to end after one has: longer than it takes to notice a lost connection."""
 _POLL = 0.02
 
 
@@ -33,10 +33,10 @@ def num_processes(processes: str, device: str) -> int:
 
     Args:
         processes: ``auto`` (one per visible GPU) or a number.
-        device: ``auto``, ``cpu`` or ``cuda``; on CPUs any number will do.
+        device: ``auto``, ``cpu`` or ``cuda``; on CPUs any number is allowed.
 
     Returns:
-        1 where there is no GPU, and inside a process that was started so already.
+        1 where there is no GPU, and inside a process that this command has started.
 
     Raises:
         UserError: not a number, or more than there are GPUs.
@@ -63,16 +63,17 @@ def num_processes(processes: str, device: str) -> int:
 def launch(arguments: Sequence[str], processes: int, *, max_restarts: int = 0) -> int:
     """Run this program once per process and return the exit code of all.
 
-    Ctrl-C reaches the processes directly, for they share the terminal; what reaches this one alone is passed on.
+    Ctrl-C reaches the processes directly, since they share the terminal; signals that reach only this one are passed
+    on.
 
     Args:
         arguments: of the command line, without the program.
         processes: on this host; they meet at a free loopback port.
-        max_restarts: how often all are started again after one was lost. They must then go on where they were.
+        max_restarts: how often all are started again after one was lost. They must then continue from a checkpoint.
 
     Returns:
-        0; 2 after a mistake; `SAVED` after a stop that was saved; else what the process that failed ended with, and
-        128 + its number for a signal.
+        0; 2 after a mistake; `SAVED` after a stop that was saved; else the exit code of the process that failed, or 128
+        + the number of the signal that ended it.
     """
     with _Host() as host:
         return _launch(host, arguments, processes, max_restarts)
@@ -99,13 +100,13 @@ def _launch(host: _Host, arguments: Sequence[str], processes: int, max_restarts:
 def _exit_code(codes: Sequence[int]) -> int:
     if _MISTAKE in codes:
         return _MISTAKE
-    # What others end with is a consequence of the one that was ended by a signal.
+    # The other exit codes are consequences of the process that was ended by a signal.
     code = min(codes) or next((code for code in codes if code), 0)
     return code if code >= 0 else 128 - code
 
 
 class _Host:
-    """The processes of this host; while entered, signals that would end this one go to them, which save and end."""
+    """The processes of this host; while entered, signals that would end this one go to them, and they save and end."""
 
     def __init__(self) -> None:
         self.heard: list[int] = []
@@ -114,7 +115,7 @@ class _Host:
 
     def __enter__(self) -> _Host:
         for number in STOP_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it; they ignore it, too
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup; they ignore it, too
                 self._before[number] = signal.signal(number, self._pass_on)
         return self
 
@@ -129,7 +130,7 @@ class _Host:
 
     @contextmanager
     def started(self, arguments: Sequence[str], processes: int) -> Iterator[list[subprocess.Popen]]:
-        """The processes, told of each other as torchrun does it; none outlives the block."""
+        """The processes, set up to find each other as torchrun does; none outlives the block."""
         from torch.distributed import TCPStore
 
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -138,7 +139,7 @@ class _Host:
             **program_environment(),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",  # no process has to be the store, and it outlives each of them
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # no process has to host the store, and it outlives each of them
             "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes),
         }
@@ -159,7 +160,7 @@ class _Host:
 
 
 def _wait(workers: Sequence[subprocess.Popen]) -> list[int]:
-    """The exit codes of all, the others' end being waited for only a while when one has failed."""
+    """The exit codes of all; once one has failed, the others get only a while to end."""
     deadline = None
     while True:
         codes = [worker.poll() for worker in workers]
@@ -173,4 +174,4 @@ def _wait(workers: Sequence[subprocess.Popen]) -> list[int]:
 
 
 _GAVE_UP = 1
-"""The code of a process that had to be killed because another one had failed."""
+"""Exit code of a process that had to be killed because another one had failed."""

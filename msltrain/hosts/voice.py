@@ -1,4 +1,4 @@
-"""Which of several processes speaks: the first one alone, and of a mistake whoever meets it first."""
+"""Which of several processes speaks: the first one, but a mistake is reported by whichever meets it first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OTHERS_SECONDS = 2.0
 
 
 class LostPeer(UserError):
-    """Another process of this run has ended; what it ended with says why."""
+    """Another process of this run has ended; its own error says why."""
 
     exit_code = 1
 
@@ -26,16 +26,15 @@ def is_first_process() -> bool:
 
 
 def quiet_others() -> None:
-    """Let only the first process show results and progress, and only one a host what costs it speed."""
+    """Let only the first process show results and progress, and only one process per host warnings about speed."""
     out.quiet = err.quiet = not is_first_process()
     if os.environ.get("LOCAL_RANK", "0") != "0":
         logging.getLogger("msltrain").setLevel(logging.ERROR)
 
 
 def may_speak(error: BaseException) -> bool:
-    """Whether this process is to show what went wrong: the first to ask is, as long as these processes live.
-
-    The loss of another process is only worth a word where none has said what it was lost by; our own launcher does.
+    """Whether this process should show what went wrong: the first to ask should, as long as these processes live. The
+    loss of another process is only worth reporting if nobody says why it was lost; our own launcher does.
     """
     if "LOCAL_RANK" not in os.environ:
         return True
@@ -57,5 +56,5 @@ def _is_first_to_ask() -> bool:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=5))
         return store.add(f"{_SAID}/{attempt}", 1) == 1
-    except (RuntimeError, KeyError, ValueError):  # nobody to ask: once too often is better than never
+    except (RuntimeError, KeyError, ValueError):  # nobody to ask: better to report it twice than never
         return True

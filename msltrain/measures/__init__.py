@@ -1,1 +1,1 @@
-"""What is computed of predictions: average precision, rates, strata, intervals, thresholds."""
+"""What is computed from predictions: average precision, rates, strata, intervals, thresholds."""

@@ -12,7 +12,7 @@ import numpy as np
 ApKind = Literal["msl", "sklearn", "interpolated", "voc11"]
 AP_KINDS: tuple[ApKind, ...] = get_args(ApKind)
 """``msl``: mean over the positives of the precision at their rank, as published by MSL and CSRA; equal logits keep the
-order of the samples. ``sklearn``: scikit-learn's, which takes equal logits as one step; the same number without ties.
+order of the samples. ``sklearn``: scikit-learn's, which treats equal logits as one step; the same number without ties.
 ``interpolated``: under the envelope, each precision replaced by the highest one at its rank or a later one (VOC since
 2010, COCO's detection code). ``voc11``: the envelope at recall 0, 0.1 … 1, averaged (VOC2007's own)."""
 
@@ -65,5 +65,5 @@ def _at_eleven_recalls(envelope_P: np.ndarray) -> float:
 
 
 def num_tied_positives(logit_N: np.ndarray, target_N: np.ndarray) -> int:
-    """Positives whose logit some negative shares: their rank depends on the order of the samples."""
+    """Number of positives whose logit some negative shares: their rank depends on the order of the samples."""
     return int(np.isin(logit_N[target_N], logit_N[~target_N]).sum())

@@ -1,4 +1,5 @@
-"""Bootstrap intervals of the measures over the test images, and of the difference between two models on the same ones.
+"""Bootstrap intervals of the measures over the test images, and of the difference between two models on the same
+images.
 
 Shapes: N samples, K classes, R resamples, P positives of one class.
 """
@@ -20,7 +21,7 @@ _CHUNK = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A value measured on all images, and a range around it as wide as 95 % of the resamples spread.
+    """A value measured on all images, and a range around it as wide as the spread of 95 % of the resamples.
 
     A resample repeats images, and a repeated positive raises the AP: the spread is moved back so that its mean is the
     measured value.
@@ -37,7 +38,7 @@ class Interval:
 
 
 def interval_around(value: float, value_R: np.ndarray) -> Interval:
-    """The interval of a measured value whose resamples came out as ``value_R``."""
+    """The interval of a measured value with the resampled values ``value_R``."""
     low, high = np.quantile(value_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - value_R.mean() + value
     return Interval(value=value, low=float(low), high=float(high))
 
@@ -57,7 +58,8 @@ def mean_ap_difference(first: Predictions, second: Predictions) -> Interval:
 
 
 def resampled_mean_ap(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray:
-    """mAP of each resample, float64 (R,); equal seeds draw equal images. Classes it has no positive of are left out."""
+    """mAP of each resample, float64 (R,); equal seeds draw equal images. Classes without a positive in it are left
+    out."""
     chunks = []
     for weight_RN in _weights(len(predictions.keys), num_resamples, seed):
         value_RK = np.stack([_weighted_ap(predictions, k, weight_RN) for k in range(len(predictions.classes))], axis=1)
@@ -67,7 +69,7 @@ def resampled_mean_ap(predictions: Predictions, *, num_resamples: int = NUM_RESA
 
 
 def summary_intervals(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[str, Interval]:
-    """The seven published measures, each with its interval; every resample takes the same images for all of them."""
+    """The seven published measures, each with its interval; every resample uses the same images for all of them."""
     value_by_name = compute_metrics(predictions).summary()
     rates_R = resampled_rates(predictions, num_resamples=num_resamples)
     mean_ap_R = resampled_mean_ap(predictions, num_resamples=num_resamples)
@@ -76,7 +78,7 @@ def summary_intervals(predictions: Predictions, *, num_resamples: int = NUM_RESA
 
 
 def resampled_mean(value_N: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Mean over the images of each resample, float64 (R,), of a value per image; the images of `resampled_mean_ap`."""
+    """Mean of a value per image over each resample, float64 (R,), with the same images as `resampled_mean_ap`."""
     weights = _weights(len(value_N), num_resamples, seed)
     return np.concatenate([weight_RN @ value_N.astype(np.float64) for weight_RN in weights]) / len(value_N)
 
@@ -117,12 +119,12 @@ def resampled_rates(
 
 
 def _weights(num_samples: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is in each resample, int16 (r, N), some resamples at a time."""
+    """How often each image occurs in each resample, int16 (r, N), a few resamples at a time."""
     rng = np.random.default_rng(seed)
     for start in range(0, num_resamples, _CHUNK):
         size = min(_CHUNK, num_resamples - start)
         weight_RN = rng.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=size)
-        yield weight_RN.astype(np.int16)  # sorting and adding them up by class is a matter of memory traffic
+        yield weight_RN.astype(np.int16)  # sorting and summing them by class is limited by memory traffic
 
 
 def _harmonic(first_R: np.ndarray, second_R: np.ndarray) -> np.ndarray:
@@ -146,5 +148,5 @@ def _value(predictions: Predictions) -> float:
 
 
 def _within_one(interval: Interval) -> Interval:
-    """Without the values that no measure can take: moving the spread may have taken an end of it beyond 0 or 1."""
+    """Clip to the values that a measure can take: moving the spread may have pushed one end beyond 0 or 1."""
     return replace(interval, low=max(interval.low, 0.0), high=min(interval.high, 1.0))

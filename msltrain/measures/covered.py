@@ -1,12 +1,13 @@
 """How much of each object lies under the other annotated objects of its image.
 
-Where the sample index holds what the segments say (``msl build-shards --segments``), that is taken. Else boxes decide,
-and boxes do not say which of two objects stands in front. The rule: **the smaller box lies in front of the larger
-one**; of equal ones neither covers the other; a crowd's box, which is no outline of anything, covers nothing. In 639
-overlapping pairs of COCO-2014 whose segments tell, the smaller box was in front in 78 % (the one whose lower edge is
-lower: 40 %; the later annotation: half). The limits: a large object before a small one counts the wrong way round,
-what nobody annotated covers nothing, and a box holds background that is covered without harm. So the share is an upper
-estimate, good for setting bins beside each other and not for a single object.
+Where the sample index holds what the segments say (``msl build-shards --segments``), that is used. Otherwise boxes
+decide, and boxes do not say which of two objects is in front. The rule: **the smaller box lies in front of the larger
+one**; of two equal boxes neither covers the other; a crowd's box, which is no outline of anything, covers nothing. In
+639 overlapping pairs of COCO-2014 whose segments tell, the smaller box was in front in 78 % (the one whose lower edge
+is
+lower: 40 %; the later annotation: half). The limits: a large object in front of a small one counts the wrong way round,
+objects that nobody annotated cover nothing, and a box contains background, whose covering does no harm. So the share is
+an upper estimate, good for comparing bins but not for a single object.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 
 def covered_shares(objects: pa.ListArray) -> np.ndarray:
-    """The share of every object's box that lies in smaller boxes of the same image: float32 (M,) in [0, 1].
+    """The share of every object's box that is inside smaller boxes of the same image: float32 (M,) in [0, 1].
 
     Args:
         objects: a list of ``msldata.contract.format.OBJECT_TYPE`` per image, M objects in all.
@@ -48,7 +49,7 @@ def _covered_in_image(box_M4: np.ndarray, area_M: np.ndarray, can_cover_M: np.nd
 
 
 def _union_area(low_P2: np.ndarray, high_P2: np.ndarray) -> float:
-    """Area of the union of boxes, exact: the edges cut the plane into cells that lie wholly in or out."""
+    """Area of the union of boxes, exact: the edges cut the plane into cells that are wholly inside or outside."""
     if len(low_P2) == 1:
         return float(np.prod(high_P2 - low_P2))
     x = np.unique(np.concatenate([low_P2[:, 0], high_P2[:, 0]]))

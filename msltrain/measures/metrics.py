@@ -1,6 +1,6 @@
-"""mAP, CP, CR, CF1, OP, OR and OF1 as published, from logits and targets, in numpy alone.
+"""mAP, CP, CR, CF1, OP, OR and OF1 as published, from logits and targets, in pure numpy.
 
-Shapes: N samples, K classes. All rates are fractions in [0, 1]; whoever prints them turns them into percent.
+Shapes: N samples, K classes. All rates are fractions in [0, 1]; code that prints them converts them to percent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class NotANumberError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMetrics:
-    """One class. A rate that has no value is None: average precision and recall of a class without positives."""
+    """One class. A rate without a value is None: average precision and recall of a class without positives."""
 
     name: str
     num_positive: int
@@ -40,7 +40,7 @@ class ClassMetrics:
     num_predicted: int
     """Samples with a score ≥ 0.5."""
     num_correct: int
-    """Of those, the positives."""
+    """The positives among them."""
     num_tied: int
     """Positives whose logit some negative shares: their rank, and so the AP, depends on the order of the samples."""
     average_precision: float | None
@@ -89,7 +89,7 @@ class Metrics:
     top3: Rates
     """A class is predicted when it is among the three highest of the image and its score is ≥ 0.5."""
     tuned: Rates | None = None
-    """At per-class thresholds, where some were given."""
+    """The rates at per-class thresholds, if any were given."""
     thresholds: tuple[float, ...] = ()
     """Those thresholds, as scores in [0, 1], in class order."""
     classes: tuple[ClassMetrics, ...]
@@ -111,7 +111,8 @@ def mean_average_precision(logit_NK: np.ndarray, target_NK: np.ndarray, ignore_N
     """Mean of the average precision over the classes that have a positive, in [0, 1].
 
     Args:
-        logit_NK: scores before the sigmoid, float32. Sigmoids in a short format tie and lose 0.04 to 0.08 points.
+        logit_NK: scores before the sigmoid, float32. Sigmoids in a low-precision format create ties and cost 0.04 to
+        0.08 points.
         target_NK: 1 positive, 0 negative.
         ignore_NK: True where the pair is left out of the ranking.
 
@@ -129,10 +130,11 @@ def compute_metrics(predictions: Predictions, thresholds_K: np.ndarray | None = 
 
     Precision, recall and F1 are taken at score ≥ 0.5, that is logit ≥ 0. A class that is never predicted counts as one
     prediction, in CP and in OP. CF1 and OF1 are the harmonic means of (CP, CR) and of (OP, OR). Ignored pairs are left
-    out of every ranking; in the rates they count nowhere, or as negatives where ``origin.ignored_in_rates`` says so.
+    out of every ranking; in the rates they are not counted, or count as negatives where ``origin.ignored_in_rates``
+    says so.
 
     Args:
-        predictions: of a whole dataset.
+        predictions: predictions for a whole dataset.
         thresholds_K: logits from which on a class is predicted, for ``Metrics.tuned``; tune them on other samples.
 
     Raises:
@@ -219,7 +221,7 @@ def _class_metrics(
 
 
 def _highest(logit_NK: np.ndarray, counted_NK: np.ndarray) -> np.ndarray:
-    """Which classes are among the ``TOP`` highest of their image; of equal ones the first. Pairs left out take no
+    """Which classes are among the ``TOP`` highest of their image; of equal logits the first. Ignored pairs take no
     place."""
     ranked_NK = np.where(counted_NK, logit_NK, -np.inf)
     first_NT = np.argsort(-ranked_NK, axis=1, kind="stable")[:, :TOP]
@@ -231,7 +233,7 @@ def _highest(logit_NK: np.ndarray, counted_NK: np.ndarray) -> np.ndarray:
 def _checked(
     logit_NK: np.ndarray, target_NK: np.ndarray, ignore_NK: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits as float, targets and ignore flags as bool, of one shape and without NaN."""
+    """Logits as float, targets and ignore flags as bool, all with one shape and without NaN."""
     logit_NK, target_NK = np.asarray(logit_NK), np.asarray(target_NK) > 0
     ignore_NK = np.zeros_like(target_NK) if ignore_NK is None else np.asarray(ignore_NK, dtype=bool)
     if not logit_NK.shape == target_NK.shape == ignore_NK.shape or logit_NK.ndim != 2:
@@ -253,7 +255,7 @@ def _mean(values: list[float | None]) -> float:
 
 
 def harmonic_mean(first: float, second: float) -> float:
-    """Of two rates; 0 when both are 0."""
+    """Harmonic mean of two rates; 0 when both are 0."""
     return 2 * first * second / (first + second) if first + second else 0.0
 
 

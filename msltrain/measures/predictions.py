@@ -1,4 +1,4 @@
-"""Predictions as one parquet file: what was predicted for whom, by which weights; every number comes from it.
+"""Predictions as one parquet file: what was predicted for each sample, by which weights; every number comes from it.
 
 Shapes: N samples in dataset order, K classes.
 """
@@ -32,7 +32,7 @@ _LARGEST = ("area", "relative_area", "truncated", "occluded", "crowd", "covered"
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What was run on what. Times, hosts and rank counts are left out: equal work gives equal files."""
+    """Which weights were run on which data. Times, hosts and rank counts are left out: equal work gives equal files."""
 
     checkpoint: str = ""
     checkpoint_sha256: str = ""
@@ -46,14 +46,15 @@ class Origin:
     hole_fraction: float = 0.0
     """Mean share of hidden pixels over the masks that were used."""
     seed: int = 0
-    """Chooses the keep mask of each sample, together with its key."""
+    """Together with each sample's key, decides its keep mask."""
     part: str = ""
     """``held out``: only the samples that training set aside for validation; empty: the whole split."""
     ignored_in_rates: str = "left out"
-    """What an ignored pair is in precision, recall and F1: ``left out`` (VOC), or ``negative`` (WIDER-Attribute). In
+    """How an ignored pair counts in precision, recall and F1: ``left out`` (VOC), or ``negative`` (WIDER-Attribute). In
     AP it is always left out."""
     resize: str = ""
-    """How the stored images were made smaller when the shards were built, such as ``shorter=448``; empty: not."""
+    """How the stored images were made smaller when the shards were built, such as ``shorter=448``; empty: they were
+    not."""
     test_time: str = ""
     """Views whose logits were averaged, such as ``flip``; empty: one plain view."""
     kind: str = ""
@@ -61,7 +62,7 @@ class Origin:
     hole_range: tuple[float, ...] = ()
     """(low, high] of their hole fractions in a robustness run."""
     recalibrated: str = ""
-    """Fingerprint of the images that BatchNorm's statistics were measured on anew; empty: the checkpoint's own."""
+    """Fingerprint of the images on which BatchNorm's statistics were measured anew; empty: the checkpoint's own."""
     skipped: tuple[str, ...] = ()
     """Samples that were left out because they are damaged: key, place, reason."""
 
@@ -70,7 +71,7 @@ class Origin:
 class LargestObjects:
     """For each sample and class, the largest object that is not difficult; it decides the size and occlusion stratum.
 
-    A flag is 1 yes, 0 no, -1 where the source does not say or there is no object.
+    A flag is 1 for yes, 0 for no, -1 where the source does not say or there is no object.
     """
 
     area_NK: np.ndarray
@@ -82,22 +83,22 @@ class LargestObjects:
     crowd_NK: np.ndarray
     """int8"""
     relative_area_NK: np.ndarray | None = None
-    """float32, the largest area over that of the stored image, so no resize changes it; None in files of before."""
+    """float32, the largest area over that of the stored image, so no resize changes it; None in older files."""
     covered_NK: np.ndarray | None = None
-    """float32, share of it that other annotated objects take, see ``msltrain.measures.covered``; -1 of a crowd, and
-    where it is unknown or there is no object; None in files of before."""
+    """float32, share of it that other annotated objects cover, see ``msltrain.measures.covered``; -1 for a crowd, and
+    where it is unknown or there is no object; None in older files."""
     separated_NK: np.ndarray | None = None
-    """int8, whether its segment is in several parts, as something before it cuts it; None without segments."""
+    """int8, whether its segment is in several parts, cut by something in front of it; None without segments."""
 
     def of_classes(self, column_K: np.ndarray) -> LargestObjects:
-        """Those of the classes numbered ``column_K``, in that order."""
+        """The columns of the classes numbered ``column_K``, in that order."""
         arrays = {name: array[:, column_K] for name, array in vars(self).items() if array is not None}
         return LargestObjects(**arrays)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Logits beside the truth.
+    """Logits beside the true labels.
 
     Raises:
         ValueError: arrays, keys and classes do not fit together.
@@ -118,8 +119,8 @@ class Predictions:
     objects: LargestObjects | None = None
     """None where the dataset has no object annotations."""
     visible_NK: np.ndarray | None = None
-    """float32, share of its box that the keep mask leaves visible of the object of the class it hides least; -1 where
-    there is no object. None where the images were whole."""
+    """float32, the visible share of the box of the class's least hidden object behind the keep mask; -1 where there is
+    no object. None where the images were whole."""
     origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self) -> None:
@@ -129,13 +130,13 @@ class Predictions:
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"{name}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
         if len(set(self.classes)) != len(self.classes) or not all(isinstance(name, str) for name in self.classes):
-            raise ValueError("the classes are not names, each of another class")
+            raise ValueError("the classes are not distinct names")
         if self.target_NK.max(initial=0) > 1:
             raise ValueError(f"target_NK: {self.target_NK.max()}, expected 0 or 1")
 
     @property
     def score_NK(self) -> np.ndarray:
-        """Sigmoid of the logits, float64, for showing; ranking uses the logits."""
+        """Sigmoid of the logits, float64, for display; ranking uses the logits."""
         return 1 / (1 + np.exp(-self.logit_NK.astype(np.float64)))
 
 
@@ -167,7 +168,7 @@ def write_predictions(predictions: Predictions, file: str | Path) -> None:
         columns["visible"] = _to_lists(predictions.visible_NK)
     origin = asdict(predictions.origin)
     if not predictions.origin.skipped:
-        del origin["skipped"]  # a file with every sample is the same as before there was such a thing
+        del origin["skipped"]  # a file with every sample stays the same as before skipping existed
     content = {"version": PREDICTIONS_VERSION, "classes": list(predictions.classes), "origin": origin}
     table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(content, ensure_ascii=False).encode()})
     sink = pa.BufferOutputStream()

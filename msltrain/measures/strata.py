@@ -29,7 +29,7 @@ COVERED_BINS = (
 
 @dataclass(frozen=True, kw_only=True)
 class StratumMetrics:
-    """One stratum. mAP and CR are None when it is empty, else means over the classes that have a positive in it."""
+    """One stratum. mAP and CR are None when it is empty, else means over the classes with a positive in it."""
 
     name: str
     """``small``, ``medium``, ``large``, ``small share``, ``medium share``, ``large share`` (of the image that the
@@ -44,14 +44,14 @@ class StratumMetrics:
 
 
 def compute_strata(predictions: Predictions) -> tuple[StratumMetrics, ...]:
-    """mAP and class-mean recall (score ≥ 0.5) for every stratum that the annotations speak of.
+    """mAP and class-mean recall (score ≥ 0.5) for every stratum that the annotations support.
 
     Size comes from the area of the largest object (the segment's where the dataset has segments, else the box's), in
-    pixels of the stored image and as a share of it. Where the build made the images smaller only the share compares
-    with other work; ``strata_note`` says so.
-    Truncation, occlusion and crowds are reported only where the dataset marks them; what other annotated objects cover,
-    by the share of the object that they take, where any covers another; separated objects, whose segment is in several
-    parts, where the index tells (``msl build-shards --segments``). Empty without object annotations.
+    pixels of the stored image and as a share of it. Where the build made the images smaller, only the share can be
+    compared with other work; ``strata_note`` says so. Truncation, occlusion and crowds are reported only where the
+    dataset marks them; covered objects, by the share that other annotated objects cover, where any covers another;
+    separated objects, whose segment is in several parts, where the index says so (``msl build-shards --segments``).
+    Empty without object annotations.
     """
     if predictions.objects is None:
         return ()
@@ -96,7 +96,7 @@ _COVERED_BY = {
 
 
 def strata_note(predictions: Predictions) -> str:
-    """What a reader of the strata must know: whose pixels the sizes are in, and what counts as covered."""
+    """What a reader of the strata must know: in whose pixels the sizes are, and what counts as covered."""
     objects, notes = predictions.objects, []
     if objects is None:
         return ""
@@ -112,11 +112,11 @@ def strata_note(predictions: Predictions) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ranked:
-    """The P positives of a class, highest logit first; of equal ones the first in the file. All strata share it."""
+    """The P positives of a class, highest logit first, equal ones in file order. All strata share it."""
 
     row_P: np.ndarray
     num_negatives_P: np.ndarray
-    """In front of each."""
+    """The number of negatives ranked above each positive."""
     is_predicted_P: np.ndarray
 
 

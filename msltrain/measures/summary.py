@@ -23,12 +23,12 @@ class Measured:
     strata: tuple[StratumMetrics, ...]
     """By size and occlusion; empty without object annotations."""
     strata_note: str
-    """What to know about sizes and covers."""
+    """What to know about sizes and covered objects."""
     intervals: Mapping[str, Interval]
-    """95 % bootstrap intervals of the published measures, where they were asked for."""
+    """95 % bootstrap intervals of the published measures, if they were requested."""
 
     threshold_origin: str = ""
-    """Where the tuned thresholds of ``metrics`` come from; empty where there are none."""
+    """Where the tuned thresholds of ``metrics`` come from; empty if there are none."""
 
     def to_json(self) -> str:
         """Indented JSON text; null where a rate has no value."""
@@ -41,7 +41,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def series_json(measured: Sequence[Measured]) -> str:
-    """Indented JSON text of a series: every run's, and mean and standard deviation of the published measures."""
+    """Indented JSON text of a series: every run, and mean and standard deviation of the published measures."""
     summaries = [one.metrics.summary() for one in measured]
     spread = {name: mean_and_deviation([summary[name] for summary in summaries]) for name in summaries[0]}
     content = {
@@ -58,16 +58,16 @@ def measure(
     with_intervals: bool = False,
     validation_file: str = "the validation samples",
 ) -> Measured:
-    """Compute all of it.
+    """Measure one set of predictions.
 
     Args:
-        predictions: of the samples to measure.
-        validation: of the same model on other samples, to tune a threshold per class on.
+        predictions: predictions for the samples to measure.
+        validation: the same model's predictions for other samples, on which to tune a threshold per class.
         with_intervals: also resample the images.
         validation_file: what ``validation`` is called in words.
 
     Raises:
-        UserError: as ``compute_metrics`` and ``require_other_samples``.
+        UserError: as in ``compute_metrics`` and ``require_other_samples``.
     """
     thresholds_K = None
     if validation is not None:

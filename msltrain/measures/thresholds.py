@@ -11,16 +11,16 @@ from msldata.errors import UserError
 from msltrain.measures.predictions import Predictions
 
 MIN_POSITIVES = 10
-"""Of a class with fewer, any threshold between two of them looks best by chance; it keeps 0.5."""
+"""In a class with fewer, some threshold between two of them looks best by chance; the class keeps 0.5."""
 
 
 def tune_thresholds(validation: Predictions, min_positives: int = MIN_POSITIVES) -> np.ndarray:
-    """For each class the logit from which on predicting it gives the highest F1, float64 (K,).
+    """For each class, the lowest predicted logit that gives the highest F1, float64 (K,).
 
-    A threshold lies midway between two neighbouring logits. Of equal F1 the highest threshold is taken. A class with
-    fewer than ``min_positives``, and one without any, keeps score 0.5, logit 0. Ignored pairs are left out.
+    A threshold lies midway between two neighbouring logits. Among thresholds with equal F1, the highest is taken. A
+    class with fewer than ``min_positives``, and one without any, keeps score 0.5, logit 0. Ignored pairs are left out.
 
-    Thresholds chosen on the very samples they are then measured on flatter the model: use other ones.
+    Thresholds chosen on the very samples they are then measured on flatter the model: use other samples.
     """
     return np.array(
         [
@@ -49,7 +49,7 @@ def require_other_samples(validation: Predictions, test: Predictions) -> None:
 
 
 def threshold_origin(validation: Predictions, file: str) -> str:
-    """Where tuned thresholds come from, and which classes keep 0.5, in words for whoever uses them."""
+    """Where tuned thresholds come from, and which classes keep 0.5, in words."""
     count_K = ((validation.target_NK > 0) & ~validation.ignore_NK).sum(axis=0)
     few = [name for name, count in zip(validation.classes, count_K) if count < MIN_POSITIVES]
     if len(few) == len(count_K):
@@ -68,7 +68,7 @@ def _best_threshold(logit_N: np.ndarray, target_N: np.ndarray, min_positives: in
     order_N = np.argsort(-logit_N, kind="stable")
     sorted_N = logit_N[order_N].astype(np.float64)
     f1_N = 2 * np.cumsum(target_N[order_N]) / (np.arange(1, len(sorted_N) + 1) + num_positive)
-    # Equal logits are predicted together, so a threshold can only lie behind the last of them.
+    # Equal logits are predicted together, so a threshold can only come after the last of them.
     f1_N[:-1][sorted_N[:-1] == sorted_N[1:]] = -1
     best = int(np.argmax(f1_N))
     return float(sorted_N[best] if best + 1 == len(sorted_N) else (sorted_N[best] + sorted_N[best + 1]) / 2)

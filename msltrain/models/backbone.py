@@ -19,8 +19,9 @@ class Backbone(nn.Module):
     """A timm network without its classifier; ``forward`` gives a map of D feature channels.
 
     Convolutional networks give the output of ``forward_features``; transformers have their final norm applied, class
-    and register tokens dropped and the rest laid out as a grid. Parameters that play no part in the features (a pooling
-    layer of the classifier, say) are frozen, so that an optimiser and a DDP reducer never wait for their gradients.
+    and register tokens dropped and the rest laid out as a grid. Parameters that the features do not depend on (a
+    pooling layer of the classifier, say) are frozen, so that an optimiser and a DDP reducer never wait for their
+    gradients.
 
     Args:
         network: the timm network, built with ``num_classes=0``.
@@ -63,10 +64,10 @@ class Backbone(nn.Module):
         return feature.permute(0, 3, 1, 2) if self.channels_last_axis else feature
 
     def enable_patch_selection(self) -> tuple[int, int]:
-        """Let ``forward`` take patches to look at; the grid (rows, columns) that numbers them.
+        """Let ``forward`` take patches to look at; return the grid (rows, columns) that numbers them.
 
         Raises:
-            UserError: the network is no ViT or EVA.
+            UserError: the network is not a ViT or EVA.
         """
         self._selection = install_patch_selection(self.network, self.num_prefix_tokens)
         if self._selection is None:
@@ -121,7 +122,7 @@ class Backbone(nn.Module):
 def _norm_outside_forward_features(network: nn.Module) -> str:
     """Name of the final LayerNorm that timm applies after pooling, hence outside ``forward_features``; "" if none.
 
-    Models that average their tokens (``fc_norm``) and ConvNeXt-like ones (``head.norm``) have it there.
+    Models that average their tokens (``fc_norm``) and ConvNeXt-like ones (``head.norm``) have one.
     """
     if isinstance(getattr(network, "norm", None), nn.LayerNorm):
         return ""

@@ -16,14 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 Branch = Literal["", "clean", "masked", "joined"]
-"""joined: the clean batch and behind it the masked one. Empty outside the step, where a batch is simply a batch."""
+"""joined: the clean batch, followed by the masked one. Empty outside the step, where a batch is simply a batch."""
 
 
 class Passage:
-    """What is passing through the network now; one object shared by all modules that must know.
+    """What is passing through the network now; one object shared by all modules that need it.
 
     Attributes:
-        branch: whose batch it is.
+        branch: the branch that the batch belongs to.
         again: the backward pass computes activations a second time; running statistics have seen this batch already.
     """
 
@@ -42,7 +42,7 @@ class Passage:
             self.branch, self.again = before
 
     def contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """Of the first and of the second computation of a block, as ``torch.utils.checkpoint`` asks for them."""
+        """Contexts for a block's first and second computation, as ``torch.utils.checkpoint`` expects them."""
         return nullcontext(), self.of(self.branch, again=True)
 
 
@@ -52,11 +52,11 @@ def tell_branches_apart(
     """Let every BatchNorm of ``network`` (timm's fused norm-activation ones too) respect branches, in place.
 
     In training each branch is normalised by the statistics of its own batch, in a joined batch too, where the clean
-    half is counted first. What the masked branch does besides is the mode's:
+    half is counted first. What else the masked branch does depends on the mode:
 
     - ``shared``: updates the running statistics, with the same weight and bias;
     - ``clean_only``: the same, but leaves the running statistics alone;
-    - ``split``: has running statistics, weight and bias of its own (an auxiliary BatchNorm, as in AdvProp).
+    - ``split``: has its own running statistics, weight and bias (an auxiliary BatchNorm, as in AdvProp).
 
     Returns:
         The norms of the masked branch in ``split`` mode, whose parameters are to be trained with the others; else none.
@@ -81,9 +81,9 @@ def tell_branches_apart(
 
 
 def _silent(norm: nn.Module) -> nn.Module:
-    """The same norm with the same parameters, in training mode, whose running statistics are scratch that nobody reads.
-
-    Without any, the kernel would keep other tensors for the backward pass, and a second computation must keep the same.
+    """The same norm with the same parameters, in training mode, with scratch running statistics that nobody reads.
+    Without any, the kernel would keep other tensors for the backward pass, and a second computation must keep the same
+    ones.
     """
     twin = copy.copy(norm)  # shares the dict that holds the parameters
     twin._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in norm._buffers.items()}
@@ -128,7 +128,7 @@ def compute_blocks_twice(network: nn.Module, passage: Passage) -> int:
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """The innermost modules with two or more layers that stand in a row: residual blocks, as a rule."""
+    """The innermost modules with two or more layers that repeat in a row: usually residual blocks."""
     is_row = isinstance(module, nn.Sequential | nn.ModuleList)
     found: list[nn.Module] = []
     for child in module.children():
@@ -137,7 +137,7 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
             found += inner
         elif sum(bool(part._parameters) for part in child.modules()) > 1:
             found.append(child)
-    # A lone one, such as the shortcut of a residual block, is part of what surrounds it.
+    # A single one, such as the shortcut of a residual block, is part of what surrounds it.
     return found if is_row or len(found) > 1 else []
 
 

@@ -71,7 +71,7 @@ class Recogniser(nn.Module):
         self.patch_grid = self.backbone.enable_patch_selection()
 
     def forward(self, image_BCHW: Tensor, patch_BP: Tensor | None = None) -> Tensor:
-        """Logits (B, K), always float32: the head runs outside autocast, since bf16 logits tie and lose rank.
+        """Logits (B, K), always float32: the head runs outside autocast, since bf16 logits create ties.
 
         Args:
             image_BCHW: the images.
@@ -89,10 +89,10 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int, class
         config: backbone, weights and head.
         num_classes: K.
         image_size: side in pixels of the square images it will see; transformers resample their positions to it.
-        classes: their names, by which the head of a model of ours is taken over; empty: by position.
+        classes: their names, by which the head of one of our models is taken over; empty: by position.
 
     Raises:
-        UserError: unknown backbone, unknown or unfitting weights, a network that yields no feature map.
+        UserError: unknown backbone, unknown or unsuitable weights, a network that yields no feature map.
         FileNotFoundError: the weights file does not exist.
     """
     own = read_own(config.weights)
@@ -122,14 +122,14 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int, class
 
 
 def _build_network(config: ModelConfig) -> tuple[nn.Module, Mapping[str, Tensor], WeightsReport | None]:
-    """The timm network, the tensors its weights were taken from where they are at hand, and what was taken."""
+    """The timm network, the tensors that its weights were taken from (if they are at hand), and what was taken."""
     import timm
 
     if not timm.is_model(config.backbone):
         close = difflib.get_close_matches(config.backbone, timm.list_models(), n=6)
         raise UserError(
             f"timm has no model '{config.backbone}'"
-            + (f"; near it are {', '.join(close)}" if close else "; `timm.list_models()` lists them")
+            + (f"; similar names: {', '.join(close)}" if close else "; `timm.list_models()` lists them")
         )
     if config.weights and is_timm_tag(config.weights):
         network, report = create_pretrained(config.backbone, config.weights)

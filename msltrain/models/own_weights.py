@@ -23,16 +23,16 @@ _BACKBONE, _HEAD = "backbone.network.", "classifier."
 
 @dataclass(frozen=True, kw_only=True)
 class OwnWeights:
-    """The tensors of a recogniser of ours, and what its outputs mean."""
+    """The tensors of one of our recognisers, and what its outputs mean."""
 
     source: str
     tensors: Mapping[str, Tensor]
     classes: tuple[str, ...]
-    """In logit order; empty where nothing beside the file names them."""
+    """Class names in logit order; empty if nothing beside the file names them."""
 
 
 def find_own_file(weights: str) -> Path | None:
-    """The weights file that a folder of ours means, of a run its best, else last; None for any other."""
+    """The weights file in one of our folders (in a run the best, else the last); None for other folders."""
     folder = Path(weights).expanduser()
     if not weights or not folder.is_dir():
         return None
@@ -41,7 +41,7 @@ def find_own_file(weights: str) -> Path | None:
 
 
 def read_own(weights: str) -> OwnWeights | None:
-    """The weights of ours that ``weights`` names, a folder or a file; None where it names something else.
+    """Our own weights that ``weights`` names, a folder or a file; None if it names something else.
 
     Raises:
         UserError: damaged.
@@ -80,10 +80,10 @@ def in_our_names(tensors: Mapping[str, Tensor], config_file: Path) -> dict[str, 
 
 
 def fill_from_own(network: nn.Module, head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> WeightsReport:
-    """Fill the backbone's network, and of the head the classes that both know, in place.
+    """Fill, in place, the backbone's network and the head's rows for the classes that both know.
 
     Raises:
-        UserError: the backbone is another one.
+        UserError: the backbone differs.
     """
     found = {name.removeprefix(_BACKBONE): one for name, one in own.tensors.items() if name.startswith(_BACKBONE)}
     wanted = network.state_dict()
@@ -108,7 +108,7 @@ def fill_from_own(network: nn.Module, head: nn.Module, own: OwnWeights, classes:
 
 
 def _fill_head(head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> str:
-    """Copy the rows of the classes that both know; what was taken, in words."""
+    """Copy the rows of the classes that both know; return what was taken, in words."""
     theirs = {name.removeprefix(_HEAD): tensor for name, tensor in own.tensors.items() if name.startswith(_HEAD)}
     ours = head.state_dict()
     if set(ours) != set(theirs) or any(ours[name].shape[1:] != theirs[name].shape[1:] for name in ours):
@@ -116,9 +116,9 @@ def _fill_head(head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> st
     before, now = own.classes, classes
     if not before or not now:
         if any(ours[name].shape != theirs[name].shape for name in ours):
-            return "head not taken: nothing names its classes, and they are another number"
+            return "head not taken: nothing names its classes, and their number differs"
         head.load_state_dict(theirs)
-        return "head taken as it is: nothing names its classes"
+        return "head taken by position: nothing names its classes"
     blocks = [(len(ours[name]) // len(now), len(theirs[name]) // len(before)) for name in ours]
     if any(here != there for here, there in blocks) or any(len(theirs[name]) % len(before) for name in ours):
         return "head not taken: it has another number of attention heads"

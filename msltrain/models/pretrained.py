@@ -1,6 +1,6 @@
 """Pretrained weights for a backbone: a timm tag, a model on the Hugging Face hub, a local .pth / .safetensors file.
 
-Files keep their author's layout. Names are matched first (torchvision's ResNets and timm's are named alike); a file
+Files keep their author's layout. Names are matched first (torchvision's and timm's ResNets use the same names); a file
 with other names but the same tensors in the same order (torchvision's mobilenet_v2) is matched by position. Files are
 only ever read in ways that cannot run code.
 """
@@ -33,7 +33,7 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsReport:
-    """What came from where when a backbone was filled with pretrained weights."""
+    """What was taken, and from where, when a backbone was filled with pretrained weights."""
 
     source: str
     """The file, or the full timm name."""
@@ -43,11 +43,11 @@ class WeightsReport:
     missing: tuple[str, ...] = ()
     """Tensors of the network that the file does not hold."""
     ignored: tuple[str, ...] = ()
-    """Tensors of the file that the network has no place for, its classifier as a rule."""
+    """Tensors of the file that the network has no place for, usually its classifier."""
     fills_head: bool = False
     """Whether the head was filled too, from a released CSRA or MSL checkpoint."""
     head: str = ""
-    """What was taken of the head of a model of ours, in words."""
+    """What was taken from the head of one of our models, in words."""
 
     def summary(self) -> str:
         """One sentence for a log."""
@@ -69,7 +69,7 @@ def read_source(weights: str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it cannot be fetched, is damaged, or holds something else than tensors.
+        UserError: it cannot be fetched, is damaged, or holds anything other than tensors.
     """
     if not weights.startswith(HUB_PREFIX):
         return read_tensors(Path(weights).expanduser())
@@ -137,7 +137,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is damaged, or holds something else than tensors.
+        UserError: it is damaged, or holds anything other than tensors.
     """
     if not path.is_file():
         folder = "a folder, not a weights file, and neither a run nor a checkpoint nor an export; name the file in it"
@@ -183,7 +183,7 @@ def _object_in(error: Exception) -> str:
 
 
 def _is_torch_file(path: Path) -> bool:
-    """Whether a file begins as those of ``torch.save`` do: a zip archive, or a pickle before torch 1.6."""
+    """Whether a file begins like those of ``torch.save``: a zip archive, or a pickle before torch 1.6."""
     with path.open("rb") as file:
         return file.read(4).startswith((b"PK", b"\x80"))
 
@@ -252,7 +252,7 @@ def _load_by_names(
 def _load_by_order(
     network: nn.Module, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str
 ) -> WeightsReport:
-    """Pair the tensors by position; only a complete match of shapes and roles is believed."""
+    """Pair the tensors by position; only a complete match of shapes and roles is accepted."""
     names = list(found)
     for position, (ours, theirs) in enumerate(zip(wanted, names)):
         if wanted[ours].shape != found[theirs].shape or ours.rpartition(".")[2] != theirs.rpartition(".")[2]:
@@ -275,7 +275,7 @@ def _first_line(error: Exception) -> str:
 
 
 def shortened(names: list[str] | tuple[str, ...]) -> str:
-    """The first of them, and how many more there are."""
+    """The first names, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
@@ -283,7 +283,7 @@ _HEAD = re.compile(r"classifier\.multi_head\.(\d+)\.head\.weight")
 
 
 def is_head_tensor(name: str) -> bool:
-    """Whether a released checkpoint calls a weight of its CSRA head so."""
+    """Whether this is a released checkpoint's name for a weight of its CSRA head."""
     return _HEAD.fullmatch(name) is not None
 
 
@@ -296,7 +296,7 @@ def head_weights(found: Mapping[str, Tensor]) -> list[Tensor]:
 def fill_head(head: nn.Module, found: Mapping[str, Tensor]) -> bool:
     """Fill ``head`` in place where a released checkpoint holds as many heads of the same shape; whether it did.
 
-    Otherwise it keeps its first values: a checkpoint of another dataset is a start for the backbone.
+    Otherwise the head keeps its initial values: a checkpoint from another dataset initialises only the backbone.
     """
     weights = head_weights(found)
     if not isinstance(head, CSRAHead) or not weights:

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MULTIPLE = 8
-"""The number of kept patches is rounded up to a multiple of this: few different shapes, which matrix units like."""
+"""The number of kept patches is rounded up to a multiple of this: few different shapes, which suits matrix units."""
 
 
 def visible_patches(keep_mask_B1HW: Tensor, grid: tuple[int, int], threshold: float) -> Tensor | None:
-    """Which patches of each image to keep: as many for all images as the image with the most needs.
+    """Which patches of each image to keep: the same number for all images, as many as the image that needs most.
 
     A patch is needed when at least ``threshold`` of its pixels are visible. Images with fewer of them keep their most
-    visible other patches too, so that no attention mask is needed and nothing that counts is lost.
+    visible other patches too, so that no attention mask is needed and nothing relevant is lost.
 
     Args:
         keep_mask_B1HW: float32, 1 = visible.
@@ -38,14 +38,14 @@ def visible_patches(keep_mask_B1HW: Tensor, grid: tuple[int, int], threshold: fl
 
 
 class PatchSelection(nn.Module):
-    """Stands where timm's transformers drop patches at random, and keeps those it is told instead.
+    """Takes the place where timm's transformers drop patches at random, and keeps the chosen patches instead.
 
     Args:
         num_prefix_tokens: class and register tokens, which always stay.
-        returns_patches: EVA asks for the kept patches as well, to rotate its queries and keys by their places.
+        returns_patches: EVA asks for the kept patches as well, to rotate its queries and keys by their positions.
 
     Attributes:
-        patch_BP: int64, the patches to keep of the batch that passes next; None: all.
+        patch_BP: int64, the patches to keep in the next batch; None: all.
     """
 
     def __init__(self, num_prefix_tokens: int, *, returns_patches: bool):

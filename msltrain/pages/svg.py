@@ -40,7 +40,7 @@ class DrawnLine:
     whiskers: Sequence[tuple[float, float, float]]
     """(x, y of one end, y of the other)."""
     radius: float
-    """Of a marker on every point; 0: none."""
+    """Radius of a marker on every point; 0: no markers."""
 
     @property
     def path(self) -> str:
@@ -56,7 +56,7 @@ class Plot:
     x_label: str
     y_label: str
     alt: str
-    """What a reader who cannot see the plot should know."""
+    """The plot in words, for readers who cannot see it."""
     left: float
     x_ticks: Sequence[tuple[float, str]]
     """(place, label)."""
@@ -69,17 +69,17 @@ class Plot:
 
 
 def model_styles(names: Iterable[str], known: Iterable[str] = ()) -> dict[str, int]:
-    """A style number for each model; those of ``known`` come first, whether they are shown or not."""
+    """A style number for each model; those in ``known`` come first, whether shown or not."""
     return {name: number for number, name in enumerate(dict.fromkeys([*known, *names]))}
 
 
 def style_name(number: int) -> str:
-    """Class of the style sheet for model ``number``; colours come again after the last."""
+    """Class of the style sheet for model ``number``; colours repeat after the last."""
     return f"run{number % len(DASHES)}"
 
 
 def dash(number: int) -> str:
-    """How a line of model ``number`` is dashed; empty: not at all."""
+    """The dash pattern of model ``number``'s line; empty: solid."""
     return DASHES[number % len(DASHES)]
 
 

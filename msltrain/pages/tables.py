@@ -10,11 +10,11 @@ from msltrain.pages.text import markdown
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One value with what belongs to it."""
+    """One value with its annotations."""
 
     text: str
     note: str = ""
-    """Said smaller, behind it."""
+    """Shown smaller, after it."""
     style: str = ""
     """A class of the style sheet: ``best``, ``published``."""
     mark: int = 0
@@ -43,15 +43,15 @@ class Table:
     """Head, and rows in groups."""
 
     name: str
-    """Of the first column."""
+    """Head of the first column."""
     columns: Sequence[str]
     groups: Sequence[Group]
     over: Sequence[tuple[str, int]] = ()
-    """Heads above the last columns, with how many columns each spans."""
+    """Heads above the last columns, with the number of columns that each spans."""
     style: str = ""
     """Classes of the style sheet."""
     title: str = ""
-    """What it holds, where nothing else says so."""
+    """What the table holds, where nothing else says so."""
 
     @property
     def num_single(self) -> int:

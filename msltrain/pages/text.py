@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 
 DASH = "–"
-"""Stands where there is no value."""
+"""Shown where there is no value."""
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -38,7 +38,7 @@ def counted(number: int, word: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Any text as Markdown that shows it: on one line, no HTML, no emphasis, no new cell."""
+    """Any text as Markdown that shows it literally: on one line, without HTML, emphasis or new table cells."""
     line = escape(" ".join(text.split()), quote=False)
     line = re.sub(r"([\\`*\[\]|~])", r"\\\1", line)
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)

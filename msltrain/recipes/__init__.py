@@ -31,12 +31,12 @@ def configure(
     """A recipe with the user's own data and settings.
 
     Args:
-        name: of the recipe.
+        name: name of the recipe.
         train: training shards, instead of the recipe's.
         keep_masks: keep-mask shards, instead of the recipe's.
         weights: first weights of the network, instead of the recipe's; see ``model.weights``.
-        settings: ``section.field=value``, applied last. With another ``model.backbone`` the weights are that one's
-            own, unless others are named: the recipe's tag belongs to the recipe's.
+        settings: ``section.field=value``, applied last. With another ``model.backbone`` the weights are that backbone's
+            own unless others are named, since the recipe's tag belongs to the recipe's backbone.
 
     Raises:
         UserError: unknown recipe or field, or a value that the field cannot take.
@@ -54,7 +54,7 @@ def configure(
 
 
 def _own_tag(backbone: str) -> str:
-    """The tag of the weights that timm takes for ``backbone`` by default: the recipe's belongs to another network.
+    """The tag of timm's default weights for ``backbone``: the recipe's tag belongs to another network.
 
     Raises:
         UserError: timm has none.

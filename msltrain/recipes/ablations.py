@@ -1,7 +1,7 @@
 """The paper's ablations as grids: functions that return named configs, to be run over several seeds.
 
-Each varies one of the paper's runs, MSL-C on VOC2007 unless it says otherwise, in one respect, and names the published
-setting's row ``msl``, or ``NETWORK-msl``. ``form`` says in which form: `tuned`, our default, or `as_published`.
+Each varies one of the paper's runs (MSL-C on VOC2007 unless it says otherwise) in one respect; the row of the published
+setting is called ``msl``, or ``NETWORK-msl``. ``form`` says in which form: `tuned`, our default, or `as_published`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main_coco2014(form: Form = tuned) -> Grid:
 
 
 def loss_terms(form: Form = tuned) -> Grid:
-    """Table 3: what the masked branch and the label consistency add, each alone and both."""
+    """Table 3: what the masked branch and the label consistency add, alone and together."""
     msl = form(published.c_voc2007())
     return {
         "baseline": baseline(msl),
@@ -61,7 +61,7 @@ def binarisation(form: Form = tuned) -> Grid:
 
 
 def mask_subsets(form: Form = tuned) -> Grid:
-    """Table 6: masks that hide little, or much, as published; and both, which is ours."""
+    """Table 6: masks that hide little or much, as published; and both together, which is ours."""
     return _mask_subsets(form(published.c_voc2007()))
 
 
@@ -71,7 +71,7 @@ def mask_subsets_coco2014(form: Form = tuned) -> Grid:
 
 
 def loss_weights(form: Form = tuned) -> Grid:
-    """Table 7: other weights of the three terms than (0.3, 0.2, 0.5); those from (0.2, 0.3, 0.5) on are ours."""
+    """Table 7: weights of the three terms other than (0.3, 0.2, 0.5); those from (0.2, 0.3, 0.5) on are ours."""
     msl = form(published.c_voc2007())
     paper = ((1.0, 1.0, 1.0), (0.2, 0.2, 0.6), (0.3, 0.3, 0.4), (0.4, 0.4, 0.2))
     ours = ((0.2, 0.3, 0.5), (0.6, 0.2, 0.2), (0.1, 0.1, 0.8))
@@ -82,7 +82,7 @@ def loss_weights(form: Form = tuned) -> Grid:
 
 
 def masked_autoencoder(form: Form = tuned) -> Grid:
-    """Table 8: MSL against MAE, read as hiding random patches, or as fine-tuning what was pretrained so."""
+    """Table 8: MSL against MAE, read as hiding random patches, or as fine-tuning a model pretrained that way."""
     return _masked_autoencoder(form(published.c_voc2007()), form(published.v_voc2007()))
 
 
@@ -102,7 +102,7 @@ def plain_head_coco2014(form: Form = tuned) -> Grid:
 
 
 def mask_kinds(form: Form = tuned) -> Grid:
-    """Not in the paper: what the shape of the holes does, at the share that the published masks hide on average."""
+    """Not in the paper: the effect of the shape of the holes, at the share that the published masks hide on average."""
     msl = form(published.c_voc2007())
     return {
         "msl": msl,
@@ -112,7 +112,7 @@ def mask_kinds(form: Form = tuned) -> Grid:
 
 
 def batchnorm(form: Form = tuned) -> Grid:
-    """Not in the paper: how much of the gain is BatchNorm getting to know masked images."""
+    """Not in the paper: how much of the gain is BatchNorm adapting to masked images."""
     msl = form(published.c_voc2007())
     return {
         "msl": msl,

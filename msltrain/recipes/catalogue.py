@@ -24,10 +24,10 @@ class Recipe:
 
     name: str
     what: str
-    """One line."""
+    """What the run is, in one line."""
     make: Callable[[], TrainConfig]
     source: str
-    """Where the published number is from."""
+    """Where the published number comes from."""
     number: str
     """The published number, or that there is none."""
 

@@ -1,7 +1,7 @@
 """What a recipe costs on one GPU: arithmetic of the network × samples × epochs over a sustained rate.
 
 The assumption: an H100 or H200 sustains 250 TFLOP/s in bf16, a quarter of its dense peak, and 30 in float32, half of
-its peak without TF32. Evaluation, start and slow storage come on top.
+its peak without TF32. Evaluation, start-up and slow storage come on top.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ GIGAFLOP_PER_IMAGE = {
     ("vit_large_patch16_224", 224): 123.1,
     ("vit_base_patch16_224", 224): 35.1,
 }
-"""Of one forward pass by (backbone, image size); a multiplication and an addition are two operations."""
+"""Cost of one forward pass, by (backbone, image size); a multiplication and an addition count as two."""
 NUM_SAMPLES = {
     ("voc2007", "trainval"): 5_011,
     ("voc2007", "test"): 4_952,
@@ -21,7 +21,7 @@ NUM_SAMPLES = {
     ("coco2014", "val"): 40_137,
     ("wider", "trainval"): 28_345,
 }
-"""Of the datasets that the published numbers are of, by name and split."""
+"""Sizes of the datasets that the published numbers were measured on, by name and split."""
 BF16_TERAFLOPS, FLOAT32_TERAFLOPS = 250.0, 30.0
 FORWARD_AND_BACKWARD = 3
 """A backward pass costs two forward passes."""
@@ -32,7 +32,7 @@ def gpu_hours(config: TrainConfig, num_samples: int | None = None) -> float | No
 
     Args:
         config: the whole run.
-        num_samples: of the training set; by default those of the recipe's.
+        num_samples: size of the training set; by default that of the recipe's.
     """
     per_image = GIGAFLOP_PER_IMAGE.get((config.model.backbone, config.stream.image_size))
     num_samples = num_samples or num_published(config.data.train)
@@ -53,6 +53,6 @@ def num_forward_passes(config: TrainConfig) -> float:
 
 
 def num_published(shards: str) -> int | None:
-    """Samples of the dataset that a recipe finds at ``shards``, as in ``shards/voc2007/trainval``; None: not known."""
+    """Samples of the dataset that a recipe finds at ``shards``, such as ``shards/voc2007/trainval``; None: unknown."""
     *_, dataset, split = ("", "", *shards.rstrip("/").split("/"))
     return NUM_SAMPLES.get((dataset, split))

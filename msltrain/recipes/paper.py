@@ -1,16 +1,17 @@
 """The paper's runs with its own values: every network on every dataset that the paper or its official code trains.
 
 Letters stand for networks: c ResNet-101 trained with CutMix (the paper's MSL-C), r plain ResNet-101, v ViT-L/16
-(MSL-V), b ViT-B/16. The last lines of a docstring, which `msl recipes` reads, are: command · where the number is from ·
-number.
+(MSL-V), b ViT-B/16. The last lines of a docstring, which `msl recipes` reads, are: command · where the number comes
+from · number.
 
 Each function returns the run with the published values: batches of 6, the incomplete last one too (836 steps an epoch
 on VOC2007, 13,681 on COCO-2014), float32, no validation split, and the official code's slice of the keep masks
-(``msl build-masks --order official --out shards/masks/official``). What differs: the backbone starts from the nearest
-weights that timm can fetch (`msltrain.recipes.backbones`), because the published files have no timm tag; ``--weights
-resnet_cut.pth`` takes the authors' own. Order, crops, flips and masks are drawn by a hash of (seed, epoch, sample), not
-by global generators; of the 1,000 masks of the slice the official code only ever draws the last 951. Float32 is what
-PyTorch makes of it, here as there: GPUs that have TF32 use it for convolutions, and not for matrix products.
+(``msl build-masks --order official --out shards/masks/official``). The differences: the backbone starts from the
+nearest weights that timm can fetch (`msltrain.recipes.backbones`), because the published files have no timm tag;
+``--weights resnet_cut.pth`` takes the authors' own. Order, crops, flips and masks are drawn by a hash of (seed, epoch,
+sample), not by global generators; of the slice's 1,000 masks, the official code only ever draws the last 951.
+Float32 means PyTorch's default, as in the official code: GPUs that have TF32 use it for convolutions, but not for
+matrix products.
 """
 
 from __future__ import annotations

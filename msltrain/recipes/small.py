@@ -10,7 +10,7 @@ from msltrain.stream.config import StreamConfig
 
 
 def smoke() -> TrainConfig:
-    """Two epochs of MSL with a tiny random network at 64 pixels: does everything fit together?
+    """Two epochs of MSL with a tiny random network at 64 pixels: does everything work together?
 
     ``msl train --recipe smoke --data DIR --keep-masks DIR`` · no published number
     """
@@ -26,8 +26,8 @@ def smoke() -> TrainConfig:
 def demo() -> TrainConfig:
     """MSL from scratch with a tiny ResNet on the synthetic dataset, minutes on two CPU cores.
 
-    Deviation: the inputs are centred, so a hole is mid-grey. A network that starts from nothing learns faster so, and
-    its plain baseline bears holes better than with the published black ones.
+    Deviation: the inputs are centred, so a hole is mid-grey. A network trained from scratch learns faster this way, and
+    its plain baseline copes with these holes better than with the published black ones.
 
     ``msl demo`` · no published number
     """

@@ -1,4 +1,4 @@
-"""What one published run is varied into: its baselines, and our default with the same network and data."""
+"""The variants of one published run: its baselines, and our default with the same network and data."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from msltrain.config import TrainConfig
 from msltrain.recipes.paper import BASELINE_LOSS
 
 TUNED_MASKS = "shards/masks/high"
-"""Masks that hide more than half of the image, of any origin."""
+"""Masks from any source that hide more than half of the image."""
 Form = Callable[[TrainConfig], TrainConfig]
-"""Makes of a published run the one to train."""
+"""Turns a published run into the one to train."""
 
 
 def as_published(config: TrainConfig) -> TrainConfig:
@@ -22,10 +22,10 @@ def as_published(config: TrainConfig) -> TrainConfig:
 def tuned(config: TrainConfig) -> TrainConfig:
     """Our default for a published run: bf16, NHWC, batches of 32 on any number of GPUs, 20 epochs, 5 % held out.
 
-    Keep masks are any that hide more than half; the last, incomplete batch of an epoch is left out, so that several
+    Keep masks may be any that hide more than half; the last, incomplete batch of an epoch is left out, so that several
     GPUs can share each batch. The learning rate is the published one, taken as CSRA's authors used it, for batches of
     16, and scaled to 32. The published steps make it practically zero after 16 epochs; a half cosine to zero over 20
-    stands in their place.
+    epochs replaces them.
     """
     return replace(
         config,

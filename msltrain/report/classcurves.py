@@ -1,4 +1,4 @@
-"""Precision over recall, a small plot per class.
+"""Precision over recall, in a small plot per class.
 
 P positives of one class.
 """
@@ -16,7 +16,7 @@ from msltrain.report.numbers import Numbers
 from msltrain.report.open_runs import WHOLE, describe_condition
 
 NUM_OPEN = 12
-"""Panels that are shown; the others unfold."""
+"""How many panels are shown at once; the others can be unfolded."""
 MAX_POINTS = 40
 WIDTH, HEIGHT = 160, 122
 LEFT, RIGHT, TOP, BOTTOM = 22, 155, 6, 104
@@ -32,7 +32,7 @@ class ModelCurve:
     path: str
     """Points as SVG wants them; empty without positives."""
     dot: tuple[float, float] | None
-    """At the (recall, precision) of a score of 0.5."""
+    """The point at the (recall, precision) of a score of 0.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Panel:
 def curve(predictions: Predictions, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Recall and precision at the rank of each positive, in [0, 1]; the mean height is the AP.
 
-    More than ``MAX_POINTS`` positives are averaged in groups of equal size (±1), which keeps that mean to the last
+    More than ``MAX_POINTS`` positives are averaged in groups of equal size (±1), which keeps that mean to within a
     percent.
     """
     kept_N = ~predictions.ignore_NK[:, k]

@@ -1,4 +1,4 @@
-"""Which classes stand together in the images, and which ones a model sees because another one is there.
+"""Which classes occur together in the images, and which ones a model sees because another one is there.
 
 Shapes: N images, K classes. In every K × K matrix, row i is the class that is present, column j the other one.
 """
@@ -18,7 +18,7 @@ FEW_IMAGES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Companions:
-    """Labels that stand together."""
+    """Labels that occur together."""
 
     num_present_K: np.ndarray
     """int64, images with the class."""
@@ -27,7 +27,7 @@ class Companions:
 
     @property
     def share_KK(self) -> np.ndarray:
-        """Of the images with i, those that also have j; NaN on the diagonal and where images are few."""
+        """Share of the images with i that also have j; NaN on the diagonal and where images are few."""
         return _rate(self.num_both_KK, np.broadcast_to(self.num_present_K[:, None], self.num_both_KK.shape))
 
 
@@ -38,32 +38,32 @@ class FalseAlarms:
     num_images_KK: np.ndarray
     """Images with i and without j."""
     num_seen_KK: np.ndarray
-    """Of those, the ones in which j is predicted."""
+    """Images among them in which j is predicted."""
     num_elsewhere_KK: np.ndarray
     """Images with neither."""
     num_seen_elsewhere_KK: np.ndarray
-    """Of those, the ones in which j is predicted."""
+    """Images among them in which j is predicted."""
 
     @property
     def rate_KK(self) -> np.ndarray:
-        """Where i is present; NaN on the diagonal and where images are few."""
+        """The rate where i is present; NaN on the diagonal and where images are few."""
         return _rate(self.num_seen_KK, self.num_images_KK)
 
     @property
     def rate_elsewhere_KK(self) -> np.ndarray:
-        """Where i is absent as well."""
+        """The rate where i is absent as well."""
         return _rate(self.num_seen_elsewhere_KK, self.num_elsewhere_KK)
 
 
 def count_companions(predictions: Predictions) -> Companions:
-    """From the targets; an ignored pair counts as absent, as it does in the labels."""
+    """Count the targets; an ignored pair counts as absent, as it does in the labels."""
     present_NK = _float(predictions.target_NK > 0)
     both_KK = _count(present_NK, present_NK)
     return Companions(num_present_K=np.diagonal(both_KK).copy(), num_both_KK=both_KK)
 
 
 def count_false_alarms(predictions: Predictions) -> FalseAlarms:
-    """At score ≥ 0.5. Images in which either class of a pair is ignored do not count for that pair."""
+    """Count predictions at score ≥ 0.5. Images in which either class is ignored do not count for the pair."""
     present_NK = _float(predictions.target_NK > 0)
     absent_bool_NK = (predictions.target_NK == 0) & ~predictions.ignore_NK
     absent_NK, seen_NK = _float(absent_bool_NK), _float(absent_bool_NK & (predictions.logit_NK >= 0))
@@ -76,11 +76,11 @@ def count_false_alarms(predictions: Predictions) -> FalseAlarms:
 
 
 def leaning_pairs(alarms: Sequence[FalseAlarms], num_pairs: int) -> list[tuple[int, int]]:
-    """Pairs (i, j) with the most false alarms of j beyond what j draws elsewhere, in whichever model that is.
+    """Pairs (i, j) with the most false alarms of j beyond j's usual rate, in any of the models.
 
     Args:
-        alarms: of each model; no model is favoured.
-        num_pairs: at most so many, the most first. Pairs without any excess are left out.
+        alarms: the alarms of each model; no model is favoured.
+        num_pairs: at most this many, the largest excess first. Pairs without any excess are left out.
     """
     excess_KK = np.full(alarms[0].num_images_KK.shape, -np.inf)
     for one in alarms:

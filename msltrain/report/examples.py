@@ -22,44 +22,44 @@ from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 
 NUM_SEEN_GROUPS = 6
-"""That ``choose_seen`` makes at most."""
+"""The most groups that ``choose_seen`` makes."""
 _COVERED_FROM = 0.25
 _BOX = "#ffb000"
 TOP = 3
-"""As many answers of a model as the paper's figures show."""
+"""How many answers of a model are shown, as in the paper's figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One sample to show: its row in the predictions, its picture and the keep mask it was tested behind."""
+    """One sample to show: its row in the predictions, its picture, and the keep mask behind which it was tested."""
 
     row: int
     image: Image.Image
     keep_mask_HW: np.ndarray | None
     """1 visible, 0 hole, at the model's image size; None when nothing was hidden."""
     boxes: tuple[tuple[int, tuple[float, float, float, float]], ...] = ()
-    """Of its objects: class index in the predictions; left, top, width and height in pixels."""
+    """Its objects: class index in the predictions; left, top, width and height in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Samples that were chosen on whole images, and what they are to show."""
+    """Samples that were chosen on whole images, and what they should show."""
 
     title: str
     kind: str
     """``win`` or ``failure``."""
     rows: list[int]
     shows_NK: np.ndarray
-    """bool; the pairs that the sample was chosen for."""
+    """bool; the pairs for which the sample was chosen."""
 
 
 def choose(runs: Sequence[RunReport], condition: str, num_examples: int) -> tuple[list[int], list[int]]:
     """Rows to show as wins and as failures, by a rule that does not favour a model.
 
-    Wins are the samples where the last run gains most over the first in classes rightly named minus classes wrongly
-    named (score ≥ 0.5) under ``condition``, failures those where it loses most; of equal ones, where its cross-entropy
-    falls furthest below, or rises furthest above the first run's. A run that names more classes wrongly than rightly
-    wins nothing. Half of ``num_examples`` each, or as many as there are. With one run: where it is best, and worst.
+    Wins are the samples where the last run gains most over the first in correctly named minus wrongly named classes
+    (score ≥ 0.5) under ``condition``, failures those where it loses most; ties are broken by how far its cross-entropy
+    falls below, or rises above, the first run's. A run that names more classes wrongly than correctly wins nothing.
+    Half of ``num_examples`` each, or as many as there are. With one run: where it does best, and worst.
     """
     wins, failures = _ranked(runs, condition)
     num_examples = min(num_examples, len(runs[0].clean.keys))
@@ -69,9 +69,9 @@ def choose(runs: Sequence[RunReport], condition: str, num_examples: int) -> tupl
 def choose_seen(runs: Sequence[RunReport], num_each: int) -> list[Choice]:
     """Samples with objects that one run names and the other does not, although nothing is hidden.
 
-    First small objects, then those that are cut off, occluded, or covered by more than a quarter, then any; for each
-    those that only the last run names, and those that only the first does, ranked as in ``choose``. With one run: those
-    that it names, and those that it misses. No sample comes twice. Nothing without object annotations.
+    First small objects, then those that are cut off, occluded, or more than a quarter covered, then any; for each kind,
+    those that only the last run names and those that only the first names, ranked as in ``choose``. With one run: those
+    that it names, and those that it misses. No sample appears twice. Nothing without object annotations.
     """
     first, last = runs[0].clean, runs[-1].clean
     if first.objects is None or num_each < 1:
@@ -111,7 +111,7 @@ def _hidden(objects: LargestObjects) -> np.ndarray:
 
 
 def _ranked(runs: Sequence[RunReport], condition: str) -> tuple[list[int], list[int]]:
-    """All rows that are wins, and all that are failures, the clearest first."""
+    """All rows that are wins, and all that are failures, the clearest ones first."""
     last = runs[-1].conditions[condition]
     gain_N, loss_N = net_named(last), cross_entropy(last)
     better_N = worse_N = np.ones(len(gain_N), bool)
@@ -126,7 +126,7 @@ def _ranked(runs: Sequence[RunReport], condition: str) -> tuple[list[int], list[
 
 
 def net_named(predictions: Predictions) -> np.ndarray:
-    """Classes of each sample that are named rightly minus those named wrongly, at a score ≥ 0.5: int64 (N,)."""
+    """Correctly named minus wrongly named classes of each sample, at a score ≥ 0.5: int64 (N,)."""
     named_NK = (predictions.logit_NK >= 0) & ~predictions.ignore_NK
     right_NK = named_NK & (predictions.target_NK > 0)
     return 2 * right_NK.sum(axis=1) - named_NK.sum(axis=1)
@@ -139,12 +139,12 @@ def read_examples(
 
     Args:
         rows: positions in ``predictions``.
-        predictions: of the condition to show.
-        shards: the dataset folder they were made from.
+        predictions: predictions under the condition to show.
+        shards: the dataset folder that they were made from.
         keep_masks: folders of those masks, as `find_keep_masks` gives them; None: the pictures are whole.
 
     Raises:
-        UserError: the shards are not those the predictions were made from.
+        UserError: the predictions were made from other shards.
     """
     shard_set = open_shard_set(shards)
     origin = predictions.origin
@@ -159,7 +159,7 @@ def read_examples(
     shard_N = np.searchsorted(last_S, place_N, side="right")
     _, sample = shard_set.rows(shard_N, place_N - (last_S - shard_set.counts)[shard_N])
     objects = AllSamples(shard_set).objects() if predictions.objects is not None else None
-    # The classes of the predictions may be some of those of the shards, in another order.
+    # The classes of the predictions may be only some of the shards' classes, in another order.
     number = {name: index for index, name in enumerate(predictions.classes)}
     examples = []
     for position, row in enumerate(rows):
@@ -183,13 +183,12 @@ def read_examples(
 
 
 def find_keep_masks(run: RunReport, condition: str) -> tuple[str, ...] | None:
-    """Where the keep masks of a condition are now: its folders by their fingerprints, wherever they were moved to.
-
-    Looked for where the run says they are, then where the predictions say they were, then under that path, or the end
-    of it, from every folder above the run.
+    """Where the keep masks of a condition are now: its folders, found by their fingerprints even if they were moved.
+    They are looked for where the run says they are, then where the predictions say they were, then under that path, or
+    the end of it, from every folder above the run.
 
     Returns:
-        A folder for each that the predictions name; None where one is gone or has changed.
+        A folder for each one that the predictions name; None if one is gone or has changed.
     """
     origin = run.conditions[condition].origin
     if len(origin.keep_masks) != len(origin.keep_mask_fingerprints):
@@ -217,7 +216,7 @@ def _has_fingerprint(place: str, fingerprint: str) -> bool:
 
 
 def _places(rows: Sequence[int], predictions: Predictions, shard_set: ShardSet) -> np.ndarray:
-    """Positions in the stored order of the dataset, int64. Skipped samples are no rows of the predictions."""
+    """Positions in the stored order of the dataset, int64. Skipped samples have no row in the predictions."""
     if len(predictions.keys) == shard_set.num_samples:
         return np.asarray(rows, np.int64)
     place = {key: number for number, key in enumerate(AllSamples(shard_set).rows.key_N)}
@@ -233,7 +232,7 @@ def cross_entropy(predictions: Predictions) -> np.ndarray:
 
 
 def hide(image: Image.Image, keep_mask_HW: np.ndarray, mean: tuple[float, float, float]) -> Image.Image:
-    """The image as a model meets it, in its own shape: the mask multiplies normalised values, so a hole is the mean."""
+    """The image as a model sees it, in its own shape: the mask multiplies normalised values, so a hole is the mean."""
     mask = Image.fromarray(np.uint8(keep_mask_HW > 0) * 255).resize(image.size, Image.Resampling.NEAREST)
     colour = (round(255 * mean[0]), round(255 * mean[1]), round(255 * mean[2]))
     return Image.composite(image, Image.new("RGB", image.size, colour), mask)
@@ -256,7 +255,7 @@ def answer(predictions: Predictions, row: int, top: int = TOP) -> list[tuple[str
     """The ``top`` highest classes as (class, score, verdict).
 
     The verdict is ``right`` or ``wrong`` at a score ≥ 0.5, ``missed`` for a class that is there but scores less,
-    ``below`` for one that is rightly not predicted, ``not counted`` for an ignored pair.
+    ``below`` for one that is correctly not predicted, ``not counted`` for an ignored pair.
     """
     score_K = predictions.score_NK[row]
     found = []

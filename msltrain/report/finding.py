@@ -1,4 +1,4 @@
-"""What the numbers say, in words, and nothing beyond it."""
+"""What the numbers say, in words, and nothing more."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Finding:
     price: str
     """False alarms, and what "found" means."""
     ranking: str
-    """The same in mAP."""
+    """The comparison in mAP."""
     sentences: tuple[str, ...]
     """mAP of each condition with its interval."""
 
 
 def find(numbers: Numbers) -> Finding:
-    """State the result: differences to the first run, hardest condition first, with intervals and the sample size."""
+    """State the result: differences from the first run, hardest condition first, with intervals and the sample size."""
     reference, others = numbers.runs[0], numbers.runs[1:]
     num_images = len(reference.clean.keys)
     scope = f"Measured on {num_images:,} test {'image' if num_images == 1 else 'images'}, one training run per model."
@@ -89,7 +89,7 @@ def _finds(numbers: Numbers, number: int) -> str:
 
 
 def _ratio(number: int, other: int) -> tuple[str, str]:
-    """``60 % more``, and the word that goes on with the comparison."""
+    """``60 % more``, and the word that continues the comparison."""
     if not other:
         return "more", "than"
     ratio = number / other
@@ -144,7 +144,7 @@ def _interval_sentence(numbers: Numbers, condition: str) -> str:
 
 
 def _headline(name: str, reference: RunReport, by_condition: Mapping[str, Interval]) -> str:
-    """One sentence: where ``name`` is ahead, where behind, and where nothing can be shown."""
+    """One sentence: where ``name`` is ahead, where it is behind, and where no difference can be shown."""
     ahead: list[str] = []
     behind: list[str] = []
     level: list[str] = []

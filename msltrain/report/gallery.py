@@ -22,7 +22,7 @@ from msltrain.use.predict import Predictor
 from msltrain.use.read_images import squash
 
 LONG_SIDE = 400
-"""Pixels of the longer side of an embedded image."""
+"""The longer side of an embedded image, in pixels."""
 _SIGNS: Mapping[str, tuple[str, str]] = {
     "right": ("right", "✓"),
     "wrong": ("wrong", "✗"),
@@ -61,7 +61,7 @@ class View:
     where: str
     """The condition, in words."""
     picture: str
-    """An address; empty where the picture cannot be had."""
+    """Its address; empty if the picture is not available."""
     alt: str
     answers: list[Answers]
 
@@ -96,14 +96,14 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Examples under a head."""
+    """Examples under one heading."""
 
     title: str
     kind: str
     """``win`` or ``failure``."""
     examples: list[Shown]
     condition: str
-    """Under which they were chosen."""
+    """The condition under which they were chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Gallery:
     seen: list[Group] = field(default_factory=list)
     """Objects that one model names and another does not, although nothing is hidden."""
     missing: str = ""
-    """What cannot be shown, and why; empty: nothing is missing."""
+    """What cannot be shown, and why; empty if nothing is missing."""
 
     @property
     def first(self) -> Shown | None:
@@ -139,11 +139,11 @@ def show_examples(
     """Everything the page says about its examples.
 
     Args:
-        runs: of the report.
+        runs: the report's runs.
         condition: under which the examples were chosen.
         wins, failures: the examples.
         seen: those on whole images.
-        missing: what is known already to be missing.
+        missing: what is already known to be missing.
     """
     first, last = runs[0].name, runs[-1].name
     several = len(runs) > 1
@@ -188,7 +188,7 @@ def _names(run: RunReport, shows_K: np.ndarray) -> str:
 
 
 def to_json(gallery: Gallery, runs: Sequence[RunReport]) -> list[dict[str, Any]]:
-    """What each image shows and what each model says to it."""
+    """What each image shows and what each model says about it."""
     rows = {key: row for row, key in enumerate(runs[0].clean.keys)}
     return [
         {
@@ -222,7 +222,7 @@ def _show(example: Example, runs: Sequence[RunReport], condition: str, predictor
     nets = [f"{run.name} {net_named(run.conditions[condition])[row]:+d}".replace("-", "−") for run in runs]
     losses = [f"{run.name} {cross_entropy(run.conditions[condition])[row]:.2f}" for run in runs]
     remarks = [f"not counted: {', '.join(ignored)}"] if ignored else []
-    remarks.append(f"rightly minus wrongly named {', '.join(nets)}")
+    remarks.append(f"correctly minus wrongly named {', '.join(nets)}")
     remarks.append(f"cross-entropy {', '.join(losses)}")
     hidden, masked = 0.0, example.image
     if example.keep_mask_HW is not None:
@@ -306,7 +306,7 @@ def _maps(
 
 
 def _telling_class(runs: Sequence[RunReport], condition: str, row: int) -> int:
-    """Of the classes in the image (all, where none is) the one whose logits in the first and last run differ most."""
+    """The class in the image (or any, if it has none) whose logits differ most between the first and last run."""
     first, last = runs[0].conditions[condition], runs[-1].conditions[condition]
     told_K = np.abs(last.logit_NK[row] - (first.logit_NK[row] if len(runs) > 1 else 0))
     present_K = (first.target_NK[row] > 0) & ~first.ignore_NK[row]
@@ -314,7 +314,7 @@ def _telling_class(runs: Sequence[RunReport], condition: str, row: int) -> int:
 
 
 def _open_predictor(run: RunReport) -> Predictor | None:
-    """The model behind the predictions; None where its weights are gone or others by now."""
+    """The model behind the predictions; None if its weights are gone or have changed."""
     try:
         if not run.place or read_meta(open_checkpoint(run.place))[0]["weights_sha256"] != (
             run.clean.origin.checkpoint_sha256

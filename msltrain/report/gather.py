@@ -1,4 +1,4 @@
-"""From run folders to what the report shows: predictions that are there are taken, missing ones are made."""
+"""From run folders to what the report shows: existing predictions are used, missing ones are made."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def gather_runs(
 ) -> list[RunReport]:
     """Predictions of every run on whole images and behind each folder of keep masks.
 
-    A file in ``RUN/predictions`` counts when it is of these weights, these shards and these keep masks, whatever its
-    name. Without ``keep_masks`` the conditions are those that any of the runs was evaluated under.
+    A file in ``RUN/predictions`` counts if it was made with these weights, shards and keep masks, whatever its name.
+    Without ``keep_masks`` the conditions are those that any of the runs was evaluated under.
 
     Args:
         run_dirs: run or checkpoint folders, the reference first.
         names: one for each.
         shards: test shards; without them nothing can be evaluated, and the files decide.
-        keep_masks: folders, a condition each.
-        device: for evaluations.
+        keep_masks: folders, one condition each.
+        device: the device for evaluations.
         progress: shows one evaluation.
 
     Raises:
@@ -77,7 +77,7 @@ def gather_runs(
 
 
 def name_of(run_dir: Path) -> str:
-    """What a run is called where nobody named it: its folder; a checkpoint also by its own."""
+    """The name of a run that nobody named: that of its folder; for a checkpoint, its own name too."""
     if run_dir.parent.name == CHECKPOINTS:
         return f"{run_dir.parent.parent.name} {run_dir.name}"
     return run_dir.resolve().name
@@ -85,14 +85,14 @@ def name_of(run_dir: Path) -> str:
 
 @dataclass(frozen=True)
 class _Stored:
-    """The predictions that lie in a run folder."""
+    """The predictions in a run folder."""
 
     place: Path
     """As the user gave it."""
     sha256: str
-    """Of the weights; empty where only predictions are left."""
+    """Digest of the weights; empty where only predictions are left."""
     predictions: dict[Path, Predictions] = field(repr=False)
-    """Those of whole splits, plain ones before those of averaged views."""
+    """Predictions of whole splits, plain ones before those with averaged views."""
 
     @classmethod
     def of(cls, run_dir: str | Path) -> _Stored:
@@ -110,7 +110,7 @@ class _Stored:
         return cls(place, sha256, dict(sorted(found.items(), key=lambda item: item[1].origin.test_time != "")))
 
     def find(self, dataset_fingerprint: str, keep_mask_fingerprints: tuple[str, ...]) -> Path | None:
-        """The file of these weights on that data behind those keep masks."""
+        """The file with these weights' predictions on that data behind those keep masks."""
         for file, predictions in self.predictions.items():
             origin = predictions.origin
             if (origin.dataset_fingerprint, origin.keep_mask_fingerprints) == (
@@ -121,9 +121,9 @@ class _Stored:
         return None
 
     def missing(self, condition: str) -> UserError:
-        """What to do about a file that is not there."""
+        """What to do about a missing file."""
         older = any(self.sha256 not in ("", one.origin.checkpoint_sha256) for one in self.predictions.values())
-        what = "of its present weights (it was trained further since)" if older else ""
+        what = "of its present weights (it has been trained further since)" if older else ""
         return UserError(
             f"{self.place}: no predictions {what + ' ' if what else ''}for '{condition}'; give --data SHARDS to make "
             f"them now, or run `msl evaluate --checkpoint {self.place} --data SHARDS` first"
@@ -131,7 +131,7 @@ class _Stored:
 
 
 def _only_dataset(stored: Sequence[_Stored]) -> str:
-    """Fingerprint of the dataset that all predictions are of."""
+    """Fingerprint of the one dataset that all predictions were made on."""
     found: dict[str, str] = {}
     for run in stored:
         for predictions in run.predictions.values():
@@ -148,7 +148,7 @@ def _only_dataset(stored: Sequence[_Stored]) -> str:
 
 
 def _short_names(places: Sequence[Sequence[str]]) -> list[str]:
-    """The ends of the folders' paths, as long as it takes for all to differ."""
+    """The ends of the folders' paths, just long enough for all to differ."""
     parts = [[str(place).rstrip("/").split("/") for place in group] for group in places]
     names: list[str] = []
     for depth in range(1, 1 + max((len(path) for group in parts for path in group), default=0)):

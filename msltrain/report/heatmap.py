@@ -15,12 +15,12 @@ from msltrain.pages.text import percent
 from msltrain.report.numbers import Numbers
 
 LEVELS = (0.01, 0.03, 0.1, 0.3, 0.6)
-"""A cell is darker from each of these on; below the first it is empty."""
+"""A cell gets darker at each of these shares; below the first it is empty."""
 CELL = 12
 FONT = 9
 """In the units of the drawing."""
 SMALL_UP_TO, MEDIUM_UP_TO = 14, 24
-"""With so many classes three maps, or two, stand side by side; with more a map takes the whole width of the page."""
+"""Up to this many classes three maps, or two, fit side by side; with more, a map takes the whole width of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +37,21 @@ class HeatMap:
     paths: list[tuple[int, str]]
     """(level, the cells of that level as one path), so that 80 classes stay small."""
     rows: list[tuple[str, float, float]]
-    """(class, x, y) of the names on the left, which end there."""
+    """(class, x, y) of the names on the left, which end at that point."""
     columns: list[tuple[str, float, float]]
-    """Of the names above, which lean to the right."""
+    """(class, x, y) of the names at the top, which lean to the right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeatMaps:
-    """What stands under one title: a map for each end, or one for both."""
+    """The maps under one title: one for each end, or one for both."""
 
     title: str
     maps: list[HeatMap]
 
 
 def cooccurrence_maps(numbers: Numbers) -> list[HeatMaps]:
-    """Where labels stand together, and what each model sees without reason where a companion stands."""
+    """Where labels occur together, and what each model wrongly sees where a companion is present."""
     classes = numbers.classes
     together = _map(numbers.companions.share_KK, classes, "Of the images with the row's class, the column's too")
     parts = [HeatMaps(title="Labels of the test images", maps=[together])]
@@ -62,12 +62,12 @@ def cooccurrence_maps(numbers: Numbers) -> list[HeatMaps]:
 
 
 def size_of(num_classes: int) -> str:
-    """How large maps are: a class of the style sheet."""
+    """The size of maps: a class of the style sheet."""
     return "wide" if num_classes > MEDIUM_UP_TO else "" if num_classes > SMALL_UP_TO else "small"
 
 
 def scale() -> list[str]:
-    """Which tone stands for which share, the lightest first."""
+    """Which shade stands for which share, the lightest first."""
     bounds = [f"{100 * low:.0f}" for low in LEVELS]
     return [f"{low}–{high} %" for low, high in pairwise(bounds)] + [f"from {bounds[-1]} %"]
 
@@ -110,7 +110,7 @@ def _runs(chosen_KK: np.ndarray) -> list[str]:
 
 
 def _strongest(share_KK: np.ndarray, classes: Sequence[str], num_pairs: int = 5) -> str:
-    """The highest cells in words, for those who cannot see the map."""
+    """The highest cells in words, for readers who cannot see the map."""
     order = np.argsort(-np.nan_to_num(share_KK, nan=-1.0), axis=None, kind="stable")[:num_pairs]
     pairs = [(i, j) for i, j in zip(*np.unravel_index(order, share_KK.shape), strict=True) if share_KK[i, j] > 0]
     if not pairs:

@@ -27,13 +27,13 @@ from msltrain.robustness.curves import Curves
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a reader without measures wants to know, at score ≥ 0.5; a class counts once per image."""
+    """What a reader who does not know the measures wants to know, at score ≥ 0.5; a class counts once per image."""
 
     num_images: int
     num_objects: int
     """Positive (image, class) pairs."""
     num_found: int
-    """Of those, the predicted ones."""
+    """The predicted ones among them."""
     num_false: int
     """Predicted pairs that are not there; ignored ones do not count."""
     gain: Interval
@@ -44,7 +44,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What page, Markdown and JSON show; lists are in the order of the runs."""
+    """What the page, Markdown and JSON show; lists are in the order of the runs."""
 
     runs: tuple[RunReport, ...]
     """The reference first."""
@@ -58,7 +58,7 @@ class Numbers:
     false_alarms: tuple[Mapping[str, FalseAlarms], ...]
     """On whole images and in the hardest condition."""
     curves: Curves | None
-    """Of the robustness study, where there is one."""
+    """Curves of the robustness study, if there is one."""
 
     @property
     def conditions(self) -> list[str]:
@@ -76,9 +76,8 @@ class Numbers:
         return self.runs[0].clean.classes
 
     def class_order(self) -> list[int]:
-        """Classes by what the last run gains over the first in the hardest condition; of one run, by its AP.
-
-        Classes without a value come last.
+        """Classes by what the last run gains over the first in the hardest condition; with one run, by its AP. Classes
+        without a value come last.
         """
         first, last = (self.measured[end][self.conditions[-1]].metrics.classes for end in (0, -1))
 
@@ -96,7 +95,7 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
 
     Args:
         runs: the reference first.
-        curves: of the robustness study to show beside them.
+        curves: the curves of a robustness study to show beside them.
     """
     measured: list[Mapping[str, Measured]] = []
     differences: list[Mapping[str, Interval]] = []
@@ -117,7 +116,7 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
             if number == 0:
                 reference_R[condition] = value_R
             else:
-                # Every resample took the same images for both.
+                # Every resample used the same images for both.
                 gain = value - measured[0][condition].metrics.mAP
                 against[condition] = interval_around(gain, value_R - reference_R[condition])
         measured.append(mine)
@@ -138,7 +137,7 @@ def _found(predictions: Predictions, reference: Predictions) -> Found:
     target_NK = predictions.target_NK > 0
     predicted_NK, before_NK = ((one.logit_NK >= 0) & ~one.ignore_NK for one in (predictions, reference))
     false_N, before_N = ((flag_NK & ~target_NK).sum(axis=1) for flag_NK in (predicted_NK, before_NK))
-    # Every resample took the same images for both.
+    # Every resample used the same images for both.
     gain_R = resampled_rates(predictions)["OR"] - resampled_rates(reference)["OR"]
     return Found(
         num_images=len(predictions.keys),
@@ -185,5 +184,5 @@ def to_json(numbers: Numbers, title: str, examples: Sequence[Mapping[str, Any]] 
 
 
 def _counts(counts: Companions | FalseAlarms) -> dict[str, Any]:
-    """Matrices as lists of rows, under their names without the shape."""
+    """Matrices as lists of rows, under their names without the shape suffix."""
     return {name.removesuffix("_KK").removesuffix("_K"): array.tolist() for name, array in asdict(counts).items()}

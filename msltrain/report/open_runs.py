@@ -29,20 +29,20 @@ class RunReport:
     """One trained model as the report shows it. Every number is computed from its predictions."""
 
     name: str
-    """As the page calls it: "Baseline", "MSL"."""
+    """The name on the page: "Baseline", "MSL"."""
     clean: Predictions
-    """On whole test images."""
+    """Predictions on whole test images."""
     masked: Mapping[str, Predictions]
-    """On the same images behind keep masks, by hole subset: ``{"low": …, "high": …}``; may be empty."""
+    """Predictions on the same images behind keep masks, by hole subset: ``{"low": …, "high": …}``; may be empty."""
     config: TrainConfig
     history: Sequence[Mapping[str, Any]]
-    """The run's ``metrics.jsonl``, one mapping per line; empty where nothing was trained."""
+    """The run's ``metrics.jsonl``, one mapping per line; empty if nothing was trained."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Where the predictions of each condition lie."""
+    """Where the predictions of each condition are."""
     place: str = ""
     """Its run or checkpoint folder; empty where only its predictions are known."""
     keep_masks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Folders of keep masks, by condition, where they are known to be elsewhere than its predictions say."""
+    """Folders of keep masks, by condition, if they are known to be somewhere other than its predictions say."""
 
     @property
     def conditions(self) -> dict[str, Predictions]:
@@ -62,14 +62,14 @@ def open_run(
     """Gather a run for the report from its folder and its predictions files.
 
     Args:
-        run_dir: the run folder, with ``config.json`` and, where it was trained here, ``metrics.jsonl``.
+        run_dir: the run folder, with ``config.json`` and, if it was trained here, ``metrics.jsonl``.
         name: what the page calls it.
         clean: predictions on whole images.
         masked: predictions behind keep masks, by hole subset.
-        keep_masks: where those masks are now, where that is known.
+        keep_masks: where those masks are now, if that is known.
 
     Raises:
-        FileNotFoundError: a file is missing. UserError: one is not what it should be.
+        FileNotFoundError: a file is missing. UserError: a file is damaged or of another kind.
     """
     files = {WHOLE: clean, **(masked or {})}
     predictions = {condition: read_predictions(file) for condition, file in files.items()}
@@ -148,7 +148,7 @@ def check_comparable(runs: Sequence[RunReport]) -> None:
                 )
             if (here.keep_mask_fingerprints, here.seed) != (there.keep_mask_fingerprints, there.seed):
                 raise UserError(
-                    f"{run.name} and {first.name} met other keep masks under '{condition}'; "
+                    f"{run.name} and {first.name} saw other keep masks under '{condition}'; "
                     "evaluate both with the same masks and seed"
                 )
 
@@ -169,7 +169,7 @@ def read_study(folder: str | Path, runs: Sequence[RunReport]) -> Curves:
 
     Args:
         folder: its ``--out``.
-        runs: what it is to be shown beside: measured on the same shards, and where names are equal, the same weights.
+        runs: the runs to show it beside: measured on the same shards and, where names are equal, with the same weights.
 
     Raises:
         FileNotFoundError: no finished study there.

@@ -16,11 +16,11 @@ PANELS = (
     ("masked", "Loss on masked images", "binary cross-entropy"),
     ("consistency", "Consistency of the two", "mean squared difference"),
 )
-"""Key of a training row, title, y axis. A loss that a run does not compute is absent from its rows."""
+"""Key in a training row, title, y axis. A loss that a run does not compute is absent from its rows."""
 
 
 def hiding_plot(numbers: Numbers) -> Plot | None:
-    """mAP over the share hidden, with bootstrap whiskers; None where nothing was hidden."""
+    """mAP over the hidden share, with bootstrap whiskers; None if nothing was hidden."""
     if len(numbers.conditions) == 1:
         return None
     lines = []
@@ -40,7 +40,7 @@ def hiding_plot(numbers: Numbers) -> Plot | None:
 
 
 def training_plots(runs: Sequence[RunReport]) -> list[Plot]:
-    """One small plot per loss and one of the validation mAP, by epoch; none without history."""
+    """One small plot per loss and one for the validation mAP, by epoch; none without a history."""
     plots = [_panel(runs, key, title, label, from_zero=True) for key, title, label in PANELS]
     plots.append(_panel(runs, "validation_mAP", "Validation mAP", "mAP, %", factor=100))
     return [plot for plot in plots if plot is not None]

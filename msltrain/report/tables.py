@@ -24,7 +24,7 @@ class Bar:
     model: str
     style: str
     share: str
-    """Its length, percent."""
+    """Its length in percent."""
     text: str
 
 
@@ -39,12 +39,12 @@ class ClassRow:
 
 
 def where(numbers: Numbers, condition: str) -> str:
-    """The name of a condition, with what it hides."""
+    """The name of a condition, with the share that it hides."""
     return describe_condition(condition, numbers.runs[0].conditions[condition])
 
 
 def measures_table(numbers: Numbers) -> Table:
-    """mAP, CP, CR, CF1, OP, OR, OF1 in percent, by condition and run, with the differences to the first run."""
+    """mAP, CP, CR, CF1, OP, OR, OF1 in percent, by condition and run, with the differences from the first run."""
     runs, groups = numbers.runs, []
     for condition in numbers.conditions:
         values = [list(entry[condition].metrics.summary().values()) for entry in numbers.measured]
@@ -100,7 +100,7 @@ def class_rows(numbers: Numbers) -> list[ClassRow]:
 
 
 def class_table(numbers: Numbers) -> Table:
-    """The same as plain numbers."""
+    """The class table as plain numbers."""
     rows = [
         Row(name=row.name, cells=[f"{row.num_images:,}", *(bar.text for bars in row.ends for bar in bars)])
         for row in class_rows(numbers)
@@ -128,7 +128,7 @@ _SEEN = ("Seen", "Seen elsewhere")
 
 
 def settings_table(runs: Sequence[RunReport]) -> Table | None:
-    """The settings in which the runs differ, or nothing where they do not."""
+    """The settings in which the runs differ, or nothing if they do not."""
     settings = [_flatten(asdict(run.config)) for run in runs]
     rows = [
         Row(name=name, cells=[_plain(entry[name]) for entry in settings])
@@ -141,7 +141,7 @@ def settings_table(runs: Sequence[RunReport]) -> Table | None:
 
 
 def _best(values: Sequence[float | None]) -> list[Cell]:
-    """Cells in percent, of the runs in order; the best one is marked when there are several."""
+    """Cells in percent, in the order of the runs; the best one is marked when there are several."""
     known = [percent(value) for value in values if value is not None]
     best = max(known, key=float) if len(values) > 1 and known else None
     return [Cell(text=percent(value), style="best" if percent(value) == best else "") for value in values]

@@ -1,6 +1,6 @@
-"""Put the report together: one HTML file that needs no network, and the same numbers as Markdown and JSON beside it.
+"""Assemble the report: one HTML file that needs no network, and the same numbers as Markdown and JSON beside it.
 
-Without its script only sorting is missing from the page.
+Without its script, the page lacks only sorting.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from msltrain.robustness.study import RECALIBRATED
 
 _WITHOUT_PHOTOGRAPHS = "The test shards were not at hand, so no photographs are shown; --data SHARDS adds them."
 TALL_FROM = 24
-"""With more classes their table scrolls in a box of its own."""
+"""With more classes, their table scrolls in its own box."""
 
 
 def write_report(
@@ -66,10 +66,10 @@ def write_report(
         commands: what was run to get here, as typed.
         next_commands: what to run next with real data.
         environment: name → value shown at the end; by default what ``describe_environment`` finds.
-        note: told of what the page cannot show.
+        note: called with what the page cannot show.
 
     Raises:
-        UserError: the runs are not comparable, or shards or study are not those of the predictions.
+        UserError: the runs are not comparable, or shards or study do not belong to the predictions.
         FileNotFoundError: there is no study.
         StorageError: a file cannot be written.
     """
@@ -87,7 +87,7 @@ def write_report(
     }
     found = describe_environment() if environment is None else environment
     page = _to_html(numbers, title, gallery, found, beside=list(texts), commands=commands, next_commands=next_commands)
-    # The page last: who finds it finds what it speaks of.
+    # The page last: whoever finds it also finds the files that it mentions.
     for name, text in {**texts, out_html.name: page}.items():
         LocalStorage(out_html.parent).put(name, text.encode())
     return out_html
@@ -154,7 +154,7 @@ def _to_html(
 
     runs, curves = numbers.runs, numbers.curves
     names = [run.name for run in runs]
-    # A model of the study that is a run of the page keeps its colour.
+    # A model of the study that is also a run on the page keeps its colour.
     styles = model_styles(curves.models if curves else (), known=names)
     hardest = tables.where(numbers, numbers.ends[-1])
     return render(
@@ -203,7 +203,7 @@ def _to_html(
 
 
 def _method(numbers: Numbers) -> list[str]:
-    """How it was measured, in sentences."""
+    """How everything was measured, in sentences."""
     num_ignored = sum(one.num_ignored for one in numbers.measured[0][WHOLE].metrics.classes)
     num_tied = max(
         one.num_tied for entry in numbers.measured for measured in entry.values() for one in measured.metrics.classes
@@ -223,7 +223,7 @@ def _method(numbers: Numbers) -> list[str]:
 
 
 def _environment(numbers: Numbers, found: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Versions, identities and files."""
+    """Versions, fingerprints and files."""
     entries = list(found.items())
     if fingerprint := numbers.runs[0].clean.origin.dataset_fingerprint:
         entries.append(("Test shards", f"fingerprint {fingerprint[:16]}"))
@@ -237,7 +237,7 @@ def _environment(numbers: Numbers, found: Mapping[str, str]) -> list[tuple[str, 
 
 
 def _to_markdown(numbers: Numbers, title: str) -> str:
-    """The tables of the page, for a pull request or a notebook; what is drawn on it is left out."""
+    """The page's tables, for a pull request or a notebook; its drawings are left out."""
     finding: Finding = find(numbers)
     hardest = tables.where(numbers, numbers.ends[-1])
     files = [

@@ -1,5 +1,5 @@
-"""The paper's tables and Fig. 3 as grids of runs, and a page that sets what they gave beside what was published.
+"""The paper's tables and Fig. 3 as grids of runs, and a page that puts their results beside the published ones.
 
-``tables`` says which grids a table is, ``published`` holds the numbers and their errata, ``smoke`` the tiny scale,
-``content`` gathers what a report says and ``page`` and ``markdown`` write it.
+``paper_tables`` says which grids make up a table, ``published_numbers`` holds the numbers and their errata, ``smoke``
+the tiny scale, ``content`` gathers what a report says, and ``comparison_page`` and ``write_comparison`` write it.
 """

@@ -18,7 +18,7 @@ from msltrain.reproduce.published_numbers import ERRATA, FIGURE3_HOLE_FRACTION, 
 from msltrain.robustness.figure import holes_plot
 
 _MODELS = ("Baseline", "MSL")
-"""Of every grid with curves: they have the colours that they have on the other pages."""
+"""The models of every grid with curves: they keep the colours that they have on the other pages."""
 _PICTURES = "Photographs with what both say to them, as in the paper's Figures 2, 4 and 5, are beside this page in"
 
 
@@ -31,7 +31,7 @@ class GridShown:
     styles: list[str]
     plots: list[Plot]
     end_points: str
-    """Published ends of the curves, in words."""
+    """Published end points of the curves, in words."""
     mean_ap: Table
     rates: Table | None
     curves: list[Table]
@@ -73,7 +73,7 @@ def to_html(content: Content) -> str:
 
 
 def to_markdown(content: Content) -> str:
-    """The whole report; numbers in percent."""
+    """The whole report as Markdown; numbers in percent."""
     blocks = [f"# {markdown(content.title)}", markdown(content.subject) + ".", f"**{markdown(content.headline)}**"]
     blocks.append(markdown_list(content.caveats))
     if content.unfinished:
@@ -155,7 +155,7 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> Table:
 
 
 def _rates(grid: GridContent, errata: Sequence[str]) -> Table:
-    """The seven measures on whole images, because a source has them."""
+    """The seven measures on whole images, shown if a source has them."""
     groups, others = [], []
     for row in grid.rows:
         if not row.run:

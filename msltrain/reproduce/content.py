@@ -22,16 +22,16 @@ class RowContent:
 
     name: str
     run: str
-    """The run behind it, which other rows may share; empty where others alone have a number."""
+    """The run behind it, which other rows may share; empty where only others have published a number."""
     measures: Mapping[str, Mapping[str, Measures]]
     """By checkpoint and condition; what is missing is absent."""
     published: tuple[Published, ...]
     """On whole images."""
     changes: Mapping[str, str]
-    """Settings in which it differs from the row ``msl``, or the nearest to it."""
+    """Settings in which it differs from the row ``msl``, or from the row nearest to it."""
 
     def spread(self, checkpoint: str, condition: str, measure: str = "mAP") -> OverSeeds:
-        """Over the seeds that are there, perhaps none."""
+        """Measures over the seeds that are there, perhaps none."""
         measures = self.measures.get(checkpoint, {}).get(condition)
         return OverSeeds({}) if measures is None else measures.spreads[measure]
 
@@ -42,18 +42,18 @@ class GridContent:
 
     name: str
     conditions: Mapping[str, float | None]
-    """Condition → mean share hidden, where something was measured under it."""
+    """Condition → mean hidden share, for conditions under which something was measured."""
     num_seeds: int
     """When it is finished."""
     checkpoints: tuple[str, ...]
-    """Those that its runs leave behind."""
+    """The checkpoints that its runs leave."""
     rows: tuple[RowContent, ...]
     curves: Mapping[str, Sequence[CurvePoint]]
-    """By model; empty where none are drawn or finished."""
+    """Curves by model; empty if none are drawn or finished."""
     end_points: Mapping[str, tuple[float, float]]
-    """Published ends of the curves (baseline, MSL), percent, by measure."""
+    """Published end points of the curves (baseline, MSL), in percent, by measure."""
     pictures: str
-    """Name of the page with what the baseline and MSL say to single photographs; empty where there is none."""
+    """Name of the page with what the baseline and MSL say about single photographs; empty if there is none."""
 
     @property
     def sources(self) -> list[str]:
@@ -90,7 +90,7 @@ class RunState:
     state: str
     """``finished``, ``missing``, ``begun``, or ``failed: …``."""
     log: str
-    """Empty where it never started."""
+    """Empty if it never started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Content:
     tables: tuple[TableContent, ...]
     states: tuple[RunState, ...]
     command: str
-    """Goes on, and makes this report again."""
+    """The command that continues, and makes this report again."""
 
     @property
     def unfinished(self) -> list[RunState]:
@@ -117,21 +117,21 @@ class Content:
 
     @property
     def errata(self) -> list[str]:
-        """Names of all that concern any table; their number in the report is their place here."""
+        """Names of all errata that concern any table; an erratum's number in the report is its position here."""
         named = {name for table in self.tables for name in table.errata}
         return [name for name in ERRATA if name in named]
 
 
 def gather_tables(grid: GridRun, tables: Sequence[PaperTable], pictures: Mapping[str, str]) -> tuple[TableContent, ...]:
-    """The numbers that are there.
+    """The numbers measured so far.
 
     Args:
-        grid: all runs.
-        tables: to fill.
+        grid: the grid, with all its runs.
+        tables: the tables to fill.
         pictures: names of the pages with pictures, by grid.
 
     Raises:
-        UserError: a file is not what it should be.
+        UserError: a file is damaged or of another kind.
     """
     measured = {run.name: measures_of(run, grid.out, grid.plan.seeds) for run in grid.plan.runs}
     return tuple(
@@ -143,11 +143,11 @@ def gather_tables(grid: GridRun, tables: Sequence[PaperTable], pictures: Mapping
 
 
 def gather_states(grid: GridRun, problems: Mapping[str, str]) -> tuple[RunState, ...]:
-    """How far every job is.
+    """The state of every job.
 
     Args:
-        grid: all of them.
-        problems: what went wrong, by name of the job.
+        grid: the grid with all jobs.
+        problems: what went wrong, by job name.
     """
     states = []
     for job in grid.jobs:
@@ -282,7 +282,7 @@ def hidden(condition: str, hole_fraction: float | None) -> str:
 
 
 def beside_mean(spread: OverSeeds, num_seeds: int) -> str:
-    """``± 0.4``; ``(1 seed)`` where seeds are missing, so that the mean is not taken for that of all; or nothing."""
+    """``± 0.4``; ``(1 seed)`` where seeds are missing, so that no mean is mistaken for that of all; or nothing."""
     found = len(spread.by_seed)
     if 0 < found < num_seeds:
         return f"({counted(found, 'seed')})"

@@ -1,4 +1,4 @@
-"""Which grids the paper's tables and Fig. 3 are, and what in them is ours."""
+"""Which grids make up the paper's tables and Fig. 3, and what in them is ours."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class PaperTable:
 
     name: str
     title: str
-    """By content."""
+    """Names the table by its content."""
     grids: tuple[str, ...]
     """In `msltrain.recipes.ablations.GRIDS`."""
     reading: str = ""
     """How to read it, and what in it is ours."""
     errata: tuple[str, ...] = ()
-    """Names in `msltrain.reproduce.published_numbers.ERRATA` that concern all of it."""
+    """Names in `msltrain.reproduce.published_numbers.ERRATA` that concern the whole table."""
     with_others: bool = False
-    """Whether rows of the paper's table that are not among the grids' are shown too."""
+    """Whether rows of the paper's table without a row in the grids are shown too."""
     curves: bool = False
-    """Whether it is drawn over the hidden share of the images."""
+    """Whether it is drawn as curves over the hidden share of the images."""
 
     @property
     def label(self) -> str:
-        """Such as ``Table 5``."""
+        """The label in the paper, such as ``Table 5``."""
         return self.name.replace("-", " ").capitalize()
 
 
@@ -116,7 +116,7 @@ TABLES: dict[str, PaperTable] = {
 
 
 def with_resnet_cut(config: TrainConfig, file: Path | None) -> TrainConfig:
-    """A run with the authors' own weights where the recipe has a stand-in for them; without a file, the same run.
+    """A run with the authors' own weights if the recipe has a stand-in for them; without a file, the same run.
 
     Raises:
         UserError: there is no such file.
@@ -129,7 +129,7 @@ def with_resnet_cut(config: TrainConfig, file: Path | None) -> TrainConfig:
 
 
 def choose_tables(names: Sequence[str]) -> list[PaperTable]:
-    """The tables of these names, in the paper's order; all without a name. Raises UserError that lists them."""
+    """The tables with these names, in the paper's order; without names, all. Raises a UserError that lists them."""
     for name in names:
         if name not in TABLES:
             raise UserError(f"no table '{name}'; there are: {', '.join(TABLES)}")
@@ -137,7 +137,7 @@ def choose_tables(names: Sequence[str]) -> list[PaperTable]:
 
 
 def grid_as_table(grid: str) -> PaperTable:
-    """The table that is this grid alone, by the paper's name where it has one."""
+    """The table with only this grid, under the paper's name if it has one."""
     for table in TABLES.values():
         if grid in table.grids and not table.curves:
             return replace(table, grids=(grid,))

@@ -1,4 +1,4 @@
-"""The paper's Figures 2, 4 and 5: what the baseline and MSL say to the same photographs, as a report of its own."""
+"""The paper's Figures 2, 4 and 5: what the baseline and MSL say about the same photographs, as a separate report."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from msltrain.report import RunReport, open_run, write_report
 from msltrain.reproduce.paper_tables import PaperTable
 
 _MODELS = {"baseline": "Baseline", "msl": "MSL"}
-"""Rows of a grid with curves → what its pictures call them."""
+"""Rows of a grid with curves → their names on its page of pictures."""
 
 
 def write_pictures(grid: GridRun, tables: Sequence[PaperTable], command: str) -> dict[str, Path]:
     """Write a page for each grid with curves whose two models are measured: grid → file.
 
     Raises:
-        UserError: a test set is not what it was when it was measured.
+        UserError: a test set has changed since it was measured.
     """
     found = {}
     for table in tables:
@@ -37,7 +37,7 @@ def write_pictures(grid: GridRun, tables: Sequence[PaperTable], command: str) ->
 
 
 def _open(grid: GridRun, name: str, row: str) -> RunReport | None:
-    """The first seed's run at its best, or last, checkpoint; None as long as it is not measured."""
+    """The first seed's run at its best, or else last, checkpoint; None until it is measured."""
     run = grid.plan.grids[name][row]
     folder = run.folder(grid.out, grid.plan.seeds[0])
     files = {

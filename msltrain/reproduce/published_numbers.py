@@ -1,7 +1,7 @@
 """Numbers that others published, in percent, and what is known to be wrong or unfair about them.
 
 ``published.json`` holds every number of the paper's Tables 1 to 9 and the end points of its Fig. 3, by table, row as
-printed, and dataset. Nothing here was measured by us, and no test demands it of a run.
+printed, and dataset. Nothing here was measured by us, and no test requires a run to reach it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ARCHITECTURES = {
     "resnet-msl": "ResNet + MSL",
 }
 _SUBSETS = {"low": "low", "msl": "high"}
-# What was pretrained as MAE and what hides patches in its place are two readings of the same row.
+# A model pretrained as MAE, and one that hides patches instead, are two readings of the same row.
 _AUTOENCODER = {"msl": "MSL", "random-patches": "MAE", "vit-pretrained-baseline": "MAE"}
 _HEADS = {
     "vit-l16": "ViT-L16",
@@ -90,7 +90,7 @@ ROWS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
     "robustness-voc2007": ("table-1", VOC, {"baseline": "CSRA (reproduced)", "msl": "MSL-C"}),
     "robustness-coco2014": ("table-2", COCO, {"baseline": "CSRA (reproduced), 448", "msl": "MSL-C, 448"}),
 }
-"""Grid → its table, its dataset, and our rows by those of the table; other rows are ours alone."""
+"""Grid → its table, its dataset, and our rows by the table's rows; other rows are only ours."""
 
 _ERRATA: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("table-2", "MSL-C, 448"): {"CF1": "table-2", "OF1": "table-2"},
@@ -99,7 +99,7 @@ _ERRATA: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("table-9", "ResNet-cut w/ MSL"): {"mAP": "table-9"},
 }
 _BASELINES = ("CSRA (reproduced)", "CSRA (reproduced), 448", "baseline", "ResNet", "ResNet-cut w/ CSRA")
-"""What the tables call CSRA on ResNet-cut; Table 1's "ResNet" is another network."""
+"""The tables' name for CSRA on ResNet-cut; Table 1's "ResNet" is another network."""
 _BY_OTHERS = {
     VOC: (Published(source=CSRA, values={"mAP": 95.2}), Published(source=MMPRETRAIN, values={"mAP": 95.5})),
     COCO: (Published(source=CSRA, values={"mAP": 85.6}),),
@@ -123,7 +123,7 @@ PUBLISHED: Mapping[str, tuple[Published, ...]] = {
 
 
 def other_rows(grid: str) -> Mapping[str, Published]:
-    """Rows of the grid's table that no run of ours stands beside, as printed."""
+    """Rows of the grid's table without a run of ours, as printed."""
     if grid not in ROWS:
         return {}
     table, dataset, rows = ROWS[grid]
@@ -144,7 +144,7 @@ FIGURE3: Mapping[str, Mapping[str, tuple[float, float]]] = {
 }
 """By grid and measure: the end points of Fig. 3, read as (CSRA baseline, MSL)."""
 FIGURE3_HOLE_FRACTION = 0.547
-"""Mean of the masks that it was measured with, those that the released code calls high."""
+"""Mean hole fraction of the masks that it was measured with, those that the released code calls high."""
 
 _TABLE1, _TABLE2 = PRINTED["table-1"], PRINTED["table-2"]
 _MSL, _MSL_COCO = _TABLE1["MSL-C"][VOC], _TABLE2["MSL-C, 448"][COCO]

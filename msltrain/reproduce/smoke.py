@@ -1,4 +1,4 @@
-"""Scale smoke: every run of the paper's tables in a minute or so, on drawn images with tiny networks."""
+"""The smoke scale: every run of the paper's tables in about a minute each, on drawn images with tiny networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DRAWN_SIZE = 48
 
 
 def tiny(config: TrainConfig) -> TrainConfig:
-    """A run of the paper with what it varies, and nothing else, kept: one epoch of a tiny random network, 32 pixels."""
+    """A run of the paper reduced to the setting that it varies: one epoch of a tiny random network at 32 pixels."""
     transformer = config.model.backbone.startswith("vit")
     return replace(
         config,
@@ -30,7 +30,7 @@ def tiny(config: TrainConfig) -> TrainConfig:
 
 
 def smoke_places(out: Path) -> DataPlaces:
-    """Where `make_data` puts the data; it stands for every dataset of the paper."""
+    """Where `make_data` puts the data; it stands in for every dataset of the paper."""
     shards = out / "data" / "shards"
     return DataPlaces(
         train=str(shards / _DATASET / "trainval"),
@@ -41,7 +41,7 @@ def smoke_places(out: Path) -> DataPlaces:
 
 
 def make_data(out: Path, on_event: OnStep = lambda event: None) -> None:
-    """Draw images, build their shards, generate two disjoint sets of keep masks; what is there stays.
+    """Draw images, build their shards, generate two disjoint sets of keep masks; existing data is kept.
 
     Raises:
         UserError: a command failed.

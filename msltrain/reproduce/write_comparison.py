@@ -1,4 +1,4 @@
-"""The report on a grid, finished or not: what to say on top of it, and its three files."""
+"""The report on a grid, finished or not: what to say at the top, and its three files."""
 
 from __future__ import annotations
 
@@ -37,18 +37,17 @@ def write_report(
     command: str,
     problems: Mapping[str, str],
 ) -> list[Path]:
-    """Write ``NAME.html``, ``NAME.md`` and ``NAME.json`` into the grid's folder, beside them pages of pictures.
-
-    Gives the paths of all.
+    """Write ``NAME.html``, ``NAME.md`` and ``NAME.json`` into the grid's folder, with pages of pictures beside them.
+    Returns the paths of all files.
 
     Args:
-        grid: what was run, or is to be.
-        tables: to show.
+        grid: what was run, or is to be run.
+        tables: the tables to show.
         needs: the data.
-        name, title: of the report.
+        name, title: name and title of the report.
         scale: ``full`` or ``smoke``.
         as_published: whether the runs have the published values instead of our defaults.
-        command: goes on with what is missing.
+        command: the command that continues with what is missing.
         problems: what went wrong, by name of the job.
     """
     pictures = write_pictures(grid, tables, command)

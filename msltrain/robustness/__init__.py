@@ -1,1 +1,1 @@
-"""How well models bear holes: the study, its conditions and hole kinds, its curves and figure."""
+"""How well models cope with holes: the study, its conditions and hole kinds, its curves and figure."""

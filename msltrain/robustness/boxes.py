@@ -16,7 +16,7 @@ class ObjectBoxes:
     """The boxes of all objects of a dataset, difficult ones too, on the square that the model sees.
 
     Args:
-        samples: the dataset. ``known`` is False where it has no object annotations.
+        samples: the dataset. ``known`` is False if it has no object annotations.
     """
 
     def __init__(self, samples: AllSamples):
@@ -33,11 +33,11 @@ class ObjectBoxes:
         self._corner_M4 = np.clip(corner_M4 / np.tile(size_M2, 2), 0, 1)
 
     def visible_shares(self, keep_mask_B1HW: Tensor, place_B: np.ndarray) -> np.ndarray:
-        """Share of its box that stays visible, of the object of each class that is hidden least.
+        """The visible share of the box of each class's least hidden object.
 
         Args:
             keep_mask_B1HW: 1 visible, 0 hole.
-            place_B: int64, number of each sample among all.
+            place_B: int64, number of each sample in the whole dataset.
 
         Returns:
             float32 (B, K) in [0, 1]; -1 where the image has no object of the class.
@@ -47,7 +47,7 @@ class ObjectBoxes:
         row_M = np.repeat(np.arange(len(place_B)), count_B)
         object_M = np.concatenate([np.arange(*self._first_N1[place : place + 2]) for place in place_B])
         object_M = object_M.astype(np.int64)
-        # Whole pixels that the box touches; never none.
+        # The whole pixels that the box touches, at least one.
         low_M2 = np.minimum(np.floor(self._corner_M4[object_M, :2] * size).astype(np.int64), size - 1)
         high_M2 = np.maximum(np.ceil(self._corner_M4[object_M, 2:] * size).astype(np.int64), low_M2 + 1)
         left, top, right, bottom, row, class_ = (

@@ -1,4 +1,4 @@
-"""One model of a robustness study: which of its conditions are there, and one pass over the images for the others.
+"""One model of a robustness study: which of its conditions are finished, and one pass over the images for the others.
 
 K classes, M samples of this process, N samples of the dataset.
 """
@@ -43,9 +43,9 @@ from msltrain.stream.samples.shardset import open_shard_set
 RECALIBRATION_IMAGES = 4096
 """Enough for means and variances per channel."""
 UNFINISHED = ".unfinished"
-"""Folder beside the predictions of a model."""
+"""Folder of partial results beside the predictions of a model."""
 SAVE_SECONDS = 30.0
-"""How often it gets what was computed: what a killed study loses at most."""
+"""How often partial results are saved: the most that a killed study loses."""
 _IDENTITY = ("checkpoint_sha256", "dataset_fingerprint", "image_size", "seed", "recalibrated")
 """What the origins of all predictions of one model have in common."""
 
@@ -60,20 +60,20 @@ class StudyModel:
     ranks: Ranks
     stream: StreamConfig
     batch_size: int
-    """Per rank."""
+    """Samples per step on each rank."""
     folder: Path
-    """Gets the predictions."""
+    """The folder that gets the predictions."""
     recalibrated: bool
     """Whether to measure BatchNorm's statistics anew."""
     save_seconds: float
     note: Callable[[str], None]
-    """Told of what the files do not say."""
+    """Called with what the files do not say."""
 
     def run(self, progress: AbstractContextManager[Progress | None]) -> dict[str, Predictions]:
-        """The predictions of every condition: those that are there, and the others from one pass over the images.
+        """The predictions of every condition: finished ones are read, the others come from one pass over the images.
 
         Raises:
-            SampleError, UserError: as ``run_study``.
+            SampleError, UserError: as in ``run_study``.
         """
         names = [WHOLE, *(holes.name for holes in self.conditions)]
         found = self.ranks.first_does(lambda: self._finished(names))
@@ -88,7 +88,7 @@ class StudyModel:
 
     @cached_property
     def conditions(self) -> list[Holes]:
-        """All but the whole images."""
+        """All conditions except the whole images."""
         shard_set, stream, device, seed = self.samples.shard_set, self.stream, self.ranks.device, self.study.seed
         found = []
         for kind in self.study.kinds:
@@ -125,11 +125,11 @@ class StudyModel:
 
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
-        """Of the stored keep masks; none where no kind takes them."""
+        """Fingerprints of the stored keep masks; none if no kind uses them."""
         return keep_mask_fingerprints(self.study.keep_masks) if set(STORED) & set(self.study.kinds) else ()
 
     def _finished(self, names: Sequence[str]) -> dict[str, Predictions]:
-        """The predictions that are there. Raises UserError: they are of another model, other data or other holes."""
+        """The finished predictions. Raises UserError if they are of another model, other data or other holes."""
         found = {
             name: read_predictions(file) for name in names if (file := predictions_file(self.folder, name)).exists()
         }
@@ -155,7 +155,7 @@ class StudyModel:
     def _compute(
         self, names: Sequence[str], unfinished: Unfinished, progress: AbstractContextManager[Progress | None]
     ) -> Stretch:
-        """What all ranks compute of these conditions, and had computed before; each sample once."""
+        """What all ranks compute for these conditions, and have computed before; each sample once."""
         kept = [self._nothing(names)]
 
         def go_on() -> int:
@@ -163,7 +163,7 @@ class StudyModel:
             kept.append(before)
             return step
 
-        # The first process alone keeps what there is; with the rest of the samples it meets when all is gathered.
+        # Only the first process keeps earlier results; they join the rest of the samples when everything is gathered.
         first_step = self.ranks.first_does(go_on)
         num_samples, step_size = self.samples.shard_set.num_samples, self.batch_size * self.ranks.world_size
         if first_step * step_size < num_samples:
@@ -195,10 +195,10 @@ class StudyModel:
         return Stretch.concatenate(self.ranks.gather(Stretch.concatenate(kept)))
 
     def _before(self, unfinished: Unfinished) -> tuple[Stretch, int]:
-        """What was computed of all samples in front of a step, and that step."""
+        """What was computed for all samples before a step, and that step."""
         before = unfinished.read()
         met = before.columns["index"]
-        if self.stream.on_sample_error == "skip":  # else a damaged sample is to be met again, and to stop it all
+        if self.stream.on_sample_error == "skip":  # else a damaged sample must be met again, and stop the study
             met = np.append(met, np.array(list(before.skipped), np.int64))
         is_met_N = np.isin(self.samples.index_N, met)
         num_met = len(is_met_N) if is_met_N.all() else int(is_met_N.argmin())
@@ -221,7 +221,7 @@ class StudyModel:
         return Stretch(columns, {})
 
     def _assemble(self, name: str, everything: Stretch) -> Predictions:
-        """The predictions of one condition; behind keep masks with what these left of each object."""
+        """The predictions of one condition; behind keep masks, with what these left visible of each object."""
         columns, origin = everything.columns, self.origin
         part = RankPart(columns["index"], columns["key_hash"], columns[f"{name}/logit"])
         if name == WHOLE:

@@ -16,9 +16,10 @@ from msltrain.measures.predictions import Predictions
 from msltrain.robustness.hole_kinds import WHOLE
 
 MEASURES = ("mAP", "CR", "CF1")
-"""Those of the paper's Fig. 3."""
+"""The measures of the paper's Fig. 3."""
 VISIBLE_BINS = ((-1.0, 0.0), (0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
-"""Visible share of the object, (low, high]: the first is "wholly hidden", no pixel of any box of the class is left."""
+"""Visible share of the object, (low, high]: the first is "wholly hidden": no pixel of any box of the class is
+visible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +39,17 @@ class Cell:
     num_pairs: tuple[int, ...]
     """Positive (image, class) pairs per bin of visible share."""
     num_predicted: tuple[int, ...]
-    """Of those, with a score ≥ 0.5: recall, except in the first bin, where nothing of the class can be seen and a
-    prediction leans on what else is in the picture."""
+    """Pairs among them with a score ≥ 0.5: recall, except in the first bin, where nothing of the class can be seen and
+    a prediction relies on what else is in the picture."""
     num_negative: int
-    """Pairs of which the image has no object."""
+    """Pairs whose class has no object in the image."""
     num_false: int
-    """Of those, with a score ≥ 0.5."""
+    """Pairs among them with a score ≥ 0.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Area:
-    """Mean height of a model's curves between no hole and the last ten-percent bin (trapezoids)."""
+    """Mean height of a model's curves from no hole to the last ten-percent bin (trapezoids)."""
 
     model: str
     kind: str
@@ -66,7 +67,7 @@ class Curves:
     cells: tuple[Cell, ...]
     areas: tuple[Area, ...]
     num_samples: int = 0
-    """Images behind every cell."""
+    """Number of images behind every cell."""
     skipped: tuple[str, ...] = ()
     """Damaged samples that were left out of all cells: key, place, reason."""
 
@@ -81,7 +82,7 @@ class Curves:
         return list(dict.fromkeys(cell.kind for cell in self.cells if cell.kind))
 
     def of(self, model: str, kind: str) -> list[Cell]:
-        """A model's cells of one kind, nothing hidden first, then by hole fraction."""
+        """A model's cells of one kind: nothing hidden first, then by hole fraction."""
         cells = [cell for cell in self.cells if cell.model == model and cell.kind in ("", kind)]
         return sorted(cells, key=lambda cell: cell.hole_fraction)
 
@@ -94,7 +95,7 @@ def compute_curves(found: Mapping[str, Mapping[str, Predictions]]) -> Curves:
     """Measure every cell of a study.
 
     Args:
-        found: predictions by model and condition, as ``run_study`` gives them, all of the same samples.
+        found: predictions by model and condition, as ``run_study`` gives them, all for the same samples.
     """
     cells = tuple(_cell(model, name, one) for model, row in found.items() for name, one in row.items())
     first = next(one for row in found.values() for one in row.values())
@@ -142,7 +143,7 @@ def _area(model: str, kind: str, cells: Sequence[Cell]) -> Area:
 
     def mean_height(measure: str) -> float:
         values = [float(getattr(cell, measure)) for cell in points]
-        return float(np.trapezoid(values, x)) / width if width else values[0]  # without a bin: that of the whole images
+        return float(np.trapezoid(values, x)) / width if width else values[0]  # without a bin: the whole images
 
     return Area(model=model, kind=kind, up_to=float(x[-1]), **{name: mean_height(name) for name in MEASURES})
 

@@ -1,6 +1,6 @@
 """A robustness study as a page, tables and data: ``robustness.html``, ``robustness.md``, ``robustness.json``.
 
-Its curves and tables are also those of the report, and the plots of reproduced grids are drawn the same way.
+The report uses the same curves and tables, and the plots of reproduced grids are drawn in the same way.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from msltrain.robustness.study import RECALIBRATED
 
 PAGE_NAME, TABLE_NAME, DATA_NAME = "robustness.html", "robustness.md", "robustness.json"
 FEW = 20
-"""A share of fewer pairs than this is in the table but not drawn."""
+"""A share over fewer pairs than this is in the table but not drawn."""
 _AREA = "In brackets: mean hole fraction. Area: mean height of the curve between no hole and the last ten-percent bin."
 _PREDICTED = (
     "Predicted: share of (image, class) pairs with a score ≥ 0.5, by how much is left of the box of the least hidden "
     "object of the class (in brackets: pairs), over all ten-percent bins. Where an object is wholly hidden, a "
-    "prediction leans on the rest of the picture. Absent classes: the rate of plain false alarms."
+    "prediction relies on the rest of the picture. Absent classes: the rate of plain false alarms."
 )
 
 
 def write_robustness(curves: Curves, out: str | Path) -> list[Path]:
-    """Write the three files into ``out``, each replaced as a whole; give their paths."""
+    """Write the three files into ``out``, each replaced as a whole; return their paths."""
     folder = LocalStorage(out)
     folder.put(DATA_NAME, curves.to_json().encode())
     folder.put(TABLE_NAME, robustness_markdown(curves).encode())
@@ -47,7 +47,7 @@ def write_robustness(curves: Curves, out: str | Path) -> list[Path]:
 
 def robustness_page(curves: Curves) -> str:
     """One HTML document: the curves, and the numbers behind them."""
-    # A control comes last, so that the models have the colours that they have where it is not shown.
+    # A control comes last, so that the models have the same colours as on pages without it.
     styles = model_styles(curves.models, known=[name for name in curves.models if not name.endswith(RECALIBRATED)])
     return render(
         "msltrain.robustness/robustness.html",
@@ -75,7 +75,7 @@ def robustness_markdown(curves: Curves) -> str:
 
 
 def _tables(curves: Curves) -> list[Table]:
-    """Per kind of holes: a table per measure, and one of what is predicted of hidden objects."""
+    """Per kind of holes: a table per measure, and one of how many hidden objects are predicted."""
     tables = []
     for kind in curves.kinds:
         rows = {model: curves.of(model, kind) for model in curves.models}
@@ -114,7 +114,7 @@ def _notes(curves: Curves) -> list[str]:
 
 
 def areas_table(curves: Curves) -> Table:
-    """Mean height of each curve; what is predicted of a class that cannot be seen, and of one that is not there."""
+    """Mean height of each curve, and how often a class is predicted that cannot be seen, or that is absent."""
     several = len(curves.kinds) > 1
     rows = []
     for area in curves.areas:
@@ -160,7 +160,7 @@ def _line(model: str, cells: Sequence[Cell], measure: str, style: int) -> Line:
 
 
 def _visibility_plot(kind: str, rows: Mapping[str, Sequence[Cell]], styles: Mapping[str, int]) -> list[Plot]:
-    """Recall over the visible share of the object; nothing where the objects are unknown or few."""
+    """Recall over the visible share of the object; nothing if the objects are unknown or few."""
     lines = []
     for model, cells in rows.items():
         pooled = zip(VISIBLE_BINS, pooled_visibility(cells))

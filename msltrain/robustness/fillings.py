@@ -1,4 +1,4 @@
-"""What shows in the holes of a study: nothing, a filling made of the image itself, or pixels of other photographs.
+"""What shows in the holes of a study: nothing, a filling made from the image itself, or pixels of other photographs.
 
 B batch, C channels, S = H = W image size, K classes.
 """
@@ -19,7 +19,7 @@ from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.shardset import ShardSet
 
 EPOCH = 0
-"""What training draws anew in every epoch, a study always takes from this one."""
+"""What training draws anew in every epoch, a study always takes from this epoch."""
 PASTED = "pasted"
 FILLED: Mapping[str, Fill] = {"mean": "mean", "noise": "noise", "blur": "blur", "image": "image"}
 """Kinds of stored holes with something in them → the filling."""
@@ -55,11 +55,11 @@ class Filling:
 
     @property
     def shows_classes(self) -> bool:
-        """Whether what shows in the holes is of some classes itself."""
+        """Whether what shows in the holes has classes of its own."""
         return self._donors is not None
 
     def hide(self, batch: Batch, keep_mask_B1HW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The images as a model meets them, and the classes that show in their holes, bool (B, K), where any may."""
+        """The images as a model sees them, and the classes that show in their holes, bool (B, K), if any can."""
         image_BCHW, keys = batch.image_BCHW, batch.key_hash_B
         if self._donors is None:
             filling_BCHW = make_filling(self._fill, image_BCHW, keys, seed=self._seed, epoch=EPOCH)
@@ -72,7 +72,7 @@ class Filling:
 
 
 def _fit_into_boxes(filling_BCHW: Tensor, keep_mask_B1HW: Tensor) -> Tensor:
-    """Each filling squeezed into the box around its hole, so that all of a cut-out is seen there."""
+    """Each filling squeezed into the box around its hole, so that the whole cut-out is seen there."""
     fitted_BCHW = torch.zeros_like(filling_BCHW)
     hole_BHW = keep_mask_B1HW[:, 0] < 1
     for place, hole_HW in enumerate(hole_BHW):

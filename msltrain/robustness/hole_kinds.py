@@ -1,4 +1,5 @@
-"""What is hidden in a robustness study: kinds of keep masks by name, ranges of hole fraction, who meets which.
+"""What is hidden in a robustness study: kinds of keep masks by name, ranges of hole fraction, and which sample meets
+which mask.
 
 B batch, H, W image size, K classes, M samples of this rank.
 """
@@ -50,7 +51,7 @@ RANGES = (*_BINS, HoleRange("high", 0.5, 1.0))
 """Six bins of ten percent, as the irregular test masks come, and the paper's "high"."""
 OBJECT_RANGE = HoleRange("box", 0.0, 1.0)
 _PATCHES_PER_SIDE = 14
-"""About so many; as a ViT of 16-pixel patches sees 224 pixels."""
+"""About this many patches, as a ViT with 16-pixel patches has at 224 pixels."""
 
 
 class Holes:
@@ -80,7 +81,7 @@ class Holes:
 
     @property
     def name(self) -> str:
-        """Such as ``irregular-00-10``; names its predictions file."""
+        """The condition's name, such as ``irregular-00-10``, and its predictions file's."""
         return f"{self.kind}-{self.range.name}"
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -97,7 +98,7 @@ class Holes:
         return image_BCHW
 
     def take_record(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the batches since the last call met.
+        """What the batches since the last call encountered.
 
         Returns:
             Hole fraction (M,); visible share (M, K; or 0 where unknown); classes that show in the holes, bool (M, K; or
@@ -111,7 +112,7 @@ class Holes:
 def open_stored(
     keep_masks: Sequence[str | Path], image_size: int, device: torch.device
 ) -> dict[HoleRange, AnyKeepMasks]:
-    """The stored keep masks by range, without the ranges that hold none.
+    """The stored keep masks by range, without the empty ranges.
 
     Raises:
         UserError: no folder, or no mask in any range.
@@ -137,11 +138,11 @@ def open_kind(
 ) -> dict[HoleRange, Callable[[Batch], Tensor]]:
     """For each range that the kind has masks in, what chooses the keep masks (B, 1, H, W) of a batch.
 
-    The choice depends on the sample and ``seed`` alone, so every model of one image size meets the same holes.
+    The choice depends on the sample and ``seed`` alone, so every model of one image size sees the same holes.
 
     Args:
         kind: of ``KINDS``.
-        stored: gives the held-out keep masks, see ``open_stored``; asked by kinds of ``STORED``.
+        stored: gives the held-out keep masks, see ``open_stored``; called for the kinds in ``STORED``.
         shard_set, stream: what the loader of the batches is given.
 
     Raises:
@@ -170,6 +171,6 @@ def _chooser(masks: AnyKeepMasks, seed: int) -> Callable[[Batch], Tensor]:
 
 
 def _patch_size(image_size: int) -> int:
-    """The divisor of the image size that comes nearest to ``_PATCHES_PER_SIDE`` patches a side."""
+    """The patch size that divides the image size and gives closest to ``_PATCHES_PER_SIDE`` patches per side."""
     divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
     return min(divisors, key=lambda size: abs(image_size / size - _PATCHES_PER_SIDE))

@@ -1,8 +1,10 @@
-"""What a robustness study has computed of a model before its conditions are finished; a killed study goes on with it.
+"""What a robustness study has computed for a model before its conditions are finished; a killed study continues from
+it.
 
-All open conditions of a model are computed in one pass over the images, so none of them is finished before its end.
-From time to time each process therefore puts what it has computed since the last time into a file of its own. The next
-start takes the samples from the first on that these files hold, and goes on behind them, on any number of processes.
+All open conditions of a model are computed in one pass over the images, so none of them is finished before the pass
+ends. From time to time each process therefore saves what it has computed since the last time in a separate file. The
+next start takes the unbroken run of first samples that these files hold, and continues after them, on any number of
+processes.
 
 M samples, K classes.
 """
@@ -39,7 +41,7 @@ class Stretch:
 
     @staticmethod
     def concatenate(stretches: Sequence[Stretch]) -> Stretch:
-        """The samples of all of them, which have the same columns, one after the other."""
+        """The samples of all stretches, in sequence; the stretches have the same columns."""
         names = stretches[0].columns
         return Stretch(
             {name: np.concatenate([stretch.columns[name] for stretch in stretches]) for name in names},
@@ -47,7 +49,7 @@ class Stretch:
         )
 
     def until(self, index: int) -> Stretch:
-        """The samples in front of a position, each once, in stored order."""
+        """The samples before a position, each once, in stored order."""
         index_M, row_M = np.unique(self.columns[_INDEX], return_index=True)
         row_M = row_M[index_M < index]
         columns = {name: column[row_M] for name, column in self.columns.items()}
@@ -59,8 +61,8 @@ class Unfinished:
 
     Args:
         folder: it need not exist.
-        identity: what the study is, as plain data; stretches of another one are refused.
-        nothing: the columns, without a row. Stretches that lack one of them are of no use and passed over.
+        identity: what the study is, as plain data; stretches of another study are refused.
+        nothing: the columns, without any rows. Stretches that lack one of them are useless and skipped.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, object], nothing: Stretch):
@@ -68,7 +70,7 @@ class Unfinished:
         self._identity = json.dumps(identity)
 
     def read(self) -> Stretch:
-        """All that was computed, in any order, some samples perhaps twice; a file that is damaged counts for nothing.
+        """Everything that was computed, in any order, some samples perhaps twice; damaged files are ignored.
 
         Raises:
             UserError: it is of another study.
@@ -77,7 +79,7 @@ class Unfinished:
         return Stretch.concatenate([self._nothing, *(one for one in stretches if one is not None)])
 
     def write(self, stretch: Stretch) -> None:
-        """Keep a stretch; nothing for one without samples."""
+        """Save a stretch, unless it has no samples."""
         index_M = stretch.columns[_INDEX]
         if not len(index_M):
             return
@@ -96,7 +98,7 @@ class Unfinished:
         LocalStorage(self._folder).put(f"{index_M[0]:010d}-{len(index_M)}{_SUFFIX}", data.getvalue())
 
     def delete(self) -> None:
-        """Forget it all."""
+        """Delete all stretches."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _decode(self, file: Path) -> Stretch | None:

@@ -1,7 +1,7 @@
 """BatchNorm's running statistics measured anew: the control for robustness that is only adaptation of statistics.
 
 A network trained with MSL has seen masked images, so its running means and variances fit them; a baseline's do not. A
-baseline whose statistics were measured on masked training images, with all weights as they were, says how much of the
+baseline whose statistics were measured on masked training images, with all weights unchanged, shows how much of the
 difference that explains.
 
 B batch, C channels, H, W height and width.
@@ -19,7 +19,7 @@ from msldata.errors import UserError
 
 
 def find_batchnorms(module: nn.Module) -> list[_BatchNorm]:
-    """What keeps running statistics. Raises UserError if there is nothing."""
+    """The modules that keep running statistics. Raises UserError if there are none."""
     norms = [one for one in module.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
     if not norms:
         raise UserError("the network has no BatchNorm, so there is nothing to recalibrate; leave --recalibrate out")
@@ -27,7 +27,7 @@ def find_batchnorms(module: nn.Module) -> list[_BatchNorm]:
 
 
 def recalibrate_batchnorm(module: nn.Module, images: Iterable[Tensor]) -> int:
-    """Replace the running statistics of every BatchNorm by their plain mean over batches; weights stay as they are.
+    """Replace the running statistics of every BatchNorm by their plain mean over batches; weights stay unchanged.
 
     Args:
         module: in evaluation mode; stays in it.

@@ -2,8 +2,8 @@
 
 A study is a folder. ``predictions/MODEL/whole.parquet`` and ``predictions/MODEL/KIND-RANGE.parquet`` are written first,
 a model at a time, the images decoded once for all its conditions; every number and curve is computed from them.
-Conditions that are there already are not run again, and what a killed study had computed of the others is kept
-(``unfinished``). README.md shows a script that computes the numbers without this program.
+Finished conditions are not run again, and what a killed study had computed for the others is kept
+(``partial_results``). README.md shows a script that computes the numbers without this program.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run_study(
     progress: Callable[[str], AbstractContextManager[Progress]] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, dict[str, Predictions]]:
-    """Run what is missing in ``out``; give the predictions of all, by model and condition.
+    """Run what is missing in ``out``; return the predictions of all, by model and condition.
 
     Conditions are ``whole`` and ``KIND-RANGE``, such as ``irregular-00-10``; ranges in which there are no keep masks
     are left out. Under ``torchrun`` the ranks share the work.
@@ -56,11 +56,11 @@ def run_study(
         out: the study's folder.
         batch_size: samples per rank and step.
         device: ``auto``, ``cpu`` or ``cuda``.
-        cache, cache_limit_gb, on_sample_error: see ``StreamConfig``. Skipped samples are no part of any prediction;
-            each file's origin names them.
-        save_seconds: how often to keep what is not finished.
+        cache, cache_limit_gb, on_sample_error: see ``StreamConfig``. Skipped samples are not in any predictions; each
+            file's origin lists them.
+        save_seconds: how often to save partial results.
         progress: opens the progress display of the model of that name.
-        note: told of damaged images for recalibration that gave their place to others.
+        note: called with damaged images for recalibration that were replaced by others.
 
     Raises:
         SampleError: a sample is damaged, and ``on_sample_error`` is ``fail``.
@@ -97,7 +97,7 @@ def run_study(
 
 
 def _check(study: Study, classes: tuple[str, ...]) -> None:
-    """Raise what is wrong with any model before the first one runs for hours."""
+    """Raise whatever is wrong with any model before the first one runs for hours."""
     for number, (_, path) in enumerate(study.models):
         loaded = load_any(path, study.foreign, classes, torch.device("cpu"))
         loaded.require_classes(classes, study.shards)
@@ -108,7 +108,7 @@ def _check(study: Study, classes: tuple[str, ...]) -> None:
 
 
 def _require_same_samples(found: Mapping[str, Mapping[str, Predictions]], folder: Path) -> None:
-    """Raise UserError unless the same samples were left out everywhere: else the curves say nothing of each other."""
+    """Raise UserError unless the same samples were left out everywhere: otherwise the curves cannot be compared."""
     every = [(model, name, one) for model, row in found.items() for name, one in row.items()]
     first_model, first_name, first = every[0]
     for model, name, one in every[1:]:

@@ -9,12 +9,12 @@ from msltrain.robustness.hole_kinds import IRREGULAR
 from msltrain.runs.other_checkpoints import Foreign
 
 RECALIBRATED = " recalibrated"
-"""Added to a model's name."""
+"""Added to the name of the recalibrated model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recalibration:
-    """What the first model's BatchNorm is measured on anew, as a control."""
+    """The data on which the first model's BatchNorm is measured anew, as a control."""
 
     shards: str
     """Training images."""
@@ -24,7 +24,7 @@ class Recalibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is measured on what.
+    """Which models are measured, on which data.
 
     Raises:
         UserError: no model, names that repeat, or recalibration on the masks of the study.

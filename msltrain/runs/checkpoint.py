@@ -40,7 +40,7 @@ CHECKPOINTS = "checkpoints"
 """Folder of a run that holds its checkpoints."""
 BEST, LAST, FAILED = "best", "last", "failed"
 SCHEMA_VERSION = 2
-"""2: digests of the state of training and of ``meta.json``. Version 1 is read as well."""
+"""Version 2 added digests of the training state and of ``meta.json``. Version 1 is still read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,9 @@ class Checkpoint:
     epoch: int
     """Whole epochs finished."""
     validation_mAP: float | None
-    """Of these weights on the validation split, 0 to 1; None when it was not measured."""
+    """mAP of these weights on the validation split, 0 to 1; None when it was not measured."""
     weights: dict[str, Tensor]
-    """By name, on the CPU: the recogniser to evaluate and ship."""
+    """The tensors of the recogniser to evaluate and ship, by name, on the CPU."""
     train_state: dict[str, Any]
     """Optimiser, position of the stream, random-number states and what else the trainer keeps: tensors, numbers, text,
     lists and dicts only."""
@@ -72,13 +72,13 @@ class LoadedRecogniser:
     classes: tuple[str, ...]
     config: TrainConfig
     path: str | Path
-    """The checkpoint folder it came from; a URL where that lies in object storage."""
+    """The checkpoint folder it came from; a URL if that is in object storage."""
     sha256: str
-    """Of its weights file, in hex."""
+    """SHA-256 of its weights file, in hex."""
     thresholds: tuple[float, ...] = ()
-    """Scores from which on a class counts as predicted, by class; empty where it carries none."""
+    """The lowest score at which each class counts as predicted; empty if the checkpoint has no thresholds."""
     threshold_origin: str = ""
-    """Where they come from, in words."""
+    """Where the thresholds come from, in words."""
 
     def prediction_files(self, pattern: str = "*.parquet") -> list[Path]:
         """Predictions files of its run by name; they are not looked for in object storage."""
@@ -89,7 +89,7 @@ class LoadedRecogniser:
     def columns_of(self, classes: tuple[str, ...], where: str) -> np.ndarray:
         """For each of its classes, int64 (K,), the position in ``classes`` (of the data at ``where``), by name.
 
-        The data may have them in another order, and others besides. Raises UserError where it lacks one.
+        The data may have them in another order, and have others too. Raises UserError if it lacks one.
         """
         if set(self.classes) - set(classes):
             self.require_classes(classes, where)
@@ -123,7 +123,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     from safetensors.torch import save
 
     def write(part: Path) -> None:
-        # Bytes first: safetensors and torch report a full disk as errors of their own kinds, a file as an OSError.
+        # Bytes first: safetensors and torch report a full disk with their own error types, a file with an OSError.
         weights = save({name: tensor.contiguous() for name, tensor in checkpoint.weights.items()})
         (part / WEIGHTS_NAME).write_bytes(weights)
         state = io.BytesIO()
@@ -164,7 +164,7 @@ def copy_checkpoint(source: Path, folder: Path) -> None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder that ``path`` means: itself, or the best (else the last) one of a run folder.
+    """The checkpoint folder that ``path`` means: itself, or the best (else the last) one in a run folder.
 
     Raises:
         FileNotFoundError: there is none.
@@ -182,7 +182,8 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def open_checkpoint(place: str | Path) -> Storage:
-    """The folder of the checkpoint that ``place`` means, as `find_checkpoint`; a URL too, of a run or a checkpoint.
+    """The folder of the checkpoint that ``place`` means, as in `find_checkpoint`; also for a URL of a run or a
+    checkpoint.
 
     Raises:
         FileNotFoundError: there is none.
@@ -212,11 +213,11 @@ def open_checkpoint(place: str | Path) -> Storage:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint, given as for `open_checkpoint`, onto the CPU.
+    """Read a checkpoint, named as for `open_checkpoint`, onto the CPU.
 
     Raises:
         FileNotFoundError: there is none at ``path``.
-        UserError: a file of it is missing or damaged, or holds anything but plain data.
+        UserError: one of its files is missing or damaged, or holds anything but plain data.
     """
     folder = open_checkpoint(path)
     meta, config = read_meta(folder)
@@ -242,7 +243,7 @@ def load_recogniser(path: str | Path, device: str | torch.device = "cpu") -> Loa
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        UserError: a file of it is damaged.
+        UserError: one of its files is damaged.
     """
     folder = open_checkpoint(path)
     meta, config = read_meta(folder)
@@ -269,7 +270,7 @@ def rebuild_recogniser(config: TrainConfig, num_classes: int) -> Recogniser:
 
 
 def read_meta(folder: Storage) -> tuple[dict[str, Any], TrainConfig]:
-    """What ``meta.json`` of a checkpoint folder says, and the config in it. Raises UserError where it is damaged."""
+    """What ``meta.json`` of a checkpoint folder says, and the config in it. Raises UserError if it is damaged."""
     file = folder.where(META_NAME)
     try:
         meta = json.loads(folder.read(META_NAME).decode("utf-8"))
@@ -295,11 +296,17 @@ def _check_meta(meta: dict[str, Any], file: str) -> None:
     is_number = isinstance(mean_ap, int | float) and not isinstance(mean_ap, bool)
     named = isinstance(classes, list) and all(isinstance(name, str) and name for name in classes)
     for holds, what in (
-        (named and classes and len(set(classes)) == len(classes), "classes are not names, each of another class"),
-        (all(type(meta[name]) is int and meta[name] >= 0 for name in ("step", "epoch")), "step or epoch is no count"),
+        (named and classes and len(set(classes)) == len(classes), "classes are not distinct names"),
+        (
+            all(type(meta[name]) is int and meta[name] >= 0 for name in ("step", "epoch")),
+            "step or epoch is not a count",
+        ),
         (mean_ap is None or (is_number and 0 <= mean_ap <= 1), "validation_mAP is not a number from 0 to 1"),
         (is_digest(meta["weights_sha256"]), "weights_sha256 is not 64 hex digits"),
-        (meta["schema_version"] == 1 or is_digest(meta.get("train_state_sha256")), "train_state_sha256 is no digest"),
+        (
+            meta["schema_version"] == 1 or is_digest(meta.get("train_state_sha256")),
+            "train_state_sha256 is no digest",
+        ),
     ):
         if not holds:
             raise UserError(f"{file}: {what}; copy the checkpoint again")
@@ -311,7 +318,7 @@ def _digest_of(meta: dict[str, Any]) -> str:
 
 
 def _read_state(folder: Storage, meta: dict[str, Any]) -> dict[str, Any]:
-    """The state of training, with everything in it that continuing looks for."""
+    """The training state, with everything in it that continuing needs."""
     file = folder.where(STATE_NAME)
     try:
         data = folder.read(STATE_NAME)
@@ -326,7 +333,7 @@ def _read_state(folder: Storage, meta: dict[str, Any]) -> dict[str, Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{file}: damaged, or not plain data ({reason})") from error
     if not isinstance(state, dict):
-        raise UserError(f"{file}: not the state of a training")
+        raise UserError(f"{file}: not a training state")
     return state
 
 
@@ -345,7 +352,7 @@ def _read_weights(folder: Storage, meta: dict[str, Any]) -> tuple[dict[str, Tens
         )
     try:
         return load(data), found
-    except Exception as error:  # safetensors raises types of its own
+    except Exception as error:  # safetensors raises its own types
         raise UserError(f"{file}: not a weights file ({(str(error).splitlines() or [''])[0]}); copy it again") from None
 
 

@@ -68,9 +68,9 @@ MAY_DIFFER = (
     "run.tensorboard",
     "run.wandb",
 )
-"""Fields that change nothing a run computes, so that a continued run may set them anew: where the same shards lie now
-(their fingerprints are compared), how fast they are read, what a damaged sample leads to, where the weights lie, how
-often is logged."""
+"""Fields that change nothing a run computes, so that a continued run may change them: where the same shards are now
+(their fingerprints are compared), how fast they are read, what happens at a damaged sample, where the weights are, how
+often to log."""
 
 _PACKAGES = ("msltrain", "torch", "torchvision", "timm", "numpy", "pyarrow", "obstore", "simplejpeg", "safetensors")
 
@@ -107,7 +107,7 @@ class RunFolder:
 
     Attributes:
         location: as the user gave it.
-        path: where its files lie on this machine.
+        path: where its files are on this machine.
     """
 
     def __init__(self, location: str | Path):
@@ -138,7 +138,7 @@ class RunFolder:
             self._held.close()
 
     def _leave(self, mirror: RunMirror, *, at_once: bool) -> None:
-        """Store what is not stored yet, once more; what cannot be is never thrown away."""
+        """Try once more to store what is not stored yet; what cannot be stored is never thrown away."""
         if not mirror.is_stored and self._claim is not None and not at_once:
             with suppress(UserError):
                 self._store(mirror, self._claim)
@@ -152,10 +152,10 @@ class RunFolder:
             )
 
     def claim(self) -> None:
-        """Own the folder until the end, and bring a run that lies in object storage here.
+        """Own the folder until the end, and download a run that is in object storage.
 
         Raises:
-            UserError: another training that lives is writing into it.
+            UserError: another living training run is writing to it.
             StorageError: the place cannot be read or written.
         """
         self._claim = self._held.enter_context(own_folder(self._storage, "training"))
@@ -163,12 +163,11 @@ class RunFolder:
             self._mirror.fetch(self._claim.list_files())
 
     def publish(self) -> None:
-        """Bring what has changed to object storage; for a local run there is nothing to do.
-
-        A store that cannot be written does not stop the run, which lies here meanwhile; it is tried again.
+        """Upload what has changed to object storage; for a local run there is nothing to do. A store that cannot be
+        written does not stop the run, which is kept here meanwhile; it is tried again later.
 
         Raises:
-            UserError: another training has taken the folder over.
+            UserError: another training run has taken the folder over.
         """
         if self._mirror is None or self._claim is None:
             return
@@ -178,7 +177,7 @@ class RunFolder:
             note_once(f"{error}; training goes on, the run is kept in {self.path} until it can be stored")
 
     def publish_all(self) -> None:
-        """The same at the end of a run. Raises StorageError where it cannot be stored."""
+        """Upload what has changed at the end of a run. Raises StorageError if that fails."""
         if self._mirror is not None and self._claim is not None:
             self._store(self._mirror, self._claim)
 
@@ -188,7 +187,7 @@ class RunFolder:
         mirror.push()
 
     def place(self, *names: str) -> str | Path:
-        """A file or folder of the run as the user can find it."""
+        """A file or folder of the run, at the place where the user can find it."""
         if self._mirror is None or (self._claim is not None and not self._mirror.is_stored):
             return self.path.joinpath(*names)
         assert isinstance(self.location, str)
@@ -211,11 +210,11 @@ class RunFolder:
 
     @property
     def is_used(self) -> bool:
-        """Whether it holds a run that has got as far as a checkpoint."""
+        """Whether it holds a run that has reached a checkpoint."""
         return any((self.path / CHECKPOINTS).glob(f"*/{META_NAME}"))
 
     def keep_last(self, epoch: int, num_kept: int) -> None:
-        """Keep the last checkpoint as that of ``epoch``, and only the latest ``num_kept`` of such."""
+        """Keep the last checkpoint as that of ``epoch``, and only the latest ``num_kept`` epochs."""
         if num_kept:
             copy_checkpoint(self.last, self.path / CHECKPOINTS / f"epoch-{epoch + 1:04d}")
             for old in sorted((self.path / CHECKPOINTS).glob("epoch-*"))[:-num_kept]:
@@ -230,13 +229,13 @@ class RunFolder:
             )
 
     def start(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
-        """Write down what the run was given. Raises StorageError if that is impossible."""
+        """Record what the run was given. Raises StorageError if that is impossible."""
         described = {role: [asdict(identity) for identity in identities] for role, identities in datasets.items()}
         self._files.put(DATASETS_NAME, _json_bytes(described))
         self._files.put(CONFIG_NAME, to_json(config).encode())
 
     def changes(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> list[str]:
-        """What is different from the run in this folder and matters, in words. Raises UserError if there is no run."""
+        """The differences that matter from the run in this folder, in words. Raises UserError if there is no run."""
         try:
             stored = from_json(self._files.read(CONFIG_NAME).decode(), str(self.place(CONFIG_NAME)))
             known = json.loads(self._files.read(DATASETS_NAME))
@@ -271,7 +270,7 @@ class RunFolder:
             )
 
     def track(self, config: TrainConfig, step: int) -> None:
-        """From now on, show metrics where ``config.run`` says as well."""
+        """From now on, also send metrics to the trackers in ``config.run``."""
         self._trackers = open_trackers(config, self.path, place=str(self.location), step=step)
 
     def note_start(self, ranks: Ranks, step: int, changes: Sequence[str] = ()) -> None:
@@ -309,7 +308,7 @@ class RunFolder:
         return starts
 
     def keep_metrics_until(self, step: int) -> None:
-        """Drop the lines of steps after ``step``: a run that was killed logged them and will take them again."""
+        """Drop the lines of steps after ``step``: a run that was killed has logged them and will repeat them."""
         if self._files.exists(METRICS_NAME):
             lines = self._files.read(METRICS_NAME).decode(errors="replace").splitlines()
             kept = [line for line in lines if (row := _parsed(line)) is not None and row["step"] <= step]
@@ -324,7 +323,7 @@ class RunFolder:
                 tracker.add(row)
 
     def add_skipped(self, samples: Iterable[SampleError]) -> int:
-        """Note skipped samples in ``skipped.jsonl``, each once; how many it lists now."""
+        """Note skipped samples in ``skipped.jsonl``, each once; returns how many it lists now."""
         before = self._files.read(SKIPPED_NAME).decode() if self._files.exists(SKIPPED_NAME) else ""
         lines = dict.fromkeys(before.splitlines())
         for sample in samples:

@@ -1,4 +1,4 @@
-"""Released checkpoints of MSL and CSRA as checkpoint folders, to be evaluated like our own."""
+"""Released MSL and CSRA checkpoints as checkpoint folders, to be evaluated like our own."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from msltrain.runs.checkpoint import Checkpoint, save_checkpoint
 def import_released(file: str | Path, config: TrainConfig, *, data: str, folder: Path) -> WeightsReport:
     """Write the checkpoint folder ``folder`` with the weights of ``file``.
 
-    λ is in no file; it is the config's.
+    No file holds λ; it comes from the config.
 
     Args:
         file: a plain state_dict with a CSRA head, such as ``msl_c_voc.pth``.
-        config: the run it came from, of which network and image size matter.
+        config: the run it came from; only network and image size matter.
         data: shards of the dataset it was trained on, whose classes are the released order.
         folder: must not be there yet.
 

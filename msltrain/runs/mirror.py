@@ -1,8 +1,7 @@
-"""A run folder in object storage: a copy of the local one, which another machine can go on from.
-
-Small files are replaced as they are. A checkpoint gets a folder of its own, ``checkpoints/NAME.STEP``, whose
-``meta.json`` is written last: without it the folder does not count. Only then are the older ones of that name deleted.
-So whenever the upload ends, a whole checkpoint is there.
+"""A run folder in object storage: a copy of the local one, from which another machine can continue. Small files are
+simply replaced. A checkpoint gets its own folder, ``checkpoints/NAME.STEP``, whose ``meta.json`` is written last:
+without it the folder does not count. Only then are the older ones of that name deleted. So whenever the upload is cut
+off, a whole checkpoint is there.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from msltrain.runs.checkpoint import CHECKPOINTS, META_NAME
 
 _STORED = re.compile(rf"{CHECKPOINTS}/(?P<name>[\w-]+)\.(?P<step>\d+)/(?P<file>[^/]+)")
 _LEFT_OUT = ("wandb",)
-"""Folders that have a place of their own to go to."""
+"""Folders that are not mirrored, because they have another destination."""
 
 
 class RunMirror:
     """Files of ``folder`` in ``storage``.
 
     Args:
-        storage: of the run, remote.
+        storage: the run's remote storage.
         folder: its local copy.
     """
 
@@ -34,13 +33,14 @@ class RunMirror:
         self._uploaded: dict[str, bytes | tuple[int, int]] = {}
 
     def fetch(self, stored: Iterable[FileInfo]) -> None:
-        """Bring the stored run, if there is one, into the empty local folder: its newest checkpoint of each name.
+        """Download the stored run, if there is one, into the empty local folder, with the newest checkpoint of each
+        name.
 
         Args:
             stored: all files of the run.
         """
         newest: dict[str, tuple[int, str]] = {}
-        """By name, the step and folder of its newest checkpoint."""
+        """The step and folder of the newest checkpoint of each name."""
         names = [info.name for info in stored if not info.name.startswith(".")]
         for name in names:
             parts = name.split("/")
@@ -63,7 +63,7 @@ class RunMirror:
 
     @property
     def is_stored(self) -> bool:
-        """Whether nothing has changed since the last time that everything was stored."""
+        """Whether nothing has changed since everything was last stored."""
         return self._uploaded == self._states()
 
     def push(self) -> None:
@@ -78,7 +78,8 @@ class RunMirror:
         self._delete_gone()
 
     def _states(self) -> dict[str, bytes | tuple[int, int]]:
-        """Each checkpoint by its description, each other file by its size and time of change."""
+        """The state of the folder: each checkpoint by its description, each other file by its size and modification
+        time."""
         states: dict[str, bytes | tuple[int, int]] = {}
         for path in sorted(self.folder.rglob("*")):
             parts = path.relative_to(self.folder).parts

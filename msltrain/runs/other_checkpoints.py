@@ -37,10 +37,11 @@ EXPORT_CONFIG, EXPORT_WEIGHTS = "config.json", "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    """How to read a weights file that says nothing but tensors; exactly one of the two is given."""
+    """How to read a weights file that holds only tensors; exactly one of the two fields is given."""
 
     recipe: str = ""
-    """The file holds a backbone and a CSRA head, as released for MSL and CSRA; network and input are this recipe's."""
+    """The file holds a backbone and a CSRA head, as released for MSL and CSRA; network and input are those of this
+    recipe."""
     model: str = ""
     """The file holds a timm classifier of this name; input size, mean and std are those of its timm config."""
 
@@ -52,7 +53,7 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
         path: a checkpoint or run folder of this program, or its URL, or an exported folder, or a local .pth /
             .safetensors file.
         foreign: for a file, how to read it.
-        classes: of the data. A folder knows its own; a file is taken to have these, in this order.
+        classes: the classes of the data. A folder knows its own; a file is taken to have these, in this order.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
@@ -93,7 +94,7 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
 
 
 def _of_ours(path: Path) -> Path:
-    """The folder of a checkpoint or export instead of the weights file in it, which alone says less."""
+    """The folder of a checkpoint or export instead of the weights file in it, which says less by itself."""
     beside = {WEIGHTS_NAME: META_NAME, EXPORT_WEIGHTS: EXPORT_CONFIG}.get(path.name)
     return path.parent if path.is_file() and beside and (path.parent / beside).is_file() else path
 
@@ -105,11 +106,11 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         content = json.loads(file.read_text(encoding="utf-8"))
         classes, sha256 = tuple(content["classes"]), content["weights_sha256"]
         if not classes or not all(isinstance(name, str) for name in classes) or not is_digest(sha256):
-            raise ValueError("its classes or its digest are none")
+            raise ValueError("its classes or its digest are malformed")
         wanted = content.get("model_sha256")
         thresholds = tuple(float(content["thresholds"][name]) for name in classes) if "thresholds" in content else ()
         if not all(0 <= threshold <= 1 for threshold in thresholds):
-            raise ValueError("its thresholds are no scores")
+            raise ValueError("its thresholds are not scores")
         config = from_json(json.dumps(content["config"]), str(file)) if "config" in content else None
         name = "" if config else content["timm_model"]
     except UserError:
@@ -129,7 +130,7 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         except RuntimeError as error:
             raise UserError(f"{weights}: does not fit the network of its {EXPORT_CONFIG} ({error})") from None
         if wrong := [name for name in (*missing, *unexpected) if not name.endswith("num_batches_tracked")]:
-            raise UserError(f"{weights}: not the network of its {EXPORT_CONFIG}, by {shortened(wrong)}")
+            raise UserError(f"{weights}: not the network of its {EXPORT_CONFIG}, judging by {shortened(wrong)}")
     return LoadedRecogniser(
         recogniser=module.to(device).eval(),
         classes=classes,
@@ -158,7 +159,7 @@ def _released(
     model = replace(config.model, weights=str(path), num_heads=len(heads), head="csra")
     module = build_model(model, num_classes, image_size=config.stream.image_size)
     assert isinstance(module.classifier, CSRAHead)
-    # `build_model` has filled a head that fits, and left any other at its first values.
+    # `build_model` has filled a head that fits, and left any other at its initial values.
     if any(weight.shape != (num_classes, *module.classifier.score.weight.shape[1:]) for weight in heads):
         raise UserError(
             f"{path}: its head expects {heads[0].shape[1]} feature channels, '{model.backbone}' has "
@@ -176,7 +177,7 @@ def _timm_classifier(
         raise UserError(f"timm has no model '{name}'; `timm.list_models()` lists them")
     module = timm.create_model(name, pretrained=False, num_classes=num_classes)
     wanted = module.state_dict()
-    # The last tensor of the classifier says how many outputs the file has, which is the likeliest mistake.
+    # The last tensor of the classifier shows how many outputs the file has; a wrong number is the likeliest mistake.
     last = next((key for key in reversed(wanted) if key in found and wanted[key].shape != found[key].shape), None)
     if last is not None and found[last].shape[1:] == wanted[last].shape[1:]:
         raise UserError(
@@ -215,7 +216,7 @@ def read_classes(location: str) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: there is nothing there.
-        UserError: it is neither, names none, or one twice.
+        UserError: it is neither, names no class, or one twice.
     """
     file = Path(location).expanduser()
     if file.is_file():

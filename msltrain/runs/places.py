@@ -1,4 +1,4 @@
-"""Where a run's files lie by default."""
+"""Where a run's files are by default."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def default_file(
     """Where an evaluation puts its predictions: in the run folder, named after what was evaluated.
 
     ``shards/voc2007/test`` through ``shards/masks/high`` gives ``predictions/voc2007-test-masks-high.parquet``. For a
-    run in object storage that folder is made here, with the run's name in front of the file's.
+    run in object storage that folder is made here, with the run's name before the file's.
     """
     places = [str(place).rstrip("/").split("/")[-2:] for place in (shards, *keep_masks)]
     name = "-".join(part for place in places for part in place if part)
@@ -103,7 +103,8 @@ def default_file(
 
 
 def find_series(place: str | Path) -> list[Path]:
-    """The runs of a series by seed (``seed0``, ``seed1`` …, as ``msl train --seeds`` writes them); empty for a run."""
+    """The runs of a series by seed (``seed0``, ``seed1`` …, as ``msl train --seeds`` writes them); empty for a single
+    run."""
     if open_storage(place).path() is None or not (folder := Path(place).expanduser()).is_dir():
         return []
     if (folder / "checkpoints").is_dir() or (folder / "meta.json").is_file():
@@ -113,7 +114,7 @@ def find_series(place: str | Path) -> list[Path]:
 
 
 def run_folder(checkpoint: str | Path) -> Path:
-    """The run that a checkpoint belongs to; of a weights file from elsewhere the folder that it lies in."""
+    """The run that a checkpoint belongs to; for a weights file from elsewhere, the folder that it is in."""
     run = Path(checkpoint)
     if run.is_file():
         run = run.parent
@@ -123,5 +124,5 @@ def run_folder(checkpoint: str | Path) -> Path:
 
 
 def predictions_file(folder: Path, name: str) -> Path:
-    """Where a model's folder has the predictions of a condition."""
+    """Where a model's folder keeps the predictions of a condition."""
     return folder / f"{name}.parquet"

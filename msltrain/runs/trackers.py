@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: the rows of ``metrics.jsonl`` in other places too."""
+"""TensorBoard and Weights & Biases: the rows of ``metrics.jsonl`` sent to other places too."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Tracker(Protocol):
     """Somewhere that rows go to."""
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """A row with a ``step``; its other numbers are shown over it."""
+        """Log a row with a ``step``; its other numbers are plotted over it."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still buffered."""
 
 
 def check_trackers(config: TrainConfig) -> None:
@@ -89,7 +89,7 @@ class _TensorBoard:
     def __init__(self, folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        # What a killed run logged after its checkpoint is taken again, and must not be shown twice.
+        # What a killed run logged after its checkpoint is repeated, and must not be shown twice.
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -108,7 +108,7 @@ class _WandB:
         self._run = wandb.init(
             project=config.run.wandb,
             name=place.rstrip("/").rpartition("/")[2],
-            # The same for every start of a run, so that it goes on as one curve.
+            # The same for every start of a run, so that it continues as one curve.
             id=hashlib.sha256(place.encode()).hexdigest()[:16],
             resume="allow",
             dir=str(folder),

@@ -1,9 +1,9 @@
 """Streams shards into batches on the device: exact, resumable on any number of ranks, fast.
 
-The way of a sample: ``order`` says which samples a step takes, ``samples`` where their bytes lie, ``reading`` brings
-the bytes, ``pixels`` decodes, crops and resizes them into reused buffers and takes these to the device, ``pipeline``
-runs all that on threads and ``loader`` is the whole. ``keepmasks`` hides parts of the images; ``bench`` measures. What
-a caller needs::
+The way of a sample: ``order`` says which samples a step takes, ``samples`` where their bytes are, ``reading`` fetches
+the bytes, ``pixels`` decodes, crops and resizes them into reused buffers and sends these to the device, ``pipeline``
+runs all that on threads and ``loader`` puts it all together. ``keepmasks`` hides parts of the images; ``bench``
+measures. What a caller needs::
 
     from msltrain import KeepMasks, Loader, StreamConfig, hold_out
 

@@ -19,11 +19,11 @@ class StreamMeasurement:
     """What one measurement found; "thread time" is the wall-clock time of the decoding threads added up."""
 
     num_images: int
-    """Images counted, those of the first batches not among them."""
+    """Images counted, without those of the first batches."""
     num_epochs: int
-    """Passes over the data begun; from the second on, local files come from the page cache."""
+    """Number of passes over the data that were begun; from the second on, local files come from the page cache."""
     seconds: float
-    """Wall-clock time in which they came."""
+    """Wall-clock time in which they arrived."""
     seconds_to_first_batch: float
     """From opening the folder to the first batch."""
     images_per_second: float
@@ -43,7 +43,7 @@ class StreamMeasurement:
     """What limits the rate, and what would raise it."""
 
     def gpus_fed(self, images_per_second: float) -> float:
-        """How many GPUs, each consuming so many images a second, this stream keeps busy."""
+        """How many GPUs, each consuming this many images per second, the stream keeps busy."""
         return self.images_per_second / images_per_second
 
 
@@ -57,18 +57,18 @@ def measure_stream(
 ) -> StreamMeasurement:
     """Stream training batches into host memory, as fast as they come, and time it.
 
-    Counting begins when every buffer of the ring was emptied once: what was filled while nobody took time is not
+    Counting begins when every buffer of the ring has been emptied once: what was filled before timing began is not
     counted.
 
     Args:
         location: a dataset folder, local or remote.
-        config: as a training would use it.
+        config: as training would use it.
         seconds: how long to measure; short sets are streamed several times.
         max_images: stop after so many counted images.
         on_progress: called with (elapsed, total), in tenths of a second or images.
 
     Raises:
-        UserError, StorageError, FormatError, FileNotFoundError: as `Loader`.
+        UserError, StorageError, FormatError, FileNotFoundError: as in `Loader`.
     """
     began = time.perf_counter()
     with Loader(open_shard_set(location), config, device="cpu", training=True) as loader:

@@ -9,11 +9,11 @@ from typing import Literal
 from msldata.errors import UserError
 
 NO_CROP = (1.0, 1.0)
-"""Of ``StreamConfig.crop_scale``."""
+"""The default of ``StreamConfig.crop_scale``."""
 Fill = Literal["zero", "mean", "noise", "blur", "image", "object"]
 """What shows in a hole. zero: 0 after normalisation, as published: black, or the mean colour where ``stream.mean`` is
-subtracted. mean: the image's own mean colour. noise: noise around it, as strong as the image's contrast. blur: the
-image itself, so blurred that only colours remain. image, object: pixels of another image, or of an object in one."""
+subtracted. mean: the image's own mean colour. noise: noise around that colour, as strong as the image's contrast. blur:
+the image itself, blurred until only colours remain. image, object: pixels of another image, or of an object in one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class StreamConfig:
     """How shards become batches.
 
     ``image_size``, ``batch_size``, ``window`` and the augmentation decide what a run sees; ``num_threads``,
-    ``num_buffers``, ``read_ahead_mb``, the caches and, up to a grey level, ``decode`` and ``resize`` only how fast it
-    comes. Raises UserError for values that cannot work.
+    ``num_buffers``, ``read_ahead_mb``, the caches and, up to a grey level, ``decode`` and ``resize`` affect only the
+    speed. Raises UserError for values that cannot work.
 
     Example:
         config = msltrain.StreamConfig(image_size=224, batch_size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -36,7 +36,7 @@ class StreamConfig:
     drop_last: bool = True
     """Whether training leaves out the last, incomplete batch of an epoch. Evaluation never does."""
     window: int = 16384
-    """About how many samples are shuffled together; their shards (never fewer than one) are open at the same time."""
+    """About how many samples are shuffled together; their shards (at least one) are open at the same time."""
     crop_scale: tuple[float, float] = (0.7, 1.0)
     """Share of the image's area that a training crop keeps, drawn uniformly from this range. 1: no crop, the whole
     image is squashed to S×S, whatever ``crop_ratio`` says."""
@@ -51,30 +51,30 @@ class StreamConfig:
     num_threads: int | None = None
     """Decoding threads of this rank; None: the CPUs this process may use, shared among the ranks of the host."""
     num_buffers: int = 4
-    """Batches decoded or being decoded at the same time; each holds S·S·3 bytes per sample, or
+    """Number of batches decoded or being decoded at the same time; each holds S·S·3 bytes per sample, or
     whole images where the device resizes."""
     read_ahead_mb: int = 128
-    """Bound on the encoded images, in MiB, that are read ahead of the batches being decoded."""
+    """Limit, in MiB, on the encoded images that are read ahead of the batches being decoded."""
     cache: str = ""
     """Folder on a local disk that keeps whole shards of remote datasets, shared by all processes of this host; none:
     single samples are read as they are needed."""
     cache_limit_gb: float = 50.0
-    """Bound on what the cache folder holds, in GB of 10⁹ bytes; shards used longest ago make room."""
+    """Limit on what the cache folder holds, in GB of 10⁹ bytes; the least recently used shards make room."""
     ram_cache_gb: float = 0.0
-    """Decoded training images that every rank keeps in memory for later epochs, in GB of 10⁹ bytes; 0: none. A VOC
-    photograph takes 0.56 MB, one of COCO 0.92 MB. Several ranks keep different images: each trains mostly on the same
-    ones in every epoch."""
+    """How many decoded training images every rank keeps in memory for later epochs, in GB of 10⁹ bytes; 0: none. A VOC
+    photograph takes 0.56 MB, a COCO one 0.92 MB. Ranks keep different images: each trains mostly on the same ones in
+    every epoch."""
     decode: Literal["host", "device"] = "host"
     """Where JPEGs are decoded: on the CPU threads, or by nvJPEG on the CUDA device of the run. The two differ by a grey
     level or so."""
     resize: Literal["auto", "host", "device"] = "auto"
-    """Where images are cropped and resized: on the CPU threads, or on the device, which leaves the threads nothing but
-    decoding; auto: on a GPU the device. The two differ by less than a hundredth of a grey level on average."""
+    """Where images are cropped and resized: on the CPU threads, or on the device, which leaves only decoding to the
+    threads; auto: on a GPU the device. The two differ by less than a hundredth of a grey level on average."""
     on_sample_error: Literal["fail", "skip"] = "fail"
-    """At a sample whose bytes are damaged or no image: stop and name it, or go on without it and list it. In training
-    the sample before it in the epoch's order takes its place; in an evaluation it is left out."""
+    """What to do with a sample that is damaged or not an image: stop and name it, or continue without it and list it.
+    In training the sample before it in the epoch's order takes its place; in an evaluation it is left out."""
     max_skipped: int = 100
-    """With ``on_sample_error=skip``: more distinct samples than this, in one process, are an error all the same."""
+    """With ``on_sample_error=skip``: more distinct samples than this, in one process, are an error nevertheless."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -117,11 +117,10 @@ class StreamConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeepMaskConfig:
-    """Which images get a masked view, and what hides how much of them there.
+    """Which images get a masked view, and what hides how much of them.
 
     As published: every image, behind a stored irregular mask that is not augmented, with nothing in the holes. All of
-    it is decided by (seed, epoch, key), so it is the same in any batch, on any number of processes, and after a
-    resumption.
+    it is decided by (seed, epoch, key), so it is the same in any batch, on any number of processes, and after resuming.
     """
 
     kind: Literal["stored", "generated", "patch", "box", "object", "none"] = "stored"
@@ -143,17 +142,17 @@ class KeepMaskConfig:
     """Share of the images that get a masked view, 0 to 1: an epoch then costs 1 + share passes. The others add nothing
     to the masked terms, which stay means over all images."""
     subset_weights: tuple[float, ...] = ()
-    """Of stored masks: the share of the masked views that each folder of ``data.keep_masks`` serves. What is missing to
-    1 is whole images. Empty: every mask is as likely as any other, as published."""
+    """For stored masks: the share of the masked views that each folder of ``data.keep_masks`` serves. The remainder up
+    to 1 is whole images. Empty: every mask is as likely as any other, as published."""
     ramp_epochs: int = 0
-    """Of stored masks: epochs in which the lightest holes come first. In epoch e of these the masks are taken from the
-    lightest (e + 1) / ramp_epochs of each folder. 0: all masks from the start, as published."""
+    """For stored masks: the number of epochs in which the lightest holes come first. In epoch e of these, the masks are
+    taken from the lightest (e + 1) / ramp_epochs of each folder. 0: all masks from the start, as published."""
     fill: Fill = "zero"
-    """What shows in the holes: zero as published, mean, noise, blur, image, object; see ``Fill``. Of image and object,
-    what the other training image shows and this one does not have counts in no masked term."""
+    """What shows in the holes: zero as published, mean, noise, blur, image, object; see ``Fill``. With image and
+    object, classes that the other training image shows and this one lacks count in no masked term."""
     ignore_below: float = 0.0
-    """A class whose every object is left with a smaller visible share of its box than this, by crop and hole, counts in
-    no masked term. 0: it is trained as present, as published. Needs object annotations."""
+    """A class counts in no masked term if crop and hole leave every one of its objects with a smaller visible share of
+    its box than this. 0: it is trained as present, as published. Needs object annotations."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

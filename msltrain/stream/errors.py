@@ -1,4 +1,4 @@
-"""Samples that cannot be had: the error that names one, and the list of those that were gone on without."""
+"""Samples that cannot be used: the error that names one, and the list of those that were skipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class SampleError(UserError):
         dataset: dataset and split, as ``voc2007/trainval``.
         shard: location of the tar.
         key: the sample's key.
-        offset: of its image's first byte in the tar.
+        offset: position of its image's first byte in the tar.
         reason: what is wrong, without a full stop.
     """
 
@@ -26,7 +26,7 @@ class SampleError(UserError):
 
     @property
     def short(self) -> str:
-        """One line that does not depend on where the shards lie."""
+        """The error in one line that does not depend on where the shards are."""
         return f"{self.key} at byte {self.offset} of {self.shard.rpartition('/')[2]}: {self.reason}"
 
     def __reduce__(self):
@@ -38,7 +38,7 @@ class TooManySkipped(UserError):
 
 
 class SkippedSamples:
-    """The samples that a loader left out, each once however often it was met.
+    """The samples that a loader left out, each listed once however often it occurred.
 
     Args:
         limit: how many there may be.

@@ -1,11 +1,11 @@
-"""Loader: iterates over the batches of a rank, on the device; its position can be saved and taken up again anywhere.
+"""Loader: iterates over the batches of a rank, on the device; its position can be saved and resumed anywhere.
 
     loader = Loader("shards/voc2007/trainval", StreamConfig(batch_size=64), training=True, device="cuda")
     loader.set_epoch(3)                # nothing is lost when the epoch is the one that load_state_dict set
     for batch in loader: ...           # Batch; len(loader) of them, the same number on every rank
     state = loader.state_dict()        # plain numbers and text; valid between any two batches
     loader.load_state_dict(state)      # on any number of ranks or threads; the next iteration starts there
-    loader.start()                     # optional: be ready before the next iteration is asked for
+    loader.start()                     # optional: be ready before the next iteration begins
     loader.stats                       # StreamStats(num_images, num_bytes, seconds_waited)
     loader.close()                     # or `with Loader(...) as loader`
 
@@ -48,19 +48,19 @@ class StreamStats:
     num_bytes: int = 0
     """Encoded bytes read from the shards."""
     seconds_waited: float = 0.0
-    """Time the consumer stood waiting for a batch; small when the stream is faster than the training."""
+    """Time that the consumer spent waiting for a batch; small when the stream is faster than training."""
 
 
 class Loader:
     """Batches of one rank.
 
     Training shuffles, crops, flips and may drop the last incomplete batch; evaluation takes every sample exactly once
-    in stored order, squashed whole to the square. When the last batch has fewer samples than there are ranks, some
+    in stored order, squashed as a whole to the square. When the last batch has fewer samples than there are ranks, some
     ranks get an empty one in training (so that all take the same number of steps) and none in evaluation.
 
-    With ``on_sample_error=skip`` the place of a bad sample in a training batch goes to the nearest good one before it
-    in the epoch's order, on whichever rank that is, so batches keep their size and stay the same on any number of
-    ranks. In evaluation a bad sample is left out. ``skipped`` lists them.
+    With ``on_sample_error=skip`` a bad sample in a training batch is replaced by the nearest good one before it in the
+    epoch's order, on whichever rank that is, so batches keep their size and stay the same on any number of ranks. In
+    evaluation a bad sample is left out. ``skipped`` lists them.
 
     Args:
         data: what to read, a dataset folder or a part of one (``hold_out``); the same on all ranks.
@@ -103,7 +103,7 @@ class Loader:
         self.device = torch.device(device)
         self.epoch = 0
         self.step = 0
-        """Batches of this epoch that the consumer has got."""
+        """How many batches of this epoch the consumer has received."""
         self.stats = StreamStats()
         self.skipped = SkippedSamples(config.max_skipped)
         """Bad samples met so far by this rank, with ``on_sample_error=skip``."""
@@ -123,7 +123,7 @@ class Loader:
         self._start = 0
         self._slots: list[Slot] = []
         self._stages = [StageSeconds() for _ in range(config.num_threads or _threads_per_rank())]
-        # An evaluation of its own set would take the room from the training images, which are met more often.
+        # An evaluation set would take the room from the training images, which are needed more often.
         self._images = ImageCache(int(config.ram_cache_gb * 1e9)) if training and config.ram_cache_gb else None
         self._pipeline: Pipeline | None = None
         self._is_started = False
@@ -160,13 +160,13 @@ class Loader:
             self.step = 0
 
     def start(self) -> None:
-        """Let the next iteration's first batches be made from now on, while the consumer still does something else."""
+        """Start making the next iteration's first batches now, while the consumer still does something else."""
         if not self._is_started:
             self._open_pipeline()
             self._is_started = True
 
     def host_batches(self) -> Iterator[HostBatch]:
-        """As iterating, but in host memory and raw; the pixels of a batch are gone when the next one is asked for."""
+        """Like iterating, but in host memory and raw; the pixels of a batch are gone when the next one is requested."""
         pipeline = self._started_pipeline()
         try:
             while (batch := self._take(pipeline)) is not None:
@@ -182,34 +182,35 @@ class Loader:
         return len(self._stages)
 
     def stage_seconds(self) -> StageSeconds:
-        """Where the time of the decoding threads went since the loader was made, added up over them."""
+        """Where the decoding threads have spent their time since the loader was made, summed over them."""
         return StageSeconds.total(self._stages)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; a position inside that very epoch is kept."""
+        """Go to the beginning of an epoch; a position inside that same epoch is kept."""
         if epoch != self.epoch:
             self.epoch, self.step, self._start, self._is_started = epoch, 0, 0, False
 
     @property
     def next_epoch(self) -> int:
-        """The epoch that the next iteration is of, or goes on with."""
+        """The epoch that the next iteration begins or continues."""
         is_over = self.training and len(self) in (self.step, self._start)
         return self.epoch + 1 if is_over else self.epoch
 
     @property
     def sampler(self) -> Loader:
-        """Itself: at the beginning of each epoch Lightning calls ``set_epoch`` of what has this name."""
+        """The loader itself: at the beginning of each epoch Lightning calls ``set_epoch`` on the attribute with this
+        name."""
         return self
 
     batch_sampler = None
-    """Lightning asks for it wherever there is a sampler."""
+    """Lightning reads it wherever there is a sampler."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch the consumer got, and what gives that position its meaning."""
+        """The position after the last batch that the consumer received, and what gives that position its meaning."""
         return {"epoch": self.epoch, "step": self.step, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state`` was taken, on any number of ranks.
+        """Continue where ``state`` was saved, on any number of ranks.
 
         Raises:
             UserError: the position means something else here: other data, seed, batch size or window.
@@ -225,7 +226,7 @@ class Loader:
         self._is_started = False
 
     def close(self) -> None:
-        """Stop all threads, give the buffers back and let go of the shards. Iterating again is possible."""
+        """Stop all threads, free the buffers and close the shards. Iterating again is possible."""
         if self._pipeline is not None:
             self._pipeline.close()
         self.shards.maps.clear()
@@ -346,14 +347,14 @@ class Loader:
                     uploads.stage(host)
                 batch = uploads.collect()
                 if (following := pipeline.take_ready()) is not None:
-                    # Copied on its own stream while the consumer computes on the batch before it.
+                    # Copied on its own stream while the consumer computes on the previous batch.
                     uploads.stage(self._counted(following))
                 self.step += 1
                 yield batch
 
 
 def _place_in_group() -> tuple[int, int]:
-    """Rank and world size in torch's process group; alone where none has been joined."""
+    """Rank and world size in torch's process group; 0 and 1 where none has been joined."""
     group = torch.distributed
     return (group.get_rank(), group.get_world_size()) if group.is_available() and group.is_initialized() else (0, 1)
 

@@ -1,9 +1,9 @@
 """Pipeline: worker threads that fill a ring of reused batch buffers, in order, for one pass over a plan.
 
-One planner thread looks up what the next steps need and starts the reads, as far ahead as the memory bound allows; when
+One planner thread looks up what the next steps need and starts the reads, as far ahead as the memory limit allows; when
 a buffer is free it hands the samples of the next batch, one by one, to the decoding threads. Batches leave in order. An
 error stops at its batch: the consumer gets every batch before it and then the error. A bad sample may be skipped
-instead: replaced in training, left out in evaluation. Nothing here knows of devices.
+instead: replaced in training, left out in evaluation. Nothing here knows about devices.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from msltrain.stream.reading.request import Fetcher, Request, SomeOf
 from msltrain.stream.samples.lookup import Lookup, Samples
 
 _PATIENCE = 1.0
-"""Seconds that closing waits for a planner that is reading."""
+"""Seconds that closing waits for a planner that is busy reading."""
 _AHEAD_AT_ONCE = 4
-"""Batches that are requested in one go; each holds the interpreter for a tenth of a millisecond, or longer."""
+"""Batches that are requested at once; each holds the interpreter for a tenth of a millisecond or longer."""
 
 
 class Pipeline:
@@ -43,11 +43,11 @@ class Pipeline:
         batches: item_N of each batch, in order: places in the epoch's order, ascending.
         slots: the ring; every batch must fit one.
         stages: one for each decoding thread, which adds its times to it.
-        read_ahead_bytes: bound on the encoded bytes requested but not yet given to the decoding threads.
+        read_ahead_bytes: limit on the encoded bytes requested but not yet given to the decoding threads.
         skipped: where bad samples are noted; None: they are errors.
-        replace_skipped: give the place of a bad sample to the one before it in the plan, so that batches keep their
-            size; else leave it out.
-        images: decoded images to begin with, and where more of them are kept.
+        replace_skipped: replace a bad sample with the one before it in the plan, so that batches keep their size; else
+            leave it out.
+        images: the cache that provides decoded images and keeps more of them.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Pipeline:
         self._start_threads()
 
     def take(self) -> HostBatch | None:
-        """The next batch, waiting for it; None after the last. Raises what kept it from being made."""
+        """The next batch, waiting for it; None after the last. Raises the error that kept it from being made."""
         if self._closing:
             raise RuntimeError("this iteration has ended: its loader was closed or iterated anew")
         if self._head is None:
@@ -121,14 +121,14 @@ class Pipeline:
         return batch
 
     def take_ready(self) -> HostBatch | None:
-        """The next batch if it can be had without waiting and without an error, else None."""
+        """The next batch if it is available without waiting and without an error, else None."""
         if self._head is None and not self._ready.empty():
             self._head = self._ready.get()
         head = self._head
         return self.take() if isinstance(head, BatchJob) and head.finished.is_set() and not head.errors else None
 
     def release(self, batch: HostBatch) -> None:
-        """Give the pixels of a batch back to the ring."""
+        """Return the pixels of a batch to the ring."""
         self._free.put(self._lent.pop(batch))
 
     def close(self) -> None:
@@ -141,13 +141,13 @@ class Pipeline:
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
-            # Decoding threads end within one image; the planner may hang in a sample index that does not arrive.
+            # Decoding threads end within one image; the planner may hang on a sample index that does not arrive.
             thread.join(timeout=_PATIENCE if thread is self._threads[0] else None)
         self._lent.clear()
         _running.discard(self)
 
     def _start_threads(self) -> None:
-        # Torch would start a pool of its own inside every decoding thread. The number of threads that a thread sets
+        # Torch would start its own pool inside every decoding thread. The number of threads that a thread sets
         # stays its own, but becomes the default for new threads too; so ours is put back once all have set theirs.
         num_threads = torch.get_num_threads()
         for thread in self._threads:
@@ -184,7 +184,7 @@ class Pipeline:
             self._ready.put(error)
 
     def _settle(self, job: BatchJob) -> None:
-        """Make a batch whole that has bad samples in it, or raise the first error."""
+        """Repair a batch that has bad samples in it, or raise the first error."""
         for position in sorted(job.errors):
             error = job.errors[position]
             if self._skipped is None or not isinstance(error, SampleError):
@@ -197,9 +197,8 @@ class Pipeline:
         job.errors.clear()
 
     def _replace(self, job: BatchJob, position: int) -> None:
-        """Put the nearest good sample before this one in the epoch's order into its place.
-
-        That order knows nothing of ranks, so a batch stays the same on any number of them. Rare, hence one by one.
+        """Replace a sample with the nearest good one before it in the epoch's order. That order does not depend on
+        ranks, so a batch stays the same on any number of them. This is rare, so it is done one by one.
         """
         assert self._skipped is not None and isinstance(job.slot, PixelSlot)
         num_samples = self._lookup.plan.num_samples
@@ -217,7 +216,7 @@ class Pipeline:
         raise job.errors[position]
 
     def _request(self, samples: Samples) -> BatchJob:
-        """Start reading. The lock is held: the consumer asks too, for what replaces a bad sample."""
+        """Start reading. The lock is held: the consumer asks too, for samples that replace bad ones."""
         cached = {} if self._images is None else self._images.find(samples.index_N)
         shard_N, rows = samples.shard_N, samples.rows
         if not cached:
@@ -256,7 +255,7 @@ class Pipeline:
                 job.finish_one(position, error)
             else:
                 job.finish_one(position, None)
-            # A thread that waits for work must not hold the last batch's memory.
+            # A thread that waits for work must not keep the last batch's memory.
             del task, job
             began = time.perf_counter()
 
@@ -295,7 +294,7 @@ _running: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Stop the threads of iterations that were left half-way, before the interpreter goes away under them."""
+    """Stop the threads of abandoned iterations before the interpreter shuts down under them."""
     for pipeline in list(_running):
         pipeline.close()
 
@@ -308,7 +307,7 @@ class BatchJob:
     request: Request
     num_bytes: int
     cached: dict[int, np.ndarray]
-    """Decoded images that were at hand, by position in the batch; ``request`` is for the others."""
+    """Cached decoded images, by position in the batch; ``request`` is for the others."""
     slot: Slot | None = None
     num_left: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -335,7 +334,7 @@ class BatchJob:
         self.left_out = True
 
     def take_over(self, other: BatchJob, position: int) -> None:
-        """Put the one sample of ``other`` into a place of this batch."""
+        """Put the single sample of ``other`` at a place in this batch."""
         assert isinstance(self.slot, PixelSlot) and isinstance(other.slot, PixelSlot)
         self.slot.adopt(position, other.slot)
         self.samples.put(position, other.samples)
@@ -343,9 +342,9 @@ class BatchJob:
 
 @dataclass(slots=True)
 class StageSeconds:
-    """Wall-clock seconds of one decoding thread, or of several added up.
+    """Wall-clock seconds of one decoding thread, or the sum over several.
 
-    Every thread writes its own and nobody locks: a reader may see a stage that is one image behind.
+    Every thread writes its own and nobody locks: a reader may see times that are one image behind.
     """
 
     idle: float = 0.0

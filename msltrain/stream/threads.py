@@ -1,4 +1,4 @@
-"""Readers: threads that wait for slow storage, and never keep the program from ending."""
+"""Readers: threads that wait for slow storage and never keep the program from ending."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ class Readers:
             threading.Thread(target=self._run, name=f"msl-read-{number}", daemon=True).start()
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future:
-        """Run ``call(*arguments)`` on one of the threads. What waits when ``close`` is called is cancelled."""
+        """Run ``call(*arguments)`` on one of the threads. Calls still waiting when ``close`` is called are
+        cancelled."""
         future: Future = Future()
         self._calls.put((future, call, arguments))
         return future
 
     def close(self) -> None:
-        """Let the threads end, each after the call it is in; does not wait for them."""
+        """Let each thread end after its current call; does not wait for them."""
         self._closing = True
         for _ in range(self._num_threads):
             self._calls.put(None)
@@ -50,5 +51,5 @@ class Readers:
                 del result
             except BaseException as error:
                 future.set_exception(error)
-            # A thread that waits for work must not hold the last result's memory.
+            # A thread that waits for work must not keep the last result's memory.
             del task, future, call, arguments

@@ -1,4 +1,4 @@
-"""The data of a run: training and validation part of the shards, keep masks, and the loaders of this process."""
+"""The data of a run: training and validation parts of the shards, keep masks, and the loaders of this process."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class TrainData:
         classes: class names in target order.
         identities: which datasets these are, by role.
         training: this process's part of the training batches.
-        validation: of the validation batches; None without a validation split.
+        validation: its part of the validation batches; None without a validation split.
 
     Raises:
-        UserError: the config names no data, batches cannot be shared equally, or the validation part is of no use.
+        UserError: the config names no data, batches cannot be shared equally, or the validation part is unusable.
         FormatError, StorageError, FileNotFoundError: the shards cannot be read.
     """
 
@@ -104,7 +104,7 @@ def _loader(shards: ShardSet, config: TrainConfig, ranks: Ranks, *, training: bo
 
 
 def _check_batches(config: TrainConfig, ranks: Ranks) -> None:
-    """Raise UserError where the average over processes would not be the average over samples."""
+    """Raise UserError if the average over processes would not be the average over samples."""
     world_size = ranks.world_size
     if config.stream.batch_size % world_size:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a training run tells its caller while it goes; only the first process tells."""
+"""What a training run reports to its caller as it goes; only the first process reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StartEvent:
     """Samples held out to choose the best checkpoint; 0: none."""
     num_keep_masks: int
     num_parameters: int
-    """Trainable ones."""
+    """Number of trainable parameters."""
     steps_per_epoch: int
     num_steps: int
     """Steps of the whole run."""
@@ -53,11 +53,11 @@ class StepEvent:
     losses: Mapping[str, float]
     """Mean of each term over the interval and all processes: ``total``, ``clean``, ``masked``, ``consistency``."""
     learning_rate: float
-    """The backbone's, of the last step."""
+    """The backbone's learning rate in the last step."""
     images_per_second: float
-    """Over all processes; an image counts once, though the network may see it twice."""
+    """Images per second over all processes; an image counts once, though the network may see it twice."""
     data_wait: float
-    """Share of the interval in which no batch was there to go on with, 0 to 1."""
+    """Share of the interval spent waiting for a batch, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +72,9 @@ class EpochEvent:
     """0 to 1; None without a validation split."""
     is_best: bool
     seconds: float
-    """Training, validation and saving of this epoch, as far as this start of the run did it."""
+    """Training, validation and saving of this epoch, as far as they happened in this start of the run."""
     ends_early: bool = False
-    """Whether the run ends here, without a better epoch for as long as ``optim.patience`` says."""
+    """Whether the run ends here, because ``optim.patience`` epochs brought no better one."""
     num_skipped: int = 0
     """Bad samples that the run has skipped so far; the run folder lists them."""
 

@@ -1,4 +1,4 @@
-"""The network in training: Siamese step, optimiser, moving average, and what wraps them for many processes.
+"""The network in training: Siamese step, optimiser, moving average, and the wrappers for many processes.
 
 B batch, C image channels, H, W height and width, K classes.
 """
@@ -33,7 +33,7 @@ class Learner:
         num_classes: K.
         ranks: this process among the others; the weights start equal in all of them.
         checkpoint: continue from here; None: start from the pretrained weights that the config names.
-        classes: their names, to take over the head of a model of ours.
+        classes: their names, to take over the head of one of our models.
         positive_weight_K: see `SiameseStep`.
 
     Attributes:
@@ -136,7 +136,7 @@ class Learner:
                     self.ranks.device.type,
                     torch.bfloat16,
                     enabled=self.config.run.amp,
-                    cache_enabled=not self._sharded,  # it would keep a copy of weights that are not here to stay
+                    cache_enabled=not self._sharded,  # it would keep a copy of weights that will soon be gone
                 ):
                     losses = (
                         self._parallel(image_BCHW, None, target_BK, ignore_BK)
@@ -164,11 +164,11 @@ class Learner:
         elif self._average is not None:
             self._average.update(self.recogniser)
         if self._learns_from_average:
-            self.ranks.share_buffers(self.shipped)  # or each process would have a teacher of its own
+            self.ranks.share_buffers(self.shipped)  # or each process would have its own teacher
         return terms
 
     def _warm_up_average(self) -> None:
-        """Let the moving average forget the first weights soon: after n steps it looks back a tenth of n at most."""
+        """Let the moving average forget the first weights quickly: after n steps it looks back at most a tenth of n."""
         if self._average is not None:
             assert self.config.optim.ema_decay is not None
             warm = (1 + self._num_averaged) / (10 + self._num_averaged)
@@ -176,7 +176,7 @@ class Learner:
             self._num_averaged += 1
 
     def _teacher_logits(self, image_BCHW: Tensor) -> Tensor | None:
-        """What the moving average says of the whole images, where the masked branch learns from it."""
+        """What the moving average predicts for the whole images, if the masked branch learns from it."""
         if not self._learns_from_average:
             return None
         with torch.no_grad():
@@ -201,7 +201,7 @@ class Learner:
     def _gradients_stay_here(self, stay: bool) -> AbstractContextManager:
         """Until the last accumulation step, processes need not share their gradients.
 
-        Those with sharded weights do: each would have to keep whole gradients otherwise, which do not fit.
+        Processes with sharded weights do: otherwise each would have to keep whole gradients, which do not fit.
         """
         if stay and isinstance(self._parallel, nn.parallel.DistributedDataParallel):
             return self._parallel.no_sync()
@@ -215,7 +215,7 @@ class Learner:
         return self._whole(self.shipped.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """What continuing needs besides ``shipped_weights``: plain data."""
+        """What continuing needs besides ``shipped_weights``, as plain data."""
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {number: self._whole(entries) for number, entries in optimizer["state"].items()}
         state: dict[str, Any] = {"optimizer": optimizer}
@@ -227,7 +227,7 @@ class Learner:
         return state
 
     def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Tensors that may be in parts as whole ones on the CPU of the first process."""
+        """Possibly sharded tensors, as whole ones on the CPU of the first process."""
         found: dict[str, Any] = {}
         for name, value in state.items():
             if isinstance(value, Tensor):
@@ -239,7 +239,7 @@ class Learner:
         return found
 
     def random_state(self) -> dict[str, Any]:
-        """State of every generator that a step may draw from in this process: plain data."""
+        """State of every generator that a step may draw from in this process, as plain data."""
         state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
         if self.ranks.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.ranks.device)
@@ -251,7 +251,7 @@ class Learner:
         self.recogniser.load_state_dict(state.get("weights", checkpoint.weights))
         if self._average is not None:
             self._average.module.load_state_dict(checkpoint.weights)
-            # Before there was a warm-up every step had the whole decay.
+            # Checkpoints from before the warm-up existed had the full decay in every step.
             self._num_averaged = state.get("num_averaged", checkpoint.step if "weights" in state else 0)
 
     def _restore_training(self, state: dict[str, Any]) -> None:

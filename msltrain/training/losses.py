@@ -23,8 +23,8 @@ def recognition_loss(
     Args:
         logit_BK: float32.
         target_BK: float32, 0 or 1; or probabilities, for which the loss is smallest where the sigmoids equal them.
-        ignore_BK: bool; True takes the pair out: it adds nothing, and the divisor stays B x K.
-        weight_BK: float32, what each pair counts; None: 1. The divisor stays B x K.
+        ignore_BK: bool; True leaves the pair out: it adds nothing, and the divisor stays B x K.
+        weight_BK: float32, the weight of each pair; None: 1. The divisor stays B x K.
     """
     if ignore_BK is None:
         return F.binary_cross_entropy_with_logits(logit_BK, target_BK, weight=weight_BK)
@@ -49,7 +49,7 @@ def asymmetric_loss(
 
     Deviation: its authors' code sums over the batch, which Adam does not notice; the mean keeps the scale of the other
     recognition loss, so that the weights α mean the same. Their training script also takes no gradient through the
-    focusing factors; here the loss is derived as printed.
+    focusing factors; here the loss is differentiated as printed.
 
     Args:
         logit_BK, target_BK, ignore_BK, weight_BK: as in `recognition_loss`.
@@ -78,9 +78,9 @@ def consistency_loss(
     *,
     over_classes: Literal["mean", "sum", "bce"] = "mean",
 ) -> Tensor:
-    """Label consistency (LaCo): how far the two branches' probabilities lie apart, the mean over the images.
+    """Label consistency (LaCo): how far apart the two branches' probabilities are, as a mean over the images.
 
-    The gradient flows through both branches; a caller that wants one of them still detaches its logits.
+    The gradient flows through both branches; a caller that wants to hold one branch still detaches its logits.
 
     Deviation: the paper prints a squared norm, ``||σ(y) − σ(y_masked)||²``, the sum over the K classes; the mean over
     them, K times smaller, is what the published numbers were made with.

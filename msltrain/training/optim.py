@@ -29,11 +29,11 @@ def for_batch_size(config: OptimConfig, batch_size: int) -> tuple[OptimConfig, s
     """Scale the learning rate linearly to the batch size (``lr_batch_size``).
 
     Args:
-        config: as the user gave it.
+        config: as given by the user.
         batch_size: samples per update, over all processes and accumulation steps.
 
     Returns:
-        The config whose ``lr`` is to be used, and a sentence on what was done; "" when nothing was.
+        The config whose ``lr`` is to be used, and a sentence on what was done, or "" if nothing was.
     """
     if config.lr_batch_size is None or config.lr_batch_size == batch_size:
         return config, ""
@@ -72,7 +72,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Continue from another optimiser's ``state_dict``; by which kernels it computes stays this one's own choice."""
+    """Continue from another optimiser's ``state_dict``; which kernels compute the update remains this one's choice."""
     groups = [
         {**saved, **{name: ours[name] for name in ("foreach", "fused")}}
         for saved, ours in zip(state["param_groups"], optimizer.param_groups, strict=True)
@@ -81,7 +81,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """The backbone's learning rate of ``step``, counted from 0 over the whole run.
+    """The backbone's learning rate at ``step``, counted from 0 over the whole run.
 
     Warm-up: ``lr * step / warm-up steps``, so step 0 moves nothing. Then the step schedule (``step_factor`` for every
     ``step_epochs`` epochs since the start of the run) or a half cosine that ends at 0 with the run.

@@ -1,4 +1,4 @@
-"""Where a run begins: in an unused folder, or at the last checkpoint of the run that the folder holds."""
+"""Where a run begins: in an unused folder, or at the last checkpoint of the run in the folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from msltrain.training.data import TrainData
 from msltrain.training.optim import learning_rate
 
 Resume = bool | Literal["auto"]
-"""Continue: False: never, True: what is there, auto: what is there if anything is."""
+"""Whether to continue. False: never; True: the run that must be there; auto: a run if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Start:
     """Where a run begins."""
 
     checkpoint: Checkpoint | None = None
-    """None: at the beginning."""
+    """None: start from the beginning."""
     changes: tuple[str, ...] = ()
     """What the user changed since the checkpoint was made."""
 
@@ -58,11 +58,12 @@ def open_run(folder: RunFolder, config: TrainConfig, data: TrainData, resume: Re
 
 
 def take_position(loader: Loader, position: dict[str, Any], changed: bool) -> None:
-    """Let ``loader`` go on where ``position`` was taken.
+    """Let ``loader`` continue where ``position`` was saved.
 
     Args:
-        changed: whether the user has changed the run: with another batch size it goes on after as many samples, a part
-            of a batch less at most; inside an epoch of other samples a position means nothing, and it starts anew.
+        changed: whether the user has changed the run: with another batch size it continues after the same number of
+            samples, less at most part of a batch; inside an epoch of other samples a position means nothing, and the
+            epoch starts again.
 
     Raises:
         UserError: the position does not fit, and nothing was changed.
@@ -83,10 +84,10 @@ def take_position(loader: Loader, position: dict[str, Any], changed: bool) -> No
 
 
 def rate_note(before: OptimConfig, now: OptimConfig, epochs: float, steps_per_epoch: int) -> str:
-    """A sentence where a changed schedule goes on with another learning rate; empty where it does not.
+    """A sentence if a changed schedule continues with another learning rate; empty if it does not.
 
     Args:
-        before, now: of the checkpoint, and of the run that goes on.
+        before, now: the configs of the checkpoint and of the continued run.
         epochs: position in the run.
     """
     step = round(epochs * steps_per_epoch)
@@ -103,7 +104,7 @@ _STATE = {"optimizer": dict, "loader": dict, "random": list}
 
 
 def _check_state(state: dict[str, Any], where: str) -> None:
-    """Raise UserError for a state of training that lacks what continuing looks for."""
+    """Raise UserError for a training state that lacks what continuing needs."""
     position, best = state.get("loader"), state.get("best")
     holds = all(isinstance(state.get(name), kind) for name, kind in _STATE.items())
     if holds and isinstance(position, dict):

@@ -1,4 +1,4 @@
-"""A series: the same run with several seeds, each in a folder of its own."""
+"""A series: the same run with several seeds, each in its own folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def train_series(
 ) -> list[TrainResult]:
     """Train once per seed, one after the other, in ``run_dir/seed0`` and so on.
 
-    With ``resume="auto"`` a stopped series goes on: finished runs are left as they are. All are validated on the same
+    With ``resume="auto"`` a stopped series continues: finished runs are left alone. All are validated on the same
     samples. Arguments and errors are those of `train`.
     """
     return [

@@ -1,7 +1,7 @@
-"""Weights in parts: each process keeps its share of every tensor and has a whole block only while it computes (FSDP2).
+"""Sharded weights: each process keeps its share of every tensor and holds a whole block only while it computes (FSDP2).
 
-For backbones whose weights, gradients, optimiser state and moving average do not fit one GPU together. Checkpoints stay
-whole, so nothing outside the run can tell.
+For backbones whose weights, gradients, optimiser state and moving average do not fit on one GPU together. Checkpoints
+stay whole, so nothing outside the run can tell.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from msltrain.models.build import Recogniser
 
 
 def shard_weights(recogniser: Recogniser, ranks: Ranks) -> None:
-    """Divide the weights among the processes, in place; the parts lie on this process's device.
+    """Divide the weights among the processes, in place; this process's parts are on its device.
 
     From then on every process must call the recogniser equally often, for calling it gathers the weights: in float32,
-    so that a sharded run computes what any other does. Autocast makes its bf16 copies of what was gathered.
+    so that a sharded run computes the same as any other. Autocast makes its bf16 copies of what was gathered.
 
     Args:
         recogniser: on the CPU and equal in all processes, so that no GPU ever holds it whole.
@@ -47,7 +47,7 @@ def shard_weights(recogniser: Recogniser, ranks: Ranks) -> None:
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """What is gathered as one: the repeated blocks, or the parts of a network that has none."""
+    """The units that are gathered together: the repeated blocks, or the parts of a network without any."""
     return repeated_blocks(network) or [
         child
         for child in network.children()
@@ -56,12 +56,12 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be in parts; all processes must ask for it."""
+    """A possibly sharded tensor as a whole; all processes must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own_parts(module: nn.Module) -> list[Tensor]:
-    """What this process has of each tensor in the state of ``module``: itself, not a copy."""
+    """This process's part of each tensor in the state of ``module``: the tensor itself, not a copy."""
     # Asking for the state also puts back into parts what an evaluation has left gathered.
     tensors = module.state_dict().values()
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
@@ -79,7 +79,7 @@ def average_parts(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def divide_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimiser's state with whole tensors, as ``optimizer`` can take it: divided where its parameters are."""
+    """An optimiser's state with whole tensors, divided wherever the parameters of ``optimizer`` are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def divide(number: int, value: Any) -> Any:

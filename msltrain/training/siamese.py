@@ -31,18 +31,18 @@ class SiameseStep(nn.Module):
     concatenated 2B batch while BatchNorm treats the halves as two batches: each is normalised by its own statistics,
     and the running statistics are updated twice, image half first. Both give the same numbers up to rounding (dropout
     and drop path draw other random numbers). ``"concatenated"`` is another method: BatchNorm sees one batch of 2B.
-    ``"single"`` is one pass over a batch that is masked in place. Without weight on the masked terms the masked branch
+    ``"single"`` is one pass over a batch that is masked in place. If the masked terms have no weight, the masked branch
     is not run.
 
     Args:
         recogniser: any module, images (B, 3, H, W) → logits (B, K), on the device where it will run.
         loss: the terms, their weights (α1, α2, α3) and the way the branches are run.
         activation_checkpointing: compute the backbone's blocks a second time in the backward pass.
-        positive_weight_K: float32, what a positive of each class counts in the recognition terms (``loss.balance``);
-            None: as much as a negative.
+        positive_weight_K: float32, the weight of a positive of each class in the recognition terms (``loss.balance``);
+            None: that of a negative.
 
     Attributes:
-        branches: the way they are run, ``auto`` decided.
+        branches: the way they are run, with ``auto`` resolved.
         masked_norms: BatchNorms of the masked branch alone (``bn_mode="split"``), which learn like the network.
         notes: settings that have no effect with this network.
 
@@ -115,14 +115,14 @@ class SiameseStep(nn.Module):
             filling_BCHW: what shows in the holes, normalised; None: 0, as published.
             masked_ignore_BK: bool; pairs that count in no masked term, nor in a single branch where it is masked.
             masked_B: bool; which images have a masked view. The others add 0 to the masked terms, whose divisor stays
-                B. Where none has, the network still meets a masked image, so that all processes do the same.
-            teacher_logit_BK: what the masked branch is to predict with ``loss.masked_target="teacher"``.
+                B. If none has one, the network still sees a masked image, so that all processes do the same.
+            teacher_logit_BK: what the masked branch must predict with ``loss.masked_target="teacher"``.
 
         Returns:
             float32 scalars: ``total`` (to be minimised), ``clean``; with masks ``masked`` and ``consistency`` too.
 
         Raises:
-            UserError: there are no keep masks for masked terms, or the network does not give a logit for each target.
+            UserError: there are no keep masks for masked terms, or the network does not give one logit for each target.
         """
         loss = self.loss
         target_BK = target_BK.float()
@@ -173,7 +173,7 @@ class SiameseStep(nn.Module):
         return {"total": total, "clean": clean, "masked": masked, "consistency": consistency}
 
     def _masked_target(self, view: _View, beside_logit_BK: Tensor) -> Tensor:
-        """What the masked branch is to predict, from what the same images' whole view says."""
+        """What the masked branch must predict, given what the network predicts for the same whole images."""
         match self.loss.masked_target:
             case "labels":
                 return view.target_BK
@@ -237,7 +237,7 @@ class SiameseStep(nn.Module):
 
 
 def _beside(module: nn.Module, weight_K: Tensor | None) -> Tensor | None:
-    """``weight_K`` as float32 where the weights of ``module`` are."""
+    """``weight_K`` as float32 on the device of ``module``'s weights."""
     parameter = next(module.parameters(), None)
     if weight_K is None or parameter is None:
         return weight_K
@@ -271,7 +271,7 @@ class _View(NamedTuple):
 
 
 def _masked_rows(masked_B: Tensor | None) -> tuple[Tensor | None, float]:
-    """The rows that are masked, None for all, and what turns a mean over them into one over the batch.
+    """The rows that are masked (None: all), and the factor that turns a mean over them into one over the batch.
 
     They are never fewer than two: BatchNorm refuses a single value per channel, so one row is run twice, and where no
     row is masked, the first one is run with a share of 0.

@@ -27,7 +27,8 @@ class Interval:
         self.keys.append(keys)
 
     def read(self, ranks: Ranks, asked: bool) -> tuple[list[str], list[list[float]], bool]:
-        """Loss names, a row of values per step averaged over the processes, whether any of them was asked to stop."""
+        """Loss names, a row of values per step averaged over the processes, and whether any process was asked to
+        stop."""
         names = list(self.losses[0])
         table = torch.stack([torch.stack([losses[name] for name in names]) for losses in self.losses])
         flags = torch.full((1, len(names)), float(asked), device=table.device)

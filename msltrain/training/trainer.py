@@ -46,7 +46,7 @@ class TrainResult:
     """
 
     run_dir: str | Path
-    """A URL for a run in object storage, as are the checkpoints then."""
+    """A URL for a run in object storage; then the checkpoints are URLs too."""
     num_steps: int
     last: str | Path
     """Checkpoint after the last step."""
@@ -55,9 +55,9 @@ class TrainResult:
     best_epoch: int | None
     """Counted from 0."""
     validation_mAP: float | None
-    """Of ``best``, 0 to 1."""
+    """Validation mAP of ``best``, 0 to 1."""
     seconds: float
-    """Of this start of the run."""
+    """Wall time of this start of the run."""
 
 
 def train(
@@ -68,18 +68,18 @@ def train(
     allow_changes: bool = False,
     on_event: OnEvent | None = None,
 ) -> TrainResult:
-    """Train a recogniser; alone, or as one of the processes that torchrun started.
+    """Train a recogniser, alone or as one of the processes that torchrun started.
 
-    Every batch is ``stream.batch_size`` samples over all processes together, so the number of processes changes the
-    speed and nothing else (but BatchNorm's statistics, which are per process unless ``run.sync_batchnorm``).
+    Every batch is ``stream.batch_size`` samples over all processes together, so the number of processes changes only
+    the speed (and BatchNorm's statistics, which are per process unless ``run.sync_batchnorm``).
 
     Args:
         config: the whole run.
         run_dir: folder or URL where everything is written. With several hosts, only the first process's host needs it.
         resume: True: continue the run in ``run_dir`` from its last checkpoint, bit for bit on a CPU; from the beginning
             if it was stopped before the first one. ``auto``: if there is a run; else start one.
-        allow_changes: continue a run that had another config or other data; of an epoch whose samples are others, from
-            its beginning.
+        allow_changes: continue a run that had another config or other data; an epoch with other samples starts from its
+            beginning.
         on_event: called in the first process with `msltrain.training.events`.
 
     Raises:
@@ -120,20 +120,20 @@ def _run(
     on_event: OnEvent | None,
     start: Start,
 ) -> tuple[int, dict[str, Any] | None]:
-    """Steps taken and best epoch of a Trainer that lives no longer than this call, as ``process_group`` asks."""
+    """Steps taken and best epoch of a Trainer that lives no longer than this call, as ``process_group`` requires."""
     trainer = Trainer(config, data, folder, ranks, stop, on_event, start)
     trainer.run()
     return trainer.step, trainer.best
 
 
 class Trainer:
-    """The loop, and where in it the run is.
+    """The training loop, and the run's position in it.
 
     Args:
         config, data, folder, ranks: the run.
         stop: says when to stop.
         on_event: called in the first process.
-        start: where the run begins or goes on.
+        start: where the run begins or continues.
 
     Attributes:
         step: steps taken, over the whole run.
@@ -159,7 +159,7 @@ class Trainer:
             self.step = checkpoint.step
             self.best = checkpoint.train_state["best"]
             take_position(data.training, checkpoint.train_state["loader"], bool(self._changes))
-        # A run that goes on with other batches has taken other numbers of steps than its place in the schedule says.
+        # A run continued with another batch size has taken another number of steps than its place in the schedule says.
         self._steps_before = self.step - self._scheduled
         self._first_epoch = data.training.epoch  # at whose end the run may have been stopped
         self._start_loader()  # it has the first batches ready when the network is built
@@ -188,17 +188,17 @@ class Trainer:
         self._steps_here = 0
         self._last_keys: Sequence[str] = ()
         self._interval = Interval()
-        # Only now: a mistake in the config should leave no folder behind that then counts as used.
+        # Only now: a mistake in the config should not leave a folder behind that then counts as used.
         ranks.first_does(self._write_down)
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole run, with those that were taken in batches of another size."""
+        """Steps of the whole run, including those taken in batches of another size."""
         return self._steps_before + self.config.optim.num_epochs * len(self.data.training)
 
     @property
     def _scheduled(self) -> int:
-        """Steps to here, had all been of this run's batches: the place in the schedule."""
+        """Steps to this point if all batches had this run's size: the place in the schedule."""
         return self.data.training.epoch * len(self.data.training) + self.data.training.step
 
     def run(self) -> None:
@@ -255,7 +255,7 @@ class Trainer:
         self.folder.publish()
 
     def _train_epoch(self, epoch: int) -> None:
-        """Take the rest of an epoch's steps. Raises Interrupted once the state is saved."""
+        """Take the remaining steps of an epoch. Raises Interrupted once the state is saved."""
         loader, config = self.data.training, self.config
         if loader.next_epoch > epoch:  # stopped between its last step and its end
             return
@@ -283,7 +283,7 @@ class Trainer:
             due = config.run.save_every > 0 and self.step % config.run.save_every == 0
             stopping = self._report(epoch) if due or self.step % config.run.log_every == 0 else False
             if self.ranks.world_size == 1 and self.stop.received is not None:
-                # Alone, a process stops after any step; several can only agree on it where they report.
+                # A single process stops after any step; several can only agree on it where they report.
                 self._report(epoch)
                 stopping = True
             if stopping or due:
@@ -300,9 +300,8 @@ class Trainer:
         self._report(epoch)
 
     def _report(self, epoch: int) -> bool:
-        """Log the steps since the last report; whether any process was asked to stop.
-
-        Losses are read here and not after every step, because reading makes a GPU wait.
+        """Log the steps since the last report; return whether any process was asked to stop. Losses are read here and
+        not after every step, because reading makes a GPU wait.
 
         Raises:
             UserError: a loss was not finite.
@@ -366,7 +365,7 @@ class Trainer:
             )
         except NotANumberError:
             self._fail_on(self.step, "after it the network answers with no numbers any more", self._last_keys)
-        # Of equal ones the later has seen more; and one of the warm-up has seen nothing yet.
+        # Of two equal ones, the later has seen more; and one from the warm-up has seen hardly anything.
         warm = self._scheduled >= num_warmup_steps(self._optim, len(self.data.training))
         is_best = warm and (self.best is None or mean_ap >= self.best["mAP"])
         if is_best:
@@ -374,7 +373,7 @@ class Trainer:
         return mean_ap, is_best
 
     def _keep(self, epoch: int, is_best: bool) -> None:
-        """After the save at the end of an epoch: the other checkpoints that are made of it."""
+        """After the save at the end of an epoch, make the other checkpoints from it."""
         if is_best:
             copy_checkpoint(self.folder.last, self.folder.best)
         self.folder.keep_last(epoch, self.config.run.keep)
@@ -409,7 +408,7 @@ class Trainer:
         self._num_skipped = self.ranks.first_does(write)
 
     def _published(self, name: str) -> str | Path:
-        """Where a checkpoint lies once everything is published that can be."""
+        """Where a checkpoint is once everything possible has been published."""
 
         def publish() -> str | Path:
             self.folder.publish()

@@ -45,7 +45,7 @@ def validation_mean_ap(recogniser: nn.Module, loader: Loader, ranks: Ranks, *, a
         tensors = (logits(batch.image_BCHW), batch.target_BK, batch.ignore_BK)
         part.append((batch.index_B, *(tensor.cpu().numpy() for tensor in tensors)))
     for _ in range(len(part), len(loader)):
-        # No sample of the last batch is left for this process, but all must call a network whose weights are sharded.
+        # No sample of the last batch is left for this process, but all must call a network with sharded weights.
         side = loader.config.image_size
         logits(torch.zeros(1, 3, side, side, device=loader.device))
     recogniser.train(was_training)
@@ -65,12 +65,12 @@ FEW_STEPS = 20
 FEW_IN_ALL = 150
 """A run of more steps makes up for it."""
 FEW_POSITIVES = 5
-"""With fewer of a class its average precision hangs on single images."""
+"""With fewer positives, a class's average precision depends on single images."""
 MANY_DROPPED = 0.05
 
 
 def small_data_notes(config: TrainConfig, training: Loader, validation: Loader | None) -> list[str]:
-    """What to know of a run on few samples, in sentences; empty for a large one."""
+    """What to know about a run on few samples, in sentences; empty for a large run."""
     notes = []
     num_samples, batch_size = training.shards.num_samples, config.stream.batch_size
     if len(training) < FEW_STEPS and config.optim.num_epochs * len(training) < FEW_IN_ALL:
@@ -108,7 +108,7 @@ def count_positives(shards: ShardSet) -> np.ndarray:
 
 
 def positive_weights(config: TrainConfig, shards: ShardSet) -> Tensor | None:
-    """What a positive of each class counts, float32 (K,), by ``loss.balance``; None: as much as a negative."""
+    """The weight of a positive of each class, float32 (K,), by ``loss.balance``; None: that of a negative."""
     if not config.loss.balance:
         return None
     count_K = count_positives(shards).clip(min=1)
@@ -116,7 +116,7 @@ def positive_weights(config: TrainConfig, shards: ShardSet) -> Tensor | None:
 
 
 def has_finite_weights(recogniser: nn.Module, ranks: Ranks) -> bool:
-    """Whether every weight is a number, in all processes; they must all ask."""
+    """Whether every weight is a number, in all processes; all of them must call this."""
     weights = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in recogniser.parameters()]
     is_bad = ~torch.stack([weight.detach().isfinite().all() for weight in weights]).all()
     return ranks.mean(is_bad.float()[None]).item() == 0

@@ -93,7 +93,7 @@ def test_a_file_that_is_not_there_is_called_so(tmp_path):
     ("content", "reason"),
     [
         ("{", "not a COCO instances file"),
-        ("[1]", "no object with images, annotations and categories"),
+        ("[1]", "not an object with images, annotations and categories"),
         ('{"images": [], "annotations": []}', "no entry 'categories'"),
         ('{"images": {}, "annotations": [], "categories": []}', "'images' is not a list"),
         (json.dumps({"images": [], "annotations": [], "categories": []}), "at least one class"),

@@ -233,7 +233,7 @@ def test_links_and_devices_are_refused(tmp_path, kind):
         info.type, info.linkname = kind, "/etc"
         tar.addfile(info)
     (tmp_path / "x.tar").write_bytes(buffer.getvalue())
-    with pytest.raises(BadInputError, match="'link' is no regular file"):
+    with pytest.raises(BadInputError, match="'link' is not a regular file"):
         download([archive_of(buffer.getvalue())], tmp_path)
 
 

@@ -112,7 +112,11 @@ def test_no_worker_outlives_its_parent(tmp_path, sent):
 
 def test_one_process_works_in_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("msltrain.grids.jobs._PATIENCE_S", 0.1)
-    with only_one(tmp_path), pytest.raises(UserError, match="another process works in this folder"), only_one(tmp_path):
+    with (
+        only_one(tmp_path),
+        pytest.raises(UserError, match="another process is working in this folder"),
+        only_one(tmp_path),
+    ):
         pass
     with only_one(tmp_path):
         pass

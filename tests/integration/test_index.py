@@ -414,7 +414,7 @@ def test_vectors_must_be_as_long_as_the_list_of_classes(tmp_path):
 
 def test_a_score_is_no_label(tmp_path):
     folder = labelled(tmp_path / "t", "json", [0.2, 0.8], [1.0, 0.0])
-    with pytest.raises(BadInputError, match=r"sample k0: labels hold 0\.2; a score is no label"):
+    with pytest.raises(BadInputError, match=r"sample k0: labels hold 0\.2; a score is not a label"):
         index(folder, classes=CLASSES[:2])
 
 

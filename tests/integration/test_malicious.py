@@ -162,7 +162,7 @@ def test_links_devices_and_pipes_in_a_tar(kind, tmp_path):
         member = tarfile.TarInfo("0.png")
         member.type, member.linkname = kind, "/etc/passwd"
         archive.addfile(member)
-    refused(tmp_path / "masks.tar", tmp_path, r"member '0\.png' is no file but a link, a device or a pipe")
+    refused(tmp_path / "masks.tar", tmp_path, r"member '0\.png' is a link, a device or a pipe, not a file")
 
 
 def test_a_link_in_a_zip(tmp_path):
@@ -170,7 +170,7 @@ def test_a_link_in_a_zip(tmp_path):
         link = zipfile.ZipInfo("0.png")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
-    refused(tmp_path / "masks.zip", tmp_path, r"member '0\.png' is no file but a link")
+    refused(tmp_path / "masks.zip", tmp_path, r"member '0\.png' is a link")
 
 
 # --- names that are commands ------------------------------------------------------------------------------------------

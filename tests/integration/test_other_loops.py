@@ -128,7 +128,7 @@ def test_keep_masks_of_keys_are_those_of_batches(shards, masks):
     assert not torch.equal(keep_masks.of_keys(batch.keys, epoch=5), of_batch)
     with pytest.raises(UserError, match="keys is the text 'street'; give a list"):
         keep_masks.of_keys("street", epoch=0)
-    with pytest.raises(UserError, match="the key 7 is no text"):
+    with pytest.raises(UserError, match="the key 7 is not text"):
         keep_masks.of_keys(["a", 7], epoch=0)
 
 

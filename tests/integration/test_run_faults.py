@@ -271,7 +271,7 @@ def test_a_web_server_without_ranges(words, shards: Path, tmp_path: Path):
             server.files[f"/train/{file.name}"] = file.read_bytes()
         remote = [f"{server.url}/train" if word == str(shards / "train") else word for word in words]
         said = msl(*remote, "--run", tmp_path / "without", code=2)
-        assert "this web server sends whole files only; give --cache DIR" in said
+        assert "this web server only sends whole files; give --cache DIR" in said
         msl(*remote, "--run", tmp_path / "with", "--cache", tmp_path / "cache")
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 2
     msl(*words, "--run", tmp_path / "local")

@@ -1,4 +1,4 @@
-"""A list of classes: one name a line, in UTF-8 or refused."""
+"""A list of classes: one name per line, in UTF-8 or refused."""
 
 from __future__ import annotations
 

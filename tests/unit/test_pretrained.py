@@ -20,7 +20,7 @@ def load_weights_file(network: torch.nn.Module, path: str | Path) -> WeightsRepo
 
 
 def test_mistakes_in_the_model_are_explained(tmp_path: Path):
-    with pytest.raises(UserError, match="timm has no model 'resnet999'; near it are"):
+    with pytest.raises(UserError, match="timm has no model 'resnet999'; similar names: "):
         build_model(ModelConfig(backbone="resnet999"), 3, image_size=64)
     with pytest.raises(UserError, match=r"no weights 'nothing' for 'resnet18'; it has: .*tv_in1k"):
         build_model(ModelConfig(backbone="resnet18", weights="nothing"), 3, image_size=64)

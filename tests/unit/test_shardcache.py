@@ -149,7 +149,7 @@ def test_a_writer_that_makes_no_progress_is_not_waited_for_for_ever(source, tmp_
         stalled = worker.submit(cache.fetch, info(source, 0), source, closing)
         while not list(cache.folder.glob("*.part")):
             time.sleep(0.01)
-        with pytest.raises(NotCached, match=r"another process fetches 0\.tar and makes no progress"):
+        with pytest.raises(NotCached, match=r"another process is fetching 0\.tar and makes no progress"):
             ShardCache(cache.folder, 10**6).fetch(info(source, 0), RemoteFolder(source.root), RUNNING)
         source.stall = False
         assert len(stalled.result(timeout=5)) == SIZE

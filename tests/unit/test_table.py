@@ -137,7 +137,7 @@ def test_a_bad_csv_is_named_with_its_line(tmp_path, text, reason):
         ("[1]\n", "line 1: '[1]' is not an object with image and labels"),
         ('{"image": "a.jpg"}\n', "no column 'labels' and no columns of 0 and 1 among image"),
         ('{"image": "a.jpg", "labels": []}\n{"image": "b.jpg"}\n', "line 2: no column 'labels'"),
-        ('{"image": "a.jpg", "labels": 0.4}\n', "line 1: labels hold 0.4; a score is no label"),
+        ('{"image": "a.jpg", "labels": 0.4}\n', "line 1: labels hold 0.4; a score is not a label"),
         ('{"image": "a.jpg", "labels": {"x": 3}}\n', "line 1: labels are {'x': 3}, expected choices"),
         ('{"image": 5, "labels": []}\n', "line 1: image is 5, not a path"),
         ('{"image": "a.jpg", "labels": [""]}\n', "line 1: labels are [''], expected a list of class names"),

@@ -1,4 +1,4 @@
-"""Arrow and parquet files, as Hugging Face ``datasets`` saves them: a column of theirs may hold the images."""
+"""Arrow and parquet files, as Hugging Face ``datasets`` saves them: one of their columns may hold the images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ArrowRows:
     image_column: str | None
     """The column that holds the images themselves; in ``rows`` it holds their names in ``EmbeddedImages``."""
     classes: tuple[str, ...] | None
-    """Of a column whose values are positions in a list of names: that list; in ``rows`` stand the names."""
+    """The list of names, for a column whose values are positions in that list; ``rows`` holds the names themselves."""
 
 
 def read_arrow(folder: Storage, name: str) -> ArrowRows:
@@ -119,7 +119,7 @@ class EmbeddedImages(Storage):
 
 
 def saved_splits(folder: Storage) -> dict[str, tuple[str, ...]]:
-    """The files of each split of a folder that ``save_to_disk`` wrote; of ``""`` where there are no splits."""
+    """The files of each split of a folder that ``save_to_disk`` wrote, under ``""`` where there are no splits."""
     if folder.exists("dataset_dict.json"):
         splits = json.loads(folder.read("dataset_dict.json"))["splits"]
         return {split: _saved_files(folder, f"{split}/") for split in splits}
@@ -166,7 +166,7 @@ def _holds_images(kind: Any) -> bool:
 
 
 def _features(schema: Any) -> Mapping[str, Any]:
-    """What ``datasets`` notes of the columns in the file's own metadata."""
+    """What ``datasets`` notes about the columns in the file's own metadata."""
     try:
         return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
@@ -200,5 +200,5 @@ def _suffix(cell: Any) -> str:
 
 
 def places(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows with the words for where each of them is."""
+    """Rows, each with its place in words."""
     return ((f"row {number}", row) for number, row in enumerate(rows, start=1))

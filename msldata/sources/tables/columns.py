@@ -39,7 +39,7 @@ class Columns:
     ignored: str = ""
     split: str = ""
     confidence: str = ""
-    """Open Images: 1 where people saw the class, 0 where they saw that it is not there."""
+    """Open Images: 1 where people confirmed the class, 0 where they ruled it out."""
     left_alone: tuple[str, ...] = ()
 
     @property
@@ -48,7 +48,7 @@ class Columns:
         return plain(self.labels) in _ONE_LABEL_A_ROW
 
     def said(self, reading: str) -> str:
-        """In words, with how the labels are read."""
+        """The columns in words, with how the labels are read."""
         labels = f"'{self.labels}'" if self.labels else f"{len(self.one_hot):,} columns of 0 and 1"
         said = f"images in column '{self.image}', labels in {labels}"
         said += f", {reading}"
@@ -68,10 +68,10 @@ def choose_columns(
     Args:
         columns: the names of all.
         rows: all rows.
-        image, labels: the columns that the user named, if any; several of ``labels`` are one-hot.
+        image, labels: the columns that the user named, if any; several names in ``labels`` are one-hot columns.
 
     Raises:
-        ValueError: a column that is needed is not there or cannot be guessed; with the option that names it.
+        ValueError: a required column is missing or cannot be guessed; the message says which option names it.
     """
     for name in (image, *labels):
         if name is not None and name not in columns:
@@ -108,7 +108,7 @@ def choose_columns(
 
 
 def one_hot_value(cell: Any) -> int:
-    """1, 0 or -1 of a cell of a one-hot column; 0 of an empty one. Raises ValueError for anything else."""
+    """The 1, 0 or -1 of a cell in a one-hot column; 0 for an empty cell. Raises ValueError for anything else."""
     text = "" if cell is None else str(cell).strip().lower()
     if text not in _BINARY:
         raise ValueError(f"{cell!r} is not 0, 1 or -1")
@@ -116,7 +116,7 @@ def one_hot_value(cell: Any) -> int:
 
 
 def plain(name: str) -> str:
-    """A column's name as names are compared."""
+    """A column's name in the form used for comparison."""
     return re.sub(r"[\s_-]+", "", name).lower()
 
 
@@ -126,7 +126,7 @@ def _is_binary(column: str, rows: Sequence[Row]) -> bool:
 
 
 def _refuse_almost_binary(column: str, rows: Sequence[Row]) -> None:
-    """Raise ValueError for a column of 0 and 1 with a few other numbers: left alone, a class would be lost."""
+    """Raise ValueError for a column of 0 and 1 with a few other numbers: ignoring it would lose a class."""
     cells = [(place, str("" if cells.get(column) is None else cells[column]).strip()) for place, cells in rows]
     odd = [(place, cell) for place, cell in cells if cell.lower() not in _BINARY]
     numeric = all(re.fullmatch(r"[+-]?\d*\.?\d+", cell) for _, cell in odd)

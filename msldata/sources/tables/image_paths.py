@@ -17,7 +17,7 @@ from msldata.storage import REMOTE_SCHEMES, LocalStorage, Storage
 _SCHEME_OR_DRIVE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _UPLOAD_HASH = re.compile(r"[0-9a-f]{8}-(?=.)")
 _LOOKED_AT = 32
-"""Images whose presence is asked for before the folder is searched."""
+"""How many images are looked for one by one before the folder is searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,15 @@ class ImagePaths:
 
     images: Storage
     paths: list[str]
-    """In the order asked for, relative to ``images``, or addresses."""
+    """In the requested order, relative to ``images``, or addresses."""
     names: list[str]
-    """What the images are called: as the table says or, of absolute paths, from their common folder on."""
+    """What the images are called: as the table says or, for absolute paths, from their common folder on."""
     num_searched: int
-    """How many lay elsewhere than the table says."""
+    """How many were not where the table says."""
 
 
 def checked_path(image: object) -> str:
-    """The path in its plainest form. Raises ValueError when it is none, or could lead out of the table's folder."""
+    """The path in its plainest form. Raises ValueError when it is not one, or could leave the table's folder."""
     if not isinstance(image, str) or not image:
         raise ValueError(f"image is {image!r}, not a path")
     image = plain_path(image)
@@ -55,12 +55,13 @@ def checked_path(image: object) -> str:
 def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
     """Find the images that a table names.
 
-    A path is taken as it is when there is a file. Else the file below the table's folder is taken that ends in the same
-    path, with the extension that it has; of absolute paths from another machine the part is found that all share.
+    A path is used unchanged when there is a file. Otherwise the file below the table's folder is used whose path ends
+    in the same way, with whatever extension it has; for absolute paths from another machine, the part that all of them
+    share is removed.
 
     Args:
         folder: the table's.
-        images: paths of ``checked_path``.
+        images: paths from ``checked_path``.
 
     Raises:
         ValueError: two files fit a path, or an absolute path at a remote place.
@@ -137,7 +138,7 @@ class _Finder:
             return None
 
     def _find_foreign(self, image: str) -> str:
-        """A path of another machine: what all of them have in front is cut off, once for the table."""
+        """A path from another machine: the beginning that all paths share is cut off, once for the table."""
         parts = image.strip("/").split("/")
         if self._foreign_prefix is None:
             for start in range(len(parts)):

@@ -24,7 +24,7 @@ def task_row(place: str, task: Mapping[str, Any]) -> dict[str, Any] | None:
     """The image and the labels of a task; None where nobody has annotated it.
 
     Raises:
-        ValueError: two annotators say different things, or the task shows no image.
+        ValueError: two annotators disagree, or the task shows no image.
     """
     annotations = task.get("annotations", task.get("completions")) or []
     done = [entry for entry in annotations if isinstance(entry, dict) and not entry.get("was_cancelled")]
@@ -55,9 +55,8 @@ def _labels(annotation: Mapping[str, Any]) -> list[str]:
 
 
 def plain_path(path: str) -> str:
-    """A path as Label Studio's server knows it, as a path that its user knows; any other path as it is.
-
-    Uploads lie at ``/data/upload/PROJECT/HASH-NAME``, files of a connected folder at ``/data/local-files/?d=PATH``.
+    """Turn a path as Label Studio's server knows it into the path that its user knows; any other path stays unchanged.
+    Uploads are at ``/data/upload/PROJECT/HASH-NAME``, files of a connected folder at ``/data/local-files/?d=PATH``.
     """
     _, found, local = path.partition(_LOCAL)
     if found:

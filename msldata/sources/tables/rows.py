@@ -22,7 +22,7 @@ _ARROW = (".parquet", ".arrow")
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 Row = tuple[str, Mapping[str, Any]]
-"""Where it is in the file (``line 3`` or, where there are no lines, ``row 3``), and its cells by column."""
+"""Its place in the file (``line 3`` or, where there are no lines, ``row 3``), and its cells by column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +33,15 @@ class TableFile:
     sha256: str
     rows: list[Row]
     columns: tuple[str, ...]
-    """All that any row has, in order of appearance."""
+    """The columns of any row, in order of appearance."""
     delimiter: str = ""
-    """Of a CSV file, in words."""
+    """The delimiter of a CSV file, in words."""
     counts: Mapping[str, int] | None = None
     """What was left out, by reason."""
     image_column: str | None = None
     """The column that holds the images themselves."""
     classes: tuple[str, ...] | None = None
-    """Class names in target order, where the file says them."""
+    """Class names in target order, if the file names them."""
 
 
 def read_table(folder: Storage, name: str) -> TableFile:
@@ -57,7 +57,7 @@ def read_table(folder: Storage, name: str) -> TableFile:
         local = folder.path(name) if suffix in _ARROW else None  # they may be larger than memory
         data = b"" if local is not None and local.is_file() else folder.read(name) if suffix in SUFFIXES else None
     except FileNotFoundError as error:
-        # A missing bucket is another mistake than a missing file, and the storage's message says which.
+        # A missing bucket is a different mistake from a missing file, and the storage's message says which.
         reason = "no such bucket" if lacks_bucket(error) else "no such table"
         raise FileNotFoundError(f"{where}: {reason}; give a {kinds} with images and labels") from None
     if data is None:
@@ -92,7 +92,7 @@ def read_table(folder: Storage, name: str) -> TableFile:
 
 
 def _delimiter(text: str) -> str:
-    """The character that cuts the first line into most cells; a comma where none does."""
+    """The character that splits the first line into the most cells; a comma if none does."""
     header = next((line for line in text.splitlines() if line.strip()), "")
     return max(_DELIMITERS, key=lambda character: len(next(csv.reader([header], delimiter=character), ())))
 
@@ -177,5 +177,5 @@ _READERS: Mapping[str, Callable[[bytes], Iterator[Row]]] = {
     ".ndjson": _json_line_rows,
     ".json": _json_rows,
 }
-"""By the ending of the file's name."""
+"""Readers by the suffix of the file."""
 SUFFIXES = (*_READERS, *_ARROW)

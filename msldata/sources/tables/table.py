@@ -1,4 +1,4 @@
-"""One's own labelled photographs: a table with a row per image, or a row per image and label."""
+"""Your own labelled photographs: a table with a row per image, or a row per image and label."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, read_table
 from msldata.storage import Storage, open_storage
 
 WHOLE = "all"
-"""The one split of a table that names none."""
+"""The single split of a table that names none."""
 LAYOUT = "a table (.csv, .tsv, .json, .jsonl, .parquet): a row per image with its labels, or a folder with one"
 _NAMES = (
     *("_classes.csv", "_annotations.csv", "metadata.jsonl", "metadata.csv", "metadata.parquet"),
     *("labels.csv", "labels.tsv", "labels.jsonl", "labels.json"),
 )
-"""Names of tables that lie in the folder of their images, as Roboflow and Hugging Face have it."""
+"""Names of tables that are kept in the folder of their images, as Roboflow and Hugging Face do."""
 _JSON_START = 1 << 16
 _HUB_FILE = re.compile(r"(data/)?(?P<split>[A-Za-z0-9_]+)-\d{5}-of-\d{5}\.parquet")
 
@@ -58,7 +58,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Contents:
-    """All splits of a table, read and decided."""
+    """All splits of a table, with columns and labels decided."""
 
     where: str
     images: Storage
@@ -76,16 +76,16 @@ class Table:
     Images are paths relative to the table's folder, absolute ones, or addresses (``https://``, ``s3://``, ``gs://``,
     ``az://``); see ``find_images``. The columns are found by ``choose_columns``, and what the labels mean by
     ``decide_reading``, from all rows. The order of the rows is kept. An image may be listed only once in the whole
-    table, or in one split once for each of its labels: in two splits it would be trained on and tested with.
+    table, or in one split once for each of its labels: in two splits it would be both trained on and tested with.
 
     Args:
-        path: a file, local or remote; or a folder that holds one, or whose folders do, one a split.
+        path: a file, local or remote; or a folder that holds one, or whose sub-folders do, one per split.
         split: a value of the column ``split``, the name of such a folder, or ``all``.
-        options: the list of classes, the columns, and how labels are read, where that is not left to be found.
+        options: the list of classes, the columns, and how labels are read; whatever is not given is inferred.
 
     Raises:
         FileNotFoundError: no table or list of classes there. UserError: another kind of file, an unknown split, no
-            class at all, or labels that can be read in two ways. BadInputError: a row that is wrong, with its line.
+            classes at all, or labels that can be read in two ways. BadInputError: a row that is wrong, with its line.
     """
 
     dataset = "table"
@@ -142,7 +142,7 @@ def recognise(path: Location) -> Likeness | None:
     try:
         contents = _load(path, NO_OPTIONS)
     except UserError:
-        return Likeness(2, "a table")  # what it needs to be told, it says when it is opened
+        return Likeness(2, "a table")  # if it needs more options, it says so when it is opened
     return Likeness.of(2, "a table", _splits(contents.rows), len(contents.labels))
 
 
@@ -155,7 +155,7 @@ def _is_json_table(path: Location) -> bool:
     folder, name = split_location(path)
     local = folder.path(name)
     if local is not None and not local.is_file():
-        return True  # that it is missing is said when it is read
+        return True  # if it is missing, that is reported when it is read
     size = local.stat().st_size if local is not None else _JSON_START
     try:
         start = folder.read_ranges(name, [0], [min(size, _JSON_START)])[0] if size else b""
@@ -196,7 +196,7 @@ def _lies_below(name: str, table: str) -> bool:
 
 
 def _load(path: Location, options: SourceOptions) -> _Contents:
-    """The table, read once for all that is asked of it as long as its files do not change."""
+    """The table, read once for all calls as long as its files do not change."""
     folder, files = _table_files(path)
     if not files:
         raise FileNotFoundError(f"{folder.url}: no table here; name the file, or call it {' or '.join(_NAMES[:3])}")
@@ -227,7 +227,7 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
         rows = [_with_place(row, path, name) for row, path, name in zip(rows, found.paths, found.names, strict=True)]
         listed = len(rows)
         rows = _merged(rows, columns)
-        # Where each label has a row of its own, no cell holds several.
+        # Where each label has its own row, no cell holds several.
         separator = options.separator or (WHOLE_CELL if len(rows) < listed else None)
         survey = _survey(rows, columns, separator)
     except ValueError as error:
@@ -316,7 +316,7 @@ def _find(folder: Storage, tables: Sequence[tuple[str, TableFile]], rows: Sequen
 
 
 def _seen(label: Any, confidence: Any) -> Any:
-    """The label of a row of Open Images, or None where people saw that the class is not there."""
+    """The label of a row of Open Images, or None where people ruled the class out."""
     try:
         value = float(confidence)
     except (TypeError, ValueError):
@@ -400,7 +400,7 @@ def _decide(
     options: SourceOptions,
     named: tuple[str, ...] | None,
 ) -> tuple[LabelSpace, LabelReading]:
-    """The classes and the reading, tried on every row."""
+    """The classes and the reading, checked on every row."""
     listed = read_class_list(*split_location(options.classes)) if options.classes is not None else None
     known = columns.one_hot or (listed.classes if listed is not None else named)
     reading = decide_reading(survey, where, classes=known, labels_are=options.labels_are, vectors=bool(columns.one_hot))

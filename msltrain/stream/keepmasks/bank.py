@@ -2,7 +2,7 @@
 
     bank = KeepMasks.open("shards/masks/high", image_size=448, device="cuda")
     keep_mask_B1HW = bank.keep_masks(batch, seed=0, epoch=3)
-    keep_mask_B1HW = bank.of_keys(["000012", "000017"], seed=0, epoch=3)  # for data of one's own
+    keep_mask_B1HW = bank.of_keys(["000012", "000017"], seed=0, epoch=3)  # for your own data
 
 A mask of 448×448 takes 25 kB, so 12,000 of them take 301 MB; a grey one takes eight times that. Legend: B samples, N
 masks, S = H = W = image size.
@@ -68,7 +68,7 @@ class KeepMasks:
         self.image_size = image_size
         self.device = torch.device(device)
         self._grey, self._augment = grey, frozenset(augment)
-        # Padding bits are zero, so counting ones needs no unpacking. By parts, which saves as much memory again.
+        # Padding bits are zero, so counting ones needs no unpacking. In parts, which saves as much memory again.
         visible = [
             int(np.count_nonzero(mask > 127)) if grey else int(_NUM_ONES[mask].sum(dtype=np.int64)) for mask in stored
         ]
@@ -93,13 +93,14 @@ class KeepMasks:
         """Load keep masks, resized to the image size: by nearest pixel, grey ones by the mean of an area.
 
         Args:
-            locations: a keep-mask dataset folder, local or remote, or several, whose masks follow each other. One with
+            locations: a keep-mask dataset folder, local or remote, or several, whose masks are joined. A folder with
                 grey masks makes the whole bank grey.
             limit: at most this many masks of each location, the first ones in stored order.
             augment: see the class.
 
         Raises:
-            UserError: no location, or one without any mask in it: training with fewer sets than asked would go unseen.
+            UserError: no location, or one without any masks: training with fewer sets than requested would go
+            unnoticed.
             FormatError: a location holds something else, or damaged masks.
             StorageError, FileNotFoundError: it cannot be read.
         """
@@ -175,19 +176,19 @@ class KeepMasks:
         return self.of_hashes(batch.key_hash_B, seed=seed, epoch=epoch)
 
     def of_keys(self, keys: Iterable[str], *, epoch: int, seed: int = 0) -> torch.Tensor:
-        """The keep mask of each sample, for images that come from elsewhere: those that training on shards would meet.
+        """The keep mask of each sample, for images from elsewhere: the same masks as training on shards would use.
 
         Evaluation with fixed masks passes one epoch, 0, every time.
 
         Args:
             keys: one text for each sample, such as the name of its file.
-            epoch, seed: decide with the key which mask it is.
+            epoch, seed: with the key, they decide which mask it is.
 
         Returns:
             keep_mask_B1HW: float32 on the device; 1 = visible, 0 = hole.
 
         Raises:
-            UserError: a key that is no text.
+            UserError: a key that is not text.
         """
         return self.of_hashes(hashes_of(keys), seed=seed, epoch=epoch)
 
@@ -201,7 +202,7 @@ class KeepMasks:
         Returns:
             keep_mask_B1HW: float32 on the device; 1 = visible, 0 = hole.
 
-        Deviation: the official code draws from Python's global generator, in the order the loader's workers happen on.
+        Deviation: the official code draws from Python's global generator, in whatever order the loader's workers run.
         """
         chosen_B = torch.from_numpy(self.chosen(key_hash_B, seed=seed, epoch=epoch, lightest=lightest))
         stored_BSN = self._stored[chosen_B.to(self.device, non_blocking=True)]
@@ -211,13 +212,13 @@ class KeepMasks:
             bit_BSN = torch.nn.functional.embedding(stored_BSN.int(), self._bit_256_8).flatten(2)
             keep_mask_BSS = bit_BSN[:, :, : self.image_size]
         if self._augment:
-            # The choice is the first of these numbers, so augmentation leaves it as it is.
+            # The choice is the first of these numbers, so augmentation does not change it.
             lot_B4 = numbers(key_hash_B, 5, seed=seed, epoch=epoch)[:, 1:]
             keep_mask_BSS = self._moved(keep_mask_BSS, lot_B4)
         return keep_mask_BSS[:, None]
 
     def _moved(self, mask_BSS: torch.Tensor, lot_B4: np.ndarray) -> torch.Tensor:
-        """Masks mirrored, turned and shifted on the device: each pixel is fetched from where it was."""
+        """Masks mirrored, turned and shifted on the device: each pixel is fetched from its old place."""
         size = self.image_size
         flip_B, turns_B, down_B, across_B = (lot_B4 * (2, 4, size, size)).astype(np.int64).T
         flip_B = flip_B * ("flip" in self._augment)
@@ -265,7 +266,7 @@ class _Place:
         return cls(storage, manifest, min(manifest.num_samples, manifest.num_samples if limit is None else limit))
 
     def masks(self) -> Iterator[list[tuple[bytes, str]]]:
-        """The PNG bytes of its first masks, each with its place for messages; some at a time."""
+        """The PNG bytes of its first masks, each with its place for messages; a few at a time."""
         left = self.num_masks
         for shard in self.manifest.shards:
             if left <= 0:

@@ -1,7 +1,7 @@
-"""Donors: training images, or the objects in them, whose pixels fill the holes of others.
+"""Donors: training images, or the objects in them, whose pixels fill the holes of other images.
 
 A fixed choice of training images is read once and kept on the device. So what fills a hole depends on (seed, epoch,
-key) alone, and not on which images a batch or a process happens to hold. Legend: B samples, D donors, S = H = W pixels,
+key) alone, not on which images a batch or a process happens to hold. Legend: B samples, D donors, S = H = W pixels,
 K classes.
 """
 
@@ -24,19 +24,20 @@ from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import ShardSet
 
 NUM_IMAGES = 256
-"""About so many images are kept; at 448 pixels they take 154 MB."""
+"""About this many images are kept; at 448 pixels they take 154 MB."""
 _BATCH = 16
 _SMALLEST = 1 / 6
 """An object fills holes when its box is at least this share of the image on both sides: smaller ones turn to mush."""
 _SEED = 1
-"""Not the one that sets validation samples aside, which are none of these."""
+"""Not the seed that sets validation samples aside: those are never donors."""
 
 
 class Donors:
     """Pixels of other photographs.
 
     Args:
-        kind: ``image``: whole images, squashed to the square. ``object``: boxes of annotated objects, squashed alike.
+        kind: ``image``: whole images, squashed to the square. ``object``: boxes of annotated objects, squashed in the
+        same way.
         shards: the training set.
         stream: what its loader was given.
         device: where the pixels are kept.

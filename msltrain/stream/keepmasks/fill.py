@@ -3,8 +3,8 @@
     filling_BCHW = make_filling("blur", image_BCHW)
     masked_image_BCHW = fill_holes(image_BCHW, keep_mask_B1HW, filling_BCHW)
 
-All of it is computed image by image on the device, so it is the same in whatever batch, process or order an image
-comes. Legend: B samples, C channels, S = H = W pixels.
+All of it is computed image by image on the device, so it is the same whatever the batch, the process or the order in
+which an image comes. Legend: B samples, C channels, S = H = W pixels.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from msltrain.stream.config import Fill
 from msltrain.stream.order.random import hash64
 
 OF_ITSELF = ("mean", "noise", "blur")
-"""Fillings that are made of nothing but the image."""
+"""Fillings that are made from the image alone."""
 _BLUR_CELLS = 5
-"""A blurred image is this many cells a side, with smooth passages between them."""
+"""A blurred image has this many cells per side, with smooth transitions between them."""
 _NOISE_SEED = 0x4E4F495345
 
 
@@ -39,7 +39,7 @@ def fill_holes(image_BCHW: Tensor, keep_mask_B1HW: Tensor, filling_BCHW: Tensor 
 
 
 def make_filling(fill: Fill, image_BCHW: Tensor, key_hash_B: np.ndarray, *, seed: int, epoch: int) -> Tensor | None:
-    """What shows in the holes of each image when it is made of the image itself; None for zero.
+    """What shows in the holes of each image when it is made from the image itself; None for zero.
 
     Args:
         fill: zero, mean, noise or blur.
@@ -63,7 +63,7 @@ def make_filling(fill: Fill, image_BCHW: Tensor, key_hash_B: np.ndarray, *, seed
 def _noise(image_BCHW: Tensor, lot_B: np.ndarray) -> Tensor:
     """Normal noise with each image's own mean and deviation per channel.
 
-    One field of noise is drawn once and moved by a different way for each image: a new one for each would cost the host
+    One field of noise is drawn once and shifted differently for each image: a new field for each would cost the host
     more than the network costs the device.
     """
     channels, height, width = image_BCHW.shape[1:]

@@ -1,4 +1,4 @@
-"""Objects: where the annotated objects of a batch lie on the squares that the network sees.
+"""Objects: where the annotated objects of a batch are on the squares that the network sees.
 
 Boxes are (top, left, bottom, right) in pixels of the square image, bottom and right exclusive. Legend: B samples,
 S = H = W pixels, K classes, M objects of a dataset, P objects of a batch.
@@ -20,7 +20,7 @@ class Objects:
     """The annotated objects of a dataset, difficult ones too, read from its sample indexes: about 24 bytes each.
 
     Args:
-        shards: the dataset; of a part of it, the objects of the whole are read.
+        shards: the dataset; for a part of one, the objects of the whole are read.
 
     Attributes:
         class_M: int64.
@@ -59,19 +59,19 @@ class Objects:
         return sample_P, self._first_N[batch.index_B][sample_P] + nth_P
 
     def boxes(self, batch: Batch, sample_P: np.ndarray, object_P: np.ndarray, side: int) -> np.ndarray:
-        """Boxes of all pixels of the squares that have seen any of an object, cut off at the edge.
+        """Boxes around all pixels of the squares that any part of an object contributes to, cut off at the edge.
 
         They follow the crop, the resize and the flip of the batch, and are larger than the object by as much as the
         resize smears it. An object that the crop does not show has a box of no extent.
 
         Args:
-            sample_P, object_P: as from ``of``.
+            sample_P, object_P: from ``of``.
             side: S in pixels.
         """
         first_P2, stop_P2, extent_P2 = self._in_crop(batch, sample_P, object_P)
         first_P2, stop_P2 = np.floor(first_P2), np.ceil(stop_P2)
         empty_P = (first_P2 >= stop_P2).any(axis=1)
-        # Pixel o of the square is made of the pixels whose centres lie less than `reach` from (o + 0.5) · scale.
+        # Pixel o of the square is made from the pixels whose centres are less than `reach` from (o + 0.5) · scale.
         scale_P2 = extent_P2 / side
         reach_P2 = np.maximum(scale_P2, 1)
         start_P2 = np.floor((first_P2 + 0.5 - reach_P2) / scale_P2 - 0.5) + 1
@@ -81,14 +81,14 @@ class Objects:
         return box_P4
 
     def hidden(self, batch: Batch, keep_mask_B1HW: Tensor, least_visible: float, num_classes: int) -> Tensor:
-        """Which classes of an image have objects, but none of which more than a sliver is left: bool (B, K).
+        """Which classes of an image have objects, but none with more than a sliver left: bool (B, K).
 
         What an object's crop and hole leave is measured on its box: the share of the box that lies inside the crop,
         times the share of that part that is visible.
 
         Args:
             keep_mask_B1HW: 1 visible, 0 hole.
-            least_visible: a class is hidden when each of its objects is left with less than this share.
+            least_visible: a class is hidden when each of its objects keeps less than this share.
             num_classes: K.
         """
         sample_P, object_P = self.of(batch)
@@ -100,7 +100,7 @@ class Objects:
         return (most_BK >= 0) & (most_BK < least_visible)
 
     def _left(self, batch: Batch, keep_mask_B1HW: Tensor, sample_P: np.ndarray, object_P: np.ndarray) -> Tensor:
-        """Share of each object's box that crop and hole leave, float32 (P,)."""
+        """Share of each object's box that crop and hole leave visible, float32 (P,)."""
         side, device = keep_mask_B1HW.shape[2], keep_mask_B1HW.device
         first_P2, stop_P2, extent_P2 = self._in_crop(batch, sample_P, object_P)
         size_P2 = self._xywh_M4[object_P, 3:1:-1]
@@ -133,7 +133,7 @@ class Objects:
 
 
 def _mirrored(start_P2: np.ndarray, end_P2: np.ndarray, flip_P: np.ndarray, side: int) -> np.ndarray:
-    """Boxes from edges as they lie before the flip."""
+    """Boxes from edges that were measured before the flip."""
     left_P = np.where(flip_P, side - end_P2[:, 1], start_P2[:, 1])
     right_P = np.where(flip_P, side - start_P2[:, 1], end_P2[:, 1])
     return np.stack([start_P2[:, 0], left_P, end_P2[:, 0], right_P], axis=1)

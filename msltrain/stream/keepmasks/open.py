@@ -41,7 +41,7 @@ def open_keep_masks(
     """The keep masks that ``config`` asks for.
 
     Args:
-        places: keep-mask dataset folders, of stored ones.
+        places: keep-mask dataset folders, for stored masks.
         shards, stream: what the loader of the batches was given.
 
     Raises:

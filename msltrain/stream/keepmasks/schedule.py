@@ -22,7 +22,7 @@ class MaskSchedule:
     """Which folder, and how far into its lightest masks, is decided by (seed, epoch, key) like the mask itself.
 
     Args:
-        banks: one of each folder.
+        banks: one per folder.
         weights: the share of the samples that each serves; the rest stays whole.
         ramp_epochs: see ``KeepMaskConfig``.
     """
@@ -39,7 +39,7 @@ class MaskSchedule:
 
         Raises:
             UserError: not as many weights as folders, or no folder.
-            FormatError, StorageError, FileNotFoundError: as ``KeepMasks.open``.
+            FormatError, StorageError, FileNotFoundError: as in ``KeepMasks.open``.
         """
         if not config.subset_weights:  # a ramp alone: all masks as one set
             return cls([KeepMasks.open(places, image_size, device, augment=config.augment)], [1.0], config.ramp_epochs)

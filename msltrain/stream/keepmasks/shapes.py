@@ -20,7 +20,7 @@ _LONGEST_BOX = 2.0
 
 
 class WholeImages:
-    """Nothing is hidden: what the masked branch does by being a second pass alone."""
+    """Nothing is hidden: shows what the masked branch does merely by being a second pass."""
 
     def __init__(self, image_size: int, device: str | torch.device):
         self._shape = (image_size, image_size)
@@ -91,11 +91,11 @@ class ObjectMasks:
     """The box of one object of the image, chosen evenly among those that its crop shows; crowds are never chosen.
 
     The box follows the crop, the resize and the flip that the batch carries, and is larger than the object by as much
-    as the resize smears it: no pixel that remains has seen any of the box. Where the crop shows no object, nothing is
+    as the resize smears it: no remaining pixel contains any part of the box. Where the crop shows no object, nothing is
     hidden.
 
     Raises:
-        UserError: the dataset knows no objects.
+        UserError: the dataset has no objects.
         FormatError: a sample index cannot be read.
     """
 

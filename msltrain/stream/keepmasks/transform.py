@@ -1,4 +1,4 @@
-"""IrregularHoles: keep masks as a transform, for people who have an input pipeline of their own."""
+"""IrregularHoles: keep masks as a transform, for people who have their own input pipeline."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from msltrain.stream.keepmasks.bank import KeepMasks
 
 
 class IrregularHoles(v2.Transform):
-    """A torchvision transform (v2): image in, masked image and keep mask out; what else a sample has follows unchanged.
+    """A torchvision transform (v2): image in, masked image and keep mask out; everything else in a sample follows
+    unchanged.
 
-    Put it last, behind crop and normalisation: a hole is 0 in what it is given, as in training on shards. Each call
+    Put it last, after crop and normalisation: a hole is 0 in what it is given, as in training on shards. Each call
     draws a keep mask with torch's generator, which a DataLoader seeds in its workers; for one that depends on a
     sample's key and the epoch alone, use ``KeepMasks.of_keys``. A batch (B, C, S, S) gets a mask for each image.
 
@@ -30,7 +31,7 @@ class IrregularHoles(v2.Transform):
         augment: move the masks too, any of ``flip``, ``rotate`` and ``shift``; only for folders.
 
     Raises:
-        UserError: no size for a folder, or an image that is no square of this size.
+        UserError: no size for a folder, or an image that is not a square of this size.
         FormatError, StorageError, FileNotFoundError: no keep masks there, or they cannot be read.
 
     Example:
@@ -73,7 +74,7 @@ class IrregularHoles(v2.Transform):
             raise UserError(f"an image is a {type(image).__name__}; give IrregularHoles a tensor or a PIL image")
         if image_CHW.ndim not in (3, 4) or tuple(image_CHW.shape[-2:]) != (size, size):
             raise UserError(
-                f"an image is {tuple(image_CHW.shape)} and the keep masks are {size}×{size}; put IrregularHoles behind "
+                f"an image is {tuple(image_CHW.shape)} and the keep masks are {size}×{size}; put IrregularHoles after "
                 f"a transform that makes squares of {size} pixels, or give it another image_size"
             )
         num_images = 1 if image_CHW.ndim == 3 else len(image_CHW)

@@ -54,7 +54,7 @@ class MaskedViews:
 
     Args:
         config: what is asked for.
-        places: keep-mask dataset folders, of stored ones.
+        places: keep-mask dataset folders, for stored masks.
         shards: the training set.
         stream: what its loader was given.
         device: of the batches.

@@ -1,1 +1,1 @@
-"""Which sample comes when, and what chance decides of it: pure functions of (seed, epoch, key)."""
+"""Which sample comes when, and what is drawn at random for it: pure functions of (seed, epoch, key)."""

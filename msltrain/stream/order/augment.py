@@ -19,20 +19,21 @@ def random_crops(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> np.ndarray:
-    """The boxes of torchvision's RandomResizedCrop for a whole batch at once; with a scale of 1 the whole images.
+    """The boxes of torchvision's RandomResizedCrop for a whole batch at once; with a scale of 1, the whole images.
 
-    The algorithm is torchvision's: area uniform in ``scale``, aspect ratio log-uniform in ``ratio``, ten tries to fit
-    that box into the image, else the largest central box whose ratio is allowed. Published: scale 0.7-1, ratio 3/4-4/3.
+    The algorithm is torchvision's: area uniform in ``scale``, aspect ratio log-uniform in ``ratio``, ten attempts to
+    fit that box into the image, else the largest central box with an allowed ratio. Published: scale 0.7-1, ratio
+    3/4-4/3.
 
     Args:
         key_hash_N: uint64 key hashes.
         width_N, height_N: image sizes in pixels.
-        seed, epoch: with the key they decide the box; nothing else does.
+        seed, epoch: with the key, they alone decide the box.
 
     Returns:
         crop_N4: int64 (top, left, height, width) in pixels, inside the image.
     """
-    if scale == (1, 1):  # a ratio drawn for the whole area would fit no image but one, and cut tall ones every time
+    if scale == (1, 1):  # a ratio drawn for the whole area would fit hardly any image, and always cut tall ones
         return whole_images(width_N, height_N)
     area_NT, ratio_NT, top_NT, left_NT = np.split(uniform(key_hash_N, seed, epoch, CROP, 4 * _TRIES), 4, axis=1)
     width_N1, height_N1 = width_N[:, None], height_N[:, None]

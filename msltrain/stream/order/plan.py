@@ -1,11 +1,11 @@
-"""The order of an epoch: which samples each step of each rank takes. Pure; neither files nor frameworks.
+"""The order of an epoch: which samples each step of each rank takes. Pure: no files, no frameworks.
 
 The order is one global sequence of (shard, row) pairs. Shards are permuted, cut into windows of about ``window``
 samples, and the samples of a window are permuted among themselves; a batch is a slice of that sequence. So every sample
-comes once per epoch, whatever the number of ranks or threads, and a run can be entered at any step by computing one
-window. Who computes what of a batch changes nothing: in an evaluation the ranks take slices of it; in training each
-takes the samples at home with it, as far as the places go, and so meets most of them again in the next epoch, where its
-memory may still hold them.
+comes once per epoch, whatever the number of ranks or threads, and a run can be resumed at any step by computing one
+window. Which rank computes which part of a batch changes nothing: in an evaluation the ranks take slices of it; in
+training each takes the samples whose home it is, as far as its places go, and so sees most of them again in the next
+epoch, when its memory may still hold them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def rank_slice(step: int, *, num_samples: int, batch_size: int, rank: int, world
 def home_share(shard_N: np.ndarray, row_N: np.ndarray, *, rank: int, world_size: int) -> np.ndarray:
     """Which samples of a batch ``rank`` takes, most of them the same ones in every epoch.
 
-    A hash gives every sample a home. A rank has as many places as with ``rank_slice``; those who find none at home fill
-    what is left elsewhere. With n places a rank, about 1 - 0.4 / √n of the samples are at home.
+    A hash gives every sample a home. A rank has as many places as with ``rank_slice``; samples that find no place at
+    home fill those left elsewhere. With n places per rank, about 1 - 0.4 / √n of the samples are at home.
 
     Args:
         shard_N, row_N: the whole batch, over all ranks.
@@ -114,7 +114,7 @@ class EpochPlan:
         return np.concatenate(shards), np.concatenate(rows)
 
     def at(self, item_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The samples at ascending positions ``item_N`` that lie near each other; as ``items``."""
+        """The samples at ascending positions ``item_N`` that are near each other; as in ``items``."""
         if not len(item_N):
             return self.items(0, 0)
         first = int(item_N[0])
@@ -122,7 +122,7 @@ class EpochPlan:
         return shard_M[item_N - first], row_M[item_N - first]
 
     def shards_by_window(self, start: int) -> Iterator[np.ndarray]:
-        """The shards (int64) with samples in each window, from the one that holds item ``start`` on."""
+        """The shards (int64) with samples in each window, starting with the window that holds item ``start``."""
         first = int(np.searchsorted(self._first_item_W, start, side="right")) - 1
         for number in range(max(first, 0), len(self._first_shard_W) - 1):
             positions = slice(self._first_shard_W[number], self._first_shard_W[number + 1])

@@ -1,6 +1,6 @@
-"""Counter-based random numbers: a pure function of what they are for, equal on every machine and for ever.
+"""Counter-based random numbers: a pure function of their purpose, the same on every machine and for ever.
 
-No generator with a state is used anywhere in the stream: a number depends on (seed, epoch, stream, sample key) only, so
+No stateful generator is used anywhere in the stream: a number depends on (seed, epoch, stream, sample key) only, so
 it is the same for any number of threads or ranks and after any resumption. The mixing function is the finaliser of
 SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014). Numpy's own
 generators are not used because their streams may change between versions.

@@ -14,8 +14,8 @@ from msltrain.stream.pixels.nvjpeg import EncodedImages
 from msltrain.stream.pixels.resize import WholeImages
 
 HostPixels = torch.Tensor | WholeImages | EncodedImages
-"""What the pixels of a batch are on the host: pixel_BHWC (uint8 RGB, cropped and resized, not flipped), or what the
-device makes that of. It lives in a buffer that is reused after the batch is released."""
+"""What the pixels of a batch are on the host: pixel_BHWC (uint8 RGB, cropped and resized, not flipped), or the input
+from which the device makes it. It lives in a buffer that is reused after the batch is released."""
 
 
 # Not frozen: Lightning casts a batch field by field, by setting them on a copy, and refuses a frozen one.
@@ -37,19 +37,19 @@ class Batch:
     """bool; True where evaluation leaves the class out for this image."""
     keys: list[str]
     key_hash_B: np.ndarray
-    """uint64; what keep masks are chosen by."""
+    """uint64; hashes by which keep masks are chosen."""
     index_B: np.ndarray
     """int64; position of each sample in the stored order of the whole dataset."""
     crop_B4: np.ndarray
     """int64 (top, left, height, width) in pixels of the stored images: the part that was squashed to S×S."""
     flip_B: np.ndarray
-    """bool; which images were mirrored left to right, after that."""
+    """bool; which images were then mirrored left to right."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, device: str | torch.device, *, non_blocking: bool = False) -> Batch:
-        """The same batch on another device; itself where it is there already."""
+        """The same batch on another device; itself if it is there already."""
         moved = {
             name: getattr(self, name).to(device, non_blocking=non_blocking)
             for name in ("image_BCHW", "target_BK", "ignore_BK")
@@ -61,7 +61,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HostBatch:
-    """One batch of one rank in host memory: pixels as decoded, everything else still to be done on the device."""
+    """One batch of one rank in host memory: pixels as decoded, everything else is still to be done on the device."""
 
     pixels: HostPixels
     flip_B: torch.Tensor

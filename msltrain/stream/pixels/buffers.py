@@ -1,4 +1,4 @@
-"""Slots: the reused buffers of the ring, which batches are decoded into.
+"""Slots: the ring's reused buffers, into which batches are decoded.
 
 Two kinds decode here: ``SquareSlot`` holds images as a batch needs them, ``WholeSlot`` as they were decoded, for the
 device to resize. ``EncodedSlot`` holds the files, for the device to decode.
@@ -21,7 +21,7 @@ from msltrain.stream.samples.shardset import SampleRows
 
 
 class Slot(ABC):
-    """Room for the pixels of one batch. Its samples are filled in by several threads, a position by one of them."""
+    """Room for the pixels of one batch. Its samples are filled in by several threads, each position by one of them."""
 
     @abstractmethod
     def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
@@ -29,7 +29,7 @@ class Slot(ABC):
 
     @abstractmethod
     def pixels(self, num_samples: int, error: Callable[[int, str], Exception]) -> HostPixels:
-        """The first samples, as the device takes them; ``error`` names the sample at a position and a reason."""
+        """The first samples, as the device takes them; ``error`` makes the error for a position and a reason."""
 
 
 class PixelSlot(Slot):
@@ -61,7 +61,8 @@ class PixelSlot(Slot):
 
 
 class EncodedSlot(Slot):
-    """The files as they are stored. What only the device decodes cannot be cached or replaced: StreamConfig refuses."""
+    """The files as they are stored. Samples that only the device decodes cannot be cached or replaced: StreamConfig
+    refuses that."""
 
     def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
         self._rows, self._crop_N4 = rows, crop_N4
@@ -113,10 +114,9 @@ class SquareSlot(PixelSlot):
 
 
 class WholeSlot(PixelSlot):
-    """Decoded images of any size one after the other, in memory that grows to the largest batch met.
-
-    An image beyond ``LARGEST`` is cropped and resized here all the same, and so is one that is adopted: then a place
-    holds a square. Arguments as of `SquareSlot`.
+    """Decoded images of any size in sequence, in memory that grows to the largest batch so far. An image beyond
+    ``LARGEST`` is still cropped and resized here, and so is an adopted one: then a place holds a square. Arguments as
+    for `SquareSlot`.
     """
 
     def __init__(self, num_samples: int, image_size: int, device: torch.device):
@@ -176,7 +176,7 @@ class WholeSlot(PixelSlot):
 
 
 def _expected(rows: SampleRows, position: int) -> tuple[int, int, int]:
-    """Width, height and CRC-32 by the index."""
+    """Width, height and CRC-32 from the index."""
     return int(rows.width_N[position]), int(rows.height_N[position]), int(rows.crc32_N[position])
 
 

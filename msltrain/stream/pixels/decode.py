@@ -1,6 +1,6 @@
 """Decoder: one encoded photograph to the square crop in its slot of a batch. One per thread.
 
-The three steps release the GIL and copy nothing that need not be copied: libjpeg-turbo decodes into a scratch buffer
+The three steps release the GIL and copy nothing unnecessarily: libjpeg-turbo decodes into a scratch buffer
 that the thread keeps, the crop is a view of it, and torch's antialiased uint8 kernel (the one behind torchvision's
 ``resize(antialias=True)``) writes into the batch.
 """
@@ -19,7 +19,7 @@ _resize = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
 class Decoder:
-    """Decodes into scratch memory that grows to the largest image met."""
+    """Decodes into scratch memory that grows to the largest image so far."""
 
     def __init__(self) -> None:
         self._scratch = np.empty(1 << 20, dtype=np.uint8)
@@ -32,8 +32,8 @@ class Decoder:
         Args:
             data: a JPEG, colour or greyscale; any other image works too, but slowly.
             width, height: the size that the sample index states, in pixels.
-            crc32: of ``data`` as the index states it; looked at only when the decoder complains.
-            into: uint8, room for the image; default: scratch memory. Not used for what is no upright JPEG.
+            crc32: of ``data`` as the index states it; checked only when the decoder complains.
+            into: uint8, room for the image; default: scratch memory. Not used for anything but an upright JPEG.
 
         Returns:
             image_HWC: uint8; in scratch memory it is valid until the next call.
@@ -48,7 +48,7 @@ class Decoder:
         try:
             image_HWC = decode_jpeg(data, into)
         except ValueError as error:
-            # Only bytes that are as they were stored get another chance: damage must not become a training image.
+            # Only bytes that are unchanged since they were stored get another chance: damage must not reach training.
             if zlib.crc32(data) != crc32:
                 raise ValueError(f"the bytes do not match their CRC-32 ({error})") from None
             image_HWC = decode(data)

@@ -32,7 +32,7 @@ class ToDevice:
     def __call__(self, host: HostBatch) -> Batch:
         pixel_BHWC = self._pixels(host.pixels)
         if self.device.type == "cpu":
-            # The buffer is ours until it is released: turning some images around in place beats a pass over all.
+            # The buffer is ours until it is released: flipping some images in place beats a pass over all.
             for position in host.flip_B.nonzero().flatten().tolist():
                 pixel_BHWC[position] = pixel_BHWC[position].flip(1)
         else:
@@ -68,7 +68,8 @@ class ToDevice:
 
 
 def _per_row(values: tuple[float, float, float], width: int, device: torch.device) -> torch.Tensor:
-    """What to apply to a row of interleaved RGB values of 0 … 255; broadcasting over three channels is far slower."""
+    """Factor and offset for a row of interleaved RGB values of 0 … 255; broadcasting over three channels is far
+    slower."""
     scaled_C = torch.tensor(values, dtype=torch.float32, device=device) * 255
     return scaled_C[0] if len(set(values)) == 1 else scaled_C.repeat(width)
 
@@ -92,11 +93,11 @@ class Uploads:
 
     @property
     def is_staged(self) -> bool:
-        """Whether a batch was staged and not yet collected."""
+        """Whether a batch has been staged and not yet collected."""
         return self._staged is not None
 
     def stage(self, host: HostBatch) -> None:
-        """Start the way of a batch to the device."""
+        """Start moving a batch to the device."""
         with torch.cuda.stream(self._stream):
             self._staged = self._to_device(host)
             copied = torch.cuda.Event()

@@ -1,4 +1,4 @@
-"""ImageCache: decoded photographs in memory, so that later epochs need neither read nor decode them."""
+"""ImageCache: decoded photographs in memory, so that later epochs need not read or decode them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 
 class ImageCache:
-    """Whole decoded images up to a limit; which ones is decided by who comes first, and nothing is ever dropped.
+    """Whole decoded images up to a limit; the first ones are kept, and nothing is ever dropped.
 
     Crops differ from epoch to epoch, so the whole image is kept. Dropping images for others would gain nothing: an
-    epoch needs every image once, in an order that no rule of dropping foresees. Safe to use from several threads.
+    epoch needs every image once, in an order that no eviction rule can predict. Safe to use from several threads.
 
     Args:
         limit: bytes of pixels that it may hold.
@@ -28,7 +28,7 @@ class ImageCache:
         return len(self._images)
 
     def find(self, index_N: np.ndarray) -> dict[int, np.ndarray]:
-        """Which of the samples ``index_N`` are here: position in ``index_N`` to image_HWC, uint8, not to be changed."""
+        """Which of the samples ``index_N`` are cached: position in ``index_N`` to image_HWC, uint8, read-only."""
         if not self._images:
             return {}
         found = ((position, self._images.get(index)) for position, index in enumerate(index_N.tolist()))

@@ -1,7 +1,7 @@
 """Decoding on a GPU: encoded photographs in, cropped and resized pixels on the device out.
 
 JPEGs go through nvJPEG (torchvision's ``decode_jpeg`` on a list), crop and antialiased resize through torchvision on
-the device. On the device "cpu" the same path runs with torchvision's own decoder: that is how it is tested.
+the device. On the device "cpu", the same path runs with torchvision's own decoder: that is how it is tested.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class DeviceDecoder:
         """pixel_BHWC: uint8 on the device, cropped and resized with antialiasing, not flipped.
 
         Raises:
-            SampleError: an image cannot be decoded, on the host neither, or is of another size than its index says.
+            SampleError: an image cannot be decoded, not even on the host, or has another size than its index says.
         """
         from torchvision.transforms.v2.functional import InterpolationMode, resize
 
@@ -72,7 +72,7 @@ class DeviceDecoder:
                 raise RuntimeError("an image that nvJPEG would not turn upright, or no JPEG")
             images = decode_jpegs(encoded.data_B, self.device)
         except RuntimeError:
-            # The batch fails as a whole and names nobody. Rare (CMYK, not a JPEG, damage), hence one by one.
+            # The batch fails as a whole and names no image. Rare (CMYK, not a JPEG, damage), so decode one by one.
             images = [self._decode_one(encoded, position) for position in range(len(encoded.data_B))]
         for position, image_CHW in enumerate(images):
             width, height = int(encoded.rows.width_N[position]), int(encoded.rows.height_N[position])

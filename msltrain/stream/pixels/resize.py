@@ -1,6 +1,6 @@
 """Crop and resize on the device: decoded photographs of many sizes in one flat buffer in, square pixels out.
 
-On a GPU this takes about a sixth (COCO) to a quarter (VOC) of the host's work off its threads. Each pass of the
+With a GPU this relieves the host's threads of about a sixth (COCO) to a quarter (VOC) of their work. Each pass of the
 antialiased bilinear filter is a matrix product for the whole batch; between the two the values are rounded to uint8, as
 the host's kernel does, so that the results differ by far less than a grey level on average.
 """
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 LARGEST = 1 << 20
-"""Pixels of an image that still travels whole; a larger one would take longer to copy than its square to make."""
+"""Most pixels of an image that is copied whole; copying a larger one would take longer than making its square."""
 _CHUNK = 32
-"""Images resized at the same time: a bound on the device memory, 15 MB for each of 640×480 pixels."""
+"""Images resized at the same time: limits the device memory, 15 MB for each of 640×480 pixels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,9 +23,9 @@ class WholeImages:
     """Decoded images of a batch, on the host."""
 
     flat_N: torch.Tensor
-    """uint8; RGB images, each from its own place on."""
+    """uint8; RGB images, each at its own place."""
     place_B: np.ndarray
-    """int64; where each begins, in pixels (three bytes)."""
+    """int64; where each begins, in pixels (of three bytes)."""
     width_B: np.ndarray
     """int64; pixels in a row."""
     crop_B4: np.ndarray
@@ -36,7 +36,7 @@ def resize_on_device(images: WholeImages, image_size: int, device: torch.device)
     """Crop and resize a batch.
 
     Args:
-        images: on the host, pinned if the device is a GPU: then nothing waits for their copy.
+        images: on the host, pinned if the device is a GPU, so that nothing waits for their copy.
         image_size: side S of the result.
         device: where it is made.
 
@@ -74,7 +74,7 @@ def _resize(pixel_N3: torch.Tensor, geometry_6B: torch.Tensor, height: int, widt
 
 
 def _weights(length_B: torch.Tensor, longest: int, size: int) -> torch.Tensor:
-    """weight_BSN: of each source pixel in each resulting one, as torch's antialiased bilinear kernel has it."""
+    """weight_BSN: the weight of each source pixel in each resulting one, as in torch's antialiased bilinear kernel."""
     scale_B11 = (length_B.double() / size)[:, None, None]
     step_S1 = torch.arange(size, device=length_B.device, dtype=torch.float64)[:, None] + 0.5
     source_N = torch.arange(longest, device=length_B.device, dtype=torch.float64) + 0.5

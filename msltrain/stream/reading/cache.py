@@ -5,10 +5,10 @@
     DIR/.lock               held for the moment in which room is made
 
 Shards are named by their digest, so a rebuilt dataset never meets its old bytes, and two datasets share what they have
-in common. A finished one carries a time of change that is made of its digest: any later write gives it another, and it
-is hashed again before it is used. Locks are the kernel's (flock): those of a process that was killed are gone with it.
-A mapped shard carries a shared lock as long as the map lives; eviction, oldest use (time of access) first, takes an
-exclusive one and so passes by all in use.
+in common. A finished one has a modification time that is made from its digest: any later write changes it, and the
+shard is hashed again before it is used. Locks are the kernel's (flock): when a process is killed, its locks go with it.
+A mapped shard carries a shared lock for as long as the map lives; eviction, oldest use (time of access) first, takes an
+exclusive one and so skips all shards in use.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from msldata.contract.manifest import ShardInfo
 from msldata.storage import NoRangesError, Storage, clear_local_errors
 
 _PIECE = 8 << 20
-"""Bytes per ranged read of a shard: what a cut connection costs to read again."""
+"""Bytes per ranged read of a shard: the most that has to be read again after a broken connection."""
 _POLL = 0.05
 _PATIENCE = 60.0
 """Seconds after which a process that fetches a shard and makes no progress is no longer waited for."""
 
 
 class NotCached(Exception):
-    """A shard that cannot be had through the cache now; its samples can be read from the source."""
+    """A shard that is not available through the cache now; its samples can be read from the source."""
 
 
 class DamagedShard(NotCached):
-    """A shard whose source does not match its digest; fetching it again at once would be in vain."""
+    """A shard whose source does not match its digest; fetching it again at once would be pointless."""
 
 
 class ShardCache:
     """A bounded folder of shards.
 
     Args:
-        folder: on a local disk; made if it is not there.
-        limit_bytes: what its shards may take together, those being fetched included.
+        folder: on a local disk; created if it does not exist.
+        limit_bytes: what its shards may take together, including those being fetched.
 
     Raises:
         StorageError: the folder cannot be made, written to, or locked.
@@ -88,11 +88,11 @@ class ShardCache:
             os.close(file)
 
     def fetch(self, shard: ShardInfo, storage: Storage, closing: Event) -> mmap.mmap:
-        """Map a shard, fetching it first unless this or another process has done so; waits for one that is at it.
+        """Map a shard, fetching it first unless this or another process has done so; waits for one that is fetching it.
 
         Raises:
-            NotCached: no room beside what is in use, or the disk is full.
-            DamagedShard: it does not match its digest, also when fetched a second time.
+            NotCached: no room beside the shards in use, or the disk is full.
+            DamagedShard: it does not match its digest, even when fetched a second time.
             CancelledError: ``closing`` was set meanwhile.
             StorageError, FileNotFoundError: the source cannot be read.
         """
@@ -115,11 +115,11 @@ class ShardCache:
         raise CancelledError
 
     def discard(self, shard: ShardInfo) -> None:
-        """Drop a shard whose bytes turned out to be damaged; maps of it stay valid."""
+        """Drop a shard whose bytes turned out to be damaged; existing maps of it stay valid."""
         self._path(shard).unlink(missing_ok=True)
 
     def _is_untouched(self, file: int, state: os.stat_result, shard: ShardInfo) -> bool:
-        """Whether a cached shard is still what was fetched: by its time of change, or else by its hash."""
+        """Whether a cached shard is still what was fetched: by its modification time, or else by its hash."""
         if state.st_mtime_ns != _mark(shard) and (state.st_ino, state.st_mtime_ns) not in self._hashed:
             with open(os.dup(file), "rb") as content:
                 if hashlib.file_digest(content, "sha256").hexdigest() != shard.sha256:
@@ -144,7 +144,7 @@ class ShardCache:
 
     @contextmanager
     def _claimed(self, shard: ShardInfo) -> Iterator[int | None]:
-        """The unfinished file of a shard, locked by this call alone; None while another one has it."""
+        """The unfinished file of a shard, locked by this call alone; None while another process has it."""
         part = self._part(shard)
         file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -160,7 +160,7 @@ class ShardCache:
             try:
                 yield file
             finally:
-                # What was finished has been renamed; anything else is of no use to anyone.
+                # A finished shard has been renamed; anything else is of no use.
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(file), part.stat()):
                         part.unlink()
@@ -173,7 +173,7 @@ class ShardCache:
         except FileNotFoundError:
             return
         if idle > _PATIENCE:
-            raise NotCached(f"{self.folder}: another process fetches {shard.name} and makes no progress")
+            raise NotCached(f"{self.folder}: another process is fetching {shard.name} and makes no progress")
 
     def _download(self, file: int, shard: ShardInfo, storage: Storage, closing: Event) -> mmap.mmap:
         self._make_room(file, shard)
@@ -203,7 +203,7 @@ class ShardCache:
         with os.scandir(self.folder) as found:
             for entry in found:
                 if entry.name.endswith((".tar", ".tar.part")):
-                    with suppress(FileNotFoundError):  # given up by its process just now
+                    with suppress(FileNotFoundError):  # its process has just given up
                         yield entry.stat(), Path(entry.path)
 
     def _make_room(self, file: int, shard: ShardInfo) -> None:
@@ -225,7 +225,7 @@ class ShardCache:
                 raise NotCached(
                     f"{self.folder}: no room beside the shards in use within the limit of {self.limit_bytes / 1e9:g} GB"
                 )
-            # Really reserved: a disk that is too full says so here, and other processes see the space as taken.
+            # Actually reserved: a disk that is too full reports it here, and other processes see the space as taken.
             reserve = getattr(os, "posix_fallocate", lambda file, _, size: os.ftruncate(file, size))
             reserve(file, 0, shard.num_bytes)
 
@@ -242,7 +242,8 @@ def _pieces(shard: ShardInfo, storage: Storage) -> Iterator[bytes]:
 
 
 def _mark(shard: ShardInfo) -> int:
-    """The time of change of a shard as it was fetched, in nanoseconds: whole seconds, which every file system keeps."""
+    """The modification time of a shard as it was fetched, in nanoseconds: whole seconds, which every file system
+    keeps."""
     return int(shard.sha256[:7], 16) * 10**9
 
 

@@ -1,4 +1,4 @@
-"""Brings the encoded bytes of samples: memory maps for local and cached shards, ranged reads for remote ones."""
+"""Fetches the encoded bytes of samples: memory maps for local and cached shards, ranged reads for remote ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RETRY_AFTER = 5.0
 
 
 def open_fetcher(shards: ShardSet, config: StreamConfig, windows: Iterator[np.ndarray]) -> Fetcher:
-    """The fetcher for the place where ``shards`` lies.
+    """The fetcher for the place where ``shards`` is.
 
     Args:
         shards, config: what to read, and how.
@@ -65,7 +65,7 @@ class LocalFetcher(Fetcher):
         return _Mapped(self._shards, shard_N, rows, views)
 
     def close(self) -> None:
-        """Nothing waits; the maps stay for the next epoch."""
+        """Nothing is waiting; the maps stay for the next epoch."""
 
 
 class _Mapped(Request):
@@ -85,17 +85,18 @@ class _Mapped(Request):
 
 
 class CachedFetcher(Fetcher):
-    """Whole shards through a cache on this host, the next window's while this one's are read.
+    """Whole shards through a cache on this host: the next window's are fetched while this one's are read.
 
     The shards of a window are all needed from its first batch on. In the first window nobody waits for them: samples of
-    a shard that is not here yet are read singly, so that training starts as soon as it would without a cache; at worst
-    that window is transferred twice. Later windows were fetched ahead, and a sample waits for its shard: the fastest
-    way to the rest of it. A shard that finds no room, because of the limit or a full disk, is read singly too, and a
-    note says so; it is tried again every few seconds, but one that is damaged at its source only in the next epoch.
+    a shard that is not here yet are read one by one, so that training starts as soon as it would without a cache; at
+    worst that window is transferred twice. Later windows were fetched ahead, and a sample waits for its shard: the
+    fastest way to the rest of it. A shard for which there is no room, because of the limit or a full disk, is read
+    sample by sample too, and a note says so; it is tried again every few seconds, but one that is damaged at its source
+    only in the next epoch.
 
     Args:
         shards, cache: what to read, through which folder.
-        ranges: reads single samples; closed with this.
+        ranges: reads single samples; closed together with this fetcher.
         windows: the shards that will be read together, in order.
     """
 
@@ -112,7 +113,7 @@ class CachedFetcher(Fetcher):
     def request(self, shard_N: np.ndarray, rows: SampleRows) -> Request:
         arrivals = {shard: self._arrival(shard) for shard in np.unique(shard_N).tolist()}
         if not self._next.keys().isdisjoint(arrivals):
-            # The maps that the last samples of the old window are read from live on in the requests for them.
+            # The requests for the old window's last samples keep the maps alive that they are read from.
             self._this, self._next = self._next, {}
             self._next = self._look_ahead()
             self._in_first = False
@@ -128,7 +129,7 @@ class CachedFetcher(Fetcher):
         self._this, self._next = {}, {}
 
     def read(self, arrival: Future[mmap.mmap], shard: int, rows: SampleRows, position: int) -> Buffer:
-        """A sample from the cache; from the source where the shard did not arrive, or not as it should be."""
+        """A sample from the cache, or from the source if the shard did not arrive or is damaged."""
         while not arrival.done():
             if self._closing.is_set():
                 raise CancelledError
@@ -144,11 +145,11 @@ class CachedFetcher(Fetcher):
         return self._ranges.read_sample(shard, rows, position)
 
     def do_without_ranges(self) -> None:
-        """From now on wait for whole shards in the first window, too."""
+        """From now on, wait for whole shards in the first window too."""
         self._has_ranges = False
 
     def _arrival(self, shard: int) -> Future[mmap.mmap] | None:
-        """The map of a shard, here or on its way; None for one that is not of these two windows."""
+        """The map of a shard, here or on its way; None for a shard outside these two windows."""
         window = self._this if shard in self._this else self._next
         arrival = window.get(shard)
         if arrival is not None and _may_be_retried(arrival) and time.monotonic() > self._retry_at:
@@ -168,7 +169,7 @@ class CachedFetcher(Fetcher):
                 f"{self._shards.name}: {len(shards)} shards are read together, of which {_MOST_SHARDS} are cached; "
                 "build larger shards (--samples-per-shard)"
             )
-        # Those that are here first: held, they cannot be evicted for the others.
+        # Shards that are here come first: once held, they cannot be evicted for the others.
         here = {shard: self._cache.open(self._shards.manifest.shards[shard]) for shard in shards[:_MOST_SHARDS]}
         return {shard: self._start(shard) if mapped is None else _done(mapped) for shard, mapped in here.items()}
 

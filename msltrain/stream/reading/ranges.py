@@ -1,9 +1,8 @@
-"""RangeFetcher: samples of remote shards by ranged reads, many in flight, within a bound on the memory they take.
-
-Samples of a batch that lie in the same shard come in one read, of several ranges at once: every call into the storage
-library costs the interpreter some 0.1 ms. Reads are queued in the order of the batches and start while all that was
-read and not yet handed out stays within the bound. A read that a decoding thread already waits for starts regardless:
-so a sample larger than the bound passes, and no order of reading can block itself.
+"""RangeFetcher: samples of remote shards by ranged reads, many in flight, within a limit on the memory they take.
+Samples of a batch from the same shard come in one read of several ranges at once: every call into the storage library
+costs the interpreter some 0.1 ms. Reads are queued in the order of the batches and start while everything that was read
+and not yet handed out stays within the limit. A read that a decoding thread is already waiting for starts regardless,
+so a sample larger than the limit still passes, and no order of reading can block itself.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ from msltrain.stream.threads import Readers
 
 _PARALLEL_READS = 16
 _MOST_RANGES = 4
-"""Ranges of one read, which the storage library asks for at the same time. More would save little and make the first
-batches late: their reads share the line with those that run ahead, and a read is there when its last range is."""
+"""Ranges of one read, which the storage library requests at the same time. More would save little and delay the first
+batches: their reads share the connection with those that run ahead, and a read is complete only when its last range has
+arrived."""
 _LARGEST_READ = 4 << 20
-"""Bytes beyond which samples are no longer put together: memory is given back when a whole read is handed out."""
+"""Bytes beyond which samples are no longer combined: memory is freed when a whole read has been handed out."""
 
 
 class _Read:
@@ -52,11 +52,12 @@ class _Read:
 
 
 class RangeFetcher(Fetcher):
-    """Ranged reads straight from remote storage; every sample is checked against its CRC-32, and read again once.
+    """Ranged reads straight from remote storage; every sample is checked against its CRC-32, and read once more if that
+    fails.
 
     Args:
         shards: what to read.
-        memory_bytes: bound on what is read or being read and not handed out yet. Each decoding thread may add one read.
+        memory_bytes: limit on what is read or being read and not handed out yet. Each decoding thread may add one read.
     """
 
     def __init__(self, shards: ShardSet, memory_bytes: int):
@@ -72,7 +73,7 @@ class RangeFetcher(Fetcher):
         return self.request_some(shard_N, rows, np.arange(len(rows)))
 
     def request_some(self, shard_N: np.ndarray, rows: SampleRows, position_M: np.ndarray) -> Request:
-        """As ``request``, for some positions of ``rows`` only."""
+        """Like ``request``, but only for some positions in ``rows``."""
         reads: dict[int, _Read] = {}
         places = zip(position_M.tolist(), shard_N[position_M].tolist(), rows.length_N[position_M].tolist())
         newest: dict[int, _Read] = {}
@@ -83,7 +84,7 @@ class RangeFetcher(Fetcher):
             read.add(position, length)
             reads[position] = read
         with self._lock:
-            # In the order in which they are needed first; a dictionary keeps it.
+            # In the order in which they are first needed; a dictionary keeps it.
             self._queue.extend(dict.fromkeys(reads.values()))
             self._start_reads()
         return _Ranges(self, reads)
@@ -104,7 +105,7 @@ class RangeFetcher(Fetcher):
         return data
 
     def hand_out(self, read: _Read, position: int) -> Buffer:
-        """The bytes of one sample of a read, which is started if it is still in the queue."""
+        """The bytes of one sample of a read; the read is started if it is still in the queue."""
         with self._lock:
             future = read.future or self._start(read)
         try:

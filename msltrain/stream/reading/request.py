@@ -1,4 +1,4 @@
-"""What a fetcher is: it is asked for samples of a shard set ahead of need, and hands out their checked bytes."""
+"""The interface of a fetcher: it is asked in advance for samples of a shard set, and hands out their checked bytes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Request(ABC):
         """The bytes of one of them, checked against their CRC-32; waits, from any thread. Each is read once.
 
         Raises:
-            SampleError: they do not match, also when read anew from the source.
-            StorageError, FileNotFoundError: they cannot be had.
+            SampleError: they do not match, even when read again from the source.
+            StorageError, FileNotFoundError: they are not available.
             CancelledError: the fetcher was closed.
         """
 
 
 class Fetcher(ABC):
-    """Reads samples of one shard set, ahead of need; ``request`` is called from one thread at a time."""
+    """Reads samples of one shard set in advance; ``request`` is called from one thread at a time."""
 
     @abstractmethod
     def request(self, shard_N: np.ndarray, rows: SampleRows) -> Request:
@@ -36,17 +36,17 @@ class Fetcher(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give up what is not read yet, and let go of all files."""
+        """Drop what is not read yet, and close all files."""
 
 
 noted: set[str] = set()
-"""What `note_once` has said."""
+"""The messages that `note_once` has shown."""
 _noting = Lock()
 
 
 def note_once(message: str) -> None:
-    """Tell the user of something that costs speed, not results; every message once in the life of the process."""
-    with _noting:  # several threads meet the same full disk at the same moment
+    """Tell the user about something that costs speed, not results; each message once per process."""
+    with _noting:  # several threads may find the disk full at the same moment
         if message in noted:
             return
         noted.add(message)
@@ -55,10 +55,10 @@ def note_once(message: str) -> None:
 
 
 class SomeOf(Request):
-    """A request for some samples of a batch, read by their positions in the batch.
+    """A request for some samples of a batch, addressed by their positions in the batch.
 
     Args:
-        request: for the samples alone.
+        request: the request for only those samples.
         position_M: their positions in the batch, in the order of ``request``.
     """
 

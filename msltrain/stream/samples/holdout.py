@@ -1,4 +1,4 @@
-"""The validation part of a training set: by a hash of the key, with every class in both parts.
+"""The validation part of a training set: chosen by a hash of the key, with every class in both parts.
 
 N samples, K classes.
 """
@@ -14,23 +14,23 @@ from msltrain.stream.order.random import HOLD_OUT, uniform
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 
 HOLD_OUT_SEED = 0
-"""Not the run's seed: runs with other seeds are validated on the same samples and may be compared."""
+"""Not the run's seed: runs with different seeds are validated on the same samples and can be compared."""
 
 
 def hold_out(data: Location | ShardSet, fraction: float, *, seed: int = HOLD_OUT_SEED) -> tuple[ShardSet, ShardSet]:
     """Split into (training part, validation part), as ``msl train`` does with ``data.validation_fraction``.
 
     A number that depends on a sample's key and ``seed`` alone decides its side. Then, so that validation can rank every
-    class, a class that is missing there gets its sample with the smallest number; and no class is taken from training
-    altogether. So a sample's side depends on the samples there are, not on their order or on how shards are cut. Reads
-    every sample index once.
+    class, each class missing there gets its sample with the smallest number; and no class is taken from training
+    completely. So a sample's side depends on which samples there are, not on their order or on how shards are cut.
+    Reads every sample index once.
 
     Args:
         data: the training set, or its folder.
         fraction: share of the validation part, in (0, 1).
 
     Raises:
-        UserError: a part would be empty, or no sample to validate on shows any class.
+        UserError: a part would be empty, or no validation sample shows any class.
 
     Example:
         training, validation = msltrain.hold_out("shards/voc2007/trainval", 0.2)
@@ -59,7 +59,7 @@ def hold_out(data: Location | ShardSet, fraction: float, *, seed: int = HOLD_OUT
 
 
 def _with_every_class(out_N: np.ndarray, number_N: np.ndarray, target_NK: np.ndarray) -> np.ndarray:
-    """``out_N`` changed by as few samples as it takes."""
+    """``out_N``, changed for as few samples as necessary."""
     out_N = out_N.copy()
     for k in range(target_NK.shape[1]):  # training first: what it never sees, it cannot learn
         positive_M = np.flatnonzero(target_NK[:, k])
@@ -79,7 +79,7 @@ def _with_every_class(out_N: np.ndarray, number_N: np.ndarray, target_NK: np.nda
 
 
 class _Part(ShardSet):
-    """The samples of ``whole`` that are named by shard and row."""
+    """The part of ``whole`` with the samples given by shard and row."""
 
     def __init__(self, whole: ShardSet, shard_N: np.ndarray, row_N: np.ndarray):
         super().__init__(whole.storage, whole.manifest)

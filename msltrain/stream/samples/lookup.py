@@ -1,4 +1,4 @@
-"""Lookup: where the samples of the next batches lie and how they are cropped and flipped, for many batches at once."""
+"""Lookup: where the samples of the next batches are and how they are cropped and flipped, for many batches at once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray]]
 """Index rows to crop_N4 (top, left, height, width; int64) and flip_N (bool)."""
 
 _MOST_ITEMS = 1024
-"""Stretch of the epoch's order that is looked up together. Numpy needs about as long for a thousand samples as for one
-batch, and holds the interpreter meanwhile, for which the decoding threads would have to wait."""
+"""How many samples in the epoch's order are looked up together. Numpy needs about as long for a thousand samples as for
+one batch, and meanwhile holds the interpreter, so that the decoding threads have to wait."""
 
 
 @dataclass(eq=False, slots=True)
 class Samples:
-    """The samples of a batch, before anything of them is read."""
+    """The samples of a batch, before any of their bytes are read."""
 
     item_N: np.ndarray
     """int64; their places in the epoch's order, ascending."""
@@ -38,7 +38,7 @@ class Samples:
         return len(self.item_N)
 
     def take(self, chosen: np.ndarray | slice) -> Samples:
-        """Some of them; of a slice, views."""
+        """Some of the samples; for a slice, views."""
         return Samples(
             self.item_N[chosen],
             self.shard_N[chosen],
@@ -49,14 +49,14 @@ class Samples:
         )
 
     def put(self, position: int, other: Samples) -> None:
-        """Put the one sample of ``other`` into a place of this batch."""
+        """Put the single sample of ``other`` at a place in this batch."""
         self.rows.put(position, other.rows)
         for name in ("shard_N", "index_N", "crop_N4", "flip_N"):
             getattr(self, name)[position] = getattr(other, name)[0]
 
 
 class Lookup:
-    """Looks samples of an epoch up.
+    """Looks up the samples of an epoch.
 
     Args:
         shards, plan: which samples there are, and in which order.
@@ -67,7 +67,7 @@ class Lookup:
         self.shards, self.plan, self._augment = shards, plan, augment
 
     def samples(self, item_N: np.ndarray) -> Samples:
-        """The samples at ascending places of the epoch's order that lie near each other.
+        """The samples at ascending places of the epoch's order that are near each other.
 
         Raises:
             FormatError, StorageError, FileNotFoundError: a sample index cannot be read.
@@ -77,7 +77,7 @@ class Lookup:
         return Samples(item_N, shard_N, index_N, rows, *self._augment(rows))
 
     def batches(self, places: Iterable[np.ndarray]) -> Iterator[Samples]:
-        """Batch after batch, for the item_N of each; the first one alone, so that it is not late."""
+        """Yield batch after batch, for the item_N of each; the first one is looked up alone, so that it is not late."""
         together: list[np.ndarray] = []
         stretch = 1
         for item_N in places:

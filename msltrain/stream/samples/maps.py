@@ -16,8 +16,8 @@ _OPEN_MAPS = 128
 class ShardMaps:
     """Maps that are opened when they are first asked for; the least recently used ones are dropped.
 
-    Taking down the map of a large shard takes milliseconds, and so does meeting all its pages anew: between the epochs
-    of a small dataset that is time in which nothing is decoded. Used from any thread.
+    Unmapping a large shard takes milliseconds, and so does touching all its pages again: between the epochs of a small
+    dataset, nothing is decoded during that time. Used from any thread.
     """
 
     def __init__(self, storage: Storage, manifest: Manifest):
@@ -45,7 +45,7 @@ class ShardMaps:
             return mapped
 
     def clear(self) -> None:
-        """Let go of all files. A map ends with its last view: a thread may still decode from it."""
+        """Close all files. A map lives until its last view is gone: a thread may still be decoding from it."""
         with self._lock:
             self._maps.clear()
 

@@ -29,7 +29,7 @@ INDEX_CAPACITY = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class SampleRows:
-    """Index rows of some samples, one array per column; a whole shard's, or a batch's in batch order."""
+    """Index rows of some samples, one array per column: those of a whole shard, or of a batch in batch order."""
 
     key_N: np.ndarray
     """object array of str"""
@@ -54,22 +54,22 @@ class SampleRows:
         return len(self.key_N)
 
     def take(self, row_N: np.ndarray | slice) -> SampleRows:
-        """The rows numbered ``row_N``, in that order; of a slice, views."""
+        """The rows numbered ``row_N``, in that order; for a slice, views."""
         return SampleRows(*(getattr(self, name)[row_N] for name in SampleRows.__slots__))
 
     def put(self, position: int, other: SampleRows) -> None:
-        """Put the one row of ``other`` in the place of one of these."""
+        """Replace one of these rows with the single row of ``other``."""
         for name in SampleRows.__slots__:
             getattr(self, name)[position] = getattr(other, name)[0]
 
     @staticmethod
     def concatenate(parts: Sequence[SampleRows]) -> SampleRows:
-        """The rows of all parts, one after the other."""
+        """The rows of all parts, in sequence."""
         return SampleRows(*(np.concatenate([getattr(part, name) for part in parts]) for name in SampleRows.__slots__))
 
 
 class ShardSet:
-    """The samples of a dataset folder, or those of them that a filter keeps.
+    """The samples of a dataset folder, or those that a filter keeps.
 
     Args:
         storage: the dataset folder.
@@ -107,7 +107,8 @@ class ShardSet:
             shard_N, row_N: int64; rows count the kept samples of a shard.
 
         Returns:
-            index_N, int64: positions of the samples in the whole dataset's order, filter or not; and their rows.
+            index_N, int64: positions of the samples in the whole dataset's order, with or without a filter; and their
+            rows.
 
         Raises:
             FormatError: a sample index is missing, damaged or of another build.
@@ -151,7 +152,7 @@ def open_shard_set(location: Location | Storage) -> ShardSet:
 
 
 class _IndexCache:
-    """Decoded sample indexes, least recently used ones dropped first; safe to use from several threads."""
+    """Decoded sample indexes; the least recently used ones are dropped first; safe to use from several threads."""
 
     def __init__(self, storage: Storage, manifest: Manifest):
         self.capacity = INDEX_CAPACITY
