@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from msldata.console import gigabytes, out, progress_bar, standard_output
+from msltrain.commands.options import BatchSize, Cache, CacheLimit, Json
 
 
 class Place(StrEnum):
@@ -23,19 +23,19 @@ class Place(StrEnum):
 def bench_stream(
     shards: Annotated[str, typer.Argument(help="Dataset folder or URL.", show_default=False)],
     image_size: Annotated[int, typer.Option(help="Side of the square images.")] = 448,
-    batch_size: Annotated[int, typer.Option()] = 32,
+    batch_size: BatchSize = 32,
     threads: Annotated[int | None, typer.Option(help="Decoding threads.", show_default="all CPUs")] = None,
     seconds: Annotated[float, typer.Option(help="How long to measure.", min=0.1)] = 20.0,
     images: Annotated[int | None, typer.Option(help="Stop after so many images.", min=1)] = None,
     gpu_rate: Annotated[float | None, typer.Option(help="Images/s that one of your GPUs trains on.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
-    cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
+    cache: Cache = None,
+    cache_limit: CacheLimit = "50GB",
     ram_cache: Annotated[str, typer.Option(help="Keep decoded images in so much memory.")] = "0",
     read_ahead_mb: Annotated[int, typer.Option(help="Encoded images read ahead, MiB.")] = 128,
     resize: Annotated[
         Place, typer.Option(help="device = left to the GPU, as training on one does; host = done here too.")
     ] = Place.device,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure your own storage: images/s, where the time goes, how many GPUs that feeds."""
     from msldata.errors import UserError
@@ -56,12 +56,12 @@ def bench_stream(
     )
     with progress_bar("streaming") as progress:
         found = measure_stream(shards, config, seconds=seconds, max_images=images, on_progress=progress)
-    if json_:
-        import json
+    if json:
         from dataclasses import asdict
+        from json import dumps
 
         gpus = {} if gpu_rate is None else {"gpus_fed": found.gpus_fed(gpu_rate)}
-        standard_output.write(json.dumps({**asdict(found), **gpus}) + "\n")
+        standard_output.write(dumps({**asdict(found), **gpus}) + "\n")
         return
     table = Table.grid(padding=(0, 1))
     table.add_column(justify="right", style="bold")

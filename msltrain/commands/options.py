@@ -1,7 +1,8 @@
-"""Options that several commands take."""
+"""Options that several commands take: declared once, so that they mean one thing everywhere."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,14 +21,34 @@ def run_place(text: str) -> str:
     return find_run(text)
 
 
+_CHECKPOINT = ("--checkpoint", "--run")
+"""What was trained: a run stands for its best checkpoint, so these are two names of one option."""
+
 AnyCheckpoint = Annotated[
     str,
     typer.Option(
+        *_CHECKPOINT,
         help="Run (its best checkpoint, in runs/ by its name) or checkpoint, folder or URL; or a weights file.",
         parser=run_place,
         metavar="TEXT",
     ),
 ]
+AnyCheckpoints = Annotated[
+    list[str],
+    typer.Option(
+        *_CHECKPOINT,
+        help="As for evaluate; repeat it to compare: the reference (baseline) first.",
+        parser=run_place,
+        metavar="TEXT",
+    ),
+]
+Data = Annotated[str, typer.Option(help="Shards: folder or URL.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+BatchSize = Annotated[int, typer.Option(help="Images at a time.", min=1)]
+Seed = Annotated[int, typer.Option(help="Chooses among the keep masks.")]
+Cache = Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")]
+CacheLimit = Annotated[str, typer.Option(help="What the cache may take.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 Processes = Annotated[
     str, typer.Option(help="auto = one per GPU of this host, or a number; on CPUs any.", show_default=True)
 ]

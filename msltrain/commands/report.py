@@ -9,10 +9,11 @@ import typer
 
 from msldata.commands import local_path
 from msldata.console import err, out, progress_bar, show
+from msltrain.commands.options import AnyCheckpoints, Device
 
 
 def report(
-    run: Annotated[list[Path], typer.Option(help="Run folder; repeat it to compare: the reference (baseline) first.")],
+    checkpoint: AnyCheckpoints,
     data: Annotated[
         str | None, typer.Option(help="Test shards: makes missing predictions, and shows photographs.")
     ] = None,
@@ -32,7 +33,7 @@ def report(
             parser=local_path,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Show what one run learnt, or compare runs: an HTML page that stands alone, Markdown and JSON beside it."""
     from msldata.errors import UserError
@@ -42,14 +43,14 @@ def report(
     from msltrain.report.gather import gather_runs, name_of
     from msltrain.runs.places import find_series, run_folder
 
-    series = [(path, find_series(path)) for path in run]
+    series = [(path, find_series(path)) for path in map(Path, checkpoint)]
     run = [one for path, members in series for one in members or [path]]
     default = [
         f"{path.name} {one.name}" if members else name_of(one) for path, members in series for one in members or [path]
     ]
     names = name or default
     if len(names) != len(run):
-        raise UserError(f"{len(run)} runs and {len(names)} names; give --name once per --run")
+        raise UserError(f"{len(run)} runs and {len(names)} names; give --name once per --checkpoint")
     runs = gather_runs(run, names, shards=data, keep_masks=keep_masks or (), device=device, progress=progress_bar)
     page = out_ or (run_folder(run[0]) / "report.html" if len(run) == 1 else Path("report.html"))
     origin = runs[0].clean.origin
