@@ -47,6 +47,6 @@ class BadInputError(UserError):
 
 
 def did_you_mean(typed: str, known: Iterable[str]) -> str:
-    """A question to put into a message, with a space after it; empty where nothing known is near."""
+    """The end of a message: what may have been meant; empty where nothing known is near."""
     near = difflib.get_close_matches(typed, list(known), 1)
-    return f"did you mean {near[0]}? " if near else ""
+    return f"; did you mean {near[0]}?" if near else ""

@@ -58,7 +58,7 @@ class ModelConfig:
     num_heads: int = 1
     """H of CSRA: 1, 2, 4, 6 or 8."""
     attention_weight: float = 0.1
-    """λ of CSRA."""
+    """λ of CSRA: what the attention adds to the mean over the image."""
     freeze_batchnorm: bool = False
     """Normalise by the pretrained running statistics and leave them unchanged; weight and bias still learn."""
 
@@ -80,11 +80,11 @@ class LossConfig:
     """
 
     clean_weight: float = 0.3
-    """α1."""
+    """α1, what the recognition of the whole image weighs."""
     masked_weight: float = 0.2
-    """α2."""
+    """α2, what the recognition of the masked image weighs."""
     consistency_weight: float = 0.5
-    """α3."""
+    """α3, what it weighs that both images are answered alike."""
     masked_target: Literal["labels", "whole_image", "teacher"] = "labels"
     """What the masked branch must predict: the labels, as published; the whole image's own prediction, through which
     no gradient flows (as in MaskSub), so that the whole image learns from labels alone; or what the moving average of
@@ -388,13 +388,13 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
         known = [entry.name for entry in dataclasses.fields(config)]
         if section not in known:
             raise UserError(
-                f"'{assignment}': no section '{section}'; {did_you_mean(section, known)}there are {', '.join(known)}"
+                f"'{assignment}': no section '{section}'; there are {', '.join(known)}{did_you_mean(section, known)}"
             )
         hints = typing.get_type_hints(type(getattr(config, section)))
         if name not in hints:
             raise UserError(
-                f"'{assignment}': no field '{name}' in {section}; {_near(config, section, name)}there are "
-                f"{', '.join(hints)}"
+                f"'{assignment}': no field '{name}' in {section}; there are {', '.join(hints)}"
+                f"{_near(config, section, name)}"
             )
         value = _decode(_plain(text.strip(), hints[name]), hints[name], f"{section}.{name}")
         changes.setdefault(section, {})[name] = value
@@ -409,7 +409,7 @@ def _near(config: TrainConfig, section: str, name: str) -> str:
     others = (entry.name for entry in dataclasses.fields(config))
     fields = [f"{one}.{entry.name}" for one in others for entry in dataclasses.fields(getattr(config, one))]
     near = [field for field in fields if field.partition(".")[2] == name]
-    return f"did you mean {near[0]}? " if near else did_you_mean(f"{section}.{name}", fields)
+    return f"; did you mean {near[0]}?" if near else did_you_mean(f"{section}.{name}", fields)
 
 
 def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -150,8 +150,11 @@ def _examine_folder(shards: Storage, folder: str, files: Mapping[str, int], sour
         if size != info.num_bytes or f"{folder}/{info.index_name}" not in files:
             problem = f"{info.name} or its index is missing or not whole"
             return Check(folder, here.url, "damaged", count, published, problem, build_command(here, manifest) or build)
-    verify = f"msl verify {shlex.quote(here.url)}"
-    return Check(folder, here.url, _state(count, published), count, published, next_command=verify)
+    command = f"msl verify {shlex.quote(here.url)}"
+    if published is None and split == "train":  # a dataset of the user's own
+        place = shards.child(dataset).url
+        command = f"msl train {shlex.quote(dataset if place == f'shards/{dataset}' else place)}"
+    return Check(folder, here.url, _state(count, published), count, published, next_command=command)
 
 
 def _state(count: int, published: int | None) -> State:

@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 
 from msldata.commands import local_path
-from msldata.console import OnError, err, gigabytes, out, progress_bar, show
-from msltrain.commands.options import Model, Processes, Recipe
+from msldata.console import OnError, err, gigabytes, next_step, out, progress_bar, show
+from msltrain.commands.options import Model, Processes, Recipe, run_place
 from msltrain.pages.text import percent
 
 if TYPE_CHECKING:
@@ -22,8 +22,15 @@ _percent = partial(percent, digits=2)
 
 
 def evaluate(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="Run, in runs/ by its name; the same as --checkpoint.", show_default=False),
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Run or checkpoint, folder or URL; or a weights file.")] = None,
-    data: Annotated[str | None, typer.Option(help="Shards to evaluate on: folder or URL.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Shards to evaluate on: folder or URL; default: the test shards beside the training ones."),
+    ] = None,
     recipe: Recipe = "",
     model: Model = "",
     held_out: Annotated[bool, typer.Option("--held-out", help="Only what training set aside for validation.")] = False,
@@ -62,8 +69,16 @@ def evaluate(
     from msltrain.measures.predictions import read_predictions
     from msltrain.runs.places import default_file, find_series
 
+    if run is not None and checkpoint is not None:
+        raise UserError(f"the run is named twice: {run} and --checkpoint {checkpoint}")
+    if (named := run or checkpoint) is not None:
+        checkpoint = run_place(named)
     found = [] if predictions is None else [(predictions, read_predictions(predictions))]
     if predictions is None:
+        if checkpoint is not None and data is None and not held_out:
+            from msltrain.evaluation.evaluate import test_shards
+
+            data = test_shards(next(iter(find_series(checkpoint)), checkpoint))
         if checkpoint is None or (data is None and not held_out):
             raise UserError(
                 "say what to evaluate: --checkpoint RUN with --data SHARDS or --held-out, or --predictions FILE"
@@ -77,12 +92,12 @@ def evaluate(
         runs: list[str | Path] = list(find_series(checkpoint)) or [checkpoint]
         if len(runs) > 1 and out_ is not None:
             raise UserError(f"{checkpoint}: a series of {len(runs)} runs; each keeps its own file, so leave --out away")
-        for run in runs:
-            place = data or training_shards(run)
-            file = out_ or default_file(run, place, keep_masks or [], held_out=held_out)
-            with progress_bar("evaluating" if len(runs) == 1 else f"evaluating {Path(run).name}") as progress:
+        for each in runs:
+            place = data or training_shards(each)
+            file = out_ or default_file(each, place, keep_masks or [], held_out=held_out)
+            with progress_bar("evaluating" if len(runs) == 1 else f"evaluating {Path(each).name}") as progress:
                 answers, _ = evaluate(
-                    run,
+                    each,
                     place,
                     foreign=Foreign(recipe=recipe, model=model),
                     held_out=held_out,
@@ -124,6 +139,8 @@ def evaluate(
     for (file, _), one in zip(found, measured):
         _list_skipped(one.origin.skipped)
         show(out, (file, "green"), f": {one.metrics.num_samples:,} samples")
+    if run is not None:
+        next_step(f"msl predict --checkpoint {run} PHOTOS")
 
 
 def _show_series(measured: Sequence[Measured]) -> None:

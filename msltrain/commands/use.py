@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from msldata.commands import local_path
-from msldata.console import OnError, err, out, progress_bar, show, standard_output, visible
-from msltrain.commands.options import AnyCheckpoint, Classes, Model, Recipe
+from msldata.console import OnError, err, next_step, out, progress_bar, show, standard_output, visible
+from msltrain.commands.options import AnyCheckpoint, Classes, Model, Recipe, run_place
 
 
 class OutputFormat(StrEnum):
@@ -160,8 +160,17 @@ class ExportFormat(StrEnum):
 
 
 def export(
-    checkpoint: AnyCheckpoint,
-    out_: Annotated[Path, typer.Option("--out", help="Folder for the files.", parser=local_path)],
+    run: Annotated[
+        str | None,
+        typer.Argument(help="Run, in runs/ by its name; the same as --checkpoint.", show_default=False),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Run (its best checkpoint) or checkpoint, folder or URL; or a weights file.")
+    ] = None,
+    out_: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the files; default: export in the run's.", parser=local_path),
+    ] = None,
     recipe: Recipe = "",
     model: Model = "",
     classes: Classes = "",
@@ -176,19 +185,30 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another model's export.")] = False,
 ) -> None:
     """Write a model for use elsewhere, and check each file against the original."""
+    from msldata.errors import UserError
     from msltrain.runs.other_checkpoints import Foreign
+    from msltrain.runs.places import run_folder
     from msltrain.use.export import Exported, export_model
     from msltrain.use.export_formats import FORMATS, OPSET
 
+    if (run is None and checkpoint is None) or (run is not None and checkpoint is not None):
+        raise UserError("name one model: msl export RUN, or --checkpoint PLACE")
+    place = run_place(run or checkpoint or "")
+    if out_ is None:
+        if "://" in place:
+            raise UserError(f"{place}: a remote run; say with --out where the files go")
+        out_ = run_folder(place) / "export"
+    folder = out_
+
     def show_file(done: Exported) -> None:
         compared = f"logits differ by at most {done.max_difference:.1e} on {done.num_images} images"
-        show(out, (out_ / done.file, "green"), f": {compared}, alone and as a batch")
+        show(out, (folder / done.file, "green"), f": {compared}, alone and as a batch")
 
     failed: list[str] = []
     wanted = [one for one in FORMATS if format_ is None or one in {chosen.value for chosen in format_}]
     export_model(
-        checkpoint,
-        out_,
+        place,
+        folder,
         foreign=Foreign(recipe=recipe, model=model),
         classes=_named(classes),
         formats=wanted,
@@ -199,11 +219,12 @@ def export(
         on_done=show_file,
         on_failed=failed.append,
     )
-    show(out, (out_ / "README.md", "green"), ": the model card; model.py beside it runs it without this program")
+    show(out, (folder / "README.md", "green"), ": the model card; model.py beside it runs it without this program")
     for reason in failed:
         show(err, ("left out:", "red"), f" {reason}")
     if failed:
         raise typer.Exit(1)
+    next_step(f"msl serve --checkpoint {run or checkpoint}")
 
 
 def _named(classes: str) -> tuple[str, ...]:

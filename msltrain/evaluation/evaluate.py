@@ -29,7 +29,7 @@ from msltrain.models.pretrained import shortened
 from msltrain.runs.checkpoint import LoadedRecogniser, open_checkpoint, read_meta
 from msltrain.runs.folder import training_data
 from msltrain.runs.other_checkpoints import Foreign, load_any
-from msltrain.runs.places import run_folder
+from msltrain.runs.places import find_test_shards, run_folder
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out
@@ -163,6 +163,15 @@ def training_shards(checkpoint: str | Path) -> str:
     if not data.train:
         raise UserError(f"{checkpoint}: does not say what it was trained on; name the shards with --data")
     return data.validation or data.train
+
+
+def test_shards(checkpoint: str | Path) -> str | None:
+    """The test shards beside those that the run of ``checkpoint`` was trained on; None where there are none."""
+    try:
+        train = read_meta(open_checkpoint(checkpoint))[1].data.train
+    except (OSError, UserError):  # a weights file of elsewhere, or nothing: said where it is opened
+        return None
+    return find_test_shards(train) or None if train else None
 
 
 def _run_of(path: str | Path) -> str | Path:

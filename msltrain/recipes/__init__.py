@@ -16,7 +16,7 @@ __all__ = ["RECIPES", "Recipe", "configure", "recipe"]
 def recipe(name: str) -> TrainConfig:
     """The config of the recipe ``name``. Raises UserError that lists the recipes."""
     if name not in RECIPES:
-        raise UserError(f"no recipe '{name}'; {did_you_mean(name, RECIPES)}there are: {', '.join(RECIPES)}")
+        raise UserError(f"no recipe '{name}'; there are: {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}")
     return RECIPES[name]()
 
 

@@ -8,7 +8,6 @@ import inspect
 import types
 import typing
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, Union
 
 from msltrain.config import TrainConfig
@@ -71,7 +70,6 @@ def _choices(hint: Any) -> tuple[str, ...]:
     return ()
 
 
-@lru_cache
 def _docs(section: type) -> dict[str, str]:
     """The string below each field, which Python itself does not keep."""
     [body] = ast.parse(inspect.cleandoc(inspect.getsource(section))).body

@@ -120,9 +120,7 @@ def _with_network(
     config: TrainConfig, weights: str | None, backbone: str | None, on_gpu: bool
 ) -> tuple[TrainConfig, str]:
     """The recipe with the network whose weights can be had, and why that one."""
-    choices = ON_GPU if on_gpu else ON_CPU
-    if backbone is not None:
-        choices = (backbone,)
+    choices = (backbone,) if backbone is not None else ON_GPU if on_gpu else ON_CPU
     if weights is not None:
         return _with_weights(config, weights, choices, asked=backbone)
     tried = [name if "." in name else _with_tag(name) for name in choices]
@@ -205,7 +203,10 @@ def _normalised(stream: StreamConfig, name: str) -> StreamConfig:
     import timm
 
     known = timm.get_pretrained_cfg(name) if name in timm.list_pretrained() else None
-    return replace(stream, mean=known.mean, std=known.std) if known is not None else stream
+    if known is None:
+        return stream
+    (*mean,), (*std,) = known.mean, known.std
+    return replace(stream, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
 
 
 def _hub_place(name: str) -> str:

@@ -33,6 +33,8 @@ from msltrain.stream.pixels.batch import Batch
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
 _NUM_ONES = _BITS.sum(axis=1, dtype=np.uint8)
 _COLUMNS = ("key", "offset", "length", "crc32")
+NUM_GENERATED = 200
+"""Masks that are drawn where none are stored; it takes a few seconds."""
 _MASKS_PER_TASK, _TASKS_AHEAD = 64, 32
 
 
@@ -133,13 +135,10 @@ class KeepMasks:
         return cls(stored, image_size, device, grey=grey, augment=augment)
 
     @classmethod
-    def generate(
-        cls, image_size: int, device: str | torch.device = "cpu", *, number: int = 200, augment: Sequence[str] = ()
-    ) -> KeepMasks:
+    def generate(cls, image_size: int, device: str | torch.device = "cpu", *, augment: Sequence[str] = ()) -> KeepMasks:
         """Irregular masks that are drawn here, always the same: of 1 to 75 % holes, each share as often as any other.
 
         Args:
-            number: of masks; 200 take a few seconds.
             augment: see the class.
 
         Raises:
@@ -149,7 +148,7 @@ class KeepMasks:
             raise UserError(
                 f"stream.image_size is {image_size}; masks are drawn from {MIN_SIZE} pixels on; set keep_mask.kind=box"
             )
-        keep_NSS = np.stack([1 - generate_hole_mask(0, index, image_size) for index in range(number)])
+        keep_NSS = np.stack([1 - generate_hole_mask(0, index, image_size) for index in range(NUM_GENERATED)])
         return cls(pack_bits(keep_NSS), image_size, device, augment=augment)
 
     def within(self, low: float, high: float) -> KeepMasks | None:

@@ -1,0 +1,127 @@
+"""From a folder of photographs to a model: the commands of docs/own-photographs.md, on photographs drawn here."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from msldata.errors import UserError
+from msltrain.__main__ import app
+from msltrain.config import from_json
+from msltrain.recipes import own_fit
+from msltrain.runs.places import find_dataset, find_run
+from msltrain.stream.keepmasks import bank
+
+TUTORIAL = Path(__file__).resolve().parents[2] / "docs/own-photographs.md"
+COLOURS = {"red": 0, "green": 1, "blue": 2}
+
+
+def photographs(folder: Path, number: int = 40, side: int = 40) -> Path:
+    """Noise with a bright square of each class's colour."""
+    folder.mkdir()
+    chance, noise, rows = random.Random(0), np.random.default_rng(0), ["image,labels"]
+    for index in range(number):
+        pixels = noise.integers(0, 90, (side, side + 8, 3), dtype=np.uint8)
+        names = [name for name in COLOURS if chance.random() < 0.5]
+        for name in names:
+            y, x = chance.randrange(side - 16), chance.randrange(side - 16)
+            pixels[y : y + 14, x : x + 14, COLOURS[name]] = 250
+        Image.fromarray(pixels).save(folder / f"{index}.jpg", quality=95)
+        rows.append(f"{index}.jpg,{';'.join(names)}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with photographs, on a machine that reaches no weights and has little patience."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(own_fit, "is_cached", lambda name: False)
+    monkeypatch.setattr(own_fit, "is_reachable", lambda name: False)
+    monkeypatch.setattr(own_fit, "FEWEST_STEPS", 2)
+    monkeypatch.setattr(own_fit, "STEPS_PER_ROOT", 0)
+    monkeypatch.setattr(bank, "NUM_GENERATED", 8)
+    photographs(tmp_path / "photos")
+    return tmp_path
+
+
+def msl(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```console\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
+    return [shlex.split(line.removeprefix("$ msl ")) for block in blocks for line in block.splitlines()]
+
+
+def test_the_tutorial_as_it_stands(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(own_fit, "ON_CPU", ("test_resnet.r160_in1k",))  # for speed alone
+    build, train, *use = commands()
+    assert "next: msl train mine" in msl(*build)
+    said = msl(*train)
+    assert "FROM NOTHING" in said and "image size: 64 pixels" in said and "9 steps of 8" in said
+    assert "thresholds: " in said and "the first step took" in said and "next: msl evaluate mine" in said
+    config = from_json((place / "runs/mine/config.json").read_text())
+    assert config.data.validation == "shards/mine/val" and config.keep_mask.kind == "generated"
+    assert config.loss == own_fit.own().loss
+    assert list((place / "runs/mine/predictions").glob("mine-val-held-out.parquet"))
+    evaluated, predicted, exported = (msl(*command) for command in use)
+    assert "mine-test.parquet" in evaluated and "photos/39.jpg" in predicted
+    thresholds = json.loads((place / "runs/mine/export/config.json").read_text())["thresholds"]
+    assert set(thresholds) == set(COLOURS) and "next: msl serve" in exported
+
+
+def test_what_is_said_is_not_chosen(place: Path):
+    msl("build-shards", "photos", "--name", "mine", "--split", "all")
+    options = ("--epochs", "1", "--batch-size", "4", "--lr", "0.02", "--image-size", "32", "--backbone", "resnet10t")
+    msl("train", "shards/mine", *options, "--set", "loss.masked_weight=0.5", "--run", "here")
+    config = from_json((place / "here/config.json").read_text())
+    found = (config.optim.num_epochs, config.stream.batch_size, config.optim.lr, config.stream.image_size)
+    assert found == (1, 4, 0.02, 32) and config.model.backbone == "resnet10t" and config.loss.masked_weight == 0.5
+    assert config.data.validation == "" and config.data.validation_fraction == 0.15
+    assert "as the run that goes on was begun" in msl("train", "mine", "--run", "here", "--resume", "auto")
+
+    # Weights of one's own bring their network and size along.
+    said = msl("train", "mine", "--weights", "here", "--epochs", "1", "--run", "on")
+    config = from_json((place / "on/config.json").read_text())
+    assert config.model.backbone == "resnet10t" and config.stream.image_size == 32 and "continued from here" in said
+
+
+def test_names(place: Path):
+    msl("build-shards", "photos", "--name", "mine")
+    assert find_dataset("mine") == find_dataset("shards/mine") == find_dataset("shards/mine/train")
+    assert find_dataset("mine").test == "shards/mine/test" and find_dataset("shards/mine/test").name == "mine-test"
+    with pytest.raises(UserError, match=r"did you mean mine\?"):
+        find_dataset("mime")
+    with pytest.raises(UserError, match="msl build-shards photos"):
+        find_dataset("photos")
+    (place / "runs/mine").mkdir(parents=True)
+    (place / "mine").mkdir()  # photographs, say: no run
+    assert find_run("mine") == "runs/mine" and find_run("./mine") == "./mine" and find_run("other") == "other"
+    assert "did you mean own?" in msl("train", "mine", "--recipe", "onw", code=2)
+
+
+def test_the_network_is_the_best_that_can_be_had(place: Path, monkeypatch: pytest.MonkeyPatch):
+    msl("build-shards", "photos", "--name", "mine")
+    found = find_dataset("mine")
+
+    def chosen(on_gpu: bool = False) -> tuple[str, str, str]:
+        config, reasons = own_fit.fit_own(found.train, validation=found.validation, on_gpu=on_gpu)
+        return config.model.backbone, config.model.weights, " ".join(reasons)
+
+    monkeypatch.setattr(own_fit, "is_cached", lambda name: name.startswith("resnet50."))
+    assert chosen()[:2] == ("resnet50", "tv_in1k") and "on this machine" in chosen()[2]
+    monkeypatch.setattr(own_fit, "is_cached", lambda name: False)
+    monkeypatch.setattr(own_fit, "is_reachable", lambda name: True)
+    assert chosen()[:2] == ("mobilenetv2_100", "ra_in1k") and "to be fetched" in chosen()[2]
+    assert chosen(on_gpu=True)[:2] == ("resnet101", "tv_in1k")

@@ -1,0 +1,82 @@
+"""What a training run shows: at 80 columns, at 140, and where nobody watches."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from msltrain.training.display import TrainingDisplay, clock, rate
+from msltrain.training.events import EpochEvent, PhaseEvent, StartEvent, StepEvent
+
+START = StartEvent(
+    run_dir="runs/x",
+    device="cpu",
+    world_size=1,
+    num_train=40,
+    num_validation=11,
+    num_keep_masks=200,
+    num_parameters=2_200_000,
+    steps_per_epoch=5,
+    num_steps=160,
+    step=0,
+)
+
+
+def step(number: int) -> StepEvent:
+    losses = {"total": 1.1528, "clean": 0.5, "masked": 0.6528, "consistency": 0.1}
+    return StepEvent(
+        step=number,
+        num_steps=160,
+        epoch=0,
+        num_epochs=32,
+        losses=losses,
+        learning_rate=0.01,
+        images_per_second=0.42,
+        data_wait=0.1,
+    )
+
+
+def events():
+    yield PhaseEvent(what="waiting for the first batch")
+    yield START
+    yield PhaseEvent(what="the first step took 3.1 s", step=1)
+    yield from (step(number) for number in range(5, 20, 5))
+    yield EpochEvent(epoch=0, num_epochs=32, step=5, validation_mAP=0.515, is_best=True, seconds=13)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_bar_fits_and_lines_stay_whole(width: int):
+    screen = io.StringIO()
+    out, err = (Console(file=screen, width=width, force_terminal=True, highlight=False) for _ in range(2))
+    with TrainingDisplay(out, err) as display:
+        for event in events():
+            display.show(event)
+            display._bar.refresh()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]+", screen.getvalue())]
+    bars = [line for line in lines if "━" in line]
+    assert bars and max(map(len, bars)) <= width
+    assert any("left" in line and "epoch 1/32" in line and "0.42 images/s" in line for line in bars)
+    assert any("waiting for the first batch" in line for line in bars)
+    (epoch,) = [line for line in lines if "validation mAP 51.5 (best)" in line]
+    assert epoch.startswith("epoch 1/32  loss 1.1528") and "━" not in epoch
+    assert ("masked 0.6528" in epoch) == (width == 140)
+
+
+def test_a_log_gets_a_line_at_once_and_no_bar():
+    out, err = (Console(file=io.StringIO(), width=80, highlight=False) for _ in range(2))
+    with TrainingDisplay(out, err) as display:
+        for event in events():
+            display.show(event)
+    assert err.file.getvalue().splitlines() == ["waiting for the first batch", "the first step took 3.1 s"]
+    lines = out.file.getvalue().splitlines()
+    assert "step 5/160" in lines[1] and "left" in lines[1] and "0.42 images/s" in lines[1]
+    assert len(lines) == 3  # the start, the first steps, the epoch: no line for every step
+    assert "━" not in out.file.getvalue() + err.file.getvalue()
+
+
+def test_numbers_suit_slow_and_fast_machines():
+    assert [rate(value) for value in (0.034, 0.42, 4.25, 42.4, 4200)] == ["0.03", "0.42", "4.2", "42", "4,200"]
+    assert [clock(value) for value in (42, 725, 11525)] == ["0:42", "12:05", "3:12:05"]
