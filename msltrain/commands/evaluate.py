@@ -11,8 +11,22 @@ import typer
 from rich.table import Table
 
 from msldata.commands import local_path
-from msldata.console import OnError, err, gigabytes, next_step, out, progress_bar, show
-from msltrain.commands.options import Model, Processes, Recipe, run_place
+from msldata.console import OnError, err, gigabytes, next_step, out, progress_bar, show, standard_output
+from msltrain.commands.options import (
+    AnyCheckpoints,
+    BatchSize,
+    Cache,
+    CacheLimit,
+    Device,
+    Json,
+    Model,
+    Processes,
+    Recipe,
+    RunArgument,
+    Seed,
+    SomeCheckpoint,
+    run_place,
+)
 from msltrain.pages.text import percent
 
 if TYPE_CHECKING:
@@ -22,11 +36,8 @@ _percent = partial(percent, digits=2)
 
 
 def evaluate(
-    run: Annotated[
-        str | None,
-        typer.Argument(help="Run, in runs/ by its name; the same as --checkpoint.", show_default=False),
-    ] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Run or checkpoint, folder or URL; or a weights file.")] = None,
+    run: RunArgument = None,
+    checkpoint: SomeCheckpoint = None,
     data: Annotated[
         str | None,
         typer.Option(help="Shards to evaluate on: folder or URL; default: the test shards beside the training ones."),
@@ -43,20 +54,18 @@ def evaluate(
     thresholds_from: Annotated[
         Path | None, typer.Option(help="Tune a threshold per class on these predictions (of --held-out).")
     ] = None,
-    classes: Annotated[bool, typer.Option("--classes", help="Show every class.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Show every class.")] = False,
     intervals: Annotated[bool, typer.Option("--intervals", help="95 % bootstrap intervals over the images.")] = False,
     out_: Annotated[
         Path | None, typer.Option("--out", help="Predictions file to write: .parquet or .csv.", parser=local_path)
     ] = None,
-    json_: Annotated[
-        Path | None, typer.Option("--json", help="Write every number to this file.", parser=local_path)
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json: Json = False,
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
+    device: Device = "auto",
     processes: Processes = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
-    cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
+    cache: Cache = None,
+    cache_limit: CacheLimit = "50GB",
     on_sample_error: Annotated[
         OnError, typer.Option(help="At a damaged sample: stop, or leave it out and list it.")
     ] = OnError.fail,
@@ -129,11 +138,11 @@ def evaluate(
         )
         for _, answers in found
     ]
-    if json_ is not None:
-        text = measured[0].to_json() if len(measured) == 1 else series_json(measured)
-        json_.write_text(text, encoding="utf-8")
+    if json:
+        standard_output.write(measured[0].to_json() if len(measured) == 1 else series_json(measured))
+        return
     if len(measured) == 1:
-        _show(measured[0], with_classes=classes)
+        _show(measured[0], with_classes=per_class)
     else:
         _show_series(measured)
     for (file, _), one in zip(found, measured):
@@ -209,7 +218,7 @@ def _table(first: str, *columns: str) -> Table:
 
 
 def robustness(
-    checkpoint: Annotated[list[str], typer.Option(help="Repeat it: the reference (baseline) first.")],
+    checkpoint: AnyCheckpoints,
     data: Annotated[str, typer.Option(help="Shards to evaluate on: folder or URL.")],
     keep_masks: Annotated[
         list[str] | None, typer.Option(help="Held-out keep masks, for irregular; repeat it: low and high.")
@@ -233,12 +242,12 @@ def robustness(
     out_: Annotated[
         Path, typer.Option("--out", help="The study's folder; what is in it is not computed again.", parser=local_path)
     ] = Path("robustness"),
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="Chooses among the keep masks.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
     processes: Processes = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
-    cache_limit: Annotated[str, typer.Option(help="What the cache may take.")] = "50GB",
+    cache: Cache = None,
+    cache_limit: CacheLimit = "50GB",
     on_sample_error: Annotated[
         OnError, typer.Option(help="At a damaged sample: stop, or leave it out for all models and list it.")
     ] = OnError.fail,

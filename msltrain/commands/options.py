@@ -33,6 +33,13 @@ AnyCheckpoint = Annotated[
         metavar="TEXT",
     ),
 ]
+SomeCheckpoint = Annotated[
+    str | None, typer.Option(*_CHECKPOINT, help="Run or checkpoint, folder or URL; or a weights file.")
+]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(help="Run, in runs/ by its name; the same as --checkpoint.", show_default=False),
+]
 AnyCheckpoints = Annotated[
     list[str],
     typer.Option(
@@ -42,7 +49,6 @@ AnyCheckpoints = Annotated[
         metavar="TEXT",
     ),
 ]
-Data = Annotated[str, typer.Option(help="Shards: folder or URL.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.", min=1)]
 Seed = Annotated[int, typer.Option(help="Chooses among the keep masks.")]

@@ -12,7 +12,7 @@ import typer
 
 from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, next_step, out, show
-from msltrain.commands.options import Processes
+from msltrain.commands.options import Cache, Processes
 from msltrain.commands.recipes import complete_recipe, complete_setting
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def train(
         str | None, typer.Option(help="A series: 0,1,2 trains into RUN/seed0, RUN/seed1 …", show_default=False)
     ] = None,
     processes: Processes = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")] = None,
+    cache: Cache = None,
     cache_limit: Annotated[str | None, typer.Option(help="What the cache may take.", show_default="50GB")] = None,
     ram_cache: Annotated[
         str | None, typer.Option(help="Keep decoded images in so much memory, such as 8GB.", show_default="none")

@@ -10,7 +10,17 @@ import typer
 
 from msldata.commands import local_path
 from msldata.console import OnError, err, next_step, out, progress_bar, show, standard_output, visible
-from msltrain.commands.options import AnyCheckpoint, Classes, Model, Recipe, run_place
+from msltrain.commands.options import (
+    AnyCheckpoint,
+    BatchSize,
+    Classes,
+    Device,
+    Model,
+    Recipe,
+    RunArgument,
+    SomeCheckpoint,
+    run_place,
+)
 
 
 class OutputFormat(StrEnum):
@@ -45,8 +55,8 @@ def predict(
     on_error: Annotated[
         OnError, typer.Option(help="At an unreadable image: leave it out (exit code 1), or stop.")
     ] = OnError.skip,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
     processes: Annotated[str, typer.Option(help="That share the work: a number, or auto for one per GPU.")] = "1",
 ) -> None:
     """Say what photographs show, where it is seen, and what hiding a part changes."""
@@ -123,7 +133,7 @@ def serve(
         list[str] | None, typer.Option(help="Photographs to offer: folder, pattern, URL, shards.")
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="As in predict.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Open a local page: drop a photograph, paint over a part, and watch the predictions change."""
     from msltrain.hosts.distributed import process_group
@@ -160,13 +170,8 @@ class ExportFormat(StrEnum):
 
 
 def export(
-    run: Annotated[
-        str | None,
-        typer.Argument(help="Run, in runs/ by its name; the same as --checkpoint.", show_default=False),
-    ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Run (its best checkpoint) or checkpoint, folder or URL; or a weights file.")
-    ] = None,
+    run: RunArgument = None,
+    checkpoint: SomeCheckpoint = None,
     out_: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for the files; default: export in the run's.", parser=local_path),

@@ -57,10 +57,15 @@ def file(tmp_path) -> Path:
 
 def test_every_number_from_a_predictions_file(file, tmp_path):
     write_predictions(make("ABCDEFGHIJKLMNOP", 1), tmp_path / "val.parquet")
-    code, output = run(
-        *("--predictions", str(file), "--thresholds-from", str(tmp_path / "val.parquet"), "--classes", "--intervals"),
-        *("--json", str(tmp_path / "all.json")),
+    asked = (
+        "--predictions",
+        str(file),
+        "--thresholds-from",
+        str(tmp_path / "val.parquet"),
+        "--per-class",
+        "--intervals",
     )
+    code, output = run(*asked)
     assert code == 0, output
     metrics = compute_metrics(make("abcdefghijklmnop", 0))
     for text in (
@@ -73,7 +78,7 @@ def test_every_number_from_a_predictions_file(file, tmp_path):
         assert text in output
     assert "which the build made smaller (shorter=64)" in output
     assert f"{100 * metrics.mAP:.2f}" in output and "voc11" in output
-    content = json.loads((tmp_path / "all.json").read_text())
+    content = json.loads(CliRunner().invoke(app, ["evaluate", *asked, "--json"]).stdout)
     assert content["metrics"]["mAP"] == metrics.mAP
     assert content["metrics"]["tuned"]["CF1"] != content["metrics"]["CF1"]
     assert content["metrics"]["classes"][2]["average_precision"] is None

@@ -7,6 +7,7 @@ import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,11 @@ def msl(*command: object, code: int = 0) -> str:
     result = CliRunner().invoke(app, [str(part) for part in command], env={"COLUMNS": "300"})
     assert result.exit_code == code, result.output
     return " ".join(result.output.split())
+
+
+def numbers(*command: object) -> dict[str, Any]:
+    """What the command prints with ``--json``."""
+    return json.loads(CliRunner().invoke(app, [*map(str, command), "--json"]).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +50,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_evaluate_measures_a_series(place, tmp_path):
     where = ("--data", place / "test", "--device", "cpu")
-    said = msl("evaluate", "--checkpoint", place / "runs", *where, "--json", tmp_path / "all.json")
-    content = json.loads((tmp_path / "all.json").read_text())
-    single = []
-    for seed in (0, 1):
-        msl("evaluate", "--checkpoint", place / "runs" / f"seed{seed}", *where, "--json", tmp_path / "one.json")
-        single.append(json.loads((tmp_path / "one.json").read_text())["metrics"]["mAP_by_kind"]["msl"])
+    said = msl("evaluate", "--checkpoint", place / "runs", *where)
+    content = numbers("evaluate", "--checkpoint", place / "runs", *where)
+    single = [
+        numbers("evaluate", "--checkpoint", place / "runs" / f"seed{seed}", *where)["metrics"]["mAP_by_kind"]["msl"]
+        for seed in (0, 1)
+    ]
     summary = content["summary"]["mAP"]
     assert (summary["mean"], summary["standard_deviation"]) == pytest.approx(
         (statistics.fmean(single), statistics.stdev(single))
