@@ -9,6 +9,10 @@ from typing import NamedTuple
 from msldata.errors import UserError
 from msldata.storage import Storage
 
+SMALL_BELOW = 32**2
+LARGE_FROM = 96**2
+"""COCO's object sizes, in square pixels of the stored image: small < 32², medium, large >= 96²."""
+
 
 class ObjectRecord(NamedTuple):
     """One annotated object; a tuple, because plans and indices of a million of them are made of tuples.

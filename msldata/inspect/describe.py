@@ -11,11 +11,8 @@ import pyarrow as pa
 
 from msldata.contract.format import INDEX_SCHEMAS, read_index
 from msldata.contract.manifest import IMAGES, FormatError, Manifest, read_manifest
+from msldata.contract.records import LARGE_FROM, SMALL_BELOW
 from msldata.storage import Location, Storage, open_storage
-
-SMALL_BELOW = 32**2
-LARGE_FROM = 96**2
-"""COCO's object sizes, in square pixels of the stored image: small < 32², medium, large >= 96²."""
 
 _FLAGS = ("difficult", "truncated", "occluded", "crowd")
 

@@ -18,9 +18,8 @@ from msltrain.config import TrainConfig, override
 from msltrain.recipes.ablations import GRIDS
 from msltrain.recipes.cost import gpu_hours, num_published
 from msltrain.recipes.variants import Form, tuned
+from msltrain.runs.places import WHOLE
 
-WHOLE = "whole"
-"""The condition in which nothing is hidden."""
 LAST, BEST = "last", "best"
 """The two checkpoints that are measured: after the last step, and best on the validation split."""
 _ROOT = "shards"

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from msldata.contract.records import LARGE_FROM, SMALL_BELOW
 from msltrain.measures.predictions import LargestObjects, Predictions
 
-SMALL_BELOW = 32**2
-LARGE_FROM = 96**2
-"""COCO's limits, in square pixels of the source image."""
 REFERENCE_AREA = 640 * 480
 """The relative limits are COCO's on an image of this size: 0.33 % and 3 % of the image."""
 COVERED_BINS = (

@@ -13,7 +13,8 @@ from msltrain.measures.predictions import Predictions
 from msltrain.pages.svg import dash, style_name
 from msltrain.pages.text import percent
 from msltrain.report.numbers import Numbers
-from msltrain.report.open_runs import WHOLE, describe_condition
+from msltrain.report.open_runs import describe_condition
+from msltrain.runs.places import WHOLE
 
 NUM_OPEN = 12
 """How many panels are shown at once; the others can be unfolded."""

@@ -13,11 +13,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from msldata.contract.pixels import decode
+from msldata.contract.records import SMALL_BELOW
 from msldata.errors import UserError
 from msltrain.evaluation.sweep import AllSamples
 from msltrain.measures.predictions import LargestObjects, Predictions, keep_mask_fingerprints
-from msltrain.measures.strata import REFERENCE_AREA, SMALL_BELOW
-from msltrain.report.open_runs import WHOLE, RunReport
+from msltrain.measures.strata import REFERENCE_AREA
+from msltrain.report.open_runs import RunReport
+from msltrain.runs.places import WHOLE
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 

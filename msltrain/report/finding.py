@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from msltrain.measures.bootstrap import Interval
 from msltrain.pages.text import capital, join, percent, points
 from msltrain.report.numbers import Found, Numbers
-from msltrain.report.open_runs import WHOLE, RunReport, describe_condition
+from msltrain.report.open_runs import RunReport, describe_condition
+from msltrain.runs.places import WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,9 @@ from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions
 from msltrain.measures.summary import Measured, measure
 from msltrain.report.cooccurrence import Companions, FalseAlarms, count_companions, count_false_alarms
-from msltrain.report.open_runs import WHOLE, RunReport
+from msltrain.report.open_runs import RunReport
 from msltrain.robustness.curves import Curves
+from msltrain.runs.places import WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)

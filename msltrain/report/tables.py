@@ -12,7 +12,8 @@ from msltrain.pages.tables import Cell, Group, Row, Table
 from msltrain.pages.text import capital, percent, points
 from msltrain.report.cooccurrence import leaning_pairs
 from msltrain.report.numbers import Numbers
-from msltrain.report.open_runs import WHOLE, RunReport, describe_condition
+from msltrain.report.open_runs import RunReport, describe_condition
+from msltrain.runs.places import WHOLE
 
 NUM_PAIRS = 12
 

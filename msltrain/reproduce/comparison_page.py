@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from msldata.pages.html import render
-from msltrain.grids.plan import BEST, WHOLE
+from msltrain.grids.plan import BEST
 from msltrain.grids.results import CURVE_MEASURES, CurvePoint, OverSeeds
 from msltrain.measures.metrics import SUMMARY
 from msltrain.pages.svg import Line, Plot, model_styles, style_name
@@ -16,6 +16,7 @@ from msltrain.recipes.ablations import what_it_varies
 from msltrain.reproduce.content import Content, GridContent, RowContent, TableContent, beside_mean, hidden
 from msltrain.reproduce.published_numbers import ERRATA, FIGURE3_HOLE_FRACTION, PAPER, SOURCES, Published
 from msltrain.robustness.figure import holes_plot
+from msltrain.runs.places import WHOLE
 
 _MODELS = ("Baseline", "MSL")
 """The models of every grid with curves: they keep the colours that they have on the other pages."""

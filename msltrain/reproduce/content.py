@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msltrain.grids.plan import WHOLE
 from msltrain.grids.results import CurvePoint, Measures, OverSeeds, curves_of, measures_of
 from msltrain.grids.run import GridRun
 from msltrain.measures.metrics import SUMMARY
@@ -14,6 +13,7 @@ from msltrain.pages.text import counted, percent
 from msltrain.recipes.ablations import reference_row
 from msltrain.reproduce.paper_tables import PaperTable
 from msltrain.reproduce.published_numbers import ERRATA, FIGURE3, PUBLISHED, Published, other_rows
+from msltrain.runs.places import WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)

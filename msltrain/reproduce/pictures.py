@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msltrain.grids.jobs import predictions_file
-from msltrain.grids.plan import WHOLE
 from msltrain.grids.run import GridRun
 from msltrain.report import RunReport, open_run, write_report
 from msltrain.reproduce.paper_tables import PaperTable
+from msltrain.runs.places import WHOLE
 
 _MODELS = {"baseline": "Baseline", "msl": "MSL"}
 """Rows of a grid with curves → their names on its page of pictures."""

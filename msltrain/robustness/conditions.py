@@ -28,12 +28,12 @@ from msltrain.measures.predictions import (
 )
 from msltrain.robustness.boxes import ObjectBoxes
 from msltrain.robustness.fillings import EPOCH, Filling
-from msltrain.robustness.hole_kinds import STORED, WHOLE, HoleRange, Holes, open_kind, open_stored
+from msltrain.robustness.hole_kinds import STORED, HoleRange, Holes, open_kind, open_stored
 from msltrain.robustness.partial_results import Stretch, Unfinished
 from msltrain.robustness.recalibrate import recalibrate_batchnorm
 from msltrain.robustness.study import Study
 from msltrain.runs.checkpoint import LoadedRecogniser
-from msltrain.runs.places import predictions_file
+from msltrain.runs.places import WHOLE, predictions_file
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.open import AnyKeepMasks

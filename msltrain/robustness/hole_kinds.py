@@ -24,8 +24,6 @@ from msltrain.stream.keepmasks.shapes import BoxMasks, ObjectMasks, PatchMasks
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.shardset import ShardSet
 
-WHOLE = "whole"
-"""The condition in which nothing is hidden."""
 IRREGULAR = "irregular"
 STORED = (IRREGULAR, *FILLED)
 """Kinds that take the stored keep masks."""

@@ -12,6 +12,8 @@ from msldata.contract.manifest import MANIFEST_NAME
 from msldata.errors import UserError
 from msldata.storage import open_storage
 
+WHOLE = "whole"
+"""The condition in which nothing is hidden."""
 RUNS, SHARDS = "runs", "shards"
 """Where a bare name is looked for."""
 _TRAIN, _VALIDATION = ("train", "training", "trainval", "all"), ("val", "valid", "validation", "dev")

@@ -11,7 +11,7 @@ from torch import Tensor
 from msltrain.hosts.distributed import Ranks
 
 
-class Interval:
+class StepLog:
     """What happened since the last report; nothing is read from the device before `read`."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ from msltrain.training.learner import Learner
 from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
 from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
 from msltrain.training.smallest_part import check_smallest_part
-from msltrain.training.step_log import Interval
+from msltrain.training.step_log import StepLog
 from msltrain.training.validation import (
     has_finite_weights,
     positive_weights,
@@ -187,7 +187,7 @@ class Trainer:
         self._num_skipped = 0
         self._steps_here = 0
         self._last_keys: Sequence[str] = ()
-        self._interval = Interval()
+        self._step_log = StepLog()
         # Only now: a mistake in the config should not leave a folder behind that then counts as used.
         ranks.first_does(self._write_down)
 
@@ -259,7 +259,7 @@ class Trainer:
         loader, config = self.data.training, self.config
         if loader.next_epoch > epoch:  # stopped between its last step and its end
             return
-        self._interval = Interval()
+        self._step_log = StepLog()
         waited = loader.stats.seconds_waited
         if self._steps_here == 0:
             self._tell(PhaseEvent(what="waiting for the first batch"))
@@ -267,12 +267,12 @@ class Trainer:
             if self._steps_here == 0:
                 began = time.perf_counter()
                 self._tell(PhaseEvent(what="compiling the first step" if config.run.compile else "the first step"))
-            self._interval.waited += loader.stats.seconds_waited - waited
+            self._step_log.waited += loader.stats.seconds_waited - waited
             waited = loader.stats.seconds_waited
             view = self.data.masked_view(batch, epoch)
             rate = learning_rate(self._optim, self.step - self._steps_before, len(loader))
             losses = self.learner.take_step(batch, view, rate)
-            self._interval.add(rate, losses, batch.keys)
+            self._step_log.add(rate, losses, batch.keys)
             self._last_keys = batch.keys
             del batch, view  # or the next ones would need room beside them
             self.step += 1
@@ -306,7 +306,7 @@ class Trainer:
         Raises:
             UserError: a loss was not finite.
         """
-        interval = self._interval
+        interval = self._step_log
         if not interval.losses:
             return False
         names, rows, asked = interval.read(self.ranks, self.stop.received is not None)
@@ -338,7 +338,7 @@ class Trainer:
                 }
             )
         self._tell(event)
-        self._interval = Interval()
+        self._step_log = StepLog()
         return asked
 
     def _fail_on(self, step: int, what: str, keys: Sequence[str]) -> NoReturn:

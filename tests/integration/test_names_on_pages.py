@@ -14,7 +14,6 @@ from msldata.inspect.preview_page import draw_page
 from msldata.inspect.tiles import Box, Label, Preview, Tile
 from msldata.pages.colours import class_colour
 from msltrain.config import ModelConfig
-from msltrain.grids.plan import WHOLE
 from msltrain.grids.results import CURVE_MEASURES, CurvePoint, Measures, OverSeeds
 from msltrain.measures.metrics import SUMMARY
 from msltrain.report import write_report
@@ -24,6 +23,7 @@ from msltrain.reproduce.paper_tables import TABLES
 from msltrain.reproduce.published_numbers import Published
 from msltrain.robustness.curves import compute_curves
 from msltrain.robustness.figure import robustness_markdown, robustness_page
+from msltrain.runs.places import WHOLE
 from tests.integration.test_report import predictions, run
 
 EVIL = "<b>&\"'</b><script>alert(1)</script>|`x`\n# y"

@@ -14,9 +14,10 @@ from msldata.errors import UserError
 from msltrain.config import to_json
 from msltrain.grids.folder import NAME, claim_folder
 from msltrain.grids.jobs import is_whole, predictions_file
-from msltrain.grids.plan import LAST, WHOLE, DataPlaces, Plan, make_plan
+from msltrain.grids.plan import LAST, DataPlaces, Plan, make_plan
 from msltrain.grids.results import measures_of
 from msltrain.measures.predictions import Predictions, write_predictions
+from msltrain.runs.places import WHOLE
 
 PLACES = DataPlaces(test_masks=())
 

@@ -18,7 +18,7 @@ import torch
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.schedule import MaskSchedule
-from msltrain.stream.keepmasks.shapes import BoxMasks, ObjectMasks, PatchMasks, WholeImages
+from msltrain.stream.keepmasks.shapes import BoxMasks, NoHoles, ObjectMasks, PatchMasks
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.shardset import ShardSet
 
@@ -63,4 +63,4 @@ def open_keep_masks(
         case "object":
             return ObjectMasks(shards, size, device)
         case "none":
-            return WholeImages(size, device)
+            return NoHoles(size, device)

@@ -19,7 +19,7 @@ _LONGEST_BOX = 2.0
 """Height over width of a random box is at most this, and at least one over it."""
 
 
-class WholeImages:
+class NoHoles:
     """Nothing is hidden: shows what the masked branch does merely by being a second pass."""
 
     def __init__(self, image_size: int, device: str | torch.device):
