@@ -24,7 +24,8 @@ _NOT_TYPED = re.compile(
 
 
 def advised(text: str) -> list[str]:
-    """The commands in a text: between backticks, or as far as a bare one seems to go."""
+    """The commands in a text: between backticks, or as far as a bare one seems to go, over continued lines too."""
+    text = re.sub(r"\\\n\s*", "", text)
     quoted = _QUOTED.findall(text)
     bare = [_NOT_TYPED.split(command)[0] for command in _BARE.findall(_QUOTED.sub("", text))]
     return [command.rstrip(" .:…").replace("…", "X") for command in quoted + bare]
@@ -77,7 +78,7 @@ def test_what_pages_advise_can_be_typed():
 
 
 def test_the_parser_finds_faults():
-    assert problem("msl evaluate CHECKPOINT SHARDS --out FILE") == "msl evaluate takes 0 arguments, not 2"
+    assert problem("msl evaluate CHECKPOINT SHARDS --out FILE") == "msl evaluate takes 1 arguments, not 2"
     assert problem("msl evaluate --chekpoint RUN") == "msl evaluate has no option --chekpoint"
     assert advised("x; run msl verify X; then") == ["msl verify X"]
     assert problem("msl verify X") == "" == problem("msl train --recipe NAME --data DIR")

@@ -24,6 +24,8 @@ MARKUP = re.compile(r"\[/?(bold|dim|italic|underline|red|green|yellow|blue|cyan|
 MAY_PRINT = {
     "msldata/commands/inspect.py": "JSON for programs, which escapes",
     "msltrain/commands/bench_stream.py": "JSON for programs, which escapes",
+    "msltrain/commands/evaluate.py": "JSON for programs, which escapes",
+    "msltrain/use/standalone.py": "becomes model.py of an export, a program of its own",
     "msltrain/grids/workers.py": "a job's log",
     "msltrain/demo/subprocesses.py": "a step's log",
 }
