@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from msldata.build.image import TRANSCODE_QUALITY, Resize
-from msldata.contract.format import check_key, encode_json
-from msldata.contract.manifest import IMAGES, SCHEMA_VERSION, Manifest, shard_name
+from msldata.contract.format import INDEX_VERSION, check_key, encode_json
+from msldata.contract.manifest import IMAGES, Manifest, shard_name
 from msldata.contract.records import ObjectRecord, Occlusion, Record
 from msldata.errors import BadInputError, UserError
 from msldata.sources.kinds import PUBLISHED, Source
@@ -146,7 +146,7 @@ def plan_build(
     digest = hashlib.sha256(
         encode_json(
             {
-                "schema_version": SCHEMA_VERSION,
+                "schema_version": INDEX_VERSION,
                 "dataset": source.dataset,
                 "split": source.split,
                 "classes": classes,

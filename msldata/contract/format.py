@@ -31,6 +31,8 @@ MAX_KEY_BYTES = 100 - len(TARGET_SUFFIX)
 
 
 INDEX_VERSION = 1
+"""Version of what tars and indexes hold. Plans count it in, so another one makes every build start over; what only the
+manifest says has a version of its own."""
 _MAX_PIXELS = 178_956_970
 """The most pixels of one image: Pillow refuses anything larger as a decompression bomb."""
 _MAX_SIDE = 65_535

@@ -105,7 +105,7 @@ def describe(place: Location | Storage, *, max_pairs: int = 8) -> Description:
     pairs: Sequence[LabelPair] = ()
     labels_per_image = 0.0
     if images:
-        together_KK = _together(index["positives"], len(manifest.classes), folder.url)
+        together_KK = _together(index["positives"], len(manifest.classes))
         labels = _count_labels(manifest.classes, together_KK, index)
         pairs = _count_pairs(manifest.classes, together_KK)[:max_pairs]
         labels_per_image = int(np.trace(together_KK)) / max(1, index.num_rows)
@@ -148,11 +148,9 @@ def _flat(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([row + start for row, start in zip(rows, starts)]), np.concatenate(values)
 
 
-def _together(positives: pa.ChunkedArray, num_classes: int, where: str) -> np.ndarray:
+def _together(positives: pa.ChunkedArray, num_classes: int) -> np.ndarray:
     """together_KK: images in which both classes are positive; on the diagonal, images with the class."""
     rows, classes = _flat(positives)
-    if len(classes) and not 0 <= classes.min() <= classes.max() < num_classes:
-        raise FormatError(f"{where}: an index names a class that the manifest does not know; run msl verify {where}")
     target_NK = np.zeros((len(positives), num_classes), np.float32)  # float32 is exact up to 16 million images
     target_NK[rows, classes] = 1
     return (target_NK.T @ target_NK).astype(np.int64)

@@ -10,9 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from msldata.build.folder import BuildFolder
-from msldata.contract.format import KEEP_MASK_SUFFIX, MAX_KEY_BYTES, META_SUFFIX, check_key, encode_json
+from msldata.contract.format import (
+    INDEX_VERSION,
+    KEEP_MASK_SUFFIX,
+    MAX_KEY_BYTES,
+    META_SUFFIX,
+    check_key,
+    encode_json,
+)
 from msldata.contract.keepmask import POLARITIES, hole_fraction_histogram
-from msldata.contract.manifest import KEEP_MASKS, SCHEMA_VERSION, Manifest, shard_name
+from msldata.contract.manifest import KEEP_MASKS, Manifest, shard_name
 from msldata.contract.tar import END_BYTES, tar_member_bytes
 from msldata.errors import BadInputError, UserError
 from msldata.masks.hole_fraction import MeasuredMask, measure_masks, reach_all
@@ -307,7 +314,7 @@ def _sample_names(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 def _plan_subset(out: Storage, draft: Manifest, samples: Sequence[MaskSample]) -> PlannedSubset:
     """Cut the samples into shard tasks and give the plan its digest."""
     content = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": INDEX_VERSION,
         "subset": draft.split,
         "masks_per_shard": MASKS_PER_SHARD,
         "counts": draft.counts,

@@ -31,9 +31,9 @@ from msldata.build.image import prepare_image
 from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 
-def slowly(*arguments):
+def slowly(*arguments, decode):
     time.sleep(0.005)
-    return prepare_image(*arguments)
+    return prepare_image(*arguments, decode=decode)
 
 samples.prepare_image = slowly
 write_shard = module._write_shard

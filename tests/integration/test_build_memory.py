@@ -48,7 +48,7 @@ class Many:
     def records(self):
         for number in range(self.num_records):
             objects = tuple(
-                ObjectRecord(index, (1.5 * index, 2.25, 30.125, 40.0 + number % 7), 1205.0 + number, crowd=False)
+                ObjectRecord(index, (0.125 * index, 2.25, 12.125, 10.5 + number % 3), 1205.0 + number, crowd=False)
                 for index in (number % 80, number * 7 % 80)
             )
             positives = tuple(sorted({item.class_index for item in objects}))

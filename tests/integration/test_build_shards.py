@@ -25,6 +25,7 @@ from msldata.contract.records import VOC, LabelSpace, ObjectRecord, Record
 from msldata.errors import BadInputError, StorageError, UserError
 from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
+from msldata.storage.lock import LOCK_NAME
 from tests.golden.test_shardwriter import MemoryStorage
 from tests.tinydata import contents, encode, jpeg, make_voc
 
@@ -230,7 +231,7 @@ def test_two_builds_at_once_are_refused(voc, tmp_path):
     folder.mkdir()
     part = folder / ".voc2007-test-000000.tar.4711.part"
     part.write_bytes(b"the other build is writing this")
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another build is writing into this folder"):

@@ -86,7 +86,8 @@ def test_images_without_labels_or_objects(tmp_path):
 
 def test_class_that_the_manifest_does_not_know(tmp_path):
     write_dataset(tmp_path, [[{"positives": [3]}]])
-    with pytest.raises(FormatError, match="msl verify"):
+    refusal = r"000000\.parquet: a class number of positives is not one of the 3 classes; copy or build .* again"
+    with pytest.raises(FormatError, match=refusal):
         describe(LocalStorage(tmp_path))
 
 

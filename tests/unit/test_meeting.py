@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch.distributed as dist
 
 from msltrain.hosts import distributed
+from msltrain.hosts.voice import LostPeer
 
 
 def meet(world_size: int) -> list[dist.Store]:
@@ -31,7 +32,7 @@ def test_a_process_that_never_comes_is_named(monkeypatch):
     for rank, problem in ((0, "process 1 of 2 did not start"), (1, "the first of 2 processes did not start")):
         try:
             distributed._own_store(0, rank, 2)
-        except TimeoutError as error:
+        except LostPeer as error:
             assert problem in str(error)
         else:
             raise AssertionError("it went on alone")
