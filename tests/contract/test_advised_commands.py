@@ -25,6 +25,7 @@ _NOT_TYPED = re.compile(
 
 def advised(text: str) -> list[str]:
     """The commands in a text: between backticks, or as far as a bare one seems to go."""
+    text = text.replace("\\\n", " ")
     quoted = _QUOTED.findall(text)
     bare = [_NOT_TYPED.split(command)[0] for command in _BARE.findall(_QUOTED.sub("", text))]
     return [command.rstrip(" .:…").replace("…", "X") for command in quoted + bare]

@@ -26,6 +26,7 @@ MAY_PRINT = {
     "msltrain/commands/bench_stream.py": "JSON for programs, which escapes",
     "msltrain/grids/workers.py": "a job's log",
     "msltrain/demo/subprocesses.py": "a step's log",
+    "msltrain/use/standalone.py": "runs where this program is not",
 }
 HOSTILE = ("car [parked]", "[/x]", "[red]cat[/red]", "\x1b[31mcat\x1b[0m", "a\rb", "\u202etac", "\udcff")
 
