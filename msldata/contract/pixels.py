@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _PILLOWS_MOST = 178_956_970
-MAX_PIXELS = int(os.environ.get("MSL_MAX_PIXELS", _PILLOWS_MOST))
-"""Larger images are taken for decompression bombs: these are 537 MB once decoded. ``MSL_MAX_PIXELS`` sets another
+MAX_PIXELS = int(os.environ.get("MSL_MAX_PIXELS", 178_000_000))
+"""Larger images are taken for decompression bombs: these are 534 MB once decoded. ``MSL_MAX_PIXELS`` sets another
 bound, for every process of a command."""
 
 JPEG_START = b"\xff\xd8\xff"
