@@ -123,17 +123,23 @@ def test_a_full_disk_costs_speed_and_a_note(folder, tmp_path, notes, monkeypatch
     ]
 
 
-def test_a_damaged_copy_is_replaced_from_the_source(folder, tmp_path, notes):
+@pytest.mark.parametrize("decayed", [True, False])
+def test_a_damaged_copy_is_replaced_from_the_source(folder, tmp_path, notes, decayed):
+    """A sample shows what the disk has spoilt; a copy that was written to is hashed before any sample is read."""
     shards = remote(folder)
     expected = epochs(make(open_shard_set(folder)), 2)
     assert epochs(make(shards, cache=str(tmp_path)), 2) == expected
     info = shards.manifest.shards[2]
-    with open(tmp_path / f"{info.sha256}.tar", "r+b") as file:
+    copy = tmp_path / f"{info.sha256}.tar"
+    before = copy.stat()
+    with open(copy, "r+b") as file:
         file.seek(int(shards.rows(np.array([2]), np.array([5]))[1].offset_N[0]) + 400)
         file.write(b"damage")
+    if decayed:
+        os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert epochs(make(shards, cache=str(tmp_path)), 2) == expected
-    assert f"the copy of {info.name} was damaged" in notes.text
-    assert (tmp_path / f"{info.sha256}.tar").read_bytes() == (folder / info.name).read_bytes()
+    assert (f"the copy of {info.name} was damaged" in notes.text) == decayed
+    assert copy.read_bytes() == (folder / info.name).read_bytes()
 
 
 def test_a_rebuilt_dataset_never_meets_its_old_bytes(tmp_path):
