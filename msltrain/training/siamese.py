@@ -119,7 +119,8 @@ class SiameseStep(nn.Module):
             teacher_logit_BK: what the masked branch must predict with ``loss.masked_target="teacher"``.
 
         Returns:
-            float32 scalars: ``total`` (to be minimised), ``clean``; with masks ``masked`` and ``consistency`` too.
+            Scalars, float32 or wider as the logits are: ``total`` (to be minimised), ``clean``; with masks ``masked``
+            and ``consistency`` too.
 
         Raises:
             UserError: there are no keep masks for masked terms, or the network does not give one logit for each target.
@@ -216,6 +217,7 @@ class SiameseStep(nn.Module):
     def _recognition(
         self, logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None, *, smoothing: float
     ) -> Tensor:
+        target_BK = target_BK.to(logit_BK.dtype)
         weight_BK = None
         if self._positive_weight_K is not None:
             weight_BK = 1 + (self._positive_weight_K - 1) * target_BK
@@ -245,7 +247,7 @@ def _beside(module: nn.Module, weight_K: Tensor | None) -> Tensor | None:
 
 
 def _checked(logit_BK: Tensor, target_BK: Tensor) -> Tensor:
-    """Logits as float32, whatever the network computes in. Raises UserError unless there is one for each target."""
+    """Logits as float32, or as float64 if the network gives that. Raises UserError unless each target has one."""
     if not isinstance(logit_BK, Tensor):
         raise UserError(f"the network gives a {type(logit_BK).__name__}; wrap it so that it returns its logits (B, K)")
     if logit_BK.shape != target_BK.shape:
@@ -253,7 +255,7 @@ def _checked(logit_BK: Tensor, target_BK: Tensor) -> Tensor:
             f"the network gives {tuple(logit_BK.shape)} and the targets are {tuple(target_BK.shape)}; it must return "
             "one logit for each image and class, (B, K)"
         )
-    return logit_BK.float()
+    return logit_BK.to(torch.promote_types(logit_BK.dtype, torch.float32))
 
 
 class _View(NamedTuple):
