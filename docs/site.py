@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         if not target or "://" in target or target.startswith("mailto:"):
             return match[0]
         path = Path(os.path.normpath(here / target))
-        if path.is_relative_to(root / "docs"):
+        if path.is_relative_to(root / "docs") and path.suffix != ".py":  # those are no pages
             return f"[{text}]({path.relative_to(root / 'docs').as_posix()}{anchor})"
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
         if name in PAGES:
