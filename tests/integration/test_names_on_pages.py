@@ -96,7 +96,7 @@ def test_robustness(classes):
         whole = replace(whole, origin=replace(whole.origin, skipped=(EVIL,)))
         found[name] = {WHOLE: whole, f"{EVIL}-30-40": hidden}
     curves = compute_curves(found)
-    assert_shown(robustness_page(curves), num_scripts=1, times=20)
+    assert_shown(robustness_page(curves), num_scripts=1, times=21)
     assert_plain(robustness_markdown(curves))
 
 
@@ -121,6 +121,7 @@ def test_reproduce():
         rows=(row,),
         curves={EVIL: points},
         end_points={},
+        pictures=EVIL,
     )
     table = replace(TABLES["table-3"], title=EVIL, reading=EVIL, errata=())
     content = Content(
@@ -132,7 +133,7 @@ def test_reproduce():
         states=(RunState(name=EVIL, state=f"failed: {EVIL}", log=EVIL),),
         command=EVIL,
     )
-    assert_shown(to_html(content), num_scripts=1, times=20)
+    assert_shown(to_html(content), num_scripts=1, times=21)
     assert_plain(to_markdown(content))
 
 
