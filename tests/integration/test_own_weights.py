@@ -113,7 +113,7 @@ def test_another_backbone_is_refused_in_words(place):
 
 @pytest.mark.parametrize("form", ["export", "export/model.safetensors", "base/checkpoints/best/weights.safetensors"])
 def test_an_export_is_evaluated_as_its_run(place, tmp_path, form):
-    for checkpoint, name in ((place / "base", "one"), (place / form, "two")):
+    for checkpoint, name in ((place / "base", "one.parquet"), (place / form, "two.parquet")):
         msl(
             "evaluate",
             "--checkpoint",
@@ -125,7 +125,7 @@ def test_an_export_is_evaluated_as_its_run(place, tmp_path, form):
             "--device",
             "cpu",
         )
-    one, two = read_predictions(tmp_path / "one"), read_predictions(tmp_path / "two")
+    one, two = read_predictions(tmp_path / "one.parquet"), read_predictions(tmp_path / "two.parquet")
     assert np.array_equal(one.logit_NK, two.logit_NK) and one.classes == two.classes
     (tmp_path / "a.jpg").write_bytes(photo(1))
     said = [

@@ -232,7 +232,7 @@ def broken_files():
     whole = photo(0, 60, 40)
     png = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(png, "PNG")
-    huge = b"IHDR" + (12_000).to_bytes(4, "big") * 2 + png.getvalue()[24:29]
+    huge = b"IHDR" + (14_000).to_bytes(4, "big") * 2 + png.getvalue()[24:29]
     return {
         "text.jpg": b"this is no image",
         "empty.png": b"",
