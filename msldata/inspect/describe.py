@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from msldata.contract.format import INDEX_SCHEMAS, read_index
-from msldata.contract.manifest import IMAGES, FormatError, Manifest, read_manifest
+from msldata.contract.manifest import IMAGES, Manifest, read_manifest
 from msldata.storage import Location, Storage, open_storage
 
 SMALL_BELOW = 32**2

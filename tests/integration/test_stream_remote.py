@@ -86,9 +86,7 @@ def test_ranks_on_one_host_fetch_each_shard_once(folder, tmp_path):
         rank.close()
     assert [sorted(first + second) for first, second in steps] == [sorted(batch[0]) for batch in expected]
     whole = [read for rank in ranks for read in tar_reads(rank.shards) if read[1] == 0]
-    assert sorted(name for name, _, _ in whole) == [
-        f"small-train-00000{number}.tar" for number in range(len(COUNTS))
-    ]
+    assert sorted(name for name, _, _ in whole) == [f"small-train-00000{number}.tar" for number in range(len(COUNTS))]
 
 
 def test_only_the_first_window_is_read_singly_while_its_shards_are_fetched(folder, tmp_path):
