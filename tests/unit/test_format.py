@@ -76,8 +76,8 @@ def test_not_a_manifest(data):
 
 def test_another_schema_version_says_what_to_do():
     content = json.loads(MANIFEST.to_json()) | {"schema_version": 99}
-    message = r"schema version 99, .*; build the shards again .* or read them with a newer program"
-    with pytest.raises(FormatError, match=message):
+    advice = "build the shards again from their source, or read them with a newer program"
+    with pytest.raises(FormatError, match=f"schema version 99, .*; {advice}"):
         Manifest.from_json(json.dumps(content).encode(), "dataset.json")
 
 
