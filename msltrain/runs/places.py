@@ -46,7 +46,7 @@ def find_dataset(name: str) -> Dataset:
     elif close := difflib.get_close_matches(name, built, 1):
         near = f"; did you mean {close[0]}?"
     else:
-        near = f"; there are: {', '.join(built)}" if built else "; msl build-shards PHOTOS --name NAME makes one"
+        near = f"; there are: {', '.join(built)}" if built else "; build one: msl build-shards PHOTOS --name NAME"
     raise UserError(f"{name}: no dataset with training shards here or in {SHARDS}/{near}")
 
 

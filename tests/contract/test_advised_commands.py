@@ -77,7 +77,7 @@ def test_what_pages_advise_can_be_typed():
 
 
 def test_the_parser_finds_faults():
-    assert problem("msl evaluate CHECKPOINT SHARDS --out FILE") == "msl evaluate takes 0 arguments, not 2"
+    assert problem("msl evaluate CHECKPOINT SHARDS --out FILE") == "msl evaluate takes 1 arguments, not 2"
     assert problem("msl evaluate --chekpoint RUN") == "msl evaluate has no option --chekpoint"
     assert advised("x; run msl verify X; then") == ["msl verify X"]
     assert problem("msl verify X") == "" == problem("msl train --recipe NAME --data DIR")

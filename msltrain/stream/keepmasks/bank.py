@@ -101,8 +101,7 @@ class KeepMasks:
             augment: see the class.
 
         Raises:
-            UserError: no location, or one without any masks: training with fewer sets than requested would go
-            unnoticed.
+            UserError: no location, or one without any masks: that fewer sets are in use would go unnoticed.
             FormatError: a location holds something else, or damaged masks.
             StorageError, FileNotFoundError: it cannot be read.
         """
