@@ -123,7 +123,7 @@ def train(
         began = _begun(place) if resume is not None else None
         config, reasons = _own(found, keep_masks or (), weights, settings, began)
         for reason in reasons:
-            show(out, f"  {reason}")
+            out.print(f"  {reason}", soft_wrap=not out.is_terminal)
         # All processes must mean the same network, whatever each of them could fetch.
         arguments += [
             "--set",

@@ -105,9 +105,9 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *(entry for function in _PUBLISHED for entry in _family(function)),
-        _single("own", own),
         _single("smoke", small.smoke),
         _single("demo", small.demo),
         _single("demo-baseline", small.demo_baseline),
+        _single("own", own),
     )
 }

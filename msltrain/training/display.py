@@ -109,7 +109,7 @@ class TrainingDisplay:
         self._is_first_step = False
 
     def _print(self, text: str) -> None:
-        self._out.print(text, soft_wrap=True)
+        self._out.print(text, soft_wrap=not self._out.is_terminal)  # a terminal alone would break words
 
 
 def rate(per_second: float) -> str:
