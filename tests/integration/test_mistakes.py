@@ -285,7 +285,12 @@ def test_a_gpu_that_is_not_there(shards, tmp_path):
 
 
 def test_evaluate_without_anything(tmp_path):
-    assert_refused(msl("evaluate", folder=tmp_path), tmp_path, "--checkpoint RUN with --data SHARDS or --held-out", "--predictions FILE")
+    assert_refused(
+        msl("evaluate", folder=tmp_path),
+        tmp_path,
+        "--checkpoint RUN with --data SHARDS or --held-out",
+        "--predictions FILE",
+    )
 
 
 def test_a_file_that_is_no_predictions(tmp_path):
