@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from msldata.errors import UserError
-from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, override, to_json
+from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, override
 from msltrain.hosts.distributed import Ranks
-from msltrain.runs.checkpoint import load_checkpoint
+from msltrain.runs.checkpoint import META_NAME, load_checkpoint
 from msltrain.stream.config import StreamConfig
 from msltrain.training.data import TrainData
 from msltrain.training.trainer import train
@@ -135,8 +135,9 @@ def test_an_interrupted_run_of_two_continues_in_one(config: TrainConfig, alone: 
 
 
 def test_a_mistake_ends_all_processes(config: TrainConfig, tmp_path: Path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(to_json(config))
+    meta = tmp_path / "run" / "checkpoints" / "last" / META_NAME
+    meta.parent.mkdir(parents=True)
+    meta.write_text("{}")  # a run without a checkpoint does not hold its place
     output = finish(start({"run": config}, tmp_path, 2), expected=1)
     assert output.count("holds a run already") == 2
 

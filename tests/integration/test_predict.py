@@ -71,7 +71,7 @@ def test_top_k_and_threshold(place):
 
 
 def test_thresholds_tuned_on_the_held_out_part_are_used(tmp_path):
-    write_images(tmp_path / "shards", [12])
+    write_images(tmp_path / "shards", [36])  # enough of each class to tune on
     run = write_checkpoint(tmp_path / "run", CLASSES)
     cpu = torch.device("cpu")
     held_out = evaluate(run, tmp_path / "shards", batch_size=12, device="cpu")[0]
