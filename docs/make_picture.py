@@ -50,7 +50,7 @@ def main(demo: Path, out: Path) -> None:
 
 def predictions_of(run: Path, shards: Path, masks: Path | None) -> Path:
     """The predictions file that ``msl evaluate`` wrote for these shards, and these masks."""
-    from msltrain.runs.places import default_file
+    from msltrain.runs.run_places import default_file
 
     return default_file(run, shards, [masks] if masks else [])
 

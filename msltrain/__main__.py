@@ -10,7 +10,7 @@ from typing import ClassVar
 from msldata.__main__ import DATA_COMMANDS
 from msldata.commands.program import Commands, make_program, run_program
 from msltrain.commands import bench_stream, evaluate, grids, recipes, report, train, use
-from msltrain.hosts.voice import may_speak, quiet_others
+from msltrain.hosts.rank_output import may_speak, quiet_others
 
 
 class _OfSeveral(Commands):

@@ -76,7 +76,7 @@ def evaluate(
     from msldata.errors import UserError
     from msltrain.hosts import launch
     from msltrain.measures.predictions import read_predictions
-    from msltrain.runs.places import default_file, find_series
+    from msltrain.runs.run_places import default_file, find_series
 
     if run is not None and checkpoint is not None:
         raise UserError(f"the run is named twice: {run} and --checkpoint {checkpoint}")
@@ -95,7 +95,7 @@ def evaluate(
         if (number := launch.num_processes(processes, device)) > 1:
             raise typer.Exit(launch.launch(sys.argv[1:], number))
         from msltrain.evaluation.evaluate import evaluate, training_shards
-        from msltrain.hosts.voice import is_first_process
+        from msltrain.hosts.rank_output import is_first_process
         from msltrain.runs.other_checkpoints import Foreign
 
         runs: list[str | Path] = list(find_series(checkpoint)) or [checkpoint]
@@ -155,7 +155,7 @@ def evaluate(
 def _show_series(measured: Sequence[Measured]) -> None:
     """The measures of every run of a series, in percent, and their mean ± standard deviation."""
     from msltrain.measures.summary import mean_and_deviation
-    from msltrain.runs.places import run_folder
+    from msltrain.runs.run_places import run_folder
 
     summaries = [one.metrics.summary() for one in measured]
     table = _table("", *summaries[0])
@@ -265,7 +265,7 @@ def robustness(
         raise UserError("--recalibrate SHARDS and --recalibrate-masks DIR belong together")
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
-    from msltrain.hosts.voice import is_first_process
+    from msltrain.hosts.rank_output import is_first_process
     from msltrain.robustness.curves import compute_curves
     from msltrain.robustness.figure import write_robustness
     from msltrain.robustness.run import Recalibration, Study, run_study

@@ -10,7 +10,7 @@ from rich.table import Table
 from msldata.console import err, out, show
 
 if TYPE_CHECKING:
-    from msltrain.grids.needs import Need
+    from msltrain.grids.needed_data import Need
     from msltrain.grids.plan import DataPlaces
     from msltrain.grids.run import GridRun
     from msltrain.grids.workers import JobEvent
@@ -80,7 +80,7 @@ def list_grids() -> None:
 
 def show_plan(grid: GridRun, needs: Sequence[Need], places: DataPlaces, *, makes_data: bool) -> None:
     """What a grid would do."""
-    from msltrain.grids.needs import next_commands
+    from msltrain.grids.needed_data import next_commands
 
     samples = {need.place: need.manifest.num_samples for need in needs if need.manifest is not None}
     table = _table("run", "seeds to do", "GPU-hours a seed")

@@ -182,7 +182,7 @@ def _run(
     import sys
 
     from msltrain.grids.folder import claim_folder
-    from msltrain.grids.needs import find_needs, require_all
+    from msltrain.grids.needed_data import find_needs, require_all
     from msltrain.grids.run import open_grid, parse_task, run_grid
     from msltrain.grids.workers import gpu_slots
 

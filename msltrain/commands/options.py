@@ -16,7 +16,7 @@ Classes = Annotated[
 
 def run_place(text: str) -> str:
     """The place that an option or argument for a checkpoint names; ``mine`` is ``runs/mine`` too."""
-    from msltrain.runs.places import find_run
+    from msltrain.runs.run_places import find_run
 
     return find_run(text)
 

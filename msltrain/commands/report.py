@@ -41,7 +41,7 @@ def report(
     from msltrain.measures.summary import mean_and_deviation
     from msltrain.report import write_report
     from msltrain.report.gather import gather_runs, name_of
-    from msltrain.runs.places import find_series, run_folder
+    from msltrain.runs.run_places import find_series, run_folder
 
     series = [(path, find_series(path)) for path in map(Path, checkpoint)]
     run = [one for path, members in series for one in members or [path]]

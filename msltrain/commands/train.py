@@ -17,7 +17,7 @@ from msltrain.commands.recipes import complete_recipe, complete_setting
 
 if TYPE_CHECKING:
     from msltrain.config import TrainConfig
-    from msltrain.runs.places import Dataset
+    from msltrain.runs.run_places import Dataset
 
 
 class ResumeChoice(StrEnum):
@@ -95,7 +95,7 @@ def train(
     from msldata.errors import UserError
     from msltrain.hosts import launch
     from msltrain.recipes import configure
-    from msltrain.runs.places import find_dataset
+    from msltrain.runs.run_places import find_dataset
 
     if dataset is not None and data is not None:
         raise UserError(f"the data is named twice: {dataset} and --data {data}")
@@ -202,7 +202,7 @@ def _tune_thresholds(run: str | Path) -> None:
     """Predict what training held out, where predict, serve and export look for it, and say what became of it."""
     from msltrain.evaluation.evaluate import evaluate, training_shards
     from msltrain.measures.thresholds import threshold_origin
-    from msltrain.runs.places import default_file
+    from msltrain.runs.run_places import default_file
 
     shards = training_shards(run)
     file = default_file(run, shards, held_out=True)

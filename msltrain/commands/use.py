@@ -66,7 +66,7 @@ def predict(
 
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
-    from msltrain.hosts.voice import is_first_process
+    from msltrain.hosts.rank_output import is_first_process
     from msltrain.runs.other_checkpoints import Foreign
     from msltrain.use.output_formats import Printer, describe, format_of
     from msltrain.use.predict import Asked
@@ -138,10 +138,10 @@ def serve(
     """Open a local page: drop a photograph, paint over a part, and watch the predictions change."""
     from msltrain.hosts.distributed import process_group
     from msltrain.runs.other_checkpoints import Foreign
+    from msltrain.use.photo_session import Studio
     from msltrain.use.predict import Predictor
     from msltrain.use.read_images import find_images
     from msltrain.use.serve import StudioServer
-    from msltrain.use.studio import Studio
 
     pictures = find_images(examples) if examples else []
     with process_group(device) as ranks:
@@ -192,7 +192,7 @@ def export(
     """Write a model for use elsewhere, and check each file against the original."""
     from msldata.errors import UserError
     from msltrain.runs.other_checkpoints import Foreign
-    from msltrain.runs.places import run_folder
+    from msltrain.runs.run_places import run_folder
     from msltrain.use.export import Exported, export_model
     from msltrain.use.export_formats import FORMATS, OPSET
 

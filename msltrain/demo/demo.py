@@ -14,7 +14,7 @@ from msldata.contract.manifest import MANIFEST_NAME
 from msltrain.demo.subprocesses import OnStep, Step, run_steps
 from msltrain.report import RunReport, describe_environment, open_run, write_report
 from msltrain.robustness.figure import DATA_NAME
-from msltrain.runs.places import default_file
+from msltrain.runs.run_places import default_file
 
 PAGE_NAME = "report.html"
 STUDY = "robustness"

@@ -13,8 +13,8 @@ from typing import Literal
 
 from msldata.errors import UserError
 from msldata.storage import Location, one_or_many
+from msltrain.evaluation.averaged_views import AveragedViews, check_scales
 from msltrain.evaluation.sweep import AllSamples, Progress, RankPart, View
-from msltrain.evaluation.views import AveragedViews, check_scales
 from msltrain.hosts.distributed import process_group
 from msltrain.measures.metrics import Metrics, compute_metrics
 from msltrain.measures.predictions import (
@@ -29,7 +29,7 @@ from msltrain.models.pretrained import shortened
 from msltrain.runs.checkpoint import LoadedRecogniser, open_checkpoint, read_meta
 from msltrain.runs.folder import training_data
 from msltrain.runs.other_checkpoints import Foreign, load_any
-from msltrain.runs.places import find_test_shards, run_folder
+from msltrain.runs.run_places import find_test_shards, run_folder
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out

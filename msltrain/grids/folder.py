@@ -12,7 +12,7 @@ from typing import Any
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
 from msltrain.config import RunConfig, differences, from_json, to_json
-from msltrain.grids.needs import TEST_MASKS, TRAIN, Need, places_of
+from msltrain.grids.needed_data import TEST_MASKS, TRAIN, Need, places_of
 from msltrain.grids.plan import Plan, Run
 from msltrain.runs.folder import CONFIG_NAME, MAY_DIFFER, training_data
 

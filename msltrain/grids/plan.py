@@ -18,7 +18,7 @@ from msltrain.config import TrainConfig, override
 from msltrain.recipes.ablations import GRIDS
 from msltrain.recipes.cost import gpu_hours, num_published
 from msltrain.recipes.variants import Form, tuned
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 
 LAST, BEST = "last", "best"
 """The two checkpoints that are measured: after the last step, and best on the validation split."""

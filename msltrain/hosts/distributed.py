@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from msldata.errors import UserError
-from msltrain.hosts.voice import LostPeer
+from msltrain.hosts.rank_output import LostPeer
 
 Result = TypeVar("Result")
 

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from msldata.errors import UserError
-from msltrain.hosts.voice import is_first_process
+from msltrain.hosts.rank_output import is_first_process
 
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)

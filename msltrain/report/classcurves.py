@@ -14,7 +14,7 @@ from msltrain.pages.svg import dash, style_name
 from msltrain.pages.text import percent
 from msltrain.report.numbers import Numbers
 from msltrain.report.open_runs import describe_condition
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 
 NUM_OPEN = 12
 """How many panels are shown at once; the others can be unfolded."""

@@ -19,7 +19,7 @@ from msltrain.evaluation.sweep import AllSamples
 from msltrain.measures.predictions import LargestObjects, Predictions, keep_mask_fingerprints
 from msltrain.measures.strata import REFERENCE_AREA
 from msltrain.report.open_runs import RunReport
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 

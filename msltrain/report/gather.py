@@ -13,7 +13,7 @@ from msltrain.evaluation.sweep import Progress
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints, read_predictions
 from msltrain.report.open_runs import RunReport, open_run, read_config
 from msltrain.runs.checkpoint import CHECKPOINTS, open_checkpoint, read_meta
-from msltrain.runs.places import WHOLE, default_file
+from msltrain.runs.run_places import WHOLE, default_file
 
 ShowProgress = Callable[[str], AbstractContextManager[Progress]]
 """Opens a progress display with that title."""

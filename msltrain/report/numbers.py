@@ -23,7 +23,7 @@ from msltrain.measures.summary import Measured, measure
 from msltrain.report.cooccurrence import Companions, FalseAlarms, count_companions, count_false_alarms
 from msltrain.report.open_runs import RunReport
 from msltrain.robustness.curves import Curves
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)

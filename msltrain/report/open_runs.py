@@ -18,7 +18,7 @@ from msltrain.robustness.figure import DATA_NAME
 from msltrain.robustness.run import PREDICTIONS
 from msltrain.runs.checkpoint import open_checkpoint, read_meta
 from msltrain.runs.folder import CONFIG_NAME, METRICS_NAME
-from msltrain.runs.places import WHOLE, predictions_file, run_folder
+from msltrain.runs.run_places import WHOLE, predictions_file, run_folder
 
 
 @dataclass(frozen=True, kw_only=True)

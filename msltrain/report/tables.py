@@ -13,7 +13,7 @@ from msltrain.pages.text import capital, percent, points
 from msltrain.report.cooccurrence import leaning_pairs
 from msltrain.report.numbers import Numbers
 from msltrain.report.open_runs import RunReport, describe_condition
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 
 NUM_PAIRS = 12
 

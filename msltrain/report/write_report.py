@@ -25,15 +25,15 @@ from msltrain.report import tables
 from msltrain.report.classcurves import NUM_OPEN, class_curves
 from msltrain.report.cooccurrence import FEW_IMAGES
 from msltrain.report.examples import NUM_SEEN_GROUPS, choose, choose_seen, find_keep_masks, read_examples
-from msltrain.report.finding import Finding, find
 from msltrain.report.gallery import Gallery
+from msltrain.report.headline import Finding, find
 from msltrain.report.heatmap import cooccurrence_maps, scale, size_of
 from msltrain.report.numbers import Numbers, compute_numbers, to_json
 from msltrain.report.open_runs import RunReport, check_comparable, read_study
 from msltrain.report.plots import hiding_plot, training_plots
 from msltrain.robustness.figure import FEW, areas_table, robustness_markdown, study_plots
 from msltrain.robustness.study import RECALIBRATED
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 
 _WITHOUT_PHOTOGRAPHS = "The test shards were not at hand, so no photographs are shown; --data SHARDS adds them."
 TALL_FROM = 24

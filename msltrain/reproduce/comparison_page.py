@@ -16,7 +16,7 @@ from msltrain.recipes.ablations import what_it_varies
 from msltrain.reproduce.content import Content, GridContent, RowContent, TableContent, beside_mean, hidden
 from msltrain.reproduce.published_numbers import ERRATA, FIGURE3_HOLE_FRACTION, PAPER, SOURCES, Published
 from msltrain.robustness.figure import holes_plot
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 
 _MODELS = ("Baseline", "MSL")
 """The models of every grid with curves: they keep the colours that they have on the other pages."""

@@ -13,7 +13,7 @@ from msltrain.pages.text import counted, percent
 from msltrain.recipes.ablations import reference_row
 from msltrain.reproduce.paper_tables import PaperTable
 from msltrain.reproduce.published_numbers import ERRATA, FIGURE3, PUBLISHED, Published, other_rows
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)

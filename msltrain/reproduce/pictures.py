@@ -9,7 +9,7 @@ from msltrain.grids.jobs import predictions_file
 from msltrain.grids.run import GridRun
 from msltrain.report import RunReport, open_run, write_report
 from msltrain.reproduce.paper_tables import PaperTable
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 
 _MODELS = {"baseline": "Baseline", "msl": "MSL"}
 """Rows of a grid with curves → their names on its page of pictures."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msldata.storage import LocalStorage
-from msltrain.grids.needs import KEEP_MASKS, TEST, TRAIN, Need
+from msltrain.grids.needed_data import KEEP_MASKS, TEST, TRAIN, Need
 from msltrain.grids.plan import Plan
 from msltrain.grids.results import devices_of
 from msltrain.grids.run import GridRun

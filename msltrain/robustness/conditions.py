@@ -33,10 +33,10 @@ from msltrain.robustness.partial_results import Stretch, Unfinished
 from msltrain.robustness.recalibrate import recalibrate_batchnorm
 from msltrain.robustness.study import Study
 from msltrain.runs.checkpoint import LoadedRecogniser
-from msltrain.runs.places import WHOLE, predictions_file
+from msltrain.runs.run_places import WHOLE, predictions_file
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
-from msltrain.stream.keepmasks.open import AnyKeepMasks
+from msltrain.stream.keepmasks.open_keep_masks import AnyKeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.shardset import open_shard_set
 

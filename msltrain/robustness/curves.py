@@ -13,7 +13,7 @@ import numpy as np
 
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 
 MEASURES = ("mAP", "CR", "CF1")
 """The measures of the paper's Fig. 3."""

@@ -19,7 +19,7 @@ from msltrain.robustness.boxes import ObjectBoxes
 from msltrain.robustness.fillings import EPOCH, FILLED, PASTED, Filling
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
-from msltrain.stream.keepmasks.open import AnyKeepMasks
+from msltrain.stream.keepmasks.open_keep_masks import AnyKeepMasks
 from msltrain.stream.keepmasks.shapes import BoxMasks, ObjectMasks, PatchMasks
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.shardset import ShardSet

@@ -25,7 +25,7 @@ from msltrain.robustness.conditions import SAVE_SECONDS, StudyModel
 from msltrain.robustness.recalibrate import find_batchnorms
 from msltrain.robustness.study import RECALIBRATED, Recalibration, Study
 from msltrain.runs.other_checkpoints import load_any
-from msltrain.runs.places import predictions_file
+from msltrain.runs.run_places import predictions_file
 
 __all__ = ["RECALIBRATED", "Recalibration", "Study", "run_study"]
 

@@ -31,7 +31,7 @@ from msldata.errors import StorageError, UserError
 from msldata.storage import LocalStorage, Storage, flush_to_disk, open_storage
 from msltrain.config import TrainConfig, from_json, to_json
 from msltrain.models.build import Recogniser, build_model
-from msltrain.runs.places import run_folder
+from msltrain.runs.run_places import run_folder
 
 WEIGHTS_NAME = "weights.safetensors"
 STATE_NAME = "train_state.pt"

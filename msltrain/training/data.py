@@ -9,8 +9,8 @@ from msltrain.hosts.distributed import Ranks
 from msltrain.runs.folder import DatasetIdentity
 from msltrain.stream.errors import SampleError
 from msltrain.stream.keepmasks.bank import KeepMasks
+from msltrain.stream.keepmasks.masked_views import MaskedView, MaskedViews
 from msltrain.stream.keepmasks.schedule import MaskSchedule
-from msltrain.stream.keepmasks.views import MaskedView, MaskedViews
 from msltrain.stream.loader import Loader
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.holdout import hold_out

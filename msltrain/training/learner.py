@@ -18,7 +18,7 @@ from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.models.build import Recogniser, build_model
 from msltrain.runs.checkpoint import Checkpoint, rebuild_recogniser
-from msltrain.stream.keepmasks.views import MaskedView
+from msltrain.stream.keepmasks.masked_views import MaskedView
 from msltrain.stream.pixels.batch import Batch
 from msltrain.training.optim import build_optimizer, restore_optimizer, set_learning_rate
 from msltrain.training.sharding import average_parts, divide_state, shard_weights, whole

@@ -14,18 +14,18 @@ from msldata.errors import UserError
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks, process_group
 from msltrain.hosts.interrupt import Interrupted, StopSignals
-from msltrain.hosts.voice import is_first_process
+from msltrain.hosts.rank_output import is_first_process
 from msltrain.measures.metrics import NotANumberError
 from msltrain.runs.checkpoint import BEST, CHECKPOINTS, FAILED, LAST, Checkpoint, copy_checkpoint, save_checkpoint
 from msltrain.runs.folder import RunFolder
 from msltrain.runs.trackers import check_trackers
 from msltrain.stream.errors import TooManySkipped
+from msltrain.training.batchnorm_check import check_smallest_part
 from msltrain.training.data import TrainData
 from msltrain.training.events import EpochEvent, Event, OnEvent, PhaseEvent, StartEvent, StepEvent
 from msltrain.training.learner import Learner
 from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
 from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
-from msltrain.training.smallest_part import check_smallest_part
 from msltrain.training.step_log import StepLog
 from msltrain.training.validation import (
     has_finite_weights,

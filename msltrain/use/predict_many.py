@@ -12,7 +12,7 @@ from typing import Any
 from msldata.errors import UserError
 from msltrain.hosts.distributed import Ranks, process_group
 from msltrain.runs.other_checkpoints import Foreign
-from msltrain.runs.places import find_series
+from msltrain.runs.run_places import find_series
 from msltrain.use.answers import AnswerFile
 from msltrain.use.output_formats import Summary
 from msltrain.use.overlay import OverlayFolder

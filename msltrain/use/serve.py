@@ -31,9 +31,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from msldata.errors import BadInputError, UserError
 from msldata.pages.html import render
+from msltrain.use.photo_session import NotKnown, Studio
 from msltrain.use.read_images import Picture
 from msltrain.use.serve_api import openapi
-from msltrain.use.studio import NotKnown, Studio
 
 MAX_BODY = 25 * 2**20
 """Bytes of an uploaded photograph or mask."""

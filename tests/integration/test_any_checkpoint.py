@@ -18,9 +18,9 @@ from msltrain.evaluation.evaluate import evaluate
 from msltrain.models.build import build_model
 from msltrain.recipes import RECIPES
 from msltrain.runs.other_checkpoints import Foreign
+from msltrain.use.photo_session import Studio
 from msltrain.use.predict import Predictor
 from msltrain.use.read_images import find_images
-from msltrain.use.studio import Studio
 from tests.answers import predict_images
 from tests.smallshards import CLASSES, photo, write_images
 

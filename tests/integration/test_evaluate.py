@@ -21,9 +21,9 @@ from msldata.contract.publish import write_manifest
 from msldata.errors import UserError
 from msldata.storage import open_storage
 from msltrain.config import ModelConfig, TrainConfig
+from msltrain.evaluation.averaged_views import AveragedViews
 from msltrain.evaluation.evaluate import evaluate
 from msltrain.evaluation.sweep import AllSamples, RankPart, in_full_batch
-from msltrain.evaluation.views import AveragedViews
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Origin, read_predictions
 from msltrain.measures.strata import compute_strata

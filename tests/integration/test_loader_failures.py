@@ -254,7 +254,7 @@ def test_memory_and_files_stay_flat_over_epochs(folder):
 
 
 def test_maps_are_bounded_and_live_until_the_loader_is_closed(folder, monkeypatch):
-    monkeypatch.setattr("msltrain.stream.samples.maps._OPEN_MAPS", 2)
+    monkeypatch.setattr("msltrain.stream.samples.memory_maps._OPEN_MAPS", 2)
     shards = open_shard_set(folder)
     assert len(shards.manifest.shards) > 2
     with make(shards) as loader:

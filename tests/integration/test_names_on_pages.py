@@ -23,7 +23,7 @@ from msltrain.reproduce.paper_tables import TABLES
 from msltrain.reproduce.published_numbers import Published
 from msltrain.robustness.curves import compute_curves
 from msltrain.robustness.figure import robustness_markdown, robustness_page
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 from tests.integration.test_report import predictions, run
 
 EVIL = "<b>&\"'</b><script>alert(1)</script>|`x`\n# y"

@@ -17,7 +17,7 @@ from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.config import from_json
 from msltrain.recipes import own_fit
-from msltrain.runs.places import find_dataset, find_run
+from msltrain.runs.run_places import find_dataset, find_run
 from msltrain.stream.keepmasks import bank
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs/own-photographs.md"

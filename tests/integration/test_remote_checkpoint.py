@@ -18,7 +18,7 @@ from msltrain.recipes.paper import BASELINE_LOSS
 from msltrain.runs.checkpoint import find_checkpoint, load_checkpoint, load_recogniser
 from msltrain.runs.mirror import RunMirror
 from msltrain.runs.other_checkpoints import Foreign, load_any
-from msltrain.runs.places import default_file
+from msltrain.runs.run_places import default_file
 from msltrain.stream.config import StreamConfig
 from msltrain.training.trainer import train
 from tests.smallshards import CLASSES, write_images

@@ -38,7 +38,7 @@ from msltrain.report.examples import (
     net_named,
     read_examples,
 )
-from msltrain.report.finding import find
+from msltrain.report.headline import find
 from msltrain.report.numbers import compute_numbers
 from msltrain.report.plots import by_epoch
 from msltrain.stream.config import StreamConfig

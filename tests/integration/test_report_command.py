@@ -21,7 +21,7 @@ from msltrain.measures.predictions import read_predictions, write_predictions
 from msltrain.report.numbers import compute_numbers
 from msltrain.report.open_runs import open_run
 from msltrain.runs.checkpoint import load_checkpoint, save_checkpoint
-from msltrain.runs.places import default_file
+from msltrain.runs.run_places import default_file
 from tests.integration.test_evaluate import write_checkpoint
 from tests.integration.test_report import Page
 from tests.smallshards import CLASSES, write_images, write_keep_masks

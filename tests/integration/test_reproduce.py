@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from msltrain.grids.needs import find_needs
+from msltrain.grids.needed_data import find_needs
 from msltrain.grids.plan import make_plan
 from msltrain.grids.run import open_grid
 from msltrain.recipes.ablations import GRIDS

@@ -27,10 +27,10 @@ from msltrain.config import ModelConfig, TrainConfig
 from msltrain.stream.config import StreamConfig
 from msltrain.use import serve as serving
 from msltrain.use.overlay import hide, paint
+from msltrain.use.photo_session import Studio
 from msltrain.use.predict import Predictor, read_square
 from msltrain.use.read_images import find_images, read_pixels
 from msltrain.use.serve import MAX_BODY, StudioServer, is_loopback
-from msltrain.use.studio import Studio
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo
 

@@ -17,7 +17,7 @@ from msltrain.grids.jobs import is_whole, predictions_file
 from msltrain.grids.plan import LAST, DataPlaces, Plan, make_plan
 from msltrain.grids.results import measures_of
 from msltrain.measures.predictions import Predictions, write_predictions
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 
 PLACES = DataPlaces(test_masks=())
 

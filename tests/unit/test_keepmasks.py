@@ -24,7 +24,7 @@ from msltrain.config import override
 from msltrain.recipes import recipe
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
-from msltrain.stream.keepmasks.open import open_keep_masks
+from msltrain.stream.keepmasks.open_keep_masks import open_keep_masks
 from msltrain.stream.keepmasks.shapes import BoxMasks, PatchMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.order.random import key_hash

@@ -13,7 +13,7 @@ from msltrain.models.build import build_model
 from msltrain.recipes.paper import BASELINE_LOSS
 from msltrain.runs.checkpoint import Checkpoint
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.keepmasks.views import MaskedView
+from msltrain.stream.keepmasks.masked_views import MaskedView
 from msltrain.stream.pixels.batch import Batch
 from msltrain.training.learner import Learner
 

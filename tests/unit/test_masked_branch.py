@@ -15,7 +15,7 @@ from msltrain.config import LossConfig, ModelConfig, OptimConfig, TrainConfig, o
 from msltrain.hosts.distributed import Ranks
 from msltrain.models.build import build_model
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.keepmasks.views import MaskedView
+from msltrain.stream.keepmasks.masked_views import MaskedView
 from msltrain.stream.pixels.batch import Batch
 from msltrain.training.learner import Learner
 from msltrain.training.siamese import SiameseStep

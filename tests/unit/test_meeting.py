@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch.distributed as dist
 
 from msltrain.hosts import distributed
-from msltrain.hosts.voice import LostPeer
+from msltrain.hosts.rank_output import LostPeer
 
 
 def meet(world_size: int) -> list[dist.Store]:

@@ -14,8 +14,8 @@ from msldata.errors import UserError
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.donors import Donors
+from msltrain.stream.keepmasks.masked_views import MaskedView, MaskedViews
 from msltrain.stream.keepmasks.objects import Objects
-from msltrain.stream.keepmasks.views import MaskedView, MaskedViews
 from msltrain.stream.loader import Loader
 from msltrain.stream.order.random import key_hash
 from msltrain.stream.pixels.batch import Batch

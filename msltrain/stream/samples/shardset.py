@@ -18,7 +18,7 @@ from msldata.contract.manifest import IMAGES, FormatError, Manifest, read_manife
 from msldata.storage import Location, Storage, open_storage
 from msltrain.stream.errors import SampleError
 from msltrain.stream.order.random import key_hash
-from msltrain.stream.samples.maps import ShardMaps
+from msltrain.stream.samples.memory_maps import ShardMaps
 from msltrain.stream.threads import Readers
 
 _COLUMNS = ("key", "offset", "length", "crc32", "width", "height", "positives", "ignored")

@@ -20,7 +20,7 @@ from msltrain.stream.config import KeepMaskConfig, StreamConfig
 from msltrain.stream.keepmasks.donors import Donors
 from msltrain.stream.keepmasks.fill import make_filling
 from msltrain.stream.keepmasks.objects import Objects
-from msltrain.stream.keepmasks.open import open_keep_masks
+from msltrain.stream.keepmasks.open_keep_masks import open_keep_masks
 from msltrain.stream.order.random import MASKED_VIEW, uniform
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.shardset import ShardSet

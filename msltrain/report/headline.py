@@ -9,7 +9,7 @@ from msltrain.measures.bootstrap import Interval
 from msltrain.pages.text import capital, join, percent, points
 from msltrain.report.numbers import Found, Numbers
 from msltrain.report.open_runs import RunReport, describe_condition
-from msltrain.runs.places import WHOLE
+from msltrain.runs.run_places import WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)
