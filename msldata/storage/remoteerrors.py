@@ -103,12 +103,13 @@ def under_way() -> AbstractContextManager[None]:
     return _calls.one()
 
 
-def end_calls(seconds: float = 30.0) -> bool:
+def end_calls(seconds: float = 5.0) -> bool:
     """Let no further block of `under_way` begin, and wait for those that have; whether all are over."""
     return _calls.end(seconds)
 
 
-# A thread that comes back from such a library while the interpreter ends would abort the process.
+# A thread that comes back from such a library while the interpreter ends would abort the process. One that is silent
+# for seconds waits for a stalled server, which must not hold up Ctrl-C until its last timeout.
 atexit.register(end_calls)
 
 
