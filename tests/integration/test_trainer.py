@@ -36,7 +36,7 @@ from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
-from msltrain.training.events import EpochEvent, StartEvent, StepEvent
+from msltrain.training.events import EpochEvent, PhaseEvent, StartEvent, StepEvent
 from msltrain.training.learner import Learner
 from msltrain.training.trainer import train
 from tests.smallshards import CLASSES, write_images, write_keep_masks
@@ -128,12 +128,13 @@ def test_a_run_leaves_a_complete_folder(config: TrainConfig, tmp_path: Path):
     assert set(json.loads((run / "datasets.json").read_text())) == {"train", "keep_masks"}
     (start,) = json.loads((run / "environment.json").read_text())
     assert torch.__version__.startswith(start["packages"]["torch"]) and start["from_step"] == 0
-    assert isinstance(events[0], StartEvent)
-    num_train, num_validation = events[0].num_train, events[0].num_validation
+    start_event = next(event for event in events if not isinstance(event, PhaseEvent))
+    assert isinstance(start_event, StartEvent)
+    num_train, num_validation = start_event.num_train, start_event.num_validation
     assert num_train + num_validation == 50 and num_validation > 0
-    assert events[0].num_keep_masks == 8
-    assert events[0].steps_per_epoch == num_train // 8
-    assert result.num_steps == events[0].num_steps == 3 * (num_train // 8)
+    assert start_event.num_keep_masks == 8
+    assert start_event.steps_per_epoch == num_train // 8
+    assert result.num_steps == start_event.num_steps == 3 * (num_train // 8)
     steps = [event for event in events if isinstance(event, StepEvent)]
     assert [event.step for event in steps] == list(range(1, result.num_steps + 1))
     assert all(set(event.losses) == {"total", "clean", "masked", "consistency"} for event in steps)
