@@ -219,7 +219,8 @@ def _sigterm_counts_once() -> Iterator[None]:
     """Training reacts to the first SIGTERM by saving; a second one would end it before that. And a second one does
     come: batch systems signal every process, and the parent passes its own signal on.
     """
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Not SIG_IGN: training leaves a signal that is ignored alone, and would not stop at all.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
-from msltrain.training.events import EpochEvent, StartEvent, StepEvent
+from msltrain.training.events import EpochEvent, PhaseEvent, StartEvent, StepEvent
 from msltrain.training.learner import Learner
 from msltrain.training.trainer import train
 from tests.smallshards import CLASSES, write_images, write_keep_masks
@@ -120,6 +120,13 @@ def dropout(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Recogniser, "forward", forward)
 
 
+def begun(events: list) -> StartEvent:
+    """The first event after the phases that come before a training's start."""
+    first = next(event for event in events if not isinstance(event, PhaseEvent))
+    assert isinstance(first, StartEvent)
+    return first
+
+
 def test_a_run_leaves_a_complete_folder(config: TrainConfig, tmp_path: Path):
     events = []
     result = train(config, run_dir=tmp_path / "run", on_event=events.append)
@@ -128,12 +135,11 @@ def test_a_run_leaves_a_complete_folder(config: TrainConfig, tmp_path: Path):
     assert set(json.loads((run / "datasets.json").read_text())) == {"train", "keep_masks"}
     (start,) = json.loads((run / "environment.json").read_text())
     assert torch.__version__.startswith(start["packages"]["torch"]) and start["from_step"] == 0
-    assert isinstance(events[0], StartEvent)
-    num_train, num_validation = events[0].num_train, events[0].num_validation
+    num_train, num_validation = begun(events).num_train, begun(events).num_validation
     assert num_train + num_validation == 50 and num_validation > 0
-    assert events[0].num_keep_masks == 8
-    assert events[0].steps_per_epoch == num_train // 8
-    assert result.num_steps == events[0].num_steps == 3 * (num_train // 8)
+    assert begun(events).num_keep_masks == 8
+    assert begun(events).steps_per_epoch == num_train // 8
+    assert result.num_steps == begun(events).num_steps == 3 * (num_train // 8)
     steps = [event for event in events if isinstance(event, StepEvent)]
     assert [event.step for event in steps] == list(range(1, result.num_steps + 1))
     assert all(set(event.losses) == {"total", "clean", "masked", "consistency"} for event in steps)
@@ -260,7 +266,7 @@ def test_a_killed_run_goes_back_to_its_last_save(config: TrainConfig, tmp_path: 
         file.write('{"step": 9, "to')
     events = []
     resumed = train(config, run_dir=tmp_path / "run", resume=True, on_event=events.append)
-    assert events[0].step == 6
+    assert begun(events).step == 6
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
     assert_same(load_checkpoint(straight.last).weights, load_checkpoint(resumed.last).weights)
     assert [start["from_step"] for start in json.loads((tmp_path / "run" / "environment.json").read_text())] == [0, 6]
@@ -278,8 +284,8 @@ def test_a_run_stopped_before_its_first_save_starts_again(config: TrainConfig, t
         train(config, run_dir=tmp_path / "run", on_event=kill)
     events = []
     train(override(config, ["optim.num_epochs=3"]), run_dir=tmp_path / "run", resume=True, on_event=events.append)
-    assert events[0].step == 0
-    assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, events[0].num_steps + 1))
+    assert begun(events).step == 0
+    assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, begun(events).num_steps + 1))
 
 
 def test_a_finished_run_resumes_to_nothing(config: TrainConfig, tmp_path: Path):
@@ -352,7 +358,7 @@ def test_the_baseline_needs_no_masks_and_says_when_they_are_unused(config: Train
     config = replace(override(config, ["optim.num_epochs=1"]), loss=BASELINE_LOSS)
     events = []
     train(config, run_dir=tmp_path / "noted", on_event=events.append)
-    assert any("data.keep_masks is not used" in note for note in events[0].notes)
+    assert any("data.keep_masks is not used" in note for note in begun(events).notes)
     without = train(override(config, ["data.keep_masks="]), run_dir=tmp_path / "without")
     assert losses(tmp_path / "noted") == losses(tmp_path / "without")
     assert set(rows(without.run_dir)[0]) >= {"total", "clean"} and "masked" not in rows(without.run_dir)[0]
@@ -362,15 +368,15 @@ def test_validation_that_takes_far_more_than_asked_for_is_explained(config: Trai
     events = []
     config = override(config, ["data.validation_fraction=0.01", "optim.num_epochs=1"])
     train(config, run_dir=tmp_path / "run", on_event=events.append)
-    assert events[0].num_validation == len(CLASSES)
-    assert f"takes {2 * len(CLASSES)}.0 % of the samples instead of 1 %, to show every class" in events[0].notes[-1]
+    assert begun(events).num_validation == len(CLASSES)
+    assert f"takes {2 * len(CLASSES)}.0 % of the samples instead of 1 %, to show every class" in begun(events).notes[-1]
 
 
 def test_without_validation_everything_is_trained_on(config: TrainConfig, tmp_path: Path):
     events = []
     config = override(config, ["data.validation_fraction=0", "optim.num_epochs=1"])
     result = train(config, run_dir=tmp_path / "run", on_event=events.append)
-    assert (events[0].num_train, events[0].num_validation) == (50, 0)
+    assert (begun(events).num_train, begun(events).num_validation) == (50, 0)
     assert (result.best, result.validation_mAP) == (None, None)
     assert load_recogniser(tmp_path / "run").path == result.last
 
@@ -469,8 +475,8 @@ def test_drawn_keep_masks_need_no_stored_ones(config: TrainConfig, tmp_path: Pat
     settings = ["data.keep_masks=", f"keep_mask.kind={kind}", "keep_mask.patch_size=8", "optim.num_epochs=1"]
     events: list = []
     train(override(config, settings), run_dir=tmp_path / kind, on_event=events.append)
-    assert events[0].num_keep_masks == 0
-    assert f"keep masks are of the kind '{kind}'" in events[0].notes
+    assert begun(events).num_keep_masks == 0
+    assert f"keep masks are of the kind '{kind}'" in begun(events).notes
     train(override(config, ["optim.num_epochs=1"]), run_dir=tmp_path / "stored")
     assert losses(tmp_path / kind) != losses(tmp_path / "stored")
 
@@ -523,9 +529,9 @@ def test_real_photographs_masks_and_weights(sample: Path, tmp_path: Path):
     )
     events = []
     result = train(config, run_dir=tmp_path / "run", on_event=events.append)
-    assert events[0].num_train + events[0].num_validation == 430
-    assert events[0].num_keep_masks == 200
-    assert "260 backbone tensors loaded" in events[0].notes[0]
+    assert begun(events).num_train + begun(events).num_validation == 430
+    assert begun(events).num_keep_masks == 200
+    assert "260 backbone tensors loaded" in begun(events).notes[0]
     assert result.validation_mAP > 0.25
 
 
