@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, write_images
 
 
-def make(keys: str, seed: int, **changes) -> Predictions:
+def make(keys: Sequence[str], seed: int, **changes) -> Predictions:
     rng = np.random.default_rng(seed)
     shape = (len(keys), 3)
     target_NK = (rng.random(shape) < 0.5).astype(np.uint8)
@@ -56,7 +57,7 @@ def file(tmp_path) -> Path:
 
 
 def test_every_number_from_a_predictions_file(file, tmp_path):
-    write_predictions(make("ABCDEFGHIJKLMNOP", 1), tmp_path / "val.parquet")
+    write_predictions(make([f"val{number}" for number in range(48)], 1), tmp_path / "val.parquet")
     asked = (
         "--predictions",
         str(file),
