@@ -10,7 +10,7 @@ from typing import Any
 from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError
 from msldata.sources.kinds import KINDS
-from msldata.sources.source import WHOLE, FoundSource, Source, SourceOptions, fail
+from msldata.sources.source import WHOLE_SPLIT, FoundSource, Source, SourceOptions, fail
 from msldata.storage import Storage
 
 PARTS = ("train", "val", "test")
@@ -68,8 +68,8 @@ class DividedSource:
 def parts_to_build(found: FoundSource, asked: Sequence[str] | None, options: SourceOptions) -> tuple[str, ...] | None:
     """The parts to divide a source into; None where it has splits, or shall be built whole (``all``)."""
     if not asked:
-        return PARTS if found.splits == (WHOLE,) else None
-    if not set(asked) <= set(PARTS) or KINDS[found.dataset].splits(found.root, options) != (WHOLE,):
+        return PARTS if found.splits == (WHOLE_SPLIT,) else None
+    if not set(asked) <= set(PARTS) or KINDS[found.dataset].splits(found.root, options) != (WHOLE_SPLIT,):
         return None
     return tuple(asked)
 
@@ -91,7 +91,7 @@ def divide(whole: Source, parts: Sequence[str] = PARTS) -> dict[str, Source]:
     records = list(whole.records())
     whole.reject = fail
     if len(records) < FEWEST:
-        return {WHOLE: whole}
+        return {WHOLE_SPLIT: whole}
     number_N = _numbers(whole.images, [record.image for record in records])
     side_N = assign([record.positives for record in records], number_N)
     others = {name: count for name, count in whole.counts.items() if name != "without_any_class"}
@@ -150,7 +150,9 @@ def division_said(parts: Mapping[str, Source]) -> str:
     sizes = [f"{part.num_records:,} for {name}" for name, part in parts.items() if isinstance(part, DividedSource)]
     if not sizes:
         return f"no splits, and fewer than {FEWEST} photographs: all stay together"
-    return f"no splits, so the hash of each photograph divides them: {', '.join(sizes)}; --split {WHOLE} builds one"
+    return (
+        f"no splits, so the hash of each photograph divides them: {', '.join(sizes)}; --split {WHOLE_SPLIT} builds one"
+    )
 
 
 def _numbers(images: Storage, names: Sequence[str]) -> list[float]:

@@ -172,7 +172,7 @@ def build_shards(
     from msldata.commands.display import show_estimate, show_manifest
     from msldata.errors import UserError
     from msldata.sources.kinds import PUBLISHED, open_source, select_sources
-    from msldata.sources.source import WHOLE, Source, SourceOptions
+    from msldata.sources.source import WHOLE_SPLIT, Source, SourceOptions
     from msldata.storage import open_storage
     from msldata.workers.engine import Engine
     from msldata.workers.processes import prepare_workers
@@ -207,7 +207,7 @@ def build_shards(
         divided: dict[str, Source] = {}
         if (parts := parts_to_build(found, split, options)) is not None:
             with err.status(f"{name or found.dataset}: reading all photographs once, to divide them"):
-                whole = open_source(found.dataset, found.root, WHOLE, name, options=options)
+                whole = open_source(found.dataset, found.root, WHOLE_SPLIT, name, options=options)
                 divided = divide(whole, parts)
             show(out, f"  {division_said(divided)}")
         for chosen in divided or found.splits:

@@ -13,6 +13,7 @@ from msldata.errors import BadInputError, UserError
 from msldata.sources.source import (
     IMAGE_SUFFIXES,
     NO_OPTIONS,
+    WHOLE_SPLIT,
     Likeness,
     Location,
     SourceOptions,
@@ -24,7 +25,6 @@ from msldata.sources.source import (
 from msldata.storage import Storage, open_storage
 
 LAYOUT = "a folder per class with its images, below a folder per split where there are splits"
-WHOLE = "all"
 _OTHERS = frozenset({".json", ".jsonl", ".xml", ".csv", ".tsv", ".parquet", ".yaml", ".yml", ".arrow", ".tar"})
 """Suffixes of annotations and of other kinds of datasets."""
 SPLIT_WORDS = frozenset("train training val valid validation dev test testing trainval".split())
@@ -125,5 +125,5 @@ def _images(place: Storage) -> dict[str, dict[str, list[str]]]:
         return {}
     for path in images:
         parts = path.split("/")
-        found[parts[0] if split else WHOLE][parts[-2]].append(path)
+        found[parts[0] if split else WHOLE_SPLIT][parts[-2]].append(path)
     return {name: dict(classes) for name, classes in found.items()}

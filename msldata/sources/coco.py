@@ -16,7 +16,7 @@ from msldata.errors import BadInputError, UserError
 from msldata.sources.segments import compact_segment, occlusion_of
 from msldata.sources.source import (
     NO_OPTIONS,
-    WHOLE,
+    WHOLE_SPLIT,
     Likeness,
     Location,
     SourceOptions,
@@ -251,7 +251,7 @@ def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tup
         UserError: a web address, which cannot be listed.
     """
     if _is_file(root):
-        return (WHOLE,)
+        return (WHOLE_SPLIT,)
     place = open_storage(root)
     if not place.can_list:
         raise UserError(f"{place.url}: a web address cannot be listed; say which splits it has, with --split")
@@ -265,7 +265,7 @@ def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tup
 
 def _may_have_images(place: Storage, split: str) -> bool:
     """Whether there is a folder for the split's images: downloading one split of COCO brings the annotations of all."""
-    if split == WHOLE or any(has_folder(place, folder) for folder in (split, f"images/{split}", "data")):
+    if split == WHOLE_SPLIT or any(has_folder(place, folder) for folder in (split, f"images/{split}", "data")):
         return True
     flat = place.path("images")
     return flat is not None and flat.is_dir() and any(entry.is_file() for entry in flat.iterdir())
@@ -288,13 +288,13 @@ def _split_of(path: PurePosixPath) -> str:
     if folder == "annotations" and name.startswith("instances_"):
         return path.stem.removeprefix("instances_")
     if name in _BESIDE:
-        return WHOLE if folder == "." else folder
+        return WHOLE_SPLIT if folder == "." else folder
     return ""
 
 
 def find_annotations(place: Storage, part: str) -> str:
     """The annotations of a split, in any of the layouts that programs use; COCO's own path where there are none."""
-    below = "" if part == WHOLE else f"{part}/"
+    below = "" if part == WHOLE_SPLIT else f"{part}/"
     names = [annotation_file(part), *(f"{below}{name}" for name in _BESIDE)]
     return next((name for name in names if place.exists(name)), names[0])
 
@@ -312,7 +312,7 @@ def recognise(root: Location) -> Likeness | None:
         return Likeness.of(2, "COCO layout", splits, _num_classes(root, annotation_file(splits[0]))) if splits else None
     place, name = split_location(root)
     num_classes = _num_classes(str(root).rpartition("/")[0] or ".", name) if place.path() is not None else None
-    return Likeness.of(3 if num_classes else 1, "one COCO file", (WHOLE,), num_classes)
+    return Likeness.of(3 if num_classes else 1, "one COCO file", (WHOLE_SPLIT,), num_classes)
 
 
 def recognise_2014(root: Location) -> Likeness | None:

@@ -11,11 +11,19 @@ from typing import Any
 
 from msldata.contract.records import LabelSpace, ObjectRecord, Record
 from msldata.errors import BadInputError, UserError
-from msldata.sources.source import NO_OPTIONS, Likeness, Location, SourceOptions, fail, key_of, unknown_split
+from msldata.sources.source import (
+    NO_OPTIONS,
+    WHOLE_SPLIT,
+    Likeness,
+    Location,
+    SourceOptions,
+    fail,
+    key_of,
+    unknown_split,
+)
 from msldata.storage import LocalStorage, Storage
 
 LAYOUT = "any format that Datumaro reads, with pip install 'msltrain[formats]'"
-WHOLE = "all"
 _DEFAULT_SUBSET = "default"
 _SHAPES = ("bbox", "polygon", "mask", "rotated_bbox", "polyline", "ellipse")
 _HINT = "check it, or write it in another format"
@@ -115,7 +123,7 @@ def _flag(value: Any) -> bool | None:
 
 
 def _split_of(item: Any) -> str:
-    return WHOLE if item.subset in (None, "", _DEFAULT_SUBSET) else str(item.subset)
+    return WHOLE_SPLIT if item.subset in (None, "", _DEFAULT_SUBSET) else str(item.subset)
 
 
 def _detected(root: str) -> list[str]:

@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .jpe .jfif .bmp .gif .tif .tiff .p
 """Suffixes of the images that are looked for; of two images with one name, the one with the earlier suffix counts."""
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 """Names of folders that are splits, in upper or lower case."""
-WHOLE = "all"
+WHOLE_SPLIT = "all"
 """What the one split of a dataset without splits is called."""
 
 _PARALLEL_READS = 32

@@ -14,7 +14,7 @@ from msldata.sources.source import (
     IMAGE_SUFFIXES,
     NO_OPTIONS,
     SPLIT_NAMES,
-    WHOLE,
+    WHOLE_SPLIT,
     Likeness,
     Location,
     SourceOptions,
@@ -281,7 +281,7 @@ def _unlisted(place: Storage) -> dict[str, list[_Entry]]:
     splits: dict[str, list[_Entry]] = {}
     for name in sorted(annotations.keys() | images.keys()):
         parts = PurePosixPath(name).parts
-        split = next((part for part in parts[:-1] if part.lower() in SPLIT_NAMES), WHOLE)
+        split = next((part for part in parts[:-1] if part.lower() in SPLIT_NAMES), WHOLE_SPLIT)
         image_id = "/".join(part for part in parts if part != split)
         # A missing image is read under the name it would have, and so reported.
         entry = _Entry(image_id, annotations.get(name, ""), images.get(name, f"{name}.jpg"))

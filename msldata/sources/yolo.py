@@ -13,7 +13,7 @@ from msldata.sources.source import (
     IMAGE_SUFFIXES,
     NO_OPTIONS,
     SPLIT_NAMES,
-    WHOLE,
+    WHOLE_SPLIT,
     Likeness,
     Location,
     SourceOptions,
@@ -145,7 +145,7 @@ def _describe(place: Storage, about: str) -> tuple[tuple[str, ...], dict[str, li
     }
     if not splits:
         for image in images:
-            split = next((part for part in PurePosixPath(image).parts[:-1] if part.lower() in SPLIT_NAMES), WHOLE)
+            split = next((part for part in PurePosixPath(image).parts[:-1] if part.lower() in SPLIT_NAMES), WHOLE_SPLIT)
             splits.setdefault(split, []).append(image)
     return names, {split: found for split, found in splits.items() if found}, files
 

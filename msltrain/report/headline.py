@@ -13,7 +13,7 @@ from msltrain.runs.run_places import WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Headline:
     """The first lines of the page."""
 
     headline: str
@@ -26,13 +26,13 @@ class Finding:
     """mAP of each condition with its interval."""
 
 
-def find(numbers: Numbers) -> Finding:
+def find(numbers: Numbers) -> Headline:
     """State the result: differences from the first run, hardest condition first, with intervals and the sample size."""
     reference, others = numbers.runs[0], numbers.runs[1:]
     num_images = len(reference.clean.keys)
     scope = f"Measured on {num_images:,} test {'image' if num_images == 1 else 'images'}, one training run per model."
     if not others:
-        return Finding(
+        return Headline(
             headline=_one_finds(numbers),
             price=_price(numbers),
             ranking=_single_headline(numbers),
@@ -50,7 +50,7 @@ def find(numbers: Numbers) -> Finding:
     sentences.append(
         f"{scope} The intervals cover the choice of test images; they do not cover training again with another seed."
     )
-    return Finding(
+    return Headline(
         headline=" ".join(_finds(numbers, number) for number in range(1, len(numbers.runs))),
         price=_price(numbers),
         ranking=ranking,

@@ -26,7 +26,7 @@ from msltrain.report.classcurves import NUM_OPEN, class_curves
 from msltrain.report.cooccurrence import FEW_IMAGES
 from msltrain.report.examples import NUM_SEEN_GROUPS, choose, choose_seen, find_keep_masks, read_examples
 from msltrain.report.gallery import Gallery
-from msltrain.report.headline import Finding, find
+from msltrain.report.headline import Headline, find
 from msltrain.report.heatmap import cooccurrence_maps, scale, size_of
 from msltrain.report.numbers import Numbers, compute_numbers, to_json
 from msltrain.report.open_runs import RunReport, check_comparable, read_study
@@ -239,7 +239,7 @@ def _environment(numbers: Numbers, found: Mapping[str, str]) -> list[tuple[str, 
 
 def _to_markdown(numbers: Numbers, title: str) -> str:
     """The page's tables, for a pull request or a notebook; its drawings are left out."""
-    finding: Finding = find(numbers)
+    finding: Headline = find(numbers)
     hardest = tables.where(numbers, numbers.ends[-1])
     files = [
         f"{run.name}, {tables.where(numbers, name)}: {file}" for run in numbers.runs for name, file in run.files.items()

@@ -18,6 +18,7 @@ from msldata.sources.label_values import WHOLE_CELL
 from msldata.sources.places import address_path, is_address
 from msldata.sources.source import (
     NO_OPTIONS,
+    WHOLE_SPLIT,
     Likeness,
     Location,
     SourceOptions,
@@ -33,8 +34,6 @@ from msldata.sources.tables.image_paths import ImagePaths, checked_path, find_im
 from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, read_table
 from msldata.storage import Storage, open_storage
 
-WHOLE = "all"
-"""The single split of a table that names none."""
 LAYOUT = "a table (.csv, .tsv, .json, .jsonl, .parquet): a row per image with its labels, or a folder with one"
 _NAMES = (
     *("_classes.csv", "_annotations.csv", "metadata.jsonl", "metadata.csv", "metadata.parquet"),
@@ -274,7 +273,7 @@ def _rows(tables: Sequence[tuple[str, TableFile]], columns: Columns) -> list[_Ro
                 raise ValueError(f"{place}: {error}") from None
             if bool(rows[-1].split) != bool(rows[0].split):
                 raise ValueError(f"{place}: split is {rows[-1].split!r}; either all rows name a split or none does")
-    return rows if rows[0].split else [replace(row, split=WHOLE) for row in rows]
+    return rows if rows[0].split else [replace(row, split=WHOLE_SPLIT) for row in rows]
 
 
 def _row(place: str, cells: Any, columns: Columns, folder: str, embedded: bool) -> _Row:
