@@ -220,7 +220,7 @@ def test_the_command_starts_and_stops_when_asked(place):
             with socket.create_connection(("127.0.0.1", port), timeout=10):  # a client that says nothing delays nothing
                 process.send_signal(number)
                 output, errors = process.communicate(timeout=15)
-            assert process.returncode == 0 and output == "stopped\n" and "Traceback" not in errors
+            assert process.returncode == 0 and output.splitlines()[-1] == "stopped" and "Traceback" not in errors
     finally:
         for process in processes:
             process.kill()

@@ -249,10 +249,10 @@ def test_a_checkpoint_of_schema_version_1_still_loads(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": ["cat", "cat", "dog"]}, "classes are not names"),
-        ({"classes": "cat"}, "classes are not names"),
-        ({"step": -1}, "no count"),
-        ({"epoch": True}, "no count"),
+        ({"classes": ["cat", "cat", "dog"]}, "classes are not distinct names"),
+        ({"classes": "cat"}, "classes are not distinct names"),
+        ({"step": -1}, "not a count"),
+        ({"epoch": True}, "not a count"),
         ({"validation_mAP": float("nan")}, "from 0 to 1"),
         ({"weights_sha256": "../x"}, "64 hex digits"),
         ({"config": []}, "expected named fields"),

@@ -346,9 +346,9 @@ def test_settings_are_taken_from_the_command_line():
 @pytest.mark.parametrize(
     ("assignments", "words"),
     [
-        (["keep_mask.kind=cow"], "'cow' is not one of stored, patch, box, object, none"),
+        (["keep_mask.kind=cow"], "'cow' is not one of stored, generated, patch, box, object, none"),
         (["keep_mask.augment=blur"], "'blur' is not one of flip, rotate, shift"),
-        (["keep_mask.kind=box", "keep_mask.augment=flip"], "augment=flip is for stored keep masks"),
+        (["keep_mask.kind=box", "keep_mask.augment=flip"], "augment=flip is for stored and generated keep masks"),
         (["keep_mask.hole_fraction=1"], "must lie between 0 and 1"),
         (["keep_mask.patch_size=0"], "must be at least 1"),
         (["keep_mask.visible_level=1.1"], "above 0 and at most 1"),
