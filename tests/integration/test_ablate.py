@@ -145,7 +145,7 @@ def test_a_finished_grid_does_nothing_and_others_share_its_runs(story: Path, dat
     arguments = words(data, story, "--dry-run")
     arguments[1] = "binarisation"
     code, output = in_this_process(arguments)
-    assert code == 0 and "1 trainings, about unknown GPU-hours" in output
+    assert code == 0 and "2 trainings, about unknown GPU-hours" in output
     assert "0 of 1" in next(line for line in output.splitlines() if line.startswith("loss-terms/msl"))
     assert contents(story / "runs") == before
 
