@@ -153,7 +153,7 @@ def _voc(train: str, epochs: int, size: int, *more: str, lite: bool = False) -> 
 
 STAGES = {
     "small": _voc("voc400", 12, 128),
-    "small160": _voc("voc400", 12, 160),
+    "small160": _voc("voc400", 20, 160),
     "full": _voc("voc", 8, 128),
     "full160": _voc("voc", 8, 160),
     "full224": _voc("voc", 8, 224),
@@ -196,6 +196,7 @@ EMA = ("optim.ema_decay=0.995",)
 TEACHER = ("loss.masked_target=teacher", *EMA)
 OWN_NORMS = ("loss.bn_mode=split",)
 CLEAN_NORMS = ("loss.bn_mode=clean_only",)
+RUNNING_NORMS = ("loss.bn_mode=running",)
 MIXED = ("high", "low")
 MIXTURE = ("keep_mask.subset_weights=0.6,0.4",)
 
@@ -217,6 +218,19 @@ SETTINGS = {
     "single-2x-mixed": _two(*SINGLE, *MIXTURE, masks=MIXED, passes=1, longer=2),
     "msl": _two(),
     "msl-clean": _two(*CLEAN_NORMS),
+    "msl-running": _two(*RUNNING_NORMS),
+    "hard-full-running": _two(*FULL, *RUNNING_NORMS),
+    "masksub-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS),
+    "soft-full-running": _two(*FULL, *SOFT, *RUNNING_NORMS),
+    "soft-light-running": _two(*_alpha(1, 0.5), *SOFT, *RUNNING_NORMS),
+    "soft-full-half-running": _two(*FULL, *SOFT, *RUNNING_NORMS, "keep_mask.share=0.5", passes=1.5),
+    "soft-full-mixed-running": _two(*FULL, *SOFT, *RUNNING_NORMS, *MIXTURE, masks=MIXED),
+    "soft-full-ema-running": _two(*FULL, *SOFT, *EMA, *RUNNING_NORMS),
+    **{
+        f"soft-full-{fill}-running": _two(*FULL, *SOFT, *RUNNING_NORMS, f"keep_mask.fill={fill}")
+        for fill in ("mean", "noise", "blur", "image", "object")
+    },
+    "teacher-full-running": _two(*FULL, *TEACHER, *RUNNING_NORMS, passes=2 + 1 / 3),
     "hard-full-clean": _two(*FULL, *CLEAN_NORMS),
     "soft-full-mixed-clean": _two(*FULL, *SOFT, *CLEAN_NORMS, *MIXTURE, masks=MIXED),
     "soft-full-blur-clean": _two(*FULL, *SOFT, *CLEAN_NORMS, "keep_mask.fill=blur"),

@@ -47,15 +47,17 @@ class Passage:
 
 
 def tell_branches_apart(
-    network: nn.Module, passage: Passage, mode: Literal["shared", "clean_only", "split"]
+    network: nn.Module, passage: Passage, mode: Literal["shared", "clean_only", "running", "split"]
 ) -> nn.ModuleList:
     """Let every BatchNorm of ``network`` (timm's fused norm-activation ones too) respect branches, in place.
 
-    In training each branch is normalised by the statistics of its own batch, in a joined batch too, where the clean
-    half is counted first. What else the masked branch does depends on the mode:
+    In training the clean branch is normalised by the statistics of its own batch, in a joined batch too, where the
+    clean half is counted first. The masked branch depends on the mode:
 
-    - ``shared``: updates the running statistics, with the same weight and bias;
-    - ``clean_only``: the same, but leaves the running statistics alone;
+    - ``shared``: normalised by its own batch, it updates the running statistics, with the same weight and bias;
+    - ``clean_only``: the same, but it leaves the running statistics alone;
+    - ``running``: normalised by the running statistics, to which its clean batch has been added, as a masked image is
+      at test time; it leaves them alone, and no gradient flows into them;
     - ``split``: has its own running statistics, weight and bias (an auxiliary BatchNorm, as in AdvProp).
 
     Returns:
@@ -69,6 +71,8 @@ def tell_branches_apart(
         masked, masked_silent = None, silent
         if mode == "clean_only":
             masked = silent
+        elif mode == "running":
+            masked = masked_silent = _evaluating(module)
         elif mode == "split":
             masked = copy.deepcopy(module)
             masked_silent = _silent(masked)
@@ -88,6 +92,13 @@ def _silent(norm: nn.Module) -> nn.Module:
     twin = copy.copy(norm)  # shares the dict that holds the parameters
     twin._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in norm._buffers.items()}
     twin.training = True
+    return twin
+
+
+def _evaluating(norm: nn.Module) -> nn.Module:
+    """The same norm with the same parameters and running statistics, always in evaluation mode."""
+    twin = copy.copy(norm)  # shares the dicts that hold parameters and buffers
+    twin.training = False
     return twin
 
 

@@ -104,6 +104,25 @@ def test_clean_only_keeps_the_masked_branch_out_of_the_running_statistics(branch
 
 
 @pytest.mark.parametrize("branches", ["sequential", "fused"])
+def test_running_normalises_the_masked_branch_as_at_test_time(branches):
+    ours = recogniser()
+    plain = copy.deepcopy(ours)
+    images, keep_masks, targets = batch()
+    step = SiameseStep(ours, LossConfig(branches=branches, bn_mode="running")).train()
+    copied = copy.deepcopy(step)
+    for number in range(2):
+        found = step(images, keep_masks, targets)
+        assert torch.equal(found["total"], copied(images, keep_masks, targets)["total"])  # a copy reads its own
+        plain.train()(images)
+        masked = F.binary_cross_entropy_with_logits(plain.eval()(images * keep_masks), targets)
+        torch.testing.assert_close(found["masked"], masked, atol=1e-9, rtol=1e-9, msg=str(number))
+        for name, buffer in statistics(ours).items():
+            torch.testing.assert_close(buffer, statistics(plain)[name], atol=1e-9, rtol=1e-9, msg=name)
+    found["total"].backward()
+    assert all(parameter.grad is not None for parameter in ours.parameters())
+
+
+@pytest.mark.parametrize("branches", ["sequential", "fused"])
 def test_split_gives_the_masked_branch_norms_of_its_own(branches):
     ours = recogniser()
     clean_network, masked_network = copy.deepcopy(ours), copy.deepcopy(ours)
@@ -147,6 +166,8 @@ CHECKPOINTED = [
     ("test_resnet", LossConfig(branches="sequential", bn_mode="split")),
     ("test_resnet", LossConfig(clean_weight=1, masked_weight=0, consistency_weight=0)),
     ("test_efficientnet", LossConfig(branches="fused", bn_mode="clean_only")),
+    ("test_resnet", LossConfig(branches="sequential", bn_mode="running")),
+    ("resnet18", LossConfig(branches="fused", bn_mode="running")),
     ("test_convnext", LossConfig()),
 ]
 

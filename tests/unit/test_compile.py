@@ -16,6 +16,7 @@ from msltrain.training.siamese import SiameseStep
 LOSSES = [
     LossConfig(branches="fused", bn_mode="split", recognition="asl"),
     LossConfig(branches="sequential", bn_mode="clean_only", stop_gradient="clean"),
+    LossConfig(branches="fused", bn_mode="running", masked_target="whole_image"),
 ]
 
 
