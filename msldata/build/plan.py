@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -238,12 +239,11 @@ def _look_at(images: Storage, records: Sequence[Record]) -> tuple[str, tuple[int
     Nothing is known about remote images without a request for each; a plan assumes that they have not changed.
     """
     sizes, newest = [], (0, "")
+    if images.path() is None:
+        return "", newest
     for record in records:
-        path = images.path(record.image)
-        if path is None:
-            return "", newest
         try:
-            facts = path.stat()
+            facts = os.stat(images.where(record.image))
         except (OSError, ValueError):  # not there, or no name that a file can have
             return "", newest
         sizes.append(facts.st_size)
