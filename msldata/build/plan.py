@@ -45,24 +45,7 @@ class ShardTask:
 
     def records(self) -> list[Record]:
         """The records in shard order."""
-        return [
-            Record(
-                key,
-                image,
-                tuple(positives),
-                tuple(ignored),
-                tuple(
-                    [
-                        ObjectRecord(index, tuple(box), area, difficult, truncated, occluded, crowd)
-                        for index, box, area, difficult, truncated, occluded, crowd in objects
-                    ]
-                ),
-                image_id,
-                *(part and tuple(part) for part in more[:2]),
-                **_occlusion(*more[2:]),
-            )
-            for key, image, positives, ignored, objects, image_id, *more in json.loads(self.packed)
-        ]
+        return [_unpacked(*fields) for fields in json.loads(self.packed)]
 
 
 @dataclass(frozen=True)
@@ -260,7 +243,7 @@ def _problem(record: Record) -> str:
 
 
 def _packed(record: Record) -> list[Any]:
-    """What ``ShardTask.records`` reads back, field by field."""
+    """What ``_unpacked`` reads back, field by field."""
     # What is not there adds nothing: plans without it keep the digests of earlier builds.
     more = [record.crop, record.size, record.occlusion]
     while more and more[-1] is None:
@@ -268,9 +251,34 @@ def _packed(record: Record) -> list[Any]:
     return [record.key, record.image, record.positives, record.ignored, record.objects, record.image_id, *more]
 
 
-def _occlusion(told: list[tuple[float | None, bool | None]] | None = None) -> dict[str, Any]:
-    """What ``_packed`` adds at the end, as fields of ``Record``."""
-    return {} if told is None else {"occlusion": tuple(Occlusion(*one) for one in told)}
+def _unpacked(
+    key: str,
+    image: str,
+    positives: list[int],
+    ignored: list[int],
+    objects: list[Any],
+    image_id: str,
+    crop: Any = None,
+    size: Any = None,
+    occlusion: Any = None,
+) -> Record:
+    """What ``_packed`` made of a record."""
+    return Record(
+        key,
+        image,
+        tuple(positives),
+        tuple(ignored),
+        tuple(
+            [
+                ObjectRecord(index, tuple(box), area, difficult, truncated, occluded, crowd)
+                for index, box, area, difficult, truncated, occluded, crowd in objects
+            ]
+        ),
+        image_id,
+        crop and tuple(crop),
+        size and tuple(size),
+        occlusion and tuple([Occlusion(*told) for told in occlusion]),
+    )
 
 
 def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:
