@@ -34,7 +34,7 @@ from msldata.contract.manifest import (
     read_manifest,
 )
 from msldata.errors import BadInputError, UserError
-from msldata.sources.label_reading import LabelReading, LabelSurvey, decide_reading
+from msldata.sources.labels.reading import LabelReading, LabelSurvey, decide_reading
 from msldata.sources.source import check_name
 from msldata.storage import FileInfo, Location, Storage, open_storage
 from msldata.workers.engine import run_tasks

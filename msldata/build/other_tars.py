@@ -25,7 +25,7 @@ from msldata.contract.format import META_SUFFIX, TARGET_SUFFIX
 from msldata.contract.pixels import JPEG_START, SIDEWAYS, check_whole
 from msldata.contract.tar import DamagedTar, TarMember, walk_any_tar
 from msldata.errors import BadInputError, UserError
-from msldata.sources.label_reading import Label, LabelReading, Labels, LabelSurvey
+from msldata.sources.labels.reading import Label, LabelReading, Labels, LabelSurvey
 from msldata.storage import Storage
 
 AUTO = "auto"
@@ -208,7 +208,7 @@ def label_values(data: mmap.mmap, members: Mapping[str, TarMember], rule: LabelR
         # Our own tars name the classes that are neither positive nor negative beside the labels.
         return entry[rule.field], entry.get("ignored") if rule.field == "labels" else None
     if rule.suffix == ".cls":
-        text = content.decode("utf-8").strip()
+        text = content.decode("utf-8-sig").strip()
         if not text:
             raise ValueError("its .cls is empty")
         return text, None
@@ -288,8 +288,8 @@ def _row(
 
 
 def _size(content: bytes) -> tuple[int, int]:
-    """Width and height of an image, upright; anything but a plain JPEG is decoded to check that it can be."""
-    header = check_jpeg(content) if content.startswith(JPEG_START) else None
+    """Width and height of an image, upright; it is decoded, which alone can tell that it is whole."""
+    header = check_jpeg(content, decode=True) if content.startswith(JPEG_START) else None
     if header is None:
         return check_whole(content)
     return (header.height, header.width) if header.orientation in SIDEWAYS else (header.width, header.height)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -49,7 +51,22 @@ def _classes_with_counts(manifest: Manifest) -> str:
     if unused:
         more = f" and {len(unused) - _RARE_SHOWN:,} more" if len(unused) > _RARE_SHOWN else ""
         text += f"{';' if used else ''} in no image: {', '.join(unused[:_RARE_SHOWN])}{more}"
+    if alike := _alike(manifest.classes):
+        text += "; alike, yet two classes: " + ", ".join(f"{one!r} and {other!r}" for one, other in alike[:_RARE_SHOWN])
     return text
+
+
+def _alike(classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ only in case, spaces, or characters that nobody sees."""
+    seen: dict[str, str] = {}
+    pairs = []
+    for name in classes:
+        visible = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
+        plain = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", visible).casefold()).strip()
+        if plain in seen:
+            pairs.append((seen[plain], name))
+        seen.setdefault(plain, name)
+    return pairs
 
 
 def _count_classes(number: int) -> str:

@@ -149,7 +149,7 @@ class FolderMasks:
         return {"source": PurePosixPath(self.storage.url).name}
 
     def names(self) -> list[str]:
-        return _mask_names([info.name for info in self.storage.list_files()], self.storage.url)
+        return _mask_names([info.name for info in self.storage.list_sources()], self.storage.url)
 
     def read_gray(self, name: str, *, soft: bool = False) -> np.ndarray:
         return decode_gray(self.storage.read(name), self.storage.where(name), soft=soft)

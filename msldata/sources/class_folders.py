@@ -27,6 +27,8 @@ from msldata.storage import Storage, open_storage
 LAYOUT = "a folder per class with its images, below a folder per split where there are splits"
 _OTHERS = frozenset({".json", ".jsonl", ".xml", ".csv", ".tsv", ".parquet", ".yaml", ".yml", ".arrow", ".tar"})
 """Suffixes of annotations and of other kinds of datasets."""
+_UNLABELLED = "_unlabeled"
+"""FiftyOne's folder of images without a class."""
 SPLIT_WORDS = frozenset("train training val valid validation dev test testing trainval".split())
 
 
@@ -67,6 +69,10 @@ class ClassFolders:
             if strangers := [name for name in names if name not in self.labels]:
                 raise UserError(f"{self.images.where(strangers[0])}: this class is not in {options.classes}")
         self._files = by_split[split]
+        below = "" if split == WHOLE_SPLIT else f"{split}/"
+        strays = sum(name.startswith(below) for name in _image_names(self.images)) - sum(map(len, self._files.values()))
+        if strays:
+            self.counts["outside_class_folders"] = strays
 
     def records(self) -> Iterator[Record]:
         """The images, class by class."""
@@ -107,23 +113,30 @@ def recognise(root: Location) -> Likeness | None:
     if "://" not in str(root) and not local.is_dir():
         return None
     place = open_storage(root)
-    annotated = {PurePosixPath(info.name).suffix.lower() for info in place.list_files()} if place.can_list else _OTHERS
+    files = place.list_sources() if place.can_list else []
+    annotated = {PurePosixPath(info.name).suffix.lower() for info in files} if place.can_list else _OTHERS
     by_split = {} if annotated & _OTHERS else _images(place)
     classes = {name for names in by_split.values() for name in names}
     return Likeness.of(1, "a folder per class", tuple(by_split), len(classes)) if len(classes) > 1 else None
 
 
+def _image_names(place: Storage) -> list[str]:
+    names = sorted(info.name for info in place.list_sources())
+    names = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+
+
 def _images(place: Storage) -> dict[str, dict[str, list[str]]]:
     """Paths of images by split and class."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    paths = sorted(info.name for info in place.list_files())
-    images = [path for path in paths if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES and "/" in path]
-    images = [path for path in images if not any(part.startswith(".") for part in path.split("/"))]
+    images = [path for path in _image_names(place) if "/" in path]
     split = {path.split("/")[0].lower() for path in images} <= SPLIT_WORDS
     depth = 3 if split else 2
     if not images or any(path.count("/") != depth - 1 for path in images):
         return {}
     for path in images:
         parts = path.split("/")
+        if parts[-2] == _UNLABELLED:
+            continue
         found[parts[0] if split else WHOLE_SPLIT][parts[-2]].append(path)
     return {name: dict(classes) for name, classes in found.items()}

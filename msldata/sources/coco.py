@@ -30,13 +30,15 @@ from msldata.sources.source import (
     split_location,
     unknown_split,
 )
+from msldata.sources.tables.label_studio import plain_path
 from msldata.storage import FileInfo, Storage, open_storage
 
 LAYOUT = "annotations/instances_SPLIT.json and the images of each split in SPLIT/"
 _SPLITS_2014 = ("train", "val")
 _FOLDERS_2014 = ("COCO2014", "coco2014", "coco")
 _CATEGORY_BYTES = 4 << 20
-_BESIDE = ("_annotations.coco.json", "labels.json")
+_FIFTYONE = "labels.json"
+_BESIDE = ("_annotations.coco.json", _FIFTYONE)
 """Annotations beside a split's images: Roboflow's, FiftyOne's."""
 _NUM_TRIED = 8
 _HINT = "mend the annotations, or fetch them again, and check them"
@@ -109,14 +111,20 @@ class Coco:
             self.provenance["occlusion"] = "segments"
         with _clear_errors(self._where):
             categories = [self._coco.cats[number] for number in sorted(self._coco.getCatIds())]
-            self.labels = LabelSpace(tuple(str(category["name"]) for category in categories))
+            names = {category["id"]: str(category["name"]).strip() for category in categories}
         if options.classes is not None:
             listed, list_name = split_location(options.classes)
             self.labels = read_class_list(listed, list_name)
-            if unknown := [category["name"] for category in categories if category["name"] not in self.labels]:
+            if unknown := [name for name in names.values() if name not in self.labels]:
                 raise UserError(f"{options.classes}: lacks the class '{unknown[0]}' of {self._where}")
             self.provenance["classes"] = {list_name: hashlib.sha256(listed.read(list_name)).hexdigest()}
-        self._class_index = {category["id"]: self.labels.index(str(category["name"])) for category in categories}
+        else:
+            try:
+                self.labels = LabelSpace(tuple(names.values()))
+            except UserError as error:  # Roboflow, for one, adds a category for all
+                hint = "if they are one, list the names once in a file and add --classes FILE"
+                raise BadInputError(self._where, str(error), hint) from None
+        self._class_index = {number: self.labels.index(name) for number, name in names.items()}
 
     def records(self) -> Iterator[Record]:
         """The split's annotated images in ascending order of their ids."""
@@ -141,6 +149,8 @@ class Coco:
     def _record(self, image_id: int, annotations: Sequence[dict[str, Any]]) -> Record:
         entry = self._coco.imgs[image_id]
         file_name = entry["file_name"]
+        if isinstance(file_name, str):
+            file_name = plain_path(file_name.replace("\\", "/"))  # written on Windows, or by Label Studio's server
         # It becomes part of a path: nothing in the JSON may point outside the dataset.
         if not is_inside(file_name):
             raise ValueError(f"{file_name!r} is not a path below the images' folder")
@@ -197,8 +207,8 @@ class Coco:
             "data",
             "",
         ]
-        names = [entry.get("file_name") for entry in self._coco.dataset["images"]]
-        names = [entry for entry in names if is_inside(entry)]
+        names = [str(entry.get("file_name")) for entry in self._coco.dataset["images"]]
+        names = [name for name in (plain_path(name.replace("\\", "/")) for name in names) if is_inside(name)]
         tried = names[:: max(1, len(names) // _NUM_TRIED)][:_NUM_TRIED] if place.path() is not None else names[:1]
         best, most = "", 0
         for folder in dict.fromkeys(usual):
@@ -308,11 +318,26 @@ def available_splits_2014(root: Location, options: SourceOptions = NO_OPTIONS) -
 def recognise(root: Location) -> Likeness | None:
     """COCO's layout at ``root``, or one JSON of annotations in it."""
     if not _is_file(root):
-        splits = available_splits(root) if open_storage(root).can_list else ()
-        return Likeness.of(2, "COCO layout", splits, _num_classes(root, annotation_file(splits[0]))) if splits else None
+        place = open_storage(root)
+        splits = available_splits(root) if place.can_list else ()
+        if not splits:
+            return None
+        name = find_annotations(place, splits[0])
+        num_classes = _num_classes(root, name)
+        if num_classes is None and PurePosixPath(name).name == _FIFTYONE and place.path() is not None:
+            return None  # its classifications and detections have the same name
+        return Likeness.of(2, "COCO layout", splits, num_classes)
     place, name = split_location(root)
     num_classes = _num_classes(str(root).rpartition("/")[0] or ".", name) if place.path() is not None else None
+    local = place.path(name)
+    if local is not None and local.is_file() and _starts_as_list(local):
+        return None
     return Likeness.of(3 if num_classes else 1, "one COCO file", (WHOLE_SPLIT,), num_classes)
+
+
+def _starts_as_list(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"[")
 
 
 def recognise_2014(root: Location) -> Likeness | None:
@@ -390,7 +415,7 @@ def _load(path: Path, *, with_segments: bool) -> tuple[Any, str]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     with _clear_errors(str(path)), contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by printing
         coco = COCO()
-        coco.dataset = json.loads(path.read_text(encoding="utf-8"), object_hook=hook)
+        coco.dataset = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=hook)
         if not isinstance(coco.dataset, dict):
             raise ValueError("not an object with images, annotations and categories")
         for part in ("images", "annotations", "categories"):

@@ -40,13 +40,17 @@ _LISTS = {
     "train": (("train",),),
     "val": (("val",),),
     "test": (("test",),),
+    WHOLE_SPLIT: (("default",),),  # CVAT's
 }
 LAYOUT = "JPEGImages, Annotations and ImageSets, or XML files beside the images"
+_VOCS_OWN = tuple(split for split in _LISTS if split != WHOLE_SPLIT)
+_OTHER_LISTS = (*SPLIT_NAMES, "trainval")
+"""What other programs call such lists, in upper or lower case."""
 _MAIN = "ImageSets/Main"
 _CLASSES = f"{_MAIN}/classes.txt"
 _ANNOTATIONS = ("Annotations", "annotations")
 _IMAGES = ("JPEGImages", "images", "Images")
-_PLAIN_FOLDERS = {"annotations", "xml", "xmls", "labels", "jpegimages", "images", "imgs", "img"}
+_PLAIN_FOLDERS = {"annotations", "xml", "xmls", "labels", "jpegimages", "images", "imgs", "img", "data"}
 """Folders whose name says what kind of file they hold and nothing about the image."""
 
 
@@ -99,6 +103,7 @@ class Voc:
         if listed:
             self._entries, files = self._read_lists(split)
         else:
+            _refuse_unknown_lists(self.images)
             found = _unlisted(self.images)
             if split not in found:
                 raise unknown_split(self.images.url, split, tuple(found))
@@ -141,8 +146,9 @@ class Voc:
 
     def _read_lists(self, split: str) -> tuple[list[_Entry], dict[str, str]]:
         """The images of a split by its lists, and the lists with their SHA-256."""
-        if split not in _LISTS:
-            raise unknown_split(self.dataset, split, tuple(_LISTS))
+        known = dict.fromkeys((*_VOCS_OWN, *available_lists(self.images)))
+        if split not in known:
+            raise unknown_split(self.dataset, split, tuple(known))
         lists = _lists(self.images, split)
         annotations, images = first_folder(self.images, _ANNOTATIONS), first_folder(self.images, _IMAGES)
         missing = [name for name in lists if not self.images.exists(name)]
@@ -207,7 +213,7 @@ class Voc:
 
     def _all_annotations(self) -> list[_Entry]:
         folder = first_folder(self.images, _ANNOTATIONS)
-        names = [info.name for info in self.images.child(folder).list_files() if info.name.endswith(".xml")]
+        names = [info.name for info in self.images.child(folder).list_sources() if info.name.endswith(".xml")]
         return [_Entry(name, f"{folder}/{name}") for name in names]
 
     def _names(self, entries: list[_Entry], stop_at_first: bool = False) -> set[str]:
@@ -262,7 +268,7 @@ class _ImageFinder:
         if "/" in image_id and self._place.path() is not None and self._place.exists(usual):
             return usual
         if self._names is None:
-            files = [PurePosixPath(info.name) for info in self._place.child(self._folder).list_files()]
+            files = [PurePosixPath(info.name) for info in self._place.child(self._folder).list_sources()]
             self._names = _by_stem(files)
         name = self._names.get(image_id)
         return f"{self._folder}/{name}" if name else usual
@@ -279,11 +285,13 @@ def _unlisted(place: Storage) -> dict[str, list[_Entry]]:
     """The splits of a folder without lists, by name, with their images."""
     if not place.can_list:
         return {}
-    files = [PurePosixPath(info.name) for info in place.list_files()]
+    files = [PurePosixPath(info.name) for info in place.list_sources()]
     annotations = {_plain(path): path.as_posix() for path in files if path.suffix.lower() == ".xml"}
     if not annotations:
         return {}
     images = {_plain(PurePosixPath(name)): name for name in _by_stem(files).values()}
+    if images.keys().isdisjoint(annotations):
+        return {}  # XML of another kind, such as CVAT's
     splits: dict[str, list[_Entry]] = {}
     for name in sorted(annotations.keys() | images.keys()):
         parts = PurePosixPath(name).parts
@@ -330,15 +338,35 @@ def _candidates(place: Storage, title: str) -> tuple[Storage, ...]:
 
 def available_lists(place: Storage) -> tuple[str, ...]:
     """Splits whose image lists are in a folder."""
-    there = {name: place.exists(f"{_MAIN}/{name}.txt") for name in _LISTS}
-    return tuple(split for split, ways in _LISTS.items() if any(all(map(there.get, names)) for names in ways))
+    asked = {name for ways in _LISTS.values() for names in ways for name in names}
+    there = {name: place.exists(f"{_MAIN}/{name}.txt") for name in asked}
+    known = [split for split, ways in _LISTS.items() if any(all(map(there.get, names)) for names in ways)]
+    return (*known, *(name for name in _list_names(place) if name not in _LISTS and name.lower() in _OTHER_LISTS))
+
+
+def _list_names(place: Storage) -> list[str]:
+    """The names of all lists in a folder on this machine, those for one class among them."""
+    main = place.path(_MAIN)
+    return sorted(path.stem for path in main.glob("*.txt")) if main is not None and main.is_dir() else []
+
+
+def _refuse_unknown_lists(place: Storage) -> None:
+    """Raise UserError for lists of images that nobody reads: the splits that they make would be lost."""
+    names = [name for name in _list_names(place) if f"{_MAIN}/{name}.txt" != _CLASSES]
+    if names:
+        shown = ", ".join(f"{name}.txt" for name in names[:6]) + (" …" if len(names) > 6 else "")
+        raise UserError(
+            f"{place.where(_MAIN)}: none of its lists ({shown}) is called train.txt, val.txt, trainval.txt or "
+            "test.txt; rename them, or move them away to take every XML file"
+        )
 
 
 def recognise(root: Location, title: str) -> Likeness | None:
     """The VOC folder of one year at ``root``; a folder that is not named after a year is taken for VOC2007."""
     place = open_storage(root)
     for candidate in _candidates(place, title):
-        if splits := available_lists(candidate):
+        splits = available_lists(candidate)
+        if not set(splits).isdisjoint(_VOCS_OWN):
             own = candidate.exists(_CLASSES)
             classes = read_class_list(candidate, _CLASSES) if own else VOC
             named = candidate is not place or place.url.rstrip("/").rpartition("/")[2] == title
@@ -358,5 +386,5 @@ def recognise_own(root: Location) -> Likeness | None:
 
 
 def _lists(place: Storage, split: str) -> tuple[str, ...]:
-    choices = [tuple(f"{_MAIN}/{name}.txt" for name in names) for names in _LISTS[split]]
+    choices = [tuple(f"{_MAIN}/{name}.txt" for name in names) for names in _LISTS.get(split, ((split,),))]
     return next((names for names in choices if all(map(place.exists, names))), choices[0])

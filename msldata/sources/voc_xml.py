@@ -105,6 +105,9 @@ def _flag(element: ElementTree.Element, tag: str) -> bool | None:
     stripped = text and text.strip()
     if not stripped:
         return None
-    if stripped not in ("0", "1"):
+    if stripped in ("0", "1"):
+        return stripped == "1"
+    lower = stripped.lower()
+    if lower not in ("false", "true", "unspecified"):
         raise ValueError(f"{tag} is {text!r}, expected 0 or 1")
-    return stripped == "1"
+    return None if lower == "unspecified" else lower == "true"

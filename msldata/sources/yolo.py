@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -28,7 +28,8 @@ from msldata.storage import Storage, open_storage
 LAYOUT = "data.yaml (or classes.txt), and images/ and labels/ with a .txt per image"
 _YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
-_SPLIT_KEYS = ("train", "val", "test")
+_DARKNET = "obj.data"
+_SPLIT_KEYS = ("train", "val", "valid", "test")
 _HINT = "mend the labels and run again"
 
 
@@ -56,16 +57,19 @@ class Yolo:
         self.reject: Callable[[BadInputError], None] = fail
         self.images: Storage
         self.images, about = _open(root)
-        names, splits, files = _describe(self.images, about)
+        names, splits, files, self._num_keypoint_values = _describe(self.images, about)
         if not names:
             raise UserError(f"{self.images.url}: no class names; YOLO's layout has them in data.yaml or classes.txt")
         if split not in splits:
             raise unknown_split(self.images.url, split, tuple(splits))
         self.labels = LabelSpace(names)
-        there = {info.name for info in self.images.list_files()}
+        there = {info.name for info in self.images.list_sources()}
         pairs = [(image, _label_file(image)) for image in splits[split]]
         bare = sum(label not in there for _, label in pairs)
         self.counts = {} if options.keep_unlabelled or not bare else {"dropped_without_annotations": bare}
+        listed = {image for images in splits.values() for image in images}
+        if strays := len(listed.symmetric_difference(_image_names(there))):
+            self.counts["in_no_split"] = strays
         self._pairs = [(image, label if label in there else "") for image, label in pairs]
         if not options.keep_unlabelled:
             self._pairs = [pair for pair in self._pairs if pair[1]]
@@ -79,7 +83,8 @@ class Yolo:
             data = next(contents) if label else b""
             digest.update(data or b"")
             try:
-                objects = tuple(_parse_line(line, len(self.labels)) for line in _lines(data or b""))
+                lines = _lines(data or b"")
+                objects = tuple(_parse_line(line, len(self.labels), self._num_keypoint_values) for line in lines)
             except ValueError as error:
                 self.reject(BadInputError(self.images.where(label), str(error), _HINT))
                 continue
@@ -107,7 +112,7 @@ def recognise(root: Location) -> Likeness | None:
         return None
     if not about and not any(place.exists(name) for name in (*_YAMLS, *_CLASS_LISTS)):
         return None
-    names, splits, _ = _describe(place, about)
+    names, splits, *_ = _describe(place, about)
     labelled = any(place.exists(_label_file(image)) for images in splits.values() for image in images[:50])
     if not names or not labelled:
         return None
@@ -125,21 +130,17 @@ def _yaml_of(place: Storage) -> str:
     return next((name for name in _YAMLS if place.exists(name)), "")
 
 
-def _describe(place: Storage, about: str) -> tuple[tuple[str, ...], dict[str, list[str]], dict[str, str]]:
-    """(class names, images of every split, SHA-256 of the files that say so)."""
+def _describe(place: Storage, about: str) -> tuple[tuple[str, ...], dict[str, list[str]], dict[str, str], int]:
+    """(class names, images of every split, SHA-256 of the files that say so, numbers of an object's keypoints)."""
     about = about or _yaml_of(place)
     listed = next((name for name in _CLASS_LISTS if place.exists(name)), "")
     if not about and not listed:
-        return (), {}, {}
-    entries = _read_yaml(place, about) if about else {}
+        return (), {}, {}, 0
+    entries = _read_yaml(place, about) if about else _read_darknet(place)
     source = about or listed
     files = {source: hashlib.sha256(place.read(source)).hexdigest()}
     names = _names(place, about, entries) if about else read_class_list(place, listed).classes
-    images = sorted(
-        info.name
-        for info in place.list_files()
-        if PurePosixPath(info.name).suffix.lower() in IMAGE_SUFFIXES and not info.name.startswith(".")
-    )
+    images = _image_names(info.name for info in place.list_sources())
     splits = {
         key: _images_at(place, about, entries[key], images) for key in _SPLIT_KEYS if entries.get(key) not in (None, "")
     }
@@ -147,14 +148,30 @@ def _describe(place: Storage, about: str) -> tuple[tuple[str, ...], dict[str, li
         for image in images:
             split = next((part for part in PurePosixPath(image).parts[:-1] if part.lower() in SPLIT_NAMES), WHOLE_SPLIT)
             splits.setdefault(split, []).append(image)
-    return names, {split: found for split, found in splits.items() if found}, files
+    shape: list[str] = entries.get("kpt_shape") or []
+    num_values = int(shape[0]) * int(shape[1]) if len(shape) == 2 and all(map(str.isdigit, shape)) else 0
+    return names, {split: found for split, found in splits.items() if found}, files, num_values
+
+
+def _image_names(names: Iterable[str]) -> list[str]:
+    found = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(name for name in found if not name.startswith("."))
+
+
+def _read_darknet(place: Storage) -> dict[str, Any]:
+    """The lists of images that ``obj.data`` names, as darknet and CVAT write it."""
+    if not place.exists(_DARKNET):
+        return {}
+    lines = place.read(_DARKNET).decode("utf-8-sig", "replace").splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
 
 
 def _read_yaml(place: Storage, name: str) -> dict[str, Any]:
     import yaml
 
     try:
-        entries = yaml.safe_load(place.read(name))
+        # Every scalar is text: a class may be called "no" or "1.10".
+        entries = yaml.load(place.read(name), Loader=yaml.BaseLoader)
     except FileNotFoundError:
         raise FileNotFoundError(f"{place.where(name)}: no such file; YOLO's layout has {LAYOUT}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -167,11 +184,13 @@ def _read_yaml(place: Storage, name: str) -> dict[str, Any]:
 def _names(place: Storage, about: str, entries: dict[str, Any]) -> tuple[str, ...]:
     names = entries.get("names")
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        if set(names) != set(map(str, range(len(names)))):
             raise BadInputError(place.where(about), "its names are not numbered from 0 without a gap", "mend it")
-        names = [names[number] for number in range(len(names))]
+        names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise BadInputError(place.where(about), f"'names' is {str(names)[:60]!r}, expected class names", "mend it")
+    if entries.get("nc", str(len(names))) != str(len(names)):
+        raise BadInputError(place.where(about), f"nc is {entries['nc']}, and there are {len(names)} names", "mend it")
     return tuple(str(name).strip() for name in names)
 
 
@@ -214,14 +233,16 @@ def _lines(data: bytes) -> list[list[str]]:
     return [line.split() for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
 
 
-def _parse_line(fields: list[str], num_classes: int) -> ObjectRecord:
+def _parse_line(fields: list[str], num_classes: int, num_keypoint_values: int = 0) -> ObjectRecord:
     """One object: its class, and a box by its centre or the corners of a polygon, between 0 and 1."""
     try:
-        number, values = int(fields[0]), [float(value) for value in fields[1:]]
+        number, values = int(fields[0].removesuffix(".0")), [float(value) for value in fields[1:]]
     except ValueError:
         raise ValueError(f"{' '.join(fields)[:80]!r} is not a class index and numbers") from None
     if not 0 <= number < num_classes:
         raise ValueError(f"class index {number}; there are {num_classes} classes")
+    if num_keypoint_values and len(values) in (4 + num_keypoint_values, 5 + num_keypoint_values):
+        values = values[:4]
     if len(values) in (4, 5):  # a fifth is a confidence
         x, y, width, height = values[:4]
         left, top = x - width / 2, y - height / 2

@@ -41,6 +41,12 @@ class Storage(ABC):
     def list_files(self) -> list[FileInfo]:
         """All finished files below this folder, sorted by name; empty when the folder does not exist."""
 
+    def list_sources(self) -> list[FileInfo]:
+        """As ``list_files``, but also what symbolic links to folders lead to, and links to files that are gone: for a
+        folder that is only read, in which none of them may be passed over.
+        """
+        return self.list_files()
+
     @abstractmethod
     def exists(self, name: str) -> bool:
         """Whether the file ``name`` exists."""

@@ -40,6 +40,19 @@ class LocalStorage(Storage):
                     found.append(FileInfo(path.relative_to(self.root).as_posix(), path.stat().st_size))
         return sorted(found, key=lambda info: info.name)
 
+    def list_sources(self) -> list[FileInfo]:
+        found = []
+        for folder, folders, names in os.walk(self.root, followlinks=True):
+            folders[:] = [name for name in folders if not _leads_up(Path(folder, name))]
+            for name in names:
+                path = Path(folder, name)
+                try:
+                    size = path.stat().st_size
+                except OSError:  # a link to nowhere
+                    size = 0
+                found.append(FileInfo(path.relative_to(self.root).as_posix(), size))
+        return sorted(found, key=lambda info: info.name)
+
     def exists(self, name: str) -> bool:
         return os.path.isfile(f"{self.url}/{name}")  # noqa: PTH113  (a build asks for every image)
 
@@ -89,6 +102,11 @@ class LocalStorage(Storage):
     def delete(self, name: str) -> None:
         with clear_local_errors(self.where(name)):
             (self.root / name).unlink(missing_ok=True)
+
+
+def _leads_up(folder: Path) -> bool:
+    """Whether a folder is a link to one that holds it, which has no end."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def _read_all(descriptor: int) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from msldata.sources.kinds import open_source, recognise, select_sources
 from msldata.sources.source import NO_OPTIONS, SourceOptions
 from msldata.storage import LocalStorage
 from msltrain.__main__ import app
-from tests.tinydata import jpeg, make_coco
+from tests.tinydata import jpeg
 
 
 def images(folder: Path, *names: str) -> Path:
@@ -406,80 +405,3 @@ def test_label_cells(tmp_path, cells, positives):
     run = CliRunner().invoke(app, ["build-shards", str(path), "--out", str(tmp_path / "out"), "--workers", "1"])
     assert run.exit_code == 2 and not (tmp_path / "out").exists(), run.output
     assert "line 2" in run.output or "line 3" in run.output  # a cell may have two lines
-
-
-@pytest.fixture
-def datumaro():
-    return pytest.importorskip("datumaro", reason="the extra formats is not installed")
-
-
-CVAT = """<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version><meta><task><labels>
-<label><name>cat</name><attributes></attributes></label><label><name>dog</name><attributes></attributes></label>
-</labels></task></meta>
-<image id="0" name="a.jpg" width="24" height="16">
-<box label="dog" occluded="1" xtl="1.0" ytl="2.0" xbr="9.0" ybr="8.0" z_order="0"></box>
-<tag label="cat" source="manual"></tag></image>
-<image id="1" name="b.jpg" width="24" height="16">
-<polygon label="cat" occluded="0" points="1,1;9,1;9,9"></polygon></image>
-</annotations>"""
-
-
-def test_cvat_xml_through_datumaro(tmp_path, datumaro):
-    images(tmp_path / "images", *AB)
-    write(tmp_path / "annotations.xml", CVAT)
-    found = read(tmp_path, dataset="datumaro")
-    assert {Path(name).name: labels for split in found.values() for name, labels in split.items()} == AB
-    (split,) = found
-    first = next(open_source("datumaro", tmp_path, split).records())
-    assert [(item.box, item.occluded) for item in first.objects] == [((1.0, 2.0, 8.0, 6.0), True)]
-
-
-def test_create_ml_through_datumaro(tmp_path, datumaro):
-    images(tmp_path / "train", *AB)
-    box = {"x": 10, "y": 8, "width": 6, "height": 4}
-    rows = [
-        {"image": name, "annotations": [{"label": label, "coordinates": box} for label in labels]}
-        for name, labels in AB.items()
-    ]
-    write(tmp_path / "train" / "_annotations.createml.json", rows)
-    assert read(tmp_path, dataset="datumaro") == {"train": {f"train/{name}": labels for name, labels in AB.items()}}
-
-
-def test_datumaro_and_our_own_readers_agree(tmp_path, datumaro):
-    annotations = [
-        {"id": n, "image_id": image, "category_id": category, "bbox": [1, 2, 5, 4], "area": 20, "iscrowd": 0}
-        for n, (image, category) in enumerate([(1, 1), (1, 2), (2, 1)], start=1)
-    ]
-    listed = [{"id": n, "file_name": name, "width": 24, "height": 16} for n, name in enumerate(AB, start=1)]
-    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    make_coco(tmp_path / "coco", listed, annotations, categories)
-    (tmp_path / "coco/images").mkdir()
-    (tmp_path / "coco/train2014").rename(tmp_path / "coco/images/train2014")
-    for name in AB:
-        images(tmp_path / "coco/images/train2014", name)
-    theirs = open_source("datumaro", tmp_path / "coco", "train2014", options=SourceOptions(format="coco_instances"))
-    (tmp_path / "coco/images/train2014").rename(tmp_path / "coco/train2014")
-    ours = open_source("coco", tmp_path / "coco", "train2014")
-    assert theirs.labels == ours.labels
-    (tmp_path / "coco/train2014").rename(tmp_path / "coco/images/train2014")
-    for left, right in zip(theirs.records(), ours.records(), strict=True):
-        assert left.positives == right.positives
-        assert sorted(left.objects) == sorted(right.objects)
-
-
-def test_datumaro_is_named_where_it_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr("msldata.sources.datumaro_formats.is_installed", lambda: False)
-    run = CliRunner().invoke(app, ["build-shards", str(tmp_path), "--dataset", "datumaro"])
-    assert run.exit_code == 2 and "pip install 'msltrain[formats]'" in run.output
-    run = CliRunner().invoke(app, ["build-shards", str(tmp_path)])
-    assert run.exit_code == 2 and "any format that Datumaro reads" in run.output
-
-
-def test_every_row_of_the_page_of_formats_is_a_test():
-    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    rows = [line for line in page.partition("## Formats")[2].partition("\n## ")[0].splitlines() if line.startswith("|")]
-    named = [re.findall(r"`(test_\w+)`", row) for row in rows[2:]]
-    assert len(named) > 15
-    for tests, row in zip(named, rows[2:], strict=True):
-        assert tests, f"no test is named: {row}"
-        assert all(callable(globals().get(name)) for name in tests), row

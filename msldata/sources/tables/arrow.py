@@ -54,12 +54,12 @@ def read_arrow(folder: Storage, name: str) -> ArrowRows:
         raise UserError(f"{folder.where(name)}: holds its images itself; copy it to this machine first")
     others = table.drop_columns(images).to_pylist() if images else table.to_pylist()
     features = _features(table.schema)
-    named = {column: names for column in table.column_names if (names := _class_names(features.get(column)))}
+    named = {column: found for column in table.column_names if (found := _class_label(features.get(column)))}
+    classes = None
     if len(named) == 1:
-        ((column, names),) = named.items()
+        ((column, (part, classes)),) = named.items()
         for row in others:
-            row[column] = _named(row[column], names)
-    classes = next(iter(named.values())) if len(named) == 1 else None
+            row[column] = _named(row[column], part, classes)
     if image_column is not None:
         column = table.column(image_column)
         for number, row in enumerate(others):
@@ -173,20 +173,27 @@ def _features(schema: Any) -> Mapping[str, Any]:
         return {}
 
 
-def _class_names(feature: Any) -> tuple[str, ...]:
-    """The names of a ``ClassLabel``, or of a list of them."""
+def _class_label(feature: Any) -> tuple[str, tuple[str, ...]] | None:
+    """The names of a ``ClassLabel``, of a list of them, or of those in a list of objects, with their field there."""
     if isinstance(feature, list) and feature:
         feature = feature[0]
     if isinstance(feature, Mapping) and feature.get("_type") in ("Sequence", "List", "LargeList"):
-        feature = feature.get("feature")
-    if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel":
-        return tuple(map(str, feature.get("names") or ()))
-    return ()
+        return _class_label(feature.get("feature"))
+    if not isinstance(feature, Mapping):
+        return None
+    if feature.get("_type") == "ClassLabel":
+        return "", tuple(map(str, feature.get("names") or ()))
+    if "_type" in feature:
+        return None
+    inside = [(part, found[1]) for part, kind in feature.items() if (found := _class_label(kind)) and not found[0]]
+    return inside[0] if len(inside) == 1 else None
 
 
-def _named(value: Any, names: Sequence[str]) -> Any:
+def _named(value: Any, part: str, names: Sequence[str]) -> Any:
+    if isinstance(value, Mapping):
+        return _named(value[part], "", names)
     if isinstance(value, list):
-        return [_named(item, names) for item in value]
+        return [_named(item, part, names) for item in value]
     if value is None or value == -1:
         return None  # a row that was never labelled
     if not 0 <= value < len(names):

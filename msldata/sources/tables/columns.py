@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msldata.sources.tables.rows import Row
+Row = tuple[str, Mapping[str, Any]]
+"""Its place in the file (``line 3`` or, where there are no lines, ``row 3``), and its cells by column."""
 
 # Compared in lower case without spaces, dashes and underscores; earlier ones win.
 _IMAGES = (
@@ -16,7 +17,7 @@ _IMAGES = (
 ).split()
 _LABELS = (
     "labels label tags tag classes class categories category labelname classname findinglabels choices choice target "
-    "targets annotations"
+    "targets annotations objects"
 ).split()
 _ONE_LABEL_A_ROW = frozenset({"label", "tag", "class", "category", "labelname", "classname", "choice"})
 """Names of a column that holds one label, so that an image with several has several rows."""
@@ -24,7 +25,7 @@ _IGNORED = ("ignored", "ignore", "ignoredlabels")
 _SPLITS = ("split", "subset", "set", "partition", "phase", "fold")
 _SPLIT_WORDS = frozenset("train training val valid validation dev test testing trainval".split())
 _NO_CLASS = re.compile(r"|index|unnamed\d*|unnamed:\d+|(sample|row|image)?id|is(valid|train|test|crowd)", re.IGNORECASE)
-_BINARY = frozenset({"", "0", "1", "-1", "0.0", "1.0", "-1.0", "true", "false", "nan", "none"})
+_BINARY = re.compile(r"(0|-?1)([.,]0*)?|true|false|nan|none|")
 _NAMED_CELLS_SHOWN = 12
 
 
@@ -77,7 +78,7 @@ def choose_columns(
         if name is not None and name not in columns:
             raise ValueError(f"no column '{name}'; there are {_some(columns)}")
     by_name = {plain(name): name for name in reversed(columns)}
-    image = image or next((by_name[name] for name in _IMAGES if name in by_name), None)
+    image = image or image_column_of(columns)
     if image is None:
         raise ValueError(f"no column 'image' among {_some(columns)}; name the one with paths with --image-column")
     split = _split_column(by_name, rows)
@@ -95,6 +96,11 @@ def choose_columns(
                 f"say which with --labels-column '{named}', or with a --labels-column for each"
             )
         one_hot = () if named else tuple(binary)
+        if parted := [name for name in one_hot if plain(name) in _SPLITS]:
+            raise ValueError(
+                f"'{parted[0]}' holds 0 and 1: a class, or the parts that the rows are divided into? Name the columns "
+                "of classes, each with --labels-column"
+            )
         for name in [name for name in free if one_hot and name not in binary]:
             _refuse_almost_binary(name, rows)
     if not named and not one_hot:
@@ -107,10 +113,16 @@ def choose_columns(
     return Columns(image, named, one_hot, ignored, split, confidence, left_alone)
 
 
+def image_column_of(columns: Sequence[str]) -> str | None:
+    """The column whose name says that it holds the images' paths; None if there is none."""
+    by_name = {plain(name): name for name in reversed(columns)}
+    return next((by_name[name] for name in _IMAGES if name in by_name), None)
+
+
 def one_hot_value(cell: Any) -> int:
     """The 1, 0 or -1 of a cell in a one-hot column; 0 for an empty cell. Raises ValueError for anything else."""
     text = "" if cell is None else str(cell).strip().lower()
-    if text not in _BINARY:
+    if not _BINARY.fullmatch(text):
         raise ValueError(f"{cell!r} is not 0, 1 or -1")
     return {"1": 1, "t": 1, "-": -1}.get(text[:1], 0)
 
@@ -122,13 +134,13 @@ def plain(name: str) -> str:
 
 def _is_binary(column: str, rows: Sequence[Row]) -> bool:
     values = {str("" if (cell := cells.get(column)) is None else cell).strip().lower() for _, cells in rows}
-    return values <= _BINARY and not values <= {"", "nan", "none"}
+    return all(map(_BINARY.fullmatch, values)) and not values <= {"", "nan", "none"}
 
 
 def _refuse_almost_binary(column: str, rows: Sequence[Row]) -> None:
     """Raise ValueError for a column of 0 and 1 with a few other numbers: ignoring it would lose a class."""
     cells = [(place, str("" if cells.get(column) is None else cells[column]).strip()) for place, cells in rows]
-    odd = [(place, cell) for place, cell in cells if cell.lower() not in _BINARY]
+    odd = [(place, cell) for place, cell in cells if not _BINARY.fullmatch(cell.lower())]
     numeric = all(re.fullmatch(r"[+-]?\d*\.?\d+", cell) for _, cell in odd)
     if odd and numeric and len(odd) * 2 < sum(cell != "" for _, cell in cells):
         raise ValueError(

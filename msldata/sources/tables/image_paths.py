@@ -14,7 +14,8 @@ from msldata.sources.source import IMAGE_SUFFIXES
 from msldata.sources.tables.label_studio import plain_path
 from msldata.storage import REMOTE_SCHEMES, LocalStorage, Storage
 
-_SCHEME_OR_DRIVE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_DRIVE = re.compile(r"[A-Za-z]:/")
 _UPLOAD_HASH = re.compile(r"[0-9a-f]{8}-(?=.)")
 _LOOKED_AT = 32
 """How many images are looked for one by one before the folder is searched."""
@@ -41,7 +42,9 @@ def checked_path(image: object) -> str:
     if is_address(image):
         address_path(image)
         return image
-    if "\\" in image or _SCHEME_OR_DRIVE.match(image):
+    image = image.replace("\\", "/")  # written on Windows, whose absolute paths are those of another machine
+    image = _DRIVE.sub("/", image, count=1) if _DRIVE.match(image) else image
+    if _SCHEME.match(image):
         raise ValueError(
             f"image is {image!r}; give a path with / that starts from the table's folder, or the address of a file at "
             + ", ".join(f"{scheme}://" for scheme in REMOTE_SCHEMES)

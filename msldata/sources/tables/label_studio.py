@@ -7,17 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from msldata.sources.label_values import CHOICES, parse_value
+from msldata.sources.labels.values import CHOICES, parse_value
 
 IMAGE, LABELS = "image", "labels"
 
-_UPLOAD = re.compile(r"/?data/upload/(?:\d+/)?(?P<name>[^/]+)")
+_UPLOAD = re.compile(r"(?:https?://[^/]+)?/?data/upload/(?:\d+/)?(?P<name>[^/]+)")
 _LOCAL = "data/local-files/?d="
 
 
 def is_task(row: Mapping[str, Any]) -> bool:
     """Whether a JSON object is a task of Label Studio."""
     return isinstance(row.get("data"), dict) and isinstance(row.get("annotations", row.get("completions")), list)
+
+
+def is_minimal_task(row: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is a line of JSON-MIN, in which what nobody chose is not there at all."""
+    return {"annotator", "annotation_id"} <= row.keys()
 
 
 def task_row(place: str, task: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from msldata.errors import BadInputError, UserError
-from msldata.sources.source import lacks_bucket
+from msldata.sources.source import IMAGE_SUFFIXES, lacks_bucket
 from msldata.sources.tables.arrow import places, read_arrow
-from msldata.sources.tables.label_studio import is_task, task_row
+from msldata.sources.tables.columns import Row, image_column_of
+from msldata.sources.tables.label_studio import is_minimal_task, is_task, task_row
 from msldata.storage import Storage
 
 HINT = "mend the table and run again"
 _ARROW = (".parquet", ".arrow")
+_SAYS_DELIMITER = re.compile(r"sep=([,;|\t])?")
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
-
-Row = tuple[str, Mapping[str, Any]]
-"""Its place in the file (``line 3`` or, where there are no lines, ``row 3``), and its cells by column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,8 @@ def read_table(folder: Storage, name: str) -> TableFile:
     if not rows:
         raise BadInputError(where, "the table has no rows", HINT)
     columns = tuple(dict.fromkeys(str(column) for _, cells in rows for column in cells))
+    if suffix == ".json" and all(is_minimal_task(cells) for _, cells in rows):
+        rows = [(place, {**dict.fromkeys(columns), **cells}) for place, cells in rows]
     digest = hashlib.sha256(data).hexdigest()
     if local is not None:
         with open(local, "rb") as file:
@@ -92,24 +95,32 @@ def read_table(folder: Storage, name: str) -> TableFile:
 
 
 def _delimiter(text: str) -> str:
-    """The character that splits the first line into the most cells; a comma if none does."""
+    """The one that the first line states, as Excel has it, or that makes the most cells of it; a comma if none does."""
     header = next((line for line in text.splitlines() if line.strip()), "")
+    if match := _SAYS_DELIMITER.fullmatch(header.strip('"\r\n ')):
+        return match[1]
     return max(_DELIMITERS, key=lambda character: len(next(csv.reader([header], delimiter=character), ())))
 
 
 def _csv_rows(data: bytes, delimiter: str) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(_text(data), newline=""), delimiter=delimiter, strict=True)
     columns: list[str] | None = None
+    used = 0
     for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
         cells = [cell.strip() for cell in cells]
+        if not any(cells) or (columns is None and _SAYS_DELIMITER.fullmatch(delimiter.join(cells))):
+            continue
         if columns is None:
+            while not cells[-1]:  # spreadsheets write the columns that were once in use
+                cells.pop()
+                used += 1
             columns = cells
             if len(set(columns)) != len(columns):
                 raise ValueError(f"line {reader.line_num}: a column is named twice: {', '.join(columns)}")
             continue
         place = f"line {reader.line_num}"
+        if used and not any(cells[len(columns) :]):
+            cells = cells[: len(columns)]
         if len(cells) != len(columns):
             raise ValueError(
                 f"{place}: {len(cells)} cells, the header has {len(columns)}; a cell that holds "
@@ -120,10 +131,12 @@ def _csv_rows(data: bytes, delimiter: str) -> Iterator[Row]:
 
 def _text(data: bytes) -> str:
     try:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
+            return data.decode("utf-16")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"line {line}: not UTF-8; save the table in that encoding") from None
+        raise ValueError(f"line {line}: neither UTF-8 nor UTF-16; save the table in one of them") from None
 
 
 def _json_line_rows(data: bytes) -> Iterator[Row]:
@@ -144,9 +157,8 @@ def _json_rows(data: bytes) -> Iterator[Row]:
         rows = json.loads(_text(data))
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
-    if isinstance(rows, dict) and isinstance(rows.get("labels"), dict):
-        yield from _labels_by_image(rows["labels"], rows.get("classes"))
-        return
+    if isinstance(rows, dict):
+        rows = listed_rows(rows)
     if not isinstance(rows, list):
         raise ValueError("not a list of objects with image and labels")
     for number, row in enumerate(rows, start=1):
@@ -155,19 +167,47 @@ def _json_rows(data: bytes) -> Iterator[Row]:
         yield f"row {number}", row
 
 
-def _labels_by_image(labels: Mapping[str, Any], classes: Any) -> Iterator[Row]:
-    """FiftyOne's classifications: the labels of every image, as names or as positions in the list of classes."""
+def listed_rows(table: Mapping[str, Any]) -> Any:
+    """A list of rows from what FiftyOne and pandas write as one object; None from anything else.
+
+    Raises:
+        ValueError: its columns are not equally long, or a class has no name.
+    """
+    if isinstance(table.get("labels"), dict) and table.keys() <= {"classes", "labels"}:
+        return _labels_by_image(table["labels"], table.get("classes"))
+    if isinstance(table.get("data"), list):  # orient="split", orient="table"
+        columns = table.get("columns")
+        return [dict(zip(columns, row, strict=True)) for row in table["data"]] if columns else table["data"]
+    values = list(table.values())
+    columns = image_column_of(tuple(table)) is not None
+    if columns and all(isinstance(value, list) for value in values):
+        return [dict(zip(table, row)) for row in zip(*values, strict=True)]
+    if values and all(isinstance(value, dict) for value in values):
+        if not columns:  # orient="index"
+            return values
+        if any(value.keys() != values[0].keys() for value in values):
+            raise ValueError("its columns have different rows")
+        return [{name: table[name][row] for name in table} for row in values[0]]
+    if values and all(PurePosixPath(image).suffix.lower() in IMAGE_SUFFIXES for image in table):
+        return [{"image": image, "labels": labels} for image, labels in table.items()]
+    return None
+
+
+def _labels_by_image(labels: Mapping[str, Any], classes: Any) -> list[dict[str, Any]]:
+    """FiftyOne's labels of every image, as names or as positions in the list of classes."""
 
     def name_of(target: Any) -> Any:
+        if isinstance(target, list):
+            return [name_of(item) for item in target]
+        if isinstance(target, dict) and "label" in target:
+            return name_of(target["label"])
         if isinstance(target, int) and not isinstance(target, bool) and isinstance(classes, list):
             if not 0 <= target < len(classes):
                 raise ValueError(f"class index {target} of {len(classes)}")
             return classes[target]
-        return target["label"] if isinstance(target, dict) and "label" in target else target
+        return target
 
-    for number, (image, target) in enumerate(labels.items(), start=1):
-        names = [name_of(item) for item in target] if isinstance(target, list) else name_of(target)
-        yield f"row {number}", {"image": image, "labels": names}
+    return [{"image": image, "labels": name_of(target)} for image, target in labels.items()]
 
 
 _READERS: Mapping[str, Callable[[bytes], Iterator[Row]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,8 @@ from typing import Any
 
 from msldata.contract.records import LabelSpace, Record, read_class_list
 from msldata.errors import BadInputError, UserError
-from msldata.sources.label_reading import Label, LabelReading, Labels, LabelSurvey, decide_reading
-from msldata.sources.label_values import WHOLE_CELL
+from msldata.sources.labels.reading import Label, LabelReading, Labels, LabelSurvey, decide_reading
+from msldata.sources.labels.values import WHOLE_CELL
 from msldata.sources.places import address_path, is_address
 from msldata.sources.source import (
     NO_OPTIONS,
@@ -31,7 +32,7 @@ from msldata.sources.source import (
 from msldata.sources.tables.arrow import EmbeddedImages, saved_splits
 from msldata.sources.tables.columns import Columns, choose_columns, one_hot_value
 from msldata.sources.tables.image_paths import ImagePaths, checked_path, find_images
-from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, read_table
+from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, listed_rows, read_table
 from msldata.storage import Storage, open_storage
 
 LAYOUT = "a table (.csv, .tsv, .json, .jsonl, .parquet): a row per image with its labels, or a folder with one"
@@ -41,6 +42,8 @@ _NAMES = (
 )
 """Names of tables that are kept in the folder of their images, as Roboflow and Hugging Face do."""
 _JSON_START = 1 << 16
+_WHOLE_JSON = 1 << 24
+"""Larger JSON files are not parsed to see what they are."""
 _HUB_FILE = re.compile(r"(data/)?(?P<split>[A-Za-z0-9_]+)-\d{5}-of-\d{5}\.parquet")
 
 
@@ -134,9 +137,9 @@ def available_splits(path: Location, options: SourceOptions = NO_OPTIONS) -> tup
 
 def recognise(path: Location) -> Likeness | None:
     """A table by the ending of its name, or a folder with one of a usual name."""
-    if not _is_file(path) and not _table_files(path)[1]:
-        return None
-    if PurePosixPath(str(path)).suffix.lower() == ".json" and not _is_json_table(path):
+    folder, files = _table_files(path)
+    documents = [name for names in files.values() for name in names if name.lower().endswith(".json")]
+    if not files or not all(_is_json_table(folder, name) for name in documents):
         return None
     try:
         contents = _load(path, NO_OPTIONS)
@@ -149,9 +152,8 @@ def _is_file(path: Location) -> bool:
     return PurePosixPath(str(path)).suffix.lower() in SUFFIXES and not Path(str(path)).expanduser().is_dir()
 
 
-def _is_json_table(path: Location) -> bool:
+def _is_json_table(folder: Storage, name: str) -> bool:
     """Whether a JSON file begins like a list of rows, or like FiftyOne's labels, and not like COCO's annotations."""
-    folder, name = split_location(path)
     local = folder.path(name)
     if local is not None and not local.is_file():
         return True  # if it is missing, that is reported when it is read
@@ -161,7 +163,15 @@ def _is_json_table(path: Location) -> bool:
     except UserError:  # a remote file that is shorter
         start = folder.read(name)
     start = start.lstrip(b"\xef\xbb\xbf \r\n\t")
-    return start.startswith(b"[") or re.search(rb'"labels"\s*:\s*\{', start) is not None
+    if start.startswith(b"[") or re.search(rb'"labels"\s*:\s*\{', start):
+        return True
+    if size > _WHOLE_JSON or (b'"images"' in start and b'"annotations"' in start):
+        return False
+    try:
+        content = json.loads(folder.read(name))
+        return isinstance(content, dict) and "images" not in content and listed_rows(content) is not None
+    except ValueError:
+        return False
 
 
 def _table_files(path: Location) -> tuple[Storage, dict[str, tuple[str, ...]]]:
@@ -170,7 +180,7 @@ def _table_files(path: Location) -> tuple[Storage, dict[str, tuple[str, ...]]]:
         folder, name = split_location(path)
         return folder, {"": (name,)}
     folder = open_storage(path)
-    files = {info.name for info in folder.list_files()} if folder.can_list else set()
+    files = {info.name for info in folder.list_sources()} if folder.can_list else set()
     here = [name for name in _NAMES if name in files]
     if here:
         return folder, {"": (here[0],)}

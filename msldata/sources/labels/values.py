@@ -16,11 +16,13 @@ WHOLE_CELL = "none"
 """The separator that means: a cell is one name, whatever is in it."""
 
 # What pandas, R and Python write for a missing value.
-_MISSING = frozenset({"", "nan", "NaN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "null", "NULL", "None"})
+MISSING = frozenset({"", "nan", "NaN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "null", "NULL", "None"})
 CHOICES = frozenset(
     "choices labels taxonomy rectanglelabels polygonlabels brushlabels keypointlabels ellipselabels".split()
 )
 """The fields in which Label Studio keeps the chosen labels."""
+_NAMES = CHOICES | {"label", "category", "categories", "class", "name"}
+"""Those, and the fields in which the lists of objects of other programs have their classes."""
 _NUMBERS = re.compile(r"\s*[+-]?\d{1,9}(\.0*)?(\s*[,;|\s]\s*[+-]?\d{1,9}(\.0*)?)+\s*")
 _MAX_LIST_TEXT = 1 << 20
 
@@ -65,7 +67,7 @@ def parse_value(value: Any, separator: str | None = None) -> tuple[Label, ...] |
 
 
 def _parse_text(text: str, separator: str | None) -> tuple[Label, ...] | None:
-    if text in _MISSING:
+    if text in MISSING:
         return None
     if text[0] in "[{(" and len(text) <= _MAX_LIST_TEXT:
         found = _parse_written_list(text)
@@ -103,10 +105,14 @@ def _parse_written_list(text: str) -> Any:
 
 
 def _parse_mapping(value: Mapping[Any, Any]) -> tuple[Label, ...]:
-    chosen = [name for name in value if name in CHOICES]
-    if len(chosen) == 1:
-        return parse_value(value[chosen[0]], WHOLE_CELL) or ()
-    if value and all(isinstance(item, int | float) and item in (0, 1) for item in value.values()):
+    truths = all(isinstance(item, int | float) and item in (0, 1) for item in value.values())
+    chosen = [name for name in value if name in _NAMES]
+    if len(chosen) == 1 and not (truths and len(value) > 1):
+        found = value[chosen[0]]
+        if chosen[0] == "taxonomy" and isinstance(found, list):
+            found = ["/".join(map(str, path)) if isinstance(path, list) else path for path in found]
+        return parse_value(found, WHOLE_CELL) or ()
+    if value and truths:
         return tuple(str(name) for name, item in value.items() if item)
     if not value:
         return ()

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from msldata.errors import UserError
-from msldata.sources.label_values import WHOLE_CELL, Label, parse_value, shown
+from msldata.sources.labels.separators import decide_separators, name_of, split_cell
+from msldata.sources.labels.survey import LabelSurvey, text_of, two_ways
+from msldata.sources.labels.values import MISSING, WHOLE_CELL, Label, parse_value, shown
 
 Kind = Literal["multi-hot", "signed", "indices", "names"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """What labels can be: vectors of 1, 0 and -1 (positive, negative, ignored); vectors of 1, 0 and -1 (positive, ignored,
 negative); class indices; class names."""
-Example = tuple[str, tuple[Label, ...]]
-"""The parts of a value, and the place where it occurs."""
 MAX_CLASSES = 2**15
 """As many classes as the 16-bit index columns can name."""
 
-_VECTOR_TEXTS = frozenset({"0", "1", "-1", "0.0", "1.0", "-1.0"})
 _NUMBER = re.compile(r"[+-]?\d{1,9}(\.0*)?")
-_PROVEN = ";|"
-_SUSPECT_EVERYWHERE = ",#\t\n，；、"
-_SUSPECT_WHERE_PARTS_RECUR = "/+&: "
-_SUSPECT_BETWEEN_NAMES = "-_.\\"
-"""Common inside names: separators only where everything between them is a name by itself."""
 _TRUTH = frozenset({"true", "false", "yes", "no"})
 
 
@@ -55,6 +48,8 @@ class LabelReading:
     """Length of the vectors."""
     minus_one: bool = False
     """Whether -1 occurs in them."""
+    kept: tuple[str, ...] = ()
+    """Classes whose names would else stand for a missing value, such as NA and None."""
 
     def read(self, value: Any) -> Labels:
         """The classes of one value. Raises ValueError for a value that does not fit this reading."""
@@ -78,6 +73,8 @@ class LabelReading:
         return Labels(positives, ignored)
 
     def _atoms(self, value: Any) -> tuple[Label, ...] | None:
+        if isinstance(value, str) and value.strip() in self.kept:
+            return (value.strip(),)
         return parse_value(value, self.separators or WHOLE_CELL if self.kind == "names" else None)
 
     def classes(self, survey: LabelSurvey) -> tuple[str, ...]:
@@ -94,7 +91,7 @@ class LabelReading:
                     raise ValueError(f"{place}: {error}") from None
             found = tuple(map(str, range(max(numbers, default=-1) + 1)))
         else:
-            names = {name for cell in survey.cells for name in _split(cell, self.separators)}
+            names = {name for cell in survey.cells for name in split_cell(cell, self.separators)}
             names |= {str(part) for parts in survey.lists for part in parts}
             names |= {str(number) for number, count in survey.values.items() if count}
             found = tuple(sorted(names))
@@ -104,13 +101,16 @@ class LabelReading:
 
     def options(self) -> dict[str, Any]:
         """The reading as a manifest keeps it; ``LabelReading(**options)`` reads it back."""
-        return asdict(self)
+        options = asdict(self)
+        if not self.kept:
+            del options["kept"]
+        return options
 
     def __str__(self) -> str:
         if self.kind == "indices":
             return "class indices, counted from 0"
         if self.kind == "names":
-            split = " or ".join(map(_name_of, self.separators))
+            split = " or ".join(map(name_of, self.separators))
             return f"class names, separated by {split}" if split else "class names"
         values = "1 positive, 0 negative" if self.kind == "multi-hot" else "1 positive, -1 negative"
         if self.kind == "multi-hot" and self.minus_one:
@@ -118,73 +118,6 @@ class LabelReading:
         if self.kind == "signed":
             values += ", 0 ignored"
         return f"multi-hot vectors of {self.length} ({values})"
-
-
-@dataclass(slots=True)
-class LabelSurvey:
-    """What all label values of a dataset look like; the surveys of its parts can be merged.
-
-    A value is kept once, with the place where it was first seen; vectors of -1, 0 and 1 are only counted.
-    """
-
-    separator: str | None = None
-    cells: dict[str, str] = field(default_factory=dict)
-    """Text values and single numbers, with their places."""
-    lists: dict[tuple[Label, ...], str] = field(default_factory=dict)
-    """Lists of anything but -1, 0 and 1."""
-    vectors: dict[int, tuple[Example, ...]] = field(default_factory=dict)
-    """By length, two vectors with their places; first, if there is one, a vector that cannot be a list of indices."""
-    repeats: bool = False
-    """Whether a vector holds a number twice or truth values, which a list of class indices never does."""
-    values: Counter[int] = field(default_factory=Counter)
-    """How often -1, 0 and 1 occur in the vectors."""
-    num_missing: int = 0
-    num_values: int = 0
-
-    def add(self, place: str, value: Any) -> None:
-        """Take a value into account. Raises ValueError when it cannot be a label."""
-        parts = parse_value(value, self.separator)
-        if parts and len(parts) > 1 and all(str(part) in _VECTOR_TEXTS for part in parts):
-            parts = tuple(int(float(part)) for part in parts)
-        self.num_values += 1
-        if not parts:
-            self.num_missing += 1
-        elif len(parts) > 1 and {-1, 0, 1}.issuperset(parts):
-            proof = len(set(parts)) < len(parts) or (isinstance(value, list) and isinstance(value[0], bool))
-            self._keep(len(parts), ((place, parts),), proof)
-            self.values.update(int(part) for part in parts)
-        elif len(parts) == 1 and isinstance(value, str | int | float) and not str(value).strip().startswith(("[", "{")):
-            self.cells.setdefault(str(parts[0]), place)
-        else:
-            self.lists.setdefault(parts, place)
-
-    def merge(self, other: LabelSurvey) -> None:
-        """Take the values of another part into account."""
-        self.cells = other.cells | self.cells
-        self.lists = other.lists | self.lists
-        for length, examples in other.vectors.items():
-            self._keep(length, examples, other.repeats)
-        self.values.update(other.values)
-        self.num_missing += other.num_missing
-        self.num_values += other.num_values
-
-    def _keep(self, length: int, examples: tuple[Example, ...], proof: bool) -> None:
-        kept = self.vectors.get(length, ())
-        if proof and not self.repeats:
-            self.vectors[length] = (*examples, *kept)[:2]
-        elif len(kept) < 2:
-            self.vectors[length] = (*kept, *examples)[:2]
-        self.repeats |= proof
-
-    def loose(self) -> list[tuple[str, tuple[Label, ...]]]:
-        """Every distinct value that is not a vector, as (place, parts)."""
-        return [(place, (cell,)) for cell, place in self.cells.items()] + [
-            (place, parts) for parts, place in self.lists.items()
-        ]
-
-    def atoms(self) -> set[Label]:
-        """Everything that occurs alone in a cell or in a list, except vectors."""
-        return {part for _, parts in self.loose() for part in parts}
 
 
 def decide_reading(
@@ -215,7 +148,8 @@ def decide_reading(
         raise UserError(f"--labels-are {labels_are}: expected {', '.join(KINDS)}")
     kind = labels_are or _decide_kind(survey, where, classes, vectors)
     if kind == "names":
-        return LabelReading("names", _decide_separators(survey, where, classes))
+        kept = tuple(name for name in classes or () if name in MISSING)
+        return LabelReading("names", decide_separators(survey, where, classes), kept=kept)
     if kind == "indices":
         if not labels_are and classes is None:
             _refuse_sparse_indices(survey, where)
@@ -227,18 +161,18 @@ def decide_reading(
         odd = next((example for length, example in lengths.items() if length != len(classes)), None)
         if odd is not None:
             raise UserError(
-                f"{where}: {odd[0]} is labelled {_text(odd[1])}, which would be a vector of {len(odd[1])} classes, and "
-                f"there are {len(classes)} in the list of classes; mend the list, or say what the labels are with "
+                f"{where}: {odd[0]} is labelled {text_of(odd[1])}, which would be a vector of {len(odd[1])} classes, "
+                f"and there are {len(classes)} in the list of classes; mend the list, or say what the labels are with "
                 "--labels-are indices"
             )
     elif len(lengths) > 1:
-        raise _two_ways(where, "vectors of different lengths", list(lengths.values()), "mend them")
+        raise two_ways(where, "vectors of different lengths", list(lengths.values()), "mend them")
     signed = kind == "signed"
     if not labels_are and survey.values[-1]:
         if not survey.values[0]:
             signed = True
         elif survey.values[-1] > survey.values[0]:
-            raise _two_ways(
+            raise two_ways(
                 where,
                 "vectors with more of -1 than of 0",
                 [example for examples in survey.vectors.values() for example in examples],
@@ -249,6 +183,11 @@ def decide_reading(
 
 
 def _decide_kind(survey: LabelSurvey, where: str, classes: Sequence[str] | None, vectors: bool) -> Kind:
+    if survey.num_decimal_commas and survey.num_decimal_commas == survey.num_lists:
+        commas = [example for examples in survey.vectors.values() for example in examples]
+        commas += [(place, parts) for parts, place in survey.lists.items()]
+        what = "numbers with a decimal comma, or lists of two"
+        raise two_ways(where, what, commas, "write whole numbers; for lists add --labels-are indices or multi-hot")
     numbers: list[tuple[str, Any]] = [examples[0] for examples in survey.vectors.values()]
     names: list[tuple[str, Any]] = []
     for cell, place in survey.cells.items():
@@ -259,23 +198,25 @@ def _decide_kind(survey: LabelSurvey, where: str, classes: Sequence[str] | None,
     if names and numbers:
         if classes is not None and not survey.vectors and set(classes).issuperset(map(str, survey.atoms())):
             return "names"
-        raise _two_ways(where, "names and numbers", [names[0], numbers[0]], "--labels-are names takes all for names")
+        raise two_ways(where, "names and numbers", [names[0], numbers[0]], "--labels-are names takes all for names")
     numbers += [examples[1] for examples in survey.vectors.values() if len(examples) > 1]
     if names:
         truths = [(place, cell) for cell, place in survey.cells.items() if cell.lower() in _TRUTH]
         if truths and len(truths) == len(survey.cells):
-            raise _two_ways(
+            raise two_ways(
                 where, "truth values, which name no class", truths, "--labels-are names takes them for names"
             )
         return "names"
     padded = [(place, cell) for cell, place in survey.cells.items() if re.match(r"[+-]?0\d", cell)]
     if padded:
         settles = "--labels-are names takes them for names as they stand, --labels-are indices for numbers"
-        raise _two_ways(where, "numbers with leading zeros", [*padded, *numbers], settles)
+        raise two_ways(where, "numbers with leading zeros", [*padded, *numbers], settles)
     if classes is not None and not survey.vectors and not vectors:
         counted = [str(number) for number in range(len(classes))]
         if list(classes) != counted and survey.atoms() and set(classes).issuperset(map(str, survey.atoms())):
-            raise _two_ways(
+            if max(int(float(atom)) for atom in survey.atoms()) >= len(classes):
+                return "names"  # there are no such lines to count to
+            raise two_ways(
                 where,
                 "numbers that the list of classes has as names",
                 numbers,
@@ -283,23 +224,25 @@ def _decide_kind(survey: LabelSurvey, where: str, classes: Sequence[str] | None,
             )
     others = [*survey.lists.items(), *survey.cells.items()]
     settles = "--labels-are multi-hot or --labels-are indices settles it"
-    if vectors:
+    if vectors and survey.cells and (survey.vectors or survey.lists):
+        raise two_ways(where, "vectors and single numbers", numbers, settles)
+    if vectors and not survey.cells:
         return "multi-hot"
     if survey.vectors and not others and len(survey.vectors) == 1:
         if not survey.repeats and (classes is None or len(classes) >= 2):
-            raise _two_ways(where, "lists of 0 and 1 that could be vectors or class indices", numbers, settles)
+            raise two_ways(where, "lists of 0 and 1 that could be vectors or class indices", numbers, settles)
         return "multi-hot"
     if survey.vectors and survey.repeats:
-        raise _two_ways(where, "vectors of 0 and 1 beside other lists or lengths", numbers, settles)
+        raise two_ways(where, "vectors of 0 and 1 beside other lists or lengths", numbers, settles)
     lengths = {len(parts) for parts in survey.lists}
     if len(lengths) == 1 and not survey.cells and not survey.vectors and len(survey.lists) > 1:
         repeated = sum(len(set(parts)) < len(parts) for parts in survey.lists)
         if repeated * 2 > len(survey.lists):
-            raise _two_ways(where, "lists of one length whose numbers repeat, as counts do", numbers, settles)
+            raise two_ways(where, "lists of one length whose numbers repeat, as counts do", numbers, settles)
         if lengths == {1} and {0, 1}.issuperset(survey.atoms()):
             if classes is not None:
                 return "multi-hot" if len(classes) == 1 else "indices"
-            raise _two_ways(where, "lists of one number, 0 or 1", numbers, settles)
+            raise two_ways(where, "lists of one number, 0 or 1", numbers, settles)
     return "indices"
 
 
@@ -310,80 +253,10 @@ def _refuse_sparse_indices(survey: LabelSurvey, where: str) -> None:
     largest = max(numbers, default=0)
     if largest >= 256 and largest + 1 > 4 * len(numbers):
         places = sorted(survey.cells.items(), key=lambda item: -float(item[0]))[:2]
-        raise _two_ways(
+        raise two_ways(
             where,
             f"numbers up to {largest:,} of which only {len(numbers):,} occur",
             [(place, cell) for cell, place in places] or [(place, parts) for parts, place in survey.lists.items()],
             "--labels-are names takes each number for a name, --labels-are indices makes a class of every number up to "
             "the largest, --classes FILE names them",
         )
-
-
-def _decide_separators(survey: LabelSurvey, where: str, classes: Sequence[str] | None) -> str:
-    """The characters between the names in a cell. Raises UserError where some may be, with no proof."""
-    if survey.separator is not None:
-        return "" if survey.separator == WHOLE_CELL else survey.separator
-    proven = "".join(character for character in _PROVEN if any(character in cell for cell in survey.cells))
-    if classes is not None:
-        known = set(classes)
-        for choice in ("", proven, *_SUSPECT_EVERYWHERE, *_SUSPECT_WHERE_PARTS_RECUR):
-            if known.issuperset(name for cell in survey.cells for name in _split(cell, choice)):
-                return choice
-    whole = {name: place for cell, place in survey.cells.items() for name in _split(cell, proven)}
-    listed = {str(part): place for parts, place in survey.lists.items() for part in parts}
-    for character in _SUSPECT_EVERYWHERE + _SUSPECT_WHERE_PARTS_RECUR + _SUSPECT_BETWEEN_NAMES:
-        found = None
-        if character in _SUSPECT_EVERYWHERE:
-            found = _joined(whole, character, whole, "parts recur" if proven else "always")
-            found = found or _joined(listed, character, whole | listed, "parts recur")
-        elif not proven:
-            need = "parts are names" if character in _SUSPECT_BETWEEN_NAMES else "parts recur"
-            found = _joined(whole, character, whole, need)
-        if found is not None:
-            others = [(place, name) for name, place in (whole | listed).items() if name != found[1]]
-            typed = {"\t": "$'\\t'", "\n": "$'\\n'"}.get(character, f"'{character}'")
-            raise _two_ways(
-                where,
-                f"names that may be separated by {_name_of(character)}",
-                [found, *others],
-                f"--separator {typed} splits them, --separator none takes each for one name",
-            )
-    return proven
-
-
-def _split(cell: str, separators: str) -> list[str]:
-    parts = re.split(f"[{re.escape(separators)}]", cell) if separators else [cell]
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _joined(names: Mapping[str, str], character: str, known: Mapping[str, str], need: str) -> tuple[str, str] | None:
-    """The first name that looks like several, with its place: if all its parts are names themselves, if one of them
-    occurs elsewhere too, or always."""
-    candidates = {name: set(_split(name, character)) for name in names if character in name}
-    if need == "always":
-        return next(((names[name], name) for name, parts in candidates.items() if parts), None)
-    uses = Counter(part for parts in candidates.values() for part in parts)
-    for name, parts in candidates.items():
-        if len(parts) < 2:
-            continue
-        if need == "parts are names":
-            alike = parts.issubset(known)
-        else:
-            alike = any(part in known or uses[part] > 1 for part in parts)
-        if alike:
-            return names[name], name
-    return None
-
-
-def _name_of(character: str) -> str:
-    return {" ": "a space", "\t": "a tab", "\n": "a line break"}.get(character, character)
-
-
-def _two_ways(where: str, what: str, samples: Sequence[tuple[str, Any]], settles: str) -> UserError:
-    shown = list(dict.fromkeys(f"{place} is labelled {_text(value)}" for place, value in samples))[:2]
-    return UserError(f"{where}: the labels are {what}: {', '.join(shown)}; {settles}")
-
-
-def _text(value: Any) -> str:
-    text = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else f"'{value}'"
-    return text if len(text) <= 80 else f"{text[:80]}…"

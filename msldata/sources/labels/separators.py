@@ -1,0 +1,76 @@
+"""Which characters stand between the names in a cell: proven ones are taken, possible ones are asked about."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from msldata.sources.labels.survey import LabelSurvey, two_ways
+from msldata.sources.labels.values import WHOLE_CELL
+
+_PROVEN = ";|"
+_SUSPECT_EVERYWHERE = ",#\t\n，；、"
+_SUSPECT_WHERE_PARTS_RECUR = "/+&: "
+_SUSPECT_BETWEEN_NAMES = "-_.\\"
+"""Common inside names: separators only where everything between them is a name by itself."""
+
+
+def decide_separators(survey: LabelSurvey, where: str, classes: Sequence[str] | None) -> str:
+    """The characters between the names in a cell. Raises UserError where some may be, with no proof."""
+    if survey.separator is not None:
+        return "" if survey.separator == WHOLE_CELL else survey.separator
+    proven = "".join(character for character in _PROVEN if any(character in cell for cell in survey.cells))
+    if classes is not None:
+        known = set(classes)
+        for choice in ("", proven, *_SUSPECT_EVERYWHERE, *_SUSPECT_WHERE_PARTS_RECUR):
+            if known.issuperset(name for cell in survey.cells for name in split_cell(cell, choice)):
+                return choice
+    whole = {name: place for cell, place in survey.cells.items() for name in split_cell(cell, proven)}
+    listed = {str(part): place for parts, place in survey.lists.items() for part in parts}
+    for character in _SUSPECT_EVERYWHERE + _SUSPECT_WHERE_PARTS_RECUR + _SUSPECT_BETWEEN_NAMES:
+        found = None
+        if character in _SUSPECT_EVERYWHERE:
+            found = _joined(whole, character, whole, "parts recur" if proven else "always")
+            found = found or _joined(listed, character, whole | listed, "parts recur")
+        elif not proven:
+            need = "parts are names" if character in _SUSPECT_BETWEEN_NAMES else "parts recur"
+            found = _joined(whole, character, whole, need)
+        if found is not None:
+            others = [(place, name) for name, place in (whole | listed).items() if name != found[1]]
+            typed = {"\t": "$'\\t'", "\n": "$'\\n'"}.get(character, f"'{character}'")
+            raise two_ways(
+                where,
+                f"names that may be separated by {name_of(character)}",
+                [found, *others],
+                f"--separator {typed} splits them, --separator none takes each for one name",
+            )
+    return proven
+
+
+def split_cell(cell: str, separators: str) -> list[str]:
+    parts = re.split(f"[{re.escape(separators)}]", cell) if separators else [cell]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _joined(names: Mapping[str, str], character: str, known: Mapping[str, str], need: str) -> tuple[str, str] | None:
+    """The first name that looks like several, with its place: if all its parts are names themselves, if one of them
+    occurs elsewhere too, or always."""
+    candidates = {name: set(split_cell(name, character)) for name in names if character in name}
+    if need == "always":
+        return next(((names[name], name) for name, parts in candidates.items() if parts), None)
+    uses = Counter(part for parts in candidates.values() for part in parts)
+    for name, parts in candidates.items():
+        if len(parts) < 2:
+            continue
+        if need == "parts are names":
+            alike = parts.issubset(known)
+        else:
+            alike = any(part in known or uses[part] > 1 for part in parts)
+        if alike:
+            return names[name], name
+    return None
+
+
+def name_of(character: str) -> str:
+    return {" ": "a space", "\t": "a tab", "\n": "a line break"}.get(character, character)

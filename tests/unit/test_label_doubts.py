@@ -1,0 +1,155 @@
+"""Labels that mean two things: what settles them, and what is asked about, in tables and in tars."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from msldata.build.index_tars import index_shards
+from msldata.commands.display import show_manifest
+from msldata.console import out
+from msldata.contract.format import decode_index
+from msldata.contract.manifest import IMAGES, Manifest, index_name
+from msldata.errors import BadInputError, UserError
+from msldata.sources.kinds import open_source, recognise
+from msldata.sources.source import SourceOptions
+from msldata.storage import LocalStorage
+from msltrain.__main__ import app
+from tests.tinydata import jpeg
+
+
+def table(folder: Path, rows: str, name: str = "t.csv") -> Path:
+    (folder / name).write_text(rows, encoding="utf-8")
+    return folder / name
+
+
+def labels(path: Path, options: SourceOptions | None = None) -> list[list[str]]:
+    source = open_source("table", path, "all", options=options or SourceOptions())
+    return [source.labels.names(record.positives) for record in source.records()]
+
+
+def tar(folder: Path, suffix: str, *contents: bytes | np.ndarray, image: bytes | None = None) -> Path:
+    """One tar; each sample's labels are in a member of that suffix."""
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / "x-train-000000.tar", "w") as file:
+        for number, content in enumerate(contents):
+            if isinstance(content, np.ndarray):
+                buffer = io.BytesIO()
+                np.save(buffer, content)
+                content = buffer.getvalue()
+            for name, data in ((f"{number}.jpg", image or jpeg(number)), (f"{number}.{suffix}", content)):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                file.addfile(member, io.BytesIO(data))
+    return folder
+
+
+def indexed(folder: Path, *classes: str, **options) -> tuple[Manifest, list[list[str]]]:
+    manifest = index_shards(folder, classes=classes or None, num_workers=1, **options)
+    rows = decode_index(IMAGES, (folder / index_name("x-train-000000.tar")).read_bytes(), "index").to_pylist()
+    return manifest, [[manifest.classes[number] for number in row["positives"]] for row in rows]
+
+
+@pytest.mark.parametrize("cells", ["1,0 3,0", "1,0 0,0 1,0", "1,0 3 2,0"])
+def test_a_decimal_comma_is_no_list(tmp_path, cells):
+    rows = "".join(f"{number}.jpg;{cell}\n" for number, cell in enumerate(cells.split()))
+    with pytest.raises(UserError, match=r"numbers with a decimal comma, or lists of two: line \d is labelled"):
+        labels(table(tmp_path, f"image;label\n{rows}"))
+    folder = tar(tmp_path / "tars", "cls", *(cell.encode() for cell in cells.split()))
+    with pytest.raises(UserError, match="decimal comma"):
+        index_shards(folder, num_workers=1)
+
+
+def test_lists_of_numbers_are_lists_where_some_are_plainly(tmp_path):
+    assert labels(table(tmp_path, 'image,label\na.jpg,"1,0"\nb.jpg,"3,2"\n')) == [["0", "1"], ["2", "3"]]
+    options = SourceOptions(labels_are="indices")
+    assert labels(table(tmp_path, 'image,label\na.jpg,"1,0"\nb.jpg,"3,0"\n'), options) == [["0", "1"], ["0", "3"]]
+
+
+def test_a_class_may_be_called_none(tmp_path):
+    path = table(tmp_path, "image,label\na.jpg,None\nb.jpg,NA;cat\nc.jpg,nan\n")
+    assert labels(path) == [[], ["NA", "cat"], []]
+    options = SourceOptions(classes=table(tmp_path, "None\nNA\ncat\n", "classes.txt"))
+    assert labels(path, options) == [["None"], ["NA", "cat"], []]
+    found = indexed(tar(tmp_path / "tars", "cls", b"None", b"cat"), "cat", "None")[1]
+    assert found == [["None"], ["cat"]]
+
+
+def test_class_labels_of_hugging_face_may_be_called_none(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Value("string"), "label": datasets.ClassLabel(names=["None", "x"])})
+    rows = {"image": ["a.jpg", "b.jpg"], "label": [0, 1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "t.parquet")
+    assert labels(tmp_path / "t.parquet") == [["None"], ["x"]]
+
+
+def test_numbers_beyond_the_list_of_classes_are_its_names(tmp_path):
+    path = table(tmp_path, "image,label\na.jpg,7\nb.jpg,9\n")
+    assert labels(path, SourceOptions(classes=table(tmp_path, "7\n8\n9\n", "c.txt"))) == [["7"], ["9"]]
+    table(tmp_path, "image,label\na.jpg,1\nb.jpg,2\n")
+    with pytest.raises(UserError, match="numbers that the list of classes has as names"):
+        labels(path, SourceOptions(classes=table(tmp_path, "2\n1\n0\n", "c.txt")))
+
+
+def test_scalars_in_npy_are_classes(tmp_path):
+    numbers = [np.asarray(number) for number in (0, 1, 1)]
+    assert indexed(tar(tmp_path / "a", "target.npy", *numbers), "cat", "dog")[1] == [["cat"], ["dog"], ["dog"]]
+    assert indexed(tar(tmp_path / "b", "target.npy", *numbers))[1] == [["0"], ["1"], ["1"]]
+    with pytest.raises(UserError, match="vectors and single numbers"):
+        index_shards(tar(tmp_path / "c", "target.npy", np.asarray(1), np.asarray([0, 1, 1])), num_workers=1)
+    assert indexed(tar(tmp_path / "d", "target.npy", np.asarray([1]), np.asarray([0])), "cat")[1] == [["cat"], []]
+
+
+def test_a_cls_may_begin_with_a_byte_order_mark(tmp_path):
+    assert indexed(tar(tmp_path / "a", "cls", "\ufeffcat".encode(), b"cat"))[0].classes == ("cat",)
+
+
+def test_a_cut_jpeg_is_not_indexed(tmp_path):
+    cut = jpeg(1, 200, 100)[:4000] + b"\xff\xd9"
+    with pytest.raises(BadInputError, match=r"sample 0: truncated JPEG|sample 0: .*remature end"):
+        index_shards(tar(tmp_path / "a", "cls", b"cat", image=cut), num_workers=1)
+
+
+def test_a_column_that_divides_the_rows_is_no_class(tmp_path):
+    path = table(tmp_path, "image,cat,dog,fold\na.jpg,1,0,0\nb.jpg,0,1,1\n")
+    with pytest.raises(BadInputError, match="'fold' holds 0 and 1: a class, or the parts"):
+        labels(path)
+    assert labels(path, SourceOptions(labels_columns=("cat", "dog"))) == [["cat"], ["dog"]]
+
+
+def test_objects_in_a_list_name_their_class(tmp_path):
+    rows = '{"image": "a.jpg", "labels": [{"label": "cat", "score": 1.0}, {"label": "dog", "score": 0.5}]}\n'
+    assert labels(table(tmp_path, rows, "t.jsonl")) == [["cat", "dog"]]
+    with pytest.raises(BadInputError, match="expected a list"):  # a list in a list is no name
+        labels(table(tmp_path, '{"image": "a.jpg", "labels": [["cat", "dog"]]}\n', "t.jsonl"))
+
+
+def test_names_that_look_alike_are_shown(capsys):
+    manifest = Manifest(kind=IMAGES, dataset="d", split="s", classes=("Cat", "cat", "cow", "cow\u200b"), shards=())
+    show_manifest(out, manifest, "there")
+    assert "alike, yet two classes: 'Cat' and 'cat', 'cow' and 'cow\\u200b'" in capsys.readouterr().out
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/1.jpg").write_bytes(jpeg(1))
+    for name in ("cat", "cow"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "2.jpg").write_bytes(jpeg(ord(name[1])))
+    for name in ("dog", "fox"):  # both lead to one place
+        (tmp_path / "set" / name).symlink_to(tmp_path / "far")
+    (tmp_path / "set/cow/round").symlink_to(tmp_path / "set")
+    assert recognise(tmp_path / "set")[0] == "folders"
+    records = list(open_source("folders", tmp_path / "set", "all").records())
+    assert {record.key for record in records} == {"cat_2", "cow_2", "dog_1"} and records[-1].positives == (2, 3)
+    (tmp_path / "set/cat/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    words = ["build-shards", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    run = CliRunner().invoke(app, words)
+    assert run.exit_code == 2 and "gone.jpg: the image is missing" in run.output, run.output
+    names = [info.name for info in LocalStorage(tmp_path / "set").list_files()]
+    assert "dog/1.jpg" not in names  # what is ours to delete is never behind a link
