@@ -259,7 +259,7 @@ class _ImageFinder:
         self._names: dict[str, str] | None = None
         folder = place.path(self._folder)
         # Asking for each image by itself would take longer than reading its annotation's few fields.
-        self._present = set(os.listdir(folder)) if folder is not None else set()
+        self._present = set(os.listdir(folder)) if folder is not None and folder.is_dir() else set()
 
     def __call__(self, image_id: str) -> str:
         usual = f"{self._folder}/{image_id}.jpg"
