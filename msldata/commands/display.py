@@ -50,7 +50,7 @@ def _classes_with_counts(manifest: Manifest) -> str:
         text += ", …; rare: " + ", ".join(f"{name} {counts[name]:,}" for name in rare)
     if unused:
         more = f" and {len(unused) - _RARE_SHOWN:,} more" if len(unused) > _RARE_SHOWN else ""
-        text += f"{';' if used else ''} in no image: {', '.join(unused[:_RARE_SHOWN])}{more}"
+        text += f"{'; ' if used else ''}in no image: {', '.join(unused[:_RARE_SHOWN])}{more}"
     if alike := _alike(manifest.classes):
         text += "; alike, yet two classes: " + ", ".join(f"{one!r} and {other!r}" for one, other in alike[:_RARE_SHOWN])
     return text
