@@ -38,7 +38,7 @@ class SourceOptions:
     labels_columns: tuple[str, ...] = ()
     """For a table: the column with the labels, or a column of 0 and 1 for each class."""
     labels_are: str | None = None
-    """What the labels are; see ``label_reading.KINDS``."""
+    """What the labels are; see ``labels.reading.KINDS``."""
     separator: str | None = None
     """The separator between the names in a label."""
     format: str | None = None
