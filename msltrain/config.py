@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from msldata.errors import UserError, did_you_mean
-from msltrain.stream.config import KeepMaskConfig, StreamConfig
+from msltrain.stream.config import AugmentConfig, KeepMaskConfig, StreamConfig
 from msltrain.typed_values import decode, from_text
 
 
@@ -96,8 +96,10 @@ class LossConfig:
     train_ignored: Literal["negative", "drop"] = "negative"
     """What an ignored (image, class) pair (VOC "difficult") means in training: negative as published, or left out of
     every term."""
-    recognition: Literal["bce", "asl"] = "bce"
-    """Both recognition terms: binary cross-entropy as published, or the asymmetric loss (Ridnik et al., ICCV 2021)."""
+    recognition: Literal["bce", "asl", "hill", "splc"] = "bce"
+    """Both recognition terms: binary cross-entropy as published, the asymmetric loss (Ridnik et al., ICCV 2021), or one
+    of two for labels of which some are missing (Zhang et al., 2021): hill pulls less at negatives that the network
+    finds likely, splc takes them for positives."""
     balance: float = 0.0
     """The weight of a class's positives in the recognition terms is (negatives / positives in training) to this power.
     0: each weighs as much as a negative, as published; 1: all together weigh as much as all negatives."""
@@ -111,6 +113,13 @@ class LossConfig:
     """γ− of ASL: how strongly confident negatives are down-weighted."""
     asl_margin: float = 0.05
     """m of ASL: negatives with a smaller probability add nothing."""
+    asl_detach: bool = False
+    """No gradient flows through the focusing factors of ASL, as in its authors' training code; false: the loss is
+    differentiated as printed."""
+    splc_threshold: float = 0.6
+    """τ of SPLC: a negative with a higher probability is trained as a positive."""
+    splc_epoch: int = 1
+    """The epoch, counted from 0, from which SPLC corrects labels; before it the network is too green to."""
     consistency: Literal["mean", "sum", "bce"] = "mean"
     """LaCo: squared differences of probabilities, their mean over classes, which gave the published numbers, or their
     sum, as printed in the paper, which is K times larger. bce: the cross-entropy of the masked image's probabilities
@@ -181,6 +190,8 @@ class LossConfig:
             # Between 0 and 1 the slope at probability 0 is infinite.
             _check(value == 0 or 1 <= value < math.inf, f"loss.{name}", value, "0, or 1 or more")
         _check(0 <= self.asl_margin < 1, "loss.asl_margin", self.asl_margin, "0 to below 1")
+        _check(0 < self.splc_threshold < 1, "loss.splc_threshold", self.splc_threshold, "between 0 and 1")
+        _check(self.splc_epoch >= 0, "loss.splc_epoch", self.splc_epoch, "0 or more")
         _check(0 <= self.drop_hidden_tokens <= 1, "loss.drop_hidden_tokens", self.drop_hidden_tokens, "0 to 1")
         if self.branches == "single":
             _check(
@@ -330,6 +341,8 @@ class TrainConfig:
     """Which shards."""
     stream: StreamConfig
     """How samples become batches."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What is done to training images beyond crop and flip."""
     keep_mask: KeepMaskConfig = field(default_factory=KeepMaskConfig)
     """What hides parts of the images in the masked branch."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -349,6 +362,10 @@ class TrainConfig:
                 "none",
                 "set, as loss.masked_target=teacher needs: try 0.999",
             )
+        if self.loss.needs_keep_masks and self.augment.moves_objects:
+            why = "as augment.randaugment and augment.mix need: boxes follow crop and flip alone"
+            _check(self.keep_mask.kind != "object", "keep_mask.kind", "object", f"possible here: set another, {why}")
+            _check(self.keep_mask.ignore_below == 0, "keep_mask.ignore_below", self.keep_mask.ignore_below, f"0, {why}")
 
 
 def to_json(config: TrainConfig) -> str:
