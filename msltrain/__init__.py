@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from msltrain.config import LossConfig, TrainConfig
     from msltrain.measures.metrics import Metrics
     from msltrain.measures.predictions import Predictions
+    from msltrain.stream.augment.augment import Augment
     from msltrain.stream.config import AugmentConfig, StreamConfig
     from msltrain.stream.keepmasks.bank import KeepMasks
     from msltrain.stream.keepmasks.transform import IrregularHoles
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from msltrain.use.predict import Predictor
 
 __all__ = [
+    "Augment",
     "AugmentConfig",
     "Batch",
     "IrregularHoles",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Augment": "msltrain.stream.augment.augment",
     "AugmentConfig": "msltrain.stream.config",
     "Batch": "msltrain.stream.pixels.batch",
     "IrregularHoles": "msltrain.stream.keepmasks.transform",

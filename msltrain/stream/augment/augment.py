@@ -1,8 +1,5 @@
 """Augment: what `AugmentConfig` asks for, done to a batch on its device.
 
-    augment = Augment(config.augment, config.stream, "cuda")
-    batch = augment(batch, seed=0, epoch=3)
-
 Legend: B samples, C channels, H = W = S pixels, K classes.
 """
 
@@ -30,9 +27,16 @@ class Augment:
         config: what is asked for.
         stream: what the loader of the batches was given.
         device: of the batches.
+
+    Example:
+        config = msltrain.StreamConfig(image_size=64, batch_size=8)
+        augment = msltrain.Augment(msltrain.AugmentConfig(randaugment=2, mix="cutmix"), config)
+        with msltrain.Loader("shards/voc2007/trainval", config, training=True) as loader:
+            batch = augment(next(iter(loader)).to("cpu"), seed=loader.seed, epoch=loader.epoch)
+        print(batch.image_BCHW.shape, batch.target_BK[0])
     """
 
-    def __init__(self, config: AugmentConfig, stream: StreamConfig, device: str | torch.device):
+    def __init__(self, config: AugmentConfig, stream: StreamConfig, device: str | torch.device = "cpu"):
         self.config = config
         # The loader's own numbers, so that a pixel that stays has the same bits.
         scale = torch.tensor([stream.mean, stream.std], dtype=torch.float32, device=device) * 255

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from msltrain.stream.keepmasks.fill import fill_holes
 from msltrain.stream.keepmasks.shapes import hide_boxes
-from msltrain.stream.order.random import GRID, MIX_BOX, MIX_ORDER, MIX_SHARE, hash64, uniform
+from msltrain.stream.order.random import GRID, MIX_BOX, MIX_ORDER, MIX_SHARE, hash64, key_hash, uniform
 from msltrain.stream.pixels.batch import Batch
 
 GRIDS = ((1, 2), (2, 2), (2, 3))
@@ -82,6 +82,7 @@ def splicemix(batch: Batch, *, seed: int, epoch: int) -> Batch:
         targets.append(batch.target_BK[shown].amax(dim=0))
         ignores.append(batch.ignore_BK[shown].any(dim=0) & (targets[-1] == 0))
         members.append(cell_G)
+    keys = ["+".join(batch.keys[cell] for cell in cell_G) for cell_G in members]
     first = np.array([cell_G[0] for cell_G in members])
     image_BCHW = torch.cat([batch.image_BCHW, torch.stack(images)])
     return replace(
@@ -89,10 +90,8 @@ def splicemix(batch: Batch, *, seed: int, epoch: int) -> Batch:
         image_BCHW=image_BCHW.contiguous(memory_format=torch.channels_last),
         target_BK=torch.cat([batch.target_BK, torch.stack(targets)]),
         ignore_BK=torch.cat([batch.ignore_BK, torch.stack(ignores)]),
-        keys=batch.keys + ["+".join(batch.keys[cell] for cell in cell_G) for cell_G in members],
-        key_hash_B=np.concatenate(
-            [batch.key_hash_B, *(hash64(GRID, *batch.key_hash_B[cell_G][:, None]) for cell_G in members)]
-        ),
+        keys=batch.keys + keys,
+        key_hash_B=np.concatenate([batch.key_hash_B, key_hash(keys)]),
         index_B=np.concatenate([batch.index_B, batch.index_B[first]]),
         crop_B4=np.concatenate([batch.crop_B4, batch.crop_B4[first]]),
         flip_B=np.concatenate([batch.flip_B, batch.flip_B[first]]),
