@@ -40,13 +40,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("methods-work"), help="folder for shards, runs, predictions")
     parser.add_argument("--rows", type=Path, default=HERE / "rows.jsonl")
     parser.add_argument("--queue", type=Path, default=HERE / "queue.txt", help="a job a line, the first ones first")
-    parser.add_argument("--plots", type=Path, default=HERE.parents[1] / "docs", help="folder that `table` draws into")
+    parser.add_argument("--page", type=Path, default=HERE.parents[1] / "docs/methods.md", help="what `table` fills in")
     options = parser.parse_args()
     places = Places(work=options.work.resolve())
     if options.verb == "table":
         from benchmarks.methods.tables import write_tables
 
-        write_tables(read_rows(options.rows), places, options.plots)
+        write_tables(read_rows(options.rows), places, options.page)
     elif options.verb == "one":
         sys.exit(do_one(parse(" ".join(options.job)), places, options.rows))
     else:

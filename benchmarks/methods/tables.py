@@ -1,9 +1,10 @@
-"""The tables and the plot of the study, from its rows; intervals from the predictions, where they are at hand."""
+"""The tables and the plots of the study, from its rows; intervals from the predictions, where they are at hand."""
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,18 @@ from benchmarks.methods.jobs import SETTINGS, STAGES, Job, Places
 from msltrain.measures.bootstrap import mean_ap_difference
 from msltrain.measures.predictions import read_predictions
 
-PLOT = "methods-{stage}.svg"
+Found = Mapping[str, Sequence[dict[str, Any]]]
+"""Rows of one stage by setting, a row a seed."""
+
+TITLES = {
+    "small160": "400 photographs of VOC2007, 160 pixels, MobileNetV2",
+    "small224": "400 photographs of VOC2007, 224 pixels, MobileNetV2",
+    "full160": "All 2,334 photographs of VOC2007 train, 160 pixels, MobileNetV2",
+    "full224": "All 2,334 photographs of VOC2007 train, 224 pixels, MobileNetV2",
+    "lite224": "All 2,334 photographs of VOC2007 train, 224 pixels, EfficientNet-Lite0",
+    "reef": "The demo's drawn reef, 3,600 pictures at 64 pixels, a small ResNet from scratch",
+}
+"""What a stage is called; stages without a title were trials and are not shown."""
 COLUMNS = (
     ("whole", "mAP"),
     ("low", "mAP"),
@@ -20,36 +32,69 @@ COLUMNS = (
     ("whole", "CR"),
     ("high", "CF1"),
 )
+VIEWS = {"whole": "whole", "low": "low holes", "high": "high holes"}
+STRATA = ("small share", "medium share", "large share", "covered to 25 %", "covered 25–50 %", "covered over 50 %")
+BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 
 
-def write_tables(rows: Sequence[dict[str, Any]], places: Places, plots: Path) -> None:
-    """Print a table for each stage that has rows, and draw its plot into the folder ``plots``."""
-    for stage in STAGES:
+def write_tables(rows: Sequence[dict[str, Any]], places: Places, page: Path) -> None:
+    """Put the tables of every stage that has rows between the marks of ``page``, and its plots beside it."""
+    parts = []
+    for stage, title in TITLES.items():
         found = {
             setting: own
             for setting in SETTINGS
             if (own := [row for row in rows if row["stage"] == stage and row["setting"] == setting])
         }
         if found:
-            print(f"\n### {stage}\n")
-            _write_stage(stage, found, places)
-            _draw(stage, found, plots / PLOT.format(stage=stage))
+            plot = page.parent / f"methods-{stage}.svg"
+            draw(found, plot)
+            parts.append(
+                f"### {title}\n\n{STAGES[stage].epochs} epochs. ![Whole images against hidden ones]({plot.name})\n\n"
+                + "\n".join(_main_table(stage, found, places))
+                + "\n\nOn whole images, by object (mAP / CR):\n\n"
+                + "\n".join(_strata_table(found))
+            )
+    text = page.read_text(encoding="utf-8")
+    pattern = re.compile(f"{BEGIN}.*{END}", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"{page}: the marks {BEGIN} and {END} are missing")
+    whole = f"{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}"
+    page.write_text(pattern.sub(lambda match: whole, text), encoding="utf-8")
 
 
-def _write_stage(stage: str, found: dict[str, list[dict[str, Any]]], places: Places) -> None:
+def _main_table(stage: str, found: Found, places: Places) -> Iterator[str]:
+    """Settings, best on whole images first, measured against the better budget of the plain baseline."""
     columns = [pair for pair in COLUMNS if all(pair[0] in row for rows in found.values() for row in rows)]
-    heads = ["seeds", "passes", *(f"{measure}, {view}" for view, measure in columns), "whole − best baseline (95 %)"]
-    print(f"| setting | {' | '.join(heads)} |\n| --- |{' ---: |' * len(heads)}")
+    heads = ["seeds", "passes", *(f"{measure}, {VIEWS[view]}" for view, measure in columns)]
+    heads.append("mAP on whole images against the best baseline (95 %, by seed)")
+    yield f"| setting | {' | '.join(heads)} |\n| --- |{' ---: |' * len(heads)}"
     baseline = best_baseline(found)
-    for setting in sorted(found, key=lambda name: -_mean(found[name], "whole", "mAP")):
+    for setting in _ranked(found):
         own = found[setting]
         cells = [str(len(own)), f"{own[0]['passes']:g}"]
         cells += [spread([row[view][measure] for row in own]) for view, measure in columns]
-        cells.append("" if baseline in (None, setting) else _differences(stage, baseline, setting, own, places))
-        print(f"| {setting} | {' | '.join(cells)} |")
+        cells.append("" if baseline in (None, setting) else _differences(stage, str(baseline), setting, own, places))
+        yield f"| `{setting}` | {' | '.join(cells)} |"
 
 
-def best_baseline(found: dict[str, list[dict[str, Any]]]) -> str | None:
+def _strata_table(found: Found) -> Iterator[str]:
+    names = [name for name in STRATA if any(name in row["whole"]["strata"] for rows in found.values() for row in rows)]
+    yield f"| setting | {' | '.join(names)} |\n| --- |{' ---: |' * len(names)}"
+    for setting in _ranked(found):
+        pairs = [[row["whole"]["strata"].get(name) for row in found[setting]] for name in names]
+        cells = [
+            "–" if None in own else " / ".join(spread([pair[index] for pair in own]) for index in (0, 1))
+            for own in pairs
+        ]
+        yield f"| `{setting}` | {' | '.join(cells)} |"
+
+
+def _ranked(found: Found) -> list[str]:
+    return sorted(found, key=lambda name: -_mean(found[name], "whole", "mAP"))
+
+
+def best_baseline(found: Found) -> str | None:
     """The plain baseline with the best whole images: of its budgets, the one to be measured against."""
     plain = [setting for setting in found if setting.startswith("baseline")]
     return max(plain, key=lambda name: _mean(found[name], "whole", "mAP"), default=None)
@@ -80,7 +125,7 @@ def _mean(rows: Sequence[dict[str, Any]], view: str, measure: str) -> float:
     return statistics.mean(row[view][measure] for row in rows)
 
 
-def _draw(stage: str, found: dict[str, list[dict[str, Any]]], file: Path) -> None:
+def draw(found: Found, file: Path) -> None:
     """Whole against hidden, and the front of those that no other beats in both."""
     import matplotlib
 
@@ -106,4 +151,3 @@ def _draw(stage: str, found: dict[str, list[dict[str, Any]]], file: Path) -> Non
     axes.grid(alpha=0.3)
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
-    print(f"\n![whole against hidden]({file.name})\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -44,24 +45,7 @@ class ShardTask:
 
     def records(self) -> list[Record]:
         """The records in shard order."""
-        return [
-            Record(
-                key,
-                image,
-                tuple(positives),
-                tuple(ignored),
-                tuple(
-                    [
-                        ObjectRecord(index, tuple(box), area, difficult, truncated, occluded, crowd)
-                        for index, box, area, difficult, truncated, occluded, crowd in objects
-                    ]
-                ),
-                image_id,
-                *(part and tuple(part) for part in more[:2]),
-                **_occlusion(*more[2:]),
-            )
-            for key, image, positives, ignored, objects, image_id, *more in json.loads(self.packed)
-        ]
+        return [_unpacked(*fields) for fields in json.loads(self.packed)]
 
 
 @dataclass(frozen=True)
@@ -238,12 +222,11 @@ def _look_at(images: Storage, records: Sequence[Record]) -> tuple[str, tuple[int
     Nothing is known about remote images without a request for each; a plan assumes that they have not changed.
     """
     sizes, newest = [], (0, "")
+    if images.path() is None:
+        return "", newest
     for record in records:
-        path = images.path(record.image)
-        if path is None:
-            return "", newest
         try:
-            facts = path.stat()
+            facts = os.stat(images.where(record.image))  # noqa: PTH116  (pathlib takes as long as the system call)
         except (OSError, ValueError):  # not there, or no name that a file can have
             return "", newest
         sizes.append(facts.st_size)
@@ -260,7 +243,7 @@ def _problem(record: Record) -> str:
 
 
 def _packed(record: Record) -> list[Any]:
-    """What ``ShardTask.records`` reads back, field by field."""
+    """What ``_unpacked`` reads back, field by field."""
     # What is not there adds nothing: plans without it keep the digests of earlier builds.
     more = [record.crop, record.size, record.occlusion]
     while more and more[-1] is None:
@@ -268,9 +251,34 @@ def _packed(record: Record) -> list[Any]:
     return [record.key, record.image, record.positives, record.ignored, record.objects, record.image_id, *more]
 
 
-def _occlusion(told: list[tuple[float | None, bool | None]] | None = None) -> dict[str, Any]:
-    """What ``_packed`` adds at the end, as fields of ``Record``."""
-    return {} if told is None else {"occlusion": tuple(Occlusion(*one) for one in told)}
+def _unpacked(
+    key: str,
+    image: str,
+    positives: list[int],
+    ignored: list[int],
+    objects: list[Any],
+    image_id: str,
+    crop: Any = None,
+    size: Any = None,
+    occlusion: Any = None,
+) -> Record:
+    """What ``_packed`` made of a record."""
+    return Record(
+        key,
+        image,
+        tuple(positives),
+        tuple(ignored),
+        tuple(
+            [
+                ObjectRecord(index, tuple(box), area, difficult, truncated, occluded, crowd)
+                for index, box, area, difficult, truncated, occluded, crowd in objects
+            ]
+        ),
+        image_id,
+        crop and tuple(crop),
+        size and tuple(size),
+        occlusion and tuple([Occlusion(*told) for told in occlusion]),
+    )
 
 
 def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:

@@ -62,10 +62,13 @@ class SampleMaker:
             self.num_bytes_read = len(data)
             image = prepare_image(data, self.resize, record.crop, decode=self.decode)
             placement = image.placement
+            size = image.width, image.height
             frame = None
-            if record.objects:
-                frame = frame_of_boxes(record.size, placement or Placement(*(image.width, image.height) * 2))
-                check_boxes(record.objects, frame)
+            if record.objects and placement is None and record.size == size:
+                check_boxes(record.objects, *size)  # nearly every image: nothing to move
+            elif record.objects:
+                frame = frame_of_boxes(record.size, placement or Placement(*size * 2))
+                check_boxes(record.objects, frame.width, frame.height)
         except FileNotFoundError:
             raise BadInputError(self.images.where(record.image), "the image is missing") from None
         except ValueError as error:
@@ -153,9 +156,8 @@ def frame_of_boxes(size: tuple[int, int] | None, placement: Placement) -> Placem
     return placement
 
 
-def check_boxes(objects: Sequence[ObjectRecord], frame: Placement) -> None:
+def check_boxes(objects: Sequence[ObjectRecord], width: int, height: int) -> None:
     """Raise ValueError for a box of negative size, beyond the picture, or in shares of it instead of pixels."""
-    width, height = frame.width, frame.height
     slack = 0.0 if (width, height) == SHARES else 2.0
     across, down = max(slack, _BEYOND * width), max(slack, _BEYOND * height)
     for item in objects:

@@ -172,6 +172,8 @@ def is_inside(name: object) -> bool:
     """Whether a name that a file gave is a path that stays inside the folder that it is relative to."""
     if not isinstance(name, str) or "\\" in name or "\0" in name:
         return False
+    if "/" not in name:  # nearly all of the many
+        return name not in ("", ".", "..")
     path = PurePosixPath(name)
     return bool(path.name) and not path.is_absolute() and ".." not in path.parts
 

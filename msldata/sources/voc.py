@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -173,7 +174,7 @@ class Voc:
             # "photo 1" may be an image and its flag, or an image: the files tell.
             if flag in ("-1", "0", "1") and before and not self.images.exists(f"{annotations}/{image_id}.xml"):
                 image_id = before.rstrip()
-            if PurePosixPath(image_id).suffix.lower() in IMAGE_SUFFIXES:
+            if "." in image_id and PurePosixPath(image_id).suffix.lower() in IMAGE_SUFFIXES:
                 image_id = image_id.rpartition(".")[0]
             # It becomes part of a path: nothing in a list may point outside the dataset.
             if not is_inside(image_id):
@@ -250,10 +251,15 @@ class _ImageFinder:
         self._place = place
         self._folder = first_folder(place, _IMAGES)
         self._names: dict[str, str] | None = None
+        folder = place.path(self._folder)
+        # Asking for each image by itself would take longer than reading its annotation's few fields.
+        self._present = set(os.listdir(folder)) if folder is not None else set()
 
     def __call__(self, image_id: str) -> str:
         usual = f"{self._folder}/{image_id}.jpg"
-        if not self._place.can_list or (self._place.path() is not None and self._place.exists(usual)):
+        if f"{image_id}.jpg" in self._present or not self._place.can_list:
+            return usual
+        if "/" in image_id and self._place.path() is not None and self._place.exists(usual):
             return usual
         if self._names is None:
             files = [PurePosixPath(info.name) for info in self._place.child(self._folder).list_files()]

@@ -58,8 +58,11 @@ def _parse(data: bytes, where: str) -> ElementTree.Element:
 
 def _parse_size(root: ElementTree.Element) -> tuple[int, int] | None:
     """The stated size, or None; some tools write 0 for "not stated"."""
+    size = root.find("size")
+    if size is None:
+        return None
     try:
-        width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+        width, height = (int(float(size.findtext(side) or 0)) for side in ("width", "height"))
     except (ValueError, OverflowError):
         return None
     return (width, height) if width > 0 and height > 0 else None
@@ -99,8 +102,9 @@ def _number(box: ElementTree.Element, tag: str) -> float:
 def _flag(element: ElementTree.Element, tag: str) -> bool | None:
     """A 0/1 tag; None where it is absent, because "not marked" and "not looked at" differ."""
     text = element.findtext(tag)
-    if text is None or not text.strip():
+    stripped = text and text.strip()
+    if not stripped:
         return None
-    if text.strip() not in ("0", "1"):
+    if stripped not in ("0", "1"):
         raise ValueError(f"{tag} is {text!r}, expected 0 or 1")
-    return text.strip() == "1"
+    return stripped == "1"

@@ -41,7 +41,7 @@ class LocalStorage(Storage):
         return sorted(found, key=lambda info: info.name)
 
     def exists(self, name: str) -> bool:
-        return (self.root / name).is_file()
+        return os.path.isfile(f"{self.url}/{name}")  # noqa: PTH113  (a build asks for every image)
 
     def read(self, name: str) -> bytes:
         # A build reads every image here: pathlib, file objects and context managers take as long as the system calls.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.methods import __main__ as study
+from benchmarks.methods import tables
 from benchmarks.methods.jobs import SETTINGS, STAGES, Job, Places
 
 
@@ -79,3 +80,40 @@ def test_finished_jobs_are_not_computed_again(tmp_path: Path, monkeypatch: pytes
 def test_an_unknown_setting_names_those_there_are():
     with pytest.raises(SystemExit, match="settings are baseline"):
         study.jobs_of("small unknown 0", [])
+
+
+def test_the_tables_go_between_the_marks_of_the_page(tmp_path: Path):
+    def measured(setting: str, seed: int, whole: float, high: float) -> dict:
+        view = {
+            "mAP": whole,
+            "CP": 0.5,
+            "CR": 0.4,
+            "CF1": 0.45,
+            "OF1": 0.5,
+            "strata": {"covered over 50 %": [0.2, 0.1]},
+        }
+        job = Job("small160", setting, seed)
+        return {"job": job.name, "stage": "small160", "setting": setting, "seed": seed, "passes": 20} | {
+            "whole": view,
+            "high": {**view, "mAP": high, "strata": {}},
+        }
+
+    rows = [measured("baseline", 0, 0.60, 0.20), measured("baseline-2x", 0, 0.63, 0.19), measured("msl", 0, 0.55, 0.40)]
+    rows += [measured("msl", 1, 0.57, 0.42), {**measured("msl", 0, 0.1, 0.1), "stage": "small"}]
+    page = tmp_path / "methods.md"
+    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    tables.write_tables(rows, Places(work=tmp_path), page)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [line.split("|")[1].strip() for line in lines] == ["`baseline-2x`", "`baseline`", "`msl`"] * 2
+    assert "| `msl` | 2 | 20 | 56.0 ± 1.4 | 41.0 ± 1.4 |" in lines[2]
+    assert "| `msl` | 20.0 ± 0.0 / 10.0 ± 0.0 |" in lines[5]
+    assert tables.best_baseline({row["setting"]: [row] for row in rows[:2]}) == "baseline-2x"
+    drawing = (tmp_path / "methods-small160.svg").read_text()
+    assert all(name in drawing for name in ("baseline-2x", "msl"))
+    tables.write_tables(rows, Places(work=tmp_path), page)
+    assert page.read_text() == text, "written twice, it is the same"
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match="marks"):
+        tables.write_tables(rows, Places(work=tmp_path), page)
