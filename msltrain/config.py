@@ -51,19 +51,33 @@ class ModelConfig:
     weights: str = ""
     """Where the first weights come from: a timm tag (``tv_in1k``), a model on the Hugging Face hub
     (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, a run, checkpoint or export of this program, or nothing
-    for random ones. A released CSRA or MSL checkpoint fills the head as well where its heads and classes are the ones
-    asked for; a model of ours fills it for the classes that both know, by name."""
-    head: Literal["csra", "mean", "max"] = "csra"
-    """Class-specific residual attention, or one linear layer after mean or max pooling."""
+    for random ones. A released checkpoint (MSL, CSRA, ML-Decoder, Query2Label, ASL) fills the head as well where that
+    and the classes are the ones asked for; a model of ours fills it for the classes that both know, by name."""
+    head: Literal["csra", "mean", "max", "mldecoder", "q2l"] = "csra"
+    """Class-specific residual attention; one linear layer after mean or max pooling; ML-Decoder; Query2Label."""
     num_heads: int = 1
     """H of CSRA: 1, 2, 4, 6 or 8."""
     attention_weight: float = 0.1
     """λ of CSRA: what the attention adds to the mean over the image."""
+    num_queries: int = 0
+    """Queries of mldecoder, each for an equal share of the classes. 0: one a class, at most 100, as published."""
+    decoder_width: int = 0
+    """Channels of mldecoder (a multiple of 8) or q2l (of 4). 0: 768, and as many as the backbone's, as published."""
+    decoder_hidden: int = 0
+    """Channels inside the perceptrons of mldecoder or q2l. 0: 2048, and four times the width, as published."""
+    head_dropout: float = 0.1
+    """Dropout in mldecoder and q2l."""
     freeze_batchnorm: bool = False
     """Normalise by the pretrained running statistics and leave them unchanged; weight and bias still learn."""
 
     def __post_init__(self) -> None:
         _check(self.num_heads in (1, 2, 4, 6, 8), "model.num_heads", self.num_heads, "1, 2, 4, 6 or 8")
+        for name in ("num_queries", "decoder_hidden"):
+            _check(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "0 or more")
+        step = 8 if self.head == "mldecoder" else 4
+        fits = self.decoder_width >= 0 and self.decoder_width % step == 0
+        _check(fits, "model.decoder_width", self.decoder_width, f"a multiple of {step}")
+        _check(0 <= self.head_dropout < 1, "model.head_dropout", self.head_dropout, "0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
