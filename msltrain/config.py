@@ -116,7 +116,8 @@ class LossConfig:
     finds likely, splc takes them for positives."""
     balance: float = 0.0
     """The weight of a class's positives in the recognition terms is (negatives / positives in training) to this power.
-    0: each weighs as much as a negative, as published; 1: all together weigh as much as all negatives."""
+    0: each weighs as much as a negative, as published; 1: all together weigh as much as all negatives. A target between
+    0 and 1 weighs in between."""
     class_weights: tuple[float, ...] = ()
     """Weight of each class in the recognition terms, in class order; nothing: all 1."""
     label_smoothing: float = 0.0

@@ -148,8 +148,9 @@ def test_a_mistake_ends_all_processes(config: TrainConfig, tmp_path: Path):
         ("stream.batch_size=9", "stream.batch_size is 9, which 2 processes cannot share equally; set a multiple of 2"),
         ("stream.drop_last=false", "an incomplete batch cannot be shared equally"),
         ("run.sync_batchnorm=true", "run.sync_batchnorm needs GPUs"),
+        ("augment.mix=mixup stream.batch_size=2", "stream.batch_size=2 gives it one; set 4 or more"),
     ],
 )
 def test_batches_that_cannot_be_shared_are_refused(config: TrainConfig, assignment: str, words: str):
     with pytest.raises(UserError, match=words):
-        TrainData(override(config, [assignment]), Ranks(rank=1, world_size=2, device=torch.device("cpu")))
+        TrainData(override(config, assignment.split()), Ranks(rank=1, world_size=2, device=torch.device("cpu")))
