@@ -147,11 +147,10 @@ class LossConfig:
     is none: one branch, whose images are masked in place (the ``share`` of them that ``keep_mask`` gives a masked
     view), with α1 on all of them: masks as plain augmentation, at the cost of the baseline; BatchNorm sees one mixed
     batch."""
-    bn_mode: Literal["shared", "clean_only", "clean_batch", "running", "split"] = "shared"
+    bn_mode: Literal["shared", "clean_only", "running", "split"] = "shared"
     """How BatchNorm takes the masked branch. shared: it is normalised by its own batch and updates the running
-    statistics, as published. In the others these learn from whole images alone. clean_only: it is still normalised by
-    its own batch. clean_batch: by the whole images of the batch, no gradient flowing through their statistics.
-    running: by the running statistics, as every image is at test time. split: by its own batch, with statistics,
+    statistics, as published. clean_only: by its own batch, the running statistics learn from whole images alone.
+    running: by those running statistics, as every image is at test time. split: by its own batch, with statistics,
     weights and biases of its own, which are used in training only."""
     drop_hidden_tokens: float = 0.0
     """The masked branch of a ViT or EVA leaves out patches whose visible share is below this, 0 to 1, and costs that

@@ -221,7 +221,6 @@ TEACHER = ("loss.masked_target=teacher", *EMA)
 OWN_NORMS = ("loss.bn_mode=split",)
 CLEAN_NORMS = ("loss.bn_mode=clean_only",)
 RUNNING_NORMS = ("loss.bn_mode=running",)
-BATCH_NORMS = ("loss.bn_mode=clean_batch",)
 MIXED = ("high", "low")
 MIXTURE = ("keep_mask.subset_weights=0.6,0.4",)
 
@@ -266,14 +265,6 @@ SETTINGS = {
     "hard-full-running": _two(*FULL, *RUNNING_NORMS),
     "masksub-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS),
     "soft-full-running": _two(*FULL, *SOFT, *RUNNING_NORMS),
-    "msl-batch": _two(*BATCH_NORMS),
-    "soft-full-batch": _two(*FULL, *SOFT, *BATCH_NORMS),
-    "soft-light-batch": _two(*_alpha(1, 0.5), *SOFT, *BATCH_NORMS),
-    "soft-quarter-batch": _two(*_alpha(1, 0.25), *SOFT, *BATCH_NORMS),
-    "soft-full-mixed-batch": _two(*FULL, *SOFT, *BATCH_NORMS, *MIXTURE, masks=MIXED),
-    "soft-full-ema-batch": _two(*FULL, *SOFT, *EMA, *BATCH_NORMS),
-    "teacher-full-batch": _two(*FULL, *TEACHER, *BATCH_NORMS, passes=2 + 1 / 3),
-    "hard-full-batch": _two(*FULL, *BATCH_NORMS),
     "soft-light-running": _two(*_alpha(1, 0.5), *SOFT, *RUNNING_NORMS),
     "soft-full-half-running": _two(*FULL, *SOFT, *RUNNING_NORMS, "keep_mask.share=0.5", passes=1.5),
     "soft-full-mixed-running": _two(*FULL, *SOFT, *RUNNING_NORMS, *MIXTURE, masks=MIXED),

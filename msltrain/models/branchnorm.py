@@ -19,9 +19,6 @@ Branch = Literal["", "clean", "masked", "joined"]
 """joined: the clean batch, followed by the masked one. Empty outside the step, where a batch is simply a batch."""
 
 
-BatchNormMode = Literal["shared", "clean_only", "clean_batch", "running", "split"]
-
-
 class Passage:
     """What is passing through the network now; one object shared by all modules that need it.
 
@@ -49,7 +46,9 @@ class Passage:
         return nullcontext(), self.of(self.branch, again=True)
 
 
-def tell_branches_apart(network: nn.Module, passage: Passage, mode: BatchNormMode) -> nn.ModuleList:
+def tell_branches_apart(
+    network: nn.Module, passage: Passage, mode: Literal["shared", "clean_only", "running", "split"]
+) -> nn.ModuleList:
     """Let every BatchNorm of ``network`` (timm's fused norm-activation ones too) respect branches, in place.
 
     In training the clean branch is normalised by the statistics of its own batch, in a joined batch too, where the
@@ -57,8 +56,6 @@ def tell_branches_apart(network: nn.Module, passage: Passage, mode: BatchNormMod
 
     - ``shared``: normalised by its own batch, it updates the running statistics, with the same weight and bias;
     - ``clean_only``: the same, but it leaves the running statistics alone;
-    - ``clean_batch``: normalised by the statistics of its clean batch, through which no gradient flows; it leaves the
-      running statistics alone, which are the mean of such statistics, so it sees what an image sees at test time;
     - ``running``: normalised by the running statistics, to which its clean batch has been added, as a masked image is
       at test time; it leaves them alone, and no gradient flows into them;
     - ``split``: has its own running statistics, weight and bias (an auxiliary BatchNorm, as in AdvProp).
@@ -76,9 +73,6 @@ def tell_branches_apart(network: nn.Module, passage: Passage, mode: BatchNormMod
             masked = silent
         elif mode == "running":
             masked = masked_silent = _evaluating(module)
-        elif mode == "clean_batch":
-            masked = masked_silent = _evaluating(silent)
-            silent.momentum = 1.0  # type: ignore[assignment]  # what it has counted is then its last batch
         elif mode == "split":
             masked = copy.deepcopy(module)
             masked_silent = _silent(masked)
@@ -86,7 +80,6 @@ def tell_branches_apart(network: nn.Module, passage: Passage, mode: BatchNormMod
         extend_class(module, _BranchNorm)
         # A tuple, because a module that is an attribute would become part of the network.
         module.norms = (silent, masked, masked_silent)  # type: ignore[assignment]
-        module.keeps_batch_statistics = mode == "clean_batch"  # type: ignore[assignment]
         module.passage = passage  # type: ignore[assignment]
     return own_norms
 
@@ -115,7 +108,6 @@ class _BranchNorm:
     training: bool
     passage: Passage
     norms: tuple[nn.Module, nn.Module | None, nn.Module]
-    keeps_batch_statistics: bool
 
     def forward(self, batch: Tensor) -> Tensor:
         own: Any = super().forward  # type: ignore[misc]
@@ -123,7 +115,7 @@ class _BranchNorm:
         if not self.training or not branch:
             return own(batch)
         silent, masked, masked_silent = self.norms
-        clean_norm: Any = silent if self.passage.again else self._count if self.keeps_batch_statistics else own
+        clean_norm: Any = silent if self.passage.again else own
         masked_norm: Any = masked_silent if self.passage.again else masked or own
         if branch == "clean":
             return clean_norm(batch)
@@ -131,18 +123,6 @@ class _BranchNorm:
             return masked_norm(batch)
         clean, hidden = batch.chunk(2)
         return torch.cat((clean_norm(clean), masked_norm(hidden)))
-
-    def _count(self, batch: Tensor) -> Tensor:
-        """Normalise the clean batch, keep its statistics for the masked one, and add them to the running ones."""
-        own: Any = self
-        last: Any = self.norms[0]
-        normalised = last(batch)
-        if own.running_mean is not None:
-            own.num_batches_tracked.add_(1)
-            momentum = 1 / own.num_batches_tracked.item() if own.momentum is None else own.momentum
-            for name in ("running_mean", "running_var"):
-                getattr(own, name).lerp_(getattr(last, name), momentum)
-        return normalised
 
 
 def compute_blocks_twice(network: nn.Module, passage: Passage) -> int:

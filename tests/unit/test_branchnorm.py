@@ -123,29 +123,6 @@ def test_running_normalises_the_masked_branch_as_at_test_time(branches):
 
 
 @pytest.mark.parametrize("branches", ["sequential", "fused"])
-def test_clean_batch_normalises_both_branches_by_the_whole_images(branches):
-    ours = recogniser()
-    plain, by_hand = copy.deepcopy(ours), copy.deepcopy(ours)
-    for module in by_hand.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0  # the running statistics are then those of the last batch
-    images, keep_masks, targets = batch()
-    step = SiameseStep(ours, LossConfig(branches=branches, bn_mode="clean_batch")).train()
-    for number in range(2):
-        found = step(images, keep_masks, targets)
-        clean = plain.train()(images)
-        by_hand.train()(images)
-        masked = by_hand.eval()(images * keep_masks)
-        for name, logits in (("clean", clean), ("masked", masked)):
-            expected = F.binary_cross_entropy_with_logits(logits, targets)
-            torch.testing.assert_close(found[name], expected, atol=1e-9, rtol=1e-9, msg=f"{name} {number}")
-        for name, buffer in statistics(ours).items():
-            torch.testing.assert_close(buffer, statistics(plain)[name], atol=1e-9, rtol=1e-9, msg=name)
-    found["masked"].backward()
-    assert all(parameter.grad is not None for parameter in ours.parameters())
-
-
-@pytest.mark.parametrize("branches", ["sequential", "fused"])
 def test_split_gives_the_masked_branch_norms_of_its_own(branches):
     ours = recogniser()
     clean_network, masked_network = copy.deepcopy(ours), copy.deepcopy(ours)
@@ -190,8 +167,6 @@ CHECKPOINTED = [
     ("test_resnet", LossConfig(clean_weight=1, masked_weight=0, consistency_weight=0)),
     ("test_efficientnet", LossConfig(branches="fused", bn_mode="clean_only")),
     ("test_resnet", LossConfig(branches="sequential", bn_mode="running")),
-    ("test_resnet", LossConfig(branches="sequential", bn_mode="clean_batch")),
-    ("test_resnet", LossConfig(branches="fused", bn_mode="clean_batch")),
     ("resnet18", LossConfig(branches="fused", bn_mode="running")),
     ("test_convnext", LossConfig()),
 ]
