@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from msltrain.config import LossConfig, TrainConfig
     from msltrain.measures.metrics import Metrics
     from msltrain.measures.predictions import Predictions
-    from msltrain.stream.config import StreamConfig
+    from msltrain.stream.augment.augment import Augment
+    from msltrain.stream.config import AugmentConfig, StreamConfig
     from msltrain.stream.keepmasks.bank import KeepMasks
     from msltrain.stream.keepmasks.transform import IrregularHoles
     from msltrain.stream.loader import Loader
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from msltrain.use.predict import Predictor
 
 __all__ = [
+    "Augment",
+    "AugmentConfig",
     "Batch",
     "IrregularHoles",
     "KeepMasks",
@@ -46,6 +49,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Augment": "msltrain.stream.augment.augment",
+    "AugmentConfig": "msltrain.stream.config",
     "Batch": "msltrain.stream.pixels.batch",
     "IrregularHoles": "msltrain.stream.keepmasks.transform",
     "KeepMasks": "msltrain.stream.keepmasks.bank",

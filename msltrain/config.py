@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from msldata.errors import UserError, did_you_mean
-from msltrain.stream.config import KeepMaskConfig, StreamConfig
+from msltrain.stream.config import AugmentConfig, KeepMaskConfig, StreamConfig
+from msltrain.typed_values import decode, from_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,19 +51,33 @@ class ModelConfig:
     weights: str = ""
     """Where the first weights come from: a timm tag (``tv_in1k``), a model on the Hugging Face hub
     (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, a run, checkpoint or export of this program, or nothing
-    for random ones. A released CSRA or MSL checkpoint fills the head as well where its heads and classes are the ones
-    asked for; a model of ours fills it for the classes that both know, by name."""
-    head: Literal["csra", "mean", "max"] = "csra"
-    """Class-specific residual attention, or one linear layer after mean or max pooling."""
+    for random ones. A released checkpoint (MSL, CSRA, ML-Decoder, Query2Label, ASL) fills the head as well where that
+    and the classes are the ones asked for; a model of ours fills it for the classes that both know, by name."""
+    head: Literal["csra", "mean", "max", "mldecoder", "q2l"] = "csra"
+    """Class-specific residual attention; one linear layer after mean or max pooling; ML-Decoder; Query2Label."""
     num_heads: int = 1
     """H of CSRA: 1, 2, 4, 6 or 8."""
     attention_weight: float = 0.1
     """λ of CSRA: what the attention adds to the mean over the image."""
+    num_queries: int = 0
+    """Queries of mldecoder, each for an equal share of the classes. 0: one a class, at most 100, as published."""
+    decoder_width: int = 0
+    """Channels of mldecoder (a multiple of 8) or q2l (of 4). 0: 768, and as many as the backbone's, as published."""
+    decoder_hidden: int = 0
+    """Channels inside the perceptrons of mldecoder or q2l. 0: 2048, and four times the width, as published."""
+    head_dropout: float = 0.1
+    """Dropout in mldecoder and q2l."""
     freeze_batchnorm: bool = False
     """Normalise by the pretrained running statistics and leave them unchanged; weight and bias still learn."""
 
     def __post_init__(self) -> None:
         _check(self.num_heads in (1, 2, 4, 6, 8), "model.num_heads", self.num_heads, "1, 2, 4, 6 or 8")
+        for name in ("num_queries", "decoder_hidden"):
+            _check(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "0 or more")
+        step = 8 if self.head == "mldecoder" else 4
+        fits = self.decoder_width >= 0 and self.decoder_width % step == 0
+        _check(fits, "model.decoder_width", self.decoder_width, f"a multiple of {step}")
+        _check(0 <= self.head_dropout < 1, "model.head_dropout", self.head_dropout, "0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,11 +110,14 @@ class LossConfig:
     train_ignored: Literal["negative", "drop"] = "negative"
     """What an ignored (image, class) pair (VOC "difficult") means in training: negative as published, or left out of
     every term."""
-    recognition: Literal["bce", "asl"] = "bce"
-    """Both recognition terms: binary cross-entropy as published, or the asymmetric loss (Ridnik et al., ICCV 2021)."""
+    recognition: Literal["bce", "asl", "hill", "splc"] = "bce"
+    """Both recognition terms: binary cross-entropy as published, the asymmetric loss (Ridnik et al., ICCV 2021), or one
+    of two for labels of which some are missing (Zhang et al., 2021): hill pulls less at negatives that the network
+    finds likely, splc takes them for positives."""
     balance: float = 0.0
     """The weight of a class's positives in the recognition terms is (negatives / positives in training) to this power.
-    0: each weighs as much as a negative, as published; 1: all together weigh as much as all negatives."""
+    0: each weighs as much as a negative, as published; 1: all together weigh as much as all negatives. A target between
+    0 and 1 weighs in between."""
     class_weights: tuple[float, ...] = ()
     """Weight of each class in the recognition terms, in class order; nothing: all 1."""
     label_smoothing: float = 0.0
@@ -111,6 +128,13 @@ class LossConfig:
     """γ− of ASL: how strongly confident negatives are down-weighted."""
     asl_margin: float = 0.05
     """m of ASL: negatives with a smaller probability add nothing."""
+    asl_detach: bool = False
+    """No gradient flows through the focusing factors of ASL, as in its authors' training code; false: the loss is
+    differentiated as printed."""
+    splc_threshold: float = 0.6
+    """τ of SPLC: a negative with a higher probability is trained as a positive."""
+    splc_epoch: int = 1
+    """The epoch, counted from 0, from which SPLC corrects labels; before it the network is too green to."""
     consistency: Literal["mean", "sum", "bce"] = "mean"
     """LaCo: squared differences of probabilities, their mean over classes, which gave the published numbers, or their
     sum, as printed in the paper, which is K times larger. bce: the cross-entropy of the masked image's probabilities
@@ -181,6 +205,8 @@ class LossConfig:
             # Between 0 and 1 the slope at probability 0 is infinite.
             _check(value == 0 or 1 <= value < math.inf, f"loss.{name}", value, "0, or 1 or more")
         _check(0 <= self.asl_margin < 1, "loss.asl_margin", self.asl_margin, "0 to below 1")
+        _check(0 < self.splc_threshold < 1, "loss.splc_threshold", self.splc_threshold, "between 0 and 1")
+        _check(self.splc_epoch >= 0, "loss.splc_epoch", self.splc_epoch, "0 or more")
         _check(0 <= self.drop_hidden_tokens <= 1, "loss.drop_hidden_tokens", self.drop_hidden_tokens, "0 to 1")
         if self.branches == "single":
             _check(
@@ -330,6 +356,8 @@ class TrainConfig:
     """Which shards."""
     stream: StreamConfig
     """How samples become batches."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What is done to training images beyond crop and flip."""
     keep_mask: KeepMaskConfig = field(default_factory=KeepMaskConfig)
     """What hides parts of the images in the masked branch."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -349,6 +377,10 @@ class TrainConfig:
                 "none",
                 "set, as loss.masked_target=teacher needs: try 0.999",
             )
+        if self.loss.needs_keep_masks and self.augment.moves_objects:
+            why = "as augment.randaugment and augment.mix need: boxes follow crop and flip alone"
+            _check(self.keep_mask.kind != "object", "keep_mask.kind", "object", f"possible here: set another, {why}")
+            _check(self.keep_mask.ignore_below == 0, "keep_mask.ignore_below", self.keep_mask.ignore_below, f"0, {why}")
 
 
 def to_json(config: TrainConfig) -> str:
@@ -367,7 +399,7 @@ def from_json(text: str, where: str = "config.json") -> TrainConfig:
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     try:
-        return _decode(content, TrainConfig, "")
+        return decode(content, TrainConfig, "")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -398,7 +430,7 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
                 f"'{assignment}': no field '{name}' in {section}; there are {', '.join(hints)}"
                 f"{_near(config, section, name)}"
             )
-        value = _decode(_plain(text.strip(), hints[name]), hints[name], f"{section}.{name}")
+        value = decode(from_text(text.strip(), hints[name]), hints[name], f"{section}.{name}")
         changes.setdefault(section, {})[name] = value
     sections = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in changes.items()}
     return dataclasses.replace(config, **sections)
@@ -424,72 +456,6 @@ def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, An
             if pair[0] != pair[1]:
                 found[f"{section.name}.{entry.name}"] = pair
     return found
-
-
-def _plain(text: str, hint: Any) -> Any:
-    """Turn what a person typed into the JSON value that it stands for, as ``hint`` requires."""
-    options = typing.get_args(hint) if _is_union(hint) else (hint,)
-    if type(None) in options and text.lower() in ("none", "null"):
-        return None
-    for option in options:
-        if option is bool and text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        if option in (int, float):
-            for number in (int, float):
-                try:
-                    return number(text)
-                except ValueError:
-                    continue
-        if typing.get_origin(option) is tuple:
-            elements = typing.get_args(option)
-            parts = [_plain(part.strip(), elements[0]) for part in text.split(",") if part.strip()]
-            # One value stands for all where their number is fixed: stream.crop_scale=1.
-            return parts * len(elements) if len(parts) == 1 and elements[-1] is not Ellipsis else parts
-    return text
-
-
-def _decode(value: Any, hint: Any, where: str) -> Any:
-    """A JSON value as the type ``hint`` asks for. Raises UserError."""
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        if not isinstance(value, dict):
-            raise UserError(f"{where or 'config'}: expected named fields, found {value!r}")
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            raise UserError(f"{where or 'config'}: no field '{unknown[0]}'; there are {', '.join(hints)}")
-        fields = {name: _decode(part, hints[name], f"{where}.{name}".lstrip(".")) for name, part in value.items()}
-        try:
-            return typing.cast(Any, hint)(**fields)
-        except TypeError as error:
-            raise UserError(f"{where or 'config'}: {error}") from None
-    if _is_union(hint):
-        if value is None and type(None) in typing.get_args(hint):
-            return None
-        (option,) = (option for option in typing.get_args(hint) if option is not type(None))
-        return _decode(value, option, where)
-    if typing.get_origin(hint) is Literal:
-        if value in typing.get_args(hint):
-            return value
-        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
-    if typing.get_origin(hint) is tuple:
-        elements = typing.get_args(hint)
-        if not isinstance(value, list):
-            raise UserError(f"{where}: expected several values, found {value!r}")
-        if elements[-1] is Ellipsis:
-            return tuple(_decode(part, elements[0], where) for part in value)
-        if len(value) != len(elements):
-            raise UserError(f"{where}: expected {len(elements)} values, found {len(value)}")
-        return tuple(_decode(part, element, where) for part, element in zip(value, elements))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise UserError(f"{where}: expected {kinds.get(hint, hint)}, found {value!r}")
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (Union, types.UnionType)
 
 
 def _check(holds: bool, name: str, value: Any, expected: str) -> None:

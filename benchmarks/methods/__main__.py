@@ -7,7 +7,8 @@
 setting (how it is trained) and a seed. Each finished one adds its row to the rows file; a job whose row is there, of
 the same configuration, is not computed again, so a study that was killed goes on by the same command, on another
 machine too. Several such commands may run beside each other. The queue is read anew after every job; a line of it may
-ask for the best settings of one stage in another. Runs and predictions stay in DIR. ``table`` writes the tables and the
+ask for the best settings of one stage in another. ``--queue benchmarks/methods/rivals.txt`` is the comparison with
+other heads, losses and augmentations. Runs and predictions stay in DIR. ``table`` writes the tables and the
 plots of docs/methods.md from the rows and, for intervals, the predictions.
 
 Photographs: VOC2007 at 224 pixels, in VOC's layout, at MSL_VOC224 (default ../shared/voc224): trained on `train`,

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,9 @@ class Places:
         for folder in ("JPEGImages", "Annotations"):
             if not (small / folder).exists():
                 (small / folder).symlink_to(voc / folder)
+        single = self.work / "single/VOCdevkit/VOC2007"
+        if not (single / "ImageSets").exists():
+            _keep_one_class(voc, single, ids)
         once = self._once
         shards = (
             "build-shards",
@@ -58,6 +62,7 @@ class Places:
         )
         once("voc/train", *shards, "--source", self.photographs, "--name", "voc", "--split", "train", "--split", "val")
         once("voc400/train", *shards, "--source", self.work / "small", "--name", "voc400", "--split", "train")
+        once("voc1/train", *shards, "--source", self.work / "single", "--name", "voc1", "--split", "train")
         masks = ("build-masks", "--threshold", 0.5, "--per-subset", 0, "--workers", 1)
         once("masks/high", *masks, "--generate", 1500, "--size", 224, "--seed", 0, "--out", self.work / "masks")
         files = self.work / "test-masks.txt"
@@ -102,6 +107,24 @@ class Places:
         if not (self.work / product).exists():
             command = [sys.executable, "-m", "msltrain", *map(str, arguments)]
             subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+
+
+def _keep_one_class(voc: Path, single: Path, ids: list[str]) -> None:
+    """VOC's training images in ``single``, with the objects of one class each, drawn by a hash of the image's name."""
+    (single / "Annotations").mkdir(parents=True, exist_ok=True)
+    for image_id in ids:
+        tree = ElementTree.parse(voc / "Annotations" / f"{image_id}.xml")
+        objects = tree.findall("object")
+        certain = sorted({one.findtext("name", "") for one in objects if one.findtext("difficult") != "1"})
+        lot = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big")
+        for one in objects:
+            if certain and one.findtext("name") != certain[lot % len(certain)]:
+                tree.getroot().remove(one)
+        tree.write(single / "Annotations" / f"{image_id}.xml")
+    if not (single / "JPEGImages").exists():
+        (single / "JPEGImages").symlink_to(voc / "JPEGImages")
+    (single / "ImageSets/Main").mkdir(parents=True)
+    (single / "ImageSets/Main/train.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +181,7 @@ STAGES = {
     "full160": _voc("voc", 8, 160),
     "full224": _voc("voc", 8, 224),
     "small224": _voc("voc400", 12, 224),
+    "onelabel160": _voc("voc1", 8, 160),
     "lite": _voc("voc", 8, 128, lite=True),
     "lite224": _voc("voc", 8, 224, lite=True),
     "reef": Stage(
@@ -180,7 +204,7 @@ class Setting:
     masks: tuple[str, ...] = ("high",)
     passes: float = 2.0
     """Of the network over every image, forward and backward; a forward pass alone is a third."""
-    longer: int = 1
+    longer: float = 1
     """Epochs as a multiple of the stage's."""
 
 
@@ -201,9 +225,28 @@ MIXED = ("high", "low")
 MIXTURE = ("keep_mask.subset_weights=0.6,0.4",)
 
 
-def _two(*settings: str, masks: tuple[str, ...] = ("high",), passes: float = 2.0, longer: int = 1) -> Setting:
+def _two(*settings: str, masks: tuple[str, ...] = ("high",), passes: float = 2.0, longer: float = 1) -> Setting:
     return Setting(settings=settings, masks=masks, passes=passes, longer=longer)
 
+
+DECODER = ("optim.optimizer=adamw", "optim.lr=0.0001", "optim.weight_decay=0.01", "optim.classifier_lr_factor=1")
+"""As their authors train decoders."""
+RIVALS = {
+    "mean": ("model.head=mean",),
+    "mldecoder": ("model.head=mldecoder", *DECODER),
+    "q2l": ("model.head=q2l", *DECODER),
+    "adamw": DECODER,
+    "asl": ("loss.recognition=asl",),
+    "asl-detached": ("loss.recognition=asl", "loss.asl_detach=true"),
+    "hill": ("loss.recognition=hill",),
+    "splc": ("loss.recognition=splc",),
+    "randaugment": ("augment.randaugment=2",),
+    "cutout": ("augment.erase=cutout",),
+    "erasing": ("augment.erase=random",),
+    "mixup": ("augment.mix=mixup",),
+    "cutmix": ("augment.mix=cutmix",),
+}
+"""Other heads, losses and augmentations, without masks; each in as many passes as two branches take."""
 
 SETTINGS = {
     "baseline": _two(*PLAIN, masks=(), passes=1),
@@ -267,6 +310,8 @@ SETTINGS = {
     "hard-full-ignore": _two(*FULL, "keep_mask.ignore_below=0.1"),
     "hard-full-mixed": _two(*FULL, *MIXTURE, masks=MIXED),
     "hard-full-ema-mixed": _two(*FULL, *EMA, *MIXTURE, masks=MIXED),
+    **{f"{name}-2x": _two(*PLAIN, *more, masks=(), passes=1, longer=2) for name, more in RIVALS.items()},
+    "splicemix-2x": _two(*PLAIN, "augment.mix=splicemix", masks=(), passes=1.25, longer=1.6),
 }
 
 
@@ -288,7 +333,7 @@ class Job:
 
     @property
     def epochs(self) -> int:
-        return STAGES[self.stage].epochs * SETTINGS[self.setting].longer
+        return round(STAGES[self.stage].epochs * SETTINGS[self.setting].longer)
 
     @property
     def assignments(self) -> tuple[str, ...]:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-Recipe = Annotated[str, typer.Option(help="For a released MSL or CSRA file: the recipe it belongs to.")]
+Recipe = Annotated[
+    str, typer.Option(help="For a released file (MSL, CSRA, ML-Decoder, Query2Label, ASL): the recipe it belongs to.")
+]
 Model = Annotated[str, typer.Option(help="For a plain classifier's file: its timm name.")]
 Classes = Annotated[
     str, typer.Option(help="For such a file: its classes in order; shards, or a text file with one per line.")

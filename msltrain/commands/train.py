@@ -212,7 +212,11 @@ def _tune_thresholds(run: str | Path) -> None:
 
 def import_checkpoint(
     file: Annotated[
-        Path, typer.Argument(help="Released .pth of MSL or CSRA, such as msl_c_voc.pth.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Released file of MSL, CSRA, ML-Decoder, Query2Label or ASL, such as msl_c_voc.pth.",
+            show_default=False,
+        ),
     ],
     recipe: Annotated[str, typer.Option(help="The recipe it was trained with: network and image size.")],
     data: Annotated[str, typer.Option(help="Shards of its dataset, which name the classes in order.")],

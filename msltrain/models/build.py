@@ -6,7 +6,6 @@ B batch, C image channels, H, W height and width, K classes.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -21,12 +20,12 @@ from msltrain.models.own_weights import fill_from_own, read_own
 from msltrain.models.pretrained import (
     WeightsReport,
     create_pretrained,
-    fill_head,
     fill_network,
-    is_head_tensor,
     is_timm_tag,
     read_source,
 )
+from msltrain.models.query_heads import MLDecoderHead, Query2LabelHead
+from msltrain.models.released import Released, take_apart
 
 
 class Recogniser(nn.Module):
@@ -67,7 +66,12 @@ class Recogniser(nn.Module):
         return self
 
     def enable_patch_selection(self) -> None:
-        """Let ``forward`` take patches to look at. Raises UserError if the backbone cannot."""
+        """Let ``forward`` take patches to look at. Raises UserError if the backbone or the head cannot."""
+        if getattr(self.classifier, "needs_grid", False):
+            raise UserError(
+                "loss.drop_hidden_tokens leaves out patches, and model.head=q2l needs all positions; set it to 0, or "
+                "choose another head"
+            )
         self.patch_grid = self.backbone.enable_patch_selection()
 
     def forward(self, image_BCHW: Tensor, patch_BP: Tensor | None = None) -> Tensor:
@@ -96,7 +100,7 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int, class
         FileNotFoundError: the weights file does not exist.
     """
     own = read_own(config.weights)
-    network, found, report = _build_network(config if own is None else replace(config, weights=""))
+    network, released, report = _build_network(config if own is None else replace(config, weights=""))
     backbone = Backbone(network, name=config.backbone, image_size=image_size)
     if report is not None:
         needed = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -110,9 +114,10 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int, class
     head = _build_head(config, backbone.num_features, num_classes)
     if own is not None:
         report = fill_from_own(network, head, own, classes)
-    if report is not None and fill_head(head, found):
-        ignored = tuple(name for name in report.ignored if not is_head_tensor(name))
-        report = replace(report, fills_head=True, ignored=ignored)
+    if report is not None and released is not None:
+        fills = released.fills(head, num_classes)
+        ignored = report.ignored if fills else (*released.head_names, *report.ignored)
+        report = replace(report, fills_head=fills, ignored=ignored)
     return Recogniser(
         backbone,
         head,
@@ -121,8 +126,8 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int, class
     )
 
 
-def _build_network(config: ModelConfig) -> tuple[nn.Module, Mapping[str, Tensor], WeightsReport | None]:
-    """The timm network, the tensors that its weights were taken from (if they are at hand), and what was taken."""
+def _build_network(config: ModelConfig) -> tuple[nn.Module, Released | None, WeightsReport | None]:
+    """The timm network, the released checkpoint that its weights came from (if it was one), and what was taken."""
     import timm
 
     if not timm.is_model(config.backbone):
@@ -133,12 +138,13 @@ def _build_network(config: ModelConfig) -> tuple[nn.Module, Mapping[str, Tensor]
         )
     if config.weights and is_timm_tag(config.weights):
         network, report = create_pretrained(config.backbone, config.weights)
-        return network, {}, report
+        return network, None, report
     network = timm.create_model(config.backbone.split(".")[0], pretrained=False, num_classes=0)
     if not config.weights:
-        return network, {}, None
+        return network, None, None
     found = read_source(config.weights)
-    return network, found, fill_network(network, found, config.weights)
+    released = take_apart(found, config.weights)
+    return network, released, fill_network(network, released.backbone if released else found, config.weights)
 
 
 def _build_head(config: ModelConfig, num_features: int, num_classes: int) -> nn.Module:
@@ -151,3 +157,26 @@ def _build_head(config: ModelConfig, num_features: int, num_classes: int) -> nn.
             return MeanPoolHead(num_features, num_classes)
         case "max":
             return MaxPoolHead(num_features, num_classes)
+        case "mldecoder":
+            return MLDecoderHead(
+                num_features,
+                num_classes,
+                num_queries=config.num_queries,
+                width=config.decoder_width,
+                hidden=config.decoder_hidden,
+                dropout=config.head_dropout,
+            )
+        case "q2l":
+            width = config.decoder_width or num_features
+            if width % Query2LabelHead.NUM_HEADS:
+                raise UserError(
+                    f"model.head=q2l: its decoder would be as wide as the {num_features} channels of "
+                    f"'{config.backbone}', which is no multiple of 4; set model.decoder_width, for instance to 512"
+                )
+            return Query2LabelHead(
+                num_features,
+                num_classes,
+                width=width,
+                hidden=config.decoder_hidden,
+                dropout=config.head_dropout,
+            )

@@ -111,7 +111,8 @@ def _fill_head(head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> st
     """Copy the rows of the classes that both know; return what was taken, in words."""
     theirs = {name.removeprefix(_HEAD): tensor for name, tensor in own.tensors.items() if name.startswith(_HEAD)}
     ours = head.state_dict()
-    if set(ours) != set(theirs) or any(ours[name].shape[1:] != theirs[name].shape[1:] for name in ours):
+    by_class = getattr(head, "per_class", tuple(ours))
+    if set(ours) != set(theirs) or any(_row(ours, name, by_class) != _row(theirs, name, by_class) for name in ours):
         return "head not taken: it is of another kind"
     before, now = own.classes, classes
     if not before or not now:
@@ -119,15 +120,22 @@ def _fill_head(head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> st
             return "head not taken: nothing names its classes, and their number differs"
         head.load_state_dict(theirs)
         return "head taken by position: nothing names its classes"
-    blocks = [(len(ours[name]) // len(now), len(theirs[name]) // len(before)) for name in ours]
-    if any(here != there for here, there in blocks) or any(len(theirs[name]) % len(before) for name in ours):
+    if not by_class:
+        if now != before:
+            return "head not taken: its queries are shared by classes, and the data has others"
+        head.load_state_dict(theirs)
+        return "the head with all its classes"
+    blocks = [(len(ours[name]) // len(now), len(theirs[name]) // len(before)) for name in by_class]
+    if any(here != there for here, there in blocks) or any(len(theirs[name]) % len(before) for name in by_class):
         return "head not taken: it has another number of attention heads"
     shared = [name for name in now if name in before]
     if not shared:
         return "head not taken: none of its classes is one of the data's"
     rows, from_rows = [now.index(name) for name in shared], [before.index(name) for name in shared]
     with torch.no_grad():
-        for name in ours:
+        for name in set(ours) - set(by_class):
+            ours[name].copy_(theirs[name])
+        for name in by_class:
             # One block of K rows per attention head.
             target, source = (
                 one.unflatten(0, (-1, k)) for one, k in ((ours[name], len(now)), (theirs[name], len(before)))
@@ -137,6 +145,11 @@ def _fill_head(head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> st
         return "the head with all its classes" + ("" if now == before else ", matched by name")
     new = [name for name in now if name not in before]
     return f"the head's {len(shared)} classes that both know; new: {shortened(new)}"
+
+
+def _row(state: Mapping[str, Tensor], name: str, by_class: tuple[str, ...]) -> tuple[int, ...]:
+    """The shape of a tensor without its classes."""
+    return tuple(state[name].shape[1:] if name in by_class else state[name].shape)
 
 
 def _classes_of(file: Path) -> tuple[str, ...]:

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from msldata.errors import UserError
-from msltrain.models.heads import CSRAHead
 
 _log = logging.getLogger(__name__)
 
 HUB_PREFIX = "hf-hub:"
-FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+FILE_SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".safetensors")
 _COUNTER = "num_batches_tracked"
 """BatchNorm's step counter: not a weight; old files lack it, and nothing here reads it."""
 
@@ -45,7 +44,7 @@ class WeightsReport:
     ignored: tuple[str, ...] = ()
     """Tensors of the file that the network has no place for, usually its classifier."""
     fills_head: bool = False
-    """Whether the head was filled too, from a released CSRA or MSL checkpoint."""
+    """Whether the head was filled too, from a released checkpoint."""
     head: str = ""
     """What was taken from the head of one of our models, in words."""
 
@@ -123,11 +122,19 @@ def fill_network(network: nn.Module, found: Mapping[str, Tensor], source: str) -
     Raises:
         UserError: the tensors do not fit the network.
     """
+    found = _in_timm_names(network, found)
     wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(_COUNTER)}
     shared = [name for name in wanted if name in found]
     if 2 * len(shared) >= len(wanted):
         return _load_by_names(network, wanted, found, source)
     return _load_by_order(network, wanted, found, source)
+
+
+def _in_timm_names(network: nn.Module, found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A TResNet's tensors under timm's names, if they have their authors': those norms use the absolute weight."""
+    from timm.models.tresnet import TResNet, checkpoint_filter_fn
+
+    return checkpoint_filter_fn(dict(found), network) if isinstance(network, TResNet) else found
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -277,33 +284,3 @@ def _first_line(error: Exception) -> str:
 def shortened(names: list[str] | tuple[str, ...]) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-_HEAD = re.compile(r"classifier\.multi_head\.(\d+)\.head\.weight")
-
-
-def is_head_tensor(name: str) -> bool:
-    """Whether this is a released checkpoint's name for a weight of its CSRA head."""
-    return _HEAD.fullmatch(name) is not None
-
-
-def head_weights(found: Mapping[str, Tensor]) -> list[Tensor]:
-    """The weights (K, D, 1, 1) of the CSRA heads in a released checkpoint, in order; empty where it has none."""
-    heads = {int(match[1]): tensor for name, tensor in found.items() if (match := _HEAD.fullmatch(name))}
-    return [heads[number] for number in sorted(heads)]
-
-
-def fill_head(head: nn.Module, found: Mapping[str, Tensor]) -> bool:
-    """Fill ``head`` in place where a released checkpoint holds as many heads of the same shape; whether it did.
-
-    Otherwise the head keeps its initial values: a checkpoint from another dataset initialises only the backbone.
-    """
-    weights = head_weights(found)
-    if not isinstance(head, CSRAHead) or not weights:
-        return False
-    wanted = (head.num_classes, head.score.weight.shape[1], 1, 1)
-    if len(weights) != len(head.temperatures) or any(weight.shape != wanted for weight in weights):
-        return False
-    with torch.no_grad():
-        head.score.weight.copy_(torch.cat(weights))
-    return True

@@ -1,4 +1,4 @@
-"""Released MSL and CSRA checkpoints as checkpoint folders, to be evaluated like our own."""
+"""Released checkpoints (MSL, CSRA, ML-Decoder, Query2Label, ASL) as checkpoint folders, evaluated like our own."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from msldata.contract.manifest import read_manifest
 from msldata.errors import UserError
 from msltrain.config import TrainConfig
 from msltrain.models.build import build_model
-from msltrain.models.pretrained import WeightsReport, head_weights, read_source
+from msltrain.models.pretrained import WeightsReport, read_source
+from msltrain.models.released import KINDS, take_apart
 from msltrain.runs.checkpoint import Checkpoint, save_checkpoint
 
 
 def import_released(file: str | Path, config: TrainConfig, *, data: str, folder: Path) -> WeightsReport:
     """Write the checkpoint folder ``folder`` with the weights of ``file``.
 
-    No file holds λ; it comes from the config.
+    No file holds λ or the normalisation of its inputs; they come from the config. A decoder's sizes are the file's.
 
     Args:
-        file: a plain state_dict with a CSRA head, such as ``msl_c_voc.pth``.
+        file: a released checkpoint, such as ``msl_c_voc.pth``; see `msltrain.models.released`.
         config: the run it came from; only network and image size matter.
         data: shards of the dataset it was trained on, whose classes are the released order.
         folder: must not be there yet.
@@ -31,25 +32,32 @@ def import_released(file: str | Path, config: TrainConfig, *, data: str, folder:
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another --out")
     classes = read_manifest(data).classes
-    heads = head_weights(read_source(str(file)))
-    if not heads:
+    released = take_apart(read_source(str(file)), str(file))
+    if released is None:
         raise UserError(
-            f"{file}: holds no CSRA head (classifier.multi_head.0.head.weight), so it is not a released MSL or CSRA "
-            "checkpoint; to start training from it, use `msl train --weights`"
+            f"{file}: holds no head of a released checkpoint, {KINDS}; to start training from it, use "
+            "`msl train --weights`"
         )
-    if len(heads) != config.model.num_heads or config.model.head != "csra":
+    wanted = {name: released.settings[name] for name in ("head", "num_heads") if name in released.settings}
+    if any(getattr(config.model, name) != value for name, value in wanted.items()):
+        found = ", ".join(f"{name}={getattr(config.model, name)}" for name in wanted)
         raise UserError(
-            f"{file}: has {len(heads)} CSRA heads and the recipe {config.model.num_heads} of kind {config.model.head}; "
-            f"choose its recipe, or --set model.head=csra --set model.num_heads={len(heads)}"
+            f"{file}: is {released.kind}'s with {', '.join(f'{name}={value}' for name, value in wanted.items())}, and "
+            f"the recipe has {found}; choose its recipe, or "
+            + " ".join(f"--set model.{name}={value}" for name, value in wanted.items())
         )
-    if len(heads[0]) != len(classes):
+    if released.num_classes != len(classes):
         raise UserError(
-            f"{file}: has {len(heads[0])} classes and {data} has {len(classes)}; give shards of its own dataset"
+            f"{file}: has {released.num_classes} classes and {data} has {len(classes)}; give shards of its own dataset"
         )
-    config = replace(config, model=replace(config.model, weights=str(file)))
+    config = replace(config, model=replace(config.model, weights=str(file), **released.settings))
     recogniser = build_model(config.model, len(classes), image_size=config.stream.image_size)
     report = recogniser.weights
-    assert report is not None and report.fills_head
+    if report is None or not report.fills_head:
+        raise UserError(
+            f"{file}: its head does not fit the {recogniser.backbone.num_features} feature channels of "
+            f"'{config.model.backbone}'; choose the recipe it was made with"
+        )
     checkpoint = Checkpoint(
         config=config,
         classes=classes,

@@ -1,4 +1,4 @@
-"""Any checkpoint as a recogniser: a run of this program, a released MSL or CSRA file, a plain timm classifier.
+"""Any checkpoint as a recogniser: a run of this program, a released file, a plain timm classifier.
 
 K classes, H attention heads, D feature channels.
 """
@@ -21,9 +21,9 @@ from msldata.errors import UserError
 from msldata.storage import open_storage
 from msltrain.config import ModelConfig, TrainConfig, from_json
 from msltrain.models.build import Recogniser, build_model
-from msltrain.models.heads import CSRAHead
 from msltrain.models.own_weights import in_our_names
-from msltrain.models.pretrained import FILE_SUFFIXES, head_weights, read_tensors, shortened
+from msltrain.models.pretrained import FILE_SUFFIXES, read_tensors, shortened
+from msltrain.models.released import KINDS, take_apart
 from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import META_NAME, WEIGHTS_NAME, LoadedRecogniser, load_recogniser, rebuild_recogniser
 from msltrain.stream.config import StreamConfig
@@ -40,8 +40,8 @@ class Foreign:
     """How to read a weights file that holds only tensors; exactly one of the two fields is given."""
 
     recipe: str = ""
-    """The file holds a backbone and a CSRA head, as released for MSL and CSRA; network and input are those of this
-    recipe."""
+    """The file holds a backbone and a head as released for MSL, CSRA, ML-Decoder, Query2Label or ASL; network and input
+    are those of this recipe."""
     model: str = ""
     """The file holds a timm classifier of this name; input size, mean and std are those of its timm config."""
 
@@ -70,8 +70,8 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
         return load_recogniser(path, device)
     if bool(foreign.recipe) == bool(foreign.model):
         raise UserError(
-            f"{path}: a weights file does not say which network it belongs to; give --recipe NAME for a released MSL "
-            "or CSRA checkpoint (`msl recipes` lists them), or --model NAME for a timm classifier"
+            f"{path}: a weights file does not say which network it belongs to; give --recipe NAME for a released "
+            "checkpoint (`msl recipes` lists them), or --model NAME for a timm classifier"
         )
     if not classes:
         raise UserError(
@@ -145,25 +145,22 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
 def _released(
     path: Path, found: dict[str, Tensor], config: TrainConfig, num_classes: int
 ) -> tuple[Recogniser, TrainConfig]:
-    heads = head_weights(found)
-    if not heads:
+    released = take_apart(found, str(path))
+    if released is None:
         raise UserError(
-            f"{path}: holds no CSRA head (no tensor classifier.multi_head.0.head.weight), so it is not a released MSL "
-            "or CSRA checkpoint; give --model NAME for a timm classifier"
+            f"{path}: holds no head of a released checkpoint, {KINDS}; give --model NAME for a timm classifier"
         )
-    if len(heads[0]) != num_classes:
+    if released.num_classes != num_classes:
         raise UserError(
-            f"{path}: its head has {len(heads[0])} classes, the data {num_classes}; give those of the dataset it was "
-            "trained on"
+            f"{path}: its head has {released.num_classes} classes, the data {num_classes}; give those of the dataset "
+            "it was trained on"
         )
-    model = replace(config.model, weights=str(path), num_heads=len(heads), head="csra")
+    model = replace(config.model, weights=str(path), **released.settings)
     module = build_model(model, num_classes, image_size=config.stream.image_size)
-    assert isinstance(module.classifier, CSRAHead)
-    # `build_model` has filled a head that fits, and left any other at its initial values.
-    if any(weight.shape != (num_classes, *module.classifier.score.weight.shape[1:]) for weight in heads):
+    if module.weights is None or not module.weights.fills_head:
         raise UserError(
-            f"{path}: its head expects {heads[0].shape[1]} feature channels, '{model.backbone}' has "
-            f"{module.classifier.score.weight.shape[1]}; choose the recipe it was made with"
+            f"{path}: its head does not fit the {module.backbone.num_features} feature channels of "
+            f"'{model.backbone}'; choose the recipe it was made with"
         )
     return module, replace(config, model=model)
 

@@ -1,4 +1,4 @@
-"""StreamConfig: how samples become batches."""
+"""How samples become batches, what is done to their images, and what hides parts of them."""
 
 from __future__ import annotations
 
@@ -113,6 +113,63 @@ class StreamConfig:
         if self.resize == "auto":
             return "device" if device_type == "cuda" else "host"
         return self.resize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """What is done to training images beyond crop and flip, in the order of the fields. The published runs do nothing.
+
+    Keep masks are laid over the outcome, so both branches see the same augmented image. What happens to an image is
+    decided by (seed, epoch, key); whom it is mixed with, also by the images that its process has in the batch: with
+    another number of processes there are other pairs. Runs resume bit for bit either way.
+
+    Example:
+        config = msltrain.recipe("demo-baseline", settings=["augment.randaugment=2", "augment.mix=splicemix"])
+        augment: msltrain.AugmentConfig = config.augment
+        print(augment.mix, augment.erase or "nothing is erased")
+    """
+
+    randaugment: int = 0
+    """How many operations of RandAugment (Cubuk et al., NeurIPS 2020) every image goes through, of torchvision's 14,
+    on its 8-bit pixels; published: 2. 0: none. Labels stay, also those of what a shift moves out of the image."""
+    randaugment_magnitude: int = 9
+    """How strong these operations are, 0 to 30: of 30 degrees, of a shear of 0.3, of a shift by 45 % …"""
+    erase: Literal["", "cutout", "random"] = ""
+    """What is erased of an image for both branches; labels stay. cutout: in every image a square of half its side, cut
+    off at the edge, becomes one random colour, as in the code of ASL, Query2Label and ML-Decoder (DeVries and Taylor,
+    2017, fill with the mean). random: in half of the images a box of 2 to 33 % becomes noise (Random Erasing, Zhong et
+    al., AAAI 2020)."""
+    mix: Literal["", "mixup", "cutmix", "splicemix"] = ""
+    """How images are mixed with others of the batch. mixup (Zhang et al., ICLR 2018): λ · image + (1 − λ) · other.
+    cutmix (Yun et al., ICCV 2019): a box of the share 1 − λ shows the other. Both: targets are λ · own + (1 − λ) ·
+    other, between 0 and 1. splicemix (Wang et al., 2023): the batch stays and a quarter more images come, grids of 2, 4
+    or 6 of its images, made smaller; their labels are those of any image in the grid. A pair that is ignored in one of
+    the images is ignored in the mixture, unless another one of a grid shows the class."""
+    mix_alpha: float | None = None
+    """α of λ ~ Beta(α, α), drawn for each image. None: 0.2 for mixup and 1 for cutmix, as published for ImageNet."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any of it is asked for."""
+        return bool(self.randaugment or self.erase or self.mix)
+
+    @property
+    def moves_objects(self) -> bool:
+        """Whether objects end up elsewhere than crop and flip put them, or in other images."""
+        return bool(self.randaugment or self.mix)
+
+    def __post_init__(self) -> None:
+        if self.randaugment < 0:
+            raise UserError(f"augment.randaugment is {self.randaugment}; it must be 0 or more")
+        if not 0 <= self.randaugment_magnitude <= 30:
+            raise UserError(f"augment.randaugment_magnitude is {self.randaugment_magnitude}; it must lie in [0, 30]")
+        if self.mix_alpha is not None:
+            if self.mix not in ("mixup", "cutmix"):
+                raise UserError(
+                    "augment.mix_alpha is for augment.mix=mixup and cutmix; leave it out, or set one of them"
+                )
+            if not 0 < self.mix_alpha < math.inf:
+                raise UserError(f"augment.mix_alpha is {self.mix_alpha}; it must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -52,6 +52,7 @@ def _bears_one(config: TrainConfig, step_module: SiameseStep, num_classes: int, 
                 torch.zeros(1, num_classes, device=device),
                 torch.zeros(1, num_classes, dtype=torch.bool, device=device),
                 teacher_logit_BK=torch.zeros(1, num_classes, device=device),
+                corrects_labels=True,
             )
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

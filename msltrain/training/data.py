@@ -7,6 +7,7 @@ from msldata.errors import UserError
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.runs.folder import DatasetIdentity
+from msltrain.stream.augment.augment import Augment
 from msltrain.stream.errors import SampleError
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.masked_views import MaskedView, MaskedViews
@@ -48,6 +49,7 @@ class TrainData:
         kept, held_out = self._held_out(shards, config)
         self.training = _loader(kept, config, ranks, training=True)
         self.validation = None if held_out is None else _loader(held_out, config, ranks, training=False)
+        self._augment = Augment(config.augment, config.stream, ranks.device) if config.augment.is_active else None
         self._views = None
         if config.loss.needs_keep_masks:
             self._views = MaskedViews(config.keep_mask, places, shards=kept, stream=config.stream, device=ranks.device)
@@ -72,6 +74,10 @@ class TrainData:
         """Stored keep masks in use; 0 when they are drawn anew or not needed."""
         stored = None if self._views is None else self._views.keep_masks
         return len(stored) if isinstance(stored, KeepMasks | MaskSchedule) else 0
+
+    def augmented(self, batch: Batch, epoch: int) -> Batch:
+        """A training batch, augmented beyond crop and flip where the config asks for it."""
+        return batch if self._augment is None else self._augment(batch, seed=self._config.run.seed, epoch=epoch)
 
     def masked_view(self, batch: Batch, epoch: int) -> MaskedView | None:
         """What hides parts of a training batch; None for a loss without masks."""
@@ -110,6 +116,11 @@ def _check_batches(config: TrainConfig, ranks: Ranks) -> None:
         raise UserError(
             f"stream.batch_size is {config.stream.batch_size}, which {world_size} processes cannot share equally; "
             f"set a multiple of {world_size}"
+        )
+    if config.augment.mix and config.stream.batch_size // world_size < 2:
+        raise UserError(
+            f"augment.mix={config.augment.mix} mixes the images that a process has in a batch, and "
+            f"stream.batch_size={config.stream.batch_size} gives it one; set {2 * world_size} or more"
         )
     if world_size > 1 and not config.stream.drop_last:
         raise UserError(

@@ -116,15 +116,18 @@ class Learner:
         if checkpoint is not None:
             self._restore_training(checkpoint.train_state)
 
-    def take_step(self, batch: Batch, view: MaskedView | None, rate: float) -> dict[str, Tensor]:
+    def take_step(self, batch: Batch, view: MaskedView | None, rate: float, epoch: int = 0) -> dict[str, Tensor]:
         """Forward, backward, update; the named losses, detached and still on the device.
 
         Args:
             batch: this process's part of the batch.
             view: what hides parts of its images; None for a loss without masks.
             rate: the backbone's learning rate.
+            epoch: counted from 0.
         """
         optim = self.config.optim
+        loss = self.config.loss
+        corrects_labels = epoch >= loss.splc_epoch if loss.recognition == "splc" else None
         self._warm_up_average()
         set_learning_rate(self.optimizer, rate)
         terms: dict[str, Tensor] = {}
@@ -139,7 +142,7 @@ class Learner:
                     cache_enabled=not self._sharded,  # it would keep a copy of weights that will soon be gone
                 ):
                     losses = (
-                        self._parallel(image_BCHW, None, target_BK, ignore_BK)
+                        self._parallel(image_BCHW, None, target_BK, ignore_BK, corrects_labels=corrects_labels)
                         if part is None
                         else self._parallel(
                             image_BCHW,
@@ -150,6 +153,7 @@ class Learner:
                             masked_ignore_BK=part.ignore_BK,
                             masked_B=part.masked_B,
                             teacher_logit_BK=self._teacher_logits(image_BCHW),
+                            corrects_labels=corrects_labels,
                         )
                     )
                 (losses["total"] * share).backward()

@@ -22,7 +22,8 @@ def recognition_loss(
 
     Args:
         logit_BK: float32.
-        target_BK: float32, 0 or 1; or probabilities, for which the loss is smallest where the sigmoids equal them.
+        target_BK: float32, 0 or 1; or between them, as in mixed images: every loss is then mixed in that proportion of
+            what a positive and what a negative cost. This one is smallest where the sigmoids equal the targets.
         ignore_BK: bool; True leaves the pair out: it adds nothing, and the divisor stays B x K.
         weight_BK: float32, the weight of each pair; None: 1. The divisor stays B x K.
     """
@@ -41,6 +42,7 @@ def asymmetric_loss(
     gamma_positive: float,
     gamma_negative: float,
     margin: float,
+    detach: bool = False,
 ) -> Tensor:
     """Asymmetric loss (ASL; Ridnik et al., ICCV 2021, eq. 3 to 6), the mean over all B x K pairs.
 
@@ -48,22 +50,85 @@ def asymmetric_loss(
     ``−p_m^γ− · log(1 − p_m)``. γ+ = γ− = m = 0 is `recognition_loss`.
 
     Deviation: its authors' code sums over the batch, which Adam does not notice; the mean keeps the scale of the other
-    recognition loss, so that the weights α mean the same. Their training script also takes no gradient through the
-    focusing factors; here the loss is differentiated as printed.
+    recognition losses, so that the weights α mean the same.
 
     Args:
         logit_BK, target_BK, ignore_BK, weight_BK: as in `recognition_loss`.
         gamma_positive: γ+, 0 or at least 1.
         gamma_negative: γ−, 0 or at least 1.
         margin: m, 0 to below 1.
+        detach: take no gradient through the focusing factors ``(1 − p)^γ+`` and ``p_m^γ−``, as its authors' training
+            script does; the loss has the same value.
     """
     probability_BK = torch.sigmoid(logit_BK)
-    positive_BK = (1 - probability_BK).pow(gamma_positive) * -F.logsigmoid(logit_BK)
     shifted_BK = (probability_BK - margin).clamp(min=0)
     # 1 − p loses all its digits near 1; with a margin the logarithm's argument stays away from 0.
     log_rest_BK = F.logsigmoid(-logit_BK) if margin == 0 else torch.log1p(-shifted_BK)
+    if detach:
+        probability_BK, shifted_BK = probability_BK.detach(), shifted_BK.detach()
+    positive_BK = (1 - probability_BK).pow(gamma_positive) * -F.logsigmoid(logit_BK)
     negative_BK = shifted_BK.pow(gamma_negative) * -log_rest_BK
-    loss_BK = target_BK * positive_BK + (1 - target_BK) * negative_BK
+    return _mean(target_BK * positive_BK + (1 - target_BK) * negative_BK, ignore_BK, weight_BK)
+
+
+def hill_loss(
+    logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None = None, weight_BK: Tensor | None = None
+) -> Tensor:
+    """Hill loss for missing labels (Zhang et al., arXiv 2112.07368, 2021), the mean over all B x K pairs.
+
+    A positive costs ``−(1 − p_m)² · log p_m`` with ``p_m = σ(logit − 1)`` (focal margin loss), a negative
+    ``(1.5 − p) · p²``, whose slope falls again towards p = 1, where a negative is most likely a label that is missing.
+
+    Deviation: its authors' code sums over the batch; see `asymmetric_loss`.
+
+    Args:
+        logit_BK, target_BK, ignore_BK, weight_BK: as in `recognition_loss`.
+    """
+    probability_BK = torch.sigmoid(logit_BK)
+    negative_BK = (_HILL_LAMBDA - probability_BK) * probability_BK.square()
+    return _mean(target_BK * _focal(logit_BK - _MARGIN) + (1 - target_BK) * negative_BK, ignore_BK, weight_BK)
+
+
+def splc_loss(
+    logit_BK: Tensor,
+    target_BK: Tensor,
+    ignore_BK: Tensor | None = None,
+    weight_BK: Tensor | None = None,
+    *,
+    threshold: float,
+    corrects_labels: bool,
+) -> Tensor:
+    """Self-paced loss correction for missing labels (SPLC; Zhang et al., arXiv 2112.07368, 2021), the mean over all
+    B x K pairs.
+
+    A positive costs ``−(1 − p_m)² · log p_m`` with ``p_m = σ(logit − 1)``, a negative ``−p² · log(1 − p)`` up to
+    ``p = τ``; above it, it counts as a positive whose label is missing and costs ``−(1 − p)² · log p``, without the
+    margin, as in its authors' code.
+
+    Deviation: their code sums over the batch; see `asymmetric_loss`.
+
+    Args:
+        logit_BK, target_BK, ignore_BK, weight_BK: as in `recognition_loss`.
+        threshold: τ.
+        corrects_labels: False leaves negatives negative whatever p is, as in their first epoch.
+    """
+    negative_BK = _focal(-logit_BK)
+    if corrects_labels:
+        negative_BK = torch.where(torch.sigmoid(logit_BK) > threshold, _focal(logit_BK), negative_BK)
+    return _mean(target_BK * _focal(logit_BK - _MARGIN) + (1 - target_BK) * negative_BK, ignore_BK, weight_BK)
+
+
+_HILL_LAMBDA = 1.5
+_MARGIN = 1.0
+"""m, in logits: positives are pulled until they are this far beyond what a plain focal loss wants."""
+
+
+def _focal(logit_BK: Tensor) -> Tensor:
+    """The focal loss of a positive, γ = 2: ``−(1 − σ)² · log σ``."""
+    return torch.sigmoid(-logit_BK).square() * -F.logsigmoid(logit_BK)
+
+
+def _mean(loss_BK: Tensor, ignore_BK: Tensor | None, weight_BK: Tensor | None) -> Tensor:
     if weight_BK is not None:
         loss_BK = loss_BK * weight_BK
     if ignore_BK is not None:

@@ -19,7 +19,7 @@ from msltrain.config import LossConfig
 from msltrain.models.branchnorm import Passage, compute_blocks_twice, tell_branches_apart
 from msltrain.models.tokens import visible_patches
 from msltrain.stream.keepmasks.fill import fill_holes
-from msltrain.training.losses import asymmetric_loss, consistency_loss, recognition_loss
+from msltrain.training.losses import asymmetric_loss, consistency_loss, hill_loss, recognition_loss, splc_loss
 
 Branches = Literal["sequential", "fused", "concatenated", "single"]
 
@@ -104,28 +104,34 @@ class SiameseStep(nn.Module):
         masked_ignore_BK: Tensor | None = None,
         masked_B: Tensor | None = None,
         teacher_logit_BK: Tensor | None = None,
+        corrects_labels: bool | None = None,
     ) -> dict[str, Tensor]:
         """Run both branches.
 
         Args:
             image_BCHW: normalised and augmented, float32.
             keep_mask_B1HW: float32, 1 = visible, 0 = hole; it multiplies the normalised image. None in the baseline.
-            target_BK: 0 or 1.
+            target_BK: 0 or 1, or between them for mixed images.
             ignore_BK: bool; used when ``loss.train_ignored`` is "drop", else such pairs count as negative.
             filling_BCHW: what shows in the holes, normalised; None: 0, as published.
             masked_ignore_BK: bool; pairs that count in no masked term, nor in a single branch where it is masked.
             masked_B: bool; which images have a masked view. The others add 0 to the masked terms, whose divisor stays
                 B. If none has one, the network still sees a masked image, so that all processes do the same.
             teacher_logit_BK: what the masked branch must predict with ``loss.masked_target="teacher"``.
+            corrects_labels: with ``loss.recognition="splc"``, whether negatives that are found likely count as
+                positives: not before ``loss.splc_epoch``. Each branch goes by its own probabilities.
 
         Returns:
             Scalars, float32 or wider as the logits are: ``total`` (to be minimised), ``clean``; with masks ``masked``
             and ``consistency`` too.
 
         Raises:
-            UserError: there are no keep masks for masked terms, or the network does not give one logit for each target.
+            UserError: there are no keep masks for masked terms, nothing says whether SPLC corrects labels, or the
+                network does not give one logit for each target.
         """
         loss = self.loss
+        if loss.recognition == "splc" and corrects_labels is None:
+            raise UserError("loss.recognition=splc needs corrects_labels; give `epoch >= loss.splc_epoch`")
         target_BK = target_BK.float()
         if loss.train_ignored == "negative":
             ignore_BK = None
@@ -139,7 +145,7 @@ class SiameseStep(nn.Module):
         if not loss.has_masked_branch:
             with self._passage.of("clean"):
                 clean_logit_BK = _checked(self.recogniser(image_BCHW), target_BK)
-            clean = self._recognition(clean_logit_BK, target_BK, ignore_BK, smoothing=loss.label_smoothing)
+            clean = self._recognition(clean_logit_BK, target_BK, ignore_BK, loss.label_smoothing, corrects_labels)
             return {"total": loss.clean_weight * loss.scale * clean, "clean": clean}
         if keep_mask_B1HW is None:
             raise UserError(
@@ -155,10 +161,10 @@ class SiameseStep(nn.Module):
         clean_logit_BK = _checked(clean_logit_BK, target_BK)
         masked_logit_bK = _checked(masked_logit_bK, view.target_BK)
         beside_logit_bK = clean_logit_BK if row_b is None else clean_logit_BK[row_b]
-        clean = self._recognition(clean_logit_BK, target_BK, ignore_BK, smoothing=loss.label_smoothing)
+        clean = self._recognition(clean_logit_BK, target_BK, ignore_BK, loss.label_smoothing, corrects_labels)
         smoothing = loss.label_smoothing if loss.masked_target == "labels" else 0.0
         masked = self._recognition(
-            masked_logit_bK, self._masked_target(view, beside_logit_bK), view.ignore_BK, smoothing=smoothing
+            masked_logit_bK, self._masked_target(view, beside_logit_bK), view.ignore_BK, smoothing, corrects_labels
         )
         consistency = consistency_loss(
             beside_logit_bK.detach() if loss.stop_gradient == "clean" else beside_logit_bK,
@@ -215,7 +221,12 @@ class SiameseStep(nn.Module):
         return clean_logit_BK, masked_logit_BK
 
     def _recognition(
-        self, logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None, *, smoothing: float
+        self,
+        logit_BK: Tensor,
+        target_BK: Tensor,
+        ignore_BK: Tensor | None,
+        smoothing: float,
+        corrects_labels: bool | None,
     ) -> Tensor:
         target_BK = target_BK.to(logit_BK.dtype)
         weight_BK = None
@@ -225,17 +236,23 @@ class SiameseStep(nn.Module):
             weight_BK = self._class_weight_K * (torch.ones_like(target_BK) if weight_BK is None else weight_BK)
         if smoothing:
             target_BK = target_BK * (1 - smoothing) + smoothing / 2
-        if self.loss.recognition == "bce":
-            return recognition_loss(logit_BK, target_BK, ignore_BK, weight_BK)
-        return asymmetric_loss(
-            logit_BK,
-            target_BK,
-            ignore_BK,
-            weight_BK,
-            gamma_positive=self.loss.asl_gamma_positive,
-            gamma_negative=self.loss.asl_gamma_negative,
-            margin=self.loss.asl_margin,
-        )
+        pairs, loss = (logit_BK, target_BK, ignore_BK, weight_BK), self.loss
+        match loss.recognition:
+            case "bce":
+                return recognition_loss(*pairs)
+            case "hill":
+                return hill_loss(*pairs)
+            case "splc":
+                assert corrects_labels is not None
+                return splc_loss(*pairs, threshold=loss.splc_threshold, corrects_labels=corrects_labels)
+            case "asl":
+                return asymmetric_loss(
+                    *pairs,
+                    gamma_positive=loss.asl_gamma_positive,
+                    gamma_negative=loss.asl_gamma_negative,
+                    margin=loss.asl_margin,
+                    detach=loss.asl_detach,
+                )
 
 
 def _beside(module: nn.Module, weight_K: Tensor | None) -> Tensor | None:

@@ -71,7 +71,8 @@ def train(
     """Train a recogniser, alone or as one of the processes that torchrun started.
 
     Every batch is ``stream.batch_size`` samples over all processes together, so the number of processes changes only
-    the speed (and BatchNorm's statistics, which are per process unless ``run.sync_batchnorm``).
+    the speed (and BatchNorm's statistics, which are per process unless ``run.sync_batchnorm``, and with ``augment.mix``
+    which images are mixed).
 
     Args:
         config: the whole run.
@@ -269,11 +270,12 @@ class Trainer:
                 self._tell(PhaseEvent(what="compiling the first step" if config.run.compile else "the first step"))
             self._step_log.waited += loader.stats.seconds_waited - waited
             waited = loader.stats.seconds_waited
+            keys, batch = batch.keys, self.data.augmented(batch, epoch)
             view = self.data.masked_view(batch, epoch)
             rate = learning_rate(self._optim, self.step - self._steps_before, len(loader))
-            losses = self.learner.take_step(batch, view, rate)
-            self._step_log.add(rate, losses, batch.keys)
-            self._last_keys = batch.keys
+            losses = self.learner.take_step(batch, view, rate, epoch)
+            self._step_log.add(rate, losses, keys)
+            self._last_keys = keys
             del batch, view  # or the next ones would need room beside them
             self.step += 1
             self._steps_here += 1

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from msldata.errors import BadInputError, UserError
 from msltrain.config import to_json
+from msltrain.models import query_heads
 from msltrain.models.build import Recogniser
 from msltrain.runs.checkpoint import LoadedRecogniser, replace_folder
 from msltrain.runs.other_checkpoints import EXPORT_CONFIG, Foreign, load_any
@@ -42,7 +43,8 @@ from msltrain.use.timm_folder import network_of, timm_folder
 
 CONFIG_NAME, CARD_NAME, CODE_NAME = EXPORT_CONFIG, "README.md", "model.py"
 _CODE = Path(__file__).with_name("standalone.py")
-_OURS = {*FILES.values(), CONFIG_NAME, CARD_NAME, CODE_NAME}
+_HEADS_CODE = Path(query_heads.__file__)
+_OURS = {*FILES.values(), CONFIG_NAME, CARD_NAME, CODE_NAME, _HEADS_CODE.name}
 _MAX_IMAGES = 8
 
 
@@ -76,7 +78,7 @@ def export_model(
     on_done: Callable[[Exported], None] = lambda exported: None,
     on_failed: Callable[[str], None] = lambda reason: None,
 ) -> list[Exported]:
-    """Write ``out`` with a file per format, ``config.json``, a model card and ``model.py``, as a whole or not at all.
+    """Write ``out`` with a file per format, ``config.json``, a model card and code, as a whole or not at all.
 
     A file becomes part of it only after it gave the original's logits, for each image alone and for all as one batch.
 
@@ -139,6 +141,8 @@ def export_model(
         (part / CONFIG_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (part / CARD_NAME).write_text(model_card(loaded, content), encoding="utf-8")
         shutil.copyfile(_CODE, part / CODE_NAME)
+        if loaded.config.model.head in ("mldecoder", "q2l"):
+            shutil.copyfile(_HEADS_CODE, part / _HEADS_CODE.name)
 
     replace_folder(out, write)
     return done

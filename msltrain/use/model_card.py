@@ -139,8 +139,11 @@ def _made_how(loaded: LoadedRecogniser) -> str:
     method = "Masked Supervised Learning" if loss.has_masked_branch else "plain supervised learning"
     if loss.branches == "single":
         method += " on images that are partly masked"
-    head = f"CSRA, {model.num_heads} head{'s' * (model.num_heads > 1)}, λ = {model.attention_weight:g}"
-    head = head if model.head == "csra" else f"linear after {model.head} pooling"
+    head = {
+        "csra": f"CSRA, {model.num_heads} head{'s' * (model.num_heads > 1)}, λ = {model.attention_weight:g}",
+        "mldecoder": "ML-Decoder",
+        "q2l": "Query2Label",
+    }.get(model.head, f"linear after {model.head} pooling")
     return f"Trained with {method}; backbone `{model.backbone}`, head {head}."
 
 

@@ -77,18 +77,31 @@ class AttentionHead(nn.Module):
         return logit_BK
 
 
+def query_head(kind: str, num_features: int, num_classes: int, sizes: dict[str, int]) -> nn.Module:
+    """ML-Decoder or Query2Label, from the file that lies beside this one in an exported folder."""
+    try:
+        import query_heads  # type: ignore[import-not-found]
+    except ModuleNotFoundError:
+        from msltrain.models import query_heads
+    make = {"mldecoder": query_heads.MLDecoderHead, "q2l": query_heads.Query2LabelHead}[kind]
+    return make(num_features, num_classes, **sizes)
+
+
 class Model(nn.Module):
     """Normalised images (B, 3, S, S) → logits (B, K)."""
 
-    def __init__(self, config: dict[str, Any], num_classes: int, num_features: int):
+    def __init__(self, config: dict[str, Any], num_classes: int):
         super().__init__()
         self.backbone = Backbone(config)
+        num_features = config["num_features"]
         if config["head"] == "csra":
             self.classifier: nn.Module = AttentionHead(
                 num_features, num_classes, config["num_heads"], config["attention_weight"]
             )
-        else:
+        elif config["head"] in ("mean", "max"):
             self.classifier = PooledHead(num_features, num_classes, config["head"])
+        else:
+            self.classifier = query_head(config["head"], num_features, num_classes, config["decoder"])
 
     def forward(self, image_BCSS: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.backbone(image_BCSS))
@@ -103,8 +116,7 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
         model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True)
     else:
         tensors = load_file(folder / "model.safetensors")
-        head = next(tensor for name, tensor in tensors.items() if name.startswith("classifier.") and tensor.ndim > 1)
-        model = Model(config, num_classes, head.shape[1])
+        model = Model(config, num_classes)
         model.load_state_dict(tensors)
     model.content = content
     return model.eval()

@@ -88,13 +88,18 @@ def network_of(loaded: LoadedRecogniser) -> dict[str, Any]:
     if not isinstance(loaded.recogniser, Recogniser):
         return content
     backbone = loaded.recogniser.backbone
+    sizes = {"width": model.decoder_width, "hidden": model.decoder_hidden}
+    if model.head == "mldecoder":
+        sizes["num_queries"] = model.num_queries
     return content | {
         "timm_model": model.backbone.split(".")[0],
         "set_image_size": _takes_size(loaded),
         "late_norm": backbone.late_norm,
         "num_prefix_tokens": backbone.num_prefix_tokens,
         "channels_last": backbone.channels_last_axis,
+        "num_features": backbone.num_features,
         "head": model.head,
+        "decoder": sizes,
         "num_heads": model.num_heads,
         "attention_weight": model.attention_weight,
     }
@@ -103,7 +108,7 @@ def network_of(loaded: LoadedRecogniser) -> dict[str, Any]:
 def standalone_of(loaded: LoadedRecogniser) -> nn.Module:
     """The network of ``standalone.py`` with random weights."""
     assert isinstance(loaded.recogniser, Recogniser)
-    return standalone.Model(network_of(loaded), len(loaded.classes), loaded.recogniser.backbone.num_features)
+    return standalone.Model(network_of(loaded), len(loaded.classes))
 
 
 def _side(loaded: LoadedRecogniser) -> int:

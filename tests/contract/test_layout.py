@@ -24,7 +24,7 @@ ORDER = {
         *("inspect", "api", "commands", "__main__"),
     ),
     "msltrain": (
-        *("pages", "hosts", "measures", "stream", "config", "models", "recipes", "runs"),
+        *("pages", "hosts", "measures", "stream", "typed_values", "config", "models", "recipes", "runs"),
         *("training", "evaluation", "use", "robustness", "report", "grids", "demo", "reproduce"),
         *("api", "commands", "__main__"),
     ),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from msldata.errors import UserError
 from msltrain.config import LossConfig
-from msltrain.training.losses import asymmetric_loss, consistency_loss, recognition_loss
+from msltrain.training.losses import asymmetric_loss, consistency_loss, hill_loss, recognition_loss, splc_loss
 from msltrain.training.siamese import SiameseStep
 
 
@@ -163,3 +165,110 @@ def test_label_smoothing_aims_between():
     step(logit_BK, None, torch.tensor([[1.0, 0.0]]))["clean"].backward()
     wanted = (torch.sigmoid(logit_BK.detach()) - torch.tensor([[0.9, 0.1]])) / 2
     assert torch.allclose(logit_BK.grad, wanted)
+
+
+def test_detached_focusing_has_the_same_value_and_its_authors_slopes():
+    """ASL's training script weighs the cross-entropy by factors through which no gradient flows."""
+    probability, margin = 0.7, 0.05
+    logits = torch.tensor([[logit(probability), logit(probability)]], dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    settings = {"gamma_positive": 1, "gamma_negative": 4, "margin": margin}
+    loss = asymmetric_loss(logits, targets, **settings, detach=True)
+    assert loss.item() == asymmetric_loss(logits, targets, **settings).item()
+    (found,) = torch.autograd.grad(loss, logits)
+    # (1 − p) · d(−log p) and p_m⁴ · d(−log(1 − p_m)), with dp/dz = p (1 − p).
+    slope = probability * (1 - probability)
+    expected = [-(1 - probability) / probability * slope / 2]
+    expected.append((probability - margin) ** 4 / (1 - probability + margin) * slope / 2)
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-12)
+    (whole,) = torch.autograd.grad(asymmetric_loss(logits, targets, **settings), logits)
+    assert abs(whole[0, 1].item()) > 2 * abs(found[0, 1].item())
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def hill_by_hand(p: float, positive: bool) -> float:
+    if positive:
+        shifted = sigmoid(logit(p) - 1)
+        return -((1 - shifted) ** 2) * math.log(shifted)
+    return (1.5 - p) * p**2
+
+
+def splc_by_hand(p: float, positive: bool, threshold: float, corrects: bool) -> float:
+    if positive:
+        shifted = sigmoid(logit(p) - 1)
+        return -((1 - shifted) ** 2) * math.log(shifted)
+    if corrects and p > threshold:
+        return -((1 - p) ** 2) * math.log(p)
+    return -(p**2) * math.log(1 - p)
+
+
+PROBABILITIES, LABELS = [[0.8, 0.3, 0.02], [0.5, 0.9, 0.61]], [[1, 0, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("loss", "by_hand"),
+    [
+        (hill_loss, hill_by_hand),
+        *(
+            (
+                partial(splc_loss, threshold=threshold, corrects_labels=corrects),
+                partial(splc_by_hand, threshold=threshold, corrects=corrects),
+            )
+            for threshold, corrects in ((0.6, True), (0.6, False), (0.2, True))
+        ),
+    ],
+    ids=["hill", "splc", "splc-before", "splc-0.2"],
+)
+def test_losses_for_missing_labels_are_their_formulas(loss, by_hand):
+    logits = torch.tensor([[logit(p) for p in row] for row in PROBABILITIES], dtype=torch.float64)
+    targets = torch.tensor(LABELS, dtype=torch.float64)
+    terms = [[by_hand(p, t == 1) for p, t in zip(*rows)] for rows in zip(PROBABILITIES, LABELS)]
+    assert loss(logits, targets).item() == pytest.approx(sum(map(sum, terms)) / 6, abs=1e-12)
+    ignore = torch.zeros(2, 3, dtype=torch.bool)
+    ignore[1, 2] = True
+    assert loss(logits, targets, ignore).item() == pytest.approx((sum(map(sum, terms)) - terms[1][2]) / 6, abs=1e-12)
+    weights = torch.tensor([[2.0, 1, 1], [1, 1, 1]], dtype=torch.float64)
+    found = loss(logits, targets, None, weights)
+    assert found.item() == pytest.approx((sum(map(sum, terms)) + terms[0][0]) / 6, abs=1e-12)
+
+
+def test_hill_lets_go_of_negatives_that_are_found_likely():
+    """Its slope in the logit, p (1 − p) (3p − 3p²), is largest at p = ½ and falls on both sides."""
+    logits = torch.tensor([[logit(0.5), logit(0.9), logit(0.1)]], dtype=torch.float64, requires_grad=True)
+    hill_loss(logits, torch.zeros(1, 3, dtype=torch.float64)).backward()
+    assert logits.grad is not None
+    expected = [3 * (p * (1 - p)) ** 2 / 3 for p in (0.5, 0.9, 0.1)]
+    assert logits.grad[0].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_splc_pulls_a_likely_negative_up():
+    logits = torch.tensor([[logit(0.7), logit(0.5)]], requires_grad=True)
+    splc_loss(logits, torch.zeros(1, 2), threshold=0.6, corrects_labels=True).backward()
+    assert logits.grad is not None and logits.grad[0, 0] < 0 < logits.grad[0, 1]
+
+
+@pytest.mark.parametrize("recognition", ["bce", "asl", "hill", "splc"])
+def test_extreme_logits_and_mixed_targets(recognition: str):
+    """Finite slopes everywhere; and a target between 0 and 1 costs the mixture of both, as mixed images need."""
+    only_clean = {"clean_weight": 1.0, "masked_weight": 0.0, "consistency_weight": 0.0}
+    step = SiameseStep(torch.nn.Identity(), LossConfig(**only_clean, recognition=recognition))
+    extra = {"corrects_labels": True} if recognition == "splc" else {}
+    logits = torch.tensor([[1e4, -1e4, 1e4, -1e4]], requires_grad=True)
+    loss = step(logits, None, torch.tensor([[0.0, 1.0, 1.0, 0.0]]), **extra)["total"]
+    loss.backward()
+    assert torch.isfinite(loss) and logits.grad is not None and torch.isfinite(logits.grad).all()
+    logits = torch.tensor([[0.4, -1.3, 2.0]], dtype=torch.float64)
+    positive, negative, mixed = (
+        step(logits, None, torch.full((1, 3), target, dtype=torch.float64), **extra)["clean"].item()
+        for target in (1.0, 0.0, 0.25)
+    )
+    assert mixed == pytest.approx(0.25 * positive + 0.75 * negative, abs=1e-9)
+
+
+def test_splc_is_told_when_to_correct_labels():
+    step = SiameseStep(torch.nn.Identity(), LossConfig(recognition="splc"))
+    with pytest.raises(UserError, match="corrects_labels"):
+        step(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 2))

@@ -227,8 +227,14 @@ def test_what_cannot_be_imported_is_explained(tmp_path: Path):
             import_released(file, config, data=data, folder=tmp_path / "imported")
         assert not (tmp_path / "imported").exists()
 
-    refused(released_vit_state(192, 12, 0, 3), r"released\.pth: holds no CSRA head .* use `msl train --weights`")
-    refused(released_vit_state(192, 12, 2, 3), r"has 2 CSRA heads and the recipe 1 .* --set model\.num_heads=2")
+    refused(
+        released_vit_state(192, 12, 0, 3),
+        r"released\.pth: holds no head of a released checkpoint, CSRA.* use `msl train --weights`",
+    )
+    refused(
+        released_vit_state(192, 12, 2, 3),
+        r"is CSRA's with head=csra, num_heads=2, and the recipe .*num_heads=1; .* --set model\.num_heads=2",
+    )
     refused(released_vit_state(192, 12, 1, 20), r"has 20 classes and .*shards has 3")
     refused(released_vit_state(192, 11, 1, 3), r"lacks 12 tensors that backbone 'vit_tiny_patch16_224' needs")
     (tmp_path / "imported").mkdir()

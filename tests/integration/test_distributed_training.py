@@ -60,7 +60,7 @@ def two(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 OURS = (
     *("loss.clean_weight=1", "loss.masked_weight=1", "loss.consistency_weight=0", "loss.masked_target=teacher"),
     *("keep_mask.share=0.5", "keep_mask.subset_weights=0.7", "keep_mask.ramp_epochs=2", "keep_mask.fill=image"),
-    *("keep_mask.ignore_below=0.3", "optim.num_epochs=2"),
+    *("keep_mask.ignore_below=0.3", "optim.num_epochs=2", "augment.erase=random"),
 )
 
 
@@ -148,8 +148,9 @@ def test_a_mistake_ends_all_processes(config: TrainConfig, tmp_path: Path):
         ("stream.batch_size=9", "stream.batch_size is 9, which 2 processes cannot share equally; set a multiple of 2"),
         ("stream.drop_last=false", "an incomplete batch cannot be shared equally"),
         ("run.sync_batchnorm=true", "run.sync_batchnorm needs GPUs"),
+        ("augment.mix=mixup stream.batch_size=2", "stream.batch_size=2 gives it one; set 4 or more"),
     ],
 )
 def test_batches_that_cannot_be_shared_are_refused(config: TrainConfig, assignment: str, words: str):
     with pytest.raises(UserError, match=words):
-        TrainData(override(config, [assignment]), Ranks(rank=1, world_size=2, device=torch.device("cpu")))
+        TrainData(override(config, assignment.split()), Ranks(rank=1, world_size=2, device=torch.device("cpu")))

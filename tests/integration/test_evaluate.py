@@ -207,7 +207,7 @@ def test_a_plain_timm_classifier(place, tmp_path):
         evaluate(tmp_path / "seven.pth", place / "shards", foreign=foreign, device="cpu")
     with pytest.raises(UserError, match="not a whole 'test_vit'"):
         evaluate(tmp_path / "plain.pth", place / "shards", foreign=Foreign(model="test_vit"), device="cpu")
-    with pytest.raises(UserError, match="no CSRA head"):
+    with pytest.raises(UserError, match="no head of a released checkpoint"):
         evaluate(tmp_path / "plain.pth", place / "shards", foreign=Foreign(recipe="smoke"), device="cpu")
 
 

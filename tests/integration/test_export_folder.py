@@ -92,6 +92,26 @@ def test_code_that_travels_gives_the_same_logits(tmp_path, backbone, size):
         torch.testing.assert_close(again(image), original(image), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("head", "settings"), [("mldecoder", {"num_queries": 2}), ("q2l", {"decoder_width": 20})])
+def test_heads_with_queries_travel_too(tmp_path, head, settings):
+    model = ModelConfig(backbone="test_resnet", head=head, decoder_hidden=24, **{"decoder_width": 16} | settings)
+    config = TrainConfig(stream=StreamConfig(image_size=64), model=model)
+    run, out = write_checkpoint(tmp_path / "run", CLASSES, config=config), tmp_path / "out"
+    exported = export_model(run, out)
+    assert {one.file for one in exported} == {"model.safetensors", "model.pt2", "model.onnx"}
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    np.save(tmp_path / "image.npy", image.numpy())
+    script = (
+        "import numpy as np, torch; from model import load; image = torch.from_numpy(np.load(sys.argv[1])); "
+        "torch.set_grad_enabled(False); np.save(sys.argv[2], load('.')(image).numpy())"
+    )
+    command = [sys.executable, "-c", ALONE + script, str(tmp_path / "image.npy"), str(tmp_path / "logit.npy")]
+    subprocess.run(command, cwd=out, check=True, timeout=200)
+    with torch.inference_mode():
+        expected = load_recogniser(run).recogniser(image).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "logit.npy"), expected, atol=1e-5)
+
+
 def test_a_folder_holds_one_model(tmp_path):
     run, other, out = make_run(tmp_path / "run"), make_run(tmp_path / "other", "test_vit"), tmp_path / "out"
     export_model(run, out, formats=["torch-export"])

@@ -206,16 +206,22 @@ def test_the_moving_average_follows_the_weights(config: TrainConfig, tmp_path: P
 OURS = (
     *("loss.clean_weight=1", "loss.masked_weight=1", "loss.consistency_weight=0", "loss.masked_target=teacher"),
     *("keep_mask.share=0.5", "keep_mask.subset_weights=0.7", "keep_mask.ramp_epochs=2", "keep_mask.fill=object"),
-    *("keep_mask.ignore_below=0.3", "loss.bn_mode=split"),
+    *("keep_mask.ignore_below=0.3", "loss.bn_mode=split", "augment.erase=random"),
 )
 """Every setting of the masked branch that is not published, together."""
+RIVALS = {
+    "cutmix": (*PLAIN, "augment.randaugment=2", "augment.mix=cutmix", "loss.recognition=hill"),
+    "splicemix": ("augment.mix=splicemix", "loss.recognition=splc", "optim.accumulation_steps=2"),
+}
 
 
 @pytest.mark.usefixtures("dropout")
 @pytest.mark.parametrize(
-    "settings", [OURS, ("loss.branches=single", "keep_mask.fill=noise", *PLAIN)], ids=["two", "one"]
+    "settings",
+    [OURS, ("loss.branches=single", "keep_mask.fill=noise", *PLAIN), *RIVALS.values()],
+    ids=["two", "one", *RIVALS],
 )
-def test_a_run_with_other_targets_fills_and_schedules_continues_bit_for_bit(
+def test_a_run_with_other_targets_fills_losses_and_augmentations_continues_bit_for_bit(
     config: TrainConfig, tmp_path: Path, settings: tuple[str, ...]
 ):
     write_images(tmp_path / "objects", [25, 25], with_objects=True)

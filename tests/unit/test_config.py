@@ -61,7 +61,7 @@ def test_overrides_of_one_section_are_judged_together():
     [
         ("lr=0.02", "section.field=value"),
         ("optim.lr", "section.field=value"),
-        ("opt.lr=1", "no section 'opt'; there are data, stream, keep_mask, model, loss, optim, run"),
+        ("opt.lr=1", "no section 'opt'; there are data, stream, augment, keep_mask, model, loss, optim, run"),
         ("optim.rate=1", "no field 'rate' in optim; there are optimizer, lr, "),
         ("optim.lr=fast", "optim.lr: expected a number, found 'fast'"),
         ("optim.num_epochs=1.5", "optim.num_epochs: expected a whole number, found 1.5"),

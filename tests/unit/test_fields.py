@@ -32,6 +32,7 @@ def test_recipes_shows_values_and_where_they_differ():
 
 def test_the_shell_completes_fields_and_their_values():
     assert dict(complete_setting("optim.l"))["optim.lr="].startswith("Learning rate of the backbone")
-    assert [value for value, _ in complete_setting("model.head=m")] == ["model.head=mean", "model.head=max"]
+    heads = ["model.head=mean", "model.head=max", "model.head=mldecoder"]
+    assert [value for value, _ in complete_setting("model.head=m")] == heads
     assert ("run.amp=true", "") in complete_setting("run.amp=")
     assert "own" in dict(complete_recipe("o"))

@@ -11,7 +11,9 @@ import pytest
 
 from benchmarks.methods import __main__ as study
 from benchmarks.methods import tables
-from benchmarks.methods.jobs import SETTINGS, STAGES, Job, Places
+from benchmarks.methods.jobs import RIVALS, SETTINGS, STAGES, Job, Places, _keep_one_class
+from msldata.sources.kinds import open_source
+from tests.tinydata import make_voc
 
 
 def row(setting: str, whole: float, high: float) -> dict:
@@ -51,8 +53,29 @@ def test_every_setting_of_every_stage_is_a_configuration(tmp_path: Path):
             digests.add(job.digest)
     assert len(digests) == len(STAGES) * len(SETTINGS)
     assert Job("small", "msl", 0).digest != Job("small", "msl", 1).digest
-    for line in (study.HERE / "queue.txt").read_text().splitlines():
-        study.jobs_of(line, ROWS)
+    for queue in ("queue.txt", "rivals.txt"):
+        for line in (study.HERE / queue).read_text().splitlines():
+            study.jobs_of(line, ROWS)
+
+
+def test_rivals_compute_as_much_as_two_branches():
+    for name in (*(f"{name}-2x" for name in RIVALS), "splicemix-2x"):
+        job = Job("full224", name, 0)
+        assert SETTINGS[name].passes * job.epochs == pytest.approx(2 * STAGES["full224"].epochs, rel=0.02)
+
+
+def test_one_label_an_image_is_left_of_those_it_shows(tmp_path: Path):
+    voc = make_voc(tmp_path / "voc", 12, "train")
+    ids = (voc / "ImageSets/Main/train.txt").read_text().split()
+    _keep_one_class(voc, tmp_path / "single/VOCdevkit/VOC2007", ids)
+    whole, single = (
+        {record.key: record for record in open_source("voc2007", root, "train").records()}
+        for root in (voc, tmp_path / "single/VOCdevkit/VOC2007")
+    )
+    assert list(whole) == list(single)
+    assert sum(len(record.positives) for record in whole.values()) > 12
+    for key, record in single.items():
+        assert len(record.positives) == 1 and set(record.positives) <= set(whole[key].positives)
 
 
 def test_finished_jobs_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -18,6 +18,7 @@ def random_crops(
     epoch: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    stream: int = CROP,
 ) -> np.ndarray:
     """The boxes of torchvision's RandomResizedCrop for a whole batch at once; with a scale of 1, the whole images.
 
@@ -29,13 +30,14 @@ def random_crops(
         key_hash_N: uint64 key hashes.
         width_N, height_N: image sizes in pixels.
         seed, epoch: with the key, they alone decide the box.
+        stream: of random numbers.
 
     Returns:
         crop_N4: int64 (top, left, height, width) in pixels, inside the image.
     """
     if scale == (1, 1):  # a ratio drawn for the whole area would fit hardly any image, and always cut tall ones
         return whole_images(width_N, height_N)
-    area_NT, ratio_NT, top_NT, left_NT = np.split(uniform(key_hash_N, seed, epoch, CROP, 4 * _TRIES), 4, axis=1)
+    area_NT, ratio_NT, top_NT, left_NT = np.split(uniform(key_hash_N, seed, epoch, stream, 4 * _TRIES), 4, axis=1)
     width_N1, height_N1 = width_N[:, None], height_N[:, None]
     area_NT = width_N1 * height_N1 * (scale[0] + (scale[1] - scale[0]) * area_NT)
     low, high = np.log(ratio)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 
 SHARD_ORDER, SAMPLE_ORDER, CROP, FLIP, KEEP_MASK, HOLD_OUT, HOME_RANK, SUBSET, MASKED_VIEW, DONOR = range(1, 11)
+RANDAUGMENT, ERASE, ERASED_BOX, MIX_ORDER, MIX_SHARE, MIX_BOX, GRID = range(11, 18)
 """Streams: what a number is drawn for. Never renumber them: it would change every run."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -32,7 +32,7 @@ class Batch:
     image_BCHW: torch.Tensor
     """float32, normalised and flipped, channels-last strides."""
     target_BK: torch.Tensor
-    """float32 multi-hot; ignored classes are 0."""
+    """float32 multi-hot; ignored classes are 0. Between 0 and 1 where `Augment` has mixed images."""
     ignore_BK: torch.Tensor
     """bool; True where evaluation leaves the class out for this image."""
     keys: list[str]

@@ -1,0 +1,76 @@
+"""Values of a config's fields, by the type of the field: from JSON, and from what a person typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal, Union
+
+from msldata.errors import UserError
+
+
+def from_text(text: str, hint: Any) -> Any:
+    """Turn what a person typed into the JSON value that it stands for, as ``hint`` requires."""
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    if type(None) in options and text.lower() in ("none", "null"):
+        return None
+    for option in options:
+        if option is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if option in (int, float):
+            for number in (int, float):
+                try:
+                    return number(text)
+                except ValueError:
+                    continue
+        if typing.get_origin(option) is tuple:
+            elements = typing.get_args(option)
+            parts = [from_text(part.strip(), elements[0]) for part in text.split(",") if part.strip()]
+            # One value stands for all where their number is fixed: stream.crop_scale=1.
+            return parts * len(elements) if len(parts) == 1 and elements[-1] is not Ellipsis else parts
+    return text
+
+
+def decode(value: Any, hint: Any, where: str) -> Any:
+    """A JSON value as the type ``hint`` asks for. Raises UserError."""
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        if not isinstance(value, dict):
+            raise UserError(f"{where or 'config'}: expected named fields, found {value!r}")
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise UserError(f"{where or 'config'}: no field '{unknown[0]}'; there are {', '.join(hints)}")
+        fields = {name: decode(part, hints[name], f"{where}.{name}".lstrip(".")) for name, part in value.items()}
+        try:
+            return typing.cast(Any, hint)(**fields)
+        except TypeError as error:
+            raise UserError(f"{where or 'config'}: {error}") from None
+    if _is_union(hint):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        (option,) = (option for option in typing.get_args(hint) if option is not type(None))
+        return decode(value, option, where)
+    if typing.get_origin(hint) is Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+    if typing.get_origin(hint) is tuple:
+        elements = typing.get_args(hint)
+        if not isinstance(value, list):
+            raise UserError(f"{where}: expected several values, found {value!r}")
+        if elements[-1] is Ellipsis:
+            return tuple(decode(part, elements[0], where) for part in value)
+        if len(value) != len(elements):
+            raise UserError(f"{where}: expected {len(elements)} values, found {len(value)}")
+        return tuple(decode(part, element, where) for part, element in zip(value, elements))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise UserError(f"{where}: expected {kinds.get(hint, hint)}, found {value!r}")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (Union, types.UnionType)
