@@ -46,6 +46,7 @@ app = make_program(
             use.predict,
             use.serve,
             use.export,
+            use.push,
         ),
     },
     _OfSeveral,

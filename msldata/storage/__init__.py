@@ -1,7 +1,7 @@
 """One interface over a folder of files, local or remote: list, read, ranged read, atomic put, delete.
 
-A ``Storage`` is one folder ("prefix") on a local disk, ``s3://``, ``gs://``, ``az://`` or ``http(s)://``. Names are
-relative to it and use ``/``. Remote I/O is obstore, which reads the usual environment:
+A ``Storage`` is one folder ("prefix") on a local disk, ``s3://``, ``gs://``, ``az://``, ``hf://`` or ``http(s)://``.
+Names are relative to it and use ``/``. Remote I/O is obstore, which reads the usual environment:
 
 - ``s3://``: ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``; ``AWS_ENDPOINT_URL`` for a server other
   than Amazon's (``http://`` is allowed there), ``AWS_SKIP_SIGNATURE=true`` for public buckets.
@@ -10,6 +10,7 @@ relative to it and use ``/``. Remote I/O is obstore, which reads the usual envir
   "private_key": "", "private_key_id": ""}``.
 - ``az://CONTAINER``: ``AZURE_STORAGE_ACCOUNT_NAME`` and ``AZURE_STORAGE_ACCOUNT_KEY`` or ``AZURE_STORAGE_SAS_TOKEN``;
   ``AZURE_STORAGE_USE_EMULATOR=true`` for Azurite (its address in ``AZURITE_BLOB_STORAGE_URL`` if not the usual one).
+- ``hf://``: a repository on the Hugging Face hub, see `msldata.storage.hub`; ``HF_TOKEN`` or ``hf auth login``.
 
 No shell is ever started: a ``pipe:`` location is refused like any other unknown scheme.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from msldata.errors import StorageError
 from msldata.storage.base import PART_SUFFIX, FileInfo, NoRangesError, Storage
+from msldata.storage.hub import HUB_SCHEME, HubStorage
 from msldata.storage.local import LocalStorage, clear_local_errors, flush_to_disk
 from msldata.storage.remote import RemoteStorage
 
@@ -41,7 +43,7 @@ __all__ = [
     "open_storage",
 ]
 
-REMOTE_SCHEMES = ("s3", "gs", "az", "http", "https")
+REMOTE_SCHEMES = ("s3", "gs", "az", HUB_SCHEME, "http", "https")
 Location = str | Path
 """A folder as people name it: a local path, or the address of a remote folder as text."""
 
@@ -50,7 +52,7 @@ def open_storage(location: Location | Storage) -> Storage:
     """Open a folder by path or URL; nothing is read, created or connected to yet. An open one is returned.
 
     Raises:
-        StorageError: the scheme is not one of file, s3, gs, az, http, https, or pathlib has spoilt the address.
+        StorageError: the scheme is not one of file, s3, gs, az, hf, http, https, or pathlib has spoilt the address.
     """
     if isinstance(location, Storage):
         return location
@@ -64,7 +66,7 @@ def open_storage(location: Location | Storage) -> Storage:
     if scheme[1] == "file":
         return LocalStorage(Path(text.removeprefix("file://")))
     if scheme[1] in REMOTE_SCHEMES and text.startswith(f"{scheme[1]}://"):
-        return RemoteStorage(text.rstrip("/"))
+        return (HubStorage if scheme[1] == HUB_SCHEME else RemoteStorage)(text.rstrip("/"))
     raise StorageError(
         f"{text}: unknown kind of location '{scheme[1]}:'; use a local path or "
         + ", ".join(f"{known}://" for known in REMOTE_SCHEMES)

@@ -232,6 +232,26 @@ def export(
     next_step(f"msl serve --checkpoint {run or checkpoint}")
 
 
+def push(
+    place: Annotated[
+        str,
+        typer.Argument(help="Run (in runs/ by its name), export, Space folder, or shards.", metavar="RUN|FOLDER"),
+    ],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hugging Face hub.", metavar="OWNER/NAME")],
+    private: Annotated[bool, typer.Option("--private", help="Show a new repository to nobody else.")] = False,
+) -> None:
+    """Publish a model, a dataset or a Space on the Hugging Face hub, with its card."""
+    from msltrain.hub.push import push
+
+    place = run_place(place)
+    page = push(place, repo, private=private, note=lambda text: show(err, text))
+    show(out, (page, "green"))
+    if "/datasets/" in page:
+        next_step(f"msl train hf://datasets/{repo}")
+    elif "/spaces/" not in page:
+        next_step(f"msl predict PHOTOS --checkpoint hf://{repo}")
+
+
 def _named(classes: str) -> tuple[str, ...]:
     """What ``--classes`` names; nothing where it was not given."""
     from msltrain.runs.other_checkpoints import read_classes

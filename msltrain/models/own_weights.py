@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from msldata.errors import UserError
-from msltrain.models.pretrained import WeightsReport, read_tensors, shortened
+from msltrain.models.pretrained import WeightsReport, local_weights, read_tensors, shortened
 
 _FILES = ("weights.safetensors", "model.safetensors")
 _FOLDERS = ("", "checkpoints/best", "checkpoints/last", "best", "last")
@@ -33,7 +33,7 @@ class OwnWeights:
 
 def find_own_file(weights: str) -> Path | None:
     """The weights file in one of our folders (in a run the best, else the last); None for other folders."""
-    folder = Path(weights).expanduser()
+    folder = Path(local_weights(weights)).expanduser()
     if not weights or not folder.is_dir():
         return None
     files = (folder / place / name for place in _FOLDERS for name in _FILES)
@@ -46,7 +46,7 @@ def read_own(weights: str) -> OwnWeights | None:
     Raises:
         UserError: damaged.
     """
-    file = find_own_file(weights) or Path(weights).expanduser()
+    file = find_own_file(weights) or Path(local_weights(weights)).expanduser()
     if file.suffix != ".safetensors" or not file.is_file():
         return None
     tensors = in_our_names(read_tensors(file), file.with_name("config.json"))

@@ -1,5 +1,8 @@
 """Pretrained weights for a backbone: a timm tag, a model on the Hugging Face hub, a local .pth / .safetensors file.
 
+On the hub ``hf://OWNER/NAME`` is any model, ours or another's, or ``hf://OWNER/NAME/FILE`` a file in it; ``hf-hub:`` is
+timm's own way to name one.
+
 Files keep their author's layout. Names are matched first (torchvision's and timm's ResNets use the same names); a file
 with other names but the same tensors in the same order (torchvision's mobilenet_v2) is matched by position. Files are
 only ever read in ways that cannot run code.
@@ -21,10 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from msldata.errors import UserError
+from msldata.storage.hub import fetch_from_hub, is_hub_place
 
 _log = logging.getLogger(__name__)
 
 HUB_PREFIX = "hf-hub:"
+HUB_FILES = ("model.safetensors", "config.json")
+"""What is fetched of a model on the hub."""
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".safetensors")
 _COUNTER = "num_batches_tracked"
 """BatchNorm's step counter: not a weight; old files lack it, and nothing here reads it."""
@@ -63,15 +69,21 @@ def is_timm_tag(weights: str) -> bool:
     )
 
 
+def local_weights(weights: str) -> str:
+    """``weights`` as they are, or the local copy of those that ``hf://`` names: a folder, or a file."""
+    return str(fetch_from_hub(weights, HUB_FILES)) if is_hub_place(weights) else weights
+
+
 def read_source(weights: str) -> dict[str, Tensor]:
-    """The tensors of a local file, or of a model on the Hugging Face hub (``hf-hub:OWNER/NAME``), by name.
+    """The tensors of a local file, or of a model on the Hugging Face hub, by name.
 
     Raises:
         FileNotFoundError: there is no such file.
         UserError: it cannot be fetched, is damaged, or holds anything other than tensors.
     """
     if not weights.startswith(HUB_PREFIX):
-        return read_tensors(Path(weights).expanduser())
+        path = Path(local_weights(weights)).expanduser()
+        return read_tensors(path / HUB_FILES[0] if is_hub_place(weights) and path.is_dir() else path)
     from timm.models import load_state_dict_from_hf
 
     try:

@@ -181,12 +181,14 @@ def _first_that_fits(backbones: Sequence[str], tensors: dict[str, Tensor], weigh
 
 
 def _config_beside(file: Path) -> TrainConfig | None:
-    """What the checkpoint or run of a weights file was trained with, where a file there says so."""
-    try:
-        content = json.loads((file.parent / "meta.json").read_text(encoding="utf-8"))["config"]
-        return from_json(json.dumps(content), str(file.parent / "meta.json"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    """What a checkpoint, run or export of a weights file was trained with, where a file there says so."""
+    for name in ("meta.json", "config.json"):
+        try:
+            content = json.loads((file.parent / name).read_text(encoding="utf-8"))["config"]
+            return from_json(json.dumps(content), str(file.parent / name))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return None
 
 
 def _with_tag(backbone: str) -> str:

@@ -19,6 +19,7 @@ from msldata.contract.manifest import is_digest, read_manifest
 from msldata.contract.records import read_class_list
 from msldata.errors import UserError
 from msldata.storage import open_storage
+from msldata.storage.hub import fetch_from_hub, is_hub_place
 from msltrain.config import ModelConfig, TrainConfig, from_json
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.own_weights import in_our_names
@@ -33,6 +34,7 @@ _log = logging.getLogger(__name__)
 _MANY = 100
 EXPORT_CONFIG, EXPORT_WEIGHTS = "config.json", "model.safetensors"
 """What an export holds besides the graphs."""
+_EXPORT = (EXPORT_CONFIG, EXPORT_WEIGHTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
 
     Args:
         path: a checkpoint or run folder of this program, or its URL, or an exported folder, or a local .pth /
-            .safetensors file.
+            .safetensors file; ``hf://OWNER/NAME`` is an export on the hub, or a file there.
         foreign: for a file, how to read it.
         classes: the classes of the data. A folder knows its own; a file is taken to have these, in this order.
 
@@ -59,6 +61,9 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
         FileNotFoundError: there is nothing at ``path``.
         UserError: it is not clear how to read the file, it does not fit, or has another number of outputs.
     """
+    if is_hub_place(path):
+        there = load_any(fetch_from_hub(str(path), _EXPORT), foreign, classes, device)
+        return replace(there, path=str(path))
     if (local := open_storage(path).path()) is None:
         if str(path).endswith(FILE_SUFFIXES):
             raise UserError(f"{path}: weights files are only read from a disk; copy it here, then give its path")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from msldata.errors import UserError
 from msltrain.measures.metrics import SUMMARY, compute_metrics
@@ -47,12 +51,17 @@ def model_card(loaded: LoadedRecogniser, content: Mapping[str, Any]) -> str:
         content: of ``config.json``.
     """
     model, stream, files = loaded.config.model, loaded.config.stream, content["files"]
-    side = stream.image_size
-    front = ["library_name: timm", "pipeline_tag: image-classification"]
+    side, results = stream.image_size, _results(loaded)
     tags = ["multi-label-classification", "timm", "pytorch", *(["onnx"] if "model.onnx" in files else [])]
+    front: dict[str, Any] = {
+        "library_name": "timm" if "architecture" in content else "msltrain",
+        "pipeline_tag": "image-classification",
+        "tags": tags,
+        **({"model-index": [{"name": model.backbone, "results": _index(results)}]} if results else {}),
+    }
     return "\n".join(
         [
-            *("---", *front, "tags:", *(f"- {tag}" for tag in tags), "---", ""),
+            *("---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip("\n"), "---", ""),
             f"# {model.backbone} for {len(loaded.classes)} labels",
             "",
             f"Says which of {len(loaded.classes)} classes a photograph shows; several may be right. "
@@ -83,7 +92,7 @@ def model_card(loaded: LoadedRecogniser, content: Mapping[str, Any]) -> str:
             "",
             ", ".join(loaded.classes),
             "",
-            *_results(loaded),
+            *_table(results),
             "## Care",
             "",
             "Scores are not calibrated probabilities. The model knows its classes alone and has learnt which go "
@@ -102,8 +111,17 @@ def _use(content: Mapping[str, Any], side: int) -> list[str]:
     if "model.safetensors" in files:
         lines += ["With timm and torch alone, in this folder; `model.py` is short and made to be copied:", ""]
         lines += ["```python", *_SCRIPT.splitlines(), "```", ""]
+    lines += [
+        'With msltrain: `msltrain.Predictor.from_pretrained("FOLDER")`; on the hub `OWNER/NAME` stands for the folder, '
+        "and `msl predict photos/ --checkpoint hf://OWNER/NAME` is the same as a command.",
+        "",
+    ]
     if "architecture" in content:
-        lines += ['It is a folder of timm\'s: `timm.create_model("local-dir:FOLDER", pretrained=True)`.', ""]
+        lines += [
+            'It is a folder of timm\'s: `timm.create_model("local-dir:FOLDER", pretrained=True)`, on the hub '
+            "`hf-hub:OWNER/NAME`.",
+            "",
+        ]
     if "model.onnx" in files:
         pixels = "np.asarray(photo)"
         if not files["model.onnx"]["from_pixels"]:
@@ -147,17 +165,46 @@ def _made_how(loaded: LoadedRecogniser) -> str:
     return f"Trained with {method}; backbone `{model.backbone}`, head {head}."
 
 
-def _results(loaded: LoadedRecogniser) -> list[str]:
-    found = [predictions for file in loaded.prediction_files() if (predictions := _of(file, loaded.sha256))]
-    if not found:
-        return []
-    rows = []
-    for predictions in found:
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """What one predictions file of these weights says."""
+
+    dataset: str
+    split: str
+    condition: str
+    """How it differs from all of the split, seen whole; empty if it does not."""
+    num_images: int
+    percent: dict[str, float]
+
+
+def _results(loaded: LoadedRecogniser) -> list[_Result]:
+    found = []
+    for file in loaded.prediction_files():
+        if (predictions := _of(file, loaded.sha256)) is None:
+            continue
         origin, summary = predictions.origin, compute_metrics(predictions).summary()
-        part = f", {origin.part}" if origin.part else ""
         hidden = f", {100 * origin.hole_fraction:.0f} % hidden" if origin.keep_masks else ""
-        cells = " | ".join(f"{100 * value:.1f}" for value in summary.values())
-        rows.append(f"| {origin.dataset}/{origin.split}{part}{hidden} ({len(predictions.keys):,} images) | {cells} |")
+        found.append(
+            _Result(
+                dataset=origin.dataset,
+                split=origin.split,
+                condition=(f", {origin.part}" if origin.part else "") + hidden,
+                num_images=len(predictions.keys),
+                percent={name: 100 * value for name, value in summary.items()},
+            )
+        )
+    return found
+
+
+def _table(results: list[_Result]) -> list[str]:
+    if not results:
+        return []
+    rows = [
+        f"| {one.dataset}/{one.split}{one.condition} ({one.num_images:,} images) | "
+        + " | ".join(f"{value:.1f}" for value in one.percent.values())
+        + " |"
+        for one in results
+    ]
     return [
         "## Results",
         "",
@@ -167,6 +214,22 @@ def _results(loaded: LoadedRecogniser) -> list[str]:
         "| --- |" + " ---: |" * len(SUMMARY),
         *rows,
         "",
+    ]
+
+
+def _index(results: list[_Result]) -> list[dict[str, Any]]:
+    """The results as the hub's leaderboards read them."""
+    return [
+        {
+            "task": {"type": "image-classification", "name": "Multi-label image classification"},
+            "dataset": {"type": one.dataset, "name": f"{one.dataset}{one.condition}", "split": one.split},
+            "metrics": [
+                {"type": name, "name": f"{name} (%)", "value": round(value, 2)}
+                for name, value in one.percent.items()
+                if math.isfinite(value)
+            ],
+        }
+        for one in results
     ]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from msldata.contract.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
 from msldata.errors import BadInputError, UserError
+from msldata.storage.hub import is_repository_name
 from msltrain.hosts.distributed import choose_device
 from msltrain.measures.predictions import read_predictions
 from msltrain.measures.thresholds import threshold_origin, tune_thresholds
@@ -122,6 +123,37 @@ class Predictor:
             self.threshold_K, self.threshold_origin = thresholds_of(loaded)
         else:
             self.threshold_K, self.threshold_origin = np.full(len(self.classes), threshold), f"{threshold:g}, as asked"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str = "main",
+        device: torch.device | str = "auto",
+        threshold: float | None = None,
+    ) -> Predictor:
+        """A model that ``msl push`` published on the Hugging Face hub, or a folder on this machine.
+
+        It is downloaded once, into the hub's own cache; with ``HF_HUB_OFFLINE=1`` only that is asked.
+
+        Args:
+            name: ``OWNER/NAME``; a folder of that name here comes first.
+            revision: branch, tag or commit on the hub.
+            device, threshold: as above.
+
+        Raises:
+            FileNotFoundError: there is no such repository or revision, or it holds no model.
+            UserError: it cannot be fetched, or `msl export` did not write it.
+
+        Example:
+            predictor = msltrain.Predictor.from_pretrained("exported/msl", device="cpu")
+            print(predictor.classes, predictor.threshold_origin)
+        """
+        place = str(name)
+        if is_repository_name(place) and not Path(place).expanduser().exists():
+            place = f"hf://{place}@{revision}" if revision != "main" else f"hf://{place}"
+        return cls(place, device, threshold=threshold)
 
     def answer(
         self,

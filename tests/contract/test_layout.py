@@ -25,7 +25,7 @@ ORDER = {
     ),
     "msltrain": (
         *("pages", "hosts", "measures", "stream", "typed_values", "config", "models", "recipes", "runs"),
-        *("training", "evaluation", "use", "robustness", "report", "grids", "demo", "reproduce"),
+        *("training", "evaluation", "use", "hub", "robustness", "report", "grids", "demo", "reproduce"),
         *("api", "commands", "__main__"),
     ),
 }

@@ -47,7 +47,7 @@ def test_the_cards_own_lines_run_where_this_program_is_not(tmp_path):
     file.write_bytes(photo(3, 90, 70))
     export_model(run, out, formats=["safetensors", "onnx"])
     card = (out / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: timm\n") and "onnxruntime 1.14 or later" in card
+    assert card.startswith("---\nlibrary_name: msltrain\n") and "onnxruntime 1.14 or later" in card
     scripts = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(scripts) == 2 and all(len(script.splitlines()) <= 11 for script in scripts)
     [expected] = predict_images(run, [file], top_k=None)
