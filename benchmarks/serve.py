@@ -72,7 +72,7 @@ class Client(threading.Thread):
             connection.request("POST", "/api/photos", self.bodies[kind])
             response = connection.getresponse()
             answer = json.loads(response.read())
-            if kind == "good" and np.abs(np.subtract(answer["scores"], self.expected)).max() > 2e-3:
+            if kind == "good" and np.abs(np.subtract(answer["answers"][0]["scores"], self.expected)).max() > 2e-3:
                 self.wrong += 1
             return response.status
         finally:
@@ -107,7 +107,7 @@ def main() -> None:
             first.post("good")
             connection = http.client.HTTPConnection("127.0.0.1", port)
             connection.request("POST", "/api/photos", bodies["good"])
-            expected = json.loads(connection.getresponse().read())["scores"]
+            expected = json.loads(connection.getresponse().read())["answers"][0]["scores"]
             before = peak_mb(server.pid)
             until = time.monotonic() + arguments.seconds
             clients = [Client(number, port, until, bodies, expected) for number in range(arguments.clients)]

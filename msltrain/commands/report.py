@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msldata.commands import local_path
-from msldata.console import err, out, progress_bar, show
+from msldata.console import err, next_step, out, progress_bar, show
 from msltrain.commands.options import AnyCheckpoints, Device
 
 
@@ -75,3 +75,5 @@ def report(
             show(out, f"{path.name}, mean ± standard deviation of {len(found)} runs: {words}")
     if data is None:
         out.print("without photographs; --data SHARDS adds them")
+    models = " ".join(f"--checkpoint {one}" for one in run)
+    next_step(f"msl serve {models}" + (f" --examples {data}" if data else ""))

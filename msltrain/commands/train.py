@@ -237,8 +237,9 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny: checks the path, learns nothing.")] = False,
 ) -> None:
     """From raw files to a page: shards, keep masks, baseline and MSL with equal budgets, what each of them learnt."""
-    from msltrain.demo.demo import run_demo
+    from msltrain.demo.demo import run_demo, serve_command
     from msltrain.demo.subprocesses import show_step
 
     page = run_demo(out_, quick=quick, on_event=partial(show_step, out))
     show(out, "\nWhat was measured: ", (page, "green"), "; open it in a browser.")
+    next_step(serve_command(out_))

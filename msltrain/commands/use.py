@@ -12,6 +12,7 @@ from msldata.commands import local_path
 from msldata.console import OnError, err, next_step, out, progress_bar, show, standard_output, visible
 from msltrain.commands.options import (
     AnyCheckpoint,
+    AnyCheckpoints,
     BatchSize,
     Classes,
     Device,
@@ -123,19 +124,24 @@ def _top_k(text: str) -> int | None:
 
 
 def serve(
-    checkpoint: AnyCheckpoint,
+    checkpoint: AnyCheckpoints,
     recipe: Recipe = "",
     model: Model = "",
     classes: Classes = "",
+    name: Annotated[list[str] | None, typer.Option(help="Names of the models, in the same order.")] = None,
     port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 8765,
     host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine can.")] = "127.0.0.1",
     examples: Annotated[
-        list[str] | None, typer.Option(help="Photographs to offer: folder, pattern, URL, shards.")
+        list[str] | None,
+        typer.Option(
+            help="Photographs to offer: folder, pattern, URL, shards.", show_default="test shards, if they are here"
+        ),
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="As in predict.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Open a local page: drop a photograph, paint over a part, and watch the predictions change."""
+    """Open a local page: drop a photograph, paint over a part, and watch what one model or several make of it."""
+    from msldata.errors import UserError
     from msltrain.hosts.distributed import process_group
     from msltrain.runs.other_checkpoints import Foreign
     from msltrain.use.photo_session import Studio
@@ -143,24 +149,45 @@ def serve(
     from msltrain.use.read_images import find_images
     from msltrain.use.serve import StudioServer
 
+    if name and len(name) != len(checkpoint):
+        raise UserError(f"{len(checkpoint)} models and {len(name)} names; give --name once per --checkpoint")
     pictures = find_images(examples) if examples else []
     with process_group(device) as ranks:
-        predictor = Predictor(
-            checkpoint,
-            ranks.device,
-            threshold=threshold,
-            foreign=Foreign(recipe=recipe, model=model),
-            classes=_named(classes),
-        )
-        studio = Studio(predictor, pictures)
+        predictors = [
+            Predictor(
+                one,
+                ranks.device,
+                threshold=threshold,
+                foreign=Foreign(recipe=recipe, model=model),
+                classes=_named(classes),
+            )
+            for one in checkpoint
+        ]
+        if not examples and (test := _test_shards(predictors[0].trained_on)):
+            pictures = find_images([test])
+            show(err, f"examples: {test}")
+        studio = Studio(predictors, pictures, name or ())
         with StudioServer(studio, host, port) as server:
             if not server.is_local:
                 show(err, (f"{host}: everyone who reaches this address can use the page", "yellow"))
             with server.stopping_on_signals():
                 show(out, (server.url, "green"), "  stop with Ctrl-C")
-                show(out, f"thresholds: {predictor.threshold_origin}")
+                for called, predictor in zip(studio.names, predictors, strict=True):
+                    who = f"{called}: " if len(predictors) > 1 else ""
+                    show(out, f"{who}thresholds: {predictor.threshold_origin}")
                 server.serve_forever()
             out.print("stopped")
+
+
+def _test_shards(training: str) -> str:
+    """Test shards on this machine beside training shards; empty where there are none."""
+    from msldata.errors import UserError
+    from msltrain.runs.run_places import find_test_shards
+
+    try:
+        return "" if not training or "://" in training else find_test_shards(training)
+    except (UserError, OSError):
+        return ""
 
 
 class ExportFormat(StrEnum):

@@ -81,6 +81,12 @@ def run_demo(out: str | Path, *, quick: bool = False, on_event: OnStep = lambda 
     return _write_page(out, steps)
 
 
+def serve_command(out: Path) -> str:
+    """What lets one paint on the demo's photographs, under the eyes of both models."""
+    models = " ".join(f"--checkpoint {out / 'runs' / run}" for run in _RUNS)
+    return f"msl serve {models} --examples {out / 'shards' / DATASET / 'test'}"
+
+
 def _plan(out: Path, size: _Size) -> list[Step]:
     steps: list[Step] = []
 
@@ -160,7 +166,7 @@ def _write_page(out: Path, steps: list[Step]) -> Path:
         shards=out / "shards" / DATASET / "test",
         robustness=out / STUDY,
         commands=[step.command for step in steps],
-        next_commands=NEXT_COMMANDS,
+        next_commands=(f"{serve_command(out)}  # paint on these photographs", *NEXT_COMMANDS),
         environment={**describe_environment(), **_describe_budget(runs)},
     )
 

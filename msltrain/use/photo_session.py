@@ -1,4 +1,4 @@
-"""What ``msl serve`` shows: a predictor, example pictures, and the photographs it was shown lately.
+"""What ``msl serve`` shows: one predictor or several, example pictures, and the photographs they were shown lately.
 
 C channels, S side of the square, K classes, H, W positions.
 """
@@ -12,7 +12,7 @@ import queue
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -40,20 +40,23 @@ class NotKnown(LookupError):
 class _Photo:
     width: int
     height: int
-    square_1CSS: Tensor
+    square_of: Mapping[int, Tensor]
+    """By side: uint8 (1, C, S, S), as models of that input size see it."""
     jpeg: bytes
 
 
 class Studio:
-    """A predictor, example pictures, and the photographs it was shown lately. Safe to use from several threads.
+    """Predictors, example pictures, and the photographs they were shown lately. Safe to use from several threads.
 
     Args:
-        predictor: answers.
+        predictors: answer, each about every photograph; one or several.
         examples: pictures to offer; at most ``MAX_EXAMPLES`` of them, spread evenly, are.
+        names: what the predictors are called; none: after where they are.
     """
 
-    def __init__(self, predictor: Predictor, examples: Sequence[Picture] = ()):
-        self.predictor = predictor
+    def __init__(self, predictors: Sequence[Predictor], examples: Sequence[Picture] = (), names: Sequence[str] = ()):
+        self.predictors = tuple(predictors)
+        self.names = tuple(names) or _names([str(predictor.path) for predictor in predictors])
         step = max(1, len(examples) / MAX_EXAMPLES)
         self.examples = [examples[int(n * step)] for n in range(min(len(examples), MAX_EXAMPLES))]
         self._photos: OrderedDict[str, _Photo] = OrderedDict()
@@ -61,22 +64,30 @@ class Studio:
         # One photograph at a time, for a small file may hold a hundred million pixels; and always in the same thread,
         # for each that decodes and resizes keeps memory of its own.
         self._decoder = ThreadPoolExecutor(1)
-        self._answers = _Batches(lambda squares, masks: predictor.answer(squares, masks, with_places=True))
+        self._answers = _Batches(self.predictors)
 
     def close(self) -> None:
         """Answer what was asked, and end the threads."""
         self._decoder.shutdown()
         self._answers.close()
 
-    def model(self) -> dict[str, Any]:
-        """What the page must know of the model."""
+    def about(self) -> dict[str, Any]:
+        """What the page must know of the models."""
+        models = [
+            {
+                "name": name,
+                "path": str(predictor.path),
+                "classes": predictor.classes,
+                "thresholds": [round(float(threshold), 4) for threshold in predictor.threshold_K],
+                "threshold_origin": predictor.threshold_origin,
+                "hole_colour": predictor.hole_colour,
+            }
+            for name, predictor in zip(self.names, self.predictors, strict=True)
+        ]
         return {
-            "name": str(self.predictor.path),
-            "classes": self.predictor.classes,
-            "thresholds": [round(float(threshold), 4) for threshold in self.predictor.threshold_K],
-            "threshold_origin": self.predictor.threshold_origin,
+            "models": models,
+            "classes": list(dict.fromkeys(name for predictor in self.predictors for name in predictor.classes)),
             "examples": [re.split(r"[/\\#]", picture.name)[-1] for picture in self.examples],
-            "hole_colour": self.predictor.hole_colour,
             "ramp": RAMP,
             "strongest": STRONGEST,
         }
@@ -85,30 +96,35 @@ class Studio:
         """Take a photograph in. Raises BadInputError if it is none."""
         photo = self._decoder.submit(self._decode, picture).result()
         # What is shown and what is predicted follow from the pixels, so equal pixels may share an id.
-        photo_id = hashlib.sha256(
-            f"{photo.width}×{photo.height}".encode() + photo.square_1CSS.numpy().tobytes() + photo.jpeg
-        ).hexdigest()[:32]
+        digest = hashlib.sha256(f"{photo.width}×{photo.height}".encode() + photo.jpeg)
+        for square_1CSS in photo.square_of.values():
+            digest.update(square_1CSS.numpy().tobytes())
+        photo_id = digest.hexdigest()[:32]
         with self._lock:
             self._photos[photo_id] = photo
             self._photos.move_to_end(photo_id)
             while len(self._photos) > _NUM_PHOTOS:
                 self._photos.popitem(last=False)
-        answer = self._answers.ask(photo.square_1CSS, None)
-        return {"id": photo_id, "width": photo.width, "height": photo.height, **_as_json(answer)}
+        answers = self._answers.ask(photo.square_of, {})
+        return {"id": photo_id, "width": photo.width, "height": photo.height, "answers": list(map(_as_json, answers))}
 
     def _decode(self, picture: Picture) -> _Photo:
         image_HWC = read_pixels(picture)
         height, width = image_HWC.shape[:2]
-        square_1CSS = squash(image_HWC, self.predictor.image_size)
-        return _Photo(width, height, square_1CSS, _jpeg(image_HWC, _SHOWN_SIDE))
+        square_of = {size: squash(image_HWC, size) for size in self._sizes()}
+        return _Photo(width, height, square_of, _jpeg(image_HWC, _SHOWN_SIDE))
+
+    def _sizes(self) -> list[int]:
+        return list(dict.fromkeys(predictor.image_size for predictor in self.predictors))
 
     def hide(self, photo_id: str, png: bytes) -> dict[str, Any]:
-        """The answer behind a keep mask. Raises NotKnown or BadInputError."""
+        """The answers behind a keep mask. Raises NotKnown or BadInputError."""
         photo = self.photo(photo_id)
-        size = self.predictor.image_size
-        keep_mask_SS = resize_nearest(decode_png(png, "the mask"), size, size)
-        answer = self._answers.ask(photo.square_1CSS, keep_mask_SS)
-        return {"hidden": round(1 - float(keep_mask_SS.mean()), 4), **_as_json(answer)}
+        keep_mask_HW = decode_png(png, "the mask")
+        keep_mask_of = {size: resize_nearest(keep_mask_HW, size, size) for size in self._sizes()}
+        answers = self._answers.ask(photo.square_of, keep_mask_of)
+        first_SS = keep_mask_of[self.predictors[0].image_size]
+        return {"hidden": round(1 - float(first_SS.mean()), 4), "answers": list(map(_as_json, answers))}
 
     def photo(self, photo_id: str) -> _Photo:
         """A photograph shown lately. Raises NotKnown if it is not known, or not any more."""
@@ -130,24 +146,32 @@ class Studio:
         return self._decoder.submit(lambda: _jpeg(read_pixels(example), _EXAMPLE_SIDE)).result()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Question:
+    square_of: Mapping[int, Tensor]
+    keep_mask_of: Mapping[int, np.ndarray]
+    """By side, uint8 (S, S); empty: the whole photograph."""
+    answers: Future[list[Answer]]
+
+
 class _Batches:
     """Answers in a thread of its own, together what was asked at the same time: a batch costs less than its images.
 
     Args:
-        answer: of squares and, for each, a keep mask or None.
+        predictors: asked one after the other, so that several need no more memory for their work than one.
     """
 
-    def __init__(self, answer: Callable[[Sequence[Tensor], Sequence[np.ndarray | None]], list[Answer]]):
-        self._answer = answer
-        self._asked: queue.SimpleQueue[tuple[Tensor, np.ndarray | None, Future[Answer]] | None] = queue.SimpleQueue()
+    def __init__(self, predictors: Sequence[Predictor]):
+        self._predictors = predictors
+        self._asked: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def ask(self, square_1CSS: Tensor, keep_mask_SS: np.ndarray | None) -> Answer:
-        """The answer, when there is one."""
-        future: Future[Answer] = Future()
-        self._asked.put((square_1CSS, keep_mask_SS, future))
-        return future.result()
+    def ask(self, square_of: Mapping[int, Tensor], keep_mask_of: Mapping[int, np.ndarray]) -> list[Answer]:
+        """The answer of each predictor, when there is one."""
+        question = _Question(square_of, keep_mask_of, Future())
+        self._asked.put(question)
+        return question.answers.result()
 
     def close(self) -> None:
         self._asked.put(None)
@@ -162,13 +186,18 @@ class _Batches:
             going_on = together[-1] is not None
             asked = [one for one in together if one is not None]
             try:
-                answers = self._answer([square for square, _, _ in asked], [mask for _, mask, _ in asked])
+                answers = [self._answer(predictor, asked) for predictor in self._predictors]
             except Exception as error:
-                for _, _, future in asked:
-                    future.set_exception(error)
+                for one in asked:
+                    one.answers.set_exception(error)
                 continue
-            for (_, _, future), answer in zip(asked, answers, strict=True):
-                future.set_result(answer)
+            for number, one in enumerate(asked):
+                one.answers.set_result([of_one_model[number] for of_one_model in answers])
+
+    def _answer(self, predictor: Predictor, asked: Sequence[_Question]) -> list[Answer]:
+        size = predictor.image_size
+        squares = [one.square_of[size] for one in asked]
+        return predictor.answer(squares, [one.keep_mask_of.get(size) for one in asked], with_places=True)
 
 
 def _as_json(answer: Answer) -> dict[str, Any]:
@@ -191,3 +220,13 @@ def _jpeg(image_HWC: np.ndarray, side: int) -> bytes:
     data = io.BytesIO()
     image.save(data, "JPEG", quality=90)
     return data.getvalue()
+
+
+def _names(places: Sequence[str]) -> tuple[str, ...]:
+    """Short names: of a run its own, of others the last part; as much of the place as tells them apart."""
+    parts = [re.sub(r"/checkpoints/[^/]+$|/export$", "", place.rstrip("/")).split("/") for place in places]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = tuple("/".join(one[-length:]) for one in parts)
+        if len(set(names)) == len(names):
+            return names
+    return tuple(f"{'/'.join(one)} ({number})" for number, one in enumerate(parts, 1))

@@ -82,6 +82,7 @@ class Predictor:
         classes: class names in the order of scores.
         sha256: of its weights, in hex.
         image_size: S.
+        trained_on: the training shards, where they were then.
         threshold_K: float64, 0 to 1.
         threshold_origin: where the thresholds come from, in words.
         hole_colour: RGB of what the network sees in a hole.
@@ -114,6 +115,7 @@ class Predictor:
         self.path = loaded.path
         self.sha256 = loaded.sha256
         self.classes = loaded.classes
+        self.trained_on = loaded.config.data.train
         stream = loaded.config.stream
         self.image_size = stream.image_size
         self._to_device = ToDevice(device, stream.image_size, stream.mean, stream.std)

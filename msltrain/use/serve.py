@@ -182,7 +182,7 @@ def make_app(studio: Studio, names: tuple[str, ...] = ()) -> Starlette:
     """
 
     def show_page(request: Request) -> Response:
-        title = "What does it see?"
+        title = "What does it see?" if len(studio.predictors) == 1 else "What do they see?"
         return HTMLResponse(render("msltrain.use/serve_page.html", title=title, nonce=request.state.nonce))
 
     def show_api(request: Request) -> Response:
@@ -192,8 +192,8 @@ def make_app(studio: Studio, names: tuple[str, ...] = ()) -> Starlette:
     def show_openapi(request: Request) -> Response:
         return JSONResponse(openapi())
 
-    def show_model(request: Request) -> Response:
-        return JSONResponse(studio.model())
+    def show_models(request: Request) -> Response:
+        return JSONResponse(studio.about())
 
     def show_photo(request: Request) -> Response:
         return Response(studio.photo(request.path_params["photo"]).jpeg, media_type="image/jpeg")
@@ -218,7 +218,7 @@ def make_app(studio: Studio, names: tuple[str, ...] = ()) -> Starlette:
             Route("/", show_page),
             Route("/api", show_api),
             Route("/api/openapi.json", show_openapi),
-            Route("/api/model", show_model),
+            Route("/api/models", show_models),
             Route("/api/photos", add_photo, methods=["POST"]),
             Route("/api/photos/{photo}.jpg", show_photo),
             Route("/api/photos/{photo}/hole", hide, methods=["POST"]),

@@ -9,12 +9,13 @@ _IMAGE = {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 
 
-def _answer(**more: Any) -> dict[str, Any]:
-    return {
+_ANSWERS = {
+    "type": "array",
+    "description": "one for each model, in the order of /api/models",
+    "items": {
         "type": "object",
         "properties": {
-            **more,
-            "scores": {**_NUMBERS, "description": "0 to 1, in the order of the classes"},
+            "scores": {**_NUMBERS, "description": "0 to 1, in the order of the model's classes"},
             "places": {
                 "type": "object",
                 "description": "where each class is seen: base64 of a uint8 array (class, row, column), 255 = score 1",
@@ -25,23 +26,44 @@ def _answer(**more: Any) -> dict[str, Any]:
                 },
             },
         },
-    }
-
-
-_PHOTO = _answer(
-    id={"type": "string", "description": "names the photograph while it is among the last 32"},
-    width={"type": "integer"},
-    height={"type": "integer"},
-)
-_BEHIND = _answer(hidden={"type": "number", "description": "share of the photograph that the mask hides, 0 to 1"})
+    },
+}
+_PHOTO = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "description": "names the photograph while it is among the last 32"},
+        "width": {"type": "integer"},
+        "height": {"type": "integer"},
+        "answers": _ANSWERS,
+    },
+}
+_BEHIND = {
+    "type": "object",
+    "properties": {
+        "hidden": {"type": "number", "description": "share of the photograph that the mask hides, 0 to 1"},
+        "answers": _ANSWERS,
+    },
+}
+_NAMES = {"type": "array", "items": {"type": "string"}}
 _MODEL = {
     "type": "object",
     "properties": {
         "name": {"type": "string"},
-        "classes": {"type": "array", "items": {"type": "string"}},
+        "path": {"type": "string"},
+        "classes": _NAMES,
         "thresholds": {**_NUMBERS, "description": "a class counts as predicted from this score on"},
         "threshold_origin": {"type": "string"},
-        "examples": {"type": "array", "items": {"type": "string"}},
+        "hole_colour": {**_NUMBERS, "description": "RGB of what the network sees in a hole, 0 to 255"},
+    },
+}
+_ABOUT = {
+    "type": "object",
+    "properties": {
+        "models": {"type": "array", "items": _MODEL},
+        "classes": {**_NAMES, "description": "those that any of them knows"},
+        "examples": _NAMES,
+        "ramp": {"type": "array", "items": _NUMBERS, "description": "RGB of the scores from 0 to 1 in pictures"},
+        "strongest": {"type": "number", "description": "opacity of score 1"},
     },
 }
 
@@ -83,15 +105,17 @@ def openapi() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "msl serve", "version": version},
         "paths": {
-            "/api/model": {"get": _operation("The model: classes, thresholds, examples.", _MODEL)},
-            "/api/photos": {"post": _operation("What a photograph shows.", _PHOTO, photo)},
+            "/api/models": {"get": _operation("The models: classes, thresholds; the examples.", _ABOUT)},
+            "/api/photos": {"post": _operation("What a photograph shows, by each model.", _PHOTO, photo)},
             "/api/photos/{photo}/hole": {
-                "post": _operation("What the model makes of it behind a hole.", _BEHIND, mask, "photo")
+                "post": _operation("What each model makes of it behind a hole.", _BEHIND, mask, "photo")
             },
             "/api/photos/{photo}.jpg": {
                 "get": _operation("The photograph as the network sees it, at most 1024 pixels.", _IMAGE, "", "photo")
             },
-            "/api/examples/{number}": {"post": _operation("What an example shows.", _PHOTO, "", "number")},
+            "/api/examples/{number}": {
+                "post": _operation("What an example shows, by each model.", _PHOTO, "", "number")
+            },
             "/api/examples/{number}.jpg": {"get": _operation("An example, small.", _IMAGE, "", "number")},
         },
     }

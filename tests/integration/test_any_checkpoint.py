@@ -88,7 +88,7 @@ def test_thresholds_are_tuned_on_what_lies_beside_the_file(place, kind):
 
 def test_serve_shows_scores_and_places(place, kind):
     predictor = Predictor(place / f"{kind}.pth", CPU, foreign=KINDS[kind], classes=CLASSES)
-    answer = Studio(predictor).add(find_images([place / "photos" / "p0.jpg"])[0])
+    [answer] = Studio([predictor]).add(find_images([place / "photos" / "p0.jpg"])[0])["answers"]
     expected = predict_images(
         place / f"{kind}.pth", [place / "photos" / "p0.jpg"], foreign=KINDS[kind], classes=CLASSES, device="cpu"
     )[0]

@@ -20,14 +20,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from msldata.contract.keepmask import decode_png, encode_png, resize_nearest
 from msldata.errors import UserError
+from msltrain.__main__ import app
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.stream.config import StreamConfig
 from msltrain.use import serve as serving
 from msltrain.use.overlay import hide, paint
-from msltrain.use.photo_session import Studio
+from msltrain.use.photo_session import Studio, _names
 from msltrain.use.predict import Predictor, read_square
 from msltrain.use.read_images import find_images, read_pixels
 from msltrain.use.serve import MAX_BODY, StudioServer, is_loopback
@@ -56,7 +58,7 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(place):
-    studio = Studio(Predictor(place / "run", torch.device("cpu")), find_images([place / "photos"]))
+    studio = Studio([Predictor(place / "run", torch.device("cpu"))], find_images([place / "photos"]))
     with StudioServer(studio, "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -81,9 +83,10 @@ def test_answers_are_those_of_the_predictor(server, place):
     found = json.loads(body)
     assert status == 200 and (found["width"], found["height"]) == (300, 200)
     square = read_square(file, SIDE)
-    [expected] = server.studio.predictor.answer([square], with_places=True)
-    assert found["scores"] == pytest.approx(expected.score_K.tolist(), abs=1e-5)
-    places = found["places"]
+    [expected] = server.studio.predictors[0].answer([square], with_places=True)
+    [answer] = found["answers"]
+    assert answer["scores"] == pytest.approx(expected.score_K.tolist(), abs=1e-5)
+    places = answer["places"]
     shape = (len(CLASSES), places["rows"], places["columns"])
     place_KHW = np.frombuffer(base64.b64decode(places["bytes"]), np.uint8).reshape(shape)
     np.testing.assert_allclose(place_KHW / 255, expected.place_score_KHW, atol=0.5 / 255 + 1e-6)
@@ -93,9 +96,9 @@ def test_answers_are_those_of_the_predictor(server, place):
     status, _, body = ask(server, "POST", f"/api/photos/{found['id']}/hole", encode_png(keep_mask_HW))
     behind = json.loads(body)
     keep_mask_SS = np.repeat(np.uint8([0, 1]), SIDE // 2)[:, None].repeat(SIDE, axis=1)
-    [expected] = server.studio.predictor.answer([square], keep_mask_SS)
+    [expected] = server.studio.predictors[0].answer([square], keep_mask_SS)
     assert behind["hidden"] == 0.5
-    assert behind["scores"] == pytest.approx(expected.score_K.tolist(), abs=1e-5) != found["scores"]
+    assert behind["answers"][0]["scores"] == pytest.approx(expected.score_K.tolist(), abs=1e-5) != answer["scores"]
     assert json.loads(ask(server, "POST", "/api/examples/1", b"")[2]) == found
 
 
@@ -130,7 +133,7 @@ def test_the_photograph_is_shown_as_the_network_sees_it(server):
 def test_refused(server, method, path, body, headers, status, words):
     found, _, answer = ask(server, method, path, body, **headers)
     assert found == status and words in json.loads(answer)["error"]
-    assert ask(server, "GET", "/api/model")[0] == 200, "and goes on"
+    assert ask(server, "GET", "/api/models")[0] == 200, "and goes on"
 
 
 def test_the_file_of_a_form_and_a_body_of_unknown_length_are_taken(server, place):
@@ -146,12 +149,12 @@ def test_the_file_of_a_form_and_a_body_of_unknown_length_are_taken(server, place
 
 def test_many_at_once_are_all_answered(server, place):
     bodies = [(place / "photos" / f"s{number % 3}.jpg").read_bytes() for number in range(40)]
-    expected = [json.loads(ask(server, "POST", "/api/photos", body)[2])["scores"] for body in bodies[:3]]
+    expected = [json.loads(ask(server, "POST", "/api/photos", body)[2])["answers"][0]["scores"] for body in bodies[:3]]
     with ThreadPoolExecutor(40) as clients:
         found = list(clients.map(lambda body: ask(server, "POST", "/api/photos", body), bodies))
     assert [status for status, _, _ in found] == [200] * 40
     for number, (_, _, body) in enumerate(found):
-        assert json.loads(body)["scores"] == pytest.approx(expected[number % 3], abs=1e-4)
+        assert json.loads(body)["answers"][0]["scores"] == pytest.approx(expected[number % 3], abs=1e-4)
 
 
 def test_an_upload_that_drips_is_dropped(server, monkeypatch):
@@ -228,12 +231,13 @@ def test_the_command_starts_and_stops_when_asked(place):
 
 @pytest.fixture
 def page(chromium, server):
-    """The page with a photograph loaded."""
+    """The page with the second example loaded, after the first, with which it begins."""
     chromium.look(1280)
     chromium.open(server.url)
-    chromium.wait_for("document.querySelectorAll('#examples img').length === 3")
-    chromium.click("#examples li:nth-child(2) button")
     chromium.wait_for("document.querySelectorAll('#classes li').length === 3")
+    first = chromium.run("return state.photo")
+    chromium.click("#examples li:nth-child(2) button")
+    chromium.wait_for("state.photo !== arguments[0]", first)
     return chromium
 
 
@@ -243,13 +247,13 @@ def shown(page, element: str) -> str:
 
 def test_painting_changes_predictions_and_activation(page, server, place):
     square = read_square(place / "photos" / "s1.jpg", SIDE)
-    [whole] = server.studio.predictor.answer([square])
+    [whole] = server.studio.predictors[0].answer([square])
     best = int(np.argmax(whole.score_K))
     assert shown(page, "#classes li .name") == CLASSES[best]
-    assert shown(page, "#seen-words") == f"{CLASSES[best]} {round(100 * float(whole.score_K[best]))} %"
-    pixels = "return document.querySelector('#seen-behind').toDataURL()"
+    assert shown(page, "#seen-0-words") == f"{CLASSES[best]} {round(100 * float(whole.score_K[best]))} %"
+    pixels = "return document.querySelector('#seen-behind-0').toDataURL()"
     before = page.run(pixels)
-    assert before == page.run("return document.querySelector('#seen').toDataURL()")
+    assert before == page.run("return document.querySelector('#seen-0').toDataURL()")
 
     # Twenty percent of the photograph's height and more, across its middle.
     page.run("document.querySelector('#brush').value = 60")
@@ -260,10 +264,10 @@ def test_painting_changes_predictions_and_activation(page, server, place):
     assert page.run(pixels) != before
     keep_mask_SS = np.ones((SIDE, SIDE), np.uint8)
     keep_mask_SS[round(SIDE * 0.35) : round(SIDE * 0.65)] = 0
-    [masked] = server.studio.predictor.answer([square], keep_mask_SS)
+    [masked] = server.studio.predictors[0].answer([square], keep_mask_SS)
     change_K = masked.score_K - whole.score_K
     assert np.abs(change_K).max() > 0.005, "a model that does not care"
-    np.testing.assert_allclose(page.run("return state.behind.scores") - whole.score_K, change_K, atol=0.004)
+    np.testing.assert_allclose(page.run("return state.behind.answers[0].scores") - whole.score_K, change_K, atol=0.004)
     assert "→" in shown(page, "#classes li .numbers") and f"{round(100 * hidden)} % hidden" == shown(page, "#share")
 
     page.drag("#stage", [(0.5, 0.1), (0.6, 0.1)], touch=True)
@@ -289,11 +293,11 @@ def test_activation_is_drawn_as_predict_draws_it(page, server, place):
     keep_mask_HW = decode_png(base64.b64decode(address.partition(",")[2]), "the page")
     assert 0.05 < 1 - keep_mask_HW.mean() < 0.5
     keep_mask_SS = resize_nearest(keep_mask_HW, SIDE, SIDE)
-    answers = [server.studio.predictor.answer([square], mask, with_places=True)[0] for mask in (None, keep_mask_SS)]
-    photos = [photo_HWC, hide(photo_HWC, keep_mask_HW, server.studio.predictor.hole_colour)]
+    answers = [server.studio.predictors[0].answer([square], mask, with_places=True)[0] for mask in (None, keep_mask_SS)]
+    photos = [photo_HWC, hide(photo_HWC, keep_mask_HW, server.studio.predictors[0].hole_colour)]
     for k in range(len(CLASSES)):
         page.click(f"#classes [data-k='{k}']")
-        for canvas, answer, shown_HWC in zip(("seen", "seen-behind"), answers, photos, strict=True):
+        for canvas, answer, shown_HWC in zip(("seen-0", "seen-behind-0"), answers, photos, strict=True):
             address = page.run(f"return document.querySelector('#{canvas}').toDataURL()")
             drawn = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
             difference_HWC = np.abs(np.asarray(drawn, float) - paint(shown_HWC, answer.place_score_KHW[k]))
@@ -306,9 +310,10 @@ def test_of_many_classes_that_a_hole_brings_up_the_highest_join(page):
     page.run(
         """
         const each = (make) => Array.from({ length: 60 }, (_, k) => make(k));
-        state.model = { ...state.model, classes: each((k) => `c${k}`), thresholds: each(() => 0.5) };
-        state.whole = { ...state.whole, scores: each((k) => 0.4 - k / 200) };
-        state.behind = { ...state.whole, scores: each((k) => 0.6 + k / 200), hidden: 0.3 };
+        state.classes = each((k) => `c${k}`);
+        state.models = [{ ...state.models[0], position: each((k) => k), thresholds: each(() => 0.5) }];
+        state.whole = { answers: [{ scores: each((k) => 0.4 - k / 200) }] };
+        state.behind = { answers: [{ scores: each((k) => 0.6 + k / 200) }], hidden: 0.3 };
         state.order = each((k) => k);
         showClasses();
         """
@@ -330,7 +335,7 @@ def test_keyboard_alone_is_enough(page):
     page.run("document.querySelector('#classes li:nth-child(3) button').focus()")
     page.press("\ue007")  # enter
     name = shown(page, "#classes li:nth-child(3) .name")
-    assert shown(page, "#seen-words").startswith(name)
+    assert shown(page, "#seen-0-words").startswith(name)
     assert page.run("return document.activeElement.closest('li') === document.querySelectorAll('#classes li')[2]")
     unnamed = page.run(
         """return [...document.querySelectorAll("button, input, canvas, img")].filter((e) =>
@@ -356,12 +361,12 @@ def test_light_and_dark_on_a_phone_and_a_desk(page, server, width, dark, tmp_pat
     page.look(width, dark=dark)
     assert page.overflow() == []
     # The longest numbers there can be, in bold, stay in their column.
-    scores = page.run("return state.whole.scores.slice()")
-    page.run("state.whole.scores.fill(1); state.behind = {...state.whole, hidden: 0.5}; showClasses()")
+    scores = page.run("return state.whole.answers[0].scores.slice()")
+    page.run("state.whole.answers[0].scores.fill(1); state.behind = {...state.whole, hidden: 0.5}; showClasses()")
     assert shown(page, "#classes li .numbers") == "100 % → 100 %"
     wide = "[...document.querySelectorAll('.numbers')].filter((one) => one.scrollWidth > one.clientWidth).length"
     assert page.run(f"return {wide}") == 0
-    page.run("state.whole.scores = arguments[0]; state.behind = null; showClasses()", scores)
+    page.run("state.whole.answers[0].scores = arguments[0]; state.behind = null; showClasses()", scores)
     background, ink = page.run(
         "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
     )
@@ -371,3 +376,106 @@ def test_light_and_dark_on_a_phone_and_a_desk(page, server, width, dark, tmp_pat
     assert requests and all(address.startswith((server.url, "data:")) for address in requests)
     if folder := os.environ.get("MSL_SCREENSHOTS"):
         page.screenshot(Path(folder) / f"serve-{width}-{'dark' if dark else 'light'}.png")
+
+
+OTHERS = ("cat", "boat", "dog")
+
+
+@pytest.fixture(scope="module")
+def two(place):
+    """Two models, of other classes in another order and of another input size."""
+    config = TrainConfig(
+        stream=StreamConfig(image_size=96, batch_size=4, mean=(0.5, 0.5, 0.5)),
+        model=ModelConfig(backbone="resnet10t", attention_weight=9.0),
+    )
+    write_checkpoint(place / "other", OTHERS, seed=3, config=config)
+    predictors = [Predictor(place / name, torch.device("cpu")) for name in ("run", "other")]
+    with StudioServer(Studio(predictors, find_images([place / "photos"])), "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_each_model_answers_as_alone(two, place):
+    about = json.loads(ask(two, "GET", "/api/models")[2])
+    assert [model["name"] for model in about["models"]] == ["run", "other"]
+    assert about["classes"] == ["bird", "boat", "cat", "dog"]
+    keep_mask_HW = np.ones((40, 60), np.uint8)
+    keep_mask_HW[:20] = 0
+    file = place / "photos" / "s2.jpg"
+    whole = json.loads(ask(two, "POST", "/api/photos", file.read_bytes())[2])
+    behind = json.loads(ask(two, "POST", f"/api/photos/{whole['id']}/hole", encode_png(keep_mask_HW))[2])
+    for number, predictor in enumerate(two.studio.predictors):
+        size = predictor.image_size
+        square, keep_mask_SS = read_square(file, size), resize_nearest(keep_mask_HW, size, size)
+        for found, mask in ((whole, None), (behind, keep_mask_SS)):
+            [expected] = predictor.answer([square], mask)
+            assert found["answers"][number]["scores"] == pytest.approx(expected.score_K.tolist(), abs=1e-5)
+
+
+def test_the_page_says_where_models_differ(chromium, two, place):
+    chromium.look(1280)
+    chromium.open(two.url)
+    chromium.wait_for("document.querySelectorAll('#classes li').length === 4")  # the first example comes by itself
+    assert chromium.run("return document.title") == "What do they see?"
+
+    def differing(square_of: dict, masks: dict) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for predictor, name in zip(two.studio.predictors, two.studio.names, strict=True):
+            size = predictor.image_size
+            [answer] = predictor.answer([square_of[size]], masks.get(size))
+            for label in predictor.predicted(answer):
+                found.setdefault(label, []).append(name)
+        knows = {label: [label in one.classes for one in two.studio.predictors].count(True) for label in found}
+        return {label: who for label, who in found.items() if len(who) < knows[label]}
+
+    sizes = [predictor.image_size for predictor in two.studio.predictors]
+    squares = {size: read_square(place / "photos/s0.jpg", size) for size in sizes}
+    chromium.drag("#stage", [(0.1, 0.5), (0.9, 0.5)])
+    chromium.wait_for("state.behind && sent === 0 && wanted === 0")
+    address = chromium.run("return keepMask().toDataURL()")
+    keep_mask_HW = decode_png(base64.b64decode(address.partition(",")[2]), "the page")
+    masks = {size: resize_nearest(keep_mask_HW, size, size) for size in sizes}
+    lines = chromium.run("return [...document.querySelectorAll('#differences li')].map((one) => one.textContent)")
+    for line, start, seen in zip(lines, ("Whole: ", "Part hidden: "), ({}, masks), strict=True):
+        expected = differing(squares, seen)
+        said = dict(one.split(" only by ") for one in line.removeprefix(start).split(", ") if " only by " in one)
+        assert line.startswith(start) and said == {label: " and ".join(who) for label, who in expected.items()}
+        assert said or "all name the same classes" in line
+    marked = chromium.run("return [...document.querySelectorAll('.differ .name')].map((one) => one.textContent)")
+    assert set(marked) == set(differing(squares, {})) | set(differing(squares, masks))
+
+    # A class that a model does not know has no score of it, and no map.
+    chromium.run(
+        "[...document.querySelectorAll('#classes button')].find((one) => one.textContent.includes('dog')).click()"
+    )
+    assert shown(chromium, "#seen-0-words") == "dog not a class of it" and "dog" in shown(chromium, "#seen-1-words")
+    assert chromium.take_logs()[0] == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, False), (1280, True)])
+def test_two_models_fit_a_phone_and_a_desk(chromium, two, width, dark):
+    chromium.look(width, dark=dark)
+    chromium.open(two.url)
+    chromium.wait_for("document.querySelectorAll('#classes li').length === 4")
+    chromium.click("#random")
+    chromium.wait_for("state.behind && sent === 0 && wanted === 0")
+    assert chromium.overflow() == []
+    chromium.run("state.whole.answers.forEach((one) => one.scores.fill(1)); showClasses()")
+    wide = "[...document.querySelectorAll('.numbers')].filter((one) => one.scrollWidth > one.clientWidth + 1).length"
+    assert chromium.run(f"return {wide}") == 0
+    if folder := os.environ.get("MSL_SCREENSHOTS"):
+        chromium.run("show()")
+        chromium.screenshot(Path(folder) / f"serve-two-{width}-{'dark' if dark else 'light'}.png")
+
+
+def test_models_are_called_by_what_tells_them_apart():
+    assert _names(["runs/a/checkpoints/best", "runs/b/export"]) == ("a", "b")
+    assert _names(["x/run", "y/run"]) == ("x/run", "y/run") and _names(["hf://me/birds"]) == ("birds",)
+    assert _names(["a", "a"]) == ("a (1)", "a (2)")
+
+
+def test_names_are_one_for_each_model(place):
+    command = ["serve", "--checkpoint", str(place / "run"), "--name", "a", "--name", "b"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and "1 models and 2 names" in result.output
