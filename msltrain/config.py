@@ -329,6 +329,8 @@ class RunConfig:
     """Write TensorBoard's files into the run folder (extra ``tensorboard``)."""
     wandb: str = ""
     """Log to this project of Weights & Biases (extra ``wandb``)."""
+    mlflow: str = ""
+    """Log to this experiment of MLflow, on the server of ``MLFLOW_TRACKING_URI`` (extra ``mlflow``)."""
 
     def __post_init__(self) -> None:
         _check(self.log_every >= 1, "run.log_every", self.log_every, "1 or more")

@@ -29,6 +29,7 @@ class OutputFormat(StrEnum):
     json = "json"
     csv = "csv"
     parquet = "parquet"
+    fiftyone = "fiftyone"
 
 
 def predict(
@@ -213,11 +214,17 @@ def export(
         bool, typer.Option("--from-pixels", help="Let the graphs take uint8 pixels and normalise them.")
     ] = False,
     opset: Annotated[int | None, typer.Option(help="Of ONNX; default: 18, which onnxruntime 1.14 loads.")] = None,
-    images: Annotated[list[str] | None, typer.Option(help="Photographs to compare on; default: patterns.")] = None,
+    images: Annotated[
+        list[str] | None, typer.Option(help="Photographs to compare on (default: patterns); with --space: to offer.")
+    ] = None,
+    space: Annotated[
+        bool, typer.Option("--space", help="Instead, a folder for a Hugging Face Space: a page to try the model on.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another model's export.")] = False,
 ) -> None:
     """Write a model for use elsewhere, and check each file against the original."""
     from msldata.errors import UserError
+    from msltrain.hub.space import make_space
     from msltrain.runs.other_checkpoints import Foreign
     from msltrain.runs.run_places import run_folder
     from msltrain.use.export import Exported, export_model
@@ -229,8 +236,21 @@ def export(
     if out_ is None:
         if "://" in place:
             raise UserError(f"{place}: a remote run; say with --out where the files go")
-        out_ = run_folder(place) / "export"
+        out_ = run_folder(place) / ("space" if space else "export")
     folder = out_
+    if space:
+        if format_ or from_pixels or opset:
+            raise UserError("--space has its own files; leave --format, --from-pixels and --opset out")
+        made = make_space(
+            place,
+            folder,
+            foreign=Foreign(recipe=recipe, model=model),
+            classes=_named(classes),
+            images=images or (),
+        )
+        show(out, (made / "app.py", "green"), ": the page; with gradio installed `python app.py` shows it here")
+        next_step(f"msl push {folder} OWNER/NAME")
+        return
 
     def show_file(done: Exported) -> None:
         compared = f"logits differ by at most {done.max_difference:.1e} on {done.num_images} images"

@@ -14,12 +14,12 @@ from msldata.contract.publish import reader_files
 from msldata.errors import UserError
 from msldata.storage import open_storage
 from msldata.storage.hub import is_repository_name, publish, require_hub_token
+from msltrain.hub.space import CARD_NAME, is_space
 from msltrain.runs.checkpoint import open_checkpoint, read_meta
 from msltrain.runs.other_checkpoints import EXPORT_CONFIG, EXPORT_WEIGHTS
 from msltrain.runs.run_places import run_folder
 from msltrain.use.export import export_model
 
-CARD, SPACE_APP = "README.md", "app.py"
 _MODEL_FILES = ("model.safetensors", "model.onnx", "model.pt2")
 
 
@@ -46,7 +46,7 @@ def push(place: str, repo: str, *, private: bool = False, note: Callable[[str], 
     folder = Path(place).expanduser() if open_storage(place).path() is not None else None
     if folder is not None and (splits := _splits(folder)):
         return _push_dataset(splits, repo, private, note)
-    if folder is not None and _is_space(folder):
+    if folder is not None and is_space(folder):
         note(f"a Space, from {folder}")
         return publish(folder, repo, "space", private=private, last=(), replaces=())
     if folder is not None and _is_export(folder):
@@ -71,11 +71,6 @@ def _push_model(folder: Path, repo: str, private: bool) -> str:
 
 def _is_export(folder: Path) -> bool:
     return (folder / EXPORT_CONFIG).is_file() and (folder / EXPORT_WEIGHTS).is_file()
-
-
-def _is_space(folder: Path) -> bool:
-    card = folder / CARD
-    return (folder / SPACE_APP).is_file() and card.is_file() and "\nsdk: gradio\n" in card.read_text("utf-8")
 
 
 def _weights_of(export: Path) -> str:
@@ -108,7 +103,7 @@ def _push_dataset(splits: list[Path], repo: str, private: bool, note: Callable[[
         for name, manifest in manifests.items():
             _stage(found[name], manifest, staged / name)
         card = dataset_card(repo, sorted(together, key=lambda one: one.split))
-        (staged / CARD).write_text(card, encoding="utf-8")
+        (staged / CARD_NAME).write_text(card, encoding="utf-8")
         beside = f", beside {', '.join(kept)}" if kept else ""
         note(f"a dataset, {', '.join(manifests)}{beside}; each {MANIFEST_NAME} says by which command it was built")
         return publish(
@@ -116,7 +111,7 @@ def _push_dataset(splits: list[Path], repo: str, private: bool, note: Callable[[
             repo,
             "dataset",
             private=private,
-            last=[*(f"{name}/{MANIFEST_NAME}" for name in manifests), CARD],
+            last=[*(f"{name}/{MANIFEST_NAME}" for name in manifests), CARD_NAME],
             replaces=[f"{name}/*" for name in manifests],
         )
 

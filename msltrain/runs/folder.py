@@ -67,6 +67,7 @@ MAY_DIFFER = (
     "run.keep",
     "run.tensorboard",
     "run.wandb",
+    "run.mlflow",
 )
 """Fields that change nothing a run computes, so that a continued run may change them: where the same shards are now
 (their fingerprints are compared), how fast they are read, what happens at a damaged sample, where the weights are, how

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: the rows of ``metrics.jsonl`` sent to other places too."""
+"""TensorBoard, Weights & Biases and MLflow: the rows of ``metrics.jsonl`` sent to other places too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import logging
 import netrc
 import os
+import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +20,8 @@ from msltrain.config import TrainConfig
 _log = logging.getLogger(__name__)
 
 TENSORBOARD_FOLDER = "tensorboard"
+_REFUSED = re.compile(r"\b40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED|[Cc]redential")
+_MLFLOW_KEYS = "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
 class Tracker(Protocol):
@@ -35,6 +39,7 @@ def check_trackers(config: TrainConfig) -> None:
     for wanted, field, package in (
         (config.run.tensorboard, "run.tensorboard=true", "tensorboard"),
         (config.run.wandb, f"run.wandb={config.run.wandb}", "wandb"),
+        (config.run.mlflow, f"run.mlflow={config.run.mlflow}", "mlflow"),
     ):
         if wanted and not _installed(package):
             raise UserError(f"{field} needs the package {package}: pip install 'msltrain[{package}]'")
@@ -43,6 +48,8 @@ def check_trackers(config: TrainConfig) -> None:
             f"run.wandb={config.run.wandb} needs a key of Weights & Biases; run `wandb login` once, or set "
             "WANDB_API_KEY, or WANDB_MODE=offline"
         )
+    if config.run.mlflow:
+        _check_mlflow(config.run.mlflow)
 
 
 def open_trackers(config: TrainConfig, folder: Path, *, place: str, step: int) -> list[Tracker]:
@@ -55,6 +62,8 @@ def open_trackers(config: TrainConfig, folder: Path, *, place: str, step: int) -
         trackers.append(_Harmless("TensorBoard", lambda: _TensorBoard(folder / TENSORBOARD_FOLDER, step)))
     if config.run.wandb:
         trackers.append(_Harmless("Weights & Biases", lambda: _WandB(config, folder, place)))
+    if config.run.mlflow:
+        trackers.append(_Harmless("MLflow", lambda: _MLflow(config, place)))
     return trackers
 
 
@@ -109,7 +118,7 @@ class _WandB:
             project=config.run.wandb,
             name=place.rstrip("/").rpartition("/")[2],
             # The same for every start of a run, so that it continues as one curve.
-            id=hashlib.sha256(place.encode()).hexdigest()[:16],
+            id=_digest(place),
             resume="allow",
             dir=str(folder),
             config=asdict(config),
@@ -120,6 +129,81 @@ class _WandB:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class _MLflow:
+    _PLACE = "msltrain.place"
+    """Tag by which a run is found again, so that it continues as one curve."""
+
+    def __init__(self, config: TrainConfig, place: str):
+        self._client = _mlflow_client()
+        name = config.run.mlflow
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found is not None else self._client.create_experiment(name)
+        before = self._client.search_runs(
+            [experiment], filter_string=f"tags.`{self._PLACE}` = '{_digest(place)}'", max_results=1
+        )
+        self._last: dict[str, int] = {}
+        if before:
+            self._run = before[0].info.run_id
+            # What a killed run logged after its checkpoint is repeated, and must not be shown twice.
+            for metric in before[0].data.metrics:
+                history = self._client.get_metric_history(self._run, metric)
+                self._last[metric] = max((point.step for point in history), default=-1)
+            self._client.update_run(self._run, status="RUNNING")
+            return
+        title = place.rstrip("/").rpartition("/")[2]
+        run = self._client.create_run(experiment, run_name=title, tags={self._PLACE: _digest(place)})
+        self._run = run.info.run_id
+        for section, values in asdict(config).items():
+            for field, value in values.items() if isinstance(values, dict) else [("", values)]:
+                # An older server takes 500 characters of a value.
+                self._client.log_param(self._run, f"{section}.{field}".rstrip("."), str(value)[:500])
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        now, step = int(1000 * time.time()), row["step"]
+        metrics = [
+            Metric(name, float(value), now, step)
+            for name, value in _numbers(row).items()
+            if step > self._last.get(name, -1)
+        ]
+        if metrics:
+            self._client.log_batch(self._run, metrics=metrics)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+def _mlflow_client() -> Any:
+    """A client that gives a dead server up within seconds, where the environment does not say otherwise."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def _check_mlflow(name: str) -> None:
+    """Raise UserError where MLflow refuses, or cannot work as it is set up; a server away now may be there later."""
+    place = os.environ.get("MLFLOW_TRACKING_URI", "")
+    try:
+        _mlflow_client().get_experiment_by_name(name)
+    except Exception as error:  # its stores and the clients below them have dozens of types
+        reason = str(error).strip().splitlines()[0][:200]
+        if _REFUSED.search(str(error)):
+            token = "DATABRICKS_HOST and DATABRICKS_TOKEN" if place.startswith("databricks") else _MLFLOW_KEYS
+            raise UserError(f"run.mlflow={name}: {place} wants credentials ({reason}); set {token}") from None
+        if not place.startswith("http"):
+            raise UserError(
+                f"run.mlflow={name}: {reason}; set MLFLOW_TRACKING_URI to the address of a server, or "
+                "`pip install mlflow` for a store on this machine"
+            ) from None
+
+
+def _digest(place: str) -> str:
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

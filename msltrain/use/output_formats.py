@@ -1,4 +1,4 @@
-"""What ``predict`` found, as lines to read, JSON lines, CSV or parquet."""
+"""What ``predict`` found, as lines to read, JSON lines, CSV, parquet or a label file of FiftyOne."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from msldata.console import Stream, visible
 from msldata.errors import UserError
 from msltrain.use.predict import ImagePrediction
 
-FORMATS = ("table", "json", "csv", "parquet")
+FORMATS = ("table", "json", "csv", "parquet", "fiftyone")
+_IN_FILES = ("parquet", "fiftyone")
 COLUMNS = (
     "file",
     "class",
@@ -37,14 +38,15 @@ def format_of(asked: str | None, out: Path | None) -> str:
     """One of ``FORMATS``: the one asked for, else by the suffix of the file to write, else a table.
 
     Raises:
-        UserError: the file's suffix does not say, or parquet is to be printed.
+        UserError: the file's suffix does not say, or what is only written to files is to be printed.
     """
     if asked is None and out is not None:
         if out.suffix.lower() not in _SUFFIXES:
             raise UserError(f"{out}: its suffix does not say which format to write; give --format {'|'.join(FORMATS)}")
         asked = _SUFFIXES[out.suffix.lower()]
-    if asked == "parquet" and out is None:
-        raise UserError("parquet cannot be printed; give the file to write with --out FILE.parquet")
+    if asked in _IN_FILES and out is None:
+        suffix = ".parquet" if asked == "parquet" else ".json"
+        raise UserError(f"{asked} cannot be printed; give the file to write with --out FILE{suffix}")
     return asked or "table"
 
 
@@ -52,6 +54,8 @@ def write_answers(found: Iterable[ImagePrediction], kind: str, file: IO[bytes]) 
     """Write answers as they come in one of ``FORMATS``, in UTF-8; CSV and parquet have a row per image and class."""
     if kind == "parquet":
         _write_parquet(found, file)
+    elif kind == "fiftyone":
+        _write_fiftyone(found, file)
     else:
         if kind == "csv":
             file.write(_csv([COLUMNS]).encode())
@@ -60,10 +64,10 @@ def write_answers(found: Iterable[ImagePrediction], kind: str, file: IO[bytes]) 
 
 
 class Printer:
-    """Answers on a terminal or a pipe as they come; never parquet.
+    """Answers on a terminal or a pipe as they come.
 
     Args:
-        kind: one of ``FORMATS``.
+        kind: one of ``FORMATS``, but not one that is only written to files.
         file: where to.
         clean: what a terminal is spared.
     """
@@ -205,3 +209,32 @@ def _write_parquet(found: Iterable[ImagePrediction], file: IO[bytes]) -> None:
         while group := list(itertools.islice(rows, _ROWS_PER_GROUP)):
             arrays = [pa.array(column, kind) for column, kind in zip(zip(*group), kinds, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _write_fiftyone(found: Iterable[ImagePrediction], file: IO[bytes]) -> None:
+    """The label file of FiftyOne's ``FiftyOneImageClassificationDataset``: absolute path → labels with their scores.
+
+    A score below its threshold is there too; its label has ``predicted`` false.
+    """
+    file.write(b'{"classes": null, "labels": {')
+    is_first = True
+    for image in found:
+        if image.error:
+            continue
+        masked = dict(image.masked_scores)
+        labels = [
+            {
+                "label": name,
+                "confidence": round(score, 6),
+                "attributes": {
+                    "predicted": name in image.predicted,
+                    "threshold": threshold,
+                    **({"masked_confidence": round(masked[name], 6)} if masked else {}),
+                },
+            }
+            for (name, score), threshold in zip(image.scores, image.thresholds, strict=True)
+        ]
+        entry = f"{json.dumps(str(Path(image.file).absolute()))}: {json.dumps(labels, ensure_ascii=False)}"
+        file.write((("" if is_first else ",") + "\n" + entry).encode())
+        is_first = False
+    file.write(b"\n}}\n")

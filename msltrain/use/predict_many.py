@@ -65,6 +65,8 @@ def predict_many(
     if runs and overlays is not None:
         raise UserError(f"{checkpoint}: a series of {len(runs)} runs; --cam shows one network, name RUN/{runs[0].name}")
     pictures = find_images(inputs, note)
+    if kind == "fiftyone":
+        _require_files(pictures)
     with process_group(device) as ranks:
         if out is None and ranks.world_size > 1:
             raise UserError(f"{ranks.world_size} processes cannot print in order; give the file to write with --out")
@@ -92,6 +94,12 @@ def predict_many(
         finally:
             file.close()
         return summary
+
+
+def _require_files(pictures: Sequence[Picture]) -> None:
+    """Raise UserError where a picture is no file of its own, which FiftyOne could not show."""
+    if other := next((picture.name for picture in pictures if not Path(picture.name).is_file()), ""):
+        raise UserError(f"{other}: not a file on this machine; --format fiftyone needs photographs in files")
 
 
 def _fill(

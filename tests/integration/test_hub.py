@@ -24,6 +24,7 @@ from msltrain.__main__ import app
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.evaluation.evaluate import evaluate
 from msltrain.hub.push import push
+from msltrain.hub.space import make_space
 from msltrain.models.build import build_model
 from msltrain.runs.checkpoint import load_recogniser
 from msltrain.stream.config import StreamConfig
@@ -272,3 +273,10 @@ def test_no_name_is_markup_in_a_card():
     data = huggingface_hub.DatasetCard(card).data
     assert data.size_categories == ["10K<n<100K"] and data.pretty_name == "a"
     assert data.configs[0]["data_files"] == [{"split": "high_1", "path": "high-1/*.tar"}]
+
+
+def test_a_space_is_pushed_as_one(hub, place, tmp_path):
+    make_space(place / "run", tmp_path / "space")
+    shown = msl("push", tmp_path / "space", "me/try")
+    assert f"{hub.url}/spaces/me/try" in shown and hub.repositories["space", "me/try"].sdk == "gradio"
+    assert {"app.py", "model.safetensors", "requirements.txt"} < set(hub.files("space", "me/try"))
