@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,3 +61,86 @@ def test_a_failing_tracker_is_left_alone(monkeypatch, caplog, tmp_path, moment):
         tracker.close()
     [record] = caplog.records
     assert f"no network at {moment}" in record.getMessage() and "metrics.jsonl has them all" in record.getMessage()
+
+
+class FakeMLflow:
+    """As much of MLflow's client as is asked."""
+
+    def __init__(self):
+        self.runs, self.refuses = {}, None
+
+    def get_experiment_by_name(self, name):
+        if self.refuses:
+            raise RuntimeError(self.refuses)
+
+    def create_experiment(self, name):
+        return name
+
+    def search_runs(self, experiments, filter_string, max_results):
+        return [run for run in self.runs.values() if run.tag in filter_string]
+
+    def create_run(self, experiment, run_name, tags):
+        run = SimpleNamespace(
+            tag=next(iter(tags.values())), info=SimpleNamespace(run_id=run_name), points=[], params={}
+        )
+        run.data = SimpleNamespace(metrics={})
+        self.runs[run_name] = run
+        return run
+
+    def get_metric_history(self, run, name):
+        return [point for point in self.runs[run].points if point.key == name]
+
+    def log_param(self, run, name, value):
+        self.runs[run].params[name] = value
+
+    def log_batch(self, run, metrics):
+        for metric in metrics:
+            self.runs[run].points.append(metric)
+            self.runs[run].data.metrics[metric.key] = metric.value
+
+    def update_run(self, run, status):
+        self.runs[run].status = status
+
+    def set_terminated(self, run):
+        self.runs[run].status = "FINISHED"
+
+
+@pytest.fixture
+def mlflow(monkeypatch):
+    """A server of MLflow's, as its client shows it."""
+    client = FakeMLflow()
+    entities = SimpleNamespace(Metric=lambda key, value, at, step: SimpleNamespace(key=key, value=value, step=step))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    monkeypatch.setattr(trackers, "_mlflow_client", lambda: client)
+    monkeypatch.setattr(trackers, "_installed", lambda package: True)
+    return client
+
+
+def test_mlflow_shows_a_run_that_goes_on_as_one_curve(mlflow, tmp_path):
+    for start, end in ((0, 4), (2, 6)):  # killed after step 3, continued from the checkpoint of step 1
+        [tracker] = trackers.open_trackers(config(mlflow="birds"), tmp_path, place="runs/a", step=start)
+        for step in range(start, end):
+            tracker.add({"step": step, "total": 1.0 / (step + 1), "kind": "text"})
+        tracker.close()
+    [run] = mlflow.runs.values()
+    assert [point.step for point in run.points] == list(range(6)) and {point.key for point in run.points} == {"total"}
+    assert run.status == "FINISHED" and run.params["optim.lr"] and run.info.run_id == "a"
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "words"),
+    [
+        ("http://x", "failed with error code 401 != 200", "http://x wants credentials .* set MLFLOW_TRACKING_TOKEN"),
+        ("databricks", "Reading Databricks credential configuration failed", "set DATABRICKS_HOST"),
+        ("", "unsupported URI sqlite", "set MLFLOW_TRACKING_URI to the address of a server"),
+        ("http://x", "connection refused", None),
+    ],
+)
+def test_mlflow_that_refuses_is_said_at_once(mlflow, monkeypatch, place, error, words):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    mlflow.refuses = error
+    if words is None:  # a server that is away may come back
+        trackers.check_trackers(config(mlflow="birds"))
+        return
+    with pytest.raises(UserError, match=f"run.mlflow=birds: .*{words}"):
+        trackers.check_trackers(config(mlflow="birds"))
