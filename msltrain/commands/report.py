@@ -75,5 +75,5 @@ def report(
             show(out, f"{path.name}, mean ± standard deviation of {len(found)} runs: {words}")
     if data is None:
         out.print("without photographs; --data SHARDS adds them")
-    models = " ".join(f"--checkpoint {one}" for one in run)
-    next_step(f"msl serve {models}" + (f" --examples {data}" if data else ""))
+    models = " --checkpoint ".join(map(str, run))
+    next_step(f"msl serve --checkpoint {models}" + (f" --examples {data}" if data else ""))

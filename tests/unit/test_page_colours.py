@@ -10,7 +10,8 @@ import pytest
 import msldata.pages
 
 STYLE = Path(msldata.pages.__file__).with_name("style.css").read_text(encoding="utf-8")
-SCHEMES = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", part)) for part in re.findall(r":root \{(.*?)\n *\}", STYLE, re.S)]  # fmt: skip
+_ROOTS = re.findall(r":root \{(.*?)\n *\}", STYLE, re.DOTALL)
+SCHEMES = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", root)) for root in _ROOTS]
 GROUNDS, LINES = ("paper", "panel"), ("rule",)
 
 
