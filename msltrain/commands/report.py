@@ -36,6 +36,8 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Show what one run learnt, or compare runs: an HTML page that stands alone, Markdown and JSON beside it."""
+    import shlex
+
     from msldata.errors import UserError
     from msltrain.measures.metrics import compute_metrics
     from msltrain.measures.summary import mean_and_deviation
@@ -75,5 +77,5 @@ def report(
             show(out, f"{path.name}, mean ± standard deviation of {len(found)} runs: {words}")
     if data is None:
         out.print("without photographs; --data SHARDS adds them")
-    models = " --checkpoint ".join(map(str, run))
-    next_step(f"msl serve --checkpoint {models}" + (f" --examples {data}" if data else ""))
+    models = " --checkpoint ".join(shlex.quote(str(one)) for one in run)
+    next_step(f"msl serve --checkpoint {models}" + (f" --examples {shlex.quote(data)}" if data else ""))

@@ -6,6 +6,7 @@ not run again.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,8 @@ def run_demo(out: str | Path, *, quick: bool = False, on_event: OnStep = lambda 
 
 def serve_command(out: Path) -> str:
     """What lets one paint on the demo's photographs, under the eyes of both models."""
-    models = " --checkpoint ".join(str(out / "runs" / run) for run in _RUNS)
-    return f"msl serve --checkpoint {models} --examples {out / 'shards' / DATASET / 'test'}"
+    models = " --checkpoint ".join(shlex.quote(str(out / "runs" / run)) for run in _RUNS)
+    return f"msl serve --checkpoint {models} --examples {shlex.quote(str(out / 'shards' / DATASET / 'test'))}"
 
 
 def _plan(out: Path, size: _Size) -> list[Step]:
