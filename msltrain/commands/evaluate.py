@@ -105,7 +105,7 @@ def evaluate(
             place = data or training_shards(each)
             file = out_ or default_file(each, place, keep_masks or [], held_out=held_out)
             with progress_bar("evaluating" if len(runs) == 1 else f"evaluating {Path(each).name}") as progress:
-                answers, _ = evaluate(
+                answers = evaluate(
                     each,
                     place,
                     foreign=Foreign(recipe=recipe, model=model),

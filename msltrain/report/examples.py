@@ -102,14 +102,22 @@ def choose_seen(runs: Sequence[RunReport], num_each: int) -> list[Choice]:
 
 
 def _small(objects: LargestObjects) -> np.ndarray:
-    if objects.relative_area_NK is None:
-        return (objects.area_NK > 0) & (objects.area_NK < SMALL_BELOW)
-    return (objects.relative_area_NK > 0) & (objects.relative_area_NK < SMALL_BELOW / REFERENCE_AREA)
+    if objects.relative_area_M is None:
+        return _pairs(objects, (objects.area_M > 0) & (objects.area_M < SMALL_BELOW))
+    relative_M = objects.relative_area_M
+    return _pairs(objects, (relative_M > 0) & (relative_M < SMALL_BELOW / REFERENCE_AREA))
 
 
 def _hidden(objects: LargestObjects) -> np.ndarray:
-    hidden_NK = (objects.truncated_NK == 1) | (objects.occluded_NK == 1)
-    return hidden_NK if objects.covered_NK is None else hidden_NK | (objects.covered_NK > _COVERED_FROM)
+    hidden_M = (objects.truncated_M == 1) | (objects.occluded_M == 1)
+    return _pairs(objects, hidden_M if objects.covered_M is None else hidden_M | (objects.covered_M > _COVERED_FROM))
+
+
+def _pairs(objects: LargestObjects, member_M: np.ndarray) -> np.ndarray:
+    """The pairs that are members, bool (N, K)."""
+    member_NK = np.zeros(objects.shape, bool)
+    member_NK[objects.row_M[member_M], objects.class_M[member_M]] = True
+    return member_NK
 
 
 def _ranked(runs: Sequence[RunReport], condition: str) -> tuple[list[int], list[int]]:
