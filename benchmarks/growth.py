@@ -44,8 +44,8 @@ OBJECTS = 3
 class Case:
     """One measurement."""
 
-    samples: int = 3000
-    shards: int = 8
+    samples: int = 1000
+    shards: int = 4
     classes: int = 1000
     ranks: int = 1
     size: int = 64
@@ -57,8 +57,8 @@ class Case:
 
 
 AXES: dict[str, tuple[int, ...]] = {
-    "samples": (1500, 3000, 6000),
-    "shards": (8, 64, 512),
+    "samples": (500, 1000, 2000),
+    "shards": (4, 20, 100),
     "classes": (20, 1000, 9000),
     "ranks": (1, 2, 4),
     "size": (64, 128, 256),
