@@ -48,6 +48,7 @@ class Case:
     shards: int = 4
     classes: int = 1000
     ranks: int = 1
+    backbone: str = "resnet18"
     size: int = 64
     """Side of a photograph in pixels; a network sees half of it."""
 
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(AXES), help="what grows; default: each in turn")
     parser.add_argument("--stages", default=",".join((*STAGES, "manifest")), help="comma-separated")
     parser.add_argument("--folder", type=Path, help="keep drawn photographs and built shards here")
+    parser.add_argument("--backbone", default="resnet18", help="of evaluate")
     parser.add_argument("--quick", action="store_true", help="small numbers, to see that it runs")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -93,7 +95,9 @@ def main() -> None:
                 continue
             for axis in STAGES[stage]:
                 if options.only in (None, axis):
-                    cases = [replace(Case(), **{axis: value}) for value in _few(AXES[axis], options)]
+                    cases = [
+                        replace(Case(backbone=options.backbone), **{axis: value}) for value in _few(AXES[axis], options)
+                    ]
                     if options.quick:
                         cases = [replace(case, samples=min(case.samples, 300)) for case in cases]
                     table(stage, axis, cases, folder)
@@ -232,13 +236,13 @@ def checkpoint(case: Case, folder: Path) -> Path:
     from msltrain.runs.checkpoint import Checkpoint, save_checkpoint
     from msltrain.stream.config import StreamConfig
 
-    place = folder / f"model-{case.classes}-{case.size}"
+    place = folder / f"model-{case.backbone}-{case.classes}-{case.size}"
     if place.exists():
         return place
     torch.manual_seed(0)
     config = TrainConfig(
         stream=StreamConfig(image_size=case.size // 2, num_threads=1),
-        model=ModelConfig(backbone="resnet18", head="mean"),
+        model=ModelConfig(backbone=case.backbone, head="mean"),
     )
     model = build_model(config.model, case.classes, image_size=case.size // 2)
     saved = Checkpoint(
@@ -289,6 +293,7 @@ def report(case: Case, folder: Path) -> dict[str, float]:
     from msltrain.measures.predictions import Origin, Predictions
     from msltrain.report.open_runs import RunReport
     from msltrain.report.write_report import write_report
+    from msltrain.stream.config import StreamConfig
 
     rng = np.random.default_rng(0)
     shape = (case.samples, case.classes)
@@ -313,7 +318,7 @@ def report(case: Case, folder: Path) -> dict[str, float]:
             name=name,
             clean=predictions(skill, 0.0),
             masked={"high": predictions(skill / 2, 0.55)},
-            config=TrainConfig(),
+            config=TrainConfig(stream=StreamConfig(image_size=32)),
             history=[],
         )
         for name, skill in (("Baseline", 3.0), ("MSL", 4.0))

@@ -17,6 +17,7 @@ from msltrain.measures.predictions import Origin, Predictions
 from msltrain.report.numbers import MOST_CLASSES, MOST_TOGETHER
 from msltrain.report.open_runs import RunReport
 from msltrain.report.write_report import write_report
+from msltrain.stream.config import StreamConfig
 from tests.smallshards import write_images
 
 NUM_CLASSES, NUM_SAMPLES = 2500, 60
@@ -46,7 +47,7 @@ def folder(tmp_path_factory) -> Path:
             name=name,
             clean=predictions(skill),
             masked={},
-            config=TrainConfig(),
+            config=TrainConfig(stream=StreamConfig(image_size=32)),
             history=[],
         )
         for name, skill in (("Baseline", 2.0), ("MSL", 3.0))

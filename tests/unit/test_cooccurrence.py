@@ -38,7 +38,7 @@ def test_false_alarms_by_hand():
     target = [[1, 0]] * 12 + [[0, 0]] * 20 + [[1, 0]] * 5
     predicted = [[1, 1]] * 9 + [[1, 0]] * 3 + [[0, 1]] * 2 + [[0, 0]] * 18 + [[1, 1]] * 5
     ignored = [[0, 0]] * 32 + [[0, 1]] * 5
-    found = count_false_alarms(make(target, predicted, ignored), range(3))
+    found = count_false_alarms(make(target, predicted, ignored), range(2))
     assert (found.num_images_KK[0, 1], found.num_seen_KK[0, 1]) == (12, 9)
     assert (found.num_elsewhere_KK[0, 1], found.num_seen_elsewhere_KK[0, 1]) == (20, 2)
     assert found.rate_KK[0, 1] == 0.75 and found.rate_elsewhere_KK[0, 1] == 0.1
