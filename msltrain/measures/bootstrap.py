@@ -65,11 +65,14 @@ def resampled_mean_ap(predictions: Predictions, *, num_resamples: int = NUM_RESA
     ranked_K = list(ranked_by_class(*arrays))
     many = [k for k, ranked in enumerate(ranked_K) if len(ranked.row_P) > _FEW]
     few = [k for k, ranked in enumerate(ranked_K) if 0 < len(ranked.row_P) <= _FEW]
-    blocks = np.array_split(few, max(1, len(few) * _FEW // _BLOCK))
+    if not many and not few:
+        return np.zeros(num_resamples)
+    together = max(1, _BLOCK // max(1, len(predictions.keys)) // _FEW)
+    blocks = [few[start : start + together] for start in range(0, len(few), together)]
     chunks = []
     for weight_RN in _weights(len(predictions.keys), num_resamples, seed):
         values = [_weighted_ap(predictions, k, ranked_K[k], weight_RN)[:, None] for k in many]
-        values += [_weighted_aps(predictions, block, ranked_K, weight_RN) for block in blocks if len(block)]
+        values += [_weighted_aps(predictions, block, ranked_K, weight_RN) for block in blocks]
         value_RK = np.concatenate(values, axis=1)
         known_RK = np.isfinite(value_RK)
         chunks.append(np.where(known_RK, value_RK, 0).sum(axis=1) / np.maximum(known_RK.sum(axis=1), 1))
@@ -78,8 +81,8 @@ def resampled_mean_ap(predictions: Predictions, *, num_resamples: int = NUM_RESA
 
 _FEW = 32
 """For the samples ahead of so few positives, a matrix product is faster than a running sum over all samples."""
-_BLOCK = 1024
-"""At most about so many positives, or classes, in one product."""
+_BLOCK = 1 << 24
+"""At most about so many numbers in one side of a product."""
 _SPARSE = 1 / 16
 """Below this share of set flags, only those are looked at."""
 
@@ -165,8 +168,9 @@ class _Flags:
         drawn_RK = np.zeros((len(weight_RN), num_classes))
         if not self._is_sparse:
             float_RN = weight_RN.astype(np.float32)  # exact below 2²⁴
-            for start in range(0, num_classes, _BLOCK):
-                block = slice(start, start + _BLOCK)
+            step = max(1, _BLOCK // max(1, len(self._flag_NK)))
+            for start in range(0, num_classes, step):
+                block = slice(start, start + step)
                 drawn_RK[:, block] = float_RN @ self._flag_NK[:, block].astype(np.float32)
         elif len(self._classes):
             drawn_RM = weight_RN[:, self._row_M]
@@ -186,7 +190,7 @@ def _weighted_ap(predictions: Predictions, k: int, ranked: RankedPositives, weig
 
 
 def _weighted_aps(
-    predictions: Predictions, classes: np.ndarray, ranked_K: Sequence[RankedPositives], weight_RN: np.ndarray
+    predictions: Predictions, classes: Sequence[int], ranked_K: Sequence[RankedPositives], weight_RN: np.ndarray
 ) -> np.ndarray:
     """The same of several classes with few positives, (R, K)."""
     number_N = np.arange(len(predictions.keys))[:, None]

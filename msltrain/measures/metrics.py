@@ -215,7 +215,7 @@ def _count(
 ) -> tuple[_Counts, _Counts, _Counts]:
     """At score ≥ 0.5; of these the highest of each image; at the thresholds. Some images at a time."""
     counts, top3, tuned = (_Counts.none(logit_NK.shape[1]) for _ in range(3))
-    step = max(1, _BLOCK // logit_NK.shape[1])
+    step = max(1, _BLOCK // max(1, logit_NK.shape[1]))
     for start in range(0, len(logit_NK), step):
         logit_BK, target_BK, ignore_BK = (array[start : start + step] for array in (logit_NK, target_NK, ignore_NK))
         counted_BK = np.ones_like(ignore_BK) if negative_where_ignored else ~ignore_BK

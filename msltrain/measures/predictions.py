@@ -205,7 +205,7 @@ def write_predictions(predictions: Predictions, file: str | Path) -> None:
     try:
         with clear_local_errors(str(file)):
             schema = _rows(predictions, 0, 0).schema.with_metadata(metadata)
-            options: dict[str, Any] = {"use_dictionary": ["key"], "column_encoding": {_LOGIT: "BYTE_STREAM_SPLIT"}}
+            options: dict[str, Any] = {"use_dictionary": _REPEATED, "column_encoding": {_LOGIT: "BYTE_STREAM_SPLIT"}}
             with pq.ParquetWriter(staged, schema, compression="zstd", **options) as writer:
                 for start in range(0, max(1, len(predictions.keys)), step):
                     rows = _rows(predictions, start, min(start + step, len(predictions.keys)))
@@ -219,6 +219,8 @@ def write_predictions(predictions: Predictions, file: str | Path) -> None:
 _ROWS_TOGETHER = 1 << 23
 """About how many logits are written at a time."""
 _LOGIT = "logit.list.element"
+_REPEATED = [f"{name}.list.element" for name in ("target", *(f"largest_{name}" for name in ("class", *_LARGEST)))]
+"""Columns of few different values."""
 
 
 def _rows(predictions: Predictions, start: int, stop: int) -> pa.Table:
