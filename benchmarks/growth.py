@@ -301,7 +301,7 @@ def report(case: Case, folder: Path) -> dict[str, float]:
     row_M = np.repeat(np.arange(case.samples), OBJECTS)
     target_NK[row_M, (case.classes * rng.random(len(row_M)) ** 2).astype(int)] = 1
 
-    def predictions(skill: float, hidden: float) -> Predictions:
+    def predictions(name: str, skill: float, hidden: float) -> Predictions:
         logit_NK = rng.standard_normal(shape, dtype=np.float32) - 3
         logit_NK += np.float32(skill) * target_NK
         return Predictions(
@@ -310,14 +310,14 @@ def report(case: Case, folder: Path) -> dict[str, float]:
             target_NK=target_NK,
             ignore_NK=np.zeros(shape, bool),
             classes=tuple(f"class {k:05d}" for k in range(case.classes)),
-            origin=Origin(checkpoint_sha256=str(skill), hole_fraction=hidden),
+            origin=Origin(checkpoint_sha256=name, hole_fraction=hidden),
         )
 
     runs = [
         RunReport(
             name=name,
-            clean=predictions(skill, 0.0),
-            masked={"high": predictions(skill / 2, 0.55)},
+            clean=predictions(name, skill, 0.0),
+            masked={"high": predictions(name, skill / 2, 0.55)},
             config=TrainConfig(stream=StreamConfig(image_size=32)),
             history=[],
         )
