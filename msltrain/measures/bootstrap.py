@@ -67,7 +67,7 @@ def resampled_mean_ap(predictions: Predictions, *, num_resamples: int = NUM_RESA
     few = [k for k, ranked in enumerate(ranked_K) if 0 < len(ranked.row_P) <= _FEW]
     if not many and not few:
         return np.zeros(num_resamples)
-    together = max(1, _BLOCK // max(1, len(predictions.keys)) // _FEW)
+    together = max(1, _BLOCK // max(1, len(predictions.keys) * _FEW))
     blocks = [few[start : start + together] for start in range(0, len(few), together)]
     chunks = []
     for weight_RN in _weights(len(predictions.keys), num_resamples, seed):

@@ -216,7 +216,7 @@ def write_predictions(predictions: Predictions, file: str | Path) -> None:
         staged.unlink(missing_ok=True)
 
 
-_ROWS_TOGETHER = 1 << 23
+_ROWS_TOGETHER = 1 << 20
 """About how many logits are written at a time."""
 _LOGIT = "logit.list.element"
 _REPEATED = [f"{name}.list.element" for name in ("target", *(f"largest_{name}" for name in ("class", *_LARGEST)))]
