@@ -35,7 +35,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 SIZE, BATCH_SIZE, NUM_CLASSES = 224, 32, 20
-CLASSES = tuple(f"class{k}" for k in range(NUM_CLASSES))
+CLASSES = tuple(f"class{k:02d}" for k in range(NUM_CLASSES))
 BARE = """
 import sys
 import timm
