@@ -55,7 +55,7 @@ def draw(num_images: int, num_classes: int) -> Predictions:
         target_NK=target_NK,
         ignore_NK=np.zeros(shape, bool),
         classes=tuple(f"class {k}" for k in range(num_classes)),
-        objects=LargestObjects(
+        objects=LargestObjects.of_arrays(
             area_NK=(target_NK * rng.lognormal(8, 2, shape)).astype(np.float32),
             relative_area_NK=(target_NK * rng.random(shape)).astype(np.float32),
             truncated_NK=unknown_NK,

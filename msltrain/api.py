@@ -96,8 +96,10 @@ def evaluate(
         print(f"mAP {100 * metrics.mAP:.1f} behind holes of {100 * predictions.origin.hole_fraction:.0f} %")
     """
     from msltrain.evaluation.evaluate import evaluate
+    from msltrain.measures.metrics import compute_metrics
 
-    return evaluate(checkpoint, data, keep_masks=keep_masks, out=out)
+    predictions = evaluate(checkpoint, data, keep_masks=keep_masks, out=out)
+    return predictions, compute_metrics(predictions)
 
 
 def load(checkpoint: Location, *, device: str | torch.device = "auto") -> Predictor:

@@ -30,8 +30,9 @@ class DataConfig:
     validation: str = ""
     """Folder or URL of validation shards, which choose the best checkpoint; none: a part of the training shards."""
     validation_fraction: float = 0.05
-    """Share of the training samples set aside for that, by a hash of their key, where ``validation`` is not set. 0
-    replays the published habit: train on everything, keep the last weights."""
+    """Share of the training samples set aside for that, by a hash of their key, where ``validation`` is not set, and at
+    most half as much again, to show more classes. 0 replays the published habit: train on everything, keep the last
+    weights."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.validation_fraction < 1, "data.validation_fraction", self.validation_fraction, "0 to below 1")

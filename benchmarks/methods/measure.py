@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.methods.jobs import SETTINGS, STAGES, Job, Places
 from msltrain.evaluation.evaluate import evaluate
-from msltrain.measures.metrics import Metrics
+from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions
 from msltrain.measures.strata import compute_strata
 from msltrain.runs.folder import METRICS_NAME
@@ -47,7 +47,7 @@ def measure_job(job: Job, places: Places) -> dict[str, Any]:
         "masks": list(SETTINGS[job.setting].masks),
         "epochs": job.epochs,
         "passes": round(SETTINGS[job.setting].passes * job.epochs, 2),
-        **{view: _measures(*pair) for view, pair in found.items()},
+        **{view: _measures(predictions) for view, predictions in found.items()},
         "train_seconds": round(_train_seconds(run / METRICS_NAME, config.stream.batch_size), 1),
         "test_seconds": round(time.perf_counter() - trained, 1),
     }
@@ -64,7 +64,8 @@ def _train_seconds(metrics: Path, batch_size: int) -> float:
     return seconds
 
 
-def _measures(predictions: Predictions, metrics: Metrics) -> dict[str, Any]:
+def _measures(predictions: Predictions) -> dict[str, Any]:
+    metrics = compute_metrics(predictions)
     row: dict[str, Any] = {name: round(getattr(metrics, name), 5) for name in MEASURES}
     row["strata"] = {
         stratum.name: [round(stratum.mAP, 5), round(stratum.CR, 5)]

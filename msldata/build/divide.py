@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +17,8 @@ from msldata.storage import Storage
 PARTS = ("train", "val", "test")
 SHARE = 0.15
 """Of val and of test, each."""
+MOST_BEYOND = 0.5
+"""Val and test are at most so much larger than that, each, however many classes would be missing there."""
 FEWEST = 20
 """A dataset of fewer photographs is left in one piece: a test on two or three says nothing."""
 _PARALLEL_READS = 16
@@ -58,6 +61,11 @@ class DividedSource:
     def num_records(self) -> int:
         return len(self._records)
 
+    @property
+    def shown(self) -> set[int]:
+        """The classes that the part's records show."""
+        return {k for record in self._records for k in record.positives}
+
     def records(self) -> Iterator[Record]:
         """The part's records, in the source's order."""
         for error in self._errors:
@@ -80,7 +88,9 @@ def divide(whole: Source, parts: Sequence[str] = PARTS) -> dict[str, Source]:
     A number in [0, 1) made of the SHA-256 of a photograph's bytes decides: below 0.15 it is for test, below 0.3 for
     val. So copies of one photograph under several names are always in the same part, and adding photographs moves
     none of the others, but for one thing: into a part that lacks a class goes the photograph of it with the smallest
-    number that another part can spare. Every photograph is read once.
+    number that another part can spare. With many rare classes that would take far more than was said: val and test get
+    at most half as much again, for the classes with most photographs; what is beyond that by chance, which happens
+    among few, is trained on. Every photograph is read once.
 
     Args:
         whole: a source whose one split is ``all``.
@@ -114,6 +124,15 @@ def assign(positives_N: Sequence[Sequence[int]], number_N: Sequence[float]) -> l
         positives_N: the classes that each photograph shows.
         number_N: in [0, 1).
     """
+    sides = _assign(positives_N, number_N)
+    most = (1 + MOST_BEYOND) * SHARE * len(number_N)
+    if max(sides.count("val"), sides.count("test")) > most:
+        return _assign(positives_N, number_N, most)
+    return sides
+
+
+def _assign(positives_N: Sequence[Sequence[int]], number_N: Sequence[float], most: float | None = None) -> list[str]:
+    """As above; with ``most``, the largest number of photographs of val and of test, common classes come first."""
     classes: dict[float, set[int]] = {}
     for positives, number in zip(positives_N, number_N, strict=True):
         classes.setdefault(number, set()).update(positives)
@@ -125,7 +144,12 @@ def assign(positives_N: Sequence[Sequence[int]], number_N: Sequence[float]) -> l
             having.setdefault(k, []).append(number)
             shown[side[number]][k] = shown[side[number]].get(k, 0) + 1
 
+    copies = Counter(number_N)
+    size = Counter(side[number] for number in number_N)
+
     def move(number: float, part: str) -> None:
+        size[side[number]] -= copies[number]
+        size[part] += copies[number]
         for k in classes[number]:
             shown[side[number]][k] -= 1
             shown[part][k] = shown[part].get(k, 0) + 1
@@ -135,11 +159,20 @@ def assign(positives_N: Sequence[Sequence[int]], number_N: Sequence[float]) -> l
     for k in rarest_first:  # what training never sees, it cannot learn
         if not shown["train"].get(k):
             move(having[k][-1], "train")
+    if most is not None:
+        for number in sorted(classes, reverse=True):  # chance weighs much among few
+            if side[number] != "train" and size[side[number]] > most:
+                move(number, "train")
     for part in ("val", "test"):
-        for k in rarest_first:
+        for k in rarest_first if most is None else sorted(having, key=lambda k: (-len(having[k]), k)):
             if shown[part].get(k):
                 continue
-            spare = [n for n in having[k] if all(shown[side[n]][other] > 1 for other in classes[n])]
+            spare = [
+                n
+                for n in having[k]
+                if all(shown[side[n]][other] > 1 for other in classes[n])
+                and (most is None or size[part] + copies[n] <= most)
+            ]
             if spare:
                 move(min(spare, key=lambda n: (side[n] != "train", n)), part)
     return [side[number] for number in number_N]
@@ -150,9 +183,19 @@ def division_said(parts: Mapping[str, Source]) -> str:
     sizes = [f"{part.num_records:,} for {name}" for name, part in parts.items() if isinstance(part, DividedSource)]
     if not sizes:
         return f"no splits, and fewer than {FEWEST} photographs: all stay together"
-    return (
+    said = (
         f"no splits, so the hash of each photograph divides them: {', '.join(sizes)}; --split {WHOLE_SPLIT} builds one"
     )
+    present = {k for part in parts.values() if isinstance(part, DividedSource) for k in part.shown}
+    missing = {
+        name: len(present - part.shown)
+        for name, part in parts.items()
+        if isinstance(part, DividedSource) and name != PARTS[0] and part.shown < present
+    }
+    if missing:
+        counts = " and ".join(f"{count:,} are not in {name}" for name, count in missing.items())
+        said += f"; of {len(present):,} classes {counts}: too few photographs show them"
+    return said
 
 
 def _numbers(images: Storage, names: Sequence[str]) -> list[float]:

@@ -165,6 +165,10 @@ def show_description(console: Console, about: Description, where: str) -> None:
         show_histogram(console, "keep masks by hole fraction", about.hole_fraction_histogram)
 
 
+_MOST_LABELS = 100
+"""With more classes, those in most images are listed."""
+
+
 def _show_labels(console: Console, about: Description) -> None:
     largest = max(label.positive for label in about.labels) or 1
     labels = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -172,11 +176,16 @@ def _show_labels(console: Console, about: Description) -> None:
     for heading in ("positive", "ignored", "share"):
         labels.add_column(heading, justify="right")
     labels.add_column("")
-    for label in about.labels:
+    shown = about.labels
+    if len(shown) > _MOST_LABELS:
+        shown = tuple(sorted(shown, key=lambda label: -label.positive)[:_MOST_LABELS])
+    for label in shown:
         bar = "█" * round(30 * label.positive / largest)
         labels.add_row(label.name, f"{label.positive:,}", f"{label.ignored:,}", f"{label.share:.1%}", bar)
     console.print()
     console.print(labels)
+    if more := len(about.labels) - len(shown):
+        console.print(f"and {more:,} classes in fewer images; --json has all {len(about.labels):,}")
     console.print(f"{about.labels_per_image:.2f} positive classes an image")
     if about.pairs:
         pairs = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))

@@ -105,10 +105,9 @@ def describe(place: Location | Storage, *, max_pairs: int = 8) -> Description:
     pairs: Sequence[LabelPair] = ()
     labels_per_image = 0.0
     if images:
-        together_KK = _together(index["positives"], len(manifest.classes))
-        labels = _count_labels(manifest.classes, together_KK, index)
-        pairs = _count_pairs(manifest.classes, together_KK)[:max_pairs]
-        labels_per_image = int(np.trace(together_KK)) / max(1, index.num_rows)
+        labels = _count_labels(manifest.classes, index)
+        pairs = _count_pairs(labels, index["positives"])[:max_pairs]
+        labels_per_image = sum(one.positive for one in labels) / max(1, index.num_rows)
     return Description(
         kind=manifest.kind,
         dataset=manifest.dataset,
@@ -148,29 +147,33 @@ def _flat(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([row + start for row, start in zip(rows, starts)]), np.concatenate(values)
 
 
-def _together(positives: pa.ChunkedArray, num_classes: int) -> np.ndarray:
-    """together_KK: images in which both classes are positive; on the diagonal, images with the class."""
-    rows, classes = _flat(positives)
-    target_NK = np.zeros((len(positives), num_classes), np.float32)  # float32 is exact up to 16 million images
-    target_NK[rows, classes] = 1
-    return (target_NK.T @ target_NK).astype(np.int64)
-
-
-def _count_labels(classes: Sequence[str], together_KK: np.ndarray, index: pa.Table) -> list[LabelCount]:
-    ignored_K = np.bincount(_flat(index["ignored"])[1], minlength=len(classes))
+def _count_labels(classes: Sequence[str], index: pa.Table) -> list[LabelCount]:
+    positive_K, ignored_K = (
+        np.bincount(_flat(index[name])[1], minlength=len(classes)) for name in ("positives", "ignored")
+    )
     return [
         LabelCount(name, int(positive), int(ignored), int(positive) / max(1, index.num_rows))
-        for name, positive, ignored in zip(classes, np.diag(together_KK), ignored_K, strict=True)
+        for name, positive, ignored in zip(classes, positive_K, ignored_K, strict=True)
     ]
 
 
-def _count_pairs(classes: Sequence[str], together_KK: np.ndarray) -> list[LabelPair]:
+def _count_pairs(labels: Sequence[LabelCount], positives: pa.ChunkedArray) -> list[LabelPair]:
     """All pairs that occur, sorted by overlap, then by count."""
+    rows, classes = _flat(positives)
+    order = np.lexsort((classes, rows))
+    rows, classes = rows[order], classes[order].astype(np.int64)
+    found = [np.empty(0, np.int64)]
+    # The pairs of a class with the next one of its image, with the one after that, and so on.
+    for apart in range(1, len(rows)):
+        same = np.flatnonzero(rows[apart:] == rows[:-apart])
+        if not len(same):
+            break
+        found.append(classes[same] * len(labels) + classes[same + apart])
+    numbers, counts = np.unique(np.concatenate(found), return_counts=True)
     pairs = []
-    for one, other in zip(*np.nonzero(np.triu(together_KK, 1)), strict=True):
-        both = int(together_KK[one, other])
-        either = int(together_KK[one, one] + together_KK[other, other]) - both
-        pairs.append(LabelPair(classes[one], classes[other], both, both / either))
+    for number, both in zip(numbers.tolist(), counts.tolist(), strict=True):
+        one, other = (labels[k] for k in divmod(number, len(labels)))
+        pairs.append(LabelPair(one.name, other.name, both, both / (one.positive + other.positive - both)))
     return sorted(pairs, key=lambda pair: (-pair.overlap, -pair.images, pair.first, pair.second))
 
 

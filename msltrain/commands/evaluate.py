@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from msltrain.measures.summary import Measured
 
 _percent = partial(percent, digits=2)
+_NUM_NAMED = 20
 
 
 def evaluate(
@@ -105,7 +106,7 @@ def evaluate(
             place = data or training_shards(each)
             file = out_ or default_file(each, place, keep_masks or [], held_out=held_out)
             with progress_bar("evaluating" if len(runs) == 1 else f"evaluating {Path(each).name}") as progress:
-                answers, _ = evaluate(
+                answers = evaluate(
                     each,
                     place,
                     foreign=Foreign(recipe=recipe, model=model),
@@ -192,8 +193,9 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
     out.print(f"mAP by other definitions: {others}")
     if metrics.num_tied:
         out.print(f"{metrics.num_tied:,} positives share their logit with a negative: their rank is the stored order")
-    if metrics.absent_classes:
-        out.print(f"left out of mAP, without positives: {', '.join(metrics.absent_classes)}", soft_wrap=True)
+    if absent := metrics.absent_classes:
+        more = f" and {len(absent) - _NUM_NAMED:,} more" if len(absent) > _NUM_NAMED else ""
+        out.print(f"left out of mAP, without positives: {', '.join(absent[:_NUM_NAMED])}{more}", soft_wrap=True)
     if measured.strata:
         table = _table("largest object", "pairs", "classes", "mAP", "CR")
         for row in measured.strata:

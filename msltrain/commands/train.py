@@ -206,7 +206,7 @@ def _tune_thresholds(run: str | Path) -> None:
 
     shards = training_shards(run)
     file = default_file(run, shards, held_out=True)
-    predictions, _ = evaluate(run, shards, held_out=True, out=file)
+    predictions = evaluate(run, shards, held_out=True, out=file)
     show(out, f"thresholds: {threshold_origin(predictions, file.name)}")
 
 

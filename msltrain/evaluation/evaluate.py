@@ -16,7 +16,6 @@ from msldata.storage import Location, one_or_many
 from msltrain.evaluation.averaged_views import AveragedViews, check_scales
 from msltrain.evaluation.sweep import AllSamples, Progress, RankPart, View
 from msltrain.hosts.distributed import process_group
-from msltrain.measures.metrics import Metrics, compute_metrics
 from msltrain.measures.predictions import (
     Origin,
     Predictions,
@@ -60,11 +59,11 @@ def evaluate(
     cache_limit_gb: float = 50.0,
     on_sample_error: Literal["fail", "skip"] = "fail",
     note: Callable[[str], None] = lambda text: None,
-) -> tuple[Predictions, Metrics]:
-    """Predict every sample of a dataset and measure the predictions.
+) -> Predictions:
+    """Predict every sample of a dataset.
 
     Under ``torchrun`` the ranks share the work; all of them return the same, and rank 0 writes the file. The file does
-    not depend on the number of ranks.
+    not depend on the number of ranks. The logits are held once, and the labels beside them as bytes.
 
     Args:
         checkpoint: checkpoint folder, the folder of a run, whose best one is taken, or a weights file.
@@ -74,7 +73,7 @@ def evaluate(
         keep_masks: folders of keep masks to hide parts of the images with; none: whole images. The mask of a sample is
             a function of its key and ``seed``, so every model meets the same hole on the same image.
         flip, scales: further views of each image, see ``AveragedViews``.
-        out: predictions file to write, ``.parquet`` or ``.csv``; it is written before anything is measured.
+        out: predictions file to write, ``.parquet`` or ``.csv``.
         batch_size: samples per rank and step.
         num_threads: decoding threads per rank; None: one per available CPU.
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
@@ -142,7 +141,7 @@ def evaluate(
         if out is not None:
             write = write_predictions_table if is_table(out) else write_predictions
             ranks.first_does(lambda: write(predictions, out))
-    return predictions, compute_metrics(predictions)
+    return predictions
 
 
 def is_table(out: str | Path) -> bool:
@@ -186,13 +185,14 @@ def _notes(loaded: LoadedRecogniser, shard_set: ShardSet, where: str, held_out: 
             f"{where} is what this model was trained on, so the numbers flatter it; --held-out measures the part that "
             "was set aside, other shards all of it"
         )
-    unknown = [name for name in shard_set.classes if name not in loaded.classes]
+    known = set(loaded.classes)
+    unknown = [name for name in shard_set.classes if name not in known]
     if unknown:
         notes.append(
             f"{where}: {len(unknown)} of {len(shard_set.classes)} classes are left out, which the model does not know: "
             f"{shortened(unknown)}"
         )
-    if tuple(name for name in shard_set.classes if name in loaded.classes) != loaded.classes:
+    if tuple(name for name in shard_set.classes if name in known) != loaded.classes:
         notes.append(f"{where}: its classes are in another order than the model's; they are matched by name")
     return notes
 

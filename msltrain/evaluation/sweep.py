@@ -23,7 +23,7 @@ from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.pixels.batch import Batch
-from msltrain.stream.samples.shardset import ShardSet
+from msltrain.stream.samples.shardset import ShardSet, multi_hot
 
 _PARALLEL_READS = 16
 Progress = Callable[[int, int], None]
@@ -54,6 +54,8 @@ class RankPart:
     @staticmethod
     def concatenate(parts: Sequence[RankPart]) -> RankPart:
         """The samples of all parts, in sequence."""
+        if len(parts) == 1:
+            return parts[0]
         return RankPart(*(np.concatenate([getattr(part, name) for part in parts]) for name in RankPart.__slots__))
 
 
@@ -83,14 +85,18 @@ class AllSamples:
     def run(
         self, views: Sequence[View], loader: Loader, batch_size: int, progress: Progress | None = None
     ) -> list[RankPart]:
-        """What this rank computes: the parts of ``steps``, joined into one per view."""
-        num_classes = len(self.column_K)
-        empty = RankPart(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty((0, num_classes), np.float32))
-        parts = [[empty] for _ in views]
-        for step_parts in self.steps(views, loader, batch_size, progress):
-            for view_parts, part in zip(parts, step_parts, strict=True):
-                view_parts.append(part)
-        return [RankPart.concatenate(view_parts) for view_parts in parts]
+        """What this rank computes: the parts of ``steps``, joined into one per view, and held once."""
+        num_classes, most = len(self.column_K), len(loader) * batch_size
+        columns = (np.empty(most, np.int64), np.empty(most, np.uint64))
+        logit_VMK = [np.empty((most, num_classes), np.float32) for _ in views]
+        done = 0
+        for parts in self.steps(views, loader, batch_size, progress):
+            stop = done + len(parts[0].index_M)
+            columns[0][done:stop], columns[1][done:stop] = parts[0].index_M, parts[0].key_hash_M
+            for logit_MK, part in zip(logit_VMK, parts, strict=True):
+                logit_MK[done:stop] = part.logit_MK
+            done = stop
+        return [RankPart(columns[0][:done], columns[1][:done], logit_MK[:done]) for logit_MK in logit_VMK]
 
     def steps(
         self, views: Sequence[View], loader: Loader, batch_size: int, progress: Progress | None = None
@@ -145,6 +151,7 @@ class AllSamples:
             f"{name}: of {len(index_N)} samples {num_missing} were never evaluated and {num_extra} more than once"
         )
         assert (rows.key_hash_N == part.key_hash_M[order_N]).all(), f"{name}: logits and keys do not belong together"
+        is_in_order = np.array_equal(order_N, np.arange(len(order_N)))  # then nothing is copied
         objects = self.objects().take(pa.array(seen_N))
         occlusion = self.occlusion()
         if occlusion is not None:
@@ -153,9 +160,9 @@ class AllSamples:
         largest = largest_objects(objects, num_classes, rows.width_N * rows.height_N, occlusion)
         return Predictions(
             keys=tuple(rows.key_N),
-            logit_NK=part.logit_MK[order_N],
-            target_NK=np.ascontiguousarray(rows.target_NK[:, self.column_K]),
-            ignore_NK=np.ascontiguousarray(rows.ignore_NK[:, self.column_K]),
+            logit_NK=part.logit_MK if is_in_order else part.logit_MK[order_N],
+            target_NK=multi_hot(rows.positives_N, num_classes, self.column_K).view(np.uint8),
+            ignore_NK=multi_hot(rows.ignored_N, num_classes, self.column_K),
             classes=tuple(self.shard_set.classes[column] for column in self.column_K),
             objects=None if largest is None else largest.of_classes(self.column_K),
             origin=replace(origin, skipped=tuple(skipped[index].short for index in sorted(skipped))),

@@ -98,7 +98,7 @@ class TrainJob:
             write_predictions(found, file)
         else:
             masks = [] if keep_masks is None else [keep_masks]
-            found, _ = evaluate(place, self.run.test.shards, keep_masks=masks, out=file, batch_size=BATCH_SIZE)
+            found = evaluate(place, self.run.test.shards, keep_masks=masks, out=file, batch_size=BATCH_SIZE)
         summary = measured_file(file)
         LocalStorage(summary.parent).put(summary.name, measure(found).to_json().encode())
 

@@ -6,12 +6,13 @@ Shapes: N samples, K classes, R resamples, P positives of one class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from msltrain.measures.metrics import RATES, compute_metrics, mean_average_precision
+from msltrain.measures.average_precision import RankedPositives, ranked_by_class
+from msltrain.measures.metrics import RATES, checked_arrays, compute_metrics, mean_average_precision
 from msltrain.measures.predictions import Predictions
 
 NUM_RESAMPLES = 500
@@ -60,12 +61,30 @@ def mean_ap_difference(first: Predictions, second: Predictions) -> Interval:
 def resampled_mean_ap(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray:
     """mAP of each resample, float64 (R,); equal seeds draw equal images. Classes without a positive in it are left
     out."""
+    arrays = checked_arrays(predictions.logit_NK, predictions.target_NK, predictions.ignore_NK)
+    ranked_K = list(ranked_by_class(*arrays))
+    many = [k for k, ranked in enumerate(ranked_K) if len(ranked.row_P) > _FEW]
+    few = [k for k, ranked in enumerate(ranked_K) if 0 < len(ranked.row_P) <= _FEW]
+    if not many and not few:
+        return np.zeros(num_resamples)
+    together = max(1, _BLOCK // max(1, len(predictions.keys) * _FEW))
+    blocks = [few[start : start + together] for start in range(0, len(few), together)]
     chunks = []
     for weight_RN in _weights(len(predictions.keys), num_resamples, seed):
-        value_RK = np.stack([_weighted_ap(predictions, k, weight_RN) for k in range(len(predictions.classes))], axis=1)
+        values = [_weighted_ap(predictions, k, ranked_K[k], weight_RN)[:, None] for k in many]
+        values += [_weighted_aps(predictions, block, ranked_K, weight_RN) for block in blocks]
+        value_RK = np.concatenate(values, axis=1)
         known_RK = np.isfinite(value_RK)
         chunks.append(np.where(known_RK, value_RK, 0).sum(axis=1) / np.maximum(known_RK.sum(axis=1), 1))
     return np.concatenate(chunks)
+
+
+_FEW = 32
+"""For the samples ahead of so few positives, a matrix product is faster than a running sum over all samples."""
+_BLOCK = 1 << 24
+"""At most about so many numbers in one side of a product."""
+_SPARSE = 1 / 16
+"""Below this share of set flags, only those are looked at."""
 
 
 def summary_intervals(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[str, Interval]:
@@ -90,12 +109,12 @@ def resampled_rates(
     left_out = predictions.origin.ignored_in_rates != "negative"
     target_NK = predictions.target_NK > 0
     predicted_NK = (predictions.logit_NK >= 0) & ~(predictions.ignore_NK & left_out)
-    flags = [flag_NK.astype(np.float64) for flag_NK in (target_NK, predicted_NK, predicted_NK & target_NK)]
+    flags = [_Flags(flag_NK) for flag_NK in (target_NK, predicted_NK, predicted_NK & target_NK)]
     positive_RK, predicted_RK, correct_RK = (
         np.concatenate(parts)
         for parts in zip(
             *(
-                [weight_RN @ flag_NK for flag_NK in flags]
+                [flag.drawn(weight_RN) for flag in flags]
                 for weight_RN in _weights(len(predictions.keys), num_resamples, seed)
             )
         )
@@ -131,16 +150,65 @@ def _harmonic(first_R: np.ndarray, second_R: np.ndarray) -> np.ndarray:
     return 2 * first_R * second_R / np.maximum(first_R + second_R, np.finfo(float).tiny)
 
 
-def _weighted_ap(predictions: Predictions, k: int, weight_RN: np.ndarray) -> np.ndarray:
+class _Flags:
+    """Flags (N, K) to be counted by class in every resample; where few are set, only those are looked at."""
+
+    def __init__(self, flag_NK: np.ndarray):
+        self._flag_NK = flag_NK
+        self._is_sparse = np.count_nonzero(flag_NK) <= _SPARSE * flag_NK.size
+        if self._is_sparse:
+            row_M, class_M = np.nonzero(flag_NK)
+            order_M = np.argsort(class_M, kind="stable")
+            self._row_M = row_M[order_M]
+            self._classes, self._starts = np.unique(class_M[order_M], return_index=True)
+
+    def drawn(self, weight_RN: np.ndarray) -> np.ndarray:
+        """How often each class is flagged in each resample, float64 (R, K)."""
+        num_classes = self._flag_NK.shape[1]
+        drawn_RK = np.zeros((len(weight_RN), num_classes))
+        if not self._is_sparse:
+            float_RN = weight_RN.astype(np.float32)  # exact below 2²⁴
+            step = max(1, _BLOCK // max(1, len(self._flag_NK)))
+            for start in range(0, num_classes, step):
+                block = slice(start, start + step)
+                drawn_RK[:, block] = float_RN @ self._flag_NK[:, block].astype(np.float32)
+        elif len(self._classes):
+            drawn_RM = weight_RN[:, self._row_M]
+            drawn_RK[:, self._classes] = np.add.reduceat(drawn_RM, self._starts, axis=1, dtype=np.int64)
+        return drawn_RK
+
+
+def _weighted_ap(predictions: Predictions, k: int, ranked: RankedPositives, weight_RN: np.ndarray) -> np.ndarray:
     """AP of class ``k`` when sample n appears ``weight[r, n]`` times; NaN where no positive was drawn."""
     kept_N = np.flatnonzero(~predictions.ignore_NK[:, k])
     order_N = kept_N[np.argsort(-predictions.logit_NK[kept_N, k], kind="stable")]
-    rank_P = np.flatnonzero(predictions.target_NK[order_N, k])
-    ahead_RP = np.cumsum(weight_RN.take(order_N, axis=1), axis=1, dtype=np.int32)[:, rank_P]
-    weight_RP = weight_RN[:, order_N[rank_P]].astype(np.int64)
+    ahead_RP = np.cumsum(weight_RN.take(order_N, axis=1), axis=1, dtype=np.int32)[:, ranked.rank_P - 1]
+    weight_RP = weight_RN[:, ranked.row_P].astype(np.int64)
     hit_RP = np.cumsum(weight_RP, axis=1)
     with np.errstate(invalid="ignore"):
         return (weight_RP * hit_RP / np.maximum(ahead_RP, 1)).sum(axis=1) / weight_RP.sum(axis=1)
+
+
+def _weighted_aps(
+    predictions: Predictions, classes: Sequence[int], ranked_K: Sequence[RankedPositives], weight_RN: np.ndarray
+) -> np.ndarray:
+    """The same of several classes with few positives, (R, K)."""
+    number_N = np.arange(len(predictions.keys))[:, None]
+    parts, rows = [], []
+    for k in classes:
+        ranked, logit_N1 = ranked_K[k], predictions.logit_NK[:, k, None]
+        ahead_NP = (logit_N1 > ranked.logit_P) | ((logit_N1 == ranked.logit_P) & (number_N <= ranked.row_P))
+        parts.append(ahead_NP & ~predictions.ignore_NK[:, k, None])
+        rows.append(ranked.row_P)
+    first = np.cumsum([0, *(len(row_P) for row_P in rows[:-1])])
+    ahead_RP = weight_RN.astype(np.float32) @ np.concatenate(parts, axis=1).astype(np.float32)  # exact below 2²⁴
+    weight_RP = weight_RN[:, np.concatenate(rows)].astype(np.int64)
+    hit_RP = np.cumsum(weight_RP, axis=1)
+    before_RK = np.concatenate([np.zeros((len(hit_RP), 1), np.int64), hit_RP[:, first[1:] - 1]], axis=1)
+    hit_RP -= np.repeat(before_RK, [len(row_P) for row_P in rows], axis=1)
+    with np.errstate(invalid="ignore"):
+        sum_RK = np.add.reduceat(weight_RP * hit_RP / np.maximum(ahead_RP, 1), first, axis=1)
+        return sum_RK / np.add.reduceat(weight_RP, first, axis=1)
 
 
 def _value(predictions: Predictions) -> float:

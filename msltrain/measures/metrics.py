@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from msldata.errors import UserError
-from msltrain.measures.average_precision import AP_KINDS, average_precision, average_precisions, num_tied_positives
+from msltrain.measures.average_precision import AP_KINDS, RankedPositives, ranked_by_class
 
 if TYPE_CHECKING:
     from msltrain.measures.predictions import Predictions
@@ -46,7 +46,7 @@ class ClassMetrics:
     average_precision: float | None
     """As published; the other definitions are in ``average_precisions``."""
     average_precisions: Mapping[str, float | None]
-    """By definition, see ``ranking.AP_KINDS``."""
+    """By definition, see ``average_precision.AP_KINDS``."""
     precision: float
     """``num_correct / max(num_predicted, 1)``: 0 for a class that is never predicted."""
     recall: float | None
@@ -85,7 +85,7 @@ class Metrics:
     OR: float
     OF1: float
     mAP_by_kind: Mapping[str, float]
-    """mAP in each definition of average precision, see ``ranking.AP_KINDS``; ``msl`` is ``mAP``."""
+    """mAP in each definition of average precision, see ``average_precision.AP_KINDS``; ``msl`` is ``mAP``."""
     top3: Rates
     """A class is predicted when it is among the three highest of the image and its score is ≥ 0.5."""
     tuned: Rates | None = None
@@ -119,10 +119,8 @@ def mean_average_precision(logit_NK: np.ndarray, target_NK: np.ndarray, ignore_N
     Raises:
         UserError: a logit is NaN, or no class has a positive.
     """
-    logit_NK, target_NK, ignore_NK = _checked(logit_NK, target_NK, ignore_NK)
-    return _mean(
-        [average_precision(logit_NK[kept_N, k], target_NK[kept_N, k]) for k, kept_N in enumerate(~ignore_NK.T)]
-    )
+    checked = checked_arrays(logit_NK, target_NK, ignore_NK)
+    return _mean([ranked.average_precisions(("msl",))["msl"] for ranked in ranked_by_class(*checked)])
 
 
 def compute_metrics(predictions: Predictions, thresholds_K: np.ndarray | None = None) -> Metrics:
@@ -140,27 +138,30 @@ def compute_metrics(predictions: Predictions, thresholds_K: np.ndarray | None = 
     Raises:
         UserError: a logit is NaN, or no class has a positive.
     """
-    logit_NK, target_NK, ignore_NK = _checked(predictions.logit_NK, predictions.target_NK, predictions.ignore_NK)
-    counted_NK = np.ones_like(ignore_NK) if predictions.origin.ignored_in_rates == "negative" else ~ignore_NK
-    predicted_NK = (logit_NK >= 0) & counted_NK
-    counts = _Counts.of(predicted_NK, target_NK)
-    # One copy by class: columns of a row-major array are slow to sort.
-    logit_KN, target_KN, kept_KN = (np.ascontiguousarray(array.T) for array in (logit_NK, target_NK, ~ignore_NK))
+    logit_NK, target_NK, ignore_NK = checked_arrays(predictions.logit_NK, predictions.target_NK, predictions.ignore_NK)
+    counts, top3, tuned = _count(
+        logit_NK,
+        target_NK,
+        ignore_NK,
+        thresholds_K,
+        negative_where_ignored=predictions.origin.ignored_in_rates == "negative",
+    )
+    num_ignored_K = ignore_NK.sum(axis=0)
+    by_class = ranked_by_class(logit_NK, target_NK, ignore_NK)
     classes = tuple(
-        _class_metrics(name, logit_KN[k][kept_KN[k]], target_KN[k][kept_KN[k]], int((~kept_KN[k]).sum()), counts, k)
-        for k, name in enumerate(predictions.classes)
+        _class_metrics(name, ranked, int(num_ignored_K[k]), counts, k)
+        for k, (name, ranked) in enumerate(zip(predictions.classes, by_class, strict=True))
     )
     present = [row for row in classes if row.num_positive]
     by_kind: dict[str, float] = {kind: _mean([row.average_precisions[kind] for row in present]) for kind in AP_KINDS}
     thresholds = () if thresholds_K is None else tuple(float(1 / (1 + np.exp(-value))) for value in thresholds_K)
-    tuned_NK = None if thresholds_K is None else (logit_NK >= thresholds_K) & counted_NK
     return Metrics(
         num_samples=len(logit_NK),
         mAP=by_kind["msl"],
         **asdict(counts.rates()),
         mAP_by_kind=by_kind,
-        top3=_Counts.of(predicted_NK & _highest(logit_NK, counted_NK), target_NK).rates(),
-        tuned=None if tuned_NK is None else _Counts.of(tuned_NK, target_NK).rates(),
+        top3=top3.rates(),
+        tuned=None if thresholds_K is None else tuned.rates(),
         thresholds=thresholds,
         classes=classes,
         absent_classes=tuple(row.name for row in classes if not row.num_positive),
@@ -177,8 +178,13 @@ class _Counts:
     correct_K: np.ndarray
 
     @classmethod
-    def of(cls, predicted_NK: np.ndarray, target_NK: np.ndarray) -> _Counts:
-        return cls(target_NK.sum(axis=0), predicted_NK.sum(axis=0), (predicted_NK & target_NK).sum(axis=0))
+    def none(cls, num_classes: int) -> _Counts:
+        return cls(*(np.zeros(num_classes, np.int64) for _ in range(3)))
+
+    def add(self, predicted_NK: np.ndarray, target_NK: np.ndarray) -> None:
+        self.positive_K[:] += target_NK.sum(axis=0)
+        self.predicted_K[:] += predicted_NK.sum(axis=0)
+        self.correct_K[:] += (predicted_NK & target_NK).sum(axis=0)
 
     def rates(self) -> Rates:
         present_K = self.positive_K > 0
@@ -199,20 +205,40 @@ class _Counts:
         )
 
 
-def _class_metrics(
-    name: str, logit_N: np.ndarray, target_N: np.ndarray, num_ignored: int, counts: _Counts, k: int
-) -> ClassMetrics:
+def _count(
+    logit_NK: np.ndarray,
+    target_NK: np.ndarray,
+    ignore_NK: np.ndarray,
+    thresholds_K: np.ndarray | None,
+    *,
+    negative_where_ignored: bool,
+) -> tuple[_Counts, _Counts, _Counts]:
+    """At score ≥ 0.5; of these the highest of each image; at the thresholds. Some images at a time."""
+    counts, top3, tuned = (_Counts.none(logit_NK.shape[1]) for _ in range(3))
+    step = max(1, _BLOCK // max(1, logit_NK.shape[1]))
+    for start in range(0, len(logit_NK), step):
+        logit_BK, target_BK, ignore_BK = (array[start : start + step] for array in (logit_NK, target_NK, ignore_NK))
+        counted_BK = np.ones_like(ignore_BK) if negative_where_ignored else ~ignore_BK
+        predicted_BK = (logit_BK >= 0) & counted_BK
+        counts.add(predicted_BK, target_BK)
+        top3.add(predicted_BK & _highest(logit_BK, counted_BK), target_BK)
+        if thresholds_K is not None:
+            tuned.add((logit_BK >= thresholds_K) & counted_BK, target_BK)
+    return counts, top3, tuned
+
+
+def _class_metrics(name: str, ranked: RankedPositives, num_ignored: int, counts: _Counts, k: int) -> ClassMetrics:
     num_positive, num_predicted, num_correct = (
         int(array[k]) for array in (counts.positive_K, counts.predicted_K, counts.correct_K)
     )
-    by_kind = average_precisions(logit_N, target_N)
+    by_kind = ranked.average_precisions()
     return ClassMetrics(
         name=name,
         num_positive=num_positive,
         num_ignored=num_ignored,
         num_predicted=num_predicted,
         num_correct=num_correct,
-        num_tied=num_tied_positives(logit_N, target_N),
+        num_tied=ranked.num_tied,
         average_precision=by_kind["msl"],
         average_precisions={str(kind): value for kind, value in by_kind.items()},
         precision=num_correct / max(num_predicted, 1),
@@ -223,23 +249,37 @@ def _class_metrics(
 def _highest(logit_NK: np.ndarray, counted_NK: np.ndarray) -> np.ndarray:
     """Which classes are among the ``TOP`` highest of their image; of equal logits the first. Ignored pairs take no
     place."""
-    ranked_NK = np.where(counted_NK, logit_NK, -np.inf)
-    first_NT = np.argsort(-ranked_NK, axis=1, kind="stable")[:, :TOP]
+    left_NK, row_N = np.where(counted_NK, logit_NK, -np.inf), np.arange(len(logit_NK))
     highest_NK = np.zeros(logit_NK.shape, bool)
-    np.put_along_axis(highest_NK, first_NT, True, axis=1)
+    for _ in range(min(TOP, logit_NK.shape[1])):
+        first_N = left_NK.argmax(axis=1)
+        highest_NK[row_N, first_N] = True
+        left_NK[row_N, first_N] = -np.inf
     return highest_NK
 
 
-def _checked(
+_BLOCK = 1 << 20
+"""About how many logits are looked at together."""
+
+
+def checked_arrays(
     logit_NK: np.ndarray, target_NK: np.ndarray, ignore_NK: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits as float, targets and ignore flags as bool, all with one shape and without NaN."""
-    logit_NK, target_NK = np.asarray(logit_NK), np.asarray(target_NK) > 0
+    """Logits as float, targets and ignore flags as bool, all with one shape and without NaN; copied where necessary.
+
+    Raises:
+        NotANumberError: a logit is NaN. ValueError: the shapes differ.
+    """
+    logit_NK, target_NK = np.asarray(logit_NK), np.asarray(target_NK)
+    if target_NK.dtype == np.uint8 and target_NK.flags.c_contiguous and target_NK.max(initial=0) <= 1:
+        target_NK = target_NK.view(bool)
+    else:
+        target_NK = target_NK > 0
     ignore_NK = np.zeros_like(target_NK) if ignore_NK is None else np.asarray(ignore_NK, dtype=bool)
     if not logit_NK.shape == target_NK.shape == ignore_NK.shape or logit_NK.ndim != 2:
         raise ValueError(f"shapes differ: logit {logit_NK.shape}, target {target_NK.shape}, ignore {ignore_NK.shape}")
-    num_nan = int(np.isnan(logit_NK).sum())
-    if num_nan:
+    if logit_NK.size and np.isnan(logit_NK.min()):
+        num_nan = int(np.isnan(logit_NK).sum())
         raise NotANumberError(
             f"{num_nan} of {logit_NK.size} logits are NaN and cannot be ranked: the model has diverged; "
             "go back to an earlier checkpoint or train again with a lower learning rate"

@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 from msldata.contract.manifest import read_manifest
 from msldata.contract.parquet import read_parquet
 from msldata.errors import StorageError, UserError
-from msldata.storage import PART_SUFFIX, LocalStorage, Location, clear_local_errors
+from msldata.storage import PART_SUFFIX, LocalStorage, Location, clear_local_errors, flush_to_disk
 from msltrain.measures.covered import covered_shares
 
-PREDICTIONS_VERSION = 1
+PREDICTIONS_VERSION = 2
+"""Version 2 names the largest objects in lists, a class number each. Version 1 is still read."""
 _METADATA = b"msl.predictions"
 _LARGEST = ("area", "relative_area", "truncated", "occluded", "crowd", "covered", "separated")
 
@@ -67,33 +68,69 @@ class Origin:
     """Samples that were left out because they are damaged: key, place, reason."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LargestObjects:
     """For each sample and class, the largest object that is not difficult; it decides the size and occlusion stratum.
 
-    A flag is 1 for yes, 0 for no, -1 where the source does not say or there is no object.
+    Only the M pairs that have one are held, by sample, then by class. A flag is 1 for yes, 0 for no, -1 where the
+    source does not say.
     """
 
-    area_NK: np.ndarray
-    """float32, square pixels of the stored image (see ``Origin.resize``); 0 where there is no object."""
-    truncated_NK: np.ndarray
+    shape: tuple[int, int]
+    """(N, K)"""
+    row_M: np.ndarray
+    """int64, sample number"""
+    class_M: np.ndarray
+    """int64, class number"""
+    area_M: np.ndarray
+    """float32, square pixels of the stored image (see ``Origin.resize``)."""
+    truncated_M: np.ndarray
     """int8"""
-    occluded_NK: np.ndarray
+    occluded_M: np.ndarray
     """int8"""
-    crowd_NK: np.ndarray
+    crowd_M: np.ndarray
     """int8"""
-    relative_area_NK: np.ndarray | None = None
+    relative_area_M: np.ndarray | None = None
     """float32, the largest area over that of the stored image, so no resize changes it; None in older files."""
-    covered_NK: np.ndarray | None = None
+    covered_M: np.ndarray | None = None
     """float32, share of it that other annotated objects cover, see ``msltrain.measures.covered``; -1 for a crowd, and
-    where it is unknown or there is no object; None in older files."""
-    separated_NK: np.ndarray | None = None
+    where it is unknown; None in older files."""
+    separated_M: np.ndarray | None = None
     """int8, whether its segment is in several parts, cut by something in front of it; None without segments."""
+
+    @staticmethod
+    def of_arrays(**array_NK: np.ndarray | None) -> LargestObjects:
+        """From whole arrays by name (``area_NK`` …), in which 0 is no area and -1 nothing known."""
+        arrays = {name.removesuffix("_NK"): array for name, array in array_NK.items() if array is not None}
+        is_there_NK = np.any([array != _nothing(name) for name, array in arrays.items()], axis=0)
+        row_M, class_M = np.nonzero(is_there_NK)
+        columns: dict[str, Any] = {f"{name}_M": array[row_M, class_M] for name, array in arrays.items()}
+        return LargestObjects(shape=is_there_NK.shape, row_M=row_M, class_M=class_M, **columns)
+
+    def dense(self, name: str) -> np.ndarray | None:
+        """One of the columns as an array (N, K): 0 where there is no area, -1 where nothing is known."""
+        if (column_M := getattr(self, f"{name}_M")) is None:
+            return None
+        array_NK = np.full(self.shape, _nothing(name), column_M.dtype)
+        array_NK[self.row_M, self.class_M] = column_M
+        return array_NK
 
     def of_classes(self, column_K: np.ndarray) -> LargestObjects:
         """The columns of the classes numbered ``column_K``, in that order."""
-        arrays = {name: array[:, column_K] for name, array in vars(self).items() if array is not None}
-        return LargestObjects(**arrays)
+        place_K = np.full(self.shape[1], -1, np.int64)
+        place_K[column_K] = np.arange(len(column_K))
+        kept = np.flatnonzero(place_K[self.class_M] >= 0)
+        kept = kept[np.lexsort((place_K[self.class_M[kept]], self.row_M[kept]))]
+        columns: dict[str, Any] = {
+            name: array[kept] for name, array in vars(self).items() if name != "shape" and array is not None
+        }
+        return LargestObjects(
+            shape=(self.shape[0], len(column_K)), **{**columns, "class_M": place_K[columns["class_M"]]}
+        )
+
+
+def _nothing(name: str) -> int:
+    return 0 if name.endswith("area") else -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,35 +183,66 @@ def write_predictions(predictions: Predictions, file: str | Path) -> None:
     The lists of a row are in the order of the classes, which the file's metadata names:
     ``json.loads(pyarrow.parquet.read_schema(file).metadata[b"msl.predictions"])["classes"]``.
 
-    Columns: ``key`` and, as lists of K values, ``logit``, ``target``, ``ignore`` and, where objects are known,
+    Columns: ``key`` and, as lists of K values, ``logit``, ``target`` and ``ignore``, and ``visible`` behind keep masks.
+    Where objects are known, lists with an entry for each class that has one: ``largest_class``, its number, and
     ``largest_area``, ``largest_relative_area``, ``largest_truncated``, ``largest_occluded``, ``largest_crowd``,
-    ``largest_covered`` and, from segments, ``largest_separated``, and ``visible`` behind keep masks. Classes and origin
-    are JSON in the file's metadata under ``msl.predictions``.
+    ``largest_covered`` and, from segments, ``largest_separated``. Classes and origin are JSON in the file's metadata
+    under ``msl.predictions``.
 
     Raises:
         StorageError: the place cannot be written.
     """
-    columns: dict[str, pa.Array] = {
-        "key": pa.array(predictions.keys, pa.string()),
-        "logit": _to_lists(predictions.logit_NK),
-        "target": _to_lists(predictions.target_NK),
-        "ignore": _to_lists(predictions.ignore_NK),
-    }
-    if predictions.objects is not None:
-        for name in _LARGEST:
-            if (array_NK := getattr(predictions.objects, f"{name}_NK")) is not None:
-                columns[f"largest_{name}"] = _to_lists(array_NK)
-    if predictions.visible_NK is not None:
-        columns["visible"] = _to_lists(predictions.visible_NK)
     origin = asdict(predictions.origin)
     if not predictions.origin.skipped:
         del origin["skipped"]  # a file with every sample stays the same as before skipping existed
     content = {"version": PREDICTIONS_VERSION, "classes": list(predictions.classes), "origin": origin}
-    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(content, ensure_ascii=False).encode()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    metadata = {_METADATA: json.dumps(content, ensure_ascii=False).encode()}
+    step = max(1, _ROWS_TOGETHER // max(1, len(predictions.classes)))
     file = Path(file)
-    LocalStorage(file.parent).put(file.name, sink.getvalue().to_pybytes())
+    with clear_local_errors(str(file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_name(f".{file.name}.{os.getpid()}{PART_SUFFIX}")
+    try:
+        with clear_local_errors(str(file)):
+            schema = _rows(predictions, 0, 0).schema.with_metadata(metadata)
+            options: dict[str, Any] = {"use_dictionary": _REPEATED, "column_encoding": {_LOGIT: "BYTE_STREAM_SPLIT"}}
+            with pq.ParquetWriter(staged, schema, compression="zstd", **options) as writer:
+                for start in range(0, max(1, len(predictions.keys)), step):
+                    rows = _rows(predictions, start, min(start + step, len(predictions.keys)))
+                    writer.write_table(rows.replace_schema_metadata(metadata))
+            flush_to_disk(staged)
+        LocalStorage(file.parent).put(file.name, staged)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+_ROWS_TOGETHER = 1 << 20
+"""About how many logits are written at a time."""
+_LOGIT = "logit.list.element"
+_REPEATED = [f"{name}.list.element" for name in ("target", *(f"largest_{name}" for name in ("class", *_LARGEST)))]
+"""Columns of few different values."""
+
+
+def _rows(predictions: Predictions, start: int, stop: int) -> pa.Table:
+    """Some rows of the file."""
+    arrays = {"logit": predictions.logit_NK, "target": predictions.target_NK, "ignore": predictions.ignore_NK}
+    columns: dict[str, pa.Array] = {"key": pa.array(predictions.keys[start:stop], pa.string())}
+    columns |= {name: _to_lists(array_NK[start:stop]) for name, array_NK in arrays.items()}
+    if (objects := predictions.objects) is not None:
+        first, last = np.searchsorted(objects.row_M, (start, stop))
+        ends = np.searchsorted(objects.row_M[first:last], np.arange(start, stop + 1)).astype(np.int32)
+        named = {
+            "class": objects.class_M.astype(np.int16),
+            **{name: getattr(objects, f"{name}_M") for name in _LARGEST},
+        }
+        columns |= {
+            f"largest_{name}": pa.ListArray.from_arrays(ends, column_M[first:last])
+            for name, column_M in named.items()
+            if column_M is not None
+        }
+    if predictions.visible_NK is not None:
+        columns["visible"] = _to_lists(predictions.visible_NK[start:stop])
+    return pa.table(columns)
 
 
 def check_place(file: str | Path) -> None:
@@ -224,8 +292,10 @@ def read_predictions(file: str | Path) -> Predictions:
         version = content["version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not a predictions file ({error}); {hint}") from None
-    if version != PREDICTIONS_VERSION:
-        raise UserError(f"{file}: predictions of version {version}, this program reads {PREDICTIONS_VERSION}; {hint}")
+    if version not in (1, PREDICTIONS_VERSION):
+        raise UserError(
+            f"{file}: predictions of version {version}, this program reads 1 to {PREDICTIONS_VERSION}; {hint}"
+        )
     try:
         return _predictions(table, content)
     except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
@@ -236,15 +306,21 @@ def _predictions(table: pa.Table, content: dict[str, Any]) -> Predictions:
     origin: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in content["origin"].items()
     }
+    names = [name for name in _LARGEST if f"largest_{name}" in table.column_names]
     objects = None
-    if "largest_area" in table.column_names:
-        objects = LargestObjects(
-            **{
-                f"{name}_NK": _to_array(table[f"largest_{name}"])
-                for name in _LARGEST
-                if f"largest_{name}" in table.column_names
-            }
-        )
+    if "largest_class" in table.column_names:
+        lists = {name: table[f"largest_{name}"].combine_chunks() for name in ("class", *names)}
+        row_M = np.repeat(np.arange(len(table)), lists["class"].value_lengths().to_numpy())
+        columns: dict[str, Any] = {f"{name}_M": lists[name].flatten().to_numpy() for name in lists}
+        columns["class_M"] = columns["class_M"].astype(np.int64)
+        if (
+            any(len(column) != len(row_M) for column in columns.values())
+            or not ((columns["class_M"] >= 0) & (columns["class_M"] < len(content["classes"]))).all()
+        ):
+            raise ValueError("its lists of objects do not fit together")
+        objects = LargestObjects(shape=(len(table), len(content["classes"])), row_M=row_M, **columns)
+    elif names:
+        objects = LargestObjects.of_arrays(**{f"{name}_NK": _to_array(table[f"largest_{name}"]) for name in names})
     return Predictions(
         keys=tuple(table["key"].to_pylist()),
         logit_NK=_to_array(table["logit"]),
@@ -276,35 +352,35 @@ def largest_objects(
         return None
     row_M = np.repeat(np.arange(len(array)), array.value_lengths().to_numpy())
     area_M = flat.field("area").to_numpy()
-    # Ascending by area, so that the largest of a cell is the last one written to it.
+    # Ascending by area, so that the largest of a pair comes last.
     order = np.argsort(area_M, kind="stable")
     order = order[~flat.field("difficult").to_numpy(zero_copy_only=False)[order]]
-    cell = (row_M[order], flat.field("class_index").to_numpy()[order])
+    # The last of each pair, in the order of the pairs.
+    pair = row_M[order] * num_classes + flat.field("class_index").to_numpy()[order]
+    _, last = np.unique(pair[::-1], return_index=True)
+    chosen = order[len(order) - 1 - last]
 
-    shape = (len(array), num_classes)
-    area_NK = np.zeros(shape, np.float32)
-    area_NK[cell] = area_M[order]
-    flags = {}
-    for name in ("truncated", "occluded", "crowd"):
-        flags[name] = np.full(shape, -1, np.int8)
-        flags[name][cell] = flat.field(name).cast(pa.int8()).fill_null(-1).to_numpy()[order]
-    covered_NK, separated_NK = np.full(shape, -1, np.float32), None
+    def flag_M(column: pa.Array) -> np.ndarray:
+        return column.cast(pa.int8()).fill_null(-1).to_numpy()[chosen]
+
+    area_M = area_M[chosen].astype(np.float32)
+    columns: dict[str, np.ndarray] = {
+        f"{name}_M": flag_M(flat.field(name)) for name in ("truncated", "occluded", "crowd")
+    }
     if occlusion is None:
-        is_crowd_M = flat.field("crowd").to_numpy(zero_copy_only=False)
-        covered_NK[cell] = np.where(is_crowd_M, np.float32(-1), covered_shares(array))[order]
+        is_crowd = flat.field("crowd").to_numpy(zero_copy_only=False)
+        columns["covered_M"] = np.where(is_crowd, np.float32(-1), covered_shares(array))[chosen].astype(np.float32)
     else:
         told = occlusion.flatten()
-        separated_NK = np.full(shape, -1, np.int8)
-        covered_NK[cell] = told.field("covered").fill_null(-1).to_numpy()[order]
-        separated_NK[cell] = told.field("separated").cast(pa.int8()).fill_null(-1).to_numpy()[order]
+        columns["covered_M"] = told.field("covered").fill_null(-1).to_numpy()[chosen]
+        columns["separated_M"] = flag_M(told.field("separated"))
     return LargestObjects(
-        area_NK=area_NK,
-        relative_area_NK=(area_NK / image_area_N[:, None]).astype(np.float32),
-        truncated_NK=flags["truncated"],
-        occluded_NK=flags["occluded"],
-        crowd_NK=flags["crowd"],
-        covered_NK=covered_NK,
-        separated_NK=separated_NK,
+        shape=(len(array), num_classes),
+        row_M=row_M[chosen],
+        class_M=flat.field("class_index").to_numpy()[chosen].astype(np.int64),
+        area_M=area_M,
+        relative_area_M=(area_M / image_area_N[row_M[chosen]]).astype(np.float32),
+        **columns,
     )
 
 

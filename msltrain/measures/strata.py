@@ -6,12 +6,14 @@ all negatives of the class; positives of other strata are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from msldata.contract.records import LARGE_FROM, SMALL_BELOW
+from msltrain.measures.average_precision import ranked_by_class
+from msltrain.measures.metrics import checked_arrays
 from msltrain.measures.predictions import LargestObjects, Predictions
 
 REFERENCE_AREA = 640 * 480
@@ -53,36 +55,37 @@ def compute_strata(predictions: Predictions) -> tuple[StratumMetrics, ...]:
     """
     if predictions.objects is None:
         return ()
-    ranked_K = [_ranked(predictions, k) for k in range(len(predictions.classes))]
-    return tuple(_measure(name, ranked_K, member_NK) for name, member_NK in _strata(predictions.objects))
+    ranked = _Ranked.of(predictions)
+    return tuple(_measure(name, ranked, member_M) for name, member_M in strata_members(predictions.objects))
 
 
-def _strata(objects: LargestObjects) -> Iterator[tuple[str, np.ndarray]]:
-    yield from _by_size(objects.area_NK, SMALL_BELOW, LARGE_FROM, "")
-    if objects.relative_area_NK is not None:
+def strata_members(objects: LargestObjects) -> Iterator[tuple[str, np.ndarray]]:
+    """The name of each stratum, and which pairs with an object are in it, bool (M,)."""
+    yield from _by_size(objects.area_M, SMALL_BELOW, LARGE_FROM, "")
+    if objects.relative_area_M is not None:
         limits = SMALL_BELOW / REFERENCE_AREA, LARGE_FROM / REFERENCE_AREA
-        yield from _by_size(objects.relative_area_NK, *limits, " share")
-    for name, flag_NK in (
-        ("truncated", objects.truncated_NK),
-        ("occluded", objects.occluded_NK),
-        ("crowded", objects.crowd_NK),
-        ("separated", objects.separated_NK),
+        yield from _by_size(objects.relative_area_M, *limits, " share")
+    for name, flag_M in (
+        ("truncated", objects.truncated_M),
+        ("occluded", objects.occluded_M),
+        ("crowded", objects.crowd_M),
+        ("separated", objects.separated_M),
     ):
-        if flag_NK is not None and (flag_NK == 1).any():
-            yield name, flag_NK == 1
-            yield f"not {name}", flag_NK == 0
-    if (covered_NK := objects.covered_NK) is not None and (covered_NK > 0).any():
+        if flag_M is not None and (flag_M == 1).any():
+            yield name, flag_M == 1
+            yield f"not {name}", flag_M == 0
+    if (covered_M := objects.covered_M) is not None and (covered_M > 0).any():
         for name, low, high in COVERED_BINS:
-            yield name, (covered_NK > low) & (covered_NK <= high)
+            yield name, (covered_M > low) & (covered_M <= high)
 
 
 def _by_size(
-    area_NK: np.ndarray, small_below: float, large_from: float, suffix: str
+    area_M: np.ndarray, small_below: float, large_from: float, suffix: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    known_NK = area_NK > 0
-    yield f"small{suffix}", known_NK & (area_NK < small_below)
-    yield f"medium{suffix}", known_NK & (area_NK >= small_below) & (area_NK < large_from)
-    yield f"large{suffix}", known_NK & (area_NK >= large_from)
+    known_M = area_M > 0
+    yield f"small{suffix}", known_M & (area_M < small_below)
+    yield f"medium{suffix}", known_M & (area_M >= small_below) & (area_M < large_from)
+    yield f"large{suffix}", known_M & (area_M >= large_from)
 
 
 _COVERED_BY = {
@@ -103,43 +106,57 @@ def strata_note(predictions: Predictions) -> str:
             f"small, medium and large are in pixels of the stored images, which the build made smaller ({resize}): "
             "they hold smaller objects than COCO's; the parts of the image do not change with the size"
         )
-    if objects.covered_NK is not None and (objects.covered_NK > 0).any():
-        notes.append(_COVERED_BY["boxes" if objects.separated_NK is None else "segments"])
+    if objects.covered_M is not None and (objects.covered_M > 0).any():
+        notes.append(_COVERED_BY["boxes" if objects.separated_M is None else "segments"])
     return "; ".join(notes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ranked:
-    """The P positives of a class, highest logit first, equal ones in file order. All strata share it."""
+    """All P positives that have an object, class after class, highest logit first, equal ones in file order."""
 
-    row_P: np.ndarray
+    class_P: np.ndarray
     num_negatives_P: np.ndarray
-    """The number of negatives ranked above each positive."""
+    """The number of negatives of the class ranked above each positive."""
     is_predicted_P: np.ndarray
+    object_P: np.ndarray
+    """The number m of its largest object."""
+
+    @staticmethod
+    def of(predictions: Predictions) -> _Ranked:
+        objects = predictions.objects
+        assert objects is not None
+        pair_M = objects.class_M * objects.shape[0] + objects.row_M
+        order_M = np.argsort(pair_M)
+        pair_M = pair_M[order_M]
+        parts = []
+        arrays = checked_arrays(predictions.logit_NK, predictions.target_NK, predictions.ignore_NK)
+        for k, ranked in enumerate(ranked_by_class(*arrays)):
+            num_negatives_P = ranked.rank_P - np.arange(1, len(ranked.rank_P) + 1)
+            parts.append((np.full(len(ranked.row_P), k), num_negatives_P, ranked.logit_P >= 0, ranked.row_P))
+        class_P, num_negatives_P, is_predicted_P, row_P = (np.concatenate(column) for column in zip(*parts))
+        pair_P = class_P * objects.shape[0] + row_P
+        place_P = np.searchsorted(pair_M, pair_P)
+        has_object = np.flatnonzero(np.append(pair_M, -1)[place_P] == pair_P)
+        return _Ranked(
+            class_P[has_object],
+            num_negatives_P[has_object],
+            is_predicted_P[has_object],
+            order_M[place_P[has_object]],
+        )
 
 
-def _ranked(predictions: Predictions, k: int) -> _Ranked:
-    logit_N = np.ascontiguousarray(predictions.logit_NK[:, k])
-    order_N = np.argsort(-logit_N, kind="stable")
-    order_N = order_N[~predictions.ignore_NK[order_N, k]]
-    is_positive_N = predictions.target_NK[order_N, k] > 0
-    row_P = order_N[is_positive_N]
-    return _Ranked(row_P, np.cumsum(~is_positive_N)[is_positive_N], logit_N[row_P] >= 0)
-
-
-def _measure(name: str, ranked_K: Sequence[_Ranked], member_NK: np.ndarray) -> StratumMetrics:
-    precisions, recalls, num_positive = [], [], 0
-    for k, ranked in enumerate(ranked_K):
-        member_P = member_NK[ranked.row_P, k]
-        if member_P.any():
-            hit_P = np.arange(1, member_P.sum() + 1)
-            precisions.append((hit_P / (hit_P + ranked.num_negatives_P[member_P])).mean())
-            recalls.append(ranked.is_predicted_P[member_P].mean())
-            num_positive += len(hit_P)
+def _measure(name: str, ranked: _Ranked, member_M: np.ndarray) -> StratumMetrics:
+    member = np.flatnonzero(member_M[ranked.object_P])
+    _, first, count = np.unique(ranked.class_P[member], return_index=True, return_counts=True)
+    hit_P = np.arange(len(member)) - np.repeat(first, count) + 1
+    precision_P = hit_P / (hit_P + ranked.num_negatives_P[member])
+    classes = np.repeat(np.arange(len(count)), count)
+    mean = [np.bincount(classes, value_P) / count for value_P in (precision_P, ranked.is_predicted_P[member])]
     return StratumMetrics(
         name=name,
-        num_positive=num_positive,
-        num_classes=len(precisions),
-        mAP=float(np.mean(precisions)) if precisions else None,
-        CR=float(np.mean(recalls)) if recalls else None,
+        num_positive=len(member),
+        num_classes=len(count),
+        mAP=float(mean[0].mean()) if len(count) else None,
+        CR=float(mean[1].mean()) if len(count) else None,
     )

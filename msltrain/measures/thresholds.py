@@ -22,12 +22,12 @@ def tune_thresholds(validation: Predictions, min_positives: int = MIN_POSITIVES)
 
     Thresholds chosen on the very samples they are then measured on flatter the model: use other samples.
     """
-    return np.array(
-        [
-            _best_threshold(validation.logit_NK[kept_N, k], validation.target_NK[kept_N, k] > 0, min_positives)
-            for k, kept_N in enumerate(~validation.ignore_NK.T)
-        ]
-    )
+    threshold_K = np.zeros(len(validation.classes))
+    num_positive_K = ((validation.target_NK > 0) & ~validation.ignore_NK).sum(axis=0)
+    for k in np.flatnonzero(num_positive_K >= max(1, min_positives)):
+        kept_N = ~validation.ignore_NK[:, k]
+        threshold_K[k] = _best_threshold(validation.logit_NK[kept_N, k], validation.target_NK[kept_N, k] > 0)
+    return threshold_K
 
 
 def require_other_samples(validation: Predictions, test: Predictions) -> None:
@@ -61,10 +61,8 @@ def threshold_origin(validation: Predictions, file: str) -> str:
     return origin
 
 
-def _best_threshold(logit_N: np.ndarray, target_N: np.ndarray, min_positives: int) -> float:
+def _best_threshold(logit_N: np.ndarray, target_N: np.ndarray) -> float:
     num_positive = int(target_N.sum())
-    if num_positive < max(1, min_positives):
-        return 0.0
     order_N = np.argsort(-logit_N, kind="stable")
     sorted_N = logit_N[order_N].astype(np.float64)
     f1_N = 2 * np.cumsum(target_N[order_N]) / (np.arange(1, len(sorted_N) + 1) + num_positive)

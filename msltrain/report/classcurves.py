@@ -69,7 +69,7 @@ def curve(predictions: Predictions, k: int) -> tuple[np.ndarray, np.ndarray]:
 def class_curves(numbers: Numbers) -> list[Panel]:
     """A panel for each class that has positives, in the order of the class table."""
     known = numbers.measured[0][WHOLE].metrics.classes
-    return [_panel(numbers, k) for k in numbers.class_order() if known[k].num_positive]
+    return [_panel(numbers, k) for k in numbers.shown_classes() if known[k].num_positive]
 
 
 def _panel(numbers: Numbers, k: int) -> Panel:

@@ -55,18 +55,20 @@ class FalseAlarms:
         return _rate(self.num_seen_elsewhere_KK, self.num_elsewhere_KK)
 
 
-def count_companions(predictions: Predictions) -> Companions:
-    """Count the targets; an ignored pair counts as absent, as it does in the labels."""
-    present_NK = _float(predictions.target_NK > 0)
+def count_companions(predictions: Predictions, classes: Sequence[int]) -> Companions:
+    """Count the targets of some classes; an ignored pair counts as absent, as it does in the labels."""
+    present_NK = _float(predictions.target_NK[:, classes] > 0)
     both_KK = _count(present_NK, present_NK)
     return Companions(num_present_K=np.diagonal(both_KK).copy(), num_both_KK=both_KK)
 
 
-def count_false_alarms(predictions: Predictions) -> FalseAlarms:
-    """Count predictions at score ≥ 0.5. Images in which either class is ignored do not count for the pair."""
-    present_NK = _float(predictions.target_NK > 0)
-    absent_bool_NK = (predictions.target_NK == 0) & ~predictions.ignore_NK
-    absent_NK, seen_NK = _float(absent_bool_NK), _float(absent_bool_NK & (predictions.logit_NK >= 0))
+def count_false_alarms(predictions: Predictions, classes: Sequence[int]) -> FalseAlarms:
+    """Count predictions of some classes at score ≥ 0.5. Images in which either one is ignored do not count for the
+    pair."""
+    target_NK, ignore_NK = predictions.target_NK[:, classes], predictions.ignore_NK[:, classes]
+    present_NK = _float(target_NK > 0)
+    absent_bool_NK = (target_NK == 0) & ~ignore_NK
+    absent_NK, seen_NK = _float(absent_bool_NK), _float(absent_bool_NK & (predictions.logit_NK[:, classes] >= 0))
     return FalseAlarms(
         num_images_KK=_count(present_NK, absent_NK),
         num_seen_KK=_count(present_NK, seen_NK),

@@ -27,6 +27,8 @@ NUM_SEEN_GROUPS = 6
 """The most groups that ``choose_seen`` makes."""
 _COVERED_FROM = 0.25
 _BOX = "#ffb000"
+_TOGETHER = 1 << 20
+"""About how many logits are looked at together."""
 TOP = 3
 """How many answers of a model are shown, as in the paper's figures."""
 
@@ -102,14 +104,22 @@ def choose_seen(runs: Sequence[RunReport], num_each: int) -> list[Choice]:
 
 
 def _small(objects: LargestObjects) -> np.ndarray:
-    if objects.relative_area_NK is None:
-        return (objects.area_NK > 0) & (objects.area_NK < SMALL_BELOW)
-    return (objects.relative_area_NK > 0) & (objects.relative_area_NK < SMALL_BELOW / REFERENCE_AREA)
+    if objects.relative_area_M is None:
+        return _pairs(objects, (objects.area_M > 0) & (objects.area_M < SMALL_BELOW))
+    relative_M = objects.relative_area_M
+    return _pairs(objects, (relative_M > 0) & (relative_M < SMALL_BELOW / REFERENCE_AREA))
 
 
 def _hidden(objects: LargestObjects) -> np.ndarray:
-    hidden_NK = (objects.truncated_NK == 1) | (objects.occluded_NK == 1)
-    return hidden_NK if objects.covered_NK is None else hidden_NK | (objects.covered_NK > _COVERED_FROM)
+    hidden_M = (objects.truncated_M == 1) | (objects.occluded_M == 1)
+    return _pairs(objects, hidden_M if objects.covered_M is None else hidden_M | (objects.covered_M > _COVERED_FROM))
+
+
+def _pairs(objects: LargestObjects, member_M: np.ndarray) -> np.ndarray:
+    """The pairs that are members, bool (N, K)."""
+    member_NK = np.zeros(objects.shape, bool)
+    member_NK[objects.row_M[member_M], objects.class_M[member_M]] = True
+    return member_NK
 
 
 def _ranked(runs: Sequence[RunReport], condition: str) -> tuple[list[int], list[int]]:
@@ -127,10 +137,10 @@ def _ranked(runs: Sequence[RunReport], condition: str) -> tuple[list[int], list[
     return wins_N[better_N[wins_N]].tolist(), failures_N[worse_N[failures_N]].tolist()
 
 
-def net_named(predictions: Predictions) -> np.ndarray:
-    """Correctly named minus wrongly named classes of each sample, at a score ≥ 0.5: int64 (N,)."""
-    named_NK = (predictions.logit_NK >= 0) & ~predictions.ignore_NK
-    right_NK = named_NK & (predictions.target_NK > 0)
+def net_named(predictions: Predictions, rows: slice | Sequence[int] = slice(None)) -> np.ndarray:
+    """Correctly named minus wrongly named classes of each sample, or of some, at a score ≥ 0.5: int64 (N,)."""
+    named_NK = (predictions.logit_NK[rows] >= 0) & ~predictions.ignore_NK[rows]
+    right_NK = named_NK & (predictions.target_NK[rows] > 0)
     return 2 * right_NK.sum(axis=1) - named_NK.sum(axis=1)
 
 
@@ -225,12 +235,16 @@ def _places(rows: Sequence[int], predictions: Predictions, shard_set: ShardSet) 
     return np.array([place[predictions.keys[row]] for row in rows], np.int64)
 
 
-def cross_entropy(predictions: Predictions) -> np.ndarray:
-    """Binary cross-entropy of each sample, float64 (N,): mean over the classes that are not ignored."""
-    logit_NK = predictions.logit_NK.astype(np.float64)
-    loss_NK = np.logaddexp(0, logit_NK) - logit_NK * predictions.target_NK
-    kept_NK = ~predictions.ignore_NK
-    return (loss_NK * kept_NK).sum(axis=1) / np.maximum(kept_NK.sum(axis=1), 1)
+def cross_entropy(predictions: Predictions, rows: Sequence[int] | None = None) -> np.ndarray:
+    """Binary cross-entropy of each sample, or of some, float64 (N,): mean over the classes that are not ignored."""
+    row_N = np.arange(len(predictions.keys)) if rows is None else np.asarray(rows, np.int64)
+    parts = [np.empty(0)]
+    for row_B in np.array_split(row_N, max(1, len(row_N) * len(predictions.classes) // _TOGETHER)):
+        logit_BK = predictions.logit_NK[row_B].astype(np.float64)
+        loss_BK = np.logaddexp(0, logit_BK) - logit_BK * predictions.target_NK[row_B]
+        kept_BK = ~predictions.ignore_NK[row_B]
+        parts.append((loss_BK * kept_BK).sum(axis=1) / np.maximum(kept_BK.sum(axis=1), 1))
+    return np.concatenate(parts)
 
 
 def hide(image: Image.Image, keep_mask_HW: np.ndarray, mean: tuple[float, float, float]) -> Image.Image:
@@ -259,7 +273,7 @@ def answer(predictions: Predictions, row: int, top: int = TOP) -> list[tuple[str
     The verdict is ``right`` or ``wrong`` at a score ≥ 0.5, ``missed`` for a class that is there but scores less,
     ``below`` for one that is correctly not predicted, ``not counted`` for an ignored pair.
     """
-    score_K = predictions.score_NK[row]
+    score_K = 1 / (1 + np.exp(-predictions.logit_NK[row].astype(np.float64)))
     found = []
     for k in np.argsort(-predictions.logit_NK[row], kind="stable")[:top]:
         predicted, present = predictions.logit_NK[row, k] >= 0, predictions.target_NK[row, k] > 0

@@ -200,8 +200,8 @@ def to_json(gallery: Gallery, runs: Sequence[RunReport]) -> list[dict[str, Any]]
             "models": [
                 {
                     "name": run.name,
-                    "cross_entropy": float(cross_entropy(run.conditions[group.condition])[rows[shown.key]]),
-                    "right_minus_wrong": int(net_named(run.conditions[group.condition])[rows[shown.key]]),
+                    "cross_entropy": float(cross_entropy(run.conditions[group.condition], [rows[shown.key]])[0]),
+                    "right_minus_wrong": int(net_named(run.conditions[group.condition], [rows[shown.key]])[0]),
                     "top3": {
                         condition: answer(run.conditions[condition], rows[shown.key])
                         for condition in dict.fromkeys((WHOLE, group.condition))
@@ -220,8 +220,8 @@ def _show(example: Example, runs: Sequence[RunReport], condition: str, predictor
     truth = [name for name, positive in zip(clean.classes, clean.target_NK[row], strict=True) if positive]
     ignored = [name for name, flag in zip(clean.classes, clean.ignore_NK[row], strict=True) if flag]
     shows = ", ".join(truth) or "none of the classes"
-    nets = [f"{run.name} {net_named(run.conditions[condition])[row]:+d}".replace("-", "−") for run in runs]
-    losses = [f"{run.name} {cross_entropy(run.conditions[condition])[row]:.2f}" for run in runs]
+    nets = [f"{run.name} {net_named(run.conditions[condition], [row])[0]:+d}".replace("-", "−") for run in runs]
+    losses = [f"{run.name} {cross_entropy(run.conditions[condition], [row])[0]:.2f}" for run in runs]
     remarks = [f"not counted: {', '.join(ignored)}"] if ignored else []
     remarks.append(f"correctly minus wrongly named {', '.join(nets)}")
     remarks.append(f"cross-entropy {', '.join(losses)}")

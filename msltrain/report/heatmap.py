@@ -52,7 +52,7 @@ class HeatMaps:
 
 def cooccurrence_maps(numbers: Numbers) -> list[HeatMaps]:
     """Where labels occur together, and what each model wrongly sees where a companion is present."""
-    classes = numbers.classes
+    classes = [numbers.classes[k] for k in numbers.together]
     together = _map(numbers.companions.share_KK, classes, "Of the images with the row's class, the column's too")
     parts = [HeatMaps(title="Labels of the test images", maps=[together])]
     for run, alarms in zip(numbers.runs, numbers.false_alarms, strict=True):

@@ -17,13 +17,17 @@ from msltrain.measures.bootstrap import (
     resampled_mean_ap,
     resampled_rates,
 )
-from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions
 from msltrain.measures.summary import Measured, measure
 from msltrain.report.cooccurrence import Companions, FalseAlarms, count_companions, count_false_alarms
 from msltrain.report.open_runs import RunReport
 from msltrain.robustness.curves import Curves
 from msltrain.runs.run_places import WHOLE
+
+MOST_CLASSES = 100
+"""With more, the page shows so many, and a table beside it all."""
+MOST_TOGETHER = 40
+"""With more than ``MOST_CLASSES``, so many are looked at in pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,8 @@ class Numbers:
     companions: Companions
     false_alarms: tuple[Mapping[str, FalseAlarms], ...]
     """On whole images and in the hardest condition."""
+    together: tuple[int, ...]
+    """The classes of ``companions`` and ``false_alarms``: all, or of very many those in most images."""
     curves: Curves | None
     """Curves of the robustness study, if there is one."""
 
@@ -90,6 +96,21 @@ class Numbers:
 
         return sorted(range(len(first)), key=gain, reverse=True)
 
+    @property
+    def has_more_classes(self) -> bool:
+        """Whether there are more classes than a page can show."""
+        return len(self.classes) > MOST_CLASSES
+
+    def shown_classes(self) -> list[int]:
+        """The classes on the page, in their order: all, or of very many the first and the last ones with a value."""
+        order = self.class_order()
+        if not self.has_more_classes:
+            return order
+        known = [measured[self.conditions[-1]].metrics.classes for measured in (self.measured[0], self.measured[-1])]
+        order = [k for k in order if all(classes[k].average_precision is not None for classes in known)]
+        half = MOST_CLASSES // 2
+        return order if len(order) <= MOST_CLASSES else [*order[:half], *order[-half:]]
+
 
 def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> Numbers:
     """Measure comparable runs.
@@ -101,6 +122,8 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
     measured: list[Mapping[str, Measured]] = []
     differences: list[Mapping[str, Interval]] = []
     reference_R: dict[str, np.ndarray] = {}
+    ends = dict.fromkeys((WHOLE, list(runs[0].conditions)[-1]))
+    rates: list[Mapping[str, np.ndarray]] = []
     for number, run in enumerate(runs):
         mine: dict[str, Measured] = {}
         against: dict[str, Interval] = {}
@@ -122,30 +145,52 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
                 against[condition] = interval_around(gain, value_R - reference_R[condition])
         measured.append(mine)
         differences.append(against)
-    ends = dict.fromkeys((WHOLE, list(runs[0].conditions)[-1]))
+        rates.append({end: resampled_rates(run.conditions[end])["OR"] for end in ends})
+    together = _together(runs[0].clean)
     return Numbers(
         runs=tuple(runs),
         measured=tuple(measured),
         differences=tuple(differences),
-        found=tuple({end: _found(run.conditions[end], runs[0].conditions[end]) for end in ends} for run in runs),
-        companions=count_companions(runs[0].clean),
-        false_alarms=tuple({end: count_false_alarms(run.conditions[end]) for end in ends} for run in runs),
+        found=tuple(
+            {
+                end: _found(
+                    [run.conditions[end], runs[0].conditions[end]],
+                    [measured[n][end].metrics.OR for n in (number, 0)],
+                    [rates[n][end] for n in (number, 0)],
+                )
+                for end in ends
+            }
+            for number, run in enumerate(runs)
+        ),
+        companions=count_companions(runs[0].clean, together),
+        false_alarms=tuple({end: count_false_alarms(run.conditions[end], together) for end in ends} for run in runs),
+        together=tuple(together),
         curves=curves,
     )
 
 
-def _found(predictions: Predictions, reference: Predictions) -> Found:
+def _together(predictions: Predictions) -> list[int]:
+    """The classes to look at in pairs."""
+    num_classes = len(predictions.classes)
+    if num_classes <= MOST_CLASSES:
+        return list(range(num_classes))
+    count_K = (predictions.target_NK > 0).sum(axis=0)
+    return sorted(np.argsort(-count_K, kind="stable")[:MOST_TOGETHER].tolist())
+
+
+def _found(both: Sequence[Predictions], recalls: Sequence[float], recalls_R: Sequence[np.ndarray]) -> Found:
+    """Predictions and reference: they, their overall recall, and that of each resample."""
+    predictions = both[0]
     target_NK = predictions.target_NK > 0
-    predicted_NK, before_NK = ((one.logit_NK >= 0) & ~one.ignore_NK for one in (predictions, reference))
+    predicted_NK, before_NK = ((one.logit_NK >= 0) & ~one.ignore_NK for one in both)
     false_N, before_N = ((flag_NK & ~target_NK).sum(axis=1) for flag_NK in (predicted_NK, before_NK))
-    # Every resample used the same images for both.
-    gain_R = resampled_rates(predictions)["OR"] - resampled_rates(reference)["OR"]
     return Found(
         num_images=len(predictions.keys),
         num_objects=int(target_NK.sum()),
         num_found=int((target_NK & predicted_NK).sum()),
         num_false=int(false_N.sum()),
-        gain=interval_around(compute_metrics(predictions).OR - compute_metrics(reference).OR, gain_R),
+        # Every resample used the same images for both.
+        gain=interval_around(recalls[0] - recalls[1], recalls_R[0] - recalls_R[1]),
         more_false=interval_around(float((false_N - before_N).mean()), resampled_mean(false_N - before_N)),
     )
 
@@ -176,6 +221,7 @@ def to_json(numbers: Numbers, title: str, examples: Sequence[Mapping[str, Any]] 
                 *(numbers.runs, numbers.measured, numbers.differences, numbers.found, numbers.false_alarms), strict=True
             )
         ],
+        **({"classes_together": [numbers.classes[k] for k in numbers.together]} if numbers.has_more_classes else {}),
         "labels_together": _counts(numbers.companions),
         "robustness": None if numbers.curves is None else asdict(numbers.curves),
         "examples": list(examples),

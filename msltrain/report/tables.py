@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -78,9 +80,9 @@ def strata_table(numbers: Numbers) -> Table | None:
 
 
 def class_rows(numbers: Numbers) -> list[ClassRow]:
-    """AP by class, on whole images and in the hardest condition; see ``Numbers.class_order``."""
+    """AP by class, on whole images and in the hardest condition; see ``Numbers.shown_classes``."""
     rows = []
-    for k in numbers.class_order():
+    for k in numbers.shown_classes():
         ends = []
         for condition in numbers.ends:
             values = [measured[condition].metrics.classes[k].average_precision for measured in numbers.measured]
@@ -110,6 +112,19 @@ def class_table(numbers: Numbers) -> Table:
     return Table(name="Class", columns=["Images", *names], groups=[Group(rows=rows)])
 
 
+def all_classes(numbers: Numbers) -> str:
+    """Every class as CSV, in the order of the page: positives, and AP by run and condition, in [0, 1]."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [(run.name, entry, end) for end in numbers.ends for run, entry in zip(numbers.runs, numbers.measured)]
+    writer.writerow(["class", "images", *(f"AP {name}, {where(numbers, end)}" for name, _, end in columns)])
+    for k in numbers.class_order():
+        values = [entry[end].metrics.classes[k].average_precision for _, entry, end in columns]
+        one = numbers.measured[0][WHOLE].metrics.classes[k]
+        writer.writerow([one.name, one.num_positive, *("" if value is None else f"{value:.6g}" for value in values)])
+    return text.getvalue()
+
+
 def pairs_table(numbers: Numbers) -> Table | None:
     """The pairs with the most false alarms beyond the usual in the hardest condition; nothing where there are none."""
     alarms = [one[numbers.ends[-1]] for one in numbers.false_alarms]
@@ -117,7 +132,8 @@ def pairs_table(numbers: Numbers) -> Table | None:
     for i, j in leaning_pairs(alarms, NUM_PAIRS):
         rates = [percent(rate) for one in alarms for rate in (one.rate_KK[i, j], one.rate_elsewhere_KK[i, j])]
         counts = [f"{alarms[0].num_images_KK[i, j]:,}", percent(numbers.companions.share_KK[i, j])]
-        rows.append(Row(name=numbers.classes[i], cells=[Cell(text=numbers.classes[j], style="kind"), *counts, *rates]))
+        present, absent = (numbers.classes[numbers.together[number]] for number in (i, j))
+        rows.append(Row(name=present, cells=[Cell(text=absent, style="kind"), *counts, *rates]))
     if not rows:
         return None
     names = [f"{run.name}{also}" for run in numbers.runs for also in ("", ", elsewhere")]

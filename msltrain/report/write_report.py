@@ -36,6 +36,10 @@ from msltrain.robustness.study import RECALIBRATED
 from msltrain.runs.run_places import WHOLE
 
 _WITHOUT_PHOTOGRAPHS = "The test shards were not at hand, so no photographs are shown; --data SHARDS adds them."
+CLASSES_SUFFIX = ".classes.csv"
+"""Of the file with all classes, where there are more than the page shows."""
+NUM_NAMED = 20
+"""So many classes without a value are named."""
 TALL_FROM = 24
 """With more classes, their table scrolls in its own box."""
 
@@ -84,8 +88,10 @@ def write_report(
     examples = galleries.to_json(gallery, runs) if gallery else []
     texts = {
         out_html.with_suffix(".json").name: to_json(numbers, title, examples),
-        out_html.with_suffix(".md").name: _to_markdown(numbers, title),
+        out_html.with_suffix(".md").name: _to_markdown(numbers, title, out_html.with_suffix(CLASSES_SUFFIX).name),
     }
+    if numbers.has_more_classes:
+        texts[out_html.with_suffix(CLASSES_SUFFIX).name] = tables.all_classes(numbers)
     found = describe_environment() if environment is None else environment
     page = _to_html(numbers, title, gallery, found, beside=list(texts), commands=commands, next_commands=next_commands)
     # The page last: whoever finds it also finds the files that it mentions.
@@ -182,12 +188,15 @@ def _to_html(
         gallery=gallery,
         gallery_where=f"{'on' if len(numbers.ends) == 1 else 'with'} {hardest}",
         classes=tables.class_rows(numbers),
-        absent=numbers.measured[0][WHOLE].metrics.absent_classes,
+        absent=_listed(numbers.measured[0][WHOLE].metrics.absent_classes),
+        more_classes=next((name for name in beside if name.endswith(CLASSES_SUFFIX)), ""),
+        num_classes=len(numbers.classes),
+        num_together=len(numbers.together),
         tall_from=TALL_FROM,
         panels=class_curves(numbers),
         num_open=NUM_OPEN,
         maps=cooccurrence_maps(numbers),
-        map_size=size_of(len(numbers.classes)),
+        map_size=size_of(len(numbers.together)),
         scale=scale(),
         few_images=FEW_IMAGES,
         pairs=tables.pairs_table(numbers),
@@ -201,6 +210,12 @@ def _to_html(
         environment=_environment(numbers, environment),
         beside=beside,
     )
+
+
+def _listed(names: Sequence[str]) -> list[str]:
+    """The first of many names, and how many more there are."""
+    more = len(names) - NUM_NAMED
+    return [*names[:NUM_NAMED], *([f"{more:,} more"] if more > 0 else [])]
 
 
 def _method(numbers: Numbers) -> list[str]:
@@ -237,7 +252,7 @@ def _environment(numbers: Numbers, found: Mapping[str, str]) -> list[tuple[str, 
     return entries
 
 
-def _to_markdown(numbers: Numbers, title: str) -> str:
+def _to_markdown(numbers: Numbers, title: str, classes_file: str) -> str:
     """The page's tables, for a pull request or a notebook; its drawings are left out."""
     finding: Headline = find(numbers)
     hardest = tables.where(numbers, numbers.ends[-1])
@@ -257,6 +272,9 @@ def _to_markdown(numbers: Numbers, title: str) -> str:
         re.sub("(?m)^#", "##", robustness_markdown(numbers.curves).strip()) if numbers.curves else "",
         "## Average precision by class",
         as_markdown(tables.class_table(numbers)),
+        f"The first and the last of {len(numbers.classes):,} classes; {classes_file} has them all."
+        if numbers.has_more_classes
+        else "",
         *([f"## Leaning on company, on {markdown(hardest)}", as_markdown(pairs)] if pairs else []),
         *(["## Predictions", markdown_list(files)] if files else []),
     ]

@@ -100,8 +100,9 @@ class LoadedRecogniser:
         """Raise UserError unless ``classes`` (of the data at ``where``) are the ones it was trained on, in order."""
         if tuple(classes) == self.classes:
             return
-        missing = [name for name in self.classes if name not in classes]
-        unknown = [name for name in classes if name not in self.classes]
+        there, here = set(classes), set(self.classes)
+        missing = [name for name in self.classes if name not in there]
+        unknown = [name for name in classes if name not in here]
         detail = f"{len(self.classes)} classes in the checkpoint, {len(classes)} in the data"
         if missing:
             detail += f"; the data lacks {', '.join(missing[:5])}"

@@ -443,10 +443,9 @@ class Trainer:
         num_train = self.data.training.shards.num_samples
         num_validation = 0 if self.data.validation is None else self.data.validation.shards.num_samples
         share, asked = num_validation / (num_train + num_validation), self.config.data.validation_fraction
-        if share > 2 * asked and not self.config.data.validation:
-            notes.append(
-                f"validation takes {100 * share:.1f} % of the samples instead of {100 * asked:g} %, to show every class"
-            )
+        if share > 1.25 * asked and not self.config.data.validation:
+            more = f"{100 * share:.1f} % of the samples instead of {100 * asked:g} %"
+            notes.append(f"validation takes {more}, to show more classes")
         return StartEvent(
             run_dir=self.folder.location,
             device=str(self.ranks.device),

@@ -14,7 +14,6 @@ from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.measures.metrics import mean_average_precision
 from msltrain.stream.loader import Loader
-from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.samples.shardset import ShardSet
 
 
@@ -84,27 +83,28 @@ def small_data_notes(config: TrainConfig, training: Loader, validation: Loader |
             f"every epoch leaves {num_dropped} of {num_samples} samples out, other ones each time, that fill no batch "
             f"of {batch_size}; a smaller stream.batch_size leaves fewer out"
         )
-    if validation is not None and (few := few_positives(validation.shards)):
+    if validation is not None and (counts := few_positives(validation.shards)):
+        few, never = list(counts), sum(not count for count in counts.values())
         names = ", ".join(few[:4]) + (" …" if len(few) > 4 else "")
         notes.append(
-            f"validation shows {len(few)} of {len(validation.shards.classes)} classes fewer than {FEW_POSITIVES} times "
-            f"({names}), so which checkpoint is best hangs on single images; "
+            f"validation shows {len(few):,} of {len(validation.shards.classes):,} classes fewer than {FEW_POSITIVES} "
+            f"times ({names}){f', {never:,} of them never' if never else ''}, so which checkpoint is best hangs on "
+            "single images; "
             + ("more validation images show" if config.data.validation else "a larger data.validation_fraction shows")
             + " more"
         )
     return notes
 
 
-def few_positives(shards: ShardSet) -> list[str]:
-    """The classes with fewer than ``FEW_POSITIVES`` positive samples."""
-    return [name for name, count in zip(shards.classes, count_positives(shards)) if count < FEW_POSITIVES]
+def few_positives(shards: ShardSet) -> dict[str, int]:
+    """The classes with fewer than ``FEW_POSITIVES`` positive samples, and how many each has."""
+    counts = zip(shards.classes, count_positives(shards).tolist())
+    return {name: count for name, count in counts if count < FEW_POSITIVES}
 
 
 def count_positives(shards: ShardSet) -> np.ndarray:
     """Positive samples of each class, int64 (K,). Reads every sample index."""
-    plan = EpochPlan(shards.counts, seed=0, epoch=0, shuffle=False)
-    _, rows = shards.rows(*plan.items(0, shards.num_samples))
-    return rows.target_NK.sum(axis=0, dtype=np.int64)
+    return shards.labels().count_K
 
 
 def positive_weights(config: TrainConfig, shards: ShardSet) -> Tensor | None:

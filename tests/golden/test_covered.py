@@ -60,8 +60,8 @@ def test_the_smaller_box_covers_the_larger_and_overlaps_count_once():
 def test_of_a_class_the_largest_object_counts_and_a_crowd_is_left_out():
     image = [thing([0, 0, 10, 10]), thing([0, 0, 5, 10], 1), thing([0, 0, 2, 2]), thing([0, 0, 30, 30], 2, crowd=True)]
     objects = largest_objects(column(image, []), 3, np.array([900, 900]))
-    assert objects is not None and objects.covered_NK is not None and objects.separated_NK is None
-    assert objects.covered_NK == pytest.approx(np.array([[0.5, 0.08, -1], [-1, -1, -1]]))
+    assert objects is not None and objects.dense("covered") is not None and objects.dense("separated") is None
+    assert objects.dense("covered") == pytest.approx(np.array([[0.5, 0.08, -1], [-1, -1, -1]]))
 
 
 def predictions_of(objects, num_samples):
@@ -187,8 +187,10 @@ def test_a_build_notes_it_in_the_index_alone(tmp_path):
     assert samples.occlusion() is not None
     assert AllSamples(open_shard_set(tmp_path / "plain" / "coco2014" / "train")).occlusion() is None
     objects_ = largest_objects(samples.objects(), 2, np.array([64 * 48]), samples.occlusion())
-    assert objects_ is not None and objects_.separated_NK is not None and objects_.covered_NK is not None
-    assert objects_.separated_NK.tolist() == [[1, 0]] and objects_.covered_NK[0] == pytest.approx([0.2, 0], abs=0.01)
+    assert objects_ is not None and objects_.dense("separated") is not None and objects_.dense("covered") is not None
+    assert objects_.dense("separated").tolist() == [[1, 0]] and objects_.dense("covered")[0] == pytest.approx(
+        [0.2, 0], abs=0.01
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score
 
 from msldata.errors import UserError
-from msltrain.measures.average_precision import AP_KINDS, average_precisions
-from msltrain.measures.metrics import average_precision, compute_metrics, mean_average_precision
+from msltrain.measures.average_precision import AP_KINDS, average_precision, rank_positives
+from msltrain.measures.metrics import compute_metrics, mean_average_precision
 from msltrain.measures.predictions import Origin, Predictions
 from msltrain.measures.thresholds import require_other_samples, tune_thresholds
 
@@ -49,7 +49,7 @@ def test_the_four_kinds_of_average_precision_by_hand():
     # 1/2, 3/4, 1: recall 0 to 0.2 is first met at the first positive, 0.3 to 0.5 at the second, 0.6 and 0.7 at the
     # third, 0.8 to 1 at the last. The positive at rank 4 shares its logit with the negative at rank 5.
     logit_N = np.float32([9, 8, 7, 5, 5, 3, 2])
-    values = average_precisions(logit_N, np.array([True, False, True, True, False, False, True]))
+    values = rank_positives(logit_N, np.array([True, False, True, True, False, False, True])).average_precisions()
     assert values == pytest.approx(
         {
             "msl": (1 + 2 / 3 + 3 / 4 + 4 / 7) / 4,
@@ -63,7 +63,7 @@ def test_the_four_kinds_of_average_precision_by_hand():
 def test_eleven_point_recalls_are_exact():
     # Ten positives, a negative after the third: recall 0.3 is reached by the third positive, whose precision is 1.
     target_N = np.array([True] * 3 + [False] + [True] * 7)
-    value = average_precisions(-np.arange(11, dtype=np.float32), target_N)["voc11"]
+    value = average_precision(-np.arange(11, dtype=np.float32), target_N, "voc11")
     assert value == pytest.approx((4 * 1 + 7 * 10 / 11) / 11)
 
 
@@ -200,7 +200,7 @@ def test_equals_scikit_learn_when_scores_are_unique(data, num_samples, num_class
 def test_kinds_against_scikit_learn_with_ties(data, num_samples):
     target_N = data.draw(hnp.arrays(np.bool_, num_samples))
     logit_N = data.draw(hnp.arrays(np.int8, num_samples, elements=st.integers(-3, 3))).astype(np.float32)
-    values = average_precisions(logit_N, target_N)
+    values = rank_positives(logit_N, target_N).average_precisions()
     if not target_N.any():
         assert values == dict.fromkeys(AP_KINDS)
         return

@@ -31,12 +31,12 @@ def test_the_largest_object_that_is_not_difficult_decides():
     column = pa.array([first, [], third], pa.list_(OBJECT_TYPE))
     objects = largest_objects(column, 2, np.array([4000, 9, 28]))
     assert objects is not None
-    assert objects.area_NK.tolist() == [[2000, 0], [0, 0], [0, 7]]
-    assert objects.relative_area_NK is not None
-    assert objects.relative_area_NK.tolist() == [[0.5, 0], [0, 0], [0, 0.25]]
-    assert objects.truncated_NK.tolist() == [[1, -1], [-1, -1], [-1, -1]]
-    assert objects.occluded_NK.tolist() == [[-1, -1], [-1, -1], [-1, 0]]
-    assert objects.crowd_NK.tolist() == [[0, -1], [-1, -1], [-1, 1]]
+    assert objects.dense("area").tolist() == [[2000, 0], [0, 0], [0, 7]]
+    assert objects.dense("relative_area") is not None
+    assert objects.dense("relative_area").tolist() == [[0.5, 0], [0, 0], [0, 0.25]]
+    assert objects.dense("truncated").tolist() == [[1, -1], [-1, -1], [-1, -1]]
+    assert objects.dense("occluded").tolist() == [[-1, -1], [-1, -1], [-1, 0]]
+    assert objects.dense("crowd").tolist() == [[0, -1], [-1, -1], [-1, 1]]
 
 
 def test_no_object_annotations_means_no_strata():
@@ -54,7 +54,7 @@ def test_strata_by_hand():
         target_NK=np.uint8([[1], [0], [1], [1], [0]]),
         ignore_NK=np.array([[False], [False], [False], [False], [True]]),
         classes=("a",),
-        objects=LargestObjects(area_NK=area, truncated_NK=truncated, occluded_NK=unknown, crowd_NK=unknown),
+        objects=LargestObjects.of_arrays(area_NK=area, truncated_NK=truncated, occluded_NK=unknown, crowd_NK=unknown),
     )
     strata = {row.name: row for row in compute_strata(predictions)}
     assert list(strata) == ["small", "medium", "large", "truncated", "not truncated"]
@@ -71,7 +71,7 @@ def test_strata_by_hand():
 def test_sizes_relative_to_the_image_and_the_note_about_resized_shards():
     # COCO's limits on 640 x 480: a third of a percent and three percent of the image.
     unknown = np.full((3, 1), -1, np.int8)
-    objects = LargestObjects(
+    objects = LargestObjects.of_arrays(
         area_NK=np.float32([[100], [100], [100]]),
         relative_area_NK=np.float32([[0.0033], [0.0034], [0.03]]),
         truncated_NK=unknown,

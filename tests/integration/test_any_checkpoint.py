@@ -68,7 +68,7 @@ def options(place: Path, kind: str, classes: object) -> list[object]:
 def test_predict_says_what_evaluate_says(place, kind, tmp_path):
     expected = evaluate(
         place / f"{kind}.pth", place / "shards", foreign=KINDS[kind], device="cpu", out=tmp_path / "held-out.parquet"
-    )[0]
+    )
     command = ["predict", place / "shards", *options(place, kind, place / "classes.txt"), "--top-k", 3]
     code, output, errors = msl(*command, "--device", "cpu", "--format", "json", "--cam", tmp_path / "cam")
     assert code == 0, errors

@@ -77,7 +77,7 @@ def place(tmp_path_factory) -> Path:
 
 def test_every_sample_once_in_stored_order_with_its_truth(place, tmp_path):
     done = []
-    predictions, metrics = evaluate(
+    predictions = evaluate(
         place / "run",
         place / "shards",
         out=tmp_path / "p.parquet",
@@ -90,18 +90,17 @@ def test_every_sample_once_in_stored_order_with_its_truth(place, tmp_path):
     assert predictions.ignore_NK.sum(axis=1).tolist() == [int(number % 4 == 0) for number in range(11)]
     assert predictions.classes == CLASSES
     assert done == [(4, 11), (8, 11), (11, 11)]
-    assert metrics.num_samples == 11
 
     origin = predictions.origin
     assert (origin.dataset, origin.split, origin.image_size) == ("small", "train", IMAGE_SIZE)
     assert origin.dataset_fingerprint == open_shard_set(place / "shards").manifest.fingerprint
     assert len(origin.checkpoint_sha256) == 64
-    assert compute_metrics(read_predictions(tmp_path / "p.parquet")) == metrics
+    assert compute_metrics(read_predictions(tmp_path / "p.parquet")) == compute_metrics(predictions)
 
 
 def test_logits_do_not_depend_on_the_batch_size_beyond_rounding(place):
-    whole = evaluate(place / "run", place / "shards", batch_size=11, device="cpu")[0]
-    single = evaluate(place / "run", place / "shards", batch_size=1, device="cpu")[0]
+    whole = evaluate(place / "run", place / "shards", batch_size=11, device="cpu")
+    single = evaluate(place / "run", place / "shards", batch_size=1, device="cpu")
     np.testing.assert_allclose(whole.logit_NK, single.logit_NK, atol=1e-5)
     assert np.ptp(whole.logit_NK, axis=0).min() > 1e-3, "the samples must differ for this to mean anything"
 
@@ -109,11 +108,11 @@ def test_logits_do_not_depend_on_the_batch_size_beyond_rounding(place):
 def test_every_model_meets_the_same_holes_and_the_seed_changes_them(place, tmp_path):
     masks = [place / "holes"]
     other = write_checkpoint(tmp_path / "other", CLASSES, seed=1)
-    first = evaluate(place / "run", place / "shards", keep_masks=masks, device="cpu")[0]
-    again = evaluate(place / "run", place / "shards", keep_masks=masks, device="cpu", batch_size=3)[0]
-    second = evaluate(other, place / "shards", keep_masks=masks, device="cpu")[0]
-    reseeded = evaluate(place / "run", place / "shards", keep_masks=masks, device="cpu", seed=1)[0]
-    whole = evaluate(place / "run", place / "shards", device="cpu")[0]
+    first = evaluate(place / "run", place / "shards", keep_masks=masks, device="cpu")
+    again = evaluate(place / "run", place / "shards", keep_masks=masks, device="cpu", batch_size=3)
+    second = evaluate(other, place / "shards", keep_masks=masks, device="cpu")
+    reseeded = evaluate(place / "run", place / "shards", keep_masks=masks, device="cpu", seed=1)
+    whole = evaluate(place / "run", place / "shards", device="cpu")
 
     np.testing.assert_allclose(first.logit_NK, again.logit_NK, atol=1e-5)
     assert 0.5 < first.origin.hole_fraction == second.origin.hole_fraction < 0.7
@@ -124,8 +123,8 @@ def test_every_model_meets_the_same_holes_and_the_seed_changes_them(place, tmp_p
 
 
 def test_masks_without_holes_change_nothing(place):
-    whole = evaluate(place / "run", place / "shards", device="cpu")[0]
-    visible = evaluate(place / "run", place / "shards", keep_masks=[place / "visible"], device="cpu")[0]
+    whole = evaluate(place / "run", place / "shards", device="cpu")
+    visible = evaluate(place / "run", place / "shards", keep_masks=[place / "visible"], device="cpu")
     np.testing.assert_array_equal(whole.logit_NK, visible.logit_NK)
     assert visible.origin.hole_fraction == 0.0
 
@@ -137,7 +136,7 @@ def test_other_classes_are_named(place, tmp_path):
 
 
 def test_the_held_out_part_is_what_training_set_aside(place):
-    whole = evaluate(place / "run", place / "shards", device="cpu")[0]
+    whole = evaluate(place / "run", place / "shards", device="cpu")
     config = load_recogniser(place / "run").config
 
     def setting_aside(fraction: float) -> Path:
@@ -145,7 +144,7 @@ def test_the_held_out_part_is_what_training_set_aside(place):
         return write_checkpoint(place / f"aside-{fraction}", CLASSES, config=changed)
 
     run = setting_aside(0.5)
-    part = evaluate(run, place / "shards", held_out=True, device="cpu", batch_size=3)[0]
+    part = evaluate(run, place / "shards", held_out=True, device="cpu", batch_size=3)
     expected = hold_out(open_shard_set(place / "shards"), 0.5)[1]
     assert 1 < len(part.keys) == expected.num_samples < 11
     assert part.origin.part == "held out" and set(part.keys) < set(whole.keys)
@@ -157,10 +156,10 @@ def test_the_held_out_part_is_what_training_set_aside(place):
 
 
 def test_views_are_averaged(place):
-    plain = evaluate(place / "run", place / "shards", device="cpu")[0]
-    flipped = evaluate(place / "run", place / "shards", flip=True, device="cpu", batch_size=4)[0]
-    same = evaluate(place / "run", place / "shards", scales=[1.0], device="cpu")[0]
-    scaled = evaluate(place / "run", place / "shards", scales=[2.0], device="cpu")[0]
+    plain = evaluate(place / "run", place / "shards", device="cpu")
+    flipped = evaluate(place / "run", place / "shards", flip=True, device="cpu", batch_size=4)
+    same = evaluate(place / "run", place / "shards", scales=[1.0], device="cpu")
+    scaled = evaluate(place / "run", place / "shards", scales=[2.0], device="cpu")
     assert flipped.origin.test_time == "flip" and scaled.origin.test_time == "scale 2" and not plain.origin.test_time
     assert np.abs(flipped.logit_NK - plain.logit_NK).max() > 1e-3
     assert np.abs(scaled.logit_NK - plain.logit_NK).max() > 1e-3
@@ -189,7 +188,7 @@ def test_a_plain_timm_classifier(place, tmp_path):
     network = timm.create_model("test_resnet", num_classes=3).eval()
     torch.save(network.state_dict(), tmp_path / "plain.pth")
     foreign = Foreign(model="test_resnet")
-    predictions, _ = evaluate(tmp_path / "plain.pth", place / "shards", foreign=foreign, device="cpu")
+    predictions = evaluate(tmp_path / "plain.pth", place / "shards", foreign=foreign, device="cpu")
     data = timm.data.resolve_data_config({}, model=network)
     assert predictions.origin.image_size == data["input_size"][-1]
     stream = StreamConfig(
@@ -222,7 +221,7 @@ def test_a_released_checkpoint_by_its_recipe(place, tmp_path):
     weights |= {f"classifier.multi_head.{n}.head.weight": head.clone() for n, head in enumerate(heads)}
     torch.save(weights, tmp_path / "msl.pth")
     foreign = Foreign(recipe="smoke")
-    predictions, _ = evaluate(tmp_path / "msl.pth", place / "shards", foreign=foreign, device="cpu")
+    predictions = evaluate(tmp_path / "msl.pth", place / "shards", foreign=foreign, device="cpu")
     loaded = load_any(tmp_path / "msl.pth", foreign, CLASSES, torch.device("cpu"))
     image = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
@@ -254,9 +253,9 @@ def test_widers_rule_and_a_resize_are_recorded(place, tmp_path):
     manifest = json.loads(file.read_text())
     changed = {"provenance": {"source": "WIDER-Attribute"}, "options": {"resize": "shorter=448"}}
     file.write_text(json.dumps(manifest | changed))
-    origin = evaluate(place / "run", tmp_path / "wider", device="cpu")[0].origin
+    origin = evaluate(place / "run", tmp_path / "wider", device="cpu").origin
     assert (origin.ignored_in_rates, origin.resize) == ("negative", "shorter=448")
-    origin = evaluate(place / "run", place / "shards", device="cpu")[0].origin
+    origin = evaluate(place / "run", place / "shards", device="cpu").origin
     assert (origin.ignored_in_rates, origin.resize) == ("left out", "")
 
 
@@ -337,7 +336,8 @@ def test_real_photographs_from_shards_to_numbers(sample, tmp_path):
     source = open_source("voc2007", sample / "VOCdevkit" / "VOC2007", "test")
     manifest = build_shards(plan_build(source, samples_per_shard=150), open_storage(tmp_path / "test"), num_workers=1)
     run = write_checkpoint(tmp_path / "run", VOC_CLASSES)
-    predictions, metrics = evaluate(run, tmp_path / "test", out=tmp_path / "p.parquet", device="cpu")
+    predictions = evaluate(run, tmp_path / "test", out=tmp_path / "p.parquet", device="cpu")
+    metrics = compute_metrics(predictions)
     assert metrics.num_samples == manifest.num_samples == 390
     assert metrics.absent_classes == ()
     assert {name: row["positive"] for name, row in manifest.label_histogram.items()} == {

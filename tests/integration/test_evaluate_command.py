@@ -32,7 +32,7 @@ def make(keys: Sequence[str], seed: int, **changes) -> Predictions:
             target_NK=target_NK,
             ignore_NK=np.zeros(shape, bool),
             classes=("cat", "dog", "unicorn"),
-            objects=LargestObjects(
+            objects=LargestObjects.of_arrays(
                 area_NK=np.where(target_NK > 0, 500, 0).astype(np.float32),
                 relative_area_NK=np.where(target_NK > 0, 0.1, 0).astype(np.float32),
                 truncated_NK=unknown_NK,

@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from msldata.errors import UserError
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.evaluation.evaluate import evaluate
+from msltrain.measures.metrics import compute_metrics
 from msltrain.runs.checkpoint import load_recogniser
 from msltrain.stream.config import StreamConfig
 from msltrain.use import export_formats
@@ -100,7 +101,8 @@ def test_graphs_that_take_pixels(tmp_path, photos):
 def test_the_model_card_says_what_it_is_and_how_well_it_did(tmp_path):
     run = make_run(tmp_path, "test_resnet")
     write_images(tmp_path / "shards", (11,))
-    metrics = evaluate(run, tmp_path / "shards", out=run / "predictions" / "small.parquet", device="cpu")[1]
+    found = evaluate(run, tmp_path / "shards", out=run / "predictions" / "small.parquet", device="cpu")
+    metrics = compute_metrics(found)
     (run / "predictions" / "broken.parquet").write_bytes(b"not one")
     other = make_run(tmp_path / "other", "test_resnet", num_heads=1)
     evaluate(other, tmp_path / "shards", out=run / "predictions" / "other.parquet", device="cpu")

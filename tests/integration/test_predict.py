@@ -50,7 +50,7 @@ def test_scores_equal_those_of_the_evaluation(tmp_path):
         data = photo(number, 40 + number % 37, 36 + number % 23)
         (tmp_path / "photos" / f"s{number:06d}.jpg").write_bytes(data)
     run = write_checkpoint(tmp_path / "run", CLASSES)
-    expected = evaluate(run, tmp_path / "shards", batch_size=COUNT, device="cpu")[0]
+    expected = evaluate(run, tmp_path / "shards", batch_size=COUNT, device="cpu")
     found = predict_images(run, [tmp_path / "photos"], top_k=None, device="cpu")
     assert [prediction.file for prediction in found] == [str(tmp_path / f"photos/{key}.jpg") for key in expected.keys]
     for prediction, score_K in zip(found, expected.score_NK, strict=True):
@@ -74,7 +74,7 @@ def test_thresholds_tuned_on_the_held_out_part_are_used(tmp_path):
     write_images(tmp_path / "shards", [36])  # enough of each class to tune on
     run = write_checkpoint(tmp_path / "run", CLASSES)
     cpu = torch.device("cpu")
-    held_out = evaluate(run, tmp_path / "shards", batch_size=12, device="cpu")[0]
+    held_out = evaluate(run, tmp_path / "shards", batch_size=12, device="cpu")
     names = {"of-these": held_out, "masked": replace(held_out, origin=replace(held_out.origin, keep_masks=("m",)))}
     names["other"] = replace(held_out, origin=replace(held_out.origin, checkpoint_sha256="0" * 64))
     expected = 1 / (1 + np.exp(-tune_thresholds(held_out)))
@@ -105,7 +105,7 @@ def test_shards_are_read_in_stored_order_and_checked(tmp_path):
     write_images(tmp_path / "shards", [2, 3])
     run = write_checkpoint(tmp_path / "run", CLASSES)
     found = predict_images(run, [tmp_path / "shards"], top_k=None, device="cpu")
-    expected = evaluate(run, tmp_path / "shards", batch_size=5, device="cpu")[0]
+    expected = evaluate(run, tmp_path / "shards", batch_size=5, device="cpu")
     assert [image.file for image in found] == [f"{tmp_path / 'shards'}#{key}" for key in expected.keys]
     for image, score_K in zip(found, expected.score_NK, strict=True):
         assert [dict(image.scores)[name] for name in CLASSES] == pytest.approx(score_K, abs=1e-6)

@@ -65,7 +65,9 @@ def predictions(skill: float, seed: int, hole_fraction: float = 0.0, weights: st
         target_NK=target_NK.astype(np.uint8),
         ignore_NK=ignore_NK,
         classes=CLASSES,
-        objects=LargestObjects(area_NK=area_NK, truncated_NK=flag_NK, occluded_NK=flag_NK * 0 - 1, crowd_NK=flag_NK),
+        objects=LargestObjects.of_arrays(
+            area_NK=area_NK, truncated_NK=flag_NK, occluded_NK=flag_NK * 0 - 1, crowd_NK=flag_NK
+        ),
         origin=Origin(
             checkpoint="runs/x",
             checkpoint_sha256=weights * 64,
@@ -371,7 +373,7 @@ def test_objects_that_only_one_model_names_are_shown_where_nothing_is_hidden():
     """Rows: a small one that the last names; a covered one that the first names; one in plain sight; both name it."""
     shape = (4, 1)
     unknown = np.full(shape, -1, np.int8)
-    objects = LargestObjects(
+    objects = LargestObjects.of_arrays(
         area_NK=np.full(shape, 9, np.float32),
         relative_area_NK=np.float32([[0.001], [0.2], [0.2], [0.001]]),
         truncated_NK=np.int8([[0], [0], [0], [1]]),

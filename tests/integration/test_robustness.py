@@ -95,7 +95,7 @@ def test_every_model_meets_the_same_holes(found):
 
 
 def test_whole_images_are_those_of_evaluate(place, found):
-    plain = evaluate(place / "one", place / "shards", device="cpu", batch_size=4)[0]
+    plain = evaluate(place / "one", place / "shards", device="cpu", batch_size=4)
     np.testing.assert_array_equal(found["One"]["whole"].logit_NK, plain.logit_NK)
     assert np.abs(found["One"]["irregular-high"].logit_NK - plain.logit_NK).max() > 1e-3
 

@@ -174,15 +174,13 @@ def run(tmp_path_factory) -> Path:
 
 def test_the_predictions_name_what_is_not_in_them(folder, run, tmp_path):
     write_images(tmp_path / "healthy", [30, 31, 5], with_objects=True)
-    whole, _ = evaluate(run, tmp_path / "healthy", batch_size=4, device="cpu")
-    found, metrics = evaluate(
-        run, folder, batch_size=4, device="cpu", on_sample_error="skip", out=tmp_path / "found.parquet"
-    )
+    whole = evaluate(run, tmp_path / "healthy", batch_size=4, device="cpu")
+    found = evaluate(run, folder, batch_size=4, device="cpu", on_sample_error="skip", out=tmp_path / "found.parquet")
     good = [number for number in range(66) if number not in BAD]
-    assert found.keys == tuple(whole.keys[number] for number in good) and metrics.num_samples == 61
+    assert found.keys == tuple(whole.keys[number] for number in good) and len(found.keys) == 61
     np.testing.assert_array_equal(found.logit_NK, whole.logit_NK[good])
     np.testing.assert_array_equal(found.target_NK, whole.target_NK[good])
-    np.testing.assert_array_equal(found.objects.area_NK, whole.objects.area_NK[good])
+    np.testing.assert_array_equal(found.objects.dense("area"), whole.objects.dense("area")[good])
     assert [line.split(" ")[0] for line in found.origin.skipped] == [f"s{number:06d}" for number in BAD]
     assert found.origin.skipped[1].endswith("of small-train-000000.tar: the bytes do not match their CRC-32")
     assert read_predictions(tmp_path / "found.parquet").origin == found.origin

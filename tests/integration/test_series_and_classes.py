@@ -150,7 +150,7 @@ def test_classes_are_matched_by_name(place, tmp_path, classes, said):
     found, wanted = (read_predictions(tmp_path / f"{name}.parquet") for name in ("other", "same"))
     assert found.classes == wanted.classes and np.array_equal(found.logit_NK, wanted.logit_NK)
     assert np.array_equal(found.target_NK, wanted.target_NK) and np.array_equal(found.ignore_NK, wanted.ignore_NK)
-    assert np.array_equal(found.objects.area_NK, wanted.objects.area_NK)
+    assert np.array_equal(found.objects.dense("area"), wanted.objects.dense("area"))
 
 
 def test_a_class_that_is_missing_is_refused(place, tmp_path):

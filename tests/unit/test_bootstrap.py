@@ -48,6 +48,18 @@ def test_resampled_measures_are_those_of_the_drawn_images(predictions, rule):
         assert mean_ap_R[r] == pytest.approx(metrics.mAP, abs=0.02)
 
 
+def test_few_positives_and_few_flags_are_counted_in_another_way_and_alike(predictions, monkeypatch):
+    rare = replace(predictions, target_NK=predictions.target_NK * (np.arange(40) % 3 == 0)[:, None].astype(np.uint8))
+    found = []
+    for few, density in ((0, 0.0), (100, 1.0)):
+        monkeypatch.setattr("msltrain.measures.bootstrap._FEW", few)
+        monkeypatch.setattr("msltrain.measures.bootstrap._SPARSE", density)
+        found.append((resampled_mean_ap(rare), resampled_rates(rare)))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
+    for name in RATES:
+        np.testing.assert_allclose(found[0][1][name], found[1][1][name], rtol=1e-12)
+
+
 def test_every_measure_has_an_interval_around_it(predictions):
     intervals = summary_intervals(predictions, num_resamples=200)
     assert tuple(intervals) == SUMMARY

@@ -24,7 +24,7 @@ def make(target: list[list[int]], predicted: list[list[int]], ignored: list[list
 
 
 def test_companions_by_hand():
-    found = count_companions(make([[1, 1, 0]] * 12 + [[1, 0, 0]] * 4 + [[0, 0, 1]] * 3, [[0, 0, 0]] * 19))
+    found = count_companions(make([[1, 1, 0]] * 12 + [[1, 0, 0]] * 4 + [[0, 0, 1]] * 3, [[0, 0, 0]] * 19), range(3))
     assert found.num_present_K.tolist() == [16, 12, 3]
     assert found.num_both_KK.tolist() == [[16, 12, 0], [12, 12, 0], [0, 0, 3]]
     share_KK = found.share_KK
@@ -38,7 +38,7 @@ def test_false_alarms_by_hand():
     target = [[1, 0]] * 12 + [[0, 0]] * 20 + [[1, 0]] * 5
     predicted = [[1, 1]] * 9 + [[1, 0]] * 3 + [[0, 1]] * 2 + [[0, 0]] * 18 + [[1, 1]] * 5
     ignored = [[0, 0]] * 32 + [[0, 1]] * 5
-    found = count_false_alarms(make(target, predicted, ignored))
+    found = count_false_alarms(make(target, predicted, ignored), range(2))
     assert (found.num_images_KK[0, 1], found.num_seen_KK[0, 1]) == (12, 9)
     assert (found.num_elsewhere_KK[0, 1], found.num_seen_elsewhere_KK[0, 1]) == (20, 2)
     assert found.rate_KK[0, 1] == 0.75 and found.rate_elsewhere_KK[0, 1] == 0.1
@@ -48,9 +48,9 @@ def test_false_alarms_by_hand():
 
 def test_pairs_are_ranked_by_the_model_that_leans_most():
     target = [[1, 0, 0]] * 20 + [[0, 0, 0]] * 20
-    none = count_false_alarms(make(target, [[1, 0, 0]] * 40))
-    second = count_false_alarms(make(target, [[1, 1, 0]] * 10 + [[1, 0, 0]] * 30))
-    third = count_false_alarms(make(target, [[1, 0, 1]] * 15 + [[1, 0, 0]] * 25))
+    none = count_false_alarms(make(target, [[1, 0, 0]] * 40), range(3))
+    second = count_false_alarms(make(target, [[1, 1, 0]] * 10 + [[1, 0, 0]] * 30), range(3))
+    third = count_false_alarms(make(target, [[1, 0, 1]] * 15 + [[1, 0, 0]] * 25), range(3))
     assert leaning_pairs([none], 5) == []
     assert leaning_pairs([none, second], 5) == [(0, 1)]
     assert leaning_pairs([second, third], 5) == [(0, 2), (0, 1)]

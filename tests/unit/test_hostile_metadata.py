@@ -46,7 +46,8 @@ def content_of(folder: Path) -> list:
     numbers = np.repeat(np.arange(len(shards.counts)), shards.counts)
     rows = np.concatenate([np.arange(count) for count in shards.counts])
     _, found = shards.rows(numbers, rows)
-    return [getattr(found, name).tolist() for name in type(found).__slots__] + [shards.classes]
+    columns = [name for name in type(found).__slots__ if name != "num_classes"]
+    return [getattr(found, name).tolist() for name in columns] + [shards.classes]
 
 
 def places(content, at=()):

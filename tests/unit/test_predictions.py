@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ def predictions() -> Predictions:
         target_NK=np.uint8(rng.random(shape) < 0.5),
         ignore_NK=rng.random(shape) < 0.2,
         classes=("cat", "dog", "zèbre"),
-        objects=LargestObjects(
+        objects=LargestObjects.of_arrays(
             area_NK=rng.random(shape, dtype=np.float32),
             truncated_NK=rng.integers(-1, 2, shape, np.int8),
             occluded_NK=rng.integers(-1, 2, shape, np.int8),
@@ -41,8 +42,8 @@ def test_round_trip_is_exact(tmp_path, predictions):
         assert getattr(again, name).dtype == getattr(predictions, name).dtype
         np.testing.assert_array_equal(getattr(again, name), getattr(predictions, name))
     assert predictions.objects is not None and again.objects is not None
-    for name in ("area_NK", "truncated_NK", "occluded_NK", "crowd_NK"):
-        np.testing.assert_array_equal(getattr(again.objects, name), getattr(predictions.objects, name))
+    for name in ("area", "truncated", "occluded", "crowd"):
+        np.testing.assert_array_equal(again.objects.dense(name), predictions.objects.dense(name))
 
 
 def test_without_objects(tmp_path, predictions):
@@ -61,6 +62,52 @@ def test_any_parquet_reader_can_recompute_from_it(tmp_path, predictions):
     write_predictions(predictions, tmp_path / "p.parquet")
     table = pq.read_table(tmp_path / "p.parquet")
     np.testing.assert_array_equal(np.stack(table["logit"].to_pylist()).astype(np.float32), predictions.logit_NK)
+
+
+def test_a_file_is_written_a_part_at_a_time(tmp_path, predictions, monkeypatch):
+    write_predictions(predictions, tmp_path / "whole.parquet")
+    monkeypatch.setattr("msltrain.measures.predictions._ROWS_TOGETHER", 6)
+    write_predictions(predictions, tmp_path / "parts.parquet")
+    assert pq.ParquetFile(tmp_path / "parts.parquet").num_row_groups == 3
+    one, other = (read_predictions(tmp_path / name) for name in ("whole.parquet", "parts.parquet"))
+    assert one.keys == other.keys and (one.logit_NK == other.logit_NK).all()
+    np.testing.assert_array_equal(one.objects.dense("area"), other.objects.dense("area"))
+
+
+def test_files_of_version_1_are_read(tmp_path, predictions):
+    """They hold the largest objects as lists of K values."""
+    lists = {"logit": predictions.logit_NK, "target": predictions.target_NK, "ignore": predictions.ignore_NK}
+    names = ("area", "truncated", "occluded", "crowd")
+    lists |= {f"largest_{name}": predictions.objects.dense(name) for name in names}
+    columns = {
+        name: pa.array(list(array_NK), pa.list_(pa.array(array_NK[0]).type, 3)) for name, array_NK in lists.items()
+    }
+    content = {"version": 1, "classes": list(predictions.classes), "origin": {"checkpoint": "runs/a/best.pt"}}
+    table = pa.table({"key": list(predictions.keys), **columns})
+    table = table.replace_schema_metadata({b"msl.predictions": json.dumps(content).encode()})
+    pq.write_table(table, tmp_path / "p.parquet")
+    again = read_predictions(tmp_path / "p.parquet")
+    for name in names:
+        np.testing.assert_array_equal(again.objects.dense(name), predictions.objects.dense(name))
+
+
+def test_thousands_of_classes_take_the_room_of_their_logits(tmp_path):
+    """Targets, ignored pairs and objects are few; a file of whole arrays of them would be twice as large."""
+    rng, shape = np.random.default_rng(0), (40, 3000)
+    target_NK = np.uint8(rng.random(shape) < 0.001)
+    many = Predictions(
+        keys=tuple(map(str, range(40))),
+        logit_NK=rng.standard_normal(shape, dtype=np.float32) - 6,
+        target_NK=target_NK,
+        ignore_NK=np.zeros(shape, bool),
+        classes=tuple(map(str, range(3000))),
+        objects=LargestObjects.of_arrays(
+            **{f"{name}_NK": np.int8(target_NK) * 2 - 1 for name in ("truncated", "occluded", "crowd")},
+            area_NK=target_NK * rng.random(shape, dtype=np.float32),
+        ),
+    )
+    write_predictions(many, tmp_path / "p.parquet")
+    assert (tmp_path / "p.parquet").stat().st_size < many.logit_NK.nbytes
 
 
 @pytest.mark.parametrize("content", [b"", b"not parquet at all"])

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from msldata.contract.format import read_index
 from msldata.contract.manifest import IMAGES, FormatError, Manifest, read_manifest
 from msldata.storage import Location, Storage, open_storage
 from msltrain.stream.errors import SampleError
+from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.order.random import key_hash
 from msltrain.stream.samples.memory_maps import ShardMaps
 from msltrain.stream.threads import Readers
@@ -24,12 +26,15 @@ from msltrain.stream.threads import Readers
 _COLUMNS = ("key", "offset", "length", "crc32", "width", "height", "positives", "ignored")
 _PARALLEL_READS = 16
 INDEX_CAPACITY = 1 << 17
-"""Samples whose index rows are kept in memory, about 0.4 kB each with 80 classes."""
+"""Samples whose index rows are kept in memory, about 0.3 kB each."""
+_TOGETHER = 1 << 16
+"""About how many samples `ShardSet.labels` reads at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SampleRows:
-    """Index rows of some samples, one array per column: those of a whole shard, or of a batch in batch order."""
+    """Index rows of some samples, one array per column: those of a whole shard, or of a batch in batch order. Labels
+    are lists of class numbers, so that the size of a row does not grow with the number of classes."""
 
     key_N: np.ndarray
     """object array of str"""
@@ -45,27 +50,71 @@ class SampleRows:
     """int64, pixels"""
     height_N: np.ndarray
     """int64, pixels"""
-    target_NK: np.ndarray
-    """uint8 multi-hot; ignored classes are 0"""
-    ignore_NK: np.ndarray
-    """bool"""
+    positives_N: pa.ListArray
+    """a list of int16 for each sample"""
+    ignored_N: pa.ListArray
+    """a list of int16 for each sample"""
+    num_classes: int
 
     def __len__(self) -> int:
         return len(self.key_N)
 
+    @property
+    def target_NK(self) -> np.ndarray:
+        """uint8 multi-hot, made anew; ignored classes are 0."""
+        return multi_hot(self.positives_N, self.num_classes).view(np.uint8)
+
+    @property
+    def ignore_NK(self) -> np.ndarray:
+        """bool multi-hot, made anew."""
+        return multi_hot(self.ignored_N, self.num_classes)
+
     def take(self, row_N: np.ndarray | slice) -> SampleRows:
         """The rows numbered ``row_N``, in that order; for a slice, views."""
-        return SampleRows(*(getattr(self, name)[row_N] for name in SampleRows.__slots__))
+        columns: dict[str, Any] = {name: getattr(self, name)[row_N] for name in _ARRAYS}
+        if isinstance(row_N, slice):
+            columns |= {name: getattr(self, name)[row_N] for name in _LISTS}
+        else:
+            number_N = pa.array(row_N)
+            columns |= {name: getattr(self, name).take(number_N) for name in _LISTS}
+        return SampleRows(**columns, num_classes=self.num_classes)
 
     def put(self, position: int, other: SampleRows) -> None:
         """Replace one of these rows with the single row of ``other``."""
-        for name in SampleRows.__slots__:
+        for name in _ARRAYS:
             getattr(self, name)[position] = getattr(other, name)[0]
+        for name in _LISTS:
+            mine = getattr(self, name)
+            setattr(self, name, pa.concat_arrays([mine[:position], getattr(other, name), mine[position + 1 :]]))
 
     @staticmethod
     def concatenate(parts: Sequence[SampleRows]) -> SampleRows:
-        """The rows of all parts, in sequence."""
-        return SampleRows(*(np.concatenate([getattr(part, name) for part in parts]) for name in SampleRows.__slots__))
+        """The rows of all parts, in sequence; at least one part."""
+        columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
+        columns |= {name: pa.concat_arrays([getattr(part, name) for part in parts]) for name in _LISTS}
+        return SampleRows(**columns, num_classes=parts[0].num_classes)
+
+
+_LISTS = ("positives_N", "ignored_N")
+_ARRAYS = tuple(name for name in SampleRows.__slots__ if name not in (*_LISTS, "num_classes"))
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Which samples show which classes, M pairs of them in the order of the samples; no array grows with N times K."""
+
+    key_hash_N: np.ndarray
+    """uint64"""
+    row_M: np.ndarray
+    """int64, the sample's number"""
+    class_M: np.ndarray
+    """int64, ascending within a sample where the index has it so"""
+    num_classes: int
+
+    @property
+    def count_K(self) -> np.ndarray:
+        """Samples with each class, int64 (K,)."""
+        return np.bincount(self.class_M, minlength=self.num_classes)
 
 
 class ShardSet:
@@ -87,7 +136,8 @@ class ShardSet:
         self.classes = manifest.classes
         self.counts = np.array([shard.num_samples for shard in manifest.shards], dtype=np.int64)
         self._first_sample_S = np.cumsum(self.counts) - self.counts
-        self._kept_rows_S: list[np.ndarray] | None = None
+        self._kept_row_N: np.ndarray | None = None  # of a part: its rows, in the stored order
+        self._first_kept_S = self._first_sample_S  # where those of each shard begin
         self.maps = ShardMaps(storage, manifest)
         self._indexes = _IndexCache(storage, manifest)
 
@@ -119,12 +169,27 @@ class ShardSet:
         shards, first = np.unique(shard_N[grouped_N], return_index=True)
         indexes = self._indexes.get_many(shards.tolist())
         stored = np.split(row_N[grouped_N], first[1:])
-        if self._kept_rows_S is not None:
-            stored = [self._kept_rows_S[shard][rows] for shard, rows in zip(shards, stored)]
+        if self._kept_row_N is not None:
+            stored = [self._kept_row_N[self._first_kept_S[shard] + rows] for shard, rows in zip(shards, stored)]
         # The parts lie in shard order; `place_N` takes them back to the order asked for.
         place_N = np.argsort(grouped_N)
         parts = SampleRows.concatenate([index.take(rows) for index, rows in zip(indexes, stored)])
         return self._first_sample_S[shard_N] + np.concatenate(stored)[place_N], parts.take(place_N)
+
+    def labels(self) -> Labels:
+        """The positive classes of every sample, in the stored order. Reads every sample index once, some at a time.
+
+        Raises:
+            FormatError: a sample index is missing, damaged or of another build.
+        """
+        plan = EpochPlan(self.counts, seed=0, epoch=0, window=_TOGETHER, shuffle=False)
+        hashes, rows, classes = [], [], []
+        for start in range(0, self.num_samples, _TOGETHER):
+            _, found = self.rows(*plan.items(start, min(start + _TOGETHER, self.num_samples)))
+            hashes.append(found.key_hash_N)
+            rows.append(start + np.repeat(np.arange(len(found)), found.positives_N.value_lengths().to_numpy()))
+            classes.append(found.positives_N.flatten().to_numpy().astype(np.int64))
+        return Labels(np.concatenate(hashes), np.concatenate(rows), np.concatenate(classes), len(self.classes))
 
     def reserve(self, num_samples: int) -> None:
         """Keep the index rows of at least this many samples in memory."""
@@ -187,7 +252,6 @@ class _IndexCache:
         info = self._manifest.shards[shard]
         table = read_index(self._storage, self._manifest, info, _COLUMNS)
         keys = table["key"].to_pylist()
-        num_classes = len(self._manifest.classes)
         numbers = {
             name: table[name].to_numpy().astype(np.int64) for name in ("offset", "length", "crc32", "width", "height")
         }
@@ -199,16 +263,27 @@ class _IndexCache:
             crc32_N=numbers["crc32"],
             width_N=numbers["width"],
             height_N=numbers["height"],
-            target_NK=_multi_hot(table["positives"], num_classes).astype(np.uint8),
-            ignore_NK=_multi_hot(table["ignored"], num_classes),
+            positives_N=table["positives"].combine_chunks(),
+            ignored_N=table["ignored"].combine_chunks(),
+            num_classes=len(self._manifest.classes),
         )
 
 
-def _multi_hot(lists: pa.ChunkedArray, num_classes: int) -> np.ndarray:
-    """Class numbers per sample as bool (N, K)."""
-    column = lists.combine_chunks()
-    row = np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
-    number = column.flatten().to_numpy()
-    hot = np.zeros((len(column), num_classes), dtype=bool)
-    hot[row, number] = True
-    return hot
+def multi_hot(lists: pa.ListArray, num_classes: int, column_K: np.ndarray | None = None) -> np.ndarray:
+    """Class numbers of N samples as bool (N, K).
+
+    Args:
+        lists: a list of class numbers for each sample.
+        num_classes: of the dataset.
+        column_K: int64, the class number of each column; None: all, in their order.
+    """
+    row_M = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy())
+    number_M = lists.flatten().to_numpy()
+    if column_K is not None:
+        column_of = np.full(num_classes, -1, np.int64)
+        column_of[column_K] = np.arange(len(column_K))
+        number_M = column_of[number_M]
+        row_M, number_M = row_M[number_M >= 0], number_M[number_M >= 0]
+    hot_NK = np.zeros((len(lists), num_classes if column_K is None else len(column_K)), dtype=bool)
+    hot_NK[row_M, number_M] = True
+    return hot_NK
