@@ -266,6 +266,7 @@ SETTINGS = {
     "masksub-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS),
     "soft-full-running": _two(*FULL, *SOFT, *RUNNING_NORMS),
     "soft-light-running": _two(*_alpha(1, 0.5), *SOFT, *RUNNING_NORMS),
+    "soft-quarter-running": _two(*_alpha(1, 0.25), *SOFT, *RUNNING_NORMS),
     "soft-full-half-running": _two(*FULL, *SOFT, *RUNNING_NORMS, "keep_mask.share=0.5", passes=1.5),
     "soft-full-mixed-running": _two(*FULL, *SOFT, *RUNNING_NORMS, *MIXTURE, masks=MIXED),
     "soft-full-ema-running": _two(*FULL, *SOFT, *EMA, *RUNNING_NORMS),
