@@ -38,7 +38,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
 NOTHING: Mapping[str, str] = MappingProxyType({})
 COUNTS = {"kills": 80, "stores": 160, "disks": 60, "inputs": 500}
 CASES_OF_WORKS = ("train", "build-shards", "build-masks", "index", "predict", "evaluate", "export", "robustness")
-STORE_CASES = ("train", "read", "cache", "build-shards", "build-masks", "index")
+STORE_CASES = ("train", "read", "cache", "build-shards", "build-masks")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ begin, so that kills hit the work and not the imports. It is the same program, a
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -65,6 +66,8 @@ def fork_commands(start: Callable[[], None]) -> None:
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
     importlib.import_module("msltrain.__main__")
+    gc.collect()
+    gc.freeze()  # so that the pages stay shared
     for line in sys.stdin:
         job = json.loads(line)
         child = os.fork()

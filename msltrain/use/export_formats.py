@@ -63,9 +63,10 @@ class ServedModel(nn.Module):
         return self.recogniser(self.normalised(self.squashed(image)) if self.from_pixels else image)
 
     def squashed(self, pixel_BCHW: Tensor) -> Tensor:
-        """Whole levels, as the stream's resize of uint8 gives them; those of a square of side S as they are."""
-        square = (self.side, self.side)
-        return nn.functional.interpolate(pixel_BCHW.float(), square, mode="bilinear", antialias=True).round()
+        """Whole levels, as the stream's resize of uint8 gives them, which rounds after its rows and after its columns;
+        those of a square of side S as they are."""
+        rows_BCHS = _bilinear(pixel_BCHW.float(), (pixel_BCHW.shape[2], self.side))
+        return _bilinear(rows_BCHS, (self.side, self.side))
 
     def normalised(self, pixel_BCHW: Tensor) -> Tensor:
         """What the network wants of uint8 pixels."""
@@ -88,6 +89,12 @@ class ServedModel(nn.Module):
                     f"torch.export cannot follow this network ({reason}); export it with --format safetensors alone"
                 ) from error
         return self._program
+
+
+def _bilinear(value_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resized, in whole levels."""
+    # Halves go up, as in integers; round() would take them to the even neighbour.
+    return (nn.functional.interpolate(value_BCHW, size, mode="bilinear", antialias=True) + 0.5).floor()
 
 
 ExportedRun = Callable[[Tensor], Tensor]

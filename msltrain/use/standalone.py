@@ -124,7 +124,8 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
 
 def prepared(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
     """A photograph as the network wants it: upright, RGB of 8 bits, squashed to the square, normalised."""
-    how = image.tile[0].args if getattr(image, "tile", None) else ""
+    tile: Any = getattr(image, "tile", None)
+    how = tile[0].args if tile else ""
     image = ImageOps.exif_transpose(image)
     if ";16" in str(how) and image.mode in ("RGB", "RGBA", "LA") and np.asarray(image.convert("RGB")).max() < 16:
         raise ValueError("colours of 12 bits, of which Pillow reads the highest four; convert them to 8 bits first")

@@ -78,12 +78,24 @@ def test_safetensors_are_the_same_bytes_every_time():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["resnet50", "vit_small_patch16_224", "mobilenetv2_100"])
+@pytest.mark.parametrize(
+    "backbone", ["resnet50", "vit_small_patch16_224", "mobilenetv2_100", "swin_tiny_patch4_window7_224"]
+)
 def test_networks_of_a_useful_size(tmp_path, backbone):
     """``pytest -m slow tests/integration/test_export.py``: minutes on two cores."""
     stream, model = StreamConfig(image_size=224, batch_size=4), ModelConfig(backbone=backbone, num_heads=6)
     run = write_checkpoint(tmp_path / "run", CLASSES, config=TrainConfig(stream=stream, model=model))
     assert all(one.max_difference <= 1e-4 for one in export_model(run, tmp_path / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("from_pixels", [False, True])
+def test_what_a_graph_cannot_hold_is_one_line(tmp_path, from_pixels):
+    """MaxViT: every format gives the original's logits, or is named with its reason."""
+    run, failed = make_run(tmp_path, "test_maxvit"), []
+    done = export_model(run, tmp_path / "out", from_pixels=from_pixels, on_failed=failed.append)
+    assert len(done) + len(failed) == len(FORMATS) and all(one.max_difference <= 1e-4 for one in done)
+    assert all("\n" not in reason and len(reason) < 400 for reason in failed)
 
 
 def test_graphs_that_take_pixels(tmp_path, photos):
