@@ -25,6 +25,8 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 FILES: dict[Format, str] = {"safetensors": EXPORT_WEIGHTS, "torch-export": "model.pt2", "onnx": "model.onnx"}
 TOLERANCE = 1e-4
 """Largest difference between a logit and the original's, over the larger of 1 and the largest logit."""
+SQUASHED_TOLERANCE = 1e-2
+"""The same where the graph squashes: runtimes add in other orders, so a pixel near a half may fall to another level."""
 OPSET, MIN_OPSET = 18, 18
 """Of ONNX: the default, and the least that torch writes."""
 IR_OF_OPSET = (8, 9, 9, 10)
@@ -204,7 +206,9 @@ def preprocessing(loaded: LoadedRecogniser, *, from_pixels: bool) -> dict[str, A
     }
 
 
-def compare(format_: Format, served: ServedModel, run: ExportedRun, input_BCHW: Tensor) -> float:
+def compare(
+    format_: Format, served: ServedModel, run: ExportedRun, input_BCHW: Tensor, tolerance: float = TOLERANCE
+) -> float:
     """The largest difference of a logit, alone and as a batch. Raises UserError where that is too much."""
     with torch.inference_mode():
         ready = served.from_pixels and format_ == "safetensors"
@@ -213,7 +217,7 @@ def compare(format_: Format, served: ServedModel, run: ExportedRun, input_BCHW: 
         together_BK = run(input_BCHW)
         alone_BK = torch.cat([run(input_BCHW[n : n + 1]) for n in range(len(input_BCHW))])
     difference = max(float((found - expected_BK).abs().max()) for found in (together_BK, alone_BK))
-    allowed = TOLERANCE * max(1.0, float(expected_BK.abs().max()))
+    allowed = tolerance * max(1.0, float(expected_BK.abs().max()))
     if not difference <= allowed:  # a NaN must not pass
         raise UserError(
             f"{FILES[format_]}: its logits differ from the model's by up to {difference:.2g}, more than {allowed:.2g}; "

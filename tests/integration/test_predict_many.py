@@ -144,7 +144,12 @@ def test_a_full_disk_is_one_message_and_what_was_answered_stays(place, tmp_path,
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2 and "all.json.part0: file too large" in errors
-    assert msl(*command(place, out))[0] == 1 and out.read_bytes() == whole.read_bytes()
+    assert msl(*command(place, out))[0] == 1
+    for found, expected in zip(*(map(json.loads, file.read_text().splitlines()) for file in (out, whole)), strict=True):
+        # Batches begin elsewhere now, so sums may differ in their last bit.
+        assert found["file"] == expected["file"] and found.get("scores", {}) == pytest.approx(
+            expected.get("scores", {}), abs=1e-6
+        )
 
 
 def test_names_are_escaped_so_that_no_two_are_one():
