@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from msltrain.typed_values import decode
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions
 from msltrain.runs.run_places import WHOLE
+from msltrain.typed_values import decode
 
 MEASURES = ("mAP", "CR", "CF1")
 """The measures of the paper's Fig. 3."""
