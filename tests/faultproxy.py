@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import socket
 import struct
@@ -13,12 +14,51 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-FAULTS = ("unavailable", "slowdown", "reset", "cut", "stall", "corrupt", "slow", "cut-upload", "lost-answer")
+FAULTS = (
+    "unavailable",
+    "slowdown",
+    "reset",
+    "cut",
+    "stall",
+    "corrupt",
+    "slow",
+    "cut-upload",
+    "lost-answer",
+    "nonsense",
+)
 ANSWERS = {
     "expired": (400, b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"),
     "html": (200, b"<html><head><title>Sign in</title></head><body>Sign in to go on</body></html>"),
 }
 """Faults that are answers of somebody else: Amazon's to old credentials, and a gateway's page."""
+
+Answer = tuple[int, list[tuple[str, str]], bytes]
+"""Status, headers and body."""
+
+
+def _gzipped(status: int, headers: list[tuple[str, str]], body: bytes) -> Answer:
+    return status, [*headers, ("Content-Encoding", "gzip")], gzip.compress(body)
+
+
+TAMPERED: dict[str, Callable[[int, list[tuple[str, str]], bytes], Answer]] = {
+    "short": lambda status, headers, body: (status, headers, body[: len(body) // 2]),
+    "long": lambda status, headers, body: (status, headers, body + b"more of it" * 9),
+    "empty": lambda status, headers, body: (status, headers, b""),
+    "zeros": lambda status, headers, body: (status, headers, bytes(len(body))),
+    "shifted": lambda status, headers, body: (status, headers, body[1:] + body[:1]),
+    "gzip": _gzipped,
+    "gone": lambda status, headers, body: (404, [], b"<Error><Code>NoSuchKey</Code></Error>"),
+    "denied": lambda status, headers, body: (403, [], b"<Error><Code>RequestTimeTooSkewed</Code></Error>"),
+    "conflict": lambda status, headers, body: (409, [], b"<Error><Code>ConditionalRequestConflict</Code></Error>"),
+    "exists": lambda status, headers, body: (412, [], b"<Error><Code>PreconditionFailed</Code></Error>"),
+    "many": lambda status, headers, body: (429, [("Retry-After", "1")], b"Too many requests"),
+    "gateway": lambda status, headers, body: (502, [("Content-Type", "text/html")], b"<html>Bad gateway</html>"),
+    "no-content": lambda status, headers, body: (204, [], b""),
+    "moved": lambda status, headers, body: (302, [("Location", "/sign-in?next=1")], b""),
+    "whole": lambda status, headers, body: (200, [pair for pair in headers if pair[0] != "Content-Range"], body),
+}
+"""Faults that something between program and store makes of a whole answer, with a length that fits: it is for the
+reader to see that it is not what was stored."""
 
 Choose = Callable[[str, str], str | None]
 """Given the method and the path (with the query) of a request: the fault to inject, or None to pass it through."""
@@ -41,7 +81,7 @@ class Sometimes:
     def __init__(
         self, fault: str, times: int | None = 1, *, method: str | None = None, containing: str = "", after: int = 0
     ):
-        assert fault in FAULTS or fault in ANSWERS
+        assert fault in FAULTS or fault in ANSWERS or fault in TAMPERED
         self.fault, self.times, self.method, self.containing, self.after = fault, times, method, containing, after
         self.num_matched = 0
         self.num_faults = 0
@@ -63,7 +103,7 @@ class FaultProxy:
     before the first byte, ``cut`` in the middle of the answer's body; ``stall`` waits ``stall_seconds`` first;
     ``corrupt`` flips the body's last byte, ``slow`` drips it. For writers: ``cut-upload`` drops the connection in the
     middle of the request's body, which the server never sees whole; ``lost-answer`` lets the server do what was asked
-    and answers 500 all the same. ``refusing`` closes the port for a while.
+    and answers 500 all the same; ``nonsense`` answers what is no HTTP. ``refusing`` closes the port for a while.
     """
 
     stall_seconds = 2.0
@@ -136,6 +176,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if fault == "reset":
             return self._drop()
+        if fault == "nonsense":
+            self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+            return self._drop()
         if fault in ("unavailable", "slowdown"):
             for _ in self._request_body(length):
                 pass
@@ -189,6 +232,10 @@ class _Handler(BaseHTTPRequestHandler):
             response.read()
             return self._refuse(500, [], b"<Error><Code>InternalError</Code></Error>")
         headers = [(name, value) for name, value in response.getheaders() if name.lower() not in _HOP]
+        if fault in TAMPERED:
+            # Of a HEAD there is no body, only its length.
+            body = bytes(int(response.getheader("Content-Length") or 0)) if self.command == "HEAD" else response.read()
+            return self._refuse(*TAMPERED[fault](response.status, headers, body))
         status = response.status
         # rclone's S3 server sends the right range with status 200; S3 itself, and so every client, says 206.
         if status == 200 and any(name.lower() == "content-range" for name, _ in headers):

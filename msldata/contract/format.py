@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, FormatError, Manifest, ShardInfo
 from msldata.contract.parquet import UnreadableParquet, read_parquet
+from msldata.contract.pixels import MAX_PIXELS
 from msldata.storage import Storage
 
 IMAGE_SUFFIX = ".jpg"
@@ -33,8 +34,9 @@ MAX_KEY_BYTES = 100 - len(TARGET_SUFFIX)
 INDEX_VERSION = 1
 """Version of what tars and indexes hold. Plans count it in, so another one makes every build start over; what only the
 manifest says has a version of its own."""
-_MAX_PIXELS = 178_956_970
-"""The most pixels of one image: Pillow refuses anything larger as a decompression bomb."""
+_MAX_PIXELS = max(178_956_970, MAX_PIXELS)
+"""The most pixels of one image: Pillow refuses anything larger as a decompression bomb, unless ``MSL_MAX_PIXELS`` lets
+builds and readers take it."""
 _MAX_SIDE = 65_535
 """The longest side of a JPEG."""
 
@@ -297,7 +299,9 @@ def check_rows(table: pa.Table, kind: str, num_classes: int, shard: ShardInfo, w
     if {"width", "height"} <= numbers.keys():
         pixels_N = numbers["width"].astype(np.int64) * numbers["height"]
         if np.any(pixels_N > _MAX_PIXELS):
-            refuse(f"an image of {pixels_N.max():,} pixels, {_MAX_PIXELS:,} is the most")
+            refuse(
+                f"an image of {pixels_N.max():,} pixels, {_MAX_PIXELS:,} is the most unless MSL_MAX_PIXELS says more"
+            )
     if "key" in columns and len(columns["key"].unique()) != len(columns["key"]):
         refuse("a key is there twice")
     classes = [(name, columns[name].flatten()) for name in ("positives", "ignored") if name in columns]

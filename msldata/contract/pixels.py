@@ -19,11 +19,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import simplejpeg
 
+from msldata.errors import UserError
+
 if TYPE_CHECKING:
     from PIL import Image
 
 _PILLOWS_MOST = 178_956_970
-MAX_PIXELS = int(os.environ.get("MSL_MAX_PIXELS", 178_000_000))
+
+
+def _most_pixels() -> int:
+    given = os.environ.get("MSL_MAX_PIXELS") or "178000000"
+    if not given.isdecimal():
+        raise UserError(f"MSL_MAX_PIXELS is '{given}'; give a number of pixels, as 400000000")
+    return int(given)
+
+
+MAX_PIXELS = _most_pixels()
 """Larger images are taken for decompression bombs: these are 534 MB once decoded. ``MSL_MAX_PIXELS`` sets another
 bound, for every process of a command."""
 

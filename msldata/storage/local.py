@@ -13,6 +13,9 @@ from pathlib import Path
 from msldata.errors import StorageError
 from msldata.storage.base import PART_SUFFIX, FileInfo, Storage
 
+_MOST = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+"""Bytes of a file that is read as a whole. A sparse file, or a disk image named by mistake, holds more."""
+
 
 class LocalStorage(Storage):
     """A folder on a local (or mounted) disk; writes are staged beside their place and moved in."""
@@ -114,6 +117,8 @@ def _read_all(descriptor: int) -> bytes:
     if stat.S_ISCHR(state.st_mode) or stat.S_ISBLK(state.st_mode):
         raise OSError(errno.EINVAL, "a device, not a file")  # /dev/zero never ends
     size = state.st_size
+    if size > _MOST:
+        raise OSError(errno.EFBIG, f"{size / 1e9:,.0f} billion bytes, more than half of this machine's memory")
     data = os.read(descriptor, size + 1)  # one byte more than there should be: a shorter answer means the end
     if len(data) == size:
         return data

@@ -211,7 +211,8 @@ def export(
         list[ExportFormat] | None, typer.Option("--format", help="Repeat it; default: all three.")
     ] = None,
     from_pixels: Annotated[
-        bool, typer.Option("--from-pixels", help="Let the graphs take uint8 pixels and normalise them.")
+        bool,
+        typer.Option("--from-pixels", help="Let the graphs take uint8 pixels of any size, squash and normalise them."),
     ] = False,
     opset: Annotated[int | None, typer.Option(help="Of ONNX; default: 18, which onnxruntime 1.14 loads.")] = None,
     images: Annotated[

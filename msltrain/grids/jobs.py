@@ -7,7 +7,6 @@ anywhere and repeated.
 from __future__ import annotations
 
 import functools
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -135,9 +134,11 @@ class StudyJob:
 
     @property
     def is_finished(self) -> bool:
+        from msltrain.robustness.curves import read_curves
+
         try:
-            return bool(json.loads(self.result.read_text(encoding="utf-8"))["cells"])
-        except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: then it is drawn again
+            return bool(read_curves(self.result.read_bytes()).cells)
+        except (OSError, ValueError):  # not there, or damaged: then it is drawn again
             return False
 
     def perform(self, progress: Progress) -> None:

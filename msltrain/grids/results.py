@@ -15,6 +15,7 @@ from msltrain.grids.plan import Plan, Run
 from msltrain.measures.metrics import SUMMARY
 from msltrain.measures.predictions import read_predictions
 from msltrain.measures.summary import measure
+from msltrain.robustness.curves import Cell, read_curves
 
 CURVE_MEASURES = ("mAP", "CR", "CF1")
 """The measures of the paper's Fig. 3."""
@@ -98,17 +99,20 @@ def measures_of(run: Run, out: Path, seeds: Sequence[int]) -> dict[str, dict[str
 
 def curves_of(studies: Sequence[StudyJob]) -> dict[str, list[CurvePoint]]:
     """The curves of one grid's studies, a study per seed, by model; points by hole fraction."""
-    cells: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    cells: dict[tuple[str, str], dict[int, Cell]] = {}
     for study in studies:
         if study.is_finished:
-            for cell in json.loads(study.result.read_text(encoding="utf-8"))["cells"]:
-                cells.setdefault((cell["model"], cell["condition"]), {})[study.seed] = cell
+            for cell in read_curves(study.result.read_bytes()).cells:
+                cells.setdefault((cell.model, cell.condition), {})[study.seed] = cell
     curves: dict[str, list[CurvePoint]] = {}
     for (model, condition), by_seed in cells.items():
         point = CurvePoint(
             condition=condition,
-            hole_fraction=statistics.fmean(cell["hole_fraction"] for cell in by_seed.values()),
-            spreads={name: OverSeeds({seed: cell[name] for seed, cell in by_seed.items()}) for name in CURVE_MEASURES},
+            hole_fraction=statistics.fmean(cell.hole_fraction for cell in by_seed.values()),
+            spreads={
+                name: OverSeeds({seed: getattr(cell, name) for seed, cell in by_seed.items()})
+                for name in CURVE_MEASURES
+            },
         )
         curves.setdefault(model, []).append(point)
     return {model: sorted(points, key=lambda point: point.hole_fraction) for model, points in curves.items()}

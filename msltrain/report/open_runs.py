@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from msldata.errors import UserError
+from msldata.errors import StorageError, UserError
 from msldata.storage import LocalStorage
 from msltrain.config import TrainConfig, from_json
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions, read_predictions
-from msltrain.robustness.curves import Area, Cell, Curves
+from msltrain.robustness.curves import Curves, read_curves
 from msltrain.robustness.figure import DATA_NAME
 from msltrain.robustness.run import PREDICTIONS
 from msltrain.runs.checkpoint import open_checkpoint, read_meta
@@ -105,8 +105,13 @@ def _read_history(run_dir: Path) -> list[Mapping[str, Any]]:
     if not files.exists(METRICS_NAME):
         return []
     try:
-        return [json.loads(line) for line in files.read(METRICS_NAME).decode().splitlines()]
-    except json.JSONDecodeError as error:
+        rows = [json.loads(line) for line in files.read(METRICS_NAME).decode().splitlines()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("not a table of names and values")
+        return rows
+    except StorageError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{files.where(METRICS_NAME)}: a line is not JSON ({error}); is the run still going on?"
         ) from None
@@ -174,16 +179,12 @@ def read_study(folder: str | Path, runs: Sequence[RunReport]) -> Curves:
     """
     files = LocalStorage(Path(folder))
     try:
-        content = json.loads(files.read(DATA_NAME))
-        curves = Curves(
-            cells=tuple(Cell(**_tuples(cell)) for cell in content["cells"]),
-            areas=tuple(Area(**area) for area in content["areas"]),
-            num_samples=content["num_samples"],
-            skipped=tuple(content["skipped"]),
-        )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        curves = read_curves(files.read(DATA_NAME))
+    except StorageError:
+        raise
+    except ValueError as error:
         raise UserError(
-            f"{files.where(DATA_NAME)}: not a robustness study ({error!r}); run `msl robustness` again"
+            f"{files.where(DATA_NAME)}: not a robustness study ({error}); run `msl robustness` again"
         ) from None
     by_name = {run.name: run for run in runs}
     for model in curves.models:
@@ -200,10 +201,3 @@ def read_study(folder: str | Path, runs: Sequence[RunReport]) -> Curves:
                 f"{files.where(DATA_NAME)}: older than the predictions beside it; run `msl robustness` again"
             )
     return curves
-
-
-def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        return tuple(plain(part) for part in value) if isinstance(value, list) else value
-
-    return {name: plain(value) for name, value in content.items()}

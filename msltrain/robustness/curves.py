@@ -6,6 +6,7 @@ K classes, N samples.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -14,6 +15,7 @@ import numpy as np
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions
 from msltrain.runs.run_places import WHOLE
+from msltrain.typed_values import decode
 
 MEASURES = ("mAP", "CR", "CF1")
 """The measures of the paper's Fig. 3."""
@@ -100,6 +102,39 @@ def compute_curves(found: Mapping[str, Mapping[str, Predictions]]) -> Curves:
     cells = tuple(_cell(model, name, one) for model, row in found.items() for name, one in row.items())
     first = next(one for row in found.values() for one in row.values())
     curves = Curves(cells=cells, areas=(), num_samples=len(first.keys), skipped=first.origin.skipped)
+    areas = tuple(_area(model, kind, curves.of(model, kind)) for kind in curves.kinds for model in curves.models)
+    return replace(curves, areas=areas)
+
+
+def read_curves(data: bytes) -> Curves:
+    """What `Curves.to_json` wrote.
+
+    Raises:
+        ValueError: why it is something else. Areas are computed again from the cells.
+    """
+    try:
+        curves: Curves = decode(json.loads(data), Curves, "")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    for cell in curves.cells:
+        counts = *cell.num_pairs, *cell.num_predicted, cell.num_negative, cell.num_false
+        measures = [value for value in (cell.mAP, cell.CR, cell.CF1) if not np.isnan(value)]
+        bins = {len(cell.visible_share), len(cell.num_pairs), len(cell.num_predicted)}
+        possible = (
+            all(0 <= share <= 1 for share in (cell.hole_fraction, *measures))
+            and 0 <= min(counts) <= max(counts) < 2**53
+        )
+        fits = all(map(operator.le, cell.num_predicted, cell.num_pairs)) and cell.num_false <= cell.num_negative
+        if (
+            not possible
+            or not fits
+            or (cell.condition == WHOLE) != (not cell.kind)
+            or bins not in ({0}, {len(VISIBLE_BINS)})
+        ):
+            raise ValueError(f"{cell.model}, {cell.condition}: numbers that cannot be")
+    for model in curves.models:
+        if [cell.condition for cell in curves.cells if cell.model == model].count(WHOLE) != 1:
+            raise ValueError(f"{model}: not measured on whole images, or twice")
     areas = tuple(_area(model, kind, curves.of(model, kind)) for kind in curves.kinds for model in curves.models)
     return replace(curves, areas=areas)
 

@@ -94,8 +94,13 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
         classes=classes,
         config=config,
         path=path,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=_sha256(path),
     )
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _of_ours(path: Path) -> Path:
@@ -122,7 +127,7 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not what `msl export` writes ({error}); export the model again") from None
-    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    found = _sha256(weights)
     if wanted not in (None, "", found):
         raise UserError(f"{weights}: damaged (sha256 {found[:12]}…, {EXPORT_CONFIG} says {str(wanted)[:12]}…)")
     tensors = read_tensors(weights)

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
@@ -57,12 +57,13 @@ class AnswerFile:
         """Make ready for `add`, once every process has read what is answered."""
         part = Path(self._part.name)
         whole = sum(len(line) for _, line in self._lines(part))
-        if whole:
-            self._part.truncate(len(self._header) + whole)  # a killed run may leave half a line
-        else:
-            self._part.truncate(0)
-            self._part.write(self._header)
-            self._part.flush()
+        with clear_local_errors(self._part.name):
+            if whole:
+                self._part.truncate(len(self._header) + whole)  # a killed run may leave half a line
+            else:
+                self._part.truncate(0)
+                self._part.write(self._header)
+                self._part.flush()
 
     def add(self, answers: Iterable[ImagePrediction]) -> None:
         """Keep these, whatever happens next."""
@@ -103,7 +104,8 @@ class AnswerFile:
         part = Path(self._part.name)
         if part.exists() and not any(self._lines(part)):
             part.unlink()
-        self._part.close()
+        with suppress(OSError):  # a full disk, which `add` has told of: what it could not write would be written here
+            self._part.close()
 
     def _parts(self) -> list[Path]:
         """Those of all processes, by rank."""

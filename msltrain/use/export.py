@@ -30,6 +30,7 @@ from msltrain.use.export_formats import (
     FORMATS,
     MIN_OPSET,
     OPSET,
+    SQUASHED_TOLERANCE,
     WRITERS,
     Format,
     ServedModel,
@@ -59,7 +60,7 @@ class Exported:
     """Compared, alone and as a batch."""
     sha256: str
     from_pixels: bool = False
-    """Whether it takes uint8 pixels instead of normalised floats."""
+    """Whether it takes uint8 pixels of any size instead of normalised floats."""
     opset: int = 0
     """Of ONNX."""
 
@@ -86,7 +87,8 @@ def export_model(
         checkpoint, foreign, classes: as for ``load_any``; classes are needed with a weights file alone.
         out: folder. An export of the same weights gets these formats besides those it has.
         formats: see ``FILES``.
-        from_pixels: the graphs of torch.export and ONNX take uint8 pixels and normalise them themselves.
+        from_pixels: the graphs of torch.export and ONNX take uint8 pixels of any size, and squash and normalise them
+            themselves.
         opset: of ONNX.
         images: image files or folders to compare on, the first eight; none: drawn patterns.
         overwrite: replace another model's export.
@@ -184,9 +186,14 @@ def _export(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about its exporters' insides
         data, run = WRITERS[format_](loaded, served, input_BCHW)
+    difference = compare(format_, served, run, input_BCHW)
+    if takes_pixels:
+        side = served.side
+        larger_BCHW = torch.nn.functional.interpolate(pixel_BCHW, (side + 37, 2 * side - 5))
+        compare(format_, served, run, larger_BCHW, SQUASHED_TOLERANCE)
     exported = Exported(
         file=FILES[format_],
-        max_difference=compare(format_, served, run, input_BCHW),
+        max_difference=difference,
         num_images=len(pixel_BCHW),
         sha256=hashlib.sha256(data).hexdigest(),
         from_pixels=takes_pixels,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from typing import Any, Literal, get_args
 
@@ -25,10 +25,14 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 FILES: dict[Format, str] = {"safetensors": EXPORT_WEIGHTS, "torch-export": "model.pt2", "onnx": "model.onnx"}
 TOLERANCE = 1e-4
 """Largest difference between a logit and the original's, over the larger of 1 and the largest logit."""
+SQUASHED_TOLERANCE = 1e-2
+"""The same where the graph squashes: runtimes add in other orders, so a pixel near a half may fall to another level."""
 OPSET, MIN_OPSET = 18, 18
 """Of ONNX: the default, and the least that torch writes."""
 IR_OF_OPSET = (8, 9, 9, 10)
 """The version of the file format that came with each opset from `MIN_OPSET` on."""
+FREE: dict[bool, dict[int, str]] = {False: {0: "batch"}, True: {0: "batch", 2: "height", 3: "width"}}
+"""Dimensions of the input that may have any size, by whether it is pixels."""
 RUNTIME_OF_OPSET = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
 """The first onnxruntime that has all of an opset."""
 
@@ -49,6 +53,7 @@ class ServedModel(nn.Module):
         self.recogniser = loaded.recogniser
         self.folder = folder
         self.from_pixels = from_pixels
+        self.side = loaded.config.stream.image_size
         self.opset = opset
         self._program: torch.export.ExportedProgram | None = None
         for name in ("mean", "std"):
@@ -56,8 +61,14 @@ class ServedModel(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K) of uint8 pixels or normalised floats, (B, 3, S, S)."""
-        return self.recogniser(self.normalised(image) if self.from_pixels else image)
+        """Logits (B, K) of uint8 pixels, (B, 3, H, W), or normalised floats, (B, 3, S, S)."""
+        return self.recogniser(self.normalised(self.squashed(image)) if self.from_pixels else image)
+
+    def squashed(self, pixel_BCHW: Tensor) -> Tensor:
+        """Whole levels, as the stream's resize of uint8 gives them, which rounds after its rows and after its columns;
+        those of a square of side S as they are."""
+        rows_BCHS = _bilinear(pixel_BCHW.float(), (pixel_BCHW.shape[2], self.side))
+        return _bilinear(rows_BCHS, (self.side, self.side))
 
     def normalised(self, pixel_BCHW: Tensor) -> Tensor:
         """What the network wants of uint8 pixels."""
@@ -66,18 +77,26 @@ class ServedModel(nn.Module):
     def program(self, input_BCHW: Tensor) -> torch.export.ExportedProgram:
         """The graph for any batch size, traced once. Raises UserError if the network cannot be traced."""
         if self._program is None:
-            batch = torch.export.Dim("batch", min=1)
-            # Two images, for a batch of one would be taken for a constant.
+            free = {axis: torch.export.Dim(name, min=1) for axis, name in FREE[self.from_pixels].items()}
+            # Two images, for a batch of one would be taken for a constant; as would sides that are the network's.
             example_BCHW = input_BCHW[:1].repeat(2, 1, 1, 1)
+            if self.from_pixels:
+                example_BCHW = nn.functional.pad(example_BCHW, (0, 32, 0, 16))
             try:
                 with torch.no_grad():
-                    self._program = torch.export.export(self, (example_BCHW,), dynamic_shapes={"image": {0: batch}})
+                    self._program = torch.export.export(self, (example_BCHW,), dynamic_shapes={"image": free})
             except Exception as error:  # torch.export raises many types of its own
                 reason = str(error).strip().splitlines()[0]
                 raise UserError(
                     f"torch.export cannot follow this network ({reason}); export it with --format safetensors alone"
                 ) from error
         return self._program
+
+
+def _bilinear(value_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resized, in whole levels."""
+    # Halves go up, as in integers; round() would take them to the even neighbour.
+    return (nn.functional.interpolate(value_BCHW, size, mode="bilinear", antialias=True) + 0.5).floor()
 
 
 ExportedRun = Callable[[Tensor], Tensor]
@@ -135,7 +154,7 @@ def _onnx(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> 
         raise UserError(f"this network's graph needs opset {made}, not {served.opset}; give --opset {made}")
     if len(IR_OF_OPSET) > made - MIN_OPSET:
         model.ir_version = IR_OF_OPSET[made - MIN_OPSET]
-    _name_batch(model.graph)
+    _name_free(model.graph, FREE[served.from_pixels])
     for name, value in (
         ("classes", json.dumps(loaded.classes, ensure_ascii=False)),
         ("preprocessing", json.dumps(preprocessing(loaded, from_pixels=served.from_pixels))),
@@ -148,13 +167,14 @@ def _onnx(loaded: LoadedRecogniser, served: ServedModel, input_BCHW: Tensor) -> 
     return data, lambda image: torch.from_numpy(session.run(["logit"], {"image": image.numpy()})[0])
 
 
-def _name_batch(graph: Any) -> None:
-    """Call the free dimension ``batch``, whatever the tracer called it."""
-    name = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+def _name_free(graph: Any, names: Mapping[int, str]) -> None:
+    """Call the free dimensions by our names, whatever the tracer called them."""
+    shape = graph.input[0].type.tensor_type.shape.dim
+    ours = {shape[axis].dim_param: name for axis, name in names.items()}
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dimension in value.type.tensor_type.shape.dim:
-            if dimension.dim_param == name:
-                dimension.dim_param = "batch"
+            if dimension.dim_param in ours:
+                dimension.dim_param = ours[dimension.dim_param]
 
 
 WRITERS: dict[Format, Callable[[LoadedRecogniser, ServedModel, Tensor], tuple[bytes, ExportedRun]]] = {
@@ -173,18 +193,22 @@ def thresholds_in_words(loaded: LoadedRecogniser) -> dict[str, Any]:
 def preprocessing(loaded: LoadedRecogniser, *, from_pixels: bool) -> dict[str, Any]:
     """What a caller must do to an RGB photograph before the graph sees it, step by step."""
     stream = loaded.config.stream
-    steps: dict[str, Any] = {
+    if from_pixels:
+        return {"resize": "none; the graph squashes any size", "layout": "N, 3 (RGB), height, width", "dtype": "uint8"}
+    return {
         "resize": [stream.image_size, stream.image_size],
         "interpolation": "bilinear, antialiased; the whole image squashed, no crop",
         "layout": "N, 3 (RGB), height, width",
-        "dtype": "uint8" if from_pixels else "float32",
+        "dtype": "float32",
+        "scale": "pixel / 255",
+        "mean": list(stream.mean),
+        "std": list(stream.std),
     }
-    if not from_pixels:
-        steps |= {"scale": "pixel / 255", "mean": list(stream.mean), "std": list(stream.std)}
-    return steps
 
 
-def compare(format_: Format, served: ServedModel, run: ExportedRun, input_BCHW: Tensor) -> float:
+def compare(
+    format_: Format, served: ServedModel, run: ExportedRun, input_BCHW: Tensor, tolerance: float = TOLERANCE
+) -> float:
     """The largest difference of a logit, alone and as a batch. Raises UserError where that is too much."""
     with torch.inference_mode():
         ready = served.from_pixels and format_ == "safetensors"
@@ -193,7 +217,7 @@ def compare(format_: Format, served: ServedModel, run: ExportedRun, input_BCHW: 
         together_BK = run(input_BCHW)
         alone_BK = torch.cat([run(input_BCHW[n : n + 1]) for n in range(len(input_BCHW))])
     difference = max(float((found - expected_BK).abs().max()) for found in (together_BK, alone_BK))
-    allowed = TOLERANCE * max(1.0, float(expected_BK.abs().max()))
+    allowed = tolerance * max(1.0, float(expected_BK.abs().max()))
     if not difference <= allowed:  # a NaN must not pass
         raise UserError(
             f"{FILES[format_]}: its logits differ from the model's by up to {difference:.2g}, more than {allowed:.2g}; "

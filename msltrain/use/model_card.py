@@ -36,7 +36,12 @@ from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession("model.onnx")
 config = json.load(open("config.json", encoding="utf-8"))
 for file in sys.argv[1:]:
-    photo = ImageOps.exif_transpose(Image.open(file)).convert("RGB").resize((SIDE, SIDE), Image.BILINEAR)
+    photo = ImageOps.exif_transpose(Image.open(file))
+    if photo.mode.startswith("I"):  # more than 8 bits: full scale is the least that holds the largest
+        deep = np.asarray(photo)
+        full = next((top for top in (255, 4095) if deep.max() <= top), 65535)
+        photo = Image.fromarray((deep * (255 / full)).round().astype("uint8"))
+    photo = photo.convert("RGB")RESIZE
     image = PIXELS
     logit = session.run(["logit"], {"image": image.transpose(2, 0, 1)[None]})[0][0]
     print(file, dict(zip(config["classes"], (1 / (1 + np.exp(-logit))).round(3).tolist())))
@@ -123,12 +128,15 @@ def _use(content: Mapping[str, Any], side: int) -> list[str]:
             "",
         ]
     if "model.onnx" in files:
-        pixels = "np.asarray(photo)"
+        pixels, resize = "np.asarray(photo)", ""
         if not files["model.onnx"]["from_pixels"]:
             scaled = "(np.asarray(photo, np.float32) / 255 - np.float32(network['mean'])) / np.float32(network['std'])"
-            pixels = scaled.replace("network[", "config['network'][")
+            pixels, resize = (
+                scaled.replace("network[", "config['network']["),
+                f".resize(({side}, {side}), Image.BILINEAR)",
+            )
         lines += ["With onnxruntime, in this folder:", ""]
-        script = _ONNX_SCRIPT.replace("SIDE", str(side)).replace("PIXELS", pixels)
+        script = _ONNX_SCRIPT.replace("RESIZE", resize).replace("PIXELS", pixels)
         lines += ["```python", *script.splitlines(), "```", ""]
     return lines
 
@@ -146,7 +154,12 @@ def _row(name: str, entry: Mapping[str, Any], content: Mapping[str, Any]) -> str
 
 def _takes(files: Mapping[str, Mapping[str, Any]]) -> str:
     from_pixels = [name for name, entry in files.items() if entry["from_pixels"]]
-    return f". {', '.join(from_pixels)} take uint8 pixels and normalise them." if from_pixels else "."
+    if not from_pixels:
+        return (
+            ". Libraries resize differently, and scores differ with them: `--from-pixels` of `msl export` puts "
+            "squashing and normalising into the graph."
+        )
+    return f". {', '.join(from_pixels)} take uint8 pixels of any height and width; they squash and normalise them."
 
 
 def _made_how(loaded: LoadedRecogniser) -> str:

@@ -124,7 +124,11 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
 
 def prepared(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
     """A photograph as the network wants it: upright, RGB of 8 bits, squashed to the square, normalised."""
+    tile: Any = getattr(image, "tile", None)
+    how = tile[0].args if tile else ""
     image = ImageOps.exif_transpose(image)
+    if ";16" in str(how) and image.mode in ("RGB", "RGBA", "LA") and np.asarray(image.convert("RGB")).max() < 16:
+        raise ValueError("colours of 12 bits, of which Pillow reads the highest four; convert them to 8 bits first")
     if image.mode.startswith("I"):  # 16 bits: full scale is the smallest of 8, 12 and 16 bits that holds the largest
         pixels = np.asarray(image).astype(np.float64)
         top = next((2**bits - 1 for bits in (8, 12) if pixels.max() < 2**bits), 65535)

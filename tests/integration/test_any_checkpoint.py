@@ -115,6 +115,22 @@ def test_export_checks_each_file_and_says_what_is_known(place, kind, tmp_path):
         assert "Masked Supervised Learning" in card and "CSRA, 2 heads" in card
 
 
+def test_a_classifier_of_one_class_per_image_is_warned_of(place, tmp_path, caplog):
+    """ImageNet's thousand: their order means something, a threshold on their scores does not."""
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "imagenet.pth")
+    (tmp_path / "names.txt").write_text("".join(f"class {number}\n" for number in range(1000)))
+    asked = ["predict", place / "photos" / "p0.jpg", "--model", "test_vit", "--device", "cpu", "--checkpoint"]
+    for file, classes, times in (
+        ("imagenet.pth", tmp_path / "names.txt", 1),
+        (place / "plain.pth", place / "classes.txt", 0),
+    ):
+        caplog.clear()
+        code, output, errors = msl(*asked, tmp_path / file, "--classes", classes)
+        assert code == 0, errors
+        assert caplog.text.count("chose one class per image (softmax)") == times
+        assert len(re.findall(r"\d\.\d\d", output)) <= 5  # the highest, not half of ImageNet
+
+
 def broken(place: Path, name: str, content: str | bytes) -> Path:
     file = place / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())

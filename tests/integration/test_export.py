@@ -22,6 +22,7 @@ from msltrain.use import export_formats
 from msltrain.use.export import export_model
 from msltrain.use.export_formats import FILES, FORMATS
 from msltrain.use.predict import read_square
+from msltrain.use.read_images import find_images, read_pixels
 from tests.answers import predict_images
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo, write_images
@@ -77,12 +78,24 @@ def test_safetensors_are_the_same_bytes_every_time():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["resnet50", "vit_small_patch16_224", "mobilenetv2_100"])
+@pytest.mark.parametrize(
+    "backbone", ["resnet50", "vit_small_patch16_224", "mobilenetv2_100", "swin_tiny_patch4_window7_224"]
+)
 def test_networks_of_a_useful_size(tmp_path, backbone):
     """``pytest -m slow tests/integration/test_export.py``: minutes on two cores."""
     stream, model = StreamConfig(image_size=224, batch_size=4), ModelConfig(backbone=backbone, num_heads=6)
     run = write_checkpoint(tmp_path / "run", CLASSES, config=TrainConfig(stream=stream, model=model))
     assert all(one.max_difference <= 1e-4 for one in export_model(run, tmp_path / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("from_pixels", [False, True])
+def test_what_a_graph_cannot_hold_is_one_line(tmp_path, from_pixels):
+    """MaxViT: every format gives the original's logits, or is named with its reason."""
+    run, failed = make_run(tmp_path, "test_maxvit"), []
+    done = export_model(run, tmp_path / "out", from_pixels=from_pixels, on_failed=failed.append)
+    assert len(done) + len(failed) == len(FORMATS) and all(one.max_difference <= 1e-4 for one in done)
+    assert all("\n" not in reason and len(reason) < 400 for reason in failed)
 
 
 def test_graphs_that_take_pixels(tmp_path, photos):
@@ -93,9 +106,14 @@ def test_graphs_that_take_pixels(tmp_path, photos):
     logit = session.run(["logit"], {"image": pixels})[0]
     for row, predicted in zip(1 / (1 + np.exp(-logit)), predict_images(run, photos, device="cpu"), strict=True):
         assert dict(predicted.scores) == pytest.approx(dict(zip(CLASSES, row)), abs=1e-4)
+    for file, row in zip(photos, logit):  # as they are, and squashed in the graph
+        whole_1CHW = read_pixels(find_images([file])[0]).transpose(2, 0, 1)[None]
+        [found] = session.run(["logit"], {"image": np.ascontiguousarray(whole_1CHW)})[0]
+        np.testing.assert_allclose(found, row, atol=1e-3)
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
     stated = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
-    assert stated["dtype"] == "uint8" and stated["resize"] == [64, 64] and "mean" not in stated
-    assert "model.onnx take uint8 pixels" in (tmp_path / "out" / "README.md").read_text()
+    assert stated["dtype"] == "uint8" and "squashes" in stated["resize"] and "mean" not in stated
+    assert "model.onnx take uint8 pixels of any height and width" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_model_card_says_what_it_is_and_how_well_it_did(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,26 @@ def test_names_that_are_no_text_are_kept(place, tmp_path, kind):
         text = out.read_text(encoding="utf-8")
         found = [name for name in expected if json.dumps(name)[1:-1] in text or name in text]
     assert sorted(set(found)) == sorted(expected)
+
+
+@pytest.mark.parametrize("num_bytes", [40, 1500])
+def test_a_full_disk_is_one_message_and_what_was_answered_stays(place, tmp_path, num_bytes):
+    """Nothing more can be written than so many bytes of a file, the header's or those of some answers."""
+    whole, out = tmp_path / "whole.json", tmp_path / "all.json"
+    msl(*command(place, whole))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        code, _, errors = msl(*command(place, out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2 and "all.json.part0: file too large" in errors
+    assert msl(*command(place, out))[0] == 1
+    for found, expected in zip(*(map(json.loads, file.read_text().splitlines()) for file in (out, whole)), strict=True):
+        # Batches begin elsewhere now, so sums may differ in their last bit.
+        assert found["file"] == expected["file"] and found.get("scores", {}) == pytest.approx(
+            expected.get("scores", {}), abs=1e-6
+        )
 
 
 def test_names_are_escaped_so_that_no_two_are_one():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -109,3 +111,30 @@ def test_heic(orientation, monkeypatch):
 def test_an_image_that_a_caller_opened_is_read_by_the_same_rule(name):
     data, _ = ODD[name]
     assert np.abs(pixels_of(Image.open(io.BytesIO(data))).astype(int) - decode(data)).max() <= 1
+
+
+BOUND = """
+import io, sys
+from PIL import Image
+from msldata.contract.format import _MAX_PIXELS
+from msldata.contract.pixels import decode
+print(decode(sys.stdin.buffer.read()).shape, _MAX_PIXELS)
+"""
+
+
+@pytest.mark.parametrize(
+    ("bound", "words"),
+    [
+        (str(WIDTH * HEIGHT - 1), "more than 0 million pixels (64 × 48)"),
+        (str(WIDTH * HEIGHT), f"({HEIGHT}, {WIDTH}, 3) 178956970"),
+        ("400000000", f"({HEIGHT}, {WIDTH}, 3) 400000000"),  # what may be built may be read from its index
+        ("many", "MSL_MAX_PIXELS is 'many'; give a number of pixels, as 400000000"),
+        ("", f"({HEIGHT}, {WIDTH}, 3) 178956970"),
+    ],
+)
+def test_the_environment_bounds_the_pixels_of_a_photograph(bound, words):
+    environment = {**os.environ, "MSL_MAX_PIXELS": bound}
+    process = subprocess.run(
+        [sys.executable, "-c", BOUND], input=ODD["plain.png"][0], capture_output=True, env=environment
+    )
+    assert words in (process.stdout + process.stderr).decode()

@@ -127,3 +127,11 @@ def test_a_location_is_a_path_an_address_or_what_is_open(tmp_path):
     assert one_or_many("shards/masks/high") == ("shards/masks/high",)
     assert one_or_many(tmp_path) == (tmp_path,)
     assert one_or_many([tmp_path, "s3://b/c"]) == (tmp_path, "s3://b/c") and one_or_many(()) == ()
+
+
+def test_a_file_that_no_memory_holds_is_not_read(tmp_path):
+    """A list of classes may be a sparse file by mistake, or by malice: 20 GB that take no room on the disk."""
+    (tmp_path / "classes.txt").touch()
+    os.truncate(tmp_path / "classes.txt", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with pytest.raises(StorageError, match=r"classes\.txt: \d+ billion bytes, more than half of this machine's memory"):
+        LocalStorage(tmp_path).read("classes.txt")
