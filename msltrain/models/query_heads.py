@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -61,7 +62,7 @@ class MLDecoderHead(nn.Module):
     def forward(self, feature_BDHW: Tensor) -> Tensor:
         """Logits (B, K)."""
         place_BPC = torch.relu(self.embed(feature_BDHW.flatten(2).transpose(1, 2)))
-        query_BGC = self.query.expand(len(feature_BDHW), -1, -1)
+        query_BGC = self.query.expand(feature_BDHW.shape[0], -1, -1)
         query_BGC = self.norm_query(query_BGC + self.dropout(query_BGC))
         answer_BGC = self.decoder(query_BGC, query_BGC, place_BPC, place_BPC)
         logit_BGF = torch.einsum("bgc,gcf->bgf", answer_BGC, self.weight)
@@ -116,7 +117,7 @@ class Query2LabelHead(nn.Module):
         code_PC = sine_positions(rows, columns, place_BPC.shape[2], place_BPC)
         placed_BPC = place_BPC + code_PC
         place_BPC = self.encoder(place_BPC, placed_BPC, placed_BPC, place_BPC)
-        query_BKC = self.query.expand(len(place_BPC), -1, -1)
+        query_BKC = self.query.expand(place_BPC.shape[0], -1, -1)
         state_BKC = torch.zeros_like(query_BKC)
         for decoder in self.decoders:
             state_BKC = decoder(state_BKC, state_BKC + query_BKC, place_BPC + code_PC, place_BPC)
@@ -160,7 +161,7 @@ class _Layer(nn.Module):
 
     def __init__(self, width: int, *, num_heads: int, hidden: int, dropout: float):
         super().__init__()
-        self.attention = nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
+        self.attention = _Attention(width, num_heads, dropout)
         self.norm_attended = nn.LayerNorm(width)
         self.linear_in = nn.Linear(width, hidden)
         self.linear_out = nn.Linear(hidden, width)
@@ -169,7 +170,34 @@ class _Layer(nn.Module):
 
     def forward(self, state_BGC: Tensor, query_BGC: Tensor, key_BPC: Tensor, value_BPC: Tensor) -> Tensor:
         """``state`` (B, G, C) with what its queries found, and with what the perceptron makes of that."""
-        found_BGC = self.attention(query_BGC, key_BPC, value_BPC, need_weights=False)[0]
+        found_BGC = self.attention(query_BGC, key_BPC, value_BPC)
         state_BGC = self.norm_attended(state_BGC + self.dropout(found_BGC))
         more_BGC = self.linear_out(self.dropout(torch.relu(self.linear_in(state_BGC))))
         return self.norm_out(state_BGC + self.dropout(more_BGC))
+
+
+class _Attention(nn.Module):
+    """Scaled dot-product attention with several heads and PyTorch's first weights.
+
+    ``nn.MultiheadAttention`` computes the same, and fixes the size of the batch when it is exported.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.in_proj = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj.weight)
+        for linear in (self.in_proj, self.out_proj):
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, query_BGC: Tensor, key_BPC: Tensor, value_BPC: Tensor) -> Tensor:
+        """What each query found, (B, G, C)."""
+        weights, biases = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
+        query, key, value = (
+            F.linear(one, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for one, weight, bias in zip((query_BGC, key_BPC, value_BPC), weights, biases)
+        )
+        dropout = self.dropout if self.training else 0.0
+        found = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return self.out_proj(found.transpose(1, 2).flatten(2))

@@ -191,8 +191,8 @@ def _layer(
 ) -> dict[str, Tensor]:
     """A decoder layer of PyTorch's and DETR's names."""
     return {
-        f"{ours}.attention.in_proj_weight": found[f"{front}{attention}.in_proj_weight"],
-        f"{ours}.attention.in_proj_bias": found[f"{front}{attention}.in_proj_bias"],
+        f"{ours}.attention.in_proj.weight": found[f"{front}{attention}.in_proj_weight"],
+        f"{ours}.attention.in_proj.bias": found[f"{front}{attention}.in_proj_bias"],
         **_pair(found, f"{front}{attention}.out_proj", f"{ours}.attention.out_proj"),
         **_pair(found, f"{front}{attended}", f"{ours}.norm_attended"),
         **_pair(found, f"{front}linear1", f"{ours}.linear_in"),

@@ -91,7 +91,7 @@ def test_what_the_pages_show_is_what_was_committed():
     }
     assert shown == every  # every cell of Tables 1 to 9 has its place
     for table in TABLES.values():
-        if not table.curves:
+        if not table.curves and table.name != "rivals":
             assert {ROWS[grid][0] for grid in table.grids} == {table.name}
     ends = PRINTED["figure-3"]
     for dataset in (VOC, COCO):

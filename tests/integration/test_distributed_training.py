@@ -77,6 +77,17 @@ def test_other_targets_fills_and_shares_do_not_depend_on_the_number_of_processes
     assert validation(tmp_path / "run") == pytest.approx(validation(tmp_path / "alone"), abs=1e-6)
 
 
+def test_heads_with_queries_do_not_depend_on_the_number_of_processes(config: TrainConfig, tmp_path: Path):
+    """Without dropout, which draws other numbers in every process."""
+    small = ("model.decoder_width=16", "model.decoder_hidden=32", "model.head_dropout=0", "optim.num_epochs=1")
+    configs = {head: override(config, [f"model.head={head}", *small]) for head in ("mldecoder", "q2l")}
+    finish(start(configs, tmp_path / "two", 2))
+    for head, one in configs.items():
+        train(one, run_dir=tmp_path / head)
+        assert losses(tmp_path / "two" / head) == pytest.approx(losses(tmp_path / head), abs=1e-5)
+        assert validation(tmp_path / "two" / head) == pytest.approx(validation(tmp_path / head), abs=1e-6)
+
+
 def both_branches(config: TrainConfig) -> dict[str, TrainConfig]:
     return {branches: override(config, [f"loss.branches={branches}"]) for branches in ("sequential", "fused")}
 

@@ -212,6 +212,8 @@ OURS = (
 RIVALS = {
     "cutmix": (*PLAIN, "augment.randaugment=2", "augment.mix=cutmix", "loss.recognition=hill"),
     "splicemix": ("augment.mix=splicemix", "loss.recognition=splc", "optim.accumulation_steps=2"),
+    "mldecoder": ("model.head=mldecoder", "model.num_queries=2", "model.decoder_width=16", "model.decoder_hidden=32"),
+    "q2l": ("model.head=q2l", "model.decoder_width=16", "model.decoder_hidden=32"),
 }
 
 
