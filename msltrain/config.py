@@ -70,6 +70,9 @@ class ModelConfig:
     """Dropout in mldecoder and q2l."""
     freeze_batchnorm: bool = False
     """Normalise by the pretrained running statistics and leave them unchanged; weight and bias still learn."""
+    freeze_backbone: bool = False
+    """Only the head learns: the backbone stays as it was pretrained, in evaluation mode, and no gradient flows into it.
+    A step costs a third."""
 
     def __post_init__(self) -> None:
         _check(self.num_heads in (1, 2, 4, 6, 8), "model.num_heads", self.num_heads, "1, 2, 4, 6 or 8")
@@ -246,6 +249,9 @@ class OptimConfig:
     scaled."""
     classifier_lr_factor: float = 10.0
     """The head's learning rate divided by the backbone's."""
+    layer_decay: float = 1.0
+    """Every layer of the backbone learns at this times the rate of the one behind it, as pretrained transformers are
+    fine-tuned: 0.65 to 0.9. 1: all alike, as published."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4
@@ -286,6 +292,7 @@ class OptimConfig:
             self.lr_batch_size,
             "1 or more, or none",
         )
+        _check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "above 0, at most 1")
         _check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 to below 1")
         _check(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0, or none")
         _check(

@@ -78,6 +78,20 @@ class Backbone(nn.Module):
         rows, columns = self.network.patch_embed.grid_size
         return rows, columns
 
+    def layers(self) -> dict[str, int]:
+        """The layer of each parameter, from 0 (the stem) on, as timm counts them.
+
+        Raises:
+            UserError: timm does not say.
+        """
+        from timm.models import group_parameters
+
+        if not hasattr(self.network, "group_matcher"):
+            raise UserError(f"optim.layer_decay: timm does not say the layers of '{self.name}'; set it to 1")
+        found = group_parameters(self.network, self.network.group_matcher(coarse=False), reverse=True)
+        last = max(found.values())
+        return {name: found.get(name, last) for name, _ in self.network.named_parameters()}
+
     def _set_image_size(self, image_size: int) -> None:
         default = tuple(self.network.default_cfg["input_size"])[-1]
         if image_size == default:

@@ -6,6 +6,7 @@ B batch, C image channels, H, W height and width, K classes.
 from __future__ import annotations
 
 import difflib
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -37,6 +38,7 @@ class Recogniser(nn.Module):
     Attributes:
         weights: where the backbone's first weights came from; None when it started at random.
         freeze_batchnorm: BatchNorm stays in evaluation mode while the rest trains.
+        freeze_backbone: so does the whole backbone, and none of its weights learns.
         patch_grid: rows and columns of patches, after `enable_patch_selection`.
     """
 
@@ -49,16 +51,22 @@ class Recogniser(nn.Module):
         *,
         weights: WeightsReport | None = None,
         freeze_batchnorm: bool = False,
+        freeze_backbone: bool = False,
     ):
         super().__init__()
         self.backbone = backbone
         self.classifier = head
         self.weights = weights
-        self.freeze_batchnorm = freeze_batchnorm
+        self.freeze_batchnorm = freeze_batchnorm or freeze_backbone
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            backbone.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> Recogniser:
         super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
         if self.freeze_batchnorm:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
@@ -81,7 +89,8 @@ class Recogniser(nn.Module):
             image_BCHW: the images.
             patch_BP: int64, the patches to look at, after `enable_patch_selection`; None: all.
         """
-        feature_BDHW = self.backbone(image_BCHW) if patch_BP is None else self.backbone(image_BCHW, patch_BP)
+        with nullcontext() if not self.freeze_backbone else torch.no_grad():
+            feature_BDHW = self.backbone(image_BCHW) if patch_BP is None else self.backbone(image_BCHW, patch_BP)
         with torch.autocast(image_BCHW.device.type, enabled=False):
             return self.classifier(feature_BDHW.to(torch.promote_types(feature_BDHW.dtype, torch.float32)))
 
@@ -123,6 +132,7 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int, class
         head,
         weights=report,
         freeze_batchnorm=config.freeze_batchnorm,
+        freeze_backbone=config.freeze_backbone,
     )
 
 

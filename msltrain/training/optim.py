@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from msltrain.config import OptimConfig
+from msltrain.models.backbone import Backbone
 
 CLASSIFIER = "classifier"
 """Parameters with this word in their name learn at ``lr * classifier_lr_factor``, as published."""
@@ -49,19 +50,20 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     """SGD or AdamW over the trainable parameters of ``model``, in groups that carry their ``lr_factor``.
 
     The published SGD decays every parameter; AdamW leaves out biases and norms (one-dimensional parameters), as usual.
+
+    Raises:
+        UserError: ``layer_decay`` is not 1, and timm does not say the backbone's layers.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    factors = _layer_factors(config, model)
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decayed = config.optimizer == "sgd" or parameter.ndim > 1
-            groups.setdefault((CLASSIFIER in name, decayed), []).append(parameter)
+            factor = config.classifier_lr_factor if CLASSIFIER in name else factors.get(parameter, 1.0)
+            groups.setdefault((CLASSIFIER in name, factor, decayed), []).append(parameter)
     described: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "lr_factor": config.classifier_lr_factor if in_classifier else 1.0,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-        }
-        for (in_classifier, decayed), parameters in groups.items()
+        {"params": parameters, "lr_factor": factor, "weight_decay": config.weight_decay if decayed else 0.0}
+        for (_, factor, decayed), parameters in groups.items()
     ]
     # The fused kernels update all parameters in a few calls, on CPU and GPU. Not all of them take sharded parameters.
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
@@ -69,6 +71,17 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     if config.optimizer == "sgd":
         return torch.optim.SGD(described, lr=config.lr, momentum=config.momentum, **kernel)
     return torch.optim.AdamW(described, lr=config.lr, **kernel)
+
+
+def _layer_factors(config: OptimConfig, model: nn.Module) -> dict[nn.Parameter, float]:
+    """The factor of each backbone parameter: ``layer_decay`` to the number of layers behind its own."""
+    backbone = next((module for module in model.modules() if isinstance(module, Backbone)), None)
+    if config.layer_decay == 1 or backbone is None:
+        return {}
+    layers = backbone.layers()
+    learning = {name: one for name, one in backbone.network.named_parameters() if one.requires_grad}
+    last = max((layers[name] for name in learning), default=0)
+    return {one: config.layer_decay ** (last - layers[name]) for name, one in learning.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from msldata.errors import UserError
 from msltrain.config import ModelConfig, OptimConfig, TrainConfig, override
 from msltrain.hosts.distributed import Ranks
 from msltrain.models.build import build_model
@@ -62,6 +63,44 @@ def test_clipping_bounds_the_step():
 def test_the_rate_scales_the_step():
     assert movement(learner(), 0.0) == 0
     assert movement(learner(), 0.5) == pytest.approx(0.5 * movement(learner(), 1.0), rel=1e-3)
+
+
+def test_layers_learn_the_slower_the_nearer_they_are_to_the_image():
+    settings = ("model.backbone=test_vit", "optim.optimizer=adamw", "optim.layer_decay=0.5", "optim.lr=0.1")
+    one = learner(*settings, "optim.classifier_lr_factor=3", "stream.image_size=160")
+    factor_of = {
+        id(parameter): group["lr_factor"] for group in one.optimizer.param_groups for parameter in group["params"]
+    }
+    found = {
+        name.removeprefix("backbone.network."): factor_of[id(parameter)]
+        for name, parameter in one.recogniser.named_parameters()
+    }
+    assert found["cls_token"] == found["patch_embed.proj.weight"] == 0.5**6
+    blocks = {name.split(".")[1] for name in found if name.startswith("blocks.")}
+    assert blocks == set("012345")
+    for number in map(int, blocks):
+        assert {found[name] for name in found if name.startswith(f"blocks.{number}.")} == {0.5 ** (5 - number)}
+    assert found["norm.weight"] == 1 and found["classifier.score.weight"] == 3
+    same = learner(*settings[:2])
+    assert {group["lr_factor"] for group in same.optimizer.param_groups} == {1.0}
+    with pytest.raises(UserError, match="timm does not say the layers of 'caformer_s18'; set it to 1"):
+        learner("model.backbone=caformer_s18", "optim.layer_decay=0.9")
+
+
+def test_a_frozen_backbone_stays_as_it_is():
+    one = learner("model.freeze_backbone=true", "optim.ema_decay=0.9", "optim.weight_decay=0.1")
+    one.step_module.train()
+    assert not any(module.training for module in one.recogniser.backbone.modules()) and one.recogniser.training
+    before = {name: tensor.clone() for name, tensor in one.recogniser.state_dict().items()}
+    for _ in range(2):
+        one.take_step(batch(), None, 1.0)
+    after = one.recogniser.state_dict()
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {"classifier.score.weight"}
+    held = sum(len(group["params"]) for group in one.optimizer.param_groups)
+    assert held == 1
+    with pytest.raises(UserError, match="bn_mode=split needs a BatchNorm that learns"):
+        learner("model.freeze_backbone=true", "loss.masked_weight=1", "loss.bn_mode=split")
 
 
 def test_weights_start_equal_in_all_processes_and_random_numbers_do_not():
