@@ -12,8 +12,10 @@ from dataclasses import replace
 
 from msltrain.config import LossConfig, TrainConfig
 from msltrain.recipes import paper as published
+from msltrain.recipes import rivals
 from msltrain.recipes.backbones import mae_vit_l16
-from msltrain.recipes.variants import Form, baseline, matched_baseline, tuned
+from msltrain.recipes.rivals import on_one_budget
+from msltrain.recipes.variants import Form, as_published, baseline, matched_baseline, tuned
 from msltrain.stream.config import KeepMaskConfig
 
 Grid = dict[str, TrainConfig]
@@ -122,6 +124,30 @@ def batchnorm(form: Form = tuned) -> Grid:
     }
 
 
+def rivals_voc2007(form: Form = tuned) -> Grid:
+    """Rivals on VOC2007: CSRA, ASL, ML-Decoder, Query2Label, SpliceMix and MSL on one network; not in the paper."""
+    makers = {
+        "csra": rivals.csra_c_voc2007,
+        "asl": rivals.asl_t_voc2007,
+        "mldecoder": rivals.mldecoder_t_voc2007,
+        "q2l": rivals.q2l_r_voc2007,
+        "splicemix": rivals.splicemix_r_voc2007,
+    }
+    return _rivals(form, published.c_voc2007(), makers)
+
+
+def rivals_coco2014(form: Form = tuned) -> Grid:
+    """Rivals on COCO-2014: CSRA, ASL, ML-Decoder, Query2Label, SpliceMix and MSL on one network; not in the paper."""
+    makers = {
+        "csra": rivals.csra_c_coco2014,
+        "asl": rivals.asl_t_coco2014,
+        "mldecoder": rivals.mldecoder_t_coco2014,
+        "q2l": rivals.q2l_r_coco2014,
+        "splicemix": rivals.splicemix_r_coco2014,
+    }
+    return _rivals(form, published.c_coco2014(), makers)
+
+
 def robustness_voc2007(form: Form = tuned) -> Grid:
     """Figure 3 on VOC2007: the models whose curves over the hidden share it compares, with a rate-matched baseline."""
     return _methods(form(published.c_voc2007()))
@@ -150,6 +176,8 @@ GRIDS: dict[str, Callable[[Form], Grid]] = {
     "plain-head-coco2014": plain_head_coco2014,
     "main-voc2007": main_voc2007,
     "main-coco2014": main_coco2014,
+    "rivals-voc2007": rivals_voc2007,
+    "rivals-coco2014": rivals_coco2014,
 }
 
 
@@ -195,6 +223,15 @@ def _plain_head(resnet: TrainConfig, vit: TrainConfig) -> Grid:
         plain = _plain(csra)
         grid |= {name: baseline(plain), f"{name}-csra": baseline(csra), f"{name}-msl": plain}
     return grid
+
+
+def _rivals(form: Form, msl: TrainConfig, makers: dict[str, Callable[[], TrainConfig]]) -> Grid:
+    """With the published values: each rival as its authors trained it, on its own network."""
+    trained = form(msl)
+    each = {row: make() for row, make in makers.items()}
+    if form is not as_published:
+        each = {row: on_one_budget(rival, trained) for row, rival in each.items()}
+    return {"linear": baseline(_plain(trained)), **each, "msl": trained}
 
 
 def _plain(config: TrainConfig) -> TrainConfig:

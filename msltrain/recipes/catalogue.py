@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from msltrain.config import TrainConfig
 from msltrain.recipes import paper as published
-from msltrain.recipes import small
+from msltrain.recipes import rivals, small
 from msltrain.recipes.cost import gpu_hours
 from msltrain.recipes.own import own
 from msltrain.recipes.variants import baseline, matched_baseline, tuned
@@ -82,6 +82,18 @@ def _as_published(what: str, source: str) -> str:
     return f"{what} as published, but for the first weights"
 
 
+def _rival(function: Callable[[], TrainConfig]) -> Recipe:
+    match = _LINE.search(inspect.getdoc(function) or "")
+    assert match is not None and match["name"] == function.__name__.replace("_", "-")
+    return Recipe(
+        name=match["name"],
+        what=_first_line(function),
+        make=function,
+        source=match["source"],
+        number=match["number"],
+    )
+
+
 def _single(name: str, function: Callable[[], TrainConfig]) -> Recipe:
     return Recipe(name=name, what=_first_line(function), make=function, source="ours", number=NO_NUMBER)
 
@@ -101,10 +113,24 @@ _PUBLISHED = (
     published.b_wider,
 )
 
+_RIVALS = (
+    rivals.csra_c_voc2007,
+    rivals.csra_c_coco2014,
+    rivals.asl_t_voc2007,
+    rivals.asl_t_coco2014,
+    rivals.mldecoder_t_voc2007,
+    rivals.mldecoder_t_coco2014,
+    rivals.q2l_r_voc2007,
+    rivals.q2l_r_coco2014,
+    rivals.splicemix_r_voc2007,
+    rivals.splicemix_r_coco2014,
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *(entry for function in _PUBLISHED for entry in _family(function)),
+        *map(_rival, _RIVALS),
         _single("smoke", small.smoke),
         _single("demo", small.demo),
         _single("demo-baseline", small.demo_baseline),

@@ -14,7 +14,14 @@ from msltrain.pages.tables import Cell, Group, Row, Table, as_markdown
 from msltrain.pages.text import markdown, markdown_list, percent, points
 from msltrain.recipes.ablations import what_it_varies
 from msltrain.reproduce.content import Content, GridContent, RowContent, TableContent, beside_mean, hidden
-from msltrain.reproduce.published_numbers import ERRATA, FIGURE3_HOLE_FRACTION, PAPER, SOURCES, Published
+from msltrain.reproduce.published_numbers import (
+    AUTHORS,
+    ERRATA,
+    FIGURE3_HOLE_FRACTION,
+    PAPER,
+    SOURCES,
+    Published,
+)
 from msltrain.robustness.figure import holes_plot
 from msltrain.runs.run_places import WHOLE
 
@@ -149,7 +156,7 @@ def _mean_ap(grid: GridContent, errata: Sequence[str]) -> Table:
             for source in grid.sources:
                 cell = _published(published.get(source), "mAP", errata)
                 difference = _difference(row, grid.checkpoints[0], published.get(source), "mAP")
-                cells.append(replace(cell, note=difference) if source == PAPER else cell)
+                cells.append(replace(cell, note=difference) if source in (PAPER, AUTHORS) else cell)
             rows.append(Row(name=row.name, cells=cells))
         groups.append(Group(title=hidden(condition, hole_fraction), rows=rows))
     return Table(name="Row", columns=[*grid.checkpoints, *grid.sources], groups=groups, style="rows")
@@ -230,7 +237,7 @@ def _minus_paper(grid: GridContent) -> str:
 
 
 def _difference(row: RowContent, checkpoint: str, paper: Published | None, measure: str) -> str:
-    """Ours minus the paper's, in points; empty without one of them."""
+    """Ours minus the published one, in points; empty without one of them."""
     mean = row.spread(checkpoint, WHOLE, measure).mean
     if mean is None or paper is None or measure not in paper.values:
         return ""

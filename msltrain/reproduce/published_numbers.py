@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from msltrain.measures.metrics import harmonic_mean
 
 VOC, COCO = "voc2007", "coco2014"
-PAPER, CSRA, MMPRETRAIN = "paper", "CSRA", "mmpretrain"
+PAPER, CSRA, MMPRETRAIN, AUTHORS = "paper", "CSRA", "mmpretrain", "authors"
 SOURCES: Mapping[str, str] = {
     PAPER: "Zunair and Ben Hamza, WACV 2024",
     CSRA: "CSRA's own authors, batches of 16",
     MMPRETRAIN: "mmpretrain's CSRA on VOC2007",
+    AUTHORS: "the rivals' own authors, on their own networks",
 }
 
 
@@ -87,6 +88,8 @@ ROWS: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
     "masked-autoencoder-coco2014": ("table-8", COCO, _AUTOENCODER),
     "plain-head": ("table-9", VOC, _HEADS),
     "plain-head-coco2014": ("table-9", COCO, _HEADS),
+    "rivals-voc2007": ("table-1", VOC, {"msl": "MSL-C"}),
+    "rivals-coco2014": ("table-2", COCO, {"linear": "ResNet-cut (reproduced), 448", "msl": "MSL-C, 448"}),
     "robustness-voc2007": ("table-1", VOC, {"baseline": "CSRA (reproduced)", "msl": "MSL-C"}),
     "robustness-coco2014": ("table-2", COCO, {"baseline": "CSRA (reproduced), 448", "msl": "MSL-C, 448"}),
 }
@@ -114,10 +117,21 @@ def _published(table: str, dataset: str, printed: str) -> tuple[Published, ...]:
     return (Published(source=PAPER, values=values, errata={"mAP": "baseline"}), *_BY_OTHERS[dataset])
 
 
+RIVALS: Mapping[str, Mapping[str, float]] = {
+    VOC: {"csra": 95.2, "asl": 94.6, "mldecoder": 96.6, "q2l": 96.1},
+    COCO: {"csra": 85.6, "asl": 86.6, "mldecoder": 90.0, "q2l": 84.9},
+}
+"""mAP by dataset and row of the grids of rivals: CSRA on ResNet-101 (CutMix); ASL and ML-Decoder on TResNet-L, the
+latter pretrained on ImageNet-21k; Query2Label on TResNet-L (VOC2007) and ResNet-101 (COCO-2014); all at 448 pixels."""
+
 PUBLISHED: Mapping[str, tuple[Published, ...]] = {
     f"{grid}/{row}": _published(table, dataset, printed)
     for grid, (table, dataset, rows) in ROWS.items()
     for row, printed in rows.items()
+} | {
+    f"rivals-{dataset}/{row}": (Published(source=AUTHORS, values={"mAP": value}),)
+    for dataset, rows in RIVALS.items()
+    for row, value in rows.items()
 }
 """By GRID/ROW."""
 

@@ -8,11 +8,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from msltrain.config import differences, from_json, to_json
+from msltrain.models.query_heads import MLDecoderHead, Query2LabelHead
 from msltrain.recipes import RECIPES, recipe
 from msltrain.recipes.ablations import GRIDS, reference_row
 from msltrain.recipes.catalogue import NO_NUMBER
-from msltrain.recipes.cost import GIGAFLOP_PER_IMAGE
+from msltrain.recipes.cost import GIGAFLOP_PER_IMAGE, HEAD_GIGAFLOP_PER_IMAGE
 from msltrain.recipes.variants import as_published, tuned
+from msltrain.reproduce.published_numbers import RIVALS
 from msltrain.stream.config import KeepMaskConfig
 from msltrain.stream.order.plan import steps
 
@@ -83,6 +85,15 @@ def test_the_cost_is_what_a_forward_pass_takes(backbone: str, image_size: int):
     assert GIGAFLOP_PER_IMAGE[backbone, image_size] == pytest.approx(counted.get_total_flops() / 1e9, rel=0.01)
 
 
+@pytest.mark.parametrize(("head", "dataset"), HEAD_GIGAFLOP_PER_IMAGE)
+def test_the_cost_of_a_head_is_what_it_takes(head: str, dataset: str):
+    with torch.device("meta"), torch.no_grad():
+        module = {"mldecoder": MLDecoderHead, "q2l": Query2LabelHead}[head](2048, 20 if "voc" in dataset else 80)
+        with FlopCounterMode(display=False) as counted:
+            module(torch.empty(1, 2048, 14, 14))
+    assert HEAD_GIGAFLOP_PER_IMAGE[head, dataset] == pytest.approx(counted.get_total_flops() / 1e9, rel=0.04)
+
+
 def test_hours():
     """374 GFLOP a sample: 62.4 for an image, twice for the masked one, three times for the way back."""
     hours = 62.4e9 * 2 * 3 * 82_081 * 60 / 30e12 / 3600
@@ -90,6 +101,34 @@ def test_hours():
     assert RECIPES["baseline-c-coco2014-paper"].gpu_hours == pytest.approx(hours / 2)
     assert RECIPES["smoke"].gpu_hours is None
     assert all(entry.gpu_hours for name, entry in RECIPES.items() if name.endswith(TARGETS))
+
+
+@pytest.mark.parametrize("dataset", ["voc2007", "coco2014"])
+def test_rivals_have_one_network_one_budget_and_their_own_methods(dataset: str):
+    grid = GRIDS[f"rivals-{dataset}"](tuned)
+    msl = grid["msl"]
+    for row, config in grid.items():
+        assert (config.model.backbone, config.model.weights) == ("resnet101", "tv2_in1k"), row
+        for ours, theirs in ((config.stream, msl.stream), (config.optim, msl.optim)):
+            fields = ("image_size", "batch_size", "drop_last", "mean", "std", "num_epochs")
+            assert [getattr(ours, one, None) for one in fields] == [getattr(theirs, one, None) for one in fields], row
+        assert config.run == msl.run and config.data.train == msl.data.train
+        assert config.loss.has_masked_branch is (row == "msl")
+    assert {row: config.model.head for row, config in grid.items()} == {
+        "linear": "mean", "csra": "csra", "asl": "mean", "mldecoder": "mldecoder", "q2l": "q2l", "splicemix": "max",
+        "msl": "csra",
+    }  # fmt: skip
+    network = {"voc2007": "c-voc2007", "coco2014": "c-coco2014"}[dataset]
+    assert grid["csra"] == RECIPES[f"baseline-{network}"]()
+    assert (grid["asl"].loss.recognition, grid["asl"].loss.asl_detach) == ("asl", True)
+    assert grid["q2l"].loss.asl_gamma_negative == 2 and grid["splicemix"].augment.mix == "splicemix"
+    assert grid["mldecoder"].augment == grid["q2l"].augment == grid["asl"].augment and grid["asl"].augment.randaugment
+    assert grid["q2l"].optim.lr_batch_size == 128 and grid["q2l"].optim.warmup_epochs == pytest.approx(4)
+    own = GRIDS[f"rivals-{dataset}"](as_published)
+    assert own["asl"] == RECIPES[f"asl-t-{dataset}"]() and own["asl"].model.backbone == "tresnet_l"
+    for row in ("csra", "asl", "mldecoder", "q2l"):
+        [entry] = [one for name, one in RECIPES.items() if name.startswith(f"{row}-") and name.endswith(dataset)]
+        assert entry.gpu_hours and entry.number.startswith(f"mAP {RIVALS[dataset][row]}"), row
 
 
 @pytest.mark.parametrize("form", [tuned, as_published])
@@ -102,6 +141,8 @@ def test_a_grid_varies_the_method_and_nothing_else(name: str, form):
         assert from_json(to_json(config)) == config, row
         reference = grid[reference_row(grid, row)]
         assert reference.loss.has_masked_branch and reference.keep_mask == KeepMaskConfig(), row
+        if name.startswith("rivals"):  # a method brings its optimiser and its crops
+            continue
         assert (config.optim, config.run, config.stream) == (reference.optim, reference.run, reference.stream), row
         assert config.model.backbone == reference.model.backbone and config.data.train == reference.data.train, row
         rate_and_size = config.optim.lr, config.stream.batch_size
