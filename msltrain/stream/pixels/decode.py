@@ -79,7 +79,7 @@ def resize_crop(image_HWC: np.ndarray, crop: Sequence[int], slot_1CSS: torch.Ten
     """
     top, left, height, crop_width = crop
     reduction = 1 if width is None else round(width / image_HWC.shape[1])
-    scales = None, None
+    scales: tuple[float | None, float | None] = None, None
     if reduction > 1:
         # A box whose sides cannot be divided covers a part of its last row and column only: the factors know.
         size = slot_1CSS.shape[2]
