@@ -297,6 +297,11 @@ def read_square(picture: Picture | Path, image_size: int) -> Tensor:
     return read_photo(_local(picture) if isinstance(picture, Path) else picture).square(image_size)
 
 
+def read_pixels(picture: Picture) -> np.ndarray:
+    """image_HWC, uint8 RGB, upright, at its full size. Raises BadInputError: it cannot be read or is not an image."""
+    return read_photo(picture).pixels()
+
+
 def read_photo(picture: Picture) -> Photo:
     """A picture, read; it is decoded when its pixels are asked for.
 
