@@ -57,7 +57,9 @@ def estimate_build(
         return BuildEstimate(0.0, 0, len(plan.shards), 0)
     records = missing[0].records()
     seconds, sizes = _time(plan, records[:: max(1, len(records) // _NUM_TIMED)][:_NUM_TIMED])
-    num_parallel = min(num_workers or available_cpus(), len(missing))
+    num_parallel = num_workers or available_cpus()
+    if not plan.decode and plan.resize is None:  # then nothing but shards is shared out
+        num_parallel = min(num_parallel, len(missing))
     return BuildEstimate(
         seconds=seconds / len(sizes) * num_samples / num_parallel,
         num_bytes=sum(sizes) * num_samples // len(sizes),

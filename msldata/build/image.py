@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import simplejpeg
 
-from msldata.contract.pixels import JPEG_START, SIDEWAYS, JpegHeader, check_whole, jpeg_header, opened, turn
+from msldata.contract.pixels import (
+    JPEG_START,
+    SIDEWAYS,
+    JpegHeader,
+    check_whole,
+    decode_jpeg,
+    jpeg_header,
+    opened,
+    reduction_to,
+    turn,
+)
 from msldata.contract.records import ObjectRecord
 from msldata.errors import UserError
 
@@ -24,6 +34,9 @@ TRANSCODE_QUALITY = 95
 DEFAULT_QUALITY = 90
 _JPEG_END = b"\xff\xd9"
 _TAIL_BYTES = 64
+_MARGIN = 5 / 3
+"""LANCZOS keeps more detail than the stream's filter, so it gets more pixels to work with. Encoding at quality 90 then
+changes about three times what reducing did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +64,9 @@ def prepare_image(
     CMYK JPEG, one turned by its EXIF …) becomes an RGB JPEG of quality 95; ``contract.pixels`` decides what its pixels
     are.
 
-    With ``resize`` a JPEG keeps its bytes only when it is small enough, too. All others are decoded, made smaller with
-    Pillow's LANCZOS filter, and become RGB JPEGs of the requested quality. Nothing is ever enlarged.
+    With ``resize`` a JPEG keeps its bytes only when it is small enough, too. All others are decoded (a large photograph
+    as far reduced as `contract.pixels.reductions` allows), made smaller with Pillow's LANCZOS filter, and become RGB
+    JPEGs of the requested quality. Nothing is ever enlarged.
 
     With ``crop`` (x, y, width, height, in the file's own frame) only that part of the image is taken, as far as it lies
     inside.
@@ -104,6 +118,8 @@ def _decode_fully(data: bytes) -> None:
 def _redrawn(
     data: bytes, resize: Resize | None, crop: tuple[float, float, float, float] | None, decode: bool
 ) -> PreparedImage:
+    if resize is not None and crop is None and (reduced := _reduced(data, resize)) is not None:
+        return reduced
     if data.startswith(JPEG_START) and decode:
         check_whole(data)
     with opened(data) as photo:
@@ -122,6 +138,31 @@ def _redrawn(
         pixels = placement.apply(pixels)
     quality = TRANSCODE_QUALITY if resize is None else resize.quality
     return PreparedImage(_encoded(pixels, quality), *pixels.size, transcoded=True, placement=placement)
+
+
+def _reduced(data: bytes, resize: Resize) -> PreparedImage | None:
+    """A large JPEG made smaller from a half, a quarter or an eighth of its size, which takes a fraction of the time.
+
+    Decoding so reads all of the compressed data, as strictly as ``check_whole`` does. None: not such a photograph.
+    """
+    try:
+        header = jpeg_header(data)
+        placement = resize.placement(header.width, header.height, header.orientation)
+        upright = placement.drawn_upright()
+        size = upright.scaled_width, upright.scaled_height
+        reduction = reduction_to(upright.width, upright.height, min(size), _MARGIN)
+        if reduction == 1:
+            return None
+        image_HWC = decode_jpeg(data, reduction=reduction)
+    except ValueError:  # only a general decoder may read it, or can tell what is wrong
+        return None
+    from PIL import Image
+
+    reduction = round(upright.width / image_HWC.shape[1])
+    # The last row and column may stand for less than a whole one of the photograph's.
+    box = (0, 0, upright.width / reduction, upright.height / reduction)
+    pixels = Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS, box)
+    return PreparedImage(_encoded(pixels, resize.quality), *size, transcoded=True, placement=placement)
 
 
 def _inside(crop: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, Literal
@@ -13,18 +16,22 @@ from typing import Any, Literal
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder, FinishedShard
 from msldata.build.image import Resize
 from msldata.build.plan import BuildPlan, Ledger, ShardTask, digest_sizes, join_sizes, plan_build, refuse_too_many
-from msldata.build.sample import SampleMaker
+from msldata.build.sample import Sample, SampleMaker
 from msldata.build.writer import ShardWriter
 from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, index_name
+from msldata.contract.records import Record
 from msldata.errors import BadInputError, UserError
 from msldata.storage import Location, Storage
 from msldata.workers.engine import LOCAL, Engine, run_tasks
+from msldata.workers.processes import available_cpus
 
 __all__ = ["BuildPlan", "Part", "build_part", "build_shards", "finish_build", "plan_build"]
 
 OnError = Literal["fail", "skip"]
 Progress = Callable[[int, int], None]
 
+_AHEAD = 2
+"""Images of a shard, for each of its threads, that may wait to be written."""
 _SHOWN_COMMANDS = 10
 _SIZES = "image_sizes_sha256"
 _RARE = ("turned_upright", "stated_size_differs")
@@ -67,6 +74,8 @@ class _Job:
     on_error: OnError
     resize: Resize | None
     decode: bool
+    num_threads: int
+    """Threads that prepare its images."""
 
 
 def build_shards(
@@ -88,7 +97,8 @@ def build_shards(
     Args:
         plan: from ``plan_build``.
         out: the split's folder, local or remote.
-        num_workers: processes; default: one per available processor.
+        num_workers: processes; default: one per available processor. Where there are fewer shards than that, threads
+            share the images of each.
         on_error: ``fail`` stops at the first unusable image; ``skip`` leaves it out, lists it with the reason in
             ``quarantine.jsonl`` and counts it in the manifest.
         overwrite: delete what another build left in the folder.
@@ -255,12 +265,25 @@ def _write_missing(
 
     if progress is not None:
         progress(done, total)
+    num_threads_N = _threads(plan, len(missing), num_workers) if engine.name == LOCAL.name else [1] * len(missing)
     jobs = [
-        _Job(task, plan.images, folder.out, plan.classes, plan.digest, on_error, plan.resize, plan.decode)
-        for task in missing
+        _Job(task, plan.images, folder.out, plan.classes, plan.digest, on_error, plan.resize, plan.decode, num_threads)
+        for task, num_threads in zip(missing, num_threads_N, strict=True)
     ]
     written = run_tasks(_write_shard, jobs, num_workers, report_progress, engine)
     return kept | dict(zip((task.name for task in missing), written, strict=True))
+
+
+def _threads(plan: BuildPlan, num_jobs: int, num_workers: int | None) -> list[int]:
+    """Threads for each of the shards to write, so that those left over at the end keep every worker's processor busy.
+
+    Where images are only read and copied, threads would gain nothing.
+    """
+    num_workers = max(1, num_workers or available_cpus())
+    num_left_over = num_jobs % num_workers if plan.decode or plan.resize is not None else 0
+    if not num_left_over:
+        return [1] * num_jobs
+    return [1] * (num_jobs - num_left_over) + [-(-num_workers // num_left_over)] * num_left_over
 
 
 def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, FinishedShard]) -> Manifest:
@@ -318,6 +341,33 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
+def _samples(job: _Job) -> Iterator[tuple[Record, Sample | BadInputError, int]]:
+    """A shard's records in order, what each became, and the size of its image file."""
+    maker = SampleMaker(job.images, job.classes, job.resize, decode=job.decode)
+
+    def make(record: Record) -> tuple[Record, Sample | BadInputError, int]:
+        own = copy(maker)  # for it holds the size of the last file
+        try:
+            return record, own.make(record), own.num_bytes_read
+        except BadInputError as error:
+            return record, error, own.num_bytes_read
+
+    if job.num_threads == 1:
+        yield from map(make, job.task.records())
+        return
+    ahead: deque[Future] = deque()
+    with ThreadPoolExecutor(job.num_threads) as threads:
+        try:
+            for record in job.task.records():
+                ahead.append(threads.submit(make, record))
+                if len(ahead) > _AHEAD * job.num_threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
 def _write_shard(job: _Job) -> FinishedShard:
     """Write one shard; runs in a worker. Doing it twice gives the same bytes twice."""
     positive = [0] * len(job.classes)
@@ -327,16 +377,12 @@ def _write_shard(job: _Job) -> FinishedShard:
     sizes = []
     ledger = Ledger(job.images, job.on_error)
     info = None
-    maker = SampleMaker(job.images, job.classes, job.resize, decode=job.decode)
     with _collector_paused(), ShardWriter(job.out, job.task.name, kind=IMAGES, plan=job.plan) as writer:
-        for record in job.task.records():
-            try:
-                sample = maker.make(record)
-            except BadInputError as error:
-                ledger.add(error)
+        for record, sample, num_bytes in _samples(job):
+            sizes.append(num_bytes)
+            if isinstance(sample, BadInputError):
+                ledger.add(sample)
                 continue
-            finally:
-                sizes.append(maker.num_bytes_read)
             writer.add(record.key, sample.members, sample.row)
             for index in record.positives:
                 positive[index] += 1

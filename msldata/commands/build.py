@@ -170,6 +170,7 @@ def build_shards(
         refuse_other_classes,
     )
     from msldata.commands.display import show_estimate, show_manifest
+    from msldata.contract.resize_advice import advise_resize
     from msldata.errors import UserError
     from msldata.sources.kinds import PUBLISHED, open_source, select_sources
     from msldata.sources.source import WHOLE_SPLIT, Source, SourceOptions
@@ -263,6 +264,8 @@ def build_shards(
                 out.print(f"{label}: task {task}, {shards} -> {target.url}", soft_wrap=True)
             else:
                 show_manifest(out, manifest, target.url)
+                if (advice := advise_resize(target, manifest)) is not None:
+                    show(out, f"  {advice.said()}")
                 if changed:
                     note = f"  {changed} is newer than the dataset; if images were replaced, add --overwrite"
                     out.print(note, markup=False, soft_wrap=True)

@@ -22,6 +22,7 @@ from msltrain.report.open_runs import RunReport
 from msltrain.runs.run_places import WHOLE
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
+from msltrain.use.read_images import Photo
 
 NUM_SEEN_GROUPS = 6
 """The most groups that ``choose_seen`` makes."""
@@ -38,6 +39,8 @@ class Example:
     """One sample to show: its row in the predictions, its picture, and the keep mask behind which it was tested."""
 
     row: int
+    photo: Photo
+    """As a network gets it."""
     image: Image.Image
     keep_mask_HW: np.ndarray | None
     """1 visible, 0 hole, at the model's image size; None when nothing was hidden."""
@@ -186,6 +189,7 @@ def read_examples(
         examples.append(
             Example(
                 row=row,
+                photo=Photo(data, sample.key_N[position]),
                 image=Image.fromarray(decode(data)),
                 keep_mask_HW=keep_mask_HW,
                 boxes=tuple((index, tuple(one["box"])) for index, one in named if index is not None),

@@ -20,7 +20,6 @@ from msltrain.runs.checkpoint import open_checkpoint, read_meta
 from msltrain.runs.run_places import WHOLE
 from msltrain.use.overlay import paint
 from msltrain.use.predict import Predictor
-from msltrain.use.read_images import squash
 
 LONG_SIDE = 400
 """The longer side of an embedded image, in pixels."""
@@ -286,7 +285,7 @@ def _maps(
         if predictor is None:
             continue
         size, keep_mask_SS = predictor.image_size, None
-        square_1CSS = squash(np.array(example.image), size)
+        square_1CSS = example.photo.square(size)
         if example.keep_mask_HW is not None:
             keep_mask_SS = resize_nearest((example.keep_mask_HW > 0).astype(np.uint8), size, size)
         [found] = predictor.answer([square_1CSS], keep_mask_SS, with_places=True)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from msldata.contract.pixels import reductions
 from msldata.errors import UserError
 from msldata.storage import Location
 from msltrain.stream.config import StreamConfig
@@ -302,9 +303,11 @@ class Loader:
     def _augment(self) -> Augment:
         seed, epoch, config = self.seed, self.epoch, self.config
 
-        def augment(rows: SampleRows) -> tuple[np.ndarray, np.ndarray]:
+        def augment(rows: SampleRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             if not self.training:
-                return whole_images(rows.width_N, rows.height_N), np.zeros(len(rows), dtype=bool)
+                crop_N4 = whole_images(rows.width_N, rows.height_N)
+                reduction_N = reductions(rows.width_N, rows.height_N, crop_N4, config.image_size)
+                return crop_N4, reduction_N, np.zeros(len(rows), dtype=bool)
             crop_N4 = random_crops(
                 rows.key_hash_N,
                 rows.width_N,
@@ -314,7 +317,11 @@ class Loader:
                 scale=config.crop_scale,
                 ratio=config.crop_ratio,
             )
-            return crop_N4, random_flips(rows.key_hash_N, seed=seed, epoch=epoch, probability=config.flip_probability)
+            reduction_N = reductions(rows.width_N, rows.height_N, crop_N4, config.image_size)
+            # A crop of a reduced photograph begins at one of its pixels.
+            crop_N4[:, :2] -= crop_N4[:, :2] % reduction_N[:, None]
+            flip_N = random_flips(rows.key_hash_N, seed=seed, epoch=epoch, probability=config.flip_probability)
+            return crop_N4, reduction_N, flip_N
 
         return augment
 

@@ -217,7 +217,7 @@ class Pipeline:
 
     def _request(self, samples: Samples) -> BatchJob:
         """Start reading. The lock is held: the consumer asks too, for samples that replace bad ones."""
-        cached = {} if self._images is None else self._images.find(samples.index_N)
+        cached = {} if self._images is None else self._images.find(samples.index_N, samples.reduction_N)
         shard_N, rows = samples.shard_N, samples.rows
         if not cached:
             return BatchJob(samples, self._fetcher.request(shard_N, rows), int(rows.length_N.sum()), cached)
@@ -231,7 +231,7 @@ class Pipeline:
         self._decode_soon(job, slot)
 
     def _decode_soon(self, job: BatchJob, slot: Slot) -> None:
-        slot.begin(job.samples.rows, job.samples.crop_N4)
+        slot.begin(job.samples)
         job.slot = slot
         job.num_left = len(job.samples)
         if not job.num_left:
@@ -275,7 +275,8 @@ class Pipeline:
             except ValueError as error:
                 raise self._error(job.samples, position, str(error)) from None
             if self._images is not None:
-                self._images.offer(int(job.samples.index_N[position]), image_HWC)
+                samples = job.samples
+                self._images.offer(int(samples.index_N[position]), int(samples.reduction_N[position]), image_HWC)
             began = time.perf_counter()
             stages.decode += began - fetched
         assert isinstance(slot, PixelSlot)

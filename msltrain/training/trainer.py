@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from msldata.contract.resize_advice import advise_resize
 from msldata.errors import UserError
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks, process_group
@@ -422,6 +423,11 @@ class Trainer:
         notes = [*self.learner.notes]
         notes += self._notes
         notes += small_data_notes(self.config, self.data.training, self.data.validation)
+        shards = self.data.training.shards
+        if self.on_event is not None and (
+            advice := advise_resize(shards.storage, shards.manifest, self.config.stream.image_size)
+        ):
+            notes.append(advice.said())
         decay = self.config.optim.ema_decay
         if decay is not None and 1 / (1 - decay) > self.num_steps:
             notes.append(

@@ -24,7 +24,7 @@ from torch import Tensor
 from msldata.contract.keepmask import decode_png, resize_nearest
 from msltrain.use.overlay import RAMP, STRONGEST
 from msltrain.use.predict import Answer, Predictor
-from msltrain.use.read_images import Picture, read_pixels, squash
+from msltrain.use.read_images import Picture, read_photo
 
 MAX_EXAMPLES = 12
 _SHOWN_SIDE, _EXAMPLE_SIDE = 1024, 160
@@ -109,10 +109,9 @@ class Studio:
         return {"id": photo_id, "width": photo.width, "height": photo.height, "answers": list(map(_as_json, answers))}
 
     def _decode(self, picture: Picture) -> _Photo:
-        image_HWC = read_pixels(picture)
-        height, width = image_HWC.shape[:2]
-        square_of = {size: squash(image_HWC, size) for size in self._sizes()}
-        return _Photo(width, height, square_of, _jpeg(image_HWC, _SHOWN_SIDE))
+        photo = read_photo(picture)
+        square_of = {size: photo.square(size) for size in self._sizes()}
+        return _Photo(*photo.size, square_of, _jpeg(photo.pixels(_SHOWN_SIDE), _SHOWN_SIDE))
 
     def _sizes(self) -> list[int]:
         return list(dict.fromkeys(predictor.image_size for predictor in self.predictors))
@@ -143,7 +142,7 @@ class Studio:
     def example_jpeg(self, number: int) -> bytes:
         """Example picture ``number``, small. Raises NotKnown or BadInputError."""
         example = self.example(number)
-        return self._decoder.submit(lambda: _jpeg(read_pixels(example), _EXAMPLE_SIDE)).result()
+        return self._decoder.submit(lambda: _jpeg(read_photo(example).pixels(_EXAMPLE_SIDE), _EXAMPLE_SIDE)).result()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,8 +26,8 @@ from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.stream.pixels.batch import HostBatch
 from msltrain.stream.pixels.device import ToDevice
 from msltrain.use.class_activation import logits_and_place_logits
-from msltrain.use.overlay import OverlayFolder, Panel, Row, draw_sheet, thumbnail
-from msltrain.use.read_images import Given, Picture, find_images, given_pictures, read_pixels, read_square, squash
+from msltrain.use.overlay import PANEL_SIDE, OverlayFolder, Panel, Row, draw_sheet, thumbnail
+from msltrain.use.read_images import Given, Picture, find_images, given_pictures, read_photo, read_square
 
 __all__ = ["Asked", "ImagePrediction", "Predictor", "find_images", "predict_each", "read_keep_mask", "read_square"]
 
@@ -167,7 +167,7 @@ class Predictor:
         """One forward pass.
 
         Args:
-            squares: uint8 (1, C, S, S) each, as `squash` gives them.
+            squares: uint8 (1, C, S, S) each, as `Photo.square` gives them.
             keep_mask_SS: uint8, 1 visible, 0 hole; multiplies the normalised images as in training. One for all
                 images, or one (or None) for each. None: whole images.
             with_places: also the scores of the places.
@@ -358,12 +358,14 @@ def _read_ahead(
 
     def read(picture: Picture) -> _Read:
         try:
-            image_HWC = read_pixels(picture)
+            photo = read_photo(picture)
+            square_1CSS = photo.square(image_size)
+            shown_HWC = thumbnail(photo.pixels(PANEL_SIDE)) if with_thumbnails else None
         except BadInputError as error:
             if on_error == "fail":
                 raise
             return _Read(picture.name, error=error.reason)
-        return _Read(picture.name, squash(image_HWC, image_size), thumbnail(image_HWC) if with_thumbnails else None)
+        return _Read(picture.name, square_1CSS, shown_HWC)
 
     with ThreadPoolExecutor() as threads:
         ahead = threads.map(read, pictures[:batch_size])

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from msldata.contract.manifest import MANIFEST_NAME
-from msldata.contract.pixels import decode, pixels_of
+from msldata.contract.pixels import decode, pixels_of, reduction_to, upright_size
 from msldata.errors import BadInputError, UserError
 from msldata.storage import FileInfo, Storage, open_storage
 from msltrain.stream.order.plan import EpochPlan
@@ -293,25 +294,77 @@ def read_square(picture: Picture | Path, image_size: int) -> Tensor:
     Raises:
         BadInputError: it cannot be read or is not an image.
     """
-    return squash(read_pixels(_local(picture) if isinstance(picture, Path) else picture), image_size)
+    return read_photo(_local(picture) if isinstance(picture, Path) else picture).square(image_size)
 
 
 def read_pixels(picture: Picture) -> np.ndarray:
-    """image_HWC, uint8 RGB, upright, as builds and training see it.
+    """image_HWC, uint8 RGB, upright, at its full size. Raises BadInputError: it cannot be read or is not an image."""
+    return read_photo(picture).pixels()
+
+
+def read_photo(picture: Picture) -> Photo:
+    """A picture, read; it is decoded when its pixels are asked for.
 
     Raises:
-        BadInputError: it cannot be read or is not an image.
+        BadInputError: it cannot be read.
     """
+    with _named(picture.name):
+        return Photo(picture.read(), picture.name)
+
+
+class Photo:
+    """An image as builds and training see it, decoded as large as it is needed and no more often than that.
+
+    Args:
+        data: an image file, or pixels, uint8 (H, W, 3) RGB.
+        name: for messages.
+    """
+
+    def __init__(self, data: bytes | np.ndarray, name: str = "image"):
+        self._data, self._name = data, name
+        self._size: tuple[int, int] | None = None
+        """Width and height, upright, in pixels, as soon as they are known."""
+        self._decoded: dict[int, np.ndarray] = {}
+        """image_HWC by its reduction."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, upright, in pixels. Raises BadInputError: it is not an image."""
+        if self._size is None:
+            with _named(self._name):
+                known = None if isinstance(self._data, np.ndarray) else upright_size(self._data)
+            self._size = known or self.pixels().shape[1::-1]
+        return self._size
+
+    def pixels(self, shown_at: int | None = None) -> np.ndarray:
+        """image_HWC, uint8 RGB, upright: whole, or only large enough to be shown with its shorter side at ``shown_at``.
+
+        Raises:
+            BadInputError: it is not an image.
+        """
+        if isinstance(self._data, np.ndarray):
+            return self._data
+        reduction = 1 if shown_at is None else reduction_to(*self.size, shown_at)
+        if reduction not in self._decoded:
+            with _named(self._name):
+                self._decoded[reduction] = decode(self._data, reduction)
+        return self._decoded[reduction]
+
+    def square(self, image_size: int) -> Tensor:
+        """The whole image squashed as the evaluation stream does it, uint8 (1, 3, S, S). Raises BadInputError."""
+        width, height = self.size
+        square_1CSS = torch.empty((1, 3, image_size, image_size), dtype=torch.uint8, memory_format=torch.channels_last)
+        resize_crop(self.pixels(image_size), (0, 0, height, width), square_1CSS, width)
+        return square_1CSS
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Whatever makes an image unusable names it."""
     try:
-        data = picture.read()
-        return data if isinstance(data, np.ndarray) else decode(data)
+        yield
     except (OSError, ValueError) as error:
+        if isinstance(error, BadInputError):
+            raise
         reason = str(error).strip().rstrip(".")
-        raise BadInputError(picture.name, reason.removeprefix(f"{picture.name}: ")) from None
-
-
-def squash(image_HWC: np.ndarray, image_size: int) -> Tensor:
-    """The whole image as a square, uint8 (1, 3, S, S), resized as evaluation does it."""
-    square_1CSS = torch.empty((1, 3, image_size, image_size), dtype=torch.uint8, memory_format=torch.channels_last)
-    resize_crop(image_HWC, (0, 0, *image_HWC.shape[:2]), square_1CSS)
-    return square_1CSS
+        raise BadInputError(name, reason.removeprefix(f"{name}: ")) from None

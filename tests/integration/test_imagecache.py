@@ -84,18 +84,18 @@ def test_an_evaluation_keeps_nothing(folder):
 def test_the_limit_holds_and_who_comes_first_stays():
     cache = ImageCache(limit=250)
     for index in range(4):
-        cache.offer(index, np.full((10, 10, 1), index, np.uint8))
-    cache.offer(4, np.full((5, 10, 1), 4, np.uint8))
+        cache.offer(index, 1, np.full((10, 10, 1), index, np.uint8))
+    cache.offer(4, 1, np.full((5, 10, 1), 4, np.uint8))
     assert cache.num_bytes == 250 and len(cache) == 3
-    found = cache.find(np.array([9, 4, 3, 0]))
+    found = cache.find(np.array([9, 4, 3, 0]), np.ones(4, np.int64))
     assert {position: int(image.max()) for position, image in found.items()} == {1: 4, 3: 0}
-    cache.offer(0, np.full((1, 1, 1), 7, np.uint8))
-    assert cache.find(np.array([0]))[0].shape == (10, 10, 1)
+    cache.offer(0, 1, np.full((1, 1, 1), 7, np.uint8))
+    assert cache.find(np.array([0]), np.array([1]))[0].shape == (10, 10, 1)
 
 
 def test_what_is_kept_does_not_change_with_the_scratch_it_came_from():
     cache = ImageCache(limit=100)
     scratch = np.zeros((3, 3, 3), np.uint8)
-    cache.offer(0, scratch)
+    cache.offer(0, 1, scratch)
     scratch[:] = 9
-    assert not cache.find(np.array([0]))[0].any()
+    assert not cache.find(np.array([0]), np.array([1]))[0].any()

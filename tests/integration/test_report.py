@@ -44,6 +44,7 @@ from msltrain.report.plots import by_epoch
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.samples.shardset import open_shard_set
+from msltrain.use.read_images import Photo
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
 NUM_SAMPLES = 120
@@ -418,6 +419,7 @@ def test_objects_that_only_one_model_names_are_shown_where_nothing_is_hidden():
 def test_boxes_are_drawn_of_the_classes_in_question():
     example = Example(
         row=0,
+        photo=Photo(np.zeros((80, 160, 3), np.uint8)),
         image=Image.new("RGB", (160, 80), "white"),
         keep_mask_HW=None,
         boxes=((0, (10.0, 20.0, 40.0, 30.0)), (1, (100.0, 20.0, 40.0, 30.0))),

@@ -31,7 +31,7 @@ from msltrain.use import serve as serving
 from msltrain.use.overlay import hide, paint
 from msltrain.use.photo_session import Studio, _names
 from msltrain.use.predict import Predictor, read_square
-from msltrain.use.read_images import find_images, read_pixels
+from msltrain.use.read_images import find_images, read_photo
 from msltrain.use.serve import MAX_BODY, StudioServer, is_loopback
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo
@@ -284,7 +284,7 @@ def test_painting_changes_predictions_and_activation(page, server, place):
 
 def test_activation_is_drawn_as_predict_draws_it(page, server, place):
     file = place / "photos" / "s1.jpg"
-    photo_HWC = read_pixels(find_images([file])[0])
+    photo_HWC = read_photo(find_images([file])[0]).pixels()
     square = read_square(file, SIDE)
     page.run("document.querySelector('#brush').value = 50")
     page.drag("#stage", [(0.25, 0.3), (0.6, 0.8)])

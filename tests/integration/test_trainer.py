@@ -380,6 +380,14 @@ def test_validation_that_takes_more_than_asked_for_is_bounded_and_explained(conf
     assert "takes 6.0 % of the samples instead of 4 %, to show more classes" in begun(events).notes[-1]
 
 
+def test_photographs_that_are_far_too_large_are_named_with_the_resize_that_fits(config: TrainConfig, tmp_path: Path):
+    write_images(tmp_path / "large", [10], size=(200, 130))
+    events = []
+    config = override(config, [f"data.train={tmp_path / 'large'}", "optim.num_epochs=1", "data.validation_fraction=0"])
+    train(config, run_dir=tmp_path / "run", on_event=events.append)
+    assert any("200 × 130 pixels" in note and "`--resize shorter=64`" in note for note in begun(events).notes)
+
+
 def test_without_validation_everything_is_trained_on(config: TrainConfig, tmp_path: Path):
     events = []
     config = override(config, ["data.validation_fraction=0", "optim.num_epochs=1"])

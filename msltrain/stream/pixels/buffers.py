@@ -17,6 +17,7 @@ from msltrain.stream.pixels.decode import Decoder, resize_crop
 from msltrain.stream.pixels.nvjpeg import EncodedImages
 from msltrain.stream.pixels.resize import LARGEST, WholeImages
 from msltrain.stream.reading.request import Buffer
+from msltrain.stream.samples.lookup import Samples
 from msltrain.stream.samples.shardset import SampleRows
 
 
@@ -24,8 +25,8 @@ class Slot(ABC):
     """Room for the pixels of one batch. Its samples are filled in by several threads, each position by one of them."""
 
     @abstractmethod
-    def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
-        """Make room for a batch of these samples and crops (top, left, height, width)."""
+    def begin(self, samples: Samples) -> None:
+        """Make room for a batch of these samples."""
 
     @abstractmethod
     def pixels(self, num_samples: int, error: Callable[[int, str], Exception]) -> HostPixels:
@@ -64,9 +65,9 @@ class EncodedSlot(Slot):
     """The files as they are stored. Samples that only the device decodes cannot be cached or replaced: StreamConfig
     refuses that."""
 
-    def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
-        self._rows, self._crop_N4 = rows, crop_N4
-        self._data_B = [torch.empty(0)] * len(rows)
+    def begin(self, samples: Samples) -> None:
+        self._rows, self._crop_N4 = samples.rows, samples.crop_N4
+        self._data_B = [torch.empty(0)] * len(samples)
 
     def hold(self, position: int, data: Buffer) -> None:
         """Take in a file."""
@@ -90,14 +91,16 @@ class SquareSlot(PixelSlot):
         self.pixel_BHWC = _empty(num_samples * image_size**2 * 3, device).view(num_samples, image_size, image_size, 3)
         self._views = list(self.pixel_BHWC.permute(0, 3, 1, 2).split(1)) if num_samples else []
 
-    def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
-        self._rows, self._crops = rows, crop_N4.tolist()
+    def begin(self, samples: Samples) -> None:
+        self._samples, self._crops = samples, samples.crop_N4.tolist()
 
     def decode(self, decoder: Decoder, data: Buffer, position: int) -> np.ndarray:
-        return decoder.decode(data, *_expected(self._rows, position))
+        reduction = int(self._samples.reduction_N[position])
+        return decoder.decode(data, *_expected(self._samples.rows, position), reduction=reduction)
 
     def put(self, position: int, image_HWC: np.ndarray) -> None:
-        resize_crop(image_HWC, self._crops[position], self._views[position])
+        width = int(self._samples.rows.width_N[position])
+        resize_crop(image_HWC, self._crops[position], self._views[position], width)
 
     def single(self) -> SquareSlot:
         return SquareSlot(1, self._size, torch.device("cpu"))
@@ -115,17 +118,18 @@ class SquareSlot(PixelSlot):
 
 class WholeSlot(PixelSlot):
     """Decoded images of any size in sequence, in memory that grows to the largest batch so far. An image beyond
-    ``LARGEST`` is still cropped and resized here, and so is an adopted one: then a place holds a square. Arguments as
-    for `SquareSlot`.
+    ``LARGEST``, or reduced in decoding, is still cropped and resized here, and so is an adopted one: then a place holds
+    a square. Arguments as for `SquareSlot`.
     """
 
     def __init__(self, num_samples: int, image_size: int, device: torch.device):
         self._size, self._device = image_size, device
         self._flat_N = _empty(num_samples * image_size**2 * 3, device)
 
-    def begin(self, rows: SampleRows, crop_N4: np.ndarray) -> None:
-        self._rows, self._crops = rows, crop_N4.tolist()
-        self._is_square_B = rows.width_N * rows.height_N > LARGEST
+    def begin(self, samples: Samples) -> None:
+        rows, crop_N4 = samples.rows, samples.crop_N4
+        self._samples, self._crops = samples, crop_N4.tolist()
+        self._is_square_B = (rows.width_N * rows.height_N > LARGEST) | (samples.reduction_N > 1)
         room_B = np.where(self._is_square_B, 0, rows.width_N * rows.height_N).clip(min=self._size**2)
         ends_B = room_B.cumsum()
         self._place_B = ends_B - room_B
@@ -139,14 +143,16 @@ class WholeSlot(PixelSlot):
             self._set_square(position)
 
     def decode(self, decoder: Decoder, data: Buffer, position: int) -> np.ndarray:
+        expected = _expected(self._samples.rows, position)
         if self._is_square_B[position]:
-            return decoder.decode(data, *_expected(self._rows, position))
-        return decoder.decode(data, *_expected(self._rows, position), into=self._flat[self._starts[position] :])
+            return decoder.decode(data, *expected, reduction=int(self._samples.reduction_N[position]))
+        return decoder.decode(data, *expected, into=self._flat[self._starts[position] :])
 
     def put(self, position: int, image_HWC: np.ndarray) -> None:
         start = self._starts[position]
         if self._is_square_B[position]:
-            resize_crop(image_HWC, self._crops[position], self._square(position).permute(2, 0, 1).unsqueeze(0))
+            width = int(self._samples.rows.width_N[position])
+            resize_crop(image_HWC, self._crops[position], self._square(position).permute(2, 0, 1).unsqueeze(0), width)
         elif not np.may_share_memory(image_HWC, self._flat):
             self._flat[start : start + image_HWC.size] = image_HWC.reshape(-1)
 

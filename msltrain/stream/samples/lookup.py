@@ -10,8 +10,8 @@ import numpy as np
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.samples.shardset import SampleRows, ShardSet
 
-Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray]]
-"""Index rows to crop_N4 (top, left, height, width; int64) and flip_N (bool)."""
+Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Index rows to crop_N4 (top, left, height, width; int64), reduction_N (int64) and flip_N (bool)."""
 
 _MOST_ITEMS = 1024
 """How many samples in the epoch's order are looked up together. Numpy needs about as long for a thousand samples as for
@@ -31,6 +31,8 @@ class Samples:
     rows: SampleRows
     crop_N4: np.ndarray
     """int64 (top, left, height, width) in pixels."""
+    reduction_N: np.ndarray
+    """int64; by how much each is reduced in decoding if it is a JPEG: 1, 2, 4 or 8."""
     flip_N: np.ndarray
     """bool"""
 
@@ -45,13 +47,14 @@ class Samples:
             self.index_N[chosen],
             self.rows.take(chosen),
             self.crop_N4[chosen],
+            self.reduction_N[chosen],
             self.flip_N[chosen],
         )
 
     def put(self, position: int, other: Samples) -> None:
         """Put the single sample of ``other`` at a place in this batch."""
         self.rows.put(position, other.rows)
-        for name in ("shard_N", "index_N", "crop_N4", "flip_N"):
+        for name in ("shard_N", "index_N", "crop_N4", "reduction_N", "flip_N"):
             getattr(self, name)[position] = getattr(other, name)[0]
 
 
@@ -60,7 +63,7 @@ class Lookup:
 
     Args:
         shards, plan: which samples there are, and in which order.
-        augment: crops and flips of some rows.
+        augment: crops, reductions and flips of some rows.
     """
 
     def __init__(self, shards: ShardSet, plan: EpochPlan, augment: Augment):
