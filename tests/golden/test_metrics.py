@@ -44,6 +44,29 @@ def test_equal_logits_keep_the_order_of_the_samples():
     assert average_precision(logit_N, np.array([False, True])) == 0.5
 
 
+@settings(deadline=None, max_examples=100)
+@given(data=st.data(), num_samples=st.integers(1, 120))
+def test_many_equal_logits_keep_the_order_of_the_samples_too(data, num_samples):
+    """Against a plain loop. Numpy's default sort is stable up to 16 values, and no longer beyond."""
+    target_N = data.draw(hnp.arrays(np.bool_, num_samples))
+    logit_N = data.draw(hnp.arrays(np.int8, num_samples, elements=st.integers(0, 2))).astype(np.float32)
+    precisions, hits = [], 0
+    for rank, n in enumerate(sorted(range(num_samples), key=lambda n: -logit_N[n]), start=1):
+        if target_N[n]:
+            hits += 1
+            precisions.append(hits / rank)
+    expected = sum(precisions) / len(precisions) if precisions else None
+    assert average_precision(logit_N, target_N) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_a_hundred_equal_logits_keep_the_order_of_the_samples():
+    target_N = np.arange(100) % 3 == 1
+    expected = np.mean([hit / (3 * hit - 1) for hit in range(1, 34)])
+    assert average_precision(np.zeros(100, np.float32), target_N) == pytest.approx(expected)
+    both = compute_metrics(predictions(np.zeros((100, 1)), target_N[:, None]))
+    assert both.mAP == pytest.approx(expected)
+
+
 def test_the_four_kinds_of_average_precision_by_hand():
     # Ranks 1 … 7; positives at 1, 3, 4 and 7: precisions 1, 2/3, 3/4, 4/7, the envelope 1, 3/4, 3/4, 4/7. Recalls 1/4,
     # 1/2, 3/4, 1: recall 0 to 0.2 is first met at the first positive, 0.3 to 0.5 at the second, 0.6 and 0.7 at the
@@ -148,6 +171,11 @@ def test_class_without_positives_is_left_out_and_named():
     assert json.loads(metrics.to_json())["classes"][1]["average_precision"] is None
 
 
+def test_the_json_is_for_people_too():
+    text = replace(compute_metrics(predictions([[1], [-1]], [[1], [0]])), absent_classes=("größe",)).to_json()
+    assert text.startswith('{\n  "num_samples": 2,\n') and '"größe"' in text and text.endswith("}\n")
+
+
 def test_nothing_right_is_zero_not_nan():
     metrics = compute_metrics(predictions([[-1], [1]], [[1], [0]]))
     assert (metrics.CF1, metrics.OF1, metrics.OP, metrics.OR) == (0.0, 0.0, 0.0, 0.0)
@@ -247,7 +275,7 @@ def test_thresholds_are_where_f1_is_highest():
     assert tune_thresholds(ignored, 1).tolist() == [3.5, 2.0, 0.0]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=200)
 @given(data=st.data(), num_samples=st.integers(1, 25))
 def test_no_other_threshold_has_a_higher_f1(data, num_samples):
     target_NK = data.draw(hnp.arrays(np.bool_, (num_samples, 1)))
@@ -268,6 +296,27 @@ def test_tuned_rates_stand_beside_those_at_one_half():
     assert metrics.CF1 == 0.0
     assert metrics.tuned is not None and metrics.tuned.CF1 == 1.0
     assert metrics.thresholds == pytest.approx([1 / (1 + np.exp(1.5))])
+
+
+def test_tuned_rates_leave_ignored_pairs_out():
+    """At the threshold 1: a, hit; b, ignored; c, wrong; d, missed. The ignored pair is predicted and counts nowhere."""
+    these = predictions([[3], [2], [1], [0.5]], [[1], [0], [0], [1]], [[0], [1], [0], [0]])
+    tuned = compute_metrics(these, np.array([1.0])).tuned
+    assert tuned is not None
+    assert (tuned.CP, tuned.CR, tuned.OP, tuned.OR) == (1 / 2, 1 / 2, 1 / 2, 1 / 2)
+    as_negative = replace(these, origin=Origin(ignored_in_rates="negative"))
+    tuned = compute_metrics(as_negative, np.array([1.0])).tuned
+    assert tuned is not None
+    assert (tuned.CP, tuned.OR) == (1 / 3, 1 / 2)
+
+
+def test_a_threshold_never_parts_equal_logits():
+    """F1 were best after the first of three equal logits; as all three come together, it is best before them."""
+    logit_N = [[5.0], [4.0], [4.0], [4.0], [3.0], [2.0]]
+    target_N = [[1], [1], [0], [0], [0], [0]]
+    assert tune_thresholds(predictions(logit_N, target_N), min_positives=1).tolist() == [4.5]
+    # With one more positive below, taking all three is best, and the threshold lies below the last of them.
+    assert tune_thresholds(predictions(logit_N, [[1], [1], [1], [0], [0], [0]]), min_positives=1).tolist() == [3.5]
 
 
 def test_thresholds_must_come_from_the_same_model_and_other_samples():
