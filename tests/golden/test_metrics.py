@@ -122,6 +122,10 @@ def test_published_measures_by_hand():
     assert metrics.absent_classes == ()
     assert [row.num_ignored for row in metrics.classes] == [0, 0, 1]
     assert [row.num_predicted for row in metrics.classes] == [2, 0, 3]
+    assert [row.num_correct for row in metrics.classes] == [1, 0, 1]
+    assert [row.precision for row in metrics.classes] == [1 / 2, 0, 1 / 3]
+    assert [row.recall for row in metrics.classes] == [1 / 2, 0, 1]
+    assert [row.average_precision for row in metrics.classes] == pytest.approx([5 / 6, 5 / 6, 1 / 3])
     assert mean_average_precision(np.float32(LOGIT), np.array(TARGET), np.array(IGNORE)) == metrics.mAP
 
 
@@ -189,6 +193,13 @@ def test_ties_between_positives_and_negatives_are_counted():
 def test_no_positive_at_all_is_an_error():
     with pytest.raises(UserError, match="none of the classes has a positive"):
         mean_average_precision(np.zeros((3, 2), np.float32), np.zeros((3, 2)))
+
+
+def test_arrays_of_other_shapes_are_an_error():
+    row = np.zeros((2, 2), np.float32)
+    for logit, target, ignore in ((row, np.ones((2, 3)), None), (row, row, np.zeros((3, 2))), (row[0], row[0], None)):
+        with pytest.raises(ValueError, match="shapes differ"):
+            mean_average_precision(logit, target, ignore)
 
 
 def test_nan_logits_are_an_error():
