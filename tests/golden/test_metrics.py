@@ -17,7 +17,9 @@ from msldata.errors import UserError
 from msltrain.measures.average_precision import AP_KINDS, average_precision, rank_positives
 from msltrain.measures.metrics import compute_metrics, mean_average_precision
 from msltrain.measures.predictions import Origin, Predictions
-from msltrain.measures.thresholds import require_other_samples, tune_thresholds
+from msltrain.measures.thresholds import require_other_samples, threshold_origin, tune_thresholds
+
+ARRAYS = ("logit_NK", "target_NK", "ignore_NK")
 
 
 def predictions(logit, target, ignore=None) -> Predictions:
@@ -328,6 +330,35 @@ def test_a_threshold_never_parts_equal_logits():
     assert tune_thresholds(predictions(logit_N, target_N), min_positives=1).tolist() == [4.5]
     # With one more positive below, taking all three is best, and the threshold lies below the last of them.
     assert tune_thresholds(predictions(logit_N, [[1], [1], [1], [0], [0], [0]]), min_positives=1).tolist() == [3.5]
+
+
+def test_rare_classes_keep_one_half_and_are_named():
+    """Ten positives are enough, nine are too few; an ignored pair is none, and a class without any keeps 0.5 too."""
+    logit_NK = np.arange(20.0)[:, None].repeat(5, axis=1) - 25
+    target_NK = np.zeros((20, 5), int)
+    target_NK[10:, 0] = target_NK[11:, 1] = target_NK[10:, 2] = target_NK[:1, 3] = 1
+    ignore_NK = np.zeros((20, 5), bool)
+    ignore_NK[19, 2] = True
+    these = predictions(logit_NK, target_NK, ignore_NK)
+    assert tune_thresholds(these).tolist() == [-15.5, 0, 0, 0, 0]
+    origin = "one per class, tuned on val (20 images)"
+    assert threshold_origin(these, "val") == f"{origin}; 0.5 for b, c, d and 1 more, shown fewer than 10 times there"
+    three = replace(these, classes=tuple("abcd"), **{name: getattr(these, name)[:, :4] for name in ARRAYS})
+    assert threshold_origin(three, "val") == f"{origin}; 0.5 for b, c, d, shown fewer than 10 times there"
+    one = replace(these, classes=("a",), **{name: getattr(these, name)[:, :1] for name in ARRAYS})
+    assert threshold_origin(one, "val") == origin
+    rest = replace(these, classes=tuple("bcde"), **{name: getattr(these, name)[:, 1:] for name in ARRAYS})
+    assert threshold_origin(rest, "val") == "0.5: val shows every class fewer than 10 times, too few to tune on"
+
+
+def test_a_class_without_a_positive_keeps_one_half_whatever_is_asked_for():
+    assert tune_thresholds(predictions([[3], [1]], [[0], [0]]), min_positives=0).tolist() == [0.0]
+    assert tune_thresholds(predictions([[3], [1]], [[1], [0]]), min_positives=0).tolist() == [2.0]
+
+
+def test_equal_best_thresholds_take_the_highest():
+    # F1 after 1: 2/3; after 2: 1/2; after 3: 2/5; after 4: 2·2/(4 + 2) = 2/3, as high as the first.
+    assert tune_thresholds(predictions([[8], [6], [4], [2]], [[1], [0], [0], [1]]), 1).tolist() == [7.0]
 
 
 def test_thresholds_must_come_from_the_same_model_and_other_samples():

@@ -159,6 +159,31 @@ def test_strata_average_over_the_classes_that_have_one():
     assert strata_note(replace(predictions, objects=None)) == ""
 
 
+def test_a_score_of_one_half_is_found_and_an_unknown_size_is_none():
+    """Logit 0 counts as predicted, as in the rates; an area of 0 says that there is no object."""
+    unknown = np.full((3, 1), -1, np.int8)
+    predictions = Predictions(
+        keys=tuple("abc"),
+        logit_NK=np.float32([[0.5], [0], [-0.5]]),
+        target_NK=np.ones((3, 1), np.uint8),
+        ignore_NK=np.zeros((3, 1), bool),
+        classes=("a",),
+        objects=LargestObjects(
+            area_NK=np.float32([[5], [5], [0]]),
+            truncated_NK=unknown,
+            occluded_NK=unknown,
+            crowd_NK=unknown,
+            covered_NK=np.float32([[0.5], [0], [0]]),
+        ),
+        origin=Origin(resize="fit=64"),
+    )
+    small = compute_strata(predictions)[0]
+    assert (small.name, small.num_positive, small.CR) == ("small", 2, 1.0)
+    resized, covered = strata_note(predictions).split("; covered is ")
+    assert resized.endswith("the parts of the image do not change with the size") and "fit=64" in resized
+    assert covered.startswith("the share of the object's box under smaller boxes")
+
+
 def test_sizes_relative_to_the_image_and_the_note_about_resized_shards():
     # COCO's limits on 640 x 480: a third of a percent and three percent of the image.
     unknown = np.full((3, 1), -1, np.int8)

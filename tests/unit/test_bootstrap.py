@@ -102,6 +102,30 @@ def test_a_resample_that_shows_no_class_at_all_is_zero_and_not_nan(predictions):
         assert (value_R[without_R] == 0).all()
 
 
+def test_a_logit_of_zero_is_predicted_and_one_prediction_is_one():
+    """Two images of one class that is predicted for the first alone, at logit 0: by hand for every resample of two."""
+    two = Predictions(
+        keys=("a", "b"),
+        logit_NK=np.float32([[0], [-1]]),
+        target_NK=np.uint8([[1], [1]]),
+        ignore_NK=np.zeros((2, 1), bool),
+        classes=("x",),
+    )
+    rates = resampled_rates(two, num_resamples=30)
+    num_first_R = np.random.default_rng(0).multinomial(2, [0.5, 0.5], size=30)[:, 0]
+    assert set(num_first_R) == {0, 1, 2}
+    for name in ("CP", "OP"):
+        assert rates[name].tolist() == [0.0 if num == 0 else 1.0 for num in num_first_R]
+    for name in ("CR", "OR"):
+        assert rates[name].tolist() == [num / 2 for num in num_first_R]
+    # One negative image of two: a resample of it alone has no positive, one of the other alone a single class.
+    half = replace(two, target_NK=np.uint8([[1], [0]]))
+    rates = resampled_rates(half, num_resamples=30)
+    for name in RATES:
+        assert rates[name].tolist() == [0.0 if num == 0 else 1.0 for num in num_first_R]
+    assert resampled_mean_ap(half, num_resamples=30).tolist() == [0.0 if num == 0 else 1.0 for num in num_first_R]
+
+
 def test_equal_logits_are_resampled_in_the_order_of_the_samples(predictions):
     tied = replace(predictions, logit_NK=np.zeros((40, 4), np.float32))
     weight_RN = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=3)
