@@ -170,6 +170,7 @@ def test_top_three_by_hand():
 def test_class_without_positives_is_left_out_and_named():
     metrics = compute_metrics(predictions([[1, 1], [-1, -1]], [[1, 0], [0, 0]]))
     assert metrics.absent_classes == ("b",)
+    assert (metrics.classes[0].precision, metrics.classes[0].recall) == (1.0, 1.0), "predicted once, rightly"
     assert metrics.classes[1].average_precision is None
     assert metrics.classes[1].recall is None
     assert (metrics.mAP, metrics.CP, metrics.CR) == (1.0, 1.0, 1.0)
