@@ -48,7 +48,8 @@ STATE = Path(os.environ.get("MUTANTS_STATE", REPOSITORY / ".mutants"))
 LIST = REPOSITORY / "tests" / "MUTANTS.md"
 
 CORE = {
-    "labels": "msldata/contract/records.py msldata/sources/label_values.py msldata/sources/label_reading.py",
+    "labels": "msldata/contract/records.py msldata/sources/labels/values.py msldata/sources/labels/reading.py "
+    "msldata/sources/labels/separators.py",
     "masks": "msldata/masks/polarity.py msldata/masks/subsets.py msldata/contract/keepmask.py",
     "contract": "msldata/contract/tar.py msldata/contract/format.py msldata/contract/manifest.py "
     "msldata/contract/publish.py",
