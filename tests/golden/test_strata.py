@@ -72,7 +72,7 @@ def test_limits_of_the_sizes_belong_to_the_larger_side():
     """COCO: small < 32², medium, large >= 96² square pixels; the same limits as shares of 640 × 480."""
     area_N = [1, 1023, 1024, 9215, 9216]
     unknown = np.full((5, 1), -1, np.int8)
-    objects = LargestObjects(
+    objects = LargestObjects.of_arrays(
         area_NK=np.float32(area_N)[:, None],
         relative_area_NK=np.array(area_N)[:, None] / (640 * 480),
         truncated_NK=unknown,
@@ -95,7 +95,7 @@ def test_covered_objects_by_their_share():
     """Bins exclude their lower edge; 0 is one of its own, and -1, unknown, is in none."""
     covered_N = [-1, 0, 0.01, 0.25, 0.26, 0.5, 0.51, 1.0]
     unknown = np.full((8, 1), -1, np.int8)
-    objects = LargestObjects(
+    objects = LargestObjects.of_arrays(
         area_NK=np.full((8, 1), 50, np.float32),
         truncated_NK=unknown,
         occluded_NK=np.int8([[1], [1], [0], [-1], [-1], [-1], [-1], [-1]]),
@@ -127,11 +127,11 @@ def test_covered_objects_by_their_share():
     }
     assert strata["covered over 50 %"].CR == 0.5
     assert "segments of other annotated objects are seen" in strata_note(predictions)
-    by_boxes = replace(predictions, objects=replace(objects, separated_NK=None))
+    by_boxes = replace(predictions, objects=replace(objects, separated_M=None))
     assert "under smaller boxes" in strata_note(by_boxes) and "separated" not in {
         row.name for row in compute_strata(by_boxes)
     }
-    nothing = replace(predictions, objects=replace(objects, covered_NK=np.zeros((8, 1), np.float32)))
+    nothing = replace(predictions, objects=replace(objects, covered_M=np.zeros(8, np.float32)))
     assert strata_note(nothing) == "" and not any("covered" in row.name for row in compute_strata(nothing))
 
 
@@ -144,7 +144,7 @@ def test_strata_average_over_the_classes_that_have_one():
         target_NK=np.uint8([[1, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0]]),
         ignore_NK=np.zeros((4, 3), bool),
         classes=tuple("xyz"),
-        objects=LargestObjects(
+        objects=LargestObjects.of_arrays(
             area_NK=np.float32([[5, 0, 9e4], [0, 0, 0], [5, 5, 0], [0, 9e4, 0]]),
             truncated_NK=unknown,
             occluded_NK=unknown,
@@ -168,7 +168,7 @@ def test_a_score_of_one_half_is_found_and_an_unknown_size_is_none():
         target_NK=np.ones((3, 1), np.uint8),
         ignore_NK=np.zeros((3, 1), bool),
         classes=("a",),
-        objects=LargestObjects(
+        objects=LargestObjects.of_arrays(
             area_NK=np.float32([[5], [5], [0]]),
             truncated_NK=unknown,
             occluded_NK=unknown,
