@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench mutants test-lowest clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 demo: $(READY)  ## raw data -> shards -> training -> report, about 4 minutes on 2 cores
 	$(BIN)/python cli.py demo
@@ -28,6 +28,12 @@ docs: $(READY)  ## the documentation as a site, in site/
 bench: $(READY)  ## the measurements behind benchmarks/RESULTS.md
 	@for script in build masks coco_parse plan stream large remote storage step proof serve growth inference sample_voc; do \
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+mutants: $(READY)  ## one wrong line at a time in the core, and whether a test notices; hours, goes on where it stopped
+	$(BIN)/python -m tests.mutants
+
+test-lowest:  ## unit, golden and contract tests with the oldest versions that pyproject.toml allows
+	bash tests/lowest.sh
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo site

@@ -188,8 +188,6 @@ class _Counts:
 
     def rates(self) -> Rates:
         present_K = self.positive_K > 0
-        if not present_K.any():
-            raise UserError(_NO_POSITIVE)
         counted_K = np.maximum(self.predicted_K, 1)
         class_precision = float((self.correct_K / counted_K)[present_K].mean())
         class_recall = float((self.correct_K[present_K] / self.positive_K[present_K]).mean())

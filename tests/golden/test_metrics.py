@@ -17,7 +17,9 @@ from msldata.errors import UserError
 from msltrain.measures.average_precision import AP_KINDS, average_precision, rank_positives
 from msltrain.measures.metrics import compute_metrics, mean_average_precision
 from msltrain.measures.predictions import Origin, Predictions
-from msltrain.measures.thresholds import require_other_samples, tune_thresholds
+from msltrain.measures.thresholds import require_other_samples, threshold_origin, tune_thresholds
+
+ARRAYS = ("logit_NK", "target_NK", "ignore_NK")
 
 
 def predictions(logit, target, ignore=None) -> Predictions:
@@ -42,6 +44,29 @@ def test_equal_logits_keep_the_order_of_the_samples():
     logit_N = np.float32([0.5, 0.5])
     assert average_precision(logit_N, np.array([True, False])) == 1.0
     assert average_precision(logit_N, np.array([False, True])) == 0.5
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data(), num_samples=st.integers(1, 120))
+def test_many_equal_logits_keep_the_order_of_the_samples_too(data, num_samples):
+    """Against a plain loop. Numpy's default sort is stable up to 16 values, and no longer beyond."""
+    target_N = data.draw(hnp.arrays(np.bool_, num_samples))
+    logit_N = data.draw(hnp.arrays(np.int8, num_samples, elements=st.integers(0, 2))).astype(np.float32)
+    precisions, hits = [], 0
+    for rank, n in enumerate(sorted(range(num_samples), key=lambda n: -logit_N[n]), start=1):
+        if target_N[n]:
+            hits += 1
+            precisions.append(hits / rank)
+    expected = sum(precisions) / len(precisions) if precisions else None
+    assert average_precision(logit_N, target_N) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_a_hundred_equal_logits_keep_the_order_of_the_samples():
+    target_N = np.arange(100) % 3 == 1
+    expected = np.mean([hit / (3 * hit - 1) for hit in range(1, 34)])
+    assert average_precision(np.zeros(100, np.float32), target_N) == pytest.approx(expected)
+    both = compute_metrics(predictions(np.zeros((100, 1)), target_N[:, None]))
+    assert both.mAP == pytest.approx(expected)
 
 
 def test_the_four_kinds_of_average_precision_by_hand():
@@ -99,6 +124,10 @@ def test_published_measures_by_hand():
     assert metrics.absent_classes == ()
     assert [row.num_ignored for row in metrics.classes] == [0, 0, 1]
     assert [row.num_predicted for row in metrics.classes] == [2, 0, 3]
+    assert [row.num_correct for row in metrics.classes] == [1, 0, 1]
+    assert [row.precision for row in metrics.classes] == [1 / 2, 0, 1 / 3]
+    assert [row.recall for row in metrics.classes] == [1 / 2, 0, 1]
+    assert [row.average_precision for row in metrics.classes] == pytest.approx([5 / 6, 5 / 6, 1 / 3])
     assert mean_average_precision(np.float32(LOGIT), np.array(TARGET), np.array(IGNORE)) == metrics.mAP
 
 
@@ -141,11 +170,17 @@ def test_top_three_by_hand():
 def test_class_without_positives_is_left_out_and_named():
     metrics = compute_metrics(predictions([[1, 1], [-1, -1]], [[1, 0], [0, 0]]))
     assert metrics.absent_classes == ("b",)
+    assert (metrics.classes[0].precision, metrics.classes[0].recall) == (1.0, 1.0), "predicted once, rightly"
     assert metrics.classes[1].average_precision is None
     assert metrics.classes[1].recall is None
     assert (metrics.mAP, metrics.CP, metrics.CR) == (1.0, 1.0, 1.0)
     assert metrics.summary()["OP"] == 0.5, "its false positive still counts overall"
     assert json.loads(metrics.to_json())["classes"][1]["average_precision"] is None
+
+
+def test_the_json_is_for_people_too():
+    text = replace(compute_metrics(predictions([[1], [-1]], [[1], [0]])), absent_classes=("größe",)).to_json()
+    assert text.startswith('{\n  "num_samples": 2,\n') and '"größe"' in text and text.endswith("}\n")
 
 
 def test_nothing_right_is_zero_not_nan():
@@ -161,6 +196,13 @@ def test_ties_between_positives_and_negatives_are_counted():
 def test_no_positive_at_all_is_an_error():
     with pytest.raises(UserError, match="none of the classes has a positive"):
         mean_average_precision(np.zeros((3, 2), np.float32), np.zeros((3, 2)))
+
+
+def test_arrays_of_other_shapes_are_an_error():
+    row = np.zeros((2, 2), np.float32)
+    for logit, target, ignore in ((row, np.ones((2, 3)), None), (row, row, np.zeros((3, 2))), (row[0], row[0], None)):
+        with pytest.raises(ValueError, match="shapes differ"):
+            mean_average_precision(logit, target, ignore)
 
 
 def test_nan_logits_are_an_error():
@@ -247,7 +289,7 @@ def test_thresholds_are_where_f1_is_highest():
     assert tune_thresholds(ignored, 1).tolist() == [3.5, 2.0, 0.0]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=200)
 @given(data=st.data(), num_samples=st.integers(1, 25))
 def test_no_other_threshold_has_a_higher_f1(data, num_samples):
     target_NK = data.draw(hnp.arrays(np.bool_, (num_samples, 1)))
@@ -268,6 +310,56 @@ def test_tuned_rates_stand_beside_those_at_one_half():
     assert metrics.CF1 == 0.0
     assert metrics.tuned is not None and metrics.tuned.CF1 == 1.0
     assert metrics.thresholds == pytest.approx([1 / (1 + np.exp(1.5))])
+
+
+def test_tuned_rates_leave_ignored_pairs_out():
+    """At the threshold 1: a, hit; b, ignored; c, wrong; d, missed. The ignored pair is predicted and counts nowhere."""
+    these = predictions([[3], [2], [1], [0.5]], [[1], [0], [0], [1]], [[0], [1], [0], [0]])
+    tuned = compute_metrics(these, np.array([1.0])).tuned
+    assert tuned is not None
+    assert (tuned.CP, tuned.CR, tuned.OP, tuned.OR) == (1 / 2, 1 / 2, 1 / 2, 1 / 2)
+    as_negative = replace(these, origin=Origin(ignored_in_rates="negative"))
+    tuned = compute_metrics(as_negative, np.array([1.0])).tuned
+    assert tuned is not None
+    assert (tuned.CP, tuned.OR) == (1 / 3, 1 / 2)
+
+
+def test_a_threshold_never_parts_equal_logits():
+    """F1 were best after the first of three equal logits; as all three come together, it is best before them."""
+    logit_N = [[5.0], [4.0], [4.0], [4.0], [3.0], [2.0]]
+    target_N = [[1], [1], [0], [0], [0], [0]]
+    assert tune_thresholds(predictions(logit_N, target_N), min_positives=1).tolist() == [4.5]
+    # With one more positive below, taking all three is best, and the threshold lies below the last of them.
+    assert tune_thresholds(predictions(logit_N, [[1], [1], [1], [0], [0], [0]]), min_positives=1).tolist() == [3.5]
+
+
+def test_rare_classes_keep_one_half_and_are_named():
+    """Ten positives are enough, nine are too few; an ignored pair is none, and a class without any keeps 0.5 too."""
+    logit_NK = np.arange(20.0)[:, None].repeat(5, axis=1) - 25
+    target_NK = np.zeros((20, 5), int)
+    target_NK[10:, 0] = target_NK[11:, 1] = target_NK[10:, 2] = target_NK[:1, 3] = 1
+    ignore_NK = np.zeros((20, 5), bool)
+    ignore_NK[19, 2] = True
+    these = predictions(logit_NK, target_NK, ignore_NK)
+    assert tune_thresholds(these).tolist() == [-15.5, 0, 0, 0, 0]
+    origin = "one per class, tuned on val (20 images)"
+    assert threshold_origin(these, "val") == f"{origin}; 0.5 for b, c, d and 1 more, shown fewer than 10 times there"
+    three = replace(these, classes=tuple("abcd"), **{name: getattr(these, name)[:, :4] for name in ARRAYS})
+    assert threshold_origin(three, "val") == f"{origin}; 0.5 for b, c, d, shown fewer than 10 times there"
+    one = replace(these, classes=("a",), **{name: getattr(these, name)[:, :1] for name in ARRAYS})
+    assert threshold_origin(one, "val") == origin
+    rest = replace(these, classes=tuple("bcde"), **{name: getattr(these, name)[:, 1:] for name in ARRAYS})
+    assert threshold_origin(rest, "val") == "0.5: val shows every class fewer than 10 times, too few to tune on"
+
+
+def test_a_class_without_a_positive_keeps_one_half_whatever_is_asked_for():
+    assert tune_thresholds(predictions([[3], [1]], [[0], [0]]), min_positives=0).tolist() == [0.0]
+    assert tune_thresholds(predictions([[3], [1]], [[1], [0]]), min_positives=0).tolist() == [2.0]
+
+
+def test_equal_best_thresholds_take_the_highest():
+    # F1 after 1: 2/3; after 2: 1/2; after 3: 2/5; after 4: 2·2/(4 + 2) = 2/3, as high as the first.
+    assert tune_thresholds(predictions([[8], [6], [4], [2]], [[1], [0], [0], [1]]), 1).tolist() == [7.0]
 
 
 def test_thresholds_must_come_from_the_same_model_and_other_samples():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,13 @@ from torch import nn
 
 from msltrain.config import OptimConfig
 from msltrain.recipes import recipe
-from msltrain.training.optim import build_optimizer, for_batch_size, learning_rate, set_learning_rate
+from msltrain.training.optim import (
+    build_optimizer,
+    for_batch_size,
+    learning_rate,
+    restore_optimizer,
+    set_learning_rate,
+)
 
 
 def test_published_trace_of_voc():
@@ -136,3 +143,55 @@ def test_a_short_run_is_no_warm_up_alone():
     config = OptimConfig(lr=0.1, warmup_epochs=2, schedule="cosine", num_epochs=3)
     assert learning_rate(config, 5, 5) == pytest.approx(0.1) and learning_rate(config, 4, 5) == pytest.approx(0.08)
     assert learning_rate(OptimConfig(lr=0.1, warmup_epochs=2, num_epochs=6), 5, 5) == pytest.approx(0.05)
+
+
+def test_each_optimizer_is_the_one_asked_for():
+    model = torch.nn.Linear(2, 2)
+    sgd = build_optimizer(OptimConfig(optimizer="sgd", lr=0.3, momentum=0.8), model)
+    adamw = build_optimizer(OptimConfig(optimizer="adamw", lr=0.3), model)
+    assert (type(sgd), type(adamw)) == (torch.optim.SGD, torch.optim.AdamW)
+    assert (sgd.defaults["lr"], sgd.defaults["momentum"], adamw.defaults["lr"]) == (0.3, 0.8, 0.3)
+    for optimizer in (sgd, adamw):
+        assert optimizer.defaults["fused"] and not optimizer.defaults["foreach"]
+
+
+def test_a_restored_optimizer_goes_on_with_its_own_kernels():
+    """A checkpoint of sharded weights has others: its momentum counts, not how it was computed."""
+    torch.manual_seed(0)
+    config = OptimConfig(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0.0)
+    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    second.load_state_dict(first.state_dict())
+    steps = [build_optimizer(config, network) for network in (first, second)]
+
+    def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        network(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+
+    step(first, steps[0])
+    second.load_state_dict(first.state_dict())
+    state = copy.deepcopy(steps[0].state_dict())
+    for group in state["param_groups"]:
+        group["fused"], group["foreach"] = None, True
+    restore_optimizer(steps[1], state)
+    assert [(group["fused"], group["foreach"]) for group in steps[1].param_groups] == [(True, None)] * len(
+        steps[1].param_groups
+    )
+    step(first, steps[0])
+    step(second, steps[1])
+    for one, other in zip(first.parameters(), second.parameters()):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="zip"):
+        restore_optimizer(steps[1], {**state, "param_groups": state["param_groups"] * 2})
+
+
+def test_rates_at_the_ends_of_schedules():
+    cosine = OptimConfig(lr=1.0, schedule="cosine", num_epochs=1, warmup_epochs=0)
+    assert learning_rate(cosine, 1, 1) == 0 == learning_rate(cosine, 2, 1), "the end, and beyond it"
+    assert learning_rate(cosine, 15, 10) == 0
+    # The first step behind a warm-up that is longer than a step of the schedule is not at full rate.
+    stepped = OptimConfig(lr=1.0, schedule="step", num_epochs=9, warmup_epochs=2, step_epochs=1, step_factor=0.5)
+    assert [learning_rate(stepped, step, 2) for step in (0, 3, 4, 6)] == [0, 0.75, 0.25, 0.125]
+    cycle = OptimConfig(lr=1.0, schedule="one_cycle", num_epochs=1, warmup_epochs=1)
+    assert [learning_rate(cycle, step, 6) for step in (0, 1)] == pytest.approx([1 / 25, 1])
+    assert [learning_rate(cycle, step, 2) for step in (0, 1, 2, 3)] == pytest.approx([1 / 25, *[1 / 25e4] * 3])

@@ -90,12 +90,19 @@ def test_refused_where_it_cannot_work(tmp_path):
             replace(DEVICE, **changes)
 
 
-def test_a_torchvision_without_nvjpeg_is_refused(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support\nmore"), "nvJPEG support"),
+        (ImportError("cannot import name 'decode_jpeg' from 'torchvision.io'"), "cannot import name 'decode_jpeg'.*"),
+    ],
+)
+def test_a_torchvision_without_nvjpeg_is_refused(monkeypatch, error, words):
     def without(data, device):
-        raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support\nmore")
+        raise error
 
     monkeypatch.setattr("msltrain.stream.pixels.nvjpeg.decode_jpegs", without)
-    with pytest.raises(UserError, match=r"cannot decode on cuda:0 \(.*nvJPEG support\); set stream\.decode=host"):
+    with pytest.raises(UserError, match=rf"cannot decode on cuda:0 \(.*{words}\); set stream\.decode=host"):
         check_device_decoding(torch.device("cuda", 0))
 
 

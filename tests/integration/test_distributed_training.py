@@ -14,10 +14,11 @@ import torch
 from msldata.errors import UserError
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, override
 from msltrain.hosts.distributed import Ranks
-from msltrain.runs.checkpoint import META_NAME, load_checkpoint
+from msltrain.runs.checkpoint import META_NAME, load_checkpoint, load_recogniser
 from msltrain.stream.config import StreamConfig
 from msltrain.training.data import TrainData
 from msltrain.training.trainer import train
+from msltrain.training.validation import validation_mean_ap
 from tests.smallshards import write_images, write_keep_masks
 from tests.torchrun import finish, losses, start, validation
 
@@ -102,6 +103,18 @@ def assert_same_run(run: Path, other: Path) -> None:
 def test_two_processes_take_the_steps_of_one(alone: Path, two: Path, branches: str):
     assert_same_run(two / branches, alone)
     assert json.loads((two / branches / "environment.json").read_text())[0]["world_size"] == 2
+
+
+def test_every_process_validates_with_the_statistics_that_are_shipped(config: TrainConfig, tmp_path: Path):
+    """BatchNorm learns in each process from its own part of the batch; what is measured is what the first one has."""
+    learning = override(config, ["model.freeze_batchnorm=false", "optim.num_epochs=1", "optim.ema_decay=none"])
+    finish(start({"run": learning}, tmp_path, 2))
+    recogniser = load_recogniser(tmp_path / "run").recogniser
+    alone = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+    with TrainData(learning, alone) as data:
+        assert data.validation is not None
+        measured = validation_mean_ap(recogniser, data.validation, alone, amp=False)
+    assert validation(tmp_path / "run") == [pytest.approx(measured, abs=1e-9)]
 
 
 def test_four_processes_take_the_steps_of_one(config: TrainConfig, alone: Path, tmp_path: Path):

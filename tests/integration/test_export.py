@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -131,6 +132,22 @@ def test_the_model_card_says_what_it_is_and_how_well_it_did(tmp_path):
     assert "bird, boat, cat" in card and "mean (0.4, 0.5, 0.6)" in card and "2 heads, λ = 0.4" in card
     assert load_recogniser(run).sha256 in card
     assert json.loads((tmp_path / "out" / "config.json").read_text())["classes"] == list(CLASSES)
+
+
+@pytest.mark.parametrize("wrong_for", [1, 3])
+@pytest.mark.parametrize("wrong", [0.01, float("nan")])
+def test_a_file_is_compared_for_each_image_alone_and_for_all_together(wrong_for: int, wrong: float):
+    """A graph can be right for the batch that it was traced with and wrong for a single image, or the reverse."""
+    recogniser = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    served = SimpleNamespace(recogniser=recogniser, from_pixels=True)
+    image_BCHW = torch.rand(3, 3, 8, 8)
+
+    def run(part_BCHW: torch.Tensor) -> torch.Tensor:
+        return recogniser(part_BCHW) + (wrong if len(part_BCHW) == wrong_for else 0)
+
+    assert export_formats.compare("safetensors", served, recogniser, image_BCHW) < 1e-6
+    with pytest.raises(UserError, match="its logits differ from the model's"):
+        export_formats.compare("safetensors", served, run, image_BCHW)
 
 
 def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ While they run a reader looks again and again: what it can open as a dataset is 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import subprocess
@@ -248,7 +249,28 @@ def test_two_builds_at_one_moment(s3, small_parts, voc, undisturbed, out, script
     assert all(hashlib.sha256(shards[shard.name]).hexdigest() == shard.sha256 for shard in manifest.shards)
 
 
-def test_silent_owner_is_succeeded_and_does_not_publish(s3, small_parts, voc, out, monkeypatch):
+def test_a_build_that_loses_the_folder_while_it_runs_does_not_publish(s3, small_parts, voc, out, monkeypatch):
+    """Another owner appears while the last shard goes up: the build ends with an error and without a manifest."""
+    monkeypatch.setattr(remotelock, "BEAT_SECONDS", 60)  # it does not look before it publishes
+    storage = open_storage(out)
+    taken = threading.Event()
+
+    def take_over(method: str, path: str) -> None:
+        if method in ("PUT", "POST") and ".tar" in path and not taken.is_set():
+            taken.set()
+            other = {"token": "another build", "beat": 1, "host": "elsewhere", "pid": 1}
+            (s3.root / out.removeprefix("s3://") / remotelock.LOCK_NAME).write_text(json.dumps(other))
+
+    s3.proxy.choose = take_over
+    with pytest.raises(UserError, match="another build has taken over this folder"):
+        build(voc, out)
+    assert taken.is_set()
+    s3.proxy.choose = lambda method, path: None
+    assert not storage.exists("dataset.json")
+    assert json.loads(storage.read(remotelock.LOCK_NAME))["token"] == "another build", "and is left to its owner"
+
+
+def test_silent_owner_is_succeeded(s3, small_parts, voc, out, monkeypatch):
     monkeypatch.setattr(remotelock, "BEAT_SECONDS", 30)  # it never shows a sign of life
     monkeypatch.setattr(remotelock, "LEASE_SECONDS", 0.5)
     storage = open_storage(out)

@@ -108,6 +108,45 @@ def test_damaged_index_is_named():
         contract.decode_index(KEEP_MASKS, data, "x.parquet")
 
 
+def checked(**changes) -> None:
+    """Check an index of one row like ``ROW``, with ``changes``, as whoever opens a dataset does."""
+    row = {**ROW, **changes}
+    table = contract.decode_index(IMAGES, contract.encode_index(IMAGES, [row], SHARD, "plan"), "here")
+    contract.check_rows(table, IMAGES, 2, SHARD, "here")
+
+
+def test_limits_of_an_index_are_possible_and_what_lies_beyond_is_refused():
+    an_object = ROW["objects"][0]
+    most = SHARD.num_bytes
+    for changes in (
+        {"positives": [0, 1]},
+        {"ignored": [0]},
+        {"objects": [{**an_object, "class_index": 0}]},
+        {"objects": []},
+        {"offset": 0, "length": most},
+        {"offset": most, "length": 0},
+        {"width": 1, "height": 1},
+    ):
+        checked(**changes)
+    for changes, words in (
+        ({"positives": [-1]}, "a class number of positives is not one of the 2 classes"),
+        ({"positives": [-1, 1]}, "a class number of positives is not one of the 2 classes"),
+        ({"positives": [2]}, "a class number of positives is not one of the 2 classes"),
+        ({"ignored": [-1]}, "a class number of ignored is not one of the 2 classes"),
+        ({"ignored": [2]}, "a class number of ignored is not one of the 2 classes"),
+        ({"objects": [{**an_object, "class_index": -1}]}, "a class number of class_index is not one of the 2 classes"),
+        ({"objects": [{**an_object, "class_index": 2}]}, "a class number of class_index is not one of the 2 classes"),
+        ({"offset": -1}, "offset from -1 to -1, where 0 to 10,240 is possible"),
+        ({"offset": most + 1, "length": 0}, "offset from 10241 to 10241"),
+        ({"offset": 1, "length": most}, "a sample ends beyond the 10,240 bytes of its tar"),
+        ({"length": -1}, "length from -1"),
+        ({"width": 0}, "width from 0 to 0"),
+        ({"height": 0}, "height from 0 to 0"),
+    ):
+        with pytest.raises(FormatError, match=words):
+            checked(**changes)
+
+
 def test_target_is_a_plain_npy():
     target = np.load(io.BytesIO(contract.encode_target([0, 3], 5)), allow_pickle=False)
     assert target.dtype == np.uint8 and target.tolist() == [1, 0, 0, 1, 0]

@@ -54,6 +54,12 @@ def test_every_class_is_in_both_parts_as_far_as_its_samples_reach(tmp_path: Path
     assert 0.02 * len(SAMPLES) < len(out) <= 1.5 * 0.07 * len(SAMPLES)
 
 
+def test_the_samples_held_out_never_change(tmp_path: Path):
+    """Written down once: runs of different versions are validated on the same samples and can be compared."""
+    _, out = hold_out(write(tmp_path, list(SAMPLES), 50), 0.05)
+    assert sorted(keys_of(out)) == "k005 k016 k038 k039 k060 k087 k096 k116 pair1".split()
+
+
 def test_order_and_size_of_the_shards_do_not_matter(tmp_path: Path):
     shuffled = list(np.random.default_rng(0).permutation(list(SAMPLES)))
     parts = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,32 @@ def test_weights_start_equal_in_all_processes_and_random_numbers_do_not():
     drawn_first = torch.rand(3)
     learner(rank=1)
     assert not torch.equal(drawn_first, torch.rand(3))
+
+
+def test_each_process_goes_on_with_random_numbers_of_its_own():
+    """Else dropout and drop path would hide the same in all processes from a resumption on."""
+    saved = learner()
+    states = []
+    for seed in (11, 22):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        states.append(saved.random_state())
+    state = {"optimizer": saved.optimizer.state_dict(), "random": states}
+    for rank, seed in enumerate((11, 22)):
+        continued = learner(rank=rank)
+        continued.ranks = Ranks(rank=rank, world_size=2, device=ALONE.device)
+        continued._restore_training(state)
+        drawn = torch.rand(3), random.random()
+        torch.manual_seed(seed)
+        random.seed(seed)
+        assert torch.equal(drawn[0], torch.rand(3)) and drawn[1] == random.random()
+    # With another number of processes there is no state for each, and they keep the seeds that they start with.
+    fresh = learner()
+    expected = torch.rand(3)
+    torch.manual_seed(99)
+    fresh = learner()
+    fresh._restore_training(state)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_compiling_is_left_to_the_first_step():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from dataclasses import replace
 
 import obstore.store
 import pytest
 
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder
-from msldata.contract.manifest import MANIFEST_NAME, Manifest
+from msldata.build.writer import ShardWriter
+from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest
 from msldata.errors import UserError
 from msldata.storage import LocalStorage, RemoteStorage
 from msldata.storage import lock as remote_lock
@@ -39,6 +42,65 @@ def test_publish_and_withdraw(tmp_path):
     assert Manifest.from_json(out.read(MANIFEST_NAME), "here") == MANIFEST
     folder.withdraw()
     assert not out.exists(MANIFEST_NAME) and not out.exists(QUARANTINE_NAME)
+
+
+class Diary(LocalStorage):
+    """A folder that writes down what is put into it, in order."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.names: list[str] = []
+
+    def put(self, name, data):
+        self.names.append(name)
+        super().put(name, data)
+
+
+def test_every_file_comes_before_the_one_that_vouches_for_it(tmp_path):
+    """The tar, then its index; what other readers look for; the manifest, which makes it a dataset, last."""
+    out = Diary(tmp_path)
+    with ShardWriter(out, "d-s-000000.tar", kind=IMAGES, plan="plan") as writer:
+        row = {"width": 4, "height": 4, "positives": [0], "ignored": [], "objects": []}
+        writer.add("a", [(".jpg", b"-"), (".json", b"{}")], row)
+        shard = writer.publish()
+    BuildFolder(out, [shard.name], "plan").publish(replace(MANIFEST, shards=(shard,)), LEFT_OUT)
+    assert out.names == [
+        "d-s-000000.tar",
+        "d-s-000000.parquet",
+        QUARANTINE_NAME,
+        "_info.json",
+        "sizes.json",
+        "croissant.json",
+        MANIFEST_NAME,
+    ]
+
+
+def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """Else a power failure can leave a file with the right name and no content."""
+    deeds: list[str] = []
+
+    def watched(module, name):
+        real = getattr(module, name)
+
+        def deed(*arguments, **options):
+            deeds.append(name)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, deed)
+
+    watched(os, "fsync")
+    watched(os, "replace")
+    LocalStorage(tmp_path).put("a.json", b"{}")
+    assert deeds == ["fsync", "replace"]
+    deeds.clear()
+    with ShardWriter(LocalStorage(tmp_path), "d-s-000000.tar", kind=IMAGES, plan="plan") as writer:
+        row = {"width": 4, "height": 4, "positives": [0], "ignored": [], "objects": []}
+        writer.add("a", [(".jpg", b"-")], row)
+        shard = writer.publish()
+    assert deeds == ["fsync", "replace", "fsync", "replace"], "the tar, then its index"
+    deeds.clear()
+    BuildFolder(LocalStorage(tmp_path), [shard.name], "plan").publish(replace(MANIFEST, shards=(shard,)))
+    assert deeds == ["fsync", *4 * ["fsync", "replace"]], "the names of the shards, then the last files"
 
 
 def test_there_is_one_way_to_publish():

@@ -54,7 +54,10 @@ def test_baseline_equals_the_plain_step_bit_for_bit():
 def test_baseline_needs_no_keep_masks():
     images, _, targets = batch()
     step = SiameseStep(recogniser(), BASELINE)
-    step(images, None, targets)["total"].backward()
+    losses = step(images, None, targets)
+    losses["total"].backward()
+    assert set(losses) == {"total", "clean"}
+    assert all(parameter.grad is not None for parameter in step.parameters())
 
 
 def test_sequential_equals_two_published_forwards():
@@ -119,6 +122,46 @@ def test_ignored_pairs_are_negative_as_published_or_dropped():
     dropped = SiameseStep(network, LossConfig(train_ignored="drop"))(images, keep_masks, targets, ignore)
     pair = F.softplus(network(images)[0, 0]) / 20
     torch.testing.assert_close(published["clean"] - dropped["clean"], pair)
+
+
+class Given(nn.Module):
+    """A network that answers the first batch with ``clean`` and the second with ``masked``, whatever they show."""
+
+    def __init__(self, clean_BK: torch.Tensor, masked_BK: torch.Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.answers = [clean_BK, masked_BK]
+
+    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.weight * self.answers.pop(0)
+
+
+def test_an_ignored_pair_counts_in_no_term_and_the_divisor_stays():
+    """Two images, two classes; the pair of image 0 and class 1 is ignored, or counts as a negative as published."""
+    clean = torch.tensor([[1.0, 2.0], [-1.0, 0.5]])
+    masked = torch.tensor([[0.5, -2.0], [1.0, -0.5]])
+    target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    ignore = torch.tensor([[False, True], [False, False]])
+    kept = ~ignore
+
+    def step(**settings) -> dict[str, torch.Tensor]:
+        images, masks = torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
+        return SiameseStep(Given(clean, masked), LossConfig(**settings))(images, masks, target, ignore)
+
+    def bce(logit: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+
+    square = (clean.sigmoid() - masked.sigmoid()).square()
+    dropped = step(train_ignored="drop", clean_weight=1, masked_weight=10, consistency_weight=100)
+    torch.testing.assert_close(dropped["clean"], (bce(clean) * kept).sum() / 4)
+    torch.testing.assert_close(dropped["masked"], (bce(masked) * kept).sum() / 4)
+    torch.testing.assert_close(dropped["consistency"], (square * kept).sum() / 4)
+    total = dropped["clean"] + 10 * dropped["masked"] + 100 * dropped["consistency"]
+    torch.testing.assert_close(dropped["total"], total)
+    published = step(clean_weight=1, masked_weight=10, consistency_weight=100)
+    torch.testing.assert_close(published["clean"], bce(clean).mean())
+    torch.testing.assert_close(published["masked"], bce(masked).mean())
+    torch.testing.assert_close(published["consistency"], square.mean())
 
 
 def test_logits_and_losses_are_float32_under_autocast():

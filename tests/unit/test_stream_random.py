@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from msltrain.stream.order import random
 from msltrain.stream.order.random import CROP, FLIP, hash64, key_hash, uniform
+
+STREAMS = {
+    "SHARD_ORDER": 0.7372303101667704,
+    "SAMPLE_ORDER": 0.7478722926703084,
+    "CROP": 0.6225343669098049,
+    "FLIP": 0.8476806535080594,
+    "KEEP_MASK": 0.5298141583453178,
+    "HOLD_OUT": 0.26329594549630153,
+    "HOME_RANK": 0.17405959331615095,
+    "SUBSET": 0.3492461080292859,
+    "MASKED_VIEW": 0.5827235461049283,
+    "DONOR": 0.23006520066662117,
+}
 
 
 def test_values_never_change():
@@ -14,6 +28,28 @@ def test_values_never_change():
     assert hash64(1, 2, 3).tolist() == [15020427595393229491]
     drawn = uniform(key_hash(["000005"]), seed=7, epoch=3, stream=CROP, n=3)
     np.testing.assert_array_equal(drawn, [[0.6225343669098049, 0.6823189026022535, 0.3731816719119355]])
+
+
+def test_every_stream_draws_numbers_of_its_own_for_ever():
+    # Worked out with plain Python integers, like those above.
+    first = {
+        name: uniform(key_hash(["000005"]), seed=7, epoch=3, stream=getattr(random, name), n=1).item()
+        for name in STREAMS
+    }
+    assert first == STREAMS
+
+
+def test_the_stream_of_plain_python_integers_is_the_same():
+    def mix(state: int) -> int:
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+        return state ^ state >> 31
+
+    for place, (name, value) in enumerate(STREAMS.items(), start=1):
+        state = 0
+        for word in (7, 3, place, 15523686667929076396, 0):
+            state = mix(((state ^ word) + 0x9E3779B97F4A7C15) % 2**64)
+        assert (state >> 11) / 2**53 == value, name
 
 
 def test_integers_and_arrays_hash_alike():

@@ -126,7 +126,7 @@ def check_device_decoding(device: torch.device) -> None:
     jpeg = torch.frombuffer(bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))), dtype=torch.uint8)
     try:
         decode_jpegs([jpeg], device)
-    except RuntimeError as error:
+    except (ImportError, RuntimeError) as error:  # the decoders are deprecated since torchvision 0.29, and will go
         reason = str(error).splitlines()[0]
         raise UserError(
             f"stream.decode=device: this torchvision cannot decode on {device} ({reason}); set stream.decode=host"

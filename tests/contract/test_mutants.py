@@ -1,0 +1,14 @@
+"""What mutation testing is about is still there: its modules, and the mutants that are listed as equivalent."""
+
+from __future__ import annotations
+
+from tests.conftest import REPOSITORY
+from tests.mutants import CORE, LIST, _equivalents
+from tests.mutations import mutants
+
+
+def test_its_modules_and_its_equivalent_mutants_exist():
+    paths = [path for part in CORE.values() for path in part.split()]
+    assert not [path for path in paths if not (REPOSITORY / path).is_file()]
+    known = {mutant.key for path in paths for mutant in mutants(path)}
+    assert LIST.is_file() and not _equivalents() - known
