@@ -117,6 +117,8 @@ def test_the_network_is_the_best_that_can_be_had(place: Path, monkeypatch: pytes
 
     def chosen(on_gpu: bool = False) -> tuple[str, str, str]:
         config, reasons = own_fit.fit_own(found.train, validation=found.validation, on_gpu=on_gpu)
+        # Statistics of whole images, unless the network learns too fast for them.
+        assert config.loss.bn_mode == ("running" if config.model.weights else "clean_only")
         return config.model.backbone, config.model.weights, " ".join(reasons)
 
     monkeypatch.setattr(own_fit, "is_cached", lambda name: name.startswith("resnet50."))
@@ -125,3 +127,5 @@ def test_the_network_is_the_best_that_can_be_had(place: Path, monkeypatch: pytes
     monkeypatch.setattr(own_fit, "is_reachable", lambda name: True)
     assert chosen()[:2] == ("mobilenetv2_100", "ra_in1k") and "to be fetched" in chosen()[2]
     assert chosen(on_gpu=True)[:2] == ("resnet101", "tv_in1k")
+    monkeypatch.setattr(own_fit, "is_reachable", lambda name: False)
+    assert chosen()[:2] == ("mobilenetv2_100", "") and "FROM NOTHING" in chosen()[2]
