@@ -54,7 +54,7 @@ CORE = {
     "contract": "msldata/contract/tar.py msldata/contract/format.py msldata/contract/manifest.py "
     "msldata/contract/publish.py",
     "lock": "msldata/storage/lock.py",
-    "order": "msltrain/stream/order/random.py msltrain/stream/order/plan.py msltrain/stream/order/augment.py "
+    "order": "msltrain/stream/order/random.py msltrain/stream/order/plan.py msltrain/stream/order/crop_and_flip.py "
     "msltrain/stream/samples/holdout.py msltrain/stream/keepmasks/choice.py msltrain/stream/keepmasks/schedule.py",
     "loader": "msltrain/stream/loader.py",
     "losses": "msltrain/training/losses.py msltrain/training/siamese.py",

@@ -26,12 +26,12 @@ from msltrain.measures.predictions import (
     read_predictions,
     write_predictions,
 )
-from msltrain.robustness.boxes import ObjectBoxes
 from msltrain.robustness.fillings import EPOCH, Filling
 from msltrain.robustness.hole_kinds import STORED, HoleRange, Holes, open_kind, open_stored
 from msltrain.robustness.partial_results import Stretch, Unfinished
 from msltrain.robustness.recalibrate import recalibrate_batchnorm
 from msltrain.robustness.study import Study
+from msltrain.robustness.visible_share import ObjectBoxes
 from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.run_places import WHOLE, predictions_file
 from msltrain.stream.config import StreamConfig

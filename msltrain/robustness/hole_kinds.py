@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from msldata.errors import UserError
-from msltrain.robustness.boxes import ObjectBoxes
 from msltrain.robustness.fillings import EPOCH, FILLED, PASTED, Filling
+from msltrain.robustness.visible_share import ObjectBoxes
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.open_keep_masks import AnyKeepMasks

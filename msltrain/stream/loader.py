@@ -28,7 +28,7 @@ from msldata.errors import UserError
 from msldata.storage import Location
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SkippedSamples
-from msltrain.stream.order.augment import random_crops, random_flips, whole_images
+from msltrain.stream.order.crop_and_flip import random_crops, random_flips, whole_images
 from msltrain.stream.order.plan import EpochPlan, home_share, rank_slice, steps
 from msltrain.stream.pipeline import Pipeline, StageSeconds
 from msltrain.stream.pixels.batch import Batch, HostBatch

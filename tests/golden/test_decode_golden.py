@@ -15,7 +15,7 @@ from torchvision.transforms.functional import resize
 
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
-from msltrain.stream.order.augment import random_crops
+from msltrain.stream.order.crop_and_flip import random_crops
 from msltrain.stream.order.random import key_hash
 from msltrain.stream.pixels.decode import Decoder, resize_crop
 from msltrain.stream.samples.shardset import open_shard_set

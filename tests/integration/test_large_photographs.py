@@ -30,7 +30,7 @@ from msldata.storage import LocalStorage
 from msltrain.__main__ import app
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
-from msltrain.stream.order.augment import random_crops
+from msltrain.stream.order.crop_and_flip import random_crops
 from msltrain.stream.pixels.decode import Decoder, resize_crop
 from msltrain.stream.samples.shardset import open_shard_set
 from msltrain.use.read_images import read_square

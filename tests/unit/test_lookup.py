@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from msltrain.stream.order.augment import whole_images
+from msltrain.stream.order.crop_and_flip import whole_images
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.samples.lookup import Lookup, Samples
 from msltrain.stream.samples.shardset import SampleRows, ShardSet, open_shard_set

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from msltrain.stream.keepmasks.fill import fill_holes
 from msltrain.stream.keepmasks.shapes import hide_boxes
-from msltrain.stream.order.augment import random_crops
+from msltrain.stream.order.crop_and_flip import random_crops
 from msltrain.stream.order.random import ERASE, ERASED_BOX, hash64, uniform
 
 Normalise = Callable[[Tensor], Tensor]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from msltrain.stream.order.augment import random_crops, random_flips, whole_images
+from msltrain.stream.order.crop_and_flip import random_crops, random_flips, whole_images
 from msltrain.stream.order.random import CROP, key_hash, uniform
 
 SCALE, RATIO = (0.7, 1.0), (3 / 4, 4 / 3)
