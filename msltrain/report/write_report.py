@@ -5,7 +5,6 @@ Without its script, the page lacks only sorting.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -33,6 +32,7 @@ from msltrain.report.open_runs import RunReport, check_comparable, read_study
 from msltrain.report.plots import hiding_plot, training_plots
 from msltrain.robustness.figure import FEW, areas_table, robustness_markdown, study_plots
 from msltrain.robustness.study import RECALIBRATED
+from msltrain.runs.folder import package_version
 from msltrain.runs.run_places import WHOLE
 
 _WITHOUT_PHOTOGRAPHS = "The test shards were not at hand, so no photographs are shown; --data SHARDS adds them."
@@ -102,7 +102,8 @@ def write_report(
 
 def describe_environment() -> dict[str, str]:
     """Program, library and machine versions; nothing that names the user or the host."""
-    versions = {name: importlib.metadata.version(name) for name in ("msltrain", "torch", "timm", "numpy", "pillow")}
+    names = ("msltrain", "torch", "timm", "numpy", "pillow")
+    versions = {name: package_version(name) or "unknown" for name in names}
     return {
         "msl": versions.pop("msltrain"),
         "Python": platform.python_version(),

@@ -285,7 +285,7 @@ class RunFolder:
                 "command": [without_secrets(word) for word in sys.argv],
                 "python": platform.python_version(),
                 "platform": platform.platform(),
-                "packages": {name: _version(name) for name in _PACKAGES},
+                "packages": {name: package_version(name) for name in _PACKAGES},
                 "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
                 "cuda": torch.version.cuda,
                 "world_size": ranks.world_size,
@@ -354,7 +354,8 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version of a distribution; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

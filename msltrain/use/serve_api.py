@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
+
+from msltrain.runs.folder import package_version
 
 _IMAGE = {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
@@ -97,13 +98,9 @@ def openapi() -> dict[str, Any]:
     """The description in OpenAPI 3.1."""
     photo = "an encoded image (JPEG, PNG, WebP …), as the body itself or as the file of a form; at most 25 MiB"
     mask = "a black-and-white PNG, white = visible"
-    try:
-        version = importlib.metadata.version("msltrain")
-    except importlib.metadata.PackageNotFoundError:
-        version = "0"
     return {
         "openapi": "3.1.0",
-        "info": {"title": "msl serve", "version": version},
+        "info": {"title": "msl serve", "version": package_version("msltrain") or "unknown"},
         "paths": {
             "/api/models": {"get": _operation("The models: classes, thresholds; the examples.", _ABOUT)},
             "/api/photos": {"post": _operation("What a photograph shows, by each model.", _PHOTO, photo)},
