@@ -150,7 +150,7 @@ def test_python_costs_little_per_sample(folder, monkeypatch):
     # What Python does while it holds the interpreter's lock bounds how many threads one process can use: 80 µs a sample
     # would be 12,500 images/s. Decoding and resizing are taken out; everything else is the real thing.
     blank_HWC = np.zeros((1, 1, 3), dtype=np.uint8)
-    monkeypatch.setattr(Decoder, "decode", lambda *_: blank_HWC)
+    monkeypatch.setattr(Decoder, "decode", lambda *_, **__: blank_HWC)
     monkeypatch.setattr("msltrain.stream.pixels.decode._resize", lambda *_, **__: None)
     config = StreamConfig(image_size=24, batch_size=32, num_threads=1)
     best = min(measure_stream(folder, config, max_images=1000).cpu_seconds_per_1000 for _ in range(3))

@@ -152,7 +152,7 @@ def test_a_dataset_comes_back_where_it_is_and_by_its_card(hub, place, tmp_path):
     tar = read_manifest(here).shards[0].name
     assert there.read_ranges(tar, [0, 700], [512, 40]) == here.read_ranges(tar, [0, 700], [512, 40])
     predictions = [
-        evaluate(place / "run", data, out=tmp_path / "p.parquet")[0]
+        evaluate(place / "run", data, out=tmp_path / "p.parquet")
         for data in ("hf://datasets/me/small/train", place / "small/train")
     ]
     assert predictions[0].keys == predictions[1].keys

@@ -123,14 +123,14 @@ def test_resized_shards_show_the_same_photographs(place: Path, expected: dict[st
 
 
 def test_serve(place: Path, expected: dict[str, np.ndarray]):
-    studio = Studio(Predictor(place / "run", torch.device("cpu")), [])
+    studio = Studio([Predictor(place / "run", torch.device("cpu"))])
     found = {}
     with StudioServer(studio, "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
         for file in (place / "files").iterdir():
             connection.request("POST", "/api/photos", file.read_bytes())
-            found[name_of(file.name)] = np.array(json.loads(connection.getresponse().read())["scores"])
+            found[name_of(file.name)] = np.array(json.loads(connection.getresponse().read())["answers"][0]["scores"])
         connection.close()
         server.shutdown()
     assert_same(found, expected)

@@ -515,9 +515,9 @@ def test_visible_pixels_can_be_fainter(config: TrainConfig, tmp_path: Path, monk
     levels = set()
     plain = Learner.take_step
 
-    def take_step(self, batch, view, rate):
+    def take_step(self, batch, view, *more):
         levels.update(view.keep_mask_B1HW.unique().tolist())
-        return plain(self, batch, view, rate)
+        return plain(self, batch, view, *more)
 
     monkeypatch.setattr(Learner, "take_step", take_step)
     train(override(config, ["keep_mask.visible_level=0.875", "optim.num_epochs=1"]), run_dir=tmp_path / "run")

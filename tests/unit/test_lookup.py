@@ -19,15 +19,17 @@ def shards(tmp_path) -> ShardSet:
 
 
 def make(shards: ShardSet, calls: list[int]) -> Lookup:
-    def augment(rows: SampleRows) -> tuple[np.ndarray, np.ndarray]:
+    def augment(rows: SampleRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         calls.append(len(rows))
-        return whole_images(rows.width_N, rows.height_N), rows.key_hash_N % 2 == 0
+        crops = whole_images(rows.width_N, rows.height_N)
+        return crops, 1 << rows.key_hash_N.astype(np.int64) % 4, rows.key_hash_N % 2 == 0
 
     return Lookup(shards, EpochPlan(shards.counts, seed=1, epoch=2, window=16), augment)
 
 
 def content(samples: Samples) -> list:
-    arrays = [samples.item_N, samples.shard_N, samples.index_N, samples.crop_N4, samples.flip_N]
+    arrays = [samples.item_N, samples.shard_N, samples.index_N, samples.crop_N4]
+    arrays += [samples.reduction_N, samples.flip_N]
     columns = [getattr(samples.rows, name) for name in SampleRows.__slots__ if name != "num_classes"]
     return [array.tolist() for array in arrays + columns]
 
