@@ -149,7 +149,9 @@ def test_a_terminal_that_is_closed_saves(words, tmp_path: Path):
     run = tmp_path / "run"
     ours, theirs = pty.openpty()
     terminal = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by what is started too
     running = process([*words, "--run", str(run), "--set", "optim.num_epochs=500"], **terminal)
+    signal.signal(signal.SIGHUP, before)
     os.close(theirs)
     drain = threading.Thread(target=_read_all, args=(ours, run), daemon=True)
     drain.start()
