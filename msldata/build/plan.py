@@ -222,9 +222,10 @@ def _look_at(images: Storage, records: Sequence[Record]) -> tuple[str, tuple[int
     Nothing is known about remote images without a request for each; a plan assumes that they have not changed.
     """
     sizes, newest = [], (0, "")
-    if images.path() is None:
-        return "", newest
+    all_local = images.path() is not None
     for record in records:
+        if not all_local and images.path(record.image) is None:
+            return "", newest
         try:
             facts = os.stat(images.where(record.image))  # noqa: PTH116  (pathlib takes as long as the system call)
         except (OSError, ValueError):  # not there, or no name that a file can have

@@ -123,3 +123,12 @@ def test_dots_and_spaces_become_part_of_a_plain_key(plan, tmp_path):
 def test_no_images_is_an_error(plan, tmp_path):
     with pytest.raises(UserError, match=r"no images|no rows|list is empty"):
         plan(tmp_path / "raw", [])
+
+
+def test_the_sizes_of_local_images_beside_addresses_are_known(tmp_path: Path):
+    """Else an image that was replaced under the same table would rebuild nothing."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jpg").write_bytes(b"any bytes")
+    (tmp_path / "t.csv").write_text("image,labels\na.jpg,cat\nb.jpg,dog\nhttp://127.0.0.1:9/c.jpg,cat\n")
+    plan = plan_build(open_source("table", tmp_path / "t.csv", "all"), samples_per_shard=1)
+    assert [bool(shard.image_sizes) for shard in plan.shards] == [True, True, False]
