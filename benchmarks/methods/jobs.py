@@ -265,9 +265,13 @@ SETTINGS = {
     "hard-full-running": _two(*FULL, *RUNNING_NORMS),
     "masksub-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS),
     "soft-full-running": _two(*FULL, *SOFT, *RUNNING_NORMS),
+    "soft-full-running-2x": _two(*FULL, *SOFT, *RUNNING_NORMS, longer=2),
     "soft-light-running": _two(*_alpha(1, 0.5), *SOFT, *RUNNING_NORMS),
     "soft-quarter-running": _two(*_alpha(1, 0.25), *SOFT, *RUNNING_NORMS),
     "soft-full-half-running": _two(*FULL, *SOFT, *RUNNING_NORMS, "keep_mask.share=0.5", passes=1.5),
+    "soft-full-half-running-2x": _two(*FULL, *SOFT, *RUNNING_NORMS, "keep_mask.share=0.5", passes=1.5, longer=2),
+    "soft-quarter-running-2x": _two(*_alpha(1, 0.25), *SOFT, *RUNNING_NORMS, longer=2),
+    "teacher-full-running-2x": _two(*FULL, *TEACHER, *RUNNING_NORMS, passes=2 + 1 / 3, longer=2),
     "soft-full-mixed-running": _two(*FULL, *SOFT, *RUNNING_NORMS, *MIXTURE, masks=MIXED),
     "soft-full-ema-running": _two(*FULL, *SOFT, *EMA, *RUNNING_NORMS),
     **{
