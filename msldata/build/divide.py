@@ -73,10 +73,19 @@ class DividedSource:
         yield from self._records
 
 
-def parts_to_build(found: FoundSource, asked: Sequence[str] | None, options: SourceOptions) -> tuple[str, ...] | None:
-    """The parts to divide a source into; None where it has splits, or shall be built whole (``all``)."""
+def parts_to_build(
+    found: FoundSource, asked: Sequence[str] | None, options: SourceOptions, *, divide_unasked: bool
+) -> tuple[str, ...] | None:
+    """The parts to divide a source into; None where it has splits, or shall be built whole (``all``).
+
+    Args:
+        found: the source.
+        asked: the splits asked for, if any.
+        options: those of the source.
+        divide_unasked: divide a source without splits where none is asked for.
+    """
     if not asked:
-        return PARTS if found.splits == (WHOLE_SPLIT,) else None
+        return PARTS if divide_unasked and found.splits == (WHOLE_SPLIT,) else None
     if not set(asked) <= set(PARTS) or KINDS[found.dataset].splits(found.root, options) != (WHOLE_SPLIT,):
         return None
     return tuple(asked)

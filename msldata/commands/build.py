@@ -72,7 +72,10 @@ def build_shards(
     place: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SOURCE]", help="Folder, file or URL of the raw dataset; what it is is seen.", show_default=False
+            metavar="[SOURCE]",
+            help="Folder, file or URL of the raw dataset; what it is is seen, and photographs without splits are "
+            "divided into train, val and test.",
+            show_default=False,
         ),
     ] = None,
     dataset: Annotated[
@@ -84,7 +87,10 @@ def build_shards(
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(help="The same as SOURCE.", show_default=False),
+        typer.Option(
+            help="The same as SOURCE, for scripts: photographs without splits stay in one piece, `all`.",
+            show_default=False,
+        ),
     ] = None,
     classes: Annotated[
         str | None,
@@ -206,7 +212,7 @@ def build_shards(
         if found.taken_for:
             show(out, found.taken_for)
         divided: dict[str, Source] = {}
-        if (parts := parts_to_build(found, split, options)) is not None:
+        if (parts := parts_to_build(found, split, options, divide_unasked=place is not None)) is not None:
             with err.status(f"{name or found.dataset}: reading all photographs once, to divide them"):
                 whole = open_source(found.dataset, found.root, WHOLE_SPLIT, name, options=options)
                 divided = divide(whole, parts)

@@ -49,6 +49,15 @@ def test_content_decides_and_not_names(tmp_path: Path):
         assert sorted(keys(tmp_path / "out/renamed" / part)) == sorted(f"{key}b" for key in parts[part])
 
 
+def test_a_script_that_names_its_source_gets_it_whole_unless_it_asks_for_parts(tmp_path: Path):
+    folder = photographs(tmp_path / "photos", 30)
+    for name, asked, expected in (("whole", (), ["all"]), ("part", ("--split", "test"), ["test"])):
+        arguments = ["build-shards", "--dataset", "table", "--source", str(folder / "labels.csv"), "--name", name]
+        result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out"), *asked, "--workers", "1"])
+        assert result.exit_code == 0, result.output
+        assert [part.name for part in (tmp_path / "out" / name).iterdir()] == expected
+
+
 def test_one_part_is_built_as_its_manifest_says_and_all_stays_whole(tmp_path: Path):
     folder = photographs(tmp_path / "photos", 30)
     build(folder, "--name", "mine", "--workers", "1")
