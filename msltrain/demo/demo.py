@@ -7,12 +7,13 @@ not run again.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from msldata.contract.manifest import MANIFEST_NAME
 from msltrain.demo.subprocesses import OnStep, Step, run_steps
+from msltrain.pages.text import join
 from msltrain.report import RunReport, describe_environment, open_run, write_report
 from msltrain.robustness.figure import DATA_NAME
 from msltrain.runs.run_places import default_file
@@ -21,13 +22,14 @@ PAGE_NAME = "report.html"
 STUDY = "robustness"
 """Folder of the robustness study."""
 DATASET = "reef"
-_RUNS = {"baseline": ("Baseline", "demo-baseline"), "msl": ("MSL", "demo")}
-"""Folder of each run → its name on the page, its recipe; the reference first."""
-_CONDITIONS = {
-    "whole": "whole test images",
-    "low": "test images behind the other keep masks, low",
-    "high": "test images behind the other keep masks, high",
+_RUNS = {
+    "baseline": ("Baseline", "demo-baseline"),
+    "augmentation": ("Masks as augmentation", "demo-augmentation"),
+    "msl": ("MSL as published", "demo"),
+    "distil": ("Distilled", "demo-distil"),
 }
+"""Folder of each run → its name on the page, its recipe; the reference first, the one to look at last."""
+_CONDITIONS = ("low", "high")
 
 NEXT_COMMANDS = (
     "# raw data in datasets/VOCdevkit/VOC2007, datasets/COCO2014 and datasets/irregular_mask",
@@ -63,7 +65,7 @@ _QUICK = _Size(
 
 
 def run_demo(out: str | Path, *, quick: bool = False, on_event: OnStep = lambda event: None) -> Path:
-    """Make a dataset, build shards and keep masks, train baseline and MSL with equal budgets, compare them on a page.
+    """Make a dataset, build shards and keep masks, train four ways with equal budgets, compare them on a page.
 
     Args:
         out: folder for everything; an interrupted demo continues there where it stopped.
@@ -119,19 +121,11 @@ def _plan(out: Path, size: _Size) -> list[Step]:
         )
     settings = [word for setting in size.settings for word in ("--set", setting)]
     for run, (name, recipe) in _RUNS.items():
-        keep_masks = ["--keep-masks", masks / "high"] if recipe == "demo" else []
+        keep_masks = [] if run == "baseline" else ["--keep-masks", masks / "high"]
         add(
             f"train-{run}", f"Train: {name}", out / "runs" / run / "checkpoints",
             "train", "--recipe", recipe, "--data", train, *keep_masks, "--run", out / "runs" / run, *settings,
         )
-    for run, (name, _) in _RUNS.items():
-        for condition, what in _CONDITIONS.items():
-            keep_masks = [] if condition == "whole" else ["--keep-masks", heldout / condition]
-            file = _predictions_file(out, run, condition)
-            add(
-                f"evaluate-{run}-{condition}", f"Evaluate: {name} on {what}", file,
-                "evaluate", "--checkpoint", out / "runs" / run, "--data", test, *keep_masks,
-            )
     models = [
         word for run, (name, _) in _RUNS.items() for word in ("--checkpoint", out / "runs" / run, "--name", name)
     ]
@@ -140,23 +134,27 @@ def _plan(out: Path, size: _Size) -> list[Step]:
         "robustness", *models, "--data", test, "--keep-masks", heldout / "low", "--keep-masks", heldout / "high",
         "--recalibrate", train, "--recalibrate-masks", masks / "high", "--out", out / STUDY,
     )
+    add(
+        "report", "Evaluate all on whole and on hidden test images, and compare", out / PAGE_NAME,
+        "report", *models, "--data", test, "--keep-masks", heldout / "low", "--keep-masks", heldout / "high",
+        "--robustness", out / STUDY, "--out", out / PAGE_NAME,
+    )
     # fmt: on
     return steps
 
 
-def _predictions_file(out: Path, run: str, condition: str) -> Path:
-    """Where `evaluate` puts them by default, and `report` looks for them."""
-    keep_masks = [] if condition == "whole" else [out / "heldout-masks" / condition]
-    return default_file(out / "runs" / run, out / "shards" / DATASET / "test", keep_masks)
-
-
 def _write_page(out: Path, steps: list[Step]) -> Path:
+    """The report's page again, with the demo's own title, steps and costs."""
+    test = out / "shards" / DATASET / "test"
+    keep_masks = {condition: (str(out / "heldout-masks" / condition),) for condition in _CONDITIONS}
     runs = [
         open_run(
             out / "runs" / run,
             name=name,
-            clean=_predictions_file(out, run, "whole"),
-            masked={subset: _predictions_file(out, run, subset) for subset in _CONDITIONS if subset != "whole"},
+            clean=default_file(out / "runs" / run, test),
+            masked={
+                condition: default_file(out / "runs" / run, test, places) for condition, places in keep_masks.items()
+            },
         )
         for run, (name, _) in _RUNS.items()
     ]
@@ -164,7 +162,7 @@ def _write_page(out: Path, steps: list[Step]) -> Path:
         out / PAGE_NAME,
         title="Recognising what is partly hidden: a synthetic reef",
         runs=runs,
-        shards=out / "shards" / DATASET / "test",
+        shards=test,
         robustness=out / STUDY,
         commands=[step.command for step in steps],
         next_commands=(f"{serve_command(out)}  # paint on these photographs", *NEXT_COMMANDS),
@@ -172,20 +170,16 @@ def _write_page(out: Path, steps: list[Step]) -> Path:
     )
 
 
-def _describe_budget(runs: list[RunReport]) -> Mapping[str, str]:
+def _describe_budget(runs: Sequence[RunReport]) -> Mapping[str, str]:
     """What "equal budgets" means here, with the measured cost of each run."""
-    reference, other = runs
-    took = [sum(row.get("seconds", 0.0) for row in run.history) for run in runs]
-    optim = other.config.optim
-    equal = (optim, other.config.stream, other.config.run.seed) == (
-        reference.config.optim,
-        reference.config.stream,
-        reference.config.run.seed,
-    )
-    assert equal, "the two recipes of the demo must differ only in the masked branch"
+    optim = runs[0].config.optim
+    for run in runs:
+        same = (run.config.optim, run.config.stream, run.config.run.seed)
+        assert same == (optim, runs[0].config.stream, runs[0].config.run.seed), "only loss and masks may differ"
+    took = {run.name: sum(row.get("seconds", 0.0) for row in run.history) for run in runs}
+    twice = join([run.name for run in runs if run.config.loss.has_masked_branch])
     return {
-        "Budget": f"equal for both: the same samples in the same order, {optim.num_epochs} epochs, the same optimiser "
-        "and seed. Not equal in computing: a step of MSL runs the network on each image twice.",
-        "Training time": f"{reference.name} {took[0]:,.0f} s, {other.name} {took[1]:,.0f} s "
-        f"({took[1] / max(took[0], 1e-9):.1f} times as long)",
+        "Budget": f"equal for all: the same samples in the same order, {optim.num_epochs} epochs, the same optimiser "
+        f"and seed. Not equal in computing: a step of {twice} runs the network on each image twice.",
+        "Training time": ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in took.items()),
     }

@@ -12,7 +12,7 @@ from msltrain.recipes import paper as published
 from msltrain.recipes import rivals, small
 from msltrain.recipes.cost import gpu_hours
 from msltrain.recipes.own import own
-from msltrain.recipes.variants import baseline, matched_baseline, tuned
+from msltrain.recipes.variants import baseline, distilled, matched_baseline, tuned
 
 NO_NUMBER = "no published number"
 _LINE = re.compile(r"``msl train --recipe (?P<name>[\w-]+)`` · (?P<source>.+) · (?P<number>.+)")
@@ -41,7 +41,7 @@ class Recipe:
 
 
 def _family(function: Callable[[], TrainConfig]) -> Iterator[Recipe]:
-    """MSL, baseline and rate-matched baseline in our default form, then MSL and baseline as published."""
+    """MSL, our own loss and two baselines in our default form, then MSL and baseline as published."""
     target = function.__name__.replace("_", "-")
     what = _first_line(function)
     numbers = {match["name"]: match for match in _LINE.finditer(inspect.getdoc(function) or "")}
@@ -51,6 +51,13 @@ def _family(function: Callable[[], TrainConfig]) -> Iterator[Recipe]:
         return Recipe(name=name, what=what, make=make, source=source, number=number)
 
     yield entry(f"msl-{target}", f"MSL: {what}", lambda: tuned(function()), msl["source"], msl["number"])
+    yield entry(
+        f"distil-{target}",
+        "the same with our own loss: the masked image learns what the network says of the whole one",
+        lambda: distilled(tuned(function())),
+        "ours",
+        NO_NUMBER,
+    )
     yield entry(
         f"baseline-{target}",
         "its plain baseline",
@@ -134,6 +141,8 @@ RECIPES: dict[str, Recipe] = {
         _single("smoke", small.smoke),
         _single("demo", small.demo),
         _single("demo-baseline", small.demo_baseline),
+        _single("demo-augmentation", small.demo_augmentation),
+        _single("demo-distil", small.demo_distil),
         _single("own", own),
     )
 }

@@ -15,7 +15,8 @@ from msldata.errors import UserError
 from msltrain.config import TrainConfig, from_json, override
 from msltrain.models.own_weights import find_own_file
 from msltrain.models.pretrained import fill_network, is_timm_tag, read_source
-from msltrain.recipes.own import BN_MODE_FROM_NOTHING, METHOD_SAID, own
+from msltrain.recipes.own import METHOD_SAID, own
+from msltrain.recipes.variants import DISTIL_LOSS_FROM_NOTHING
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.shardset import open_shard_set
 
@@ -73,7 +74,7 @@ def fit_own(
     if "optim.num_epochs" in asked:
         num_epochs, why_steps = base.optim.num_epochs, "as asked"
     if starts_at_random:
-        config = replace(config, loss=replace(config.loss, bn_mode=BN_MODE_FROM_NOTHING))
+        config = replace(config, loss=DISTIL_LOSS_FROM_NOTHING)
     config = replace(
         config,
         data=replace(config.data, train=train, validation=validation, keep_masks=tuple(keep_masks)),

@@ -1,4 +1,4 @@
-"""Runs for a laptop: a smoke test of the whole path, and the demo that compares MSL with its baseline from scratch."""
+"""Runs for a laptop: a smoke test of the whole path, and the demo that compares ways to train with masks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from msltrain.recipes.paper import BASELINE_LOSS
+from msltrain.recipes.variants import DISTIL_LOSS_FROM_NOTHING, baseline
 from msltrain.stream.config import StreamConfig
 
 
@@ -53,5 +54,23 @@ def demo_baseline() -> TrainConfig:
 
     ``msl demo`` · no published number
     """
+    return baseline(demo())
+
+
+def demo_augmentation() -> TrainConfig:
+    """The demo with masks as plain augmentation: one branch, in which half of the images are masked.
+
+    ``msl demo`` · no published number
+    """
     config = demo()
-    return replace(config, data=replace(config.data, keep_masks=()), loss=BASELINE_LOSS)
+    return replace(
+        config, loss=replace(BASELINE_LOSS, branches="single"), keep_mask=replace(config.keep_mask, share=0.5)
+    )
+
+
+def demo_distil() -> TrainConfig:
+    """The demo with our own loss: the masked image learns what the network says of the whole one.
+
+    ``msl demo`` · no published number
+    """
+    return replace(demo(), loss=DISTIL_LOSS_FROM_NOTHING)

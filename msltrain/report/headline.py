@@ -17,7 +17,7 @@ class Headline:
     """The first lines of the page."""
 
     headline: str
-    """In plain words: how many objects are found."""
+    """In plain words: how many objects the last run finds beside the reference."""
     price: str
     """False alarms, and what "found" means."""
     ranking: str
@@ -51,7 +51,7 @@ def find(numbers: Numbers) -> Headline:
         f"{scope} The intervals cover the choice of test images; they do not cover training again with another seed."
     )
     return Headline(
-        headline=" ".join(_finds(numbers, number) for number in range(1, len(numbers.runs))),
+        headline=_finds(numbers, len(numbers.runs) - 1),
         price=_price(numbers),
         ranking=ranking,
         sentences=tuple(sentences),

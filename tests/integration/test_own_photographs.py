@@ -6,7 +6,6 @@ import json
 import random
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.config import from_json
 from msltrain.recipes import own_fit
+from msltrain.recipes.variants import DISTIL_LOSS_FROM_NOTHING
 from msltrain.runs.run_places import find_dataset, find_run
 from msltrain.stream.keepmasks import bank
 
@@ -74,7 +74,7 @@ def test_the_tutorial_as_it_stands(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert "thresholds: " in said and "the first step took" in said and "next: msl evaluate mine" in said
     config = from_json((place / "runs/mine/config.json").read_text())
     assert config.data.validation == "shards/mine/val" and config.keep_mask.kind == "generated"
-    assert config.loss == replace(own_fit.own().loss, bn_mode=own_fit.BN_MODE_FROM_NOTHING)
+    assert config.loss == DISTIL_LOSS_FROM_NOTHING
     assert list((place / "runs/mine/predictions").glob("mine-val-held-out.parquet"))
     evaluated, predicted, exported = (msl(*command) for command in use)
     assert "mine-test.parquet" in evaluated and "photos/39.jpg" in predicted
