@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from msldata.errors import UserError, did_you_mean
-from msltrain.stream.config import AugmentConfig, KeepMaskConfig, StreamConfig
+from msltrain.stream.config import NO_CROP, AugmentConfig, KeepMaskConfig, StreamConfig
 from msltrain.typed_values import decode, from_text
 
 
@@ -72,7 +72,8 @@ class ModelConfig:
     """Normalise by the pretrained running statistics and leave them unchanged; weight and bias still learn."""
     freeze_backbone: bool = False
     """Only the head learns: the backbone stays as it was pretrained, in evaluation mode, and no gradient flows into it.
-    A step costs a third."""
+    A step costs a third. With ``stream.crop_scale=1,1``, no masks and no ``augment``, images look the same in every
+    epoch but for the flip, and features are computed once: up to ``stream.ram_cache_gb`` of them are kept."""
 
     def __post_init__(self) -> None:
         _check(self.num_heads in (1, 2, 4, 6, 8), "model.num_heads", self.num_heads, "1, 2, 4, 6 or 8")
@@ -378,6 +379,12 @@ class TrainConfig:
     """How, and for how long."""
     run: RunConfig = field(default_factory=RunConfig)
     """Where, and what is written."""
+
+    @property
+    def features_stay(self) -> bool:
+        """Whether the backbone says the same of an image in every epoch."""
+        looks_same = self.stream.crop_scale == NO_CROP and not self.augment.is_active
+        return self.model.freeze_backbone and looks_same and not self.loss.needs_keep_masks
 
     def __post_init__(self) -> None:
         if self.loss.has_masked_branch and self.loss.masked_target == "teacher":

@@ -29,7 +29,8 @@ def check_smallest_part(
         for size in (share, last)
         if size and _smallest_chunk(size, config.optim.accumulation_steps) == 1
     ]
-    if reasons and not _bears_one(config, step_module, num_classes, ranks):
+    # Heads have no BatchNorm.
+    if reasons and not config.model.freeze_backbone and not _bears_one(config, step_module, num_classes, ranks):
         raise UserError(reasons[0])
 
 

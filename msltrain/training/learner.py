@@ -17,6 +17,7 @@ from msldata.errors import UserError
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.models.build import Recogniser, build_model
+from msltrain.models.frozen_features import FrozenFeatures
 from msltrain.runs.checkpoint import Checkpoint, rebuild_recogniser
 from msltrain.stream.keepmasks.masked_views import MaskedView
 from msltrain.stream.pixels.batch import Batch
@@ -90,8 +91,13 @@ class Learner:
         if self._sharded:
             for network in dict.fromkeys((self.recogniser, self.shipped)):
                 shard_weights(network, ranks)
+        learning, self._features = recogniser, None
+        if config.features_stay and config.stream.ram_cache_gb and not self._sharded:
+            max_bytes = int(config.stream.ram_cache_gb * 1e9)
+            self._features = FrozenFeatures(recogniser.backbone, max_bytes=max_bytes, amp=config.run.amp)
+            learning = Recogniser(nn.Identity(), recogniser.classifier)  # type: ignore[arg-type]
         self.step_module = SiameseStep(
-            recogniser,
+            learning,
             config.loss,
             activation_checkpointing=config.run.activation_checkpointing,
             positive_weight_K=positive_weight_K,
@@ -193,10 +199,11 @@ class Learner:
     def _parts(
         self, batch: Batch, view: MaskedView | None
     ) -> Iterator[tuple[Tensor, MaskedView | None, Tensor, Tensor]]:
-        """Image, masked view, target and ignore of each accumulation step."""
+        """Image (or what a frozen backbone says of it), masked view, target and ignore of each accumulation step."""
         num_parts = self.config.optim.accumulation_steps
+        image_BCHW = batch.image_BCHW if self._features is None else self._features.of(batch)
         images, targets, ignores = (
-            tensor.chunk(num_parts) for tensor in (batch.image_BCHW, batch.target_BK, batch.ignore_BK)
+            tensor.chunk(num_parts) for tensor in (image_BCHW, batch.target_BK, batch.ignore_BK)
         )
         views = [None] * len(images) if view is None else view.chunk(num_parts)
         for image_BCHW, part, target_BK, ignore_BK in zip(images, views, targets, ignores):

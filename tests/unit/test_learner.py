@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,32 @@ def test_a_frozen_backbone_stays_as_it_is():
     assert held == 1
     with pytest.raises(UserError, match="bn_mode=split needs a BatchNorm that learns"):
         learner("model.freeze_backbone=true", "loss.masked_weight=1", "loss.bn_mode=split")
+
+
+def test_a_frozen_backbone_looks_once_at_images_that_stay_the_same():
+    settings = ("model.freeze_backbone=true", "stream.crop_scale=1,1", "optim.accumulation_steps=2")
+    plain, once = learner(*settings), learner(*settings, "stream.ram_cache_gb=1")
+    seen: list[int] = []
+    once.recogniser.backbone.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    mirrored = replace(batch(), image_BCHW=batch().image_BCHW.flip(3), flip_B=np.array([True, False, True, False]))
+    mirrored.image_BCHW[1::2] = batch().image_BCHW[1::2]
+    for shown in (batch(), mirrored, batch()):
+        for one in (plain, once):
+            one.take_step(shown, None, 0.1)
+    assert seen == [1] * 6, "four images, and two of them mirrored"
+    for name, tensor in once.recogniser.state_dict().items():
+        torch.testing.assert_close(tensor, plain.recogniser.state_dict()[name])
+    little = learner(*settings, "stream.ram_cache_gb=1e-8")
+    little.recogniser.backbone.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    for _ in range(2):
+        little.take_step(batch(), None, 0.1)
+    assert len(seen) == 6 + 8, "what does not fit is computed again"
+
+
+@pytest.mark.parametrize("changed", ["stream.crop_scale=0.5,1", "augment.erase=random", "loss.masked_weight=1"])
+def test_features_are_not_kept_where_images_change(changed: str):
+    settings = ("model.freeze_backbone=true", "stream.crop_scale=1,1", "stream.ram_cache_gb=1")
+    assert override(CONFIG, settings).features_stay and not override(CONFIG, (*settings, changed)).features_stay
 
 
 def test_weights_start_equal_in_all_processes_and_random_numbers_do_not():
