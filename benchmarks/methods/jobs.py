@@ -221,6 +221,7 @@ TEACHER = ("loss.masked_target=teacher", *EMA)
 OWN_NORMS = ("loss.bn_mode=split",)
 CLEAN_NORMS = ("loss.bn_mode=clean_only",)
 RUNNING_NORMS = ("loss.bn_mode=running",)
+JOINT_NORMS = ("loss.branches=concatenated",)
 MIXED = ("high", "low")
 MIXTURE = ("keep_mask.subset_weights=0.6,0.4",)
 
@@ -268,6 +269,13 @@ SETTINGS = {
     "soft-full-running-2x": _two(*FULL, *SOFT, *RUNNING_NORMS, longer=2),
     "soft-light-running": _two(*_alpha(1, 0.5), *SOFT, *RUNNING_NORMS),
     "soft-quarter-running": _two(*_alpha(1, 0.25), *SOFT, *RUNNING_NORMS),
+    "masksub-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, "optim.lr=0.005"),
+    "masksub-half-joint": _two(*EQUAL, *SOFT, *JOINT_NORMS, "keep_mask.share=0.5", passes=1.5),
+    "masksub-half-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, "keep_mask.share=0.5", passes=1.5),
+    "soft-full-share25-running": _two(*FULL, *SOFT, *RUNNING_NORMS, "keep_mask.share=0.25", passes=1.25),
+    "soft-full-share25-clean": _two(*FULL, *SOFT, *CLEAN_NORMS, "keep_mask.share=0.25", passes=1.25),
+    "soft-full-share25-joint": _two(*FULL, *SOFT, *JOINT_NORMS, "keep_mask.share=0.25", passes=1.25),
+    "soft-full-half-joint": _two(*FULL, *SOFT, *JOINT_NORMS, "keep_mask.share=0.5", passes=1.5),
     "soft-full-half-running": _two(*FULL, *SOFT, *RUNNING_NORMS, "keep_mask.share=0.5", passes=1.5),
     "soft-full-half-running-2x": _two(*FULL, *SOFT, *RUNNING_NORMS, "keep_mask.share=0.5", passes=1.5, longer=2),
     "soft-quarter-running-2x": _two(*_alpha(1, 0.25), *SOFT, *RUNNING_NORMS, longer=2),
