@@ -21,7 +21,7 @@ class Headline:
     price: str
     """False alarms, and what "found" means."""
     ranking: str
-    """The comparison in mAP."""
+    """The same comparison in mAP."""
     sentences: tuple[str, ...]
     """mAP of each condition with its interval."""
 
@@ -42,10 +42,7 @@ def find(numbers: Numbers) -> Headline:
             ),
         )
     hardest_first = list(reversed(numbers.conditions))
-    ranking = " ".join(
-        _headline(run.name, reference, {name: differences[name] for name in hardest_first})
-        for run, differences in zip(others, numbers.differences[1:], strict=True)
-    )
+    ranking = _headline(others[-1].name, reference, {name: numbers.differences[-1][name] for name in hardest_first})
     sentences = [_sentence(numbers, number, name) for number in range(1, len(numbers.runs)) for name in hardest_first]
     sentences.append(
         f"{scope} The intervals cover the choice of test images; they do not cover training again with another seed."
