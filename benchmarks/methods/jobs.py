@@ -221,6 +221,7 @@ TEACHER = ("loss.masked_target=teacher", *EMA)
 OWN_NORMS = ("loss.bn_mode=split",)
 CLEAN_NORMS = ("loss.bn_mode=clean_only",)
 RUNNING_NORMS = ("loss.bn_mode=running",)
+SLOW = ("optim.lr=0.005",)
 JOINT_NORMS = ("loss.branches=concatenated",)
 MIXED = ("high", "low")
 MIXTURE = ("keep_mask.subset_weights=0.6,0.4",)
@@ -255,6 +256,7 @@ SETTINGS = {
     "baseline-ema": _two(*PLAIN, *EMA, masks=(), passes=1),
     "baseline-ema-2x": _two(*PLAIN, *EMA, masks=(), passes=1, longer=2),
     "baseline-slow": _two(*PLAIN, "optim.lr=0.005", masks=(), passes=1),
+    "baseline-slower": _two(*PLAIN, "optim.lr=0.0025", masks=(), passes=1),
     "baseline-slow-2x": _two(*PLAIN, "optim.lr=0.005", masks=(), passes=1, longer=2),
     "single": _two(*SINGLE, passes=1),
     "single-2x": _two(*SINGLE, passes=1, longer=2),
@@ -271,6 +273,11 @@ SETTINGS = {
     "soft-quarter-running": _two(*_alpha(1, 0.25), *SOFT, *RUNNING_NORMS),
     "masksub-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, "optim.lr=0.005"),
     "masksub-half-joint": _two(*EQUAL, *SOFT, *JOINT_NORMS, "keep_mask.share=0.5", passes=1.5),
+    "masksub-half-joint-slow": _two(*EQUAL, *SOFT, *JOINT_NORMS, *SLOW, "keep_mask.share=0.5", passes=1.5),
+    "soft-full-half-joint-slow": _two(*FULL, *SOFT, *JOINT_NORMS, *SLOW, "keep_mask.share=0.5", passes=1.5),
+    "msl-slow": _two(*SLOW),
+    "msl-joint-slow": _two(*SLOW, *JOINT_NORMS),
+    "single-slow": _two(*SINGLE, *SLOW, passes=1),
     "masksub-half-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, "keep_mask.share=0.5", passes=1.5),
     "soft-full-share25-running": _two(*FULL, *SOFT, *RUNNING_NORMS, "keep_mask.share=0.25", passes=1.25),
     "soft-full-share25-clean": _two(*FULL, *SOFT, *CLEAN_NORMS, "keep_mask.share=0.25", passes=1.25),

@@ -6,10 +6,6 @@ from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, Tra
 from msltrain.recipes.variants import DISTIL_LOSS
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 
-METHOD_SAID = (
-    "every photograph is shown whole and with parts hidden: the whole one learns its labels, the hidden one to say "
-    "what the whole one says"
-)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

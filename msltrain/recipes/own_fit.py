@@ -15,8 +15,8 @@ from msldata.errors import UserError
 from msltrain.config import TrainConfig, from_json, override
 from msltrain.models.own_weights import find_own_file
 from msltrain.models.pretrained import fill_network, is_timm_tag, read_source
-from msltrain.recipes.own import METHOD_SAID, own
-from msltrain.recipes.variants import DISTIL_LOSS_FROM_NOTHING
+from msltrain.recipes.own import own
+from msltrain.recipes.variants import distilled_from_nothing
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.shardset import open_shard_set
 
@@ -74,7 +74,7 @@ def fit_own(
     if "optim.num_epochs" in asked:
         num_epochs, why_steps = base.optim.num_epochs, "as asked"
     if starts_at_random:
-        config = replace(config, loss=DISTIL_LOSS_FROM_NOTHING)
+        config = distilled_from_nothing(config)
     config = replace(
         config,
         data=replace(config.data, train=train, validation=validation, keep_masks=tuple(keep_masks)),
@@ -90,8 +90,16 @@ def fit_own(
         network_said,
         size_said,
         f"length: {num_epochs * per_epoch:,} steps of {batch_size}, {num_epochs} times all photographs ({why_steps})",
-        f"method: {METHOD_SAID}; masks: {masks}",
+        f"method: {_method_said(config.keep_mask.share)}; masks: {masks}",
     ]
+
+
+def _method_said(share: float) -> str:
+    hidden = "and with parts hidden" if share == 1 else f"and {share:.0%} of them with parts hidden as well"
+    return (
+        f"every photograph is shown whole, {hidden}: the whole one learns its labels, the hidden one to say what the "
+        "whole one says"
+    )
 
 
 def _look_at(train: str, validation: str) -> tuple[int, int, int, int]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from msltrain.recipes.paper import BASELINE_LOSS
-from msltrain.recipes.variants import DISTIL_LOSS_FROM_NOTHING, baseline
+from msltrain.recipes.variants import baseline, distilled_from_nothing
 from msltrain.stream.config import StreamConfig
 
 
@@ -73,4 +73,4 @@ def demo_distil() -> TrainConfig:
 
     ``msl demo`` · no published number
     """
-    return replace(demo(), loss=DISTIL_LOSS_FROM_NOTHING)
+    return distilled_from_nothing(demo())

@@ -9,20 +9,24 @@ from msltrain.config import LossConfig, TrainConfig
 from msltrain.recipes.paper import BASELINE_LOSS
 
 DISTIL_LOSS = LossConfig(
-    clean_weight=1.0,
-    masked_weight=1.0,
+    clean_weight=0.5,
+    masked_weight=0.5,
     consistency_weight=0.0,
     masked_target="whole_image",
     bn_mode="running",
 )
 """Our own way to train with masks: the masked image learns what the network says of the whole one.
 
-The study in docs/methods.md decides; this is the one place to change it. ``running``: with 400 photographs and
-ImageNet's weights, most of what masks cost on whole images came from BatchNorm, whose running statistics the masked
-images had moved; normalised by those of whole images they also gain most.
+The study in docs/methods.md decides; this is the one place to change it. With pretrained weights and few photographs
+two things cost whole images most. Masked images moved BatchNorm's running statistics: ``running`` normalises them by
+those of whole images. And weights that add up to more than the baseline's are a higher learning rate, by which the
+network forgets what it knew: these add up to 1.
 """
-DISTIL_LOSS_FROM_NOTHING = replace(DISTIL_LOSS, bn_mode="clean_only")
-"""A network that starts at random learns too fast for its running statistics, so there masked images keep their own."""
+DISTIL_LOSS_FROM_NOTHING = replace(DISTIL_LOSS, bn_mode="shared", branches="concatenated")
+"""The same for a network that starts at random: it learns too fast for its running statistics, but whole and masked
+images in one batch are normalised in training as at test time."""
+DISTIL_SHARE_FROM_NOTHING = 0.5
+"""Of that batch's whole images, so many are in it once more, masked."""
 
 TUNED_MASKS = "shards/masks/high"
 """Masks from any source that hide more than half of the image."""
@@ -55,6 +59,12 @@ def tuned(config: TrainConfig) -> TrainConfig:
 def distilled(config: TrainConfig) -> TrainConfig:
     """The run with our own loss in the place of the published one."""
     return replace(config, loss=DISTIL_LOSS)
+
+
+def distilled_from_nothing(config: TrainConfig) -> TrainConfig:
+    """The same for a network without pretrained weights."""
+    keep_mask = replace(config.keep_mask, share=DISTIL_SHARE_FROM_NOTHING)
+    return replace(config, loss=DISTIL_LOSS_FROM_NOTHING, keep_mask=keep_mask)
 
 
 def baseline(config: TrainConfig) -> TrainConfig:

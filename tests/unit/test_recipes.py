@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -13,7 +15,7 @@ from msltrain.recipes import RECIPES, recipe
 from msltrain.recipes.ablations import GRIDS, reference_row
 from msltrain.recipes.catalogue import NO_NUMBER
 from msltrain.recipes.cost import GIGAFLOP_PER_IMAGE, HEAD_GIGAFLOP_PER_IMAGE
-from msltrain.recipes.variants import as_published, tuned
+from msltrain.recipes.variants import DISTIL_LOSS, as_published, tuned
 from msltrain.reproduce.published_numbers import RIVALS
 from msltrain.stream.config import KeepMaskConfig
 from msltrain.stream.order.plan import steps
@@ -41,6 +43,14 @@ def test_every_run_of_the_paper_is_there_in_each_form(target: str):
         "data.keep_masks", "loss.clean_weight", "loss.masked_weight", "loss.consistency_weight"
     }  # fmt: skip
     assert changed["loss.clean_weight"] == (0.3, 0.5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_our_own_loss_changes_nothing_but_the_loss(target: str):
+    msl, distil = recipe(f"msl-{target}"), recipe(f"distil-{target}")
+    assert replace(msl, loss=DISTIL_LOSS) == distil
+    assert distil.loss.clean_weight + distil.loss.masked_weight == 1, "else it learns at another rate than its baseline"
+    assert distil.loss.masked_target == "whole_image" and distil.loss.consistency_weight == 0
 
 
 def test_published_numbers_are_those_of_the_sources():
