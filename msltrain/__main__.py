@@ -33,6 +33,7 @@ app = make_program(
         "Training": (
             train.train,
             recipes.recipes,
+            train.average,
             train.demo,
             train.import_checkpoint,
             bench_stream.bench_stream,

@@ -206,6 +206,12 @@ class Setting:
     """Of the network over every image, forward and backward; a forward pass alone is a third."""
     longer: float = 1
     """Epochs as a multiple of the stage's."""
+    average: tuple[tuple[str, int, float], ...] = ()
+    """Nothing is trained: the average of these settings' weights, each of so many seeds further and with its share."""
+
+
+def _average(*parts: tuple[str, int, float], passes: float) -> Setting:
+    return Setting(settings=(), masks=(), passes=passes, average=parts)
 
 
 def _alpha(clean: float, masked: float, consistency: float = 0) -> tuple[str, ...]:
@@ -275,6 +281,9 @@ SETTINGS = {
     "masksub-half-joint": _two(*EQUAL, *SOFT, *JOINT_NORMS, "keep_mask.share=0.5", passes=1.5),
     "masksub-half-joint-slow": _two(*EQUAL, *SOFT, *JOINT_NORMS, *SLOW, "keep_mask.share=0.5", passes=1.5),
     "soft-full-half-joint-slow": _two(*FULL, *SOFT, *JOINT_NORMS, *SLOW, "keep_mask.share=0.5", passes=1.5),
+    "masksub-low-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, masks=("low",)),
+    "masksub-ignore-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, "keep_mask.ignore_below=0.25"),
+    "masksub-half-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, "keep_mask.share=0.5", passes=1.5),
     "msl-slow": _two(*SLOW),
     "msl-joint-slow": _two(*SLOW, *JOINT_NORMS),
     "single-slow": _two(*SINGLE, *SLOW, passes=1),
@@ -330,6 +339,10 @@ SETTINGS = {
     "hard-full-ignore": _two(*FULL, "keep_mask.ignore_below=0.1"),
     "hard-full-mixed": _two(*FULL, *MIXTURE, masks=MIXED),
     "hard-full-ema-mixed": _two(*FULL, *EMA, *MIXTURE, masks=MIXED),
+    "average": _average(("baseline-slow", 0, 0.25), ("masksub-slow-running", 0, 0.75), passes=3),
+    "average-half": _average(("baseline-slow", 0, 0.5), ("masksub-slow-running", 0, 0.5), passes=3),
+    "average-baselines": _average(("baseline-slow", 0, 0.5), ("baseline-slow", 1, 0.5), passes=2),
+    "average-masked": _average(("masksub-slow-running", 0, 0.5), ("masksub-slow-running", 1, 0.5), passes=4),
     **{f"{name}-2x": _two(*PLAIN, *more, masks=(), passes=1, longer=2) for name, more in RIVALS.items()},
     "splicemix-2x": _two(*PLAIN, "augment.mix=splicemix", masks=(), passes=1.25, longer=1.6),
 }
@@ -366,9 +379,18 @@ class Job:
         )
 
     @property
+    def parts(self) -> list[tuple[Job, float]]:
+        """What is averaged, with its share; empty for what is trained."""
+        return [
+            (Job(self.stage, setting, self.seed + further), share)
+            for setting, further, share in SETTINGS[self.setting].average
+        ]
+
+    @property
     def digest(self) -> str:
         """Of all that decides the outcome."""
         content = [dataclasses.asdict(STAGES[self.stage]), SETTINGS[self.setting].masks, self.assignments]
+        content += [[part.digest, share] for part, share in self.parts]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
 
     def config(self, places: Places) -> TrainConfig:

@@ -14,6 +14,7 @@ from msltrain.evaluation.evaluate import evaluate
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions
 from msltrain.measures.strata import compute_strata
+from msltrain.runs.average import average_checkpoints
 from msltrain.runs.folder import METRICS_NAME
 from msltrain.training.trainer import train
 
@@ -23,15 +24,14 @@ MEASURES = ("mAP", "CP", "CR", "CF1", "OF1")
 def measure_job(job: Job, places: Places) -> dict[str, Any]:
     """The row, without the commit."""
     torch.set_num_threads(1)
-    stage, run = STAGES[job.stage], places.work / "runs" / job.folder
-    config = job.config(places)
-    result = train(config, run_dir=run, resume="auto")
+    stage = STAGES[job.stage]
+    seconds, place = _make(job, places)
     trained = time.perf_counter()
     found = {}
     for view in stage.views:
         masks = [] if view == "whole" else [places.work / stage.test_masks / view]
         found[view] = evaluate(
-            result.last,
+            place,
             places.work / stage.test,
             keep_masks=masks,
             out=places.work / "predictions" / job.folder / f"{view}.parquet",
@@ -48,9 +48,22 @@ def measure_job(job: Job, places: Places) -> dict[str, Any]:
         "epochs": job.epochs,
         "passes": round(SETTINGS[job.setting].passes * job.epochs, 2),
         **{view: _measures(predictions) for view, predictions in found.items()},
-        "train_seconds": round(_train_seconds(run / METRICS_NAME, config.stream.batch_size), 1),
+        "train_seconds": round(seconds, 1),
         "test_seconds": round(time.perf_counter() - trained, 1),
     }
+
+
+def _make(job: Job, places: Places) -> tuple[float, str | Path]:
+    """Train a job, or average others; the seconds of training, and the checkpoint."""
+    run = places.work / "runs" / job.folder
+    if not job.parts:
+        config = job.config(places)
+        result = train(config, run_dir=run, resume="auto")
+        return _train_seconds(run / METRICS_NAME, config.stream.batch_size), result.last
+    made = [_make(part, places) for part, _ in job.parts]
+    if not run.exists():
+        average_checkpoints([place for _, place in made], run, [share for _, share in job.parts])
+    return sum(took for took, _ in made), run
 
 
 def _train_seconds(metrics: Path, batch_size: int) -> float:

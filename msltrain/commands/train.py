@@ -1,4 +1,4 @@
-"""``train``, ``demo``, ``import-checkpoint``: from shards or released weights to a trained model."""
+"""``train``, ``average``, ``demo``, ``import-checkpoint``: from shards or released weights to a trained model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, next_step, out, show
-from msltrain.commands.options import Cache, Processes
+from msltrain.commands.options import AnyCheckpoints, Cache, Processes
 from msltrain.commands.recipes import complete_recipe, complete_setting
 
 if TYPE_CHECKING:
@@ -208,6 +208,24 @@ def _tune_thresholds(run: str | Path) -> None:
     file = default_file(run, shards, held_out=True)
     predictions = evaluate(run, shards, held_out=True, out=file)
     show(out, f"thresholds: {threshold_origin(predictions, file.name)}")
+
+
+def average(
+    checkpoint: AnyCheckpoints,
+    out_: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.", parser=local_path)],
+    share: Annotated[
+        list[float] | None,
+        typer.Option(help="Of each --checkpoint in the average, adding up to 1.", show_default="equal ones"),
+    ] = None,
+) -> None:
+    """Average the weights of runs that started from the same weights: often better than each of them."""
+    import shlex
+
+    from msltrain.runs.average import average_checkpoints
+
+    average_checkpoints(checkpoint, out_, share)
+    show(out, (out_, "green"))
+    next_step(f"msl evaluate {shlex.quote(str(out_))} --data SHARDS")
 
 
 def import_checkpoint(

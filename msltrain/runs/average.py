@@ -1,0 +1,78 @@
+"""One network from several that started from the same weights: the average of their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msldata.errors import UserError
+from msltrain.config import differences
+from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+
+def average_checkpoints(places: Sequence[str | Path], folder: Path, shares: Sequence[float] | None = None) -> None:
+    """Write the checkpoint folder ``folder`` with the weighted average of several checkpoints' weights.
+
+    Networks that were fine-tuned from the same weights, in whatever way, lie close enough together for their average to
+    be a network as well, often one better than each of them ("model soups", Wortsman et al., ICML 2022). BatchNorm's
+    running statistics are averaged too.
+
+    Args:
+        places: runs or checkpoints, folders or URLs; the written one has the settings of the last.
+        folder: must not be there yet.
+        shares: of each place, adding up to 1; None: equal ones.
+
+    Raises:
+        UserError: ``folder`` exists, the shares do not fit, or the networks have not started from the same weights, or
+            do not know the same classes.
+        FileNotFoundError, StorageError: a file cannot be read or written.
+    """
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; choose another --out")
+    if len(places) < 2:
+        raise UserError("an average needs two checkpoints or more; repeat --checkpoint")
+    shares = [1 / len(places)] * len(places) if shares is None else shares
+    if len(shares) != len(places):
+        raise UserError(f"{len(places)} checkpoints and {len(shares)} shares; give --share once per --checkpoint")
+    if not all(0 < share < 1 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise UserError(f"the shares are {', '.join(map(str, shares))}; they must be above 0 and add up to 1")
+    first = load_checkpoint(places[0])
+    if not first.config.model.weights:
+        raise UserError(
+            f"{places[0]}: started at random, and the average of networks with other beginnings recognises nothing; "
+            "average runs that started from the same pretrained weights"
+        )
+    last, total = first, {name: shares[0] * tensor.double() for name, tensor in first.weights.items()}
+    for place, share in zip(places[1:], shares[1:], strict=True):
+        last = load_checkpoint(place)
+        _require_same_start(first, last, places[0], place)
+        for name, tensor in last.weights.items():
+            total[name] += share * tensor.double()
+    averaged = replace(last, validation_mAP=None, train_state={}, weights=_as_stored(total, last.weights))
+    save_checkpoint(averaged, folder)
+
+
+def _require_same_start(first: Checkpoint, other: Checkpoint, one: str | Path, place: str | Path) -> None:
+    if other.classes != first.classes:
+        raise UserError(f"{place}: does not know the classes of {one}, in that order; average runs on the same data")
+    seen = ("model.", "stream.image_size", "stream.mean", "stream.std")
+    for name, (mine, theirs) in differences(first.config, other.config).items():
+        if not name.startswith(seen):
+            continue
+        raise UserError(
+            f"{place}: is not a network of the same kind and beginning as {one} ({name} is {theirs} there and {mine} "
+            "here); average runs of one network from the same first weights"
+        )
+
+
+def _as_stored(total: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In the types of a checkpoint; counters are whole numbers."""
+    return {
+        name: (tensor if like[name].is_floating_point() else torch.round(tensor)).to(like[name].dtype)
+        for name, tensor in total.items()
+    }

@@ -1,0 +1,78 @@
+"""One network from several that started from the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from msldata.errors import UserError
+from msltrain.__main__ import app
+from msltrain.config import override
+from msltrain.runs.average import average_checkpoints
+from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, load_recogniser, save_checkpoint
+from tests.unit.test_checkpoint import checkpoint
+
+
+def saved(folder: Path, step: int, *assignments: str, **changes: object) -> Path:
+    one: Checkpoint = replace(checkpoint(step), **changes)
+    save_checkpoint(replace(one, config=override(one.config, assignments)), folder)
+    return folder
+
+
+def test_every_weight_is_the_average_and_counters_stay_whole(tmp_path: Path):
+    one, other = saved(tmp_path / "a", 1), saved(tmp_path / "b", 2, "loss.masked_weight=0", "stream.batch_size=8")
+    average_checkpoints([one, other], tmp_path / "c", [0.25, 0.75])
+    found, first, last = (load_checkpoint(tmp_path / name) for name in "cab")
+    for name, tensor in found.weights.items():
+        mean = 0.25 * first.weights[name].double() + 0.75 * last.weights[name].double()
+        expected = mean if tensor.is_floating_point() else mean.round()
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-7)
+        assert tensor.dtype == last.weights[name].dtype
+    assert found.config == last.config and found.validation_mAP is None
+    assert load_recogniser(tmp_path / "c").classes == first.classes
+
+
+def test_the_command_averages_equally_and_names_the_next(tmp_path: Path):
+    one, other = saved(tmp_path / "a", 1), saved(tmp_path / "b", 2)
+    command = ["average", "--checkpoint", str(one), "--checkpoint", str(other), "--out", str(tmp_path / "c")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and f"msl evaluate {tmp_path / 'c'}" in " ".join(result.output.split())
+    found, first, last = (load_checkpoint(tmp_path / name).weights for name in "cab")
+    name = "classifier.score.weight"
+    torch.testing.assert_close(found[name], (first[name] + last[name]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("shares", "number", "message"),
+    [
+        ([0.5], 2, "2 checkpoints and 1 shares"),
+        ([0.5, 0.6], 2, "add up to 1"),
+        ([1.5, -0.5], 2, "above 0"),
+        (None, 1, "two checkpoints or more"),
+    ],
+)
+def test_shares_that_do_not_fit(tmp_path: Path, shares: list[float] | None, number: int, message: str):
+    places = [saved(tmp_path / str(i), i) for i in range(number)]
+    with pytest.raises(UserError, match=message):
+        average_checkpoints(places, tmp_path / "c", shares)
+    assert not (tmp_path / "c").exists()
+
+
+def test_networks_of_other_beginnings_are_refused(tmp_path: Path):
+    one = saved(tmp_path / "a", 1)
+    for name, settings, changes, message in (
+        ("weights", ("model.weights=other.pth",), {}, r"model\.weights is other\.pth there and gone\.pth here"),
+        ("input", ("stream.mean=0.5,0.5,0.5",), {}, r"stream\.mean"),
+        ("classes", (), {"classes": ("dog", "cat", "größe")}, "does not know the classes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            average_checkpoints([one, saved(tmp_path / name, 2, *settings, **changes)], tmp_path / "c")
+    random = saved(tmp_path / "random", 1, "model.weights=")
+    with pytest.raises(UserError, match="started at random"):
+        average_checkpoints([random, random], tmp_path / "c")
+    with pytest.raises(UserError, match="exists already"):
+        average_checkpoints([one, one], one)
