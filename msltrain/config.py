@@ -277,6 +277,11 @@ class OptimConfig:
     ema_decay: float | None = None
     """Decay per step of a moving average of the weights, which is then validated and shipped; none: no average. The
     decay of step n is (1 + n) / (10 + n) as long as that is smaller."""
+    twin_share: float = 0.0
+    """Share of a twin in what is validated and shipped: a second network that starts from the same weights and learns
+    from whole images alone, in the same batches; the average of both networks' weights wins back what masks cost on
+    whole images (as "model soups" do: Wortsman et al., ICML 2022). It costs the baseline's pass in every step, and
+    needs pretrained weights. 0: no twin."""
     patience: int = 0
     """The run ends after this many epochs without a better validation mAP; 0: only after ``num_epochs``."""
 
@@ -302,6 +307,7 @@ class OptimConfig:
             self.ema_decay,
             "between 0 and 1, or none",
         )
+        _check(0 <= self.twin_share < 1, "optim.twin_share", self.twin_share, "0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -393,6 +399,13 @@ class TrainConfig:
                 "optim.ema_decay",
                 "none",
                 "set, as loss.masked_target=teacher needs: try 0.999",
+            )
+        if self.optim.twin_share:
+            _check(
+                self.loss.has_masked_branch, "optim.twin_share", self.optim.twin_share, "0, as the loss has no masks"
+            )
+            _check(
+                self.optim.ema_decay is None, "optim.ema_decay", self.optim.ema_decay, "none beside optim.twin_share"
             )
         if self.loss.needs_keep_masks and self.augment.moves_objects:
             why = "as augment.randaugment and augment.mix need: boxes follow crop and flip alone"

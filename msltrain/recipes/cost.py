@@ -61,7 +61,8 @@ def num_forward_passes(config: TrainConfig) -> float:
     if not config.loss.has_masked_branch:
         return FORWARD_AND_BACKWARD * images
     teacher = images if config.loss.masked_target == "teacher" else 0
-    return FORWARD_AND_BACKWARD * images * (1 + config.keep_mask.share) + teacher
+    twin = 1 if config.optim.twin_share else 0
+    return FORWARD_AND_BACKWARD * images * (1 + config.keep_mask.share + twin) + teacher
 
 
 def num_published(shards: str) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from msltrain.recipes.variants import DISTIL_LOSS
+from msltrain.recipes.variants import DISTIL_LOSS, TWIN_SHARE
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -20,6 +20,6 @@ def own() -> TrainConfig:
         keep_mask=KeepMaskConfig(kind="generated", augment=("flip", "rotate", "shift")),
         model=ModelConfig(backbone="mobilenetv2_100"),
         loss=DISTIL_LOSS,
-        optim=OptimConfig(lr=0.01, lr_batch_size=16, num_epochs=30, schedule="cosine"),
+        optim=OptimConfig(lr=0.005, lr_batch_size=16, num_epochs=30, schedule="cosine", twin_share=TWIN_SHARE),
         run=RunConfig(channels_last=True, log_every=5),
     )

@@ -22,6 +22,8 @@ two things cost whole images most. Masked images moved BatchNorm's running stati
 those of whole images. And weights that add up to more than the baseline's are a higher learning rate, by which the
 network forgets what it knew: these add up to 1.
 """
+TWIN_SHARE = 0.25
+"""Of a twin that learns from whole images alone, in the weights that are shipped: wins back what masks cost there."""
 DISTIL_LOSS_FROM_NOTHING = replace(DISTIL_LOSS, bn_mode="shared", branches="concatenated")
 """The same for a network that starts at random: it learns too fast for its running statistics, but whole and masked
 images in one batch are normalised in training as at test time."""
@@ -64,7 +66,8 @@ def distilled(config: TrainConfig) -> TrainConfig:
 def distilled_from_nothing(config: TrainConfig) -> TrainConfig:
     """The same for a network without pretrained weights."""
     keep_mask = replace(config.keep_mask, share=DISTIL_SHARE_FROM_NOTHING)
-    return replace(config, loss=DISTIL_LOSS_FROM_NOTHING, keep_mask=keep_mask)
+    optim = replace(config.optim, twin_share=0.0)
+    return replace(config, loss=DISTIL_LOSS_FROM_NOTHING, keep_mask=keep_mask, optim=optim)
 
 
 def baseline(config: TrainConfig) -> TrainConfig:

@@ -5,9 +5,11 @@ B batch, C image channels, H, W height and width, K classes.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +41,6 @@ class Learner:
 
     Attributes:
         recogniser: the weights that the optimiser moves.
-        shipped: the network to validate and ship: ``recogniser``, or its moving average.
         notes: sentences on what the config did with this network, for the log.
     """
 
@@ -85,7 +86,9 @@ class Learner:
 
             self._average = ModelEmaV3(recogniser, decay=config.optim.ema_decay)
         self._num_averaged = 0
-        self.shipped: Recogniser = recogniser if self._average is None else self._average.module
+        self._twin = _twin(config, num_classes, ranks, checkpoint, classes, positive_weight_K)
+        self._mixture = None if self._twin is None else copy.deepcopy(recogniser)
+        self._is_mixed = False
         if checkpoint is not None:
             self._restore_weights(checkpoint)
         if self._sharded:
@@ -121,6 +124,24 @@ class Learner:
         torch.manual_seed((config.run.seed << 16) + 1 + ranks.rank)
         if checkpoint is not None:
             self._restore_training(checkpoint.train_state)
+
+    @property
+    def shipped(self) -> Recogniser:
+        """The network to validate and ship: ``recogniser``, its moving average, or its average with its twin."""
+        if self._average is not None:
+            return self._average.module
+        if self._twin is None or self._mixture is None:
+            return self.recogniser
+        if not self._is_mixed:
+            _mix(self._mixture, self.recogniser, self._twin.recogniser, self.config.optim.twin_share)
+            self._is_mixed = True
+        return self._mixture
+
+    def train(self) -> None:
+        """Put what learns into training mode."""
+        self.step_module.train()
+        if self._twin is not None:
+            self._twin.train()
 
     def take_step(self, batch: Batch, view: MaskedView | None, rate: float, epoch: int = 0) -> dict[str, Tensor]:
         """Forward, backward, update; the named losses, detached and still on the device.
@@ -169,6 +190,9 @@ class Learner:
             nn.utils.clip_grad_norm_(self.step_module.parameters(), optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self._twin is not None:
+            terms["twin"] = self._twin.take_step(batch, None, rate, epoch)["total"]
+            self._is_mixed = False
         if self._average is not None and self._sharded:
             average_parts(self._average.module, self.recogniser, self._average.decay)
         elif self._average is not None:
@@ -233,6 +257,9 @@ class Learner:
         if self._average is not None:
             state["weights"] = self._whole(self.recogniser.state_dict())
             state["num_averaged"] = self._num_averaged
+        if self._twin is not None:
+            state["weights"] = self._whole(self.recogniser.state_dict())
+            state["twin"] = {"weights": self._twin.shipped_weights(), **self._twin.state_dict()}
         if self.step_module.masked_norms:
             state["masked_norms"] = self._whole(self.step_module.masked_norms.state_dict())
         return state
@@ -269,9 +296,44 @@ class Learner:
         if self.step_module.masked_norms:
             self.step_module.masked_norms.load_state_dict(state["masked_norms"])
         restore_optimizer(self.optimizer, divide_state(state["optimizer"], self.optimizer))
-        if len(state["random"]) == self.ranks.world_size:
+        if len(state.get("random", ())) == self.ranks.world_size:
             mine = state["random"][self.ranks.rank]
             torch.set_rng_state(mine["torch"])
             random.setstate(mine["python"])
             if "cuda" in mine and self.ranks.device.type == "cuda":
                 torch.cuda.set_rng_state(mine["cuda"], self.ranks.device)
+
+
+def _twin(
+    config: TrainConfig,
+    num_classes: int,
+    ranks: Ranks,
+    checkpoint: Checkpoint | None,
+    classes: tuple[str, ...],
+    positive_weight_K: Tensor | None,
+) -> Learner | None:
+    """What learns from whole images alone (``optim.twin_share``)."""
+    if not config.optim.twin_share:
+        return None
+    if config.run.shard_weights and ranks.world_size > 1:
+        raise UserError("run.shard_weights: a twin is not divided; set it to false, or optim.twin_share to 0")
+    if not config.model.weights:
+        raise UserError(
+            "optim.twin_share: networks that start at random cannot be averaged; give --weights, or set it to 0"
+        )
+    if checkpoint is not None:
+        if "twin" not in checkpoint.train_state:
+            raise UserError("optim.twin_share: the run began without a twin; set it to 0, or start a new run")
+        state = checkpoint.train_state["twin"]
+        checkpoint = replace(checkpoint, weights=state["weights"], train_state=state)
+    plain = replace(config.loss, clean_weight=1.0, masked_weight=0.0, consistency_weight=0.0)
+    alone = replace(config, loss=plain, optim=replace(config.optim, twin_share=0.0))
+    return Learner(alone, num_classes, ranks, checkpoint, classes, positive_weight_K)
+
+
+@torch.no_grad()
+def _mix(into: Recogniser, one: Recogniser, twin: Recogniser, share: float) -> None:
+    """Let ``into`` be the average of two networks, of which ``twin`` has that share; counters are those of ``one``."""
+    tensors = zip(into.state_dict().values(), one.state_dict().values(), twin.state_dict().values(), strict=True)
+    for target, mine, other in tensors:
+        target.copy_(torch.lerp(mine, other, share) if mine.is_floating_point() else mine)

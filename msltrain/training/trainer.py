@@ -211,7 +211,7 @@ class Trainer:
             if self._is_over(epoch):
                 break
             began = time.perf_counter()
-            self.learner.step_module.train()
+            self.learner.train()
             try:
                 self._train_epoch(epoch)
                 self._start_loader()  # with the next epoch, or its first step would wait

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +132,66 @@ def test_a_frozen_backbone_looks_once_at_images_that_stay_the_same():
 def test_features_are_not_kept_where_images_change(changed: str):
     settings = ("model.freeze_backbone=true", "stream.crop_scale=1,1", "stream.ram_cache_gb=1")
     assert override(CONFIG, settings).features_stay and not override(CONFIG, (*settings, changed)).features_stay
+
+
+HALF_MASKED = ("loss.masked_weight=1", "optim.lr=0.1", "optim.momentum=0.9")
+HALF = torch.ones(4, 1, 32, 32)
+HALF[..., :16] = 0
+
+
+def with_weights(place: Path, *assignments: str, checkpoint: Checkpoint | None = None) -> Learner:
+    torch.manual_seed(5)
+    torch.save(build_model(CONFIG.model, 3, image_size=32).backbone.network.state_dict(), place / "first.pth")
+    settings = (f"model.weights={place / 'first.pth'}", *HALF_MASKED, *assignments)
+    return Learner(override(CONFIG, settings), 3, ALONE, checkpoint)
+
+
+def test_a_twin_learns_as_the_baseline_does_and_what_is_shipped_lies_between(tmp_path: Path):
+    both = with_weights(tmp_path, "optim.twin_share=0.25")
+    masked, plain = with_weights(tmp_path), with_weights(tmp_path, "loss.masked_weight=0")
+    for one in (both, masked, plain):
+        one.train()
+        for _ in range(2):
+            one.take_step(batch(), None if one is plain else MaskedView(HALF), 0.1)
+    apart = 0.0
+    for name, tensor in both.shipped_weights().items():
+        mine, other = masked.recogniser.state_dict()[name], plain.recogniser.state_dict()[name]
+        expected = 0.75 * mine + 0.25 * other if tensor.is_floating_point() else mine
+        torch.testing.assert_close(tensor, expected)
+        apart = max(apart, float((mine - other).abs().max()))
+    assert apart > 1e-3, "the masks made no difference"
+    assert both.shipped is both.shipped and both.shipped is not both.recogniser
+
+
+def test_a_run_with_a_twin_goes_on_bit_for_bit(tmp_path: Path):
+    whole = with_weights(tmp_path, "optim.twin_share=0.25")
+    whole.take_step(batch(), MaskedView(HALF), 0.1)
+    saved = Checkpoint(
+        config=whole.config,
+        classes=tuple("abc"),
+        step=1,
+        epoch=0,
+        validation_mAP=None,
+        weights=whole.shipped_weights(),
+        train_state=copy.deepcopy({**whole.state_dict(), "random": [whole.random_state()]}),
+    )
+    continued = with_weights(tmp_path, "optim.twin_share=0.25", checkpoint=saved)
+    for one in (whole, continued):
+        one.take_step(batch(), MaskedView(HALF), 0.1)
+    found = continued.shipped_weights()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in whole.shipped_weights().items())
+    without = replace(saved, train_state={key: value for key, value in saved.train_state.items() if key != "twin"})
+    with pytest.raises(UserError, match="began without a twin"):
+        with_weights(tmp_path, "optim.twin_share=0.25", checkpoint=without)
+
+
+def test_a_twin_needs_masks_and_pretrained_weights():
+    with pytest.raises(UserError, match="networks that start at random cannot be averaged"):
+        learner(*HALF_MASKED, "optim.twin_share=0.25")
+    with pytest.raises(UserError, match=r"optim\.twin_share: 0\.25 is not 0, as the loss has no masks"):
+        override(CONFIG, ("optim.twin_share=0.25",))
+    with pytest.raises(UserError, match=r"none beside optim\.twin_share"):
+        override(CONFIG, (*HALF_MASKED, "optim.ema_decay=0.9", "optim.twin_share=0.25"))
 
 
 def test_weights_start_equal_in_all_processes_and_random_numbers_do_not():
