@@ -61,8 +61,10 @@ def msl(*arguments: str, code: int = 0) -> str:
 
 
 def commands() -> list[list[str]]:
-    blocks = re.findall(r"```console\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
-    return [shlex.split(line.removeprefix("$ msl ")) for block in blocks for line in block.splitlines()]
+    """But for the variations of the training, all in one block."""
+    blocks = re.findall(r"```bash\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks if "--run" not in block for line in block.splitlines()]
+    return [shlex.split(line.removeprefix("msl ")) for line in lines]
 
 
 def test_the_tutorial_as_it_stands(place: Path, monkeypatch: pytest.MonkeyPatch):
