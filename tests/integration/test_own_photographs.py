@@ -121,6 +121,18 @@ def test_names(place: Path):
         assert f"{wrong}: no such file or folder; did you mean {meant}?" in said
 
 
+def test_a_table_with_another_class_replaces_all_splits(place: Path):
+    msl("build-shards", "photos", "--name", "mine")
+    table = place / "photos/labels.csv"
+    table.write_text(table.read_text().replace("green", "lime"))
+    assert "build all splits anew with --overwrite" in msl("build-shards", "photos", "--name", "mine", code=2)
+    msl("build-shards", "photos", "--name", "mine", "--overwrite", "--yes")
+    classes = [
+        json.loads(file.read_text())["classes"] for file in sorted((place / "shards/mine").glob("*/dataset.json"))
+    ]
+    assert classes == [["blue", "lime", "red"]] * 3
+
+
 def test_the_network_is_the_best_that_can_be_had(place: Path, monkeypatch: pytest.MonkeyPatch):
     msl("build-shards", "photos", "--name", "mine")
     found = find_dataset("mine")
