@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -44,6 +46,15 @@ class BadInputError(UserError):
     def __reduce__(self):
         # Exceptions travel back from worker processes; the default would call __init__ with the finished message.
         return type(self), (self.file, self.reason, self.hint)
+
+
+def nothing_at(place: str | Path) -> FileNotFoundError:
+    """The error for a local path at which there is nothing; it names a neighbour that may have been meant."""
+    path = Path(place).expanduser()
+    while not path.parent.exists():  # the slip may be in a folder's name
+        path = path.parent
+    beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) and path.parent.is_dir() else ()
+    return FileNotFoundError(f"{place}: no such file or folder{did_you_mean(path.name, beside)}")
 
 
 def did_you_mean(typed: str, known: Iterable[str]) -> str:

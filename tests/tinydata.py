@@ -59,14 +59,20 @@ def make_voc(root: Path, num_images: int, split: str = "test") -> Path:
     return folder
 
 
-def make_coco(root: Path, images: Sequence[dict], annotations: Sequence[dict], categories: Sequence[dict]) -> Path:
-    """``root`` with ``annotations/instances_train2014.json`` and a JPEG for every image."""
-    (root / "annotations").mkdir(parents=True)
-    (root / "train2014").mkdir()
+def make_coco(
+    root: Path,
+    images: Sequence[dict],
+    annotations: Sequence[dict],
+    categories: Sequence[dict],
+    split: str = "train2014",
+) -> Path:
+    """``root`` with ``annotations/instances_{split}.json`` and a JPEG for every image."""
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    (root / split).mkdir()
     content = {"images": list(images), "annotations": list(annotations), "categories": list(categories)}
-    (root / "annotations" / "instances_train2014.json").write_text(json.dumps(content))
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     for image in images:
-        (root / "train2014" / Path(image["file_name"]).name).write_bytes(jpeg(image["id"]))
+        (root / split / Path(image["file_name"]).name).write_bytes(jpeg(image["id"]))
     return root
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
@@ -200,16 +200,16 @@ def changed_since_built(plan: BuildPlan, out: Storage) -> str:
     return name if manifest is not None and manifest.exists() and changed > manifest.stat().st_mtime_ns else ""
 
 
-def refuse_other_classes(plan: BuildPlan, out: Storage) -> None:
+def refuse_other_classes(plan: BuildPlan, out: Storage, replaced: Collection[str] = ()) -> None:
     """Raise UserError when another split of the same dataset was built with other classes, or in another order.
 
-    Its targets would mean something else under the same name.
+    Its targets would mean something else under the same name. ``replaced`` are the splits that are built anew as well.
     """
     folder = out.path()
     if folder is None:
         return
     for place in sorted(folder.parent.glob(f"*/{MANIFEST_NAME}")):
-        if place.parent.name == folder.name:
+        if place.parent.name in {folder.name, *replaced}:
             continue
         try:
             other = Manifest.from_json(place.read_bytes(), str(place))
@@ -221,7 +221,8 @@ def refuse_other_classes(plan: BuildPlan, out: Storage) -> None:
         number, (theirs, ours) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
         raise UserError(
             f"{out.url}: its classes are not those of {place.parent}, a split of the same dataset: number {number} is "
-            f"{theirs!r} there and {ours!r} here; give both the same --classes FILE, or call one otherwise with --name"
+            f"{theirs!r} there and {ours!r} here; give both the same --classes FILE, call one otherwise with --name, "
+            "or build all splits anew with --overwrite"
         )
 
 

@@ -231,7 +231,7 @@ def build_shards(
                     skip_limit=skip_limit,
                 )
             target = open_storage(out_).child(plan.dataset).child(plan.split)
-            refuse_other_classes(plan, target)
+            refuse_other_classes(plan, target, tuple(divided or found.splits) if overwrite else ())
             changed = "" if overwrite else changed_since_built(plan, target)
             if dry_run:
                 with err.status(f"{label}: timing a few images"):

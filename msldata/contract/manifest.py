@@ -263,7 +263,7 @@ def read_manifest(location: Location | Storage) -> Manifest:
     """Read the manifest of a dataset folder.
 
     Raises:
-        FormatError: there is none (the message names datasets found below, if any), or it is not valid.
+        FormatError: there is none (the message names those below, or below ``shards/``, if any), or it is not valid.
     """
     storage = open_storage(location)
     try:
@@ -271,14 +271,16 @@ def read_manifest(location: Location | Storage) -> Manifest:
     except FileNotFoundError as error:
         if "no such bucket" in str(error):  # a mistake in the name; no build would fix it
             raise
-        below = (
-            [info.name for info in storage.list_files() if info.name.endswith(f"/{MANIFEST_NAME}")]
-            if storage.path()
-            else []
-        )
+        near = [
+            place.where(info.name.removesuffix(f"/{MANIFEST_NAME}"))
+            for place in (storage, *([] if "/" in storage.url else [open_storage(f"shards/{storage.url}")]))
+            if place.path()
+            for info in place.list_files()
+            if info.name.endswith(f"/{MANIFEST_NAME}")
+        ]
         hint = (
-            f"; did you mean {', '.join(storage.where(name.removesuffix(f'/{MANIFEST_NAME}')) for name in below[:6])}?"
-            if below
+            f"; did you mean {', '.join(near[:6])}?"
+            if near
             else "; build it with `msl build-shards` or `msl build-masks`, or wait until the build has finished"
         )
         raise FormatError(f"{storage.url}: no finished dataset here (no {MANIFEST_NAME}){hint}") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msldata.contract.records import LabelSpace, ObjectRecord, Record
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, nothing_at
 from msldata.sources.source import (
     NO_OPTIONS,
     WHOLE_SPLIT,
@@ -140,7 +140,7 @@ def _load(root: str, format_name: str | None) -> tuple[str, Any]:
     if "://" in root:
         raise UserError(f"{root}: Datumaro reads local folders; copy it to this machine first")
     if not Path(root).expanduser().exists():
-        raise FileNotFoundError(f"{root}: no such file or folder")
+        raise nothing_at(root)
     from datumaro.components.dataset import Dataset
 
     formats = [format_name] if format_name else _detected(root)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from msldata.errors import UserError
+from msldata.errors import UserError, nothing_at
 from msldata.sources import class_folders, coco, datumaro_formats, voc, wider, yolo
 from msldata.sources.source import (
     NO_OPTIONS,
@@ -253,7 +253,7 @@ def recognise(source: Location) -> tuple[str, str]:
     """
     path = split_location(source)[0].path(split_location(source)[1])
     if path is not None and not path.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder")
+        raise nothing_at(source)
     seen: list[tuple[str, Likeness]] = []
     for name, kind in KINDS.items():
         # Datumaro, the last, is slow to load, and what our own readers know is theirs.

@@ -113,7 +113,7 @@ def create_pretrained(name: str, tag: str) -> tuple[nn.Module, WeightsReport]:
         )
     try:
         network = timm.create_model(f"{architecture}.{tag}", pretrained=True, num_classes=0)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # as above: a connection that breaks is no OSError
         raise UserError(
             f"{architecture}.{tag}: the weights could not be fetched ({_first_line(error)}); check the "
             "network, or download the file elsewhere and set model.weights=FILE"

@@ -14,9 +14,9 @@ __all__ = ["RECIPES", "Recipe", "configure", "recipe"]
 
 
 def recipe(name: str) -> TrainConfig:
-    """The config of the recipe ``name``. Raises UserError that lists the recipes."""
+    """The config of the recipe ``name``. Raises UserError that names the nearest one."""
     if name not in RECIPES:
-        raise UserError(f"no recipe '{name}'; there are: {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}")
+        raise UserError(f"no recipe '{name}'; `msl recipes` lists those that there are{did_you_mean(name, RECIPES)}")
     return RECIPES[name]()
 
 

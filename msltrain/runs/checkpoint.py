@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from msldata.contract.manifest import is_digest
-from msldata.errors import StorageError, UserError
+from msldata.errors import StorageError, UserError, did_you_mean
 from msldata.storage import LocalStorage, Storage, flush_to_disk, open_storage
 from msltrain.config import TrainConfig, from_json, to_json
 from msltrain.models.build import Recogniser, build_model
-from msltrain.runs.run_places import run_folder
+from msltrain.runs.run_places import RUNS, SHARDS, run_folder
 
 WEIGHTS_NAME = "weights.safetensors"
 STATE_NAME = "train_state.pt"
@@ -176,10 +176,19 @@ def find_checkpoint(path: str | Path) -> Path:
         for folder in (candidate, _old(candidate)):  # the latter if a crash came between the two renames of a swap
             if (folder / META_NAME).is_file():
                 return folder
+    if len(path.parts) == 1 and not path.exists():
+        raise FileNotFoundError(f"{path}: no run of this name, here or in {RUNS}/{_nearest_run(path.name)}")
     raise FileNotFoundError(
         f"{path}: no checkpoint here (no {META_NAME}); give a run folder or a folder such as "
         f"RUN/{CHECKPOINTS}/{BEST}, made by `msl train`"
     )
+
+
+def _nearest_run(name: str) -> str:
+    """The end of a message: the command that trains on the dataset of this name, or a run with a name like it."""
+    if Path(SHARDS, name).is_dir():
+        return f"; `msl train {name}` makes one"
+    return did_you_mean(name, (run.name for run in Path(RUNS).glob("*/")))
 
 
 def open_checkpoint(place: str | Path) -> Storage:

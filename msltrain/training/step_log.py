@@ -20,11 +20,22 @@ class StepLog:
         self.learning_rate = 0.0
         self.losses: list[dict[str, Tensor]] = []
         self.keys: list[Sequence[str]] = []
+        self._left_out = 0, 0.0, 0.0
 
     def add(self, rate: float, losses: dict[str, Tensor], keys: Sequence[str]) -> None:
         self.learning_rate = rate
         self.losses.append(losses)
         self.keys.append(keys)
+
+    def leave_out(self) -> None:
+        """Do not count what was so far, a first step that is slower than all others, into `speed`."""
+        self._left_out = len(self.keys), time.perf_counter() - self.began, self.waited
+
+    def speed(self) -> tuple[float, float]:
+        """Images per second of this process, and the share of the time that it waited for them."""
+        num_steps, seconds, waited = self._left_out if len(self.keys) > self._left_out[0] else (0, 0.0, 0.0)
+        seconds = time.perf_counter() - self.began - seconds
+        return sum(map(len, self.keys[num_steps:])) / seconds, (self.waited - waited) / seconds
 
     def read(self, ranks: Ranks, asked: bool) -> tuple[list[str], list[list[float]], bool]:
         """Loss names, a row of values per step averaged over the processes, and whether any process was asked to

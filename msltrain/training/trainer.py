@@ -283,6 +283,7 @@ class Trainer:
             if self._steps_here == 1:
                 took = f"the first step took {time.perf_counter() - began:.1f} s"
                 self._tell(PhaseEvent(what=took, step=self.step))
+                self._step_log.leave_out()
             due = config.run.save_every > 0 and self.step % config.run.save_every == 0
             stopping = self._report(epoch) if due or self.step % config.run.log_every == 0 else False
             if self.ranks.world_size == 1 and self.stop.received is not None:
@@ -318,7 +319,7 @@ class Trainer:
                 terms = ", ".join(f"{name} {value:g}" for name, value in zip(names, row))
                 step = self.step - len(rows) + offset + 1
                 self._fail_on(step, f"the loss is not finite ({terms})", interval.keys[offset])
-        seconds = time.perf_counter() - interval.began
+        speed, data_wait = interval.speed()
         event = StepEvent(
             step=self.step,
             num_steps=self.num_steps,
@@ -326,8 +327,8 @@ class Trainer:
             num_epochs=self.config.optim.num_epochs,
             losses={name: sum(column) / len(rows) for name, column in zip(names, zip(*rows))},
             learning_rate=interval.learning_rate,
-            images_per_second=sum(map(len, interval.keys)) * self.ranks.world_size / seconds,
-            data_wait=interval.waited / seconds,
+            images_per_second=speed * self.ranks.world_size,
+            data_wait=data_wait,
         )
         if self.ranks.is_first:
             self.folder.add_metrics(
@@ -441,7 +442,7 @@ class Trainer:
             notes.append("data.keep_masks is not used: the loss gives the masked branch no weight")
         elif masked and kind != "stored":
             unused = "; data.keep_masks is not used" if self.config.data.keep_masks else ""
-            notes.append(f"keep masks are of the kind '{kind}'{unused}")
+            notes.append(f"keep masks are drawn, not read: keep_mask.kind={kind}{unused}")
         if self.config.run.sync_batchnorm and self.ranks.world_size == 1:
             notes.append("run.sync_batchnorm has no effect: there is one process")
         if self.config.run.shard_weights and self.ranks.world_size == 1:

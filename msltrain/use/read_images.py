@@ -25,7 +25,7 @@ from torch import Tensor
 
 from msldata.contract.manifest import MANIFEST_NAME
 from msldata.contract.pixels import decode, pixels_of, reduction_to, upright_size
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, nothing_at
 from msldata.storage import FileInfo, Storage, open_storage
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.pixels.decode import resize_crop
@@ -160,7 +160,7 @@ def _expand(item: str | Path, passed_over: list[str]) -> Iterator[Picture]:
     elif glob.has_magic(str(item)):
         yield from _images_among(map(Path, glob.glob(str(path), recursive=True)), passed_over)
     else:
-        raise FileNotFoundError(f"{item}: no such file or folder")
+        raise nothing_at(item)
 
 
 def _expand_url(url: str, passed_over: list[str]) -> Iterator[Picture]:

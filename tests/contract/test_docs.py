@@ -1,4 +1,4 @@
-"""What the documentation promises: its commands parse and run, its links lead somewhere, its first page stays short."""
+"""What the documentation promises: its commands parse, its links lead somewhere, its first page stays short."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import typer
 from click import Command
-from typer.testing import CliRunner
 
 from msldata.errors import UserError
 from msltrain.__main__ import app
@@ -161,30 +160,6 @@ def test_the_site_builds(tmp_path):
     ).read_text("utf-8")
     assert "shards/reef/trainval" in (site / "tutorial" / "index.html").read_text(encoding="utf-8")
     assert "dataset.json" in (site / "contract" / "index.html").read_text(encoding="utf-8")
-
-
-SMALLER = {"600": "24", "200": "12", "300": "24", "--size 96": "--size 32"}
-"""The numbers of the tutorial → those of this test."""
-FAST = ["--set", "optim.num_epochs=1", "--set", "stream.batch_size=8", "--set", "stream.image_size=32"]
-
-
-def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    ran = []
-    for words in commands(DOCS / "tutorial.md"):
-        if words[0] in ("serve", "--version"):
-            continue
-        line = " ".join(words)
-        for old, new in SMALLER.items():
-            line = re.sub(rf"(?<!\S){old}(?!\S)", new, line)
-        words = [*line.split(), *(FAST if words[0] == "train" else ())]
-        result = CliRunner().invoke(app, words)
-        assert result.exit_code == 0, f"msl {' '.join(words)}\n{result.output}\n{result.exception!r}"
-        ran.append(words[0])
-    assert set(ran) == {
-        *("synthesize", "build-shards", "verify", "preview", "build-masks", "train", "evaluate", "report", "predict")
-    }
-    assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
 USE = """

@@ -244,7 +244,8 @@ def shards(voc, tmp_path) -> Path:
 
 
 def test_unknown_recipe(tmp_path):
-    assert_refused(msl("train", "--recipe", "msl-x", folder=tmp_path), tmp_path, "no recipe 'msl-x'", "msl-c-voc2007")
+    said = msl("train", "--recipe", "msl-c-voc", folder=tmp_path)
+    assert_refused(said, tmp_path, "no recipe 'msl-c-voc'", "did you mean msl-c-voc2007?")
 
 
 def test_unknown_setting(shards, tmp_path):

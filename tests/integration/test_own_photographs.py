@@ -61,8 +61,10 @@ def msl(*arguments: str, code: int = 0) -> str:
 
 
 def commands() -> list[list[str]]:
-    blocks = re.findall(r"```console\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
-    return [shlex.split(line.removeprefix("$ msl ")) for block in blocks for line in block.splitlines()]
+    """But for the variations of the training, all in one block."""
+    blocks = re.findall(r"```bash\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks if "--run" not in block for line in block.splitlines()]
+    return [shlex.split(line.removeprefix("msl ")) for line in lines]
 
 
 def test_the_tutorial_as_it_stands(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -105,12 +107,30 @@ def test_names(place: Path):
     assert find_dataset("mine").test == "shards/mine/test" and find_dataset("shards/mine/test").name == "mine-test"
     with pytest.raises(UserError, match=r"did you mean mine\?"):
         find_dataset("mime")
+    assert "did you mean shards/mine/test, shards/mine/train, shards/mine/val?" in msl("verify", "mine", code=2)
     with pytest.raises(UserError, match="msl build-shards photos"):
         find_dataset("photos")
+    assert "mine: no run of this name, here or in runs/; `msl train mine` makes one" in msl("export", "mine", code=2)
     (place / "runs/mine").mkdir(parents=True)
     (place / "mine").mkdir()  # photographs, say: no run
     assert find_run("mine") == "runs/mine" and find_run("./mine") == "./mine" and find_run("other") == "other"
+    assert "mime: no run of this name, here or in runs/; did you mean mine?" in msl("export", "mime", code=2)
     assert "did you mean own?" in msl("train", "mine", "--recipe", "onw", code=2)
+    for wrong, meant in (("photo", "photos"), ("photo/labels.csv", "photos"), ("photos/labls.csv", "labels.csv")):
+        said = msl("build-shards", wrong, "--name", "x", code=2)
+        assert f"{wrong}: no such file or folder; did you mean {meant}?" in said
+
+
+def test_a_table_with_another_class_replaces_all_splits(place: Path):
+    msl("build-shards", "photos", "--name", "mine")
+    table = place / "photos/labels.csv"
+    table.write_text(table.read_text().replace("green", "lime"))
+    assert "build all splits anew with --overwrite" in msl("build-shards", "photos", "--name", "mine", code=2)
+    msl("build-shards", "photos", "--name", "mine", "--overwrite", "--yes")
+    classes = [
+        json.loads(file.read_text())["classes"] for file in sorted((place / "shards/mine").glob("*/dataset.json"))
+    ]
+    assert classes == [["blue", "lime", "red"]] * 3
 
 
 def test_the_network_is_the_best_that_can_be_had(place: Path, monkeypatch: pytest.MonkeyPatch):

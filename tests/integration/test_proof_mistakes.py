@@ -84,7 +84,7 @@ OTHER_CLASSES = "the data lacks zebra; the checkpoint does not know cat"
         ("evaluate --checkpoint other --data shards", OTHER_CLASSES),
         (f"{ROBUSTNESS} other --data shards", OTHER_CLASSES),
         (f"{ROBUSTNESS} run --checkpoint other --data shards", OTHER_CLASSES),
-        (f"{ROBUSTNESS} run --checkpoint gone --data shards", "gone: no checkpoint here"),
+        (f"{ROBUSTNESS} run --checkpoint gone --data shards", "gone: no run of this name, here or in runs/"),
         (
             f"{ROBUSTNESS} run --data shards --recalibrate renamed --recalibrate-masks other-masks",
             "renamed: its classes are not those of",

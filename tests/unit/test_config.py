@@ -126,9 +126,11 @@ def test_a_baseline_differs_in_its_loss_alone(name: str):
     assert (loss.clean_weight, loss.masked_weight, loss.consistency_weight) == (1, 0, 0)
 
 
-def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(UserError, match="there are: msl-c-voc2007, baseline-c-voc2007, "):
-        recipe("msl")
+def test_an_unknown_recipe_is_told_its_neighbour_and_where_the_list_is():
+    with pytest.raises(UserError, match=r"no recipe 'onw'; `msl recipes` lists .*; did you mean own\?$"):
+        recipe("onw")
+    with pytest.raises(UserError, match=r"no recipe 'xyz'; `msl recipes` lists those that there are$"):
+        recipe("xyz")
 
 
 def test_every_field_is_explained():

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from msldata.errors import UserError
 from msltrain.config import ModelConfig
 from msltrain.models.build import build_model
-from msltrain.models.pretrained import WeightsReport, fill_network, read_source
+from msltrain.models.pretrained import WeightsReport, create_pretrained, fill_network, read_source
 
 
 def load_weights_file(network: torch.nn.Module, path: str | Path) -> WeightsReport:
@@ -132,6 +132,20 @@ def test_weights_from_the_hub(monkeypatch: pytest.MonkeyPatch):
         UserError, match=r"hf-hub:someone/else: cannot be fetched as a weights file \(404 Client Error\)"
     ):
         build_model(ModelConfig(backbone="resnet18", weights="hf-hub:someone/else"), 3, image_size=64)
+
+
+def test_a_connection_that_breaks_is_one_message(monkeypatch: pytest.MonkeyPatch):
+    """The hub's client has errors of its own for it, which are neither OSError nor RuntimeError."""
+
+    class RemoteProtocolError(Exception):
+        pass
+
+    def broken(name: str, **_: object) -> None:
+        raise RemoteProtocolError("Server disconnected\nmore")
+
+    monkeypatch.setattr(timm, "create_model", broken)
+    with pytest.raises(UserError, match=r"resnet18\.a1_in1k: the weights could not be fetched \(Server disconnected\)"):
+        create_pretrained("resnet18", "a1_in1k")
 
 
 @pytest.mark.real
