@@ -37,7 +37,7 @@ def main(demo: Path, out: Path) -> None:
             clean=predictions_of(demo / "runs" / folder, shards, None),
             masked={HIDDEN: predictions_of(demo / "runs" / folder, shards, masks)},
         )
-        for folder, name in (("baseline", "A plain model"), ("msl", "Ours"))
+        for folder, name in (("baseline", "A plain model"), ("distil", "Ours"))
     ]
     row = choose(runs)
     [example] = read_examples([row], runs[0].masked[HIDDEN], shards, [str(masks)])
