@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,31 @@ def _target_header(num_classes: int) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.zeros(num_classes, dtype=np.uint8), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()[:-num_classes]
+
+
+def decode_array(data: bytes) -> Any:
+    """What ``numpy.load`` makes of a ``.npy`` file without pickled objects, in a fraction of the time.
+
+    The headers of a dataset's targets are all the same, and numpy takes as long for one as for the check of an image.
+
+    Raises:
+        Exception: any, as numpy does for a damaged file.
+    """
+    end = 10 + int.from_bytes(data[8:10], "little")
+    try:
+        shape, is_transposed, dtype = _array_header(data[:end])
+        values = np.frombuffer(data, dtype, math.prod(shape), end)
+        return values.reshape(shape, order="F" if is_transposed else "C")
+    except Exception:  # another version of the format, or damaged: numpy knows
+        return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+@lru_cache(64)
+def _array_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    buffer = io.BytesIO(header)
+    if np.lib.format.read_magic(buffer) != (1, 0):
+        raise ValueError("another version")
+    return np.lib.format.read_array_header_1_0(buffer)
 
 
 def encode_index(
