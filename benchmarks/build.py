@@ -33,6 +33,11 @@ from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 
 
+def sample_folder() -> Path:
+    """The real sample."""
+    return Path(os.environ.get("MSL_SAMPLE", Path(__file__).resolve().parents[2] / "shared" / "sample"))
+
+
 def repeat_photographs(sample: Path, folder: Path, num_images: int) -> Path:
     """A VOC2007 folder with ``num_images`` images in its list ``test``.
 
@@ -96,9 +101,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    sample = Path(os.environ.get("MSL_SAMPLE", Path(__file__).resolve().parents[2] / "shared" / "sample"))
     with tempfile.TemporaryDirectory(prefix="msl-bench-") as scratch:
-        voc = repeat_photographs(sample, Path(scratch), arguments.images)
+        voc = repeat_photographs(sample_folder(), Path(scratch), arguments.images)
         out = Path(scratch, "out")
         plan = plan_build(open_source("voc2007", voc, "test"))
         contenders: dict[str, Callable[[], object]] = {

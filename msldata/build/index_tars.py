@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from msldata.build.folder import BuildFolder, FinishedShard
-from msldata.build.other_tars import AUTO, LabelRule, find_rule, local_tar, parse_rule, scan, survey_labels
+from msldata.build.other_tars import (
+    AUTO,
+    LabelRule,
+    TarContents,
+    find_rule,
+    local_tar,
+    make_rows,
+    parse_rule,
+    read_tar,
+    survey_labels,
+)
 from msldata.build.shards import label_histogram
 from msldata.contract.format import (
     TARGET_SUFFIX,
@@ -43,6 +55,7 @@ FOREIGN = "tars of another program"
 """What the provenance of an indexed dataset says about its source."""
 
 _OUR_NAME = re.compile(r"([^-]+)-([^-]+)-\d+\.tar")
+_HEAD_BYTES = 16 << 20
 OnError = Literal["fail", "skip"]
 
 
@@ -54,6 +67,8 @@ class IndexTask:
     out: Storage
     name: str
     num_bytes: int
+    version: str
+    """``FileInfo.version`` of the tar."""
     rule: LabelRule
     reading: LabelReading | None
     """None: not decided yet."""
@@ -81,8 +96,9 @@ def index_shards(
 ) -> Manifest:
     """Read every tar of a folder once, write a sample index for each and, last of all, the manifest.
 
-    The tars are never changed. An index that is there and fits its tar is kept, so a call that was stopped continues
-    where it left off.
+    The tars are never changed. What a tar holds is kept in a hidden file until all are read and it is decided how the
+    labels of all are read. An index, or such a file, that is there and fits its tar is kept, so a call that was
+    stopped, or that asked about the labels, continues where it left off.
 
     Args:
         tars: the folder with the ``.tar`` files, local or remote.
@@ -93,7 +109,7 @@ def index_shards(
         labels_from: ``target.npy`` (or another ``.npy`` member), ``cls`` or ``json:FIELD``; ``auto``: the one of
             target.npy, cls and json:labels that the first sample has.
         labels_are: how they are read, ``multi-hot``, ``signed``, ``indices`` or ``names``; default: decided from all
-            labels of all tars, which are read once more for it.
+            labels of all tars.
         separator: between the names of one label; ``none``: a label is one name.
         on_error: ``fail`` stops at the first unusable sample; ``skip`` leaves it out of the index, lists it with the
             reason in ``quarantine.jsonl`` and counts it in the manifest.
@@ -118,8 +134,7 @@ def index_shards(
         check_name(what, value)
     rule = parse_rule(labels_from)
     if rule is None:
-        with local_tar(tars, files[0].name, files[0].size) as path:
-            rule = find_rule(path, tars.where(files[0].name))
+        rule = _first_rule(tars, files[0])
     asked = {"labels_from": str(rule), "classes": list(classes or ()), "on_error": on_error, "reading": 2}
     asked |= {"labels_are": labels_are, "separator": separator}
     sizes = {info.name: info.size for info in files}
@@ -135,15 +150,23 @@ def index_shards(
         if overwrite:
             kept = {}
         tasks = [
-            IndexTask(tars, out, info.name, info.size, rule, None, tuple(classes or ()), plan, on_error)
+            IndexTask(tars, out, info.name, info.size, info.version, rule, None, tuple(classes or ()), plan, on_error)
             for info in files
             if info.name not in kept
         ]
+        done = len(kept)
+
+        def count(_: object) -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, len(files))
+
         if kept:  # they were written for all tars
             report = next(iter(kept.values())).report
             reading, known = LabelReading(**report["reading"]), tuple(report["classes"])
         else:
-            reading, known = _decide(tars.url, tasks, labels_are, separator, num_workers)
+            reading, known = _decide(tars.url, tasks, labels_are, separator, num_workers, count)
         draft = Manifest(
             kind=IMAGES,
             dataset=name,
@@ -162,16 +185,8 @@ def index_shards(
         if overwrite and confirm is not None:
             confirm(draft)
         folder.withdraw()
-        done = len(kept)
-
-        def count(_: FinishedShard) -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(done, len(files))
-
         todo = [replace(task, reading=reading, classes=known) for task in tasks]
-        written = run_tasks(_index_tar, todo, num_workers, count)
+        written = run_tasks(_index_tar, todo, num_workers, count if kept else None)
         finished = kept | dict(zip((task.name for task in todo), written, strict=True))
         shards = [finished[info.name] for info in files]
         _refuse_duplicates(out, shards)
@@ -186,7 +201,7 @@ def tasks_of(folder: Storage, manifest: Manifest) -> list[IndexTask]:
         raise FormatError(f"{folder.url}: indexed before the reading of labels was recorded; run `msl index` again")
     reading = LabelReading(**manifest.options["reading"])
     return [
-        IndexTask(folder, folder, info.name, info.num_bytes, rule, reading, manifest.classes, manifest.plan, "skip")
+        IndexTask(folder, folder, info.name, info.num_bytes, "", rule, reading, manifest.classes, manifest.plan, "skip")
         for info in manifest.shards
     ]
 
@@ -201,6 +216,19 @@ def _find_tars(tars: Storage) -> list[FileInfo]:
         why = f"; {packed[0]} is compressed: its samples have no place of their own, unpack it first" if packed else ""
         raise UserError(f"{tars.url}: no .tar files here{why}")
     return files
+
+
+def _first_rule(tars: Storage, first: FileInfo) -> LabelRule:
+    """How the first sample is labelled; of a remote tar only the beginning is fetched for it, if that will do."""
+    num_bytes = min(first.size, _HEAD_BYTES)
+    try:
+        with local_tar(tars, first.name, num_bytes) as path:
+            return find_rule(path, tars.where(first.name))
+    except BadInputError:
+        if num_bytes == first.size:
+            raise
+    with local_tar(tars, first.name, first.size) as path:
+        return find_rule(path, tars.where(first.name))
 
 
 def _default_names(tars: Storage, files: Sequence[FileInfo]) -> tuple[str, str]:
@@ -268,13 +296,18 @@ def _kept_shards(out: Storage, files: Sequence[FileInfo], plan: str) -> dict[str
 
 
 def _decide(
-    where: str, tasks: Sequence[IndexTask], labels_are: str | None, separator: str | None, num_workers: int | None
+    where: str,
+    tasks: Sequence[IndexTask],
+    labels_are: str | None,
+    separator: str | None,
+    num_workers: int | None,
+    on_read: Callable[[object], None],
 ) -> tuple[LabelReading, tuple[str, ...]]:
     """What the labels mean, decided from all tars together, and the classes."""
     classes, vectors = tasks[0].classes, tasks[0].rule.suffix == TARGET_SUFFIX
     jobs = [(task, separator) for task in tasks]
     survey, problem = LabelSurvey(separator), None
-    for part, wrong in run_tasks(_survey, jobs, num_workers):
+    for part, wrong in run_tasks(_survey, jobs, num_workers, on_read):
         survey.merge(part)
         problem = problem or wrong
     if problem is not None and tasks[0].on_error == "fail":
@@ -287,23 +320,51 @@ def _decide(
 
 
 def _survey(job: tuple[IndexTask, str | None]) -> tuple[LabelSurvey, BadInputError | None]:
+    """Read one tar, keep what it holds for ``_index_tar``, and say what its labels look like; runs in a worker."""
     task, separator = job
+    where = task.tars.where(task.name)
+    contents = _kept_contents(task)
+    if contents is None:
+        contents = contents_of(task)
+        kept = json.dumps([_kept_for(task), contents.sha256, contents.samples], separators=(",", ":"))
+        task.out.put(_contents_name(task.name), zlib.compress(kept.encode(), 1))
+    return survey_labels(contents, where, separator)
+
+
+def contents_of(task: IndexTask) -> TarContents:
+    """Read the tar of a task. Raises BadInputError as ``read_tar`` does."""
     with local_tar(task.tars, task.name, task.num_bytes) as path:
-        return survey_labels(path, task.tars.where(task.name), task.rule, separator)
+        return read_tar(path, task.tars.where(task.name), task.rule, skip=task.on_error == "skip")
+
+
+def _kept_contents(task: IndexTask) -> TarContents | None:
+    """What an earlier call, or an earlier step of this one, read of this very tar."""
+    try:
+        kept_for, sha256, samples = json.loads(zlib.decompress(task.out.read(_contents_name(task.name))))
+    except (FileNotFoundError, ValueError, zlib.error):
+        return None
+    return TarContents(sha256, samples) if task.version and kept_for == _kept_for(task) else None
+
+
+def _kept_for(task: IndexTask) -> list[Any]:
+    return [task.num_bytes, task.version, str(task.rule), task.on_error]
+
+
+def _contents_name(tar: str) -> str:
+    """A hidden file: the dataset does not contain it, and other tools do not see it."""
+    return f".{tar}.contents"
 
 
 def _index_tar(task: IndexTask) -> FinishedShard:
     """Index one tar; runs in a worker. Doing it twice gives the same bytes twice."""
     where = task.tars.where(task.name)
-    with local_tar(task.tars, task.name, task.num_bytes) as path:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        assert task.reading is not None
-        found = scan(path, where, task.rule, task.reading, task.classes, skip=task.on_error == "skip")
+    contents = _kept_contents(task) or contents_of(task)
+    assert task.reading is not None
+    found = make_rows(contents, where, task.reading, task.classes, skip=task.on_error == "skip")
     if not found.rows:
         reason = f"none of its {len(found.quarantined)} samples is usable" if found.quarantined else "it has no samples"
         raise BadInputError(where, reason, "move it out of the folder")
-    info = ShardInfo(name=task.name, num_samples=len(found.rows), num_bytes=task.num_bytes, sha256=digest)
+    info = ShardInfo(name=task.name, num_samples=len(found.rows), num_bytes=task.num_bytes, sha256=contents.sha256)
     counts = {
         column: Counter(number for row in found.rows for number in row[column]) for column in ("positives", "ignored")
     }
@@ -318,6 +379,7 @@ def _index_tar(task: IndexTask) -> FinishedShard:
     }
     index = encode_index(IMAGES, found.rows, info, task.plan, report)
     task.out.put(index_name(task.name), index)
+    task.out.delete(_contents_name(task.name))
     return FinishedShard(with_digests(info, index, found.rows), report)
 
 

@@ -6,12 +6,11 @@ They are never written to.
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import mmap
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +18,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from msldata.build.image import check_jpeg
-from msldata.contract.format import META_SUFFIX, TARGET_SUFFIX
-from msldata.contract.pixels import JPEG_START, SIDEWAYS, check_whole
+from msldata.contract.format import META_SUFFIX, TARGET_SUFFIX, decode_array
+from msldata.contract.pixels import JPEG_START, check_whole
 from msldata.contract.tar import DamagedTar, TarMember, walk_any_tar
 from msldata.errors import BadInputError, UserError
 from msldata.sources.labels.reading import Label, LabelReading, Labels, LabelSurvey
@@ -35,6 +35,7 @@ _IMAGE_SUFFIXES = (".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".
 # The key is everything up to the first dot of the file name, folders included, as the WebDataset readers have it.
 _NAME = re.compile(r"((?:.*/)?[^./]+)(\.[^/]+)")
 _COPY_BYTES = 16 << 20
+_PLACE = ("key", "offset", "length", "crc32", "width", "height")
 _OBJECT_FLAGS = ("difficult", "truncated", "occluded", "crowd")
 
 
@@ -50,8 +51,18 @@ class LabelRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Scan:
-    """What a tar holds: a row of the sample index per usable sample, and why the others cannot be used."""
+class TarContents:
+    """What reading a tar once tells, before it is known what its labels mean."""
+
+    sha256: str
+    samples: list[dict[str, Any]]
+    """Of each sample, in order, the columns of its row, its labels as written (``value``, ``left_out``) and its objects
+    with the names of their classes; of one that cannot be used, its ``key`` and the ``reason``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A row of the sample index per usable sample, and why the others cannot be used."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     quarantined: list[dict[str, str]] = field(default_factory=list)
@@ -81,7 +92,7 @@ def find_rule(path: Path, where: str) -> LabelRule:
             several things are.
     """
     with open_tar(path) as data:
-        for key, members in samples(path, where):
+        for key, members in samples(data, where):
             rules = [LabelRule(suffix) for suffix in (TARGET_SUFFIX, ".cls") if suffix in members]
             fields: list[str] = []
             if META_SUFFIX in members:
@@ -113,52 +124,87 @@ def find_rule(path: Path, where: str) -> LabelRule:
     raise BadInputError(where, "the tar has no samples", "delete it")
 
 
-def survey_labels(
-    path: Path, where: str, rule: LabelRule, separator: str | None
-) -> tuple[LabelSurvey, BadInputError | None]:
-    """What the label values of a tar look like, and what is wrong with the first that cannot be a label, if any."""
-    survey, problem = LabelSurvey(separator), None
-    with open_tar(path) as data:
-        for key, members in samples(path, where):
-            place = f"{Path(where).name}, sample {key}"
-            try:
-                value, ignored = label_values(data, members, rule)
-                survey.add(place, value)
-                if ignored is not None:
-                    survey.add(place, ignored)
-            except ValueError as error:
-                problem = problem or BadInputError(f"{where}, sample {key}", str(error), _HINT)
-    return survey, problem
-
-
-def scan(path: Path, where: str, rule: LabelRule, reading: LabelReading, classes: Sequence[str], *, skip: bool) -> Scan:
-    """Make the rows of the sample index.
+def read_tar(
+    path: Path,
+    where: str,
+    rule: LabelRule,
+    *,
+    skip: bool,
+    decode: bool = True,
+    on_image: Callable[[str, bytes], None] | None = None,
+) -> TarContents:
+    """Read a tar once, from its first byte to its last: its digest, and every sample.
 
     Args:
         path: the tar on this machine.
         where: its place, for messages.
         rule: where the labels are.
-        reading: what they mean.
-        classes: class names in target order.
-        skip: leave samples that cannot be used out, with the reason.
+        skip: take note of samples that cannot be used, instead of raising.
+        decode: decode every image, which alone can tell that it is whole; else JPEGs are believed.
+        on_image: called with key and bytes of every image.
 
     Raises:
         BadInputError: the tar is damaged, a key appears twice, or a sample is unusable and ``skip`` is false.
     """
-    found = Scan()
-    index = {name: number for number, name in enumerate(classes)}
+    found: list[dict[str, Any]] = []
+    digest, num_hashed = hashlib.sha256(), 0
     with open_tar(path) as data:
-        for key, members in samples(path, where):
+        for key, members in samples(data, where):
             try:
-                found.rows.append(_row(data, key, members, rule, reading, index))
+                found.append(_sample(data, key, members, rule, decode, on_image))
             except ValueError as error:
                 if not skip:
                     raise BadInputError(f"{where}, sample {key}", str(error), _HINT) from None
-                found.quarantined.append({"file": f"{Path(where).name}, sample {key}", "reason": str(error)})
+                found.append({"key": key, "reason": str(error)})
+            end = max(member.offset + member.length for member in members.values())
+            digest.update(data[num_hashed:end])  # while these bytes are at hand
+            num_hashed = end
+        for start in range(num_hashed, len(data), _COPY_BYTES):
+            digest.update(data[start : start + _COPY_BYTES])
+    return TarContents(digest.hexdigest(), found)
+
+
+def survey_labels(contents: TarContents, where: str, separator: str | None) -> tuple[LabelSurvey, BadInputError | None]:
+    """What the label values of a tar look like, and what is wrong with the first that cannot be a label, if any."""
+    survey, problem = LabelSurvey(separator), None
+    for sample in contents.samples:
+        try:
+            for value in (sample[name] for name in ("value", "left_out") if name in sample):
+                survey.add(f"{Path(where).name}, sample {sample['key']}", value)
+        except ValueError as error:
+            problem = problem or BadInputError(f"{where}, sample {sample['key']}", str(error), _HINT)
+    return survey, problem
+
+
+def make_rows(contents: TarContents, where: str, reading: LabelReading, classes: Sequence[str], *, skip: bool) -> Rows:
+    """Make the rows of the sample index, now that it is known what the labels mean.
+
+    Args:
+        contents: from ``read_tar``.
+        where: the tar's place, for messages.
+        reading: what the labels mean.
+        classes: class names in target order.
+        skip: leave samples that cannot be used out, with the reason.
+
+    Raises:
+        BadInputError: a label does not fit, and ``skip`` is false.
+    """
+    found = Rows()
+    index = {name: number for number, name in enumerate(classes)}
+    for sample in contents.samples:
+        key = sample["key"]
+        try:
+            if "reason" in sample:
+                raise ValueError(sample["reason"])
+            found.rows.append(_row(sample, reading, index))
+        except ValueError as error:
+            if not skip:
+                raise BadInputError(f"{where}, sample {key}", str(error), _HINT) from None
+            found.quarantined.append({"file": f"{Path(where).name}, sample {key}", "reason": str(error)})
     return found
 
 
-def samples(path: Path, where: str) -> Iterator[tuple[str, dict[str, TarMember]]]:
+def samples(data: mmap.mmap, where: str) -> Iterator[tuple[str, dict[str, TarMember]]]:
     """(key, members by their suffix, in lower case) of every sample, in order.
 
     Raises:
@@ -168,7 +214,7 @@ def samples(path: Path, where: str) -> Iterator[tuple[str, dict[str, TarMember]]
     members: dict[str, TarMember] = {}
     seen: set[str] = set()
     try:
-        for member in walk_any_tar(path):
+        for member in walk_any_tar(data):
             match = _NAME.fullmatch(member.name)
             if match is None:
                 continue  # no WebDataset reader takes it for part of a sample either
@@ -213,7 +259,7 @@ def label_values(data: mmap.mmap, members: Mapping[str, TarMember], rule: LabelR
             raise ValueError("its .cls is empty")
         return text, None
     try:
-        target = np.load(io.BytesIO(content), allow_pickle=False)
+        target = decode_array(content)
     except Exception as error:  # numpy raises ValueError, EOFError, SyntaxError … for a damaged header
         raise ValueError(f"its {rule.suffix} is not an array without pickled objects ({error})") from None
     if not isinstance(target, np.ndarray) or target.ndim > 1 or target.dtype.kind not in "biufU":
@@ -251,13 +297,13 @@ def local_tar(folder: Storage, name: str, num_bytes: int) -> Iterator[Path]:
         yield copy
 
 
-def _row(
+def _sample(
     data: mmap.mmap,
     key: str,
     members: Mapping[str, TarMember],
     rule: LabelRule,
-    reading: LabelReading,
-    index: Mapping[str, int],
+    decode: bool,
+    on_image: Callable[[str, bytes], None] | None,
 ) -> dict[str, Any]:
     # Beside a JPEG a picture of another kind is a mask or a depth map.
     images = [suffix for suffix in members if suffix.endswith(_JPEG_SUFFIXES)]
@@ -266,33 +312,41 @@ def _row(
         raise ValueError(f"{len(images) or 'no'} members are images, expected one: {', '.join(members)}")
     member = members[images[0]]
     content = content_of(data, member)
-    width, height = _size(content)
+    if on_image is not None:
+        on_image(key, content)
+    width, height = _size(content, decode)
     value, left_out = label_values(data, members, rule)
-    labels = reading.read(value)
-    if left_out is not None:
-        labels = Labels(labels.positives, (*labels.ignored, *reading.read(left_out).positives))
-    positives, ignored = (_indices(part, index) for part in (labels.positives, labels.ignored))
-    if both := set(positives) & set(ignored):
-        raise ValueError(f"class {min(both)} is both positive and ignored")
     return {
         "key": key,
         "offset": member.offset,
         "length": member.length,
-        "crc32": zlib.crc32(content),
+        "crc32": crc32(content),
         "width": width,
         "height": height,
-        "positives": positives,
-        "ignored": ignored,
-        "objects": _objects(data, members, index),
+        "value": value,
+        **({} if left_out is None else {"left_out": left_out}),
+        "objects": _objects(data, members),
     }
 
 
-def _size(content: bytes) -> tuple[int, int]:
-    """Width and height of an image, upright; it is decoded, which alone can tell that it is whole."""
-    header = check_jpeg(content, decode=True) if content.startswith(JPEG_START) else None
-    if header is None:
-        return check_whole(content)
-    return (header.height, header.width) if header.orientation in SIDEWAYS else (header.width, header.height)
+def _row(sample: Mapping[str, Any], reading: LabelReading, index: Mapping[str, int]) -> dict[str, Any]:
+    labels = reading.read(sample["value"])
+    if "left_out" in sample:
+        labels = Labels(labels.positives, (*labels.ignored, *reading.read(sample["left_out"]).positives))
+    positives, ignored = (_indices(part, index) for part in (labels.positives, labels.ignored))
+    if both := set(positives) & set(ignored):
+        raise ValueError(f"class {min(both)} is both positive and ignored")
+    known = all(isinstance(item["class"], str) and item["class"] in index for item in sample["objects"])
+    objects = [{"class_index": index[item["class"]], **item} for item in sample["objects"]] if known else []
+    for item in objects:
+        del item["class"]
+    return {name: sample[name] for name in _PLACE} | {"positives": positives, "ignored": ignored, "objects": objects}
+
+
+def _size(content: bytes, decode: bool) -> tuple[int, int]:
+    """Width and height of an image, upright."""
+    header = check_jpeg(content, decode=decode) if content.startswith(JPEG_START) else None
+    return check_whole(content) if header is None else header.upright
 
 
 def _indices(labels: Sequence[Label], index: Mapping[str, int]) -> list[int]:
@@ -305,18 +359,19 @@ def _indices(labels: Sequence[Label], index: Mapping[str, int]) -> list[int]:
     return sorted(found)
 
 
-def _objects(data: mmap.mmap, members: Mapping[str, TarMember], index: Mapping[str, int]) -> list[dict[str, Any]]:
+def _objects(data: mmap.mmap, members: Mapping[str, TarMember]) -> list[dict[str, Any]]:
     """The objects that our own JSON lists; other programs have no such list, or a different one."""
+    if META_SUFFIX not in members:
+        return []
     try:
-        entries = _json(content_of(data, members[META_SUFFIX]))["objects"]
         return [
             {
-                "class_index": index[entry["class"]],
+                "class": entry["class"],
                 "box": [float(value) for value in entry["box"]],
                 "area": float(entry["area"]),
                 **{flag: entry[flag] for flag in _OBJECT_FLAGS},
             }
-            for entry in entries
+            for entry in _json(content_of(data, members[META_SUFFIX]))["objects"]
         ]
     except (KeyError, TypeError, ValueError):
         return []

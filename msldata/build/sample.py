@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class SampleMaker:
         self.decode = decode
         self.num_bytes_read = -1
         """Size of the image file that was read last; -1 if it could not be read."""
-        self._names = [_text(name) for name in classes]
+        self._names = [encode_basestring(name) for name in classes]
 
     def make(self, record: Record) -> Sample:
         """Read the record's image and encode everything. Raises BadInputError: the image cannot be used."""
@@ -109,9 +109,9 @@ class SampleMaker:
         ]
         crop = "" if record.crop is None else f'"crop":[{",".join(map(str, record.crop))}],'
         return (
-            f'{{{crop}"file":{_text(record.image)},"height":{height},'
+            f'{{{crop}"file":{encode_basestring(record.image)},"height":{height},'
             f'"ignored":[{",".join([names[index] for index in record.ignored])}],'
-            f'"image_id":{_text(record.image_id or record.key)},'
+            f'"image_id":{encode_basestring(record.image_id or record.key)},'
             f'"labels":[{",".join([names[index] for index in record.positives])}],'
             f'"objects":[{",".join(objects)}],"width":{width}}}'
         ).encode()
@@ -170,6 +170,3 @@ def check_boxes(objects: Sequence[ObjectRecord], width: int, height: int) -> Non
     shares = (width, height) != SHARES and all(x + w <= 1 and y + h <= 1 for _, (x, y, w, h), *_ in objects)
     if shares and not all(float(value).is_integer() for item in objects for value in item.box):
         raise ValueError("its boxes lie between 0 and 1: shares of the picture, where pixels are expected")
-
-
-_text = json.JSONEncoder(ensure_ascii=False).encode

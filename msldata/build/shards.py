@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -15,7 +13,16 @@ from typing import Any, Literal
 
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder, FinishedShard
 from msldata.build.image import Resize
-from msldata.build.plan import BuildPlan, Ledger, ShardTask, digest_sizes, join_sizes, plan_build, refuse_too_many
+from msldata.build.plan import (
+    BuildPlan,
+    Ledger,
+    ShardTask,
+    collector_paused,
+    digest_sizes,
+    join_sizes,
+    plan_build,
+    refuse_too_many,
+)
 from msldata.build.sample import Sample, SampleMaker
 from msldata.build.writer import ShardWriter
 from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, index_name
@@ -330,37 +337,25 @@ def label_histogram(classes: Sequence[str], reports: Sequence[Mapping[str, Any]]
     return {name: {"positive": positive[k], "ignored": ignored[k]} for k, name in enumerate(classes)}
 
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Records and rows hold no reference cycles, and searching them for cycles takes a twentieth of a build's time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def _samples(job: _Job) -> Iterator[tuple[Record, Sample | BadInputError, int]]:
     """A shard's records in order, what each became, and the size of its image file."""
     maker = SampleMaker(job.images, job.classes, job.resize, decode=job.decode)
 
-    def make(record: Record) -> tuple[Record, Sample | BadInputError, int]:
-        own = copy(maker)  # for it holds the size of the last file
+    def make(record: Record, maker: SampleMaker) -> tuple[Record, Sample | BadInputError, int]:
         try:
-            return record, own.make(record), own.num_bytes_read
+            return record, maker.make(record), maker.num_bytes_read
         except BadInputError as error:
-            return record, error, own.num_bytes_read
+            return record, error, maker.num_bytes_read
 
     if job.num_threads == 1:
-        yield from map(make, job.task.records())
+        for record in job.task.records():
+            yield make(record, maker)
         return
     ahead: deque[Future] = deque()
     with ThreadPoolExecutor(job.num_threads) as threads:
         try:
             for record in job.task.records():
-                ahead.append(threads.submit(make, record))
+                ahead.append(threads.submit(make, record, copy(maker)))  # it holds the size of the last file
                 if len(ahead) > _AHEAD * job.num_threads:
                     yield ahead.popleft().result()
             while ahead:
@@ -378,7 +373,7 @@ def _write_shard(job: _Job) -> FinishedShard:
     sizes = []
     ledger = Ledger(job.images, job.on_error)
     info = None
-    with _collector_paused(), ShardWriter(job.out, job.task.name, kind=IMAGES, plan=job.plan) as writer:
+    with collector_paused(), ShardWriter(job.out, job.task.name, kind=IMAGES, plan=job.plan) as writer:
         for record, sample, num_bytes in _samples(job):
             sizes.append(num_bytes)
             if isinstance(sample, BadInputError):

@@ -15,10 +15,11 @@ import secrets
 import shutil
 import tempfile
 import threading
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from zlib_ng.zlib_ng import crc32
 
 from msldata.contract.format import encode_index, with_digests
 from msldata.contract.manifest import ShardInfo, index_name
@@ -82,7 +83,7 @@ class ShardWriter:
             "key": key,
             "offset": self._file.num_bytes + BLOCK_BYTES,
             "length": len(data),
-            "crc32": zlib.crc32(data),
+            "crc32": crc32(data),
         }
         self._rows.append({**position, **row})
         # The image is written where it lies; everything after it is joined into one piece.

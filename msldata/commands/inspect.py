@@ -16,6 +16,12 @@ def verify(
     against: Annotated[
         str | None, typer.Option(help="A split that must share no image with it, as test with train.")
     ] = None,
+    decode: Annotated[
+        bool,
+        typer.Option(
+            help="Decode every image. Without, changes since the build are found, but no image damaged before."
+        ),
+    ] = True,
     workers: Workers = None,
 ) -> None:
     """Check every byte of a dataset: checksums, index, images, labels, duplicates, leftover files."""
@@ -23,7 +29,7 @@ def verify(
     from msldata.inspect.verify import verify
 
     with progress_bar("verifying") as progress:
-        result = verify(shards, against=against, num_workers=workers, progress=progress)
+        result = verify(shards, against=against, num_workers=workers, decode=decode, progress=progress)
     show_verification(out, result, shards, against)
     if result.findings:
         raise typer.Exit(2)

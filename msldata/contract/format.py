@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
+from json.encoder import encode_basestring
 from typing import Any
 
 import numpy as np
@@ -106,6 +108,8 @@ def make_key(name: str) -> str:
     Raises:
         FormatError: the name is empty or holds a NUL, which no file name can.
     """
+    if name.isascii() and name.isalnum() and len(name) <= MAX_KEY_BYTES:
+        return name  # nearly all of the many
     if not name or "\0" in name:
         raise FormatError(f"{name!r} is not a file name")
     key = "".join("_" if letter in "./ " or not letter.isprintable() else letter for letter in name)
@@ -139,6 +143,31 @@ def _target_header(num_classes: int) -> bytes:
     return buffer.getvalue()[:-num_classes]
 
 
+def decode_array(data: bytes) -> Any:
+    """What ``numpy.load`` makes of a ``.npy`` file without pickled objects, in a fraction of the time.
+
+    The headers of a dataset's targets are all the same, and numpy takes as long for one as for the check of an image.
+
+    Raises:
+        Exception: any, as numpy does for a damaged file.
+    """
+    end = 10 + int.from_bytes(data[8:10], "little")
+    try:
+        shape, is_transposed, dtype = _array_header(data[:end])
+        values = np.frombuffer(data, dtype, math.prod(shape), end)
+        return values.reshape(shape, order="F" if is_transposed else "C")
+    except Exception:  # another version of the format, or damaged: numpy knows
+        return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+@lru_cache(64)
+def _array_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    buffer = io.BytesIO(header)
+    if np.lib.format.read_magic(buffer) != (1, 0):
+        raise ValueError("another version")
+    return np.lib.format.read_array_header_1_0(buffer)
+
+
 def encode_index(
     kind: str,
     rows: Sequence[Mapping[str, Any]],
@@ -166,8 +195,9 @@ def encode_index(
 def labels_digest(rows: Iterable[Mapping[str, Any]]) -> str:
     """SHA-256 of the labels of a shard: key, positive and ignored classes of each sample, in order."""
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(_JSON.encode([row["key"], row["positives"], row["ignored"]]).encode())
+    for row in rows:  # written out: an encoder is made anew for every call
+        positives, ignored = (",".join(map(str, row[column])) for column in ("positives", "ignored"))
+        digest.update(f"[{encode_basestring(row['key'])},[{positives}],[{ignored}]]".encode())
     return digest.hexdigest()
 
 

@@ -70,6 +70,11 @@ class JpegHeader(NamedTuple):
     """EXIF's, 1 (upright) to 8."""
     colour_space: str
 
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height once it is turned."""
+        return (self.height, self.width) if self.orientation in SIDEWAYS else (self.width, self.height)
+
 
 def reductions(
     width_N: np.ndarray, height_N: np.ndarray, crop_N4: np.ndarray, size: int, margin: float = MARGIN
@@ -172,7 +177,7 @@ def jpeg_header(data: bytes | memoryview) -> JpegHeader:
 def upright_size(data: bytes | memoryview) -> tuple[int, int] | None:
     """Width and height that a JPEG has once it is turned; None for what has no header of a JPEG."""
     try:
-        return _upright(jpeg_header(data))
+        return jpeg_header(data).upright
     except ValueError:
         return None
 
@@ -188,7 +193,7 @@ def check_whole(data: bytes | memoryview) -> tuple[int, int]:
         header = jpeg_header(data)
         # An eighth of the size: reading the compressed data, which is what can end early, is then nearly all the work.
         simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-        return _upright(header)
+        return header.upright
     except ValueError:  # strict is right for nearly all files and fast; of the others, some are only unusual
         height, width, _ = decode(data).shape
         return width, height
@@ -286,10 +291,6 @@ def check_size(width: int, height: int) -> None:
     """Raise ValueError for an image of more than ``MAX_PIXELS``."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"{_TOO_LARGE} ({width} × {height})")
-
-
-def _upright(header: JpegHeader) -> tuple[int, int]:
-    return (header.height, header.width) if header.orientation in SIDEWAYS else (header.width, header.height)
 
 
 def _scan(data: bytes | memoryview) -> tuple[int, int]:

@@ -6,11 +6,10 @@ of a build together.
 
 from __future__ import annotations
 
+import mmap
 import tarfile
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from msldata.contract.format import MAX_KEY_BYTES, TARGET_SUFFIX
 
@@ -18,12 +17,14 @@ BLOCK_BYTES = tarfile.BLOCKSIZE
 END_BYTES = 2 * BLOCK_BYTES
 """Zeros that close a tar."""
 
+_FIELD_BYTES = 100
 _NAME_BYTES = MAX_KEY_BYTES + len(TARGET_SUFFIX)
 _MAX_MEMBER_BYTES = 0o77777777777
 _OWNERS = b"".join((b"0000644\0", b"0000000\0", b"0000000\0"))  # mode, uid, gid
 _TIME = b"".join((b"\0", b"00000000000\0"))  # end of the size field, time stamp
 _KIND = b"".join((b"0", bytes(100), b"ustar\0", b"00", bytes(247)))  # regular file, no link, no owner's name
 _CONSTANT_SUM = sum(_OWNERS + _TIME + _KIND) + 8 * ord(" ")  # the checksum counts its own field as spaces
+_PART_BYTES = 1 << 20
 _PADDING = [bytes(-size % BLOCK_BYTES) for size in range(BLOCK_BYTES)]
 
 
@@ -56,60 +57,90 @@ def walk_tar(data: bytes) -> Iterator[TarMember]:
     position = 0
     while any(header := data[position : position + BLOCK_BYTES]):
         what = f"tar header at byte {position}"
-        try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-        except (tarfile.TarError, UnicodeDecodeError) as error:
-            raise DamagedTar(what, "a member", str(error)) from None
-        if not info.isreg():
-            raise DamagedTar(what, "a regular file", f"{info.name} of type {info.type.decode('latin-1')!r}")
-        start = position + BLOCK_BYTES
-        if start + info.size > len(data):
-            raise DamagedTar(f"tar member {info.name}", f"{info.size} bytes", f"{len(data) - start}, cut off")
-        yield TarMember(info.name, start, info.size)
-        position = start + info.size + -info.size % BLOCK_BYTES
-    rest = data[position:]
-    if len(rest) < END_BYTES or any(rest):
-        found = "other bytes" if any(rest) else f"{len(rest)} bytes"
-        raise DamagedTar(f"end of the tar, from byte {position}", f"{END_BYTES} empty bytes or more", found)
+        if (plain := _plain_member(header)) is None:
+            try:
+                info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+            except (tarfile.TarError, UnicodeDecodeError) as error:
+                raise DamagedTar(what, "a member", str(error)) from None
+            if not info.isreg():
+                raise DamagedTar(what, "a regular file", f"{info.name} of type {info.type.decode('latin-1')!r}")
+            plain = info.name, info.size
+        name, size = plain
+        member = _whole_member(name, position + BLOCK_BYTES, size, len(data))
+        yield member
+        position = member.offset + _in_blocks(size)
+    _check_end(data, position, END_BYTES)
 
 
-def walk_any_tar(path: Path) -> Iterator[TarMember]:
+def walk_any_tar(data: mmap.mmap) -> Iterator[TarMember]:
     """Yield the regular files of a tar that any program wrote: USTAR, GNU or PAX; folders are passed over.
 
     Raises:
         DamagedTar: as ``walk_tar`` does, and for links, devices and sparse files, whose bytes do not lie in the tar.
     """
-    size = path.stat().st_size
+    position, general = 0, None
+    while any(header := data[position : position + BLOCK_BYTES]):
+        plain = None if general is not None and general.pax_headers else _plain_member(header)
+        if plain is not None:
+            member = _whole_member(plain[0], position + BLOCK_BYTES, plain[1], len(data))
+            yield member
+            position = member.offset + _in_blocks(member.length)
+            continue
+        try:  # a folder, a long name …: Python's reader takes the header and all that belongs to it
+            if general is None:
+                data.seek(position)
+                general = tarfile.open(fileobj=data, mode="r:", encoding="utf-8")  # noqa: SIM115  (`data` stays open)
+            else:
+                general.offset = position
+            info = general.next()
+        except tarfile.TarError as error:
+            packed = data[:4].startswith((b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd"))
+            found = "a compressed one, which must be unpacked first" if packed else str(error)
+            raise DamagedTar("the tar", "a plain tar", found) from None
+        if info is None:
+            break  # that reader takes a broken header for the end
+        if not info.isdir():
+            if not info.isreg() or info.issparse():
+                found = f"{info.name}, a link, device or sparse file"
+                raise DamagedTar(f"tar header at byte {info.offset}", "a regular file", found)
+            yield _whole_member(info.name, info.offset_data, info.size, len(data))
+        position = general.offset
+    _check_end(data, position, BLOCK_BYTES)
+
+
+def _plain_member(header: bytes) -> tuple[str, int] | None:
+    """Name and size of a regular file from a header as nearly all are; None: a general reader must look at it."""
+    if len(header) < BLOCK_BYTES or header[156:157] not in (b"0", b"\0") or header[345]:
+        return None
+    size, checksum = header[124:135], header[148:154]
+    name = header[:_FIELD_BYTES].partition(b"\0")[0]
+    if not size.isdigit() or not checksum.isdigit() or header[135] not in b"\0 " or name.endswith(b"/"):
+        return None
     try:
-        with closing(tarfile.open(path, "r:", encoding="utf-8")) as tar:
-            for info in tar:
-                if info.isdir():
-                    continue
-                if not info.isreg() or info.issparse():
-                    raise DamagedTar(
-                        f"tar header at byte {info.offset}",
-                        "a regular file",
-                        f"{info.name}, a link, device or sparse file",
-                    )
-                if info.offset_data + info.size > size:
-                    rest = size - info.offset_data
-                    raise DamagedTar(f"tar member {info.name}", f"{info.size} bytes", f"{rest}, cut off")
-                yield TarMember(info.name, info.offset_data, info.size)
-            end = tar.offset
-    except tarfile.TarError as error:
-        with open(path, "rb") as file:
-            packed = file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd"))
-        found = "a compressed one, which must be unpacked first" if packed else str(error)
-        raise DamagedTar("the tar", "a plain tar", found) from None
-    # Python's reader takes a broken header for the end; the end of a whole tar is nothing but zeros.
-    with open(path, "rb") as file:
-        file.seek(end)
-        rest, num_bytes = True, 0
-        while block := file.read(1 << 20):
-            rest, num_bytes = rest and not any(block), num_bytes + len(block)
-    if not rest or num_bytes < BLOCK_BYTES:
-        found = f"{num_bytes} bytes" if rest else "other bytes"
-        raise DamagedTar(f"end of the tar, from byte {end}", f"{END_BYTES} empty bytes", found)
+        if int(checksum, 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            return None
+        return name.decode(), int(size, 8)
+    except ValueError:  # no octal digits, or no UTF-8
+        return None
+
+
+def _whole_member(name: str, offset: int, size: int, num_bytes: int) -> TarMember:
+    if not 0 <= size <= num_bytes - offset:
+        raise DamagedTar(f"tar member {name}", f"{size} bytes", f"{num_bytes - offset}, cut off")
+    return TarMember(name, offset, size)
+
+
+def _check_end(data: bytes | mmap.mmap, position: int, least: int) -> None:
+    """The end of a whole tar is nothing but zeros."""
+    num_bytes = len(data) - position
+    other = any(data[place : place + _PART_BYTES].strip(b"\0") for place in range(position, len(data), _PART_BYTES))
+    if other or num_bytes < least:
+        found = "other bytes" if other else f"{max(0, num_bytes)} bytes"
+        raise DamagedTar(f"end of the tar, from byte {position}", f"{END_BYTES} empty bytes or more", found)
+
+
+def _in_blocks(num_bytes: int) -> int:
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def tar_header(name: str, num_bytes: int) -> bytes:
@@ -130,7 +161,7 @@ def tar_header(name: str, num_bytes: int) -> bytes:
 
 def tar_member_bytes(num_bytes: int) -> int:
     """The space that a member of ``num_bytes`` takes in a tar: its header, itself, and the padding to whole blocks."""
-    return BLOCK_BYTES + -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+    return BLOCK_BYTES + _in_blocks(num_bytes)
 
 
 def padding(num_bytes: int) -> bytes:

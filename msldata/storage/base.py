@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from msldata.errors import StorageError
@@ -23,6 +23,8 @@ class FileInfo:
 
     name: str
     size: int
+    version: str = field(default="", compare=False)
+    """Another one after every change: when it was, or the store's tag; empty where that is unknown."""
 
 
 class Storage(ABC):

@@ -40,7 +40,10 @@ class LocalStorage(Storage):
                 if name.endswith(PART_SUFFIX):
                     continue
                 with suppress(FileNotFoundError):  # another process may remove its files at any moment
-                    found.append(FileInfo(path.relative_to(self.root).as_posix(), path.stat().st_size))
+                    facts = path.stat()
+                    found.append(
+                        FileInfo(path.relative_to(self.root).as_posix(), facts.st_size, str(facts.st_mtime_ns))
+                    )
         return sorted(found, key=lambda info: info.name)
 
     def list_sources(self) -> list[FileInfo]:

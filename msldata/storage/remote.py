@@ -104,7 +104,11 @@ class RemoteStorage(Storage):
                 "dataset.json), or reach the store through s3://, gs:// or az://"
             )
         with clear_remote_errors(self.url):
-            found = [FileInfo(entry["path"], entry["size"]) for batch in obstore.list(self.store) for entry in batch]
+            found = [
+                FileInfo(entry["path"], entry["size"], entry["e_tag"] or "")
+                for batch in obstore.list(self.store)
+                for entry in batch
+            ]
         self._answered()
         return sorted(found, key=lambda info: info.name)
 

@@ -187,15 +187,49 @@ def _parquet() -> bytes:
     return buffer.getvalue()
 
 
+def tars_read(monkeypatch) -> list[str]:
+    """The tars that are read from now on, in order."""
+    read: list[str] = []
+    read_tar = module.read_tar
+    monkeypatch.setattr(
+        module, "read_tar", lambda path, *rest, **more: read.append(path.name) or read_tar(path, *rest, **more)
+    )
+    return read
+
+
+def test_each_tar_is_read_once(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "tars", KINDS["json names"][0])
+    read = tars_read(monkeypatch)
+    calls = []
+    index(folder, progress=lambda *call: calls.append(call))
+    assert read == [f"part-{number:05d}.tar" for number in range(3)]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_after_a_doubt_only_a_mended_tar_is_read_again(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "tars", lambda number: {"json": {"labels": [number % 2, 1 - number % 2]}})
+    read = tars_read(monkeypatch)
+    with pytest.raises(UserError, match="--labels-are"):
+        index(folder)
+    assert len(read) == 3
+    path = folder / "part-00001.tar"
+    mended = path.read_bytes().replace(b"[1, 0]", b"[1, 1]")
+    assert mended != path.read_bytes()
+    path.write_bytes(mended)  # of the same size
+    manifest = index(folder, labels_are="multi-hot")
+    assert read[3:] == ["part-00001.tar"]
+    assert manifest.label_histogram["1"]["positive"] == 6
+    assert not verify(LocalStorage(folder), num_workers=1).findings
+
+
 def test_a_stopped_call_goes_on_and_a_finished_one_does_nothing(tmp_path, monkeypatch):
     folder = write_shards(tmp_path / "tars", KINDS["json names"][0])
     whole = index(folder)
     wanted = contents(folder)
     (folder / MANIFEST_NAME).unlink()
     (folder / "part-00001.parquet").unlink()
-    read = []
-    scan = module.scan
-    monkeypatch.setattr(module, "scan", lambda path, *rest, **more: read.append(path.name) or scan(path, *rest, **more))
+    read = tars_read(monkeypatch)
     assert index(folder) == whole
     assert read == ["part-00001.tar"] and contents(folder) == wanted
     assert index(folder) == whole and len(read) == 1
@@ -278,7 +312,7 @@ def test_bad_samples_stop_it_or_are_left_out(tmp_path, change, rule, reason):
     ("damage", "reason"),
     [
         (lambda data: data[:2000], "cut off|unexpected end"),
-        (lambda data: data.rstrip(b"\0"), "unexpected end"),
+        (lambda data: data.rstrip(b"\0"), "end of the tar.*0 bytes"),
         (lambda data: data.replace(b"k1.jpg", b"k1.jpX", 1), "end of the tar.*other bytes"),
         (lambda data: b"", "the tar is empty"),
         (lambda data: b"<html>" * 400, "plain tar"),
@@ -500,6 +534,20 @@ def test_damage_after_indexing_is_found(tmp_path):
     result = verify(LocalStorage(folder), num_workers=1)
     assert "no such file" in {finding.found for finding in result.findings}
     assert f"msl index {folder} --overwrite" in result.next_step
+
+
+def test_an_image_that_was_damaged_before_is_only_seen_by_decoding(tmp_path, monkeypatch):
+    cut = photo(1)[:-40] + b"\xff\xd9"
+    bad_tar(tmp_path, replaced(k1__jpg=cut))
+    with pytest.raises(BadInputError, match="sample k1: "):
+        index(tmp_path, classes=("bird",))
+    bad_tar(tmp_path, without(""))
+    index(tmp_path, classes=("bird",))
+    bad_tar(tmp_path, replaced(k1__jpg=cut.ljust(len(photo(1)), b"\0")))
+    for decode in (True, False):
+        found = verify(LocalStorage(tmp_path), num_workers=1, decode=decode).findings
+        assert {"sha256"} < {finding.what for finding in found}
+        assert any(finding.key == "k1" and finding.what == "the sample" for finding in found) == decode
 
 
 def test_the_command(tmp_path):

@@ -145,6 +145,14 @@ def test_no_manifest(images):
         findings(images)
 
 
+def test_without_decoding_the_bytes_are_checked_all_the_same(images, keep_masks):
+    change_member(images, "000002", ".jpg", lambda data: data[:-40] + b"\xff\xd9")
+    assert only(images).what == "decoding the image" and findings(images, decode=False) == ()
+    flip_byte(images / LAST, member(images, "000011", ".jpg", LAST).offset + 200)
+    assert {item.what for item in findings(images, decode=False)} == {"sha256", "crc32 of the image"}
+    assert findings(keep_masks, decode=False) == ()
+
+
 def test_flipped_byte_in_an_image(images):
     flip_byte(images / FIRST, member(images, "000003", ".jpg").offset + 200)
     assert [(item.file, item.key, item.what) for item in findings(images)][:2] == [
