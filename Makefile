@@ -15,7 +15,7 @@ demo: $(READY)  ## raw data -> shards -> training -> report, about 4 minutes on 
 	$(BIN)/python cli.py demo
 
 test: lint  ## format, lint, types and the tests
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: $(READY)  ## format, lint and types only
 	$(BIN)/ruff check .
