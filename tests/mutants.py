@@ -75,7 +75,7 @@ CORE = {
     ),
     "losses": _part(
         "msltrain/training/losses.py msltrain/training/siamese.py",
-        "golden/test_losses unit/test_siamese unit/test_masked_branch unit/test_branchnorm",
+        "golden/test_losses unit/test_siamese unit/test_masked_branch unit/test_branchnorm unit/test_tokens",
     ),
     "measures": _part(
         "msltrain/measures/metrics.py msltrain/measures/average_precision.py msltrain/measures/strata.py "

@@ -153,6 +153,7 @@ def test_weights_of_positives_and_classes_are_torchs():
     loss = LossConfig(**only_clean, class_weights=(1.0, 0.0, 2.0))
     step = SiameseStep(torch.nn.Identity(), loss, positive_weight_K=positive_K)
     assert torch.allclose(step(logit_BK, None, target_BK)["clean"], expected)
+    assert not step.state_dict()  # they are the config's, not the checkpoint's
     asl = dataclasses.replace(loss, recognition="asl", asl_gamma_negative=0, asl_margin=0)
     focal = SiameseStep(torch.nn.Identity(), asl, positive_weight_K=positive_K)
     assert torch.allclose(focal(logit_BK, None, target_BK)["clean"], expected)
