@@ -32,7 +32,7 @@ def batch(size: int = 64, num_classes: int = 5):
     return images, keep_masks, targets
 
 
-def recogniser(backbone: str = "resnet18") -> nn.Module:
+def recogniser(backbone: str = "test_resnet") -> nn.Module:
     return build_model(ModelConfig(backbone=backbone, num_heads=2), 5, image_size=64).train()
 
 
