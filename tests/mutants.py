@@ -87,7 +87,7 @@ CORE = {
         "msltrain/stream/samples/holdout.py msltrain/stream/keepmasks/choice.py "
         "msltrain/stream/keepmasks/schedule.py",
         "unit/test_plan unit/test_stream_random unit/test_crop_and_flip unit/test_holdout unit/test_keepmasks "
-        "unit/test_lookup unit/test_stream_windows",
+        "unit/test_lookup unit/test_stream_windows unit/test_mask_schedule unit/test_maskbank",
     ),
     "schedule": _part("msltrain/training/optim.py", "golden/test_optim unit/test_families unit/test_learner"),
     "checkpoint": _part("msltrain/runs/checkpoint.py", "unit/test_checkpoint unit/test_learner"),

@@ -61,6 +61,18 @@ def test_the_samples_held_out_never_change(tmp_path: Path):
     assert sorted(keys_of(out)) == "k005 k016 k038 k039 k060 k087 k096 k116 pair1".split()
 
 
+def test_a_part_of_a_part_has_its_own_samples(tmp_path: Path):
+    whole = write(tmp_path, list(SAMPLES), 50)
+    kept, _ = hold_out(whole, 0.3)
+    assert (kept.classes, kept.name, kept.storage) == (whole.classes, "s/train", whole.storage)
+    inner, rest = hold_out(kept, 0.4, seed=7)
+    assert keys_of(inner) | keys_of(rest) == keys_of(kept) and not keys_of(inner) & keys_of(rest)
+    shard_N, row_N = EpochPlan(rest.counts, seed=0, epoch=0, shuffle=False).items(0, rest.num_samples)
+    index_N, rows = rest.rows(shard_N, row_N)
+    assert rows.key_N.tolist() == [list(SAMPLES)[index] for index in index_N] and (np.diff(index_N) > 0).all()
+    assert kept._indexes is whole._indexes, "an index is read once for all parts"
+
+
 def test_order_and_size_of_the_shards_do_not_matter(tmp_path: Path):
     shuffled = list(np.random.default_rng(0).permutation(list(SAMPLES)))
     parts = [

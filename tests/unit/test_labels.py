@@ -11,7 +11,7 @@ from msldata.contract.records import LARGE_FROM, SHARES, SMALL_BELOW, VOC_CLASSE
 from msldata.errors import UserError
 from msldata.sources.labels.reading import LabelReading, Labels, decide_reading
 from msldata.sources.labels.separators import decide_separators, name_of, split_cell
-from msldata.sources.labels.survey import LabelSurvey
+from msldata.sources.labels.survey import LabelSurvey, text_of, two_ways
 from msldata.sources.labels.values import WHOLE_CELL, parse_value, shown
 
 
@@ -286,6 +286,49 @@ def test_a_reading_is_kept_in_the_manifest():
     kept = LabelReading("names", kept=("NA",))
     assert LabelReading(**kept.options()) == kept and kept.read(" NA ") == Labels(("NA",))
     assert LabelReading("names").read("NA") == Labels(())
+
+
+def test_what_a_survey_counts_and_keeps():
+    survey = survey_of("cat", "cat", ["dog", "cow"], [1, 0], [0, 1], [1, 1], [1, 0, 0], [-1, 0], "", None, [7], "[3]")
+    assert survey.cells == {"cat": "line 1"}
+    assert survey.lists == {("dog", "cow"): "line 3", (7,): "line 11", (3,): "line 12"}
+    assert survey.vectors == {
+        2: (("line 6", (1, 1)), ("line 4", (1, 0))), 3: (("line 7", (1, 0, 0)),)
+    }  # fmt: skip
+    assert survey.repeats and survey.values == {0: 5, 1: 5, -1: 1}
+    assert (survey.num_values, survey.num_missing, survey.num_lists, survey.num_decimal_commas) == (12, 2, 6, 0)
+    assert survey.atoms() == {"cat", "dog", "cow", 7, 3}
+    assert survey.loose()[0] == ("line 1", ("cat",)) and survey.loose()[1] == ("line 3", ("dog", "cow"))
+
+
+def test_a_single_one_is_a_cell_and_truth_values_are_a_vector():
+    survey = survey_of(1, 0, '{"cat": 1}', {"cat": 1})
+    assert survey.cells == {"1": "line 1", "0": "line 2"} and not survey.vectors and not survey.values
+    assert survey.lists == {("cat",): "line 3"}
+    assert not survey_of([1, 0]).repeats and survey_of([True, False]).repeats and survey_of([1, 1]).repeats
+    assert survey_of("1.0 0.0").vectors == {2: (("line 1", (1, 0)),)}
+    assert survey_of("1,0", "2,1", "1 0").num_decimal_commas == 1
+    assert survey_of("1,0", separator=WHOLE_CELL).num_decimal_commas == 0
+    assert survey_of([1, 0], [0, 1], [1, -1]).vectors == {2: (("line 1", (1, 0)), ("line 2", (0, 1)))}
+
+
+def test_surveys_of_parts_are_one():
+    values = ["cat", ["dog", "cow"], [1, 0], "", [1, 1], "cat", "1,0", ["dog", "cow"], [0, 1, 1]]
+    whole, parts = survey_of(*values), LabelSurvey()
+    for start in (0, 3, 6):
+        part = LabelSurvey()
+        for number in range(start, start + 3):
+            part.add(f"line {number + 1}", values[number])
+        parts.merge(part)
+    assert parts == whole
+    assert whole.num_lists == 6 and whole.num_decimal_commas == 1
+
+
+def test_a_long_value_is_cut_in_a_question():
+    assert text_of("x" * 78) == f"'{'x' * 78}'" and text_of("x" * 79) == f"'{'x' * 79}…"
+    assert text_of((1, "a")) == "[1, a]"
+    asked = two_ways("t.csv", "odd", [("line 1", "a"), ("line 1", "a"), ("line 2", "b"), ("line 3", "c")], "mend them")
+    assert str(asked) == "t.csv: the labels are odd: line 1 is labelled 'a', line 2 is labelled 'b'; mend them"
 
 
 # --- separators -------------------------------------------------------------------------------------------------------
