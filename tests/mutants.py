@@ -94,7 +94,8 @@ CORE = {
     "lock": _part("msldata/storage/lock.py", "unit/test_lock"),
     "contract": _part(
         "msldata/contract/tar.py msldata/contract/format.py msldata/contract/manifest.py msldata/contract/publish.py",
-        "unit/test_format unit/test_publish unit/test_hostile_metadata golden/test_shardwriter golden/test_croissant",
+        "unit/test_format unit/test_publish unit/test_hostile_metadata unit/test_walk_tar golden/test_shardwriter "
+        "golden/test_croissant",
     ),
     "loader": _part("msltrain/stream/loader.py", "unit/test_views unit/test_keepmasks unit/test_augmentations"),
 }
