@@ -258,14 +258,20 @@ def _reach(options: list[str], files: list[str]) -> list[_Test]:
 
 def _reaching(mutant: Mutant, tests: list[_Test]) -> list[_Test]:
     """The tests that reach the mutant's lines, quickest first, as far as the time goes."""
-    first, last = mutant.lines if mutant.scope else (0, 10**9)
+    first, last = mutant.lines
+    reaching = [test for test in tests if any(path == mutant.path for path, _ in test.reached)]
+    if mutant.scope:
+        lines = {(mutant.path, line) for line in range(first, last + 1)}
+        reaching = [test for test in reaching if not lines.isdisjoint(test.reached)]
+    else:  # a constant is imported: no line of the module says that a test uses it
+        files = {test.nodeid.split("::")[0] for test in reaching}
+        reaching = [test for test in tests if test.nodeid.split("::")[0] in files]
     total, chosen = 0.0, []
-    for test in tests:
-        if any(path == mutant.path and first <= line <= last for path, line in test.reached):
-            total += test.cpu_seconds
-            if chosen and total > _MAX_SECONDS:
-                break
-            chosen.append(test)
+    for test in reaching:
+        total += test.cpu_seconds
+        if chosen and total > _MAX_SECONDS:
+            break
+        chosen.append(test)
     return chosen
 
 
@@ -314,7 +320,7 @@ def _run(modules: list[str], files: list[str], number: int) -> None:
     tests = _reach(options, files)
     if failed := [test.nodeid for test in tests if test.failed]:
         print("left out, since they fail without a mutant:", *failed)
-    tests = sorted((test for test in tests if not test.failed and test.reached), key=lambda test: test.cpu_seconds)
+    tests = sorted((test for test in tests if not test.failed), key=lambda test: test.cpu_seconds)
 
     known, equivalent = _rows(), _equivalents()
     todo: list[tuple[Mutant, list[_Test], str]] = []

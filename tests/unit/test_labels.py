@@ -306,6 +306,7 @@ def test_a_single_one_is_a_cell_and_truth_values_are_a_vector():
     assert survey.cells == {"1": "line 1", "0": "line 2"} and not survey.vectors and not survey.values
     assert survey.lists == {("cat",): "line 3"}
     assert not survey_of([1, 0]).repeats and survey_of([True, False]).repeats and survey_of([1, 1]).repeats
+    assert survey_of("1.0", "-1").cells == {"1.0": "line 1", "-1": "line 2"}
     assert survey_of("1.0 0.0").vectors == {2: (("line 1", (1, 0)),)}
     assert survey_of("1,0", "2,1", "1 0").num_decimal_commas == 1
     assert survey_of("1,0", separator=WHOLE_CELL).num_decimal_commas == 0
