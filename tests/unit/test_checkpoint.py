@@ -246,7 +246,11 @@ def test_channels_last_weights_are_stored_plainly(tmp_path: Path):
 
 
 def test_names_are_public():
-    assert msltrain.runs.checkpoint.WEIGHTS_NAME == "weights.safetensors"
+    names = msltrain.runs.checkpoint
+    assert (names.WEIGHTS_NAME, names.STATE_NAME, names.META_NAME) == (
+        "weights.safetensors", "train_state.pt", "meta.json"
+    )  # fmt: skip
+    assert (names.CHECKPOINTS, names.BEST, names.LAST, names.FAILED) == ("checkpoints", "best", "last", "failed")
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "train_state.pt", "meta.json"])
