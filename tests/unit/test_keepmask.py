@@ -42,9 +42,9 @@ GRAY = np.zeros((4, 6), dtype=np.uint8)
 GRAY[:, :2] = 255
 
 
-def file_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
+def file_bytes(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -272,6 +272,50 @@ def test_files_that_start_other_programs_are_no_masks():
     Image.fromarray(GRAY).save(data, "EPS")  # which Pillow reads with Ghostscript
     with pytest.raises(BadInputError, match="not an image"):
         decode_gray(data.getvalue(), "m")
+
+
+def test_transparency_of_a_palette_counts_too():
+    image = Image.fromarray((GRAY > 127).astype(np.uint8), "P")
+    image.putpalette([255] * 6)  # white on white: only the transparent entry makes a picture
+    assert (decode_gray(file_bytes(image, transparency=0), "m") == GRAY).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_one_colour_may_waver_where_files_are_lossy(kind: str):
+    level = np.zeros((32, 32), np.uint8)
+    level[8:24, 8:24] = 8
+    assert 1 <= np.ptp(decode_gray(file_bytes(Image.fromarray(level), kind), "m")) < 16
+    with pytest.raises(BadInputError, match="brightness runs from 0 to 8 of 255"):
+        decode_gray(file_bytes(Image.fromarray(level)), "m")
+
+
+@pytest.mark.parametrize(
+    ("levels", "is_mask"),
+    [
+        ((0, 63), False), ((0, 64), False), ((0, 191), False), ((0, 192), True), ((63, 255), True), ((64, 255), False),
+        ((0, 127), False), ((128, 255), False), ((0, 255), True), ((0, 0), True), ((9, 9), True),
+    ],
+)  # fmt: skip
+def test_half_of_one_level_and_half_of_another(levels: tuple[int, int], is_mask: bool):
+    assert_is_mask(np.repeat(np.array([levels], np.uint8), 50, axis=1), is_mask)
+
+
+@pytest.mark.parametrize(
+    ("level", "odd", "is_mask"), [(255, 127, True), (255, 128, False), (0, 128, True), (0, 127, False)]
+)
+def test_a_single_pixel_across_the_middle_makes_two_colours(level: int, odd: int, is_mask: bool):
+    gray = np.full((20, 20), level, np.uint8)
+    gray[3, 4] = odd
+    assert_is_mask(gray, is_mask)
+
+
+def assert_is_mask(gray: np.ndarray, is_mask: bool) -> None:
+    data = file_bytes(Image.fromarray(gray))
+    if is_mask:
+        assert (decode_gray(data, "m") == gray).all()
+    else:
+        with pytest.raises(BadInputError):
+            decode_gray(data, "m")
 
 
 def half_transparent() -> bytes:
