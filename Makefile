@@ -29,7 +29,7 @@ bench: $(READY)  ## the measurements behind benchmarks/RESULTS.md
 	@for script in build masks coco_parse plan stream large remote storage step proof serve growth inference sample_voc; do \
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
-mutants: $(READY)  ## one wrong line at a time in the core, and whether a test notices; hours, goes on where it stopped
+mutants: $(READY)  ## a sample of wrong lines in the core, and whether a test notices each; an hour, goes on where it stopped
 	$(BIN)/python -m tests.mutants
 
 test-lowest:  ## unit, golden and contract tests with the oldest versions that pyproject.toml allows
