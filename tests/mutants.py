@@ -367,7 +367,8 @@ def _run(modules: list[str], files: list[str], number: int) -> None:
                 return _passes([by_nodeid[test.nodeid] for test in reaching])
 
             if not record(mutant, reaching, digest, attempt):
-                cold(mutant, reaching, digest)
+                with open(STATE / "unfit.txt", "a") as file:
+                    file.write(f"{mutant.key}\n")
 
     def cold(mutant: Mutant, reaching: list[_Test], digest: str) -> None:
         def attempt() -> int:
@@ -398,11 +399,13 @@ def _run(modules: list[str], files: list[str], number: int) -> None:
         record(mutant, reaching, digest, attempt)
 
     in_functions = [row for row in todo if row[0].scope]
+    (STATE / "unfit.txt").write_text("")
     if in_functions:
         used = sorted({test.nodeid.split("::")[0] for _, reaching, _ in in_functions for test in reaching})
         _fork(lambda: int(pytest.main([*options, *used], plugins=[_Plugin(warm)])), 36000, log=False)
+    unfit = set((STATE / "unfit.txt").read_text().splitlines())  # another closure, such as without its `super()`
     for mutant, reaching, digest in todo:
-        if not mutant.scope:
+        if not mutant.scope or mutant.key in unfit:
             cold(mutant, reaching, digest)
 
 

@@ -97,6 +97,8 @@ def test_the_ends_of_shares(monkeypatch: pytest.MonkeyPatch):
     assert choose_folder(HASHES[:4], (0.5, 0.5 - 5e-9), seed=0, epoch=0).tolist() == [0, 0, 0, 2]
     lots[3] = 1 - 7e-10
     assert choose_folder(HASHES[:4], (0.5, 0.5 - 8e-10), seed=0, epoch=0).tolist() == [0, 0, 0, 1]
+    lots[3] = 1 - 5e-10
+    assert choose_folder(HASHES[:4], (1 - 1e-9,), seed=0, epoch=0).tolist() == [0, 0, 0, 1]
     lots[3] = 1 - 2e-9
     assert choose_folder(HASHES[:4], (0.5, 0.5 - 3e-9), seed=0, epoch=0).tolist() == [0, 0, 0, 2]
 
