@@ -58,6 +58,13 @@ def test_manifest_round_trip(tmp_path):
     assert MANIFEST.num_samples == 2
 
 
+@pytest.mark.parametrize("num_shards", [0, 1, 2])
+def test_a_manifest_is_indented_json_with_sorted_keys(num_shards: int):
+    shards = tuple(replace(SHARD, name=f"voc2007-test-00000{number}.tar") for number in range(num_shards))
+    text = replace(MANIFEST, shards=shards).to_json().decode()
+    assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
+
+
 def test_fingerprint_follows_the_bytes():
     other = ShardInfo(name=SHARD.name, num_samples=2, num_bytes=10240, sha256="ac" * 32)
     changed = Manifest(kind="images", dataset="voc2007", split="test", shards=(other,))

@@ -340,7 +340,8 @@ def separators_of(*values: Any, separator: str | None = None, classes: tuple[str
 
 
 def test_what_separates_names():
-    assert separators_of("taxi", "bus") == ""
+    assert separators_of("taxi", "bus") == separators_of("fox", "foxbat", "bat") == ""
+    assert separators_of("foxbat", "fo", "bat") == ""
     assert separators_of("taxi;bus", "car") == ";"
     assert separators_of("taxi|bus", "car;boat") == ";|"
     assert separators_of("taxi;bus", separator=WHOLE_CELL) == ""

@@ -65,6 +65,14 @@ def test_the_space_of_a_member():
     assert [len(padding(size)) for size in (0, 1, 511, 512, 513)] == [0, 511, 1, 0, 511]
 
 
+def misnamed(tar: bytes) -> bytes:
+    """The first name is no UTF-8, with the checksum that fits."""
+    header = bytearray(tar[:512])
+    header[0:1], header[148:156] = b"\xff", b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + tar[512:]
+
+
 @pytest.mark.parametrize(
     ("damage", "num_members", "says"),
     [
@@ -88,6 +96,11 @@ def test_the_space_of_a_member():
             lambda tar: tar[:1024] + b"b" + tar[1025:],
             1,
             "tar header at byte 1024: expected a member, found bad checksum",
+        ),
+        (
+            lambda tar: misnamed(tar),
+            0,
+            "tar header at byte 0: expected a member, found 'utf-8' codec can't decode byte",
         ),
         (lambda tar: b"\xff" * 512, 0, "tar header at byte 0: expected a member, found "),
         (lambda tar: b"", 0, "end of the tar, from byte 0: expected 1024 empty bytes or more, found 0 bytes"),
