@@ -15,7 +15,7 @@ demo: $(READY)  ## raw data -> shards -> training -> report, about 4 minutes on 
 	$(BIN)/python cli.py demo
 
 test: lint  ## format, lint, types and the tests
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: $(READY)  ## format, lint and types only
 	$(BIN)/ruff check .
@@ -29,7 +29,7 @@ bench: $(READY)  ## the measurements behind benchmarks/RESULTS.md
 	@for script in build index masks coco_parse plan stream large remote storage step proof serve growth inference sample_voc; do \
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
-mutants: $(READY)  ## one wrong line at a time in the core, and whether a test notices; hours, goes on where it stopped
+mutants: $(READY)  ## a sample of wrong lines in the core, and whether a test notices each; an hour, goes on where it stopped
 	$(BIN)/python -m tests.mutants
 
 test-lowest:  ## unit, golden and contract tests with the oldest versions that pyproject.toml allows

@@ -323,7 +323,7 @@ class RunConfig:
     channels_last: bool = False
     """Store images and filters as NHWC, which tensor cores and CPUs prefer."""
     compile: bool = False
-    """Compile the step with torch.compile: minutes once, then faster on a GPU."""
+    """Compile the step with torch.compile: minutes once, then faster on a GPU. Needs torch 2.8."""
     activation_checkpointing: bool = False
     """Compute the backbone's blocks a second time in the backward pass instead of keeping their activations: about a
     third more time, far less memory."""

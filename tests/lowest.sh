@@ -16,4 +16,4 @@ if [ ! -f "$folder/.ready" ]; then
   touch "$folder/.ready"
 fi
 [ $# -gt 0 ] || set -- tests/unit tests/golden tests/contract
-PYTHONPATH=$PWD exec "$folder/bin/python" -m pytest -n "${JOBS:-2}" -m "not slow" "$@"
+PYTHONPATH=$PWD exec "$folder/bin/python" -m pytest -n "${JOBS:-2}" --dist worksteal -m "not slow" "$@"

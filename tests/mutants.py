@@ -1,7 +1,8 @@
 """Mutation testing of the core: one wrong line at a time, and whether a unit or golden test notices it.
 
-    python -m tests.mutants [PART …]              # the parts of CORE; all of them without a name
-    python -m tests.mutants PART --tests FILE …   # against these tests alone
+    python -m tests.mutants [PART …]              # a sample of each module; all parts of CORE without a name
+    python -m tests.mutants PART --all            # every mutant
+    python -m tests.mutants PART --tests FILE …   # against other tests than the part's own
     python -m tests.mutants --table               # the table of tests/MUTANTS.md
 
 Every mutant's outcome is a row of ``.mutants/rows.jsonl``, so a run can be stopped and goes on where it was; what
@@ -34,10 +35,12 @@ import sys
 import threading
 import time
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -47,30 +50,64 @@ from tests.mutations import Mutant, compiled, mutants, swap
 STATE = Path(os.environ.get("MUTANTS_STATE", REPOSITORY / ".mutants"))
 LIST = REPOSITORY / "tests" / "MUTANTS.md"
 
+
+class Part(NamedTuple):
+    """What must never be wrong, and the tests that it is tried against."""
+
+    modules: list[str]
+    tests: list[str]
+
+
+def _part(modules: str, tests: str) -> Part:
+    return Part(modules.split(), [f"tests/{name}.py" for name in tests.split()])
+
+
 CORE = {
-    "labels": "msldata/contract/records.py msldata/sources/labels/values.py msldata/sources/labels/reading.py "
-    "msldata/sources/labels/separators.py",
-    "masks": "msldata/masks/polarity.py msldata/masks/subsets.py msldata/contract/keepmask.py",
-    "contract": "msldata/contract/tar.py msldata/contract/format.py msldata/contract/manifest.py "
-    "msldata/contract/publish.py",
-    "lock": "msldata/storage/lock.py",
-    "order": "msltrain/stream/order/random.py msltrain/stream/order/plan.py msltrain/stream/order/crop_and_flip.py "
-    "msltrain/stream/samples/holdout.py msltrain/stream/keepmasks/choice.py msltrain/stream/keepmasks/schedule.py",
-    "loader": "msltrain/stream/loader.py",
-    "losses": "msltrain/training/losses.py msltrain/training/siamese.py",
-    "measures": "msltrain/measures/metrics.py msltrain/measures/average_precision.py msltrain/measures/strata.py "
-    "msltrain/measures/bootstrap.py msltrain/measures/thresholds.py",
-    "schedule": "msltrain/training/optim.py",
-    "checkpoint": "msltrain/runs/checkpoint.py",
+    "labels": _part(
+        "msldata/contract/records.py msldata/sources/labels/values.py msldata/sources/labels/reading.py "
+        "msldata/sources/labels/separators.py msldata/sources/labels/survey.py",
+        "unit/test_labels unit/test_label_doubts unit/test_table unit/test_source_rules unit/test_class_list "
+        "golden/test_formats golden/test_voc2007 golden/test_coco_layout",
+    ),
+    "masks": _part(
+        "msldata/masks/polarity.py msldata/masks/subsets.py msldata/contract/keepmask.py",
+        "unit/test_keepmask unit/test_keepmasks unit/test_subsets",
+    ),
+    "losses": _part(
+        "msltrain/training/losses.py msltrain/training/siamese.py",
+        "golden/test_losses unit/test_siamese unit/test_masked_branch unit/test_branchnorm unit/test_tokens",
+    ),
+    "measures": _part(
+        "msltrain/measures/metrics.py msltrain/measures/average_precision.py msltrain/measures/strata.py "
+        "msltrain/measures/bootstrap.py msltrain/measures/thresholds.py",
+        "golden/test_metrics golden/test_strata golden/test_covered unit/test_bootstrap",
+    ),
+    "order": _part(
+        "msltrain/stream/order/random.py msltrain/stream/order/plan.py msltrain/stream/order/crop_and_flip.py "
+        "msltrain/stream/samples/holdout.py msltrain/stream/keepmasks/choice.py "
+        "msltrain/stream/keepmasks/schedule.py",
+        "unit/test_plan unit/test_stream_random unit/test_crop_and_flip unit/test_holdout unit/test_keepmasks "
+        "unit/test_lookup unit/test_stream_windows unit/test_mask_schedule unit/test_maskbank",
+    ),
+    "schedule": _part("msltrain/training/optim.py", "golden/test_optim unit/test_families unit/test_learner"),
+    "checkpoint": _part("msltrain/runs/checkpoint.py", "unit/test_checkpoint unit/test_learner"),
+    "lock": _part("msldata/storage/lock.py", "unit/test_lock"),
+    "contract": _part(
+        "msldata/contract/tar.py msldata/contract/format.py msldata/contract/manifest.py msldata/contract/publish.py",
+        "unit/test_format unit/test_publish unit/test_hostile_metadata unit/test_walk_tar golden/test_shardwriter "
+        "golden/test_croissant",
+    ),
+    "loader": _part("msltrain/stream/loader.py", "unit/test_views unit/test_keepmasks unit/test_augmentations"),
 }
-TESTS = ["tests/unit", "tests/golden"]
-_MAX_SECONDS = 40.0
-"""Tests that reach a line are run, quickest first, as far as together they take this long on a quiet machine."""
+SAMPLE = 40
+"""Mutants of each module that are tried without ``--all``."""
+_MAX_SECONDS = 20.0
+"""Tests that reach a line are run, quickest first, as far as together they take this long of a processor."""
 
 
 def _living_functions() -> dict[str, list[types.FunctionType]]:
     """The functions of the core by module, those inside of decorators too."""
-    by_file = {str(REPOSITORY / path): path for paths in CORE.values() for path in paths.split()}
+    by_file = {str(REPOSITORY / path): path for part in CORE.values() for path in part.modules}
     found: dict[str, list[types.FunctionType]] = {path: [] for path in by_file.values()}
     for thing in gc.get_objects():
         if type(thing) is types.FunctionType and thing.__code__.co_filename in by_file:
@@ -150,7 +187,7 @@ def _measure(items: list[pytest.Item], files: list[str]) -> int:
     """Which lines of the core each test reaches, and how long it takes, into the state of each test file."""
     from _pytest.runner import runtestprotocol
 
-    core = {str(REPOSITORY / path): path for paths in CORE.values() for path in paths.split()}
+    core = {str(REPOSITORY / path): path for part in CORE.values() for path in part.modules}
     hit: set[tuple[str, int]] = set()
 
     def local(frame: types.FrameType, event: str, argument: object) -> object:
@@ -221,14 +258,20 @@ def _reach(options: list[str], files: list[str]) -> list[_Test]:
 
 def _reaching(mutant: Mutant, tests: list[_Test]) -> list[_Test]:
     """The tests that reach the mutant's lines, quickest first, as far as the time goes."""
-    first, last = mutant.lines if mutant.scope else (0, 10**9)
+    first, last = mutant.lines
+    reaching = [test for test in tests if any(path == mutant.path for path, _ in test.reached)]
+    if mutant.scope:
+        lines = {(mutant.path, line) for line in range(first, last + 1)}
+        reaching = [test for test in reaching if not lines.isdisjoint(test.reached)]
+    else:  # a constant is imported: no line of the module says that a test uses it
+        files = {test.nodeid.split("::")[0] for test in reaching}
+        reaching = [test for test in tests if test.nodeid.split("::")[0] in files]
     total, chosen = 0.0, []
-    for test in tests:
-        if any(path == mutant.path and first <= line <= last for path, line in test.reached):
-            total += test.seconds
-            if chosen and total > _MAX_SECONDS:
-                break
-            chosen.append(test)
+    for test in reaching:
+        total += test.cpu_seconds
+        if chosen and total > _MAX_SECONDS:
+            break
+        chosen.append(test)
     return chosen
 
 
@@ -243,6 +286,12 @@ def _digest(paths: Iterable[str]) -> str:
     for path in sorted(paths):
         digest.update(path.encode() + Path(path).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _sample(path: str, number: int) -> list[Mutant]:
+    """So many mutants of a module, by the digest of their keys: who asks for more tries the same ones and others."""
+    chosen = sorted(mutants(path), key=lambda mutant: hashlib.sha256(mutant.key.encode()).digest())[:number]
+    return sorted(chosen, key=lambda mutant: mutant.lines)
 
 
 def _note(mutant: Mutant, outcome: str, digest: str, seconds: float) -> None:
@@ -260,7 +309,7 @@ def _note(mutant: Mutant, outcome: str, digest: str, seconds: float) -> None:
         print(f"{outcome:9} {mutant.path}:{mutant.lines[0]} {mutant.scope}: {mutant.change}", flush=True)
 
 
-def _run(parts: list[str], files: list[str]) -> None:
+def _run(modules: list[str], files: list[str], number: int) -> None:
     STATE.mkdir(exist_ok=True)
     for (
         name
@@ -271,20 +320,19 @@ def _run(parts: list[str], files: list[str]) -> None:
     tests = _reach(options, files)
     if failed := [test.nodeid for test in tests if test.failed]:
         print("left out, since they fail without a mutant:", *failed)
-    tests = sorted((test for test in tests if not test.failed and test.reached), key=lambda test: test.seconds)
+    tests = sorted((test for test in tests if not test.failed), key=lambda test: test.cpu_seconds)
 
     known, equivalent = _rows(), _equivalents()
     todo: list[tuple[Mutant, list[_Test], str]] = []
-    for part in parts:
-        for path in CORE[part].split():
-            for mutant in mutants(path):
-                row = known.get(mutant.key)
-                if mutant.key in equivalent or (row and row["outcome"] == "caught"):
-                    continue
-                reaching = _reaching(mutant, tests)
-                digest = _digest({path, *(test.nodeid.split("::")[0] for test in reaching)})
-                if row is None or row["digest"] != digest:
-                    todo.append((mutant, reaching, digest))
+    for path in modules:
+        for mutant in _sample(path, number):
+            row = known.get(mutant.key)
+            if mutant.key in equivalent or (row and row["outcome"] == "caught"):
+                continue
+            reaching = _reaching(mutant, tests)
+            digest = _digest({path, *(test.nodeid.split("::")[0] for test in reaching)})
+            if row is None or row["digest"] != digest:
+                todo.append((mutant, reaching, digest))
     print(f"{len(todo)} mutants to try", flush=True)
 
     def record(mutant: Mutant, reaching: list[_Test], digest: str, attempt: Callable[[], int]) -> bool:
@@ -319,36 +367,45 @@ def _run(parts: list[str], files: list[str]) -> None:
                 return _passes([by_nodeid[test.nodeid] for test in reaching])
 
             if not record(mutant, reaching, digest, attempt):
-                cold(mutant, reaching, digest)
+                with open(STATE / "unfit.txt", "a") as file:
+                    file.write(f"{mutant.key}\n")
 
     def cold(mutant: Mutant, reaching: list[_Test], digest: str) -> None:
         def attempt() -> int:
             for name in [name for name in sys.modules if name.split(".")[0] in ("msldata", "msltrain", "tests")]:
                 if name not in ("tests", "tests.mutants"):
                     del sys.modules[name]
-            code, file = compiled(mutant), str(REPOSITORY / mutant.path)
+            code, module = compiled(mutant), str(REPOSITORY / mutant.path)
             get_code = importlib.machinery.SourceFileLoader.get_code
 
             def mutated(loader: importlib.machinery.SourceFileLoader, name: str) -> types.CodeType | None:
-                return code if loader.path == file else get_code(loader, name)
+                return code if loader.path == module else get_code(loader, name)
 
             importlib.machinery.SourceFileLoader.get_code = mutated  # type: ignore[method-assign,assignment]
 
             def work(items: list[pytest.Item]) -> None:
-                by_nodeid = {item.nodeid: item for item in items}
-                os._exit(_passes([by_nodeid[test.nodeid] for test in reaching if test.nodeid in by_nodeid]))
+                if _passes([item for item in items if item.nodeid in nodeids]):
+                    os._exit(1)
 
-            pytest.main([*options, *sorted({test.nodeid.split("::")[0] for test in reaching})], plugins=[_Plugin(work)])
-            return 1  # it cannot even be imported
+            nodeids = {test.nodeid for test in reaching}
+            seconds: Counter[str] = Counter()
+            for test in reaching:
+                seconds[test.nodeid.split("::")[0]] += test.cpu_seconds
+            for file in sorted(seconds, key=seconds.__getitem__):  # each is collected only where those before passed
+                if pytest.main([*options, file], plugins=[_Plugin(work)]):
+                    return 1  # it cannot even be imported
+            return 0
 
         record(mutant, reaching, digest, attempt)
 
     in_functions = [row for row in todo if row[0].scope]
+    (STATE / "unfit.txt").write_text("")
     if in_functions:
         used = sorted({test.nodeid.split("::")[0] for _, reaching, _ in in_functions for test in reaching})
         _fork(lambda: int(pytest.main([*options, *used], plugins=[_Plugin(warm)])), 36000, log=False)
+    unfit = set((STATE / "unfit.txt").read_text().splitlines())  # another closure, such as without its `super()`
     for mutant, reaching, digest in todo:
-        if not mutant.scope:
+        if not mutant.scope or mutant.key in unfit:
             cold(mutant, reaching, digest)
 
 
@@ -373,8 +430,8 @@ def table() -> str:
         share = f"{caught / (caught + missed):.1%}" if caught + missed else "–"
         lines.append(f"| {part} | {module} | {num} | {tried} | {same} | {caught} | {missed} | {share} |")
 
-    for part, paths in CORE.items():
-        for path in paths.split():
+    for part, (paths, _) in CORE.items():
+        for path in paths:
             keys = [mutant.key for mutant in mutants(path)]
             same = sum(key in equivalent for key in keys)
             outcomes = [known[key]["outcome"] for key in keys if key in known and key not in equivalent]
@@ -391,18 +448,19 @@ if __name__ == "__main__":
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(CORE)}")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--list", action="store_true", help="show the mutants, try none")
-    parser.add_argument("--tests", nargs="+", metavar="FILE", help="only these tests; quicker while writing them")
+    parser.add_argument("--sample", type=int, default=SAMPLE, metavar="N", help=f"of each module; {SAMPLE} else")
+    parser.add_argument("--all", action="store_true", help="every mutant of each module")
+    parser.add_argument("--tests", nargs="+", metavar="FILE", help="these tests instead of the part's own")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(CORE):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}; known are {', '.join(CORE)}")
     os.chdir(REPOSITORY)
     if arguments.table:
         print(table())
-    elif arguments.list:
-        for part in arguments.parts or CORE:
-            for path in CORE[part].split():
+    for part in [] if arguments.table else arguments.parts or CORE:
+        if arguments.list:
+            for path in CORE[part].modules:
                 for mutant in mutants(path):
                     print(mutant.lines[0], mutant.key)
-    else:
-        every = sorted(str(file) for folder in TESTS for file in Path(folder).glob("test_*.py"))
-        _run(arguments.parts or list(CORE), arguments.tests or every)
+        else:
+            _run(CORE[part].modules, arguments.tests or CORE[part].tests, 10**9 if arguments.all else arguments.sample)

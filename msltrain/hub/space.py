@@ -20,7 +20,7 @@ from msltrain.use.read_images import find_images, read_pixels
 APP_NAME, CARD_NAME, NEEDS_NAME = "app.py", "README.md", "requirements.txt"
 _APP = Path(__file__).with_name("space_app.py")
 _GRADIO = "6.31.0"
-_NEEDS = ("torch>=2.6", "timm>=1.0.15", "safetensors>=0.4.5", "pillow>=10.3", "numpy>=1.26")
+_NEEDS = ("torch>=2.6", "timm>=1.0.23", "safetensors>=0.4.5", "pillow>=11.3", "numpy>=2.0")
 _MAX_EXAMPLES, _EXAMPLE_SIDE = 8, 1024
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from msldata.contract.resize_advice import advise_resize
 from msldata.errors import UserError
 from msltrain.config import TrainConfig
@@ -85,12 +87,13 @@ def train(
         on_event: called in the first process with `msltrain.training.events`.
 
     Raises:
-        UserError: ``run_dir`` is in use (without ``resume``) or holds another run (with it); the data or the model
-            cannot be used; a loss is not finite, with the step and the samples' keys.
+        UserError: ``run_dir`` is in use (without ``resume``) or holds another run (with it); the data, the model or
+            this torch cannot be used; a loss is not finite, with the step and the samples' keys.
         Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the state is saved.
         StorageError, FileNotFoundError: shards or checkpoint cannot be read or written.
     """
     began = time.perf_counter()
+    _check_compiler(config)
     check_trackers(config)
     if on_event is not None and is_first_process():
         on_event(PhaseEvent(what="reading the shards and the keep masks"))
@@ -111,6 +114,15 @@ def train(
         validation_mAP=None if best is None else best["mAP"],
         seconds=time.perf_counter() - began,
     )
+
+
+def _check_compiler(config: TrainConfig) -> None:
+    """Raise UserError where the step is to be compiled by a torch that fails in it."""
+    if config.run.compile and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
+        raise UserError(
+            f"run.compile=true needs torch 2.8 or newer, and this is torch {torch.__version__}; set it to false, or "
+            "install a newer torch"
+        )
 
 
 def _run(

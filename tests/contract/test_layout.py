@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from msltrain.hub import space
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULES = sorted([*REPOSITORY.glob("msldata/**/*.py"), *REPOSITORY.glob("msltrain/**/*.py")])
 SHARED_WITH_TRAINING = ("errors", "console", "pages", "storage", "workers", "contract")
@@ -115,6 +117,11 @@ def test_pages_and_styles_are_part_of_the_wheel():
     listed = {f"{package.replace('.', '/')}/{name}" for package, names in shipped.items() for name in names}
     names = (path.relative_to(REPOSITORY) for path in tracked_files() if path.suffix != ".py")
     assert listed == {name.as_posix() for name in names if name.parts[0] in ("msldata", "msltrain")}
+
+
+def test_a_space_promises_what_the_program_promises():
+    promised = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert set(space._NEEDS) <= set(promised)
 
 
 def test_constraints_are_exact_and_carry_no_address():

@@ -153,9 +153,34 @@ def test_weights_of_positives_and_classes_are_torchs():
     loss = LossConfig(**only_clean, class_weights=(1.0, 0.0, 2.0))
     step = SiameseStep(torch.nn.Identity(), loss, positive_weight_K=positive_K)
     assert torch.allclose(step(logit_BK, None, target_BK)["clean"], expected)
+    assert not step.state_dict()  # they are the config's, not the checkpoint's
     asl = dataclasses.replace(loss, recognition="asl", asl_gamma_negative=0, asl_margin=0)
     focal = SiameseStep(torch.nn.Identity(), asl, positive_weight_K=positive_K)
     assert torch.allclose(focal(logit_BK, None, target_BK)["clean"], expected)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        recognition_loss,
+        partial(asymmetric_loss, gamma_positive=1, gamma_negative=4, margin=0.05),
+        hill_loss,
+        partial(splc_loss, threshold=0.6, corrects_labels=True),
+    ],
+)
+def test_a_pair_counts_by_its_weight_unless_it_is_ignored(loss):
+    logits = [[0.3, -1.2, 2.0], [1.1, 0.0, -0.4]]
+    targets = [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
+    weights = [[3.0, 0.5, 1.0], [1.0, 2.0, 0.25]]
+    ignored = [[False, False, True], [False, True, False]]
+    total = 0.0
+    for row in range(2):
+        for column in range(3):
+            if not ignored[row][column]:
+                pair = (torch.tensor([[values[row][column]]]) for values in (logits, targets))
+                total += weights[row][column] * loss(*pair).item()
+    found = loss(*map(torch.tensor, (logits, targets, ignored, weights)))
+    assert found.item() == pytest.approx(total / 6, abs=1e-6)
 
 
 def test_label_smoothing_aims_between():

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score
 
 from msldata.errors import UserError
 from msltrain.measures.average_precision import AP_KINDS, average_precision, rank_positives
-from msltrain.measures.metrics import compute_metrics, mean_average_precision
+from msltrain.measures.metrics import checked_arrays, compute_metrics, mean_average_precision
 from msltrain.measures.predictions import Origin, Predictions
 from msltrain.measures.thresholds import require_other_samples, threshold_origin, tune_thresholds
 
@@ -191,10 +191,12 @@ def test_nothing_right_is_zero_not_nan():
 def test_ties_between_positives_and_negatives_are_counted():
     metrics = compute_metrics(predictions([[1], [1], [2], [2]], [[1], [0], [1], [1]]))
     assert metrics.classes[0].num_tied == metrics.num_tied == 1
+    metrics = compute_metrics(predictions([[1], [1], [1], [0]], [[0], [1], [1], [1]]))  # the negative comes first
+    assert metrics.num_tied == 2
 
 
 def test_no_positive_at_all_is_an_error():
-    with pytest.raises(UserError, match="none of the classes has a positive"):
+    with pytest.raises(UserError, match=r"^none of the classes has a positive among these samples, so no precision"):
         mean_average_precision(np.zeros((3, 2), np.float32), np.zeros((3, 2)))
 
 
@@ -203,6 +205,12 @@ def test_arrays_of_other_shapes_are_an_error():
     for logit, target, ignore in ((row, np.ones((2, 3)), None), (row, row, np.zeros((3, 2))), (row[0], row[0], None)):
         with pytest.raises(ValueError, match="shapes differ"):
             mean_average_precision(logit, target, ignore)
+
+
+def test_any_number_above_zero_is_a_positive():
+    for target in (np.array([[0, 2]], np.uint8), np.array([[0, 1]], np.uint8), np.array([[0.0, 0.4]])):
+        found = checked_arrays(np.zeros((1, 2)), target, None)[1]
+        assert found.dtype == bool and found.view(np.uint8).tolist() == [[0, 1]]
 
 
 def test_nan_logits_are_an_error():

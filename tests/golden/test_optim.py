@@ -195,3 +195,15 @@ def test_rates_at_the_ends_of_schedules():
     cycle = OptimConfig(lr=1.0, schedule="one_cycle", num_epochs=1, warmup_epochs=1)
     assert [learning_rate(cycle, step, 6) for step in (0, 1)] == pytest.approx([1 / 25, 1])
     assert [learning_rate(cycle, step, 2) for step in (0, 1, 2, 3)] == pytest.approx([1 / 25, *[1 / 25e4] * 3])
+
+
+def test_parts_of_weights_take_the_kernels_that_know_them(monkeypatch: pytest.MonkeyPatch):
+    network = torch.nn.Linear(2, 3)
+    for optimizer in ("sgd", "adamw"):
+        config = OptimConfig(optimizer=optimizer)
+        whole = build_optimizer(config, network)
+        with monkeypatch.context() as patched:
+            patched.setattr("msltrain.training.optim.DTensor", torch.nn.Parameter)
+            parts = build_optimizer(config, network)
+        assert (whole.defaults["fused"], whole.defaults["foreach"]) == (True, None)
+        assert (not parts.defaults["fused"], parts.defaults["foreach"]) == (True, True)

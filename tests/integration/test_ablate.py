@@ -75,9 +75,8 @@ def story(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = tar.read_bytes()
     tar.write_bytes(whole[:600] + b"\xff" * 400 + whole[1000:])
 
-    grid = start(words(data, out))
-    output, _ = grid.communicate(timeout=120)
-    assert grid.returncode == 1, output
+    code, output = in_this_process(words(data, out))
+    assert code == 1, output
     assert "2 of 3 jobs failed" in output and "the same command tries them again" in output
     assert f"mask-subsets/low seed 0: {tar.parent}" in output and f"log: {low / 'run.log'}" in output
     assert f"error: {tar.parent}" in (low / "run.log").read_text()
@@ -100,9 +99,8 @@ def story(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "2 of 3 jobs are not finished" in text and "<td>–</td>" in text and "</b> failed:" not in text
     assert f"msl ablate mask-subsets --data {data / 'train'}" in text
 
-    grid = start(words(data, out))
-    output, _ = grid.communicate(timeout=120)
-    assert grid.returncode == 0, output
+    code, output = in_this_process(words(data, out))
+    assert code == 0, output
     assert "not finished" not in page.read_text(encoding="utf-8")
     assert contents(runs / "loss-terms/msl") == finished  # neither failure nor stop cost the run that was done
     return out

@@ -259,17 +259,20 @@ def test_widers_rule_and_a_resize_are_recorded(place, tmp_path):
     assert (origin.ignored_in_rates, origin.resize) == ("left out", "")
 
 
-def run_evaluate(place: Path, out: Path, launcher: list[str]) -> bytes:
-    """The bytes of the predictions file that another process (or several) writes."""
-    script = out.with_suffix(".py")
-    script.write_text(
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_any_number_of_ranks_writes_the_file_of_one_process(place, tmp_path, num_ranks):
+    # Eleven samples on steps of 4 or 6: the last step is short, and ranks have unequal parts of it.
+    (tmp_path / "ranks.py").write_text(
         "import sys\nfrom msltrain.evaluation.evaluate import evaluate\n"
         "run, shards, masks, out = sys.argv[1:]\n"
         "evaluate(run, shards, keep_masks=[masks], out=out, batch_size=2, num_threads=1, device='cpu')\n"
     )
-    arguments = [str(place / name) for name in ("run", "shards", "holes")]
+    run, shards, holes = (str(place / name) for name in ("run", "shards", "holes"))
+    one, many = tmp_path / "one.parquet", tmp_path / "many.parquet"
+    evaluate(run, shards, keep_masks=[holes], out=one, batch_size=2, num_threads=1, device="cpu")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     result = subprocess.run(
-        [sys.executable, *launcher, str(script), *arguments, str(out)],
+        [sys.executable, *launcher, str(tmp_path / "ranks.py"), run, shards, holes, str(many)],
         # The script lies elsewhere: without this an installed copy of the program would be tested.
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -277,19 +280,7 @@ def run_evaluate(place: Path, out: Path, launcher: list[str]) -> bytes:
         timeout=180,
     )
     assert result.returncode == 0, result.stderr
-    return out.read_bytes()
-
-
-@pytest.fixture(scope="module")
-def file_of_one_process(place) -> bytes:
-    return run_evaluate(place, place / "one.parquet", [])
-
-
-@pytest.mark.parametrize("num_ranks", [2, 3])
-def test_any_number_of_ranks_writes_the_same_file(place, tmp_path, num_ranks, file_of_one_process):
-    # Eleven samples on steps of 4 or 6: the last step is short, and ranks have unequal parts of it.
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    assert run_evaluate(place, tmp_path / "many.parquet", launcher) == file_of_one_process
+    assert many.read_bytes() == one.read_bytes()
 
 
 def test_a_short_batch_is_computed_inside_a_full_one():

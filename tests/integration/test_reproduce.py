@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from msltrain.__main__ import app
 from msltrain.grids.needed_data import find_needs
 from msltrain.grids.plan import make_plan
 from msltrain.grids.run import open_grid
@@ -43,8 +45,8 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, byt
     first.send_signal(signal.SIGKILL)
     first.wait()
     done = contents(out / "runs/loss-terms")
-    second = subprocess.run([*COMMAND, str(out)], capture_output=True, text=True, timeout=300)
-    assert second.returncode == 0, second.stderr + second.stdout
+    second = CliRunner().invoke(app, [*COMMAND[COMMAND.index("reproduce") :], str(out)], env={"COLUMNS": "80"})
+    assert second.exit_code == 0, second.output
     return out, done, second.stdout
 
 

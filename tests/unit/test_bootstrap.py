@@ -208,3 +208,8 @@ def test_no_interval_leaves_the_values_that_its_measure_can_take(predictions):
     for logit_NK in (clearest_NK, -clearest_NK):
         for interval in summary_intervals(replace(predictions, logit_NK=logit_NK), num_resamples=200).values():
             assert 0 <= interval.low <= interval.value <= interval.high <= 1
+
+
+def test_without_a_positive_there_is_nothing_to_resample(predictions):
+    none = replace(predictions, target_NK=np.zeros_like(predictions.target_NK))
+    assert resampled_mean_ap(none, num_resamples=7).tolist() == [0.0] * 7

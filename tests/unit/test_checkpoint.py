@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import msltrain.runs.checkpoint
 from msldata.errors import StorageError, UserError
+from msldata.storage import LocalStorage
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.models.build import build_model
 from msltrain.runs.checkpoint import (
     Checkpoint,
+    LoadedRecogniser,
     copy_checkpoint,
     find_checkpoint,
     load_checkpoint,
     load_recogniser,
+    open_checkpoint,
     save_checkpoint,
 )
 from msltrain.stream.config import StreamConfig
@@ -47,6 +52,35 @@ def checkpoint(step: int = 7) -> Checkpoint:
         weights=recogniser.state_dict(),
         train_state={"optimizer": optimizer.state_dict(), "random": [{"python": (3, (1, 2), None)}], "best": None},
     )
+
+
+def small(step: int = 7, **changes) -> Checkpoint:
+    """One without a network."""
+    plain = Checkpoint(
+        config=CONFIG, classes=CLASSES, step=step, epoch=2, validation_mAP=0.5,
+        weights={"w": torch.arange(3.0)}, train_state={"best": None},
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+class Far(LocalStorage):
+    """A folder that is called by a URL, as object storage is."""
+
+    def __init__(self, root: str | Path, *, can_list: bool = True):
+        super().__init__(root)
+        self.url, self.can_list = f"far:/{root}", can_list
+
+    def child(self, name: str) -> Far:
+        return Far(self.root / name, can_list=self.can_list)
+
+    def path(self, name: str = "") -> None:
+        return None
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).is_file()
 
 
 def test_round_trip(tmp_path: Path):
@@ -212,7 +246,11 @@ def test_channels_last_weights_are_stored_plainly(tmp_path: Path):
 
 
 def test_names_are_public():
-    assert msltrain.runs.checkpoint.WEIGHTS_NAME == "weights.safetensors"
+    names = msltrain.runs.checkpoint
+    assert (names.WEIGHTS_NAME, names.STATE_NAME, names.META_NAME) == (
+        "weights.safetensors", "train_state.pt", "meta.json"
+    )  # fmt: skip
+    assert (names.CHECKPOINTS, names.BEST, names.LAST, names.FAILED) == ("checkpoints", "best", "last", "failed")
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "train_state.pt", "meta.json"])
@@ -264,3 +302,247 @@ def test_what_no_training_writes_is_refused(tmp_path: Path, change: dict, messag
     edit_meta(tmp_path / "last", lambda content: content.update(change, schema_version=1))
     with pytest.raises(UserError, match=message):
         load_checkpoint(tmp_path / "last")
+
+
+def test_the_checkpoint_that_a_url_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The best, else the last; of two uploads the one with more steps, which is not the last by name."""
+    monkeypatch.setattr(msltrain.runs.checkpoint, "open_storage", lambda place: Far(str(place).removeprefix("far:/")))
+    run = f"far:/{tmp_path}"
+    checkpoints = tmp_path / "checkpoints"
+    for name, step in (("last.9", 9), ("last.10", 10), ("last.x", 98), ("best.7.old", 99), ("xbest.70", 97)):
+        save_checkpoint(small(step), checkpoints / name)
+    assert load_checkpoint(run).step == load_checkpoint(f"{run}/checkpoints").step == 10
+    assert load_checkpoint(f"{run}/checkpoints/last").step == 10
+    assert load_checkpoint(f"{run}/checkpoints/last.9").step == 9
+    save_checkpoint(small(2), checkpoints / "best.2")
+    assert load_checkpoint(run).step == 2
+    save_checkpoint(small(3), checkpoints / "best")  # a copied run: the numbered one is newer all the same
+    assert load_checkpoint(run).step == 2
+    for missing in ("checkpoints/epoch-0001", "elsewhere"):
+        with pytest.raises(FileNotFoundError, match=rf"^{run}/{missing}: no checkpoint here \(no meta\.json\); give"):
+            open_checkpoint(f"{run}/{missing}")
+
+
+def test_where_nothing_can_be_listed_the_plain_names_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = Far(tmp_path, can_list=False)
+    monkeypatch.setattr(msltrain.runs.checkpoint, "open_storage", lambda place: folder)
+    save_checkpoint(small(9), tmp_path / "checkpoints" / "best.9")
+    save_checkpoint(small(4), tmp_path / "checkpoints" / "last")
+    assert load_checkpoint("far:/run").step == 4
+
+
+def test_a_swap_that_was_cut_short_is_found_in_a_run_too(tmp_path: Path):
+    for name, step in (("best", 3), ("last", 4)):
+        save_checkpoint(small(step), tmp_path / "checkpoints" / name)
+        (tmp_path / "checkpoints" / name).rename(tmp_path / "checkpoints" / f".{name}.old")
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoints/.best.old"
+    assert find_checkpoint(tmp_path / "checkpoints/last") == tmp_path / "checkpoints/.last.old"
+    save_checkpoint(small(5), tmp_path / "checkpoints/last")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if "last" in path.name] == ["last"]
+
+
+def test_a_copy_is_of_the_same_files_where_they_can_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_checkpoint(small(), tmp_path / "last")
+    copy_checkpoint(tmp_path / "last", tmp_path / "linked")
+    for file in (tmp_path / "last").iterdir():
+        assert file.samefile(tmp_path / "linked" / file.name)
+
+    def refused(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    copy_checkpoint(tmp_path / "last", tmp_path / "copied")
+    for file in (tmp_path / "last").iterdir():
+        copied = tmp_path / "copied" / file.name
+        assert copied.read_bytes() == file.read_bytes() and not copied.samefile(file)
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk is full"),
+        (errno.EACCES, "permission denied"),
+        (None, "odd"),
+    ],
+)
+def test_what_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None, says: str):
+    def refused(self: Path, data: bytes):
+        raise OSError("Odd") if number is None else OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    with pytest.raises(StorageError) as failed:
+        save_checkpoint(small(), tmp_path / "last")
+    assert str(failed.value) == f"{tmp_path}/last: could not be written: {says}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_order_of_a_swap_is_write_flush_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_checkpoint(small(1), tmp_path / "last")
+    done: list[str] = []
+    rename = Path.rename
+    monkeypatch.setattr(msltrain.runs.checkpoint, "flush_to_disk", lambda file: done.append(f"flush {file.name}"))
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append(f"{self.name} to {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    save_checkpoint(small(2), tmp_path / "last")
+    flushed = [f"flush {name}" for name in ("meta.json", "train_state.pt", "weights.safetensors")]
+    assert sorted(done[:3]) == flushed and done[3:] == ["last to .last.old", ".last.part to last"]
+
+
+def test_what_is_left_of_a_killed_save_is_not_taken_over(tmp_path: Path):
+    (tmp_path / ".last.part").mkdir()
+    (tmp_path / ".last.part/stray.bin").write_bytes(b"half")
+    save_checkpoint(small(), tmp_path / "last")
+    assert sorted(path.name for path in (tmp_path / "last").iterdir()) == [
+        "meta.json", "train_state.pt", "weights.safetensors"
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_what_meta_json_says(tmp_path: Path):
+    save_checkpoint(small(), tmp_path / "last")
+    text = (tmp_path / "last/meta.json").read_text(encoding="utf-8")
+    meta = json.loads(text)
+    assert list(meta) == [
+        "schema_version", "step", "epoch", "validation_mAP", "classes", "weights_sha256", "train_state_sha256",
+        "torch", "config", "meta_sha256",
+    ]  # fmt: skip
+    assert (meta["schema_version"], meta["step"], meta["epoch"], meta["validation_mAP"]) == (2, 7, 2, 0.5)
+    assert meta["torch"] == torch.__version__ and meta["config"]["stream"]["image_size"] == 32
+    for name, file in (("weights_sha256", "weights.safetensors"), ("train_state_sha256", "train_state.pt")):
+        assert meta[name] == hashlib.sha256((tmp_path / "last" / file).read_bytes()).hexdigest()
+    assert '\n  "step": 7,\n' in text and "größe" in text and text.endswith("}\n")
+    own = meta.pop("meta_sha256")
+    assert own == hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def rewrite_meta(folder: Path, **changes) -> None:
+    """Change what meta.json says, with the digest that fits."""
+    meta = {**json.loads((folder / "meta.json").read_text()), **changes}
+    del meta["meta_sha256"]
+    meta["meta_sha256"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("mean_ap", [None, 0, 1, 0.25])
+def test_a_measure_is_from_0_to_1_or_absent(tmp_path: Path, mean_ap: float | None):
+    save_checkpoint(small(0, epoch=0, validation_mAP=mean_ap), tmp_path / "last")
+    loaded = load_checkpoint(tmp_path / "last")
+    assert (loaded.step, loaded.epoch, loaded.validation_mAP) == (0, 0, mean_ap)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"validation_mAP": -0.01}, "validation_mAP is not a number from 0 to 1"),
+        ({"validation_mAP": 1.01}, "validation_mAP is not a number from 0 to 1"),
+        ({"validation_mAP": True}, "validation_mAP is not a number from 0 to 1"),
+        ({"validation_mAP": "0.5"}, "validation_mAP is not a number from 0 to 1"),
+        ({"step": 7.0}, "step or epoch is not a count"),
+        ({"epoch": -1}, "step or epoch is not a count"),
+        ({"classes": []}, "classes are not distinct names"),
+        ({"classes": ["cat", ""]}, "classes are not distinct names"),
+        ({"classes": ["cat", 7]}, "classes are not distinct names"),
+        ({"weights_sha256": "0" * 63}, "weights_sha256 is not 64 hex digits"),
+        ({"train_state_sha256": None}, "train_state_sha256 is no digest"),
+        ({"train_state_sha256": "g" * 64}, "train_state_sha256 is no digest"),
+        ({"schema_version": 3}, "schema version 3, this program reads 1 to 2"),
+        ({"schema_version": 0}, "schema version 0, this program reads 1 to 2"),
+        ({"schema_version": True}, "schema version True, this program reads 1 to 2"),
+    ],
+)
+def test_a_description_with_a_right_digest_is_read_with_care(tmp_path: Path, changes: dict, says: str):
+    save_checkpoint(small(), tmp_path / "last")
+    rewrite_meta(tmp_path / "last", **changes)
+    with pytest.raises(UserError, match=rf"meta\.json: {says}"):
+        load_checkpoint(tmp_path / "last")
+
+
+def test_what_a_description_lacks_is_named(tmp_path: Path):
+    save_checkpoint(small(), tmp_path / "last")
+
+    def without(content: dict) -> None:
+        as_before(content)
+        for name in ("step", "epoch", "validation_mAP", "classes", "weights_sha256"):
+            del content[name]
+
+    edit_meta(tmp_path / "last", without)
+    with pytest.raises(UserError, match=r"meta\.json: lacks classes, epoch, step, validation_mAP, weights_sha256$"):
+        load_checkpoint(tmp_path / "last")
+    for text in ("{", "[]", "7", '"x"', "[" * 100_000, '{"schema_version": 2}'):
+        (tmp_path / "last/meta.json").write_text(text)
+        with pytest.raises(UserError, match=r"meta\.json: not the description of a checkpoint"):
+            load_checkpoint(tmp_path / "last")
+    (tmp_path / "last/meta.json").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"meta\.json: not the description of a checkpoint"):
+        load_checkpoint(tmp_path / "last")
+
+
+def test_an_edited_description_is_damaged(tmp_path: Path):
+    save_checkpoint(small(), tmp_path / "last")
+    edit_meta(tmp_path / "last", lambda content: content.update(step=8))
+    with pytest.raises(UserError, match=r"meta\.json: damaged or edited \(it does not match its own digest\)"):
+        load_checkpoint(tmp_path / "last")
+
+
+def test_files_that_are_missing_or_others_are_named(tmp_path: Path):
+    folder = tmp_path / "last"
+    save_checkpoint(small(train_state=[1, 2]), folder)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"train_state\.pt: not a training state$"):
+        load_checkpoint(folder)
+    save_checkpoint(small(), folder)
+    digest = hashlib.sha256((folder / "train_state.pt").read_bytes()).hexdigest()
+    (folder / "train_state.pt").write_bytes(b"other")
+    found = hashlib.sha256(b"other").hexdigest()
+    with pytest.raises(UserError) as refused:
+        load_checkpoint(folder)
+    said = f"train_state.pt: damaged (sha256 {found[:12]}…, meta.json says {digest[:12]}…); copy it again"
+    assert str(refused.value) == f"{folder}/{said}"
+    (folder / "train_state.pt").unlink()
+    with pytest.raises(UserError, match=r"train_state\.pt: missing, so this checkpoint can be evaluated but not conti"):
+        load_checkpoint(folder)
+    (folder / "weights.safetensors").write_bytes(b"no weights")
+    rewrite_meta(folder, weights_sha256=hashlib.sha256(b"no weights").hexdigest())
+    with pytest.raises(UserError, match=r"weights\.safetensors: not a weights file \(.+\); copy it again"):
+        load_checkpoint(folder)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weights\.safetensors: missing; copy the whole checkpoint folder"):
+        load_checkpoint(folder)
+
+
+def test_weights_of_another_network_are_named(tmp_path: Path):
+    save_checkpoint(small(), tmp_path / "last")
+    with pytest.raises(UserError, match=r"weights\.safetensors: does not fit the network of its meta\.json \(Error"):
+        load_recogniser(tmp_path / "last")
+
+
+def loaded_from(path: str | Path) -> LoadedRecogniser:
+    return LoadedRecogniser(recogniser=torch.nn.Identity(), classes=CLASSES, config=CONFIG, path=path, sha256="")
+
+
+def test_classes_are_found_by_name():
+    loaded = loaded_from("run")
+    assert loaded.columns_of(("größe", "bird", "cat", "dog"), "x").tolist() == [2, 3, 0]
+    assert loaded.columns_of(CLASSES, "x").dtype == np.int64
+    with pytest.raises(UserError) as refused:
+        loaded.columns_of(("dog", *"abcdef"), "shards/x")
+    assert str(refused.value) == (
+        "shards/x: its classes are not those of run (3 classes in the checkpoint, 7 in the data; the data lacks cat, "
+        "größe; the checkpoint does not know a, b, c, d, e); use shards of the dataset it was trained on"
+    )
+
+
+def test_predictions_lie_in_the_run(tmp_path: Path):
+    (tmp_path / "predictions").mkdir()
+    for name in ("b.parquet", "a.parquet", "a.json"):
+        (tmp_path / "predictions" / name).touch()
+    found = loaded_from(tmp_path / "checkpoints/best").prediction_files()
+    assert [file.name for file in found] == ["a.parquet", "b.parquet"]
+    assert [file.name for file in loaded_from(tmp_path / "checkpoints/best").prediction_files("a.*")] == [
+        "a.json", "a.parquet"
+    ]  # fmt: skip
+    assert loaded_from("s3://bucket/run").prediction_files() == []

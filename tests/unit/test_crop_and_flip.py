@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from msltrain.stream.order import crop_and_flip
 from msltrain.stream.order.crop_and_flip import random_crops, random_flips, whole_images
 from msltrain.stream.order.random import CROP, key_hash, uniform
 
@@ -48,6 +49,14 @@ def test_equals_the_algorithm_written_for_one_image():
 def test_a_scale_of_one_is_no_crop_whatever_the_shape():
     found = crops([f"k{number}" for number in range(len(SIZES))], SIZES, scale=(1.0, 1.0))
     assert found.tolist() == [[0, 0, height, width] for width, height in SIZES]
+
+
+def test_a_crop_is_at_least_one_pixel_wide_and_high():
+    keys = [f"k{number}" for number in range(50)]
+    # A quarter of 2 × 2 is one pixel; a hundredth of one pixel rounds to none, which does not fit.
+    tiny = crops(keys, [(2, 2)] * 50, scale=(0.2, 0.3), ratio=(1.0, 1.0))
+    assert {tuple(row[2:]) for row in tiny.tolist()} == {(1, 1)} and len({tuple(row[:2]) for row in tiny.tolist()}) == 4
+    assert crops(keys, [(1, 1)] * 50, scale=(0.01, 0.2)).tolist() == [[0, 0, 1, 1]] * 50
 
 
 def test_distribution_is_torchvisions():
@@ -95,13 +104,15 @@ def test_seed_epoch_and_key_all_matter():
         assert (base != other).any(axis=1).mean() > 0.9
 
 
-def test_flips():
+def test_flips(monkeypatch):
     hashes = key_hash(str(number) for number in range(4000))
     flip_N = random_flips(hashes, seed=0, epoch=0, probability=0.5)
     assert flip_N.dtype == bool and abs(flip_N.mean() - 0.5) < 0.03
     assert abs((flip_N == random_flips(hashes, seed=0, epoch=1, probability=0.5)).mean() - 0.5) < 0.03
     assert not random_flips(hashes, seed=0, epoch=0, probability=0.0).any()
     assert random_flips(hashes, seed=0, epoch=0, probability=1.0).all()
+    monkeypatch.setattr(crop_and_flip, "uniform", lambda *_: np.zeros((3, 1)))
+    assert not random_flips(hashes[:3], seed=0, epoch=0, probability=0.0).any()
 
 
 def test_whole_images_and_no_images():

@@ -70,7 +70,7 @@ def test_a_log_gets_a_line_at_once_and_no_bar():
     with TrainingDisplay(out, err) as display:
         for event in events():
             display.show(event)
-    assert err.file.getvalue().splitlines() == ["waiting for the first batch", "the first step took 3.1 s"]
+    assert err.file.getvalue().strip().splitlines() == ["waiting for the first batch", "the first step took 3.1 s"]
     lines = out.file.getvalue().splitlines()
     assert "step 5/160" in lines[1] and "left" in lines[1] and "0.42 images/s" in lines[1]
     assert len(lines) == 3  # the start, the first steps, the epoch: no line for every step

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +48,7 @@ ROW = {
         }
     ],
 }
+EMPTY_OCCLUSION = {field.name: None for field in contract.OCCLUSION_TYPE}
 
 
 def test_manifest_round_trip(tmp_path):
@@ -53,6 +56,13 @@ def test_manifest_round_trip(tmp_path):
     write_manifest(storage, MANIFEST)
     assert read_manifest(storage) == MANIFEST
     assert MANIFEST.num_samples == 2
+
+
+@pytest.mark.parametrize("num_shards", [0, 1, 2])
+def test_a_manifest_is_indented_json_with_sorted_keys(num_shards: int):
+    shards = tuple(replace(SHARD, name=f"voc2007-test-00000{number}.tar") for number in range(num_shards))
+    text = replace(MANIFEST, shards=shards).to_json().decode()
+    assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
 
 
 def test_fingerprint_follows_the_bytes():
@@ -145,6 +155,73 @@ def test_limits_of_an_index_are_possible_and_what_lies_beyond_is_refused():
     ):
         with pytest.raises(FormatError, match=words):
             checked(**changes)
+
+
+def test_every_row_is_looked_at_not_the_least_alone():
+    def refused(kind: str, rows: list[dict], words: str, columns: tuple[str, ...] | None = None) -> None:
+        data = contract.encode_index(kind, rows, SHARD, "plan")
+        with pytest.raises(FormatError, match=words):
+            contract.check_rows(contract.decode_index(kind, data, "here", columns), kind, 2, SHARD, "here")
+
+    other = {**ROW, "key": "000002"}
+    refused(IMAGES, [ROW, {**other, "width": 65_536}], "width from 500 to 65536, where 1 to 65,535 is possible")
+    refused(IMAGES, [ROW, {**other, "width": 65_535, "height": 65_535}], "an image of 4,294,836,225 pixels")
+    refused(IMAGES, [{**ROW, "width": 65_535, "height": 65_535}], "an image of", ("key", "width", "height"))
+    refused(IMAGES, [ROW, {**other, "offset": 10_241}], "offset from 512 to 10241")
+    refused(IMAGES, [ROW, ROW], "a key is there twice")
+    refused(IMAGES, [ROW, ROW], "a key is there twice", ("key", "width"))
+    mask = {name: ROW[name] for name in ("key", "offset", "length", "crc32", "width", "height")}
+    for fraction in (-0.1, 1.1):
+        words = rf"hole_fraction from {min(fraction, 0.5):g} to {max(fraction, 0.5):g}, where 0 to 1 is possible"
+        rows = [{**mask, "hole_fraction": 0.5, "source": "m"}, {**mask, "key": "m2", "source": "m"}]
+        refused(KEEP_MASKS, [rows[0], {**rows[1], "hole_fraction": fraction}], words)
+
+
+def test_shares_of_what_is_covered_are_from_0_to_1():
+    two = [*ROW["objects"], *ROW["objects"]]
+    for shares in ((0.0, 1.0), (0.3, 0.3), (None, None), (0.0, None)):
+        checked(objects=two, occlusion=[{**EMPTY_OCCLUSION, "covered": share} for share in shares])
+    for shares in ((-0.1, 0.5), (0.5, 1.1)):
+        with pytest.raises(FormatError, match=rf"covered shares from {shares[0]:g} to {shares[1]:g}, where 0 to 1"):
+            checked(objects=two, occlusion=[{**EMPTY_OCCLUSION, "covered": share} for share in shares])
+    with pytest.raises(FormatError, match="occlusion speaks of other objects than there are"):
+        checked(occlusion=[{**EMPTY_OCCLUSION, "covered": 0.5}] * 2)
+
+
+def test_the_metadata_of_an_index():
+    report = {"transcoded": 3}
+    data = contract.encode_index(IMAGES, [ROW], SHARD, "plan", report)
+    shard, plan = contract.decode_shard_metadata(data, "here")
+    assert contract.decode_shard_report(data, "here") == report and plan == "plan"
+    assert shard.index_sha256 == hashlib.sha256(data).hexdigest()
+    assert shard.labels_sha256 == contract.labels_digest([ROW])
+    mask = {name: ROW[name] for name in ("key", "offset", "length", "crc32", "width", "height")}
+    data = contract.encode_index(KEEP_MASKS, [{**mask, "hole_fraction": 0.5, "source": "m"}], SHARD, "plan")
+    shard, _ = contract.decode_shard_metadata(data, "here")
+    assert (shard.index_sha256, shard.labels_sha256) == (hashlib.sha256(data).hexdigest(), "")
+    odd = contract.encode_index(IMAGES, [ROW], SHARD, "plan", [1])  # type: ignore[arg-type]
+    with pytest.raises(FormatError, match=r"here: not a sample index of this program \(its metadata is not a table"):
+        contract.decode_shard_report(odd, "here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "x.zip"}, "shard name 'x.zip' is not the plain name of a .tar file"),
+        ({"name": "../x.tar"}, "shard name '../x.tar' is not the plain name"),
+        ({"num_samples": 0}, "num_samples is 0, not a number above 0"),
+        ({"num_bytes": 0}, "num_bytes is 0, not a number above 0"),
+        ({"sha256": ""}, "sha256 is '', not 64 hex digits"),
+        ({"sha256": "g" * 99}, f"sha256 is '{'g' * 80}', not 64 hex digits"),
+        ({"index_sha256": "0"}, "index_sha256 is '0', not 64 hex digits"),
+        ({"labels_sha256": "1"}, "labels_sha256 is '1', not 64 hex digits"),
+        ({"index_sha256": "ab" * 32, "labels_sha256": "1"}, "labels_sha256 is '1', not 64 hex digits"),
+    ],
+)
+def test_a_shard_that_cannot_be_is_named(changes: dict, says: str):
+    with pytest.raises(FormatError) as refused:
+        replace(SHARD, **changes)
+    assert says in str(refused.value)
 
 
 def test_target_is_a_plain_npy():

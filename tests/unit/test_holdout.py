@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,18 @@ def test_the_samples_held_out_never_change(tmp_path: Path):
     assert sorted(keys_of(out)) == "k005 k016 k038 k039 k060 k087 k096 k116 pair1".split()
 
 
+def test_a_part_of_a_part_has_its_own_samples(tmp_path: Path):
+    whole = write(tmp_path, list(SAMPLES), 50)
+    kept, _ = hold_out(whole, 0.3)
+    assert (kept.classes, kept.name, kept.storage) == (whole.classes, "s/train", whole.storage)
+    inner, rest = hold_out(kept, 0.4, seed=7)
+    assert keys_of(inner) | keys_of(rest) == keys_of(kept) and not keys_of(inner) & keys_of(rest)
+    shard_N, row_N = EpochPlan(rest.counts, seed=0, epoch=0, shuffle=False).items(0, rest.num_samples)
+    index_N, rows = rest.rows(shard_N, row_N)
+    assert rows.key_N.tolist() == [list(SAMPLES)[index] for index in index_N] and (np.diff(index_N) > 0).all()
+    assert kept._indexes is whole._indexes, "an index is read once for all parts"
+
+
 def test_order_and_size_of_the_shards_do_not_matter(tmp_path: Path):
     shuffled = list(np.random.default_rng(0).permutation(list(SAMPLES)))
     parts = [
@@ -94,6 +107,41 @@ def test_thousands_of_rare_classes_take_half_as_much_again_and_the_commonest_com
     missing_K = np.bincount(labels.class_M[by_chance], minlength=num_classes) == 0
     assert count_K[missing_K & (held_K > 0)].min() >= count_K[missing_K & (held_K == 0) & (count_K > 1)].max()
     assert ((count_K > 0) <= (count_K - held_K > 0)).all()  # training sees every class that there is
+
+
+def held_out_plainly(number_N: list[float], positives: list[list[int]], num_classes: int, fraction: float) -> set[int]:
+    most = max(1, math.floor(1.5 * fraction * len(number_N)))
+    by_number = sorted(range(len(number_N)), key=number_N.__getitem__)
+    samples = [[n for n in by_number if k in positives[n]] for k in range(num_classes)]
+    out = set([n for n in by_number if number_N[n] < fraction][:most])
+    for shown in samples:
+        if shown and out.issuperset(shown):
+            out.remove(shown[-1])
+    held, added = set(out), {}
+    for k, shown in enumerate(samples):
+        if held.isdisjoint(shown):
+            spare = (n for n in shown if all(len(set(samples[c]) - held) > 1 for c in positives[n]))
+            if (n := next(spare, None)) is not None:
+                added[k] = n
+                held.add(n)
+    first = sorted(added, key=lambda k: -len(samples[k]))
+    return out | {added[k] for k in first[: max(0, most - len(out))]}
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_equals_the_rule_written_for_one_sample_at_a_time(seed: int):
+    rng = np.random.default_rng(seed)
+    num_samples, num_classes = int(rng.integers(1, 14)), int(rng.integers(1, 6))
+    positives = [sorted(set(rng.integers(0, num_classes, rng.integers(0, 4)).tolist())) for _ in range(num_samples)]
+    number_N, fraction = rng.random(num_samples), float(rng.choice([0.1, 0.3, 0.5, 0.8]))
+    chosen_N = choose_held_out(number_N, labels_of(positives, num_classes), fraction)
+    expected = held_out_plainly(number_N.tolist(), positives, num_classes, fraction)
+    assert set(np.flatnonzero(chosen_N).tolist()) == expected
+
+
+def test_of_too_many_by_chance_the_smallest_numbers_are_held_out():
+    chosen_N = choose_held_out(np.array([0.03, 0.01, 0.5, 0.02]), labels_of([[0]] * 4, 1), 0.1)
+    assert chosen_N.tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -33,7 +33,7 @@ from msldata.contract.keepmask import (
     unpack_bits,
 )
 from msldata.errors import BadInputError, UserError
-from msldata.masks.polarity import PolarityClue, decide_polarity, polarity_clue
+from msldata.masks.polarity import AUTO, PolarityClue, decide_polarity, polarity_clue
 
 KEEP_MASKS = arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1))
 
@@ -42,9 +42,9 @@ GRAY = np.zeros((4, 6), dtype=np.uint8)
 GRAY[:, :2] = 255
 
 
-def file_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
+def file_bytes(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -59,6 +59,7 @@ def test_binarises_above_127_and_makes_visible_one():
 
 
 def test_unknown_polarity_names_the_known_ones():
+    assert AUTO == "auto"  # the command line's word, and the manifest's
     with pytest.raises(UserError, match="hole-white or hole-black"):
         to_keep_mask(GRAY, "white")
 
@@ -142,6 +143,7 @@ def test_packed_masks_are_inverted_and_read_without_unpacking(keep_mask):
     assert (packed == pack_bits(keep_mask)).all()
     assert (invert_bits(packed, width) == pack_bits(1 - keep_mask)).all()
     assert (decode_levels(encode_png(keep_mask), "mask.png") == keep_mask * 255).all()
+    assert (decode_png(encode_level_png(keep_mask * np.uint8(255)), "mask.png") == keep_mask).all()
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40))))
@@ -272,6 +274,50 @@ def test_files_that_start_other_programs_are_no_masks():
         decode_gray(data.getvalue(), "m")
 
 
+def test_transparency_of_a_palette_counts_too():
+    image = Image.fromarray((GRAY > 127).astype(np.uint8), "P")
+    image.putpalette([255] * 6)  # white on white: only the transparent entry makes a picture
+    assert (decode_gray(file_bytes(image, transparency=0), "m") == GRAY).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_one_colour_may_waver_where_files_are_lossy(kind: str):
+    level = np.zeros((32, 32), np.uint8)
+    level[8:24, 8:24] = 8
+    assert 1 <= np.ptp(decode_gray(file_bytes(Image.fromarray(level), kind), "m")) < 16
+    with pytest.raises(BadInputError, match="brightness runs from 0 to 8 of 255"):
+        decode_gray(file_bytes(Image.fromarray(level)), "m")
+
+
+@pytest.mark.parametrize(
+    ("levels", "is_mask"),
+    [
+        ((0, 63), False), ((0, 64), False), ((0, 191), False), ((0, 192), True), ((63, 255), True), ((64, 255), False),
+        ((0, 127), False), ((128, 255), False), ((0, 255), True), ((0, 0), True), ((9, 9), True),
+    ],
+)  # fmt: skip
+def test_half_of_one_level_and_half_of_another(levels: tuple[int, int], is_mask: bool):
+    assert_is_mask(np.repeat(np.array([levels], np.uint8), 50, axis=1), is_mask)
+
+
+@pytest.mark.parametrize(
+    ("level", "odd", "is_mask"), [(255, 127, True), (255, 128, False), (0, 128, True), (0, 127, False)]
+)
+def test_a_single_pixel_across_the_middle_makes_two_colours(level: int, odd: int, is_mask: bool):
+    gray = np.full((20, 20), level, np.uint8)
+    gray[3, 4] = odd
+    assert_is_mask(gray, is_mask)
+
+
+def assert_is_mask(gray: np.ndarray, is_mask: bool) -> None:
+    data = file_bytes(Image.fromarray(gray))
+    if is_mask:
+        assert (decode_gray(data, "m") == gray).all()
+    else:
+        with pytest.raises(BadInputError):
+            decode_gray(data, "m")
+
+
 def half_transparent() -> bytes:
     rgba = np.zeros((4, 6, 4), dtype=np.uint8)
     rgba[:, :2] = (255, 255, 255, 255)
@@ -323,12 +369,58 @@ def test_the_colour_that_fills_borders_is_visible():
     assert (decision.polarity, decision.origin) == (HOLE_WHITE, "auto")
     assert "50 of 100 masks have an all-black border" in decision.explanation
     assert decide_polarity(clues(white=50, mixed=50, white_fraction=0.6)).polarity == HOLE_BLACK
+    assert decide_polarity(clues(black=10, mixed=90)).polarity == HOLE_WHITE
 
 
 def test_a_colour_that_is_rare_on_average_is_the_hole():
     assert decide_polarity(clues(mixed=50, white_fraction=0.08)).polarity == HOLE_WHITE
     assert decide_polarity(clues(mixed=50, white_fraction=0.92)).polarity == HOLE_BLACK
     assert "8.0%" in decide_polarity(clues(mixed=50, white_fraction=0.08)).explanation
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            clues(black=95, white=5, mixed=0),  # one in twenty may dissent
+            "hole-white: 95 of 100 masks have an all-black border and 5 an all-white one; white covers 40.0% of a mask "
+            "on average; black fills whole borders, so black is the visible colour",
+        ),
+        (
+            [*clues(black=1, white=24, white_fraction=0.6), PolarityClue(1.0, "white"), PolarityClue(0.0, "black")],
+            "hole-black: 1 of 25 masks have an all-black border and 24 an all-white one; white covers 60.0% of a mask "
+            "on average; white fills whole borders, so white is the visible colour",
+        ),
+        (
+            clues(mixed=5, white_fraction=0.08),
+            "hole-white: 0 of 5 masks have an all-black border and 0 an all-white one; white covers 8.0% of a mask on "
+            "average; so little white can only be the holes",
+        ),
+        (
+            clues(mixed=5, white_fraction=0.92),
+            "hole-black: 0 of 5 masks have an all-black border and 0 an all-white one; white covers 92.0% of a mask on "
+            "average; so little black can only be the holes",
+        ),
+    ],
+)
+def test_a_decision_says_what_it_saw(given, says):
+    decision = decide_polarity(given)
+    assert decision.explanation == says and says.startswith(f"{decision.polarity}: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (clues(black=94, white=6), "94 of 100 masks .*; the clues contradict each other. Look at one mask"),
+        (
+            clues(mixed=1),
+            r"0 of 1 masks .* covers 40\.0% of a mask on average; no clue is clear enough\. Look",
+        ),
+    ],
+)
+def test_a_refusal_says_what_it_saw(given, says):
+    with pytest.raises(UserError, match=says):
+        decide_polarity(given)
 
 
 @pytest.mark.parametrize(
@@ -343,7 +435,7 @@ def test_a_colour_that_is_rare_on_average_is_the_hole():
         clues(black=50, white_fraction=0.9),  # the border says white is the hole, its share says it is not
         clues(white=20, mixed=180, white_fraction=0.05),
         clues(black=4),
-        clues(black=9, mixed=991),
+        clues(black=9, mixed=91),  # less than a tenth
         [PolarityClue(0.0, "black")] * 50,  # masks of one colour prove nothing
     ],
 )

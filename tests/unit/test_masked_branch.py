@@ -97,7 +97,11 @@ def test_images_without_a_masked_view_add_nothing_and_cost_nothing():
     torch.testing.assert_close(losses["consistency"], F.mse_loss(whole[rows].sigmoid(), masked[rows].sigmoid()) / 2)
     none, network = step(masked_B=[False] * 4)
     assert none["masked"] == none["consistency"] == 0
-    assert len(network.seen) == 2, "the network is run all the same: other processes wait for its gradients"
+    # The network is run all the same, for other processes wait for its gradients; on two, as BatchNorm needs.
+    assert [len(image) for image in network.seen] == [4, 2]
+    one, network = step(masked_B=[False, True, False, False])
+    assert [len(image) for image in network.seen] == [4, 2]
+    torch.testing.assert_close(one["masked"], F.binary_cross_entropy_with_logits(masked[1], batch()[2][1]) / 4)
     every, _ = step(masked_B=[True] * 4)
     published, _ = step()
     assert all(torch.equal(every[name], published[name]) for name in published)

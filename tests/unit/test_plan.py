@@ -146,6 +146,9 @@ def test_entering_computes_the_windows_it_needs_and_no_other(counts, window, dat
     start = data.draw(st.integers(0, plan.num_samples - 1))
     plan.items(start, start + 1)
     assert len(permuted) == 1 and permuted[0] < window + max(counts)
+    for item in range(plan.num_samples):
+        plan.items(item, item + 1)
+        assert len(plan._windows) <= 2, "the orders of two windows are kept, of whatever number there are"
 
 
 @relaxed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +32,7 @@ def batch(size: int = 64, num_classes: int = 5):
     return images, keep_masks, targets
 
 
-def recogniser(backbone: str = "resnet18") -> nn.Module:
+def recogniser(backbone: str = "test_resnet") -> nn.Module:
     return build_model(ModelConfig(backbone=backbone, num_heads=2), 5, image_size=64).train()
 
 
@@ -58,6 +59,14 @@ def test_baseline_needs_no_keep_masks():
     losses["total"].backward()
     assert set(losses) == {"total", "clean"}
     assert all(parameter.grad is not None for parameter in step.parameters())
+
+
+@pytest.mark.parametrize("bn_mode", ["clean_only", "split", "running"])
+def test_the_baseline_has_no_branch_to_tell_apart(bn_mode: str):
+    """So whatever is said of BatchNorm in the masked branch says nothing, even where BatchNorm is frozen."""
+    frozen = build_model(ModelConfig(backbone="test_resnet", freeze_batchnorm=True), 5, image_size=64)
+    step = SiameseStep(frozen, dataclasses.replace(BASELINE, bn_mode=bn_mode))
+    assert not step.notes and not len(step.masked_norms)
 
 
 def test_sequential_equals_two_published_forwards():

@@ -39,7 +39,7 @@ def test_windows_name_the_shards_of_every_item_in_time(counts, window, place, sh
     assert number == len(windows) - 1, "no window is left over"
     flat = [shard for shards in windows for shard in shards]
     assert len(flat) == len(set(flat)) and all(counts[shard] for shard in flat)
-    assert windows[0] == next(iter(plan.shards_by_window(start))).tolist()
+    assert shard_N[0] in windows[0], "none that is over"
     if start == 0:
         assert sorted(flat) == np.flatnonzero(counts).tolist()
 
