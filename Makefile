@@ -26,7 +26,7 @@ docs: $(READY)  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
 
 bench: $(READY)  ## the measurements behind benchmarks/RESULTS.md
-	@for script in build index masks coco_parse plan stream large remote storage step proof serve growth inference sample_voc; do \
+	@for script in build index masks coco_parse plan stream peers large remote storage step proof serve growth inference sample_voc; do \
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 mutants: $(READY)  ## a sample of wrong lines in the core, and whether a test notices each; an hour, goes on where it stopped

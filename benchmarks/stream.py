@@ -20,7 +20,7 @@ ours-gpu     everything the host does when the batches go to a GPU: crop and res
 ours-cpu     as ours, plus float, flip and keep mask on this CPU
 ours-ram     as ours from the second epoch on, with all decoded images in memory (--ram-cache)
 
-Other loaders (benchmarks/peers.py) take part where they are installed.
+Other people's loaders are compared by benchmarks/peers.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -50,7 +49,6 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import peers
 from msldata.build.writer import ShardWriter
 from msldata.contract.format import encode_target
 from msldata.contract.manifest import IMAGES, Manifest, shard_name
@@ -245,7 +243,7 @@ def alternate(contenders: dict[str, Contender], rounds: int) -> dict[str, list[f
 def contenders_of(scratch: Path, photos: list[Path], num_images: int, threads: int) -> dict[str, Factory]:
     """What makes each contender, once ``prepare`` has written its files below ``scratch``."""
     folder, masks = scratch / "shards", sorted((scratch / "masks").glob("*.png"))
-    made: dict[str, Factory] = {
+    return {
         "reference": lambda: reference(photos, masks, num_images, threads),
         "webdataset": lambda: webdataset(folder, threads),
         "decode": lambda: decode_alone(folder, threads),
@@ -257,10 +255,6 @@ def contenders_of(scratch: Path, photos: list[Path], num_images: int, threads: i
         "ours-cpu": lambda: ours_on_cpu(folder, threads),
         "ours-ram": lambda: ours(folder, threads, ram_cache_gb=20.0),
     }
-    for name, make in peers.PEERS.items():
-        if not peers.missing(name):
-            made[name] = partial(make, folder, scratch / name, SIZE, BATCH, threads)
-    return made
 
 
 def prepare(scratch: Path, photos: list[Path], num_images: int) -> None:
@@ -367,8 +361,6 @@ def report(
         rounds = ", ".join(f"{value:.0f}" for value in rates[name])
         own, all_of_it = memory[name]
         print(f"| {name} | {rate:.0f} | {' | '.join(ratios)} | {own:.0f} | {all_of_it:.0f} | {rounds} |")
-    if absent := [name for name in peers.PEERS if peers.missing(name)]:
-        print(f"\nnot installed, so left out: {', '.join(absent)}")
     for name in ("decode", "ours"):
         if name in median and f"{name}, 1 thread" in median:
             factor = median[name] / median[f"{name}, 1 thread"]
