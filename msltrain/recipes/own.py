@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from msltrain.recipes.variants import DISTIL_LOSS, TWIN_SHARE
+from msltrain.recipes.variants import distilled_from_nothing
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -14,12 +14,12 @@ def own() -> TrainConfig:
 
     ``msl train NAME`` · no published number
     """
-    return TrainConfig(
+    config = TrainConfig(
         data=DataConfig(validation_fraction=0.15),
         stream=StreamConfig(image_size=160, batch_size=8, mean=_MEAN, std=_STD),
         keep_mask=KeepMaskConfig(kind="generated", augment=("flip", "rotate", "shift")),
         model=ModelConfig(backbone="mobilenetv2_100"),
-        loss=DISTIL_LOSS,
-        optim=OptimConfig(lr=0.005, lr_batch_size=16, num_epochs=30, schedule="cosine", twin_share=TWIN_SHARE),
+        optim=OptimConfig(lr=0.005, lr_batch_size=16, num_epochs=30, schedule="cosine"),
         run=RunConfig(channels_last=True, log_every=5),
     )
+    return distilled_from_nothing(config)  # `own_fit` finds pretrained weights, and takes `distilled_with_twin`

@@ -16,7 +16,7 @@ from msltrain.config import TrainConfig, from_json, override
 from msltrain.models.own_weights import find_own_file
 from msltrain.models.pretrained import fill_network, is_timm_tag, read_source
 from msltrain.recipes.own import own
-from msltrain.recipes.variants import distilled_from_nothing
+from msltrain.recipes.variants import distilled_with_twin
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.shardset import open_shard_set
 
@@ -73,8 +73,8 @@ def fit_own(
         why_steps += f"; {FROM_NOTHING} times that from nothing"
     if "optim.num_epochs" in asked:
         num_epochs, why_steps = base.optim.num_epochs, "as asked"
-    if starts_at_random:
-        config = distilled_from_nothing(config)
+    if not starts_at_random:
+        config = distilled_with_twin(config)
     config = replace(
         config,
         data=replace(config.data, train=train, validation=validation, keep_masks=tuple(keep_masks)),
@@ -90,15 +90,17 @@ def fit_own(
         network_said,
         size_said,
         f"length: {num_epochs * per_epoch:,} steps of {batch_size}, {num_epochs} times all photographs ({why_steps})",
-        f"method: {_method_said(config.keep_mask.share)}; masks: {masks}",
+        f"method: {_method_said(config)}; masks: {masks}",
     ]
 
 
-def _method_said(share: float) -> str:
+def _method_said(config: TrainConfig) -> str:
+    share, twin = config.keep_mask.share, config.optim.twin_share
     hidden = "and with parts hidden" if share == 1 else f"and {share:.0%} of them with parts hidden as well"
+    beside = f"; a twin that sees whole ones alone makes up {twin:.0%} of the result" if twin else ""
     return (
         f"every photograph is shown whole, {hidden}: the whole one learns its labels, the hidden one to say what the "
-        "whole one says"
+        f"whole one says{beside}"
     )
 
 

@@ -66,8 +66,13 @@ def distilled(config: TrainConfig) -> TrainConfig:
 def distilled_from_nothing(config: TrainConfig) -> TrainConfig:
     """The same for a network without pretrained weights."""
     keep_mask = replace(config.keep_mask, share=DISTIL_SHARE_FROM_NOTHING)
-    optim = replace(config.optim, twin_share=0.0)
-    return replace(config, loss=DISTIL_LOSS_FROM_NOTHING, keep_mask=keep_mask, optim=optim)
+    return replace(config, loss=DISTIL_LOSS_FROM_NOTHING, keep_mask=keep_mask)
+
+
+def distilled_with_twin(config: TrainConfig) -> TrainConfig:
+    """The same for few photographs and pretrained weights: what is shipped is the average with a plain twin."""
+    keep_mask, optim = replace(config.keep_mask, share=1.0), replace(config.optim, twin_share=TWIN_SHARE)
+    return replace(config, loss=DISTIL_LOSS, keep_mask=keep_mask, optim=optim)
 
 
 def baseline(config: TrainConfig) -> TrainConfig:

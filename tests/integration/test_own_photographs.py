@@ -141,6 +141,8 @@ def test_the_network_is_the_best_that_can_be_had(place: Path, monkeypatch: pytes
         config, reasons = own_fit.fit_own(found.train, validation=found.validation, on_gpu=on_gpu)
         # Statistics of whole images, unless the network learns too fast for them: then one batch of both views.
         assert config.loss.bn_mode == ("running" if config.model.weights else "shared")
+        assert config.optim.twin_share == (0.25 if config.model.weights else 0)
+        assert ("a twin that sees whole ones alone makes up 25%" in " ".join(reasons)) is bool(config.model.weights)
         return config.model.backbone, config.model.weights, " ".join(reasons)
 
     monkeypatch.setattr(own_fit, "is_cached", lambda name: name.startswith("resnet50."))
