@@ -56,7 +56,9 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def in_this_process(arguments: list[str]) -> tuple[int, str]:
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["msl", *arguments])  # what messages advise
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     return result.exit_code, result.output
 
 
