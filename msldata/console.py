@@ -37,6 +37,11 @@ def visible(text: object) -> str:
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape", "backslashreplace").decode(), text)
 
 
+def on_one_line(name: str) -> str:
+    """A name for a line of its own: a file may have a line break in it."""
+    return visible(name).translate({10: "\\n", 9: "\\t", 13: "\\r"})
+
+
 class SafeConsole(Console):
     """A console that reads no text as markup, and passes no control character on to the terminal."""
 

@@ -5,10 +5,12 @@ What a command takes and shows is in ``msldata/commands`` and ``msltrain/command
 
 from __future__ import annotations
 
+import logging
 from typing import ClassVar
 
 from msldata.__main__ import DATA_COMMANDS
 from msldata.commands.program import Commands, make_program, run_program
+from msldata.console import err, show
 from msltrain.commands import bench_stream, evaluate, grids, recipes, report, train, use
 from msltrain.hosts.rank_output import may_speak, quiet_others
 
@@ -54,8 +56,22 @@ app = make_program(
 )
 
 
+class _Notes(logging.Handler):
+    """What the library logs, through the console, which shows no control character and no password."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        show(err, record.getMessage())
+
+
+def _show_notes() -> None:
+    log = logging.getLogger("msltrain")
+    log.addHandler(_Notes(logging.WARNING))
+    log.propagate = False
+
+
 def main() -> None:
     """Run the command line."""
+    _show_notes()
     quiet_others()
     run_program(app, "msl")
 

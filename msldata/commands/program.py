@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from msldata.console import err, out, show, standard_output
+from msldata.console import err, out, show, standard_output, visible
 from msldata.errors import UserError
 
 DISTRIBUTION = "msltrain"
@@ -41,6 +41,9 @@ class Commands(typer.core.TyperGroup):
             err.print("\nstopped" + (words and f"; {words}"), soft_wrap=True)
             raise typer.Exit(STOPPED) from None
         except Exception as error:
+            if hasattr(error, "format_message") and hasattr(error, "message"):  # of click, which typer has inside
+                error.message = visible(error.message)  # what was typed may hold a password
+                raise
             if isinstance(error, BrokenPipeError):  # printed by something else than our console
                 standard_output.failure = error
                 raise typer.Exit(_PIPE_CLOSED) from None

@@ -24,6 +24,7 @@ from msldata.contract.parquet import read_parquet
 from msldata.errors import StorageError, UserError
 from msldata.storage import PART_SUFFIX, LocalStorage, Location, clear_local_errors, flush_to_disk
 from msltrain.measures.covered import covered_shares
+from msltrain.measures.spreadsheet import cell
 
 PREDICTIONS_VERSION = 2
 """Version 2 names the largest objects in lists, a class number each. Version 1 is still read."""
@@ -270,9 +271,9 @@ def write_predictions_table(predictions: Predictions, file: str | Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [f"{kind} {name}" for kind in ("logit", "target", "ignore") for name in predictions.classes]
-    writer.writerow(["key", *names])
+    writer.writerow(["key", *map(cell, names)])
     for key, *values in zip(predictions.keys, *(array_NK.tolist() for array_NK in arrays)):
-        writer.writerow([key, *itertools.chain.from_iterable(values)])
+        writer.writerow([cell(key), *itertools.chain.from_iterable(values)])
     file = Path(file)
     LocalStorage(file.parent).put(file.name, text.getvalue().encode())
 

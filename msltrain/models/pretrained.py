@@ -192,12 +192,13 @@ def _plain_types() -> list[Any]:
     for name in ("scalar", "_reconstruct"):
         made = getattr(multiarray, name)
         types += [made, (made, f"numpy.core.multiarray.{name}")]  # the latter as numpy 1 wrote it
-    return types + [type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")]
+    numbers = {type(np.dtype(kind)) for kind in np.sctypeDict.values() if kind is not np.object_}
+    return [*types, *sorted(numbers, key=lambda kind: kind.__name__)]
 
 
 def _object_in(error: Exception) -> str:
     """The type that was met, as torch's message names it."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    found = re.search(r"(?:GLOBAL |got <class ')([\w.]+)", str(error))
     return f" ({found[1]})" if found else ""
 
 
@@ -208,7 +209,7 @@ def _is_torch_file(path: Path) -> bool:
 
 
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "module")
 """What other programs call the state_dict in their checkpoints: moving averages, which they evaluate, come first."""
 _FRONTS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """What wrappers (DataParallel, torch.compile, Lightning) put before every name."""
@@ -216,11 +217,18 @@ _BESIDE = "n_averaged"
 """A counter of averaged models."""
 
 
+def _holds_tensors(content: object) -> bool:
+    """Whether it is a mapping with tensors in it, or in a mapping of it: the settings of an average are none."""
+    if not isinstance(content, Mapping):
+        return False
+    return any(isinstance(value, Tensor) or _holds_tensors(value) for value in content.values())
+
+
 def _tensors_of(content: object, source: str) -> dict[str, Tensor]:
     """The state_dict in what a file held, however it is wrapped; a moving average rather than the weights."""
     while isinstance(content, Mapping):
         known: Mapping[Any, Any] = content
-        inner = next((name for name in (*_AVERAGES, *_WRAPPERS) if isinstance(known.get(name), Mapping)), None)
+        inner = next((name for name in (*_AVERAGES, *_WRAPPERS) if _holds_tensors(known.get(name))), None)
         if inner is None:
             break
         if inner in _AVERAGES:
@@ -235,13 +243,18 @@ def _tensors_of(content: object, source: str) -> dict[str, Tensor]:
         tensors = {name.removeprefix(front): value for name, value in tensors.items()}
     tensors.pop(_BESIDE, None)
     tensors = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
+    require_finite(tensors, source)
+    return tensors
+
+
+def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError where a tensor holds NaN or infinity."""
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise UserError(
             f"{source}: {len(bad)} of its tensors hold NaN or infinity ({shortened(bad)}), as after a training that "
             "broke off; take an earlier checkpoint"
         )
-    return tensors
 
 
 def _load_by_names(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from msltrain.measures.metrics import SUMMARY
+from msltrain.measures.spreadsheet import cell
 from msltrain.pages.svg import style_name
 from msltrain.pages.tables import Cell, Group, Row, Table
 from msltrain.pages.text import capital, percent, points
@@ -117,11 +118,13 @@ def all_classes(numbers: Numbers) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [(run.name, entry, end) for end in numbers.ends for run, entry in zip(numbers.runs, numbers.measured)]
-    writer.writerow(["class", "images", *(f"AP {name}, {where(numbers, end)}" for name, _, end in columns)])
+    writer.writerow(["class", "images", *(cell(f"AP {name}, {where(numbers, end)}") for name, _, end in columns)])
     for k in numbers.class_order():
         values = [entry[end].metrics.classes[k].average_precision for _, entry, end in columns]
         one = numbers.measured[0][WHOLE].metrics.classes[k]
-        writer.writerow([one.name, one.num_positive, *("" if value is None else f"{value:.6g}" for value in values)])
+        writer.writerow(
+            [cell(one.name), one.num_positive, *("" if value is None else f"{value:.6g}" for value in values)]
+        )
     return text.getvalue()
 
 

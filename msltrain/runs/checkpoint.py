@@ -31,6 +31,7 @@ from msldata.errors import StorageError, UserError, did_you_mean
 from msldata.storage import LocalStorage, Storage, flush_to_disk, open_storage
 from msltrain.config import TrainConfig, from_json, to_json
 from msltrain.models.build import Recogniser, build_model
+from msltrain.models.pretrained import require_finite
 from msltrain.runs.run_places import RUNS, SHARDS, run_folder
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -258,6 +259,7 @@ def load_recogniser(path: str | Path, device: str | torch.device = "cpu") -> Loa
     folder = open_checkpoint(path)
     meta, config = read_meta(folder)
     weights, sha256 = _read_weights(folder, meta)
+    require_finite(weights, folder.where(WEIGHTS_NAME))
     recogniser = rebuild_recogniser(config, len(meta["classes"]))
     try:
         recogniser.load_state_dict(weights)
@@ -373,8 +375,9 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         write(part)
-        for file in part.iterdir():
-            flush_to_disk(file)
+        for file in part.rglob("*"):
+            if file.is_file():
+                flush_to_disk(file)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)

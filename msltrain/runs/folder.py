@@ -325,7 +325,7 @@ class RunFolder:
 
     def add_skipped(self, samples: Iterable[SampleError]) -> int:
         """Note skipped samples in ``skipped.jsonl``, each once; returns how many it lists now."""
-        before = self._files.read(SKIPPED_NAME).decode() if self._files.exists(SKIPPED_NAME) else ""
+        before = self._files.read(SKIPPED_NAME).decode(errors="replace") if self._files.exists(SKIPPED_NAME) else ""
         lines = dict.fromkeys(before.splitlines())
         for sample in samples:
             row = {name: getattr(sample, name) for name in ("dataset", "shard", "key", "offset", "reason")}

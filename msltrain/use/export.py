@@ -156,14 +156,18 @@ def _found(out: Path, loaded: LoadedRecogniser, overwrite: bool) -> dict[str, di
         return {}
     try:
         content = json.loads((out / CONFIG_NAME).read_text(encoding="utf-8"))
-        weights, files = content["weights_sha256"], content.get("files", {})
+        weights, classes, files = content["weights_sha256"], content["classes"], content.get("files", {})
         found = {name: entry for name, entry in files.items() if (out / name).is_file()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{out}: holds something else than an export; choose another --out") from None
-    if weights == loaded.sha256:
+    if weights == loaded.sha256 and classes == list(loaded.classes):
         return found
     if overwrite:
         return {}
+    if weights == loaded.sha256:
+        raise UserError(
+            f"{out}: holds the export of these weights with other classes; choose another --out, or give --overwrite"
+        )
     raise UserError(
         f"{out}: holds the export of another model (weights {weights[:12]}…, these are {loaded.sha256[:12]}…); choose "
         "another --out, or give --overwrite"

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from msldata.console import Stream, visible
+from msldata.console import Stream, on_one_line
 from msldata.errors import UserError
+from msltrain.measures.spreadsheet import cell
 from msltrain.use.predict import ImagePrediction
 
 FORMATS = ("table", "json", "csv", "parquet", "fiftyone")
@@ -90,7 +91,7 @@ def _text(image: ImagePrediction, kind: str) -> str:
             return json.dumps(_as_json(image), ensure_ascii=False) + "\n"
         case "csv":
             return _csv(map(_cells, _rows(image)))
-    return f"{_on_one_line(image.file)}  {_on_one_line(_line(image))}\n"
+    return f"{on_one_line(image.file)}  {on_one_line(_line(image))}\n"
 
 
 def describe(summary: Summary) -> str:
@@ -98,7 +99,7 @@ def describe(summary: Summary) -> str:
     if not summary.num_failed:
         return ""
     lines = [f"{summary.num_failed:,} of {summary.num_images:,} images could not be read and were left out:"]
-    lines += [f"  {_on_one_line(image.file)}: {image.error}" for image in summary.failed]
+    lines += [f"  {on_one_line(image.file)}: {image.error}" for image in summary.failed]
     if summary.num_failed > len(summary.failed):
         lines.append(f"  … and {summary.num_failed - len(summary.failed):,} more; --format json names them all")
     return "\n".join(lines)
@@ -167,26 +168,22 @@ def _rows(image: ImagePrediction) -> Iterator[tuple]:
         yield (*said, threshold, image.threshold_origin, deviation)
 
 
+_END = "\r\n"
+
+
 def _csv(rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    lines = []
+    for row in rows:
+        text = io.StringIO()
+        csv.writer(text, lineterminator=_END).writerow(row)  # so that a lone \r in a name is quoted as well
+        lines.append(f"{text.getvalue().removesuffix(_END)}\n")
+    return "".join(lines)
 
 
 def _cells(row: tuple) -> tuple[str, ...]:
     file, name, score, predicted, masked_score, masked_predicted, error, threshold, origin, deviation = row
-    said = (_cell(file), _cell(name), _digits(score), _flag(predicted), _digits(masked_score), _flag(masked_predicted))
-    return (*said, _cell(error), _digits(threshold), _cell(origin), _digits(deviation))
-
-
-def _on_one_line(name: str) -> str:
-    """A name for a line of its own: a file may have a line break in it."""
-    return visible(name).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _cell(text: str | None) -> str:
-    """Text as a spreadsheet shows it: one that would run it as a formula gets an apostrophe in front."""
-    return f"'{text}" if text and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text or ""
+    said = (cell(file), cell(name), _digits(score), _flag(predicted), _digits(masked_score), _flag(masked_predicted))
+    return (*said, cell(error), _digits(threshold), cell(origin), _digits(deviation))
 
 
 def _flag(value: bool | None) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from msldata.console import on_one_line
 from msldata.contract.keepmask import resize_nearest
 from msldata.storage import LocalStorage
 
@@ -91,7 +92,7 @@ def draw_sheet(name: str, photo_HWC: np.ndarray, rows: Sequence[Row], hole_colou
     size = (_MARGIN + num_columns * step_x, _MARGIN + _TITLE + len(rows) * step_y + _FOOT)
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
-    _write(draw, (_MARGIN, _MARGIN), name, size[0] - 2 * _MARGIN, _INK, bold=True)
+    _write(draw, (_MARGIN, _MARGIN), on_one_line(name), size[0] - 2 * _MARGIN, _INK, bold=True)
     for number, row in enumerate(rows):
         top = _MARGIN + _TITLE + number * step_y
         shown_HWC, title = photo_HWC, "the whole image"
@@ -103,7 +104,7 @@ def draw_sheet(name: str, photo_HWC: np.ndarray, rows: Sequence[Row], hole_colou
         for column, panel in enumerate(row.panels, start=1):
             left = _MARGIN + column * step_x
             colour = _INK if panel.is_predicted else _MUTED
-            _write(draw, (left, top), panel.title, step_x - _MARGIN, colour, bold=panel.is_predicted)
+            _write(draw, (left, top), on_one_line(panel.title), step_x - _MARGIN, colour, bold=panel.is_predicted)
             sheet.paste(Image.fromarray(paint(shown_HWC, panel.place_score_HW)), (left, top + _TITLE))
     _draw_ramp(sheet, draw, size[1] - _FOOT + 4, size[0] - 2 * _MARGIN)
     return sheet

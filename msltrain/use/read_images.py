@@ -24,9 +24,10 @@ from PIL import Image
 from torch import Tensor
 
 from msldata.contract.manifest import MANIFEST_NAME
+from msldata.contract.parquet import UnreadableParquet, read_parquet
 from msldata.contract.pixels import decode, pixels_of, reduction_to, upright_size
-from msldata.errors import BadInputError, UserError, nothing_at
-from msldata.storage import FileInfo, Storage, open_storage
+from msldata.errors import BadInputError, StorageError, UserError, nothing_at
+from msldata.storage import FileInfo, LocalStorage, Storage, open_storage
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.pixels.decode import resize_crop
 from msltrain.stream.samples.shardset import open_shard_set
@@ -204,10 +205,14 @@ def _begins_as_image(storage: Storage, info: FileInfo) -> bool:
     return info.size >= _NUM_START and is_image_start(storage.read_ranges(info.name, [0], [_NUM_START])[0])
 
 
+_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Of AVIF and HEIF, still or a sequence."""
+
+
 def is_image_start(data: bytes) -> bool:
     """Whether a file that begins so is an image, by the signatures of the formats that are read."""
     is_riff = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
-    is_boxed = data[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1")
+    is_boxed = data[4:8] == b"ftyp" and data[8:12] in _BRANDS
     return data.startswith(_STARTS) or is_riff or is_boxed
 
 
@@ -224,18 +229,16 @@ def _listed(file: Path, passed_over: list[str]) -> Iterator[Picture]:
 def _names_in(file: Path) -> list[str]:
     suffix = file.suffix.lower()
     if suffix == ".parquet":
-        import pyarrow.parquet as pq
-
         try:
-            table = pq.read_table(file)
-        except (OSError, ValueError) as error:
+            table = read_parquet(_read_file(file))
+        except UnreadableParquet as error:
             raise UserError(f"{file}: not a parquet table ({error})") from None
         column = next((name for name in table.column_names if name.lower() in _LIST_COLUMNS), None)
         found = None if column is None else table[column].to_pylist()
     else:
         try:
-            text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        except OSError as error:
+            text = _read_file(file).decode("utf-8-sig", errors="surrogateescape")
+        except (OSError, StorageError) as error:
             raise UserError(f"{file}: cannot be read ({error})") from None
         if suffix == ".txt":
             return [line.strip() for line in text.splitlines() if line.strip()]
@@ -247,8 +250,13 @@ def _names_in(file: Path) -> list[str]:
     return [str(name) for name in found if name]
 
 
+def _read_file(path: Path) -> bytes:
+    """What a list names may be a device, or larger than the memory: both are refused."""
+    return LocalStorage(path.parent).read(path.name)
+
+
 def _local(path: Path) -> Picture:
-    return Picture(plain_name(str(path)), path.read_bytes)
+    return Picture(plain_name(str(path)), functools.partial(_read_file, path))
 
 
 def _is_image(name: str) -> bool:

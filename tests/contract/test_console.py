@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,5 +107,19 @@ def test_no_command_echoes_a_password(tmp_path, command):
     place = "http://anna:s3cret@127.0.0.1:9/data"
     arguments = {"evaluate": ["--checkpoint", place, "--data", place], "predict": ["a.jpg", "--checkpoint", place]}
     (tmp_path / "a.jpg").write_bytes(b"x")
-    result = CliRunner().invoke(app, [command, *arguments.get(command, [place])], env={"COLUMNS": "200"})
-    assert result.exit_code == 2 and "s3cret" not in result.output
+    for more in ([], ["one more", place]):
+        words = [command, *arguments.get(command, [place]), *more]
+        result = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+        assert result.exit_code == 2 and "s3cret" not in result.output
+
+
+def test_what_the_library_logs_is_shown_as_other_messages_are():
+    program = """
+import logging
+import msltrain.__main__ as program
+program._show_notes()
+logging.getLogger("msltrain.stream").warning("%s is \x1b[31mred", "http://anna:s3cret@host/x")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0 and done.stdout == ""
+    assert r"http://***@host/x is \x1b[31mred" in " ".join(done.stderr.split()) and "s3cret" not in done.stderr

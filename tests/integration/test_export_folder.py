@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,11 @@ def test_a_folder_holds_one_model(tmp_path):
     run, other, out = make_run(tmp_path / "run"), make_run(tmp_path / "other", "test_vit"), tmp_path / "out"
     export_model(run, out, formats=["torch-export"])
     (out / "notes.txt").write_text("mine")
+    (out / "predictions").mkdir()  # where `msl evaluate` puts them
+    (out / "predictions/mine.parquet").write_bytes(b"mine")
     export_model(run, out, formats=["safetensors"])
+    assert (out / "predictions/mine.parquet").read_bytes() == b"mine"
+    shutil.rmtree(out / "predictions")
     names = ["README.md", "config.json", "model.pt2", "model.py", "model.safetensors", "notes.txt"]
     assert sorted(file.name for file in out.iterdir()) == names
     assert "model.pt2" in (out / "README.md").read_text()
@@ -127,6 +132,10 @@ def test_a_folder_holds_one_model(tmp_path):
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     code, _, errors = msl("export", "--checkpoint", other, "--out", out, "--format", "safetensors", "--overwrite")
     assert code == 0 and not (out / "model.pt2").exists() and "test_vit" in (out / "README.md").read_text(), errors
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "classes": config["classes"][::-1]}))
+    with pytest.raises(UserError, match="these weights with other classes"):
+        export_model(other, out, formats=["onnx"])
     with pytest.raises(UserError, match="holds something else than an export"):
         export_model(run, tmp_path, formats=["safetensors"], overwrite=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["other", "out", "run"]

@@ -156,15 +156,17 @@ def test_mistakes(place, monkeypatch, arguments, words):
 
 
 def test_odd_names_stay_on_their_line_and_are_no_formula(place, tmp_path):
-    names = ["=cmd|' C calc'!A0.jpg", "two\nlines.jpg", "plain.jpg"]
+    names = ["=cmd|' C calc'!A0.jpg", "two\nlines.jpg", "back\r.jpg"]
     for name in names:
         (tmp_path / name).write_bytes((place / "photos" / "p000.jpg").read_bytes())
     paths = [tmp_path / name for name in names]
     code, output, _ = run(place, *paths, "--top-k", "all")
     assert code == 0 and len(output.splitlines()) == 3 and r"two\nlines.jpg" in output
     assert all(name in line for line in output.splitlines() for name in CLASSES)  # every class has its score
+    code, output, _ = run(place, *paths, "--cam", tmp_path / "sheets")
+    assert code == 0 and len(list((tmp_path / "sheets").iterdir())) == 3, output
     code, output, _ = run(place, *paths, "--top-k", "all", "--format", "csv")
-    rows = list(csv.DictReader(io.StringIO(output)))
+    rows = list(csv.DictReader(io.StringIO(output, newline="")))
     assert [row["file"] for row in rows] == [str(path) for path in paths for _ in CLASSES]
     written = io.BytesIO()
     write_answers([ImagePrediction(file=names[0], scores=(("=1+1", 0.5),), thresholds=(0.5,))], "csv", written)

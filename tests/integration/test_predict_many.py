@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.use import predict_many as module
-from msltrain.use.read_images import find_images, plain_name
+from msltrain.use.read_images import find_images, is_image_start, plain_name
 from tests.answers import predict_images
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo
@@ -166,10 +167,19 @@ def test_files_are_known_by_how_they_begin_and_the_rest_is_counted(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "d.jp2", "JPEG2000")
     (tmp_path / "notes.txt").write_text("nothing")
     (tmp_path / "clip.mp4").write_bytes(b"\0\0\0 ftypisom" + bytes(40))
+    assert all(is_image_start(b"\0\0\0 ftyp" + brand) for brand in (b"avif", b"avis", b"heic", b"heix", b"msf1"))
     said: list[str] = []
     found = [Path(picture.name).name for picture in find_images([tmp_path], said.append)]
     assert found == ["a.jfif", "d.jp2", "no-suffix", "wrong.dat"]
     assert len(said) == 1 and "4 images; passed over, for they are none: clip.mp4, notes.txt" in said[0]
+
+
+def test_a_list_that_names_a_device_is_answered_all_the_same(place, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{place / 'photos'}/p000.jpg\n/dev/zero\n")
+    pictures = find_images([tmp_path / "list.txt"])
+    assert pictures[0].read() and len(pictures) == 2
+    with pytest.raises(UserError, match="a device, not a file"):
+        pictures[1].read()
 
 
 def test_lists_of_photographs(place, tmp_path):

@@ -32,12 +32,15 @@ WRAPPED = {
     "net": {"net": plain(), "acc": 91.5},
     "AveragedModel": {"n_averaged": torch.tensor(4), **fronted("module.")},
     "a lone average": {"state_dict_ema": plain()},
+    "settings of an average": {"model": plain(), "ema": {"decay": 0.99}},
+    "an average with its settings": {"ema": {"decay": 0.99, "module": plain()}},
     "timm": {
         "state_dict": {name: tensor + 1 for name, tensor in plain().items()},
         "state_dict_ema": plain(),
         "args": argparse.Namespace(lr=0.1, model="resnet50"),
         "metric": np.float64(81.2),
-        "history": np.arange(3),
+        "history": np.arange(3, dtype=np.uint8),
+        "scales": [np.float16(0.5), np.uint64(3), np.int8(-1)],
     },
 }
 
@@ -48,7 +51,7 @@ def test_unwrapped(tmp_path, caplog, kind):
     with caplog.at_level(logging.WARNING):
         found = read_tensors(tmp_path / "file.pth")
     torch.testing.assert_close(found, plain())
-    assert ("moving average" in caplog.text) == (kind in ("timm", "a lone average"))
+    assert ("moving average" in caplog.text) == (kind in ("timm", "a lone average", "an average with its settings"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from msldata.errors import UserError
-from msldata.storage import FileInfo, Storage
+from msldata.storage import FileInfo, LocalStorage, Storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,7 +98,8 @@ class EmbeddedImages(Storage):
         if cell.get("bytes") is not None:
             return bytes(cell["bytes"])
         if cell.get("path"):
-            return Path(cell["path"]).read_bytes()
+            there = Path(cell["path"])
+            return LocalStorage(there.parent).read(there.name)
         raise FileNotFoundError(f"{self.where(name)}: the row has no image")
 
     def read_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
