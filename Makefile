@@ -11,7 +11,7 @@ SHELL := /bin/bash
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-demo: $(READY)  ## raw data -> shards -> training -> report, about 4 minutes on 2 cores
+demo: $(READY)  ## raw data -> shards -> training -> report, about 6 minutes on 2 cores
 	$(BIN)/python cli.py demo
 
 test: lint  ## format, lint, types and the tests
