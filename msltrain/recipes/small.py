@@ -41,7 +41,7 @@ def demo() -> TrainConfig:
             lr=6e-3,
             classifier_lr_factor=1.0,
             weight_decay=0.05,
-            num_epochs=8,
+            num_epochs=9,
             warmup_epochs=1.0,
             schedule="cosine",
         ),
