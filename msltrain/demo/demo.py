@@ -177,9 +177,10 @@ def _describe_budget(runs: Sequence[RunReport]) -> Mapping[str, str]:
         same = (run.config.optim, run.config.stream, run.config.run.seed)
         assert same == (optim, runs[0].config.stream, runs[0].config.run.seed), "only loss and masks may differ"
     took = {run.name: sum(row.get("seconds", 0.0) for row in run.history) for run in runs}
-    twice = join([run.name for run in runs if run.config.loss.has_masked_branch])
+    masked = [run for run in runs if run.config.loss.has_masked_branch]
+    passes = join([f"{run.name} {1 + run.config.keep_mask.share:g} times" for run in masked])
     return {
         "Budget": f"equal for all: the same samples in the same order, {optim.num_epochs} epochs, the same optimiser "
-        f"and seed. Not equal in computing: a step of {twice} runs the network on each image twice.",
+        f"and seed. Not equal in computing: the network runs on each image once, in {passes}.",
         "Training time": ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in took.items()),
     }

@@ -5,8 +5,6 @@ Shapes: N samples in dataset order, K classes.
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import os
@@ -24,7 +22,7 @@ from msldata.contract.parquet import read_parquet
 from msldata.errors import StorageError, UserError
 from msldata.storage import PART_SUFFIX, LocalStorage, Location, clear_local_errors, flush_to_disk
 from msltrain.measures.covered import covered_shares
-from msltrain.measures.spreadsheet import cell
+from msltrain.measures.spreadsheet import cell, csv_text
 
 PREDICTIONS_VERSION = 2
 """Version 2 names the largest objects in lists, a class number each. Version 1 is still read."""
@@ -268,14 +266,14 @@ def write_predictions_table(predictions: Predictions, file: str | Path) -> None:
         StorageError: the place cannot be written.
     """
     arrays = (predictions.logit_NK, predictions.target_NK, predictions.ignore_NK.astype(np.uint8))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = [f"{kind} {name}" for kind in ("logit", "target", "ignore") for name in predictions.classes]
-    writer.writerow(["key", *map(cell, names)])
-    for key, *values in zip(predictions.keys, *(array_NK.tolist() for array_NK in arrays)):
-        writer.writerow([cell(key), *itertools.chain.from_iterable(values)])
+    rows = (
+        [cell(key), *itertools.chain.from_iterable(values)]
+        for key, *values in zip(predictions.keys, *(array_NK.tolist() for array_NK in arrays))
+    )
     file = Path(file)
-    LocalStorage(file.parent).put(file.name, text.getvalue().encode())
+    text = csv_text(itertools.chain([["key", *map(cell, names)]], rows))
+    LocalStorage(file.parent).put(file.name, text.encode())
 
 
 def read_predictions(file: str | Path) -> Predictions:

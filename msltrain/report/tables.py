@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from msltrain.measures.metrics import SUMMARY
-from msltrain.measures.spreadsheet import cell
+from msltrain.measures.spreadsheet import cell, csv_text
 from msltrain.pages.svg import style_name
 from msltrain.pages.tables import Cell, Group, Row, Table
 from msltrain.pages.text import capital, percent, points
@@ -115,17 +113,16 @@ def class_table(numbers: Numbers) -> Table:
 
 def all_classes(numbers: Numbers) -> str:
     """Every class as CSV, in the order of the page: positives, and AP by run and condition, in [0, 1]."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = [(run.name, entry, end) for end in numbers.ends for run, entry in zip(numbers.runs, numbers.measured)]
-    writer.writerow(["class", "images", *(cell(f"AP {name}, {where(numbers, end)}") for name, _, end in columns)])
+    rows: list[list[object]] = [
+        ["class", "images", *(cell(f"AP {name}, {where(numbers, end)}") for name, _, end in columns)]
+    ]
     for k in numbers.class_order():
         values = [entry[end].metrics.classes[k].average_precision for _, entry, end in columns]
         one = numbers.measured[0][WHOLE].metrics.classes[k]
-        writer.writerow(
-            [cell(one.name), one.num_positive, *("" if value is None else f"{value:.6g}" for value in values)]
-        )
-    return text.getvalue()
+        shown = ("" if value is None else f"{value:.6g}" for value in values)
+        rows.append([cell(one.name), one.num_positive, *shown])
+    return csv_text(rows)
 
 
 def pairs_table(numbers: Numbers) -> Table | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,20 +41,26 @@ def average_checkpoints(places: Sequence[str | Path], folder: Path, shares: Sequ
         raise UserError(f"{len(places)} checkpoints and {len(shares)} shares; give --share once per --checkpoint")
     if not all(0 < share < 1 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise UserError(f"the shares are {', '.join(map(str, shares))}; they must be above 0 and add up to 1")
-    first = load_checkpoint(places[0])
-    if not first.config.model.weights:
+    found = [replace(load_checkpoint(place), validation_mAP=None, train_state={}) for place in places]
+    if not found[0].config.model.weights:
         raise UserError(
             f"{places[0]}: started at random, and the average of networks with other beginnings recognises nothing; "
             "average runs that started from the same pretrained weights"
         )
-    last, total = first, {name: shares[0] * tensor.double() for name, tensor in first.weights.items()}
-    for place, share in zip(places[1:], shares[1:], strict=True):
-        last = load_checkpoint(place)
-        _require_same_start(first, last, places[0], place)
-        for name, tensor in last.weights.items():
-            total[name] += share * tensor.double()
-    averaged = replace(last, validation_mAP=None, train_state={}, weights=_as_stored(total, last.weights))
-    save_checkpoint(averaged, folder)
+    for place, other in zip(places[1:], found[1:], strict=True):
+        _require_same_start(found[0], other, places[0], place)
+    weights = average_weights([one.weights for one in found], shares)
+    save_checkpoint(replace(found[-1], weights=weights), folder)
+
+
+def average_weights(weights: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
+    """The weighted average of several networks' tensors by name, in their types; counters are whole numbers."""
+    averaged = {}
+    for name, like in weights[0].items():
+        parts = [share * one[name].double() for one, share in zip(weights, shares, strict=True)]
+        total = torch.stack(parts).sum(0)
+        averaged[name] = (total if like.is_floating_point() else torch.round(total)).to(like.dtype)
+    return averaged
 
 
 def _require_same_start(first: Checkpoint, other: Checkpoint, one: str | Path, place: str | Path) -> None:
@@ -68,11 +74,3 @@ def _require_same_start(first: Checkpoint, other: Checkpoint, one: str | Path, p
             f"{place}: is not a network of the same kind and beginning as {one} ({name} is {theirs} there and {mine} "
             "here); average runs of one network from the same first weights"
         )
-
-
-def _as_stored(total: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In the types of a checkpoint; counters are whole numbers."""
-    return {
-        name: (tensor if like[name].is_floating_point() else torch.round(tensor)).to(like[name].dtype)
-        for name, tensor in total.items()
-    }

@@ -20,6 +20,7 @@ from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.frozen_features import FrozenFeatures
+from msltrain.runs.average import average_weights
 from msltrain.runs.checkpoint import Checkpoint, rebuild_recogniser
 from msltrain.stream.keepmasks.masked_views import MaskedView
 from msltrain.stream.pixels.batch import Batch
@@ -133,7 +134,9 @@ class Learner:
         if self._twin is None or self._mixture is None:
             return self.recogniser
         if not self._is_mixed:
-            _mix(self._mixture, self.recogniser, self._twin.recogniser, self.config.optim.twin_share)
+            share, both = self.config.optim.twin_share, (self.recogniser, self._twin.recogniser)
+            average = average_weights([network.state_dict() for network in both], (1 - share, share))
+            self._mixture.load_state_dict(average)
             self._is_mixed = True
         return self._mixture
 
@@ -254,11 +257,11 @@ class Learner:
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {number: self._whole(entries) for number, entries in optimizer["state"].items()}
         state: dict[str, Any] = {"optimizer": optimizer}
-        if self._average is not None:
+        if self.shipped is not self.recogniser:
             state["weights"] = self._whole(self.recogniser.state_dict())
+        if self._average is not None:
             state["num_averaged"] = self._num_averaged
         if self._twin is not None:
-            state["weights"] = self._whole(self.recogniser.state_dict())
             state["twin"] = {"weights": self._twin.shipped_weights(), **self._twin.state_dict()}
         if self.step_module.masked_norms:
             state["masked_norms"] = self._whole(self.step_module.masked_norms.state_dict())
@@ -329,11 +332,3 @@ def _twin(
     plain = replace(config.loss, clean_weight=1.0, masked_weight=0.0, consistency_weight=0.0)
     alone = replace(config, loss=plain, optim=replace(config.optim, twin_share=0.0))
     return Learner(alone, num_classes, ranks, checkpoint, classes, positive_weight_K)
-
-
-@torch.no_grad()
-def _mix(into: Recogniser, one: Recogniser, twin: Recogniser, share: float) -> None:
-    """Let ``into`` be the average of two networks, of which ``twin`` has that share; counters are those of ``one``."""
-    tensors = zip(into.state_dict().values(), one.state_dict().values(), twin.state_dict().values(), strict=True)
-    for target, mine, other in tensors:
-        target.copy_(torch.lerp(mine, other, share) if mine.is_floating_point() else mine)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from msldata.console import Stream, on_one_line
 from msldata.errors import UserError
-from msltrain.measures.spreadsheet import cell
+from msltrain.measures.spreadsheet import cell, csv_text
 from msltrain.use.predict import ImagePrediction
 
 FORMATS = ("table", "json", "csv", "parquet", "fiftyone")
@@ -59,7 +57,7 @@ def write_answers(found: Iterable[ImagePrediction], kind: str, file: IO[bytes]) 
         _write_fiftyone(found, file)
     else:
         if kind == "csv":
-            file.write(_csv([COLUMNS]).encode())
+            file.write(csv_text([COLUMNS]).encode())
         for image in found:
             file.write(_text(image, kind).encode())
 
@@ -80,7 +78,7 @@ class Printer:
     def show(self, image: ImagePrediction) -> None:
         """Print one."""
         if self._kind == "csv" and not self._begun:
-            self._file.write(_csv([COLUMNS]))
+            self._file.write(csv_text([COLUMNS]))
         self._begun = True
         self._file.write(self._clean(_text(image, self._kind)))
 
@@ -90,7 +88,7 @@ def _text(image: ImagePrediction, kind: str) -> str:
         case "json":
             return json.dumps(_as_json(image), ensure_ascii=False) + "\n"
         case "csv":
-            return _csv(map(_cells, _rows(image)))
+            return csv_text(map(_cells, _rows(image)))
     return f"{on_one_line(image.file)}  {on_one_line(_line(image))}\n"
 
 
@@ -166,18 +164,6 @@ def _rows(image: ImagePrediction) -> Iterator[tuple]:
         masked_predicted = name in image.masked_predicted if masked else None
         said = (image.file, name, score, name in image.predicted, masked.get(name), masked_predicted, None)
         yield (*said, threshold, image.threshold_origin, deviation)
-
-
-_END = "\r\n"
-
-
-def _csv(rows: Iterable[Sequence[str]]) -> str:
-    lines = []
-    for row in rows:
-        text = io.StringIO()
-        csv.writer(text, lineterminator=_END).writerow(row)  # so that a lone \r in a name is quoted as well
-        lines.append(f"{text.getvalue().removesuffix(_END)}\n")
-    return "".join(lines)
 
 
 def _cells(row: tuple) -> tuple[str, ...]:

@@ -242,7 +242,7 @@ def _names_in(file: Path) -> list[str]:
             raise UserError(f"{file}: cannot be read ({error})") from None
         if suffix == ".txt":
             return [line.strip() for line in text.splitlines() if line.strip()]
-        reader = csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",")
+        reader = csv.DictReader(io.StringIO(text, newline=None), delimiter="\t" if suffix == ".tsv" else ",")
         column = next((name for name in reader.fieldnames or () if name.lower() in _LIST_COLUMNS), None)
         found = None if column is None else [row[column] for row in reader]
     if found is None:

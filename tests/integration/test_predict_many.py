@@ -182,6 +182,12 @@ def test_a_list_that_names_a_device_is_answered_all_the_same(place, tmp_path):
         pictures[1].read()
 
 
+def test_a_list_with_the_line_ends_of_old_macs(place, tmp_path):
+    names = [f"{place / 'photos'}/p{number:03d}.jpg" for number in (3, 1)]
+    (tmp_path / "list.csv").write_bytes("\r".join(["image,label", *(f"{name},x" for name in names)]).encode())
+    assert [picture.name for picture in find_images([tmp_path / "list.csv"])] == names
+
+
 def test_lists_of_photographs(place, tmp_path):
     names = [f"{place / 'photos'}/p{number:03d}.jpg" for number in (3, 1)]
     (tmp_path / "list.txt").write_text("\n".join([*names, "gone.jpg"]) + "\n")

@@ -36,6 +36,19 @@ def learner(*assignments: str, rank: int = 0) -> Learner:
     return Learner(override(CONFIG, assignments), 3, Ranks(rank=rank, world_size=1, device=ALONE.device), None)
 
 
+def after_one_step(one: Learner) -> Checkpoint:
+    """What a run alone saves after its first step, as files would hold it."""
+    return Checkpoint(
+        config=one.config,
+        classes=tuple("abc"),
+        step=1,
+        epoch=0,
+        validation_mAP=None,
+        weights=one.shipped_weights(),
+        train_state=copy.deepcopy({**one.state_dict(), "random": [one.random_state()]}),
+    )
+
+
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(1)
     return Batch(
@@ -166,15 +179,7 @@ def test_a_twin_learns_as_the_baseline_does_and_what_is_shipped_lies_between(tmp
 def test_a_run_with_a_twin_goes_on_bit_for_bit(tmp_path: Path):
     whole = with_weights(tmp_path, "optim.twin_share=0.25")
     whole.take_step(batch(), MaskedView(HALF), 0.1)
-    saved = Checkpoint(
-        config=whole.config,
-        classes=tuple("abc"),
-        step=1,
-        epoch=0,
-        validation_mAP=None,
-        weights=whole.shipped_weights(),
-        train_state=copy.deepcopy({**whole.state_dict(), "random": [whole.random_state()]}),
-    )
+    saved = after_one_step(whole)
     continued = with_weights(tmp_path, "optim.twin_share=0.25", checkpoint=saved)
     for one in (whole, continued):
         one.take_step(batch(), MaskedView(HALF), 0.1)
@@ -296,16 +301,7 @@ def test_norms_of_the_masked_branch_learn_and_are_restored():
     before = first.step_module.masked_norms[0].bias.detach().clone()
     first.take_step(batch(), MaskedView(keep_masks), 0.1)
     assert not torch.equal(first.step_module.masked_norms[0].bias, before)
-    checkpoint = Checkpoint(
-        config=first.config,
-        classes=tuple("abc"),
-        step=1,
-        epoch=0,
-        validation_mAP=None,
-        weights=first.shipped_weights(),
-        train_state={**first.state_dict(), "random": [first.random_state()]},
-    )
-    second = Learner(first.config, 3, ALONE, checkpoint)
+    second = Learner(first.config, 3, ALONE, after_one_step(first))
     for one in (first, second):
         one.take_step(batch(), MaskedView(keep_masks), 0.1)
     for ours, theirs in zip(second.step_module.state_dict().values(), first.step_module.state_dict().values()):
