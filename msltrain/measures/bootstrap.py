@@ -96,10 +96,15 @@ def summary_intervals(predictions: Predictions, *, num_resamples: int = NUM_RESA
     return {name: _within_one(interval_around(value, sampled[name])) for name, value in value_by_name.items()}
 
 
-def resampled_mean(value_N: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Mean of a value per image over each resample, float64 (R,), with the same images as `resampled_mean_ap`."""
-    weights = _weights(len(value_N), num_resamples, seed)
-    return np.concatenate([weight_RN @ value_N.astype(np.float64) for weight_RN in weights]) / len(value_N)
+def resampled_share(
+    part_N: np.ndarray, whole_N: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """Sum of ``part_N`` over that of ``whole_N`` in each resample, float64 (R,), with the same images as
+    `resampled_mean_ap`; 0 where the whole is 0.
+    """
+    both_N2 = np.stack([part_N, whole_N], axis=1).astype(np.float64)
+    sums_R2 = np.concatenate([weight_RN @ both_N2 for weight_RN in _weights(len(part_N), num_resamples, seed)])
+    return sums_R2[:, 0] / np.maximum(sums_R2[:, 1], 1)
 
 
 def resampled_rates(

@@ -17,9 +17,9 @@ class Headline:
     """The first lines of the page."""
 
     headline: str
-    """In plain words: how many objects the last run finds beside the reference."""
+    """In plain words: how many objects the last run finds beside the reference, at as many false alarms."""
     price: str
-    """False alarms, and what "found" means."""
+    """What each model finds at a score of 0.5, and its false alarms."""
     ranking: str
     """The same comparison in mAP."""
     sentences: tuple[str, ...]
@@ -57,12 +57,16 @@ def find(numbers: Numbers) -> Headline:
 
 def _one_finds(numbers: Numbers) -> str:
     [run] = numbers.runs
-    places = [f"{_of_hundred(numbers.found[0][end])} {_where(numbers, end)}" for end in numbers.ends]
+    places = [
+        f"{_of_hundred(numbers.found[0][end].num_found, numbers.found[0][end])} {_where(numbers, end)}"
+        for end in numbers.ends
+    ]
     return f"Of every 100 objects {run.name} finds {join(places)}."
 
 
 def _finds(numbers: Numbers, number: int) -> str:
-    """Where a run finds more objects than the reference, fewer, or about as many; the hardest condition first.
+    """Where a run finds more objects than the reference with as many false alarms, fewer, or about as many; the hardest
+    condition first.
 
     "About as many" is said where the 95 % interval of the difference holds zero.
     """
@@ -70,20 +74,19 @@ def _finds(numbers: Numbers, number: int) -> str:
     clauses: list[str] = []
     for end in reversed(numbers.ends):
         mine, first = numbers.found[number][end], numbers.found[0][end]
-        counts = f"({_of_hundred(mine)} instead of {_of_hundred(first)} of every 100)"
-        alarms = _ratio(mine.num_false, first.num_false)[0] if mine.more_false.excludes_zero else "about as many"
-        if not mine.gain.excludes_zero:
+        shares = [_of_hundred(one.num_found_alike, one) for one in (mine, first)]
+        if mine.gain.excludes_zero:
+            amount, than = _ratio(mine.num_found_alike, first.num_found_alike)
+            counts = f"({shares[0]} instead of {shares[1]} of every 100)"
+        else:
             amount, than = "about as many", "as"
-            counts = f"({_of_hundred(mine)} and {_of_hundred(first)} of every 100)"
-        else:
-            amount, than = _ratio(mine.num_found, first.num_found)
+            counts = f"({shares[0]} and {shares[1]} of every 100)"
+        where = _where(numbers, end)
         if clauses:
-            clauses.append(f"{_where(numbers, end)} it finds {amount} {counts}, with {alarms} false alarms")
+            clauses.append(f"{where} it finds {amount} {counts}")
         else:
-            objects = f"{amount} objects {than} {reference.name}"
-            clauses.append(f"{_where(numbers, end)} {run.name} finds {objects} {counts}, with {alarms} false alarms")
-    text = "; ".join(clauses)
-    return f"{capital(text)}."
+            clauses.append(f"{run.name} finds {amount} objects {than} {reference.name} {where} {counts}")
+    return f"With as many false alarms {'; '.join(clauses)}."
 
 
 def _ratio(number: int, other: int) -> tuple[str, str]:
@@ -97,8 +100,8 @@ def _ratio(number: int, other: int) -> tuple[str, str]:
     return f"{change:.{0 if change >= 9.5 else 1}f}\u00a0% {'more' if ratio > 1 else 'fewer'}", "than"
 
 
-def _of_hundred(found: Found) -> str:
-    share = 100 * found.num_found / max(found.num_objects, 1)
+def _of_hundred(count: int, found: Found) -> str:
+    share = 100 * count / max(found.num_objects, 1)
     return f"{share:.{0 if share >= 9.5 else 1}f}"
 
 
@@ -109,17 +112,18 @@ def _where(numbers: Numbers, end: str) -> str:
 
 
 def _price(numbers: Numbers) -> str:
-    """What the found objects cost, for every model."""
+    """What every model finds and what it costs at a score of 0.5."""
     parts = []
     for end in reversed(numbers.ends):
-        rates = [
-            f"{run.name} {100 * found[end].num_false / found[end].num_images:.0f}"
-            for run, found in zip(numbers.runs, numbers.found, strict=True)
-        ]
-        parts.append(f"{join(rates)} {_where(numbers, end)}")
+        rates = []
+        for run, found_by_end in zip(numbers.runs, numbers.found, strict=True):
+            found = found_by_end[end]
+            false_rate = 100 * found.num_false / found.num_images
+            rates.append(f"{run.name} {_of_hundred(found.num_found, found)} and {false_rate:.0f}")
+        parts.append(f"{_where(numbers, end)} {join(rates)}")
     return (
-        f"False alarms per 100 images: {'; '.join(parts)}. An object counts as found when its class scores 0.5 or "
-        "more, and a class counts once per image."
+        "At a score of 0.5, objects found of every 100 and false alarms per 100 images: "
+        f"{'; '.join(parts)}. A class counts once per image."
     )
 
 

@@ -13,9 +13,8 @@ import numpy as np
 from msltrain.measures.bootstrap import (
     Interval,
     interval_around,
-    resampled_mean,
     resampled_mean_ap,
-    resampled_rates,
+    resampled_share,
 )
 from msltrain.measures.predictions import Predictions
 from msltrain.measures.summary import Measured, measure
@@ -32,19 +31,22 @@ MOST_TOGETHER = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a reader who does not know the measures wants to know, at score ≥ 0.5; a class counts once per image."""
+    """What a reader who does not know the measures wants to know; a class counts once per image.
+
+    Two models are compared where they make equally many false alarms: a score of 0.5 means another caution in each.
+    """
 
     num_images: int
     num_objects: int
     """Positive (image, class) pairs."""
     num_found: int
-    """The predicted ones among them."""
+    """Those of them that score 0.5 or more."""
     num_false: int
-    """Predicted pairs that are not there; ignored ones do not count."""
+    """Pairs of that score that are not there; ignored ones do not count."""
+    num_found_alike: int
+    """The positives found at the lowest score with no more false alarms than the reference makes at 0.5."""
     gain: Interval
-    """Share found minus that of the reference."""
-    more_false: Interval
-    """False alarms per image minus those of the reference."""
+    """Share of the positives found so, minus that of the reference; each resample keeps the scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,6 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
     differences: list[Mapping[str, Interval]] = []
     reference_R: dict[str, np.ndarray] = {}
     ends = dict.fromkeys((WHOLE, list(runs[0].conditions)[-1]))
-    rates: list[Mapping[str, np.ndarray]] = []
     for number, run in enumerate(runs):
         mine: dict[str, Measured] = {}
         against: dict[str, Interval] = {}
@@ -145,23 +146,12 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
                 against[condition] = interval_around(gain, value_R - reference_R[condition])
         measured.append(mine)
         differences.append(against)
-        rates.append({end: resampled_rates(run.conditions[end])["OR"] for end in ends})
     together = _together(runs[0].clean)
     return Numbers(
         runs=tuple(runs),
         measured=tuple(measured),
         differences=tuple(differences),
-        found=tuple(
-            {
-                end: _found(
-                    [run.conditions[end], runs[0].conditions[end]],
-                    [measured[n][end].metrics.OR for n in (number, 0)],
-                    [rates[n][end] for n in (number, 0)],
-                )
-                for end in ends
-            }
-            for number, run in enumerate(runs)
-        ),
+        found=tuple({end: _found(run.conditions[end], runs[0].conditions[end]) for end in ends} for run in runs),
         companions=count_companions(runs[0].clean, together),
         false_alarms=tuple({end: count_false_alarms(run.conditions[end], together) for end in ends} for run in runs),
         together=tuple(together),
@@ -178,21 +168,38 @@ def _together(predictions: Predictions) -> list[int]:
     return sorted(np.argsort(-count_K, kind="stable")[:MOST_TOGETHER].tolist())
 
 
-def _found(both: Sequence[Predictions], recalls: Sequence[float], recalls_R: Sequence[np.ndarray]) -> Found:
-    """Predictions and reference: they, their overall recall, and that of each resample."""
-    predictions = both[0]
+def _found(predictions: Predictions, reference: Predictions) -> Found:
+    """Count the objects found at 0.5, and where both make as many false alarms as ``reference`` makes there."""
     target_NK = predictions.target_NK > 0
-    predicted_NK, before_NK = ((one.logit_NK >= 0) & ~one.ignore_NK for one in both)
-    false_N, before_N = ((flag_NK & ~target_NK).sum(axis=1) for flag_NK in (predicted_NK, before_NK))
+    num_positive_N = target_NK.sum(axis=1)
+    num_allowed = int(_false_NK(reference, 0.0).sum())
+    alike_N, before_N = (
+        ((one.logit_NK > _logit_allowing(one, num_allowed)) & ~one.ignore_NK & target_NK).sum(axis=1)
+        for one in (predictions, reference)
+    )
+    gain_N = alike_N - before_N
     return Found(
         num_images=len(predictions.keys),
-        num_objects=int(target_NK.sum()),
-        num_found=int((target_NK & predicted_NK).sum()),
-        num_false=int(false_N.sum()),
-        # Every resample used the same images for both.
-        gain=interval_around(recalls[0] - recalls[1], recalls_R[0] - recalls_R[1]),
-        more_false=interval_around(float((false_N - before_N).mean()), resampled_mean(false_N - before_N)),
+        num_objects=int(num_positive_N.sum()),
+        num_found=int(((predictions.logit_NK >= 0) & ~predictions.ignore_NK & target_NK).sum()),
+        num_false=int(_false_NK(predictions, 0.0).sum()),
+        num_found_alike=int(alike_N.sum()),
+        gain=interval_around(
+            float(gain_N.sum() / max(num_positive_N.sum(), 1)), resampled_share(gain_N, num_positive_N)
+        ),
     )
+
+
+def _false_NK(predictions: Predictions, logit: float) -> np.ndarray:
+    return (predictions.logit_NK >= logit) & ~predictions.ignore_NK & (predictions.target_NK <= 0)
+
+
+def _logit_allowing(predictions: Predictions, num_false: int) -> float:
+    """The lowest logit such that at most ``num_false`` negatives lie above it."""
+    negatives = predictions.logit_NK[~predictions.ignore_NK & (predictions.target_NK <= 0)]
+    if num_false >= len(negatives):
+        return -np.inf
+    return float(np.partition(negatives, len(negatives) - 1 - num_false)[len(negatives) - 1 - num_false])
 
 
 def to_json(numbers: Numbers, title: str, examples: Sequence[Mapping[str, Any]] = ()) -> str:

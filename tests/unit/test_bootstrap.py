@@ -10,9 +10,9 @@ import pytest
 from msltrain.measures.bootstrap import (
     interval_around,
     mean_ap_difference,
-    resampled_mean,
     resampled_mean_ap,
     resampled_rates,
+    resampled_share,
     summary_intervals,
 )
 from msltrain.measures.metrics import RATES, SUMMARY, compute_metrics
@@ -166,14 +166,16 @@ def test_a_difference_takes_the_same_images_for_both(predictions):
             mean_ap_difference(predictions, other)
 
 
-def test_a_mean_is_resampled_with_the_images_of_the_other_measures():
-    value_N = np.arange(8, dtype=np.float32)
+def test_a_share_is_resampled_with_the_images_of_the_other_measures():
+    part_N, whole_N = np.arange(8), np.array([9, 0, 0, 7, 7, 0, 8, 9])
     weight_RN = np.random.default_rng(0).multinomial(8, np.full(8, 1 / 8), size=100)
-    expected = [np.repeat(value_N, weight_N).mean() for weight_N in weight_RN]
-    assert resampled_mean(value_N, num_resamples=100) == pytest.approx(expected)
-    assert len(resampled_mean(value_N, num_resamples=250)) == 250
-    assert len(resampled_mean(value_N)) == 500
-    assert resampled_mean(value_N, num_resamples=100, seed=1) != pytest.approx(expected)
+    drawn = [np.repeat(np.arange(8), weight_N) for weight_N in weight_RN]
+    expected = [part_N[i].sum() / whole_N[i].sum() for i in drawn]
+    assert resampled_share(part_N, whole_N, num_resamples=100) == pytest.approx(expected)
+    assert len(resampled_share(part_N, whole_N, num_resamples=250)) == 250
+    assert len(resampled_share(part_N, whole_N)) == 500
+    assert resampled_share(part_N, whole_N, num_resamples=100, seed=1) != pytest.approx(expected)
+    assert np.all(resampled_share(part_N, np.zeros(8), num_resamples=5) >= 0), "nothing to divide by"
 
 
 def test_few_positives_and_few_flags_are_counted_in_another_way_and_alike(predictions, monkeypatch):
