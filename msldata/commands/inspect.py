@@ -73,10 +73,13 @@ def doctor(
 ) -> None:
     """Say which datasets and shards are there, whether they are whole, and the next command for each."""
     from msldata.commands.display import show_checks
-    from msldata.inspect.doctor import examine_raw, examine_shards
+    from msldata.inspect.doctor import USUAL_SHARDS, examine_raw, examine_shards
 
     with err.status("counting what is there"):
         raw = examine_raw(data_root(), shards)
         built = examine_shards(shards, raw)
+    own = [check for check in built if check.name not in USUAL_SHARDS]
+    if own:
+        show_checks(out, f"your own datasets in {shards}", own)
     show_checks(out, f"raw datasets in {data_root()} (MSL_DATA names another folder)", raw)
-    show_checks(out, f"shards in {shards}", built)
+    show_checks(out, f"shards of published datasets in {shards}", [check for check in built if check not in own])

@@ -21,6 +21,9 @@ PUBLISHED_MASKS = 12000
 MASKS_PAGE = "nv-adlr.github.io/publication/partialconv-inpainting"
 """Where NVIDIA publishes its masks; it asks people to download them from this page."""
 
+USUAL_SHARDS = (*(f"{dataset}/{split}" for dataset, split in PUBLISHED), "masks/high", "masks/low")
+"""Folders of shards that are looked for; others are somebody's own."""
+
 State = Literal["complete", "partial", "found", "missing", "unfinished", "damaged"]
 
 
@@ -64,7 +67,7 @@ def examine_raw(root: str | Path, shards: Location | Storage) -> list[Check]:
 
 
 def examine_shards(shards: Location | Storage, raw: list[Check]) -> list[Check]:
-    """Look for the shards of published datasets and of whatever else lies below ``shards``.
+    """Look for whatever lies below ``shards``: one's own datasets first, then those of published datasets.
 
     Args:
         shards: the folder of all shards, local or remote. Only listings and manifests are read.
@@ -73,10 +76,9 @@ def examine_shards(shards: Location | Storage, raw: list[Check]) -> list[Check]:
     shards = open_storage(shards)
     files = {info.name: info.size for info in shards.list_files()}
     folders = {PurePosixPath(name).parent.as_posix() for name in files if name.endswith((".tar", f"/{MANIFEST_NAME}"))}
-    wanted = [f"{dataset}/{split}" for dataset, split in PUBLISHED] + ["masks/high", "masks/low"]
     sources = {check.name: check for check in raw}
     checks = []
-    for folder in [*wanted, *sorted(folders - set(wanted))]:
+    for folder in [*sorted(folders.difference(USUAL_SHARDS)), *USUAL_SHARDS]:
         dataset, _, split = folder.rpartition("/")
         source = sources.get("irregular masks" if dataset == "masks" else f"{dataset} {split}")
         checks.append(_examine_folder(shards, folder, files, source))

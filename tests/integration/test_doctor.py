@@ -161,3 +161,13 @@ def test_real_sample(sample, tmp_path):
         "coco2014 val": ("partial", 140),
         "irregular masks": ("partial", 400),
     }
+
+
+def test_own_datasets_come_first(place, monkeypatch):
+    shutil.copytree(place / "shards" / "voc2007" / "test", place / "shards" / "mine" / "train")
+    monkeypatch.setenv("MSL_DATA", str(place / "datasets"))
+    lines = CliRunner().invoke(app, ["doctor", "--shards", str(place / "shards")]).stdout.splitlines()
+    assert lines[0] == f"your own datasets in {place / 'shards'}" and lines[1].split()[:2] == ["found", "mine/train"]
+    titles = [line for line in lines if not line.startswith(" ")]
+    assert titles[1].startswith("raw datasets in ") and titles[2].startswith("shards of published datasets in ")
+    assert not any("mine" in line for line in lines[lines.index(titles[1]) :])
