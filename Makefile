@@ -4,7 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TESTABLE := $(VENV)/.ready-test
 SHELL := /bin/bash
+# Steps and tests start hundreds of processes; with this set, each would compile the program anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test lint docs bench mutants test-lowest clean
 
@@ -17,19 +20,19 @@ demo: $(READY)  ## raw data -> shards -> training -> report, about 6 minutes on 
 test: lint  ## format, lint, types and the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-lint: $(READY)  ## format, lint and types only
+lint: $(TESTABLE)  ## format, lint and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(READY)  ## the documentation as a site, in site/
+docs: $(TESTABLE)  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(READY)  ## the measurements behind benchmarks/RESULTS.md
+bench: $(TESTABLE)  ## the measurements behind benchmarks/RESULTS.md
 	@for script in build index masks coco_parse plan stream peers large remote storage step proof serve growth inference sample_voc; do \
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
-mutants: $(READY)  ## a sample of wrong lines in the core, and whether a test notices each; an hour, goes on where it stopped
+mutants: $(TESTABLE)  ## a sample of wrong lines in the core, and whether a test notices each; an hour, goes on where it stopped
 	$(BIN)/python -m tests.mutants
 
 test-lowest:  ## unit, golden and contract tests with the oldest versions that pyproject.toml allows
@@ -38,11 +41,20 @@ test-lowest:  ## unit, golden and contract tests with the oldest versions that p
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo site
 
-# The stamp is written last: an interrupted installation is finished by the next call.
+# Stamps are written last: an interrupted installation is finished by the next call. What is imported is compiled then:
+# compiling all of it, tests of libraries included, takes a third of the installation.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "python3 cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@echo "installing into $(VENV): 5 GB, nearly all of it torch"
+	@$(INSTALL) '.[onnx,tensorboard]'
+	@touch $@
+
+$(TESTABLE): $(READY)
+	@echo "installing what the tests need: 1.5 GB"
+	@$(INSTALL) '.[test]'
 	@touch $@

@@ -319,7 +319,8 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
     amp: bool = False
-    """bf16 autocast in the backbone; head, logits and loss stay float32."""
+    """bf16 autocast in the backbone; head, logits and loss stay float32. No effect on a processor or GPU without bf16
+    instructions, where it would be several times slower."""
     channels_last: bool = False
     """Store images and filters as NHWC, which tensor cores and CPUs prefer."""
     compile: bool = False
@@ -387,6 +388,11 @@ class TrainConfig:
     """Where, and what is written."""
 
     @property
+    def first_masked_epoch(self) -> int:
+        """The epoch, counted from 0, from which images are masked (``keep_mask.start``)."""
+        return int(self.keep_mask.start * self.optim.num_epochs)
+
+    @property
     def features_stay(self) -> bool:
         """Whether the backbone says the same of an image in every epoch."""
         looks_same = self.stream.crop_scale == NO_CROP and not self.augment.is_active
@@ -400,6 +406,11 @@ class TrainConfig:
                 "none",
                 "set, as loss.masked_target=teacher needs: try 0.999",
             )
+        if self.keep_mask.start and self.loss.has_masked_branch:
+            recognition = self.loss.clean_weight + self.loss.masked_weight
+            _check(recognition > 0, "keep_mask.start", self.keep_mask.start, "0, as the loss has no recognition terms")
+            is_split = self.loss.bn_mode == "split"
+            _check(not is_split, "keep_mask.start", self.keep_mask.start, "0, as loss.bn_mode=split needs")
         if self.optim.twin_share:
             _check(
                 self.loss.has_masked_branch, "optim.twin_share", self.optim.twin_share, "0, as the loss has no masks"

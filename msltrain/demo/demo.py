@@ -14,6 +14,7 @@ from pathlib import Path
 from msldata.contract.manifest import MANIFEST_NAME
 from msltrain.demo.subprocesses import OnStep, Step, run_steps
 from msltrain.pages.text import join
+from msltrain.recipes.cost import FORWARD_AND_BACKWARD, num_forward_passes
 from msltrain.report import RunReport, describe_environment, open_run, write_report
 from msltrain.robustness.figure import DATA_NAME
 from msltrain.runs.run_places import default_file
@@ -178,7 +179,7 @@ def _describe_budget(runs: Sequence[RunReport]) -> Mapping[str, str]:
         assert same == (optim, runs[0].config.stream, runs[0].config.run.seed), "only loss and masks may differ"
     took = {run.name: sum(row.get("seconds", 0.0) for row in run.history) for run in runs}
     masked = [run for run in runs if run.config.loss.has_masked_branch]
-    passes = join([f"{run.name} {1 + run.config.keep_mask.share:g} times" for run in masked])
+    passes = join([f"{run.name} {num_forward_passes(run.config) / FORWARD_AND_BACKWARD:.2g} times" for run in masked])
     return {
         "Budget": f"equal for all: the same samples in the same order, {optim.num_epochs} epochs, the same optimiser "
         f"and seed. Not equal in computing: the network runs on each image once, in {passes}.",

@@ -60,9 +60,10 @@ def num_forward_passes(config: TrainConfig) -> float:
     images = 1.25 if config.augment.mix == "splicemix" else 1.0
     if not config.loss.has_masked_branch:
         return FORWARD_AND_BACKWARD * images
-    teacher = images if config.loss.masked_target == "teacher" else 0
+    masked = 1 - config.first_masked_epoch / config.optim.num_epochs
+    teacher = masked * images if config.loss.masked_target == "teacher" else 0
     twin = 1 if config.optim.twin_share else 0
-    return FORWARD_AND_BACKWARD * images * (1 + config.keep_mask.share + twin) + teacher
+    return FORWARD_AND_BACKWARD * images * (1 + masked * config.keep_mask.share + twin) + teacher
 
 
 def num_published(shards: str) -> int | None:

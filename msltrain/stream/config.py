@@ -198,6 +198,10 @@ class KeepMaskConfig:
     share: float = 1.0
     """Share of the images that get a masked view, 0 to 1: an epoch then costs 1 + share passes. The others add nothing
     to the masked terms, which stay means over all images."""
+    start: float = 0.0
+    """Share of the epochs, 0 to below 1, that pass before any image is masked. Until then whole images alone are
+    learnt, which weigh α1 + α2: the network first learns what there is to hide, and every epoch costs one pass. 0: from
+    the start, as published."""
     subset_weights: tuple[float, ...] = ()
     """For stored masks: the share of the masked views that each folder of ``data.keep_masks`` serves. The remainder up
     to 1 is whole images. Empty: every mask is as likely as any other, as published."""
@@ -214,6 +218,8 @@ class KeepMaskConfig:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise UserError(f"keep_mask.share is {self.share}; it must be above 0 and at most 1")
+        if not 0 <= self.start < 1:
+            raise UserError(f"keep_mask.start is {self.start}; it must be 0 or more, and below 1")
         if min(self.subset_weights, default=0) < 0 or sum(self.subset_weights) > 1 + 1e-9:
             raise UserError(
                 f"keep_mask.subset_weights is {self.subset_weights}; they must be 0 or more and at most 1 together"

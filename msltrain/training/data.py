@@ -80,8 +80,10 @@ class TrainData:
         return batch if self._augment is None else self._augment(batch, seed=self._config.run.seed, epoch=epoch)
 
     def masked_view(self, batch: Batch, epoch: int) -> MaskedView | None:
-        """What hides parts of a training batch; None for a loss without masks."""
-        return None if self._views is None else self._views.of(batch, seed=self._config.run.seed, epoch=epoch)
+        """What hides parts of a training batch; None for a loss without masks, and before ``keep_mask.start``."""
+        if self._views is None or epoch < self._config.first_masked_epoch:
+            return None
+        return self._views.of(batch, seed=self._config.run.seed, epoch=epoch)
 
     def skipped(self) -> list[SampleError]:
         """The bad samples that this process has skipped so far."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from msldata.errors import UserError
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
+from msltrain.hosts.precision import has_bfloat16
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.frozen_features import FrozenFeatures
 from msltrain.runs.average import average_weights
@@ -42,6 +43,7 @@ class Learner:
 
     Attributes:
         recogniser: the weights that the optimiser moves.
+        amp: whether the backbone runs in bf16.
         notes: sentences on what the config did with this network, for the log.
     """
 
@@ -95,10 +97,11 @@ class Learner:
         if self._sharded:
             for network in dict.fromkeys((self.recogniser, self.shipped)):
                 shard_weights(network, ranks)
+        self.amp = config.run.amp and has_bfloat16(ranks.device)
         learning, self._features = recogniser, None
         if config.features_stay and config.stream.ram_cache_gb and not self._sharded:
             max_bytes = int(config.stream.ram_cache_gb * 1e9)
-            self._features = FrozenFeatures(recogniser.backbone, max_bytes=max_bytes, amp=config.run.amp)
+            self._features = FrozenFeatures(recogniser.backbone, max_bytes=max_bytes, amp=self.amp)
             learning = Recogniser(nn.Identity(), recogniser.classifier)  # type: ignore[arg-type]
         self.step_module = SiameseStep(
             learning,
@@ -109,6 +112,8 @@ class Learner:
         self.notes = tuple(self.step_module.notes)
         if self.weights_report is not None:
             self.notes = (self.weights_report.summary(), *self.notes)
+        if config.run.amp and not self.amp:
+            self.notes += ("run.amp has no effect: this machine has no bf16 instructions, and float32 is faster",)
         if config.run.compile:
             self.step_module.compile()
         self._parallel: nn.Module = self.step_module
@@ -151,7 +156,7 @@ class Learner:
 
         Args:
             batch: this process's part of the batch.
-            view: what hides parts of its images; None for a loss without masks.
+            view: what hides parts of its images; None for a loss without masks, or before they start.
             rate: the backbone's learning rate.
             epoch: counted from 0.
         """
@@ -168,11 +173,18 @@ class Learner:
                 with torch.autocast(
                     self.ranks.device.type,
                     torch.bfloat16,
-                    enabled=self.config.run.amp,
+                    enabled=self.amp,
                     cache_enabled=not self._sharded,  # it would keep a copy of weights that will soon be gone
                 ):
                     losses = (
-                        self._parallel(image_BCHW, None, target_BK, ignore_BK, corrects_labels=corrects_labels)
+                        self._parallel(
+                            image_BCHW,
+                            None,
+                            target_BK,
+                            ignore_BK,
+                            corrects_labels=corrects_labels,
+                            whole_only=self.config.loss.needs_keep_masks,
+                        )
                         if part is None
                         else self._parallel(
                             image_BCHW,

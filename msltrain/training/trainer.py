@@ -376,9 +376,7 @@ class Trainer:
             self._fail_on(self.step, "after it the weights are no numbers any more", self._last_keys)
         self.ranks.share_buffers(self.learner.shipped)
         try:
-            mean_ap = validation_mean_ap(
-                self.learner.shipped, self.data.validation, self.ranks, amp=self.config.run.amp
-            )
+            mean_ap = validation_mean_ap(self.learner.shipped, self.data.validation, self.ranks, amp=self.learner.amp)
         except NotANumberError:
             self._fail_on(self.step, "after it the network answers with no numbers any more", self._last_keys)
         # Of two equal ones, the later has seen more; and one from the warm-up has seen hardly anything.

@@ -61,7 +61,7 @@ def two(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 OURS = (
     *("loss.clean_weight=1", "loss.masked_weight=1", "loss.consistency_weight=0", "loss.masked_target=teacher"),
     *("keep_mask.share=0.5", "keep_mask.subset_weights=0.7", "keep_mask.ramp_epochs=2", "keep_mask.fill=image"),
-    *("keep_mask.ignore_below=0.3", "optim.num_epochs=2", "augment.erase=random"),
+    *("keep_mask.ignore_below=0.3", "keep_mask.start=0.5", "optim.num_epochs=2", "augment.erase=random"),
 )
 
 

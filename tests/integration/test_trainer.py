@@ -208,6 +208,7 @@ OURS = (
     *("keep_mask.share=0.5", "keep_mask.subset_weights=0.7", "keep_mask.ramp_epochs=2", "keep_mask.fill=object"),
     *("keep_mask.ignore_below=0.3", "loss.bn_mode=split", "augment.erase=random"),
 )
+LATE = ("keep_mask.start=0.5", "loss.masked_target=whole_image", "loss.bn_mode=running")
 """Every setting of the masked branch that is not published, together."""
 RIVALS = {
     "cutmix": (*PLAIN, "augment.randaugment=2", "augment.mix=cutmix", "loss.recognition=hill"),
@@ -217,11 +218,23 @@ RIVALS = {
 }
 
 
+def test_masks_may_start_later_and_until_then_the_run_is_a_baseline(config: TrainConfig, tmp_path: Path):
+    """Two of three epochs pass first: 0.8 of 3, rounded down."""
+    late = override(config, ["keep_mask.start=0.8", "optim.num_epochs=3"])
+    assert late.first_masked_epoch == 2
+    train(late, run_dir=tmp_path / "late")
+    train(replace(late, loss=late.loss.rate_matched_baseline()), run_dir=tmp_path / "plain")
+    found, plain = ([row for row in rows(tmp_path / name) if "total" in row] for name in ("late", "plain"))
+    assert ["masked" in row for row in found] == [row["epoch"] == 2 for row in found]
+    early = [(row["total"], row["clean"]) for row in found if row["epoch"] < 2]
+    assert early == [(row["total"], row["clean"]) for row in plain if row["epoch"] < 2] and early
+
+
 @pytest.mark.usefixtures("dropout")
 @pytest.mark.parametrize(
     "settings",
-    [OURS, ("loss.branches=single", "keep_mask.fill=noise", *PLAIN), *RIVALS.values()],
-    ids=["two", "one", *RIVALS],
+    [OURS, LATE, ("loss.branches=single", "keep_mask.fill=noise", *PLAIN), *RIVALS.values()],
+    ids=["two", "late", "one", *RIVALS],
 )
 def test_a_run_with_other_targets_fills_losses_and_augmentations_continues_bit_for_bit(
     config: TrainConfig, tmp_path: Path, settings: tuple[str, ...]
@@ -410,6 +423,25 @@ def test_mistakes_leave_no_folder_behind(config: TrainConfig, tmp_path: Path):
         assert not (tmp_path / "run").exists()
 
 
+def test_bf16_is_for_processors_that_have_it(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Elsewhere the run is the one in float32, and says so."""
+    plain = override(config, ["optim.num_epochs=1"])
+    asked = override(plain, ["run.amp=true"])
+    train(plain, run_dir=tmp_path / "float32")
+    notes: dict[bool, tuple[str, ...]] = {}
+    for has in (False, True):
+        monkeypatch.setattr("msltrain.training.learner.has_bfloat16", lambda device, has=has: has)
+        train(asked, run_dir=tmp_path / str(has), on_event=lambda event, has=has: keep_notes(event, notes, has))
+    same = [losses(tmp_path / str(has)) == losses(tmp_path / "float32") for has in (False, True)]
+    assert same == [True, False]
+    assert [any("run.amp has no effect" in note for note in notes[has]) for has in (False, True)] == [True, False]
+
+
+def keep_notes(event: object, notes: dict[bool, tuple[str, ...]], key: bool) -> None:
+    if isinstance(event, StartEvent):
+        notes[key] = event.notes
+
+
 @pytest.mark.parametrize(
     ("assignments", "nearness"),
     [
@@ -421,9 +453,12 @@ def test_mistakes_leave_no_folder_behind(config: TrainConfig, tmp_path: Path):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_options_train(config: TrainConfig, tmp_path: Path, assignments: list[str], nearness: float | None):
+def test_options_train(
+    config: TrainConfig, tmp_path: Path, monkeypatch, assignments: list[str], nearness: float | None
+):
     """Each option gives a run of its own, finite to the end and resumable. Its first loss, before any step, is the
     plain one's, as near as its arithmetic allows, unless the network is another."""
+    monkeypatch.setattr("msltrain.training.learner.has_bfloat16", lambda device: True)
     config = override(config, ["optim.num_epochs=2", "optim.lr=0.001"])
     changed = override(config, assignments)
     train(config, run_dir=tmp_path / "plain")

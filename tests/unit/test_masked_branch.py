@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,20 @@ def test_images_without_a_masked_view_add_nothing_and_cost_nothing():
     assert all(torch.equal(every[name], published[name]) for name in published)
 
 
+@pytest.mark.parametrize("branches", ["sequential", "concatenated", "single"])
+def test_before_masks_start_the_step_is_the_baselines_at_the_same_rate(branches: str):
+    images, _, targets = batch()
+    weights = (1, 0, 0) if branches == "single" else (0.3, 0.2, 0.5)
+    names = ("clean_weight", "masked_weight", "consistency_weight")
+    loss = LossConfig(**dict(zip(names, weights)), branches=branches, masked_target="whole_image")
+    network = Linear()
+    losses = SiameseStep(network, loss)(images, None, targets, whole_only=True)
+    baseline = replace(loss.rate_matched_baseline(), branches="auto")
+    expected = SiameseStep(Linear(), baseline)(images, None, targets)
+    assert losses == expected and set(losses) == {"total", "clean"}
+    assert [len(image) for image in network.seen] == [4] and torch.equal(network.seen[0], images)
+
+
 @pytest.mark.parametrize("branches", ["fused", "concatenated"])
 def test_other_branches_take_a_share_too(branches: str):
     torch.manual_seed(0)
@@ -166,6 +181,12 @@ def test_masks_as_plain_augmentation_cost_one_pass():
         (["loss.masked_target=teacher"], r"optim\.ema_decay: none is not set, as loss\.masked_target=teacher needs"),
         (["loss.masked_target=whole_image", "loss.recognition=asl"], r"loss\.recognition: asl is not bce"),
         (["keep_mask.share=0"], r"keep_mask\.share is 0"),
+        (["keep_mask.start=1"], r"keep_mask\.start is 1\.0; it must be 0 or more, and below 1"),
+        (["keep_mask.start=0.5", "loss.bn_mode=split"], r"keep_mask\.start: 0\.5 is not 0, as loss\.bn_mode=split"),
+        (
+            ["keep_mask.start=0.5", "loss.clean_weight=0", "loss.masked_weight=0"],
+            r"keep_mask\.start: 0\.5 is not 0, as the loss has no recognition terms",
+        ),
         (["keep_mask.subset_weights=0.8,0.4"], "at most 1 together"),
         (["keep_mask.kind=box", "keep_mask.ramp_epochs=2"], r"keep_mask\.ramp_epochs is for stored keep masks"),
         (["keep_mask.fill=blur", "keep_mask.visible_level=0.882"], "mixes into visible pixels"),
