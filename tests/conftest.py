@@ -56,6 +56,21 @@ def s3(s3_server, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def ready_steps(tmp_path_factory):
+    """The demo's commands as processes that need not import torch first, see `tests.readyprogram`."""
+    from msltrain.demo import subprocesses
+    from tests import readyprogram
+
+    environment = subprocesses.patient_environment()
+    with (
+        readyprogram.running(tmp_path_factory.mktemp("ready"), environment) as programs,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(subprocesses, "program_command", lambda *arguments: [str(programs / "msl"), *arguments])
+        yield
+
+
+@pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
     """A real headless browser, see `tests.browser`; the test is skipped where none is installed."""
     from tests import browser

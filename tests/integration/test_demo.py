@@ -21,8 +21,11 @@ from msltrain.measures.predictions import read_predictions
 from msltrain.recipes import recipe
 
 
+pytestmark = pytest.mark.usefixtures("ready_steps")
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list]:
+def finished(ready_steps: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list]:
     out = tmp_path_factory.mktemp("demo") / "out here"  # a space: the commands shown must be quoted
     events: list = []
     return out, run_demo(out, quick=True, on_event=events.append), events
