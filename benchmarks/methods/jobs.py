@@ -229,7 +229,6 @@ CLEAN_NORMS = ("loss.bn_mode=clean_only",)
 RUNNING_NORMS = ("loss.bn_mode=running",)
 SLOW = ("optim.lr=0.005",)
 JOINT_NORMS = ("loss.branches=concatenated",)
-HALF = ("keep_mask.share=0.5",)
 MIXED = ("high", "low")
 MIXTURE = ("keep_mask.subset_weights=0.6,0.4",)
 
@@ -279,8 +278,8 @@ SETTINGS = {
     "soft-light-running": _two(*_alpha(1, 0.5), *SOFT, *RUNNING_NORMS),
     "soft-quarter-running": _two(*_alpha(1, 0.25), *SOFT, *RUNNING_NORMS),
     "masksub-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW),
-    "masksub-late-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, "keep_mask.start=0.5", passes=1.5),
-    "soft-full-half-late-joint": _two(*FULL, *SOFT, *JOINT_NORMS, *HALF, "keep_mask.start=0.34", passes=1 + 1 / 3),
+    "masksub-start25-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, "keep_mask.start=0.25", passes=1.75),
+    "masksub-start50-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, "keep_mask.start=0.5", passes=1.5),
     "masksub-half-joint": _two(*EQUAL, *SOFT, *JOINT_NORMS, "keep_mask.share=0.5", passes=1.5),
     "masksub-low-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, masks=("low",)),
     "masksub-ignore-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, "keep_mask.ignore_below=0.25"),
