@@ -407,17 +407,14 @@ class TrainConfig:
                 "set, as loss.masked_target=teacher needs: try 0.999",
             )
         if self.keep_mask.start and self.loss.has_masked_branch:
-            recognition = self.loss.clean_weight + self.loss.masked_weight
-            _check(recognition > 0, "keep_mask.start", self.keep_mask.start, "0, as the loss has no recognition terms")
-            is_split = self.loss.bn_mode == "split"
-            _check(not is_split, "keep_mask.start", self.keep_mask.start, "0, as loss.bn_mode=split needs")
+            recognises = self.loss.clean_weight + self.loss.masked_weight > 0
+            _check(recognises, "keep_mask.start", self.keep_mask.start, "0, as the loss has no recognition terms")
+            one_norm = self.loss.bn_mode != "split"
+            _check(one_norm, "keep_mask.start", self.keep_mask.start, "0, as loss.bn_mode=split needs")
         if self.optim.twin_share:
-            _check(
-                self.loss.has_masked_branch, "optim.twin_share", self.optim.twin_share, "0, as the loss has no masks"
-            )
-            _check(
-                self.optim.ema_decay is None, "optim.ema_decay", self.optim.ema_decay, "none beside optim.twin_share"
-            )
+            has_masks, decay = self.loss.has_masked_branch, self.optim.ema_decay
+            _check(has_masks, "optim.twin_share", self.optim.twin_share, "0, as the loss has no masks")
+            _check(decay is None, "optim.ema_decay", decay, "none beside optim.twin_share")
         if self.loss.needs_keep_masks and self.augment.moves_objects:
             why = "as augment.randaugment and augment.mix need: boxes follow crop and flip alone"
             _check(self.keep_mask.kind != "object", "keep_mask.kind", "object", f"possible here: set another, {why}")

@@ -14,6 +14,7 @@ import typer
 
 from msldata.console import err, out, show, standard_output, visible
 from msldata.errors import UserError
+from msldata.workers.no_pandas import hide_pandas
 
 DISTRIBUTION = "msltrain"
 STOPPED = 130
@@ -62,6 +63,7 @@ class Commands(typer.core.TyperGroup):
 
 def run_program(app: typer.Typer, name: str) -> None:
     """Run the command line, and end this process with its exit code."""
+    hide_pandas()
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that knows ASCII alone

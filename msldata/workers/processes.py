@@ -12,13 +12,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.abc import MetaPathFinder
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
 from msldata.errors import UserError
 from msldata.workers.lifeline import Lifeline, watch
+from msldata.workers.no_pandas import hide_pandas
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -156,19 +156,9 @@ def _without_main(module: str) -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-class _NoPandas(MetaPathFinder):
-    """Hides pandas from a worker, whose tasks do not need it. To turn a list into an array, pyarrow checks whether it
-    is a pandas Series and, if pandas is installed, imports it for that: a quarter of a second per process.
-    """
-
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
-        if fullname == "pandas":
-            raise ModuleNotFoundError("hidden from workers", name=fullname)
-
-
 def _work(function: Callable[[Any], Any], pipe: Connection, lifeline: Connection, environment: dict[str, str]) -> None:
     """The main loop of a worker: one task after the other, until the pipe closes."""
-    sys.meta_path.insert(0, _NoPandas())
+    hide_pandas()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole process group; the parent decides
     os.environ.update(environment)
     watch(lifeline, lambda: os._exit(1))

@@ -20,7 +20,6 @@ from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import read_predictions
 from msltrain.recipes import recipe
 
-
 pytestmark = pytest.mark.usefixtures("ready_steps")
 
 
