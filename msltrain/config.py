@@ -319,8 +319,7 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
     amp: bool = False
-    """bf16 autocast in the backbone; head, logits and loss stay float32. No effect on a processor or GPU without bf16
-    instructions, where it would be several times slower."""
+    """bf16 autocast in the backbone; head, logits and loss stay float32. No effect without bf16 instructions."""
     channels_last: bool = False
     """Store images and filters as NHWC, which tensor cores and CPUs prefer."""
     compile: bool = False
