@@ -97,6 +97,8 @@ def fit_own(
 def _method_said(config: TrainConfig) -> str:
     share, twin = config.keep_mask.share, config.optim.twin_share
     hidden = "and with parts hidden" if share == 1 else f"and {share:.0%} of them with parts hidden as well"
+    if config.first_masked_epoch:
+        hidden += f", from epoch {config.first_masked_epoch + 1} on"
     beside = f"; a twin that sees whole ones alone makes up {twin:.0%} of the result" if twin else ""
     return (
         f"every photograph is shown whole, {hidden}: the whole one learns its labels, the hidden one to say what the "

@@ -27,8 +27,9 @@ TWIN_SHARE = 0.25
 DISTIL_LOSS_FROM_NOTHING = replace(DISTIL_LOSS, bn_mode="shared", branches="concatenated")
 """The same for a network that starts at random: it learns too fast for its running statistics, but whole and masked
 images in one batch are normalised in training as at test time."""
-DISTIL_SHARE_FROM_NOTHING = 0.5
-"""Of that batch's whole images, so many are in it once more, masked."""
+DISTIL_SHARE_FROM_NOTHING, DISTIL_START_FROM_NOTHING = 0.35, 0.34
+"""Of that batch's whole images, so many are in it once more, masked, but none in the first third of the epochs: what a
+green network says of the whole image teaches nothing, and masks then cost most on whole images."""
 
 TUNED_MASKS = "shards/masks/high"
 """Masks from any source that hide more than half of the image."""
@@ -65,7 +66,7 @@ def distilled(config: TrainConfig) -> TrainConfig:
 
 def distilled_from_nothing(config: TrainConfig) -> TrainConfig:
     """The same for a network without pretrained weights."""
-    keep_mask = replace(config.keep_mask, share=DISTIL_SHARE_FROM_NOTHING)
+    keep_mask = replace(config.keep_mask, share=DISTIL_SHARE_FROM_NOTHING, start=DISTIL_START_FROM_NOTHING)
     return replace(config, loss=DISTIL_LOSS_FROM_NOTHING, keep_mask=keep_mask)
 
 

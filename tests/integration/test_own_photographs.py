@@ -76,8 +76,9 @@ def test_the_tutorial_as_it_stands(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert "thresholds: " in said and "the first step took" in said and "next: msl evaluate mine" in said
     config = from_json((place / "runs/mine/config.json").read_text())
     assert config.data.validation == "shards/mine/val" and config.keep_mask.kind == "generated"
-    assert config.loss == DISTIL_LOSS_FROM_NOTHING and config.keep_mask.share == 0.5
-    assert "shown whole, and 50% of them with parts hidden" in said
+    assert config.loss == DISTIL_LOSS_FROM_NOTHING and config.keep_mask.share == 0.35
+    first = config.first_masked_epoch
+    assert first > 0 and f"shown whole, and 35% of them with parts hidden as well, from epoch {first + 1} on" in said
     assert list((place / "runs/mine/predictions").glob("mine-val-held-out.parquet"))
     evaluated, predicted, exported = (msl(*command) for command in use)
     assert "mine-test.parquet" in evaluated and "photos/39.jpg" in predicted
