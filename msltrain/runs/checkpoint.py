@@ -31,7 +31,7 @@ from msldata.errors import StorageError, UserError, did_you_mean
 from msldata.storage import LocalStorage, Storage, flush_to_disk, open_storage
 from msltrain.config import TrainConfig, from_json, to_json
 from msltrain.models.build import Recogniser, build_model
-from msltrain.models.pretrained import require_finite
+from msltrain.models.pretrained import fill_whole
 from msltrain.runs.run_places import RUNS, SHARDS, run_folder
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -259,14 +259,8 @@ def load_recogniser(path: str | Path, device: str | torch.device = "cpu") -> Loa
     folder = open_checkpoint(path)
     meta, config = read_meta(folder)
     weights, sha256 = _read_weights(folder, meta)
-    require_finite(weights, folder.where(WEIGHTS_NAME))
     recogniser = rebuild_recogniser(config, len(meta["classes"]))
-    try:
-        recogniser.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"{folder.where(WEIGHTS_NAME)}: does not fit the network of its {META_NAME} ({str(error).splitlines()[0]})"
-        ) from None
+    fill_whole(recogniser, weights, folder.where(WEIGHTS_NAME))
     return LoadedRecogniser(
         recogniser=recogniser.to(device).eval(),
         classes=tuple(meta["classes"]),

@@ -274,6 +274,12 @@ class RunFolder:
         """From now on, also send metrics to the trackers in ``config.run``."""
         self._trackers = open_trackers(config, self.path, place=str(self.location), step=step)
 
+    @property
+    def was_changed(self) -> bool:
+        """Whether an earlier start continued the run with a change, or nothing tells."""
+        starts = self._starts()
+        return not starts or any(not isinstance(start, dict) or bool(start.get("changes")) for start in starts)
+
     def note_start(self, ranks: Ranks, step: int, changes: Sequence[str] = ()) -> None:
         """Append this start (at ``step``, with what was changed before it) to ``environment.json``."""
         starts = self._starts()

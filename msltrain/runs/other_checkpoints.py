@@ -23,7 +23,7 @@ from msldata.storage.hub import fetch_from_hub, is_hub_place
 from msltrain.config import ModelConfig, TrainConfig, from_json
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.own_weights import in_our_names
-from msltrain.models.pretrained import FILE_SUFFIXES, read_tensors, shortened
+from msltrain.models.pretrained import FILE_SUFFIXES, fill_whole, read_tensors
 from msltrain.models.released import KINDS, take_apart
 from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import META_NAME, WEIGHTS_NAME, LoadedRecogniser, load_recogniser, rebuild_recogniser
@@ -135,12 +135,7 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         module, config = _timm_classifier(weights, tensors, name, len(classes))
     else:
         module = rebuild_recogniser(config, len(classes))
-        try:
-            missing, unexpected = module.load_state_dict(in_our_names(tensors, file), strict=False)
-        except RuntimeError as error:
-            raise UserError(f"{weights}: does not fit the network of its {EXPORT_CONFIG} ({error})") from None
-        if wrong := [name for name in (*missing, *unexpected) if not name.endswith("num_batches_tracked")]:
-            raise UserError(f"{weights}: not the network of its {EXPORT_CONFIG}, judging by {shortened(wrong)}")
+        fill_whole(module, in_our_names(tensors, file), str(weights))
     return LoadedRecogniser(
         recogniser=module.to(device).eval(),
         classes=classes,

@@ -26,7 +26,7 @@ from msltrain.stream.errors import TooManySkipped
 from msltrain.training.batchnorm_check import check_smallest_part
 from msltrain.training.data import TrainData
 from msltrain.training.events import EpochEvent, Event, OnEvent, PhaseEvent, StartEvent, StepEvent
-from msltrain.training.learner import Learner
+from msltrain.training.learner import Learner, UnfitCheckpoint
 from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
 from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
 from msltrain.training.step_log import StepLog
@@ -181,13 +181,13 @@ class Trainer:
         try:
             weight_K = positive_weights(config, data.training.shards)
             self.learner = Learner(config, len(data.classes), ranks, checkpoint, data.classes, weight_K)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except UnfitCheckpoint as error:
             if not self._changes:
-                raise
+                raise UserError(f"{folder.place(CHECKPOINTS, LAST)}/{error}; copy the checkpoint again") from None
             raise UserError(
-                f"{folder.location}: its state does not fit what was changed ({'; '.join(self._changes)}): "
-                f"{str(error).splitlines()[0]}; start a new run in another folder"
-            ) from error
+                f"{folder.location}: its state does not fit what was changed ({'; '.join(self._changes)}): {error}; "
+                "start a new run in another folder"
+            ) from None
         check_smallest_part(
             config, self.learner.step_module, data.training.shards.num_samples, len(data.classes), ranks
         )
