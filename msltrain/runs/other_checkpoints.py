@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from msldata.contract.manifest import is_digest, read_manifest
 from msldata.contract.records import read_class_list
 from msldata.errors import UserError
-from msldata.storage import open_storage
+from msldata.storage import open_storage, read_local, regular
 from msldata.storage.hub import fetch_from_hub, is_hub_place
 from msltrain.config import ModelConfig, TrainConfig, from_json
 from msltrain.models.build import Recogniser, build_model
@@ -99,7 +99,7 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
 
 
 def _sha256(file: Path) -> str:
-    with open(file, "rb") as content:
+    with open(file, "rb", opener=regular) as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
@@ -113,7 +113,7 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
     """What ``msl export`` wrote."""
     file, weights = folder / EXPORT_CONFIG, folder / EXPORT_WEIGHTS
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_local(file))
         classes, sha256 = tuple(content["classes"]), content["weights_sha256"]
         if not classes or not all(isinstance(name, str) for name in classes) or not is_digest(sha256):
             raise ValueError("its classes or its digest are malformed")

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from msldata.errors import UserError
-from msldata.storage import FileInfo, LocalStorage, Storage
+from msldata.storage import FileInfo, LocalStorage, Storage, regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -146,7 +146,7 @@ def _open(path: str) -> pa.Table:
     from msldata.contract.parquet import read_parquet
 
     if path.endswith(".parquet"):
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if Path(path).stat().st_size else b""
         return read_parquet(data)  # type: ignore[arg-type]
     return pa.ipc.open_stream(pa.memory_map(path)).read_all()
