@@ -114,9 +114,13 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
     file, weights = folder / EXPORT_CONFIG, folder / EXPORT_WEIGHTS
     try:
         content = json.loads(read_local(file))
-        classes, sha256 = tuple(content["classes"]), content["weights_sha256"]
-        if not classes or not all(isinstance(name, str) for name in classes) or not is_digest(sha256):
+        named, sha256 = content["classes"], content["weights_sha256"]
+        is_list = isinstance(named, list) and named and all(isinstance(name, str) and name for name in named)
+        if not is_list or len(set(named)) < len(named) or not is_digest(sha256):
             raise ValueError("its classes or its digest are malformed")
+        classes, origin = tuple(named), content.get("threshold_origin", "")
+        if not isinstance(origin, str):
+            raise ValueError("its thresholds have no origin in words")
         wanted = content.get("model_sha256")
         thresholds = tuple(float(content["thresholds"][name]) for name in classes) if "thresholds" in content else ()
         if not all(0 <= threshold <= 1 for threshold in thresholds):
@@ -143,7 +147,7 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         path=folder,
         sha256=sha256,
         thresholds=thresholds,
-        threshold_origin=str(content.get("threshold_origin", "")),
+        threshold_origin=origin,
     )
 
 
