@@ -26,7 +26,7 @@ from msldata.contract.pixels import JPEG_START, check_whole
 from msldata.contract.tar import DamagedTar, TarMember, walk_any_tar
 from msldata.errors import BadInputError, UserError
 from msldata.sources.labels.reading import Label, LabelReading, Labels, LabelSurvey
-from msldata.storage import Storage
+from msldata.storage import Storage, regular
 
 AUTO = "auto"
 _HINT = "mend the tar, or leave the sample out with --on-error skip"
@@ -275,7 +275,7 @@ def content_of(data: mmap.mmap, member: TarMember) -> bytes:
 @contextmanager
 def open_tar(path: Path) -> Iterator[mmap.mmap]:
     """A tar in memory as the system needs it; an empty file is refused. Raises BadInputError."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         if not path.stat().st_size:
             raise BadInputError(str(path), "the tar is empty", "delete it, or fetch it again")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -28,7 +28,7 @@ from msldata.build.writer import ShardWriter
 from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, index_name
 from msldata.contract.records import Record
 from msldata.errors import BadInputError, UserError
-from msldata.storage import Location, Storage
+from msldata.storage import Location, Storage, read_local
 from msldata.workers.engine import LOCAL, Engine, run_tasks
 from msldata.workers.processes import available_cpus
 
@@ -219,7 +219,7 @@ def refuse_other_classes(plan: BuildPlan, out: Storage, replaced: Collection[str
         if place.parent.name in {folder.name, *replaced}:
             continue
         try:
-            other = Manifest.from_json(place.read_bytes(), str(place))
+            other = Manifest.from_json(read_local(place), str(place))
         except UserError:  # from another program, or damaged: not one of ours
             continue
         if other.kind != IMAGES or other.dataset != plan.dataset or other.classes == plan.classes:

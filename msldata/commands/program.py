@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -53,12 +54,35 @@ class Commands(typer.core.TyperGroup):
             if not isinstance(error, _MISTAKES) or ctx.params.get("debug"):
                 raise
             code = getattr(error, "exit_code", UserError.exit_code)
-            show(err, *((("error:", "red"), " ") if code <= UserError.exit_code else ()), error)
+            elsewhere = of_other_commands(str(error), self.commands, ctx.invoked_subcommand)
+            show(err, *((("error:", "red"), " ") if code <= UserError.exit_code else ()), error, elsewhere)
             raise typer.Exit(code) from None
 
     def may_speak(self, error: Exception) -> bool:
         """Whether this process shows the error; when several processes do the same, one is enough."""
         return True
+
+
+_COMMAND = re.compile(r"`[^`]*`|\bmsl [a-z-]+[^;,()]*")
+_OPTION = re.compile(r"(?<![\w/=-])--[a-z][a-z-]*[a-z](?![\w-])")
+
+
+def of_other_commands(message: str, commands: Mapping[str, Any], running: str | None) -> str:
+    """The end of a message that advises options which the running command lacks: whose they are.
+
+    Messages come from far below the commands, and the same one from several of them. Options inside of a whole command
+    that is advised speak for themselves.
+    """
+    options = {
+        name: {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
+        for name, command in commands.items()
+    }
+    said = []
+    for option in dict.fromkeys(_OPTION.findall(_COMMAND.sub("", message))):
+        owners = [f"msl {name}" for name, own in options.items() if option in own]
+        if owners and running in options and option not in options[running]:
+            said.append(f"{option} is an option of {', '.join(owners)}")
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def run_program(app: typer.Typer, name: str) -> None:

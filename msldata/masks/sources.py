@@ -21,7 +21,7 @@ from msldata.contract.keepmask import HOLE_WHITE, decode_gray
 from msldata.contract.maskgenerator import MIN_SIZE, generate_hole_mask
 from msldata.errors import BadInputError, UserError
 from msldata.masks.lists import LIST_SUFFIXES, ListedMasks
-from msldata.storage import LocalStorage, Location, Storage, open_storage
+from msldata.storage import NO_FILE, LocalStorage, Location, Storage, open_storage, regular
 
 _PLACES = (
     "mask/testing_mask_dataset",
@@ -88,6 +88,8 @@ def open_mask_source(location: str | Path) -> MaskSource:
         return FolderMasks(storage)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder or archive of masks")
+    if not path.is_file():
+        raise UserError(f"{path}: {NO_FILE}; give a folder, an archive or a list of masks")
     if path.suffix in LIST_SUFFIXES:
         return ListedMasks(path)
     if zipfile.is_zipfile(path):
@@ -303,7 +305,7 @@ def _tar_of_process(path: Path) -> _OpenTar:
 @lru_cache(maxsize=4)
 def _open_tar(path: Path, modified_ns: int, process: int) -> _OpenTar:
     try:
-        file: BinaryIO = open(path, "rb")  # noqa: SIM115
+        file: BinaryIO = open(path, "rb", opener=regular)  # noqa: SIM115
         if file.read(2) == _GZIP:
             file.close()
             file = _unpack_gzip(path)

@@ -31,7 +31,7 @@ from msldata.sources.source import (
     unknown_split,
 )
 from msldata.sources.tables.label_studio import plain_path
-from msldata.storage import FileInfo, Storage, open_storage
+from msldata.storage import FileInfo, Storage, open_storage, regular
 
 LAYOUT = "annotations/instances_SPLIT.json and the images of each split in SPLIT/"
 _SPLITS_2014 = ("train", "val")
@@ -336,7 +336,7 @@ def recognise(root: Location) -> Likeness | None:
 
 
 def _starts_as_list(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         return file.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"[")
 
 
@@ -355,7 +355,7 @@ def _num_classes(root: Location, name: str) -> int | None:
     path = open_storage(root).path(name)
     if path is None or not path.is_file() or not path.stat().st_size:
         return None
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open(path, "rb", opener=regular) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data.find(b'"images"') < 0 or data.find(b'"annotations"') < 0:
             return None
         # Most files end with them, and some begin with them.
@@ -411,7 +411,7 @@ def _load(path: Path, *, with_segments: bool) -> tuple[Any, str]:
     from pycocotools.coco import COCO
 
     hook = _with_compact_segment if with_segments else _without_segment
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     with _clear_errors(str(path)), contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by printing
         coco = COCO()

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from msldata.errors import BadInputError, StorageError
-from msldata.storage import PART_SUFFIX, clear_local_errors
+from msldata.storage import NO_FILE, PART_SUFFIX, clear_local_errors
 
 _HINT = "delete it and download it again"
 
@@ -32,6 +32,8 @@ def unpack(archive: Path, folder: Path, progress: Callable[[int, int], None]) ->
         BadInputError: not a tar or zip, damaged, or a member that is a link or a device or lies outside ``folder``.
         StorageError: the disk is too small or full, or ``folder`` cannot be written.
     """
+    if archive.exists() and not archive.is_file():
+        raise BadInputError(str(archive), NO_FILE, _HINT)
     total = archive.stat().st_size
     names = []
     try:

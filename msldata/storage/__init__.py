@@ -24,10 +24,11 @@ from pathlib import Path
 from msldata.errors import StorageError
 from msldata.storage.base import PART_SUFFIX, FileInfo, NoRangesError, Storage
 from msldata.storage.hub import HUB_SCHEME, HubStorage
-from msldata.storage.local import LocalStorage, clear_local_errors, flush_to_disk
+from msldata.storage.local import NO_FILE, LocalStorage, clear_local_errors, flush_to_disk, read_local, regular
 from msldata.storage.remote import RemoteStorage
 
 __all__ = [
+    "NO_FILE",
     "PART_SUFFIX",
     "REMOTE_SCHEMES",
     "FileInfo",
@@ -41,6 +42,8 @@ __all__ = [
     "flush_to_disk",
     "one_or_many",
     "open_storage",
+    "read_local",
+    "regular",
 ]
 
 REMOTE_SCHEMES = ("s3", "gs", "az", HUB_SCHEME, "http", "https")

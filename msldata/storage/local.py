@@ -13,6 +13,7 @@ from pathlib import Path
 from msldata.errors import StorageError
 from msldata.storage.base import PART_SUFFIX, FileInfo, Storage
 
+NO_FILE = "a pipe, a socket or a device, not a file"
 _MOST = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 """Bytes of a file that is read as a whole. A sparse file, or a disk image named by mistake, holds more."""
 
@@ -66,7 +67,7 @@ class LocalStorage(Storage):
         # A build reads every image here: pathlib, file objects and context managers take as long as the system calls.
         path = f"{self.url}/{name}"
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = regular(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 return _read_all(descriptor)
             finally:
@@ -76,7 +77,7 @@ class LocalStorage(Storage):
                 raise
 
     def read_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
-        with clear_local_errors(self.where(name)), open(self.root / name, "rb") as file:
+        with clear_local_errors(self.where(name)), open(self.root / name, "rb", opener=regular) as file:
             parts = [os.pread(file.fileno(), length, start) for start, length in zip(starts, lengths, strict=True)]
         for part, start, length in zip(parts, starts, lengths, strict=True):
             if len(part) != length:
@@ -115,11 +116,34 @@ def _leads_up(folder: Path) -> bool:
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
+def regular(path: str | Path, flags: int) -> int:
+    """Open a file that a user has named: the ``opener`` of ``open``.
+
+    Raises:
+        OSError: it is no regular file. A pipe would keep its reader waiting, a device such as /dev/zero never ends.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.EINVAL, NO_FILE) from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+    raise OSError(number, os.strerror(number) if stat.S_ISDIR(mode) else NO_FILE)
+
+
+def read_local(path: str | Path) -> bytes:
+    """The whole of a local file. Raises FileNotFoundError, or StorageError for what is none or does not fit."""
+    path = Path(path).expanduser()
+    return LocalStorage(path.parent).read(path.name)
+
+
 def _read_all(descriptor: int) -> bytes:
-    state = os.fstat(descriptor)
-    if stat.S_ISCHR(state.st_mode) or stat.S_ISBLK(state.st_mode):
-        raise OSError(errno.EINVAL, "a device, not a file")  # /dev/zero never ends
-    size = state.st_size
+    size = os.fstat(descriptor).st_size
     if size > _MOST:
         raise OSError(errno.EFBIG, f"{size / 1e9:,.0f} billion bytes, more than half of this machine's memory")
     data = os.read(descriptor, size + 1)  # one byte more than there should be: a shorter answer means the end

@@ -160,7 +160,8 @@ def train(
             )
     for result in results:
         if result.best_epoch is not None:
-            out.print(f"best validation mAP {100 * (result.validation_mAP or 0):.1f}, epoch {result.best_epoch + 1}")
+            which = "best" if result.is_chosen else "last"
+            out.print(f"{which} validation mAP {100 * (result.validation_mAP or 0):.1f}, epoch {result.best_epoch + 1}")
         if fits and result.best is not None:
             _tune_thresholds(result.run_dir)
         show(out, (result.run_dir, "green"), f": {result.num_steps:,} steps, {result.seconds:,.0f} s")

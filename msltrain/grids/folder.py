@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msldata.errors import UserError
-from msldata.storage import LocalStorage
+from msldata.storage import LocalStorage, read_local
 from msltrain.config import RunConfig, differences, from_json, to_json
 from msltrain.grids.needed_data import TEST_MASKS, TRAIN, Need, places_of
 from msltrain.grids.plan import Plan, Run
@@ -83,7 +83,7 @@ def _runs_there(out: Path) -> dict[str, Any]:
     for file in sorted(out.glob(f"runs/*/*/seed*/{CONFIG_NAME}")):
         name = f"{file.parts[-4]}/{file.parts[-3]}"
         try:
-            config = from_json(file.read_text(encoding="utf-8"), str(file))
+            config = from_json(read_local(file).decode(), str(file))
         except (OSError, ValueError):  # it says so itself when it is trained or measured
             continue
         config = replace(config, run=replace(config.run, seed=RunConfig().seed))
@@ -96,11 +96,11 @@ def _runs_there(out: Path) -> dict[str, Any]:
 def _read(out: Path) -> dict[str, Any]:
     file = out / NAME
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_local(file))
         version = content["version"]
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         _log.warning("%s: damaged; made again from the folders of its runs", file)
         return {"runs": _runs_there(out)}
     if version != _VERSION:

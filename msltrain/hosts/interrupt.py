@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 import time
@@ -31,24 +32,35 @@ class Interrupted(UserError):
         signal: what asked, such as ``signal.SIGTERM``; None in a process that followed another one.
         step: steps taken.
         checkpoint: where they were saved.
+        kept: the run's local copy, if its place could not be reached; "" if it is where it should be.
     """
 
     exit_code = SAVED
 
-    def __init__(self, *, signal: signal.Signals | None, step: int, num_steps: int, checkpoint: str | Path):
-        self.signal, self.step, self.num_steps, self.checkpoint = signal, step, num_steps, checkpoint
+    def __init__(
+        self,
+        *,
+        signal: signal.Signals | None,
+        step: int,
+        num_steps: int,
+        checkpoint: str | Path,
+        kept: str | Path = "",
+    ):
+        self.signal, self.step, self.num_steps, self.checkpoint, self.kept = signal, step, num_steps, checkpoint, kept
         asked = signal.name if signal is not None else "another process"
         super().__init__(
             f"stopped by {asked} after step {step} of {num_steps}; saved in {checkpoint}; "
-            "run the same command with --resume auto to continue"
+            f"run the same command with {f'--run {shlex.quote(str(kept))} ' if kept else ''}--resume auto to continue"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self.signal, self.step, self.num_steps, self.checkpoint)
+        return _rebuilt, (self.signal, self.step, self.num_steps, self.checkpoint, self.kept)
 
 
-def _rebuilt(asked: signal.Signals | None, step: int, num_steps: int, checkpoint: str | Path) -> Interrupted:
-    return Interrupted(signal=asked, step=step, num_steps=num_steps, checkpoint=checkpoint)
+def _rebuilt(
+    asked: signal.Signals | None, step: int, num_steps: int, checkpoint: str | Path, kept: str | Path
+) -> Interrupted:
+    return Interrupted(signal=asked, step=step, num_steps=num_steps, checkpoint=checkpoint, kept=kept)
 
 
 class StopSignals:

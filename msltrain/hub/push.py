@@ -12,7 +12,7 @@ from msldata.contract.dataset_card import dataset_card
 from msldata.contract.manifest import MANIFEST_NAME, Manifest, read_manifest
 from msldata.contract.publish import reader_files
 from msldata.errors import UserError
-from msldata.storage import open_storage
+from msldata.storage import open_storage, read_local
 from msldata.storage.hub import is_repository_name, publish, require_hub_token
 from msltrain.hub.space import CARD_NAME, is_space
 from msltrain.runs.checkpoint import open_checkpoint, read_meta
@@ -75,8 +75,8 @@ def _is_export(folder: Path) -> bool:
 
 def _weights_of(export: Path) -> str:
     try:
-        return str(json.loads((export / EXPORT_CONFIG).read_text(encoding="utf-8")).get("weights_sha256"))
-    except (OSError, ValueError, AttributeError):
+        return str(json.loads(read_local(export / EXPORT_CONFIG)).get("weights_sha256"))
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
 
 

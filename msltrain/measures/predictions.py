@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from msldata.contract.manifest import read_manifest
 from msldata.contract.parquet import read_parquet
 from msldata.errors import StorageError, UserError
-from msldata.storage import PART_SUFFIX, LocalStorage, Location, clear_local_errors, flush_to_disk
+from msldata.storage import PART_SUFFIX, LocalStorage, Location, clear_local_errors, flush_to_disk, read_local
 from msltrain.measures.covered import covered_shares
 from msltrain.measures.spreadsheet import cell, csv_text
 
@@ -283,7 +283,7 @@ def read_predictions(file: str | Path) -> Predictions:
         FileNotFoundError: there is no such file.
         UserError: it is not a predictions file, or one of another version.
     """
-    data = LocalStorage(Path(file).parent).read(Path(file).name)
+    data = read_local(file)
     hint = "write one with `msl evaluate --checkpoint RUN --data SHARDS --out FILE.parquet`"
     try:
         table = read_parquet(data)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from msldata.errors import UserError
+from msldata.storage import read_local
 from msltrain.models.pretrained import WeightsReport, local_weights, read_tensors, shortened
 
 _FILES = ("weights.safetensors", "model.safetensors")
@@ -67,8 +68,8 @@ def in_timm_names(tensors: Mapping[str, Tensor], classifier: str) -> dict[str, T
 def in_our_names(tensors: Mapping[str, Tensor], config_file: Path) -> dict[str, Tensor]:
     """The opposite, where ``config.json`` beside an export says that it is in timm's names; else as they are."""
     try:
-        classifier = json.loads(config_file.read_text(encoding="utf-8")).get("timm_classifier")
-    except (OSError, ValueError, AttributeError):
+        classifier = json.loads(read_local(config_file)).get("timm_classifier")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return dict(tensors)
     if not classifier:
         return dict(tensors)
@@ -156,7 +157,7 @@ def _classes_of(file: Path) -> tuple[str, ...]:
     """What ``meta.json`` of a checkpoint, or ``config.json`` of an export, beside the file says."""
     for name in ("meta.json", "config.json"):
         try:
-            classes = json.loads((file.parent / name).read_text(encoding="utf-8"))["classes"]
+            classes = json.loads(read_local(file.parent / name))["classes"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if isinstance(classes, list) and all(isinstance(one, str) for one in classes):

@@ -217,16 +217,22 @@ _BESIDE = "n_averaged"
 """A counter of averaged models."""
 
 
-def _holds_tensors(content: object) -> bool:
+_DEEPEST = 8
+"""Wrappers around a state_dict; a file can hold one that is inside of itself."""
+
+
+def _holds_tensors(content: object, depth: int = _DEEPEST) -> bool:
     """Whether it is a mapping with tensors in it, or in a mapping of it: the settings of an average are none."""
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or not depth:
         return False
-    return any(isinstance(value, Tensor) or _holds_tensors(value) for value in content.values())
+    return any(isinstance(value, Tensor) or _holds_tensors(value, depth - 1) for value in content.values())
 
 
 def _tensors_of(content: object, source: str) -> dict[str, Tensor]:
     """The state_dict in what a file held, however it is wrapped; a moving average rather than the weights."""
-    while isinstance(content, Mapping):
+    for _ in range(_DEEPEST):
+        if not isinstance(content, Mapping):
+            break
         known: Mapping[Any, Any] = content
         inner = next((name for name in (*_AVERAGES, *_WRAPPERS) if _holds_tensors(known.get(name))), None)
         if inner is None:
@@ -243,18 +249,61 @@ def _tensors_of(content: object, source: str) -> dict[str, Tensor]:
         tensors = {name.removeprefix(front): value for name, value in tensors.items()}
     tensors.pop(_BESIDE, None)
     tensors = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
-    require_finite(tensors, source)
+    require_usable(tensors, source)
     return tensors
 
 
-def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise UserError where a tensor holds NaN or infinity."""
+def fill_whole(network: nn.Module, tensors: Mapping[str, Any], source: str) -> None:
+    """Fill every tensor of ``network``, in place.
+
+    Args:
+        tensors: by the network's own names; only BatchNorm's counters may be absent.
+
+    Raises:
+        UserError: they are not the tensors of this network.
+    """
+    strange = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise UserError(f"{source}: holds something else than tensors ({shortened(strange)})")
+    require_usable(tensors, source)
+    wanted = network.state_dict()
+    lacking = [name for name in wanted if name not in tensors and not name.endswith(_COUNTER)]
+    foreign = [name for name in tensors if name not in wanted]
+    others = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
+    found = {"it lacks": lacking, "it has": foreign, "other shapes have": others}
+    if wrong := [f"{what} {shortened(names)}" for what, names in found.items() if names]:
+        raise UserError(f"{source}: does not fit the network that is described beside it ({'; '.join(wrong)})")
+    network.load_state_dict(tensors, strict=False)
+
+
+def require_usable(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError where a tensor holds NaN or infinity, claims to be larger than what was read of it, or is a
+    weight in whole numbers, of which torch would make fractions without a word, and without their scale."""
+    odd = [name for name, value in tensors.items() if not _is_plain(value)]
+    if odd:
+        raise UserError(f"{source}: {len(odd)} of its tensors are not stored number by number ({shortened(odd)})")
+    whole = [
+        name
+        for name, value in tensors.items()
+        if name.rpartition(".")[2] in ("weight", "bias") and not value.is_floating_point()
+    ]
+    if whole:
+        raise UserError(
+            f"{source}: {len(whole)} of its weights hold no fractions ({shortened(whole)}); save them unquantised"
+        )
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise UserError(
             f"{source}: {len(bad)} of its tensors hold NaN or infinity ({shortened(bad)}), as after a training that "
             "broke off; take an earlier checkpoint"
         )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether each of its numbers has a place of its own: a view of one number can pretend to be terabytes."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _load_by_names(

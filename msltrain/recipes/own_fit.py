@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from msldata.errors import UserError
+from msldata.storage import read_local
 from msltrain.config import TrainConfig, from_json, override
 from msltrain.models.own_weights import find_own_file
 from msltrain.models.pretrained import fill_network, is_timm_tag, read_source
@@ -199,7 +200,7 @@ def _config_beside(file: Path) -> TrainConfig | None:
     """What a checkpoint, run or export of a weights file was trained with, where a file there says so."""
     for name in ("meta.json", "config.json"):
         try:
-            content = json.loads((file.parent / name).read_text(encoding="utf-8"))["config"]
+            content = json.loads(read_local(file.parent / name))["config"]
             return from_json(json.dumps(content), str(file.parent / name))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue

@@ -75,7 +75,8 @@ def run_study(
         if study.recalibration:
             models.insert(1, (study.models[0][0] + RECALIBRATED, study.models[0][1], True))
         for name, path, recalibrated in models:
-            loaded = load_any(path, study.foreign, samples.shard_set.classes, ranks.device)
+            classes = samples.shard_set.classes
+            loaded = load_any(path, study.foreign, classes, ranks.device).ordered_as(classes, study.shards)
             stream = replace(
                 loaded.config.stream, cache=cache, cache_limit_gb=cache_limit_gb, on_sample_error=on_sample_error
             )
@@ -100,10 +101,10 @@ def _check(study: Study, classes: tuple[str, ...]) -> None:
     """Raise whatever is wrong with any model before the first one runs for hours."""
     for number, (_, path) in enumerate(study.models):
         loaded = load_any(path, study.foreign, classes, torch.device("cpu"))
-        loaded.require_classes(classes, study.shards)
+        loaded.ordered_as(classes, study.shards)
         if study.recalibration and number == 0:
             find_batchnorms(loaded.recogniser)
-            loaded.require_classes(open_images(study.recalibration.shards).classes, study.recalibration.shards)
+            loaded.ordered_as(open_images(study.recalibration.shards).classes, study.recalibration.shards)
             keep_mask_fingerprints(study.recalibration.keep_masks)
 
 

@@ -31,7 +31,7 @@ from msldata.errors import StorageError, UserError, did_you_mean
 from msldata.storage import LocalStorage, Storage, flush_to_disk, open_storage
 from msltrain.config import TrainConfig, from_json, to_json
 from msltrain.models.build import Recogniser, build_model
-from msltrain.models.pretrained import require_finite
+from msltrain.models.pretrained import fill_whole
 from msltrain.runs.run_places import RUNS, SHARDS, run_folder
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -97,6 +97,23 @@ class LoadedRecogniser:
         position = {name: number for number, name in enumerate(classes)}
         return np.array([position[name] for name in self.classes], np.int64)
 
+    def ordered_as(self, classes: tuple[str, ...], where: str) -> LoadedRecogniser:
+        """Itself with its outputs in the order of ``classes`` (of the data at ``where``), matched by name.
+
+        Raises UserError unless these are its own classes, in whatever order.
+        """
+        if tuple(classes) == self.classes:
+            return self
+        if set(classes) != set(self.classes) or len(classes) != len(self.classes):
+            self.require_classes(classes, where)
+        order = [self.classes.index(name) for name in classes]
+        return replace(
+            self,
+            recogniser=_Reordered(self.recogniser, order).eval(),
+            classes=tuple(classes),
+            thresholds=tuple(self.thresholds[number] for number in order) if self.thresholds else (),
+        )
+
     def require_classes(self, classes: tuple[str, ...], where: str) -> None:
         """Raise UserError unless ``classes`` (of the data at ``where``) are the ones it was trained on, in order."""
         if tuple(classes) == self.classes:
@@ -114,6 +131,17 @@ class LoadedRecogniser:
         raise UserError(
             f"{where}: its classes are not those of {self.path} ({detail}); use shards of the dataset it was trained on"
         )
+
+
+class _Reordered(nn.Module):
+    """A recogniser with its outputs in another order; ``order`` says which of its own stands where, int (K,)."""
+
+    def __init__(self, recogniser: nn.Module, order: list[int]):
+        super().__init__()
+        self.recogniser, self.order = recogniser, order
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        return self.recogniser(image_BCHW)[:, self.order]
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
@@ -259,14 +287,8 @@ def load_recogniser(path: str | Path, device: str | torch.device = "cpu") -> Loa
     folder = open_checkpoint(path)
     meta, config = read_meta(folder)
     weights, sha256 = _read_weights(folder, meta)
-    require_finite(weights, folder.where(WEIGHTS_NAME))
     recogniser = rebuild_recogniser(config, len(meta["classes"]))
-    try:
-        recogniser.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"{folder.where(WEIGHTS_NAME)}: does not fit the network of its {META_NAME} ({str(error).splitlines()[0]})"
-        ) from None
+    fill_whole(recogniser, weights, folder.where(WEIGHTS_NAME))
     return LoadedRecogniser(
         recogniser=recogniser.to(device).eval(),
         classes=tuple(meta["classes"]),

@@ -116,6 +116,8 @@ class RunFolder:
         self._mirror: RunMirror | None = None
         self._claim: Claim | None = None
         self._held = ExitStack()
+        self._why_kept = ""
+        """Why a stopped run lies in its local copy alone."""
         self._trackers: list[Tracker] = []
         self._storage = open_storage(location)
         path = self._storage.path()
@@ -140,7 +142,7 @@ class RunFolder:
 
     def _leave(self, mirror: RunMirror, *, at_once: bool) -> None:
         """Try once more to store what is not stored yet; what cannot be stored is never thrown away."""
-        if not mirror.is_stored and self._claim is not None and not at_once:
+        if not mirror.is_stored and self._claim is not None and not at_once and not self._why_kept:
             with suppress(UserError):
                 self._store(mirror, self._claim)
         if mirror.is_stored:
@@ -148,8 +150,8 @@ class RunFolder:
             self._claim = None
         else:
             note_once(
-                f"{self.location}: not everything could be stored there. The whole run is in {self.path}: copy that "
-                f"folder to its place, or go on with --run {self.path} --resume auto"
+                f"{self._why_kept or self.location}: not everything could be stored there. The whole run is in "
+                f"{self.path}: copy that folder to its place, or go on with --run {self.path} --resume auto"
             )
 
     def claim(self) -> None:
@@ -176,6 +178,19 @@ class RunFolder:
             self._store(self._mirror, self._claim)
         except StorageError as error:
             note_once(f"{error}; training goes on, the run is kept in {self.path} until it can be stored")
+
+    def publish_stopped(self) -> Path | None:
+        """As `publish`, at a stop: the local copy of the run if its place cannot be written, else None.
+
+        It is not tried again when the folder is left: then the copy that a message has named would be gone.
+        """
+        if self._mirror is not None and self._claim is not None:
+            try:
+                self._store(self._mirror, self._claim)
+            except StorageError as error:
+                self._why_kept = str(error)
+                return self.path
+        return None
 
     def publish_all(self) -> None:
         """Upload what has changed at the end of a run. Raises StorageError if that fails."""
@@ -273,6 +288,12 @@ class RunFolder:
     def track(self, config: TrainConfig, step: int) -> None:
         """From now on, also send metrics to the trackers in ``config.run``."""
         self._trackers = open_trackers(config, self.path, place=str(self.location), step=step)
+
+    @property
+    def was_changed(self) -> bool:
+        """Whether an earlier start continued the run with a change, or nothing tells."""
+        starts = self._starts()
+        return not starts or any(not isinstance(start, dict) or bool(start.get("changes")) for start in starts)
 
     def note_start(self, ranks: Ranks, step: int, changes: Sequence[str] = ()) -> None:
         """Append this start (at ``step``, with what was changed before it) to ``environment.json``."""

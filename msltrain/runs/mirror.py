@@ -6,13 +6,13 @@ off, a whole checkpoint is there.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from msldata.storage import FileInfo, Storage
-from msltrain.runs.checkpoint import CHECKPOINTS, META_NAME
+from msldata.errors import UserError
+from msldata.storage import FileInfo, LocalStorage, Storage
+from msltrain.runs.checkpoint import CHECKPOINTS, META_NAME, read_meta
 
 _STORED = re.compile(rf"{CHECKPOINTS}/(?P<name>[\w-]+)\.(?P<step>\d+)/(?P<file>[^/]+)")
 _LEFT_OUT = ("wandb",)
@@ -38,17 +38,22 @@ class RunMirror:
 
         Args:
             stored: all files of the run.
+
+        Raises:
+            UserError: the description of a checkpoint is damaged, or a name leads out of the folder.
         """
         newest: dict[str, tuple[int, str]] = {}
         """The step and folder of the newest checkpoint of each name."""
-        names = [info.name for info in stored if not info.name.startswith(".")]
+        names = [info.name for info in stored if not info.name.startswith(".") and not info.name.endswith("/")]
+        if outside := [name for name in names if not {".", ".."}.isdisjoint(name.split("/"))]:
+            raise UserError(f"{self.storage.where(outside[0])}: no name of a run's file; remove it")
         for name in names:
             parts = name.split("/")
             found = _STORED.fullmatch(name)
             if found and found["file"] == META_NAME:
                 label, step = found["name"], int(found["step"])
             elif parts[0] == CHECKPOINTS and parts[-1] == META_NAME and len(parts) == 3:  # a run that was copied there
-                label, step = parts[1], int(json.loads(self.storage.read(name))["step"])
+                label, step = parts[1], _step(self.storage.child("/".join(parts[:-1])))
             else:
                 continue
             newest[label] = max(newest.get(label, (-1, "")), (step, f"{CHECKPOINTS}/{parts[1]}/"))
@@ -93,7 +98,7 @@ class RunMirror:
 
     def _push_checkpoint(self, name: str) -> None:
         files = sorted((self.folder / name).iterdir(), key=lambda file: file.name == META_NAME)  # meta last
-        place = f"{name}.{_step(self.folder / name):09d}"
+        place = f"{name}.{_step(LocalStorage(self.folder / name)):09d}"
         for file in files:
             self.storage.put(f"{place}/{file.name}", file.read_bytes())
         self._delete(lambda stored: f"{CHECKPOINTS}/{stored['name']}" == name, keep=place)
@@ -118,5 +123,5 @@ class RunMirror:
         path.write_bytes(self.storage.read(name))
 
 
-def _step(checkpoint: Path) -> int:
-    return int(json.loads((checkpoint / META_NAME).read_text(encoding="utf-8"))["step"])
+def _step(checkpoint: Storage) -> int:
+    return read_meta(checkpoint)[0]["step"]

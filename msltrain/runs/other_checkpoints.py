@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from msldata.contract.manifest import is_digest, read_manifest
 from msldata.contract.records import read_class_list
 from msldata.errors import UserError
-from msldata.storage import open_storage
+from msldata.storage import open_storage, read_local, regular
 from msldata.storage.hub import fetch_from_hub, is_hub_place
 from msltrain.config import ModelConfig, TrainConfig, from_json
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.own_weights import in_our_names
-from msltrain.models.pretrained import FILE_SUFFIXES, read_tensors, shortened
+from msltrain.models.pretrained import FILE_SUFFIXES, fill_whole, read_tensors
 from msltrain.models.released import KINDS, take_apart
 from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import META_NAME, WEIGHTS_NAME, LoadedRecogniser, load_recogniser, rebuild_recogniser
@@ -99,7 +99,7 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
 
 
 def _sha256(file: Path) -> str:
-    with open(file, "rb") as content:
+    with open(file, "rb", opener=regular) as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
@@ -113,10 +113,14 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
     """What ``msl export`` wrote."""
     file, weights = folder / EXPORT_CONFIG, folder / EXPORT_WEIGHTS
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        classes, sha256 = tuple(content["classes"]), content["weights_sha256"]
-        if not classes or not all(isinstance(name, str) for name in classes) or not is_digest(sha256):
+        content = json.loads(read_local(file))
+        named, sha256 = content["classes"], content["weights_sha256"]
+        is_list = isinstance(named, list) and named and all(isinstance(name, str) and name for name in named)
+        if not is_list or len(set(named)) < len(named) or not is_digest(sha256):
             raise ValueError("its classes or its digest are malformed")
+        classes, origin = tuple(named), content.get("threshold_origin", "")
+        if not isinstance(origin, str):
+            raise ValueError("its thresholds have no origin in words")
         wanted = content.get("model_sha256")
         thresholds = tuple(float(content["thresholds"][name]) for name in classes) if "thresholds" in content else ()
         if not all(0 <= threshold <= 1 for threshold in thresholds):
@@ -135,12 +139,7 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         module, config = _timm_classifier(weights, tensors, name, len(classes))
     else:
         module = rebuild_recogniser(config, len(classes))
-        try:
-            missing, unexpected = module.load_state_dict(in_our_names(tensors, file), strict=False)
-        except RuntimeError as error:
-            raise UserError(f"{weights}: does not fit the network of its {EXPORT_CONFIG} ({error})") from None
-        if wrong := [name for name in (*missing, *unexpected) if not name.endswith("num_batches_tracked")]:
-            raise UserError(f"{weights}: not the network of its {EXPORT_CONFIG}, judging by {shortened(wrong)}")
+        fill_whole(module, in_our_names(tensors, file), str(weights))
     return LoadedRecogniser(
         recogniser=module.to(device).eval(),
         classes=classes,
@@ -148,7 +147,7 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         path=folder,
         sha256=sha256,
         thresholds=thresholds,
-        threshold_origin=str(content.get("threshold_origin", "")),
+        threshold_origin=origin,
     )
 
 

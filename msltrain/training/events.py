@@ -71,6 +71,7 @@ class EpochEvent:
     validation_mAP: float | None
     """0 to 1; None without a validation split."""
     is_best: bool
+    """So far; False where validation shows too little to choose by."""
     seconds: float
     """Training, validation and saving of this epoch, as far as they happened in this start of the run."""
     ends_early: bool = False

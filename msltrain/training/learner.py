@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,11 +21,12 @@ from msltrain.hosts.distributed import Ranks
 from msltrain.hosts.precision import has_bfloat16
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.frozen_features import FrozenFeatures
+from msltrain.models.pretrained import fill_whole
 from msltrain.runs.average import average_weights
-from msltrain.runs.checkpoint import Checkpoint, rebuild_recogniser
+from msltrain.runs.checkpoint import STATE_NAME, WEIGHTS_NAME, Checkpoint, rebuild_recogniser
 from msltrain.stream.keepmasks.masked_views import MaskedView
 from msltrain.stream.pixels.batch import Batch
-from msltrain.training.optim import build_optimizer, restore_optimizer, set_learning_rate
+from msltrain.training.optim import build_optimizer, check_moments, restore_optimizer, set_learning_rate
 from msltrain.training.sharding import average_parts, divide_state, shard_weights, whole
 from msltrain.training.siamese import SiameseStep
 
@@ -93,7 +94,8 @@ class Learner:
         self._mixture = None if self._twin is None else copy.deepcopy(recogniser)
         self._is_mixed = False
         if checkpoint is not None:
-            self._restore_weights(checkpoint)
+            with _from_checkpoint():
+                self._restore_weights(checkpoint)
         if self._sharded:
             for network in dict.fromkeys((self.recogniser, self.shipped)):
                 shard_weights(network, ranks)
@@ -129,7 +131,8 @@ class Learner:
         # From here on random numbers are dropout's and drop path's, which differ between processes.
         torch.manual_seed((config.run.seed << 16) + 1 + ranks.rank)
         if checkpoint is not None:
-            self._restore_training(checkpoint.train_state)
+            with _from_checkpoint():
+                self._restore_training(checkpoint.train_state)
 
     @property
     def shipped(self) -> Recogniser:
@@ -301,22 +304,43 @@ class Learner:
     def _restore_weights(self, checkpoint: Checkpoint) -> None:
         # A checkpoint without an average holds the trained weights alone; one with it ships the average.
         state = checkpoint.train_state
-        self.recogniser.load_state_dict(state.get("weights", checkpoint.weights))
+        trained, file = (state["weights"], STATE_NAME) if "weights" in state else (checkpoint.weights, WEIGHTS_NAME)
+        fill_whole(self.recogniser, trained, file)
         if self._average is not None:
-            self._average.module.load_state_dict(checkpoint.weights)
+            fill_whole(self._average.module, checkpoint.weights, WEIGHTS_NAME)
             # Checkpoints from before the warm-up existed had the full decay in every step.
             self._num_averaged = state.get("num_averaged", checkpoint.step if "weights" in state else 0)
 
     def _restore_training(self, state: dict[str, Any]) -> None:
         if self.step_module.masked_norms:
-            self.step_module.masked_norms.load_state_dict(state["masked_norms"])
+            fill_whole(self.step_module.masked_norms, state.get("masked_norms", {}), STATE_NAME)
+        try:
+            check_moments(self.optimizer, state["optimizer"])
+        except ValueError as error:
+            raise UserError(f"{STATE_NAME}: {error}") from None
         restore_optimizer(self.optimizer, divide_state(state["optimizer"], self.optimizer))
         if len(state.get("random", ())) == self.ranks.world_size:
             mine = state["random"][self.ranks.rank]
-            torch.set_rng_state(mine["torch"])
-            random.setstate(mine["python"])
-            if "cuda" in mine and self.ranks.device.type == "cuda":
-                torch.cuda.set_rng_state(mine["cuda"], self.ranks.device)
+            try:
+                torch.set_rng_state(mine["torch"])
+                random.setstate(mine["python"])
+                if "cuda" in mine and self.ranks.device.type == "cuda":
+                    torch.cuda.set_rng_state(mine["cuda"], self.ranks.device)
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+                raise UserError(f"{STATE_NAME}: holds no state of the random numbers ({error})") from None
+
+
+class UnfitCheckpoint(UserError):
+    """A checkpoint holds something else than what this network and optimiser need; begins with the file's name."""
+
+
+@contextmanager
+def _from_checkpoint() -> Iterator[None]:
+    """Tell mistakes of what is restored from those of the config."""
+    try:
+        yield
+    except UserError as error:
+        raise UnfitCheckpoint(str(error)) from None
 
 
 def _twin(

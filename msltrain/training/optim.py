@@ -84,13 +84,47 @@ def _layer_factors(config: OptimConfig, model: nn.Module) -> dict[nn.Parameter, 
     return {one: config.layer_decay ** (last - layers[name]) for name, one in learning.items()}
 
 
+def is_optimizer_state(state: Any) -> bool:
+    """Whether it has the form of an optimiser's ``state_dict``; `check_moments` says whether it fits one."""
+    if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
+        return False
+    groups = state.get("param_groups")
+    return (
+        isinstance(groups, list)
+        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+        and all(isinstance(entries, dict) for entries in state["state"].values())
+    )
+
+
+def check_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Raise ValueError unless ``state``, of the form of a ``state_dict``, belongs to these parameters.
+
+    torch itself compares neither shapes nor names: the first step would fail on them, or go on with nonsense.
+    """
+    ours = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in state["param_groups"]] != [group["params"] for group in ours]:
+        raise ValueError("the optimiser has its parameters in other groups")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    for number, entries in state["state"].items():
+        if type(number) is not int or not 0 <= number < len(parameters):
+            raise ValueError(f"the optimiser has no parameter {number!r}")
+        if set(entries) - names or (names - set(entries) and entries):
+            raise ValueError(f"the optimiser keeps {', '.join(sorted(names))}, not {', '.join(map(str, entries))}")
+        for name, value in entries.items():
+            shape = () if name == "step" else tuple(parameters[number].shape)
+            if value is None and name == "momentum_buffer":  # no step was taken yet
+                continue
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point() or tuple(value.shape) != shape:
+                raise ValueError(f"{name} of parameter {number} is no tensor of {list(shape)} numbers")
+            if not value.isfinite().all():
+                raise ValueError(f"{name} of parameter {number} holds NaN or infinity")
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Continue from another optimiser's ``state_dict``; which kernels compute the update remains this one's choice."""
-    groups = [
-        {**saved, **{name: ours[name] for name in ("foreach", "fused")}}
-        for saved, ours in zip(state["param_groups"], optimizer.param_groups, strict=True)
-    ]
-    optimizer.load_state_dict({**state, "param_groups": groups})
+    """Take over the moments in another optimiser's ``state_dict``. Rates, decays and kernels remain this one's."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float:

@@ -6,12 +6,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from msldata.errors import UserError
-from msltrain.config import OptimConfig, TrainConfig
-from msltrain.runs.checkpoint import CHECKPOINTS, LAST, Checkpoint, copy_checkpoint, load_checkpoint
-from msltrain.runs.folder import RunFolder
+from msltrain.config import OptimConfig, TrainConfig, differences
+from msltrain.runs.checkpoint import (
+    CHECKPOINTS,
+    LAST,
+    META_NAME,
+    STATE_NAME,
+    Checkpoint,
+    copy_checkpoint,
+    load_checkpoint,
+)
+from msltrain.runs.folder import MAY_DIFFER, RunFolder
 from msltrain.stream.loader import Loader
 from msltrain.training.data import TrainData
-from msltrain.training.optim import learning_rate
+from msltrain.training.optim import is_optimizer_state, learning_rate
 
 Resume = bool | Literal["auto"]
 """Whether to continue. False: never; True: the run that must be there; auto: a run if there is one."""
@@ -41,8 +49,7 @@ def open_run(folder: RunFolder, config: TrainConfig, data: TrainData, resume: Re
         checkpoint = load_checkpoint(folder.last)
     except FileNotFoundError:
         return Start(changes=tuple(changes))  # stopped before the first checkpoint
-    where = f"{folder.place(CHECKPOINTS, LAST)}"
-    _check_state(checkpoint.train_state, where)
+    _check_state(checkpoint, f"{folder.place(CHECKPOINTS, LAST, STATE_NAME)}")
     if checkpoint.classes != data.classes:
         known = set(checkpoint.classes) == set(data.classes)
         what = "the same classes in another order" if known else "other classes"
@@ -51,6 +58,8 @@ def open_run(folder: RunFolder, config: TrainConfig, data: TrainData, resume: Re
             f"{_some(data.classes)}), so its outputs would mean other things; start a new run in another folder, with "
             f"--weights {folder.location} to begin with what this one learnt"
         )
+    if not changes and not folder.was_changed:
+        _check_run(checkpoint, config, data.training, f"{folder.place(CHECKPOINTS, LAST, META_NAME)}")
     best = checkpoint.train_state["best"]
     if best is not None and checkpoint.validation_mAP is not None and checkpoint.epoch == best["epoch"] + 1:
         copy_checkpoint(folder.last, folder.best)  # in case it was killed between saving the two
@@ -100,19 +109,70 @@ def rate_note(before: OptimConfig, now: OptimConfig, epochs: float, steps_per_ep
     return f"the learning rate goes on at {new:.3g}, where it was {old:.3g}: {kind} is another one now"
 
 
-_STATE = {"optimizer": dict, "loader": dict, "random": list}
+def _check_state(checkpoint: Checkpoint, file: str) -> None:
+    """Raise UserError unless ``file`` holds a state in which a training can have been.
+
+    Its digest only says that it is as it was written, not by whom.
+    """
+    state, num_epochs = checkpoint.train_state, checkpoint.config.optim.num_epochs
+    position, best, random = (state.get(name) for name in ("loader", "best", "random"))
+    if not isinstance(position, dict) or not all(_is_count(position.get(name)) for name in _POSITION):
+        raise _no_state(file, "its loader has no position")
+    epoch, longest = position["epoch"], -(-position["num_samples"] // max(1, position["batch_size"]))
+    known_best = best is None or (
+        isinstance(best, dict)
+        and _is_count(best.get("epoch"))
+        and best["epoch"] < checkpoint.epoch
+        and isinstance(best.get("mAP"), float | int)
+        and 0 <= best["mAP"] <= 1
+    )
+    for holds, what in (
+        (epoch <= num_epochs, f"it is in epoch {epoch + 1} of {num_epochs}"),
+        (checkpoint.epoch in (epoch, epoch + 1), f"{META_NAME} says {checkpoint.epoch} epochs, and it {epoch}"),
+        (position["step"] <= longest, f"it is at step {position['step']} of an epoch of {longest} at most"),
+        ("best" in state and known_best, "its best epoch is none"),
+        (is_optimizer_state(state.get("optimizer")), "its optimiser is none"),
+        (
+            isinstance(random, list) and random and all(isinstance(one, dict) for one in random),
+            "it lacks the states of the random numbers",
+        ),
+        (_is_count(state.get("num_averaged", 0)), "num_averaged is not a count"),
+        (
+            all(isinstance(state.get(name, {}), dict) for name in ("weights", "twin", "masked_norms")),
+            "its weights have no names",
+        ),
+    ):
+        if not holds:
+            raise _no_state(file, what)
+    if (twin := state.get("twin")) is not None and not (
+        isinstance(twin.get("weights"), dict) and is_optimizer_state(twin.get("optimizer"))
+    ):
+        raise _no_state(file, "its twin is none")
 
 
-def _check_state(state: dict[str, Any], where: str) -> None:
-    """Raise UserError for a training state that lacks what continuing needs."""
-    position, best = state.get("loader"), state.get("best")
-    holds = all(isinstance(state.get(name), kind) for name, kind in _STATE.items())
-    if holds and isinstance(position, dict):
-        holds = all(type(position.get(name)) is int and position[name] >= 0 for name in ("epoch", "step", "batch_size"))
-    if holds and best is not None:
-        holds = isinstance(best, dict) and type(best.get("epoch")) is int and isinstance(best.get("mAP"), float | int)
-    if not holds:
-        raise UserError(f"{where}: its train_state.pt is not the state of a training; copy the checkpoint again")
+_POSITION = ("epoch", "step", "batch_size", "num_samples")
+
+
+def _check_run(checkpoint: Checkpoint, config: TrainConfig, loader: Loader, file: str) -> None:
+    """Raise UserError unless a run of which nothing was ever changed has this config and took the steps it says."""
+    other = [name for name in differences(checkpoint.config, config) if name not in MAY_DIFFER]
+    if other:
+        raise UserError(f"{file}: of another run than the folder's, judging by {', '.join(other[:3])}; copy it again")
+    position = checkpoint.train_state["loader"]
+    taken = position["epoch"] * len(loader) + position["step"]
+    if checkpoint.step != taken:
+        raise UserError(
+            f"{file}: says {checkpoint.step:,} steps, and the position in {STATE_NAME} is after {taken:,}; copy the "
+            "checkpoint again"
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _no_state(file: str, what: str) -> UserError:
+    return UserError(f"{file}: not the state of a training ({what}); copy the checkpoint again")
 
 
 def _some(names: tuple[str, ...]) -> str:

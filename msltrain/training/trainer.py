@@ -26,11 +26,12 @@ from msltrain.stream.errors import TooManySkipped
 from msltrain.training.batchnorm_check import check_smallest_part
 from msltrain.training.data import TrainData
 from msltrain.training.events import EpochEvent, Event, OnEvent, PhaseEvent, StartEvent, StepEvent
-from msltrain.training.learner import Learner
+from msltrain.training.learner import Learner, UnfitCheckpoint
 from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
 from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
 from msltrain.training.step_log import StepLog
 from msltrain.training.validation import (
+    can_choose,
     has_finite_weights,
     positive_weights,
     small_data_notes,
@@ -54,11 +55,14 @@ class TrainResult:
     last: str | Path
     """Checkpoint after the last step."""
     best: str | Path | None
-    """Checkpoint with the highest validation mAP; None without a validation split."""
+    """Checkpoint with the highest validation mAP; the last one where validation shows most classes too rarely to choose
+    by; None without a validation split."""
     best_epoch: int | None
     """Counted from 0."""
     validation_mAP: float | None
     """Validation mAP of ``best``, 0 to 1."""
+    is_chosen: bool = False
+    """Whether validation chose ``best``."""
     seconds: float
     """Wall time of this start of the run."""
 
@@ -104,7 +108,8 @@ def train(
         TrainData(config, ranks) as data,
     ):
         start = ranks.first_does(lambda: open_run(folder, config, data, resume, allow_changes))
-        num_steps, best = _run(config, data, folder, ranks, stop, on_event, start)
+        trained = _run(config, data, folder, ranks, stop, on_event, start)
+    num_steps, best, is_chosen = trained
     return TrainResult(
         run_dir=folder.location,
         num_steps=num_steps,
@@ -112,6 +117,7 @@ def train(
         best=None if best is None else folder.place(CHECKPOINTS, BEST),
         best_epoch=None if best is None else best["epoch"],
         validation_mAP=None if best is None else best["mAP"],
+        is_chosen=is_chosen,
         seconds=time.perf_counter() - began,
     )
 
@@ -133,11 +139,12 @@ def _run(
     stop: StopSignals,
     on_event: OnEvent | None,
     start: Start,
-) -> tuple[int, dict[str, Any] | None]:
-    """Steps taken and best epoch of a Trainer that lives no longer than this call, as ``process_group`` requires."""
+) -> tuple[int, dict[str, Any] | None, bool]:
+    """Steps taken, best epoch and whether it was chosen, of a Trainer that lives no longer than this
+    call, as ``process_group`` requires."""
     trainer = Trainer(config, data, folder, ranks, stop, on_event, start)
     trainer.run()
-    return trainer.step, trainer.best
+    return trainer.step, trainer.best, trainer.chooses
 
 
 class Trainer:
@@ -152,6 +159,7 @@ class Trainer:
     Attributes:
         step: steps taken, over the whole run.
         best: ``epoch`` and ``mAP`` of the best checkpoint so far.
+        chooses: whether validation decides which one that is; where it shows too little, it is the last.
     """
 
     def __init__(
@@ -167,6 +175,7 @@ class Trainer:
         self.config, self.data, self.folder, self.ranks, self.stop = config, data, folder, ranks, stop
         self.on_event = on_event if ranks.is_first else None
         checkpoint, self._changes = start.checkpoint, start.changes
+        self.chooses = data.validation is not None and can_choose(data.validation.shards)
         self.step = 0
         self.best: dict[str, Any] | None = None
         if checkpoint is not None:
@@ -181,13 +190,13 @@ class Trainer:
         try:
             weight_K = positive_weights(config, data.training.shards)
             self.learner = Learner(config, len(data.classes), ranks, checkpoint, data.classes, weight_K)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except UnfitCheckpoint as error:
             if not self._changes:
-                raise
+                raise UserError(f"{folder.place(CHECKPOINTS, LAST)}/{error}; copy the checkpoint again") from None
             raise UserError(
-                f"{folder.location}: its state does not fit what was changed ({'; '.join(self._changes)}): "
-                f"{str(error).splitlines()[0]}; start a new run in another folder"
-            ) from error
+                f"{folder.location}: its state does not fit what was changed ({'; '.join(self._changes)}): {error}; "
+                "start a new run in another folder"
+            ) from None
         check_smallest_part(
             config, self.learner.step_module, data.training.shards.num_samples, len(data.classes), ranks
         )
@@ -239,7 +248,7 @@ class Trainer:
                 num_epochs=num_epochs,
                 step=self.step,
                 validation_mAP=mean_ap,
-                is_best=is_best,
+                is_best=is_best and self.chooses,
                 seconds=time.perf_counter() - began,
                 num_skipped=self._num_skipped,
                 ends_early=self._is_over(epoch + 1) and epoch + 1 < num_epochs,
@@ -253,7 +262,7 @@ class Trainer:
     def _is_over(self, epoch: int) -> bool:
         """Whether ``optim.patience`` ended the run before ``epoch``."""
         patience = self.config.optim.patience
-        return patience > 0 and self.best is not None and epoch - 1 - self.best["epoch"] >= patience
+        return patience > 0 and self.chooses and self.best is not None and epoch - 1 - self.best["epoch"] >= patience
 
     def _start_loader(self) -> None:
         if self.data.training.next_epoch < self.config.optim.num_epochs:
@@ -305,11 +314,13 @@ class Trainer:
             if stopping or due:
                 self._save(None)
             if stopping:
+                place, kept = self._published(LAST)
                 raise Interrupted(
                     signal=self.stop.received,
                     step=self.step,
                     num_steps=self.num_steps,
-                    checkpoint=self._published(LAST),
+                    checkpoint=place,
+                    kept=kept or "",
                 )
             if due:
                 self.ranks.first_does(self.folder.publish)
@@ -360,7 +371,7 @@ class Trainer:
     def _fail_on(self, step: int, what: str, keys: Sequence[str]) -> NoReturn:
         everyone = [key for rank_keys in self.ranks.gather(keys) for key in rank_keys]
         self._save(None, self.folder.failed)
-        place = self._published(FAILED)
+        place, _ = self._published(FAILED)
         raise UserError(
             f"step {step} of {self.num_steps}: {what}; the batch was "
             f"{', '.join(everyone)}; the state after step {self.step} is in "
@@ -369,7 +380,7 @@ class Trainer:
         )
 
     def _validate(self, epoch: int) -> tuple[float | None, bool]:
-        """The validation mAP, and whether it is the best so far."""
+        """The validation mAP, and whether this epoch is the best so far."""
         if self.data.validation is None:
             return None, False
         if not has_finite_weights(self.learner.shipped, self.ranks):
@@ -381,7 +392,7 @@ class Trainer:
             self._fail_on(self.step, "after it the network answers with no numbers any more", self._last_keys)
         # Of two equal ones, the later has seen more; and one from the warm-up has seen hardly anything.
         warm = self._scheduled >= num_warmup_steps(self._optim, len(self.data.training))
-        is_best = warm and (self.best is None or mean_ap >= self.best["mAP"])
+        is_best = not self.chooses or (warm and (self.best is None or mean_ap >= self.best["mAP"]))
         if is_best:
             self.best = {"epoch": epoch, "mAP": mean_ap}
         return mean_ap, is_best
@@ -421,12 +432,12 @@ class Trainer:
 
         self._num_skipped = self.ranks.first_does(write)
 
-    def _published(self, name: str) -> str | Path:
-        """Where a checkpoint is once everything possible has been published."""
+    def _published(self, name: str) -> tuple[str | Path, Path | None]:
+        """Where a checkpoint is once everything possible has been published, and the run where its place is not."""
 
-        def publish() -> str | Path:
-            self.folder.publish()
-            return self.folder.place(CHECKPOINTS, name)
+        def publish() -> tuple[str | Path, Path | None]:
+            kept = self.folder.publish_stopped()
+            return self.folder.place(CHECKPOINTS, name), kept
 
         return self.ranks.first_does(publish)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from msldata.errors import BadInputError, UserError
+from msldata.storage import read_local
 from msltrain.config import to_json
 from msltrain.models import query_heads
 from msltrain.models.build import Recogniser
@@ -155,10 +156,10 @@ def _found(out: Path, loaded: LoadedRecogniser, overwrite: bool) -> dict[str, di
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return {}
     try:
-        content = json.loads((out / CONFIG_NAME).read_text(encoding="utf-8"))
+        content = json.loads(read_local(out / CONFIG_NAME))
         weights, classes, files = content["weights_sha256"], content["classes"], content.get("files", {})
         found = {name: entry for name, entry in files.items() if (out / name).is_file()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"{out}: holds something else than an export; choose another --out") from None
     if weights == loaded.sha256 and classes == list(loaded.classes):
         return found

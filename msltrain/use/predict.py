@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msldata.contract.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
 from msldata.errors import BadInputError, UserError
-from msldata.storage import LocalStorage
+from msldata.storage import read_local
 from msldata.storage.hub import is_repository_name
 from msltrain.hosts.distributed import choose_device
 from msltrain.measures.predictions import read_predictions
@@ -326,7 +326,7 @@ def read_keep_mask(file: str | Path, polarity: str, image_size: int) -> np.ndarr
     if not path.is_file():
         raise FileNotFoundError(f"{file}: no such mask file")
     try:
-        gray_HW = decode_gray(LocalStorage(path.parent).read(path.name), str(path))
+        gray_HW = decode_gray(read_local(path), str(path))
     except BadInputError as error:
         raise BadInputError(error.file, error.reason, "give another file with --keep-mask") from None
     if not polarity:

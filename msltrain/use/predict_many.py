@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msldata.errors import UserError
+from msldata.storage import read_local
 from msltrain.hosts.distributed import Ranks, process_group
 from msltrain.runs.other_checkpoints import Foreign
 from msltrain.runs.run_places import find_series
@@ -148,7 +149,7 @@ def _batches(
 
 def _identity(predictors: Sequence[Predictor], asked: Asked, overlays: str | Path | None) -> dict[str, Any]:
     """What decides the answers, as plain data."""
-    mask = None if asked.keep_mask is None else hashlib.sha256(Path(asked.keep_mask).expanduser().read_bytes())
+    mask = None if asked.keep_mask is None else hashlib.sha256(read_local(asked.keep_mask))
     return {
         "models": [predictor.sha256 for predictor in predictors],
         "classes": list(predictors[0].classes),

@@ -27,7 +27,7 @@ from msldata.contract.manifest import MANIFEST_NAME
 from msldata.contract.parquet import UnreadableParquet, read_parquet
 from msldata.contract.pixels import decode, pixels_of, reduction_to, upright_size
 from msldata.errors import BadInputError, StorageError, UserError, nothing_at
-from msldata.storage import FileInfo, LocalStorage, Storage, open_storage
+from msldata.storage import NO_FILE, FileInfo, Storage, open_storage, read_local, regular
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.pixels.decode import resize_crop
 from msltrain.stream.samples.shardset import open_shard_set
@@ -158,6 +158,8 @@ def _expand(item: str | Path, passed_over: list[str]) -> Iterator[Picture]:
         yield from _samples(path)
     elif path.is_dir():
         yield from _images_among(path.rglob("*"), passed_over)
+    elif path.exists():
+        raise UserError(f"{item}: {NO_FILE}; give a file, a folder or a pattern")
     elif glob.has_magic(str(item)):
         yield from _images_among(map(Path, glob.glob(str(path), recursive=True)), passed_over)
     else:
@@ -195,7 +197,7 @@ def _images_among(files: Iterable[Path], passed_over: list[str]) -> Iterator[Pic
 
 def _looks_like_image(file: Path) -> bool:
     try:
-        with open(file, "rb") as opened:
+        with open(file, "rb", opener=regular) as opened:
             return is_image_start(opened.read(_NUM_START))
     except OSError:  # what is not named as an image and cannot be read is nothing to stop for
         return False
@@ -230,14 +232,14 @@ def _names_in(file: Path) -> list[str]:
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         try:
-            table = read_parquet(_read_file(file))
+            table = read_parquet(read_local(file))
         except UnreadableParquet as error:
             raise UserError(f"{file}: not a parquet table ({error})") from None
         column = next((name for name in table.column_names if name.lower() in _LIST_COLUMNS), None)
         found = None if column is None else table[column].to_pylist()
     else:
         try:
-            text = _read_file(file).decode("utf-8-sig", errors="surrogateescape")
+            text = read_local(file).decode("utf-8-sig", errors="surrogateescape")
         except (OSError, StorageError) as error:
             raise UserError(f"{file}: cannot be read ({error})") from None
         if suffix == ".txt":
@@ -250,13 +252,8 @@ def _names_in(file: Path) -> list[str]:
     return [str(name) for name in found if name]
 
 
-def _read_file(path: Path) -> bytes:
-    """What a list names may be a device, or larger than the memory: both are refused."""
-    return LocalStorage(path.parent).read(path.name)
-
-
 def _local(path: Path) -> Picture:
-    return Picture(plain_name(str(path)), functools.partial(_read_file, path))
+    return Picture(plain_name(str(path)), functools.partial(read_local, path))
 
 
 def _is_image(name: str) -> bool:

@@ -8,7 +8,10 @@ import shlex
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+from msldata.commands.program import of_other_commands
+from msldata.errors import UserError
 from msltrain.__main__ import app
 from tests.contract.test_layout import MODULES, REPOSITORY
 
@@ -75,6 +78,43 @@ def test_what_pages_advise_can_be_typed():
     pages = [*REPOSITORY.glob("docs/*.md"), REPOSITORY / "CHANGELOG.md"]
     wrong = {c: why for page in pages for c in advised(page.read_text(encoding="utf-8")) if (why := problem(c))}
     assert pages and not wrong
+
+
+_OPTION = re.compile(r"(?<![\w/=`-])--[a-z][a-z-]*[a-z](?![\w-])")
+OF_OTHERS = {
+    "msldata/build/other_tars.py": {"--sort"},  # tar's
+    "msldata/workers/ray.py": {"--head"},  # ray's
+    "msltrain/hosts/interrupt.py": {"--signal"},  # sbatch's
+}
+"""Options of other programs, by module."""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_every_option_that_is_advised_is_one(path):
+    params = [*PROGRAM.params, *(one for command in COMMANDS.values() for one in command.params)]
+    known = {option for one in params for option in (*one.opts, *one.secondary_opts)} | {"--help"}
+    known |= OF_OTHERS.get(path.relative_to(REPOSITORY).as_posix(), set())
+    said = {option for text in texts(path.read_text(encoding="utf-8")) for option in _OPTION.findall(text)}
+    assert said <= known
+
+
+@pytest.mark.parametrize("running", sorted(COMMANDS))
+def test_a_message_says_whose_an_option_is_that_the_command_lacks(running):
+    said = of_other_commands("a server; give --cache DIR, or see `msl train --weights X` (--sort)", COMMANDS, running)
+    has = "--cache" in {option for one in COMMANDS[running].params for option in one.opts}
+    assert said == (
+        "" if has else " (--cache is an option of msl train, msl bench-stream, msl evaluate, msl robustness)"
+    )
+
+
+def test_predict_says_whose_the_cache_is(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise UserError("this web server only sends whole files; give --cache DIR")
+
+    monkeypatch.setattr("msltrain.use.predict_many.find_images", refuse)
+    result = CliRunner().invoke(app, ["predict", "--checkpoint", str(tmp_path), "a.jpg"], env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert "give --cache DIR (--cache is an option of msl train, " in result.output
 
 
 def test_the_parser_finds_faults():

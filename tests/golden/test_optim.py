@@ -13,6 +13,7 @@ from msltrain.config import OptimConfig
 from msltrain.recipes import recipe
 from msltrain.training.optim import (
     build_optimizer,
+    check_moments,
     for_batch_size,
     learning_rate,
     restore_optimizer,
@@ -181,8 +182,44 @@ def test_a_restored_optimizer_goes_on_with_its_own_kernels():
     step(second, steps[1])
     for one, other in zip(first.parameters(), second.parameters()):
         torch.testing.assert_close(one, other)
-    with pytest.raises(ValueError, match="zip"):
-        restore_optimizer(steps[1], {**state, "param_groups": state["param_groups"] * 2})
+    with pytest.raises(ValueError, match="in other groups"):
+        check_moments(steps[1], {**state, "param_groups": state["param_groups"] * 2})
+
+
+def test_a_restored_optimizer_keeps_what_the_config_says_now():
+    """Else a weight decay that was changed for the rest of a run would have no effect."""
+    networks = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    before = build_optimizer(OptimConfig(optimizer="sgd", momentum=0.9, weight_decay=0.5), networks[0])
+    now = build_optimizer(OptimConfig(optimizer="sgd", momentum=0.8, weight_decay=0.25), networks[1])
+    restore_optimizer(now, copy.deepcopy(before.state_dict()))
+    assert [(group["momentum"], group["weight_decay"]) for group in now.param_groups] == [(0.8, 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("moment", "says"),
+    [
+        (torch.ones(2), "is no tensor of"),
+        (torch.ones(2, 3, dtype=torch.int64), "is no tensor of"),
+        (torch.full((2, 3), torch.nan), "holds NaN"),
+        (7, "is no tensor of"),
+    ],
+)
+def test_moments_of_other_parameters_are_refused(moment: object, says: str):
+    network = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(OptimConfig(optimizer="sgd", momentum=0.9), network)
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    check_moments(optimizer, state)
+    state["state"][0]["momentum_buffer"] = moment
+    with pytest.raises(ValueError, match=f"momentum_buffer of parameter 0 {says}"):
+        check_moments(optimizer, state)
+    state["state"][0] = {"exp_avg": torch.ones(2, 3)}
+    with pytest.raises(ValueError, match="keeps momentum_buffer, not exp_avg"):
+        check_moments(optimizer, state)
+    state["state"] = {9: {}}
+    with pytest.raises(ValueError, match="no parameter 9"):
+        check_moments(optimizer, state)
 
 
 def test_rates_at_the_ends_of_schedules():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from msldata.errors import UserError
-from msldata.storage import open_storage
+from msldata.storage import FileInfo, open_storage
 from msltrain.__main__ import app
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from msltrain.measures.predictions import read_predictions
@@ -94,6 +94,25 @@ def test_a_copied_run_is_read_as_well(run: Path, s3):
         storage.put(file.relative_to(run).as_posix(), file.read_bytes())
     assert load_checkpoint("s3://bucket/copied").step == 2
     assert load_checkpoint("s3://bucket/copied/checkpoints/last").step == 4
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b'{"step": "x"}', b'{"step": 1e999}', b"\xff", b"[" * 5000])
+def test_a_copied_run_with_a_broken_description_is_one_message(run: Path, s3, tmp_path: Path, content: bytes):
+    storage = open_storage("s3://bucket/broken")
+    for file in run.rglob("*.*"):
+        storage.put(file.relative_to(run).as_posix(), file.read_bytes())
+    storage.put("checkpoints/best/meta.json", content)
+    with pytest.raises(UserError, match=r"s3://bucket/broken/checkpoints/best/meta\.json: not the description"):
+        RunMirror(storage, tmp_path / "here").fetch(storage.list_files())
+    assert not (tmp_path / "here").exists()
+
+
+def test_names_that_lead_out_of_the_run_are_refused(tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    mirror = RunMirror(open_storage(tmp_path / "there"), tmp_path / "here")
+    for name in ("checkpoints/../../away", "a/./b"):
+        with pytest.raises(UserError, match="no name of a run's file"):
+            mirror.fetch([FileInfo("config.json", 1), FileInfo(name, 1)])
 
 
 def test_mistakes_name_the_place(remote: str):

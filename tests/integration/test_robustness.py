@@ -100,6 +100,23 @@ def test_whole_images_are_those_of_evaluate(place, found):
     assert np.abs(found["One"]["irregular-high"].logit_NK - plain.logit_NK).max() > 1e-3
 
 
+def test_classes_are_matched_by_name(place, found, tmp_path):
+    """The network of `One`, of which each output means another class."""
+    write_checkpoint(tmp_path / "turned", CLASSES[::-1])
+    models = (("One", str(place / "one")), ("Turned", str(tmp_path / "turned")))
+    both = run_study(study(place, models=models), tmp_path / "study", device="cpu", batch_size=4)
+    for name, one in both["One"].items():
+        turned = both["Turned"][name]
+        assert turned.classes == one.classes == CLASSES
+        np.testing.assert_array_equal(turned.logit_NK, one.logit_NK[:, ::-1])
+    alone = evaluate(tmp_path / "turned", place / "shards", device="cpu", batch_size=4)
+    measured = [compute_metrics(one).mAP for one in (alone, both["Turned"]["whole"])]
+    assert measured[0] == pytest.approx(measured[1])
+    write_checkpoint(tmp_path / "other", ("bird", "boat", "cow"))
+    with pytest.raises(UserError, match="the data lacks cow; the checkpoint does not know cat"):
+        run_study(study(place, models=(("Other", str(tmp_path / "other")),)), tmp_path / "no", device="cpu")
+
+
 def test_visible_share_of_the_boxes(place):
     # The object is the upper left quarter; one mask hides exactly that, the other its left half.
     one = run_study(study(place, keep_masks=(str(place / "quarter"),)), place / "quarters", device="cpu")["One"]

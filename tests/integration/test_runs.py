@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from msltrain.config import (
 from msltrain.hosts.interrupt import Interrupted
 from msltrain.recipes import configure
 from msltrain.runs.checkpoint import load_checkpoint
+from msltrain.runs.folder import RunFolder
 from msltrain.stream.config import StreamConfig
 from msltrain.training.events import StepEvent
 from msltrain.training.resume import Resume
@@ -277,6 +279,38 @@ def test_a_run_that_cannot_be_stored_is_kept_whole(
     train(config, run_dir=place, resume="auto")
     there = open_storage(place).read("checkpoints/last.000000012/weights.safetensors")
     assert there == (straight.last / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_stop_while_the_store_is_away_says_how_to_go_on(
+    config: TrainConfig, tmp_path: Path, s3, monkeypatch: pytest.MonkeyPatch, caplog, comes_back: bool
+):
+    """Also where the store is back a moment later: what the message names is still there."""
+    place = f"s3://bucket/away/{comes_back}"
+    straight = train(config, run_dir=tmp_path / "straight")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(RemoteStorage, "PATIENT_RETRY", {**RemoteStorage.PATIENT_RETRY, "max_retries": 0})
+    publish = RunFolder.publish_stopped
+
+    def then_back(folder: RunFolder) -> Path | None:
+        kept = publish(folder)
+        if comes_back:
+            s3.proxy.choose = lambda method, path: None
+        return kept
+
+    monkeypatch.setattr(RunFolder, "publish_stopped", then_back)
+    away = "last.000000006"
+    s3.proxy.choose = lambda method, path: "unavailable" if method == "PUT" and away in path else None
+    with pytest.raises(Interrupted) as stop:
+        train(config, run_dir=place, on_event=stop_after(6))
+    s3.proxy.choose = lambda method, path: None
+    (kept,) = tmp_path.glob("msl-run-*")
+    said = str(stop.value)
+    assert f"saved in {kept}/checkpoints/last; run the same command with --run {kept} --resume auto" in said
+    assert "training goes on" not in caplog.text and f"The whole run is in {kept}" in caplog.text
+    result = train(config, run_dir=shlex.split(said.partition("--run ")[2])[0], resume="auto")
+    assert_same_weights(result.last, straight.last)
 
 
 def test_tensorboard_shows_each_step_once(config: TrainConfig, tmp_path: Path):

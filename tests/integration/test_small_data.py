@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from msltrain.__main__ import app
+from msltrain.config import override
+from msltrain.recipes import recipe
+from msltrain.stream.samples.shardset import open_shard_set
+from msltrain.training.validation import can_choose, few_positives, small_data_notes
 from tests.smallshards import write_images, write_keep_masks
 
 
@@ -21,6 +26,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     write_keep_masks(root / "high", [(rng.random((32, 32)) > 0.5).astype(np.uint8) for _ in range(5)])
     return root
+
+
+ENOUGH = ("stream.batch_size=36", "data.validation_fraction=0.4")
+"""Every class is in validation often enough to choose by."""
+
+
+MORE = "a smaller stream.batch_size or more optim.num_epochs gives more"
 
 
 def train(data: Path, run: Path, *settings: str, shards: str = "train") -> str:
@@ -44,30 +56,65 @@ def best_epoch(run: Path) -> int:
 
 def test_what_is_small_is_said(data, tmp_path):
     said = train(data, tmp_path, "stream.batch_size=40", "optim.num_epochs=1")
-    assert "an epoch has 1 steps and the run 1" in said
+    assert "the run has 1 steps: few to learn from" in said
     assert "every epoch leaves" in said and "samples out" in said
     assert "validation shows 3 of 3 classes fewer than 5 times (bird, boat, cat)" in said
 
 
 def test_nothing_is_said_where_there_is_enough(data, tmp_path):
     said = train(
-        data, tmp_path, "stream.batch_size=2", "optim.num_epochs=1", "data.validation_fraction=0.4", shards="more"
+        data, tmp_path, "stream.batch_size=2", "optim.num_epochs=5", "data.validation_fraction=0.4", shards="more"
     )
-    assert "an epoch has" not in said and "every epoch leaves" not in said and "validation shows" not in said
+    assert "few to learn from" not in said and "every epoch leaves" not in said and "validation shows" not in said
 
 
 def test_no_best_checkpoint_before_the_warm_up_ends_and_the_later_on_ties(data, tmp_path):
     """A rate of almost nothing: every epoch measures the same, and the first ones are the warm-up's."""
-    train(data, tmp_path, "stream.batch_size=40", "optim.num_epochs=6", "optim.warmup_epochs=4", "optim.lr=1e-9")
+    train(data, tmp_path, *ENOUGH, "optim.num_epochs=6", "optim.warmup_epochs=4", "optim.lr=1e-9")
     found = validations(tmp_path)
     assert len(found) == 6
     top = max(row["validation_mAP"] for row in found[1:])
     assert best_epoch(tmp_path) == max(row["epoch"] for row in found[1:] if row["validation_mAP"] == top) + 1
 
 
+@pytest.mark.parametrize(
+    ("length", "num_epochs", "few"), [(149, 1, True), (1, 149, True), (150, 1, False), (3, 50, False)]
+)
+def test_few_steps_are_few_however_long_the_epochs_are(length, num_epochs, few):
+    class Training:
+        shards = SimpleNamespace(num_samples=8 * length)
+
+        def __len__(self):
+            return length
+
+    config = override(recipe("smoke"), ["stream.batch_size=8", f"optim.num_epochs={num_epochs}"])
+    notes = small_data_notes(config, Training(), None)
+    assert notes == (["the run has 149 steps: few to learn from; " + MORE] if few else [])
+
+
+def test_best_is_the_last_where_validation_cannot_tell(data, tmp_path):
+    """A rate far too high: by three photographs the first epoch would have been the best."""
+    settings = ("optim.num_epochs=4", "optim.warmup_epochs=0", "optim.lr=3", "optim.patience=1", "stream.batch_size=40")
+    said = train(data, tmp_path, *settings)
+    found = validations(tmp_path)
+    assert len(found) == 4 and best_epoch(tmp_path) == 4
+    assert "too few to choose a checkpoint by: best is the last one, and optim.patience ends nothing" in said
+    assert said.count("too few to choose") == 1 and "(best)" not in said and "best validation" not in said
+    assert f"last validation mAP {100 * found[-1]['validation_mAP']:.1f}, epoch 4" in said
+
+
+def test_half_of_the_classes_is_enough_to_choose_by(tmp_path):
+    write_images(tmp_path / "two", [14])  # each class five times at the most
+    shards = open_shard_set(tmp_path / "two")
+    assert list(few_positives(shards)) == ["cat"] and can_choose(shards)
+    write_images(tmp_path / "one", [13])
+    shards = open_shard_set(tmp_path / "one")
+    assert list(few_positives(shards)) == ["boat", "cat"] and not can_choose(shards)
+
+
 def test_patience_ends_a_run_that_no_longer_gains(data, tmp_path):
     """A rate far too high, at which the first epochs are the best ones."""
-    settings = ("optim.num_epochs=9", "optim.warmup_epochs=0", "optim.patience=2", "optim.lr=3", "stream.batch_size=40")
+    settings = ("optim.num_epochs=9", "optim.warmup_epochs=0", "optim.patience=2", "optim.lr=3", *ENOUGH)
     said = train(data, tmp_path, *settings)
     found = validations(tmp_path)
     best = best_epoch(tmp_path) - 1

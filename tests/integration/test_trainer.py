@@ -145,8 +145,8 @@ def test_a_run_leaves_a_complete_folder(config: TrainConfig, tmp_path: Path):
     assert all(set(event.losses) == {"total", "clean", "masked", "consistency"} for event in steps)
     assert steps[0].learning_rate == 0 and all(0 <= event.data_wait <= 1 for event in steps)
     epochs = [event for event in events if isinstance(event, EpochEvent)]
-    best = max(epochs, key=lambda event: event.validation_mAP)
-    assert (result.validation_mAP, result.best_epoch) == (best.validation_mAP, best.epoch)
+    # Validation shows each class once or twice: too little to choose by.
+    assert (result.validation_mAP, result.best_epoch, result.is_chosen) == (epochs[-1].validation_mAP, 2, False)
     assert load_checkpoint(result.best).validation_mAP == result.validation_mAP
     assert load_checkpoint(result.last).step == result.num_steps
     loaded = load_recogniser(run)

@@ -29,6 +29,7 @@ from msltrain.runs.checkpoint import (
     open_checkpoint,
     save_checkpoint,
 )
+from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.stream.config import StreamConfig
 
 CONFIG = TrainConfig(
@@ -516,8 +517,20 @@ def test_files_that_are_missing_or_others_are_named(tmp_path: Path):
 
 def test_weights_of_another_network_are_named(tmp_path: Path):
     save_checkpoint(small(), tmp_path / "last")
-    with pytest.raises(UserError, match=r"weights\.safetensors: does not fit the network of its meta\.json \(Error"):
+    with pytest.raises(UserError, match=r"weights\.safetensors: does not fit the network .* \(it lacks .*; it has w\)"):
         load_recogniser(tmp_path / "last")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"classes": "abc"}, {"classes": ["a", "a"]}, {"classes": ["a", ""]}, {"threshold_origin": 7}]
+)
+def test_an_export_whose_classes_are_none_is_refused(tmp_path: Path, changes: dict):
+    """A text would be taken for classes of one letter."""
+    content = {"classes": ["a", "b"], "weights_sha256": "0" * 64, **changes}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"config\.json: not what `msl export` writes \(its"):
+        load_any(tmp_path, Foreign(), (), torch.device("cpu"))
 
 
 def loaded_from(path: str | Path) -> LoadedRecogniser:

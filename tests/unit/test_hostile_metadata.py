@@ -216,7 +216,7 @@ def test_a_long_list_in_one_row_is_refused_before_it_unpacks(monkeypatch):
 
 def test_a_device_is_no_file(tmp_path):
     (tmp_path / "dataset.json").symlink_to("/dev/zero")
-    with pytest.raises(StorageError, match="a device, not a file"):
+    with pytest.raises(StorageError, match="a pipe, a socket or a device, not a file"):
         LocalStorage(tmp_path).read("dataset.json")
 
 

@@ -65,6 +65,35 @@ class Odd:
     """What a checkpoint may hold that could run code."""
 
 
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        (torch.ones(1).expand(10**6, 10**6), "not stored number by number"),
+        (torch.ones(4).to_sparse(), "not stored number by number"),
+        (torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8), "not stored number by number"),
+        (torch.ones(4, device="meta"), "not stored number by number"),
+        (torch.ones(4, dtype=torch.int8), "hold no fractions"),
+        (torch.ones(4, dtype=torch.complex64), "hold no fractions"),
+    ],
+)
+def test_what_are_no_weights_is_refused_before_it_takes_memory(tmp_path, odd, says):
+    torch.save({"a.weight": torch.ones(4), "b.weight": odd}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=rf"odd\.pth: .*{says} \(b\.weight\)"):
+        read_tensors(tmp_path / "odd.pth")
+
+
+def test_a_state_dict_inside_of_itself_ends(tmp_path):
+    inside: dict = {"w": torch.ones(2)}
+    inside["model"] = inside
+    torch.save(inside, tmp_path / "inside.pth")
+    assert list(read_tensors(tmp_path / "inside.pth")) == ["w"]
+    empty: dict = {}
+    empty["model"] = empty
+    torch.save(empty, tmp_path / "empty.pth")
+    with pytest.raises(UserError, match="no tensors found"):
+        read_tensors(tmp_path / "empty.pth")
+
+
 def test_a_refusal_names_the_object_and_no_code_runs(tmp_path):
     torch.save(plain() | {"trainer": Odd()}, tmp_path / "file.pth")
     with pytest.raises(UserError, match=rf"besides tensors \({Odd.__module__}.Odd\) and was not opened") as caught:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from msldata.errors import UserError
-from msldata.storage import FileInfo, LocalStorage, Storage
+from msldata.storage import FileInfo, LocalStorage, Storage, regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,6 +52,9 @@ def read_arrow(folder: Storage, name: str) -> ArrowRows:
     image_column = images[0] if images else None
     if image_column is not None and folder.path(name) is None:
         raise UserError(f"{folder.where(name)}: holds its images itself; copy it to this machine first")
+    if len(set(table.column_names)) < table.num_columns:
+        twice = next(one for one in table.column_names if table.column_names.count(one) > 1)
+        raise ValueError(f"two columns are called {twice!r}; keep one of them")
     others = table.drop_columns(images).to_pylist() if images else table.to_pylist()
     features = _features(table.schema)
     named = {column: found for column in table.column_names if (found := _class_label(features.get(column)))}
@@ -138,15 +141,21 @@ def _saved_files(folder: Storage, below: str) -> tuple[str, ...]:
     return tuple(f"{below}{PurePosixPath(entry['filename']).name}" for entry in state["_data_files"])
 
 
-@lru_cache(maxsize=4)
 def _open(path: str) -> pa.Table:
     """The file, mapped where it can be: an arrow file takes no memory, a parquet file as much as it holds."""
+    facts = Path(path).stat()
+    return _opened(path, (facts.st_mtime_ns, facts.st_size))
+
+
+@lru_cache(maxsize=4)
+def _opened(path: str, version: tuple[int, int]) -> pa.Table:
+    """``version``: another one after every change, or a table that was mended would be the one from before."""
     import pyarrow as pa
 
     from msldata.contract.parquet import read_parquet
 
     if path.endswith(".parquet"):
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if Path(path).stat().st_size else b""
         return read_parquet(data)  # type: ignore[arg-type]
     return pa.ipc.open_stream(pa.memory_map(path)).read_all()
@@ -169,9 +178,10 @@ def _holds_images(kind: Any) -> bool:
 def _features(schema: Any) -> Mapping[str, Any]:
     """What ``datasets`` notes about the columns in the file's own metadata."""
     try:
-        return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError, RecursionError):
         return {}
+    return features if isinstance(features, Mapping) else {}
 
 
 def _class_label(feature: Any) -> tuple[str, tuple[str, ...]] | None:
@@ -183,20 +193,34 @@ def _class_label(feature: Any) -> tuple[str, tuple[str, ...]] | None:
     if not isinstance(feature, Mapping):
         return None
     if feature.get("_type") == "ClassLabel":
-        return "", tuple(map(str, feature.get("names") or ()))
+        return "", _class_names(feature.get("names"))
     if "_type" in feature:
         return None
     inside = [(part, found[1]) for part, kind in feature.items() if (found := _class_label(kind)) and not found[0]]
     return inside[0] if len(inside) == 1 else None
 
 
+def _class_names(names: Any) -> tuple[str, ...]:
+    """Raises ValueError unless they are a list of different names."""
+    known = names or []
+    if not isinstance(known, list) or not all(isinstance(name, str) for name in known):
+        raise ValueError("its class names are no list of names")
+    if len(set(known)) < len(known):
+        raise ValueError(f"two classes are called {next(name for name in known if known.count(name) > 1)!r}")
+    return tuple(known)
+
+
 def _named(value: Any, part: str, names: Sequence[str]) -> Any:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and part in value:
         return _named(value[part], "", names)
     if isinstance(value, list):
         return [_named(item, part, names) for item in value]
     if value is None or value == -1:
         return None  # a row that was never labelled
+    if isinstance(value, str) and value in names:
+        return value
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is not the index of a class")
     if not 0 <= value < len(names):
         raise ValueError(f"class index {value} of {len(names)}")
     return names[value]

@@ -18,7 +18,7 @@ from msldata.sources.source import IMAGE_SUFFIXES, lacks_bucket
 from msldata.sources.tables.arrow import places, read_arrow
 from msldata.sources.tables.columns import Row, image_column_of
 from msldata.sources.tables.label_studio import is_minimal_task, is_task, task_row
-from msldata.storage import Storage
+from msldata.storage import Storage, regular
 
 HINT = "mend the table and run again"
 _ARROW = (".parquet", ".arrow")
@@ -89,7 +89,7 @@ def read_table(folder: Storage, name: str) -> TableFile:
         rows = [(place, {**dict.fromkeys(columns), **cells}) for place, cells in rows]
     digest = hashlib.sha256(data).hexdigest()
     if local is not None:
-        with open(local, "rb") as file:
+        with open(local, "rb", opener=regular) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     return TableFile(name, digest, rows, columns, delimiter, counts, image_column, classes)
 

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 
 from msldata.contract.manifest import FormatError, Manifest
-from msldata.storage import Storage, StorageError
+from msldata.storage import Storage, StorageError, regular
 
 _OPEN_MAPS = 128
 """Each takes a file descriptor."""
@@ -54,7 +54,7 @@ class ShardMaps:
         path = self._storage.path(info.name)
         assert path is not None, "only local shards are mapped"
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=regular) as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: the shard is missing; copy or build the dataset again") from None
