@@ -333,6 +333,7 @@ SETTINGS = {
     "hard-full-mixed": _two(*FULL, *MIXTURE, masks=MIXED),
     "hard-full-ema-mixed": _two(*FULL, *EMA, *MIXTURE, masks=MIXED),
     "average": _average(("baseline-slow", 0, 0.25), ("masksub-slow-running", 0, 0.75), passes=3),
+    "average-start25": _average(("baseline-slow", 0, 0.25), ("masksub-start25-slow-running", 0, 0.75), passes=2.75),
     "average-half": _average(("baseline-slow", 0, 0.5), ("masksub-slow-running", 0, 0.5), passes=3),
     "average-baselines": _average(("baseline-slow", 0, 0.5), ("baseline-slow", 1, 0.5), passes=2),
     "average-masked": _average(("masksub-slow-running", 0, 0.5), ("masksub-slow-running", 1, 0.5), passes=4),
