@@ -59,6 +59,41 @@ def deep_png(value_HWC: np.ndarray) -> bytes:
     )
 
 
+def deep_tiff(value_HWC: np.ndarray) -> bytes:
+    """A TIFF of 16 bits a channel in RGB, which Pillow does not write either."""
+    height, width, _ = value_HWC.shape
+    pixels = value_HWC.astype("<u2").tobytes()
+    long_, short = 4, 3
+    entries = [
+        *((256, long_, 1, width), (257, long_, 1, height), (258, short, 3, 8), (259, short, 1, 1), (262, short, 1, 2)),
+        *((273, long_, 1, 14), (277, short, 1, 3), (278, long_, 1, height), (279, long_, 1, len(pixels))),
+    ]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    start = 14 + len(pixels)
+    return struct.pack("<2sHI3H", b"II", 42, start, 16, 16, 16) + pixels + directory + bytes(4)
+
+
+def twelve_bit_jpeg() -> bytes:
+    data = bytearray(saved(Image.fromarray(picture()), "JPEG"))
+    data[data.find(b"\xff\xc0") + 4] = 12
+    return bytes(data)
+
+
+def refused_images() -> dict[str, tuple[bytes, str]]:
+    """File name → (bytes, words of the reason why nothing reads them)."""
+    whole = saved(Image.fromarray(picture()), "JPEG", quality=95)
+    floats, wide = np.ones((9, 9), np.float32), np.full((9, 9), 70_000, np.int32)
+    return {
+        "floats.tiff": (saved(Image.fromarray(floats), "TIFF"), "floating-point pixels"),
+        "wide.tiff": (saved(Image.fromarray(wide), "TIFF"), "are not 16 bits"),
+        "dark.png": (deep_png(np.full((9, 9, 2), 900, np.uint16)), "dark LA;16B pixels"),
+        "twelve.jpg": (twelve_bit_jpeg(), "12 bits a sample"),
+        "cut.jpg": (whole[:-100], "runcated"),
+        "empty.jpg": (b"", "not an image"),
+        "text.jpg": (b"no photograph at all", "not an image"),
+    }
+
+
 def odd_images() -> dict[str, tuple[bytes, bool]]:
     """File name → (bytes, whether they show the picture in colour)."""
     colour, grey = Image.fromarray(picture()), Image.fromarray(picture(False)[..., 0])
@@ -74,6 +109,7 @@ def odd_images() -> dict[str, tuple[bytes, bool]]:
         "plain.jpg": (saved(colour, "JPEG", **flat), True),
         "progressive.jpg": (saved(colour, "JPEG", progressive=True, **flat), True),
         "fine.jpg": (saved(colour, "JPEG", subsampling=0, **flat), True),
+        "xmp.jpg": (saved(colour, "JPEG", xmp=b'<x tiff:Orientation="6"/>', **flat), True),
         "tail.jpg": (saved(colour, "JPEG", **flat) + b"from a camera" * 40, True),
         "grey.jpg": (saved(grey, "JPEG", **flat), False),
         "cmyk.jpg": (saved(colour.convert("CMYK"), "JPEG", **flat), True),
@@ -96,6 +132,9 @@ def odd_images() -> dict[str, tuple[bytes, bool]]:
         "plain.tiff": (saved(colour, "TIFF"), True),
         "cmyk.tiff": (saved(colour.convert("CMYK"), "TIFF"), True),
         "grey16.tiff": (saved(Image.fromarray(grey16.astype(">u2")), "TIFF"), False),
+        "exif6.tiff": (saved(colour.transpose(_TURNS[8]), "TIFF", tiffinfo={ORIENTATION: 6}), True),
+        "colour16.tiff": (deep_tiff(deep), True),
+        "colour12.tiff": (deep_tiff(np.uint16(np.rint(picture() * (4095 / 255)))), True),
         "grey32.tiff": (saved(Image.fromarray(grey16.astype(np.int32)), "TIFF"), False),
         "plain.jp2": (saved(colour, "JPEG2000"), True),
         "plain.ppm": (saved(colour, "PPM"), True),

@@ -22,7 +22,6 @@ from msldata.contract.pixels import (
     jpeg_header,
     opened,
     reduction_to,
-    turn,
 )
 from msldata.contract.records import ObjectRecord
 from msldata.errors import UserError
@@ -200,6 +199,8 @@ class Placement:
     def apply(self, image: Image.Image) -> Image.Image:
         """The image as it is stored."""
         from PIL import Image
+
+        from msldata.contract.photograph import turn
 
         size = (self.scaled_width, self.scaled_height)
         if image.size != size:

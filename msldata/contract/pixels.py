@@ -53,12 +53,7 @@ MARGIN = 1.5
 """How many times larger than the result a reduced image must be: with less, the cosine transform's filter shows."""
 
 _TOO_LARGE = f"too large, more than {MAX_PIXELS // 1_000_000} million pixels"
-# Those of Pillow's formats that only decode pixels; its PostScript reader, for one, would start another program.
-_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG", "JPEG2000")
 _CUT_OFF = "remature end"  # of libjpeg's two complaints about pixels that end early
-_DEPTHS = (8, 12, 16)
-_DEEP = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}
-"""For each of Pillow's 16-bit raw modes, which take the high byte, the mode that takes the low byte instead."""
 
 
 class JpegHeader(NamedTuple):
@@ -115,13 +110,17 @@ def decode(data: bytes | memoryview, reduction: int = 1) -> np.ndarray:
         if _CUT_OFF in str(error):
             raise
         _refuse_cut_cmyk(data)
+    from msldata.contract.photograph import turn
+
     with opened(bytes(data)) as photo:
         return np.array(turn(photo.rgb(), photo.orientation))
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
     """Pixels, as ``decode`` gives them, of an image that Pillow has opened or made. Raises ValueError as it does."""
-    return np.array(turn(OpenPhoto(image, _orientation(image), b"", "").rgb(), _orientation(image)))
+    from msldata.contract.photograph import upright_rgb
+
+    return np.array(upright_rgb(image))
 
 
 def decode_jpeg(data: bytes | memoryview, into: np.ndarray | None = None, reduction: int = 1) -> np.ndarray:
@@ -156,6 +155,8 @@ def decode_jpeg(data: bytes | memoryview, into: np.ndarray | None = None, reduct
     if orientation == 1:
         return image_HWC
     from PIL import Image
+
+    from msldata.contract.photograph import turn
 
     return np.array(turn(Image.fromarray(image_HWC), orientation))
 
@@ -214,37 +215,17 @@ class OpenPhoto:
         """The pixels in RGB, 8 bits, not turned."""
         from PIL import Image
 
-        image = self.image
-        if image.mode == "F":
-            raise ValueError("floating-point pixels have no known range; convert it to 8 bits first")
-        if image.mode.startswith("I"):
-            return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
-        pixels = image.convert("RGB")
-        if ";16" in self.raw_mode and np.asarray(pixels).max() < 16:
-            return self._low_bytes(pixels)
-        return pixels
+        from msldata.contract.photograph import FORMATS, rgb
 
-    def _low_bytes(self, high: Image.Image) -> Image.Image:
-        """12-bit colours stored in 16 bits: Pillow takes only their high bytes, which leaves almost nothing."""
-        from PIL import Image
-
-        swapped = self.raw_mode[:-1] + _DEEP.get(self.raw_mode[-1], "")
-        with Image.open(io.BytesIO(self.data), formats=_FORMATS) as again:
-            again.tile = [
-                tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped)
-                for tile in again.tile
-            ]
-            try:
-                low_HWC = np.asarray(again.convert("RGB"))
-            except ValueError:
-                raise ValueError(f"dark {self.raw_mode} pixels of 16 bits; convert it to 8 bits first") from None
-        return Image.fromarray(_eight_bits(np.asarray(high).astype(np.int64) << 8 | low_HWC))
+        return rgb(self.image, self.raw_mode, lambda: Image.open(io.BytesIO(self.data), formats=FORMATS))
 
 
 @contextmanager
 def opened(data: bytes) -> Iterator[OpenPhoto]:
     """An image file, not yet decoded; whatever goes wrong with it inside the block becomes a ValueError."""
     from PIL import Image, UnidentifiedImageError
+
+    from msldata.contract.photograph import raw_mode_of
 
     try:
         with warnings.catch_warnings():
@@ -253,8 +234,7 @@ def opened(data: bytes) -> Iterator[OpenPhoto]:
                 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
             image = Image.open(io.BytesIO(data), formats=_formats(data))
             check_size(*image.size)
-            how = image.tile[0].args if image.tile else ""  # before the orientation, for which Pillow may decode
-            raw_mode = str(how[0] if isinstance(how, tuple) and how else how)
+            raw_mode = raw_mode_of(image)  # before the orientation, for which Pillow may decode
             yield OpenPhoto(image, _orientation(image, data), data, raw_mode)
     except UnidentifiedImageError:
         if data.startswith(JPEG_START):
@@ -266,25 +246,6 @@ def opened(data: bytes) -> Iterator[OpenPhoto]:
         raise ValueError(_TOO_LARGE) from None
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
         raise ValueError(_reason(error)) from None
-
-
-def turn(image: Image.Image, orientation: int) -> Image.Image:
-    """An image upright, by its EXIF orientation."""
-    if orientation == 1:
-        return image
-    from PIL import Image
-
-    way = Image.Transpose
-    turns = {
-        2: way.FLIP_LEFT_RIGHT,
-        3: way.ROTATE_180,
-        4: way.FLIP_TOP_BOTTOM,
-        5: way.TRANSPOSE,
-        6: way.ROTATE_270,
-        7: way.TRANSVERSE,
-        8: way.ROTATE_90,
-    }
-    return image.transpose(turns[orientation])
 
 
 def check_size(width: int, height: int) -> None:
@@ -336,23 +297,19 @@ def _exif_orientation(exif: bytes) -> int:
     return 1
 
 
-def _orientation(image: Image.Image, data: bytes = b"") -> int:
-    if image.format == "TIFF":
-        return 1  # Pillow turns these itself when it decodes them
-    if data and image.format in ("JPEG", "MPO"):
-        return _scan(data)[0]
-    try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # damaged EXIF says nothing about the pixels
-        return 1
-    return value if value in range(1, 9) else 1
+def _orientation(image: Image.Image, data: bytes) -> int:
+    from msldata.contract.photograph import orientation_of
+
+    return _scan(data)[0] if image.format in ("JPEG", "MPO") else orientation_of(image)
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
-    if data[4:8] != b"ftyp":
-        return _FORMATS
     from PIL import Image, features
 
+    from msldata.contract.photograph import FORMATS
+
+    if data[4:8] != b"ftyp":
+        return FORMATS
     if data[8:12] in (b"avif", b"avis"):
         if not features.check("avif"):
             raise ValueError("AVIF, which this Pillow does not read; pip install 'pillow>=11.3'")
@@ -374,16 +331,6 @@ def _refuse_cut_cmyk(data: bytes | memoryview) -> None:
     except ValueError as error:
         if _CUT_OFF in str(error):
             raise ValueError(f"truncated JPEG: {_reason(error)}") from None
-
-
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Pixels of more than 8 bits brought down to 8, rounded."""
-    values = values.astype(np.int64)
-    lowest, highest = int(values.min()), int(values.max())
-    full_scale = next((2**depth - 1 for depth in _DEPTHS if highest < 2**depth), 0)
-    if lowest < 0 or not full_scale:
-        raise ValueError(f"values from {lowest} to {highest} are not 16 bits; convert it to 8 bits first")
-    return ((values * 510 + full_scale) // (2 * full_scale)).astype(np.uint8)
 
 
 def _reason(error: Exception) -> str:

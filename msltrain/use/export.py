@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from msldata.contract import photograph
 from msldata.errors import BadInputError, UserError
 from msldata.storage import read_local
 from msltrain.config import to_json
@@ -26,6 +27,7 @@ from msltrain.models import query_heads
 from msltrain.models.build import Recogniser
 from msltrain.runs.checkpoint import LoadedRecogniser, replace_folder
 from msltrain.runs.other_checkpoints import EXPORT_CONFIG, Foreign, load_any
+from msltrain.use import standalone
 from msltrain.use.export_formats import (
     FILES,
     FORMATS,
@@ -43,10 +45,10 @@ from msltrain.use.model_card import model_card
 from msltrain.use.predict import find_images, read_square
 from msltrain.use.timm_folder import network_of, timm_folder
 
-CONFIG_NAME, CARD_NAME, CODE_NAME = EXPORT_CONFIG, "README.md", "model.py"
-_CODE = Path(__file__).with_name("standalone.py")
+CONFIG_NAME, CARD_NAME = EXPORT_CONFIG, "README.md"
+_CODE = {"model.py": Path(standalone.__file__), "photograph.py": Path(photograph.__file__)}
 _HEADS_CODE = Path(query_heads.__file__)
-_OURS = {*FILES.values(), CONFIG_NAME, CARD_NAME, CODE_NAME, _HEADS_CODE.name}
+_OURS = {*FILES.values(), CONFIG_NAME, CARD_NAME, *_CODE, _HEADS_CODE.name}
 _MAX_IMAGES = 8
 
 
@@ -143,7 +145,8 @@ def export_model(
             (part / name).write_bytes(data)
         (part / CONFIG_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (part / CARD_NAME).write_text(model_card(loaded, content), encoding="utf-8")
-        shutil.copyfile(_CODE, part / CODE_NAME)
+        for name, code in _CODE.items():
+            shutil.copyfile(code, part / name)
         if loaded.config.model.head in ("mldecoder", "q2l"):
             shutil.copyfile(_HEADS_CODE, part / _HEADS_CODE.name)
 

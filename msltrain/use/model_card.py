@@ -19,33 +19,34 @@ from msltrain.use.export_formats import RUNTIME_OF_OPSET
 
 _SCRIPT = """\
 import sys
-
-from PIL import Image
-
 from model import load, scores
+from photograph import photographs
 
 model = load()
-for file in sys.argv[1:]:
-    for name, score in scores(model, Image.open(file))[:5]:
+for file, photo in photographs(sys.argv[1:]):
+    for name, score in scores(model, photo)[:5]:
         print(file, name, f"{score:.3f}")
 """
 _ONNX_SCRIPT = """\
 import json, sys
 import numpy as np, onnxruntime
-from PIL import Image, ImageOps
+from photograph import photographs
+
 session = onnxruntime.InferenceSession("model.onnx")
 config = json.load(open("config.json", encoding="utf-8"))
-for file in sys.argv[1:]:
-    photo = ImageOps.exif_transpose(Image.open(file))
-    if photo.mode.startswith("I"):  # more than 8 bits: full scale is the least that holds the largest
-        deep = np.asarray(photo)
-        full = next((top for top in (255, 4095) if deep.max() <= top), 65535)
-        photo = Image.fromarray((deep * (255 / full)).round().astype("uint8"))
-    photo = photo.convert("RGB")RESIZE
-    image = PIXELS
+for file, photo in photographs(sys.argv[1:]):
+    image = np.asarray(photo)
     logit = session.run(["logit"], {"image": image.transpose(2, 0, 1)[None]})[0][0]
     print(file, dict(zip(config["classes"], (1 / (1 + np.exp(-logit))).round(3).tolist())))
 """
+_MEAN_AND_STD = """
+mean, std = (np.float32(config["network"][name]) for name in ("mean", "std"))
+for """
+_SQUASHED = (
+    "np.asarray(photo)",
+    "np.asarray(photo.resize((SIDE, SIDE), 2), np.float32)  # 2: bilinear\n    image = (image / 255 - mean) / std",
+)
+"""What a graph that does not take pixels leaves to its caller."""
 
 
 def model_card(loaded: LoadedRecogniser, content: Mapping[str, Any]) -> str:
@@ -83,8 +84,8 @@ def model_card(loaded: LoadedRecogniser, content: Mapping[str, Any]) -> str:
             "",
             f"Input `image`: RGB, (batch, 3, {side}, {side}), any batch size. The whole photograph is squashed to "
             f"{side} × {side} (bilinear, antialiased), not cropped. Turn it upright by its EXIF orientation first, "
-            "drop transparency, and bring deeper pixels down to 8 bits by their full scale, as `prepared` in "
-            "`model.py` does.",
+            "drop transparency, and bring deeper pixels down to 8 bits by their full scale, as `photograph.py` does; "
+            "it refuses what has no clear range, such as floating-point pixels.",
             "",
             f"Floats are `(pixel / 255 - mean) / std` with mean {_numbers(stream.mean)} and std {_numbers(stream.std)}"
             + _takes(files),
@@ -114,7 +115,10 @@ def _use(content: Mapping[str, Any], side: int) -> list[str]:
     """Code that runs in the folder as it stands."""
     files, lines = content["files"], ["## Use", ""]
     if "model.safetensors" in files:
-        lines += ["With timm and torch alone, in this folder; `model.py` is short and made to be copied:", ""]
+        lines += [
+            "With timm and torch alone, in this folder; `model.py` and `photograph.py` are made to be copied:",
+            "",
+        ]
         lines += ["```python", *_SCRIPT.splitlines(), "```", ""]
     lines += [
         'With msltrain: `msltrain.Predictor.from_pretrained("FOLDER")`; on the hub `OWNER/NAME` stands for the folder, '
@@ -128,15 +132,10 @@ def _use(content: Mapping[str, Any], side: int) -> list[str]:
             "",
         ]
     if "model.onnx" in files:
-        pixels, resize = "np.asarray(photo)", ""
+        script = _ONNX_SCRIPT
         if not files["model.onnx"]["from_pixels"]:
-            scaled = "(np.asarray(photo, np.float32) / 255 - np.float32(network['mean'])) / np.float32(network['std'])"
-            pixels, resize = (
-                scaled.replace("network[", "config['network']["),
-                f".resize(({side}, {side}), Image.BILINEAR)",
-            )
+            script = script.replace("\nfor ", _MEAN_AND_STD).replace(*_SQUASHED).replace("SIDE", str(side))
         lines += ["With onnxruntime, in this folder:", ""]
-        script = _ONNX_SCRIPT.replace("RESIZE", resize).replace("PIXELS", pixels)
         lines += ["```python", *script.splitlines(), "```", ""]
     return lines
 

@@ -4,6 +4,8 @@
     model = load("this/folder")
     print(scores(model, PIL.Image.open("photograph.jpg"))[:5])
 
+It and the files beside it that it imports are made to be copied.
+
 B batch, C channels, H, W positions, K classes, S side of the square image.
 """
 
@@ -17,9 +19,14 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+
+if __package__ == "msltrain.use":
+    from msldata.contract.photograph import photographs, upright_rgb
+else:
+    from photograph import photographs, upright_rgb  # type: ignore[import-not-found, no-redef]
 
 TEMPERATURES = {1: (1,), 2: (1, 99), 4: (1, 2, 4, 99), 6: (1, 2, 3, 4, 5, 99), 8: (1, 2, 3, 4, 5, 6, 7, 99)}
 """Softmax temperatures by number of attention heads; 99 stands for the highest position alone."""
@@ -123,17 +130,12 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
 
 
 def prepared(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
-    """A photograph as the network wants it: upright, RGB of 8 bits, squashed to the square, normalised."""
-    tile: Any = getattr(image, "tile", None)
-    how = tile[0].args if tile else ""
-    image = ImageOps.exif_transpose(image)
-    if ";16" in str(how) and image.mode in ("RGB", "RGBA", "LA") and np.asarray(image.convert("RGB")).max() < 16:
-        raise ValueError("colours of 12 bits, of which Pillow reads the highest four; convert them to 8 bits first")
-    if image.mode.startswith("I"):  # 16 bits: full scale is the smallest of 8, 12 and 16 bits that holds the largest
-        pixels = np.asarray(image).astype(np.float64)
-        top = next((2**bits - 1 for bits in (8, 12) if pixels.max() < 2**bits), 65535)
-        image = Image.fromarray((pixels * 255 / top).round().astype(np.uint8))
-    pixel_CHW = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    """A photograph as the network wants it: upright, RGB of 8 bits, squashed to the square, normalised.
+
+    Raises:
+        ValueError: its pixels have no clear range, as floating-point ones.
+    """
+    pixel_CHW = torch.from_numpy(np.array(upright_rgb(image))).permute(2, 0, 1)
     square = (config["image_size"], config["image_size"])
     pixel_1CSS = nn.functional.interpolate(pixel_CHW[None], square, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
@@ -149,6 +151,8 @@ def scores(model: nn.Module, image: Image.Image) -> list[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    loaded = load()
-    for file in sys.argv[1:]:
-        print(file, *(f"{name} {score:.3f}" for name, score in scores(loaded, Image.open(file))[:5]))
+    loaded, left_out = load(), sys.argv[1:]
+    for file, photograph in photographs(sys.argv[1:]):
+        print(file, *(f"{name} {score:.3f}" for name, score in scores(loaded, photograph)[:5]))
+        left_out.remove(file)
+    sys.exit(bool(left_out))

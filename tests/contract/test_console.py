@@ -28,6 +28,7 @@ MAY_PRINT = {
     "msldata/commands/inspect.py": "JSON for programs, which escapes",
     "msltrain/commands/bench_stream.py": "JSON for programs, which escapes",
     "msltrain/commands/evaluate.py": "JSON for programs, which escapes",
+    "msldata/contract/photograph.py": "lies beside model.py of an export",
     "msltrain/use/standalone.py": "becomes model.py of an export, a program of its own",
     "msltrain/grids/workers.py": "a job's log",
     "msltrain/demo/subprocesses.py": "a step's log",

@@ -123,7 +123,7 @@ def test_a_folder_holds_one_model(tmp_path):
     export_model(run, out, formats=["safetensors"])
     assert (out / "predictions/mine.parquet").read_bytes() == b"mine"
     shutil.rmtree(out / "predictions")
-    names = ["README.md", "config.json", "model.pt2", "model.py", "model.safetensors", "notes.txt"]
+    names = ["README.md", "config.json", "model.pt2", "model.py", "model.safetensors", "notes.txt", "photograph.py"]
     assert sorted(file.name for file in out.iterdir()) == names
     assert "model.pt2" in (out / "README.md").read_text()
     before = {file.name: file.read_bytes() for file in out.iterdir()}

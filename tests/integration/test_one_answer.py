@@ -16,11 +16,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
 
-from msldata.build.image import Resize
+from msldata.build.image import Resize, prepare_image
 from msldata.build.shards import build_shards, plan_build
 from msldata.contract.records import VOC_CLASSES
+from msldata.errors import BadInputError
 from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 from msltrain.config import ModelConfig, TrainConfig
@@ -30,10 +30,9 @@ from msltrain.use.photo_session import Studio
 from msltrain.use.predict import Predictor, read_square
 from msltrain.use.read_images import find_images, read_pixels
 from msltrain.use.serve import StudioServer
-from msltrain.use.standalone import prepared
 from tests.answers import predict_images
 from tests.integration.test_evaluate import write_checkpoint
-from tests.oddimages import odd_images
+from tests.oddimages import odd_images, refused_images
 
 pytestmark = pytest.mark.real
 NUM_PHOTOS, SIDE = 60, 128
@@ -43,8 +42,6 @@ REENCODED = 0.06
 SMALLER = 0.25
 CMYK = 0.01
 """Two libraries' colours, a level apart."""
-TWELVE_BITS = ("colour12-png", "alpha12-png")
-"""Of colours of 12 bits in 16 Pillow reads the highest four: `model.py` refuses them."""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +53,9 @@ def place(sample: Path, tmp_path_factory) -> Path:
         (folder / "files" / file.name).write_bytes(file.read_bytes())
     for name, (data, _) in odd_images().items():
         (folder / "files" / f"{name.replace('.', '-')}{Path(name).suffix}").write_bytes(data)
+    (folder / "refused").mkdir()
+    for name, (data, _) in refused_images().items():
+        (folder / "refused" / name).write_bytes(data)
     rows = "".join(f"files/{file.name},cat\n" for file in sorted((folder / "files").iterdir()))
     (folder / "t.csv").write_text(f"image,labels\n{rows}")
     for out, resize in (("shards", None), ("resized", Resize("shorter", 300))):
@@ -131,6 +131,10 @@ def test_serve(place: Path, expected: dict[str, np.ndarray]):
         for file in (place / "files").iterdir():
             connection.request("POST", "/api/photos", file.read_bytes())
             found[name_of(file.name)] = np.array(json.loads(connection.getresponse().read())["answers"][0]["scores"])
+        for name, (data, reason) in refused_images().items():
+            connection.request("POST", "/api/photos", data)
+            response = connection.getresponse()
+            assert response.status == 400 and reason in json.loads(response.read())["error"], name
         connection.close()
         server.shutdown()
     assert_same(found, expected)
@@ -153,13 +157,14 @@ def test_the_cards_own_lines(place: Path, expected: dict[str, np.ndarray], folde
     """As they stand, but that they print every class to six digits."""
     script = re.findall(r"```python\n(.*?)```", (place / folder / "README.md").read_text(), re.DOTALL)[number]
     script = script.replace("[:5]", "").replace(":.3f", ":.6f").replace("round(3)", "round(6)")
-    files = [file for file in sorted((place / "files").iterdir()) if name_of(file.name) not in TWELVE_BITS]
+    files = sorted((place / "refused").iterdir()) + sorted((place / "files").iterdir())
     alone = "import sys; sys.modules['msltrain'] = sys.modules['msldata'] = None; sys.path.insert(0, '.'); "
     command = [sys.executable, "-c", alone + "exec(sys.argv.pop(1))", script, *map(str, files)]
     environment = {**os.environ, "PYTHONPATH": ""}
     process = subprocess.run(command, cwd=place / folder, capture_output=True, text=True, env=environment)
     assert process.returncode == 0, process.stderr
-    found, expected = {}, {name: scores for name, scores in expected.items() if name not in TWELVE_BITS}
+    assert_refused(process.stderr, place / "refused")
+    found, expected = {}, dict(expected)
     for name in expected:
         lines = "\n".join(line for line in process.stdout.splitlines() if name_of(line.split()[0]) == name)
         scores = [re.search(rf"\b{label}'?:? (\d\.\d+)", lines) for label in VOC_CLASSES]
@@ -169,7 +174,26 @@ def test_the_cards_own_lines(place: Path, expected: dict[str, np.ndarray], folde
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("name", TWELVE_BITS)
-def test_what_the_cards_lines_would_darken_they_refuse(place: Path, name: str):
-    with Image.open(place / "files" / f"{name}.png") as image, pytest.raises(ValueError, match="12 bits"):
-        prepared(image, {"image_size": SIDE, "mean": (0, 0, 0), "std": (1, 1, 1)})
+def assert_refused(errors: str, folder: Path) -> None:
+    """A line for each, and nothing else."""
+    assert [line.split(": ")[0] for line in errors.splitlines()] == list(map(str, sorted(folder.iterdir()))), errors
+    assert "floating-point pixels" in errors and "are not 16 bits" in errors
+
+
+def test_what_one_refuses_all_refuse(place: Path):
+    files, reason_of = sorted((place / "refused").iterdir()), {n: why for n, (_, why) in refused_images().items()}
+    for image in predict_images(place / "run", [place / "refused"], on_error="skip"):
+        assert reason_of[Path(image.file).name] in image.error and not image.scores
+    for file in files:
+        with pytest.raises(BadInputError, match=reason_of[file.name]):
+            read_pixels(find_images([file])[0])
+        with pytest.raises(ValueError, match=reason_of[file.name]):
+            prepare_image(file.read_bytes() or b"?", decode=True)
+    process = subprocess.run(
+        [sys.executable, "model.py", *map(str, files), str(place / "files/plain-jpg.jpg")],
+        cwd=place / "export",
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1 and process.stdout.count("plain-jpg.jpg") == 1 and "Traceback" not in process.stderr
+    assert_refused(process.stderr, place / "refused")

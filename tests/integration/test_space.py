@@ -52,7 +52,7 @@ def test_the_page_answers_where_this_program_is_not(place):
     assert result.exit_code == 0 and f"msl push {place}/run/space OWNER/NAME" in result.output.replace("\n", "")
     out = place / "run" / "space"
     names = {file.name for file in out.iterdir()}
-    model = {"README.md", "config.json", "model.py", "model.safetensors"}
+    model = {"README.md", "config.json", "model.py", "photograph.py", "model.safetensors"}
     assert names == model | {"app.py", "requirements.txt", "example-1.jpg"}
     front = yaml.safe_load((out / "README.md").read_text().split("---\n")[1])
     assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and "msltrain" in front["tags"]
