@@ -17,6 +17,7 @@ from types import FrameType
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -28,6 +29,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from msldata.errors import BadInputError, UserError
 from msldata.pages.html import render
@@ -39,9 +41,11 @@ MAX_BODY = 25 * 2**20
 """Bytes of an uploaded photograph or mask."""
 BODY_SECONDS = 30.0
 """How long an upload may take; one that only drips would hold its place for ever."""
+HEAD_SECONDS = 10.0
+"""How long the head of a request may take, from the connection or from the first byte after an answer."""
 _FORM, _FORM_BYTES = "multipart/form-data", 2**16  # what a form adds around its file
 _MEMORY_BYTES = 2**20  # of an upload; the rest of it waits on disk until its turn to be decoded
-_MAX_CONNECTIONS = 512
+MAX_CONNECTIONS = 512
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -80,7 +84,7 @@ class StudioServer:
         self._server = _Server(
             uvicorn.Config(
                 make_app(studio, names),
-                http="h11",
+                http=_Connection,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
@@ -88,7 +92,6 @@ class StudioServer:
                 log_level="critical",  # the page itself shows what went wrong
                 access_log=False,
                 server_header=False,
-                limit_concurrency=_MAX_CONNECTIONS,
                 timeout_keep_alive=30,
                 timeout_graceful_shutdown=3,
             )
@@ -147,6 +150,49 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """The owner decides about signals: uvicorn would raise them once more when it has ended."""
         yield
+
+
+class _Connection(H11Protocol):
+    """A connection that nobody can hold without asking something.
+
+    uvicorn waits for ever for the rest of a head. Here the connection is closed after `HEAD_SECONDS`; and of more than
+    `MAX_CONNECTIONS`, the one that has asked nothing for longest makes room.
+    """
+
+    _quiet_since = 0.0
+    _closing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._quiet_since = self.loop.time()
+        self._watch_head()
+        others = [one for one in self.connections if isinstance(one, _Connection) and not one.transport.is_closing()]
+        if len(others) > MAX_CONNECTIONS:
+            quiet = [one for one in others if one.cycle is None or one.cycle.response_complete]
+            min(quiet, key=lambda one: one._quiet_since).transport.close()  # at least this one is
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def on_response_complete(self) -> None:
+        self._quiet_since = self.loop.time()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget_head()
+
+    def _watch_head(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._forget_head()
+        elif self._closing is None:
+            self._closing = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _forget_head(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
 
 
 def _listen(host: str, port: int) -> socket.socket:

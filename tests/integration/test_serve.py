@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,63 @@ def test_an_upload_that_drips_is_dropped(server, monkeypatch):
         while part := client.recv(4096):  # until the server closes the connection
             answer += part
     assert answer.startswith(b"HTTP/1.1 408") and b"nothing whole came" in answer
+
+
+def until_closed(client: socket.socket, drip: bytes) -> bytes:
+    """What a client hears that says a little every twentieth of a second, until the server has enough."""
+    heard = b""
+    client.settimeout(0.05)
+    for _ in range(400):
+        try:
+            client.sendall(drip)
+            if not (part := client.recv(4096)):
+                return heard
+            heard += part
+        except TimeoutError:
+            continue
+        except OSError:
+            return heard
+    raise AssertionError("it is still open")
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /api/models HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_head_that_drips_is_dropped(server, monkeypatch, before):
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 0.5)
+    with socket.create_connection(server.server_address, timeout=10) as client:
+        client.sendall(before)
+        assert before == b"" or client.recv(4096).startswith(b"HTTP/1.1 200")
+        client.sendall(b"GET / HTTP/1.1\r\n")
+        assert b"HTTP/1.1" not in until_closed(client, b"X-More: 1\r\n")
+
+
+def test_a_request_whose_body_takes_longer_than_a_head_may_is_answered(server, place, monkeypatch):
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 0.3)
+    data = (place / "photos" / "s1.jpg").read_bytes()
+    going_on = threading.Event()
+    threading.Timer(0.8, going_on.set).start()
+
+    def parts():
+        yield data[:99]
+        going_on.wait()
+        yield data[99:]
+
+    assert ask(server, "POST", "/api/photos", parts())[0] == 200
+
+
+def test_connections_that_ask_nothing_make_room(server, monkeypatch):
+    """The head of each lasts for ever; none of them, nor all together, keep a question from its answer."""
+    monkeypatch.setattr(serving, "MAX_CONNECTIONS", 40)
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 600)
+    with ExitStack() as held:
+        clients = []
+        for _ in range(60):
+            clients.append(held.enter_context(socket.create_connection(server.server_address, timeout=10)))
+            clients[-1].sendall(b"GET / HTTP/1.1\r\nX-Half: ")
+        assert ask(server, "GET", "/api/models")[0] == 200
+        assert len(server._server.server_state.connections) <= 40
+        assert until_closed(clients[0], b"x") == b""
+        clients[-1].sendall(b"1\r\nHost: localhost\r\n\r\n")
+        assert clients[-1].recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_a_large_upload_is_refused_while_it_comes(server):
