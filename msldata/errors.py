@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,6 +56,19 @@ def nothing_at(place: str | Path) -> FileNotFoundError:
         path = path.parent
     beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) and path.parent.is_dir() else ()
     return FileNotFoundError(f"{place}: no such file or folder{did_you_mean(path.name, beside)}")
+
+
+def first_line(error: BaseException) -> str:
+    """The reason in another library's error: its first line, without colours, and those that it only announces
+    ("Error(s) in loading state_dict:"); where it says nothing, its name."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, KeyError):  # whose text is the key alone
+        return f"KeyError: {lines[0]}"
+    last = next((number for number, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    return " ".join(lines[: last + 1])
 
 
 def did_you_mean(typed: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msldata.errors import UserError
+from msldata.errors import UserError, first_line
 
 _MULTIPLE = 32
 """Sides of scaled views are multiples of this, as the strides of the common backbones require."""
@@ -62,7 +62,7 @@ class AveragedViews:
                 raise
             side = image_BCHW.shape[2]
             raise UserError(
-                f"this model does not take images of {side} pixels ({str(error).splitlines()[0]}); leave --scales out"
+                f"this model does not take images of {side} pixels ({first_line(error)}); leave --scales out"
             ) from error
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from msldata.errors import UserError
+from msldata.errors import UserError, first_line
 from msltrain.hosts.rank_output import LostPeer
 
 Result = TypeVar("Result")
@@ -111,7 +111,7 @@ def process_group(device: str) -> Iterator[Ranks]:
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # its frames hold what the block made
         if _is_lost_connection(error):
-            raise LostPeer(f"another process of this run was lost: {str(error).splitlines()[0]}") from None
+            raise LostPeer(f"another process of this run was lost: {first_line(error)}") from None
         raise
     finally:
         # DistributedDataParallel must go before the group does: as the group's last owner it would end the group's

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msldata.errors import UserError
+from msldata.errors import UserError, first_line
 from msldata.storage.hub import fetch_from_hub, is_hub_place
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def read_source(weights: str) -> dict[str, Tensor]:
         content = load_state_dict_from_hf(weights.removeprefix(HUB_PREFIX), weights_only=True)
     except Exception as error:  # the hub's client and torch raise a dozen types
         raise UserError(
-            f"{weights}: cannot be fetched as a weights file ({_first_line(error)}); check the name (OWNER/NAME) and "
+            f"{weights}: cannot be fetched as a weights file ({first_line(error)}); check the name (OWNER/NAME) and "
             "the network, or download the file elsewhere and set model.weights=FILE"
         ) from error
     return _tensors_of(content, weights)
@@ -115,7 +115,7 @@ def create_pretrained(name: str, tag: str) -> tuple[nn.Module, WeightsReport]:
         network = timm.create_model(f"{architecture}.{tag}", pretrained=True, num_classes=0)
     except Exception as error:  # as above: a connection that breaks is no OSError
         raise UserError(
-            f"{architecture}.{tag}: the weights could not be fetched ({_first_line(error)}); check the "
+            f"{architecture}.{tag}: the weights could not be fetched ({first_line(error)}); check the "
             "network, or download the file elsewhere and set model.weights=FILE"
         ) from error
     return network, WeightsReport(
@@ -150,13 +150,14 @@ def _in_timm_names(network: nn.Module, found: Mapping[str, Tensor]) -> Mapping[s
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, without a ``module.`` prefix and without BatchNorm's counters.
+    """The tensors of a weights file by name, without the prefixes of wrappers (``module.``, ``model.`` …) and without
+    BatchNorm's counters; a moving average instead of the weights beside it, where the file holds one.
 
     A .pth file is only ever read with ``weights_only=True``: it cannot run code.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is damaged, or holds anything other than tensors.
+        UserError: it is damaged, holds objects other than tensors and plain data, or tensors with NaN or infinity.
     """
     if not path.is_file():
         folder = "a folder, not a weights file, and neither a run nor a checkpoint nor an export; name the file in it"
@@ -180,7 +181,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             "run code; save its state_dict alone, or as .safetensors, where you trust it"
         ) from None
     except Exception as error:  # torch and safetensors raise a dozen types for a damaged file
-        raise UserError(f"{path}: cannot be read as a weights file ({_first_line(error)})") from error
+        raise UserError(f"{path}: cannot be read as a weights file ({first_line(error)})") from error
     return _tensors_of(content, str(path))
 
 
@@ -349,10 +350,6 @@ def _load_by_order(
         )
     network.load_state_dict({ours: found[theirs] for ours, theirs in zip(wanted, names)}, strict=False)
     return WeightsReport(source=source, matched_by="order", num_loaded=len(wanted), ignored=tuple(names[len(wanted) :]))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def shortened(names: list[str] | tuple[str, ...]) -> str:

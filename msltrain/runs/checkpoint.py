@@ -87,6 +87,24 @@ class LoadedRecogniser:
             return []
         return sorted((run_folder(self.path) / "predictions").glob(pattern))
 
+    def unfinished(self) -> str:
+        """In words, that the training of its run has not come to its end; empty if it has, or nothing here tells."""
+        if isinstance(self.path, str):
+            return ""
+        folder = run_folder(self.path) / CHECKPOINTS
+        try:
+            last, config = read_meta(LocalStorage(folder / LAST))
+            best = read_meta(LocalStorage(folder / BEST))[0] if (folder / BEST).is_dir() else last
+        except (OSError, UserError):
+            return ""
+        num_epochs, patience = config.optim.num_epochs, config.optim.patience
+        if last["epoch"] >= num_epochs or 0 < patience <= last["epoch"] - best["epoch"]:
+            return ""
+        return (
+            f"{run_folder(self.path)}: its training was stopped after {last['epoch']} of {num_epochs} epochs, so these "
+            "are not the scores of a finished model; --resume auto of `msl train` goes on"
+        )
+
     def columns_of(self, classes: tuple[str, ...], where: str) -> np.ndarray:
         """For each of its classes, int64 (K,), the position in ``classes`` (of the data at ``where``), by name.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from msldata.contract.manifest import is_digest, read_manifest
 from msldata.contract.records import read_class_list
-from msldata.errors import UserError
+from msldata.errors import UserError, first_line
 from msldata.storage import open_storage, read_local, regular
 from msldata.storage.hub import fetch_from_hub, is_hub_place
 from msltrain.config import ModelConfig, TrainConfig, from_json
@@ -193,9 +193,7 @@ def _timm_classifier(
     try:
         missing, unexpected = module.load_state_dict(found, strict=False)
     except RuntimeError as error:
-        raise UserError(
-            f"{path}: its tensors do not fit timm's '{name}' ({str(error).splitlines()[1].strip()})"
-        ) from None
+        raise UserError(f"{path}: its tensors do not fit timm's '{name}' ({first_line(error)})") from None
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise UserError(

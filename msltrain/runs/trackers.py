@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from msldata.errors import UserError
+from msldata.errors import UserError, first_line
 from msltrain.config import TrainConfig
 
 _log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def _check_mlflow(name: str) -> None:
     try:
         _mlflow_client().get_experiment_by_name(name)
     except Exception as error:  # its stores and the clients below them have dozens of types
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)[:200]
         if _REFUSED.search(str(error)):
             token = "DATABRICKS_HOST and DATABRICKS_TOKEN" if place.startswith("databricks") else _MLFLOW_KEYS
             raise UserError(f"run.mlflow={name}: {place} wants credentials ({reason}); set {token}") from None

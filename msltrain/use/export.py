@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from msldata.contract import photograph
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, first_line
 from msldata.storage import read_local
 from msltrain.config import to_json
 from msltrain.models import query_heads
@@ -118,7 +117,7 @@ def export_model(
         try:
             exported, data = _export(format_, loaded, served, pixel_BCHW)
         except Exception as error:  # torch's exporters raise dozens of types of their own
-            reason = str(error) if isinstance(error, UserError) else f"{FILES[format_]}: {_first_line(error)}"
+            reason = str(error) if isinstance(error, UserError) else f"{FILES[format_]}: {first_line(error)}"
             if len(formats) == 1:
                 raise UserError(reason) from error
             on_failed(reason)
@@ -129,6 +128,7 @@ def export_model(
     if not done:
         raise UserError(f"{out}: not one of {', '.join(formats)} can be exported")
     kept = {file: entry for file, entry in before.items() if file not in written}
+    _require_same_thresholds(out, kept, loaded)
     files = kept | {one.file: asdict(one) for one in done}
     content: dict[str, Any] = {
         **_network(loaded),
@@ -178,6 +178,17 @@ def _found(out: Path, loaded: LoadedRecogniser, overwrite: bool) -> dict[str, di
     )
 
 
+def _require_same_thresholds(out: Path, kept: Mapping[str, Any], loaded: LoadedRecogniser) -> None:
+    """Raise UserError where a file that stays holds other thresholds than the folder is about to."""
+    now = thresholds_in_words(loaded)
+    then = json.loads((out / CONFIG_NAME).read_text(encoding="utf-8")) if kept else now
+    if FILES["onnx"] in kept and any(then.get(name) != value for name, value in now.items()):
+        raise UserError(
+            f"{out / FILES['onnx']}: holds thresholds of before ({then.get('threshold_origin')}; now: "
+            f"{now['threshold_origin']}); write it anew as well: add --format onnx"
+        )
+
+
 def _copy(before: Path, part: Path, *, keep: set[str]) -> None:
     """What stays of a folder: these files of ours, and whatever else somebody put there."""
     for file in before.iterdir():
@@ -208,11 +219,6 @@ def _export(
         opset=served.opset if format_ == "onnx" else 0,
     )
     return exported, data
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"\x1b\[[0-9;]*m", "", line)  # torch writes colours
 
 
 def _network(loaded: LoadedRecogniser) -> dict[str, Any]:

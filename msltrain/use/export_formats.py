@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from msldata.errors import UserError
+from msldata.errors import UserError, first_line
 from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.other_checkpoints import EXPORT_WEIGHTS
 from msltrain.use.predict import thresholds_of
@@ -86,9 +86,9 @@ class ServedModel(nn.Module):
                 with torch.no_grad():
                     self._program = torch.export.export(self, (example_BCHW,), dynamic_shapes={"image": free})
             except Exception as error:  # torch.export raises many types of its own
-                reason = str(error).strip().splitlines()[0]
                 raise UserError(
-                    f"torch.export cannot follow this network ({reason}); export it with --format safetensors alone"
+                    f"torch.export cannot follow this network ({first_line(error)}); export it with --format "
+                    "safetensors alone"
                 ) from error
         return self._program
 

@@ -28,7 +28,15 @@ from msltrain.stream.pixels.batch import HostBatch
 from msltrain.stream.pixels.device import ToDevice
 from msltrain.use.class_activation import logits_and_place_logits
 from msltrain.use.overlay import PANEL_SIDE, OverlayFolder, Panel, Row, draw_sheet, thumbnail
-from msltrain.use.read_images import Given, Picture, find_images, given_pictures, read_photo, read_square
+from msltrain.use.read_images import (
+    Given,
+    Picture,
+    find_images,
+    given_pictures,
+    plain_name,
+    read_photo,
+    read_square,
+)
 
 __all__ = ["Asked", "ImagePrediction", "Predictor", "find_images", "predict_each", "read_keep_mask", "read_square"]
 
@@ -80,10 +88,11 @@ class Predictor:
             out, where ``msl evaluate --held-out`` left predictions of these weights in the run folder, else 0.5.
 
     Attributes:
-        classes: class names in the order of scores.
+        classes: class names in the order of scores, as `plain_name` gives them.
         sha256: of its weights, in hex.
         image_size: S.
         trained_on: the training shards, where they were then.
+        unfinished: in words, that its training was stopped; empty if it was not.
         threshold_K: float64, 0 to 1.
         threshold_origin: where the thresholds come from, in words.
         hole_colour: RGB of what the network sees in a hole.
@@ -115,8 +124,9 @@ class Predictor:
         self._device = device
         self.path = loaded.path
         self.sha256 = loaded.sha256
-        self.classes = loaded.classes
+        self.classes = tuple(map(plain_name, loaded.classes))
         self.trained_on = loaded.config.data.train
+        self.unfinished = loaded.unfinished()
         stream = loaded.config.stream
         self.image_size = stream.image_size
         self._to_device = ToDevice(device, stream.image_size, stream.mean, stream.std)

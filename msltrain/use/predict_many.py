@@ -55,7 +55,7 @@ def predict_many(
         kind: its format, one of ``output_formats.FORMATS``.
         show: without ``out``, told each answer as it comes.
         progress: called with (images done, images in all).
-        note: told what was passed over, and what is taken over from a run before.
+        note: told what was passed over, which training was stopped, and what is taken over from a run before.
 
     Raises:
         FileNotFoundError: no such file, folder or checkpoint.
@@ -75,6 +75,8 @@ def predict_many(
             Predictor(run, ranks.device, threshold=threshold, foreign=foreign, classes=classes)
             for run in runs or (checkpoint,)
         ]
+        for text in filter(None, (predictor.unfinished for predictor in predictors)):
+            note(text)
         folder = None
         if overlays is not None:
             folder = OverlayFolder(Path(overlays), [picture.name for picture in pictures])
@@ -100,6 +102,10 @@ def predict_many(
 def _require_files(pictures: Sequence[Picture]) -> None:
     """Raise UserError where a picture is no file of its own, which FiftyOne could not show."""
     if other := next((picture.name for picture in pictures if not Path(picture.name).is_file()), ""):
+        if "\\x" in other:
+            raise UserError(
+                f"{other}: a name that is not UTF-8, which FiftyOne's database cannot hold; rename the file"
+            )
         raise UserError(f"{other}: not a file on this machine; --format fiftyone needs photographs in files")
 
 

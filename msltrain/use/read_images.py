@@ -138,7 +138,10 @@ def plain_name(name: str) -> str:
 
     In such a name, and in one with ``\x`` in it, a backslash is doubled, so that two files never have one name.
     """
-    data = name.encode("utf-8", "surrogateescape")
+    try:
+        data = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character of UTF-16, as JSON may hold
+        data = name.encode("utf-8", "surrogatepass")
     try:
         if b"\\x" not in data:
             return data.decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,12 @@ def test_every_format_is_within_a_ten_thousandth_of_eager(tmp_path, photos, back
     done = export_model(run, tmp_path / "out", images=photos)
     assert [one.file for one in done] == [FILES[name] for name in FORMATS]
     assert all(one.max_difference <= 1e-4 and one.num_images == 3 for one in done)
+
+    card = (tmp_path / "out" / "README.md").read_text()
+    for one in done:
+        data = (tmp_path / "out" / one.file).read_bytes()
+        [row] = [line for line in card.splitlines() if line.startswith(f"| `{one.file}` |")]
+        assert row.endswith(f"| `{hashlib.sha256(data).hexdigest()}` |")
 
     # Once more from the files, with a batch size that was never exported.
     recogniser = load_recogniser(run).recogniser

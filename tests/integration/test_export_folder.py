@@ -145,11 +145,15 @@ def test_an_exporter_that_fails_leaves_the_others_whole(tmp_path, monkeypatch):
     run, out = make_run(tmp_path / "run"), tmp_path / "out"
 
     def broken(*_):
-        raise RuntimeError("no decomposition for aten::odd\nand ninety lines more")
+        raise RuntimeError("Failed to lower:\n\n\tno decomposition for aten::odd\nand ninety lines more")
 
     monkeypatch.setitem(export_formats.WRITERS, "onnx", broken)
     code, _, errors = msl("export", "--checkpoint", run, "--out", out, "--format", "safetensors", "--format", "onnx")
-    assert code == 1 and "left out: model.onnx: no decomposition for aten::odd" in errors and "ninety" not in errors
+    assert (
+        code == 1
+        and "left out: model.onnx: Failed to lower: no decomposition for aten::odd\n" in errors
+        and "ninety" not in errors
+    )
     assert not (out / "model.onnx").exists() and "onnx" not in (out / "README.md").read_text()
     assert load(out)
 

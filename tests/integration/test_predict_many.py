@@ -6,8 +6,10 @@ import csv
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,7 +19,9 @@ from typer.testing import CliRunner
 
 from msldata.errors import UserError
 from msltrain.__main__ import app
+from msltrain.use import predict as predict_module
 from msltrain.use import predict_many as module
+from msltrain.use.output_formats import FORMATS
 from msltrain.use.read_images import find_images, is_image_start, plain_name
 from tests.answers import predict_images
 from tests.integration.test_evaluate import write_checkpoint
@@ -131,6 +135,59 @@ def test_names_that_are_no_text_are_kept(place, tmp_path, kind):
         text = out.read_text(encoding="utf-8")
         found = [name for name in expected if json.dumps(name)[1:-1] in text or name in text]
     assert sorted(set(found)) == sorted(expected)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_classes_that_are_no_text_are_kept(place, tmp_path, monkeypatch, kind):
+    """JSON can hold half a character, and so can the class list of an exported folder."""
+    real = predict_module.load_any
+    odd = ("\ud800", "caf\udce9", "cat")
+    monkeypatch.setattr(predict_module, "load_any", lambda *given: replace(real(*given), classes=odd))
+    out = tmp_path / "all"
+    run = ("--checkpoint", place / "run", "--device", "cpu", "--top-k", "all", "--out", out, "--format", kind)
+    code, _, errors = msl("predict", place / "photos/p001.jpg", *run)
+    assert code == 0, errors
+    text = str(pq.read_table(out)["class"].to_pylist()) if kind == "parquet" else out.read_text(encoding="utf-8")
+    assert r"caf\xe9" in text.replace(r"\\", "\\") and r"\xed\xa0\x80" in text.replace(r"\\", "\\")
+
+
+KILLED = """
+import os, signal, sys
+from msltrain.__main__ import main
+from msltrain.use import predict_many
+real = predict_many.predict_each
+
+def killed(*given):
+    for number, batch in enumerate(real(*given)):
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield batch
+
+predict_many.predict_each = killed
+main()
+"""
+
+
+def test_a_killed_prediction_goes_on_and_answers_nothing_twice(place, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole.json", tmp_path / "all.json"
+    assert msl(*command(place, whole))[0] == 1
+    words = [sys.executable, "-c", KILLED, *map(str, command(place, out))]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    assert process.returncode == -signal.SIGKILL and not out.exists()
+    _, *answered = (tmp_path / "all.json.part0").read_text().splitlines()
+    assert len(answered) == 10  # five batches of two, though each was in a buffer once
+    asked, real = [], module.predict_each
+
+    def counted(predictor, pictures, *rest):
+        asked.extend(picture.name for picture in pictures)
+        return real(predictor, pictures, *rest)
+
+    monkeypatch.setattr(module, "predict_each", counted)
+    code, _, errors = msl(*command(place, out))
+    assert code == 1 and f"10 of {NUM_PHOTOS} images were answered before" in errors
+    assert len(asked) == NUM_PHOTOS - 10 and not {json.loads(line)["file"] for line in answered} & set(asked)
+    assert names_in(out) == names_in(whole) and len(set(names_in(out))) == NUM_PHOTOS
 
 
 @pytest.mark.parametrize("num_bytes", [40, 1500])

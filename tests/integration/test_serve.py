@@ -168,6 +168,42 @@ def test_an_upload_that_drips_is_dropped(server, monkeypatch):
     assert answer.startswith(b"HTTP/1.1 408") and b"nothing whole came" in answer
 
 
+def test_what_comes_at_the_same_time_is_answered_as_one_batch(place):
+    predictor = Predictor(place / "run", torch.device("cpu"))
+    pictures = [read_photo(picture) for picture in find_images([place / "photos"])]
+    alone = [predictor.answer([photo.square(SIDE)])[0].score_K for photo in pictures]
+    sizes, asked, answer = [], threading.Semaphore(0), predictor.answer
+
+    def slow(squares, *rest, **options):
+        if not sizes:  # the first is kept waiting until the others have come
+            for _ in range(7):
+                assert asked.acquire(timeout=60)
+        sizes.append(len(squares))
+        return answer(squares, *rest, **options)
+
+    predictor.answer = slow
+    studio = Studio([predictor])
+    put = studio._answers._asked.put
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(queue_, name)
+
+        def put(self, question):
+            put(question)
+            asked.release()
+
+    queue_, studio._answers._asked = studio._answers._asked, Counting()
+    with StudioServer(studio, "127.0.0.1", 0) as server, ThreadPoolExecutor(7) as clients:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        bodies = [(place / "photos" / f"s{number % 3}.jpg").read_bytes() for number in range(7)]
+        found = list(clients.map(lambda body: ask(server, "POST", "/api/photos", body), bodies))
+        server.shutdown()
+    assert sizes == [1, 6]
+    for number, (_, _, body) in enumerate(found):
+        assert json.loads(body)["answers"][0]["scores"] == pytest.approx(alone[number % 3].tolist(), abs=1e-4)
+
+
 def until_closed(client: socket.socket, drip: bytes) -> bytes:
     """What a client hears that says a little every twentieth of a second, until the server has enough."""
     heard = b""

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import threading
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from onnxruntime import InferenceSession
 from typer.testing import CliRunner, Result
 
+import msltrain
 from msltrain.__main__ import app
 from msltrain.measures.predictions import Predictions, read_predictions, write_predictions
 from msltrain.measures.thresholds import MIN_POSITIVES, threshold_origin, tune_thresholds
+from msltrain.use.serve import StudioServer
 from tests.smallshards import photo, write_images, write_keep_masks
 
 
@@ -64,7 +70,7 @@ def test_predict_says_where_they_come_from(place):
     assert "thresholds: 0.3, as asked" in msl(*picture, place / "few", "--threshold", 0.3).stderr
 
 
-def test_tuned_ones_go_with_everything_that_is_written(place, tmp_path):
+def test_tuned_ones_go_with_everything_that_is_written(place, tmp_path, monkeypatch):
     run = place / "enough"
     msl("evaluate", "--checkpoint", run, "--data", place / "train", "--held-out", "--device", "cpu")
     (file,) = (run / "predictions").glob("*-held-out.parquet")
@@ -92,6 +98,44 @@ def test_tuned_ones_go_with_everything_that_is_written(place, tmp_path):
     assert json.loads(properties["thresholds"]) == pytest.approx(wanted)
     assert file.name in json.loads(properties["threshold_origin"])
     assert msl(*picture, tmp_path / "export").output == msl(*picture, run).output
+    predictor = msltrain.load(tmp_path / "export", device="cpu")
+    assert dict(zip(predictor.classes, predictor.threshold_K)) == pytest.approx(wanted)
+    [loaded], [original] = (
+        msltrain.load(one, device="cpu").predict(place / "a.jpg") for one in (run, tmp_path / "export")
+    )
+    assert loaded == original and file.name in loaded.threshold_origin
+
+    # `serve` says the same before the first question, and in its answer about the models.
+    said, forever = {}, StudioServer.serve_forever
+
+    def asked_once(server: StudioServer) -> None:
+        threading.Thread(target=forever, args=[server], daemon=True).start()
+        with urllib.request.urlopen(f"{server.url}api/models", timeout=60) as answer:
+            [said["model"]] = json.load(answer)["models"]
+        server.shutdown()
+
+    monkeypatch.setattr(StudioServer, "serve_forever", asked_once)
+    printed = msl("serve", "--checkpoint", tmp_path / "export", "--port", 0, "--device", "cpu").stdout
+    assert f"thresholds: one per class, tuned on {file.name}" in printed
+    assert file.name in said["model"]["threshold_origin"]
+    assert dict(zip(said["model"]["classes"], said["model"]["thresholds"])) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_thresholds_tuned_between_two_exports_are_in_every_file_of_the_folder(place, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(place / "enough", run, ignore=shutil.ignore_patterns("predictions"))
+    msl("export", "--checkpoint", run, "--out", out, "--format", "onnx")
+    msl("evaluate", "--checkpoint", run, "--data", place / "train", "--held-out", "--device", "cpu")
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    command = ["export", "--checkpoint", str(run), "--out", str(out), "--format", "safetensors"]
+    refused = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
+    assert refused.exit_code == 2 and "model.onnx: holds thresholds of before (0.5 for every" in refused.output
+    assert "add --format onnx" in refused.output and {file.name: file.read_bytes() for file in out.iterdir()} == before
+    msl(*command, "--format", "onnx")
+    content = json.loads((out / "config.json").read_text())
+    properties = InferenceSession(out / "model.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(properties["thresholds"]) == content["thresholds"] != dict.fromkeys(content["classes"], 0.5)
+    msl(*command)
 
 
 def test_evaluate_says_where_they_come_from(place, tmp_path):

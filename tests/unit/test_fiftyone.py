@@ -49,3 +49,5 @@ def test_what_fiftyone_could_not_show_is_refused_at_once():
         format_of("fiftyone", None)
     with pytest.raises(UserError, match=r"shards/x#s0: not a file on this machine"):
         _require_files([Picture("shards/x#s0", lambda: b"")])
+    with pytest.raises(UserError, match=r"caf.xe9\.jpg: a name that is not UTF-8, .* rename the file"):
+        _require_files([Picture(r"caf\xe9.jpg", lambda: b"")])

@@ -15,7 +15,7 @@ import simplejpeg
 import torch
 
 from msldata.contract.pixels import is_plain
-from msldata.errors import UserError
+from msldata.errors import UserError, first_line
 from msltrain.stream.pixels.decode import Decoder
 from msltrain.stream.samples.shardset import SampleRows
 
@@ -127,7 +127,7 @@ def check_device_decoding(device: torch.device) -> None:
     try:
         decode_jpegs([jpeg], device)
     except (ImportError, RuntimeError) as error:  # the decoders are deprecated since torchvision 0.29, and will go
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"stream.decode=device: this torchvision cannot decode on {device} ({reason}); set stream.decode=host"
+            f"stream.decode=device: this torchvision cannot decode on {device} ({first_line(error)}); set "
+            "stream.decode=host"
         ) from None
