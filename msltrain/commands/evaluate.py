@@ -13,7 +13,6 @@ from rich.table import Table
 from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, next_step, out, progress_bar, show, standard_output
 from msltrain.commands.options import (
-    AnyCheckpoints,
     BatchSize,
     Cache,
     CacheLimit,
@@ -23,9 +22,11 @@ from msltrain.commands.options import (
     Processes,
     Recipe,
     RunArgument,
+    RunArguments,
     Seed,
     SomeCheckpoint,
-    run_place,
+    SomeCheckpoints,
+    named_models,
 )
 from msltrain.pages.text import percent
 
@@ -79,10 +80,8 @@ def evaluate(
     from msltrain.measures.predictions import read_predictions
     from msltrain.runs.run_places import default_file, find_series
 
-    if run is not None and checkpoint is not None:
-        raise UserError(f"the run is named twice: {run} and --checkpoint {checkpoint}")
-    if (named := run or checkpoint) is not None:
-        checkpoint = run_place(named)
+    if run or checkpoint:
+        [checkpoint] = named_models(run and [run], checkpoint and [checkpoint], "evaluate")
     found = [] if predictions is None else [(predictions, read_predictions(predictions))]
     if predictions is None:
         if checkpoint is not None and data is None and not held_out:
@@ -91,7 +90,7 @@ def evaluate(
             data = test_shards(next(iter(find_series(checkpoint)), checkpoint))
         if checkpoint is None or (data is None and not held_out):
             raise UserError(
-                "say what to evaluate: --checkpoint RUN with --data SHARDS or --held-out, or --predictions FILE"
+                "say what to evaluate: msl evaluate RUN with --data SHARDS or --held-out, or --predictions FILE"
             )
         if (number := launch.num_processes(processes, device)) > 1:
             raise typer.Exit(launch.launch(sys.argv[1:], number))
@@ -150,7 +149,7 @@ def evaluate(
         _list_skipped(one.origin.skipped)
         show(out, (file, "green"), f": {one.metrics.num_samples:,} samples")
     if run is not None:
-        next_step(f"msl predict --checkpoint {run} PHOTOS")
+        next_step(f"msl predict {run} PHOTOS")
 
 
 def _show_series(measured: Sequence[Measured]) -> None:
@@ -220,8 +219,9 @@ def _table(first: str, *columns: str) -> Table:
 
 
 def robustness(
-    checkpoint: AnyCheckpoints,
     data: Annotated[str, typer.Option(help="Shards to evaluate on: folder or URL.")],
+    runs: RunArguments = None,
+    checkpoint: SomeCheckpoints = None,
     keep_masks: Annotated[
         list[str] | None, typer.Option(help="Held-out keep masks, for irregular; repeat it: low and high.")
     ] = None,
@@ -260,6 +260,7 @@ def robustness(
     from msldata.errors import UserError
     from msltrain.hosts import launch
 
+    checkpoint = named_models(runs, checkpoint, "robustness")
     names = name or [path.stem if path.is_file() else path.name for path in map(Path, checkpoint)]
     if len(names) != len(checkpoint):
         raise UserError(f"{len(checkpoint)} checkpoints and {len(names)} names; give --name once per --checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,24 +24,42 @@ def run_place(text: str) -> str:
     return find_run(text)
 
 
+def named_models(arguments: Sequence[str] | None, options: Sequence[str] | None, command: str) -> list[str]:
+    """The places of the models that a command is about, as its arguments or --checkpoint name them.
+
+    Raises:
+        UserError: none is named, or some are in either way.
+    """
+    from msldata.errors import UserError
+
+    if arguments and options:
+        raise UserError(f"the model is named twice: {arguments[0]} and --checkpoint {options[0]}")
+    if not (named := arguments or options):
+        raise UserError(f"name a model: msl {command} RUN, a run of yours by its name, or --checkpoint PLACE")
+    return [run_place(one) for one in named]
+
+
 _CHECKPOINT = ("--checkpoint", "--run")
 """What was trained: a run stands for its best checkpoint, so these are two names of one option."""
 
-AnyCheckpoint = Annotated[
-    str,
-    typer.Option(
-        *_CHECKPOINT,
-        help="Run (its best checkpoint, in runs/ by its name) or checkpoint, folder or URL; or a weights file.",
-        parser=run_place,
-        metavar="TEXT",
-    ),
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(help="Run, in runs/ by its name; the same as --checkpoint.", show_default=False),
 ]
 SomeCheckpoint = Annotated[
     str | None, typer.Option(*_CHECKPOINT, help="Run or checkpoint, folder or URL; or a weights file.")
 ]
-RunArgument = Annotated[
-    str | None,
-    typer.Argument(help="Run, in runs/ by its name; the same as --checkpoint.", show_default=False),
+RunArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Runs, in runs/ by their names, the reference (baseline) first; the same as --checkpoint.",
+        show_default=False,
+        metavar="[RUN]...",
+    ),
+]
+SomeCheckpoints = Annotated[
+    list[str] | None,
+    typer.Option(*_CHECKPOINT, help="Run or checkpoint, folder or URL; or a weights file. Repeat it to compare."),
 ]
 AnyCheckpoints = Annotated[
     list[str],

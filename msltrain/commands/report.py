@@ -9,11 +9,12 @@ import typer
 
 from msldata.commands import local_path
 from msldata.console import err, next_step, out, progress_bar, show
-from msltrain.commands.options import AnyCheckpoints, Device
+from msltrain.commands.options import Device, RunArguments, SomeCheckpoints, named_models
 
 
 def report(
-    checkpoint: AnyCheckpoints,
+    runs_: RunArguments = None,
+    checkpoint: SomeCheckpoints = None,
     data: Annotated[
         str | None, typer.Option(help="Test shards: makes missing predictions, and shows photographs.")
     ] = None,
@@ -45,7 +46,8 @@ def report(
     from msltrain.report.gather import gather_runs, name_of
     from msltrain.runs.run_places import find_series, run_folder
 
-    series = [(path, find_series(path)) for path in map(Path, checkpoint)]
+    models = named_models(runs_, checkpoint, "report")
+    series = [(path, find_series(path)) for path in map(Path, models)]
     run = [one for path, members in series for one in members or [path]]
     default = [
         f"{path.name} {one.name}" if members else name_of(one) for path, members in series for one in members or [path]
@@ -77,5 +79,4 @@ def report(
             show(out, f"{path.name}, mean ± standard deviation of {len(found)} runs: {words}")
     if data is None:
         out.print("without photographs; --data SHARDS adds them")
-    models = " --checkpoint ".join(shlex.quote(str(one)) for one in run)
-    next_step(f"msl serve --checkpoint {models}" + (f" --examples {shlex.quote(data)}" if data else ""))
+    next_step(f"msl serve {shlex.join(map(str, run))}" + (f" --examples {shlex.quote(data)}" if data else ""))

@@ -11,15 +11,16 @@ import typer
 from msldata.commands import local_path
 from msldata.console import OnError, err, next_step, out, progress_bar, show, standard_output, visible
 from msltrain.commands.options import (
-    AnyCheckpoint,
-    AnyCheckpoints,
     BatchSize,
     Classes,
     Device,
     Model,
     Recipe,
     RunArgument,
+    RunArguments,
     SomeCheckpoint,
+    SomeCheckpoints,
+    named_models,
     run_place,
 )
 
@@ -33,8 +34,15 @@ class OutputFormat(StrEnum):
 
 
 def predict(
-    inputs: Annotated[list[str], typer.Argument(help="Images, folders, patterns, URLs, shards, lists of them.")],
-    checkpoint: AnyCheckpoint,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Run, in runs/ by its name, where --checkpoint names none; then images, folders, patterns, URLs, "
+            "shards, lists of them.",
+            metavar="[RUN] PHOTOS...",
+        ),
+    ],
+    checkpoint: SomeCheckpoint = None,
     recipe: Recipe = "",
     model: Model = "",
     classes: Classes = "",
@@ -61,9 +69,10 @@ def predict(
     device: Device = "auto",
     processes: Annotated[str, typer.Option(help="That share the work: a number, or auto for one per GPU.")] = "1",
 ) -> None:
-    """Say what photographs show, where it is seen, and what hiding a part changes."""
+    """Say what photographs show, where it is seen, and what hiding a part changes: msl predict RUN PHOTOS."""
     import sys
 
+    from msldata.errors import UserError
     from msltrain.hosts import launch
 
     if (number := launch.num_processes(processes, device)) > 1:
@@ -74,6 +83,14 @@ def predict(
     from msltrain.use.predict import Asked
     from msltrain.use.predict_many import predict_many
 
+    if checkpoint is None:
+        run, *inputs = inputs
+        if not inputs:
+            raise UserError(
+                f"{run}: a run, or photographs? Name both: msl predict RUN PHOTOS, or --checkpoint PLACE PHOTOS"
+            )
+        checkpoint = run
+    checkpoint = run_place(checkpoint)
     kind = format_of(format_.value if format_ else None, out_)
     printer = Printer(kind, standard_output, visible if standard_output.isatty() else str)
     asked = Asked(
@@ -125,7 +142,8 @@ def _top_k(text: str) -> int | None:
 
 
 def serve(
-    checkpoint: AnyCheckpoints,
+    runs: RunArguments = None,
+    checkpoint: SomeCheckpoints = None,
     recipe: Recipe = "",
     model: Model = "",
     classes: Classes = "",
@@ -150,8 +168,9 @@ def serve(
     from msltrain.use.read_images import find_images
     from msltrain.use.serve import StudioServer
 
-    if name and len(name) != len(checkpoint):
-        raise UserError(f"{len(checkpoint)} models and {len(name)} names; give --name once per --checkpoint")
+    models = named_models(runs, checkpoint, "serve")
+    if name and len(name) != len(models):
+        raise UserError(f"{len(models)} models and {len(name)} names; give --name once per --checkpoint")
     pictures = find_images(examples) if examples else []
     with process_group(device) as ranks:
         predictors = [
@@ -162,7 +181,7 @@ def serve(
                 foreign=Foreign(recipe=recipe, model=model),
                 classes=_named(classes),
             )
-            for one in checkpoint
+            for one in models
         ]
         if not examples and (test := _test_shards(predictors[0].trained_on)):
             pictures = find_images([test])
@@ -175,6 +194,8 @@ def serve(
                 show(out, (server.url, "green"), "  stop with Ctrl-C")
                 for called, predictor in zip(studio.names, predictors, strict=True):
                     who = f"{called}: " if len(predictors) > 1 else ""
+                    if predictor.unfinished:
+                        show(err, f"note: {predictor.unfinished}")
                     show(out, f"{who}thresholds: {predictor.threshold_origin}")
                 server.serve_forever()
             out.print("stopped")
@@ -231,9 +252,7 @@ def export(
     from msltrain.use.export import Exported, export_model
     from msltrain.use.export_formats import FORMATS, OPSET
 
-    if (run is None and checkpoint is None) or (run is not None and checkpoint is not None):
-        raise UserError("name one model: msl export RUN, or --checkpoint PLACE")
-    place = run_place(run or checkpoint or "")
+    [place] = named_models(run and [run], checkpoint and [checkpoint], "export")
     if out_ is None:
         if "://" in place:
             raise UserError(f"{place}: a remote run; say with --out where the files go")
@@ -277,7 +296,7 @@ def export(
         show(err, ("left out:", "red"), f" {reason}")
     if failed:
         raise typer.Exit(1)
-    next_step(f"msl serve --checkpoint {run or checkpoint}")
+    next_step(f"msl serve {run or checkpoint}")
 
 
 def push(
@@ -297,7 +316,7 @@ def push(
     if "/datasets/" in page:
         next_step(f"msl train hf://datasets/{repo}")
     elif "/spaces/" not in page:
-        next_step(f"msl predict PHOTOS --checkpoint hf://{repo}")
+        next_step(f"msl predict hf://{repo} PHOTOS")
 
 
 def _named(classes: str) -> tuple[str, ...]:

@@ -81,7 +81,8 @@ def evaluate(
         progress: see ``Progress``.
         cache, cache_limit_gb, on_sample_error: see ``StreamConfig``. Skipped samples are not in the predictions; the
             predictions' origin lists them.
-        note: called with what to know about the data: that the model was trained on it, or that its classes differ.
+        note: called with what to know about the model, that its training was stopped, and the data: that the model was
+            trained on it, or that its classes differ.
 
     Raises:
         SampleError: a sample is damaged, and ``on_sample_error`` is ``fail``.
@@ -178,7 +179,7 @@ def _run_of(path: str | Path) -> str | Path:
 
 
 def _notes(loaded: LoadedRecogniser, shard_set: ShardSet, where: str, held_out: bool) -> list[str]:
-    notes = []
+    notes = [text] if (text := loaded.unfinished()) else []
     trained_on = {one.fingerprint for one in training_data(_run_of(loaded.path))}
     if shard_set.manifest.fingerprint in trained_on and not held_out:
         notes.append(

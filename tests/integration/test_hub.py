@@ -72,7 +72,7 @@ def msl(*arguments: object) -> str:
 def test_a_run_that_is_pushed_predicts_elsewhere(hub, place):
     evaluate(place / "run", place / "small/train", out=place / "run/predictions/small.parquet")
     shown = msl("push", place / "run", "me/birds", "--private")
-    assert f"{hub.url}/me/birds" in shown and "msl predict PHOTOS --checkpoint hf://me/birds" in shown
+    assert f"{hub.url}/me/birds" in shown and "msl predict hf://me/birds PHOTOS" in shown
     files = hub.files("model", "me/birds")
     assert {"README.md", "config.json", "model.safetensors", "model.py"} < set(files)
     assert hub.repositories["model", "me/birds"].private and str(place) not in files["README.md"].decode()
