@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from PIL import Image
 
-FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG", "JPEG2000", "AVIF")
+try:
+    from PIL import AvifImagePlugin
+except ImportError:  # Pillow before 11.3
+    _AVIF: tuple[str, ...] = ()
+else:
+    _AVIF = (AvifImagePlugin.AvifImageFile.format,)
+
+FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG", "JPEG2000", *_AVIF)
 """Those of Pillow's formats that only decode pixels; its PostScript reader, for one, would start another program."""
 DEPTHS = (8, 12, 16)
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -85,7 +92,7 @@ def turn(image: Image.Image, orientation: int) -> Image.Image:
 def raw_mode_of(image: Image.Image) -> str:
     """How Pillow will unpack the file's pixels; it knows only until it has."""
     tile = getattr(image, "tile", None)
-    how = tile[0].args if tile else ""
+    how = tile[0][3] if tile else ""
     return str(how[0] if isinstance(how, tuple) and how else how)
 
 

@@ -235,7 +235,7 @@ def export(
         bool,
         typer.Option("--from-pixels", help="Let the graphs take uint8 pixels of any size, squash and normalise them."),
     ] = False,
-    opset: Annotated[int | None, typer.Option(help="Of ONNX; default: 18, which onnxruntime 1.14 loads.")] = None,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX; default: 18, which onnxruntime 1.15 loads.")] = None,
     images: Annotated[
         list[str] | None, typer.Option(help="Photographs to compare on (default: patterns); with --space: to offer.")
     ] = None,

@@ -91,13 +91,7 @@ def read_config(run_dir: str | Path) -> TrainConfig:
     files = LocalStorage(Path(run_dir))
     if files.exists(CONFIG_NAME):
         return from_json(files.read(CONFIG_NAME).decode(), files.where(CONFIG_NAME))
-    try:
-        return read_meta(open_checkpoint(run_dir))[1]
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{run_dir}: not a run (no {CONFIG_NAME} and no checkpoint); give a folder that `msl train` or "
-            "`msl import-checkpoint` wrote"
-        ) from None
+    return read_meta(open_checkpoint(run_dir))[1]
 
 
 def _read_history(run_dir: Path) -> list[Mapping[str, Any]]:

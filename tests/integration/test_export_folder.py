@@ -48,7 +48,7 @@ def test_the_cards_own_lines_run_where_this_program_is_not(tmp_path):
     file.write_bytes(photo(3, 90, 70))
     export_model(run, out, formats=["safetensors", "onnx"])
     card = (out / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: msltrain\n") and "onnxruntime 1.14 or later" in card
+    assert card.startswith("---\nlibrary_name: msltrain\n") and "onnxruntime 1.15 or later" in card
     scripts = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(scripts) == 2 and all(len(script.splitlines()) <= 15 for script in scripts)
     [expected] = predict_images(run, [file], top_k=None)
@@ -145,7 +145,8 @@ def test_an_exporter_that_fails_leaves_the_others_whole(tmp_path, monkeypatch):
     run, out = make_run(tmp_path / "run"), tmp_path / "out"
 
     def broken(*_):
-        raise RuntimeError("Failed to lower:\n\n\tno decomposition for aten::odd\nand ninety lines more")
+        cause = ValueError("Failed to lower:\n\n\tno decomposition for aten::odd\nand ninety lines more")
+        raise RuntimeError("This is step 2/3. Next steps:\n- Create an issue") from cause
 
     monkeypatch.setitem(export_formats.WRITERS, "onnx", broken)
     code, _, errors = msl("export", "--checkpoint", run, "--out", out, "--format", "safetensors", "--format", "onnx")
