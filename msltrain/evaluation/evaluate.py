@@ -122,7 +122,13 @@ def evaluate(
         )
         samples = AllSamples(shard_set, column_K)
         with Loader(
-            shard_set, stream, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size, training=False
+            shard_set,
+            stream,
+            device=ranks.device,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            training=False,
+            to_square=loaded.view.square if loaded.view else None,
         ) as loader:
             [part] = samples.run([view], loader, batch_size, progress)
         parts, errors = zip(*ranks.gather((part, loader.skipped.errors)))

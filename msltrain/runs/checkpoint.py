@@ -32,6 +32,7 @@ from msldata.storage import LocalStorage, Storage, flush_to_disk, open_storage
 from msltrain.config import TrainConfig, from_json, to_json
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.pretrained import fill_whole
+from msltrain.models.timm_view import TimmView
 from msltrain.runs.run_places import RUNS, SHARDS, run_folder
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -80,6 +81,8 @@ class LoadedRecogniser:
     """The lowest score at which each class counts as predicted; empty if the checkpoint has no thresholds."""
     threshold_origin: str = ""
     """Where the thresholds come from, in words."""
+    view: TimmView | None = None
+    """What it sees of a photograph; None: all of it, squashed, as everything that is trained here."""
 
     def prediction_files(self, pattern: str = "*.parquet") -> list[Path]:
         """Predictions files of its run by name; they are not looked for in object storage."""

@@ -25,6 +25,7 @@ from msltrain.models.build import Recogniser, build_model
 from msltrain.models.own_weights import in_our_names
 from msltrain.models.pretrained import FILE_SUFFIXES, fill_whole, read_tensors
 from msltrain.models.released import KINDS, take_apart
+from msltrain.models.timm_view import TimmView
 from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import META_NAME, WEIGHTS_NAME, LoadedRecogniser, load_recogniser, rebuild_recogniser
 from msltrain.stream.config import StreamConfig
@@ -45,7 +46,8 @@ class Foreign:
     """The file holds a backbone and a head as released for MSL, CSRA, ML-Decoder, Query2Label or ASL; network and input
     are those of this recipe."""
     model: str = ""
-    """The file holds a timm classifier of this name; input size, mean and std are those of its timm config."""
+    """The file holds a timm classifier of this name; input size, mean, std and what it sees of a photograph are those
+    of its timm config."""
 
 
 def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], device: torch.device) -> LoadedRecogniser:
@@ -85,16 +87,18 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
         )
     found = read_tensors(path)
     module: nn.Module
+    view = None
     if foreign.recipe:
         module, config = _released(path, found, recipe(foreign.recipe), len(classes))
     else:
-        module, config = _timm_classifier(path, found, foreign.model, len(classes))
+        module, config, view = _timm_classifier(path, found, foreign.model, len(classes))
     return LoadedRecogniser(
         recogniser=module.to(device).eval(),
         classes=classes,
         config=config,
         path=path,
         sha256=_sha256(path),
+        view=view,
     )
 
 
@@ -135,8 +139,9 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
     if wanted not in (None, "", found):
         raise UserError(f"{weights}: damaged (sha256 {found[:12]}…, {EXPORT_CONFIG} says {str(wanted)[:12]}…)")
     tensors = read_tensors(weights)
+    view = None
     if config is None:
-        module, config = _timm_classifier(weights, tensors, name, len(classes))
+        module, config, view = _timm_classifier(weights, tensors, name, len(classes))
     else:
         module = rebuild_recogniser(config, len(classes))
         fill_whole(module, in_our_names(tensors, file), str(weights))
@@ -146,6 +151,7 @@ def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:
         config=config,
         path=folder,
         sha256=sha256,
+        view=view,
         thresholds=thresholds,
         threshold_origin=origin,
     )
@@ -176,7 +182,7 @@ def _released(
 
 def _timm_classifier(
     path: Path, found: dict[str, Tensor], name: str, num_classes: int
-) -> tuple[nn.Module, TrainConfig]:
+) -> tuple[nn.Module, TrainConfig, TimmView]:
     import timm
 
     if not timm.is_model(name):
@@ -209,7 +215,7 @@ def _timm_classifier(
         )
     data = timm.data.resolve_data_config({}, model=module)
     stream = StreamConfig(image_size=data["input_size"][-1], mean=tuple(data["mean"]), std=tuple(data["std"]))
-    return module, TrainConfig(stream=stream, model=ModelConfig(backbone=name))
+    return module, TrainConfig(stream=stream, model=ModelConfig(backbone=name)), TimmView.of(data)
 
 
 def read_classes(location: str) -> tuple[str, ...]:

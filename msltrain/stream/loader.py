@@ -32,7 +32,7 @@ from msltrain.stream.order.crop_and_flip import random_crops, random_flips, whol
 from msltrain.stream.order.plan import EpochPlan, home_share, rank_slice, steps
 from msltrain.stream.pipeline import Pipeline, StageSeconds
 from msltrain.stream.pixels.batch import Batch, HostBatch
-from msltrain.stream.pixels.buffers import EncodedSlot, Slot, SquareSlot, WholeSlot
+from msltrain.stream.pixels.buffers import EncodedSlot, Slot, SquareSlot, ToSquare, WholeSlot
 from msltrain.stream.pixels.device import ToDevice, Uploads
 from msltrain.stream.pixels.imagecache import ImageCache
 from msltrain.stream.pixels.nvjpeg import check_device_decoding
@@ -71,6 +71,7 @@ class Loader:
         rank, world_size: this process's part of every batch; default: its place in torch's process group, where one
             has been joined, else all of it.
         seed: decides order and augmentation; the same on all ranks.
+        to_square: in evaluation, makes uint8 (1, 3, S, S) of a whole image, uint8 (H, W, 3); None: it is squashed.
 
     Raises:
         UserError: no complete batch in training; more ranks than samples in a batch.
@@ -95,11 +96,13 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
         seed: int = 0,
+        to_square: ToSquare | None = None,
     ):
         shards = data if isinstance(data, ShardSet) else open_shard_set(data)
         joined_rank, joined_size = _place_in_group()
         rank, world_size = joined_rank if rank is None else rank, joined_size if world_size is None else world_size
         self.shards, self.config, self.training, self.seed = shards, config, training, seed
+        self._to_square = to_square
         self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
         self.epoch = 0
@@ -279,8 +282,9 @@ class Loader:
         if self.config.decode == "device":
             return EncodedSlot()
         largest = -(-self.config.batch_size // self.world_size)
-        kind = WholeSlot if self.config.resizes_on(self.device.type) == "device" else SquareSlot
-        return kind(largest, self.config.image_size, self.device)
+        if self._to_square is None and self.config.resizes_on(self.device.type) == "device":
+            return WholeSlot(largest, self.config.image_size, self.device)
+        return SquareSlot(largest, self.config.image_size, self.device, self._to_square)
 
     def _batches(self, plan: EpochPlan, first_step: int) -> Iterator[np.ndarray]:
         """item_N of this rank's part of every step."""
@@ -307,6 +311,8 @@ class Loader:
             if not self.training:
                 crop_N4 = whole_images(rows.width_N, rows.height_N)
                 reduction_N = reductions(rows.width_N, rows.height_N, crop_N4, config.image_size)
+                if self._to_square is not None:  # it may leave much less of the image than all
+                    reduction_N = np.ones_like(reduction_N)
                 return crop_N4, reduction_N, np.zeros(len(rows), dtype=bool)
             crop_N4 = random_crops(
                 rows.key_hash_N,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from msldata.contract import photograph
-from msldata.errors import BadInputError, UserError, first_line
+from msldata.errors import BadInputError, UserError
 from msldata.storage import read_local
 from msltrain.config import to_json
 from msltrain.models import query_heads
@@ -39,6 +39,7 @@ from msltrain.use.export_formats import (
     compare,
     preprocessing,
     thresholds_in_words,
+    why,
 )
 from msltrain.use.model_card import model_card
 from msltrain.use.predict import find_images, read_square
@@ -106,6 +107,11 @@ def export_model(
     if opset < MIN_OPSET:
         raise UserError(f"--opset {opset}: the least that torch writes is {MIN_OPSET}")
     loaded = load_any(checkpoint, foreign, classes, torch.device("cpu"))
+    if from_pixels and loaded.view is not None:
+        raise UserError(
+            f"{checkpoint}: --from-pixels squashes the whole photograph, and this timm classifier sees what timm's own "
+            "transform leaves of it; leave the option out"
+        )
     out = Path(out).expanduser().resolve()
     before = _found(out, loaded, overwrite)
     pixel_BCHW = _sample_pixels(images, loaded.config.stream.image_size)
@@ -117,7 +123,7 @@ def export_model(
         try:
             exported, data = _export(format_, loaded, served, pixel_BCHW)
         except Exception as error:  # torch's exporters raise dozens of types of their own
-            reason = str(error) if isinstance(error, UserError) else f"{FILES[format_]}: {first_line(error)}"
+            reason = str(error) if isinstance(error, UserError) else f"{FILES[format_]}: {why(error)}"
             if len(formats) == 1:
                 raise UserError(reason) from error
             on_failed(reason)

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import torch
@@ -33,8 +34,9 @@ IR_OF_OPSET = (8, 9, 9, 10)
 """The version of the file format that came with each opset from `MIN_OPSET` on."""
 FREE: dict[bool, dict[int, str]] = {False: {0: "batch"}, True: {0: "batch", 2: "height", 3: "width"}}
 """Dimensions of the input that may have any size, by whether it is pixels."""
-RUNTIME_OF_OPSET = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
-"""The first onnxruntime that has all of an opset."""
+RUNTIME_OF_OPSET = {18: "1.15", 19: "1.17", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
+"""The oldest onnxruntime that a graph of the opset was seen to run in, up to 21 (1.15 is the oldest for Python 3.11; it
+lacks operators of 19); from there on, what its authors state."""
 
 
 class ServedModel(nn.Module):
@@ -87,10 +89,16 @@ class ServedModel(nn.Module):
                     self._program = torch.export.export(self, (example_BCHW,), dynamic_shapes={"image": free})
             except Exception as error:  # torch.export raises many types of its own
                 raise UserError(
-                    f"torch.export cannot follow this network ({first_line(error)}); export it with --format "
-                    "safetensors alone"
+                    f"torch.export cannot follow this network ({why(error)}); export it with --format safetensors alone"
                 ) from error
         return self._program
+
+
+def why(error: BaseException) -> str:
+    """The reason in an exporter's error, on a line: what it began with, for above that stands advice to others."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
 
 
 def _bilinear(value_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -195,9 +203,15 @@ def preprocessing(loaded: LoadedRecogniser, *, from_pixels: bool) -> dict[str, A
     stream = loaded.config.stream
     if from_pixels:
         return {"resize": "none; the graph squashes any size", "layout": "N, 3 (RGB), height, width", "dtype": "uint8"}
+    if loaded.view is not None:
+        how = {"resize": "by timm.data.create_transform with what follows", **asdict(loaded.view)}
+    else:
+        how = {
+            "resize": [stream.image_size, stream.image_size],
+            "interpolation": "bilinear, antialiased; the whole image squashed, no crop",
+        }
     return {
-        "resize": [stream.image_size, stream.image_size],
-        "interpolation": "bilinear, antialiased; the whole image squashed, no crop",
+        **how,
         "layout": "N, 3 (RGB), height, width",
         "dtype": "float32",
         "scale": "pixel / 255",

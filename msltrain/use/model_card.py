@@ -31,22 +31,15 @@ _ONNX_SCRIPT = """\
 import json, sys
 import numpy as np, onnxruntime
 from photograph import photographs
-
-session = onnxruntime.InferenceSession("model.onnx")
+IMPORTS
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 config = json.load(open("config.json", encoding="utf-8"))
+MADE_READY
 for file, photo in photographs(sys.argv[1:]):
-    image = np.asarray(photo)
+    image = IMAGE
     logit = session.run(["logit"], {"image": image.transpose(2, 0, 1)[None]})[0][0]
-    print(file, dict(zip(config["classes"], (1 / (1 + np.exp(-logit))).round(3).tolist())))
+    print(file, dict(zip(config["classes"], (1 / (1 + np.exp(-np.float64(logit)))).round(3).tolist())))
 """
-_MEAN_AND_STD = """
-mean, std = (np.float32(config["network"][name]) for name in ("mean", "std"))
-for """
-_SQUASHED = (
-    "np.asarray(photo)",
-    "np.asarray(photo.resize((SIDE, SIDE), 2), np.float32)  # 2: bilinear\n    image = (image / 255 - mean) / std",
-)
-"""What a graph that does not take pixels leaves to its caller."""
 
 
 def model_card(loaded: LoadedRecogniser, content: Mapping[str, Any]) -> str:
@@ -82,8 +75,8 @@ def model_card(loaded: LoadedRecogniser, content: Mapping[str, Any]) -> str:
             "",
             "## Input and output",
             "",
-            f"Input `image`: RGB, (batch, 3, {side}, {side}), any batch size. The whole photograph is squashed to "
-            f"{side} × {side} (bilinear, antialiased), not cropped. Turn it upright by its EXIF orientation first, "
+            f"Input `image`: RGB, (batch, 3, {side}, {side}), any batch size. "
+            f"{_squashed(content['network'].get('timm_view'), side)} Turn it upright by its EXIF orientation first, "
             "drop transparency, and bring deeper pixels down to 8 bits by their full scale, as `photograph.py` does; "
             "it refuses what has no clear range, such as floating-point pixels.",
             "",
@@ -116,13 +109,14 @@ def _use(content: Mapping[str, Any], side: int) -> list[str]:
     files, lines = content["files"], ["## Use", ""]
     if "model.safetensors" in files:
         lines += [
-            "With timm and torch alone, in this folder; `model.py` and `photograph.py` are made to be copied:",
+            "With timm alone (`pip install timm 'pillow>=11.3'`), in this folder; `model.py` and `photograph.py` are "
+            "made to be copied:",
             "",
         ]
         lines += ["```python", *_SCRIPT.splitlines(), "```", ""]
     lines += [
         'With msltrain: `msltrain.Predictor.from_pretrained("FOLDER")`; on the hub `OWNER/NAME` stands for the folder, '
-        "and `msl predict photos/ --checkpoint hf://OWNER/NAME` is the same as a command.",
+        "and `msl predict hf://OWNER/NAME photos/` is the same as a command.",
         "",
     ]
     if "architecture" in content:
@@ -132,12 +126,38 @@ def _use(content: Mapping[str, Any], side: int) -> list[str]:
             "",
         ]
     if "model.onnx" in files:
-        script = _ONNX_SCRIPT
-        if not files["model.onnx"]["from_pixels"]:
-            script = script.replace("\nfor ", _MEAN_AND_STD).replace(*_SQUASHED).replace("SIDE", str(side))
-        lines += ["With onnxruntime, in this folder:", ""]
-        lines += ["```python", *script.splitlines(), "```", ""]
+        needs = "onnxruntime 'pillow>=11.3'" + (" timm" if "timm_view" in content["network"] else "")
+        lines += [f"With onnxruntime (`pip install {needs}`), in this folder:", ""]
+        lines += ["```python", *_onnx_script(content, side).splitlines(), "```", ""]
     return lines
+
+
+def _onnx_script(content: Mapping[str, Any], side: int) -> str:
+    """Photographs to scores, with as much made ready by the caller as the graph leaves to it."""
+    imports, made_ready, image = "", "", "np.asarray(photo)"
+    if not content["files"]["model.onnx"]["from_pixels"]:
+        made_ready = 'mean, std = (np.float32(config["network"][name]) for name in ("mean", "std"))\n'
+        square = f"photo.resize(({side}, {side}), 2)"  # bilinear
+        if view := content["network"].get("timm_view"):
+            imports = "from timm.data import create_transform\n"
+            made_ready += f"square = create_transform({side}, use_prefetcher=True, {_how(view)})\n"
+            square = "np.asarray(square(photo)).transpose(1, 2, 0)"
+        image = f"(np.float32({square}) / 255 - mean) / std"
+    parts = {"IMPORTS\n": imports + "\n", "MADE_READY\n": made_ready, "IMAGE": image}
+    script = _ONNX_SCRIPT
+    for marker, code in parts.items():
+        script = script.replace(marker, code)
+    return script
+
+
+def _how(view: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in view.items() if name != "side")
+
+
+def _squashed(view: Mapping[str, Any] | None, side: int) -> str:
+    if view is None:
+        return f"The whole photograph is squashed to {side} × {side} (bilinear, antialiased), not cropped."
+    return f"It is what `timm.data.create_transform({side}, {_how(view)})` leaves of the photograph."
 
 
 def _row(name: str, entry: Mapping[str, Any], content: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from msldata.contract.keepmask import decode_png, resize_nearest
+from msldata.errors import UserError
 from msltrain.use.overlay import RAMP, STRONGEST
 from msltrain.use.predict import Answer, Predictor
 from msltrain.use.read_images import Picture, read_photo
@@ -52,10 +53,18 @@ class Studio:
         predictors: answer, each about every photograph; one or several.
         examples: pictures to offer; at most ``MAX_EXAMPLES`` of them, spread evenly, are.
         names: what the predictors are called; none: after where they are.
+
+    Raises:
+        UserError: the predictors see different parts of a photograph.
     """
 
     def __init__(self, predictors: Sequence[Predictor], examples: Sequence[Picture] = (), names: Sequence[str] = ()):
         self.predictors = tuple(predictors)
+        if len({predictor.view for predictor in self.predictors}) > 1:
+            raise UserError(
+                "these models see different parts of a photograph (a timm classifier what its config says, others all "
+                "of it), so no hole is the same for them; serve them one at a time"
+            )
         self.names = tuple(names) or _names([str(predictor.path) for predictor in predictors])
         step = max(1, len(examples) / MAX_EXAMPLES)
         self.examples = [examples[int(n * step)] for n in range(min(len(examples), MAX_EXAMPLES))]
@@ -109,7 +118,7 @@ class Studio:
         return {"id": photo_id, "width": photo.width, "height": photo.height, "answers": list(map(_as_json, answers))}
 
     def _decode(self, picture: Picture) -> _Photo:
-        photo = read_photo(picture)
+        photo = self.predictors[0].seen(read_photo(picture))
         square_of = {size: photo.square(size) for size in self._sizes()}
         return _Photo(*photo.size, square_of, _jpeg(photo.pixels(_SHOWN_SIDE), _SHOWN_SIDE))
 

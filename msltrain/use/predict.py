@@ -30,6 +30,7 @@ from msltrain.use.class_activation import logits_and_place_logits
 from msltrain.use.overlay import PANEL_SIDE, OverlayFolder, Panel, Row, draw_sheet, thumbnail
 from msltrain.use.read_images import (
     Given,
+    Photo,
     Picture,
     find_images,
     given_pictures,
@@ -91,6 +92,7 @@ class Predictor:
         classes: class names in the order of scores, as `plain_name` gives them.
         sha256: of its weights, in hex.
         image_size: S.
+        view: what it sees of a photograph; None: all of it, squashed.
         trained_on: the training shards, where they were then.
         unfinished: in words, that its training was stopped; empty if it was not.
         threshold_K: float64, 0 to 1.
@@ -129,6 +131,7 @@ class Predictor:
         self.unfinished = loaded.unfinished()
         stream = loaded.config.stream
         self.image_size = stream.image_size
+        self.view = loaded.view
         self._to_device = ToDevice(device, stream.image_size, stream.mean, stream.std)
         red, green, blue = (round(255 * value) for value in stream.mean)
         self.hole_colour = (red, green, blue)
@@ -136,6 +139,16 @@ class Predictor:
             self.threshold_K, self.threshold_origin = thresholds_of(loaded)
         else:
             self.threshold_K, self.threshold_origin = np.full(len(self.classes), threshold), f"{threshold:g}, as asked"
+
+    def seen(self, photo: Photo) -> Photo:
+        """What the network sees of a photograph, before it is squashed to the square: what is to be shown, and hidden.
+
+        Raises BadInputError: it is not an image.
+        """
+        if self.view is None:
+            return photo
+        square_1CSS = self.view.square(photo.pixels())
+        return Photo(np.ascontiguousarray(square_1CSS[0].permute(1, 2, 0).numpy()))
 
     @classmethod
     def from_pretrained(
@@ -199,7 +212,8 @@ class Predictor:
     def predict(
         self, images: Given | Sequence[Given], *, top_k: int | None = None, batch_size: int = 32
     ) -> list[ImagePrediction]:
-        """What each image shows; an image is squashed to the square that the model was trained with.
+        """What each image shows; an image is squashed to the square that the model was trained with, and of a timm
+        classifier of its own goes through timm's transform for evaluation.
 
         Args:
             images: one or several: paths or addresses (as for `find_images`: a folder stands for all images in it), PIL
@@ -213,7 +227,7 @@ class Predictor:
             BadInputError: a file is no image.
         """
         found: list[ImagePrediction] = []
-        for batch in _read_ahead(given_pictures(images), self.image_size, "fail", batch_size, with_thumbnails=False):
+        for batch in _read_ahead(self, given_pictures(images), "fail", batch_size, with_thumbnails=False):
             answers = self.answer([read.square_1CSS for read in batch if read.square_1CSS is not None])
             for read, answer in zip(batch, answers, strict=True):
                 found.append(_in_words(self, read.name, [answer], top_k)[0])
@@ -278,8 +292,9 @@ def predict_each(
 ) -> Iterator[list[ImagePrediction]]:
     """Predict pictures in their order, a batch at a time; a caller who keeps none needs no memory for them.
 
-    An image is squashed to the square that the model was trained with, as in evaluation. It is turned
-    upright by its EXIF orientation, as builds and training do.
+    An image is squashed to the square that the model was trained with, as in evaluation; a keep mask is too. For a timm
+    classifier it goes through timm's own transform, and the mask lies over what that leaves. It is turned upright by
+    its EXIF orientation, as builds and training do.
 
     Args:
         predictor: the model.
@@ -295,7 +310,7 @@ def predict_each(
     if asked.keep_mask is not None:
         keep_mask_SS = read_keep_mask(asked.keep_mask, asked.polarity, predictor.image_size)
     draws = folder is not None
-    for batch in _read_ahead(pictures, predictor.image_size, asked.on_error, asked.batch_size, with_thumbnails=draws):
+    for batch in _read_ahead(predictor, pictures, asked.on_error, asked.batch_size, with_thumbnails=draws):
         squares = [read.square_1CSS for read in batch if read.square_1CSS is not None]
         whole = iter(predictor.answer(squares, with_places=draws))
         masked: Iterator[Answer] = iter(())
@@ -358,8 +373,8 @@ class _Read:
 
 
 def _read_ahead(
+    predictor: Predictor,
     pictures: Sequence[Picture],
-    image_size: int,
     on_error: Literal["fail", "skip"],
     batch_size: int,
     *,
@@ -369,8 +384,8 @@ def _read_ahead(
 
     def read(picture: Picture) -> _Read:
         try:
-            photo = read_photo(picture)
-            square_1CSS = photo.square(image_size)
+            photo = predictor.seen(read_photo(picture))
+            square_1CSS = photo.square(predictor.image_size)
             shown_HWC = thumbnail(photo.pixels(PANEL_SIDE)) if with_thumbnails else None
         except BadInputError as error:
             if on_error == "fail":

@@ -130,12 +130,17 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
 
 
 def prepared(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
-    """A photograph as the network wants it: upright, RGB of 8 bits, squashed to the square, normalised.
+    """A photograph as the network wants it: upright, RGB of 8 bits, squashed to the square or cropped, normalised.
 
     Raises:
         ValueError: its pixels have no clear range, as floating-point ones.
     """
-    pixel_CHW = torch.from_numpy(np.array(upright_rgb(image))).permute(2, 0, 1)
+    photograph = upright_rgb(image)
+    if view := config.get("timm_view"):  # a classifier of timm's own sees what timm's evaluation leaves of it
+        how = {name: view[name] for name in ("interpolation", "crop_pct", "crop_mode")}
+        transform = timm.data.create_transform(view["side"], use_prefetcher=True, **how)
+        photograph = Image.fromarray(np.asarray(transform(photograph)).transpose(1, 2, 0))
+    pixel_CHW = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)
     square = (config["image_size"], config["image_size"])
     pixel_1CSS = nn.functional.interpolate(pixel_CHW[None], square, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) for name in ("mean", "std"))

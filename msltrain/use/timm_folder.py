@@ -6,7 +6,7 @@ B batch, S image size, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from msltrain.models.build import Recogniser
 from msltrain.models.own_weights import in_timm_names
+from msltrain.models.timm_view import TimmView
 from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.use import standalone
 
@@ -69,7 +70,9 @@ def timm_folder(loaded: LoadedRecogniser) -> TimmFolder | None:
     stream, stated = loaded.config.stream, dict(network.default_cfg)
     pretrained = {key: stated[key] for key in _STATED if stated.get(key) is not None}
     pretrained |= {"input_size": [3, side, side], "mean": list(stream.mean), "std": list(stream.std)}
-    pretrained |= {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash", "num_classes": num_classes}
+    view = loaded.view or TimmView(side=side, interpolation="bilinear", crop_pct=1.0, crop_mode="squash")
+    pretrained |= {name: getattr(view, name) for name in ("interpolation", "crop_pct", "crop_mode")}
+    pretrained["num_classes"] = num_classes
     config = {
         "architecture": name.split(".")[0],
         "num_classes": num_classes,
@@ -84,7 +87,9 @@ def timm_folder(loaded: LoadedRecogniser) -> TimmFolder | None:
 def network_of(loaded: LoadedRecogniser) -> dict[str, Any]:
     """What ``standalone.py`` reads of ``config.json``."""
     model, stream = loaded.config.model, loaded.config.stream
-    content = {"image_size": stream.image_size, "mean": list(stream.mean), "std": list(stream.std)}
+    content: dict[str, Any] = {"image_size": stream.image_size, "mean": list(stream.mean), "std": list(stream.std)}
+    if loaded.view is not None:
+        content["timm_view"] = asdict(loaded.view)
     if not isinstance(loaded.recogniser, Recogniser):
         return content
     backbone = loaded.recogniser.backbone

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.evaluation.evaluate import evaluate
 from msltrain.models.build import build_model
@@ -20,7 +23,7 @@ from msltrain.recipes import RECIPES
 from msltrain.runs.other_checkpoints import Foreign
 from msltrain.use.photo_session import Studio
 from msltrain.use.predict import Predictor
-from msltrain.use.read_images import find_images
+from msltrain.use.read_images import find_images, read_square
 from tests.answers import predict_images
 from tests.smallshards import CLASSES, photo, write_images
 
@@ -77,6 +80,57 @@ def test_predict_says_what_evaluate_says(place, kind, tmp_path):
         assert [line["scores"][name] for name in CLASSES] == pytest.approx(score_K, abs=1e-5)
     with Image.open(lines[0]["overlay"]) as sheet:
         assert sheet.width > 4 * 130  # the photograph and three classes
+
+
+def test_a_classifier_sees_what_timms_own_evaluation_shows_it(place, tmp_path, monkeypatch):
+    """In `predict`, on a page and in an export; the photograph is no square, and the config crops and is bicubic."""
+    file = tmp_path / "wide.jpg"
+    file.write_bytes(photo(5, 500, 300))
+    network = timm.create_model("test_vit", num_classes=len(CLASSES)).eval()
+    network.load_state_dict(torch.load(place / "plain.pth"))
+    config = timm.data.resolve_data_config({}, model=network)
+    assert (config["interpolation"], config["crop_mode"]) == ("bicubic", "center") and config["crop_pct"] < 1
+    with Image.open(file) as image, torch.inference_mode():
+        pixels = timm.data.create_transform(**config)(image.convert("RGB"))
+        expected = dict(zip(CLASSES, network(pixels[None]).sigmoid()[0].tolist()))
+    predictor = Predictor(place / "plain.pth", CPU, foreign=KINDS["plain"], classes=CLASSES)
+    [found] = predictor.predict(file)
+    assert dict(found.scores) == pytest.approx(expected, abs=2e-5)
+    squashed = predictor.answer([read_square(file, predictor.image_size)])[0].score_K
+    assert max(abs(squashed - [expected[name] for name in CLASSES])) > 1e-3, "both would look right"
+
+    studio = Studio([predictor])
+    served = studio.add(find_images([file])[0])
+    assert dict(zip(CLASSES, served["answers"][0]["scores"])) == pytest.approx(expected, abs=2e-5)
+    assert served["width"] == served["height"] == predictor.image_size  # a hole is painted on what is seen
+    other = Predictor(place / "released.pth", CPU, foreign=KINDS["released"], classes=CLASSES)
+    with pytest.raises(UserError, match="serve them one at a time"):
+        Studio([predictor, other])
+
+    export = ["export", *options(place, "plain", place / "classes.txt"), "--out", tmp_path / "out"]
+    code, _, errors = msl(*export, "--from-pixels")
+    assert code == 2 and "--from-pixels squashes the whole photograph" in errors
+    code, _, errors = msl(*export, "--format", "safetensors", "--format", "onnx")
+    assert code == 0, errors
+    [again] = Predictor(tmp_path / "out", CPU).predict(file)
+    assert dict(again.scores) == pytest.approx(expected, abs=2e-5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    for script in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; sys.path.insert(0, '.'); exec(sys.argv.pop(1))",
+            script,
+            str(file),
+        ]
+        process = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        for name, score in expected.items():
+            printed = re.search(rf"{name}'?:? (\d\.\d+)", process.stdout)
+            assert printed and float(printed[1]) == pytest.approx(score, abs=1e-3), process.stdout
+    network = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    again = timm.data.resolve_data_config({}, model=network)
+    assert json.dumps(again) == json.dumps(config)
 
 
 def test_thresholds_are_tuned_on_what_lies_beside_the_file(place, kind):

@@ -77,6 +77,10 @@ class EncodedSlot(Slot):
         return EncodedImages(self._data_B, self._rows, self._crop_N4.tolist(), error)
 
 
+ToSquare = Callable[[np.ndarray], torch.Tensor]
+"""Makes uint8 (1, 3, S, S) of a whole image, uint8 (H, W, 3)."""
+
+
 class SquareSlot(PixelSlot):
     """Cropped and resized images.
 
@@ -84,10 +88,11 @@ class SquareSlot(PixelSlot):
         num_samples: the most that a batch of this rank has.
         image_size: side S, in pixels.
         device: where batches go from here.
+        to_square: another way to the square than crop and resize.
     """
 
-    def __init__(self, num_samples: int, image_size: int, device: torch.device):
-        self._size = image_size
+    def __init__(self, num_samples: int, image_size: int, device: torch.device, to_square: ToSquare | None = None):
+        self._size, self._to_square = image_size, to_square
         self.pixel_BHWC = _empty(num_samples * image_size**2 * 3, device).view(num_samples, image_size, image_size, 3)
         self._views = list(self.pixel_BHWC.permute(0, 3, 1, 2).split(1)) if num_samples else []
 
@@ -99,11 +104,14 @@ class SquareSlot(PixelSlot):
         return decoder.decode(data, *_expected(self._samples.rows, position), reduction=reduction)
 
     def put(self, position: int, image_HWC: np.ndarray) -> None:
+        if self._to_square is not None:
+            self._views[position].copy_(self._to_square(image_HWC))
+            return
         width = int(self._samples.rows.width_N[position])
         resize_crop(image_HWC, self._crops[position], self._views[position], width)
 
     def single(self) -> SquareSlot:
-        return SquareSlot(1, self._size, torch.device("cpu"))
+        return SquareSlot(1, self._size, torch.device("cpu"), self._to_square)
 
     def adopt(self, position: int, other: PixelSlot) -> None:
         assert isinstance(other, SquareSlot)
