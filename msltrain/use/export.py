@@ -187,7 +187,7 @@ def _found(out: Path, loaded: LoadedRecogniser, overwrite: bool) -> dict[str, di
 def _require_same_thresholds(out: Path, kept: Mapping[str, Any], loaded: LoadedRecogniser) -> None:
     """Raise UserError where a file that stays holds other thresholds than the folder is about to."""
     now = thresholds_in_words(loaded)
-    then = json.loads((out / CONFIG_NAME).read_text(encoding="utf-8")) if kept else now
+    then = json.loads(read_local(out / CONFIG_NAME)) if kept else now
     if FILES["onnx"] in kept and any(then.get(name) != value for name, value in now.items()):
         raise UserError(
             f"{out / FILES['onnx']}: holds thresholds of before ({then.get('threshold_origin')}; now: "
