@@ -174,6 +174,18 @@ def _voc(train: str, epochs: int, size: int, *more: str, lite: bool = False) -> 
     )
 
 
+def _reef(epochs: int) -> Stage:
+    return Stage(
+        train="reef/trainval",
+        test="reef/test",
+        masks="reef-masks",
+        test_masks="reef-test-masks",
+        recipe="demo",
+        epochs=epochs,
+        settings=("stream.ram_cache_gb=1", "stream.num_threads=1", "data.validation_fraction=0", "run.log_every=50"),
+    )
+
+
 STAGES = {
     "small": _voc("voc400", 12, 128),
     "small160": _voc("voc400", 20, 160),
@@ -184,15 +196,8 @@ STAGES = {
     "onelabel160": _voc("voc1", 8, 160),
     "lite": _voc("voc", 8, 128, lite=True),
     "lite224": _voc("voc", 8, 224, lite=True),
-    "reef": Stage(
-        train="reef/trainval",
-        test="reef/test",
-        masks="reef-masks",
-        test_masks="reef-test-masks",
-        recipe="demo",
-        epochs=16,
-        settings=("stream.ram_cache_gb=1", "stream.num_threads=1", "data.validation_fraction=0", "run.log_every=50"),
-    ),
+    "reef": _reef(16),
+    "reef9": _reef(9),
 }
 
 
@@ -280,6 +285,17 @@ SETTINGS = {
     "masksub-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW),
     "masksub-start25-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, "keep_mask.start=0.25", passes=1.75),
     "masksub-start50-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, "keep_mask.start=0.5", passes=1.5),
+    **{
+        f"masksub-{name}-start34-joint": _two(
+            *EQUAL,
+            *SOFT,
+            *JOINT_NORMS,
+            f"keep_mask.share={share}",
+            "keep_mask.start=0.34",
+            passes=1 + share * 2 / 3,
+        )
+        for name, share in (("half", 0.5), ("third", 0.35), ("quarter", 0.25))
+    },
     "masksub-half-joint": _two(*EQUAL, *SOFT, *JOINT_NORMS, "keep_mask.share=0.5", passes=1.5),
     "masksub-low-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, masks=("low",)),
     "masksub-ignore-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, "keep_mask.ignore_below=0.25"),

@@ -22,6 +22,7 @@ TITLES = {
     "full224": "All 2,334 photographs of VOC2007 train, 224 pixels, MobileNetV2",
     "lite224": "All 2,334 photographs of VOC2007 train, 224 pixels, EfficientNet-Lite0",
     "reef": "The demo's drawn reef, 3,600 pictures at 64 pixels, a small ResNet from scratch",
+    "reef9": "The same in the demo's own nine epochs",
 }
 """What a stage is called; stages without a title were trials and are not shown."""
 COLUMNS = (
