@@ -17,7 +17,7 @@ from msltrain.config import TrainConfig, from_json, override
 from msltrain.models.own_weights import find_own_file
 from msltrain.models.pretrained import fill_network, is_timm_tag, read_source
 from msltrain.recipes.own import own
-from msltrain.recipes.variants import distilled_with_twin
+from msltrain.recipes.variants import distilled, distilled_with_twin
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.shardset import open_shard_set
 
@@ -75,7 +75,8 @@ def fit_own(
     if "optim.num_epochs" in asked:
         num_epochs, why_steps = base.optim.num_epochs, "as asked"
     if not starts_at_random:
-        config = distilled_with_twin(config)
+        is_alone = asked.get("optim.twin_share") in ("0", "0.0")
+        config = distilled(config) if is_alone else distilled_with_twin(config)
     config = replace(
         config,
         data=replace(config.data, train=train, validation=validation, keep_masks=tuple(keep_masks)),

@@ -22,6 +22,8 @@ two things cost whole images most. Masked images moved BatchNorm's running stati
 those of whole images. And weights that add up to more than the baseline's are a higher learning rate, by which the
 network forgets what it knew: these add up to 1.
 """
+DISTIL_START = 0.25
+"""No image is masked in the first quarter of the epochs: with few photographs whole images then lose nothing."""
 TWIN_SHARE = 0.25
 """Of a twin that learns from whole images alone, in the weights that are shipped: wins back what masks cost there."""
 DISTIL_LOSS_FROM_NOTHING = replace(DISTIL_LOSS, bn_mode="shared", branches="concatenated")
@@ -61,7 +63,7 @@ def tuned(config: TrainConfig) -> TrainConfig:
 
 def distilled(config: TrainConfig) -> TrainConfig:
     """The run with our own loss in the place of the published one."""
-    return replace(config, loss=DISTIL_LOSS)
+    return replace(config, loss=DISTIL_LOSS, keep_mask=replace(config.keep_mask, share=1.0, start=DISTIL_START))
 
 
 def distilled_from_nothing(config: TrainConfig) -> TrainConfig:
@@ -72,8 +74,9 @@ def distilled_from_nothing(config: TrainConfig) -> TrainConfig:
 
 def distilled_with_twin(config: TrainConfig) -> TrainConfig:
     """The same for few photographs and pretrained weights: what is shipped is the average with a plain twin."""
-    keep_mask, optim = replace(config.keep_mask, share=1.0), replace(config.optim, twin_share=TWIN_SHARE)
-    return replace(config, loss=DISTIL_LOSS, keep_mask=keep_mask, optim=optim)
+    config = distilled(config)
+    keep_mask, optim = replace(config.keep_mask, start=0.0), replace(config.optim, twin_share=TWIN_SHARE)
+    return replace(config, keep_mask=keep_mask, optim=optim)
 
 
 def baseline(config: TrainConfig) -> TrainConfig:

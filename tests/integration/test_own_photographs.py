@@ -148,6 +148,10 @@ def test_the_network_is_the_best_that_can_be_had(place: Path, monkeypatch: pytes
 
     monkeypatch.setattr(own_fit, "is_cached", lambda name: name.startswith("resnet50."))
     assert chosen()[:2] == ("resnet50", "tv_in1k") and "on this machine" in chosen()[2]
+    settings = ("optim.twin_share=0", "optim.num_epochs=20")
+    alone, reasons = own_fit.fit_own(found.train, settings=settings, on_gpu=False)
+    assert (alone.keep_mask.start, alone.keep_mask.share, alone.optim.twin_share) == (0.25, 1, 0)
+    assert "and with parts hidden, from epoch 6 on" in " ".join(reasons)
     monkeypatch.setattr(own_fit, "is_cached", lambda name: False)
     monkeypatch.setattr(own_fit, "is_reachable", lambda name: True)
     assert chosen()[:2] == ("mobilenetv2_100", "ra_in1k") and "to be fetched" in chosen()[2]
