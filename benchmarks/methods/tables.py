@@ -1,7 +1,12 @@
-"""The tables and the plots of the study, from its rows; intervals from the predictions, where they are at hand."""
+"""The tables and the plots of the study, from its rows and intervals.
+
+An interval of a difference needs the predictions of both, which are not committed. So the first machine that has them
+writes it down, in ``intervals.jsonl``.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +40,7 @@ COLUMNS = (
 )
 VIEWS = {"whole": "whole", "low": "low holes", "high": "high holes"}
 STRATA = ("small share", "medium share", "large share", "covered to 25 %", "covered 25–50 %", "covered over 50 %")
+INTERVALS = Path(__file__).parent / "intervals.jsonl"
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 
 
@@ -96,24 +102,37 @@ def _ranked(found: Found) -> list[str]:
 
 
 def best_baseline(found: Found) -> str | None:
-    """The plain baseline with the best whole images: of its budgets, the one to be measured against."""
+    """The plain baseline to be measured against: of those with most seeds, the one with the best whole images."""
     plain = [setting for setting in found if setting.startswith("baseline")]
-    return max(plain, key=lambda name: _mean(found[name], "whole", "mAP"), default=None)
+    return max(plain, key=lambda name: (len(found[name]), _mean(found[name], "whole", "mAP")), default=None)
 
 
 def _differences(stage: str, baseline: str, setting: str, own: Sequence[dict[str, Any]], places: Places) -> str:
     """mAP on whole images by seed, the test images resampled for both models."""
     texts = []
     for row in own:
-        files = [
-            places.work / "predictions" / Job(stage, name, row["seed"]).folder / "whole.parquet"
-            for name in (baseline, setting)
-        ]
-        if all(file.exists() for file in files):
-            interval = mean_ap_difference(*map(read_predictions, files))
-            value, low, high = (100 * number for number in (interval.value, interval.low, interval.high))
+        interval = _interval(Job(stage, baseline, row["seed"]), Job(stage, setting, row["seed"]), places)
+        if interval:
+            value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
             texts.append(f"{value:+.1f} ({low:+.1f} to {high:+.1f})")
     return "; ".join(texts).replace("-", "−")
+
+
+def _interval(baseline: Job, job: Job, places: Places) -> dict[str, Any] | None:
+    """As written down, or computed now and written down; None where neither is possible."""
+    pair = {"jobs": [baseline.name, job.name], "digests": [baseline.digest, job.digest]}
+    lines = INTERVALS.read_text(encoding="utf-8").splitlines() if INTERVALS.exists() else []
+    for known in map(json.loads, lines):
+        if known["digests"] == pair["digests"]:
+            return known
+    files = [places.work / "predictions" / one.folder / "whole.parquet" for one in (baseline, job)]
+    if not all(file.exists() for file in files):
+        return None
+    found = mean_ap_difference(*map(read_predictions, files))
+    row = pair | {name: round(getattr(found, name), 5) for name in ("value", "low", "high")}
+    with open(INTERVALS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    return row
 
 
 def spread(values: Sequence[float]) -> str:

@@ -200,8 +200,8 @@ class KeepMaskConfig:
     to the masked terms, which stay means over all images."""
     start: float = 0.0
     """Share of the epochs, 0 to below 1, that pass before any image is masked. Until then whole images alone are
-    learnt, which weigh α1 + α2: the network first learns what there is to hide, and every epoch costs one pass. 0: from
-    the start, as published."""
+    learnt, with the weight α1 + share · α2: the network first learns what there is to hide, and an epoch costs one
+    pass. 0: masked from the start, as published."""
     subset_weights: tuple[float, ...] = ()
     """For stored masks: the share of the masked views that each folder of ``data.keep_masks`` serves. The remainder up
     to 1 is whole images. Empty: every mask is as likely as any other, as published."""

@@ -186,7 +186,7 @@ class Learner:
                             target_BK,
                             ignore_BK,
                             corrects_labels=corrects_labels,
-                            whole_only=self.config.loss.needs_keep_masks,
+                            whole_weight=self._whole_weight,
                         )
                         if part is None
                         else self._parallel(
@@ -226,6 +226,13 @@ class Learner:
             warm = (1 + self._num_averaged) / (10 + self._num_averaged)
             self._average.decay = min(self.config.optim.ema_decay, warm)
             self._num_averaged += 1
+
+    @property
+    def _whole_weight(self) -> float | None:
+        """Before masks start: what whole and masked images weigh together afterwards, so that gradients stay as large,
+        which AdamW remembers for a thousand steps."""
+        loss, share = self.config.loss, self.config.keep_mask.share
+        return loss.clean_weight + share * loss.masked_weight if loss.needs_keep_masks else None
 
     def _teacher_logits(self, image_BCHW: Tensor) -> Tensor | None:
         """What the moving average predicts for the whole images, if the masked branch learns from it."""

@@ -105,7 +105,7 @@ class SiameseStep(nn.Module):
         masked_B: Tensor | None = None,
         teacher_logit_BK: Tensor | None = None,
         corrects_labels: bool | None = None,
-        whole_only: bool = False,
+        whole_weight: float | None = None,
     ) -> dict[str, Tensor]:
         """Run both branches.
 
@@ -121,8 +121,8 @@ class SiameseStep(nn.Module):
             teacher_logit_BK: what the masked branch must predict with ``loss.masked_target="teacher"``.
             corrects_labels: with ``loss.recognition="splc"``, whether negatives that are found likely count as
                 positives: not before ``loss.splc_epoch``. Each branch goes by its own probabilities.
-            whole_only: nothing is masked yet (``keep_mask.start``): the images learn the labels, and weigh α1 + α2, so
-                that the learning rate means the same before and after.
+            whole_weight: nothing is masked yet (``keep_mask.start``): the images alone learn the labels, with this
+                weight in the place of α1.
 
         Returns:
             Scalars, float32 or wider as the logits are: ``total`` (to be minimised), ``clean``; with masks ``masked``
@@ -138,18 +138,19 @@ class SiameseStep(nn.Module):
         target_BK = target_BK.float()
         if loss.train_ignored == "negative":
             ignore_BK = None
-        if loss.branches == "single" and not whole_only:
+        if loss.branches == "single" and whole_weight is None:
             assert keep_mask_B1HW is not None, "a single branch with masks needs keep masks"
             masked_BCHW = fill_holes(image_BCHW, keep_mask_B1HW, filling_BCHW)
             if masked_B is not None:
                 masked_BCHW = torch.where(masked_B[:, None, None, None], masked_BCHW, image_BCHW)
                 masked_ignore_BK = None if masked_ignore_BK is None else masked_ignore_BK & masked_B[:, None]
             image_BCHW, ignore_BK = masked_BCHW, _either(ignore_BK, masked_ignore_BK)
-        if whole_only or not loss.has_masked_branch:
+        if whole_weight is not None or not loss.has_masked_branch:
             with self._passage.of("clean"):
                 clean_logit_BK = _checked(self.recogniser(image_BCHW), target_BK)
             clean = self._recognition(clean_logit_BK, target_BK, ignore_BK, loss.label_smoothing, corrects_labels)
-            return {"total": (loss.clean_weight + loss.masked_weight) * loss.scale * clean, "clean": clean}
+            weight = loss.clean_weight if whole_weight is None else whole_weight
+            return {"total": weight * loss.scale * clean, "clean": clean}
         if keep_mask_B1HW is None:
             raise UserError(
                 "the loss has masked terms and keep_mask_B1HW is None; give the batch's keep masks, or "

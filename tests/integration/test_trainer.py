@@ -220,10 +220,11 @@ RIVALS = {
 
 def test_masks_may_start_later_and_until_then_the_run_is_a_baseline(config: TrainConfig, tmp_path: Path):
     """Two of three epochs pass first: 0.8 of 3, rounded down."""
-    late = override(config, ["keep_mask.start=0.8", "optim.num_epochs=3"])
+    late = override(config, ["keep_mask.start=0.8", "keep_mask.share=0.5", "optim.num_epochs=3"])
     assert late.first_masked_epoch == 2
     train(late, run_dir=tmp_path / "late")
-    train(replace(late, loss=late.loss.rate_matched_baseline()), run_dir=tmp_path / "plain")
+    plain_loss = override(late, [*PLAIN, "loss.clean_weight=0.4"])  # 0.3 and half of 0.2
+    train(plain_loss, run_dir=tmp_path / "plain")
     found, plain = ([row for row in rows(tmp_path / name) if "total" in row] for name in ("late", "plain"))
     assert ["masked" in row for row in found] == [row["epoch"] == 2 for row in found]
     early = [(row["total"], row["clean"]) for row in found if row["epoch"] < 2]

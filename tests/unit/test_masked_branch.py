@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,14 +108,14 @@ def test_images_without_a_masked_view_add_nothing_and_cost_nothing():
 
 
 @pytest.mark.parametrize("branches", ["sequential", "concatenated", "single"])
-def test_before_masks_start_the_step_is_the_baselines_at_the_same_rate(branches: str):
+def test_before_masks_start_the_step_is_the_baselines(branches: str):
     images, _, targets = batch()
     weights = (1, 0, 0) if branches == "single" else (0.3, 0.2, 0.5)
     names = ("clean_weight", "masked_weight", "consistency_weight")
     loss = LossConfig(**dict(zip(names, weights)), branches=branches, masked_target="whole_image")
     network = Linear()
-    losses = SiameseStep(network, loss)(images, None, targets, whole_only=True)
-    baseline = replace(loss.rate_matched_baseline(), branches="auto")
+    losses = SiameseStep(network, loss)(images, None, targets, whole_weight=0.7)
+    baseline = LossConfig(clean_weight=0.7, masked_weight=0, consistency_weight=0)
     expected = SiameseStep(Linear(), baseline)(images, None, targets)
     assert losses == expected and set(losses) == {"total", "clean"}
     assert [len(image) for image in network.seen] == [4] and torch.equal(network.seen[0], images)
