@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from msldata.storage import Location
+from msldata.storage import Location, one_or_many
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,12 +34,13 @@ def recipe(
 
     Args:
         name: name of the recipe; ``msl recipes`` lists them.
-        data: training shards, instead of the recipe's.
+        data: training shards, instead of the recipe's. ``own`` takes a dataset, by name or place, and fits weights,
+            size, length and validation to it, as ``msl train NAME`` does; a warning says where it found no weights.
         keep_masks: keep-mask shards, one folder or several, instead of the recipe's.
-        settings: ``section.field=value``, as ``msl train --set`` takes them.
+        settings: ``section.field=value``, as ``msl train --set`` takes them: ``model.weights=FILE``, for one.
 
     Raises:
-        UserError: an unknown recipe or field, or a value that the field cannot take.
+        UserError: an unknown recipe or field, a value that the field cannot take, or no such dataset.
 
     Example:
         config = msltrain.recipe("msl-c-voc2007", data="shards/voc2007/trainval", settings=["optim.lr=0.005"])
@@ -47,7 +48,28 @@ def recipe(
     """
     from msltrain.recipes import configure
 
+    if name == "own" and data is not None:
+        return _fit_own(str(data), keep_masks, settings)
     return configure(name, train=data, keep_masks=keep_masks, settings=settings)
+
+
+def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settings: Sequence[str]) -> TrainConfig:
+    import torch
+
+    from msltrain.recipes.own_fit import fit_own
+    from msltrain.runs.run_places import find_dataset
+
+    found = find_dataset(data)
+    config, reasons = fit_own(
+        found.train,
+        validation=found.validation,
+        keep_masks=[str(place) for place in one_or_many(keep_masks)] if keep_masks else (),
+        settings=settings,
+        on_gpu=torch.cuda.is_available() and "run.device=cpu" not in settings,
+    )
+    if not config.model.weights and "model.weights=" not in settings:
+        warnings.warn(next(reason for reason in reasons if reason.startswith("network: ")), stacklevel=3)
+    return config
 
 
 def train(config: TrainConfig, run: Location, *, resume: bool = False) -> TrainResult:

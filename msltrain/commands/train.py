@@ -161,7 +161,9 @@ def train(
     for result in results:
         if result.best_epoch is not None:
             which = "best" if result.is_chosen else "last"
-            out.print(f"{which} validation mAP {100 * (result.validation_mAP or 0):.1f}, epoch {result.best_epoch + 1}")
+            why = "" if result.is_chosen else "; validation shows too little to choose another"
+            value, epoch = 100 * (result.validation_mAP or 0), result.best_epoch + 1
+            out.print(f"{which} validation mAP {value:.1f}, epoch {epoch}, is what is kept{why}")
         if fits and result.best is not None:
             _tune_thresholds(result.run_dir)
         show(out, (result.run_dir, "green"), f": {result.num_steps:,} steps, {result.seconds:,.0f} s")

@@ -357,7 +357,7 @@ def test_rare_classes_keep_one_half_and_are_named():
     one = replace(these, classes=("a",), **{name: getattr(these, name)[:, :1] for name in ARRAYS})
     assert threshold_origin(one, "val") == origin
     rest = replace(these, classes=tuple("bcde"), **{name: getattr(these, name)[:, 1:] for name in ARRAYS})
-    assert threshold_origin(rest, "val") == "0.5: val shows every class fewer than 10 times, too few to tune on"
+    assert threshold_origin(rest, "val") == "0.5: too few to tune on, fewer than 10 of each class in val"
 
 
 def test_a_class_without_a_positive_keeps_one_half_whatever_is_asked_for():

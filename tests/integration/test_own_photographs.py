@@ -6,13 +6,16 @@ import json
 import random
 import re
 import shlex
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import msltrain
 from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.config import from_json
@@ -120,6 +123,24 @@ def test_names(place: Path):
     for wrong, meant in (("photo", "photos"), ("photo/labels.csv", "photos"), ("photos/labls.csv", "labels.csv")):
         said = msl("build-shards", wrong, "--name", "x", code=2)
         assert f"{wrong}: no such file or folder; did you mean {meant}?" in said
+
+
+def test_python_fits_as_the_command_does(place: Path, monkeypatch: pytest.MonkeyPatch):
+    msl("build-shards", "photos", "--name", "mine")
+    monkeypatch.setattr(own_fit, "is_cached", lambda name: False)
+    monkeypatch.setattr(own_fit, "is_reachable", lambda name: False)
+    with pytest.warns(UserWarning, match="FROM NOTHING"):
+        alone = msltrain.recipe("own", data="mine")
+    found = find_dataset("mine")
+    expected, _ = own_fit.fit_own(found.train, validation=found.validation, on_gpu=torch.cuda.is_available())
+    assert alone == expected and alone.data.validation == "shards/mine/val"
+    monkeypatch.setattr(own_fit, "is_reachable", lambda name: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pretrained = msltrain.recipe("own", data=Path("shards/mine/train"), settings=["optim.num_epochs=2"])
+    assert pretrained.model.weights == "ra_in1k" and pretrained.optim.num_epochs == 2
+    with pytest.raises(UserError, match=r"did you mean mine\?"):
+        msltrain.recipe("own", data="mime")
 
 
 def test_a_table_with_another_class_replaces_all_splits(place: Path):
