@@ -175,6 +175,8 @@ def _list_skipped(skipped: Sequence[str]) -> None:
 
 def _show(measured: Measured, *, with_classes: bool) -> None:
     """The tables of ``evaluate``, in percent."""
+    from msltrain.measures.metrics import RATES
+
     metrics = measured.metrics
     summary = metrics.summary()
     table = _table("", *summary)
@@ -182,7 +184,10 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
     if measured.intervals:
         table.add_row("95 % from", *(_percent(measured.intervals[name].low) for name in summary))
         table.add_row("95 % to", *(_percent(measured.intervals[name].high) for name in summary))
-    for label, rates in (("top 3", metrics.top3), ("tuned thresholds", metrics.tuned)):
+    # Where no image has more than three predictions, "top 3" would repeat the first row.
+    is_repeated = all(getattr(metrics.top3, name) == getattr(metrics, name) for name in RATES)
+    top3 = None if is_repeated else metrics.top3
+    for label, rates in (("top 3", top3), ("tuned thresholds", metrics.tuned)):
         if rates is not None:
             table.add_row(label, "", *(_percent(getattr(rates, name)) for name in summary if name != "mAP"))
     out.print(table)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from html import escape
+from unicodedata import east_asian_width
 
 DASH = "–"
 """Shown where there is no value."""
@@ -14,6 +15,16 @@ DASH = "–"
 def percent(fraction: float | None, digits: int = 1) -> str:
     """``61.2``, or a dash for None and NaN."""
     return DASH if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}"
+
+
+def score_percent(score: float) -> str:
+    """A score in [0, 1] in whole percent, rounded: ``93 %``, on one line."""
+    return f"{percent(score, 0)}\u00a0%"
+
+
+def quoted(name: str) -> str:
+    """A name that a user gave, in a sentence: a run may be called ``mine`` or ``it``."""
+    return f"“{name}”"
 
 
 def points(fraction: float) -> str:
@@ -35,6 +46,11 @@ def capital(text: str) -> str:
 def counted(number: int, word: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def written_width(text: str) -> float:
+    """About how wide text is, in ems: enough for most letters of most fonts, and for those of East Asia."""
+    return sum(1.0 if east_asian_width(letter) in "WF" else 0.65 for letter in text)
 
 
 def markdown(text: str) -> str:

@@ -18,6 +18,7 @@ from msldata.errors import UserError
 from msltrain.evaluation.sweep import AllSamples
 from msltrain.measures.predictions import LargestObjects, Predictions, keep_mask_fingerprints
 from msltrain.measures.strata import REFERENCE_AREA
+from msltrain.pages.text import quoted
 from msltrain.report.open_runs import RunReport
 from msltrain.runs.run_places import WHOLE
 from msltrain.stream.keepmasks.bank import KeepMasks
@@ -98,9 +99,9 @@ def choose_seen(runs: Sequence[RunReport], num_each: int) -> list[Choice]:
             rows = [row for row in order if shows_NK[row].any() and row not in taken][:num_each]
             taken |= set(rows)
             if len(runs) > 1:
-                title = f"{what} that only {runs[-1 if kind == 'win' else 0].name} names"
+                title = f"{what} that only {quoted(runs[-1 if kind == 'win' else 0].name)} names"
             else:
-                title = f"{what} that {runs[0].name} {'names' if kind == 'win' else 'misses'}"
+                title = f"{what} that {quoted(runs[0].name)} {'names' if kind == 'win' else 'misses'}"
             if rows:
                 choices.append(Choice(title=title, kind=kind, rows=rows, shows_NK=shows_NK))
     return choices
@@ -142,9 +143,15 @@ def _ranked(runs: Sequence[RunReport], condition: str) -> tuple[list[int], list[
 
 def net_named(predictions: Predictions, rows: slice | Sequence[int] = slice(None)) -> np.ndarray:
     """Correctly named minus wrongly named classes of each sample, or of some, at a score ≥ 0.5: int64 (N,)."""
+    right_N, wrong_N = named(predictions, rows)
+    return right_N - wrong_N
+
+
+def named(predictions: Predictions, rows: slice | Sequence[int] = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+    """Correctly and wrongly named classes of each sample, or of some, at a score ≥ 0.5: int64 (N,) each."""
     named_NK = (predictions.logit_NK[rows] >= 0) & ~predictions.ignore_NK[rows]
-    right_NK = named_NK & (predictions.target_NK[rows] > 0)
-    return 2 * right_NK.sum(axis=1) - named_NK.sum(axis=1)
+    present_NK = predictions.target_NK[rows] > 0
+    return (named_NK & present_NK).sum(axis=1), (named_NK & ~present_NK).sum(axis=1)
 
 
 def read_examples(

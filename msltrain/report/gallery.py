@@ -14,7 +14,8 @@ from msldata.contract.keepmask import resize_nearest
 from msldata.errors import UserError
 from msldata.pages.html import picture
 from msltrain.pages.svg import style_name
-from msltrain.report.examples import Choice, Example, answer, cross_entropy, draw_boxes, hide, net_named
+from msltrain.pages.text import join, quoted, score_percent
+from msltrain.report.examples import Choice, Example, answer, cross_entropy, draw_boxes, hide, named, net_named
 from msltrain.report.open_runs import RunReport, describe_condition
 from msltrain.runs.checkpoint import open_checkpoint, read_meta
 from msltrain.runs.run_places import WHOLE
@@ -23,6 +24,8 @@ from msltrain.use.predict import Predictor
 
 LONG_SIDE = 400
 """The longer side of an embedded image, in pixels."""
+MOST_IN_COLUMN = 3
+"""More pictures in a row take the whole width of the window; the style sheet gives each at least 14 rem."""
 _SIGNS: Mapping[str, tuple[str, str]] = {
     "right": ("right", "✓"),
     "wrong": ("wrong", "✗"),
@@ -70,12 +73,10 @@ class View:
 class Map:
     """Where a model sees a class behind the hole."""
 
-    model: str
     style: str
-    words: str
-    """The class and its score."""
+    title: str
+    """The model, the class and its score, in words."""
     picture: str
-    alt: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,12 @@ class Gallery:
         return next((group.examples[0] for group in self.groups), None)
 
     @property
+    def is_wide(self) -> bool:
+        """Whether a row has more pictures than the page's column holds."""
+        rows = (len(shown.views) + len(shown.maps) for group in self.groups for shown in group.examples)
+        return max(rows, default=0) > MOST_IN_COLUMN
+
+    @property
     def has_maps(self) -> bool:
         """Whether any model could be asked where it looks."""
         return any(shown.maps for group in self.groups for shown in group.examples)
@@ -145,7 +152,7 @@ def show_examples(
         seen: those on whole images.
         missing: what is already known to be missing.
     """
-    first, last = runs[0].name, runs[-1].name
+    first, last = quoted(runs[0].name), quoted(runs[-1].name)
     several = len(runs) > 1
     titles = (
         ("win", f"Where {last} improves most on {first}" if several else f"Where {last} does best"),
@@ -153,7 +160,7 @@ def show_examples(
     )
     predictors = [_open_predictor(run) for run in runs]
     if (wins or failures) and not all(predictors):
-        lost = ", ".join(run.name for run, one in zip(runs, predictors, strict=True) if one is None)
+        lost = join([quoted(run.name) for run, one in zip(runs, predictors, strict=True) if one is None])
         looked = f"Where it looked is not drawn for {lost}: the weights are not here."
         missing = " ".join(filter(None, (missing, looked)))
     groups = [
@@ -219,11 +226,8 @@ def _show(example: Example, runs: Sequence[RunReport], condition: str, predictor
     truth = [name for name, positive in zip(clean.classes, clean.target_NK[row], strict=True) if positive]
     ignored = [name for name, flag in zip(clean.classes, clean.ignore_NK[row], strict=True) if flag]
     shows = ", ".join(truth) or "none of the classes"
-    nets = [f"{run.name} {net_named(run.conditions[condition], [row])[0]:+d}".replace("-", "−") for run in runs]
-    losses = [f"{run.name} {cross_entropy(run.conditions[condition], [row])[0]:.2f}" for run in runs]
     remarks = [f"not counted: {', '.join(ignored)}"] if ignored else []
-    remarks.append(f"correctly minus wrongly named {', '.join(nets)}")
-    remarks.append(f"cross-entropy {', '.join(losses)}")
+    remarks += [_how_well(run, condition, row, several=len(runs) > 1) for run in runs]
     hidden, masked = 0.0, example.image
     if example.keep_mask_HW is not None:
         hidden = 100 * (1 - float(example.keep_mask_HW.mean()))
@@ -248,12 +252,19 @@ def _show(example: Example, runs: Sequence[RunReport], condition: str, predictor
     )
 
 
+def _how_well(run: RunReport, condition: str, row: int, *, several: bool) -> str:
+    """How many classes a run names, and its cross-entropy; with its name where there are several runs."""
+    predictions = run.conditions[condition]
+    [right], [wrong] = named(predictions, [row])
+    whose = f"{quoted(run.name)}: " if several else ""
+    return f"{whose}{right} rightly and {wrong} wrongly named, cross-entropy {cross_entropy(predictions, [row])[0]:.2f}"
+
+
 def _view(image: Image.Image | None, alt: str, runs: Sequence[RunReport], condition: str, row: int, title: str) -> View:
     answers = []
     for number, run in enumerate(runs):
         first = [
-            # Rounded down, so that 49.7 % never reads as a prediction.
-            Answer(name=name, score=f"{int(100 * score)} %", verdict=verdict, style=style, sign=sign)
+            Answer(name=name, score=score_percent(score), verdict=verdict, style=style, sign=sign)
             for name, score, verdict in answer(run.conditions[condition], row)
             for style, sign in (_SIGNS[verdict],)
         ]
@@ -291,15 +302,12 @@ def _maps(
         [found] = predictor.answer([square_1CSS], keep_mask_SS, with_places=True)
         assert found.place_score_KHW is not None
         painted = Image.fromarray(paint(np.asarray(photo), found.place_score_KHW[k]))
-        words = f"{predictor.classes[k]} {int(100 * found.score_K[k])} %"
-        alt = f"Where {run.name} sees {words}"
+        title = f"Where {quoted(run.name)} sees {predictor.classes[k]}, score {score_percent(found.score_K[k])}"
         maps.append(
             Map(
-                model=run.name,
                 style=style_name(number),
-                words=words,
+                title=title,
                 picture=picture(painted, longest_side=LONG_SIDE),
-                alt=alt,
             )
         )
     return maps

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from msltrain.measures.bootstrap import Interval
-from msltrain.pages.text import capital, join, percent, points
+from msltrain.pages.text import capital, join, percent, points, quoted
 from msltrain.report.numbers import Found, Numbers
 from msltrain.report.open_runs import RunReport, describe_condition
 from msltrain.runs.run_places import WHOLE
@@ -61,7 +61,7 @@ def _one_finds(numbers: Numbers) -> str:
         f"{_of_hundred(numbers.found[0][end].num_found, numbers.found[0][end])} {_where(numbers, end)}"
         for end in numbers.ends
     ]
-    return f"Of every 100 objects {run.name} finds {join(places)}."
+    return f"Of every 100 objects {quoted(run.name)} finds {join(places)}."
 
 
 def _finds(numbers: Numbers, number: int) -> str:
@@ -85,7 +85,9 @@ def _finds(numbers: Numbers, number: int) -> str:
         if clauses:
             clauses.append(f"{where} it finds {amount} {counts}")
         else:
-            clauses.append(f"{run.name} finds {amount} objects {than} {reference.name} {where} {counts}")
+            clauses.append(
+                f"{quoted(run.name)} finds {amount} objects {than} {quoted(reference.name)} {where} {counts}"
+            )
     return f"With as many false alarms {'; '.join(clauses)}."
 
 
@@ -119,7 +121,7 @@ def _price(numbers: Numbers) -> str:
         for run, found_by_end in zip(numbers.runs, numbers.found, strict=True):
             found = found_by_end[end]
             false_rate = 100 * found.num_false / found.num_images
-            rates.append(f"{run.name} {_of_hundred(found.num_found, found)} and {false_rate:.0f}")
+            rates.append(f"{quoted(run.name)} {_of_hundred(found.num_found, found)} and {false_rate:.0f}")
         parts.append(f"{_where(numbers, end)} {join(rates)}")
     return (
         "At a score of 0.5, objects found of every 100 and false alarms per 100 images: "
@@ -133,7 +135,7 @@ def _single_headline(numbers: Numbers) -> str:
         f"{percent(measured.metrics.mAP)} on {describe_condition(name, run.conditions[name])}"
         for name, measured in numbers.measured[0].items()
     ]
-    return f"{run.name} reaches a mean average precision of {', '.join(parts)}."
+    return f"{quoted(run.name)} reaches a mean average precision of {', '.join(parts)}."
 
 
 def _interval_sentence(numbers: Numbers, condition: str) -> str:
@@ -160,17 +162,18 @@ def _headline(name: str, reference: RunReport, by_condition: Mapping[str, Interv
             side = ahead if difference.value > 0 else behind
             side.append(f"by {abs(100 * difference.value):.1f} points of mAP {where}")
     if not ahead and not behind:
-        return f"No difference in mAP between {name} and {reference.name} can be shown {join(level, 'or')}."
+        both = f"{quoted(name)} and {quoted(reference.name)}"
+        return f"No difference in mAP between {both} can be shown {join(level, 'or')}."
     clauses = [
         f"{side} {other} {join(places)}"
         for side, other, places in (
-            ("ahead of", reference.name, ahead),
-            ("behind", "it" if ahead else reference.name, behind),
+            ("ahead of", quoted(reference.name), ahead),
+            ("behind", "it" if ahead else quoted(reference.name), behind),
         )
         if places
     ]
     unclear = f"; {join(level)} no difference can be shown" if level else ""
-    return f"{name} is {' and '.join(clauses)}{unclear}."
+    return f"{quoted(name)} is {' and '.join(clauses)}{unclear}."
 
 
 def _sentence(numbers: Numbers, number: int, condition: str) -> str:
@@ -181,6 +184,7 @@ def _sentence(numbers: Numbers, number: int, condition: str) -> str:
     verdict = "" if difference.excludes_zero else ", which includes zero"
     interval = f"{points(difference.low)} to {points(difference.high)}"
     return (
-        f"{capital(where)}: {run.name} {percent(value)} mAP against {reference.name} {percent(before)}, "
+        f"{capital(where)}: {quoted(run.name)} {percent(value)} mAP "
+        f"against {quoted(reference.name)} {percent(before)}, "
         f"{points(difference.value)} points (95\u00a0% interval {interval}{verdict})."
     )

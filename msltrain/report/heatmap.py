@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from msltrain.pages.text import percent
+from msltrain.pages.text import percent, quoted, written_width
 from msltrain.report.numbers import Numbers
 
 LEVELS = (0.01, 0.03, 0.1, 0.3, 0.6)
@@ -19,6 +19,8 @@ LEVELS = (0.01, 0.03, 0.1, 0.3, 0.6)
 CELL = 12
 FONT = 9
 """In the units of the drawing."""
+LEAST_SIDE = 120
+"""Cells of few classes are larger, so that a map is at least so wide."""
 SMALL_UP_TO, MEDIUM_UP_TO = 14, 24
 """Up to this many classes three maps, or two, fit side by side; with more, a map takes the whole width of the page."""
 
@@ -34,6 +36,8 @@ class HeatMap:
     top: int
     side: int
     cell: int
+    widest: float
+    """The width at which names are as large as the page's small text, in its font sizes; more is not useful."""
     paths: list[tuple[int, str]]
     """(level, the cells of that level as one path), so that 80 classes stay small."""
     rows: list[tuple[str, float, float]]
@@ -47,18 +51,23 @@ class HeatMaps:
     """The maps under one title: one for each end, or one for both."""
 
     title: str
-    maps: list[HeatMap]
+    maps: list[HeatMap | None]
+    """None where no cell is filled; not all are."""
 
 
-def cooccurrence_maps(numbers: Numbers) -> list[HeatMaps]:
-    """Where labels occur together, and what each model wrongly sees where a companion is present."""
+def cooccurrence_maps(numbers: Numbers) -> tuple[list[HeatMaps], list[str]]:
+    """Where labels occur together, and what each model wrongly sees where a companion is present.
+
+    Returns:
+        The maps to show, and the titles of those that are left out, as no cell of theirs is filled.
+    """
     classes = [numbers.classes[k] for k in numbers.together]
     together = _map(numbers.companions.share_KK, classes, "Of the images with the row's class, the column's too")
     parts = [HeatMaps(title="Labels of the test images", maps=[together])]
     for run, alarms in zip(numbers.runs, numbers.false_alarms, strict=True):
-        title = f"False alarms of {run.name}"
+        title = f"False alarms of {quoted(run.name)}"
         parts.append(HeatMaps(title=title, maps=[_map(alarms[end].rate_KK, classes, title) for end in numbers.ends]))
-    return parts
+    return [one for one in parts if any(one.maps)], [one.title for one in parts if not any(one.maps)]
 
 
 def size_of(num_classes: int) -> str:
@@ -72,16 +81,20 @@ def scale() -> list[str]:
     return [f"{low}–{high} %" for low, high in pairwise(bounds)] + [f"from {bounds[-1]} %"]
 
 
-def _map(share_KK: np.ndarray, classes: Sequence[str], what: str) -> HeatMap:
-    left = top = 4 + 0.55 * FONT * max(map(len, classes))
-    side = CELL * len(classes)
-    # Column names lean to the right, beyond the last column.
-    width, height = left + side + 0.7 * top, 0.75 * top + side + 1
-    top *= 0.75
+def _map(share_KK: np.ndarray, classes: Sequence[str], what: str) -> HeatMap | None:
+    longest = FONT * max(map(written_width, classes))
+    cell = max(CELL, LEAST_SIDE // len(classes))
+    side = cell * len(classes)
+    # Column names lean to the right, up and beyond the last column; a letter is as high as it is long there.
+    left, top = 4 + longest, 4 + 0.71 * (longest + FONT)
+    width, height = left + side + top, top + side + 1
     with np.errstate(invalid="ignore"):
         level_KK = np.where(np.isnan(share_KK), 0, np.searchsorted(LEVELS, np.nan_to_num(share_KK), side="right"))
     paths = [(level, "".join(_runs(level_KK == level))) for level in range(1, len(LEVELS) + 1)]
-    middle = [CELL * (k + 0.5) for k in range(len(classes))]
+    paths = [(level, path) for level, path in paths if path]
+    if not paths:
+        return None
+    middle = [cell * (k + 0.5) for k in range(len(classes))]
     return HeatMap(
         alt=f"{what}, in percent. {_strongest(share_KK, classes)}",
         width=round(width),
@@ -89,8 +102,9 @@ def _map(share_KK: np.ndarray, classes: Sequence[str], what: str) -> HeatMap:
         left=round(left),
         top=round(top),
         side=side,
-        cell=CELL,
-        paths=[(level, path) for level, path in paths if path],
+        cell=cell,
+        widest=round(width / FONT, 2),
+        paths=paths,
         rows=[
             (name, round(left - 3), round(top + at + 0.35 * FONT, 1)) for name, at in zip(classes, middle, strict=True)
         ],

@@ -18,7 +18,7 @@ from msldata.pages.html import render
 from msldata.storage import LocalStorage
 from msltrain.pages.svg import model_styles, style_name
 from msltrain.pages.tables import as_markdown
-from msltrain.pages.text import capital, markdown, markdown_list
+from msltrain.pages.text import capital, join, markdown, markdown_list, quoted
 from msltrain.report import gallery as galleries
 from msltrain.report import tables
 from msltrain.report.classcurves import NUM_OPEN, class_curves
@@ -36,6 +36,9 @@ from msltrain.runs.folder import package_version
 from msltrain.runs.run_places import WHOLE
 
 _WITHOUT_PHOTOGRAPHS = "The test shards were not at hand, so no photographs are shown; --data SHARDS adds them."
+_WITHOUT_COMPANIONS = (
+    f"Classes that stand together are not shown: no share over at least {FEW_IMAGES} images reaches 1 %."
+)
 CLASSES_SUFFIX = ".classes.csv"
 """Of the file with all classes, where there are more than the page shows."""
 NUM_NAMED = 20
@@ -165,6 +168,7 @@ def _to_html(
     # A model of the study that is also a run on the page keeps its colour.
     styles = model_styles(curves.models if curves else (), known=names)
     hardest = tables.where(numbers, numbers.ends[-1])
+    (maps, blank), pairs = cooccurrence_maps(numbers), tables.pairs_table(numbers)
     return render(
         "msltrain.report/report.html",
         number=number,
@@ -196,14 +200,19 @@ def _to_html(
         tall_from=TALL_FROM,
         panels=class_curves(numbers),
         num_open=NUM_OPEN,
-        maps=cooccurrence_maps(numbers),
+        maps=maps,
+        blank=blank,
         map_size=size_of(len(numbers.together)),
         scale=scale(),
         few_images=FEW_IMAGES,
-        pairs=tables.pairs_table(numbers),
+        pairs=pairs,
         training=training_plots(runs),
-        validated=any("validation_mAP" in row for run in runs for row in run.history),
-        method=[*_method(numbers), *([] if gallery else [_WITHOUT_PHOTOGRAPHS])],
+        validation=_validation(runs),
+        method=[
+            *_method(numbers),
+            *([] if maps or pairs else [_WITHOUT_COMPANIONS]),
+            *([] if gallery else [_WITHOUT_PHOTOGRAPHS]),
+        ],
         settings=tables.settings_table(runs),
         configs=[(run.name, json.dumps(asdict(run.config), indent=2)) for run in runs],
         commands=commands,
@@ -211,6 +220,19 @@ def _to_html(
         environment=_environment(numbers, environment),
         beside=beside,
     )
+
+
+def _validation(runs: Sequence[RunReport]) -> str:
+    """What the validation mAP was measured on, in words; empty where there was no validation."""
+    by_words: dict[str, list[str]] = {}
+    for run in runs:
+        if any("validation_mAP" in row for row in run.history):
+            is_own = run.config.data.validation
+            words = "on a separate validation split" if is_own else "on samples set aside from the training split"
+            by_words.setdefault(words, []).append(quoted(run.name))
+    if len(by_words) < 2:
+        return "".join(by_words)
+    return join([f"{words} ({join(names)})" for words, names in by_words.items()])
 
 
 def _listed(names: Sequence[str]) -> list[str]:

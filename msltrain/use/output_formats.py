@@ -12,6 +12,7 @@ from typing import IO
 from msldata.console import Stream, on_one_line
 from msldata.errors import UserError
 from msltrain.measures.spreadsheet import cell, csv_text
+from msltrain.pages.text import percent
 from msltrain.use.predict import ImagePrediction
 
 FORMATS = ("table", "json", "csv", "parquet", "fiftyone")
@@ -134,9 +135,9 @@ def _line(image: ImagePrediction) -> str:
     masked = dict(image.masked_scores)
     deviations = [f" ± {100 * value:.0f}" for value in image.deviations] or [""] * len(image.scores)
     for (name, score), apart in zip(image.scores, deviations):
-        behind = f" → {100 * masked[name]:.0f}" if masked else ""
+        behind = f" → {percent(masked[name], 0)}" if masked else ""
         is_predicted = name in image.predicted or name in image.masked_predicted
-        parts[is_predicted].append(f"{name} {100 * score:.0f}{apart}{behind} %")
+        parts[is_predicted].append(f"{name} {percent(score, 0)}{apart}{behind} %")
     predicted = ", ".join(parts[True]) or "nothing predicted"
     return predicted + (f"; below the threshold: {', '.join(parts[False])}" if parts[False] else "")
 

@@ -22,6 +22,7 @@ from msldata.storage.hub import is_repository_name
 from msltrain.hosts.distributed import choose_device
 from msltrain.measures.predictions import read_predictions
 from msltrain.measures.thresholds import threshold_origin, tune_thresholds
+from msltrain.pages.text import score_percent
 from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.stream.pixels.batch import HostBatch
@@ -427,7 +428,7 @@ def _row(predictor: Predictor, answer: Answer, chosen: np.ndarray, keep_mask_SS:
     assert answer.place_score_KHW is not None
     panels = [
         Panel(
-            title=f"{predictor.classes[k]} {100 * answer.score_K[k]:.0f} %",
+            title=f"{predictor.classes[k]} {score_percent(answer.score_K[k])}",
             is_predicted=bool(answer.score_K[k] >= predictor.threshold_K[k]),
             place_score_HW=answer.place_score_KHW[k],
         )

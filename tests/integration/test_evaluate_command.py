@@ -71,12 +71,12 @@ def test_every_number_from_a_predictions_file(file, tmp_path):
     metrics = compute_metrics(make("abcdefghijklmnop", 0))
     for text in (
         "tuned thresholds",
-        "top 3",
         "95 % from",
         "left out of mAP, without positives: unicorn",
         "small share",
     ):
         assert text in output
+    assert "top 3" not in output  # of three classes it is the first row again
     assert "which the build made smaller (shorter=64)" in output
     assert f"{100 * metrics.mAP:.2f}" in output and "voc11" in output
     content = json.loads(CliRunner().invoke(app, ["evaluate", *asked, "--json"]).stdout)
@@ -87,6 +87,23 @@ def test_every_number_from_a_predictions_file(file, tmp_path):
     assert {row["name"]: row["num_positive"] for row in content["strata"]}["small"] == int(
         make("abcdefghijklmnop", 0).target_NK.sum()
     )
+
+
+def test_top_3_is_shown_where_it_differs(tmp_path):
+    """With one class more that every image is said to show, some have four predictions."""
+    few = make("abcdefghijklmnop", 0)
+    one_N1 = np.ones((16, 1), np.uint8)
+    more = replace(
+        few,
+        classes=(*few.classes, "sky"),
+        logit_NK=np.hstack([np.ones_like(few.logit_NK), 2 * one_N1]).astype(np.float32),
+        target_NK=np.hstack([few.target_NK, one_N1]),
+        ignore_NK=np.zeros((16, 4), bool),
+        objects=None,
+    )
+    write_predictions(more, tmp_path / "more.parquet")
+    code, output = run("--predictions", str(tmp_path / "more.parquet"))
+    assert code == 0 and "top 3" in output, output
 
 
 def test_thresholds_tuned_on_the_test_itself_are_refused(file):

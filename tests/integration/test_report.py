@@ -38,12 +38,15 @@ from msltrain.report.examples import (
     net_named,
     read_examples,
 )
+from msltrain.report.gallery import _how_well, _view
 from msltrain.report.headline import find
 from msltrain.report.numbers import compute_numbers
 from msltrain.report.plots import by_epoch
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.samples.shardset import open_shard_set
+from msltrain.use.output_formats import _line
+from msltrain.use.predict import ImagePrediction
 from msltrain.use.read_images import Photo
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
@@ -179,7 +182,7 @@ def test_finding_says_who_is_ahead(pair):
     high = mean_ap_difference(pair[0].masked["high"], pair[1].masked["high"])
     assert high.excludes_zero
     assert finding.ranking.startswith(
-        f"MSL is ahead of Base & line by {100 * high.value:.1f} points of mAP with high holes (55\u00a0% hidden)"
+        f"“MSL” is ahead of “Base & line” by {100 * high.value:.1f} points of mAP with high holes (55\u00a0% hidden)"
     )
     assert "no difference can be shown" in finding.ranking
     assert f"Measured on {NUM_SAMPLES} test images" in finding.sentences[-1]
@@ -188,11 +191,11 @@ def test_finding_says_who_is_ahead(pair):
 
 def test_finding_says_when_the_method_loses(pair):
     finding = find(compute_numbers(pair[::-1]))
-    assert finding.ranking.startswith("Base & line is behind MSL by ")
+    assert finding.ranking.startswith("“Base & line” is behind “MSL” by ")
     found, best = (found_alike(each.masked["high"], pair[1].masked["high"]) for each in pair)
-    loss = f"{100 * (1 - found / best):.0f}\u00a0% fewer objects than MSL"
+    loss = f"{100 * (1 - found / best):.0f}\u00a0% fewer objects than “MSL”"
     assert finding.headline.startswith(
-        f"With as many false alarms Base & line finds {loss} with 55\u00a0% of the image hid"
+        f"With as many false alarms “Base & line” finds {loss} with 55\u00a0% of the image hid"
     )
 
 
@@ -221,15 +224,15 @@ def test_the_first_words_count_objects_and_their_price(pair):
     shares = [round(100 * found / int(high[0].target_NK.sum())) for found in alike]
     gain = 100 * (alike[1] / alike[0] - 1)
     assert finding.headline == (
-        f"With as many false alarms MSL finds {gain:.0f}\u00a0% more objects than Base & line "
+        f"With as many false alarms “MSL” finds {gain:.0f}\u00a0% more objects than “Base & line” "
         f"with 55\u00a0% of the image hidden ({shares[1]} instead of {shares[0]} of every 100); "
         f"on whole images it finds about as many ({shares[3]} and {shares[2]} of every 100)."
     )
     found = [100 * int((scored(one, 0) & (one.target_NK == 1)).sum()) / int(one.target_NK.sum()) for one in high]
     false = [100 * num_false(one, 0) / NUM_SAMPLES for one in high]
     assert (
-        f"with 55\u00a0% of the image hidden Base & line {found[0]:.0f} and {false[0]:.0f} and MSL {found[1]:.0f} and "
-        f"{false[1]:.0f}; on whole images "
+        f"with 55\u00a0% of the image hidden “Base & line” {found[0]:.0f} and {false[0]:.0f} and “MSL” "
+        f"{found[1]:.0f} and {false[1]:.0f}; on whole images "
     ) in finding.price
 
 
@@ -261,14 +264,14 @@ def test_objects_are_compared_at_as_many_false_alarms(pair):
 def test_a_model_that_names_nothing_finds_nothing(pair):
     blind = replace(pair[1].clean, logit_NK=np.full((NUM_SAMPLES, 3), -1, np.float32))
     nothing = find(compute_numbers([replace(pair[0], masked={}), replace(pair[1], clean=blind, masked={})])).headline
-    assert "MSL finds 100\u00a0% fewer objects" in nothing
+    assert "“MSL” finds 100\u00a0% fewer objects" in nothing
 
 
 def test_finding_says_when_nothing_can_be_shown(pair):
     same = replace(pair[0], name="Copy")
     finding = find(compute_numbers([pair[0], same]))
-    assert "about as many objects as Base & line" in finding.headline
-    assert finding.ranking.startswith("No difference in mAP between Copy and Base & line can be shown")
+    assert "about as many objects as “Base & line”" in finding.headline
+    assert finding.ranking.startswith("No difference in mAP between “Copy” and “Base & line” can be shown")
     assert "which includes zero" in finding.sentences[0]
 
 
@@ -450,15 +453,15 @@ def test_objects_that_only_one_model_names_are_shown_where_nothing_is_hidden():
     ]
     found = [(choice.title, choice.kind, choice.rows) for choice in choose_seen(runs, 2)]
     assert found == [
-        ("Small objects that only Last names", "win", [0]),
-        ("Covered or cut-off objects that only First names", "failure", [1]),
-        ("Objects in plain sight that only Last names", "win", [2]),
+        ("Small objects that only “Last” names", "win", [0]),
+        ("Covered or cut-off objects that only “First” names", "failure", [1]),
+        ("Objects in plain sight that only “Last” names", "win", [2]),
     ]
     alone = [(choice.title, choice.rows) for choice in choose_seen(runs[1:], 2)]
     assert alone == [
-        ("Small objects that Last names", [0, 3]),
-        ("Covered or cut-off objects that Last misses", [1]),
-        ("Objects in plain sight that Last names", [2]),
+        ("Small objects that “Last” names", [0, 3]),
+        ("Covered or cut-off objects that “Last” misses", [1]),
+        ("Objects in plain sight that “Last” names", [2]),
     ]
     without = [replace(each, clean=replace(each.clean, objects=None)) for each in runs]
     assert choose_seen(runs, 0) == choose_seen(without, 2) == []
@@ -535,6 +538,8 @@ def test_pictures_come_from_the_shards_and_masks_of_the_predictions(tmp_path):
     assert [one["src"] for one in images[:2]] == [one["src"] for one in images[2:4]]  # the first opens the page, too
     images = images[2:]
     assert len(images) == 4
+    assert "differ most" not in text  # plain words where there is one model
+    assert "Where “One” does best" in text and "rightly and" in text
     rows = [row for group in choose([single], "high", 2) for row in group]
     for row, whole, masked in zip(rows, images[::2], images[1::2], strict=True):
         keep_mask_HW = bank.of_keys([single.clean.keys[row]], epoch=0)[0, 0].numpy()
@@ -558,6 +563,75 @@ def test_pictures_come_from_the_shards_and_masks_of_the_predictions(tmp_path):
     images = [attributes for tag, attributes in Page(text).elements if tag == "img"]
     assert len(images) == 3 and not any("hidden" in attributes["alt"] for attributes in images)
     assert text.count('<p class="absent">') == 3  # the answers behind the masks are there all the same
+
+
+def test_scores_are_rounded_as_predict_rounds_them(pair):
+    logit_K = np.float32([np.log(0.9276 / 0.0724), 0.0, np.log(0.006 / 0.994)])
+    one = replace(pair[0], clean=replace(pair[0].clean, logit_NK=np.tile(logit_K, (NUM_SAMPLES, 1))))
+    [answers] = _view(None, "", [one], "whole", 0, "Whole").answers
+    scores = [each.score.split()[0] for each in answers.first]
+    assert scores == ["93", "50", "1"]
+    exact = tuple(zip(CLASSES, 1 / (1 + np.exp(-logit_K.astype(float)))))
+    printed = _line(ImagePrediction(file="a.jpg", scores=exact, predicted=CLASSES))
+    assert scores == re.findall(r"(\d+) %", printed)
+
+
+def test_each_model_says_how_many_it_named_rightly_and_wrongly(pair):
+    clean = replace(
+        pair[0].clean,
+        logit_NK=np.float32([[2, 1, -1]] * NUM_SAMPLES),
+        target_NK=np.uint8([[1, 0, 1]] * NUM_SAMPLES),
+        ignore_NK=np.zeros((NUM_SAMPLES, 3), bool),
+    )
+    mine = replace(pair[0], name="mine", clean=clean)
+    words = "1 rightly and 1 wrongly named, cross-entropy 0.92"
+    assert _how_well(mine, "whole", 0, several=False) == words
+    assert _how_well(mine, "whole", 0, several=True) == f"“mine”: {words}"
+    assert net_named(clean)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (("", ""), "and mAP on samples set aside from the training split."),
+        (("val", "val"), "and mAP on a separate validation split."),
+        (
+            ("", "val"),
+            "and mAP on samples set aside from the training split (“Base & line”) and "
+            "on a separate validation split (“MSL”).",
+        ),
+    ],
+)
+def test_the_page_says_what_validation_was_measured_on(pair, tmp_path, folders, words):
+    runs = [
+        replace(each, config=replace(CONFIG, data=replace(CONFIG.data, validation=folder)))
+        for each, folder in zip(pair, folders, strict=True)
+    ]
+    text = write_report(tmp_path / "r.html", title="T", runs=runs).read_text("utf-8")
+    assert words in html.unescape(text)
+
+
+def test_maps_without_a_filled_cell_are_left_out(pair, tmp_path):
+    """Few images give no share at all; a model without false alarms has an empty map."""
+    quiet = replace(pair[1].clean, logit_NK=np.full((NUM_SAMPLES, 3), -1, np.float32))
+    runs = [replace(pair[0], masked={}), replace(pair[1], clean=quiet, masked={})]
+    text = write_report(tmp_path / "one.html", title="T", runs=runs).read_text("utf-8")
+    assert text.count("plot heat") == 2 and "Left out, as no cell is filled: False alarms of “MSL”." in text
+    few = [replace(each, clean=first(each.clean, 9), masked={}) for each in pair]
+    text = write_report(tmp_path / "few.html", title="T", runs=few).read_text("utf-8")
+    Page(text)
+    assert "plot heat" not in text and 'id="companions"' not in text and "#companions" not in text
+    assert "Classes that stand together are not shown: no share over at least 10 images" in text
+    ends = [pair[0], replace(pair[1], masked={"high": replace(pair[1].masked["high"], logit_NK=quiet.logit_NK)})]
+    ends[0] = replace(ends[0], masked={"high": ends[0].masked["high"]})
+    text = write_report(tmp_path / "ends.html", title="T", runs=ends).read_text("utf-8")
+    assert '<div class="in1"><p class="absent">No cell is filled.</p>' in text and text.count("plot heat") == 4
+
+
+def first(entry: Predictions, count: int) -> Predictions:
+    """The first few images."""
+    arrays = {name: getattr(entry, name)[:count] for name in ("keys", "logit_NK", "target_NK", "ignore_NK")}
+    return replace(entry, **arrays, objects=None)
 
 
 def test_pictures_are_the_right_ones_although_samples_were_skipped(tmp_path):

@@ -226,14 +226,14 @@ def test_the_first_folder_that_is_given_wins_over_the_recorded_one(page, place, 
 
 def test_the_page_shows_where_each_model_looked(page, place, tmp_path):
     text = page.read_text("utf-8")
-    maps = re.findall(r'alt="Where (Baseline|MSL) sees (\w+) (\d+) %"', text)
+    maps = re.findall(r'alt="Where “(Baseline|MSL)” sees (\w+), score (\d+)\s%"', text)
     assert [name for name, _, _ in maps] == ["Baseline", "MSL"] * 4
     shutil.copytree(place / "runs/msl", tmp_path / "msl")
     shutil.rmtree(tmp_path / "msl/checkpoints")
     code, output = msl(
         *("report", "--run", tmp_path / "msl", "--data", place / "shards", "--examples", 2, "--device", "cpu"),
     )
-    assert code == 0 and "Where it looked is not drawn for msl: the weights are not here." in output, output
+    assert code == 0 and "Where it looked is not drawn for “msl”: the weights are not here." in output, output
     assert "sees" not in (tmp_path / "msl/report.html").read_text("utf-8")
 
 

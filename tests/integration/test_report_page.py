@@ -183,6 +183,21 @@ def test_readable_on_a_phone_and_in_the_dark(page, width, dark):
         page.screenshot(Path(folder) / f"report-{width}-{'dark' if dark else 'light'}.png")
 
 
+def test_rows_of_examples_begin_where_their_headings_do(page):
+    page.look(1280)
+    lefts = """return [...document.querySelectorAll('.gallery')].map((rows) => {
+        const heading = rows.previousElementSibling;
+        if (arguments[0]) for (const each of [rows, heading]) each.classList.add('wide');
+        const found = [rows, heading].map((each) => each.getBoundingClientRect().left);
+        for (const each of [rows, heading]) each.classList.remove('wide');
+        return found;
+    })"""
+    column = page.run("return document.querySelector('h2').getBoundingClientRect().left")
+    narrow, wide = page.run(lefts, False), page.run(lefts, True)
+    assert len(narrow) == 2 and all(pair == [column, column] for pair in narrow)
+    assert all(rows == heading < column for rows, heading in wide)
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_eighty_classes_stay_small_and_readable(chromium, tmp_path, width):
     rng = np.random.default_rng(0)
@@ -217,3 +232,32 @@ def test_eighty_classes_stay_small_and_readable(chromium, tmp_path, width):
     chromium.wait_for(folded.format(last).removeprefix("return "))  # a class that is asked for unfolds
     if folder := os.environ.get("MSL_SCREENSHOTS"):
         chromium.screenshot(Path(folder) / f"report-80-{width}.png")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_names_beside_the_maps_of_few_classes_are_whole_and_no_larger_than_other_text(chromium, tmp_path, width):
+    rng = np.random.default_rng(0)
+    target_NK = (rng.random((60, 4)) < 0.5).astype(np.uint8)
+    few = Predictions(
+        keys=tuple(map(str, range(60))),
+        logit_NK=rng.standard_normal((60, 4)).astype(np.float32),
+        target_NK=target_NK,
+        ignore_NK=np.zeros((60, 4), bool),
+        classes=("car", "cat", "person", "犬と猫"),
+        origin=Origin(),
+    )
+    alone = RunReport(name="mine", clean=few, masked={}, config=CONFIG, history=[])
+    chromium.look(width)
+    chromium.open(write_report(tmp_path / "report.html", title="Few classes", runs=[alone]).as_uri())
+    assert chromium.overflow() == []
+    found = chromium.run("""return [...document.querySelectorAll('.heat text')].map((name) => {
+        const map = name.ownerSVGElement, box = map.getBoundingClientRect(), at = name.getBoundingClientRect();
+        const scale = box.width / map.viewBox.baseVal.width;
+        return [name.textContent, scale * parseFloat(getComputedStyle(name).fontSize),
+                Math.min(at.left - box.left, at.top - box.top, box.right - at.right, box.bottom - at.bottom)];
+    })""")
+    other = chromium.run("return parseFloat(getComputedStyle(document.querySelector('figcaption')).fontSize)")
+    assert len(found) == 2 * 2 * 4
+    for name, size, room in found:
+        assert 0.75 * other < size <= 1.01 * other, name
+        assert room >= -0.5, f"{name} is cut off"
