@@ -594,7 +594,7 @@ def test_a_run_is_gathered_from_its_folder(tmp_path, pair):
     assert gathered.files == {
         name: str(tmp_path / f"{name.replace('whole', 'clean')}.parquet") for name in ("whole", "high")
     }
-    with pytest.raises(FileNotFoundError, match="none: not a run"):
+    with pytest.raises(FileNotFoundError, match="none: no checkpoint here"):
         open_run(tmp_path / "none", name="Run", clean=tmp_path / "clean.parquet")
 
 

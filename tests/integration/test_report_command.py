@@ -274,7 +274,7 @@ def test_one_run_names_no_other(page, place, tmp_path):
 
 def test_messages(page, place, tmp_path):
     for arguments, message in (
-        (["--run", tmp_path], "not a run"),
+        (["--run", tmp_path], "no checkpoint here"),
         (["--run", place / "runs/msl", "--keep-masks", place / "heldout/low"], "needs --data SHARDS"),
         (["--run", place / "runs/msl", "--name", "A", "--name", "B"], "1 runs and 2 names"),
         (["--run", place / "runs/msl", "--run", place / "runs/msl"], "same name"),
