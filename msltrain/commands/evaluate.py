@@ -27,6 +27,7 @@ from msltrain.commands.options import (
     SomeCheckpoint,
     SomeCheckpoints,
     named_models,
+    shards_to_measure,
 )
 from msltrain.pages.text import percent
 
@@ -42,7 +43,10 @@ def evaluate(
     checkpoint: SomeCheckpoint = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Shards to evaluate on: folder or URL; default: the test shards beside the training ones."),
+        typer.Option(
+            help="Shards to evaluate on: dataset in shards/ by its name, folder or URL.",
+            show_default="the test shards beside the training ones",
+        ),
     ] = None,
     recipe: Recipe = "",
     model: Model = "",
@@ -84,10 +88,8 @@ def evaluate(
         [checkpoint] = named_models(run and [run], checkpoint and [checkpoint], "evaluate")
     found = [] if predictions is None else [(predictions, read_predictions(predictions))]
     if predictions is None:
-        if checkpoint is not None and data is None and not held_out:
-            from msltrain.evaluation.evaluate import test_shards
-
-            data = test_shards(next(iter(find_series(checkpoint)), checkpoint))
+        if checkpoint is not None:
+            data = shards_to_measure(data, checkpoint, held_out=held_out)
         if checkpoint is None or (data is None and not held_out):
             raise UserError(
                 "say what to evaluate: msl evaluate RUN with --data SHARDS or --held-out, or --predictions FILE"
@@ -224,11 +226,21 @@ def _table(first: str, *columns: str) -> Table:
 
 
 def robustness(
-    data: Annotated[str, typer.Option(help="Shards to evaluate on: folder or URL.")],
     runs: RunArguments = None,
     checkpoint: SomeCheckpoints = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Shards to evaluate on: dataset in shards/ by its name, folder or URL.",
+            show_default="the test shards beside the first model's training ones",
+        ),
+    ] = None,
     keep_masks: Annotated[
-        list[str] | None, typer.Option(help="Held-out keep masks, for irregular; repeat it: low and high.")
+        list[str] | None,
+        typer.Option(
+            help="Held-out keep masks, for irregular; repeat it: low and high.",
+            show_default="shards/heldout/low and high, if they are here",
+        ),
     ] = None,
     name: Annotated[list[str] | None, typer.Option(help="Names of the models, in the same order.")] = None,
     kind: Annotated[
@@ -264,6 +276,7 @@ def robustness(
 
     from msldata.errors import UserError
     from msltrain.hosts import launch
+    from msltrain.robustness.kinds import IRREGULAR, check_kinds, held_out_masks, need_stored
 
     checkpoint = named_models(runs, checkpoint, "robustness")
     names = name or [path.stem if path.is_file() else path.name for path in map(Path, checkpoint)]
@@ -271,6 +284,12 @@ def robustness(
         raise UserError(f"{len(checkpoint)} checkpoints and {len(names)} names; give --name once per --checkpoint")
     if bool(recalibrate) != bool(recalibrate_masks):
         raise UserError("--recalibrate SHARDS and --recalibrate-masks DIR belong together")
+    kinds = tuple(kind or (IRREGULAR,))
+    masks = tuple(keep_masks or (held_out_masks() if need_stored(kinds) else ()))
+    check_kinds(kinds, masks)  # before torch is imported
+    shards = shards_to_measure(data, checkpoint[0])
+    if shards is None:
+        raise UserError(f"{checkpoint[0]}: no test shards beside its training ones; say what to measure on with --data")
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
     from msltrain.hosts.rank_output import is_first_process
@@ -281,15 +300,20 @@ def robustness(
 
     study = Study(
         models=tuple(zip(names, checkpoint, strict=True)),
-        shards=data,
-        keep_masks=tuple(keep_masks or ()),
-        kinds=tuple(kind or ("irregular",)),
+        shards=shards,
+        keep_masks=masks,
+        kinds=kinds,
         recalibration=Recalibration(shards=recalibrate, keep_masks=tuple(recalibrate_masks or ()))
         if recalibrate
         else None,
         foreign=Foreign(recipe=recipe, model=model),
         seed=seed,
     )
+    if is_first_process():
+        if data is None:
+            show(err, f"test shards: {shards}")
+        if masks and not keep_masks:
+            show(err, f"keep masks: {' and '.join(masks)}")
     found = run_study(
         study,
         out_,

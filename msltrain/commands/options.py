@@ -39,6 +39,20 @@ def named_models(arguments: Sequence[str] | None, options: Sequence[str] | None,
     return [run_place(one) for one in named]
 
 
+def shards_to_measure(data: str | None, model: str, *, held_out: bool = False) -> str | None:
+    """The shards that ``--data`` names, a dataset by its name as well; left out, the test shards of what the model was
+    trained on. None where there are none, and with ``held_out``, whose photographs the run itself knows."""
+    from msltrain.runs.run_places import find_evaluation_shards, find_series
+
+    if data is not None:
+        return find_evaluation_shards(data, held_out=held_out)
+    if held_out:
+        return None
+    from msltrain.evaluation.evaluate import test_shards
+
+    return test_shards(next(iter(find_series(model)), model))
+
+
 _CHECKPOINT = ("--checkpoint", "--run")
 """What was trained: a run stands for its best checkpoint, so these are two names of one option."""
 

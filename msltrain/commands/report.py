@@ -16,7 +16,11 @@ def report(
     runs_: RunArguments = None,
     checkpoint: SomeCheckpoints = None,
     data: Annotated[
-        str | None, typer.Option(help="Test shards: makes missing predictions, and shows photographs.")
+        str | None,
+        typer.Option(
+            help="Test shards, or a dataset in shards/ by its name: makes missing predictions, and shows photographs.",
+            show_default="those beside the first run's training ones, if they are here and those of its predictions",
+        ),
     ] = None,
     keep_masks: Annotated[
         list[str] | None,
@@ -44,7 +48,7 @@ def report(
     from msltrain.measures.summary import mean_and_deviation
     from msltrain.report import write_report
     from msltrain.report.gather import gather_runs, name_of
-    from msltrain.runs.run_places import find_series, run_folder
+    from msltrain.runs.run_places import find_evaluation_shards, find_series, run_folder
 
     models = named_models(runs_, checkpoint, "report")
     series = [(path, find_series(path)) for path in map(Path, models)]
@@ -55,14 +59,24 @@ def report(
     names = name or default
     if len(names) != len(run):
         raise UserError(f"{len(run)} runs and {len(names)} names; give --name once per --checkpoint")
-    runs = gather_runs(run, names, shards=data, keep_masks=keep_masks or (), device=device, progress=progress_bar)
+    gathered = gather_runs(
+        run,
+        names,
+        shards=data and find_evaluation_shards(data),
+        keep_masks=keep_masks or (),
+        device=device,
+        progress=progress_bar,
+    )
+    runs, shards = gathered.runs, gathered.shards
+    if data is None and shards is not None:
+        show(err, f"test shards: {shards}")
     page = out_ or (run_folder(run[0]) / "report.html" if len(run) == 1 else Path("report.html"))
     origin = runs[0].clean.origin
     write_report(
         page,
         title=f"{' and '.join(names) if len(names) < 3 else ', '.join(names)} on {origin.dataset} {origin.split}",
         runs=runs,
-        shards=data,
+        shards=shards,
         robustness=robustness,
         num_examples=examples,
         note=lambda text: show(err, text),
@@ -77,6 +91,6 @@ def report(
             spread = {measure: mean_and_deviation([one[measure] for one in found]) for measure in found[0]}
             words = ", ".join(f"{key} {100 * mean:.2f} ± {100 * sd:.2f}" for key, (mean, sd) in spread.items())
             show(out, f"{path.name}, mean ± standard deviation of {len(found)} runs: {words}")
-    if data is None:
+    if shards is None:
         out.print("without photographs; --data SHARDS adds them")
-    next_step(f"msl serve {shlex.join(map(str, run))}" + (f" --examples {shlex.quote(data)}" if data else ""))
+    next_step(f"msl serve {shlex.join(map(str, run))}" + (f" --examples {shlex.quote(shards)}" if shards else ""))

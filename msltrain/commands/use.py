@@ -163,6 +163,7 @@ def serve(
     from msldata.errors import UserError
     from msltrain.hosts.distributed import process_group
     from msltrain.runs.other_checkpoints import Foreign
+    from msltrain.runs.run_places import local_test_shards
     from msltrain.use.photo_session import Studio
     from msltrain.use.predict import Predictor
     from msltrain.use.read_images import find_images
@@ -183,7 +184,7 @@ def serve(
             )
             for one in models
         ]
-        if not examples and (test := _test_shards(predictors[0].trained_on)):
+        if not examples and (test := local_test_shards(predictors[0].trained_on)):
             pictures = find_images([test])
             show(err, f"examples: {test}")
         studio = Studio(predictors, pictures, name or ())
@@ -199,17 +200,6 @@ def serve(
                     show(out, f"{who}thresholds: {predictor.threshold_origin}")
                 server.serve_forever()
             out.print("stopped")
-
-
-def _test_shards(training: str) -> str:
-    """Test shards on this machine beside training shards; empty where there are none."""
-    from msldata.errors import UserError
-    from msltrain.runs.run_places import find_test_shards
-
-    try:
-        return "" if not training or "://" in training else find_test_shards(training)
-    except (UserError, OSError):
-        return ""
 
 
 class ExportFormat(StrEnum):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +13,19 @@ from msltrain.evaluation.sweep import Progress
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints, read_predictions
 from msltrain.report.open_runs import RunReport, open_run, read_config
 from msltrain.runs.checkpoint import CHECKPOINTS, open_checkpoint, read_meta
-from msltrain.runs.run_places import WHOLE, default_file
+from msltrain.runs.run_places import WHOLE, default_file, local_test_shards
 
 ShowProgress = Callable[[str], AbstractContextManager[Progress]]
 """Opens a progress display with that title."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a report is made of."""
+
+    runs: list[RunReport]
+    shards: str | None
+    """The test shards: those that were named, or the first run's own."""
 
 
 def gather_runs(
@@ -27,7 +36,7 @@ def gather_runs(
     keep_masks: Sequence[str] = (),
     device: str = "auto",
     progress: ShowProgress,
-) -> list[RunReport]:
+) -> Gathered:
     """Predictions of every run on whole images and behind each folder of keep masks.
 
     A file in ``RUN/predictions`` counts if it was made with these weights, shards and keep masks, whatever its name.
@@ -36,7 +45,8 @@ def gather_runs(
     Args:
         run_dirs: run or checkpoint folders, the reference first.
         names: one for each.
-        shards: test shards; without them nothing can be evaluated, and the files decide.
+        shards: test shards; None: those beside the training shards of the first run, where they are on this machine
+            and no predictions are of other data. Without any nothing can be evaluated, and the files decide.
         keep_masks: folders, one condition each.
         device: the device for evaluations.
         progress: shows one evaluation.
@@ -45,9 +55,10 @@ def gather_runs(
         UserError: predictions are missing and there are no shards, or the files are of several datasets.
         FileNotFoundError: a folder is no run.
     """
+    stored = [_Stored.of(run_dir) for run_dir in run_dirs]
+    shards = shards or _own_test_shards(stored)
     if keep_masks and shards is None:
         raise UserError("--keep-masks says what to evaluate with, so it needs --data SHARDS as well")
-    stored = [_Stored.of(run_dir) for run_dir in run_dirs]
     fingerprint = _only_dataset(stored) if shards is None else open_images(shards).manifest.fingerprint
     wanted: dict[tuple[str, ...], tuple[str, ...]] = {keep_mask_fingerprints([place]): (place,) for place in keep_masks}
     if not wanted:
@@ -73,7 +84,7 @@ def gather_runs(
             files[condition] = file
         given = {titles[fingerprints]: places for fingerprints, places in wanted.items()} if keep_masks else {}
         runs.append(open_run(run.place, name=name, clean=files.pop(WHOLE), masked=files, keep_masks=given))
-    return runs
+    return Gathered(runs, shards)
 
 
 def name_of(run_dir: Path) -> str:
@@ -128,6 +139,17 @@ class _Stored:
             f"{self.place}: no predictions {what + ' ' if what else ''}for '{condition}'; give --data SHARDS to make "
             f"them now, or run `msl evaluate --checkpoint {self.place} --data SHARDS` first"
         )
+
+
+def _own_test_shards(stored: Sequence[_Stored]) -> str | None:
+    """The test shards on this machine of what the first run was trained on; None where they are not here, were built
+    anew, or some of the predictions are of other data: then the user says which are meant."""
+    test = local_test_shards(read_config(stored[0].place).data.train)
+    measured_on = {one.origin.dataset_fingerprint for run in stored for one in run.predictions.values()}
+    with suppress(UserError, OSError):
+        if test and measured_on <= {open_images(test).manifest.fingerprint}:
+            return test
+    return None
 
 
 def _only_dataset(stored: Sequence[_Stored]) -> str:

@@ -27,7 +27,8 @@ from msltrain.measures.predictions import (
     write_predictions,
 )
 from msltrain.robustness.fillings import EPOCH, Filling
-from msltrain.robustness.hole_kinds import STORED, HoleRange, Holes, open_kind, open_stored
+from msltrain.robustness.hole_kinds import HoleRange, Holes, open_kind, open_stored
+from msltrain.robustness.kinds import STORED, need_stored
 from msltrain.robustness.partial_results import Stretch, Unfinished
 from msltrain.robustness.recalibrate import recalibrate_batchnorm
 from msltrain.robustness.study import Study
@@ -126,7 +127,7 @@ class StudyModel:
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
         """Fingerprints of the stored keep masks; none if no kind uses them."""
-        return keep_mask_fingerprints(self.study.keep_masks) if set(STORED) & set(self.study.kinds) else ()
+        return keep_mask_fingerprints(self.study.keep_masks) if need_stored(self.study.kinds) else ()
 
     def _finished(self, names: Sequence[str]) -> dict[str, Predictions]:
         """The finished predictions. Raises UserError if they are of another model, other data or other holes."""

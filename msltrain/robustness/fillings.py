@@ -5,13 +5,12 @@ B batch, C channels, S = H = W image size, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from msldata.errors import UserError
+from msltrain.robustness.kinds import FILLED, PASTED
 from msltrain.stream.config import Fill, StreamConfig
 from msltrain.stream.keepmasks.donors import Donors
 from msltrain.stream.keepmasks.fill import fill_holes, make_filling
@@ -20,16 +19,13 @@ from msltrain.stream.samples.shardset import ShardSet
 
 EPOCH = 0
 """What training draws anew in every epoch, a study always takes from this epoch."""
-PASTED = "pasted"
-FILLED: Mapping[str, Fill] = {"mean": "mean", "noise": "noise", "blur": "blur", "image": "image"}
-"""Kinds of stored holes with something in them → the filling."""
 
 
 class Filling:
     """What shows in the holes of one kind.
 
     Args:
-        kind: of ``hole_kinds.KINDS``.
+        kind: of ``kinds.KINDS``.
         shard_set: the images of the study, which the pixels of other photographs come from.
         stream: what the loader of the batches is given.
         device: of the batches.

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from msldata.errors import UserError
-from msltrain.robustness.fillings import EPOCH, FILLED, PASTED, Filling
+from msltrain.robustness.fillings import EPOCH, Filling
+from msltrain.robustness.kinds import PASTED, STORED
 from msltrain.robustness.visible_share import ObjectBoxes
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
@@ -23,16 +24,6 @@ from msltrain.stream.keepmasks.open_keep_masks import AnyKeepMasks
 from msltrain.stream.keepmasks.shapes import BoxMasks, ObjectMasks, PatchMasks
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.shardset import ShardSet
-
-IRREGULAR = "irregular"
-STORED = (IRREGULAR, *FILLED)
-"""Kinds that take the stored keep masks."""
-KINDS = (IRREGULAR, "patch", "box", "object", *FILLED, PASTED)
-"""``irregular``: the stored keep masks of the folders that were named. ``patch``: squares of a grid. ``box``: one box.
-``object``: the box of one object of the image; its hole fraction is what that object takes. ``mean``, ``noise``,
-``blur``, ``image``: the holes of ``irregular``, filled with the image's mean colour, noise around it, the blurred image
-itself, or another image of the dataset. ``pasted``: the boxes of ``box``, filled with cut-outs of annotated objects of
-other images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +47,7 @@ class Holes:
     """Keep masks of one kind in one range, what shows in their holes, and a record of what they hid.
 
     Args:
-        kind: of ``KINDS``.
+        kind: of ``kinds.KINDS``.
         range_: of ``RANGES``.
         choose: the keep masks (B, 1, H, W) of a batch.
         filling: what shows in the holes.
@@ -139,12 +130,12 @@ def open_kind(
     The choice depends on the sample and ``seed`` alone, so every model of one image size sees the same holes.
 
     Args:
-        kind: of ``KINDS``.
-        stored: gives the held-out keep masks, see ``open_stored``; called for the kinds in ``STORED``.
+        kind: of ``kinds.KINDS``.
+        stored: gives the held-out keep masks, see ``open_stored``; called for the kinds in ``kinds.STORED``.
         shard_set, stream: what the loader of the batches is given.
 
     Raises:
-        UserError: an unknown kind, no folder or no mask in any range, or no objects to hide.
+        UserError: no folder or no mask in any range, or no objects to hide.
     """
     size = stream.image_size
     masks: Mapping[HoleRange, AnyKeepMasks]
@@ -157,10 +148,9 @@ def open_kind(
         }
     elif kind in ("box", PASTED):
         masks = {range_: BoxMasks(size, device, hole_fraction=(range_.low + range_.high) / 2) for range_ in _BINS}
-    elif kind == "object":
-        masks = {OBJECT_RANGE: ObjectMasks(shard_set, size, device)}
     else:
-        raise UserError(f"no kind of hole is called '{kind}'; there are: {', '.join(KINDS)}")
+        assert kind == "object", f"{kind}: an unknown kind, which a study refuses"
+        masks = {OBJECT_RANGE: ObjectMasks(shard_set, size, device)}
     return {range_: _chooser(part, seed) for range_, part in masks.items()}
 
 

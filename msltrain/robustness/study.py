@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from msldata.errors import UserError
-from msltrain.robustness.hole_kinds import IRREGULAR
+from msltrain.robustness.kinds import IRREGULAR, check_kinds
 from msltrain.runs.other_checkpoints import Foreign
 
 RECALIBRATED = " recalibrated"
@@ -27,7 +27,8 @@ class Study:
     """Which models are measured, on which data.
 
     Raises:
-        UserError: no model, names that repeat, or recalibration on the masks of the study.
+        UserError: no model, names that repeat, unknown kinds, no keep masks for kinds that take stored ones, or
+            recalibration on the masks of the study.
     """
 
     models: tuple[tuple[str, str], ...]
@@ -36,7 +37,7 @@ class Study:
     keep_masks: tuple[str, ...]
     """Held-out keep masks; those of training would flatter a model that was trained with them."""
     kinds: tuple[str, ...] = (IRREGULAR,)
-    """See ``hole_kinds.KINDS``."""
+    """See ``kinds.KINDS``."""
     recalibration: Recalibration | None = None
     foreign: Foreign = field(default_factory=Foreign)
     seed: int = 0
@@ -51,5 +52,6 @@ class Study:
                     f"'{name}' cannot name a model here: names become folders and must differ; give --name once per "
                     "checkpoint"
                 )
+        check_kinds(self.kinds, self.keep_masks)
         if self.recalibration and set(self.recalibration.keep_masks) & set(self.keep_masks):
             raise UserError("recalibrate on the training keep masks, not on the held-out ones that are measured with")

@@ -79,6 +79,28 @@ def find_test_shards(train: str) -> str:
     return _first(train.rstrip("/").rpartition("/")[0] or ".", _TEST)
 
 
+def local_test_shards(train: str) -> str:
+    """The test shards on this machine beside training shards; empty where there are none, or where they cannot be
+    read. For what is welcome to a page, and nothing to fail for."""
+    try:
+        return "" if not train or "://" in train else find_test_shards(train)
+    except (UserError, OSError):
+        return ""
+
+
+def find_evaluation_shards(name: str, *, held_out: bool = False) -> str:
+    """The shards that ``--data NAME`` means where models are measured: those at that place, or of a dataset, by its
+    folder, URL or name in ``shards/``, the test split; with ``held_out`` what training validated on or took it from.
+    The name itself where there is neither, which whoever opens it says."""
+    splits = (*_VALIDATION, *_TRAIN) if held_out else _TEST
+    for place in (name.rstrip("/"), *([] if "://" in name else [f"{SHARDS}/{name}"])):
+        if open_storage(place).exists(MANIFEST_NAME):
+            return place
+        if found := _first(place, splits):
+            return found
+    return name
+
+
 def find_run(name: str) -> str:
     """What a checkpoint's name means: a bare name that is no run or file itself is looked for in ``runs/``."""
     path = Path(name).expanduser()

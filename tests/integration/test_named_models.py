@@ -49,7 +49,7 @@ def test_a_run_by_its_name_is_the_checkpoint(place):
     assert msl("evaluate", "mine", "--data", "shards", "--device", "cpu")[0] == 0
 
 
-@pytest.mark.parametrize("words", ["serve", "report", "export", "robustness --data shards"])
+@pytest.mark.parametrize("words", ["serve", "report", "export", "robustness --data shards --kind patch"])
 def test_what_names_no_model_or_two_is_one_line(place, words):
     command, *rest = words.split()
     code, _, errors = msl(command, *rest)

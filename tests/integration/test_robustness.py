@@ -28,7 +28,7 @@ from msltrain.robustness.conditions import UNFINISHED, StudyModel
 from msltrain.robustness.curves import compute_curves, pooled_visibility
 from msltrain.robustness.figure import robustness_markdown, write_robustness
 from msltrain.robustness.fillings import Filling
-from msltrain.robustness.hole_kinds import KINDS
+from msltrain.robustness.kinds import KINDS
 from msltrain.robustness.run import Recalibration, Study, run_study
 from msltrain.runs.checkpoint import load_recogniser
 from msltrain.stream.config import StreamConfig

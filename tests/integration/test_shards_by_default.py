@@ -1,0 +1,152 @@
+"""Which shards and keep masks ``evaluate``, ``robustness`` and ``report`` take when they are named shortly, or not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from msltrain.__main__ import app
+from msltrain.config import DataConfig, ModelConfig, TrainConfig
+from msltrain.measures.predictions import read_predictions
+from msltrain.robustness.kinds import HELD_OUT
+from msltrain.runs.run_places import find_evaluation_shards
+from msltrain.stream.config import StreamConfig
+from tests.integration.test_evaluate import write_checkpoint
+from tests.smallshards import CLASSES, write_images, write_keep_masks
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PATCHES = ("--kind", "patch")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run ``mine``, trained on a dataset of that name with a test split of 5, and another dataset with one of 4."""
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("train", 6), ("val", 3), ("test", 5)):
+        write_images(tmp_path / "shards/mine" / split, [count])
+    write_images(tmp_path / "shards/other/test", [4])
+    config = TrainConfig(
+        data=DataConfig(train="shards/mine/train"),
+        stream=StreamConfig(image_size=32, batch_size=4),
+        model=ModelConfig(backbone="resnet10t"),
+    )
+    write_checkpoint(tmp_path / "runs/mine", CLASSES, config=config)
+    return tmp_path
+
+
+def msl(*words: str, code: int = 0) -> str:
+    """What the command says."""
+    device = [] if "--help" in words else ["--device", "cpu"]
+    result = CliRunner().invoke(app, [*words, *device], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def num_samples(file: str) -> int:
+    return len(read_predictions(file).keys)
+
+
+def test_a_study_is_made_on_the_run_s_own_test_shards(place):
+    assert "test shards: shards/mine/test" in msl("robustness", "mine", *PATCHES)
+    assert num_samples("robustness/predictions/mine/whole.parquet") == 5
+
+
+def test_a_study_of_a_run_without_test_shards_says_what_to_name(place):
+    (place / "shards/mine/test/dataset.json").unlink()
+    said = msl("robustness", "mine", *PATCHES, code=2)
+    assert "runs/mine: no test shards beside its training ones" in said and "--data" in said
+
+
+def test_a_dataset_s_name_is_its_test_split(place):
+    assert "4 samples" in msl("evaluate", "mine", "--data", "other")
+    msl("robustness", "mine", "--data", "other", *PATCHES)
+    assert num_samples("robustness/predictions/mine/whole.parquet") == 4
+    assert "without photographs" not in msl("report", "mine", "--data", "other")
+    said = msl("evaluate", "mine", "--data", "othre", code=2)
+    assert "othre: no finished dataset here" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "tested", "held_out"),
+    [
+        ("mine", "shards/mine/test", "shards/mine/val"),
+        ("shards/mine/", "shards/mine/test", "shards/mine/val"),
+        ("shards/mine/train", "shards/mine/train", "shards/mine/train"),
+        ("mine/train", "shards/mine/train", "shards/mine/train"),
+        ("other", "shards/other/test", "other"),  # refused as it is written, with what lies below
+        ("nowhere", "nowhere", "nowhere"),
+    ],
+)
+def test_what_a_name_means(place, name, tested, held_out):
+    assert find_evaluation_shards(name) == tested
+    assert find_evaluation_shards(name, held_out=True) == held_out
+
+
+def test_missing_keep_masks_are_said_before_torch_is_imported(place):
+    """With the command that makes them, and the options to add then; the dataset is not even looked for."""
+    script = (
+        "import sys\nfrom msltrain.__main__ import main\n"
+        "try: main()\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, "robustness", "mine"]
+    result = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}, check=False)
+    assert result.stdout.split() == ["2", "False"], result.stdout + result.stderr
+    said = " ".join(result.stderr.split())
+    assert "msl build-masks --generate 3000 --seed 1 --out shards/heldout" in said
+    assert "--keep-masks shards/heldout/low --keep-masks shards/heldout/high" in said
+    assert "'spots'; there are: irregular" in msl("robustness", "mine", "--kind", "spots", code=2)
+
+
+def test_held_out_masks_are_taken_where_they_lie(place):
+    rng = np.random.default_rng(0)
+    masks = [(rng.random((32, 32)) > 0.3).astype(np.uint8) for _ in range(3)]
+    write_keep_masks(place / HELD_OUT[0], masks)
+    assert "no keep masks were named" in msl("robustness", "mine", code=2)  # the half of them is another study
+    write_keep_masks(place / HELD_OUT[1], masks)
+    assert f"keep masks: {HELD_OUT[0]} and {HELD_OUT[1]}" in msl("robustness", "mine")
+    assert read_predictions("robustness/predictions/mine/irregular-20-30.parquet").origin.keep_masks == HELD_OUT
+    assert "keep masks:" not in msl("robustness", "mine", "--out", "patches", *PATCHES)
+
+
+def test_the_command_that_makes_them_makes_what_is_looked_for(place):
+    result = CliRunner().invoke(
+        app, "build-masks --generate 8 --size 32 --per-subset 0 --seed 1 --out shards/heldout".split()
+    )
+    assert result.exit_code == 0, result.output
+    assert "keep masks: " in msl("robustness", "mine")
+
+
+def photographs(page: str = "runs/mine/report.json") -> list[object]:
+    return json.loads(Path(page).read_text("utf-8"))["examples"]
+
+
+def test_a_report_shows_the_run_s_own_test_photographs(place):
+    said = msl("report", "mine")  # never evaluated before
+    assert "test shards: shards/mine/test" in said and "without photographs" not in said
+    assert "--examples shards/mine/test" in said and photographs()
+    assert num_samples("runs/mine/predictions/mine-test.parquet") == 5
+    assert msl("report", "mine") == said  # from the predictions that are there now
+
+
+def test_a_report_on_other_data_is_made_without_them(place):
+    msl("evaluate", "mine", "--data", "other")
+    said = msl("report", "mine")
+    assert "without photographs; --data SHARDS adds them" in said and not photographs()
+    msl("evaluate", "mine")
+    assert "of several datasets" in msl("report", "mine", code=2)
+
+
+def test_a_report_after_the_test_shards_were_built_anew_is_made_without_them(place):
+    msl("evaluate", "mine")
+    for file in (place / "shards/mine/test").iterdir():
+        file.unlink()
+    write_images(place / "shards/mine/test", [7])
+    assert "without photographs" in msl("report", "mine")
+    (place / "shards/mine/test/dataset.json").write_text("{")
+    assert "without photographs" in msl("report", "mine")
