@@ -147,11 +147,12 @@ def test_a_mistake_is_one_message(folder, s3, tmp_path, place, options, words):
 
 
 def test_python_costs_little_per_sample(folder, monkeypatch):
-    # What Python does while it holds the interpreter's lock bounds how many threads one process can use: 80 µs a sample
-    # would be 12,500 images/s. Decoding and resizing are taken out; everything else is the real thing.
+    # What Python does while it holds the interpreter's lock bounds how many threads one process can use: some 40 µs a
+    # sample. Decoding and resizing are taken out; everything else is the real thing. Ten times that is a mistake, not a
+    # slow machine.
     blank_HWC = np.zeros((1, 1, 3), dtype=np.uint8)
     monkeypatch.setattr(Decoder, "decode", lambda *_, **__: blank_HWC)
     monkeypatch.setattr("msltrain.stream.pixels.decode._resize", lambda *_, **__: None)
     config = StreamConfig(image_size=24, batch_size=32, num_threads=1)
     best = min(measure_stream(folder, config, max_images=1000).cpu_seconds_per_1000 for _ in range(3))
-    assert best * 1000 < 80, f"{best * 1000:.0f} µs"
+    assert best * 1000 < 400, f"{best * 1000:.0f} µs"

@@ -202,8 +202,8 @@ def test_parts_share_a_folder_with_parts_only(plan, tmp_path):
     assert not part_file.exists()
 
 
-def start(voc, out, *options) -> subprocess.Popen:
-    command = [sys.executable, "cli.py", "build-shards", "--dataset", "voc2007", "--source", voc, "--split", "test"]
+def start(voc, out, *options, program=("cli.py",)) -> subprocess.Popen:
+    command = [sys.executable, *program, "build-shards", "--dataset", "voc2007", "--source", voc, "--split", "test"]
     command += ["--samples-per-shard", "2", "--workers", "1", "--out", out, *options]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -220,17 +220,30 @@ def test_real_parts_at_the_same_time_even_the_same_part_twice(voc, whole, tmp_pa
     assert contents(out / "voc2007" / "test") == whole
 
 
+WAITING = """
+import pathlib, time
+from msldata.storage import LocalStorage
+from msltrain.__main__ import main
+
+read = LocalStorage.read
+
+def waiting(self, name, *rest):
+    while name.endswith("000003.jpg") and not pathlib.Path({go!r}).exists():
+        time.sleep(0.01)
+    return read(self, name, *rest)
+
+LocalStorage.read = waiting
+main()
+"""
+"""The program, with a third image that takes its time."""
+
+
 def test_the_second_of_two_real_builds_is_refused(voc, whole, tmp_path):
     """Started by mistake on one folder: one of the two ends, whole; the other says why it did not begin."""
     out = tmp_path / "out"
     folder = out / "voc2007" / "test"
-    # The first build waits for its third image, which is a pipe.
-    pipe, image = tmp_path / "pipe", voc / "JPEGImages" / "000003.jpg"
-    data = image.read_bytes()
-    os.mkfifo(pipe)
-    image.unlink()
-    image.symlink_to(pipe)
-    first = start(voc, out)
+    go = tmp_path / "go"
+    first = start(voc, out, program=("-c", WAITING.format(go=str(go))))
     try:
         end = time.monotonic() + 30
         while not list(folder.glob(".voc2007-test-000001.*.part")):
@@ -239,7 +252,7 @@ def test_the_second_of_two_real_builds_is_refused(voc, whole, tmp_path):
         second = start(voc, out)
         _, errors = second.communicate(timeout=60)
         assert (second.returncode, "another build is writing into this folder" in errors) == (2, True), errors
-        pipe.write_bytes(data)
+        go.touch()
         _, errors = first.communicate(timeout=60)
         assert first.returncode == 0, errors
     finally:

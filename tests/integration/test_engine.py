@@ -172,9 +172,8 @@ def test_no_worker_outlives_its_parent(tmp_path, number):
 
 
 def imports_pandas(_: int) -> bool:
-    import pyarrow
-
-    pyarrow.array([1, 2])
+    # As a module of ours does it; from others pandas is not hidden.
+    exec("import pyarrow; pyarrow.array([1, 2])", {"__name__": "msldata.contract.format"})
     return "pandas" in sys.modules
 
 

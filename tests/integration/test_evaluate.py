@@ -28,6 +28,7 @@ from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Origin, read_predictions
 from msltrain.measures.strata import compute_strata
 from msltrain.models.build import build_model
+from msltrain.models.timm_view import TimmView
 from msltrain.recipes import RECIPES
 from msltrain.runs.checkpoint import Checkpoint, load_recogniser, save_checkpoint
 from msltrain.runs.other_checkpoints import Foreign, load_any
@@ -194,7 +195,8 @@ def test_a_plain_timm_classifier(place, tmp_path):
     stream = StreamConfig(
         image_size=data["input_size"][-1], batch_size=11, mean=tuple(data["mean"]), std=tuple(data["std"])
     )
-    with Loader(open_shard_set(place / "shards"), stream, device="cpu", training=False) as loader:
+    square = TimmView.of(data).square  # what timm's own evaluation shows it
+    with Loader(open_shard_set(place / "shards"), stream, device="cpu", training=False, to_square=square) as loader:
         [batch] = list(loader)
     with torch.inference_mode():
         np.testing.assert_allclose(predictions.logit_NK, network(batch.image_BCHW).numpy(), atol=1e-4)

@@ -199,7 +199,7 @@ def test_what_comes_at_the_same_time_is_answered_as_one_batch(place):
         bodies = [(place / "photos" / f"s{number % 3}.jpg").read_bytes() for number in range(7)]
         found = list(clients.map(lambda body: ask(server, "POST", "/api/photos", body), bodies))
         server.shutdown()
-    assert sizes == [1, 6]
+    assert [size for size in sizes if size] == [1, 6]  # the end may come as a batch of none
     for number, (_, _, body) in enumerate(found):
         assert json.loads(body)["answers"][0]["scores"] == pytest.approx(alone[number % 3].tolist(), abs=1e-4)
 
