@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msldata.contract.manifest import read_manifest
 from msldata.errors import UserError
+from msldata.storage import open_storage
 from msltrain.evaluation.evaluate import evaluate, open_images
 from msltrain.evaluation.sweep import Progress
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints, read_predictions
@@ -142,14 +144,20 @@ class _Stored:
 
 
 def _own_test_shards(stored: Sequence[_Stored]) -> str | None:
-    """The test shards on this machine of what the first run was trained on; None where they are not here, were built
+    """The test shards on this machine of what the first run was trained on; None where they are not whole, were built
     anew, or some of the predictions are of other data: then the user says which are meant."""
     test = local_test_shards(read_config(stored[0].place).data.train)
     measured_on = {one.origin.dataset_fingerprint for run in stored for one in run.predictions.values()}
     with suppress(UserError, OSError):
-        if test and measured_on <= {open_images(test).manifest.fingerprint}:
+        if test and measured_on <= {open_images(test).manifest.fingerprint} and _is_whole(test):
             return test
     return None
+
+
+def _is_whole(shards: str) -> bool:
+    """Whether every tar is there, and as long as it should be."""
+    found = {info.name: info.size for info in open_storage(shards).list_files()}
+    return all(found.get(shard.name) == shard.num_bytes for shard in read_manifest(shards).shards)
 
 
 def _only_dataset(stored: Sequence[_Stored]) -> str:

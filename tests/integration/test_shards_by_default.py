@@ -150,3 +150,9 @@ def test_a_report_after_the_test_shards_were_built_anew_is_made_without_them(pla
     assert "without photographs" in msl("report", "mine")
     (place / "shards/mine/test/dataset.json").write_text("{")
     assert "without photographs" in msl("report", "mine")
+
+
+def test_a_report_without_all_of_the_test_shards_is_made_without_them(place):
+    msl("evaluate", "mine")
+    next((place / "shards/mine/test").glob("*.tar")).unlink()
+    assert "without photographs" in msl("report", "mine")
