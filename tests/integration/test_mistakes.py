@@ -289,7 +289,7 @@ def test_evaluate_without_anything(tmp_path):
     assert_refused(
         msl("evaluate", folder=tmp_path),
         tmp_path,
-        "--checkpoint RUN with --data SHARDS or --held-out",
+        "msl evaluate RUN with --data SHARDS or --held-out",
         "--predictions FILE",
     )
 
