@@ -54,8 +54,6 @@ def recipe(
 
 
 def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settings: Sequence[str]) -> TrainConfig:
-    import torch
-
     from msltrain.recipes.own_fit import fit_own
     from msltrain.runs.run_places import find_dataset
 
@@ -65,7 +63,6 @@ def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settin
         validation=found.validation,
         keep_masks=[str(place) for place in one_or_many(keep_masks)] if keep_masks else (),
         settings=settings,
-        on_gpu=torch.cuda.is_available() and "run.device=cpu" not in settings,
     )
     if not config.model.weights and "model.weights=" not in settings:
         warnings.warn(next(reason for reason in reasons if reason.startswith("network: ")), stacklevel=3)

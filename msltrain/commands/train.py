@@ -183,21 +183,17 @@ def _own(
     found: Dataset, keep_masks: Sequence[str], weights: str | None, settings: Sequence[str], begun: str | None
 ) -> tuple[TrainConfig, list[str]]:
     """The recipe ``own`` for a dataset and this machine, and why it is so; of a run that goes on, what it was."""
-    import torch
-
     from msltrain.config import from_json, override
     from msltrain.recipes.own_fit import fit_own
 
     if begun:
         return override(from_json(begun), settings), ["as the run that goes on was begun"]
-    on_gpu = torch.cuda.is_available() and "run.device=cpu" not in settings
     return fit_own(
         found.train,
         validation=found.validation,
         keep_masks=keep_masks,
         weights=weights,
         settings=settings,
-        on_gpu=on_gpu,
     )
 
 

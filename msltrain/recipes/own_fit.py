@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from msldata.errors import UserError
@@ -41,7 +42,7 @@ def fit_own(
     keep_masks: Sequence[str] = (),
     weights: str | None = None,
     settings: Sequence[str] = (),
-    on_gpu: bool,
+    on_gpu: bool | None = None,
 ) -> tuple[TrainConfig, list[str]]:
     """The recipe ``own`` for a dataset and a machine, and why it is so, in sentences.
 
@@ -50,6 +51,7 @@ def fit_own(
         keep_masks: keep-mask shards; none: masks are drawn.
         weights: first weights, see ``model.weights``; None: the best that can be had.
         settings: ``section.field=value``: what is said here is not chosen.
+        on_gpu: None: where there is a GPU, unless the settings say otherwise.
 
     Raises:
         UserError: weights that fit no network known here, or a setting that is none. FileNotFoundError, FormatError:
@@ -57,6 +59,8 @@ def fit_own(
     """
     asked = {name.strip(): value.strip() for name, _, value in (one.partition("=") for one in settings)}
     base = override(own(), settings)
+    if on_gpu is None:
+        on_gpu = torch.cuda.is_available() and base.run.device != "cpu"
     num_train, num_validation, classes, side = _look_at(train, validation)
     weights = asked.get("model.weights", weights)
     config, network_said = _with_network(base, weights, asked.get("model.backbone"), on_gpu)
@@ -75,7 +79,7 @@ def fit_own(
     if "optim.num_epochs" in asked:
         num_epochs, why_steps = base.optim.num_epochs, "as asked"
     if not starts_at_random:
-        is_alone = asked.get("optim.twin_share") in ("0", "0.0")
+        is_alone = "optim.twin_share" in asked and not base.optim.twin_share
         config = distilled(config) if is_alone else distilled_with_twin(config)
     config = replace(
         config,

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from msldata.contract.manifest import read_manifest
+from msldata.contract.manifest import Manifest
 from msldata.errors import UserError
 from msldata.storage import open_storage
 from msltrain.evaluation.evaluate import evaluate, open_images
@@ -149,15 +149,15 @@ def _own_test_shards(stored: Sequence[_Stored]) -> str | None:
     test = local_test_shards(read_config(stored[0].place).data.train)
     measured_on = {one.origin.dataset_fingerprint for run in stored for one in run.predictions.values()}
     with suppress(UserError, OSError):
-        if test and measured_on <= {open_images(test).manifest.fingerprint} and _is_whole(test):
+        if test and measured_on <= {(manifest := open_images(test).manifest).fingerprint} and _is_whole(test, manifest):
             return test
     return None
 
 
-def _is_whole(shards: str) -> bool:
+def _is_whole(shards: str, manifest: Manifest) -> bool:
     """Whether every tar is there, and as long as it should be."""
     found = {info.name: info.size for info in open_storage(shards).list_files()}
-    return all(found.get(shard.name) == shard.num_bytes for shard in read_manifest(shards).shards)
+    return all(found.get(shard.name) == shard.num_bytes for shard in manifest.shards)
 
 
 def _only_dataset(stored: Sequence[_Stored]) -> str:

@@ -172,7 +172,7 @@ def _found(predictions: Predictions, reference: Predictions) -> Found:
     """Count the objects found at 0.5, and where both make as many false alarms as ``reference`` makes there."""
     target_NK = predictions.target_NK > 0
     num_positive_N = target_NK.sum(axis=1)
-    num_allowed = int(_false_NK(reference, 0.0).sum())
+    num_allowed = int(_false_NK(reference).sum())
     alike_N, before_N = (
         ((one.logit_NK > _logit_allowing(one, num_allowed)) & ~one.ignore_NK & target_NK).sum(axis=1)
         for one in (predictions, reference)
@@ -182,7 +182,7 @@ def _found(predictions: Predictions, reference: Predictions) -> Found:
         num_images=len(predictions.keys),
         num_objects=int(num_positive_N.sum()),
         num_found=int(((predictions.logit_NK >= 0) & ~predictions.ignore_NK & target_NK).sum()),
-        num_false=int(_false_NK(predictions, 0.0).sum()),
+        num_false=int(_false_NK(predictions).sum()),
         num_found_alike=int(alike_N.sum()),
         gain=interval_around(
             float(gain_N.sum() / max(num_positive_N.sum(), 1)), resampled_share(gain_N, num_positive_N)
@@ -190,16 +190,19 @@ def _found(predictions: Predictions, reference: Predictions) -> Found:
     )
 
 
-def _false_NK(predictions: Predictions, logit: float) -> np.ndarray:
-    return (predictions.logit_NK >= logit) & ~predictions.ignore_NK & (predictions.target_NK <= 0)
+def _negative_NK(predictions: Predictions) -> np.ndarray:
+    return ~predictions.ignore_NK & (predictions.target_NK <= 0)
+
+
+def _false_NK(predictions: Predictions) -> np.ndarray:
+    return (predictions.logit_NK >= 0) & _negative_NK(predictions)
 
 
 def _logit_allowing(predictions: Predictions, num_false: int) -> float:
     """The lowest logit such that at most ``num_false`` negatives lie above it."""
-    negatives = predictions.logit_NK[~predictions.ignore_NK & (predictions.target_NK <= 0)]
-    if num_false >= len(negatives):
-        return -np.inf
-    return float(np.partition(negatives, len(negatives) - 1 - num_false)[len(negatives) - 1 - num_false])
+    negatives = predictions.logit_NK[_negative_NK(predictions)]
+    place = len(negatives) - 1 - num_false
+    return float(np.partition(negatives, place)[place]) if place >= 0 else -np.inf
 
 
 def to_json(numbers: Numbers, title: str, examples: Sequence[Mapping[str, Any]] = ()) -> str:
