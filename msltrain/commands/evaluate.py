@@ -18,6 +18,7 @@ from msltrain.commands.options import (
     CacheLimit,
     Device,
     Json,
+    MeasuredShards,
     Model,
     Processes,
     Recipe,
@@ -41,13 +42,7 @@ _NUM_NAMED = 20
 def evaluate(
     run: RunArgument = None,
     checkpoint: SomeCheckpoint = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Shards to evaluate on: dataset in shards/ by its name, folder or URL.",
-            show_default="the test shards beside the training ones",
-        ),
-    ] = None,
+    data: MeasuredShards = None,
     recipe: Recipe = "",
     model: Model = "",
     held_out: Annotated[bool, typer.Option("--held-out", help="Only what training set aside for validation.")] = False,
@@ -228,13 +223,7 @@ def _table(first: str, *columns: str) -> Table:
 def robustness(
     runs: RunArguments = None,
     checkpoint: SomeCheckpoints = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Shards to evaluate on: dataset in shards/ by its name, folder or URL.",
-            show_default="the test shards beside the first model's training ones",
-        ),
-    ] = None,
+    data: MeasuredShards = None,
     keep_masks: Annotated[
         list[str] | None,
         typer.Option(

@@ -75,6 +75,14 @@ SomeCheckpoints = Annotated[
     list[str] | None,
     typer.Option(*_CHECKPOINT, help="Run or checkpoint, folder or URL; or a weights file. Repeat it to compare."),
 ]
+MeasuredShards = Annotated[
+    str | None,
+    typer.Option(
+        help="Shards to evaluate on: dataset in shards/ by its name, folder or URL.",
+        show_default="the test shards beside the (first) model's training ones",
+    ),
+]
+"""See `shards_to_measure`."""
 AnyCheckpoints = Annotated[
     list[str],
     typer.Option(
