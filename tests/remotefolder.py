@@ -21,13 +21,15 @@ class Tracked(bytes):
 
 
 class RemoteFolder(LocalStorage):
-    """Attributes: the next ``spoil`` reads of tars come with wrong bytes; reads wait while ``stall``; ``reads`` lists
-    (name, start, length); ``peak`` is the most bytes of tars that were handed out and not freed again at any time."""
+    """Attributes: the next ``spoil`` reads of tars come with wrong bytes; reads wait while ``stall``, and ``stalled``
+    is set once one does; ``reads`` lists (name, start, length); ``peak`` is the most bytes of tars that were handed
+    out and not freed again at any time."""
 
     def __init__(self, root: Path):
         super().__init__(root)
         self.spoil = 0
         self.stall = False
+        self.stalled = threading.Event()
         self.reads: list[tuple[str, int, int]] = []
         self.held = self.peak = 0
         self.lock = threading.Lock()
@@ -37,6 +39,7 @@ class RemoteFolder(LocalStorage):
 
     def read_ranges(self, name, starts, lengths):
         while self.stall:
+            self.stalled.set()
             time.sleep(0.02)
         with self.lock:
             self.reads += [(name, start, length) for start, length in zip(starts, lengths)]

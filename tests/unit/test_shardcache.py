@@ -116,9 +116,7 @@ def test_a_killed_writer_blocks_nobody(source, tmp_path):
     code = """
         source.stall = True
         threading.Thread(target=cache.fetch, args=(info(source, 0), source, threading.Event())).start()
-        while not list(cache.folder.glob("*.part")):
-            time.sleep(0.01)
-        time.sleep(0.2)
+        source.stalled.wait(60)
         print("there", flush=True)
     """
     process = other_process(source, tmp_path / "cache", code)
@@ -147,8 +145,7 @@ def test_a_writer_that_makes_no_progress_is_not_waited_for_for_ever(source, tmp_
     source.stall = True
     with ThreadPoolExecutor(1) as worker:
         stalled = worker.submit(cache.fetch, info(source, 0), source, closing)
-        while not list(cache.folder.glob("*.part")):
-            time.sleep(0.01)
+        assert source.stalled.wait(60), "its part exists before it is locked; a read comes after both"
         with pytest.raises(NotCached, match=r"another process is fetching 0\.tar and makes no progress"):
             ShardCache(cache.folder, 10**6).fetch(info(source, 0), RemoteFolder(source.root), RUNNING)
         source.stall = False
