@@ -218,7 +218,7 @@ def python_cost(folder: Path) -> float:
     """Microseconds of Python per sample: what is left of one thread's epoch without decoding and resizing."""
     blank_HWC = np.zeros((1, 1, 3), dtype=np.uint8)
     with (
-        mock.patch.object(Decoder, "decode", lambda *_: blank_HWC),
+        mock.patch.object(Decoder, "decode", lambda *_, **__: blank_HWC),
         mock.patch("msltrain.stream.pixels.decode._resize", lambda *_, **__: None),
     ):
         epoch = ours(folder, 1)

@@ -30,13 +30,19 @@ def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
     """One line: where the dataset is, how large it is, and what happened to samples on the way."""
     size = _size(sum(shard.num_bytes for shard in manifest.shards))
     # Sorted as in the file, so that a finished dataset looks the same later as when it was built.
-    notes = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items()) if count)
+    notes = _notes(dict(sorted(manifest.counts.items())))
     samples, shards = _count(manifest.num_samples, "sample"), _count(len(manifest.shards), "shard")
     show(console, (where, "green"), f": {samples}, {shards}, {size}{notes}")
     if reading := manifest.provenance.get("labels"):
         show(console, f"  {reading}")
     if manifest.classes:
         show(console, f"  {_classes_with_counts(manifest)}")
+
+
+def _notes(counts: Mapping[str, int]) -> str:
+    """What was counted, each after a comma: ``, 12 objects, 3 turned upright``."""
+    words = {name: "object" if (name, count) == ("objects", 1) else name for name, count in counts.items()}
+    return "".join(f", {count:,} {words[name].replace('_', ' ')}" for name, count in counts.items() if count)
 
 
 def _classes_with_counts(manifest: Manifest) -> str:
@@ -92,9 +98,8 @@ def show_mask_plan(console: Console, plan: MaskPlan, finished: Collection[str] =
 
 def show_estimate(console: Console, label: str, plan: BuildPlan, estimate: BuildEstimate, where: str) -> None:
     """The plan of a build, what its source left out, and how long and large it would be."""
-    left_out = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in plan.counts.items() if count)
     samples, shards = _count(plan.num_samples, "sample"), _count(len(plan.shards), "shard")
-    console.print(f"{label}: {samples} in {shards}{left_out} -> {where}", soft_wrap=True)
+    console.print(f"{label}: {samples} in {shards}{_notes(plan.counts)} -> {where}", soft_wrap=True)
     if estimate.num_finished:
         console.print(f"  {estimate.num_finished:,} of them finished already", soft_wrap=True)
     if estimate.num_timed:

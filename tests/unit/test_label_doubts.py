@@ -135,6 +135,13 @@ def test_names_that_look_alike_are_shown(capsys):
     assert "alike, yet two classes: 'Cat' and 'cat', 'cow' and 'cow\\u200b'" in capsys.readouterr().out
 
 
+def test_one_object_is_not_called_objects(capsys):
+    for count, words in ((1, ", 1 object, 3 turned upright"), (2, ", 2 objects, 3 turned upright")):
+        counts = {"objects": count, "turned_upright": 3}
+        show_manifest(out, Manifest(kind=IMAGES, dataset="d", split="s", shards=(), counts=counts), "there")
+        assert capsys.readouterr().out.strip().endswith(words)
+
+
 def test_links_to_folders_are_followed(tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "far/1.jpg").write_bytes(jpeg(1))
