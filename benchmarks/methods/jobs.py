@@ -284,6 +284,18 @@ SETTINGS = {
     "soft-quarter-running": _two(*_alpha(1, 0.25), *SOFT, *RUNNING_NORMS),
     "masksub-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW),
     "masksub-start25-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, "keep_mask.start=0.25", passes=1.75),
+    **{
+        f"masksub-{fill}-start25-slow-running": _two(
+            *EQUAL,
+            *SOFT,
+            *RUNNING_NORMS,
+            *SLOW,
+            "keep_mask.start=0.25",
+            f"keep_mask.fill={fill}",
+            passes=1.75,
+        )
+        for fill in ("image", "object")
+    },
     "masksub-start50-slow-running": _two(*EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, "keep_mask.start=0.5", passes=1.5),
     **{
         f"masksub-{name}-start34-joint": _two(
