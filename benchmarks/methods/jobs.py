@@ -61,6 +61,7 @@ class Places:
             self.work,
         )
         once("voc/train", *shards, "--source", self.photographs, "--name", "voc", "--split", "train", "--split", "val")
+        once("sample/test", *shards, "--source", self.sample, "--name", "sample", "--split", "test")
         once("voc400/train", *shards, "--source", self.work / "small", "--name", "voc400", "--split", "train")
         once("voc1/train", *shards, "--source", self.work / "single", "--name", "voc1", "--split", "train")
         masks = ("build-masks", "--threshold", 0.5, "--per-subset", 0, "--workers", 1)
@@ -143,6 +144,8 @@ class Stage:
     settings: tuple[str, ...]
     views: tuple[str, ...] = ("whole", "low", "high")
     """What is measured."""
+    flagged: str = ""
+    """Other test images, whose annotations say which objects are truncated."""
 
 
 def _voc(train: str, epochs: int, size: int, *more: str, lite: bool = False) -> Stage:
@@ -171,6 +174,7 @@ def _voc(train: str, epochs: int, size: int, *more: str, lite: bool = False) -> 
             *more,
         ),
         views=("whole", "low", "high") if (train == "voc" and size >= 160) or size >= 224 else ("whole", "high"),
+        flagged="sample/test",
     )
 
 

@@ -19,6 +19,8 @@ from msltrain.runs.folder import METRICS_NAME
 from msltrain.training.trainer import train
 
 MEASURES = ("mAP", "CP", "CR", "CF1", "OF1")
+FLAGGED = ("truncated", "not truncated")
+"""Strata of ``Stage.flagged``."""
 
 
 def measure_job(job: Job, places: Places) -> dict[str, Any]:
@@ -37,6 +39,10 @@ def measure_job(job: Job, places: Places) -> dict[str, Any]:
             out=places.work / "predictions" / job.folder / f"{view}.parquet",
             num_threads=1,
         )
+    flagged = {}
+    if stage.flagged:
+        strata = _measures(evaluate(place, places.work / stage.flagged, num_threads=1))["strata"]
+        flagged = {"flagged": {name: strata[name] for name in FLAGGED}}
     return {
         "job": job.name,
         "digest": job.digest,
@@ -48,6 +54,7 @@ def measure_job(job: Job, places: Places) -> dict[str, Any]:
         "epochs": job.epochs,
         "passes": round(SETTINGS[job.setting].passes * job.epochs, 2),
         **{view: _measures(predictions) for view, predictions in found.items()},
+        **flagged,
         "train_seconds": round(seconds, 1),
         "test_seconds": round(time.perf_counter() - trained, 1),
     }

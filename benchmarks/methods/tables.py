@@ -39,7 +39,11 @@ COLUMNS = (
     ("high", "CF1"),
 )
 VIEWS = {"whole": "whole", "low": "low holes", "high": "high holes"}
-STRATA = ("small share", "medium share", "large share", "covered to 25 %", "covered 25–50 %", "covered over 50 %")
+STRATA = (
+    *("small share", "medium share", "large share"),
+    *("covered to 25 %", "covered 25–50 %", "covered over 50 %"),
+    *("truncated", "not truncated"),
+)
 INTERVALS = Path(__file__).parent / "intervals.jsonl"
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 
@@ -86,15 +90,16 @@ def _main_table(stage: str, found: Found, places: Places) -> Iterator[str]:
 
 
 def _strata_table(found: Found) -> Iterator[str]:
-    names = [name for name in STRATA if any(name in row["whole"]["strata"] for rows in found.values() for row in rows)]
+    names = [name for name in STRATA if any(name in _strata(row) for rows in found.values() for row in rows)]
     yield f"| setting | {' | '.join(names)} |\n| --- |{' ---: |' * len(names)}"
     for setting in _ranked(found):
-        pairs = [[row["whole"]["strata"].get(name) for row in found[setting]] for name in names]
-        cells = [
-            "–" if None in own else " / ".join(spread([pair[index] for pair in own]) for index in (0, 1))
-            for own in pairs
-        ]
+        known = [[pair for row in found[setting] if (pair := _strata(row).get(name))] for name in names]
+        cells = [" / ".join(spread([pair[index] for pair in own]) for index in (0, 1)) if own else "–" for own in known]
         yield f"| `{setting}` | {' | '.join(cells)} |"
+
+
+def _strata(row: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    return row["whole"]["strata"] | row.get("flagged", {})
 
 
 def _ranked(found: Found) -> list[str]:
