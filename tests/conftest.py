@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from multiprocessing import spawn
 from pathlib import Path
 
 # Tests run beside each other, one process a core: a second torch thread in each would only fight for it.
@@ -14,6 +16,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+from tests import readyprogram  # noqa: E402
 
 # How long an example takes says more of what else the machine does.
 hypothesis.settings.register_profile("tests", deadline=None)
@@ -56,18 +60,24 @@ def s3(s3_server, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def ready_steps(tmp_path_factory):
-    """The demo's commands as processes that need not import torch first, see `tests.readyprogram`."""
-    from msltrain.demo import subprocesses
-    from tests import readyprogram
+def ready_programs(tmp_path_factory):
+    """The folder of `tests.readyprogram`, started once."""
+    with readyprogram.running(tmp_path_factory.mktemp("ready"), os.environ) as programs:
+        yield programs
 
-    environment = subprocesses.patient_environment()
-    with (
-        readyprogram.running(tmp_path_factory.mktemp("ready"), environment) as programs,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(subprocesses, "program_command", lambda *arguments: [str(programs / "msl"), *arguments])
+
+@pytest.fixture(scope="module")
+def ready_python(ready_programs):
+    """`sys.executable` is a Python that need not import torch first, for all that this file's tests start.
+
+    For tests of what programs do; those of how they start and how the interpreter ends take the plain one.
+    """
+    before = spawn.get_executable()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(ready_programs / "ready-python"))
+        spawn.set_executable(sys.executable)
         yield
+        spawn.set_executable(before)
 
 
 @pytest.fixture(scope="session")
