@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -11,11 +12,16 @@ from pathlib import Path
 # Tests run beside each other, one process a core: a second torch thread in each would only fight for it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# As in the Makefile: or every program that a test starts would compile anew whatever it imports, torch above all.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so would every command they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+import typer.testing  # noqa: E402
 
 from tests import readyprogram  # noqa: E402
 
@@ -24,6 +30,11 @@ hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# What needs no power cut to be tested: each flush waits for the disk. Who tests the flushes watches the calls.
+os.fsync = lambda file: None
+# The command line is the same in every test, and building its 24 commands anew takes a tenth of a second.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 @pytest.fixture(scope="session")

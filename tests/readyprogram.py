@@ -90,9 +90,12 @@ def running(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
             server.terminate()
 
 
-def pid_of(process: subprocess.Popen) -> int:
-    """The program itself, in whose place ``process`` stands: to look for what it has started."""
-    return int(Path(f"{process.args[0]}.{process.pid}").read_text())
+def pid_of(caller: int) -> int:
+    """The program itself, of whom a test knows the caller: to look for what it has started, and to kill it.
+
+    Killed is the caller at once, and the program only when it is noticed: too late for what must be gone by then.
+    """
+    return int(Path(f"{sys.executable}.{caller}").read_text())
 
 
 def _serve(address: str, executable: str) -> None:

@@ -95,7 +95,7 @@ def story(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     while grid.poll() is None and not (metrics.exists() and '"step": 2' in metrics.read_text()):
         time.sleep(0.01)  # it takes eight steps
     for process in (
-        *children(readyprogram.pid_of(grid)),
+        *children(readyprogram.pid_of(grid.pid)),
         grid.pid,
     ):  # as a batch system does; Ctrl-C reaches the last one alone
         os.kill(process, signal.SIGTERM)

@@ -153,7 +153,7 @@ def test_stopping_it_leaves_no_command_behind(tmp_path: Path):
     for line in demo.stdout:
         if "$ msl synthesize" in line:
             break
-    pid = readyprogram.pid_of(demo)
+    pid = readyprogram.pid_of(demo.pid)
     children = Path(f"/proc/{pid}/task/{pid}/children")
     log = tmp_path / "logs" / "synthesize.log"
     while not (log.exists() and log.read_text()):  # from then on the demo answers for the command

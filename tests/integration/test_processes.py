@@ -143,9 +143,9 @@ def test_a_lost_process_is_said_and_ends_all(place: Path):
 def kill_one(process: subprocess.Popen[str], folder: Path, *, after: int) -> None:
     """SIGKILL to the last process that was started, once ``after`` lines of metrics are there."""
     wait_for(process, folder, after)
-    launcher = readyprogram.pid_of(process)
+    launcher = readyprogram.pid_of(process.pid)
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    os.kill(max(map(int, children)), signal.SIGKILL)
+    os.kill(readyprogram.pid_of(max(map(int, children))), signal.SIGKILL)
 
 
 def wait_for(process: subprocess.Popen[str], folder: Path, num_rows: int) -> None:
