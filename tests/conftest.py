@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import sys
+from multiprocessing import spawn
 from pathlib import Path
 
 # Tests run beside each other, one process a core: a second torch thread in each would only fight for it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# As in the Makefile: or every program that a test starts would compile anew whatever it imports, torch above all.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so would every command they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+import typer.testing  # noqa: E402
+
+from tests import readyprogram  # noqa: E402
 
 # How long an example takes says more of what else the machine does.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# What needs no power cut to be tested: each flush waits for the disk. Who tests the flushes watches the calls.
+os.fsync = lambda file: None
+# The command line is the same in every test, and building its 24 commands anew takes a tenth of a second.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 @pytest.fixture(scope="session")
@@ -56,18 +71,24 @@ def s3(s3_server, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def ready_steps(tmp_path_factory):
-    """The demo's commands as processes that need not import torch first, see `tests.readyprogram`."""
-    from msltrain.demo import subprocesses
-    from tests import readyprogram
+def ready_programs(tmp_path_factory):
+    """The folder of `tests.readyprogram`, started once."""
+    with readyprogram.running(tmp_path_factory.mktemp("ready"), os.environ) as programs:
+        yield programs
 
-    environment = subprocesses.patient_environment()
-    with (
-        readyprogram.running(tmp_path_factory.mktemp("ready"), environment) as programs,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(subprocesses, "program_command", lambda *arguments: [str(programs / "msl"), *arguments])
+
+@pytest.fixture(scope="module")
+def ready_python(ready_programs):
+    """`sys.executable` is a Python that need not import torch first, for all that this file's tests start.
+
+    For tests of what programs do; those of how they start and how the interpreter ends take the plain one.
+    """
+    before = spawn.get_executable()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(ready_programs / "ready-python"))
+        spawn.set_executable(sys.executable)
         yield
+        spawn.set_executable(before)
 
 
 @pytest.fixture(scope="session")

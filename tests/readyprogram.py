@@ -1,42 +1,73 @@
-"""`msl` without the seconds of its start: a process that has imported torch forks whenever a shell calls it.
+"""Python without the seconds of its start: a process that has imported torch forks whenever one is called for.
 
     with readyprogram.running(folder, environment) as programs:
+        subprocess.run([programs / "ready-python", "-m", "msltrain", "info", "shards"])
         subprocess.run(["bash", "-c", "msl info shards"], env={**environment, "PATH": f"{programs}:/usr/bin:/bin"})
 
-Each command is a process of its own, with the caller's folder, environment, input and outputs, and its exit code.
-Beside it lies ``ready-python``, which runs the script in its standard input.
+Each program is a process of its own, with the caller's folder, environment, open files and ignored signals. Signals go
+on to it, it ends when its caller is killed, and the caller ends as it does. What it starts by `sys.executable`, and the
+workers of its `multiprocessing`, are such processes too. Only the interpreter's own start and end are left out.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
-import multiprocessing
 import os
+import runpy
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SLOW_TO_IMPORT = "torch torch._dynamo torch.onnx torchvision timm matplotlib.pyplot obstore sympy rich.table".split()
+PYTHON = sys.executable
+SLOW_TO_IMPORT = (
+    *"torch torch._dynamo torch.onnx torchvision.transforms.v2 timm matplotlib.pyplot obstore sympy".split(),
+    *"typer.rich_utils rich.markdown rich.progress rich.table rich.traceback jinja2 simplejpeg zlib_ng".split(),
+)
 """Only what starts no thread, for threads do not survive a fork."""
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+ABOVE = 500
+"""More than any number of an open file that a program is given."""
 
 CLIENT = """#!{python} -SE
 import json, os, signal, socket, sys
+
+def is_given(number):
+    try:
+        return os.get_inheritable(number)
+    except OSError:
+        return False
+
+files = [number for number in range(256) if is_given(number)]
+ignored = [number for number in {forwarded} if signal.getsignal(number) is signal.SIG_IGN]
+request = json.dumps([sys.argv, os.getcwd(), dict(os.environ), files, ignored]).encode()
+signal.pthread_sigmask(signal.SIG_BLOCK, {forwarded})  # until they can be handed on
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-request = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
-socket.send_fds(server, [len(request).to_bytes(4, "big")], [0, 1, 2])
+socket.send_fds(server, [len(request).to_bytes(4, "big")], files)
 server.sendall(request)
 pid = int.from_bytes(server.recv(4, socket.MSG_WAITALL), "big")
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+for number in set({forwarded}) - set(ignored):
     signal.signal(number, lambda number, _: os.kill(pid, number))
-codes = server.recv(1)
-sys.exit(codes[0] if codes else 1)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {forwarded})
+with open(f"{{sys.argv[0]}}.{{os.getpid()}}", "w") as file:
+    file.write(str(pid))
+answer = server.recv(4, socket.MSG_WAITALL)
+code = int.from_bytes(answer, "big", signed=True) if answer else 70
+if code < 0:
+    if code != -signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 """
 
 
@@ -46,10 +77,12 @@ def running(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
     address, programs = folder / "socket", folder / "bin"
     programs.mkdir(parents=True)
     for name in ("msl", "ready-python"):
-        (programs / name).write_text(CLIENT.format(python=sys.executable, address=str(address)))
+        client = CLIENT.format(python=PYTHON, address=str(address), forwarded=[*map(int, FORWARDED)])
+        (programs / name).write_text(client)
         (programs / name).chmod(0o755)
-    command = [sys.executable, "-m", "tests.readyprogram", str(address)]
-    with subprocess.Popen(command, cwd=REPOSITORY, env=dict(environment), stdout=subprocess.PIPE) as server:
+    command = [PYTHON, "-P", __file__, str(address), str(programs / "ready-python")]
+    own = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    with subprocess.Popen(command, env=own, stdout=subprocess.PIPE) as server:
         try:
             assert server.stdout is not None and server.stdout.readline() == b"ready\n"
             yield programs
@@ -57,44 +90,142 @@ def running(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
             server.terminate()
 
 
-def _serve(address: str) -> None:
+def pid_of(caller: int) -> int:
+    """The program itself, of whom a test knows the caller: to look for what it has started, and to kill it.
+
+    Killed is the caller at once, and the program only when it is noticed: too late for what must be gone by then.
+    """
+    return int(Path(f"{sys.executable}.{caller}").read_text())
+
+
+def _serve(address: str, executable: str) -> None:
     for name in SLOW_TO_IMPORT:
         importlib.import_module(name)
+    from multiprocessing import spawn
+
+    sys.executable = executable
+    spawn.set_executable(executable)
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
-    listener.listen()
+    listener.listen(64)
     print("ready", flush=True)
     while True:
         client, _ = listener.accept()
-        size, files, *_ = socket.recv_fds(client, 4, 3)
-        asked = json.loads(client.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
-        child = multiprocessing.get_context("fork").Process(target=_run, args=(files, *asked))
-        child.start()
-        client.sendall(child.pid.to_bytes(4, "big"))
-        child.join()
-        client.sendall(bytes([child.exitcode % 256]))
+        size, files, *_ = socket.recv_fds(client, 4, 256)
+        if os.fork() == 0:
+            listener.close()
+            request = json.loads(client.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
+            _supervise(client, files, *request)
         client.close()
         for file in files:
             os.close(file)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
-def _run(files: Sequence[int], words: Sequence[str], folder: str, environment: Mapping[str, str]) -> None:
-    """Become the command, and end as it does."""
-    for number, file in enumerate(files):
-        os.dup2(file, number)
-    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
+def _supervise(client: socket.socket, files: Sequence[int], *asked: object) -> None:
+    """Start the program, tell its caller how it ends, and end it if the caller goes away."""
+    os.setsid()  # what the program sends to its process group is for nobody else, but a program leads none
+    pid = os.fork()
+    if pid == 0:
+        _become(files, *asked)  # type: ignore[arg-type]
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_IGN)
+    for file in {*files, 0, 1, 2}:  # whoever reads from the program must see that it has closed them
+        os.close(file)
+
+    def end_with_caller() -> None:
+        if not client.recv(1):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    client.sendall(pid.to_bytes(4, "big"))
+    threading.Thread(target=end_with_caller, daemon=True).start()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with suppress(BrokenPipeError):
+        client.sendall(code.to_bytes(4, "big", signed=True))
+    os._exit(0)
+
+
+def _become(
+    files: Sequence[int],
+    words: list[str],
+    folder: str,
+    environment: dict[str, str],
+    numbers: Sequence[int],
+    ignored: Sequence[int],
+) -> None:
+    """Be the program, and end as it does."""
+    for file, number in zip(files, numbers, strict=True):
+        os.dup2(file, ABOVE + number, inheritable=False)
+    os.closerange(0, ABOVE)
+    for number in numbers:
+        os.dup2(ABOVE + number, number)
+        os.close(ABOVE + number)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [Path(words[0]).name, *words[1:]]
-    if sys.argv[0] == "ready-python":
-        exec(compile(sys.stdin.read(), "<stdin>", "exec"), {"__name__": "__main__"})
-    else:
-        from msltrain.__main__ import main
+    unbuffered = "PYTHONUNBUFFERED" in environment or "-u" in words
+    sys.stdin = sys.__stdin__ = open(0)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = _writer(1, unbuffered)
+    sys.stderr = sys.__stderr__ = _writer(2, unbuffered)
+    code = 1
+    try:
+        _main(words)()
+        code = 0
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        else:
+            code = int(ended.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code % 256)
 
-        main()
+
+def _writer(number: int, unbuffered: bool) -> TextIO:
+    stream = open(number, "w", errors="backslashreplace" if number == 2 else None)  # noqa: SIM115
+    stream.reconfigure(line_buffering=number == 2 or stream.isatty(), write_through=unbuffered)
+    return stream
+
+
+def _main(words: list[str]) -> Callable[[], object]:
+    """What an interpreter would run, with the names, arguments and places for modules that it would have set."""
+    called, *rest = words
+    if Path(called).name == "msl":
+        rest = ["-P", "-m", "msltrain", *rest]
+    places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    safe = False
+    while rest and rest[0].startswith("-") and rest[0] not in ("-c", "-m"):
+        option = rest.pop(0)
+        safe = safe or option == "-P"
+        if option in ("-X", "-W"):
+            rest.pop(0)
+    kind = rest.pop(0) if rest and rest[0] in ("-c", "-m") else ""
+    what = rest.pop(0) if rest else ""
+    if not safe:
+        is_script = what and not kind
+        places.insert(0, str(Path(what).resolve().parent) if is_script else str(Path.cwd()) if kind == "-m" else "")
+    sys.path[:0] = places
+    sys.argv = [kind or what, *rest]
+    if kind == "-m":
+        return lambda: runpy.run_module(what, run_name="__main__", alter_sys=True)
+    if not kind and what:
+        return lambda: runpy.run_path(what, run_name="__main__")
+    code = compile(what if kind else sys.stdin.read(), "<string>" if kind else "<stdin>", "exec")
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    return lambda: exec(code, module.__dict__)
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(*sys.argv[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
+import sysconfig
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +39,7 @@ class S3Server:
 @contextmanager
 def running(root: Path, *, anonymous: bool = False) -> Iterator[S3Server]:
     """Serve the folders below ``root`` as buckets, on ports that the system chooses; ``anonymous``: without keys."""
-    program = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
+    program = shutil.which("rclone", path=sysconfig.get_path("scripts")) or shutil.which("rclone")
     if program is None:
         raise FileNotFoundError("rclone: install the test extra")
     command = [program, "serve", "s3", str(root), "--addr", "127.0.0.1:0"]

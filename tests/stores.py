@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
+import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -32,7 +32,7 @@ S3_KEYS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
 
 def program(name: str, variable: str, install: str) -> str:
     """The program's path: from an environment variable, beside this Python, or on the PATH; skips without it."""
-    found = os.environ.get(variable) or shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    found = os.environ.get(variable) or shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if found is None:
         pytest.skip(f"{name} not found; install it with `{install}`, or name its path in {variable}")
     return found

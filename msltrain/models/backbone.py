@@ -126,11 +126,28 @@ class Backbone(nn.Module):
             self.train(was_training)
         if feature.ndim != 4 or (feature.shape[2] != feature.shape[3]):
             raise UserError(f"{needed}; it gave {tuple(feature.shape)}")
-        gradients = torch.autograd.grad(feature.sum(), [state[name] for name in parameters], allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is None:
+        reached = _leaves(feature)
+        for name in parameters:
+            if id(state[name]) not in reached:
                 self.get_parameter(name).requires_grad_(False)
         return int(feature.shape[1])
+
+
+def _leaves(tensor: Tensor) -> set[int]:
+    """The ids of all tensors whose gradients autograd would compute for this one, read from its graph."""
+    found: set[int] = set()
+    met = {tensor.grad_fn}
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if hasattr(node, "variable"):  # where the gradient of a leaf would be added up
+            found.add(id(node.variable))
+        new = {following for following, _ in node.next_functions} - met
+        met |= new
+        waiting += new
+    return found
 
 
 def _norm_outside_forward_features(network: nn.Module) -> str:

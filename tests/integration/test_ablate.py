@@ -22,8 +22,11 @@ from msltrain.grids.run import open_grid, parse_task, run_grid
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import read_predictions
 from msltrain.recipes import RECIPES
+from tests import readyprogram
 from tests.smallshards import write_images, write_keep_masks
 from tests.tinydata import contents
+
+pytestmark = pytest.mark.usefixtures("ready_python")
 
 SETTINGS = (
     *("model.backbone=test_resnet", "model.weights=", "stream.image_size=32", "stream.batch_size=8"),
@@ -91,7 +94,10 @@ def story(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     metrics = low / "metrics.jsonl"
     while grid.poll() is None and not (metrics.exists() and '"step": 2' in metrics.read_text()):
         time.sleep(0.01)  # it takes eight steps
-    for process in (*children(grid.pid), grid.pid):  # as a batch system does; Ctrl-C reaches the last one alone
+    for process in (
+        *children(readyprogram.pid_of(grid.pid)),
+        grid.pid,
+    ):  # as a batch system does; Ctrl-C reaches the last one alone
         os.kill(process, signal.SIGTERM)
     output, _ = grid.communicate(timeout=60)
     assert grid.returncode == 130, output

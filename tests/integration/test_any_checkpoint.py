@@ -27,6 +27,8 @@ from msltrain.use.read_images import find_images, read_square
 from tests.answers import predict_images
 from tests.smallshards import CLASSES, photo, write_images
 
+pytestmark = pytest.mark.usefixtures("ready_python")
+
 KINDS = {"released": Foreign(recipe="smoke"), "plain": Foreign(model="test_vit")}
 CPU = torch.device("cpu")
 

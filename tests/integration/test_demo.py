@@ -19,12 +19,13 @@ from msltrain.demo.subprocesses import StepFinished, StepOutput, StepStarted
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import read_predictions
 from msltrain.recipes import recipe
+from tests import readyprogram
 
-pytestmark = pytest.mark.usefixtures("ready_steps")
+pytestmark = pytest.mark.usefixtures("ready_python")
 
 
 @pytest.fixture(scope="module")
-def finished(ready_steps: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list]:
+def finished(ready_python: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list]:
     out = tmp_path_factory.mktemp("demo") / "out here"  # a space: the commands shown must be quoted
     events: list = []
     return out, run_demo(out, quick=True, on_event=events.append), events
@@ -152,7 +153,8 @@ def test_stopping_it_leaves_no_command_behind(tmp_path: Path):
     for line in demo.stdout:
         if "$ msl synthesize" in line:
             break
-    children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
+    pid = readyprogram.pid_of(demo.pid)
+    children = Path(f"/proc/{pid}/task/{pid}/children")
     log = tmp_path / "logs" / "synthesize.log"
     while not (log.exists() and log.read_text()):  # from then on the demo answers for the command
         time.sleep(0.01)

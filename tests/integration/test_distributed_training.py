@@ -22,6 +22,8 @@ from msltrain.training.validation import validation_mean_ap
 from tests.smallshards import write_images, write_keep_masks
 from tests.torchrun import finish, losses, start, validation
 
+pytestmark = pytest.mark.usefixtures("ready_python")
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:

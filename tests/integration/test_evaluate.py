@@ -39,6 +39,8 @@ from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
+pytestmark = pytest.mark.usefixtures("ready_python")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE_SIZE = 32
 SHARDS = (5, 1, 5)

@@ -15,6 +15,8 @@ from PIL import Image
 
 from msldata.contract.manifest import MANIFEST_NAME
 
+pytestmark = pytest.mark.usefixtures("ready_python")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 XML = (
     "<annotation><size><width>64</width><height>48</height><depth>3</depth></size><object><name>{name}</name>"

@@ -28,6 +28,8 @@ from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo
 from tests.torchrun import REPOSITORY
 
+pytestmark = pytest.mark.usefixtures("ready_python")
+
 NUM_PHOTOS = 23
 
 

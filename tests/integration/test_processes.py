@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 
 from msltrain.runs.checkpoint import load_checkpoint
+from tests import readyprogram
 from tests.conftest import REPOSITORY
 from tests.smallshards import write_images, write_keep_masks
+
+pytestmark = pytest.mark.usefixtures("ready_python")
 
 PAGE = (REPOSITORY / "docs" / "runs.md").read_text(encoding="utf-8")
 SMALL = ["--set", "stream.image_size=32", "--set", "stream.batch_size=8", "--set", "model.backbone=test_efficientnet"]
@@ -140,8 +143,9 @@ def test_a_lost_process_is_said_and_ends_all(place: Path):
 def kill_one(process: subprocess.Popen[str], folder: Path, *, after: int) -> None:
     """SIGKILL to the last process that was started, once ``after`` lines of metrics are there."""
     wait_for(process, folder, after)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(max(map(int, children)), signal.SIGKILL)
+    launcher = readyprogram.pid_of(process.pid)
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    os.kill(readyprogram.pid_of(max(map(int, children))), signal.SIGKILL)
 
 
 def wait_for(process: subprocess.Popen[str], folder: Path, num_rows: int) -> None:

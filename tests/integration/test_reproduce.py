@@ -24,12 +24,15 @@ from msltrain.recipes.ablations import GRIDS
 from msltrain.reproduce.paper_tables import TABLES
 from msltrain.reproduce.smoke import smoke_places, tiny
 from msltrain.reproduce.write_comparison import write_report
+from tests import readyprogram
 from tests.tinydata import contents
+
+pytestmark = pytest.mark.usefixtures("ready_python")
 
 NAMES = ("table-1", "table-3", "table-6", "figure-3")
 """Some of each kind: with other methods' rows, with rows of ours, on two datasets, with curves."""
 CHOSEN = [TABLES[name] for name in NAMES]
-COMMAND = [sys.executable, "-u", "-m", "msltrain", "reproduce", *NAMES, "--scale", "smoke", "--out"]
+WORDS = ["reproduce", *NAMES, "--scale", "smoke", "--out"]
 NUM_RUNS, NUM_JOBS = 13, 30
 
 
@@ -37,15 +40,16 @@ NUM_RUNS, NUM_JOBS = 13, 30
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes], str]:
     """The folder of a finished grid that was killed once; what was finished then; what the second call printed."""
     out = tmp_path_factory.mktemp("reproduce") / "smoke"
-    first = subprocess.Popen([*COMMAND, str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, "-u", "-m", "msltrain", *WORDS, str(out)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert first.stdout is not None
     for line in first.stdout:
         if line.startswith(f"6/{NUM_JOBS} "):
             break
-    first.send_signal(signal.SIGKILL)
+    os.kill(readyprogram.pid_of(first.pid), signal.SIGKILL)
     first.wait()
     done = contents(out / "runs/loss-terms")
-    second = CliRunner().invoke(app, [*COMMAND[COMMAND.index("reproduce") :], str(out)], env={"COLUMNS": "80"})
+    second = CliRunner().invoke(app, [*WORDS, str(out)], env={"COLUMNS": "80"})
     assert second.exit_code == 0, second.output
     return out, done, second.stdout
 
@@ -191,7 +195,7 @@ def test_each_row_shows_the_papers_number_ours_and_the_difference(smoke):
 @pytest.mark.slow
 def test_all_grids_run_at_the_smoke_scale(tmp_path):
     """``pytest -m slow tests/integration/test_reproduce.py``: three minutes on two cores."""
-    command = [word for word in COMMAND if word not in NAMES]
+    command = [sys.executable, "-m", "msltrain", *(word for word in WORDS if word not in NAMES)]
     found = subprocess.run([*command, str(tmp_path / "all")], capture_output=True, text=True, timeout=1200)
     assert found.returncode == 0, found.stderr + found.stdout
     content = json.loads((tmp_path / "all" / "report.json").read_text(encoding="utf-8"))

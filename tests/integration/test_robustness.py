@@ -38,6 +38,8 @@ from msltrain.stream.samples.shardset import open_shard_set
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
+pytestmark = pytest.mark.usefixtures("ready_python")
+
 
 def keep_mask(hole_fraction: float, seed: int) -> np.ndarray:
     """64 x 64 with that share of zeros, whole at the model's 32 x 32."""

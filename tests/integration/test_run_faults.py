@@ -29,6 +29,10 @@ from tests.conftest import REPOSITORY
 from tests.faultproxy import Sometimes
 from tests.smallshards import write_images, write_keep_masks
 
+pytestmark = pytest.mark.usefixtures("ready_python")
+PLAIN = sys.executable
+"""For what is about the interpreter's own beginning and end."""
+
 SMALL = [
     "--recipe",
     "smoke",
@@ -65,9 +69,9 @@ def msl(*words: object, code: int = 0) -> str:
     return " ".join(result.output.split())
 
 
-def process(words: list[str], **options) -> subprocess.Popen[str]:
+def process(words: list[str], python: str = "", **options) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-P", "-m", "msltrain", *words]
+    command = [python or sys.executable, "-P", "-m", "msltrain", *words]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen(command, env=environment, text=True, **streams)
 
@@ -188,7 +192,7 @@ def test_who_stops_reading_stops_no_run(words, tmp_path: Path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_standard_output_is_one_message():
     with open("/dev/full", "w") as full:
-        running = process(["recipes"], stdout=full)
+        running = process(["recipes"], PLAIN, stdout=full)
         _, errors = running.communicate(timeout=60)
     assert running.returncode == 2
     [said] = [line for line in errors.splitlines() if not line.startswith("next: ")]
@@ -197,7 +201,7 @@ def test_a_full_standard_output_is_one_message():
 
 def test_a_terminal_that_knows_ascii_alone():
     running = subprocess.run(
-        [sys.executable, "-P", "-m", "msltrain", "recipes"],
+        [PLAIN, "-P", "-m", "msltrain", "recipes"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         timeout=60,
@@ -323,7 +327,7 @@ def test_no_thread_is_in_the_storage_library_at_the_end(tmp_path: Path, seconds:
     with webserver.running() as server:
         server.files["/x"] = b"1"
         server.status = lambda number: time.sleep(seconds * (number > 1))
-        command = [sys.executable, script, "verify", tmp_path / "nothing", server.url]
+        command = [PLAIN, script, "verify", tmp_path / "nothing", server.url]
         ended = subprocess.run(
             command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=15
         )
@@ -341,7 +345,7 @@ def test_a_missing_index_while_others_arrive(words, tmp_path: Path, attempt: int
         del server.files["/many/small-train-000000.parquet"]
         server.status = lambda number: time.sleep(random.random() * 0.4 * (number > 1))
         words[words.index("--data") + 1] = f"{server.url}/many"
-        running = process([*words, "--run", str(tmp_path / "run")])
+        running = process([*words, "--run", str(tmp_path / "run")], PLAIN)
         _, errors = running.communicate(timeout=60)
     assert running.returncode == 2 and errors.count("error: ") == 1, errors
     assert errors.splitlines()[-1].startswith("error: "), errors

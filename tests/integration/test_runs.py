@@ -43,6 +43,8 @@ from msltrain.training.seeds import parse_seeds, train_series
 from msltrain.training.trainer import train
 from tests.smallshards import write_images, write_keep_masks
 
+pytestmark = pytest.mark.usefixtures("ready_python")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

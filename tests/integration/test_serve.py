@@ -37,6 +37,8 @@ from msltrain.use.serve import MAX_BODY, StudioServer, is_loopback
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, photo
 
+pytestmark = pytest.mark.usefixtures("ready_python")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIDE = 128
 

@@ -27,6 +27,8 @@ from msltrain.training.trainer import train
 from tests.smallshards import write_images, write_keep_masks
 from tests.torchrun import finish, losses, start, validation
 
+pytestmark = pytest.mark.usefixtures("ready_python")
+
 WORKER = """
 import json, os, shutil, signal, sys
 from pathlib import Path
