@@ -203,9 +203,9 @@ class Manifest:
         for name in ("licence", "plan"):
             if not isinstance(getattr(self, name), str):
                 raise FormatError(f"{name} is not text")
-        for table, name, is_right, what in _RELIED_ON:
-            if (given := getattr(self, table).get(name)) is not None and not is_right(given):
-                raise FormatError(f"{table}.{name} is {str(given)[:80]!r}, not {what}")
+        for holder, name, is_right, what in _RELIED_ON:
+            if (given := getattr(self, holder).get(name)) is not None and not is_right(given):
+                raise FormatError(f"{holder}.{name} is {str(given)[:80]!r}, not {what}")
         for name, counts in self.label_histogram.items():
             if not isinstance(counts, Mapping) or not all(_is_count(value) for value in counts.values()):
                 raise FormatError(f"label_histogram of {name!r}: {str(counts)[:80]} are not counts")
