@@ -63,7 +63,7 @@ def fork_commands(start: Callable[[], None]) -> None:
         __import__(name)
     for package in (msldata, msltrain):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not module.name.endswith("__main__"):
+            if not module.name.endswith(("__main__", "space_app")):  # the latter runs on the hub alone
                 importlib.import_module(module.name)
     importlib.import_module("msltrain.__main__")
     gc.collect()
@@ -106,7 +106,7 @@ class Outcome:
         if self.hung:
             return self.hung
         if found := re.search(
-            r"Traceback|Fatal Python error|Exception ignored|terminate called|\w+Warning: .*", self.said
+            r"Traceback|Fatal Python error|Exception ignored|terminate called|\b\w{1,40}Warning: .*", self.said
         ):
             return found[0]
         if self.code < 0 and -self.code != signal.SIGKILL:

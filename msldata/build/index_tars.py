@@ -199,7 +199,10 @@ def tasks_of(folder: Storage, manifest: Manifest) -> list[IndexTask]:
     assert rule is not None
     if "reading" not in manifest.options:
         raise FormatError(f"{folder.url}: indexed before the reading of labels was recorded; run `msl index` again")
-    reading = LabelReading(**manifest.options["reading"])
+    try:
+        reading = LabelReading(**manifest.options["reading"])
+    except TypeError as error:
+        raise FormatError(f"{folder.where(MANIFEST_NAME)}: options.reading: {error}; run `msl index` again") from None
     return [
         IndexTask(folder, folder, info.name, info.num_bytes, "", rule, reading, manifest.classes, manifest.plan, "skip")
         for info in manifest.shards

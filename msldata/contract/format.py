@@ -339,6 +339,12 @@ def check_rows(table: pa.Table, kind: str, num_classes: int, shard: ShardInfo, w
         objects = columns["objects"].flatten()
         if objects.null_count or any(objects.field(name).null_count for name in ("class_index", "box", "area")):
             refuse("an object has no class, box or area")
+        box_M4 = objects.field("box").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+        area_M = objects.field("area").to_numpy(zero_copy_only=False)
+        if not (np.isfinite(box_M4).all() and (box_M4[:, 2:] >= 0).all()):
+            refuse("the box of an object is not four numbers, the last two of 0 or more")
+        if not (np.isfinite(area_M).all() and (area_M >= 0).all()):
+            refuse("the area of an object is not a number of 0 or more")
         classes.append(("class_index", objects.field("class_index")))
     if OCCLUSION.name in columns:
         covered_M = columns[OCCLUSION.name].flatten().field("covered").drop_null().to_numpy()
@@ -350,3 +356,10 @@ def check_rows(table: pa.Table, kind: str, num_classes: int, shard: ShardInfo, w
         number_M = values.to_numpy(zero_copy_only=False)
         if values.null_count or (len(number_M) and not 0 <= number_M.min() <= number_M.max() < num_classes):
             refuse(f"a class number of {name} is not one of the {num_classes} classes")
+    labels = [columns[name] for name in ("positives", "ignored") if name in columns]
+    pairs = [
+        np.repeat(np.arange(len(lists)) * num_classes, lists.value_lengths()) + lists.flatten().to_numpy()
+        for lists in labels
+    ]
+    if pairs and len(np.unique(joined := np.concatenate(pairs))) != len(joined):
+        refuse("a sample has a class twice, or as positive and ignored")

@@ -203,6 +203,9 @@ class Manifest:
         for name in ("licence", "plan"):
             if not isinstance(getattr(self, name), str):
                 raise FormatError(f"{name} is not text")
+        for holder, name, is_right, what in _RELIED_ON:
+            if (given := getattr(self, holder).get(name)) is not None and not is_right(given):
+                raise FormatError(f"{holder}.{name} is {str(given)[:80]!r}, not {what}")
         for name, counts in self.label_histogram.items():
             if not isinstance(counts, Mapping) or not all(_is_count(value) for value in counts.values()):
                 raise FormatError(f"label_histogram of {name!r}: {str(counts)[:80]} are not counts")
@@ -227,6 +230,25 @@ def _shard_json(shard: ShardInfo) -> str:
         f'\n    {{{optional}\n      "name": {json.dumps(shard.name)},\n      "num_bytes": {shard.num_bytes},'
         f'\n      "num_samples": {shard.num_samples},\n      "sha256": "{shard.sha256}"\n    }}'
     )
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+_RELIED_ON = (
+    ("provenance", "command", _is_words, "a list of words"),
+    ("options", "labels_from", lambda value: isinstance(value, str), "text"),
+    ("options", "reading", lambda value: isinstance(value, Mapping), "a table of names and values"),
+    ("options", "threshold", _is_share, "a number from 0 to 1"),
+    ("options", "hole_fraction_above", _is_share, "a number from 0 to 1"),
+    ("options", "hole_fraction_up_to", _is_share, "a number from 0 to 1"),
+)
+"""What readers take from the tables that a build fills as it likes."""
 
 
 def is_digest(value: object) -> bool:

@@ -3,7 +3,8 @@
 The rule, whoever asks: RGB, 8 bits, three channels, upright as the EXIF orientation says, and the first frame of an
 animation. Transparency is dropped. CMYK and palettes are converted. Pixels of more than 8 bits are scaled: full scale
 is the smallest of 8, 12 and 16 bits that holds the largest value. Floating-point pixels have no known range and are
-refused. A JPEG whose pixels end early is refused, for the decoder would fill the rest with grey.
+refused. A JPEG whose pixels end early is refused, for the decoder would fill the rest with grey; so is one in whose
+pixels it has lost its place, and shows stripes. Padding before the end of a file is no damage, and is passed over.
 
 A JPEG of more than a million pixels is decoded at a half, a quarter or an eighth of its size, in the inverse cosine
 transform itself, where what is made of it stays smaller still (`reductions`): a photograph of a telephone has thirty
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +55,14 @@ MARGIN = 1.5
 """How many times larger than the result a reduced image must be: with less, the cosine transform's filter shows."""
 
 _TOO_LARGE = f"too large, more than {MAX_PIXELS // 1_000_000} million pixels"
-_CUT_OFF = "remature end"  # of libjpeg's two complaints about pixels that end early
+_ENDS_EARLY = "remature end"
+_LOST = re.compile(f"{_ENDS_EARLY}|bad Huffman code|instead of RST|extraneous bytes before marker 0x(d[0-7]|c4|da)")
+"""Of libjpeg's complaints, those that mean other pixels than were stored: they end early, or something else stands
+where they should go on."""
+
+
+class LostPixels(ValueError):
+    """A JPEG of which some pixels are gone, whatever a forgiving decoder shows in their place."""
 
 
 class JpegHeader(NamedTuple):
@@ -106,10 +115,10 @@ def decode(data: bytes | memoryview, reduction: int = 1) -> np.ndarray:
     """
     try:
         return decode_jpeg(data, reduction=reduction)
-    except ValueError as error:
-        if _CUT_OFF in str(error):
-            raise
-        _refuse_cut_cmyk(data)
+    except LostPixels:
+        raise
+    except ValueError:
+        _refuse_damaged_cmyk(data)
     from msldata.contract.photograph import turn
 
     with opened(bytes(data)) as photo:
@@ -149,8 +158,7 @@ def decode_jpeg(data: bytes | memoryview, into: np.ndarray | None = None, reduct
     try:
         image_HWC = simplejpeg.decode_jpeg(data, buffer=into, **least)
     except ValueError as error:
-        if _CUT_OFF in str(error):
-            raise ValueError(f"truncated JPEG: {_reason(error)}") from None
+        _refuse_lost(data, error)
         raise
     if orientation == 1:
         return image_HWC
@@ -323,14 +331,25 @@ def _formats(data: bytes) -> tuple[str, ...]:
     return ("HEIF",)
 
 
-def _refuse_cut_cmyk(data: bytes | memoryview) -> None:
-    """Pillow, which converts CMYK, does not report pixels that end early."""
+def _refuse_damaged_cmyk(data: bytes | memoryview) -> None:
+    """Pillow, which converts CMYK, does not report lost pixels."""
     try:
         if jpeg_header(data).colour_space == "CMYK":
             simplejpeg.decode_jpeg(data, colorspace="CMYK")
     except ValueError as error:
-        if _CUT_OFF in str(error):
-            raise ValueError(f"truncated JPEG: {_reason(error)}") from None
+        _refuse_lost(data, error)
+
+
+def _refuse_lost(data: bytes | memoryview, error: ValueError) -> None:
+    """Raise LostPixels where a complaint of libjpeg means that."""
+    if not _LOST.search(str(error)):
+        return
+    try:
+        simplejpeg.decode_jpeg_header(data)
+    except ValueError:  # of what stands between the segments before the pixels, where it does no harm
+        return
+    kind = "truncated" if _ENDS_EARLY in str(error) else "damaged"
+    raise LostPixels(f"{kind} JPEG: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -93,14 +93,29 @@ def _runs_there(out: Path) -> dict[str, Any]:
     return runs
 
 
+def _check(content: Mapping[str, Any]) -> None:
+    """Raise ValueError, or what reading something else raises, for a content that `claim_folder` never wrote."""
+    entries = content["runs"].values()
+    texts = [content["command"], *(text for entry in entries for text in entry["conditions"].values())]
+    for entry in entries:
+        from_json(json.dumps(entry["config"]), NAME)
+        for prints in entry["data"].values():
+            if not isinstance(prints, list):
+                raise TypeError("fingerprints are not a list")
+            texts += prints
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a fingerprint or the command is not text")
+
+
 def _read(out: Path) -> dict[str, Any]:
     file = out / NAME
     try:
         content = json.loads(read_local(file))
-        version = content["version"]
+        if (version := content["version"]) == _VERSION:
+            _check(content)
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         _log.warning("%s: damaged; made again from the folders of its runs", file)
         return {"runs": _runs_there(out)}
     if version != _VERSION:

@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
 from msltrain.grids.plan import LAST, Run
+
+if TYPE_CHECKING:
+    from msltrain.measures.predictions import Origin
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, in all)."""
@@ -170,23 +174,36 @@ def predictions_file(folder: Path, checkpoint: str, condition: str) -> Path:
 
 
 def is_whole(predictions: Path) -> bool:
-    """Whether a predictions file is there and can be read; a damaged one is measured again, and costs no other job."""
+    """Whether a predictions file is there, can be read, and is of the checkpoint beside it, where that is still there;
+    any other is measured again, and costs no other job.
+    """
+    found = origin_of_file(predictions)
+    if found is None:
+        return False
+    checkpoint = predictions.parent.parent / "checkpoints" / predictions.name.partition("-")[0]
+    try:
+        return found.checkpoint_sha256 == _weights(checkpoint)
+    except (UserError, OSError):
+        return True  # nothing tells; a damaged checkpoint is said when it is used
+
+
+def origin_of_file(predictions: Path) -> Origin | None:
+    """What a predictions file says of itself; None where there is none that can be read."""
     try:
         status = predictions.stat()
     except OSError:
-        return False
-    return _is_readable(predictions, status.st_mtime_ns, status.st_size)
+        return None
+    return _origin(predictions, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_readable(predictions: Path, mtime_ns: int, size: int) -> bool:
+def _origin(predictions: Path, mtime_ns: int, size: int) -> Origin | None:
     from msltrain.measures.predictions import read_predictions
 
     try:
-        read_predictions(predictions)
+        return read_predictions(predictions).origin
     except (UserError, OSError):
-        return False
-    return True
+        return None
 
 
 def measured_file(predictions: Path) -> Path:

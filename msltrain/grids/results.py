@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msltrain.grids.jobs import StudyJob, is_whole, measured_file, predictions_file
+from msltrain.grids.jobs import StudyJob, is_whole, measured_file, origin_of_file, predictions_file
 from msltrain.grids.plan import Plan, Run
 from msltrain.measures.metrics import SUMMARY
-from msltrain.measures.predictions import read_predictions
+from msltrain.measures.predictions import Origin, read_predictions
 from msltrain.measures.summary import measure
 from msltrain.robustness.curves import Cell, read_curves
+from msltrain.typed_values import decode
 
 CURVE_MEASURES = ("mAP", "CR", "CF1")
 """The measures of the paper's Fig. 3."""
@@ -130,11 +131,25 @@ def devices_of(plan: Plan, out: Path) -> list[str]:
 
 
 def _measured(predictions: Path) -> dict[str, Any] | None:
-    """The measures beside a predictions file, taken again where they are older or missing; None without the file."""
+    """The measures beside a predictions file, taken again where they are not its own or missing; None without the
+    file."""
     if not is_whole(predictions):
         return None
     beside = measured_file(predictions)
     if beside.exists() and beside.stat().st_mtime_ns >= predictions.stat().st_mtime_ns:
-        with suppress(ValueError):  # damaged: it is measured again
-            return json.loads(beside.read_text(encoding="utf-8"))
+        with suppress(ValueError, KeyError, TypeError, RecursionError):  # damaged: it is measured again
+            content = json.loads(beside.read_text(encoding="utf-8"))
+            origin = decode(content["origin"], Origin, "origin")
+            measures = content["metrics"]
+            is_count = type(measures["num_samples"]) is int
+            if (
+                origin == origin_of_file(predictions)
+                and is_count
+                and all(_is_share(measures[name]) for name in SUMMARY)
+            ):
+                return content
     return json.loads(measure(read_predictions(predictions)).to_json())
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, float) and not (value < 0 or value > 1)  # NaN where a rate has no value

@@ -23,6 +23,7 @@ from msldata.errors import StorageError, UserError
 from msldata.storage import PART_SUFFIX, LocalStorage, Location, clear_local_errors, flush_to_disk, read_local
 from msltrain.measures.covered import covered_shares
 from msltrain.measures.spreadsheet import cell, csv_text
+from msltrain.typed_values import decode
 
 PREDICTIONS_VERSION = 2
 """Version 2 names the largest objects in lists, a class number each. Version 1 is still read."""
@@ -302,34 +303,68 @@ def read_predictions(file: str | Path) -> Predictions:
 
 
 def _predictions(table: pa.Table, content: dict[str, Any]) -> Predictions:
-    origin: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in content["origin"].items()
-    }
+    classes = content["classes"]
+    if not isinstance(classes, list):
+        raise ValueError("its classes are not a list of names")
+    origin: Origin = decode(content["origin"], Origin, "origin")
+    if not 0 <= origin.hole_fraction <= 1:
+        raise ValueError(f"a hole fraction of {origin.hole_fraction}")
+    if table["key"].type != pa.string() or table["key"].null_count:
+        raise ValueError("its keys are not texts")
     names = [name for name in _LARGEST if f"largest_{name}" in table.column_names]
-    objects = None
+    shape, objects = (len(table), len(classes)), None
     if "largest_class" in table.column_names:
         lists = {name: table[f"largest_{name}"].combine_chunks() for name in ("class", *names)}
-        row_M = np.repeat(np.arange(len(table)), lists["class"].value_lengths().to_numpy())
+        lengths = lists["class"].value_lengths()
         columns: dict[str, Any] = {f"{name}_M": lists[name].flatten().to_numpy() for name in lists}
-        columns["class_M"] = columns["class_M"].astype(np.int64)
-        if (
-            any(len(column) != len(row_M) for column in columns.values())
-            or not ((columns["class_M"] >= 0) & (columns["class_M"] < len(content["classes"]))).all()
-        ):
+        if columns["class_M"].dtype.kind not in "iu" or any(one.value_lengths() != lengths for one in lists.values()):
             raise ValueError("its lists of objects do not fit together")
-        objects = LargestObjects(shape=(len(table), len(content["classes"])), row_M=row_M, **columns)
+        row_M = np.repeat(np.arange(len(table)), lengths.to_numpy())
+        columns["class_M"] = columns["class_M"].astype(np.int64)
+        objects = LargestObjects(shape=shape, row_M=row_M, **columns)
     elif names:
         objects = LargestObjects.of_arrays(**{f"{name}_NK": _to_array(table[f"largest_{name}"]) for name in names})
+    if objects is not None:
+        _check_objects(objects)
+    visible_NK = _to_array(table["visible"]) if "visible" in table.column_names else None
+    if visible_NK is not None and (visible_NK.shape != shape or not _within(visible_NK, -1, 1)):
+        raise ValueError("its visible shares are not one of each class, from 0 to 1")
+    logit_NK = _to_array(table["logit"])
+    if np.isnan(logit_NK).any():
+        raise ValueError("some of its logits are no numbers")
     return Predictions(
         keys=tuple(table["key"].to_pylist()),
-        logit_NK=_to_array(table["logit"]),
+        logit_NK=logit_NK,
         target_NK=_to_array(table["target"]),
         ignore_NK=_to_array(table["ignore"]),
-        classes=tuple(content["classes"]),
+        classes=tuple(classes),
         objects=objects,
-        visible_NK=_to_array(table["visible"]) if "visible" in table.column_names else None,
-        origin=Origin(**origin),
+        visible_NK=visible_NK,
+        origin=origin,
     )
+
+
+_FLAG = (-1, 1)
+_POSSIBLE = {"area": (0, np.inf), "relative_area": (0, np.inf)}
+"""Least and largest value of what is said about an object; of flags and of the covered share -1, for unknown, to 1."""
+
+
+def _check_objects(objects: LargestObjects) -> None:
+    """Raise ValueError for a class that there is not or that is named twice, and for values that cannot be."""
+    num_classes = objects.shape[1]
+    pair_M = objects.row_M * num_classes + objects.class_M
+    if not _within(objects.class_M, 0, num_classes - 1) or not (np.diff(pair_M) > 0).all():
+        raise ValueError("its lists of objects do not name each class once, in order")
+    for name in _LARGEST:
+        column_M = getattr(objects, f"{name}_M")
+        if column_M is not None and not (
+            np.isfinite(column_M).all() and _within(column_M, *_POSSIBLE.get(name, _FLAG))
+        ):
+            raise ValueError(f"a largest_{name} that cannot be")
+
+
+def _within(values: np.ndarray, low: float, high: float) -> bool:
+    return bool(((values >= low) & (values <= high)).all())
 
 
 def largest_objects(

@@ -180,6 +180,12 @@ def read_examples(
     place_N = _places(rows, predictions, shard_set)
     shard_N = np.searchsorted(last_S, place_N, side="right")
     _, sample = shard_set.rows(shard_N, place_N - (last_S - shard_set.counts)[shard_N])
+    for key, row in zip(sample.key_N, rows, strict=True):
+        if key != predictions.keys[row]:
+            raise UserError(
+                f"{shards}: sample {row} is {key!r} there, {predictions.keys[row]!r} in the predictions, which were "
+                "changed since they were made; evaluate the model again"
+            )
     objects = AllSamples(shard_set).objects() if predictions.objects is not None else None
     # The classes of the predictions may be only some of the shards' classes, in another order.
     number = {name: index for index, name in enumerate(predictions.classes)}
@@ -243,7 +249,7 @@ def _places(rows: Sequence[int], predictions: Predictions, shard_set: ShardSet) 
     if len(predictions.keys) == shard_set.num_samples:
         return np.asarray(rows, np.int64)
     place = {key: number for number, key in enumerate(AllSamples(shard_set).rows.key_N)}
-    return np.array([place[predictions.keys[row]] for row in rows], np.int64)
+    return np.array([place.get(predictions.keys[row], 0) for row in rows], np.int64)
 
 
 def cross_entropy(predictions: Predictions, rows: Sequence[int] | None = None) -> np.ndarray:

@@ -118,7 +118,8 @@ class _Stored:
         found = {}
         for file in sorted(default_file(place, "").parent.glob("*.parquet")):
             predictions = read_predictions(file)
-            if not predictions.origin.part:
+            origin = predictions.origin
+            if not origin.part and bool(origin.keep_masks) == bool(origin.keep_mask_fingerprints):
                 found[file] = predictions
         return cls(place, sha256, dict(sorted(found.items(), key=lambda item: item[1].origin.test_time != "")))
 

@@ -75,7 +75,7 @@ def open_run(
         clean=predictions.pop(WHOLE),
         masked=predictions,
         config=read_config(run_dir),
-        history=_read_history(Path(run_dir)),
+        history=read_history(run_dir),
         files={condition: str(file) for condition, file in files.items()},
         place=str(run_dir),
         keep_masks=keep_masks or {},
@@ -94,21 +94,33 @@ def read_config(run_dir: str | Path) -> TrainConfig:
     return read_meta(open_checkpoint(run_dir))[1]
 
 
-def _read_history(run_dir: Path) -> list[Mapping[str, Any]]:
+def read_history(run_dir: str | Path) -> list[Mapping[str, Any]]:
+    """What the training of a run wrote down, a mapping per line; empty where nothing was trained.
+
+    Raises:
+        UserError: a line is not what training writes.
+    """
     files = LocalStorage(run_folder(run_dir))
     if not files.exists(METRICS_NAME):
         return []
     try:
         rows = [json.loads(line) for line in files.read(METRICS_NAME).decode().splitlines()]
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("not a table of names and values")
+        if not all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows):
+            raise ValueError("not a table of names and numbers")
+        if not all(isinstance(row.get(name), int) and row[name] >= 0 for row in rows for name in ("step", "epoch")):
+            raise ValueError("a step or epoch that is no count")
         return rows
     except StorageError:
         raise
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{files.where(METRICS_NAME)}: a line is not JSON ({error}); is the run still going on?"
+            f"{files.where(METRICS_NAME)}: a line is not what training writes ({error}); is the run still going on?"
         ) from None
+
+
+def _is_number(value: object) -> bool:
+    """Whether it may stand in ``metrics.jsonl``: a number, or null where there is none."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def check_comparable(runs: Sequence[RunReport]) -> None:

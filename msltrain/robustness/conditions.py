@@ -107,6 +107,8 @@ class StudyModel:
 
     @cached_property
     def _boxes(self) -> ObjectBoxes | None:
+        if self.loaded.view is not None:  # they are known on the whole photograph, squashed
+            return None
         boxes = ObjectBoxes(self.samples)
         return boxes if boxes.known else None
 
@@ -182,6 +184,7 @@ class StudyModel:
                     rank=self.ranks.rank,
                     world_size=self.ranks.world_size,
                     training=False,
+                    to_square=self.loaded.view.square if self.loaded.view else None,
                 ) as loader,
             ):
                 loader.load_state_dict({**loader.state_dict(), "step": first_step})

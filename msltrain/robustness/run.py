@@ -102,6 +102,11 @@ def _check(study: Study, classes: tuple[str, ...]) -> None:
     for number, (_, path) in enumerate(study.models):
         loaded = load_any(path, study.foreign, classes, torch.device("cpu"))
         loaded.ordered_as(classes, study.shards)
+        if loaded.view is not None and "object" in study.kinds:
+            raise UserError(
+                f"{path}: a timm classifier sees the middle of a photograph, and boxes are known on all of it; leave "
+                "out --kind object"
+            )
         if study.recalibration and number == 0:
             find_batchnorms(loaded.recogniser)
             loaded.ordered_as(open_images(study.recalibration.shards).classes, study.recalibration.shards)

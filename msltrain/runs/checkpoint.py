@@ -114,7 +114,7 @@ class LoadedRecogniser:
         The data may have them in another order, and have others too. Raises UserError if it lacks one.
         """
         if set(self.classes) - set(classes):
-            self.require_classes(classes, where)
+            raise self._other_classes(classes, where)
         position = {name: number for number, name in enumerate(classes)}
         return np.array([position[name] for name in self.classes], np.int64)
 
@@ -126,7 +126,7 @@ class LoadedRecogniser:
         if tuple(classes) == self.classes:
             return self
         if set(classes) != set(self.classes) or len(classes) != len(self.classes):
-            self.require_classes(classes, where)
+            raise self._other_classes(classes, where)
         order = [self.classes.index(name) for name in classes]
         return replace(
             self,
@@ -135,10 +135,8 @@ class LoadedRecogniser:
             thresholds=tuple(self.thresholds[number] for number in order) if self.thresholds else (),
         )
 
-    def require_classes(self, classes: tuple[str, ...], where: str) -> None:
-        """Raise UserError unless ``classes`` (of the data at ``where``) are the ones it was trained on, in order."""
-        if tuple(classes) == self.classes:
-            return
+    def _other_classes(self, classes: tuple[str, ...], where: str) -> UserError:
+        """That ``classes`` (of the data at ``where``) are not its own, with the names that one side lacks."""
         there, here = set(classes), set(self.classes)
         missing = [name for name in self.classes if name not in there]
         unknown = [name for name in classes if name not in here]
@@ -147,9 +145,7 @@ class LoadedRecogniser:
             detail += f"; the data lacks {', '.join(missing[:5])}"
         if unknown:
             detail += f"; the checkpoint does not know {', '.join(unknown[:5])}"
-        if not missing and not unknown:
-            detail += " in another order"
-        raise UserError(
+        return UserError(
             f"{where}: its classes are not those of {self.path} ({detail}); use shards of the dataset it was trained on"
         )
 

@@ -42,6 +42,7 @@ from msltrain.runs.mirror import RunMirror
 from msltrain.runs.trackers import Tracker, open_trackers
 from msltrain.stream.errors import SampleError
 from msltrain.stream.reading.request import note_once
+from msltrain.typed_values import decode
 
 CONFIG_NAME = "config.json"
 DATASETS_NAME = "datasets.json"
@@ -254,8 +255,7 @@ class RunFolder:
         """The differences that matter from the run in this folder, in words. Raises UserError if there is no run."""
         try:
             stored = from_json(self._files.read(CONFIG_NAME).decode(), str(self.place(CONFIG_NAME)))
-            known = json.loads(self._files.read(DATASETS_NAME))
-            known = {role: [DatasetIdentity(**entry) for entry in entries] for role, entries in known.items()}
+            known = _identities(self._files.read(DATASETS_NAME))
         except FileNotFoundError:
             raise UserError(
                 f"{self.location}: there is no run to continue (no {CONFIG_NAME}); start it without --resume, or with "
@@ -360,10 +360,20 @@ class RunFolder:
 def training_data(run: str | Path, role: str = "train") -> list[DatasetIdentity]:
     """The shards that the run at ``run`` noted, for training or in another role; empty where nothing tells."""
     try:
-        known = json.loads(open_storage(run).read(DATASETS_NAME))
-        return [DatasetIdentity(**entry) for entry in known[role]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return _identities(open_storage(run).read(DATASETS_NAME))[role]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
+
+
+def _identities(data: bytes) -> dict[str, list[DatasetIdentity]]:
+    """What ``datasets.json`` says, by role. Raises ValueError, or what reading something else raises."""
+    try:
+        return {
+            role: [decode(entry, DatasetIdentity, role) for entry in entries]
+            for role, entries in json.loads(data).items()
+        }
+    except UserError as error:
+        raise ValueError(str(error)) from None  # whose file it is, the caller says
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

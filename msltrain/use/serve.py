@@ -43,6 +43,8 @@ BODY_SECONDS = 30.0
 """How long an upload may take; one that only drips would hold its place for ever."""
 HEAD_SECONDS = 10.0
 """How long the head of a request may take, from the connection or from the first byte after an answer."""
+ANSWER_SECONDS = 30.0
+"""How long an answer may wait for its client to take it, once the system's own buffers are full."""
 _FORM, _FORM_BYTES = "multipart/form-data", 2**16  # what a form adds around its file
 _MEMORY_BYTES = 2**20  # of an upload; the rest of it waits on disk until its turn to be decoded
 MAX_CONNECTIONS = 512
@@ -153,17 +155,20 @@ class _Server(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """A connection that nobody can hold without asking something.
+    """A connection that nobody can hold without asking something, and taking the answer.
 
-    uvicorn waits for ever for the rest of a head. Here the connection is closed after `HEAD_SECONDS`; and of more than
-    `MAX_CONNECTIONS`, the one that has asked nothing for longest makes room.
+    uvicorn waits for ever for the rest of a head, and for a client that takes its answer, even to close. Here the
+    connection is closed after `HEAD_SECONDS` or `ANSWER_SECONDS`; and of more than `MAX_CONNECTIONS`, the one that has
+    asked nothing for longest makes room.
     """
 
     _quiet_since = 0.0
     _closing: asyncio.TimerHandle | None = None
+    _giving_up: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` hears of whatever is not taken
         self._quiet_since = self.loop.time()
         self._watch_head()
         others = [one for one in self.connections if isinstance(one, _Connection) and not one.transport.is_closing()]
@@ -179,9 +184,18 @@ class _Connection(H11Protocol):
         self._quiet_since = self.loop.time()
         super().on_response_complete()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._giving_up = self.loop.call_later(ANSWER_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_answer()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget_head()
+        self._forget_answer()
 
     def _watch_head(self) -> None:
         if self.conn.their_state is not h11.IDLE:
@@ -193,6 +207,11 @@ class _Connection(H11Protocol):
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
+
+    def _forget_answer(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -81,6 +81,13 @@ def test_broken_images_are_counted_and_named_and_the_rest_is_answered(place, ask
     assert code == 2 and "p003.jpg: not an image" in errors and "--on-error skip" in errors
 
 
+def test_lost_pixels_are_no_answer(place, tmp_path):
+    """Its markers are all there, and a forgiving decoder would fill the rest with grey."""
+    (tmp_path / "cut.jpg").write_bytes(photo(1)[:-200] + b"\xff\xd9")
+    code, output, errors = run(place, tmp_path)
+    assert code == 1 and "cut.jpg  not read: truncated JPEG" in output and "1 of 1 images could not be read" in errors
+
+
 def test_lines_show_both_scores_and_what_is_predicted(place, asked, expected):
     _, output, _ = run(place, *asked)
     for line, image in zip(output.splitlines(), expected, strict=True):

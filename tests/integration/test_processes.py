@@ -25,6 +25,8 @@ from tests.smallshards import write_images, write_keep_masks
 pytestmark = pytest.mark.usefixtures("ready_python")
 
 PAGE = (REPOSITORY / "docs" / "runs.md").read_text(encoding="utf-8")
+PATIENCE = 900
+"""Seconds: a minute's work, on a machine that has a dozen others to do."""
 SMALL = ["--set", "stream.image_size=32", "--set", "stream.batch_size=8", "--set", "model.backbone=test_efficientnet"]
 SMALL += ["--set", "run.log_every=1", "--set", "stream.num_threads=1", "--set", "run.device=cpu"]
 
@@ -65,7 +67,7 @@ def start(words: Sequence[str], place: Path, **environment: str) -> subprocess.P
 
 def run(words: Sequence[str], place: Path, expected: int = 0) -> str:
     process = start(words, place)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == expected, output
     return output
 
@@ -104,14 +106,16 @@ def test_robustness_in_two_processes(place: Path, two: str):
 
 
 def hosts(place: Path, *, expected: int, extra: Sequence[str] = ()) -> list[str]:
-    """The page's line for several hosts, on two that are this one; what each of them says."""
+    """The page's line for several hosts, on two that are this one, the second from a checkout; what each says."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     changed = {"HOST:29500": f"127.0.0.1:{port}", "8": "1", "3": "0"}
     words = [changed.get(word, word) for word in documented("torchrun")]
-    both = [start([*words, *SMALL, *extra], place) for _ in range(2)]
-    said = [process.communicate(timeout=240)[0] for process in both]
+    module = words.index("-m")
+    from_checkout = [*words[:module], "--", str(REPOSITORY / "cli.py"), *words[module + 3 :]]
+    both = [start([*line, *SMALL, *extra], place) for line in (words, from_checkout)]
+    said = [process.communicate(timeout=PATIENCE)[0] for process in both]
     assert [process.returncode for process in both] == [expected, expected], said
     return said
 
@@ -134,7 +138,7 @@ def test_a_lost_process_is_said_and_ends_all(place: Path):
     words = [word for word in words if word not in ("--resume", "auto")]
     process = start([*words, *SMALL, "--set", "optim.num_epochs=400"], place)
     kill_one(process, place / "runs/lost", after=2)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGKILL, output
     assert output.count("process 1 of 2 was lost (SIGKILL); most likely memory ran out") == 1, output
     assert "Traceback" not in output
@@ -170,7 +174,7 @@ def test_four_processes_one_killed_then_two_give_the_undisturbed_weights(place: 
     kill_one(process, place / "runs/disturbed", after=5)
     wait_for(process, place / "runs/disturbed", 14)
     process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75 and output.count("all start again from the last checkpoint") == 1, output
     assert output.count("SIGUSR1: this step is finished") == output.count("saved in runs/disturbed") == 1, output
     run(on(2, "runs/disturbed"), place)

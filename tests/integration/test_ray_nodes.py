@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from msldata.build.shards import build_shards, plan_build
 from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
 from msldata.workers.engine import Engine, run_tasks
+from tests.conftest import REPOSITORY
 from tests.tinydata import contents, make_voc
 
 pytestmark = pytest.mark.slow
@@ -79,3 +81,27 @@ def test_a_build_goes_on_with_the_same_bytes(cluster, tmp_path: Path):
 
     build_shards(plan, open_storage(tmp_path / "ray"), engine=Engine("ray"), progress=progress)
     assert done[-1] == 60 and contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+def test_the_documented_command_survives_a_killed_node(cluster, tmp_path: Path):
+    source, out = make_voc(tmp_path / "datasets", 400), tmp_path / "ray"
+    build_shards(
+        plan_build(open_source("voc2007", source, "test"), samples_per_shard=2), open_storage(tmp_path / "local")
+    )
+    words = ["build-shards", "--dataset", "voc2007", "--source", str(source), "--split", "test", "--out", str(out)]
+    words += ["--samples-per-shard", "2", "--engine", "ray", "--ray-address", cluster.address]
+    build = subprocess.Popen(
+        [sys.executable, "-P", "-m", "msltrain", *words],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while len(list(out.glob("*.tar"))) < 5:
+        assert build.poll() is None, build.communicate()[0]
+        time.sleep(0.01)
+    cluster.remove_node(cluster.nodes[0], allow_graceful=False)
+    assert build.poll() is None and not (out / "dataset.json").exists(), "it was over before the node was killed"
+    said, _ = build.communicate(timeout=900)
+    assert build.returncode == 0 and "Traceback" not in said, said
+    assert contents(out) == contents(tmp_path / "local")

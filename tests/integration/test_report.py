@@ -41,6 +41,7 @@ from msltrain.report.examples import (
 from msltrain.report.gallery import _how_well, _view
 from msltrain.report.headline import find
 from msltrain.report.numbers import compute_numbers
+from msltrain.report.open_runs import read_history
 from msltrain.report.plots import by_epoch
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
@@ -689,3 +690,25 @@ def test_history_is_averaged_by_epoch_and_skips_what_is_not_finite():
 )
 def test_ticks_are_round_and_cover_the_range(low, high, whole, expected):
     assert ticks(low, high, whole=whole) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"total": "high"},
+        {"validation_mAP": [1]},
+        {"epoch": {"a": 1}},
+        {"epoch": -1},
+        {"step": 0.5},
+        {"clean": True},
+        [1, 2],
+    ],
+)
+def test_metrics_that_no_training_writes_are_refused(tmp_path, row):
+    good = {"step": 1, "epoch": 0, "total": 0.5, "validation_mAP": None}
+    bad = good | row if isinstance(row, dict) else row
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: a line is not what training writes"):
+        read_history(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(good) + "\n")
+    assert read_history(tmp_path) == [good]

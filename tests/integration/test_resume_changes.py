@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,12 @@ from typer.testing import CliRunner, Result
 
 from msldata.contract.manifest import read_manifest
 from msldata.contract.publish import write_manifest
+from msldata.errors import UserError
 from msldata.storage import LocalStorage
 from msltrain.__main__ import app
+from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import load_checkpoint, rebuild_recogniser
+from msltrain.runs.folder import DatasetIdentity, RunFolder, training_data
 from tests.smallshards import write_images, write_keep_masks
 
 
@@ -156,3 +159,15 @@ def test_a_damaged_run_folder_is_one_message(data, tmp_path, file, content):
     (tmp_path / file).write_bytes(content)
     result = train(data, tmp_path, "optim.num_epochs=1", "--resume", "auto")
     assert result.exit_code in (0, 2) and (result.exception is None or isinstance(result.exception, SystemExit))
+
+
+@pytest.mark.parametrize(("field", "odd"), [("fingerprint", 5), ("location", ["a"]), ("num_samples", "many")])
+def test_an_odd_note_of_the_data_is_one_message(tmp_path, field, odd):
+    config, folder = recipe("smoke"), RunFolder(tmp_path)
+    noted = DatasetIdentity(location="data", dataset="d", split="train", num_samples=3, fingerprint="f" * 64)
+    folder.start(config, {"train": [noted]})
+    assert training_data(tmp_path) == [noted] and not folder.changes(config, {"train": [noted]})
+    (tmp_path / "datasets.json").write_text(json.dumps({"train": [asdict(noted) | {field: odd}]}))
+    with pytest.raises(UserError, match=rf"does not say which data the run had \(train\.{field}: expected "):
+        folder.changes(config, {"train": [noted]})
+    assert training_data(tmp_path) == []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from typer.testing import CliRunner
@@ -31,6 +32,7 @@ from msltrain.robustness.fillings import Filling
 from msltrain.robustness.kinds import KINDS
 from msltrain.robustness.run import Recalibration, Study, run_study
 from msltrain.runs.checkpoint import load_recogniser
+from msltrain.runs.other_checkpoints import Foreign
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.donors import Donors
 from msltrain.stream.loader import Loader
@@ -100,6 +102,19 @@ def test_whole_images_are_those_of_evaluate(place, found):
     plain = evaluate(place / "one", place / "shards", device="cpu", batch_size=4)
     np.testing.assert_array_equal(found["One"]["whole"].logit_NK, plain.logit_NK)
     assert np.abs(found["One"]["irregular-high"].logit_NK - plain.logit_NK).max() > 1e-3
+
+
+def test_a_timm_classifier_sees_what_evaluate_shows_it(place, tmp_path):
+    weights = tmp_path / "plain.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=len(CLASSES)).state_dict(), weights)
+    foreign, shards = Foreign(model="test_resnet"), str(place / "shards")
+    one = study(place, models=(("plain", str(weights)),), foreign=foreign, keep_masks=(), kinds=("box",))
+    found = run_study(one, tmp_path / "study", batch_size=4, device="cpu")["plain"]
+    expected = evaluate(weights, shards, foreign=foreign, batch_size=4, device="cpu")
+    np.testing.assert_array_equal(found["whole"].logit_NK, expected.logit_NK)
+    assert all(one.visible_NK is None for one in found.values())
+    with pytest.raises(UserError, match="boxes are known on all of it; leave out --kind object"):
+        run_study(replace(one, kinds=("object",)), tmp_path / "objects", device="cpu")
 
 
 def test_classes_are_matched_by_name(place, found, tmp_path):

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -121,6 +122,7 @@ def test_the_photograph_is_shown_as_the_network_sees_it(server):
     [
         ("POST", "/api/photos", b"this is no image", {}, 400, "not an image"),
         ("POST", "/api/photos", photo(0)[:300], {}, 400, "the photograph:"),
+        ("POST", "/api/photos", photo(0)[:-200] + b"\xff\xd9", {}, 400, "the photograph: truncated JPEG"),
         ("POST", "/api/photos", None, {"Content_Length": str(MAX_BODY + 1)}, 413, "more than 25 MiB"),
         ("POST", "/api/photos", b"5", {"Transfer_Encoding": "chunked", "Content_Length": "1"}, 400, "in one way"),
         ("GET", "/", None, {"Host": "["}, 400, "not an address"),
@@ -245,6 +247,27 @@ def test_a_request_whose_body_takes_longer_than_a_head_may_is_answered(server, p
         yield data[99:]
 
     assert ask(server, "POST", "/api/photos", parts())[0] == 200
+
+
+def test_a_client_that_never_reads_is_dropped(server, monkeypatch):
+    monkeypatch.setattr(serving, "ANSWER_SECONDS", 0.5)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(10)
+        client.connect(server.server_address)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 600)  # many times what the system keeps for it
+        connections, address = server._server.server_state.connections, client.getsockname()
+        wait_until(lambda: any(one.client == address for one in connections))
+        wait_until(lambda: not any(one.client == address for one in connections))
+    assert ask(server, "GET", "/api/models")[0] == 200
+
+
+def wait_until(holds):
+    for _ in range(1200):
+        if holds():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came to that")
 
 
 def test_connections_that_ask_nothing_make_room(server, monkeypatch):

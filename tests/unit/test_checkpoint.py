@@ -228,11 +228,10 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_other_classes_are_refused(tmp_path: Path):
     save_checkpoint(checkpoint(), tmp_path / "last")
     loaded = load_recogniser(tmp_path / "last")
-    loaded.require_classes(CLASSES, "shards/x")
-    with pytest.raises(UserError, match="the data lacks größe; the checkpoint does not know bird"):
-        loaded.require_classes(("cat", "dog", "bird"), "shards/x")
-    with pytest.raises(UserError, match="in another order"):
-        loaded.require_classes(CLASSES[::-1], "shards/x")
+    assert loaded.ordered_as(CLASSES[::-1], "shards/x").classes == CLASSES[::-1]
+    for match_up in (loaded.ordered_as, loaded.columns_of):
+        with pytest.raises(UserError, match="the data lacks größe; the checkpoint does not know bird"):
+            match_up(("cat", "dog", "bird"), "shards/x")
 
 
 def test_channels_last_weights_are_stored_plainly(tmp_path: Path):

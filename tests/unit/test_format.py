@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -152,6 +153,16 @@ def test_limits_of_an_index_are_possible_and_what_lies_beyond_is_refused():
         ({"length": -1}, "length from -1"),
         ({"width": 0}, "width from 0 to 0"),
         ({"height": 0}, "height from 0 to 0"),
+        ({"positives": [1, 1]}, "a sample has a class twice"),
+        ({"positives": [0, 1], "ignored": [1]}, "a sample has a class twice, or as positive and ignored"),
+        *(
+            ({"objects": [{**an_object, "box": box}]}, "the box of an object is not four numbers")
+            for box in ([math.nan, 0, 1, 1], [0, 0, math.inf, 1], [0, 0, -1, 1])
+        ),
+        *(
+            ({"objects": [{**an_object, "area": area}]}, "the area of an object is not a number of 0 or more")
+            for area in (math.nan, math.inf, -1)
+        ),
     ):
         with pytest.raises(FormatError, match=words):
             checked(**changes)

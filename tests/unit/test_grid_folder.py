@@ -14,9 +14,10 @@ from msldata.errors import UserError
 from msltrain.config import to_json
 from msltrain.grids.folder import NAME, claim_folder
 from msltrain.grids.jobs import is_whole, predictions_file
-from msltrain.grids.plan import LAST, DataPlaces, Plan, make_plan
+from msltrain.grids.plan import LAST, DataPlaces, Plan, Run, make_plan
 from msltrain.grids.results import measures_of
-from msltrain.measures.predictions import Predictions, write_predictions
+from msltrain.measures.predictions import Origin, Predictions, read_predictions, write_predictions
+from msltrain.measures.summary import measure
 from msltrain.runs.run_places import WHOLE
 
 PLACES = DataPlaces(test_masks=())
@@ -44,7 +45,37 @@ def describe(run, fingerprints):
     return {"config": json.loads(to_json(run.config)), "data": {"training images": ["abc"]}, "conditions": {}}
 
 
-@pytest.mark.parametrize("damage", [lambda text: text[:-40], lambda text: "", lambda text: "[]"])
+def with_a(value, *names):
+    """The file's text with an odd value at a place of its first run, or of the whole."""
+
+    def damage(text: str) -> str:
+        content = json.loads(text)
+        place = next(iter(content["runs"].values())) if names[0] in ("config", "data", "conditions") else content
+        for name in names[:-1]:
+            place = place[name]
+        place[names[-1]] = value
+        return json.dumps(content)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-40],
+        lambda text: "",
+        lambda text: "[]",
+        with_a([1], "runs"),
+        with_a(5, "command"),
+        with_a({"optim": 5}, "config"),
+        with_a("x", "config", "optim", "lr"),
+        with_a("abc", "data", "training images"),
+        with_a([["abc"]], "data", "training images"),
+        with_a(7, "data"),
+        with_a({"high": {}}, "conditions"),
+        with_a(None, "conditions"),
+    ],
+)
 def test_a_damaged_grid_file_is_made_again_from_the_runs(out, caplog, damage):
     file = out / NAME
     before = json.loads(file.read_text())
@@ -58,19 +89,57 @@ def test_a_damaged_grid_file_is_made_again_from_the_runs(out, caplog, damage):
         claim_folder(out, plan("optim.lr=0.123"), (), "msl ablate loss-terms")
 
 
-def test_a_damaged_predictions_file_costs_its_job_only(tmp_path):
+def measured_run(out: Path) -> tuple[Run, list[Path]]:
+    """A run with predictions of two seeds."""
     [run] = [run for run in plan().runs if run.name == "loss-terms/msl"]
     rng = np.random.default_rng(0)
-    target_NK = (rng.random((9, 2)) < 0.5).astype(np.uint8)
-    logit_NK, ignore_NK = rng.normal(size=(9, 2)).astype(np.float32), np.zeros((9, 2), bool)
-    predictions = Predictions(
-        keys=tuple("abcdefghi"), logit_NK=logit_NK, target_NK=target_NK, ignore_NK=ignore_NK, classes=("x", "y")
-    )
-    files = [predictions_file(run.folder(tmp_path, seed), LAST, WHOLE) for seed in (0, 1)]
-    for file in files:
+    files = [predictions_file(run.folder(out, seed), LAST, WHOLE) for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        predictions = Predictions(
+            keys=tuple("abcdefghi"),
+            logit_NK=rng.normal(size=(9, 2)).astype(np.float32),
+            target_NK=(rng.random((9, 2)) < 0.5).astype(np.uint8),
+            ignore_NK=np.zeros((9, 2), bool),
+            classes=("x", "y"),
+            origin=Origin(checkpoint_sha256=f"{seed}" * 64),
+        )
         write_predictions(predictions, file)
+    return run, files
+
+
+def test_a_damaged_predictions_file_costs_its_job_only(tmp_path):
+    run, files = measured_run(tmp_path)
     assert set(measures_of(run, tmp_path, (0, 1))[LAST][WHOLE].spreads["mAP"].by_seed) == {0, 1}
     files[0].write_bytes(files[0].read_bytes()[:-30])
     files[1].with_suffix(".json").write_text("{")
     assert [is_whole(file) for file in files] == [False, True]
     assert set(measures_of(run, tmp_path, (0, 1))[LAST][WHOLE].spreads["mAP"].by_seed) == {1}
+
+
+def test_predictions_of_other_weights_are_made_again(tmp_path, monkeypatch):
+    run, files = measured_run(tmp_path)
+    monkeypatch.setattr("msltrain.grids.jobs._weights", lambda checkpoint: str(int(checkpoint.parts[-3][4:])) * 64)
+    assert [is_whole(file) for file in files] == [True, True]
+    files[0].write_bytes(files[1].read_bytes())
+    assert [is_whole(file) for file in files] == [False, True]
+    assert set(measures_of(run, tmp_path, (0, 1))[LAST][WHOLE].spreads["mAP"].by_seed) == {1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda measured, other: other,
+        lambda measured, other: {**measured, "metrics": {**measured["metrics"], "mAP": 7.0}},
+        lambda measured, other: {**measured, "metrics": {**measured["metrics"], "CR": "high"}},
+        lambda measured, other: {**measured, "metrics": {**measured["metrics"], "num_samples": None}},
+        lambda measured, other: {**measured, "metrics": [1]},
+        lambda measured, other: {"origin": measured["origin"]},
+        lambda measured, other: [measured],
+    ],
+)
+def test_measures_that_are_not_those_of_the_predictions_are_taken_again(tmp_path, change):
+    run, files = measured_run(tmp_path)
+    expected = measures_of(run, tmp_path, (0, 1))[LAST][WHOLE]
+    measured, other = (json.loads(measure(read_predictions(file)).to_json()) for file in files)
+    files[0].with_suffix(".json").write_text(json.dumps(change(measured, other)))
+    assert measures_of(run, tmp_path, (0, 1))[LAST][WHOLE] == expected

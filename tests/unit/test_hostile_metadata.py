@@ -231,3 +231,21 @@ def test_index_of_other_types_is_refused(dataset, tmp_path):
     pq.write_table(table, tmp_path / shard.index_name)
     with pytest.raises(FormatError, match="column key is int64, not string"):
         read_index(LocalStorage(tmp_path), manifest, shard)
+
+
+@pytest.mark.parametrize(
+    ("table", "odd"),
+    [
+        ("provenance", {"command": 5}),
+        ("provenance", {"command": "msl build-shards"}),
+        ("provenance", {"command": ["index", 3]}),
+        ("options", {"labels_from": ["cls"]}),
+        ("options", {"reading": "as it is"}),
+        ("options", {"threshold": "half"}),
+        ("options", {"hole_fraction_above": 2}),
+    ],
+)
+def test_what_readers_take_from_a_free_table_is_of_its_kind(dataset, table, odd):
+    manifest = read_manifest(dataset)
+    with pytest.raises(FormatError, match=rf"{table}\.{next(iter(odd))} is .*, not a|not text"):
+        replace(manifest, **{table: odd})

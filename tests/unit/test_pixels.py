@@ -39,6 +39,17 @@ def half(data: bytes) -> bytes:
     return data[: len(data) // 2 + 200] + b"\xff\xd9"
 
 
+def gap(data: bytes) -> bytes:
+    """Zeros where some of the pixels were, as in a file that was copied in parts; all markers are there."""
+    place = data.rfind(b"\xff\xda") + 200
+    return data[:place] + bytes(300) + data[place + 300 :]
+
+
+def without_an_interval(data: bytes) -> bytes:
+    """Without what stands between two restart markers, and one of these."""
+    return data[: data.find(b"\xff\xd2")] + data[data.find(b"\xff\xd3") :]
+
+
 def noisy(mode: str = "RGB", **options) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     return saved(Image.fromarray(pixels).convert(mode), "JPEG", **options)
@@ -51,6 +62,10 @@ def noisy(mode: str = "RGB", **options) -> bytes:
         (half(noisy("CMYK")), "truncated JPEG"),
         (half(noisy("L")), "truncated JPEG"),
         (half(turned(6, quality=100)), "truncated JPEG"),
+        (gap(noisy(restart_marker_rows=1)), "damaged JPEG"),
+        (gap(noisy("CMYK", restart_marker_rows=1)), "damaged JPEG"),
+        (without_an_interval(noisy(restart_marker_rows=1)), "damaged JPEG"),
+        (gap(noisy(progressive=True)[: -len(noisy()) // 3] + b"\xff\xd9"), "truncated JPEG"),
         *refused_images().values(),
     ],
 )

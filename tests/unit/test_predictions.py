@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -126,6 +127,56 @@ def test_a_parquet_file_of_another_kind(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.parquet"):
         read_predictions(tmp_path / "none.parquet")
+
+
+def fixed(array_NK: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(array_NK.reshape(-1)), array_NK.shape[1])
+
+
+def lists(value: object, kind: pa.DataType) -> pa.Array:
+    return pa.array([[value]] * 5, pa.list_(kind))
+
+
+@pytest.mark.parametrize(
+    ("columns", "origin", "words"),
+    [
+        ({"key": pa.array([None] * 5, pa.string())}, {}, "keys are not texts"),
+        ({"key": pa.array(range(5))}, {}, "keys are not texts"),
+        ({"logit": fixed(np.full((5, 3), np.nan, np.float32))}, {}, "logits are no numbers"),
+        ({"visible": fixed(np.full((5, 3), np.nan, np.float32))}, {}, "visible shares"),
+        ({"visible": fixed(np.zeros((5, 2), np.float32))}, {}, "visible shares"),
+        ({"largest_class": lists(0.5, pa.float32())}, {}, "lists of objects do not fit together"),
+        ({"largest_class": lists(3, pa.int16())}, {}, "do not name each class once, in order"),
+        ({"largest_area": lists(math.nan, pa.float32())}, {}, "a largest_area that cannot be"),
+        ({"largest_area": lists(-1.0, pa.float32())}, {}, "a largest_area that cannot be"),
+        ({"largest_covered": lists(9.0, pa.float32())}, {}, "a largest_covered that cannot be"),
+        ({"largest_truncated": lists(77, pa.int8())}, {}, "a largest_truncated that cannot be"),
+        ({}, {"hole_fraction": "x"}, "hole_fraction: expected a number"),
+        ({}, {"hole_fraction": math.nan}, "a hole fraction of nan"),
+        ({}, {"keep_masks": "high"}, "keep_masks: expected several values"),
+        ({}, {"dataset": None}, "dataset: expected text"),
+        ({}, {"skipped": [1, 2]}, "skipped: expected text"),
+        ({}, {"unheard": 1}, "no field 'unheard'"),
+    ],
+)
+def test_what_no_evaluation_writes_is_refused(tmp_path, predictions, columns, origin, words):
+    one_each = LargestObjects(
+        shape=(5, 3),
+        row_M=np.arange(5),
+        class_M=np.zeros(5, np.int64),
+        area_M=np.ones(5, np.float32),
+        covered_M=np.zeros(5, np.float32),
+        **{f"{name}_M": np.zeros(5, np.int8) for name in ("truncated", "occluded", "crowd")},
+    )
+    file = tmp_path / "p.parquet"
+    write_predictions(replace(predictions, objects=one_each, origin=Origin()), file)
+    table = pq.read_table(file)
+    content = json.loads(table.schema.metadata[b"msl.predictions"])
+    content["origin"] |= origin
+    changed = pa.table({name: table[name] for name in table.column_names} | columns)
+    pq.write_table(changed.replace_schema_metadata({b"msl.predictions": json.dumps(content)}), file)
+    with pytest.raises(UserError, match=rf"p\.parquet: a damaged predictions file \(.*{words}"):
+        read_predictions(file)
 
 
 def test_arrays_that_do_not_fit_are_refused(predictions):
