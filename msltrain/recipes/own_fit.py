@@ -7,20 +7,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from msldata.errors import UserError
 from msldata.storage import read_local
 from msltrain.config import TrainConfig, from_json, override
-from msltrain.models.own_weights import find_own_file
-from msltrain.models.pretrained import fill_network, is_timm_tag, read_source
 from msltrain.recipes.own import own
 from msltrain.recipes.variants import distilled, distilled_with_twin
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.shardset import open_shard_set
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ON_CPU = ("mobilenetv2_100.ra_in1k", "resnet18.tv_in1k", "resnet50.tv_in1k", "resnet101.tv_in1k")
 ON_GPU = ("resnet101.tv_in1k", "resnet50.tv_in1k", "mobilenetv2_100.ra_in1k", "resnet18.tv_in1k")
@@ -59,9 +59,13 @@ def fit_own(
     """
     asked = {name.strip(): value.strip() for name, _, value in (one.partition("=") for one in settings)}
     base = override(own(), settings)
+    num_train, num_validation, classes, side = _look_at(train, validation)
+    import torch  # late: what is wrong with settings and data shows without it
+
+    from msltrain.models.own_weights import find_own_file
+
     if on_gpu is None:
         on_gpu = torch.cuda.is_available() and base.run.device != "cpu"
-    num_train, num_validation, classes, side = _look_at(train, validation)
     weights = asked.get("model.weights", weights)
     config, network_said = _with_network(base, weights, asked.get("model.backbone"), on_gpu)
     starts_at_random = not config.model.weights
@@ -164,6 +168,9 @@ def _with_weights(
     config: TrainConfig, weights: str, choices: Sequence[str], asked: str | None
 ) -> tuple[TrainConfig, str]:
     """The network that a weights file, a run or a tag of the user's belongs to."""
+    from msltrain.models.own_weights import find_own_file
+    from msltrain.models.pretrained import is_timm_tag, read_source
+
     model = replace(config.model, weights=weights)
     if not weights:
         backbone = (asked or choices[0]).partition(".")[0]
@@ -187,6 +194,8 @@ def _with_weights(
 
 def _first_that_fits(backbones: Sequence[str], tensors: dict[str, Tensor], weights: str) -> str:
     import timm
+
+    from msltrain.models.pretrained import fill_network
 
     for name in backbones:
         if not timm.is_model(name):
