@@ -163,7 +163,7 @@ def build_shards(
     """Turn labelled photographs into verified WebDataset shards."""
     import sys
 
-    from msldata.build.divide import divide, division_said, parts_to_build
+    from msldata.build.divide import divide, division_said, hardly_shown, parts_to_build
     from msldata.build.estimate import estimate_build
     from msldata.build.image import parse_resize
     from msldata.build.shards import (
@@ -217,6 +217,8 @@ def build_shards(
                 whole = open_source(found.dataset, found.root, WHOLE_SPLIT, name, options=options)
                 divided = divide(whole, parts)
             show(out, f"  {division_said(divided)}")
+            if few := hardly_shown(divided):
+                show(out, "  ", (few, "yellow"))
         for chosen in divided or found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):

@@ -169,6 +169,13 @@ def _show_series(measured: Sequence[Measured]) -> None:
     spread = [mean_and_deviation([summary[name] for summary in summaries]) for name in summaries[0]]
     table.add_row("mean ± sd", *(f"{100 * mean:.2f} ± {100 * deviation:.2f}" for mean, deviation in spread))
     out.print(table)
+    _explain()
+
+
+def _explain() -> None:
+    from msltrain.measures.metrics import EXPLAINED
+
+    out.print(EXPLAINED, style="dim", soft_wrap=not out.is_terminal)
 
 
 def _list_skipped(skipped: Sequence[str]) -> None:
@@ -196,6 +203,7 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
         if rates is not None:
             table.add_row(label, "", *(_percent(getattr(rates, name)) for name in summary if name != "mAP"))
     out.print(table)
+    _explain()
     if measured.threshold_origin:
         out.print(f"tuned thresholds: {measured.threshold_origin}", soft_wrap=True)
     others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")

@@ -92,6 +92,8 @@ def train(
     """
     import sys
 
+    from msldata.contract.judging import photographs_of, too_few_to_judge
+    from msldata.contract.manifest import read_manifest
     from msldata.errors import UserError
     from msltrain.hosts import launch
     from msltrain.hosts.rank_output import is_first_process
@@ -131,6 +133,8 @@ def train(
         config, reasons = _own(found, keep_masks or (), weights, settings, began)
         for reason in reasons:
             out.print(f"  {reason}", soft_wrap=not out.is_terminal)
+        if found.test and (few := too_few_to_judge({"test": photographs_of(read_manifest(found.test))})):
+            out.print(f"  {few}", style="yellow", soft_wrap=not out.is_terminal)
         # All processes must mean the same network, whatever each of them could fetch.
         arguments += [
             "--set",
