@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from msldata.commands import local_path
-from msldata.console import OnError, err, gigabytes, next_step, out, show
+from msldata.console import OnError, err, gigabytes, next_step, out, show, show_below
 from msltrain.commands.options import AnyCheckpoints, Cache, Processes
 from msltrain.commands.recipes import complete_recipe, complete_setting
 
@@ -132,9 +132,9 @@ def train(
         began = _begun(place) if resume is not None else None
         config, reasons = _own(found, keep_masks or (), weights, settings, began)
         for reason in reasons:
-            out.print(f"  {reason}", soft_wrap=not out.is_terminal)
+            show_below(out, reason)
         if found.test and (few := too_few_to_judge({"test": photographs_of(read_manifest(found.test))})):
-            out.print(f"  {few}", style="yellow", soft_wrap=not out.is_terminal)
+            show_below(out, few, "yellow")
         # All processes must mean the same network, whatever each of them could fetch.
         arguments += [
             "--set",
@@ -228,7 +228,7 @@ def _tune_thresholds(run: str | Path) -> None:
     shards = training_shards(run)
     file = default_file(run, shards, held_out=True)
     predictions = evaluate(run, shards, held_out=True, out=file)
-    show(out, f"thresholds: {threshold_origin(predictions, file.name)}")
+    out.print(f"thresholds: {threshold_origin(predictions, file.name)}", soft_wrap=not out.is_terminal)
 
 
 def average(

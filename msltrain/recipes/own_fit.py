@@ -93,23 +93,24 @@ def fit_own(
         optim=replace(config.optim, num_epochs=num_epochs, warmup_epochs=num_epochs / 10),
         run=replace(config.run, amp=on_gpu, log_every=20 if on_gpu else 5),
     )
-    held_out = f"{num_validation:,} to validate on" if num_validation else "15 % more set aside to validate on"
+    about, held_out = ("", f"{num_validation:,}") if num_validation else ("about ", "the others")
     masks = "those of --keep-masks" if keep_masks else "drawn here, as no --keep-masks are named"
     return override(config, settings), [
-        f"photographs: {num_train:,} to train on, {held_out}, {classes} classes",
+        f"photographs: {about}{num_train:,} to train on, {held_out} to validate on, {classes} classes",
         network_said,
         size_said,
-        f"length: {num_epochs * per_epoch:,} steps of {batch_size}, {num_epochs} times all photographs ({why_steps})",
+        f"length: {about}{num_epochs * per_epoch:,} steps of {batch_size}, {num_epochs} times all photographs "
+        f"({why_steps})",
         f"method: {_method_said(config)}; masks: {masks}",
     ]
 
 
 def _method_said(config: TrainConfig) -> str:
     share, twin = config.keep_mask.share, config.optim.twin_share
-    hidden = "and with parts hidden" if share == 1 else f"and {share:.0%} of them with parts hidden as well"
+    hidden = "and with parts hidden" if share == 1 else f"and {100 * share:.0f} % of them with parts hidden as well"
     if config.first_masked_epoch:
         hidden += f", from epoch {config.first_masked_epoch + 1} on"
-    beside = f"; a twin that sees whole ones alone makes up {twin:.0%} of the result" if twin else ""
+    beside = f"; a twin that sees whole ones alone makes up {100 * twin:.0f} % of the result" if twin else ""
     return (
         f"every photograph is shown whole, {hidden}: the whole one learns its labels, the hidden one to say what the "
         f"whole one says{beside}"
