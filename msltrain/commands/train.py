@@ -90,13 +90,13 @@ def train(
 
     Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save; the exit code is 75 then.
     """
+    import os
     import sys
 
     from msldata.contract.judging import photographs_of, too_few_to_judge
     from msldata.contract.manifest import read_manifest
     from msldata.errors import UserError
     from msltrain.hosts import launch
-    from msltrain.hosts.rank_output import is_first_process
     from msltrain.recipes import configure
     from msltrain.runs.run_places import find_dataset
     from msltrain.stream.samples.shardset import open_shard_set
@@ -124,7 +124,7 @@ def train(
     found = find_dataset(dataset or data or "") if dataset is not None or recipe == "own" else None
     place = run or str(Path("runs", found.name if found is not None else recipe or ""))
     numbers = () if seeds is None else series.parse_seeds(seeds)
-    if resume is None and is_first_process():  # to another process the first one's run would look like an old one
+    if resume is None and "LOCAL_RANK" not in os.environ:  # to a late process the first one's run would look old
         for folder in [f"{place}/seed{number}" for number in numbers] or [place]:
             _check_unused(folder)
     arguments, fits = sys.argv[1:], recipe in (None, "own")
