@@ -46,7 +46,8 @@ def check_models(places: Sequence[str]) -> None:
     from msltrain.runs.run_places import find_series
 
     for place in places:
-        for one in find_series(place) or [place]:
+        models: list[str | Path] = [*find_series(place)] or [place]
+        for one in models:
             check_model(one)
 
 
