@@ -130,6 +130,7 @@ def rates(folder: Path, options: argparse.Namespace) -> None:
     from msltrain.use.output_formats import Printer
     from msltrain.use.predict import Asked
     from msltrain.use.predict_many import predict_many
+    from msltrain.use.read_images import find_images
 
     torch.set_num_threads(1)
     model, shards = folder / "model", folder / "shards"
@@ -158,7 +159,7 @@ def rates(folder: Path, options: argparse.Namespace) -> None:
         printer = Printer("json", io.StringIO(), str)
         predict_many(
             model,
-            [str(folder / "photos")],
+            find_images([folder / "photos"]),
             Asked(batch_size=BATCH_SIZE),
             foreign=Foreign(recipe="", model=""),
             device="cpu",

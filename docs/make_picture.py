@@ -19,8 +19,8 @@ from PIL import Image
 
 from msldata.contract.manifest import MANIFEST_NAME
 from msltrain.measures.predictions import Predictions
-from msltrain.report import RunReport, open_run
 from msltrain.report.examples import answer, cross_entropy, hide, read_examples
+from msltrain.report.open_runs import RunReport, open_run
 
 HIDDEN = "high"
 MARKS = {"right": "✓", "wrong": "✗ not there", "missed": "missed", "below": "", "not counted": ""}

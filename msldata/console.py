@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, cast
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -53,6 +54,14 @@ def show(console: Console, *parts: object | tuple[object, str], end: str = "\n")
     """Print one line of parts, however long; a coloured part is a pair of text and style."""
     pairs = [part if isinstance(part, tuple) else (part, "") for part in parts]
     console.print(Text.assemble(*((visible(text), style) for text, style in pairs)), soft_wrap=True, end=end)
+
+
+def show_below(console: Console, text: str, style: str = "") -> None:
+    """Print what belongs to the line above: indented, all of it where a terminal is too narrow for one line."""
+    if console.is_terminal:
+        console.print(Padding(Text(visible(text), style), (0, 0, 0, 2), expand=False))
+    else:
+        show(console, "  ", (text, style))
 
 
 class Stream:

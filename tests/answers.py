@@ -9,6 +9,7 @@ from typing import Literal
 from msltrain.runs.other_checkpoints import Foreign
 from msltrain.use.predict import Asked, ImagePrediction
 from msltrain.use.predict_many import predict_many
+from msltrain.use.read_images import find_images
 
 
 def predict_images(
@@ -26,12 +27,12 @@ def predict_images(
     batch_size: int = 32,
     device: str = "cpu",
 ) -> list[ImagePrediction]:
-    """The answers of ``predict_many``."""
+    """The answers of ``predict_many`` about what ``inputs`` name."""
     found: list[ImagePrediction] = []
     asked = Asked(top_k=top_k, keep_mask=keep_mask, polarity=polarity, on_error=on_error, batch_size=batch_size)
     predict_many(
         checkpoint,
-        inputs,
+        find_images(inputs),
         asked,
         foreign=foreign,
         classes=classes,

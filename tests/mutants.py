@@ -90,7 +90,9 @@ CORE = {
         "unit/test_lookup unit/test_stream_windows unit/test_mask_schedule unit/test_maskbank",
     ),
     "schedule": _part("msltrain/training/optim.py", "golden/test_optim unit/test_families unit/test_learner"),
-    "checkpoint": _part("msltrain/runs/checkpoint.py", "unit/test_checkpoint unit/test_learner"),
+    "checkpoint": _part(
+        "msltrain/runs/checkpoint.py msltrain/runs/find_checkpoint.py", "unit/test_checkpoint unit/test_learner"
+    ),
     "lock": _part("msldata/storage/lock.py", "unit/test_lock"),
     "contract": _part(
         "msldata/contract/tar.py msldata/contract/format.py msldata/contract/manifest.py msldata/contract/publish.py",

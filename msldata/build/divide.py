@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from msldata.contract.judging import too_few_to_judge
 from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError
 from msldata.sources.kinds import KINDS
@@ -62,9 +63,9 @@ class DividedSource:
         return len(self._records)
 
     @property
-    def shown(self) -> set[int]:
-        """The classes that the part's records show."""
-        return {k for record in self._records for k in record.positives}
+    def shown(self) -> Counter[int]:
+        """How many of the part's records show each class."""
+        return Counter(k for record in self._records for k in record.positives)
 
     def records(self) -> Iterator[Record]:
         """The part's records, in the source's order."""
@@ -192,19 +193,22 @@ def division_said(parts: Mapping[str, Source]) -> str:
     sizes = [f"{part.num_records:,} for {name}" for name, part in parts.items() if isinstance(part, DividedSource)]
     if not sizes:
         return f"no splits, and fewer than {FEWEST} photographs: all stay together"
-    said = (
+    return (
         f"no splits, so the hash of each photograph divides them: {', '.join(sizes)}; --split {WHOLE_SPLIT} builds one"
     )
-    present = {k for part in parts.values() if isinstance(part, DividedSource) for k in part.shown}
-    missing = {
-        name: len(present - part.shown)
-        for name, part in parts.items()
-        if isinstance(part, DividedSource) and name != PARTS[0] and part.shown < present
-    }
-    if missing:
-        counts = " and ".join(f"{count:,} are not in {name}" for name, count in missing.items())
-        said += f"; of {len(present):,} classes {counts}: too few photographs show them"
-    return said
+
+
+def hardly_shown(parts: Mapping[str, Source]) -> str:
+    """What val and test of a divided source show too seldom, in a sentence; empty where there is nothing."""
+    divided = {name: part for name, part in parts.items() if isinstance(part, DividedSource)}
+    present = sorted({k for part in divided.values() for k in part.shown})
+    return too_few_to_judge(
+        {
+            name: {part.labels.classes[k]: part.shown[k] for k in present}
+            for name, part in divided.items()
+            if name != PARTS[0]
+        }
+    )
 
 
 def _numbers(images: Storage, names: Sequence[str]) -> list[float]:

@@ -10,7 +10,7 @@ import typer
 
 from msldata.commands import Overwrite, Workers, Yes, command_without, data_root, local_path
 from msldata.commands.recorded import confirm_replacement, recorded_command
-from msldata.console import OnError, byte_progress_bar, err, next_step, out, progress_bar, show
+from msldata.console import OnError, byte_progress_bar, err, next_step, out, progress_bar, show, show_below
 
 LabelsAre = Annotated[
     str | None,
@@ -163,7 +163,7 @@ def build_shards(
     """Turn labelled photographs into verified WebDataset shards."""
     import sys
 
-    from msldata.build.divide import divide, division_said, parts_to_build
+    from msldata.build.divide import divide, division_said, hardly_shown, parts_to_build
     from msldata.build.estimate import estimate_build
     from msldata.build.image import parse_resize
     from msldata.build.shards import (
@@ -216,7 +216,9 @@ def build_shards(
             with err.status(f"{name or found.dataset}: reading all photographs once, to divide them"):
                 whole = open_source(found.dataset, found.root, WHOLE_SPLIT, name, options=options)
                 divided = divide(whole, parts)
-            show(out, f"  {division_said(divided)}")
+            show_below(out, division_said(divided))
+            if few := hardly_shown(divided):
+                show_below(out, few, "yellow")
         for chosen in divided or found.splits:
             label = f"{name or found.dataset} {chosen}"
             with err.status(f"{label}: reading annotations"):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msldata.console import show
+from msldata.contract.judging import photographs_of
 from msldata.contract.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def _notes(counts: Mapping[str, int]) -> str:
 
 def _classes_with_counts(manifest: Manifest) -> str:
     """The classes with the number of their images, most frequent first: a wrong reading of labels shows at a glance."""
-    counts = {name: manifest.label_histogram.get(name, {}).get("positive", 0) for name in manifest.classes}
+    counts = photographs_of(manifest)
     used = sorted((name for name in counts if counts[name]), key=lambda name: -counts[name])
     unused = [name for name in counts if not counts[name]]
     first, rare = (used, []) if len(used) <= _MAX_CLASSES_SHOWN else (used[:_FREQUENT_SHOWN], used[-_RARE_SHOWN:])

@@ -130,6 +130,15 @@ class LabelSpace:
 VOC = LabelSpace(VOC_CLASSES)
 
 
+_MOST_NAMED = 12
+
+
+def quoted(names: Sequence[str]) -> str:
+    """Names in quotes for a message, of many the first."""
+    more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + more
+
+
 def read_class_list(place: Storage, name: str) -> LabelSpace:
     """A list of classes, one name per line; blank lines are skipped.
 

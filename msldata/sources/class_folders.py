@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from msldata.contract.records import LabelSpace, Record, read_class_list
+from msldata.contract.records import LabelSpace, Record, quoted, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import (
     IMAGE_SUFFIXES,
@@ -67,7 +67,7 @@ class ClassFolders:
             self.labels = read_class_list(place, file)
             self.provenance["classes"] = {file: hashlib.sha256(place.read(file)).hexdigest()}
             if strangers := [name for name in names if name not in self.labels]:
-                raise UserError(f"{self.images.where(strangers[0])}: this class is not in {options.classes}")
+                raise UserError(f"{self.images.url}: these folders are not in {options.classes}: {quoted(strangers)}")
         self._files = by_split[split]
         below = "" if split == WHOLE_SPLIT else f"{split}/"
         strays = sum(name.startswith(below) for name in _image_names(self.images)) - sum(map(len, self._files.values()))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from msldata.contract.records import LabelSpace, ObjectRecord, Record, read_class_list
+from msldata.contract.records import LabelSpace, ObjectRecord, Record, quoted, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.segments import compact_segment, occlusion_of
 from msldata.sources.source import (
@@ -116,7 +116,7 @@ class Coco:
             listed, list_name = split_location(options.classes)
             self.labels = read_class_list(listed, list_name)
             if unknown := [name for name in names.values() if name not in self.labels]:
-                raise UserError(f"{options.classes}: lacks the class '{unknown[0]}' of {self._where}")
+                raise UserError(f"{options.classes}: lacks these classes of {self._where}: {quoted(unknown)}")
             self.provenance["classes"] = {list_name: hashlib.sha256(listed.read(list_name)).hexdigest()}
         else:
             try:

@@ -20,6 +20,7 @@ from msltrain.commands.options import (
     Json,
     MeasuredShards,
     Model,
+    OnDevice,
     Processes,
     Recipe,
     RunArgument,
@@ -27,6 +28,8 @@ from msltrain.commands.options import (
     Seed,
     SomeCheckpoint,
     SomeCheckpoints,
+    check_datasets,
+    check_models,
     named_models,
     shards_to_measure,
 )
@@ -63,7 +66,7 @@ def evaluate(
     json: Json = False,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
-    device: Device = "auto",
+    device: Device = OnDevice.auto,
     processes: Processes = "auto",
     cache: Cache = None,
     cache_limit: CacheLimit = "50GB",
@@ -76,24 +79,30 @@ def evaluate(
 
     from msldata.errors import UserError
     from msltrain.hosts import launch
-    from msltrain.measures.predictions import read_predictions
+    from msltrain.measures.predictions import is_table, read_predictions
+    from msltrain.runs.find_checkpoint import training_shards
     from msltrain.runs.run_places import default_file, find_series
 
     if run or checkpoint:
         [checkpoint] = named_models(run and [run], checkpoint and [checkpoint], "evaluate")
+    validation = None if thresholds_from is None else read_predictions(thresholds_from)
     found = [] if predictions is None else [(predictions, read_predictions(predictions))]
     if predictions is None:
         if checkpoint is not None:
+            check_models([checkpoint])
             data = shards_to_measure(data, checkpoint, held_out=held_out)
         if checkpoint is None or (data is None and not held_out):
             raise UserError(
                 "say what to evaluate: msl evaluate RUN with --data SHARDS or --held-out, or --predictions FILE"
             )
+        check_datasets(data, keep_masks)
+        if out_ is not None:
+            is_table(out_)
         if (number := launch.num_processes(processes, device)) > 1:
             raise typer.Exit(launch.launch(sys.argv[1:], number))
-        from msltrain.evaluation.evaluate import evaluate, training_shards
+        from msltrain.evaluation.evaluate import evaluate
         from msltrain.hosts.rank_output import is_first_process
-        from msltrain.runs.other_checkpoints import Foreign
+        from msltrain.runs.find_checkpoint import Foreign
 
         runs: list[str | Path] = list(find_series(checkpoint)) or [checkpoint]
         if len(runs) > 1 and out_ is not None:
@@ -125,7 +134,6 @@ def evaluate(
             return
     from msltrain.measures.summary import measure, series_json
 
-    validation = None if thresholds_from is None else read_predictions(thresholds_from)
     measured = [
         measure(
             answers,
@@ -161,6 +169,13 @@ def _show_series(measured: Sequence[Measured]) -> None:
     spread = [mean_and_deviation([summary[name] for summary in summaries]) for name in summaries[0]]
     table.add_row("mean ± sd", *(f"{100 * mean:.2f} ± {100 * deviation:.2f}" for mean, deviation in spread))
     out.print(table)
+    _explain()
+
+
+def _explain() -> None:
+    from msltrain.measures.metrics import EXPLAINED
+
+    out.print(EXPLAINED, style="dim", soft_wrap=not out.is_terminal)
 
 
 def _list_skipped(skipped: Sequence[str]) -> None:
@@ -188,6 +203,7 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
         if rates is not None:
             table.add_row(label, "", *(_percent(getattr(rates, name)) for name in summary if name != "mAP"))
     out.print(table)
+    _explain()
     if measured.threshold_origin:
         out.print(f"tuned thresholds: {measured.threshold_origin}", soft_wrap=True)
     others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")
@@ -252,7 +268,7 @@ def robustness(
     ] = Path("robustness"),
     batch_size: BatchSize = 64,
     seed: Seed = 0,
-    device: Device = "auto",
+    device: Device = OnDevice.auto,
     processes: Processes = "auto",
     cache: Cache = None,
     cache_limit: CacheLimit = "50GB",
@@ -268,6 +284,7 @@ def robustness(
     from msltrain.robustness.kinds import IRREGULAR, check_kinds, held_out_masks, need_stored
 
     checkpoint = named_models(runs, checkpoint, "robustness")
+    check_models(checkpoint)
     names = name or [path.stem if path.is_file() else path.name for path in map(Path, checkpoint)]
     if len(names) != len(checkpoint):
         raise UserError(f"{len(checkpoint)} checkpoints and {len(names)} names; give --name once per --checkpoint")
@@ -279,13 +296,14 @@ def robustness(
     shards = shards_to_measure(data, checkpoint[0])
     if shards is None:
         raise UserError(f"{checkpoint[0]}: no test shards beside its training ones; say what to measure on with --data")
+    check_datasets(shards, masks)
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
     from msltrain.hosts.rank_output import is_first_process
     from msltrain.robustness.curves import compute_curves
     from msltrain.robustness.figure import write_robustness
     from msltrain.robustness.run import Recalibration, Study, run_study
-    from msltrain.runs.other_checkpoints import Foreign
+    from msltrain.runs.find_checkpoint import Foreign
 
     study = Study(
         models=tuple(zip(names, checkpoint, strict=True)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,27 @@ def named_models(arguments: Sequence[str] | None, options: Sequence[str] | None,
     return [run_place(one) for one in named]
 
 
+def check_models(places: Sequence[str]) -> None:
+    """Look whether models are there, before torch is imported, which takes seconds. Raises what loading them would."""
+    from msltrain.runs.find_checkpoint import check_model
+    from msltrain.runs.run_places import find_series
+
+    for place in places:
+        models: list[str | Path] = [*find_series(place)] or [place]
+        for one in models:
+            check_model(one)
+
+
+def check_datasets(shards: str | None, keep_masks: Sequence[str] | None) -> None:
+    """Look whether the data that models are measured on are there, as `check_models` does."""
+    from msltrain.measures.predictions import keep_mask_fingerprints
+    from msltrain.stream.samples.shardset import open_images
+
+    if shards is not None:
+        open_images(shards)
+    keep_mask_fingerprints(keep_masks or ())
+
+
 def shards_to_measure(data: str | None, model: str, *, held_out: bool = False) -> str | None:
     """The shards that ``--data`` names, a dataset by its name as well; left out, the test shards of what the model was
     trained on. None where there are none, and with ``held_out``, whose photographs the run itself knows."""
@@ -48,7 +70,7 @@ def shards_to_measure(data: str | None, model: str, *, held_out: bool = False) -
         return find_evaluation_shards(data, held_out=held_out)
     if held_out:
         return None
-    from msltrain.evaluation.evaluate import test_shards
+    from msltrain.runs.find_checkpoint import test_shards
 
     return test_shards(next(iter(find_series(model)), model))
 
@@ -92,7 +114,17 @@ AnyCheckpoints = Annotated[
         metavar="TEXT",
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+class OnDevice(StrEnum):
+    """Values of ``--device``."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Device = Annotated[OnDevice, typer.Option(help="auto = a GPU, where there is one.")]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.", min=1)]
 Seed = Annotated[int, typer.Option(help="Chooses among the keep masks.")]
 Cache = Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")]

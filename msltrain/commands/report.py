@@ -9,7 +9,7 @@ import typer
 
 from msldata.commands import local_path
 from msldata.console import err, next_step, out, progress_bar, show
-from msltrain.commands.options import Device, RunArguments, SomeCheckpoints, named_models
+from msltrain.commands.options import Device, OnDevice, RunArguments, SomeCheckpoints, named_models
 
 
 def report(
@@ -38,7 +38,7 @@ def report(
             parser=local_path,
         ),
     ] = None,
-    device: Device = "auto",
+    device: Device = OnDevice.auto,
 ) -> None:
     """Show what one run learnt, or compare runs: an HTML page that stands alone, Markdown and JSON beside it."""
     import shlex
@@ -46,7 +46,6 @@ def report(
     from msldata.errors import UserError
     from msltrain.measures.metrics import compute_metrics
     from msltrain.measures.summary import mean_and_deviation
-    from msltrain.report import write_report
     from msltrain.report.gather import gather_runs, name_of
     from msltrain.runs.run_places import find_evaluation_shards, find_series, run_folder
 
@@ -70,6 +69,8 @@ def report(
     runs, shards = gathered.runs, gathered.shards
     if data is None and shards is not None:
         show(err, f"test shards: {shards}")
+    from msltrain.report.write_report import write_report
+
     page = out_ or (run_folder(run[0]) / "report.html" if len(run) == 1 else Path("report.html"))
     origin = runs[0].clean.origin
     write_report(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from msldata.commands import local_path
-from msldata.console import OnError, err, gigabytes, next_step, out, show
+from msldata.console import OnError, err, gigabytes, next_step, out, show, show_below
 from msltrain.commands.options import AnyCheckpoints, Cache, Processes
 from msltrain.commands.recipes import complete_recipe, complete_setting
 
@@ -90,12 +90,17 @@ def train(
 
     Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save; the exit code is 75 then.
     """
+    import os
     import sys
 
+    from msldata.contract.judging import photographs_of, too_few_to_judge
+    from msldata.contract.manifest import read_manifest
     from msldata.errors import UserError
     from msltrain.hosts import launch
     from msltrain.recipes import configure
     from msltrain.runs.run_places import find_dataset
+    from msltrain.stream.samples.shardset import open_shard_set
+    from msltrain.training import seeds as series
 
     if dataset is not None and data is not None:
         raise UserError(f"the data is named twice: {dataset} and --data {data}")
@@ -118,12 +123,18 @@ def train(
     settings += set_ or []
     found = find_dataset(dataset or data or "") if dataset is not None or recipe == "own" else None
     place = run or str(Path("runs", found.name if found is not None else recipe or ""))
+    numbers = () if seeds is None else series.parse_seeds(seeds)
+    if resume is None and "LOCAL_RANK" not in os.environ:  # to a late process the first one's run would look old
+        for folder in [f"{place}/seed{number}" for number in numbers] or [place]:
+            _check_unused(folder)
     arguments, fits = sys.argv[1:], recipe in (None, "own")
     if fits and found is not None:
         began = _begun(place) if resume is not None else None
         config, reasons = _own(found, keep_masks or (), weights, settings, began)
         for reason in reasons:
-            out.print(f"  {reason}", soft_wrap=not out.is_terminal)
+            show_below(out, reason)
+        if found.test and (few := too_few_to_judge({"test": photographs_of(read_manifest(found.test))})):
+            show_below(out, few, "yellow")
         # All processes must mean the same network, whatever each of them could fetch.
         arguments += [
             "--set",
@@ -136,10 +147,11 @@ def train(
             settings = [f"data.validation={found.validation}", *settings]
         shards = found.train if found is not None else data
         config = configure(recipe or "", train=shards, keep_masks=keep_masks, weights=weights, settings=settings)
+        for named in filter(None, (config.data.train, config.data.validation)):
+            open_shard_set(named)  # before torch is imported, which takes seconds
     if (number := launch.num_processes(processes, config.run.device)) > 1:
         restarts = launch.MAX_RESTARTS if resume is ResumeChoice.auto else 0
         raise typer.Exit(launch.launch(arguments, number, max_restarts=restarts))
-    from msltrain.training import seeds as series
     from msltrain.training.display import TrainingDisplay
     from msltrain.training.trainer import train
 
@@ -152,7 +164,7 @@ def train(
         else:
             results = series.train_series(
                 config,
-                series.parse_seeds(seeds),
+                numbers,
                 run_dir=place,
                 resume=going_on,
                 allow_changes=allow_changes,
@@ -169,6 +181,15 @@ def train(
         show(out, (result.run_dir, "green"), f": {result.num_steps:,} steps, {result.seconds:,.0f} s")
     named = Path(place).name if Path(place).parent == Path("runs") else place
     next_step(f"msl evaluate {named}" if found is not None else f"msl evaluate {named} --data SHARDS")
+
+
+def _check_unused(place: str) -> None:
+    """Raise what training would where a local run folder is taken."""
+    from msldata.storage import open_storage
+    from msltrain.runs.find_checkpoint import check_unused
+
+    if (folder := open_storage(place).path()) is not None:
+        check_unused(folder, place)
 
 
 def _begun(place: str) -> str:
@@ -199,14 +220,15 @@ def _own(
 
 def _tune_thresholds(run: str | Path) -> None:
     """Predict what training held out, where predict, serve and export look for it, and say what became of it."""
-    from msltrain.evaluation.evaluate import evaluate, training_shards
+    from msltrain.evaluation.evaluate import evaluate
     from msltrain.measures.thresholds import threshold_origin
+    from msltrain.runs.find_checkpoint import training_shards
     from msltrain.runs.run_places import default_file
 
     shards = training_shards(run)
     file = default_file(run, shards, held_out=True)
     predictions = evaluate(run, shards, held_out=True, out=file)
-    show(out, f"thresholds: {threshold_origin(predictions, file.name)}")
+    out.print(f"thresholds: {threshold_origin(predictions, file.name)}", soft_wrap=not out.is_terminal)
 
 
 def average(

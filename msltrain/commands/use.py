@@ -15,11 +15,13 @@ from msltrain.commands.options import (
     Classes,
     Device,
     Model,
+    OnDevice,
     Recipe,
     RunArgument,
     RunArguments,
     SomeCheckpoint,
     SomeCheckpoints,
+    check_models,
     named_models,
     run_place,
 )
@@ -66,7 +68,7 @@ def predict(
         OnError, typer.Option(help="At an unreadable image: leave it out (exit code 1), or stop.")
     ] = OnError.skip,
     batch_size: BatchSize = 32,
-    device: Device = "auto",
+    device: Device = OnDevice.auto,
     processes: Annotated[str, typer.Option(help="That share the work: a number, or auto for one per GPU.")] = "1",
 ) -> None:
     """Say what photographs show, where it is seen, and what hiding a part changes: msl predict RUN PHOTOS."""
@@ -74,14 +76,10 @@ def predict(
 
     from msldata.errors import UserError
     from msltrain.hosts import launch
-
-    if (number := launch.num_processes(processes, device)) > 1:
-        raise typer.Exit(launch.launch(sys.argv[1:], number))
     from msltrain.hosts.rank_output import is_first_process
-    from msltrain.runs.other_checkpoints import Foreign
+    from msltrain.runs.find_checkpoint import Foreign
     from msltrain.use.output_formats import Printer, describe, format_of
-    from msltrain.use.predict import Asked
-    from msltrain.use.predict_many import predict_many
+    from msltrain.use.read_images import find_images
 
     if checkpoint is None:
         run, *inputs = inputs
@@ -91,16 +89,25 @@ def predict(
             )
         checkpoint = run
     checkpoint = run_place(checkpoint)
+    check_models([checkpoint])
+    num_shown = _top_k(top_k)
     kind = format_of(format_.value if format_ else None, out_)
     printer = Printer(kind, standard_output, visible if standard_output.isatty() else str)
+    say = (lambda text: show(err, f"note: {text}")) if is_first_process() else lambda text: None
+    if (number := launch.num_processes(processes, device)) > 1:
+        raise typer.Exit(launch.launch(sys.argv[1:], number))
+    pictures = find_images(inputs, say)
+    from msltrain.use.predict import Asked
+    from msltrain.use.predict_many import predict_many
+
     asked = Asked(
-        top_k=_top_k(top_k), keep_mask=keep_mask, polarity=polarity, on_error=on_error.value, batch_size=batch_size
+        top_k=num_shown, keep_mask=keep_mask, polarity=polarity, on_error=on_error.value, batch_size=batch_size
     )
     try:
         with progress_bar("predicting") as progress:
             found = predict_many(
                 checkpoint,
-                inputs,
+                pictures,
                 asked,
                 foreign=Foreign(recipe=recipe, model=model),
                 classes=_named(classes),
@@ -111,7 +118,7 @@ def predict(
                 kind=kind,
                 show=printer.show,
                 progress=progress,
-                note=lambda text: show(err, f"note: {text}") if is_first_process() else None,
+                note=say,
             )
     except KeyboardInterrupt:
         kept = "the answers so far are kept, and the same command goes on"
@@ -157,22 +164,24 @@ def serve(
         ),
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="As in predict.")] = None,
-    device: Device = "auto",
+    device: Device = OnDevice.auto,
 ) -> None:
     """Open a local page: drop a photograph, paint over a part, and watch what one model or several make of it."""
     from msldata.errors import UserError
-    from msltrain.hosts.distributed import process_group
-    from msltrain.runs.other_checkpoints import Foreign
+    from msltrain.runs.find_checkpoint import Foreign
     from msltrain.runs.run_places import local_test_shards
-    from msltrain.use.photo_session import Studio
-    from msltrain.use.predict import Predictor
     from msltrain.use.read_images import find_images
-    from msltrain.use.serve import StudioServer
 
     models = named_models(runs, checkpoint, "serve")
     if name and len(name) != len(models):
         raise UserError(f"{len(models)} models and {len(name)} names; give --name once per --checkpoint")
+    check_models(models)
     pictures = find_images(examples) if examples else []
+    from msltrain.hosts.distributed import process_group
+    from msltrain.use.photo_session import Studio
+    from msltrain.use.predict import Predictor
+    from msltrain.use.serve import StudioServer
+
     with process_group(device) as ranks:
         predictors = [
             Predictor(
@@ -236,18 +245,20 @@ def export(
 ) -> None:
     """Write a model for use elsewhere, and check each file against the original."""
     from msldata.errors import UserError
-    from msltrain.hub.space import make_space
-    from msltrain.runs.other_checkpoints import Foreign
+    from msltrain.runs.find_checkpoint import Foreign
     from msltrain.runs.run_places import run_folder
-    from msltrain.use.export import Exported, export_model
-    from msltrain.use.export_formats import FORMATS, OPSET
 
     [place] = named_models(run and [run], checkpoint and [checkpoint], "export")
+    check_models([place])
     if out_ is None:
         if "://" in place:
             raise UserError(f"{place}: a remote run; say with --out where the files go")
         out_ = run_folder(place) / ("space" if space else "export")
     folder = out_
+    from msltrain.hub.space import make_space
+    from msltrain.use.export import Exported, export_model
+    from msltrain.use.export_formats import FORMATS, OPSET
+
     if space:
         if format_ or from_pixels or opset:
             raise UserError("--space has its own files; leave --format, --from-pixels and --opset out")

@@ -15,7 +15,8 @@ from msldata.contract.manifest import MANIFEST_NAME
 from msltrain.demo.subprocesses import OnStep, Step, run_steps
 from msltrain.pages.text import join
 from msltrain.recipes.cost import FORWARD_AND_BACKWARD, num_forward_passes
-from msltrain.report import RunReport, describe_environment, open_run, write_report
+from msltrain.report.open_runs import RunReport, open_run
+from msltrain.report.write_report import describe_environment, write_report
 from msltrain.robustness.figure import DATA_NAME
 from msltrain.runs.run_places import default_file
 

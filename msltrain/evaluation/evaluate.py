@@ -20,19 +20,21 @@ from msltrain.measures.predictions import (
     Origin,
     Predictions,
     check_place,
+    is_table,
     keep_mask_fingerprints,
     write_predictions,
     write_predictions_table,
 )
 from msltrain.models.pretrained import shortened
-from msltrain.runs.checkpoint import LoadedRecogniser, open_checkpoint, read_meta
+from msltrain.runs.checkpoint import LoadedRecogniser
+from msltrain.runs.find_checkpoint import Foreign
 from msltrain.runs.folder import training_data
-from msltrain.runs.other_checkpoints import Foreign, load_any
-from msltrain.runs.run_places import find_test_shards, run_folder
+from msltrain.runs.other_checkpoints import load_any
+from msltrain.runs.run_places import run_folder
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out
-from msltrain.stream.samples.shardset import ShardSet, open_shard_set
+from msltrain.stream.samples.shardset import ShardSet, open_images
 
 KEEP_MASK_EPOCH = 0
 """In training, keep masks change with the epoch; an evaluation always takes those of this epoch."""
@@ -151,35 +153,6 @@ def evaluate(
     return predictions
 
 
-def is_table(out: str | Path) -> bool:
-    """Whether predictions become CSV there instead of parquet. Raises UserError for any other suffix."""
-    suffix = Path(out).suffix.lower()
-    if suffix not in (".parquet", ".csv"):
-        raise UserError(f"{out}: predictions are written as .parquet, or .csv for a spreadsheet; name the file so")
-    return suffix == ".csv"
-
-
-def training_shards(checkpoint: str | Path) -> str:
-    """The shards that hold what the run of ``checkpoint`` was validated on: its training shards, or others.
-
-    Raises:
-        FileNotFoundError, UserError: no checkpoint there, or it does not name the shards.
-    """
-    data = read_meta(open_checkpoint(checkpoint))[1].data
-    if not data.train:
-        raise UserError(f"{checkpoint}: does not say what it was trained on; name the shards with --data")
-    return data.validation or data.train
-
-
-def test_shards(checkpoint: str | Path) -> str | None:
-    """The test shards beside those that the run of ``checkpoint`` was trained on; None where there are none."""
-    try:
-        train = read_meta(open_checkpoint(checkpoint))[1].data.train
-    except (OSError, UserError):  # a weights file of elsewhere, or nothing: said where it is opened
-        return None
-    return find_test_shards(train) or None if train else None
-
-
 def _run_of(path: str | Path) -> str | Path:
     return path.partition("/checkpoints/")[0] if isinstance(path, str) else run_folder(path)
 
@@ -202,17 +175,6 @@ def _notes(loaded: LoadedRecogniser, shard_set: ShardSet, where: str, held_out: 
     if tuple(name for name in shard_set.classes if name in known) != loaded.classes:
         notes.append(f"{where}: its classes are in another order than the model's; they are matched by name")
     return notes
-
-
-def open_images(shards: Location) -> ShardSet:
-    """The dataset at ``shards``. Raises UserError when it is not a dataset, or has no class list."""
-    shard_set = open_shard_set(shards)
-    if not shard_set.classes:
-        raise UserError(
-            f"{shards}: its dataset.json names no classes, so the targets mean nothing; build the shards again from a "
-            "source with a class list (`msl build-shards --classes FILE`)"
-        )
-    return shard_set
 
 
 def origin_of(loaded: LoadedRecogniser, shard_set: ShardSet) -> Origin:

@@ -246,7 +246,7 @@ def _sigterm_counts_once() -> Iterator[None]:
 
 
 def _weights(checkpoint: Path) -> str:
-    from msltrain.runs.checkpoint import open_checkpoint, read_meta
+    from msltrain.runs.find_checkpoint import open_checkpoint, read_meta
 
     return read_meta(open_checkpoint(checkpoint))[0]["weights_sha256"]
 

@@ -15,8 +15,7 @@ from msldata.errors import UserError
 from msldata.storage import open_storage, read_local
 from msldata.storage.hub import is_repository_name, publish, require_hub_token
 from msltrain.hub.space import CARD_NAME, is_space
-from msltrain.runs.checkpoint import open_checkpoint, read_meta
-from msltrain.runs.other_checkpoints import EXPORT_CONFIG, EXPORT_WEIGHTS
+from msltrain.runs.find_checkpoint import EXPORT_CONFIG, EXPORT_WEIGHTS, open_checkpoint, read_meta
 from msltrain.runs.run_places import run_folder
 from msltrain.use.export import export_model
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from msldata.errors import UserError
 from msltrain.runs.checkpoint import replace_folder
-from msltrain.runs.other_checkpoints import Foreign
+from msltrain.runs.find_checkpoint import Foreign
 from msltrain.use.export import export_model
 from msltrain.use.read_images import find_images, read_pixels
 

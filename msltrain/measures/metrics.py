@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 RATES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 SUMMARY = ("mAP", *RATES)
 """The seven numbers of the paper's tables, in its order; each is a field of ``Metrics``."""
+EXPLAINED = (
+    "mAP: how well each class's images rank above all others, averaged over the classes. At a score of 0.5, P is the "
+    "share of predictions that are right, R the share of labels that are found, F1 their harmonic mean; C… averages "
+    "over the classes, O… counts all predictions together."
+)
+"""What they are, for whoever meets them first."""
 TOP = 3
 """The top-3 rates of the literature predict at most so many classes per image."""
 

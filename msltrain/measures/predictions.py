@@ -245,6 +245,14 @@ def _rows(predictions: Predictions, start: int, stop: int) -> pa.Table:
     return pa.table(columns)
 
 
+def is_table(out: str | Path) -> bool:
+    """Whether predictions become CSV there instead of parquet. Raises UserError for any other suffix."""
+    suffix = Path(out).suffix.lower()
+    if suffix not in (".parquet", ".csv"):
+        raise UserError(f"{out}: predictions are written as .parquet, or .csv for a spreadsheet; name the file so")
+    return suffix == ".csv"
+
+
 def check_place(file: str | Path) -> None:
     """Raise StorageError, before any work is done, where predictions could not be written."""
     file = Path(file)

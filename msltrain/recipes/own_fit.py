@@ -7,20 +7,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from msldata.errors import UserError
 from msldata.storage import read_local
 from msltrain.config import TrainConfig, from_json, override
-from msltrain.models.own_weights import find_own_file
-from msltrain.models.pretrained import fill_network, is_timm_tag, read_source
 from msltrain.recipes.own import own
 from msltrain.recipes.variants import distilled, distilled_with_twin
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.shardset import open_shard_set
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ON_CPU = ("mobilenetv2_100.ra_in1k", "resnet18.tv_in1k", "resnet50.tv_in1k", "resnet101.tv_in1k")
 ON_GPU = ("resnet101.tv_in1k", "resnet50.tv_in1k", "mobilenetv2_100.ra_in1k", "resnet18.tv_in1k")
@@ -59,9 +59,13 @@ def fit_own(
     """
     asked = {name.strip(): value.strip() for name, _, value in (one.partition("=") for one in settings)}
     base = override(own(), settings)
+    num_train, num_validation, classes, side = _look_at(train, validation)
+    import torch  # late: what is wrong with settings and data shows without it
+
+    from msltrain.models.own_weights import find_own_file
+
     if on_gpu is None:
         on_gpu = torch.cuda.is_available() and base.run.device != "cpu"
-    num_train, num_validation, classes, side = _look_at(train, validation)
     weights = asked.get("model.weights", weights)
     config, network_said = _with_network(base, weights, asked.get("model.backbone"), on_gpu)
     starts_at_random = not config.model.weights
@@ -89,23 +93,24 @@ def fit_own(
         optim=replace(config.optim, num_epochs=num_epochs, warmup_epochs=num_epochs / 10),
         run=replace(config.run, amp=on_gpu, log_every=20 if on_gpu else 5),
     )
-    held_out = f"{num_validation:,} to validate on" if num_validation else "15 % more set aside to validate on"
+    about, held_out = ("", f"{num_validation:,}") if num_validation else ("about ", "the others")
     masks = "those of --keep-masks" if keep_masks else "drawn here, as no --keep-masks are named"
     return override(config, settings), [
-        f"photographs: {num_train:,} to train on, {held_out}, {classes} classes",
+        f"photographs: {about}{num_train:,} to train on, {held_out} to validate on, {classes} classes",
         network_said,
         size_said,
-        f"length: {num_epochs * per_epoch:,} steps of {batch_size}, {num_epochs} times all photographs ({why_steps})",
+        f"length: {about}{num_epochs * per_epoch:,} steps of {batch_size}, {num_epochs} times all photographs "
+        f"({why_steps})",
         f"method: {_method_said(config)}; masks: {masks}",
     ]
 
 
 def _method_said(config: TrainConfig) -> str:
     share, twin = config.keep_mask.share, config.optim.twin_share
-    hidden = "and with parts hidden" if share == 1 else f"and {share:.0%} of them with parts hidden as well"
+    hidden = "and with parts hidden" if share == 1 else f"and {100 * share:.0f} % of them with parts hidden as well"
     if config.first_masked_epoch:
         hidden += f", from epoch {config.first_masked_epoch + 1} on"
-    beside = f"; a twin that sees whole ones alone makes up {twin:.0%} of the result" if twin else ""
+    beside = f"; a twin that sees whole ones alone makes up {100 * twin:.0f} % of the result" if twin else ""
     return (
         f"every photograph is shown whole, {hidden}: the whole one learns its labels, the hidden one to say what the "
         f"whole one says{beside}"
@@ -164,6 +169,9 @@ def _with_weights(
     config: TrainConfig, weights: str, choices: Sequence[str], asked: str | None
 ) -> tuple[TrainConfig, str]:
     """The network that a weights file, a run or a tag of the user's belongs to."""
+    from msltrain.models.own_weights import find_own_file
+    from msltrain.models.pretrained import is_timm_tag, read_source
+
     model = replace(config.model, weights=weights)
     if not weights:
         backbone = (asked or choices[0]).partition(".")[0]
@@ -187,6 +195,8 @@ def _with_weights(
 
 def _first_that_fits(backbones: Sequence[str], tensors: dict[str, Tensor], weights: str) -> str:
     import timm
+
+    from msltrain.models.pretrained import fill_network
 
     for name in backbones:
         if not timm.is_model(name):

@@ -17,7 +17,7 @@ from msltrain.pages.svg import style_name
 from msltrain.pages.text import join, quoted, score_percent
 from msltrain.report.examples import Choice, Example, answer, cross_entropy, draw_boxes, hide, named, net_named
 from msltrain.report.open_runs import RunReport, describe_condition
-from msltrain.runs.checkpoint import open_checkpoint, read_meta
+from msltrain.runs.find_checkpoint import open_checkpoint, read_meta
 from msltrain.runs.run_places import WHOLE
 from msltrain.use.overlay import paint
 from msltrain.use.predict import Predictor

@@ -6,18 +6,21 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from msldata.contract.manifest import Manifest
 from msldata.errors import UserError
 from msldata.storage import open_storage
-from msltrain.evaluation.evaluate import evaluate, open_images
-from msltrain.evaluation.sweep import Progress
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints, read_predictions
 from msltrain.report.open_runs import RunReport, open_run, read_config
-from msltrain.runs.checkpoint import CHECKPOINTS, open_checkpoint, read_meta
+from msltrain.runs.find_checkpoint import CHECKPOINTS, open_checkpoint, read_meta
 from msltrain.runs.run_places import WHOLE, default_file, local_test_shards
+from msltrain.stream.samples.shardset import open_images
 
-ShowProgress = Callable[[str], AbstractContextManager[Progress]]
+if TYPE_CHECKING:
+    from msltrain.evaluation.sweep import Progress
+
+ShowProgress: TypeAlias = "Callable[[str], AbstractContextManager[Progress]]"
 """Opens a progress display with that title."""
 
 
@@ -80,6 +83,8 @@ def gather_runs(
             if file is None:
                 if shards is None:
                     raise run.missing(condition)
+                from msltrain.evaluation.evaluate import evaluate
+
                 file = default_file(run.place, shards, places)
                 with progress(f"{name}, {condition}") as show:
                     evaluate(run.place, shards, keep_masks=places, out=file, device=device, progress=show)

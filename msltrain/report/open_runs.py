@@ -15,8 +15,8 @@ from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions, read_predictions
 from msltrain.robustness.curves import Curves, read_curves
 from msltrain.robustness.figure import DATA_NAME
-from msltrain.robustness.run import PREDICTIONS
-from msltrain.runs.checkpoint import open_checkpoint, read_meta
+from msltrain.robustness.study import PREDICTIONS
+from msltrain.runs.find_checkpoint import open_checkpoint, read_meta
 from msltrain.runs.folder import CONFIG_NAME, METRICS_NAME
 from msltrain.runs.run_places import WHOLE, predictions_file, run_folder
 

@@ -66,6 +66,8 @@ def strata_table(numbers: Numbers) -> Table | None:
     for condition in numbers.conditions:
         rows = []
         for same in zip(*(entry[condition].strata for entry in numbers.measured), strict=True):
+            if not same[0].num_positive:
+                continue
             cells = (*_best([one.mAP for one in same]), *_best([one.CR for one in same]))
             rows.append(Row(name=same[0].name, cells=[f"{same[0].num_positive:,}", *cells]))
         if not rows:
@@ -158,9 +160,9 @@ def settings_table(runs: Sequence[RunReport]) -> Table | None:
 
 
 def _best(values: Sequence[float | None]) -> list[Cell]:
-    """Cells in percent, in the order of the runs; the best one is marked when there are several."""
+    """Cells in percent, in the order of the runs; the best one is marked where they differ."""
     known = [percent(value) for value in values if value is not None]
-    best = max(known, key=float) if len(values) > 1 and known else None
+    best = max(known, key=float) if len(set(known)) > 1 else None
     return [Cell(text=percent(value), style="best" if percent(value) == best else "") for value in values]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from msldata.pages.html import render
 from msldata.storage import LocalStorage
+from msltrain.measures.metrics import EXPLAINED
 from msltrain.pages.svg import model_styles, style_name
 from msltrain.pages.tables import as_markdown
 from msltrain.pages.text import capital, join, markdown, markdown_list, quoted
@@ -182,6 +183,7 @@ def _to_html(
         first=gallery.first if gallery else None,
         hiding=hiding_plot(numbers),
         measures=tables.measures_table(numbers),
+        explained=EXPLAINED,
         strata=tables.strata_table(numbers),
         strata_note=numbers.measured[0][WHOLE].strata_note,
         curves=curves,
@@ -290,6 +292,7 @@ def _to_markdown(numbers: Numbers, title: str, classes_file: str) -> str:
         markdown(finding.price),
         markdown_list([finding.ranking, *finding.sentences]),
         "## Accuracy",
+        EXPLAINED,
         as_markdown(tables.measures_table(numbers)),
         *(["## By size and occlusion of the largest object", as_markdown(strata)] if strata else []),
         re.sub("(?m)^#", "##", robustness_markdown(numbers.curves).strip()) if numbers.curves else "",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from msltrain.grids.jobs import predictions_file
 from msltrain.grids.run import GridRun
-from msltrain.report import RunReport, open_run, write_report
+from msltrain.report.open_runs import RunReport, open_run
+from msltrain.report.write_report import write_report
 from msltrain.reproduce.paper_tables import PaperTable
 from msltrain.runs.run_places import WHOLE
 

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from msldata.errors import UserError
-from msltrain.evaluation.evaluate import open_images, origin_of
+from msltrain.evaluation.evaluate import origin_of
 from msltrain.evaluation.sweep import AllSamples, Progress, RankPart, View
 from msltrain.hosts.distributed import Ranks
 from msltrain.measures.predictions import (
@@ -39,7 +39,7 @@ from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.open_keep_masks import AnyKeepMasks
 from msltrain.stream.loader import Loader
-from msltrain.stream.samples.shardset import open_shard_set
+from msltrain.stream.samples.shardset import open_images, open_shard_set
 
 RECALIBRATION_IMAGES = 4096
 """Enough for means and variances per channel."""

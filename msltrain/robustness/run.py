@@ -17,19 +17,18 @@ from typing import Literal
 import torch
 
 from msldata.errors import UserError
-from msltrain.evaluation.evaluate import open_images
 from msltrain.evaluation.sweep import AllSamples, Progress
 from msltrain.hosts.distributed import process_group
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints
 from msltrain.robustness.conditions import SAVE_SECONDS, StudyModel
 from msltrain.robustness.recalibrate import find_batchnorms
-from msltrain.robustness.study import RECALIBRATED, Recalibration, Study
+from msltrain.robustness.study import PREDICTIONS, RECALIBRATED, Recalibration, Study
 from msltrain.runs.other_checkpoints import load_any
 from msltrain.runs.run_places import predictions_file
+from msltrain.stream.samples.shardset import open_images
 
 __all__ = ["RECALIBRATED", "Recalibration", "Study", "run_study"]
 
-PREDICTIONS = "predictions"
 _MAX_NAMED = 3
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 from msldata.errors import UserError
 from msltrain.robustness.kinds import IRREGULAR, check_kinds
-from msltrain.runs.other_checkpoints import Foreign
+from msltrain.runs.find_checkpoint import Foreign
 
 RECALIBRATED = " recalibrated"
 """Added to the name of the recalibrated model."""
+PREDICTIONS = "predictions"
+"""Folder of a study that holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,23 +25,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msldata.contract.manifest import is_digest
-from msldata.errors import StorageError, UserError, did_you_mean
-from msldata.storage import LocalStorage, Storage, flush_to_disk, open_storage
-from msltrain.config import TrainConfig, from_json, to_json
+from msldata.errors import StorageError, UserError
+from msldata.storage import LocalStorage, Storage, flush_to_disk
+from msltrain.config import TrainConfig, to_json
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.pretrained import fill_whole
 from msltrain.models.timm_view import TimmView
-from msltrain.runs.run_places import RUNS, SHARDS, run_folder
-
-WEIGHTS_NAME = "weights.safetensors"
-STATE_NAME = "train_state.pt"
-META_NAME = "meta.json"
-CHECKPOINTS = "checkpoints"
-"""Folder of a run that holds its checkpoints."""
-BEST, LAST, FAILED = "best", "last", "failed"
-SCHEMA_VERSION = 2
-"""Version 2 added digests of the training state and of ``meta.json``. Version 1 is still read."""
+from msltrain.runs.find_checkpoint import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    META_NAME,
+    SCHEMA_VERSION,
+    STATE_NAME,
+    WEIGHTS_NAME,
+    digest_of,
+    open_checkpoint,
+    read_meta,
+    set_aside,
+)
+from msltrain.runs.run_places import run_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +189,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
             "torch": torch.__version__,
             "config": json.loads(to_json(checkpoint.config)),
         }
-        meta["meta_sha256"] = _digest_of(meta)
+        meta["meta_sha256"] = digest_of(meta)
         (part / META_NAME).write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     replace_folder(folder, write)
@@ -208,64 +210,6 @@ def copy_checkpoint(source: Path, folder: Path) -> None:
                 shutil.copyfile(file, part / file.name)
 
     replace_folder(folder, write)
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder that ``path`` means: itself, or the best (else the last) one in a run folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    path = Path(path).expanduser()
-    parents = (path / CHECKPOINTS, path)
-    for candidate in (path, *(parent / name for parent in parents for name in (BEST, LAST))):
-        for folder in (candidate, _old(candidate)):  # the latter if a crash came between the two renames of a swap
-            if (folder / META_NAME).is_file():
-                return folder
-    if len(path.parts) == 1 and not path.exists():
-        raise FileNotFoundError(f"{path}: no run of this name, here or in {RUNS}/{_nearest_run(path.name)}")
-    raise FileNotFoundError(
-        f"{path}: no checkpoint here (no {META_NAME}); give a run folder or a folder such as "
-        f"RUN/{CHECKPOINTS}/{BEST}, made by `msl train`"
-    )
-
-
-def _nearest_run(name: str) -> str:
-    """The end of a message: the command that trains on the dataset of this name, or a run with a name like it."""
-    if Path(SHARDS, name).is_dir():
-        return f"; `msl train {name}` makes one"
-    return did_you_mean(name, (run.name for run in Path(RUNS).glob("*/")))
-
-
-def open_checkpoint(place: str | Path) -> Storage:
-    """The folder of the checkpoint that ``place`` means, as in `find_checkpoint`; also for a URL of a run or a
-    checkpoint.
-
-    Raises:
-        FileNotFoundError: there is none.
-        StorageError: the store cannot be read.
-    """
-    storage = open_storage(place)
-    local = storage.path()
-    if local is not None:
-        return LocalStorage(find_checkpoint(local))
-    if storage.exists(META_NAME):
-        return storage
-    parent, _, name = storage.url.rpartition("/")
-    names = [BEST, LAST]
-    if parent.endswith(f"/{CHECKPOINTS}"):  # RUN/checkpoints/best, as training calls it
-        folder, names = open_storage(parent), [name]
-    else:
-        folder = storage if name == CHECKPOINTS else storage.child(CHECKPOINTS)
-    files = [info.name for info in folder.list_files()] if folder.can_list else []
-    for name in names:
-        # `msltrain.runs.mirror` puts the step behind the name.
-        found = [match for file in files if (match := re.fullmatch(rf"({re.escape(name)}\.(\d+))/{META_NAME}", file))]
-        if found:
-            return folder.child(max(found, key=lambda match: int(match[2]))[1])
-        if folder.exists(f"{name}/{META_NAME}"):
-            return folder.child(name)
-    raise FileNotFoundError(f"{place}: no checkpoint here (no {META_NAME}); give the URL of a run or of a checkpoint")
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -320,54 +264,6 @@ def rebuild_recogniser(config: TrainConfig, num_classes: int) -> Recogniser:
     return build_model(replace(config.model, weights=""), num_classes, image_size=config.stream.image_size)
 
 
-def read_meta(folder: Storage) -> tuple[dict[str, Any], TrainConfig]:
-    """What ``meta.json`` of a checkpoint folder says, and the config in it. Raises UserError if it is damaged."""
-    file = folder.where(META_NAME)
-    try:
-        meta = json.loads(folder.read(META_NAME).decode("utf-8"))
-        version = meta["schema_version"]
-        if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
-            raise UserError(f"{file}: schema version {version}, this program reads 1 to {SCHEMA_VERSION}")
-        if version > 1 and meta.pop("meta_sha256") != _digest_of(meta):
-            raise UserError(f"{file}: damaged or edited (it does not match its own digest); copy the checkpoint again")
-        config = from_json(json.dumps(meta["config"]), file)
-        missing = {"step", "epoch", "validation_mAP", "classes", "weights_sha256"} - set(meta)
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file}: not the description of a checkpoint ({error!r})") from None
-    if missing:
-        raise UserError(f"{file}: lacks {', '.join(sorted(missing))}")
-    _check_meta(meta, file)
-    return meta, config
-
-
-def _check_meta(meta: dict[str, Any], file: str) -> None:
-    classes, mean_ap = meta["classes"], meta["validation_mAP"]
-    is_number = isinstance(mean_ap, int | float) and not isinstance(mean_ap, bool)
-    named = isinstance(classes, list) and all(isinstance(name, str) and name for name in classes)
-    for holds, what in (
-        (named and classes and len(set(classes)) == len(classes), "classes are not distinct names"),
-        (
-            all(type(meta[name]) is int and meta[name] >= 0 for name in ("step", "epoch")),
-            "step or epoch is not a count",
-        ),
-        (mean_ap is None or (is_number and 0 <= mean_ap <= 1), "validation_mAP is not a number from 0 to 1"),
-        (is_digest(meta["weights_sha256"]), "weights_sha256 is not 64 hex digits"),
-        (
-            meta["schema_version"] == 1 or is_digest(meta.get("train_state_sha256")),
-            "train_state_sha256 is no digest",
-        ),
-    ):
-        if not holds:
-            raise UserError(f"{file}: {what}; copy the checkpoint again")
-
-
-def _digest_of(meta: dict[str, Any]) -> str:
-    """SHA-256 of what ``meta.json`` says, however it is laid out."""
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
 def _read_state(folder: Storage, meta: dict[str, Any]) -> dict[str, Any]:
     """The training state, with everything in it that continuing needs."""
     file = folder.where(STATE_NAME)
@@ -409,7 +305,7 @@ def _read_weights(folder: Storage, meta: dict[str, Any]) -> tuple[dict[str, Tens
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a folder beside ``folder``, then put it in its place."""
-    part, old = folder.with_name(f".{folder.name}.part"), _old(folder)
+    part, old = folder.with_name(f".{folder.name}.part"), set_aside(folder)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -428,7 +324,3 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         kept = f"; {folder} is still the previous one" if folder.exists() else ""
         raise StorageError(f"{folder}: could not be written: {reason}{kept}") from error
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")

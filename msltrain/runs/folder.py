@@ -26,9 +26,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from msldata.console import without_secrets
 from msldata.contract.manifest import Manifest
@@ -36,13 +34,15 @@ from msldata.errors import StorageError, UserError
 from msldata.storage import LocalStorage, clear_local_errors, open_storage
 from msldata.storage.lock import Claim, own_folder
 from msltrain.config import TrainConfig, differences, from_json, to_json
-from msltrain.hosts.distributed import Ranks
-from msltrain.runs.checkpoint import BEST, CHECKPOINTS, FAILED, LAST, META_NAME, copy_checkpoint
+from msltrain.runs.find_checkpoint import BEST, CHECKPOINTS, FAILED, LAST, check_unused, holds_run
 from msltrain.runs.mirror import RunMirror
 from msltrain.runs.trackers import Tracker, open_trackers
 from msltrain.stream.errors import SampleError
 from msltrain.stream.reading.request import note_once
 from msltrain.typed_values import decode
+
+if TYPE_CHECKING:
+    from msltrain.hosts.distributed import Ranks
 
 CONFIG_NAME = "config.json"
 DATASETS_NAME = "datasets.json"
@@ -228,22 +228,20 @@ class RunFolder:
     @property
     def is_used(self) -> bool:
         """Whether it holds a run that has reached a checkpoint."""
-        return any((self.path / CHECKPOINTS).glob(f"*/{META_NAME}"))
+        return holds_run(self.path)
 
     def keep_last(self, epoch: int, num_kept: int) -> None:
         """Keep the last checkpoint as that of ``epoch``, and only the latest ``num_kept`` epochs."""
         if num_kept:
+            from msltrain.runs.checkpoint import copy_checkpoint
+
             copy_checkpoint(self.last, self.path / CHECKPOINTS / f"epoch-{epoch + 1:04d}")
             for old in sorted((self.path / CHECKPOINTS).glob("epoch-*"))[:-num_kept]:
                 shutil.rmtree(old)
 
     def check_unused(self) -> None:
         """Raise UserError if the folder holds a run already."""
-        if self.is_used:
-            raise UserError(
-                f"{self.location}: holds a run already; continue it with --resume auto, or choose another folder with "
-                "--run"
-            )
+        check_unused(self.path, self.location)
 
     def start(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
         """Record what the run was given. Raises StorageError if that is impossible."""
@@ -297,6 +295,8 @@ class RunFolder:
 
     def note_start(self, ranks: Ranks, step: int, changes: Sequence[str] = ()) -> None:
         """Append this start (at ``step``, with what was changed before it) to ``environment.json``."""
+        import torch
+
         starts = self._starts()
         starts.append(
             {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msldata.errors import UserError
 from msldata.storage import FileInfo, LocalStorage, Storage
-from msltrain.runs.checkpoint import CHECKPOINTS, META_NAME, read_meta
+from msltrain.runs.find_checkpoint import CHECKPOINTS, META_NAME, read_meta
 
 _STORED = re.compile(rf"{CHECKPOINTS}/(?P<name>[\w-]+)\.(?P<step>\d+)/(?P<file>[^/]+)")
 _LEFT_OUT = ("wandb",)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +27,14 @@ from msltrain.models.pretrained import FILE_SUFFIXES, fill_whole, read_tensors
 from msltrain.models.released import KINDS, take_apart
 from msltrain.models.timm_view import TimmView
 from msltrain.recipes import recipe
-from msltrain.runs.checkpoint import META_NAME, WEIGHTS_NAME, LoadedRecogniser, load_recogniser, rebuild_recogniser
+from msltrain.runs.checkpoint import LoadedRecogniser, load_recogniser, rebuild_recogniser
+from msltrain.runs.find_checkpoint import EXPORT_CONFIG, EXPORT_WEIGHTS, Foreign, folder_of_weights, is_export
 from msltrain.stream.config import StreamConfig
 
 _log = logging.getLogger(__name__)
 
 _MANY = 100
-EXPORT_CONFIG, EXPORT_WEIGHTS = "config.json", "model.safetensors"
-"""What an export holds besides the graphs."""
 _EXPORT = (EXPORT_CONFIG, EXPORT_WEIGHTS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Foreign:
-    """How to read a weights file that holds only tensors; exactly one of the two fields is given."""
-
-    recipe: str = ""
-    """The file holds a backbone and a head as released for MSL, CSRA, ML-Decoder, Query2Label or ASL; network and input
-    are those of this recipe."""
-    model: str = ""
-    """The file holds a timm classifier of this name; input size, mean, std and what it sees of a photograph are those
-    of its timm config."""
 
 
 def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], device: torch.device) -> LoadedRecogniser:
@@ -70,8 +57,8 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
         if str(path).endswith(FILE_SUFFIXES):
             raise UserError(f"{path}: weights files are only read from a disk; copy it here, then give its path")
         return load_recogniser(path, device)
-    path = _of_ours(local)
-    if (path / EXPORT_CONFIG).is_file() and (path / EXPORT_WEIGHTS).is_file():
+    path = folder_of_weights(local)
+    if is_export(path):
         return _exported(path, device)
     if not path.is_file():
         return load_recogniser(path, device)
@@ -105,12 +92,6 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
 def _sha256(file: Path) -> str:
     with open(file, "rb", opener=regular) as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _of_ours(path: Path) -> Path:
-    """The folder of a checkpoint or export instead of the weights file in it, which says less by itself."""
-    beside = {WEIGHTS_NAME: META_NAME, EXPORT_WEIGHTS: EXPORT_CONFIG}.get(path.name)
-    return path.parent if path.is_file() and beside and (path.parent / beside).is_file() else path
 
 
 def _exported(folder: Path, device: torch.device) -> LoadedRecogniser:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+from msldata.console import show_below
 from msltrain.training.events import EpochEvent, Event, PhaseEvent, StartEvent, StepEvent
 
 _WIDE = 120
@@ -67,7 +68,7 @@ class TrainingDisplay:
                     f"{event.num_keep_masks:,} keep masks, {event.num_steps:,} steps"
                 )
                 for note in event.notes:
-                    self._print(f"  {note}")
+                    show_below(self._out, note)
                 self._bar.update(self._task, total=event.num_steps, completed=event.step)
             case StepEvent():
                 self._show_step(event)

@@ -23,7 +23,8 @@ from msltrain.models.build import Recogniser, build_model
 from msltrain.models.frozen_features import FrozenFeatures
 from msltrain.models.pretrained import fill_whole
 from msltrain.runs.average import average_weights
-from msltrain.runs.checkpoint import STATE_NAME, WEIGHTS_NAME, Checkpoint, rebuild_recogniser
+from msltrain.runs.checkpoint import Checkpoint, rebuild_recogniser
+from msltrain.runs.find_checkpoint import STATE_NAME, WEIGHTS_NAME
 from msltrain.stream.keepmasks.masked_views import MaskedView
 from msltrain.stream.pixels.batch import Batch
 from msltrain.training.optim import build_optimizer, check_moments, restore_optimizer, set_learning_rate

@@ -7,15 +7,8 @@ from typing import Any, Literal
 
 from msldata.errors import UserError
 from msltrain.config import OptimConfig, TrainConfig, differences
-from msltrain.runs.checkpoint import (
-    CHECKPOINTS,
-    LAST,
-    META_NAME,
-    STATE_NAME,
-    Checkpoint,
-    copy_checkpoint,
-    load_checkpoint,
-)
+from msltrain.runs.checkpoint import Checkpoint, copy_checkpoint, load_checkpoint
+from msltrain.runs.find_checkpoint import CHECKPOINTS, LAST, META_NAME, STATE_NAME
 from msltrain.runs.folder import MAY_DIFFER, RunFolder
 from msltrain.stream.loader import Loader
 from msltrain.training.data import TrainData

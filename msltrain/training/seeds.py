@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msldata.errors import UserError
 from msltrain.config import TrainConfig
-from msltrain.training.events import OnEvent
-from msltrain.training.resume import Resume
-from msltrain.training.trainer import TrainResult, train
+
+if TYPE_CHECKING:
+    from msltrain.training.events import OnEvent
+    from msltrain.training.resume import Resume
+    from msltrain.training.trainer import TrainResult
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -35,6 +38,8 @@ def train_series(
     With ``resume="auto"`` a stopped series continues: finished runs are left alone. All are validated on the same
     samples. Arguments and errors are those of `train`.
     """
+    from msltrain.training.trainer import train
+
     return [
         train(
             replace(config, run=replace(config.run, seed=seed)),

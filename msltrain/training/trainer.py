@@ -19,7 +19,8 @@ from msltrain.hosts.distributed import Ranks, process_group
 from msltrain.hosts.interrupt import Interrupted, StopSignals
 from msltrain.hosts.rank_output import is_first_process
 from msltrain.measures.metrics import NotANumberError
-from msltrain.runs.checkpoint import BEST, CHECKPOINTS, FAILED, LAST, Checkpoint, copy_checkpoint, save_checkpoint
+from msltrain.runs.checkpoint import Checkpoint, copy_checkpoint, save_checkpoint
+from msltrain.runs.find_checkpoint import BEST, CHECKPOINTS, FAILED, LAST
 from msltrain.runs.folder import RunFolder
 from msltrain.runs.trackers import check_trackers
 from msltrain.stream.errors import TooManySkipped

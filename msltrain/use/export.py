@@ -25,7 +25,8 @@ from msltrain.config import to_json
 from msltrain.models import query_heads
 from msltrain.models.build import Recogniser
 from msltrain.runs.checkpoint import LoadedRecogniser, replace_folder
-from msltrain.runs.other_checkpoints import EXPORT_CONFIG, Foreign, load_any
+from msltrain.runs.find_checkpoint import EXPORT_CONFIG, Foreign
+from msltrain.runs.other_checkpoints import load_any
 from msltrain.use import standalone
 from msltrain.use.export_formats import (
     FILES,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from msldata.errors import UserError, first_line
 from msltrain.runs.checkpoint import LoadedRecogniser
-from msltrain.runs.other_checkpoints import EXPORT_WEIGHTS
+from msltrain.runs.find_checkpoint import EXPORT_WEIGHTS
 from msltrain.use.predict import thresholds_of
 from msltrain.use.timm_folder import TimmFolder, standalone_of
 

@@ -7,13 +7,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from msldata.console import Stream, on_one_line
 from msldata.errors import UserError
 from msltrain.measures.spreadsheet import cell, csv_text
 from msltrain.pages.text import percent
-from msltrain.use.predict import ImagePrediction
+
+if TYPE_CHECKING:
+    from msltrain.use.predict import ImagePrediction
 
 FORMATS = ("table", "json", "csv", "parquet", "fiftyone")
 _IN_FILES = ("parquet", "fiftyone")

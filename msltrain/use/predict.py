@@ -24,7 +24,8 @@ from msltrain.measures.predictions import read_predictions
 from msltrain.measures.thresholds import threshold_origin, tune_thresholds
 from msltrain.pages.text import score_percent
 from msltrain.runs.checkpoint import LoadedRecogniser
-from msltrain.runs.other_checkpoints import Foreign, load_any
+from msltrain.runs.find_checkpoint import Foreign
+from msltrain.runs.other_checkpoints import load_any
 from msltrain.stream.pixels.batch import HostBatch
 from msltrain.stream.pixels.device import ToDevice
 from msltrain.use.class_activation import logits_and_place_logits

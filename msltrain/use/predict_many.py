@@ -12,13 +12,13 @@ from typing import Any
 from msldata.errors import UserError
 from msldata.storage import read_local
 from msltrain.hosts.distributed import Ranks, process_group
-from msltrain.runs.other_checkpoints import Foreign
+from msltrain.runs.find_checkpoint import Foreign
 from msltrain.runs.run_places import find_series
 from msltrain.use.answers import AnswerFile
 from msltrain.use.output_formats import Summary
 from msltrain.use.overlay import OverlayFolder
 from msltrain.use.predict import Asked, ImagePrediction, Predictor, predict_each, read_keep_mask
-from msltrain.use.read_images import Picture, find_images
+from msltrain.use.read_images import Picture
 from msltrain.use.series import combine
 
 _BATCHES_PER_ROUND = 16
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 def predict_many(
     checkpoint: str | Path,
-    inputs: Sequence[str | Path],
+    pictures: Sequence[Picture],
     asked: Asked = Asked(),  # noqa: B008 (frozen)
     *,
     foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
@@ -43,11 +43,11 @@ def predict_many(
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Summary:
-    """Predict every image that ``inputs`` name, in their order.
+    """Predict every image, in their order.
 
     Args:
         checkpoint: a run, an export, a weights file, or a series of runs, whose scores are averaged.
-        inputs: as for `find_images`.
+        pictures: as `find_images` finds them.
         asked: about each image.
         foreign, classes, threshold, device: as for `Predictor`.
         overlays: folder for a picture of each image: where the model sees its classes, see `place_logits`.
@@ -55,17 +55,16 @@ def predict_many(
         kind: its format, one of ``output_formats.FORMATS``.
         show: without ``out``, told each answer as it comes.
         progress: called with (images done, images in all).
-        note: told what was passed over, which training was stopped, and what is taken over from a run before.
+        note: told which training was stopped, and what is taken over from a run before.
 
     Raises:
-        FileNotFoundError: no such file, folder or checkpoint.
-        UserError: an input names no image, an option makes no sense, or the file belongs to another prediction.
+        FileNotFoundError: no such checkpoint.
+        UserError: an option makes no sense, or the file belongs to another prediction.
         BadInputError: an image cannot be read and ``on_error`` is "fail"; the mask file cannot be used.
     """
     runs = find_series(checkpoint)
     if runs and overlays is not None:
         raise UserError(f"{checkpoint}: a series of {len(runs)} runs; --cam shows one network, name RUN/{runs[0].name}")
-    pictures = find_images(inputs, note)
     if kind == "fiftyone":
         _require_files(pictures)
     with process_group(device) as ranks:

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from msldata.contract.manifest import MANIFEST_NAME
 from msldata.contract.parquet import UnreadableParquet, read_parquet
@@ -29,8 +28,10 @@ from msldata.contract.pixels import decode, pixels_of, reduction_to, upright_siz
 from msldata.errors import BadInputError, StorageError, UserError, nothing_at
 from msldata.storage import NO_FILE, FileInfo, Storage, open_storage, read_local, regular
 from msltrain.stream.order.plan import EpochPlan
-from msltrain.stream.pixels.decode import resize_crop
 from msltrain.stream.samples.shardset import open_shard_set
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
@@ -360,6 +361,10 @@ class Photo:
 
     def square(self, image_size: int) -> Tensor:
         """The whole image squashed as the evaluation stream does it, uint8 (1, 3, S, S). Raises BadInputError."""
+        import torch  # late: which photographs are meant, and that they are there, shows without it
+
+        from msltrain.stream.pixels.decode import resize_crop
+
         width, height = self.size
         square_1CSS = torch.empty((1, 3, image_size, image_size), dtype=torch.uint8, memory_format=torch.channels_last)
         resize_crop(self.pixels(image_size), (0, 0, height, width), square_1CSS, width)

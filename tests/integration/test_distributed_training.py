@@ -14,7 +14,8 @@ import torch
 from msldata.errors import UserError
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, override
 from msltrain.hosts.distributed import Ranks
-from msltrain.runs.checkpoint import META_NAME, load_checkpoint, load_recogniser
+from msltrain.runs.checkpoint import load_checkpoint, load_recogniser
+from msltrain.runs.find_checkpoint import META_NAME
 from msltrain.stream.config import StreamConfig
 from msltrain.training.data import TrainData
 from msltrain.training.trainer import train

@@ -74,6 +74,7 @@ def test_every_number_from_a_predictions_file(file, tmp_path):
         "95 % from",
         "left out of mAP, without positives: unicorn",
         "small share",
+        "P is the share of predictions that are right",
     ):
         assert text in output
     assert "top 3" not in output  # of three classes it is the first row again

@@ -16,7 +16,7 @@ from msldata.pages.colours import class_colour
 from msltrain.config import ModelConfig
 from msltrain.grids.results import CURVE_MEASURES, CurvePoint, Measures, OverSeeds
 from msltrain.measures.metrics import SUMMARY
-from msltrain.report import write_report
+from msltrain.report.write_report import write_report
 from msltrain.reproduce.comparison_page import to_html, to_markdown
 from msltrain.reproduce.content import Content, GridContent, RowContent, RunState, TableContent
 from msltrain.reproduce.paper_tables import TABLES

@@ -81,7 +81,7 @@ def test_the_tutorial_as_it_stands(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert config.data.validation == "shards/mine/val" and config.keep_mask.kind == "generated"
     assert config.loss == DISTIL_LOSS_FROM_NOTHING and config.keep_mask.share == 0.35
     first = config.first_masked_epoch
-    assert first > 0 and f"shown whole, and 35% of them with parts hidden as well, from epoch {first + 1} on" in said
+    assert first > 0 and f"shown whole, and 35 % of them with parts hidden as well, from epoch {first + 1} on" in said
     assert list((place / "runs/mine/predictions").glob("mine-val-held-out.parquet"))
     evaluated, predicted, exported = (msl(*command) for command in use)
     assert "mine-test.parquet" in evaluated and "photos/39.jpg" in predicted
@@ -164,7 +164,7 @@ def test_the_network_is_the_best_that_can_be_had(place: Path, monkeypatch: pytes
         # Statistics of whole images, unless the network learns too fast for them: then one batch of both views.
         assert config.loss.bn_mode == ("running" if config.model.weights else "shared")
         assert config.optim.twin_share == (0.25 if config.model.weights else 0)
-        assert ("a twin that sees whole ones alone makes up 25%" in " ".join(reasons)) is bool(config.model.weights)
+        assert ("a twin that sees whole ones alone makes up 25 %" in " ".join(reasons)) is bool(config.model.weights)
         return config.model.backbone, config.model.weights, " ".join(reasons)
 
     monkeypatch.setattr(own_fit, "is_cached", lambda name: name.startswith("resnet50."))

@@ -15,7 +15,8 @@ from msltrain.__main__ import app
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from msltrain.measures.predictions import read_predictions
 from msltrain.recipes.paper import BASELINE_LOSS
-from msltrain.runs.checkpoint import find_checkpoint, load_checkpoint, load_recogniser
+from msltrain.runs.checkpoint import load_checkpoint, load_recogniser
+from msltrain.runs.find_checkpoint import find_checkpoint
 from msltrain.runs.mirror import RunMirror
 from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.runs.run_places import default_file

@@ -27,7 +27,6 @@ from msltrain.measures.predictions import (
 )
 from msltrain.pages.svg import ticks
 from msltrain.pages.text import points
-from msltrain.report import RunReport, open_run, write_report
 from msltrain.report.examples import (
     Example,
     answer,
@@ -41,8 +40,9 @@ from msltrain.report.examples import (
 from msltrain.report.gallery import _how_well, _view
 from msltrain.report.headline import find
 from msltrain.report.numbers import compute_numbers
-from msltrain.report.open_runs import read_history
+from msltrain.report.open_runs import RunReport, open_run, read_history
 from msltrain.report.plots import by_epoch
+from msltrain.report.write_report import write_report
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.samples.shardset import open_shard_set

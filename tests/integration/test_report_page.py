@@ -168,6 +168,17 @@ return found;
 """
 
 
+_SPILLING = """
+return [...document.querySelectorAll("td, th")].filter((cell) => cell.textContent).filter((cell) => {
+  const content = document.createRange();
+  content.selectNodeContents(cell);
+  const [inner, outer] = [content, cell].map((each) => each.getBoundingClientRect());
+  return inner.left < outer.left - 1 || inner.right > outer.right + 1;
+}).map((cell) => cell.textContent.trim());
+"""
+"""Cells of tables whose text runs into a neighbour's."""
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_readable_on_a_phone_and_in_the_dark(page, width, dark):
@@ -178,6 +189,7 @@ def test_readable_on_a_phone_and_in_the_dark(page, width, dark):
     )
     assert (light < 150) if dark else (light > 600)
     assert page.run(_LOW_CONTRAST) == []
+    assert page.run(_SPILLING) == []
     assert page.run("return parseFloat(getComputedStyle(document.body).fontSize)") >= 16
     if folder := os.environ.get("MSL_SCREENSHOTS"):
         page.screenshot(Path(folder) / f"report-{width}-{'dark' if dark else 'light'}.png")

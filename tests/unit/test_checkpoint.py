@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import msltrain.runs.checkpoint
+import msltrain.runs.find_checkpoint
 from msldata.errors import StorageError, UserError
 from msldata.storage import LocalStorage
 from msltrain.config import ModelConfig, TrainConfig
@@ -23,12 +24,11 @@ from msltrain.runs.checkpoint import (
     Checkpoint,
     LoadedRecogniser,
     copy_checkpoint,
-    find_checkpoint,
     load_checkpoint,
     load_recogniser,
-    open_checkpoint,
     save_checkpoint,
 )
+from msltrain.runs.find_checkpoint import find_checkpoint, open_checkpoint
 from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.stream.config import StreamConfig
 
@@ -246,7 +246,7 @@ def test_channels_last_weights_are_stored_plainly(tmp_path: Path):
 
 
 def test_names_are_public():
-    names = msltrain.runs.checkpoint
+    names = msltrain.runs.find_checkpoint
     assert (names.WEIGHTS_NAME, names.STATE_NAME, names.META_NAME) == (
         "weights.safetensors", "train_state.pt", "meta.json"
     )  # fmt: skip
@@ -306,7 +306,9 @@ def test_what_no_training_writes_is_refused(tmp_path: Path, change: dict, messag
 
 def test_the_checkpoint_that_a_url_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The best, else the last; of two uploads the one with more steps, which is not the last by name."""
-    monkeypatch.setattr(msltrain.runs.checkpoint, "open_storage", lambda place: Far(str(place).removeprefix("far:/")))
+    monkeypatch.setattr(
+        msltrain.runs.find_checkpoint, "open_storage", lambda place: Far(str(place).removeprefix("far:/"))
+    )
     run = f"far:/{tmp_path}"
     checkpoints = tmp_path / "checkpoints"
     for name, step in (("last.9", 9), ("last.10", 10), ("last.x", 98), ("best.7.old", 99), ("xbest.70", 97)):
@@ -325,7 +327,7 @@ def test_the_checkpoint_that_a_url_means(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_where_nothing_can_be_listed_the_plain_names_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = Far(tmp_path, can_list=False)
-    monkeypatch.setattr(msltrain.runs.checkpoint, "open_storage", lambda place: folder)
+    monkeypatch.setattr(msltrain.runs.find_checkpoint, "open_storage", lambda place: folder)
     save_checkpoint(small(9), tmp_path / "checkpoints" / "best.9")
     save_checkpoint(small(4), tmp_path / "checkpoints" / "last")
     assert load_checkpoint("far:/run").step == 4

@@ -8,6 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
+from msldata.console import SafeConsole, show_below
 from msltrain.training.display import TrainingDisplay, clock, rate
 from msltrain.training.events import EpochEvent, PhaseEvent, StartEvent, StepEvent
 
@@ -75,6 +76,17 @@ def test_a_log_gets_a_line_at_once_and_no_bar():
     assert "step 5/160" in lines[1] and "left" in lines[1] and "0.42 images/s" in lines[1]
     assert len(lines) == 3  # the start, the first steps, the epoch: no line for every step
     assert "━" not in out.file.getvalue() + err.file.getvalue()
+
+
+def test_what_belongs_to_a_line_stays_indented_where_it_is_broken():
+    """Between words; a log gets one line."""
+    for terminal, lines in (
+        (True, ["  the first", "  line\\x1b", "  of many"]),
+        (False, ["  the first line\\x1b of many"]),
+    ):
+        console = SafeConsole(file=io.StringIO(), width=12, force_terminal=terminal, color_system=None)
+        show_below(console, "the first line\x1b of many")
+        assert [line.rstrip() for line in console.file.getvalue().splitlines()] == lines
 
 
 def test_numbers_suit_slow_and_fast_machines():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from msldata.build.divide import FEWEST, PARTS, assign
 from msldata.contract.format import read_index
+from msldata.contract.judging import too_few_to_judge
 from msldata.contract.manifest import read_manifest
 from msldata.storage import LocalStorage
 from msltrain.__main__ import app
@@ -109,8 +111,19 @@ def test_the_bound_holds_among_few(seed: int):
     assert max(side.count("val"), side.count("test")) <= 0.225 * 24
 
 
-def test_classes_that_no_part_but_training_shows_are_counted(tmp_path: Path):
+def test_classes_that_no_part_but_training_shows_are_said(tmp_path: Path):
     folder = photographs(tmp_path / "photos", 40)
     rows = (folder / "labels.csv").read_text().splitlines()
     (folder / "labels.csv").write_text("\n".join([rows[0], "0.jpg,owl", *rows[2:]]))
-    assert "of 3 classes 1 are not in val and 1 are not in test" in build(folder, "--name", "mine", "--workers", "1")
+    said = build(folder, "--name", "mine", "--workers", "1")
+    few = r"\d of 3 classes in val \([^)]*owl\) and \d of 3 classes in test \([^)]*owl\)"
+    assert re.search(rf"one photograph or none shows {few}: too few to judge", said), said
+
+
+def test_a_class_that_a_single_photograph_shows_cannot_be_judged():
+    """None where two do; names are bounded."""
+    assert too_few_to_judge({"val": {"cat": 2, "owl": 1, "dog": 0}, "test": {"cat": 9}}) == (
+        "one photograph or none shows 2 of 3 classes in val (owl, dog): too few to judge how well these are recognised"
+    )
+    assert too_few_to_judge({"test": {"cat": 2}}) == ""
+    assert "9 of 9 classes in val (0, 1, 2, 3, 4, 5 …):" in too_few_to_judge({"val": dict.fromkeys("012345678", 0)})

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from msldata.contract.records import LabelSpace, Record, read_class_list
+from msldata.contract.records import LabelSpace, Record, quoted, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.labels.reading import Label, LabelReading, Labels, LabelSurvey, decide_reading
 from msldata.sources.labels.values import WHOLE_CELL
@@ -422,22 +422,28 @@ def _decide(
         labels = listed or LabelSpace(columns.one_hot or named or reading.classes(survey))
     except ValueError:
         raise UserError(f"{where}: no row has a label; name the classes with --classes FILE") from None
+    unknown: dict[str, str] = {}
     for row in rows:
         try:
             found = _labels(row, reading)
             for label in (*found.positives, *found.ignored):
-                if label not in labels if isinstance(label, str) else not 0 <= label < len(labels):
-                    what = (
-                        f"unknown label '{label}'"
-                        if isinstance(label, str)
-                        else f"class index {label} of {len(labels)} (they count from 0)"
-                    )
+                if isinstance(label, str):
+                    if label not in labels:
+                        unknown.setdefault(label, row.place)
+                elif not 0 <= label < len(labels):
+                    what = f"class index {label} of {len(labels)} (they count from 0)"
                     hint = f"add it to {options.classes}, or mend the line"
                     raise BadInputError(where, f"{row.place}: {what}", hint if listed is not None else HINT)
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
             raise BadInputError(where, f"{row.place}: {error}", HINT) from None
+    if unknown:
+        first, *others = unknown
+        beside, it = (f", and below it {quoted(others)}", "them") if others else ("", "it")
+        hint = f"add {it} to {options.classes}, or mend the line{'s' * bool(others)}"
+        what = f"{unknown[first]}: unknown label '{first}'{beside}"
+        raise BadInputError(where, what, hint if listed is not None else HINT)
     return labels, reading
 
 

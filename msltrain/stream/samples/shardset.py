@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from msldata.contract.format import read_index
 from msldata.contract.manifest import IMAGES, FormatError, Manifest, read_manifest
+from msldata.errors import UserError
 from msldata.storage import Location, Storage, open_storage
 from msltrain.stream.errors import SampleError
 from msltrain.stream.order.plan import EpochPlan
@@ -214,6 +215,17 @@ def open_shard_set(location: Location | Storage) -> ShardSet:
     if not manifest.num_samples:
         raise FormatError(f"{storage.url}: the dataset has no samples; build it again with `msl build-shards`")
     return ShardSet(storage, manifest)
+
+
+def open_images(shards: Location) -> ShardSet:
+    """The dataset at ``shards``. Raises UserError when it is not a dataset, or has no class list."""
+    shard_set = open_shard_set(shards)
+    if not shard_set.classes:
+        raise UserError(
+            f"{shards}: its dataset.json names no classes, so the targets mean nothing; build the shards again from a "
+            "source with a class list (`msl build-shards --classes FILE`)"
+        )
+    return shard_set
 
 
 class _IndexCache:

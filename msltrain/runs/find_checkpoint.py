@@ -1,0 +1,214 @@
+"""Where a checkpoint is, and what its ``meta.json`` says: without torch, so that a mistake shows before it is imported.
+
+What the other files of the folder hold is read by `msltrain.runs.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msldata.contract.manifest import is_digest
+from msldata.errors import UserError, did_you_mean
+from msldata.storage import LocalStorage, Storage, open_storage
+from msldata.storage.hub import is_hub_place
+from msltrain.config import TrainConfig, from_json
+from msltrain.runs.run_places import RUNS, SHARDS, find_test_shards
+
+WEIGHTS_NAME = "weights.safetensors"
+STATE_NAME = "train_state.pt"
+META_NAME = "meta.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds its checkpoints."""
+BEST, LAST, FAILED = "best", "last", "failed"
+SCHEMA_VERSION = 2
+"""Version 2 added digests of the training state and of ``meta.json``. Version 1 is still read."""
+EXPORT_CONFIG, EXPORT_WEIGHTS = "config.json", "model.safetensors"
+"""What an export holds besides the graphs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """How to read a weights file that holds only tensors; exactly one of the two fields is given."""
+
+    recipe: str = ""
+    """The file holds a backbone and a head as released for MSL, CSRA, ML-Decoder, Query2Label or ASL; network and input
+    are those of this recipe."""
+    model: str = ""
+    """The file holds a timm classifier of this name; input size, mean, std and what it sees of a photograph are those
+    of its timm config."""
+
+
+def check_model(place: str | Path) -> None:
+    """Raise the error of whoever loads a model, as far as it shows without torch: of one on the hub or in object
+    storage, and of the tensors, it is left to them.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``place``.
+        UserError: the description of a checkpoint is damaged.
+    """
+    if is_hub_place(place) or (local := open_storage(place).path()) is None:
+        return
+    path = folder_of_weights(local)
+    if not path.is_file() and not is_export(path):
+        read_meta(LocalStorage(find_checkpoint(path)))
+
+
+def folder_of_weights(path: Path) -> Path:
+    """The folder of a checkpoint or export instead of the weights file in it, which says less by itself."""
+    beside = {WEIGHTS_NAME: META_NAME, EXPORT_WEIGHTS: EXPORT_CONFIG}.get(path.name)
+    return path.parent if path.is_file() and beside and (path.parent / beside).is_file() else path
+
+
+def is_export(folder: Path) -> bool:
+    """Whether ``msl export`` wrote this folder."""
+    return (folder / EXPORT_CONFIG).is_file() and (folder / EXPORT_WEIGHTS).is_file()
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run that has reached a checkpoint."""
+    return any((folder / CHECKPOINTS).glob(f"*/{META_NAME}"))
+
+
+def check_unused(folder: Path, called: str | Path) -> None:
+    """Raise UserError if the run folder that the user calls so holds a run already."""
+    if holds_run(folder):
+        raise UserError(
+            f"{called}: holds a run already; continue it with --resume auto, or choose another folder with --run"
+        )
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint folder that ``path`` means: itself, or the best (else the last) one in a run folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path).expanduser()
+    parents = (path / CHECKPOINTS, path)
+    for candidate in (path, *(parent / name for parent in parents for name in (BEST, LAST))):
+        for folder in (candidate, set_aside(candidate)):  # the latter if a crash came between the two renames of a swap
+            if (folder / META_NAME).is_file():
+                return folder
+    if len(path.parts) == 1 and not path.exists():
+        raise FileNotFoundError(f"{path}: no run of this name, here or in {RUNS}/{_nearest_run(path.name)}")
+    raise FileNotFoundError(
+        f"{path}: no checkpoint here (no {META_NAME}); give a run folder or a folder such as "
+        f"RUN/{CHECKPOINTS}/{BEST}, made by `msl train`"
+    )
+
+
+def _nearest_run(name: str) -> str:
+    """The end of a message: the command that trains on the dataset of this name, or a run with a name like it."""
+    if Path(SHARDS, name).is_dir():
+        return f"; `msl train {name}` makes one"
+    return did_you_mean(name, (run.name for run in Path(RUNS).glob("*/")))
+
+
+def open_checkpoint(place: str | Path) -> Storage:
+    """The folder of the checkpoint that ``place`` means, as in `find_checkpoint`; also for a URL of a run or a
+    checkpoint.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: the store cannot be read.
+    """
+    storage = open_storage(place)
+    local = storage.path()
+    if local is not None:
+        return LocalStorage(find_checkpoint(local))
+    if storage.exists(META_NAME):
+        return storage
+    parent, _, name = storage.url.rpartition("/")
+    names = [BEST, LAST]
+    if parent.endswith(f"/{CHECKPOINTS}"):  # RUN/checkpoints/best, as training calls it
+        folder, names = open_storage(parent), [name]
+    else:
+        folder = storage if name == CHECKPOINTS else storage.child(CHECKPOINTS)
+    files = [info.name for info in folder.list_files()] if folder.can_list else []
+    for name in names:
+        # `msltrain.runs.mirror` puts the step behind the name.
+        found = [match for file in files if (match := re.fullmatch(rf"({re.escape(name)}\.(\d+))/{META_NAME}", file))]
+        if found:
+            return folder.child(max(found, key=lambda match: int(match[2]))[1])
+        if folder.exists(f"{name}/{META_NAME}"):
+            return folder.child(name)
+    raise FileNotFoundError(f"{place}: no checkpoint here (no {META_NAME}); give the URL of a run or of a checkpoint")
+
+
+def training_shards(checkpoint: str | Path) -> str:
+    """The shards that hold what the run of ``checkpoint`` was validated on: its training shards, or others.
+
+    Raises:
+        FileNotFoundError, UserError: no checkpoint there, or it does not name the shards.
+    """
+    data = read_meta(open_checkpoint(checkpoint))[1].data
+    if not data.train:
+        raise UserError(f"{checkpoint}: does not say what it was trained on; name the shards with --data")
+    return data.validation or data.train
+
+
+def test_shards(checkpoint: str | Path) -> str | None:
+    """The test shards beside those that the run of ``checkpoint`` was trained on; None where there are none."""
+    try:
+        train = read_meta(open_checkpoint(checkpoint))[1].data.train
+    except (OSError, UserError):  # a weights file of elsewhere, or nothing: said where it is opened
+        return None
+    return find_test_shards(train) or None if train else None
+
+
+def read_meta(folder: Storage) -> tuple[dict[str, Any], TrainConfig]:
+    """What ``meta.json`` of a checkpoint folder says, and the config in it. Raises UserError if it is damaged."""
+    file = folder.where(META_NAME)
+    try:
+        meta = json.loads(folder.read(META_NAME).decode("utf-8"))
+        version = meta["schema_version"]
+        if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
+            raise UserError(f"{file}: schema version {version}, this program reads 1 to {SCHEMA_VERSION}")
+        if version > 1 and meta.pop("meta_sha256") != digest_of(meta):
+            raise UserError(f"{file}: damaged or edited (it does not match its own digest); copy the checkpoint again")
+        config = from_json(json.dumps(meta["config"]), file)
+        missing = {"step", "epoch", "validation_mAP", "classes", "weights_sha256"} - set(meta)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file}: not the description of a checkpoint ({error!r})") from None
+    if missing:
+        raise UserError(f"{file}: lacks {', '.join(sorted(missing))}")
+    _check_meta(meta, file)
+    return meta, config
+
+
+def _check_meta(meta: dict[str, Any], file: str) -> None:
+    classes, mean_ap = meta["classes"], meta["validation_mAP"]
+    is_number = isinstance(mean_ap, int | float) and not isinstance(mean_ap, bool)
+    named = isinstance(classes, list) and all(isinstance(name, str) and name for name in classes)
+    for holds, what in (
+        (named and classes and len(set(classes)) == len(classes), "classes are not distinct names"),
+        (
+            all(type(meta[name]) is int and meta[name] >= 0 for name in ("step", "epoch")),
+            "step or epoch is not a count",
+        ),
+        (mean_ap is None or (is_number and 0 <= mean_ap <= 1), "validation_mAP is not a number from 0 to 1"),
+        (is_digest(meta["weights_sha256"]), "weights_sha256 is not 64 hex digits"),
+        (
+            meta["schema_version"] == 1 or is_digest(meta.get("train_state_sha256")),
+            "train_state_sha256 is no digest",
+        ),
+    ):
+        if not holds:
+            raise UserError(f"{file}: {what}; copy the checkpoint again")
+
+
+def digest_of(meta: dict[str, Any]) -> str:
+    """SHA-256 of what ``meta.json`` says, however it is laid out."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def set_aside(folder: Path) -> Path:
+    """Where a folder is between the two renames that replace it."""
+    return folder.with_name(f".{folder.name}.old")

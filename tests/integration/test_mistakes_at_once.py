@@ -1,0 +1,116 @@
+"""A user's mistake is said before torch is imported, which takes seconds, and on a busy machine many."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msltrain.config import to_json
+from msltrain.recipes import recipe
+from msltrain.runs.find_checkpoint import META_NAME, digest_of
+from tests.smallshards import CLASSES, photo, write_images, write_keep_masks
+
+MISTAKES = {
+    # What to type, and what is said.
+    "train nowhere": "nowhere: no dataset with training shards",
+    "train mine": "runs/mine: holds a run already; continue it with --resume auto",
+    "train mine --seeds 0,a": "--seeds is '0,a'",
+    "train mine --run new --set optim.rate=1": "optim.rate",
+    "train mine --run new --lr fast": "Invalid value for '--lr'",
+    "train --recipe msl-c-voc": "did you mean msl-c-voc2007?",
+    "train --recipe smoke --data nowhere": "nowhere: no finished dataset here",
+    "train --recipe smoke --data shards/mine/test --processes many": "--processes is 'many'",
+    "evaluate nowhere": "nowhere: no run of this name",
+    "evaluate mine --data nowhere": "nowhere: no finished dataset here",
+    "evaluate mine --keep-masks nowhere": "nowhere: no finished dataset here",
+    "evaluate mine --device gpu": "'gpu' is not one of 'auto', 'cpu', 'cuda'",
+    "evaluate mine --out answers.txt": "answers.txt: predictions are written as .parquet, or .csv",
+    "evaluate mine --thresholds-from nowhere.parquet": "nowhere.parquet",
+    "evaluate --predictions nowhere.parquet": "nowhere.parquet",
+    "predict nowhere photos": "nowhere: no run of this name",
+    "predict mine photo": "photo: no such file or folder; did you mean photos?",
+    "predict mine photos --top-k 0": "--top-k is '0'",
+    "predict mine photos --out answers.doc": "answers.doc",
+    "export nowhere": "nowhere: no run of this name",
+    "export mine --format tflite": "'tflite' is not one of",
+    "report nowhere": "nowhere: no run of this name",
+    "report mine --data nowhere": "nowhere: no finished dataset here",
+    "serve nowhere": "nowhere: no run of this name",
+    "serve mine --examples nowhere": "nowhere: no such file or folder",
+    "serve mine --name a --name b": "1 models and 2 names",
+    "robustness nowhere": "nowhere: no run of this name",
+    "robustness mine --data nowhere --kind patch": "nowhere: no finished dataset here",
+    "robustness mine --keep-masks nowhere": "nowhere: no finished dataset here",
+    "robustness mine --kind spots": "spots",
+}
+PROGRAM = """
+import contextlib, io, json, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm"):
+            raise RuntimeError(f"{name} is imported")
+
+sys.meta_path.insert(0, Refuse())
+from msltrain.__main__ import app
+
+said = {}
+for command in json.load(sys.stdin):
+    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            app(command.split(), prog_name="msl")
+        except SystemExit as end:
+            code = end.code
+        except RuntimeError as error:
+            code = str(error)
+    said[command] = code, errors.getvalue()
+json.dump(said, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, tuple[int | str, str]]:
+    """Exit code (or the import that was refused) and words by command, all of one process without torch."""
+    folder = tmp_path_factory.mktemp("atonce")
+    write_images(folder / "shards" / "mine" / "train", [3])
+    write_images(folder / "shards" / "mine" / "test", [3])
+    write_keep_masks(folder / "masks", [np.tri(32, dtype=np.uint8)])
+    (folder / "photos").mkdir()
+    (folder / "photos" / "one.jpg").write_bytes(photo(1))
+    _write_run(folder / "runs" / "mine")
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(list(MISTAKES)),
+        cwd=folder,
+        env={"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "COLUMNS": "400"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert not list(folder.rglob("*.html")) and not (folder / "runs" / "mine" / "predictions").exists()
+    return json.loads(ran.stdout)
+
+
+def _write_run(run: Path) -> None:
+    """A run as far as it can be read without torch."""
+    config = json.loads(to_json(recipe("smoke"))) | {"data": {"train": "shards/mine/train"}}
+    meta = {
+        "schema_version": 2, "step": 1, "epoch": 1, "validation_mAP": None, "classes": list(CLASSES), "torch": "2",
+        "weights_sha256": "0" * 64, "train_state_sha256": "0" * 64, "config": config,
+    }  # fmt: skip
+    meta["meta_sha256"] = digest_of(meta)
+    best = run / "checkpoints" / "best"
+    best.mkdir(parents=True)
+    (best / META_NAME).write_text(json.dumps(meta))
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_said_without_torch(answers, command):
+    code, said = answers[command]
+    assert code == 2 and MISTAKES[command] in " ".join(said.split()), f"{code}: {said}"
