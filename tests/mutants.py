@@ -98,7 +98,11 @@ CORE = {
         "unit/test_format unit/test_publish unit/test_hostile_metadata unit/test_walk_tar golden/test_shardwriter "
         "golden/test_croissant",
     ),
-    "loader": _part("msltrain/stream/loader.py", "unit/test_views unit/test_keepmasks unit/test_augmentations"),
+    "loader": _part(
+        "msltrain/stream/loader.py",
+        "unit/test_loader_position unit/test_stream_windows unit/test_views unit/test_keepmasks "
+        "unit/test_augmentations",
+    ),
 }
 SAMPLE = 40
 """Mutants of each module that are tried without ``--all``."""
