@@ -100,8 +100,7 @@ CORE = {
     ),
     "loader": _part(
         "msltrain/stream/loader.py",
-        "unit/test_loader_position unit/test_stream_windows unit/test_views unit/test_keepmasks "
-        "unit/test_augmentations",
+        "unit/test_loader_alone unit/test_stream_windows unit/test_views unit/test_keepmasks unit/test_augmentations",
     ),
 }
 SAMPLE = 40

@@ -11,7 +11,7 @@ import pytest
 
 from msldata.build.shards import build_shards, plan_build
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest, ShardInfo, read_manifest
-from msldata.contract.publish import croissant
+from msldata.contract.publish import croissant, reader_files
 from msldata.inspect.verify import verify
 from msldata.masks.sources import select_mask_source
 from msldata.sources.kinds import open_source
@@ -101,6 +101,14 @@ def test_every_word_stays(manifest, source, digest):
     """`verify` compares the file with what is written today, so other words would fault every dataset there is."""
     content = croissant(replace(manifest, provenance={"source": source}))
     assert hashlib.sha256(content).hexdigest()[:16] == digest
+
+
+def test_the_other_readers_files_stay_as_well():
+    files = reader_files(PHOTOGRAPHS)
+    assert list(files) == ["_info.json", "sizes.json", "croissant.json"]
+    assert files["sizes.json"] == b'{\n  "a-b-000000.tar": 2\n}\n'
+    split = {"name": "b", "num_samples": 2, "filenames": ["a-b-000000.tar"], "shard_lengths": [2]}
+    assert files["_info.json"].decode() == json.dumps({"splits": {"b": split}}, indent=2) + "\n"
 
 
 def test_equal_datasets_have_equal_files_and_verify_knows_them(tmp_path):
