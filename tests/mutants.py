@@ -1,6 +1,7 @@
 """Mutation testing of the core: one wrong line at a time, and whether a unit or golden test notices it.
 
     python -m tests.mutants [PART …]              # a sample of each module; all parts of CORE without a name
+    python -m tests.mutants PATH …                # of these modules alone
     python -m tests.mutants PART --all            # every mutant
     python -m tests.mutants PART --tests FILE …   # against other tests than the part's own
     python -m tests.mutants --table               # the table of tests/MUTANTS.md
@@ -99,7 +100,10 @@ CORE = {
         "unit/test_format unit/test_publish unit/test_hostile_metadata unit/test_walk_tar golden/test_shardwriter "
         "golden/test_croissant",
     ),
-    "loader": _part("msltrain/stream/loader.py", "unit/test_views unit/test_keepmasks unit/test_augmentations"),
+    "loader": _part(
+        "msltrain/stream/loader.py",
+        "unit/test_loader_alone unit/test_stream_windows unit/test_views unit/test_keepmasks unit/test_augmentations",
+    ),
 }
 SAMPLE = 40
 """Mutants of each module that are tried without ``--all``."""
@@ -277,10 +281,10 @@ def _reaching(mutant: Mutant, tests: list[_Test]) -> list[_Test]:
     return chosen
 
 
-def _rows() -> dict[str, dict]:
+def _rows() -> dict[tuple[str, str], dict]:
     file = STATE / "rows.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
-    return {row["key"]: row for row in map(json.loads, lines)}
+    return {(row["key"], row.get("source", "")): row for row in map(json.loads, lines)}
 
 
 def _digest(paths: Iterable[str]) -> str:
@@ -302,8 +306,8 @@ def _note(mutant: Mutant, outcome: str, digest: str, seconds: float) -> None:
         with suppress(FileNotFoundError):
             killer = (STATE / "failed.txt").read_text()
     row = {
-        "key": mutant.key, "outcome": outcome, "line": mutant.lines[0], "by": killer, "seconds": round(seconds, 2),
-        "digest": digest,
+        "key": mutant.key, "source": mutant.source, "line": mutant.lines[0], "outcome": outcome, "by": killer,
+        "seconds": round(seconds, 2), "digest": digest,
     }  # fmt: skip
     with open(STATE / "rows.jsonl", "a") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -328,8 +332,8 @@ def _run(modules: list[str], files: list[str], number: int) -> None:
     todo: list[tuple[Mutant, list[_Test], str]] = []
     for path in modules:
         for mutant in _sample(path, number):
-            row = known.get(mutant.key)
-            if mutant.key in equivalent or (row and row["outcome"] == "caught"):
+            row = known.get(mutant.identity)
+            if mutant.identity in equivalent or (row and row["outcome"] == "caught"):
                 continue
             reaching = _reaching(mutant, tests)
             digest = _digest({path, *(test.nodeid.split("::")[0] for test in reaching)})
@@ -414,10 +418,10 @@ def _run(modules: list[str], files: list[str], number: int) -> None:
 _BROKEN, _DOES_NOT_FIT = 70, 71
 
 
-def _equivalents() -> set[str]:
-    """The keys that tests/MUTANTS.md lists, one in each line that starts with a dash and backticks."""
+def _equivalents() -> set[tuple[str, str]]:
+    """The mutants that tests/MUTANTS.md lists, by what they say and the line of the module."""
     text = LIST.read_text() if LIST.exists() else ""
-    return set(re.findall(r"^- ``(.+?)``", text, re.MULTILINE))
+    return set(re.findall(r"^- ``(.+?)``\s+in ``(.+?)``", text, re.MULTILINE))
 
 
 def table() -> str:
@@ -434,11 +438,11 @@ def table() -> str:
 
     for part, (paths, _) in CORE.items():
         for path in paths:
-            keys = [mutant.key for mutant in mutants(path)]
-            same = sum(key in equivalent for key in keys)
-            outcomes = [known[key]["outcome"] for key in keys if key in known and key not in equivalent]
+            identities = [mutant.identity for mutant in mutants(path)]
+            same = sum(one in equivalent for one in identities)
+            outcomes = [known[one]["outcome"] for one in identities if one in known and one not in equivalent]
             caught = outcomes.count("caught")
-            counts = [len(keys), same + len(outcomes), same, caught, len(outcomes) - caught]
+            counts = [len(identities), same + len(outcomes), same, caught, len(outcomes) - caught]
             row(part, f"`{path}`", counts)
             totals = [total + count for total, count in zip(totals, counts)]
     row("", "all", totals)
@@ -447,22 +451,24 @@ def table() -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(CORE)}")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(CORE)}, or a module's path")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--list", action="store_true", help="show the mutants, try none")
     parser.add_argument("--sample", type=int, default=SAMPLE, metavar="N", help=f"of each module; {SAMPLE} else")
     parser.add_argument("--all", action="store_true", help="every mutant of each module")
     parser.add_argument("--tests", nargs="+", metavar="FILE", help="these tests instead of the part's own")
     arguments = parser.parse_args()
-    if unknown := set(arguments.parts) - set(CORE):
-        parser.error(f"unknown parts: {', '.join(sorted(unknown))}; known are {', '.join(CORE)}")
+    known = CORE | {path: Part([path], part.tests) for part in CORE.values() for path in part.modules}
+    if unknown := set(arguments.parts) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(CORE)} and their modules' paths")
     os.chdir(REPOSITORY)
     if arguments.table:
         print(table())
-    for part in [] if arguments.table else arguments.parts or CORE:
+    for name in [] if arguments.table else arguments.parts or CORE:
         if arguments.list:
-            for path in CORE[part].modules:
+            for path in known[name].modules:
                 for mutant in mutants(path):
-                    print(mutant.lines[0], mutant.key)
+                    print(f"- ``{mutant.key}`` in ``{mutant.source}``")
         else:
-            _run(CORE[part].modules, arguments.tests or CORE[part].tests, 10**9 if arguments.all else arguments.sample)
+            number = 10**9 if arguments.all else arguments.sample
+            _run(known[name].modules, arguments.tests or known[name].tests, number)

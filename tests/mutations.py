@@ -21,12 +21,20 @@ class Mutant:
     """Qualified name of the outermost function, or empty: outside of functions, or a default or decorator."""
     change: str
     """``old → new``, with a number where a function has the same more than once."""
+    source: str
+    """The line of the module where it is. ``1 → 2`` in another line than yesterday is another change."""
     lines: tuple[int, int]
     apply: Callable[[ast.Module], None]
 
     @property
     def key(self) -> str:
+        """What it says; a run chooses by this."""
         return f"{self.path} · {self.scope or 'module'} · {self.change}"
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What it says, and of which line: what is known of it holds for this alone."""
+        return self.key, self.source
 
 
 _COMPARE = {
@@ -130,7 +138,8 @@ def mutants(path: str) -> list[Mutant]:
     Left alone: annotations, docstrings, what is in a message (an f-string, or an argument of an error), imports, and
     ``assert``, which only states what holds.
     """
-    tree = ast.parse((REPOSITORY / path).read_text())
+    text = (REPOSITORY / path).read_text()
+    tree, source_lines = ast.parse(text), text.splitlines()
     found: list[Mutant] = []
     seen: dict[tuple[str, str], int] = {}
     seen_tests: set[int] = set()
@@ -169,8 +178,9 @@ def mutants(path: str) -> list[Mutant]:
                 count = seen[scope, change] = seen.get((scope, change), 0) + 1
                 if count > 1:
                     change += f" #{count}"
-                apply = _replacement(route, place, message)
-                found.append(Mutant(path, scope, change, (statement.lineno, max(last, statement.lineno)), apply))
+                source = source_lines[getattr(node, "lineno", statement.lineno) - 1].strip()
+                lines = statement.lineno, max(last, statement.lineno)
+                found.append(Mutant(path, scope, change, source, lines, _replacement(route, place, message)))
         for field, value in ast.iter_fields(node):
             if field in ("annotation", "returns", "ctx", "op", "ops", "type_params", "format_spec"):
                 continue

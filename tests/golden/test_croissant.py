@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 
 from msldata.build.shards import build_shards, plan_build
-from msldata.contract.manifest import read_manifest
-from msldata.contract.publish import croissant
+from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest, ShardInfo, read_manifest
+from msldata.contract.publish import croissant, reader_files
 from msldata.inspect.verify import verify
 from msldata.masks.sources import select_mask_source
 from msldata.sources.kinds import open_source
@@ -78,6 +79,36 @@ def test_every_shard_is_named_with_its_digest(tmp_path):
     files = [entry for entry in content["distribution"] if entry["@type"] == "cr:FileObject"]
     assert [(file["contentUrl"], file["sha256"]) for file in files] == [(i.name, i.sha256) for i in manifest.shards]
     assert manifest.fingerprint in content["description"]
+
+
+SHARD = ShardInfo(name="a-b-000000.tar", num_samples=2, num_bytes=10240, sha256="ab" * 32, labels_sha256="cd" * 32)
+PHOTOGRAPHS = Manifest(kind=IMAGES, dataset="a", split="b", classes=("bird", "Kühe"), shards=(SHARD,), licence="free")
+MASKS = Manifest(kind=KEEP_MASKS, dataset="a", split="b", shards=(SHARD,))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "source", "digest"),
+    [
+        (PHOTOGRAPHS, "", "7217f5e69564534f"),
+        (PHOTOGRAPHS, "VOC2007", "62380def4eb31245"),
+        (PHOTOGRAPHS, "VOC2012", "53944328f8239bc5"),
+        (PHOTOGRAPHS, "COCO-2014", "6111048a23479242"),
+        (PHOTOGRAPHS, "WIDER-Attribute", "628efaf4afce4fb7"),
+        (MASKS, "", "0ae9283c5bc3f1af"),
+    ],
+)
+def test_every_word_stays(manifest, source, digest):
+    """`verify` compares the file with what is written today, so other words would fault every dataset there is."""
+    content = croissant(replace(manifest, provenance={"source": source}))
+    assert hashlib.sha256(content).hexdigest()[:16] == digest
+
+
+def test_the_other_readers_files_stay_as_well():
+    files = reader_files(PHOTOGRAPHS)
+    assert list(files) == ["_info.json", "sizes.json", "croissant.json"]
+    assert files["sizes.json"] == b'{\n  "a-b-000000.tar": 2\n}\n'
+    split = {"name": "b", "num_samples": 2, "filenames": ["a-b-000000.tar"], "shard_lengths": [2]}
+    assert files["_info.json"].decode() == json.dumps({"splits": {"b": split}}, indent=2) + "\n"
 
 
 def test_equal_datasets_have_equal_files_and_verify_knows_them(tmp_path):

@@ -80,9 +80,10 @@ def test_odd_shapes_and_greyscale(mode, width, height, crop):
     assert_close(photo(1, width, height, mode), crop, 64)
 
 
-def test_the_loader_hands_out_those_pixels(tmp_path):
+@pytest.mark.parametrize("red_mean", [0.1, 0.0])
+def test_the_loader_hands_out_those_pixels(tmp_path, red_mean):
     write_images(tmp_path, [5])
-    config = StreamConfig(image_size=48, batch_size=2, num_threads=1, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    config = StreamConfig(image_size=48, batch_size=2, num_threads=1, mean=(red_mean, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     with Loader(open_shard_set(tmp_path), config, device="cpu", training=False) as loader:
         images = torch.cat([batch.image_BCHW for batch in loader])
     for number, image_CHW in enumerate(images):

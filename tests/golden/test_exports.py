@@ -293,6 +293,13 @@ def test_images_of_no_split_are_counted(tmp_path):
     assert open_source("yolo", tmp_path, "train").counts == {"in_no_split": 1}
 
 
+def test_of_several_folders_called_images_the_last_becomes_labels(tmp_path):
+    images(tmp_path / "images/train/images", "a.jpg")
+    write(tmp_path / "data.yaml", "train: images/train/images\nnames: [cat, cow, dog]\n")
+    write(tmp_path / "images/train/labels/a.txt", lines("cat"))
+    assert labels(tmp_path, "yolo") == {"train": {"a": ["cat"]}}
+
+
 # ---- Hugging Face
 
 

@@ -195,9 +195,10 @@ def test_ties_between_positives_and_negatives_are_counted():
     assert metrics.num_tied == 2
 
 
-def test_no_positive_at_all_is_an_error():
+@pytest.mark.parametrize("num_samples", [3, 0])
+def test_no_positive_at_all_is_an_error(num_samples):
     with pytest.raises(UserError, match=r"^none of the classes has a positive among these samples, so no precision"):
-        mean_average_precision(np.zeros((3, 2), np.float32), np.zeros((3, 2)))
+        mean_average_precision(np.zeros((num_samples, 2), np.float32), np.zeros((num_samples, 2)))
 
 
 def test_arrays_of_other_shapes_are_an_error():

@@ -111,6 +111,14 @@ def test_the_bound_holds_among_few(seed: int):
     assert max(side.count("val"), side.count("test")) <= 0.225 * 24
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_count_each_for_the_bound(seed: int):
+    chance = random.Random(seed)
+    numbers = [number for number in (chance.random() for _ in range(120)) for _ in range(3)]
+    side = assign([[n // 6] for n in range(360)], numbers)
+    assert max(side.count("val"), side.count("test")) <= 0.225 * 360
+
+
 def test_classes_that_no_part_but_training_shows_are_said(tmp_path: Path):
     folder = photographs(tmp_path / "photos", 40)
     rows = (folder / "labels.csv").read_text().splitlines()

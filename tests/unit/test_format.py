@@ -225,7 +225,7 @@ def test_the_metadata_of_an_index():
         ({"sha256": ""}, "sha256 is '', not 64 hex digits"),
         ({"sha256": "g" * 99}, f"sha256 is '{'g' * 80}', not 64 hex digits"),
         ({"index_sha256": "0"}, "index_sha256 is '0', not 64 hex digits"),
-        ({"labels_sha256": "1"}, "labels_sha256 is '1', not 64 hex digits"),
+        ({"labels_sha256": "x"}, "labels_sha256 is 'x', not 64 hex digits"),
         ({"index_sha256": "ab" * 32, "labels_sha256": "1"}, "labels_sha256 is '1', not 64 hex digits"),
     ],
 )

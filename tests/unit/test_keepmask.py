@@ -186,6 +186,10 @@ def test_area_resize_is_the_rounded_mean_of_what_a_pixel_covers(height, width, t
     assert (resize_area(level, to_height, to_width) == expected).all()
 
 
+def test_area_resize_of_a_mask_whose_sum_exceeds_32_bits():
+    assert resize_area(np.full((2100, 2100), 255, np.uint8), 1, 1).tolist() == [[255]]
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 

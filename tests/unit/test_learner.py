@@ -6,6 +6,7 @@ import copy
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from msltrain.runs.checkpoint import Checkpoint
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.masked_views import MaskedView
 from msltrain.stream.pixels.batch import Batch
+from msltrain.training.data import TrainData
 from msltrain.training.learner import Learner
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
@@ -176,18 +178,21 @@ def test_a_twin_learns_as_the_baseline_does_and_what_is_shipped_lies_between(tmp
     assert both.shipped is both.shipped and both.shipped is not both.recogniser
 
 
-def test_a_run_with_a_twin_goes_on_bit_for_bit(tmp_path: Path):
-    whole = with_weights(tmp_path, "optim.twin_share=0.25")
+@pytest.mark.parametrize("beside", ["optim.twin_share=0.25", "optim.ema_decay=0.9"])
+def test_a_run_with_a_second_network_goes_on_bit_for_bit(tmp_path: Path, beside: str):
+    whole = with_weights(tmp_path, beside)
     whole.take_step(batch(), MaskedView(HALF), 0.1)
-    saved = after_one_step(whole)
-    continued = with_weights(tmp_path, "optim.twin_share=0.25", checkpoint=saved)
+    continued = with_weights(tmp_path, beside, checkpoint=after_one_step(whole))
     for one in (whole, continued):
         one.take_step(batch(), MaskedView(HALF), 0.1)
     found = continued.shipped_weights()
     assert all(torch.equal(tensor, found[name]) for name, tensor in whole.shipped_weights().items())
-    without = replace(saved, train_state={key: value for key, value in saved.train_state.items() if key != "twin"})
+
+
+def test_a_run_cannot_go_on_with_a_twin_that_it_began_without(tmp_path: Path):
+    alone = after_one_step(with_weights(tmp_path))
     with pytest.raises(UserError, match="began without a twin"):
-        with_weights(tmp_path, "optim.twin_share=0.25", checkpoint=without)
+        with_weights(tmp_path, "optim.twin_share=0.25", checkpoint=alone)
 
 
 def test_a_twin_needs_masks_and_pretrained_weights():
@@ -277,6 +282,21 @@ def test_accumulated_parts_are_the_whole_batch(num_samples: int):
 
 
 MASKED = ("loss.clean_weight=0.3", "loss.masked_weight=0.2", "loss.consistency_weight=0.5", "loss.train_ignored=drop")
+
+
+def test_before_masks_start_whole_images_weigh_what_both_views_will():
+    one = learner(*MASKED, "keep_mask.share=0.5", "keep_mask.start=0.5")
+    losses = one.take_step(batch(), None, 0.0)
+    assert set(losses) == {"total", "clean"}
+    assert (losses["total"] / losses["clean"]).item() == pytest.approx(0.3 + 0.5 * 0.2)
+
+
+def test_masks_start_with_the_epoch_that_the_config_says():
+    config = override(CONFIG, (*MASKED, "keep_mask.start=0.5", "optim.num_epochs=4"))
+    data = TrainData.__new__(TrainData)  # without the shards, which have no part in it
+    data._config = config
+    data._views = SimpleNamespace(of=lambda batch, *, seed, epoch: epoch)
+    assert [data.masked_view(batch(), epoch) for epoch in range(4)] == [None, None, 2, 3]
 
 
 def test_the_baseline_is_plain_training_bit_for_bit():

@@ -151,6 +151,17 @@ def test_pairs_that_the_masked_branch_cannot_know_count_in_the_whole_image_alone
     torch.testing.assert_close(plain["consistency"] - found["consistency"], gone)
 
 
+def test_a_pair_that_the_labels_or_the_mask_leave_out_counts_in_no_masked_term():
+    images, keep_masks, targets = batch()
+    unsure, hidden = torch.zeros(2, 4, 3, dtype=torch.bool)
+    unsure[0, 1] = hidden[2, 0] = True
+    step_module = SiameseStep(Linear(), LossConfig(train_ignored="drop"))
+    found = step_module(images, keep_masks, targets, unsure, masked_ignore_BK=hidden)
+    both = step_module(images, keep_masks, targets, unsure | hidden)
+    assert torch.equal(found["masked"], both["masked"]) and torch.equal(found["consistency"], both["consistency"])
+    assert torch.equal(found["clean"], step_module(images, keep_masks, targets, unsure)["clean"])
+
+
 def test_holes_are_filled():
     images, keep_masks, targets = batch()
     network, filling = Linear(), torch.full((4, 3, 1, 1), 2.0)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from msldata.build.image import prepare_image
 from msldata.contract.photograph import upright_rgb
-from msldata.contract.pixels import check_whole, decode, is_plain, jpeg_header, pixels_of
+from msldata.contract.pixels import ORIENTATION_TAG, check_whole, decode, decode_jpeg, is_plain, jpeg_header, pixels_of
 from tests.oddimages import HEIGHT, WIDTH, odd_images, picture, refused_images, saved, turned
 
 ODD = odd_images()
@@ -99,6 +99,24 @@ def test_damaged_exif_says_nothing(damage):
     data = saved(Image.fromarray(picture()), "JPEG")
     segment = b"\xff\xe1" + (len(damage) + 2).to_bytes(2, "big") + damage
     assert jpeg_header(data[:2] + segment + data[2:]).orientation == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "orientation", "shape"),
+    [
+        (32, 24, 6, (8, 6, 3)),
+        (32, 26, 6, (16, 13, 3)),
+        (34, 24, 6, (17, 12, 3)),
+        (33, 24, 6, (33, 24, 3)),
+        (33, 26, 1, (7, 9, 3)),
+    ],
+)
+def test_a_turned_jpeg_is_reduced_only_by_what_divides_both_sides(width, height, orientation, shape):
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "JPEG", exif=exif)
+    assert decode_jpeg(file.getvalue(), reduction=4).shape == shape
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

@@ -15,8 +15,12 @@ import msltrain.training.trainer
 from msldata.console import gigabytes
 from msldata.errors import UserError
 from msltrain.__main__ import app
+from msltrain.stream import loader as loader_module
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.loader import Loader
 from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.reading.fetch import LocalFetcher
+from tests.smallshards import write_images
 
 
 @settings(deadline=None, max_examples=60)
@@ -42,6 +46,24 @@ def test_windows_name_the_shards_of_every_item_in_time(counts, window, place, sh
     assert shard_N[0] in windows[0], "none that is over"
     if start == 0:
         assert sorted(flat) == np.flatnonzero(counts).tolist()
+
+
+def test_a_resumed_loader_tells_the_windows_from_where_it_goes_on(tmp_path, monkeypatch):
+    write_images(tmp_path, [6] * 6)
+    told: list[list[int]] = []
+
+    def open_fetcher(shards, config, windows):
+        told.append([int(shard) for window in windows for shard in window])
+        return LocalFetcher(shards)
+
+    monkeypatch.setattr(loader_module, "open_fetcher", open_fetcher)
+    config = StreamConfig(image_size=16, batch_size=4, window=6, num_threads=1)
+    with Loader(tmp_path, config, training=True) as loader:
+        for step in (0, 5):
+            loader.load_state_dict({**loader.state_dict(), "step": step})
+            next(iter(loader))
+    assert sorted(told[0]) == [0, 1, 2, 3, 4, 5]
+    assert told[1] == told[0][3:]  # 20 of 36 samples are over, and with them three shards of six
 
 
 @pytest.mark.parametrize(

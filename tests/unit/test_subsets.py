@@ -144,3 +144,14 @@ def test_histogram_bins_hold_their_upper_edge():
         "0.8-0.9": 1,
         "0.9-1.0": 2,
     }
+
+
+@pytest.mark.parametrize("target", [0.1, 0.6])
+def test_a_mask_with_moved_holes_still_says_what_its_file_was(target):
+    gray_HW = np.zeros((20, 30), np.uint8)
+    gray_HW[5:15, 10:20] = 255
+    mask = MeasuredMask.of_gray("a", gray_HW, size=10)
+    moved = mask.reach(HOLE_WHITE, target)
+    assert moved.hole_fraction(HOLE_WHITE) == target
+    assert (moved.source_width, moved.source_height) == (30, 20)
+    assert moved.source_hole_fraction(HOLE_WHITE) == 100 / 600 and moved.clue == mask.clue

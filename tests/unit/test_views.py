@@ -111,6 +111,8 @@ def test_a_share_of_the_images_gets_a_masked_view(root: Path):
     view = views(root, share=0.3).of(batch_of(4000), seed=0, epoch=0)
     assert view.masked_B is not None
     assert view.masked_B.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    rows = hidden_rows(view)[view.masked_B.numpy()]  # whether one is masked says nothing about the mask it gets
+    assert [np.mean(rows == hidden) for hidden in (20, 22, 24, 26)] == pytest.approx([0.25] * 4, abs=0.05)
 
 
 def hidden_rows(view: MaskedView) -> np.ndarray:

@@ -1,0 +1,105 @@
+"""The loader alone: where it goes on, what makes a saved position worthless, its threads, what it skips and keeps."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from msldata.errors import UserError
+from msltrain.stream.config import StreamConfig
+from msltrain.stream.loader import Loader
+from tests.smallshards import write_images
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    write_images(folder, [12, 14])
+    return folder
+
+
+def open_loader(folder: Path, *, training: bool = True, seed: int = 0, **settings: int | float | str) -> Loader:
+    config = StreamConfig(image_size=16, num_threads=1, **{"batch_size": 4, "window": 12, **settings})
+    return Loader(folder, config, training=training, seed=seed)
+
+
+def test_a_started_loader_goes_on_where_the_loaded_position_says(folder: Path):
+    with open_loader(folder) as loader:
+        whole = [batch.keys for batch in loader]
+        assert len(whole) == len(loader) == 6 and loader.state_dict()["epoch"] == 1
+        loader.set_epoch(0)
+        loader.start()
+        loader.load_state_dict({**loader.state_dict(), "step": 4})
+        assert [batch.keys for batch in loader] == whole[4:]
+
+
+def test_a_position_inside_the_epoch_that_is_set_is_kept(folder: Path):
+    with open_loader(folder) as loader:
+        begun = loader.state_dict()
+        assert (begun["epoch"], begun["step"], loader.next_epoch) == (0, 0, 0)
+        whole = [batch.keys for batch in loader]
+        loader.load_state_dict({**begun, "step": 4})
+        loader.set_epoch(0)
+        assert [batch.keys for batch in loader] == whole[4:]
+        loader.load_state_dict({**begun, "step": 4})
+        loader.set_epoch(1)
+        assert len([batch.keys for batch in loader]) == 6
+
+
+def test_raw_batches_count_as_well(folder: Path):
+    with open_loader(folder) as loader:
+        assert [loader.step for _ in loader.host_batches()] == [1, 2, 3, 4, 5, 6]
+
+
+def decoding() -> bool:
+    return any(thread.name.startswith("msl-decode") for thread in threading.enumerate())
+
+
+def test_threads_live_from_the_start_to_the_end_of_the_block(folder: Path):
+    with open_loader(folder) as loader:
+        loader.close()  # nothing was begun
+        assert not decoding()
+        loader.start()
+        assert decoding()
+        batches = iter(loader)
+        assert len(next(batches)) == 4 and decoding()
+    assert not decoding()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 5}, {"window": 26}])
+def test_a_position_means_nothing_where_the_order_is_another(folder: Path, change: dict[str, int]):
+    (name,) = change
+    with pytest.raises(UserError, match=f"the saved run had {name} = .*, this one has {change[name]}; continue"):
+        open_loader(folder, **change).load_state_dict(open_loader(folder).state_dict())
+
+
+def test_a_position_means_nothing_with_other_samples(folder: Path, tmp_path: Path):
+    state = open_loader(folder).state_dict()
+    for counts, name in (([12, 13], "num_samples"), ([14, 12], "fingerprint")):
+        write_images(tmp_path / name, counts)
+        with pytest.raises(UserError, match=f"the saved run had {name} = "):
+            open_loader(tmp_path / name).load_state_dict(state)
+
+
+def test_decoding_on_a_device_needs_one(folder: Path):
+    with pytest.raises(UserError, match="needs a CUDA GPU; this process runs on cpu"):
+        Loader(folder, StreamConfig(image_size=16, batch_size=4, decode="device"), training=True)
+
+
+def test_images_are_decoded_once_where_there_is_room(folder: Path):
+    with open_loader(folder, batch_size=13, ram_cache_gb=0.1) as loader:
+        seconds = []
+        for _ in range(3):
+            assert sum(len(batch) for batch in loader) == 26
+            seconds.append(loader.stage_seconds().decode)
+    assert 0 < seconds[0] == seconds[1] == seconds[2]
+
+
+def test_a_bad_sample_is_replaced_and_listed(tmp_path: Path):
+    write_images(tmp_path, [12], {"s000003": b"no photograph"})
+    with open_loader(tmp_path, on_sample_error="skip") as loader:
+        assert [len(batch) for batch in loader] == [4, 4, 4]
+        [error] = loader.skipped.errors.values()
+    assert "s000003" in str(error)
