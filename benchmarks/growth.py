@@ -220,7 +220,7 @@ def stream(case: Case, folder: Path) -> dict[str, float]:
     config = StreamConfig(image_size=case.size // 2, batch_size=32 * case.ranks, num_threads=1)
 
     def action() -> None:
-        with Loader(shards, config, rank=0, world_size=case.ranks) as loader:
+        with Loader(shards, config, training=True, rank=0, world_size=case.ranks) as loader:
             for _ in loader:
                 pass
 
