@@ -133,6 +133,9 @@ def in_own_process(stage: str, case: Case, folder: Path) -> dict[str, float]:
 
 def measure(stage: str, case: Case, folder: Path) -> dict[str, float]:
     """In a process of its own: the figures of one case."""
+    from msldata.workers.no_pandas import hide_pandas
+
+    hide_pandas()  # as the programs do
     return {"build": build, "open": open_, "stream": stream, "evaluate": evaluate, "report": report}.get(
         stage, manifest
     )(case, folder)

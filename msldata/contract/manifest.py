@@ -198,7 +198,9 @@ def _sound_columns(rows: list[Any]) -> dict[str, list[Any]] | None:
         return None
     if not set(_SHARD_FIELDS[:4]) <= (found := set(named.pop())) <= set(_SHARD_FIELDS):
         return None
-    columns = {name: [row[name] for row in rows] if name in found else [""] * len(rows) for name in _SHARD_FIELDS}
+    columns: dict[str, list[Any]] = {
+        name: [row[name] for row in rows] if name in found else [""] * len(rows) for name in _SHARD_FIELDS
+    }
     kinds = {name: set(map(type, column)) for name, column in columns.items()}
     if any(kind - {int if name.startswith("num_") else str} for name, kind in kinds.items()):
         return None
