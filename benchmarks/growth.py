@@ -133,6 +133,9 @@ def in_own_process(stage: str, case: Case, folder: Path) -> dict[str, float]:
 
 def measure(stage: str, case: Case, folder: Path) -> dict[str, float]:
     """In a process of its own: the figures of one case."""
+    from msldata.workers.no_pandas import hide_pandas
+
+    hide_pandas()  # as the programs do
     return {"build": build, "open": open_, "stream": stream, "evaluate": evaluate, "report": report}.get(
         stage, manifest
     )(case, folder)
@@ -220,7 +223,7 @@ def stream(case: Case, folder: Path) -> dict[str, float]:
     config = StreamConfig(image_size=case.size // 2, batch_size=32 * case.ranks, num_threads=1)
 
     def action() -> None:
-        with Loader(shards, config, rank=0, world_size=case.ranks) as loader:
+        with Loader(shards, config, training=True, rank=0, world_size=case.ranks) as loader:
             for _ in loader:
                 pass
 

@@ -172,7 +172,6 @@ def index_shards(
             dataset=name,
             split=split,
             classes=known,
-            shards=(),
             options={"labels_from": str(rule), "reading": reading.options(), "on_error": on_error},
             provenance={
                 "source": FOREIGN,

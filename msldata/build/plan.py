@@ -94,7 +94,6 @@ class BuildPlan:
             dataset=self.dataset,
             split=self.split,
             classes=self.classes,
-            shards=(),
             counts=self.counts,
             options=self.options,
             provenance=self.provenance,

@@ -29,7 +29,7 @@ _MAX_CLASSES_SHOWN, _FREQUENT_SHOWN, _RARE_SHOWN = 20, 8, 6
 
 def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
     """One line: where the dataset is, how large it is, and what happened to samples on the way."""
-    size = _size(sum(shard.num_bytes for shard in manifest.shards))
+    size = _size(sum(manifest.shards.num_bytes))
     # Sorted as in the file, so that a finished dataset looks the same later as when it was built.
     notes = _notes(dict(sorted(manifest.counts.items())))
     samples, shards = _count(manifest.num_samples, "sample"), _count(len(manifest.shards), "shard")

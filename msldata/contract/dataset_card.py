@@ -51,7 +51,7 @@ def dataset_card(repo: str, manifests: Sequence[Manifest]) -> str:
         "| --- | ---: | ---: | ---: | --- |",
         *(
             f"| {_text(one.split)} | {one.num_samples:,} | {len(one.shards)} "
-            f"| {sum(shard.num_bytes for shard in one.shards) / 1e6:,.1f} | `{one.fingerprint[:16]}` |"
+            f"| {sum(one.shards.num_bytes) / 1e6:,.1f} | `{one.fingerprint[:16]}` |"
             for one in manifests
         ),
         "",

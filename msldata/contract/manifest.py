@@ -7,10 +7,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from itertools import chain, starmap
+from typing import Any, overload
 
 from msldata.errors import UserError
 from msldata.storage import Location, Storage, open_storage
@@ -60,7 +62,6 @@ class ShardInfo:
     """Digest of the labels, see `msldata.contract.format.labels_digest`; empty for keep masks and in older datasets."""
 
     def __post_init__(self) -> None:
-        # A manifest may name millions of shards: each check is asked once, and the message is made where one fails.
         if not is_plain_name(self.name) or not self.name.endswith(".tar"):
             raise FormatError(f"shard name {self.name!r} is not the plain name of a .tar file")
         if not _is_count(self.num_samples, 1) or not _is_count(self.num_bytes, 1):
@@ -82,6 +83,148 @@ class ShardInfo:
         return index_name(self.name)
 
 
+class Shards(Sequence[ShardInfo]):
+    """The tars of a dataset in order, held as columns, in a third of the memory that objects would take.
+
+    A ``ShardInfo`` is made anew for each that is asked for; whoever needs one value of all takes its column. Equal to
+    any sequence of the same shards.
+
+    Attributes:
+        name, num_samples, num_bytes: a value per shard.
+    """
+
+    __slots__ = ("_digests", "name", "num_bytes", "num_samples")
+
+    def __init__(self, infos: Iterable[ShardInfo] = ()):
+        self.name: list[str] = []
+        self.num_samples, self.num_bytes = array("q"), array("q")
+        self._digests = {name: _Digests() for name in _DIGESTS}
+        if infos := list(infos):
+            self._add({name: [getattr(info, name) for info in infos] for name in _SHARD_FIELDS})
+
+    @classmethod
+    def parse(cls, parts: Iterable[list[Any]]) -> Shards:
+        """From what a manifest's JSON says, some shards at a time.
+
+        Raises:
+            FormatError, TypeError: as ``ShardInfo`` does.
+        """
+        shards = cls()
+        for rows in parts:
+            if (columns := _sound_columns(rows)) is None:  # then one of them says what is wrong
+                infos = [ShardInfo(**row) for row in rows]
+                columns = {name: [getattr(info, name) for info in infos] for name in _SHARD_FIELDS}
+            shards._add(columns)
+        return shards
+
+    def _add(self, columns: Mapping[str, list[Any]]) -> None:
+        self.name.extend(columns["name"])
+        self.num_samples.extend(columns["num_samples"])
+        self.num_bytes.extend(columns["num_bytes"])
+        for name, digests in self._digests.items():
+            digests.add(columns[name])
+
+    def columns(self) -> Iterator[tuple[str, int, int, str, str, str]]:
+        """The values of each shard in the order of ``ShardInfo``, without making one."""
+        digests = (chain.from_iterable(self.digests(name)) for name in _DIGESTS)
+        return zip(self.name, self.num_samples, self.num_bytes, *digests)
+
+    def digests(self, name: str) -> Iterator[list[str]]:
+        """One of the digests (``sha256`` …) of every shard, a few thousand at a time."""
+        return self._digests[name].parts()
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardInfo: ...
+    @overload
+    def __getitem__(self, number: slice) -> tuple[ShardInfo, ...]: ...
+    def __getitem__(self, number: int | slice) -> ShardInfo | tuple[ShardInfo, ...]:
+        chosen = range(len(self))[number]
+        if isinstance(chosen, range):
+            return tuple(self[one] for one in chosen)
+        return ShardInfo(
+            name=self.name[chosen],
+            num_samples=self.num_samples[chosen],
+            num_bytes=self.num_bytes[chosen],
+            **{name: digests[chosen] for name, digests in self._digests.items()},
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Shards({list(self)!r})"
+
+
+class _Digests:
+    """A column of SHA-256 digests, or of empty texts where there is none; 33 bytes for each."""
+
+    __slots__ = ("_is_given", "_packed")
+
+    def __init__(self) -> None:
+        self._packed, self._is_given = bytearray(), bytearray()
+
+    def add(self, texts: list[str]) -> None:
+        self._packed += bytes.fromhex("".join([text or _NO_DIGEST for text in texts]))
+        self._is_given += bytes(map(bool, texts))
+
+    def __getitem__(self, number: int) -> str:
+        return self._packed[32 * number : 32 * number + 32].hex() if self._is_given[number] else ""
+
+    def parts(self) -> Iterator[list[str]]:
+        for start in range(0, len(self._is_given), _TOGETHER):
+            is_given = self._is_given[start : start + _TOGETHER]
+            text = self._packed[32 * start : 32 * (start + _TOGETHER)].hex()
+            yield [text[64 * n : 64 * n + 64] if given else "" for n, given in enumerate(is_given)]
+
+
+_SHARD_FIELDS = tuple(one.name for one in fields(ShardInfo))
+_DIGESTS = _SHARD_FIELDS[3:]
+_NO_DIGEST = "0" * 64
+_TOGETHER = 1 << 13
+"""About how many shards of a manifest are looked at together."""
+
+
+def _sound_columns(rows: list[Any]) -> dict[str, list[Any]] | None:
+    """The columns of rows that would pass the checks of ``ShardInfo``; None where that is not sure.
+
+    A manifest may name millions of shards, so nothing here is asked of each by itself.
+    """
+    if set(map(type, rows)) != {dict} or len(named := set(map(tuple, rows))) > 1:
+        return None
+    if not set(_SHARD_FIELDS[:4]) <= (found := set(named.pop())) <= set(_SHARD_FIELDS):
+        return None
+    columns: dict[str, list[Any]] = {
+        name: [row[name] for row in rows] if name in found else [""] * len(rows) for name in _SHARD_FIELDS
+    }
+    kinds = {name: set(map(type, column)) for name, column in columns.items()}
+    if any(kind - {int if name.startswith("num_") else str} for name, kind in kinds.items()):
+        return None
+    for name in ("num_samples", "num_bytes"):
+        if min(columns[name]) < 1 or max(columns[name]) > _MAX_COUNT:
+            return None
+    names = "".join(columns["name"])
+    if not names.isascii() or _NOT_PLAIN.search(names) or max(map(len, columns["name"])) > 255:
+        return None
+    if {name[-4:] for name in columns["name"]} != {".tar"}:
+        return None
+    for name in _DIGESTS:
+        if not set(map(len, columns[name])) <= ({64} if name == "sha256" else {0, 64}):
+            return None
+        text = "".join(columns[name])
+        try:
+            is_hex = bytes.fromhex(text).hex() == text
+        except ValueError:
+            is_hex = False
+        if not is_hex:
+            return None
+    return columns
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What ``dataset.json`` says about one split.
@@ -96,7 +239,8 @@ class Manifest:
     split: str
     classes: tuple[str, ...] = ()
     """Class names in target order; empty for keep masks."""
-    shards: tuple[ShardInfo, ...]
+    shards: Shards = field(default_factory=Shards)
+    """Any other sequence of ``ShardInfo`` becomes one."""
     label_histogram: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Per class: ``positive`` and ``ignored`` image counts."""
     hole_fraction_histogram: Mapping[str, int] = field(default_factory=dict)
@@ -113,7 +257,7 @@ class Manifest:
 
     @cached_property
     def num_samples(self) -> int:
-        return sum(shard.num_samples for shard in self.shards)
+        return sum(self.shards.num_samples)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -122,11 +266,19 @@ class Manifest:
         For images it covers the shards' bytes, the split, the classes in order, and each sample's positive and ignored
         classes; for keep masks, and in datasets of schema version 1, only the shards' bytes.
         """
-        shards = [shard.sha256 for shard in self.shards]
+        digest = hashlib.sha256()
         if self.kind == KEEP_MASKS or self.schema_version == 1:
-            return hashlib.sha256("\n".join(shards).encode()).hexdigest()
-        labels = [shard.labels_sha256 for shard in self.shards]
-        return hashlib.sha256(json.dumps([self.split, self.classes, shards, labels]).encode()).hexdigest()
+            digest.update("\n".join(chain.from_iterable(self.shards.digests("sha256"))).encode())
+            return digest.hexdigest()
+        # That of the JSON of [split, classes, shards' digests, labels' digests], some of them at a time.
+        digest.update(json.dumps([self.split, self.classes])[:-1].encode())
+        for name in ("sha256", "labels_sha256"):
+            for number, some in enumerate(self.shards.digests(name)):
+                digest.update(b", " if number else b", [")
+                digest.update(json.dumps(some)[1:-1].encode())
+            digest.update(b"]" if self.shards else b", []")
+        digest.update(b"]")
+        return digest.hexdigest()
 
     def to_json(self) -> bytes:
         """Indented JSON with sorted keys."""
@@ -138,7 +290,7 @@ class Manifest:
             (
                 json.dumps(before, indent=2, sort_keys=True)[:-2].encode(),
                 b',\n  "shards": [',
-                ",".join(map(_shard_json, self.shards)).encode(),
+                ",".join(starmap(_shard_json, self.shards.columns())).encode(),
                 b"\n  ],\n" if self.shards else b"],\n",
                 json.dumps(after, indent=2, sort_keys=True)[2:].encode(),
                 b"\n",
@@ -154,7 +306,7 @@ class Manifest:
                 fingerprint that does not match.
         """
         try:
-            content = json.loads(data)
+            content, shards = _parsed(data)
             fingerprint, num_samples = content.pop("fingerprint"), content.pop("num_samples")
             version = content["schema_version"]
             if not _is_count(version) or not OLDEST_VERSION <= version <= SCHEMA_VERSION:
@@ -162,7 +314,7 @@ class Manifest:
                     f"schema version {version}, this program reads {OLDEST_VERSION} to {SCHEMA_VERSION}; "
                     "build the shards again from their source, or read them with a newer program"
                 )
-            content["shards"] = tuple(ShardInfo(**shard) for shard in content["shards"])
+            content["shards"] = Shards.parse(shards)
             content["classes"] = tuple(content["classes"])
             manifest = cls(**content)
         except FormatError as error:
@@ -183,6 +335,8 @@ class Manifest:
         return manifest
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shards, Shards):
+            object.__setattr__(self, "shards", Shards(self.shards))
         if self.kind not in (IMAGES, KEEP_MASKS):
             raise FormatError(f"kind is {self.kind!r}, not '{IMAGES}' or '{KEEP_MASKS}'")
         for name in ("dataset", "split"):
@@ -194,7 +348,7 @@ class Manifest:
             raise FormatError("a class has no name")
         if len(set(self.classes)) != len(self.classes):
             raise FormatError("a class is named twice")
-        names = [shard.name for shard in self.shards]
+        names = self.shards.name
         if len(set(names)) != len(names):
             raise FormatError(f"shard {next(name for name in names if names.count(name) > 1)} is named twice")
         for name in ("label_histogram", "hole_fraction_histogram", "counts", "options", "provenance"):
@@ -219,16 +373,43 @@ class Manifest:
                     raise FormatError(f"count {name!r} is {str(value)[:80]}, not a number of 0 or more")
 
 
-def _shard_json(shard: ShardInfo) -> str:
+def _parsed(data: bytes) -> tuple[dict[str, Any], Iterable[list[Any]]]:
+    """A manifest's JSON without its shards, and these, some at a time: parsed, they take several times their text.
+
+    That is where they are written as a build writes them: JSON has no line break within a text, so its lines say where
+    a shard ends. Anything else is parsed as a whole.
+    """
+    begin = data.find(_BEFORE_SHARDS) + len(_BEFORE_SHARDS)
+    end = data.find(_AFTER_SHARDS, begin)
+    if begin < len(_BEFORE_SHARDS) or end < 0:
+        content = json.loads(data)
+        return content, [content["shards"]]
+
+    def parts() -> Iterator[list[Any]]:
+        start = begin
+        while start < end:
+            stop = data.find(_BETWEEN_SHARDS, min(start + _PART_BYTES, end), end)
+            stop = end if stop < 0 else stop + _BETWEEN_SHARDS.index(b",")
+            yield json.loads(b"[" + data[start:stop] + b"]")
+            start = stop + 1
+
+    return json.loads(data[:begin] + data[end:]), parts()
+
+
+_BEFORE_SHARDS, _BETWEEN_SHARDS, _AFTER_SHARDS = b'\n  "shards": [\n', b"\n    },\n    {", b"\n  ],\n"
+_PART_BYTES = 1 << 22
+
+
+def _shard_json(name: str, num_samples: int, num_bytes: int, sha256: str, index_sha256: str, labels_sha256: str) -> str:
     """A shard's entry, its keys sorted; empty digests are left out."""
     optional = "".join(
-        f'\n      "{name}": "{value}",'
-        for name, value in (("index_sha256", shard.index_sha256), ("labels_sha256", shard.labels_sha256))
+        f'\n      "{key}": "{value}",'
+        for key, value in (("index_sha256", index_sha256), ("labels_sha256", labels_sha256))
         if value
     )
     return (
-        f'\n    {{{optional}\n      "name": {json.dumps(shard.name)},\n      "num_bytes": {shard.num_bytes},'
-        f'\n      "num_samples": {shard.num_samples},\n      "sha256": "{shard.sha256}"\n    }}'
+        f'\n    {{{optional}\n      "name": {json.dumps(name)},\n      "num_bytes": {num_bytes},'
+        f'\n      "num_samples": {num_samples},\n      "sha256": "{sha256}"\n    }}'
     )
 
 

@@ -89,14 +89,14 @@ def croissant(manifest: Manifest) -> bytes:
     tars = [
         {
             "@type": "cr:FileObject",
-            "@id": shard.name,
-            "name": shard.name,
-            "contentUrl": shard.name,
-            "contentSize": f"{shard.num_bytes} B",
+            "@id": tar,
+            "name": tar,
+            "contentUrl": tar,
+            "contentSize": f"{num_bytes} B",
             "encodingFormat": "application/x-tar",
-            "sha256": shard.sha256,
+            "sha256": sha256,
         }
-        for shard in manifest.shards
+        for tar, _, num_bytes, sha256, _, _ in manifest.shards.columns()
     ]
     content: dict[str, Any] = {
         "@context": _CONTEXT,
@@ -116,7 +116,7 @@ def croissant(manifest: Manifest) -> bytes:
                 "@id": _IMAGES,
                 "name": _IMAGES,
                 "description": f"The member {suffix} of every sample.",
-                "containedIn": [{"@id": shard.name} for shard in manifest.shards],
+                "containedIn": [{"@id": shard} for shard in manifest.shards.name],
                 "encodingFormat": encoding,
                 "includes": f"*{suffix}",
             },
@@ -219,10 +219,10 @@ def reader_files(manifest: Manifest) -> dict[str, bytes]:
     split = {
         "name": manifest.split,
         "num_samples": manifest.num_samples,
-        "filenames": [shard.name for shard in manifest.shards],
-        "shard_lengths": [shard.num_samples for shard in manifest.shards],
+        "filenames": manifest.shards.name,
+        "shard_lengths": list(manifest.shards.num_samples),
     }
-    sizes = {shard.name: shard.num_samples for shard in manifest.shards}
+    sizes = dict(zip(manifest.shards.name, manifest.shards.num_samples))
     return {
         "_info.json": (json.dumps({"splits": {manifest.split: split}}, indent=2) + "\n").encode(),
         "sizes.json": (json.dumps(sizes, indent=2) + "\n").encode(),

@@ -202,7 +202,6 @@ def plan_masks(
             kind=KEEP_MASKS,
             dataset=DATASET,
             split=subset.name,
-            shards=(),
             hole_fraction_histogram=hole_fraction_histogram(fractions),
             counts={
                 "masks_read": len(masks),

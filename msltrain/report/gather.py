@@ -163,7 +163,7 @@ def _own_test_shards(stored: Sequence[_Stored]) -> str | None:
 def _is_whole(shards: str, manifest: Manifest) -> bool:
     """Whether every tar is there, and as long as it should be."""
     found = {info.name: info.size for info in open_storage(shards).list_files()}
-    return all(found.get(shard.name) == shard.num_bytes for shard in manifest.shards)
+    return all(found.get(name) == num_bytes for name, num_bytes in zip(manifest.shards.name, manifest.shards.num_bytes))
 
 
 def _only_dataset(stored: Sequence[_Stored]) -> str:

@@ -135,7 +135,7 @@ class ShardSet:
         self.storage = storage
         self.manifest = manifest
         self.classes = manifest.classes
-        self.counts = np.array([shard.num_samples for shard in manifest.shards], dtype=np.int64)
+        self.counts = np.array(manifest.shards.num_samples, dtype=np.int64)
         self._first_sample_S = np.cumsum(self.counts) - self.counts
         self._kept_row_N: np.ndarray | None = None  # of a part: its rows, in the stored order
         self._first_kept_S = self._first_sample_S  # where those of each shard begin
