@@ -62,9 +62,11 @@ def test_threads_live_from_the_start_to_the_end_of_the_block(folder: Path):
         loader.close()  # nothing was begun
         assert not decoding()
         loader.start()
+        begun = loader._pipeline
         assert decoding()
         batches = iter(loader)
         assert len(next(batches)) == 4 and decoding()
+        assert loader._pipeline is begun, "what was begun goes on"
     assert not decoding()
 
 
