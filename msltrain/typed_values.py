@@ -1,4 +1,4 @@
-"""Values of a config's fields, by the type of the field: from JSON, and from what a person typed."""
+"""Values of the fields of a dataclass, by their types: from JSON, and from what a person typed."""
 
 from __future__ import annotations
 

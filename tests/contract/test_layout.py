@@ -26,7 +26,7 @@ ORDER = {
         *("inspect", "api", "commands", "__main__"),
     ),
     "msltrain": (
-        *("pages", "hosts", "measures", "stream", "typed_values", "config", "models", "recipes", "runs"),
+        *("typed_values", "pages", "hosts", "measures", "stream", "config", "models", "recipes", "runs"),
         *("training", "evaluation", "use", "hub", "robustness", "report", "grids", "demo", "reproduce"),
         *("api", "commands", "__main__"),
     ),
