@@ -111,8 +111,10 @@ def test_predict_says_whose_the_cache_is(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise UserError("this web server only sends whole files; give --cache DIR")
 
-    monkeypatch.setattr("msltrain.use.predict_many.find_images", refuse)
-    result = CliRunner().invoke(app, ["predict", "--checkpoint", str(tmp_path), "a.jpg"], env={"COLUMNS": "300"})
+    monkeypatch.setattr("msltrain.use.read_images.find_images", refuse)
+    (tmp_path / "model.pth").touch()
+    command = ["predict", "--checkpoint", str(tmp_path / "model.pth"), "a.jpg"]
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
     assert result.exit_code == 2
     assert "give --cache DIR (--cache is an option of msl train, " in result.output
 

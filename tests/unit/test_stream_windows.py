@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import msltrain.training.seeds  # before a test replaces the `train` that it takes from the trainer
 import msltrain.training.trainer
 from msldata.console import gigabytes
 from msldata.errors import UserError
