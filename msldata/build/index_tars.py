@@ -42,6 +42,7 @@ from msldata.contract.manifest import (
     FormatError,
     Manifest,
     ShardInfo,
+    Shards,
     index_name,
     read_manifest,
 )
@@ -405,7 +406,7 @@ def _finish(folder: BuildFolder, draft: Manifest, shards: Sequence[FinishedShard
     labels = label_histogram(draft.classes, reports)
     manifest = replace(
         draft,
-        shards=tuple(shard.info for shard in shards if shard.info is not None),
+        shards=Shards(shard.info for shard in shards if shard.info is not None),
         label_histogram=labels,
         counts={
             "objects": sum(report["objects"] for report in reports),

@@ -25,7 +25,7 @@ from msldata.build.plan import (
 )
 from msldata.build.sample import Sample, SampleMaker
 from msldata.build.writer import ShardWriter
-from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, index_name
+from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, Shards, index_name
 from msldata.contract.records import Record
 from msldata.errors import BadInputError, UserError
 from msldata.storage import Location, Storage, read_local
@@ -299,7 +299,7 @@ def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, Finishe
     shards = [finished[task.name] for task in plan.shards]
     reports = [shard.report for shard in shards]
     quarantined = [*plan.quarantined, *(entry for report in reports for entry in report["quarantined"])]
-    infos = tuple(shard.info for shard in shards if shard.info is not None)
+    infos = Shards(shard.info for shard in shards if shard.info is not None)
     if not infos:
         folder.list_quarantined(quarantined)
         raise UserError(

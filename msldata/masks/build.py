@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from msldata.build.folder import BuildFolder
 from msldata.build.writer import ShardWriter
-from msldata.contract.manifest import KEEP_MASKS, Manifest, ShardInfo
+from msldata.contract.manifest import KEEP_MASKS, Manifest, ShardInfo, Shards
 from msldata.errors import BadInputError
 from msldata.masks.plan import MaskPlan, MaskShardTask, PlannedSubset, Progress
 from msldata.workers.engine import run_tasks
@@ -95,7 +95,7 @@ def _write(
 
         infos |= {info.name: info for info in run_tasks(_write_shard, missing, num_workers, count)}
         for subset in unfinished:
-            manifest = replace(subset.draft, shards=tuple(infos[task.name] for task in subset.tasks))
+            manifest = replace(subset.draft, shards=Shards(infos[task.name] for task in subset.tasks))
             subset.folder.publish(manifest, [{"file": error.file, "reason": error.reason} for error in rejected])
             finished[subset.draft.split] = manifest
     return {name: manifest for name, manifest in finished.items() if manifest is not None}
