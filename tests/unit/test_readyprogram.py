@@ -58,21 +58,26 @@ def test_how_it_ends(python: str, code: str, expected: int):
     assert ended == (expected, "first, last\n" if expected >= 0 else "")
 
 
-def test_signals_and_files_reach_it(python: str):
+@pytest.mark.parametrize("listens", [False, True])
+def test_signals_and_files_reach_it(python: str, listens: bool):
+    """An ignored signal as well, as bash lets a program in the background ignore Ctrl-C: it may listen nevertheless."""
     ours, theirs = os.pipe()
     code = (
         "import os, signal, sys\n"
         "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(3))\n"
-        "assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN\n"
+        f"if {listens}: signal.signal(signal.SIGINT, lambda *_: sys.exit(4))\n"
         f"os.write({theirs}, b'there'); signal.pause()"
     )
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     process = subprocess.Popen([python, "-c", code], pass_fds=[theirs])
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGINT, before)
     os.close(theirs)
     assert os.read(ours, 5) == b"there"
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=60) == 3
+    process.send_signal(signal.SIGINT)
+    if not listens:
+        process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == (4 if listens else 3)
     assert os.read(ours, 1) == b""
     os.close(ours)
 
