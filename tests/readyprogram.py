@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -166,8 +167,9 @@ def _become(
     for number in numbers:
         os.dup2(ABOVE + number, number)
         os.close(ABOVE + number)
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
+    for number in FORWARDED:  # the server may ignore others: tests may run under nohup
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in ignored else usual)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -196,9 +198,11 @@ def _become(
 
 
 def _writer(number: int, unbuffered: bool) -> TextIO:
-    stream = open(number, "w", errors="backslashreplace" if number == 2 else None)  # noqa: SIM115
-    stream.reconfigure(line_buffering=number == 2 or stream.isatty(), write_through=unbuffered)
-    return stream
+    binary = open(number, "wb", buffering=0 if unbuffered else -1)  # noqa: SIM115
+    errors = "backslashreplace" if number == 2 else None
+    return io.TextIOWrapper(
+        binary, errors=errors, line_buffering=number == 2 or os.isatty(number), write_through=unbuffered
+    )
 
 
 def _main(words: list[str]) -> Callable[[], object]:

@@ -66,7 +66,7 @@ def test_evaluate_measures_a_series(place, tmp_path):
         assert min(abs(number - 100 * value) for number in numbers_shown) < 0.006, said
     assert "seed0" in said and "±" in said
     assert "leave --out away" in msl(
-        "evaluate", "--checkpoint", place / "runs", *where, "--out", tmp_path / "x", code=2
+        "evaluate", "--checkpoint", place / "runs", *where, "--out", tmp_path / "x.csv", code=2
     )
 
 

@@ -59,15 +59,19 @@ def test_a_lost_process_starts_all_again_and_a_mistake_does_not(program, tmp_pat
 
 
 @pytest.mark.parametrize(("resume", "restarts"), [("auto", 3), ("must", 0), (None, 0)])
-def test_only_a_run_that_may_go_on_is_started_again(monkeypatch: pytest.MonkeyPatch, resume, restarts):
+def test_only_a_run_that_may_go_on_is_started_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resume, restarts):
     from typer.testing import CliRunner
 
+    from tests.smallshards import write_images
+
+    write_images(tmp_path / "shards", [4])
     asked = []
     monkeypatch.setattr(launch, "num_processes", lambda processes, device: 2)
     monkeypatch.setattr(launch, "launch", lambda argv, processes, *, max_restarts: asked.append(max_restarts) or 0)
     from msltrain.__main__ import app
 
-    CliRunner().invoke(app, ["train", "--recipe", "smoke", *(["--resume", resume] if resume else [])])
+    words = ["train", "--recipe", "smoke", "--data", str(tmp_path / "shards"), "--run", str(tmp_path / "run")]
+    CliRunner().invoke(app, [*words, *(["--resume", resume] if resume else [])])
     assert asked == [restarts]
 
 

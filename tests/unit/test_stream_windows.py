@@ -93,7 +93,9 @@ def test_options_of_train_reach_the_config(monkeypatch, tmp_path):
         raise UserError("enough")
 
     monkeypatch.setattr(msltrain.training.trainer, "train", train)
-    command = ["train", "--recipe", "smoke", "--processes", "1", "--run", str(tmp_path)]
+    write_images(tmp_path / "shards", [4])
+    command = ["train", "--recipe", "smoke", "--processes", "1"]
+    command += ["--data", str(tmp_path / "shards"), "--run", str(tmp_path / "run")]
     options = ["--cache", "/fast/disk", "--cache-limit", "750MB", "--on-sample-error", "skip"]
     CliRunner().invoke(app, [*command, *options])
     CliRunner().invoke(app, [*command, *options, "--set", "stream.cache_limit_gb=3"])
