@@ -51,11 +51,16 @@ class BadInputError(UserError):
 
 def nothing_at(place: str | Path) -> FileNotFoundError:
     """The error for a local path at which there is nothing; it names a neighbour that may have been meant."""
+    return FileNotFoundError(f"{place}: no such file or folder{neighbour(place)}")
+
+
+def neighbour(place: str | Path) -> str:
+    """The end of a message about a local path at which there is nothing; empty where nothing near has such a name."""
     path = Path(place).expanduser()
     while not path.parent.exists():  # the slip may be in a folder's name
         path = path.parent
     beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) and path.parent.is_dir() else ()
-    return FileNotFoundError(f"{place}: no such file or folder{did_you_mean(path.name, beside)}")
+    return did_you_mean(path.name, beside)
 
 
 def first_line(error: BaseException) -> str:

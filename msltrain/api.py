@@ -70,7 +70,7 @@ def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settin
 
 
 def train(config: TrainConfig, run: Location, *, resume: bool = False) -> TrainResult:
-    """Train a recogniser in this process, or as one of those that torchrun started.
+    """Train a recogniser in this process, or as one of those that torchrun started; standard error says how far it is.
 
     Args:
         config: the whole run, from `recipe`.
@@ -86,9 +86,15 @@ def train(config: TrainConfig, run: Location, *, resume: bool = False) -> TrainR
         result = msltrain.train(config, "runs/first")
         print(result.num_steps, result.validation_mAP, result.best)
     """
+    from msldata.console import err
+    from msltrain.hosts.rank_output import is_first_process
+    from msltrain.training.display import TrainingDisplay
     from msltrain.training.trainer import train
 
-    return train(config, run_dir=run, resume=resume)
+    if not is_first_process():
+        return train(config, run_dir=run, resume=resume)
+    with TrainingDisplay(err, err) as display:
+        return train(config, run_dir=run, resume=resume, on_event=display.show)
 
 
 def evaluate(

@@ -78,7 +78,10 @@ class BuildFolder:
             return None
         manifest = read_manifest(self.out)
         if manifest.plan != self.plan:
-            raise self._refusal(f"a finished dataset of another plan ({manifest.dataset}, {manifest.split})")
+            raise self._refusal(
+                f"a finished dataset of another plan ({manifest.dataset}, {manifest.split}), that is, of other files, "
+                "labels or options"
+            )
         sizes = {info.name: info.size for info in self._list_files()}
         for shard in manifest.shards:
             if sizes.get(shard.name) != shard.num_bytes or shard.index_name not in sizes:

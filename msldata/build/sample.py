@@ -70,7 +70,8 @@ class SampleMaker:
                 frame = frame_of_boxes(record.size, placement or Placement(*size * 2))
                 check_boxes(record.objects, frame.width, frame.height)
         except FileNotFoundError:
-            raise BadInputError(self.images.where(record.image), "the image is missing") from None
+            hint = "put it there, take it off the list, or run again with --on-error skip"
+            raise BadInputError(self.images.where(record.image), "the image is missing", hint) from None
         except ValueError as error:
             # A storage failure says nothing about the image; but a folder or a locked file is the image's own fault.
             reason = _no_file(self.images.path(record.image)) if isinstance(error, UserError) else str(error)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from typing import Any, Literal
 
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder, FinishedShard
@@ -26,7 +25,7 @@ from msldata.build.plan import (
 from msldata.build.sample import Sample, SampleMaker
 from msldata.build.writer import ShardWriter
 from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, Shards, index_name
-from msldata.contract.records import Record
+from msldata.contract.records import Record, quoted
 from msldata.errors import BadInputError, UserError
 from msldata.storage import Location, Storage, read_local
 from msldata.workers.engine import LOCAL, Engine, run_tasks
@@ -224,12 +223,19 @@ def refuse_other_classes(plan: BuildPlan, out: Storage, replaced: Collection[str
             continue
         if other.kind != IMAGES or other.dataset != plan.dataset or other.classes == plan.classes:
             continue
-        pairs = enumerate(zip_longest(other.classes, plan.classes))
-        number, (theirs, ours) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        only = {
+            "here": sorted({*plan.classes} - {*other.classes}),
+            "there": sorted({*other.classes} - {*plan.classes}),
+        }
+        differences = [f"{quoted(names)} only {where}" for where, names in only.items() if names]
+        if not differences:
+            pairs = enumerate(zip(other.classes, plan.classes))
+            number, (theirs, ours) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+            differences = [f"number {number} is {theirs!r} there and {ours!r} here"]
         raise UserError(
-            f"{out.url}: its classes are not those of {place.parent}, a split of the same dataset: number {number} is "
-            f"{theirs!r} there and {ours!r} here; give both the same --classes FILE, call one otherwise with --name, "
-            "or build all splits anew with --overwrite"
+            f"{out.url}: its classes are not those of {place.parent}, a split of the same dataset: "
+            f"{', '.join(differences)}; give both the same --classes FILE, call one otherwise with --name, or build "
+            "all splits anew with --overwrite"
         )
 
 

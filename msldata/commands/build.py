@@ -368,7 +368,7 @@ def build_masks(
         for name, manifest in build.manifests.items():
             show_manifest(out, manifest, f"{out_}/{name}")
             if order is MaskOrder.seeded and per_subset > manifest.num_samples:  # of slices the notes tell
-                out.print(f"  asked for {per_subset:,}, the source has only {manifest.num_samples:,} of this kind")
+                out.print(f"  all there are of this kind: fewer than the {per_subset:,} of --per-subset")
     for note in plan.notes:
         out.print(note, soft_wrap=True)
     if plots is not None and build is not None:

@@ -10,9 +10,19 @@ import typer
 from msldata.commands import Workers, data_root, local_path
 from msldata.console import err, out, progress_bar, show, standard_output
 
+Shards = Annotated[str, typer.Argument(help="A dataset folder or URL, images or keep masks; or a name in shards/.")]
+
+
+def _datasets(name: str) -> list[str]:
+    """What a command looks at: the dataset at a place, or all splits below it or below that name in ``shards/``."""
+    from msldata.contract.manifest import MANIFEST_NAME, datasets_below
+    from msldata.storage import open_storage
+
+    return [name] if open_storage(name).exists(MANIFEST_NAME) else sorted(datasets_below(name)) or [name]
+
 
 def verify(
-    shards: Annotated[str, typer.Argument(help="A dataset folder or URL: images or keep masks.")],
+    shards: Shards,
     against: Annotated[
         str | None, typer.Option(help="A split that must share no image with it, as test with train.")
     ] = None,
@@ -28,29 +38,35 @@ def verify(
     from msldata.commands.display import show_verification
     from msldata.inspect.verify import verify
 
-    with progress_bar("verifying") as progress:
-        result = verify(shards, against=against, num_workers=workers, decode=decode, progress=progress)
-    show_verification(out, result, shards, against)
-    if result.findings:
+    are_right = True
+    for place in _datasets(shards):
+        with progress_bar("verifying") as progress:
+            result = verify(place, against=against, num_workers=workers, decode=decode, progress=progress)
+        show_verification(out, result, place, against)
+        are_right = are_right and not result.findings
+    if not are_right:
         raise typer.Exit(2)
 
 
 def info(
-    shards: Annotated[str, typer.Argument(help="A dataset folder or URL: images or keep masks.")],
+    shards: Shards,
     json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what is in a dataset: counts, labels and their pairs, sizes, objects, hole fractions."""
     from msldata.commands.display import show_description
     from msldata.inspect.describe import describe
 
-    about = describe(shards)
-    if json_:
-        import json
-        from dataclasses import asdict
+    found = {place: describe(place) for place in _datasets(shards)}
+    if not json_:
+        for place, about in found.items():
+            show_description(out, about, place)
+        return
+    import json
+    from dataclasses import asdict
 
-        standard_output.write(json.dumps(asdict(about), indent=2) + "\n")
-    else:
-        show_description(out, about, shards)
+    content = {place: asdict(about) for place, about in found.items()}
+    # Of a dataset itself its facts; of the name of several, each under its place.
+    standard_output.write(json.dumps(content.get(shards, content), indent=2) + "\n")
 
 
 def preview(

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import chain, starmap
 from typing import Any, overload
 
-from msldata.errors import UserError
+from msldata.errors import UserError, neighbour
 from msldata.storage import Location, Storage, open_storage
 
 SCHEMA_VERSION = 2
@@ -462,6 +462,18 @@ def index_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".parquet"
 
 
+def datasets_below(location: Location | Storage) -> list[str]:
+    """The finished datasets below a local folder, or below the one of this name in ``shards/``."""
+    storage = open_storage(location)
+    return [
+        place.where(info.name.removesuffix(f"/{MANIFEST_NAME}"))
+        for place in (storage, *([] if "/" in storage.url else [open_storage(f"shards/{storage.url}")]))
+        if place.path()
+        for info in place.list_files()
+        if info.name.endswith(f"/{MANIFEST_NAME}")
+    ]
+
+
 def read_manifest(location: Location | Storage) -> Manifest:
     """Read the manifest of a dataset folder.
 
@@ -474,17 +486,11 @@ def read_manifest(location: Location | Storage) -> Manifest:
     except FileNotFoundError as error:
         if "no such bucket" in str(error):  # a mistake in the name; no build would fix it
             raise
-        near = [
-            place.where(info.name.removesuffix(f"/{MANIFEST_NAME}"))
-            for place in (storage, *([] if "/" in storage.url else [open_storage(f"shards/{storage.url}")]))
-            if place.path()
-            for info in place.list_files()
-            if info.name.endswith(f"/{MANIFEST_NAME}")
-        ]
-        hint = (
-            f"; did you mean {', '.join(near[:6])}?"
-            if near
-            else "; build it with `msl build-shards` or `msl build-masks`, or wait until the build has finished"
-        )
+        near, folder = datasets_below(storage), storage.path()
+        hint = "; build it with `msl build-shards` or `msl build-masks`, or wait until the build has finished"
+        if near:
+            hint = f"; did you mean {', '.join(near[:6])}?"
+        elif folder is not None and not folder.exists():
+            hint = neighbour(folder) or hint
         raise FormatError(f"{storage.url}: no finished dataset here (no {MANIFEST_NAME}){hint}") from None
     return Manifest.from_json(data, storage.where(MANIFEST_NAME))

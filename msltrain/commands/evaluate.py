@@ -204,6 +204,8 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
             table.add_row(label, "", *(_percent(getattr(rates, name)) for name in summary if name != "mAP"))
     out.print(table)
     _explain()
+    if few := metrics.too_few():
+        out.print(few, style="yellow", soft_wrap=not out.is_terminal)
     if measured.threshold_origin:
         out.print(f"tuned thresholds: {measured.threshold_origin}", soft_wrap=True)
     others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")

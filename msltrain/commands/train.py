@@ -208,7 +208,7 @@ def _own(
     from msltrain.recipes.own_fit import fit_own
 
     if begun:
-        return override(from_json(begun), settings), ["as the run that goes on was begun"]
+        return override(from_json(begun), settings), ["settings: those that this run was begun with"]
     return fit_own(
         found.train,
         validation=found.validation,

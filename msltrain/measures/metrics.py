@@ -6,6 +6,7 @@ Shapes: N samples, K classes. All rates are fractions in [0, 1]; code that print
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -111,6 +112,16 @@ class Metrics:
     def summary(self) -> dict[str, float]:
         """The seven published numbers by name, as fractions."""
         return {name: getattr(self, name) for name in SUMMARY}
+
+    def too_few(self) -> str:
+        """In words, that chance decides much of these figures; empty where half of the classes have ten positives."""
+        positives = [one.num_positive for one in self.classes if one.num_positive]
+        if not positives or (typical := int(statistics.median(positives))) >= 10:
+            return ""
+        return (
+            f"only {self.num_samples:,} photographs, and half of the classes in {typical} or fewer: chance alone can "
+            "move these figures by tens of points; --intervals says how far"
+        )
 
 
 def mean_average_precision(logit_NK: np.ndarray, target_NK: np.ndarray, ignore_NK: np.ndarray | None = None) -> float:

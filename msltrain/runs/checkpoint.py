@@ -106,8 +106,8 @@ class LoadedRecogniser:
         if last["epoch"] >= num_epochs or 0 < patience <= last["epoch"] - best["epoch"]:
             return ""
         return (
-            f"{run_folder(self.path)}: its training was stopped after {last['epoch']} of {num_epochs} epochs, so these "
-            "are not the scores of a finished model; --resume auto of `msl train` goes on"
+            f"{run_folder(self.path)}: {last['epoch']} of {num_epochs} epochs of its training are done, so these are "
+            "not the scores of a finished model; if it was stopped, --resume auto of `msl train` goes on"
         )
 
     def columns_of(self, classes: tuple[str, ...], where: str) -> np.ndarray:

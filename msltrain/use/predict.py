@@ -266,7 +266,7 @@ def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
         of_whole_images = not origin.keep_masks and not origin.test_time
         if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == loaded.classes and of_whole_images:
             return 1 / (1 + np.exp(-tune_thresholds(held_out))), threshold_origin(held_out, file.name)
-    return np.full(len(loaded.classes), 0.5), "0.5 for every class, the published one"
+    return np.full(len(loaded.classes), 0.5), "0.5 for every class"
 
 
 @dataclass(frozen=True, kw_only=True)

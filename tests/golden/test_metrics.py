@@ -34,6 +34,15 @@ def predictions(logit, target, ignore=None) -> Predictions:
     )
 
 
+def test_figures_of_few_photographs_say_so():
+    """Where half of the classes have fewer than ten positives; a class without any does not count."""
+    target_NK = np.zeros((20, 3))
+    target_NK[:9, 0] = target_NK[:, 1] = 1
+    few = compute_metrics(predictions(np.zeros((20, 2)), target_NK[:, [0, 2]])).too_few()
+    assert few.startswith("only 20 photographs, and half of the classes in 9 or fewer")
+    assert compute_metrics(predictions(np.zeros((20, 3)), target_NK)).too_few() == ""  # 9 and 20
+
+
 def test_average_precision_by_hand():
     # Positives at ranks 1, 3 and 4: (1/1 + 2/3 + 3/4) / 3.
     value = average_precision(np.float32([4, 3, 2, 1, 0]), np.array([True, False, True, True, False]))

@@ -254,7 +254,7 @@ def test_a_bad_image_stops_the_build_and_is_named(voc, tmp_path):
     spoil(voc)
     (voc / "JPEGImages" / "000002.jpg").write_bytes(jpeg(1))
     folder = tmp_path / "out"
-    with pytest.raises(BadInputError, match=r"000005\.jpg: the image is missing; repair .* --on-error skip"):
+    with pytest.raises(BadInputError, match=r"000005\.jpg: the image is missing; put it there, .* --on-error skip"):
         build_shards(plan_of(voc), open_storage(folder), num_workers=1)
     assert sorted(contents(folder)) == ["voc2007-test-000000.parquet", "voc2007-test-000000.tar"]
     for number in (5, 6):

@@ -203,6 +203,10 @@ def test_splits_with_another_order_of_classes_are_refused(tmp_path):
         photo(root / split / "x.jpg")
     message = build(root, tmp_path / "out", "--dataset", "coco", code=2)
     assert "number 0 is 'cat' there and 'dog' here" in message and "--classes" in message
+    coco(root / "annotations/instances_val.json", {"x.jpg": [1]}, {1: "cow", 2: "cat"})
+    message = build(root, tmp_path / "out", "--dataset", "coco", code=2)
+    assert "'cow' only here, 'dog' only there;" in message
+    coco(root / "annotations/instances_val.json", {"x.jpg": [1]}, {1: "dog", 2: "cat"})
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     build(root, tmp_path / "two", "--dataset", "coco", "--classes", str(tmp_path / "classes.txt"))
     assert labels(tmp_path / "two/coco/train") == {"x": ["cat"]} and labels(tmp_path / "two/coco/val") == {"x": ["dog"]}

@@ -65,7 +65,7 @@ def test_photographs_alone_are_asked_about(place):
     assert code == 2 and "photos: a run, or photographs? Name both: msl predict RUN PHOTOS" in errors
 
 
-STOPPED = "its training was stopped after 3 of 20 epochs, so these are not the scores of a finished model"
+STOPPED = "3 of 20 epochs of its training are done, so these are not the scores of a finished model"
 
 
 def trained_for(folder: Path, last: int, best: int, patience: int = 0) -> Path:

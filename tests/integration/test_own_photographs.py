@@ -97,7 +97,7 @@ def test_what_is_said_is_not_chosen(place: Path):
     found = (config.optim.num_epochs, config.stream.batch_size, config.optim.lr, config.stream.image_size)
     assert found == (1, 4, 0.02, 32) and config.model.backbone == "resnet10t" and config.loss.masked_weight == 0.5
     assert config.data.validation == "" and config.data.validation_fraction == 0.15
-    assert "as the run that goes on was begun" in msl("train", "mine", "--run", "here", "--resume", "auto")
+    assert "settings: those that this run was begun with" in msl("train", "mine", "--run", "here", "--resume", "auto")
 
     # Weights of one's own bring their network and size along.
     said = msl("train", "mine", "--weights", "here", "--epochs", "1", "--run", "on")
@@ -111,7 +111,14 @@ def test_names(place: Path):
     assert find_dataset("mine").test == "shards/mine/test" and find_dataset("shards/mine/test").name == "mine-test"
     with pytest.raises(UserError, match=r"did you mean mine\?"):
         find_dataset("mime")
-    assert "did you mean shards/mine/test, shards/mine/train, shards/mine/val?" in msl("verify", "mine", code=2)
+    splits = ["shards/mine/test", "shards/mine/train", "shards/mine/val"]
+    for name in ("mine", "shards/mine"):  # all of its splits
+        assert re.findall(r"(\S+): \d+ samples in 1 shard are right", msl("verify", name)) == splits
+    assert list(json.loads(msl("info", "mine", "--json"))) == splits and "num_samples" in msl(
+        "info", splits[0], "--json"
+    )
+    (place / splits[1] / "mine-train-000000.tar").unlink()
+    assert re.findall(r"(\S+): \d+ samples in 1 shard are right", msl("verify", "mine", code=2)) == splits[::2]
     with pytest.raises(UserError, match="msl build-shards photos"):
         find_dataset("photos")
     assert "mine: no run of this name, here or in runs/; `msl train mine` makes one" in msl("export", "mine", code=2)

@@ -95,6 +95,7 @@ OTHER_CLASSES = "the data lacks zebra; the checkpoint does not know cat"
         ),
         # An empty folder, wherever a folder is asked for.
         ("evaluate --checkpoint run --data empty", "empty: no finished dataset here"),
+        ("evaluate --checkpoint run --data shard", "no finished dataset here (no dataset.json); did you mean shards?"),
         ("evaluate --checkpoint empty --data shards", "empty: no checkpoint here"),
         ("evaluate --checkpoint run --data shards --keep-masks empty", "empty: no finished dataset here"),
         (f"{ROBUSTNESS} run --data empty", "empty: no finished dataset here"),

@@ -65,6 +65,7 @@ def test_the_page_on_python_runs_from_top_to_bottom(at_work, capsys):
     for block in blocks:
         line = text.count("\n", 0, text.index(block)) + 1
         exec(compile("\n" * (line - 1) + block, "docs/python.md", "exec"), shown)
+    assert "epoch 1/" in capsys.readouterr().err, "training says how far it is"
     assert {name for _, name in NAMES if re.search(rf"\b{name}\b", text)} >= {
         *msldata.__all__,
         *(set(msltrain.__all__) - {"Batch", "Metrics", "Predictions", "TrainConfig", "TrainResult"}),
