@@ -176,6 +176,7 @@ def build_shards(
         refuse_other_classes,
     )
     from msldata.commands.display import show_estimate, show_manifest
+    from msldata.contract.manifest import MANIFEST_NAME
     from msldata.contract.resize_advice import advise_resize
     from msldata.errors import UserError
     from msldata.sources.kinds import PUBLISHED, open_source, select_sources
@@ -235,6 +236,7 @@ def build_shards(
             target = open_storage(out_).child(plan.dataset).child(plan.split)
             refuse_other_classes(plan, target, tuple(divided or found.splits) if overwrite else ())
             changed = "" if overwrite else changed_since_built(plan, target)
+            was_built = not overwrite and target.exists(MANIFEST_NAME)
             if dry_run:
                 with err.status(f"{label}: timing a few images"):
                     estimate = estimate_build(plan, target, num_workers=workers, overwrite=overwrite)
@@ -272,6 +274,8 @@ def build_shards(
                 out.print(f"{label}: task {task}, {shards} -> {target.url}", soft_wrap=True)
             else:
                 show_manifest(out, manifest, target.url)
+                if was_built:  # of anything else the build would have refused it
+                    out.print("  built before, of the same files, labels and options: it stays as it is")
                 if (advice := advise_resize(target, manifest)) is not None:
                     show(out, f"  {advice.said()}")
                 if changed:

@@ -154,7 +154,7 @@ def evaluate(
         _list_skipped(one.origin.skipped)
         show(out, (file, "green"), f": {one.metrics.num_samples:,} samples")
     if run is not None:
-        next_step(f"msl predict {run} PHOTOS")
+        next_step(f"msl predict {run} PHOTOS" if keep_masks else f"msl robustness {run}")
 
 
 def _show_series(measured: Sequence[Measured]) -> None:
@@ -345,3 +345,5 @@ def robustness(
     _list_skipped(curves.skipped)
     for file in written:
         show(out, (file, "green"))
+    if len(checkpoint) == 1:
+        next_step(f"msl predict {checkpoint[0]} PHOTOS")

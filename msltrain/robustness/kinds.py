@@ -44,8 +44,8 @@ def check_kinds(kinds: Sequence[str], keep_masks: Sequence[str]) -> None:
         if kind not in KINDS:
             raise UserError(f"no kind of hole is called '{kind}'; there are: {', '.join(KINDS)}")
     if need_stored(kinds) and not keep_masks:
-        options = " ".join(f"--keep-masks {place}" for place in HELD_OUT)
         raise UserError(
-            "no keep masks were named; `msl build-masks --generate 3000 --seed 1 --out shards/heldout` makes some that "
-            f"no training met: then add {options}. Or hide other parts, which need none: --kind patch, box or object"
+            "keep masks are needed to hide parts of the photographs. `msl build-masks --generate 3000 --seed 1 --out "
+            "shards/heldout` makes some that no training met: type this again then, and they are found. Or "
+            "hide other parts, which need none: --kind patch, box or object"
         )

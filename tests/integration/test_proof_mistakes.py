@@ -101,7 +101,7 @@ OTHER_CLASSES = "the data lacks zebra; the checkpoint does not know cat"
         (f"{ROBUSTNESS} run --data empty", "empty: no finished dataset here"),
         (f"{ROBUSTNESS} empty --data shards", "empty: no checkpoint here"),
         ("robustness --out study --checkpoint run --data shards --keep-masks empty", "empty: no finished dataset here"),
-        ("robustness --out study --checkpoint run --data shards", "no keep masks were named"),
+        ("robustness --out study --checkpoint run --data shards", "keep masks are needed"),
         ("predict empty --checkpoint run", "empty: no images here"),
         ("predict shards --checkpoint empty", "empty: no checkpoint here"),
         ("serve --checkpoint empty", "empty: no checkpoint here"),

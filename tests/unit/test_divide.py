@@ -45,7 +45,8 @@ def test_content_decides_and_not_names(tmp_path: Path):
     parts = {part: keys(tmp_path / "out/mine" / part) for part in PARTS}
     assert sorted(key for part in parts.values() for key in part) == sorted(map(str, range(60)))
     assert f"{len(parts['train'])} for train, {len(parts['val'])} for val, {len(parts['test'])} for test" in said
-    assert "next: msl train" in said and "2 classes: " in said
+    assert "next: msl train" in said and "2 classes: " in said and "built before" not in said
+    assert build(tmp_path / "photos", "--name", "mine", "--workers", "1").count("built before, of the same files") == 3
     build(photographs(tmp_path / "renamed", 60, "b"), "--name", "renamed", "--workers", "1")
     for part in PARTS:
         assert sorted(keys(tmp_path / "out/renamed" / part)) == sorted(f"{key}b" for key in parts[part])
