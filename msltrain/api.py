@@ -65,7 +65,8 @@ def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settin
         settings=settings,
     )
     if not config.model.weights and "model.weights=" not in settings:
-        warnings.warn(next(reason for reason in reasons if reason.startswith("network: ")), stacklevel=3)
+        reason = next(reason for reason in reasons if reason.startswith("network: "))
+        warnings.warn(f"{reason}; here, `--weights FILE` is settings=['model.weights=FILE']", stacklevel=3)
     return config
 
 

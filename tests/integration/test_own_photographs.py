@@ -136,7 +136,7 @@ def test_python_fits_as_the_command_does(place: Path, monkeypatch: pytest.Monkey
     msl("build-shards", "photos", "--name", "mine")
     monkeypatch.setattr(own_fit, "is_cached", lambda name: False)
     monkeypatch.setattr(own_fit, "is_reachable", lambda name: False)
-    with pytest.warns(UserWarning, match="FROM NOTHING"):
+    with pytest.warns(UserWarning, match=r"FROM NOTHING.*settings=\['model\.weights=FILE'\]"):
         alone = msltrain.recipe("own", data="mine")
     found = find_dataset("mine")
     expected, _ = own_fit.fit_own(found.train, validation=found.validation, on_gpu=torch.cuda.is_available())

@@ -122,6 +122,11 @@ def test_a_column_that_divides_the_rows_is_no_class(tmp_path):
     assert labels(path, SourceOptions(labels_columns=("cat", "dog"))) == [["cat"], ["dog"]]
 
 
+def test_an_option_that_settles_it_is_one_of_two_ways_on(tmp_path):
+    with pytest.raises(BadInputError, match="name it with --labels-column; or mend the table and run again"):
+        labels(table(tmp_path, "image,lables\na.jpg,cat\n"))
+
+
 def test_objects_in_a_list_name_their_class(tmp_path):
     rows = '{"image": "a.jpg", "labels": [{"label": "cat", "score": 1.0}, {"label": "dog", "score": 0.5}]}\n'
     assert labels(table(tmp_path, rows, "t.jsonl")) == [["cat", "dog"]]

@@ -242,7 +242,8 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise BadInputError(where, str(error), HINT) from None
+        reason = str(error)  # which often names an option that settles it
+        raise BadInputError(where, reason, f"or {HINT}" if "--" in reason else HINT) from None
     known = {table.classes for _, table in tables}
     named = next(iter(known)) if len(known) == 1 else None
     labels, reading = _decide(where, rows, columns, survey, options, named)
