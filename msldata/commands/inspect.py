@@ -95,7 +95,12 @@ def doctor(
         raw = examine_raw(data_root(), shards)
         built = examine_shards(shards, raw)
     own = [check for check in built if check.name not in USUAL_SHARDS]
-    if own:
-        show_checks(out, f"your own datasets in {shards}", own)
-    show_checks(out, f"raw datasets in {data_root()} (MSL_DATA names another folder)", raw)
-    show_checks(out, f"shards of published datasets in {shards}", [check for check in built if check not in own])
+    parts = {
+        f"your own datasets in {shards}": own,
+        f"raw datasets in {data_root()} (MSL_DATA names another folder)": raw,
+        f"shards of published datasets in {shards}": [check for check in built if check not in own],
+    }
+    for title, checks in parts.items():
+        # Who has datasets of their own need not hear of all published ones that they lack.
+        if shown := [check for check in checks if not own or check.state != "missing"]:
+            show_checks(out, title, shown)

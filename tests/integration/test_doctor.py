@@ -171,3 +171,9 @@ def test_own_datasets_come_first(place, monkeypatch):
     titles = [line for line in lines if not line.startswith(" ")]
     assert titles[1].startswith("raw datasets in ") and titles[2].startswith("shards of published datasets in ")
     assert not any("mine" in line for line in lines[lines.index(titles[1]) :])
+    assert not any(line.startswith("  missing") for line in lines)
+    shutil.rmtree(place / "datasets")
+    shutil.rmtree(place / "shards" / "voc2007")
+    shutil.rmtree(place / "shards" / "masks", ignore_errors=True)
+    lines = CliRunner().invoke(app, ["doctor", "--shards", str(place / "shards")]).stdout.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [f"your own datasets in {place / 'shards'}"]
