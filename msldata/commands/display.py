@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from msldata.masks.plan import MaskPlan
 
 MAX_FINDINGS_SHOWN = 50
+_PLURAL = ("objects", "ignored_labels")
 _MAX_CLASSES_SHOWN, _FREQUENT_SHOWN, _RARE_SHOWN = 20, 8, 6
 
 
@@ -42,8 +43,14 @@ def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
 
 def _notes(counts: Mapping[str, int]) -> str:
     """What was counted, each after a comma: ``, 12 objects, 3 turned upright``."""
-    words = {name: "object" if (name, count) == ("objects", 1) else name for name, count in counts.items()}
-    return "".join(f", {count:,} {words[name].replace('_', ' ')}" for name, count in counts.items() if count)
+    parts = []
+    for name, count in counts.items():
+        words = name.replace("_", " ")
+        if count == 1 and name in _PLURAL:
+            words = words.removesuffix("s")
+        if count:
+            parts.append(f", {count:,} {words}")
+    return "".join(parts)
 
 
 def _classes_with_counts(manifest: Manifest) -> str:

@@ -141,8 +141,12 @@ def test_names_that_look_alike_are_shown(capsys):
 
 
 def test_one_object_is_not_called_objects(capsys):
-    for count, words in ((1, ", 1 object, 3 turned upright"), (2, ", 2 objects, 3 turned upright")):
-        counts = {"objects": count, "turned_upright": 3}
+    expected = {
+        1: ", 1 ignored label, 1 object, 3 turned upright",
+        2: ", 2 ignored labels, 2 objects, 3 turned upright",
+    }
+    for count, words in expected.items():
+        counts = {"objects": count, "ignored_labels": count, "turned_upright": 3, "transcoded": 0}
         show_manifest(out, Manifest(kind=IMAGES, dataset="d", split="s", shards=(), counts=counts), "there")
         assert capsys.readouterr().out.strip().endswith(words)
 
