@@ -236,7 +236,6 @@ def build_shards(
             target = open_storage(out_).child(plan.dataset).child(plan.split)
             refuse_other_classes(plan, target, tuple(divided or found.splits) if overwrite else ())
             changed = "" if overwrite else changed_since_built(plan, target)
-            was_built = not overwrite and target.exists(MANIFEST_NAME)
             if dry_run:
                 with err.status(f"{label}: timing a few images"):
                     estimate = estimate_build(plan, target, num_workers=workers, overwrite=overwrite)
@@ -258,6 +257,7 @@ def build_shards(
                         engine=runs_on,
                     )
                 else:
+                    was_built = not overwrite and target.exists(MANIFEST_NAME)
                     if overwrite:
                         confirm_replacement(target, plan.draft(), yes)
                     manifest = build_shards(
@@ -274,7 +274,7 @@ def build_shards(
                 out.print(f"{label}: task {task}, {shards} -> {target.url}", soft_wrap=True)
             else:
                 show_manifest(out, manifest, target.url)
-                if was_built:  # of anything else the build would have refused it
+                if was_built and not changed:  # of anything else the build would have refused it
                     out.print("  built before, of the same files, labels and options: it stays as it is")
                 if (advice := advise_resize(target, manifest)) is not None:
                     show(out, f"  {advice.said()}")
