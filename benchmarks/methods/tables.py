@@ -25,6 +25,7 @@ TITLES = {
     "small224": "400 photographs of VOC2007, 224 pixels, MobileNetV2",
     "full160": "All 2,334 photographs of VOC2007 train, 160 pixels, MobileNetV2",
     "full224": "All 2,334 photographs of VOC2007 train, 224 pixels, MobileNetV2",
+    "rivals224": "Rivals: 400 photographs of VOC2007, 224 pixels, MobileNetV2",
     "lite224": "All 2,334 photographs of VOC2007 train, 224 pixels, EfficientNet-Lite0",
     "reef": "The demo's drawn reef, 3,600 pictures at 64 pixels, a small ResNet from scratch",
     "reef9": "The same in the demo's own nine epochs",
