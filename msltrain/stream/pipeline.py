@@ -31,6 +31,7 @@ from msltrain.stream.samples.lookup import Lookup, Samples
 
 _PATIENCE = 1.0
 """Seconds that closing waits for a planner that is busy reading."""
+ENDED = "this iteration has ended: its loader was closed or iterated anew"
 _AHEAD_AT_ONCE = 4
 """Batches that are requested at once; each holds the interpreter for a tenth of a millisecond or longer."""
 
@@ -88,16 +89,18 @@ class Pipeline:
 
     def take(self) -> HostBatch | None:
         """The next batch, waiting for it; None after the last. Raises the error that kept it from being made."""
-        if self._closing:
-            raise RuntimeError("this iteration has ended: its loader was closed or iterated anew")
-        if self._head is None:
+        if self._head is None and not self._closing:
             self._head = self._ready.get()
         head = self._head
+        if isinstance(head, BatchJob) and not self._closing:
+            head.finished.wait()
+        if self._closing:
+            raise RuntimeError(ENDED)
         if isinstance(head, StopIteration):
             return None
         if isinstance(head, BaseException):
             raise head
-        head.finished.wait()
+        assert head is not None
         if head.errors:
             self._settle(head)
         self._head = None
@@ -127,12 +130,17 @@ class Pipeline:
         head = self._head
         return self.take() if isinstance(head, BatchJob) and head.finished.is_set() and not head.errors else None
 
+    def slot(self, batch: HostBatch) -> Slot:
+        """Where the pixels of a batch are that has not been released."""
+        return self._lent[batch]
+
     def release(self, batch: HostBatch) -> None:
         """Return the pixels of a batch to the ring."""
         self._free.put(self._lent.pop(batch))
 
     def close(self) -> None:
-        """Stop all threads and wait for them; batches not yet taken are lost. May be called twice."""
+        """Stop all threads and wait for them; batches not yet taken are lost. May be called twice, and while another
+        thread waits in `take`, which then raises."""
         if self._closing:
             return
         self._closing = True
@@ -144,6 +152,9 @@ class Pipeline:
             # Decoding threads end within one image; the planner may hang on a sample index that does not arrive.
             thread.join(timeout=_PATIENCE if thread is self._threads[0] else None)
         self._lent.clear()
+        self._ready.put(StopIteration())
+        if isinstance(head := self._head, BatchJob):
+            head.finished.set()
         _running.discard(self)
 
     def _start_threads(self) -> None:
@@ -207,7 +218,9 @@ class Pipeline:
             with self._plan_lock:
                 other = self._request(self._lookup.samples(np.array([item])))
             self._decode_soon(other, job.slot.single())
-            other.finished.wait()
+            while not other.finished.wait(timeout=_PATIENCE):
+                if self._closing:
+                    raise RuntimeError(ENDED)
             if not other.errors:
                 return job.take_over(other, position)
             if not isinstance(other.errors[0], SampleError):

@@ -77,6 +77,8 @@ class EncodedSlot(Slot):
         return EncodedImages(self._data_B, self._rows, self._crop_N4.tolist(), error)
 
 
+Allocate = Callable[[int], torch.Tensor]
+"""Gives so many bytes of memory, uint8; what it gave before is not used any more."""
 ToSquare = Callable[[np.ndarray], torch.Tensor]
 """Makes uint8 (1, 3, S, S) of a whole image, uint8 (H, W, 3)."""
 
@@ -87,13 +89,13 @@ class SquareSlot(PixelSlot):
     Args:
         num_samples: the most that a batch of this rank has.
         image_size: side S, in pixels.
-        device: where batches go from here.
+        allocate: where its memory comes from.
         to_square: another way to the square than crop and resize.
     """
 
-    def __init__(self, num_samples: int, image_size: int, device: torch.device, to_square: ToSquare | None = None):
+    def __init__(self, num_samples: int, image_size: int, allocate: Allocate, to_square: ToSquare | None = None):
         self._size, self._to_square = image_size, to_square
-        self.pixel_BHWC = _empty(num_samples * image_size**2 * 3, device).view(num_samples, image_size, image_size, 3)
+        self.pixel_BHWC = allocate(num_samples * image_size**2 * 3).view(num_samples, image_size, image_size, 3)
         self._views = list(self.pixel_BHWC.permute(0, 3, 1, 2).split(1)) if num_samples else []
 
     def begin(self, samples: Samples) -> None:
@@ -111,7 +113,7 @@ class SquareSlot(PixelSlot):
         resize_crop(image_HWC, self._crops[position], self._views[position], width)
 
     def single(self) -> SquareSlot:
-        return SquareSlot(1, self._size, torch.device("cpu"), self._to_square)
+        return SquareSlot(1, self._size, host_memory(), self._to_square)
 
     def adopt(self, position: int, other: PixelSlot) -> None:
         assert isinstance(other, SquareSlot)
@@ -130,9 +132,9 @@ class WholeSlot(PixelSlot):
     a square. Arguments as for `SquareSlot`.
     """
 
-    def __init__(self, num_samples: int, image_size: int, device: torch.device):
-        self._size, self._device = image_size, device
-        self._flat_N = _empty(num_samples * image_size**2 * 3, device)
+    def __init__(self, num_samples: int, image_size: int, allocate: Allocate):
+        self._size, self._allocate = image_size, allocate
+        self._flat_N = allocate(num_samples * image_size**2 * 3)
 
     def begin(self, samples: Samples) -> None:
         rows, crop_N4 = samples.rows, samples.crop_N4
@@ -143,7 +145,7 @@ class WholeSlot(PixelSlot):
         self._place_B = ends_B - room_B
         self._num_bytes = 3 * int(room_B.sum())
         if len(self._flat_N) < self._num_bytes:
-            self._flat_N = _empty(self._num_bytes * 9 // 8, self._device)
+            self._flat_N = self._allocate(self._num_bytes * 9 // 8)
         self._flat = self._flat_N.numpy()
         self._starts = (3 * self._place_B).tolist()
         self._crop_B4, self._width_B = crop_N4.copy(), rows.width_N.copy()
@@ -165,7 +167,7 @@ class WholeSlot(PixelSlot):
             self._flat[start : start + image_HWC.size] = image_HWC.reshape(-1)
 
     def single(self) -> SquareSlot:
-        return SquareSlot(1, self._size, torch.device("cpu"))
+        return SquareSlot(1, self._size, host_memory())
 
     def adopt(self, position: int, other: PixelSlot) -> None:
         assert isinstance(other, SquareSlot)
@@ -194,10 +196,14 @@ def _expected(rows: SampleRows, position: int) -> tuple[int, int, int]:
     return int(rows.width_N[position]), int(rows.height_N[position]), int(rows.crc32_N[position])
 
 
-@torch.inference_mode(False)  # else a loader that is iterated in inference mode could not fill it on its threads
-def _empty(num_bytes: int, device: torch.device) -> torch.Tensor:
-    """Host memory, pinned if it is copied to a GPU."""
-    if device.type != "cuda":
-        return torch.empty(num_bytes, dtype=torch.uint8)
-    with torch.cuda.device(device):  # a thread would open a context on the first GPU otherwise
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+def host_memory(device: torch.device = torch.device("cpu")) -> Allocate:  # noqa: B008 (a constant)
+    """Memory of this process, pinned if batches are copied from it to a GPU."""
+
+    @torch.inference_mode(False)  # else a loader that is iterated in inference mode could not fill it on its threads
+    def allocate(num_bytes: int) -> torch.Tensor:
+        if device.type != "cuda":
+            return torch.empty(num_bytes, dtype=torch.uint8)
+        with torch.cuda.device(device):  # a thread would open a context on the first GPU otherwise
+            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+    return allocate

@@ -142,6 +142,16 @@ class ShardSet:
         self.maps = ShardMaps(storage, manifest)
         self._indexes = _IndexCache(storage, manifest)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: not the open files and what was read of the indexes."""
+        left = ("maps", "_indexes")
+        return {name: value for name, value in self.__dict__.items() if name not in left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.maps = ShardMaps(self.storage, self.manifest)
+        self._indexes = _IndexCache(self.storage, self.manifest)
+
     @property
     def num_samples(self) -> int:
         return int(self.counts.sum())
