@@ -170,8 +170,7 @@ class HelperPipeline:
         if not self._is_closed:
             self._is_closed = True
             self._lent.clear()
-            with suppress(UserError):  # it is gone: nothing is left to stop
-                self._helper.send(("close", self._number))
+            self._helper.stop(self._number)
 
     def _receive(self) -> None:
         """The next that belongs to this pass."""
@@ -221,6 +220,11 @@ class _Helper:
 
     def has_more(self) -> bool:
         return self._pipe.poll()
+
+    def stop(self, number: int) -> None:
+        if not self._pipe.closed:  # it is when the interpreter has ended, and nothing imported is there any more
+            with suppress(UserError):  # the helper is gone: nothing is left to stop
+                self.send(("close", number))
 
     def close(self) -> None:
         for memory in self.ring:

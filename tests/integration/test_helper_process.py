@@ -32,6 +32,8 @@ pytestmark = [
     pytest.mark.usefixtures("ready_python"),
     pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="helpers work on Linux only"),
 ]
+PLAIN = sys.executable
+"""For what is about the interpreter's own end."""
 CONFIG = StreamConfig(image_size=24, batch_size=8, window=32, num_threads=2, num_buffers=2)
 
 
@@ -107,6 +109,17 @@ def test_batches_are_those_of_one_process_from_any_position(folder: Path, change
         helper.load_state_dict({**state, "epoch": 0, "step": 0})
         assert [contents(batch) for batch in helper] == first[0], "closed, it begins again with another helper"
     assert not helpers()
+
+
+def test_an_iteration_that_is_left_stops_its_threads(folder: Path):
+    _, helper = both(folder)
+    with helper:
+        batches = iter(helper)
+        next(batches)
+        (pid,) = helpers()
+        before = len(os.listdir(f"/proc/{pid}/task"))
+        batches.close()
+        wait_until(lambda: len(os.listdir(f"/proc/{pid}/task")) <= before - 3)  # plan, and two that decode
 
 
 def test_in_inference_mode_batches_are_filled_as_well(folder: Path):
@@ -238,7 +251,7 @@ if sys.argv[2] == "wait":
 
 def script(tmp_path: Path, folder: Path, what: str) -> subprocess.Popen[str]:
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), str(folder), what]
+    command = [PLAIN, str(tmp_path / "script.py"), str(folder), what]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 

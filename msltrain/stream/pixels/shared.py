@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 
 import torch
 
@@ -20,9 +21,7 @@ class SharedBytes:
 
     def __init__(self, file: int | None = None):
         self.file = os.memfd_create("msltrain-batch") if file is None else file
-
-    def __del__(self) -> None:
-        os.close(self.file)
+        weakref.finalize(self, os.close, self.file)
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
         """Make it at least this long. Gives uint8 (num_bytes,); what was in it stays there.
