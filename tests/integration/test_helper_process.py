@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import spawn
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,16 @@ def test_batches_are_those_of_one_process_from_any_position(folder: Path, change
     assert not helpers()
 
 
+@pytest.fixture
+def plain_helpers():
+    """Helpers whose process is the one that is started, to look at and to kill."""
+    before = spawn.get_executable()
+    spawn.set_executable(PLAIN)
+    yield
+    spawn.set_executable(before)
+
+
+@pytest.mark.usefixtures("plain_helpers")
 def test_an_iteration_that_is_left_stops_its_threads(folder: Path):
     _, helper = both(folder)
     with helper:
@@ -208,6 +219,7 @@ def test_an_error_that_cannot_be_sent_is_told(folder: Path):
         raise sent[0].error
 
 
+@pytest.mark.usefixtures("plain_helpers")
 def test_a_helper_that_is_killed_is_one_message(folder: Path):
     _, helper = both(folder)
     with helper:
