@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.config import override
-from msltrain.runs.average import average_checkpoints
 from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, load_recogniser, save_checkpoint
+from msltrain.training.average import average_checkpoints
 from tests.unit.test_checkpoint import checkpoint
 
 
