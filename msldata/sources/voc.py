@@ -117,7 +117,7 @@ class Voc:
 
     def records(self) -> Iterator[Record]:
         """The split's images in ascending order of their ids."""
-        annotations = hashlib.sha256()
+        annotations, labels, where = hashlib.sha256(), self.labels, self.images.where
         entries = sorted(self._entries)
         contents = read_many(self.images, [entry.annotation for entry in entries if entry.annotation])
         find_image = _ImageFinder(self.images)
@@ -127,8 +127,7 @@ class Voc:
                 if data is None:
                     raise BadInputError(self.images.where(entry.annotation), "no such file", HINT)
                 annotations.update(data)
-                where = self.images.where(entry.annotation)
-                objects, size = parse_annotation(data, where, self.labels)
+                objects, size = parse_annotation(data, where(entry.annotation), labels)
             except BadInputError as error:
                 self.reject(error)
                 continue

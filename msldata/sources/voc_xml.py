@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 from msldata.contract.records import VOC, LabelSpace, ObjectRecord
@@ -15,18 +14,15 @@ _MARKED = {"0": False, "1": True, "": None, None: None}
 """What nearly all marks are; ``_flag`` reads the others."""
 
 
-class Annotation(NamedTuple):
-    """What one XML says about its image."""
-
-    objects: tuple[ObjectRecord, ...]
-    size: tuple[int, int] | None
-    """Width and height of the image that was annotated, where it is stated."""
-
-
-def parse_annotation(data: bytes, where: str, labels: LabelSpace = VOC) -> Annotation:
-    """One annotation, its objects in the order of the file.
+def parse_annotation(
+    data: bytes, where: str, labels: LabelSpace = VOC
+) -> tuple[tuple[ObjectRecord, ...], tuple[int, int] | None]:
+    """One annotation.
 
     VOC counts pixels from 1 and both corners belong to the box; the result counts from 0.
+
+    Returns:
+        Its objects in the order of the file, and width and height of the image that was annotated, where it says so.
 
     Raises:
         BadInputError: not XML, a document type declaration (never needed here, and a way to exhaust memory), an object
@@ -35,14 +31,14 @@ def parse_annotation(data: bytes, where: str, labels: LabelSpace = VOC) -> Annot
     root = _parse(data, where)
     try:
         objects = [_parse_object(element, labels.positions) for element in root.findall("object")]
-        return Annotation(tuple(objects), _parse_size(root))
+        return tuple(objects), _parse_size(root)
     except ValueError as error:
         raise BadInputError(where, str(error), HINT) from None
 
 
 def parse_objects(data: bytes, where: str, labels: LabelSpace = VOC) -> tuple[ObjectRecord, ...]:
     """The objects alone; raises as ``parse_annotation`` does."""
-    return parse_annotation(data, where, labels).objects
+    return parse_annotation(data, where, labels)[0]
 
 
 def parse_class_names(data: bytes, where: str) -> list[str]:
@@ -56,7 +52,9 @@ def _parse(data: bytes, where: str) -> ElementTree.Element:
     if (b"!" in data and (b"<!DOCTYPE" in data or b"<!ENTITY" in data)) or b"\0" in data:
         raise BadInputError(where, "document type declarations, entities and NUL bytes are refused", HINT)
     try:
-        return ElementTree.fromstring(data)
+        parser = ElementTree.XMLParser()  # as ``fromstring`` does, without a tree builder in between
+        parser.feed(data)
+        return parser.close()
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # also raised for an unknown encoding
         raise BadInputError(where, f"not valid XML ({error})", HINT) from None
 
