@@ -105,17 +105,17 @@ class Pipeline:
             self._settle(head)
         self._head = None
         assert head.slot is not None
-        samples, rows = head.samples, head.samples.rows
+        samples = head.samples
         if head.left_out and not len(samples):
             self._free.put(head.slot)
             return self.take()
         batch = HostBatch(
             pixels=head.slot.pixels(len(samples), partial(self._error, samples)),
             flip_B=torch.from_numpy(samples.flip_N),
-            target_BK=torch.from_numpy(rows.target_NK),
-            ignore_BK=torch.from_numpy(rows.ignore_NK),
-            keys=rows.key_N.tolist(),
-            key_hash_B=rows.key_hash_N,
+            target_BK=torch.from_numpy(samples.target_NK),
+            ignore_BK=torch.from_numpy(samples.ignore_NK),
+            keys=samples.rows.key_N.tolist(),
+            key_hash_B=samples.rows.key_hash_N,
             index_B=samples.index_N,
             crop_B4=samples.crop_N4,
             num_bytes=head.num_bytes,
@@ -246,6 +246,7 @@ class Pipeline:
     def _decode_soon(self, job: BatchJob, slot: Slot) -> None:
         slot.begin(job.samples)
         job.slot = slot
+        job.pixel_slot = slot if isinstance(slot, PixelSlot) else None
         job.num_left = len(job.samples)
         if not job.num_left:
             job.finished.set()
@@ -273,16 +274,16 @@ class Pipeline:
             began = time.perf_counter()
 
     def _decode(self, decoder: Decoder, job: BatchJob, position: int, stages: StageSeconds) -> None:
-        slot = job.slot
+        slot = job.pixel_slot
         began = time.perf_counter()
         if (image_HWC := job.cached.get(position)) is None:
             data = job.request.read(position)
             fetched = time.perf_counter()
             stages.fetch += fetched - began
-            if isinstance(slot, EncodedSlot):
-                slot.hold(position, data)
+            if slot is None:
+                assert isinstance(job.slot, EncodedSlot)
+                job.slot.hold(position, data)
                 return
-            assert isinstance(slot, PixelSlot)
             try:
                 image_HWC = slot.decode(decoder, data, position)
             except ValueError as error:
@@ -292,7 +293,7 @@ class Pipeline:
                 self._images.offer(int(samples.index_N[position]), int(samples.reduction_N[position]), image_HWC)
             began = time.perf_counter()
             stages.decode += began - fetched
-        assert isinstance(slot, PixelSlot)
+        assert slot is not None
         slot.put(position, image_HWC)
         stages.resize += time.perf_counter() - began
 
@@ -323,6 +324,9 @@ class BatchJob:
     cached: dict[int, np.ndarray]
     """Cached decoded images, by position in the batch; ``request`` is for the others."""
     slot: Slot | None = None
+    pixel_slot: PixelSlot | None = None
+    """``slot``, unless it holds files. Asking an instance of an abstract class for its kind takes half a microsecond,
+    which is too long to do for every sample."""
     num_left: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     finished: threading.Event = field(default_factory=threading.Event)
