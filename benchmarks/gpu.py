@@ -154,6 +154,16 @@ def device_resize(bench: Bench) -> str:
     return f"{mean:.4f} grey levels on average, {most:.2f} at most"
 
 
+def helper_process(bench: Bench) -> str:
+    """What the threads make in a helper process, and copies from its memory, against those of this process."""
+    for resize in ("host", "device"):
+        same, helped = (batches_of(bench, bench.device, resize=resize, process=where) for where in ("same", "helper"))
+        check([keys for keys, _ in same] == [keys for keys, _ in helped], "other samples, or in another order")
+        equal = all(torch.equal(one, other) for (_, one), (_, other) in zip(same, helped, strict=True))
+        check(equal, f"resized by the {resize}, batches differ")
+    return "the same batches as threads of this process, bit for bit, from pinned memory"
+
+
 def device_decode(bench: Bench) -> str:
     # A CPU is refused by the loader; the path itself also runs there, with torchvision's own decoder.
     with mock.patch("msltrain.stream.loader.check_device_decoding") if bench.pretends else nullcontext():
@@ -394,18 +404,21 @@ def beside_the_loader(bench: Bench, backbone: str, size: int, batch_size: int) -
         return num_steps / took, waited / took
 
     alone, _ = rate(lambda: None)
-    config = StreamConfig(image_size=size, batch_size=batch_size)
-    with Loader(str(bench.shards), config, device=bench.device, training=True) as loader:
-        batches = forever(loader)
-        fed, wait = rate(lambda: next(batches))
-        batches.close()
-        hosts = endless(loader)
-        beside, _ = rate(lambda: next(hosts))
-        hosts.close()
-    return (
-        f"{alone * batch_size:,.0f} images/s alone; fed by the loader {fed / alone:.3f} of it, {100 * wait:.1f} % of "
-        f"the time waiting; with its threads beside and nothing uploaded {beside / alone:.3f}"
-    )
+    told = f"{alone * batch_size:,.0f} images/s alone"
+    for where, words in (("same", "threads beside it"), ("helper", "a helper process")):
+        config = StreamConfig(image_size=size, batch_size=batch_size, process=where)  # type: ignore[arg-type]
+        with Loader(str(bench.shards), config, device=bench.device, training=True) as loader:
+            batches = forever(loader)
+            fed, wait = rate(batches.__next__)
+            batches.close()
+            hosts = endless(loader)
+            beside, _ = rate(hosts.__next__)
+            hosts.close()
+        told += (
+            f"; fed by {words} {fed / alone:.3f} of it, {100 * wait:.1f} % of the time waiting, "
+            f"{beside / alone:.3f} with nothing uploaded"
+        )
+    return told
 
 
 def forever(loader: Loader) -> Iterator[object]:
@@ -419,6 +432,7 @@ def checks(pretends: bool) -> dict[str, Callable[[Bench], str]]:
     return {
         "host resize": host_resize,
         "device resize": device_resize,
+        "helper process": helper_process,
         "device decode": device_decode,
         "keep masks": keep_masks,
         "branches": branches,
