@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from msldata.errors import UserError
 from msltrain.stream.config import StreamConfig
@@ -33,6 +34,14 @@ def test_a_started_loader_goes_on_where_the_loaded_position_says(folder: Path):
         loader.start()
         loader.load_state_dict({**loader.state_dict(), "step": 4})
         assert [batch.keys for batch in loader] == whole[4:]
+
+
+def test_a_started_loader_goes_to_the_epoch_that_is_set(folder: Path):
+    with open_loader(folder) as fresh, open_loader(folder) as loader:
+        fresh.set_epoch(3)
+        loader.start()
+        loader.set_epoch(3)
+        assert [batch.keys for batch in loader] == [batch.keys for batch in fresh]
 
 
 def test_a_position_inside_the_epoch_that_is_set_is_kept(folder: Path):
@@ -105,3 +114,15 @@ def test_a_bad_sample_is_replaced_and_listed(tmp_path: Path):
         assert [len(batch) for batch in loader] == [4, 4, 4]
         [error] = loader.skipped.errors.values()
     assert "s000003" in str(error)
+
+
+def test_what_is_left_of_a_batch_keeps_its_own_places_and_sizes(tmp_path: Path):
+    """Photographs differ in width, and are resized all together after the bad ones were left out."""
+    write_images(tmp_path, [8], {"s000001": b"no photograph", "s000004": b"nor this"})
+    found = []
+    for resize in ("host", "device"):
+        with open_loader(tmp_path, training=False, batch_size=8, on_sample_error="skip", resize=resize) as loader:
+            [batch] = loader
+        assert batch.keys == ["s000000", "s000002", "s000003", "s000005", "s000006", "s000007"]
+        found.append(batch.image_BCHW)
+    torch.testing.assert_close(*found, atol=1.01 / 255 / min(StreamConfig().std), rtol=0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from msltrain.config import override
 from msltrain.recipes import recipe
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
+from msltrain.training.optim import learning_rate
 from msltrain.training.resume import take_position
 from msltrain.training.trainer import Trainer
 from tests.smallshards import write_images
@@ -37,3 +40,28 @@ def test_patience_is_the_number_of_epochs_after_the_best():
     assert [trainer._is_over(epoch) for epoch in range(4, 8)] == [False, False, True, True]
     trainer.chooses = False
     assert not trainer._is_over(7)
+
+
+def test_the_schedule_is_at_the_place_of_the_samples_not_of_the_smaller_batches(tmp_path: Path):
+    """Six batches of 4 were taken where three of 8 are; the rate goes on at the fourth step."""
+    write_images(tmp_path, [40])
+    small, loader = (
+        Loader(tmp_path, StreamConfig(image_size=16, batch_size=size, num_threads=1), training=True) for size in (4, 8)
+    )
+    small.load_state_dict({**small.state_dict(), "step": 6})
+    take_position(loader, small.state_dict(), changed=True)
+    rates: list[float] = []
+    trainer: Any = Trainer.__new__(Trainer)  # without the network, which has no part in it
+    trainer.config = override(recipe("smoke"), ["run.save_every=0"])
+    trainer._optim, trainer.step, trainer._steps_here = trainer.config.optim, 6, 1
+    trainer.data = SimpleNamespace(
+        training=loader, augmented=lambda batch, epoch: batch, masked_view=lambda batch, epoch: None
+    )
+    trainer.learner = SimpleNamespace(take_step=lambda batch, view, rate, epoch: rates.append(rate) or {})
+    trainer.ranks, trainer.stop = SimpleNamespace(world_size=1), SimpleNamespace(received=None)
+    trainer._steps_before = trainer.step - trainer._scheduled
+    trainer._report = lambda epoch: False
+    with loader:
+        trainer._train_epoch(0)
+    assert rates == [learning_rate(trainer._optim, step, 5) for step in (3, 4)] and rates[0] != rates[1]
+    assert trainer.step == 8
