@@ -19,6 +19,7 @@ import msltrain.runs.find_checkpoint
 from msldata.errors import StorageError, UserError
 from msldata.storage import LocalStorage
 from msltrain.config import ModelConfig, TrainConfig
+from msltrain.measures.predictions import Origin, Predictions, write_predictions
 from msltrain.models.build import build_model
 from msltrain.runs.checkpoint import (
     Checkpoint,
@@ -31,6 +32,7 @@ from msltrain.runs.checkpoint import (
 from msltrain.runs.find_checkpoint import find_checkpoint, open_checkpoint
 from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.stream.config import StreamConfig
+from msltrain.use.predict import thresholds_of
 
 CONFIG = TrainConfig(
     stream=StreamConfig(image_size=32), model=ModelConfig(backbone="test_efficientnet", weights="gone.pth")
@@ -155,6 +157,10 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
+def _fail(file: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_crash_between_the_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save_checkpoint(checkpoint(1), tmp_path / "last")
     really_rename = Path.rename
@@ -172,6 +178,11 @@ def test_a_crash_between_the_renames_loses_nothing(tmp_path: Path, monkeypatch: 
         with pytest.raises(Killed):
             save_checkpoint(checkpoint(2), tmp_path / "last")
     assert not (tmp_path / "last").exists()
+    assert load_checkpoint(tmp_path / "last").step == 1
+    with monkeypatch.context() as patched:  # nor does the next one, where it does not come to its end
+        patched.setattr(msltrain.runs.checkpoint, "flush_to_disk", _fail)
+        with pytest.raises(StorageError, match="could not be written: the disk is full"):
+            save_checkpoint(checkpoint(2), tmp_path / "last")
     assert load_checkpoint(tmp_path / "last").step == 1
     save_checkpoint(checkpoint(3), tmp_path / "last")
     assert load_checkpoint(tmp_path / "last").step == 3
@@ -538,6 +549,14 @@ def loaded_from(path: str | Path) -> LoadedRecogniser:
     return LoadedRecogniser(recogniser=torch.nn.Identity(), classes=CLASSES, config=CONFIG, path=path, sha256="")
 
 
+def test_outputs_and_thresholds_are_put_in_another_order():
+    loaded = replace(loaded_from("run"), thresholds=(0.1, 0.2, 0.3))
+    there = (CLASSES[1], CLASSES[2], CLASSES[0])  # going round, which is not the same as going back
+    found = loaded.ordered_as(there, "x")
+    assert found.classes == there and found.thresholds == (0.2, 0.3, 0.1)
+    assert found.recogniser(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[2, 3, 1]]
+
+
 def test_classes_are_found_by_name():
     loaded = loaded_from("run")
     assert loaded.columns_of(("größe", "bird", "cat", "dog"), "x").tolist() == [2, 3, 0]
@@ -560,3 +579,18 @@ def test_predictions_lie_in_the_run(tmp_path: Path):
         "a.json", "a.parquet"
     ]  # fmt: skip
     assert loaded_from("s3://bucket/run").prediction_files() == []
+
+
+def test_thresholds_are_those_tuned_for_these_weights_on_whole_images(tmp_path: Path):
+    target_NK = np.eye(3, dtype=np.uint8)[np.arange(36) % 3]
+    logit_NK = (4.0 * target_NK + 1).astype(np.float32)
+    ignore_NK, keys = np.zeros((36, 3), bool), tuple(map(str, range(36)))
+    loaded, found = replace(loaded_from(tmp_path / "checkpoints/best"), sha256="ab" * 32), []
+    for number, changes in enumerate(({"checkpoint_sha256": "cd" * 32}, {"keep_masks": ("high",)}, {})):
+        origin = Origin(**{"checkpoint": "best", "checkpoint_sha256": loaded.sha256, **changes})
+        told = Predictions(
+            keys=keys, logit_NK=logit_NK, target_NK=target_NK, ignore_NK=ignore_NK, classes=CLASSES, origin=origin
+        )
+        write_predictions(told, tmp_path / f"predictions/{number}-held-out.parquet")
+        found.append(thresholds_of(loaded)[0].round(3).tolist())
+    assert found == [[0.5] * 3, [0.5] * 3, [0.953] * 3]  # midway between logits 1 and 5

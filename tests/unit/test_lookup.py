@@ -52,7 +52,7 @@ def test_batches_together_equal_batches_alone(shards, monkeypatch, most):
 def test_one_sample_takes_the_place_of_another(shards, number):
     lookup = make(shards, [])
     before, alone = lookup.samples(np.arange(5, 10)), lookup.samples(np.array([number]))
-    assert {*lookup.samples(np.arange(20, 24)).flip_N} == {False, True}, "one of them is mirrored where the other is not"
+    assert {*lookup.samples(np.arange(20, 24)).flip_N} == {False, True}, "mirrored and not"
     samples = lookup.samples(np.arange(5, 10))
     samples.put(2, alone)
     expected = content(before)

@@ -7,14 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from msldata.errors import UserError
 from msltrain.config import override
 from msltrain.recipes import recipe
+from msltrain.runs.checkpoint import Checkpoint, save_checkpoint
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
 from msltrain.training.optim import learning_rate
-from msltrain.training.resume import take_position
+from msltrain.training.resume import open_run, take_position
 from msltrain.training.trainer import Trainer
 from tests.smallshards import write_images
 
@@ -65,3 +67,30 @@ def test_the_schedule_is_at_the_place_of_the_samples_not_of_the_smaller_batches(
         trainer._train_epoch(0)
     assert rates == [learning_rate(trainer._optim, step, 5) for step in (3, 4)] and rates[0] != rates[1]
     assert trainer.step == 8
+
+
+@pytest.mark.parametrize(("best_epoch", "mAP", "is_best"), [(1, 0.5, True), (0, 0.5, False), (1, None, False)])
+def test_a_run_killed_before_it_kept_its_best_epoch_keeps_it_now(
+    tmp_path: Path, best_epoch: int, mAP: float | None, is_best: bool
+):
+    """Epoch number 1 is the second that was finished. Without a measure, the state is from inside an epoch."""
+    position = {"epoch": 1, "step": 5, "batch_size": 8, "num_samples": 40}
+    state = {
+        "loader": position,
+        "best": {"epoch": best_epoch, "mAP": 0.5},
+        "optimizer": {"state": {}, "param_groups": [{"params": []}]},
+        "random": [{"python": 0}],
+    }
+    checkpoint = Checkpoint(
+        config=recipe("smoke"), classes=("cat",), step=10, epoch=2, validation_mAP=mAP,
+        weights={"w": torch.ones(1)}, train_state=state,
+    )  # fmt: skip
+    save_checkpoint(checkpoint, tmp_path / "last")
+    folder: Any = SimpleNamespace(
+        claim=lambda: None, is_used=True, changes=lambda *_: [], was_changed=True, place=lambda *parts: "/".join(parts),
+        last=tmp_path / "last", best=tmp_path / "best",
+    )  # fmt: skip
+    data: Any = SimpleNamespace(identities=None, classes=("cat",))
+    start = open_run(folder, checkpoint.config, data, "auto", False)
+    assert start.checkpoint is not None and start.checkpoint.step == 10
+    assert (tmp_path / "best").exists() == is_best
