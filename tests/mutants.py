@@ -100,6 +100,7 @@ CORE = {
         "unit/test_format unit/test_publish unit/test_hostile_metadata unit/test_walk_tar golden/test_shardwriter "
         "golden/test_croissant",
     ),
+    "resume": _part("msltrain/training/resume.py", "unit/test_resume"),
     "loader": _part(
         "msltrain/stream/loader.py",
         "unit/test_loader_alone unit/test_stream_windows unit/test_views unit/test_keepmasks unit/test_augmentations",
