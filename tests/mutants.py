@@ -92,7 +92,8 @@ CORE = {
     ),
     "schedule": _part("msltrain/training/optim.py", "golden/test_optim unit/test_families unit/test_learner"),
     "checkpoint": _part(
-        "msltrain/runs/checkpoint.py msltrain/runs/find_checkpoint.py", "unit/test_checkpoint unit/test_learner"
+        "msltrain/runs/checkpoint.py msltrain/runs/find_checkpoint.py",
+        "unit/test_checkpoint unit/test_find_checkpoint unit/test_learner",
     ),
     "lock": _part("msldata/storage/lock.py", "unit/test_lock"),
     "contract": _part(

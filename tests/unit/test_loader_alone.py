@@ -5,13 +5,19 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from msldata.contract import pixels
 from msldata.errors import UserError
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
-from tests.smallshards import write_images
+from msltrain.stream.order.crop_and_flip import random_crops, random_flips
+from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.pixels.resize import WholeImages
+from msltrain.stream.samples.shardset import open_shard_set
+from tests.smallshards import photo, write_images
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +112,49 @@ def test_images_are_decoded_once_where_there_is_room(folder: Path):
             assert sum(len(batch) for batch in loader) == 26
             seconds.append(loader.stage_seconds().decode)
     assert 0 < seconds[0] == seconds[1] == seconds[2]
+
+
+@pytest.mark.parametrize(("room", "is_enough"), [(1.001, True), (0.999, False)])
+def test_room_is_counted_in_billions_of_bytes(folder: Path, room: float, is_enough: bool):
+    rows = open_shard_set(folder)
+    _, all_rows = rows.rows(*EpochPlan(rows.counts, seed=0, epoch=0).items(0, 26))
+    num_bytes = 3 * int((all_rows.width_N * all_rows.height_N).sum())
+    with open_loader(folder, batch_size=13, ram_cache_gb=num_bytes * room / 1e9) as loader:
+        for _ in range(2):
+            before = loader.stats.num_bytes
+            assert sum(len(batch) for batch in loader) == 26
+    assert (loader.stats.num_bytes == before) == is_enough
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_training_crops_and_mirrors_and_evaluation_shows_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+):
+    monkeypatch.setattr(pixels, "LARGE", 0)  # photographs of any size are reduced in decoding
+    write_images(tmp_path, [12], {f"s{number:06d}": photo(number, 400, 300) for number in range(12)}, (400, 300))
+    size = np.full(12, 400), np.full(12, 300)
+    config = StreamConfig()
+    with open_loader(tmp_path, batch_size=12) as loader:
+        loader.set_epoch(epoch)
+        [batch] = loader
+    crop_N4 = random_crops(
+        batch.key_hash_B, *size, seed=0, epoch=epoch, scale=config.crop_scale, ratio=config.crop_ratio
+    )
+    reduction_N = pixels.reductions(*size, crop_N4, 16)
+    assert reduction_N.min() > 1 and (crop_N4[:, :2] % reduction_N[:, None]).any(axis=0).all()
+    crop_N4[:, :2] = crop_N4[:, :2] // reduction_N[:, None] * reduction_N[:, None]  # at a pixel of what is decoded
+    assert batch.crop_B4.tolist() == crop_N4.tolist()
+    flip_N = random_flips(batch.key_hash_B, seed=0, epoch=epoch, probability=config.flip_probability)
+    assert batch.flip_B.tolist() == flip_N.tolist() and {*flip_N.tolist()} == {False, True}
+    with open_loader(tmp_path, batch_size=12, training=False) as loader:
+        [batch] = loader
+    assert batch.crop_B4.tolist() == [[0, 0, 300, 400]] * 12 and not batch.flip_B.any()
+
+
+@pytest.mark.parametrize(("resize", "kind"), [("host", torch.Tensor), ("device", WholeImages)])
+def test_photographs_leave_the_host_as_it_was_asked(folder: Path, resize: str, kind: type):
+    with open_loader(folder, resize=resize) as loader:
+        assert all(isinstance(batch.pixels, kind) for batch in loader.host_batches())
 
 
 def test_a_bad_sample_is_replaced_and_listed(tmp_path: Path):

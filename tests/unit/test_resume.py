@@ -150,8 +150,9 @@ def test_changes_are_refused_unless_they_are_allowed(tmp_path: Path):
     ],
 )
 def test_other_classes_are_another_run(tmp_path: Path, classes: tuple[str, ...], says: str):
-    with pytest.raises(UserError, match=re.escape(says)):
-        opened(tmp_path, classes=classes)
+    with pytest.raises(UserError, match=re.escape(says)) as refused:
+        opened(tmp_path, classes=classes, config=override(CONFIG, ["data.train=shards/here"]), was_changed=True)
+    assert re.match("shards/here: (the same|other) classes ", str(refused.value))
 
 
 @pytest.mark.parametrize(("best_epoch", "mAP", "is_best"), [(1, 0.5, True), (0, 0.5, False), (1, None, False)])
@@ -219,6 +220,7 @@ def test_a_state_without_a_best_epoch_is_none_of_a_training(tmp_path: Path):
     [
         ({}, {}),
         ({"loader": {**POSITION, "num_samples": 33}}, {}),
+        ({"loader": {**POSITION, "num_samples": 5, "batch_size": 1}}, {}),
         ({"loader": {**POSITION, "epoch": 2, "step": 0}}, {}),  # stopped between two epochs
         ({"loader": {**POSITION, "epoch": 1, "step": 0}}, {"epoch": 1, "step": 5}),
         ({"loader": {**POSITION, "epoch": 0, "step": 0}, "best": None}, {"epoch": 0, "step": 0}),
@@ -273,6 +275,7 @@ def test_a_changed_rate_is_said():
     assert rate_note(config, replace(config, lr=0.985), 5, 10) and rate_note(replace(config, lr=0.985), config, 5, 10)
     assert rate_note(config, replace(config, num_epochs=5), 5, 10) == ""  # it is over
     stepped = replace(config, schedule="step", step_epochs=2, step_factor=0.1)
+    assert rate_note(replace(stepped, lr=100.0), replace(stepped, lr=99.0), 0, 10) == ""  # nor exactly one
     assert rate_note(config, stepped, 5, 10).endswith(
         "goes on at 0.01, where it was 0.5: the schedule is another one now"
     )
