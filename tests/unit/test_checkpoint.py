@@ -327,6 +327,8 @@ def test_the_checkpoint_that_a_url_means(tmp_path: Path, monkeypatch: pytest.Mon
     assert load_checkpoint(run).step == load_checkpoint(f"{run}/checkpoints").step == 10
     assert load_checkpoint(f"{run}/checkpoints/last").step == 10
     assert load_checkpoint(f"{run}/checkpoints/last.9").step == 9
+    save_checkpoint(small(5), tmp_path / "copied/mine")
+    assert load_checkpoint(f"{run}/copied/mine").step == 5
     save_checkpoint(small(2), checkpoints / "best.2")
     assert load_checkpoint(run).step == 2
     save_checkpoint(small(3), checkpoints / "best")  # a copied run: the numbered one is newer all the same

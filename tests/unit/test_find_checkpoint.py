@@ -15,6 +15,7 @@ from msldata.storage import LocalStorage
 from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import Checkpoint, save_checkpoint
 from msltrain.runs.find_checkpoint import (
+    Foreign,
     check_model,
     check_unused,
     find_checkpoint,
@@ -66,6 +67,10 @@ def test_what_is_looked_at_before_a_model_is_loaded(tmp_path: Path):
     (tmp_path / "run/checkpoints/last/meta.json").write_text("{}")
     with pytest.raises(UserError, match="not the description of a checkpoint"):
         check_model(tmp_path / "run")
+
+
+def test_nothing_is_foreign_unless_it_is_said():
+    assert Foreign() == Foreign(recipe="", model="")
 
 
 def test_a_weights_file_stands_for_its_folder_where_that_says_more(tmp_path: Path):
@@ -130,14 +135,15 @@ def test_the_shards_that_a_run_was_validated_on(tmp_path: Path):
             training_shards(nameless)
 
 
-def test_the_test_shards_beside_those_of_training(tmp_path: Path):
-    for split in ("train", "test"):
-        manifest = Manifest(kind=IMAGES, dataset="d", split=split, classes=("cat",))
-        write_manifest(LocalStorage(tmp_path / "d" / split), manifest)
+def test_the_test_shards_beside_those_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for place in ("d/train", "d/test", "e/test"):
+        manifest = Manifest(kind=IMAGES, dataset="d", split="any", classes=("cat",))
+        write_manifest(LocalStorage(tmp_path / place), manifest)
     run = save(tmp_path / "run", str(tmp_path / "d/train"))
     assert shards_to_test(run) == str(tmp_path / "d/test")
     (tmp_path / "d/test/dataset.json").unlink()
     assert shards_to_test(run) is None
+    monkeypatch.chdir(tmp_path / "e")  # beside nothing is not beside whoever asks
     assert shards_to_test(save(tmp_path / "other")) is None
     assert shards_to_test(tmp_path / "nothing") is None
     (run / "meta.json").write_text("{}")
