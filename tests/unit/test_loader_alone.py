@@ -35,7 +35,11 @@ def open_loader(folder: Path, *, training: bool = True, seed: int = 0, **setting
 def test_a_started_loader_goes_on_where_the_loaded_position_says(folder: Path):
     with open_loader(folder) as loader:
         whole = [batch.keys for batch in loader]
-        assert len(whole) == len(loader) == 6 and loader.state_dict()["epoch"] == 1
+        assert len(whole) == len(loader) == 6
+        begun = loader.state_dict()
+        assert (begun["epoch"], begun["step"], loader.next_epoch) == (1, 0, 1), (
+            "the end of one is the start of the next"
+        )
         loader.set_epoch(0)
         loader.start()
         loader.load_state_dict({**loader.state_dict(), "step": 4})
@@ -155,6 +159,24 @@ def test_training_crops_and_mirrors_and_evaluation_shows_the_whole(
 def test_photographs_leave_the_host_as_it_was_asked(folder: Path, resize: str, kind: type):
     with open_loader(folder, resize=resize) as loader:
         assert all(isinstance(batch.pixels, kind) for batch in loader.host_batches())
+
+
+def test_evaluation_takes_no_room_from_training(folder: Path):
+    with open_loader(folder, training=False, ram_cache_gb=0.1) as loader:
+        for _ in range(2):
+            before = loader.stats.num_bytes
+            assert sum(len(batch) for batch in loader) == 26
+    assert loader.stats.num_bytes > before
+
+
+def test_every_rank_has_a_sample_at_least(folder: Path):
+    config = StreamConfig(image_size=16, batch_size=4, num_threads=1)
+    shares = [Loader(folder, config, training=True, rank=rank, world_size=4) for rank in range(4)]
+    for loader in shares:
+        with loader:
+            assert [len(batch) for batch in loader] == [1] * 6
+    with pytest.raises(UserError, match=r"stream\.batch_size is 4 for 5 ranks"):
+        Loader(folder, config, training=True, rank=0, world_size=5)
 
 
 def test_a_bad_sample_is_replaced_and_listed(tmp_path: Path):

@@ -72,6 +72,13 @@ def test_what_is_given_keeps_its_order(tmp_path: Path):
     assert read_pixels(found[2]).tolist() == [[[1, 2, 3]] * 3] * 2
 
 
+def test_a_pillow_image_is_seen_in_its_colours():
+    image = Image.new("P", (3, 2), 1)
+    image.putpalette([0, 0, 0, 9, 8, 7])
+    [picture] = given_pictures(image)
+    assert read_pixels(picture).tolist() == [[[9, 8, 7]] * 3] * 2
+
+
 def test_one_is_as_good_as_a_list_of_one(tmp_path: Path):
     write(tmp_path, a_jpg=JPEG)
     for one in (tmp_path / "a.jpg", str(tmp_path / "a.jpg"), Image.new("RGB", (3, 2)), np.zeros((2, 3), np.uint8)):
@@ -108,6 +115,22 @@ def test_folders_are_searched_and_what_is_named_twice_is_taken_once(tmp_path: Pa
     assert names(tmp_path, f"{tmp_path}/**/*") == ["a.jpeg", "b.jpg", "c/a.PNG"]
     assert names(tmp_path, f"{tmp_path}/*") == ["a.jpeg", "b.jpg"]
     assert find_images([tmp_path / "b.jpg"])[0].read() == JPEG
+
+
+@pytest.mark.parametrize("suffix", "jpg jpeg jpe jfif png webp bmp gif tif tiff ppm pgm jp2 avif heic heif JPG".split())
+def test_a_file_that_is_called_an_image_is_taken_for_one(tmp_path: Path, suffix: str):
+    """What is wrong with it is said when it is read; passed over, nobody would know."""
+    (tmp_path / f"a.{suffix}").write_bytes(b"<html>")
+    assert names(tmp_path, tmp_path) == [f"a.{suffix}"]
+
+
+def test_what_cannot_be_looked_into_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path, flags: int) -> int:
+        raise PermissionError(13, "denied")
+
+    write(tmp_path, a_jpg=JPEG, b=JPEG)
+    monkeypatch.setattr(read_images, "regular", refuse)
+    assert names(tmp_path, tmp_path) == ["a.jpg"]
 
 
 def test_what_is_no_image_is_passed_over_and_said(tmp_path: Path):
@@ -165,12 +188,12 @@ def test_files_without_a_suffix_begin_as_images_do(kind: str):
         (b"RIFF\0\0\0\0WAVE", False),
         (b"XXXX\0\0\0\0WEBP", False),
         (b"P7\n", False),
-        (b"", False),
+        (b"GIF", False),
         (b"%PDF-1.7", False),
     ],
 )
 def test_beginnings(start: bytes, is_one: bool):
-    assert is_image_start(start) == is_one
+    assert is_image_start(start) == is_image_start(start + b"\0\0\0\0") == is_one
 
 
 @pytest.mark.parametrize(
@@ -198,6 +221,13 @@ def test_lists_name_pictures_from_their_own_folder(
         read_photo(found[2])  # one line's mistake is this one's error
     monkeypatch.chdir(tmp_path / "c")
     assert [picture.name for picture in find_images([f"../{name}"])] == ["../b.jpg", "../c/a.jpg", "../none.jpg"]
+
+
+def test_a_list_may_hold_names_that_are_no_text(tmp_path: Path):
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(JPEG)
+    (tmp_path / "l.txt").write_bytes(b"caf\xe9.jpg\n")
+    [picture] = find_images([tmp_path / "l.txt"])
+    assert (picture.name, picture.read()) == (f"{tmp_path}/caf\\xe9.jpg", JPEG)
 
 
 def test_a_list_may_name_folders_addresses_and_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -255,14 +285,15 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_addresses_in_a_store(tmp_path: Path, asked: list[str]):
     write(tmp_path, bucket__c__a_jpg=JPEG, bucket__c__b=JPEG, bucket__c__d=bytes(20), bucket__c__e=b"\xff\xd8\xff")
-    write(tmp_path, bucket__c__f_dat=JPEG, bucket__c__g__h_PNG=JPEG)
+    write(tmp_path, bucket__c__f_dat=JPEG, bucket__c__g__h_PNG=JPEG, bucket__c__v1_2__k=JPEG[:16])
     [one] = find_images(["s3://bucket/c/a.jpg"])
     assert (one.name, one.read(), asked) == ("s3://bucket/c/a.jpg", JPEG, [])
     said: list[str] = []
     found = find_images(["s3://bucket/c"], said.append)
-    assert [picture.name for picture in found] == [f"s3://bucket/c/{name}" for name in ("a.jpg", "b", "g/h.PNG")]
-    assert all(picture.read() == JPEG for picture in found) and asked == ["s3://bucket/c/dataset.json"]
-    assert said == ["s3://bucket/c: 3 images; passed over, for they are none: d, e, f.dat"]
+    there = ("a.jpg", "b", "g/h.PNG", "v1.2/k")
+    assert [picture.name for picture in found] == [f"s3://bucket/c/{name}" for name in there]
+    assert all(picture.read() == JPEG for picture in found[:3]) and asked == ["s3://bucket/c/dataset.json"]
+    assert said == ["s3://bucket/c: 4 images; passed over, for they are none: d, e, f.dat"]
 
 
 def test_addresses_on_the_web(tmp_path: Path, asked: list[str]):
@@ -329,8 +360,11 @@ def test_a_photograph_is_decoded_as_large_as_it_is_needed_and_once(monkeypatch: 
     decoded: list[int] = []
     decode = read_images.decode
     monkeypatch.setattr(read_images, "decode", lambda data, by=1: decoded.append(by) or decode(data, by))
+    looks: list[bytes] = []
+    upright_size = read_images.upright_size
+    monkeypatch.setattr(read_images, "upright_size", lambda data: looks.append(data) or upright_size(data))
     seen = Photo(photo(2, 1600, 1200))
-    assert seen.size == (1600, 1200) and not decoded
+    assert seen.size == seen.size == (1600, 1200) and not decoded and len(looks) == 1
     assert seen.pixels(100).shape == (150, 200, 3) and seen.pixels(100).shape == (150, 200, 3)
     assert seen.square(100).shape == (1, 3, 100, 100) and decoded == [8]
     assert seen.pixels().shape == (1200, 1600, 3) and seen.pixels().shape == (1200, 1600, 3)
@@ -343,13 +377,17 @@ def test_an_array_has_width_and_height_too():
     seen = Photo(array)
     assert seen.size == (4, 2) and seen.pixels(2) is array
     assert seen.square(4)[0, 0].tolist() == [[0, 0, 200, 200]] * 4
+    turned = Photo(np.ascontiguousarray(array.transpose(1, 0, 2)))
+    assert turned.square(4)[0, 0].T.tolist() == [[0, 0, 200, 200]] * 4
+    file = np.frombuffer(JPEG[: len(JPEG) // 3 * 3], np.uint8).reshape(1, -1, 3)  # pixels that look like a file
+    assert Photo(file).size == (file.shape[1], 1)
 
 
 @pytest.mark.parametrize(
     ("failure", "says"),
     [
         (OSError("a.jpg: is odd."), "a.jpg: is odd"),
-        (ValueError(" is odd "), "a.jpg: is odd"),
+        (ValueError(" is a box. "), "a.jpg: is a box"),
         (BadInputError("b.jpg", "is worse"), "b.jpg: is worse"),
     ],
 )
