@@ -70,10 +70,41 @@ def test_a_position_inside_the_epoch_that_is_set_is_kept(folder: Path):
 def test_raw_batches_count_as_well(folder: Path):
     with open_loader(folder) as loader:
         assert [loader.step for _ in loader.host_batches()] == [1, 2, 3, 4, 5, 6]
+        assert not decoding()
 
 
 def decoding() -> bool:
     return any(thread.name.startswith("msl-decode") for thread in threading.enumerate())
+
+
+def test_the_end_of_an_epoch_is_the_beginning_of_the_next(folder: Path):
+    """Also for a run that was stopped just there."""
+    with open_loader(folder) as loader:
+        begun = loader.state_dict()
+        epochs = [[batch.keys for batch in loader] for _ in range(2)]
+        loader.load_state_dict({**begun, "step": 6})
+        assert loader.next_epoch == 1
+        assert [batch.keys for batch in loader] == epochs[1]
+        assert (loader.epoch, loader.next_epoch) == (2, 2)
+
+
+def test_what_was_started_and_closed_is_begun_again_at_its_place(folder: Path):
+    with open_loader(folder) as loader:
+        begun = loader.state_dict()
+        whole = [batch.keys for batch in loader]
+        loader.load_state_dict({**begun, "step": 4})
+        loader.start()
+        loader.close()
+        assert [batch.keys for batch in loader] == whole[4:]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nothing says what is mapped")
+def test_shards_are_let_go_at_the_end(tmp_path: Path):
+    write_images(tmp_path, [8])
+    with open_loader(tmp_path) as loader:
+        assert len(list(loader)) == 2
+        assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def test_threads_live_from_the_start_to_the_end_of_the_block(folder: Path):
