@@ -554,6 +554,7 @@ def loaded_from(path: str | Path) -> LoadedRecogniser:
 def test_outputs_and_thresholds_are_put_in_another_order():
     loaded = replace(loaded_from("run"), thresholds=(0.1, 0.2, 0.3))
     there = (CLASSES[1], CLASSES[2], CLASSES[0])  # going round, which is not the same as going back
+    assert loaded.ordered_as(CLASSES, "x") is loaded
     found = loaded.ordered_as(there, "x")
     assert found.classes == there and found.thresholds == (0.2, 0.3, 0.1)
     assert found.recogniser(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[2, 3, 1]]
@@ -569,6 +570,53 @@ def test_classes_are_found_by_name():
         "shards/x: its classes are not those of run (3 classes in the checkpoint, 7 in the data; the data lacks cat, "
         "größe; the checkpoint does not know a, b, c, d, e); use shards of the dataset it was trained on"
     )
+
+
+def test_what_is_called_by_an_address_is_not_looked_for_in_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(small(epoch=0), Path("s3://bucket/run/checkpoints/last"))
+    Path("s3://bucket/run/predictions").mkdir()
+    Path("s3://bucket/run/predictions/a.parquet").touch()
+    here, there = loaded_from(Path("s3://bucket/run/checkpoints/last")), loaded_from("s3://bucket/run/checkpoints/last")
+    assert len(here.prediction_files()) == 1 and here.unfinished()
+    assert there.prediction_files() == [] and there.unfinished() == ""
+
+
+@pytest.mark.parametrize(
+    ("done", "best", "patience", "is_over"),
+    [
+        (3, None, 0, False),
+        (4, None, 0, True),
+        (5, None, 0, True),  # it was made shorter
+        (3, 1, 0, False),
+        (3, 1, 2, True),  # two epochs after the best
+        (3, 2, 2, False),
+        (3, None, 1, False),
+    ],
+)
+def test_a_run_that_was_stopped_is_said_to_be(
+    tmp_path: Path, done: int, best: int | None, patience: int, is_over: bool
+):
+    config = replace(CONFIG, optim=replace(CONFIG.optim, num_epochs=4, patience=patience))
+    save_checkpoint(small(config=config, epoch=done), tmp_path / "checkpoints/last")
+    if best is not None:
+        save_checkpoint(small(config=config, epoch=best), tmp_path / "checkpoints/best")
+    said = loaded_from(tmp_path / "checkpoints/last").unfinished()
+    assert said == ("" if is_over else (
+        f"{tmp_path}: 3 of 4 epochs of its training are done, so these are not the scores of a finished model; if it "
+        "was stopped, --resume auto of `msl train` goes on"
+    ))  # fmt: skip
+    (tmp_path / "checkpoints/last/meta.json").write_text("{}")
+    assert loaded_from(tmp_path / "checkpoints/last").unfinished() == ""
+    assert loaded_from(tmp_path / "elsewhere").unfinished() == ""
+
+
+def test_a_place_where_nothing_can_be_is_said(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file/last: could not be written: not a directory$"):
+        save_checkpoint(small(), tmp_path / "file/last")
 
 
 def test_predictions_lie_in_the_run(tmp_path: Path):

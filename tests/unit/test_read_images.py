@@ -223,6 +223,12 @@ def test_lists_name_pictures_from_their_own_folder(
     assert [picture.name for picture in find_images([f"../{name}"])] == ["../b.jpg", "../c/a.jpg", "../none.jpg"]
 
 
+@pytest.mark.parametrize("column", ["image", "file", "path", "url", "file_name", "filename", "image_path"])
+def test_columns_that_name_pictures(tmp_path: Path, column: str):
+    write(tmp_path, a_jpg=JPEG, l_csv=f"label,{column}\nx,a.jpg\n")
+    assert names(tmp_path, tmp_path / "l.csv") == ["a.jpg"]
+
+
 def test_a_list_may_hold_names_that_are_no_text(tmp_path: Path):
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(JPEG)
     (tmp_path / "l.txt").write_bytes(b"caf\xe9.jpg\n")
@@ -327,6 +333,7 @@ def test_a_download_that_is_too_large_is_refused_and_not_cut(monkeypatch, num_by
         asked.append((request.full_url, request.get_header("User-agent"), request.get_header("Accept"), timeout))
         return io.BytesIO(bytes(num_bytes))
 
+    assert read_images.MAX_DOWNLOAD == 104_857_600, "100 MiB"
     monkeypatch.setattr(read_images, "MAX_DOWNLOAD", 1 << 20)
     monkeypatch.setattr(urllib.request, "urlopen", answer)
     [picture] = find_images(["http://127.0.0.1/a.jpg"])
@@ -404,5 +411,7 @@ def test_what_is_no_image_is_named_when_it_is_looked_at(tmp_path: Path):
     for look in (lambda: seen.size, seen.pixels, lambda: seen.square(8)):
         with pytest.raises(BadInputError, match=r"^a\.jpg: "):
             look()
+    with pytest.raises(BadInputError, match=r"^image: "):
+        Photo(b"<html>").pixels()
     write(tmp_path, a_jpg=JPEG)
     assert read_square(tmp_path / "a.jpg", 8).tolist() == Photo(JPEG).square(8).tolist()
