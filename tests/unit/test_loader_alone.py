@@ -12,7 +12,7 @@ import torch
 from msldata.contract import pixels
 from msldata.errors import UserError
 from msltrain.stream.config import StreamConfig
-from msltrain.stream.loader import Loader
+from msltrain.stream.loader import Loader, StreamStats
 from msltrain.stream.order.crop_and_flip import random_crops, random_flips
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.pixels.resize import WholeImages
@@ -69,6 +69,7 @@ def test_a_position_inside_the_epoch_that_is_set_is_kept(folder: Path):
 
 def test_raw_batches_count_as_well(folder: Path):
     with open_loader(folder) as loader:
+        assert loader.stats == StreamStats(num_images=0, num_bytes=0, seconds_waited=0)
         assert [loader.step for _ in loader.host_batches()] == [1, 2, 3, 4, 5, 6]
         assert not decoding()
 
