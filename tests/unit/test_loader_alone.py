@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ import torch
 from msldata.contract import pixels
 from msldata.errors import UserError
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.errors import SampleError
 from msltrain.stream.loader import Loader, StreamStats
 from msltrain.stream.order.crop_and_flip import random_crops, random_flips
 from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.pipeline import Pipeline
 from msltrain.stream.pixels.resize import WholeImages
 from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import photo, write_images
@@ -27,8 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def open_loader(folder: Path, *, training: bool = True, seed: int = 0, **settings: int | float | str) -> Loader:
-    config = StreamConfig(image_size=16, num_threads=1, **{"batch_size": 4, "window": 12, **settings})
+def open_loader(folder: Path, *, training: bool = True, seed: int = 0, **settings: int | float | str | None) -> Loader:
+    config = StreamConfig(image_size=16, **{"batch_size": 4, "window": 12, "num_threads": 1, **settings})
     return Loader(folder, config, training=training, seed=seed)
 
 
@@ -72,6 +76,20 @@ def test_raw_batches_count_as_well(folder: Path):
         assert loader.stats == StreamStats(num_images=0, num_bytes=0, seconds_waited=0)
         assert [loader.step for _ in loader.host_batches()] == [1, 2, 3, 4, 5, 6]
         assert not decoding()
+
+
+def test_what_was_delivered_is_counted_step_by_step(folder: Path):
+    rows = open_shard_set(folder)
+    _, all_rows = rows.rows(*EpochPlan(rows.counts, seed=0, epoch=0).items(0, 26))
+    with open_loader(folder, drop_last=False) as loader:
+        began = time.perf_counter()
+        places = [(loader.step, loader.state_dict()["step"], loader.stats.num_images) for _ in loader]
+        assert places == [(step, step, min(4 * step, 26)) for step in range(1, 8)]
+        for _ in loader:
+            pass
+        seconds = time.perf_counter() - began
+    assert (loader.stats.num_images, loader.stats.num_bytes) == (52, 2 * all_rows.length_N.sum())
+    assert 0 < loader.stats.seconds_waited < seconds
 
 
 def decoding() -> bool:
@@ -229,3 +247,89 @@ def test_what_is_left_of_a_batch_keeps_its_own_places_and_sizes(tmp_path: Path):
         assert batch.keys == ["s000000", "s000002", "s000003", "s000005", "s000006", "s000007"]
         found.append(batch.image_BCHW)
     torch.testing.assert_close(*found, atol=1.01 / 255 / min(StreamConfig().std), rtol=0)
+
+
+def test_a_bad_sample_is_an_error_unless_it_may_be_skipped(tmp_path: Path):
+    write_images(tmp_path, [12], {"s000003": b"no photograph"})
+    with open_loader(tmp_path) as loader, pytest.raises(SampleError, match="s000003"):
+        list(loader)
+
+
+def test_what_is_read_ahead_is_counted_in_mebibytes(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+
+    class Recorded(Pipeline):
+        def __init__(self, *arguments, read_ahead_bytes: int, **options):
+            asked.append(read_ahead_bytes)
+            super().__init__(*arguments, read_ahead_bytes=read_ahead_bytes, **options)
+
+    monkeypatch.setattr("msltrain.stream.loader.Pipeline", Recorded)
+    with open_loader(folder, read_ahead_mb=3) as loader:
+        assert len(list(loader)) == 6
+    assert asked == [3 << 20]
+
+
+def test_a_rank_has_room_for_its_part_and_no_more(folder: Path):
+    config = StreamConfig(image_size=16, batch_size=5, num_threads=1)
+    sizes = []
+    for rank in range(2):
+        with Loader(folder, config, training=True, rank=rank, world_size=2) as loader:
+            for batch in loader.host_batches():
+                assert isinstance(batch.pixels, torch.Tensor)
+                sizes.append(batch.pixels.untyped_storage().nbytes())
+    assert sizes == [3 * 16 * 16 * 3] * 10
+
+
+def test_in_evaluation_no_rank_gets_an_empty_batch(folder: Path):
+    config = StreamConfig(image_size=16, batch_size=4, num_threads=1)
+    found = []
+    for rank in range(4):
+        with Loader(folder, config, training=False, rank=rank, world_size=4) as loader:
+            found += [batch.keys for batch in loader]
+    assert sorted(found) == [[f"s{number:06d}"] for number in range(26)]
+
+
+def test_another_way_to_the_square_sees_the_whole_photograph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pixels, "LARGE", 0)  # photographs of any size are reduced in decoding
+    write_images(tmp_path, [2], {f"s{number:06d}": photo(number, 400, 300) for number in range(2)}, (400, 300))
+    shapes = []
+
+    def to_square(image_HWC: np.ndarray) -> torch.Tensor:
+        shapes.append(image_HWC.shape)
+        return torch.full((1, 3, 16, 16), 7, dtype=torch.uint8)
+
+    config = StreamConfig(image_size=16, batch_size=2, num_threads=1)
+    with Loader(tmp_path, config, training=False, to_square=to_square) as loader:
+        [batch] = loader.host_batches()
+    assert isinstance(batch.pixels, torch.Tensor) and (batch.pixels == 7).all()
+    assert shapes == [(300, 400, 3)] * 2
+
+
+def test_a_loader_takes_its_place_in_the_group_of_processes(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with open_loader(folder) as loader:
+        assert (loader.rank, loader.world_size) == (1, 2)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    with open_loader(folder) as loader:
+        assert (loader.rank, loader.world_size) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cpus", "num_threads"), [(None, 6, 6), ("1", 6, 6), ("2", 6, 3), ("4", 6, 1), ("8", 6, 1)]
+)
+def test_the_processors_are_shared_among_the_ranks_of_a_host(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ranks: str | None, cpus: int, num_threads: int
+):
+    if ranks is None:
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cpus)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 99)
+    assert open_loader(folder, num_threads=None).num_threads == num_threads
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    assert open_loader(folder, num_threads=None).num_threads == num_threads
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert open_loader(folder, num_threads=None).num_threads == 1
