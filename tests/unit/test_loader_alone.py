@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from msltrain.stream.loader import Loader, StreamStats
 from msltrain.stream.order.crop_and_flip import random_crops, random_flips
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.pipeline import Pipeline
+from msltrain.stream.pixels.batch import Batch, HostBatch
+from msltrain.stream.pixels.device import ToDevice
+from msltrain.stream.pixels.nvjpeg import EncodedImages
 from msltrain.stream.pixels.resize import WholeImages
 from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import photo, write_images
@@ -333,3 +337,67 @@ def test_the_processors_are_shared_among_the_ranks_of_a_host(
     assert open_loader(folder, num_threads=None).num_threads == num_threads
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert open_loader(folder, num_threads=None).num_threads == 1
+
+
+class NoUploads:
+    """What takes the place of copies to a GPU: a batch stays here, and is handed out in the same order."""
+
+    def __init__(self, to_device: ToDevice, release: Callable[[HostBatch], None]):
+        self._to_device, self._release = to_device, release
+        self._staged: HostBatch | None = None
+
+    def __enter__(self) -> NoUploads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def is_staged(self) -> bool:
+        return self._staged is not None
+
+    def stage(self, host: HostBatch) -> None:
+        assert self._staged is None, "the batch before was not collected"
+        self._staged = host
+
+    def collect(self) -> Batch:
+        assert self._staged is not None
+        batch = self._to_device(self._staged)
+        self._release(self._staged)
+        self._staged = None
+        return batch
+
+
+@pytest.mark.parametrize("is_ahead", [True, False])
+def test_batches_for_a_gpu_are_the_same_whether_or_not_the_next_is_ready(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_ahead: bool
+):
+    monkeypatch.setattr("msltrain.stream.loader.Uploads", NoUploads)
+    take_ready = Pipeline.take_ready
+    taken: list[bool] = []
+
+    def ready(pipeline: Pipeline) -> HostBatch | None:
+        if is_ahead:  # give it the time
+            pipeline._head = pipeline._head or pipeline._ready.get()
+            if not isinstance(pipeline._head, StopIteration):
+                pipeline._head.finished.wait()
+        found = take_ready(pipeline) if is_ahead else None
+        taken.append(found is not None)
+        return found
+
+    monkeypatch.setattr(Pipeline, "take_ready", ready)
+    with open_loader(folder) as loader:
+        whole = [batch.keys for batch in loader]
+        loader.load_state_dict({**loader.state_dict(), "epoch": 0, "step": 0})
+        loader.start()
+        before, loader.device = loader.stats.num_images, torch.device("cuda")  # as far as it looks at it from here on
+        found = [(loader.step, batch.keys) for batch in loader]
+        loader.device = torch.device("cpu")
+    assert found == list(enumerate(whole, 1)) and loader.stats.num_images == before + 24
+    assert taken == [is_ahead] * 5 + [False]
+
+
+def test_files_are_left_to_a_device_that_decodes(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("msltrain.stream.loader.check_device_decoding", lambda device: None)
+    with open_loader(folder, decode="device") as loader:
+        assert all(isinstance(batch.pixels, EncodedImages) for batch in loader.host_batches())
