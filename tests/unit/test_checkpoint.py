@@ -411,8 +411,8 @@ def test_the_order_of_a_swap_is_write_flush_rename(tmp_path: Path, monkeypatch: 
 def test_what_is_left_of_a_killed_save_is_not_taken_over(tmp_path: Path):
     (tmp_path / ".last.part").mkdir()
     (tmp_path / ".last.part/stray.bin").write_bytes(b"half")
-    save_checkpoint(small(1), tmp_path / ".last.old")  # killed before it was removed
     save_checkpoint(small(2), tmp_path / "last")
+    save_checkpoint(small(1), tmp_path / ".last.old")  # killed before it was removed
     save_checkpoint(small(), tmp_path / "last")
     assert sorted(path.name for path in (tmp_path / "last").iterdir()) == [
         "meta.json", "train_state.pt", "weights.safetensors"

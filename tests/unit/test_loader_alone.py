@@ -329,7 +329,7 @@ def test_the_processors_are_shared_among_the_ranks_of_a_host(
         monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     else:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cpus)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(99 if process else cpus)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 99)
     assert open_loader(folder, num_threads=None).num_threads == num_threads
     monkeypatch.delattr(os, "sched_getaffinity")  # macOS
