@@ -187,3 +187,9 @@ def test_what_is_wrong_with_one_of_others(
 def test_one_block_of_zeros_is_end_enough_for_other_programs(tmp_path: Path):
     assert walk_file(ours()[:-512], tmp_path)[1] == ""
     assert "found 511 bytes" in walk_file(ours()[:-513], tmp_path)[1]
+
+
+def test_a_name_may_fill_its_field():
+    name = "x" * 96 + ".jpg"
+    [member] = walk_tar(ours({name: b"photograph"}))
+    assert member.name == name
