@@ -193,3 +193,13 @@ def test_a_name_may_fill_its_field():
     name = "x" * 96 + ".jpg"
     [member] = walk_tar(ours({name: b"photograph"}))
     assert member.name == name
+
+
+def test_a_size_may_fill_its_field():
+    """Twelve digits without an end, as old programs write them, and no time stamp."""
+    header = bytearray(tar_header("a", 10))
+    header[124:148] = b"000000000012" + b" " * 12
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data = bytes(header) + b"photograph" + padding(10) + bytes(END_BYTES)
+    assert list(walk_tar(data)) == [TarMember("a", 512, 10)]
