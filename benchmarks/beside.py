@@ -7,8 +7,8 @@ then waits for the device. Here a step is a fixed number of small torch calls an
 photographs as makes the rate, whose pixels nobody looks at. What is compared is steps per second:
 
 bound        batches made beforehand: no loader runs
-threads      our loader in this process, as for a training on a GPU (its threads decode, nothing else)
-helper       the same loader in one other process, with a ring of batches in shared memory
+threads      our loader with its threads in this process (stream.process=same; they decode, nothing else)
+helper       the same with the threads in a helper process (stream.process=helper), as a training on a GPU has it
 dataloader   torch's DataLoader with the same decoder and resize in as many worker processes as we have threads
 
 The contenders take turns. For each, milliseconds of a step by what the main thread did in them, from the kernel's own
@@ -22,9 +22,7 @@ main thread: run and blocked beyond the bound's. "without data" is the ratio of 
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
-import multiprocessing
 import os
 import statistics
 import sys
@@ -33,9 +31,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from multiprocessing import shared_memory
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,7 +43,6 @@ from benchmarks.stream import photographs, write_shards
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
 from msltrain.stream.pixels.decode import Decoder, resize_crop
-from msltrain.stream.pixels.resize import WholeImages
 from msltrain.stream.samples.shardset import open_shard_set
 
 SIDE = 448
@@ -111,10 +107,6 @@ def launch(batches: Batches, num_steps: int) -> Spent:
     )
 
 
-def stream_config(batch_size: int, num_threads: int) -> StreamConfig:
-    return StreamConfig(image_size=SIDE, batch_size=batch_size, num_threads=num_threads, resize="device")
-
-
 @contextmanager
 def bound(shards: Path, batch_size: int, num_threads: int) -> Iterator[Batches]:
     yield itertools.repeat(np.zeros(batch_size * SIDE * SIDE * 3, np.uint8))
@@ -122,7 +114,22 @@ def bound(shards: Path, batch_size: int, num_threads: int) -> Iterator[Batches]:
 
 @contextmanager
 def threads(shards: Path, batch_size: int, num_threads: int) -> Iterator[Batches]:
-    with Loader(open_shard_set(shards), stream_config(batch_size, num_threads), training=True) as loader:
+    with ours(shards, batch_size, num_threads, "same") as batches:
+        yield batches
+
+
+@contextmanager
+def helper(shards: Path, batch_size: int, num_threads: int) -> Iterator[Batches]:
+    with ours(shards, batch_size, num_threads, "helper") as batches:
+        yield batches
+
+
+@contextmanager
+def ours(shards: Path, batch_size: int, num_threads: int, where: Literal["same", "helper"]) -> Iterator[Batches]:
+    config = StreamConfig(
+        image_size=SIDE, batch_size=batch_size, num_threads=num_threads, resize="device", process=where
+    )
+    with Loader(open_shard_set(shards), config, training=True) as loader:
         batches = endless(loader)
         yield batches
         batches.close()
@@ -132,58 +139,6 @@ def endless(loader: Loader) -> Iterator[object]:
     while True:
         yield from loader.host_batches()
         loader.set_epoch(loader.epoch + 1)
-
-
-RING = 4
-
-
-@contextmanager
-def helper(shards: Path, batch_size: int, num_threads: int) -> Iterator[Batches]:
-    room = batch_size * 600 * 600 * 3
-    ring = shared_memory.SharedMemory(create=True, size=RING * room)
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(
-        target=help_along, args=(shards, batch_size, num_threads, ring.name, room, theirs), daemon=True
-    )
-    process.start()
-    theirs.close()
-    pixels = np.frombuffer(ring.buf, np.uint8)
-
-    def batches() -> Iterator[object]:
-        while True:
-            slot, length = ours.recv()
-            yield pixels[slot * room : slot * room + length]
-            ours.send(slot)
-
-    try:
-        taken = batches()
-        yield taken
-        taken.close()
-    finally:
-        ours.close()  # the helper ends at the closed pipe
-        process.join()
-        pixels, taken = np.empty(0, np.uint8), iter(())  # the ring cannot be closed while anything looks into it
-        gc.collect()
-        ring.close()
-        ring.unlink()
-
-
-def help_along(shards: Path, batch_size: int, num_threads: int, ring_name: str, room: int, pipe: Connection) -> None:
-    ring = shared_memory.SharedMemory(ring_name)
-    pixels, free = np.frombuffer(ring.buf, np.uint8), list(range(RING))
-    try:
-        with Loader(open_shard_set(shards), stream_config(batch_size, num_threads), training=True) as loader:
-            for batch in endless(loader):
-                while not free or pipe.poll():
-                    free.append(pipe.recv())
-                slot, images = free.pop(), batch.pixels
-                assert isinstance(images, WholeImages)
-                length = len(images.flat_N)
-                pixels[slot * room : slot * room + length] = images.flat_N.numpy()
-                pipe.send((slot, length))
-    except (EOFError, OSError):
-        pass
-    os._exit(0)
 
 
 class Photographs(torch.utils.data.Dataset):

@@ -80,6 +80,7 @@ from msltrain.hosts.interrupt import Interrupted  # noqa: E402
 from msltrain.models.build import build_model  # noqa: E402
 from msltrain.runs.checkpoint import load_checkpoint  # noqa: E402
 from msltrain.stream.config import KeepMaskConfig, StreamConfig  # noqa: E402
+from msltrain.stream.helper import HelperPasses  # noqa: E402
 from msltrain.stream.keepmasks.bank import KeepMasks  # noqa: E402
 from msltrain.stream.loader import Loader  # noqa: E402
 from msltrain.stream.pixels.buffers import SquareSlot  # noqa: E402
@@ -115,9 +116,21 @@ def check(holds: bool, what: str) -> None:
 def batches_of(bench: Bench, device: torch.device, **options: object) -> list[tuple[list[str], Tensor]]:
     config = StreamConfig(image_size=160, batch_size=16, num_threads=2, drop_last=False, **options)  # type: ignore[arg-type]
     with Loader(str(bench.shards), config, device=device, training=True, seed=1) as loader:
-        if isinstance(slot := loader._make_slot(), SquareSlot) and device.type == "cuda":
-            check(slot.pixel_BHWC.is_pinned(), "the ring is not pinned")
-        return [(batch.keys, batch.image_BCHW.cpu() * 255) for batch in loader]
+        found = []
+        for batch in loader:
+            found.append((batch.keys, batch.image_BCHW.cpu() * 255))
+            if device.type == "cuda" and len(found) == 1:
+                check(is_pinned(loader), "the ring is not pinned")
+        return found
+
+
+def is_pinned(loader: Loader) -> bool:
+    """Whether all memory that batches are copied from is; files for the device's decoder are not looked at."""
+    passes = loader._passes
+    if isinstance(passes, HelperPasses):
+        assert passes._helper is not None
+        return all(memory._is_pinned for memory in passes._helper.ring if len(memory._flat_N))
+    return all(slot.pixel_BHWC.is_pinned() for slot in passes.slots if isinstance(slot, SquareSlot))
 
 
 def distance(bench: Bench, **options: object) -> tuple[float, float]:

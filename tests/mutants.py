@@ -104,7 +104,7 @@ CORE = {
     "resume": _part("msltrain/training/resume.py", "unit/test_resume"),
     "pictures": _part("msltrain/use/read_images.py", "unit/test_read_images"),
     "loader": _part(
-        "msltrain/stream/loader.py",
+        "msltrain/stream/loader.py msltrain/stream/passes.py",
         "unit/test_loader_alone unit/test_stream_windows unit/test_views unit/test_keepmasks unit/test_augmentations",
     ),
 }

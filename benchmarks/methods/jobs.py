@@ -238,6 +238,7 @@ OWN_NORMS = ("loss.bn_mode=split",)
 CLEAN_NORMS = ("loss.bn_mode=clean_only",)
 RUNNING_NORMS = ("loss.bn_mode=running",)
 SLOW = ("optim.lr=0.005",)
+PRECISE = ("optim.precise_bn_images=1024",)
 JOINT_NORMS = ("loss.branches=concatenated",)
 MIXED = ("high", "low")
 MIXTURE = ("keep_mask.subset_weights=0.6,0.4",)
@@ -370,6 +371,21 @@ SETTINGS = {
     "average-half": _average(("baseline-slow", 0, 0.5), ("masksub-slow-running", 0, 0.5), passes=3),
     "average-baselines": _average(("baseline-slow", 0, 0.5), ("baseline-slow", 1, 0.5), passes=2),
     "average-masked": _average(("masksub-slow-running", 0, 0.5), ("masksub-slow-running", 1, 0.5), passes=4),
+    "baseline-precise": _two(*PLAIN, *SLOW, *PRECISE, masks=(), passes=1),
+    "msl-precise": _two(*PRECISE),
+    "masksub-start25-precise": _two(
+        *EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, *PRECISE, "keep_mask.start=0.25", passes=1.75
+    ),
+    **{
+        f"average{100 * share:.0f}-precise": _average(
+            ("baseline-precise", 0, share), ("masksub-start25-precise", 0, 1 - share), passes=2.75
+        )
+        for share in (0.25, 0.35, 0.5)
+    },
+    "baseline-full-rate-precise": _two(*PLAIN, *PRECISE, masks=(), passes=1),
+    "masksub-third-start34-joint-precise": _two(
+        *EQUAL, *SOFT, *JOINT_NORMS, *PRECISE, "keep_mask.share=0.35", "keep_mask.start=0.34", passes=1.23
+    ),
     **{f"{name}-2x": _two(*PLAIN, *more, masks=(), passes=1, longer=2) for name, more in RIVALS.items()},
     "splicemix-2x": _two(*PLAIN, "augment.mix=splicemix", masks=(), passes=1.25, longer=1.6),
 }

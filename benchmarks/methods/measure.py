@@ -14,8 +14,8 @@ from msltrain.evaluation.evaluate import evaluate
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions
 from msltrain.measures.strata import compute_strata
-from msltrain.runs.average import average_checkpoints
 from msltrain.runs.folder import METRICS_NAME
+from msltrain.training.average import average_checkpoints
 from msltrain.training.trainer import train
 
 MEASURES = ("mAP", "CP", "CR", "CF1", "OF1")

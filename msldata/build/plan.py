@@ -224,34 +224,36 @@ def _look_at(images: Storage, records: Sequence[Record]) -> tuple[str, tuple[int
     Nothing is known about remote images without a request for each; a plan assumes that they have not changed.
     """
     sizes, newest = [], (0, "")
-    all_local = images.path() is not None
+    all_local, where = images.path() is not None, images.where
     for record in records:
         if not all_local and images.path(record.image) is None:
             return "", newest
         try:
-            facts = os.stat(images.where(record.image))  # noqa: PTH116  (pathlib takes as long as the system call)
+            facts = os.stat(where(record.image))  # noqa: PTH116  (pathlib takes as long as the system call)
         except (OSError, ValueError):  # not there, or no name that a file can have
             return "", newest
         sizes.append(facts.st_size)
-        newest = max(newest, (facts.st_mtime_ns, record.image))
+        if facts.st_mtime_ns >= newest[0]:
+            newest = max(newest, (facts.st_mtime_ns, record.image))
     return digest_sizes(sizes), newest
 
 
 def _problem(record: Record) -> str:
-    numbers = [*(record.crop or ())]
-    for item in record.objects:
-        numbers += (*item.box, item.area)
     # The sum is finite when all are; a number at the end of what 64 bits hold is no length in pixels either.
-    return "" if math.isfinite(sum(numbers)) else "a box, an area or a crop is not a finite number"
+    total = sum(record.crop or ())
+    for item in record.objects:
+        total += sum(item.box, item.area)
+    return "" if math.isfinite(total) else "a box, an area or a crop is not a finite number"
 
 
 def _packed(record: Record) -> list[Any]:
     """What ``_unpacked`` reads back, field by field."""
+    packed: list[Any] = [record.key, record.image, record.positives, record.ignored, record.objects, record.image_id]
+    packed += (record.crop, record.size, record.occlusion)
     # What is not there adds nothing: plans without it keep the digests of earlier builds.
-    more = [record.crop, record.size, record.occlusion]
-    while more and more[-1] is None:
-        more.pop()
-    return [record.key, record.image, record.positives, record.ignored, record.objects, record.image_id, *more]
+    while packed[-1] is None:
+        packed.pop()
+    return packed
 
 
 def _unpacked(
@@ -303,12 +305,14 @@ def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:
 
 
 def _chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    """Lists of ``size`` records, the last may have fewer; each is emptied when the next is asked for."""
     while True:
         with collector_paused():
             chunk = list(islice(records, size))
-        if not chunk:
-            return
-        yield chunk
+            if not chunk:
+                return
+            yield chunk
+            chunk.clear()  # a collector that wakes up now finds no records to search
 
 
 @contextmanager

@@ -93,6 +93,8 @@ INDEX_SCHEMAS = {IMAGES: IMAGE_INDEX_SCHEMA, KEEP_MASKS: KEEP_MASK_INDEX_SCHEMA}
 
 def check_key(key: str) -> None:
     """Raise FormatError unless ``key`` can name a sample: a dot would split it, a slash or space would break tools."""
+    if key.isascii() and key.isalnum() and len(key) <= MAX_KEY_BYTES:
+        return  # nearly all of the many
     if not key or "." in key or "/" in key or not key.isprintable() or " " in key:
         raise FormatError(f"sample key {key!r}: must be printable text without dots, slashes or spaces")
     if len(key.encode()) > MAX_KEY_BYTES:

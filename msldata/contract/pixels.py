@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ LARGE = 1 << 20
 MARGIN = 1.5
 """How many times larger than the result a reduced image must be: with less, the cosine transform's filter shows."""
 
+_SEGMENT = struct.Struct(">BBH")
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _TOO_LARGE = f"too large, more than {MAX_PIXELS // 1_000_000} million pixels"
 _ENDS_EARLY = "remature end"
 _LOST = re.compile(f"{_ENDS_EARLY}|bad Huffman code|instead of RST|extraneous bytes before marker 0x(d[0-7]|c4|da)")
@@ -270,16 +273,15 @@ def _scan(data: bytes | memoryview) -> tuple[int, int]:
     orientation, place, size = 1, 2, len(data)
     if data[:2] != b"\xff\xd8":
         return 1, 0
-    while place + 4 <= size and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xFF:  # fill bytes may stand before a marker
+    while place + 4 <= size:
+        start, marker, length = _SEGMENT.unpack_from(data, place)
+        if marker in _FRAMES and start == 0xFF:
+            return orientation, data[place + 4] if place + 4 < size else 0
+        if marker == 0xFF and start == 0xFF:  # fill bytes may stand before a marker
             place += 1
             continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return orientation, data[place + 4] if place + 4 < size else 0
-        if marker == 0xDA:  # pixels without a frame
+        if marker == 0xDA or start != 0xFF:  # pixels without a frame, or no segment
             break
-        length = data[place + 2] << 8 | data[place + 3]
         if marker == 0xE1 and orientation == 1 and data[place + 4 : place + 10] == b"Exif\0\0":
             orientation = _exif_orientation(bytes(data[place + 10 : place + 2 + length]))
         place += 2 + length

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -97,7 +97,8 @@ class LabelSpace:
     """
 
     classes: tuple[str, ...]
-    _index: dict[str, int] = field(init=False, repr=False, compare=False)
+    positions: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    """The index of every name."""
 
     def __post_init__(self) -> None:
         index = {name: position for position, name in enumerate(self.classes)}
@@ -106,18 +107,18 @@ class LabelSpace:
         if len(index) != len(self.classes):
             twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
             raise UserError(f"these classes are named twice: {', '.join(twice)}")
-        object.__setattr__(self, "_index", index)
+        object.__setattr__(self, "positions", index)
 
     def __len__(self) -> int:
         return len(self.classes)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._index
+        return name in self.positions
 
     def index(self, name: str) -> int:
         """Position of ``name``. Raises UserError that lists what is known."""
         try:
-            return self._index[name]
+            return self.positions[name]
         except KeyError:
             known = ", ".join(self.classes[:30]) + (" …" if len(self.classes) > 30 else "")
             raise UserError(f"unknown class '{name}'; known are: {known}") from None

@@ -117,7 +117,7 @@ class Voc:
 
     def records(self) -> Iterator[Record]:
         """The split's images in ascending order of their ids."""
-        annotations = hashlib.sha256()
+        annotations, labels, where = hashlib.sha256(), self.labels, self.images.where
         entries = sorted(self._entries)
         contents = read_many(self.images, [entry.annotation for entry in entries if entry.annotation])
         find_image = _ImageFinder(self.images)
@@ -127,17 +127,17 @@ class Voc:
                 if data is None:
                     raise BadInputError(self.images.where(entry.annotation), "no such file", HINT)
                 annotations.update(data)
-                where = self.images.where(entry.annotation)
-                objects, size = parse_annotation(data, where, self.labels)
+                objects, size = parse_annotation(data, where(entry.annotation), labels)
             except BadInputError as error:
                 self.reject(error)
                 continue
+            found = {item.class_index for item in objects}
             clear = {item.class_index for item in objects if not item.difficult}
             yield Record(
                 key=make_key(entry.image_id),
                 image=entry.image or find_image(entry.image_id),
                 positives=tuple(sorted(clear)),
-                ignored=tuple(sorted({item.class_index for item in objects} - clear)),
+                ignored=tuple(sorted(found - clear)),
                 objects=objects,
                 image_id=entry.image_id,
                 size=size,
@@ -173,6 +173,9 @@ class Voc:
         for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), start=1):
             image_id = line.strip()
             if not image_id:
+                continue
+            if image_id.replace("_", "").isalnum():  # nearly all of the many
+                yield image_id
                 continue
             before, _, flag = image_id.rpartition(" ")
             if not before:
@@ -219,7 +222,7 @@ class Voc:
     def _names(self, entries: list[_Entry], stop_at_first: bool = False) -> set[str]:
         """The class names in some annotations; damaged ones are reported when they are read as records."""
         found: set[str] = set()
-        paths = sorted({entry.annotation for entry in entries if entry.annotation})
+        paths = sorted(dict.fromkeys(entry.annotation for entry in entries if entry.annotation))
         for path, data in zip(paths, read_many(self.images, paths), strict=True):
             try:
                 found |= set(parse_class_names(data, path)) if data is not None else set()
@@ -262,8 +265,9 @@ class _ImageFinder:
         self._present = set(os.listdir(folder)) if folder is not None and folder.is_dir() else set()
 
     def __call__(self, image_id: str) -> str:
-        usual = f"{self._folder}/{image_id}.jpg"
-        if f"{image_id}.jpg" in self._present or not self._place.can_list:
+        jpeg = f"{image_id}.jpg"
+        usual = f"{self._folder}/{jpeg}"
+        if jpeg in self._present or not self._place.can_list:
             return usual
         if "/" in image_id and self._place.path() is not None and self._place.exists(usual):
             return usual

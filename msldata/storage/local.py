@@ -67,9 +67,9 @@ class LocalStorage(Storage):
         # A build reads every image here: pathlib, file objects and context managers take as long as the system calls.
         path = f"{self.url}/{name}"
         try:
-            descriptor = regular(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor, size = _open_regular(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                return _read_all(descriptor)
+                return _read_all(descriptor, size)
             finally:
                 os.close(descriptor)
         except OSError:
@@ -122,15 +122,21 @@ def regular(path: str | Path, flags: int) -> int:
     Raises:
         OSError: it is no regular file. A pipe would keep its reader waiting, a device such as /dev/zero never ends.
     """
+    return _open_regular(path, flags)[0]
+
+
+def _open_regular(path: str | Path, flags: int) -> tuple[int, int]:
+    """The descriptor of a regular file, and its size in bytes."""
     try:
         descriptor = os.open(path, flags | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise OSError(errno.EINVAL, NO_FILE) from None
         raise
-    mode = os.fstat(descriptor).st_mode
+    facts = os.fstat(descriptor)
+    mode = facts.st_mode
     if stat.S_ISREG(mode):
-        return descriptor
+        return descriptor, facts.st_size
     os.close(descriptor)
     number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
     raise OSError(number, os.strerror(number) if stat.S_ISDIR(mode) else NO_FILE)
@@ -142,14 +148,13 @@ def read_local(path: str | Path) -> bytes:
     return LocalStorage(path.parent).read(path.name)
 
 
-def _read_all(descriptor: int) -> bytes:
-    size = os.fstat(descriptor).st_size
+def _read_all(descriptor: int, size: int) -> bytes:
     if size > _MOST:
         raise OSError(errno.EFBIG, f"{size / 1e9:,.0f} billion bytes, more than half of this machine's memory")
     data = os.read(descriptor, size + 1)  # one byte more than there should be: a shorter answer means the end
     if len(data) == size:
         return data
-    parts = [data]  # not a regular file, a growing one, or larger than one call reads
+    parts = [data]  # a growing file, or one larger than one call reads
     while part := os.read(descriptor, 1 << 20):
         parts.append(part)
     return b"".join(parts)

@@ -60,7 +60,7 @@ def run_in_processes(
         # Sent, not inherited: the fork server keeps the environment it started with, without later credentials.
         arguments = (function, theirs, lifeline.end, dict(os.environ))
         process = context.Process(target=_work, args=arguments, daemon=True)
-        with _without_main(function.__module__):
+        with without_main(function.__module__):
             process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -121,13 +121,13 @@ def _context(module: str) -> Any:
 
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
-    with _without_main(module), _same_search_path():
+    with without_main(module), same_search_path():
         ensure_running()
     return context
 
 
 @contextmanager
-def _same_search_path() -> Iterator[None]:
+def same_search_path() -> Iterator[None]:
     """A process that is started in the block imports the same packages as this one, not others."""
     wanted = {
         "PYTHONPATH": os.pathsep.join(place or str(Path.cwd()) for place in sys.path),
@@ -145,7 +145,7 @@ def _same_search_path() -> Iterator[None]:
 
 
 @contextmanager
-def _without_main(module: str) -> Iterator[None]:
+def without_main(module: str) -> Iterator[None]:
     """Hide the main script while a process starts: otherwise the whole command line would run there again."""
     main = sys.modules["__main__"]
     if module != "__main__":

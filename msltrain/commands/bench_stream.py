@@ -39,7 +39,7 @@ def bench_stream(
 ) -> None:
     """Measure your own storage: images/s, where the time goes, how many GPUs that feeds."""
     from msldata.errors import UserError
-    from msltrain.stream.bench import measure_stream
+    from msltrain.stream.bench import measure_lost_time, measure_stream
     from msltrain.stream.config import StreamConfig
 
     if gpu_rate is not None and not gpu_rate > 0:
@@ -56,11 +56,16 @@ def bench_stream(
     )
     with progress_bar("streaming") as progress:
         found = measure_stream(shards, config, seconds=seconds, max_images=images, on_progress=progress)
+    lost = None
+    if gpu_rate is not None and found.gpus_fed(gpu_rate) >= 1:
+        lost = measure_lost_time(shards, config, gpu_rate, seconds=min(6.0, seconds))
     if json:
         from dataclasses import asdict
         from json import dumps
 
-        gpus = {} if gpu_rate is None else {"gpus_fed": found.gpus_fed(gpu_rate)}
+        gpus: dict[str, object] = {} if gpu_rate is None else {"gpus_fed": found.gpus_fed(gpu_rate)}
+        if lost is not None:
+            gpus["lost_ms"] = asdict(lost)
         standard_output.write(dumps({**asdict(found), **gpus}) + "\n")
         return
     table = Table.grid(padding=(0, 1))
@@ -71,6 +76,11 @@ def bench_stream(
     table.add_row(f"{found.cpu_seconds_per_1000:.2f}", "s of CPU per 1,000 images")
     if gpu_rate is not None:
         table.add_row(f"{found.gpus_fed(gpu_rate):.1f}", f"GPUs of {gpu_rate:,.0f} images/s can be fed")
+    if lost is not None:
+        of_step = f"of each {lost.step:.0f} ms step is lost to"
+        table.add_row(f"{100 * lost.same / lost.step:.1f} %", f"{of_step} decoding threads in the training's process")
+        if lost.helper is not None:
+            table.add_row(f"{100 * lost.helper / lost.step:.1f} %", f"{of_step} those of a helper process, as on a GPU")
     out.print(table)
     threads_ = "1 decoding thread" if found.num_threads == 1 else f"{found.num_threads} decoding threads"
     out.print(f"\nWhere the time of {threads_} goes")

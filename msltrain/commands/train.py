@@ -238,13 +238,17 @@ def average(
         list[float] | None,
         typer.Option(help="Of each --checkpoint in the average, adding up to 1.", show_default="equal ones"),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Training shards, to measure BatchNorm's statistics on.", show_default="the last run's"),
+    ] = None,
 ) -> None:
     """Average the weights of runs that started from the same weights: often better than each of them."""
     import shlex
 
-    from msltrain.runs.average import average_checkpoints
+    from msltrain.training.average import average_checkpoints
 
-    average_checkpoints(checkpoint, out_, share)
+    average_checkpoints(checkpoint, out_, share, data=data)
     show(out, (out_, "green"))
     next_step(f"msl evaluate {shlex.quote(str(out_))} --data SHARDS")
 

@@ -55,6 +55,7 @@ MAY_DIFFER = (
     "data.validation",
     "data.keep_masks",
     "stream.num_threads",
+    "stream.process",
     "stream.num_buffers",
     "stream.read_ahead_mb",
     "stream.cache",

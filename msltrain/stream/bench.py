@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
@@ -45,6 +48,18 @@ class StreamMeasurement:
     def gpus_fed(self, images_per_second: float) -> float:
         """How many GPUs, each consuming this many images per second, the stream keeps busy."""
         return self.images_per_second / images_per_second
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostTime:
+    """What a stream costs the thread that launches a training's work on a GPU, in milliseconds of each step."""
+
+    step: float
+    """How long a step takes."""
+    same: float
+    """Lost where the decoding threads run in the same process."""
+    helper: float | None
+    """Lost where they run in a helper process; None where there are none."""
 
 
 def measure_stream(
@@ -103,6 +118,55 @@ def measure_stream(
             advice=_advice(shares, config, is_local=loader.shards.storage.path() is not None),
             **{f"share_{name}": share for name, share in shares.items()},
         )
+
+
+def measure_lost_time(
+    location: str | Path, config: StreamConfig, images_per_second: float, *, seconds: float = 6.0
+) -> LostTime:
+    """How much of the launching thread's time a stream takes at a GPU's rate. It takes ``seconds``, and two starts.
+
+    This thread does what a GPU's launcher does: it takes a batch, makes many small calls, and sleeps until the step is
+    over. Time in the first two beyond that with no stream is lost. That the stream is fast enough must be known.
+
+    Raises:
+        UserError, StorageError, FormatError, FileNotFoundError: as in `Loader`.
+    """
+    step = config.batch_size / images_per_second
+    small, other = torch.zeros(16), torch.ones(16)
+
+    def launch(num_calls: int) -> None:
+        for _ in range(num_calls):
+            small.add_(other)
+
+    began = time.perf_counter()
+    launch(2000)
+    num_calls = max(1, int(0.4 * step / (time.perf_counter() - began) * 2000))
+
+    def busy(batches: Iterator[object], seconds: float) -> float:
+        """Milliseconds of a step that are not slept."""
+        spent, num_steps, end = 0.0, 0, time.perf_counter() + seconds
+        while (began := time.perf_counter()) < end or not num_steps:
+            next(batches)
+            launch(num_calls)
+            spent += (worked := time.perf_counter() - began)
+            num_steps += 1
+            time.sleep(max(0.0, step - worked))
+        return 1000 * spent / num_steps
+
+    nothing: Iterator[object] = iter(lambda: None, ...)
+    lost: dict[str, float] = {}
+    places: tuple[Literal["same", "helper"], ...] = ("same", "helper")
+    for where in places:
+        if where == "helper" and not config.has_helpers:
+            continue
+        alone = busy(nothing, seconds / 6)
+        with Loader(open_shard_set(location), replace(config, process=where), device="cpu", training=True) as loader:
+            batches = _endless(loader)
+            for _ in range(config.num_buffers + 1):
+                next(batches)
+            beside = busy(batches, seconds / 3)
+        lost[where] = max(0.0, beside - (alone + busy(nothing, seconds / 6)) / 2)
+    return LostTime(step=1000 * step, same=lost["same"], helper=lost.get("helper"))
 
 
 def _endless(loader: Loader) -> Iterator[HostBatch]:

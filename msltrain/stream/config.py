@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +22,8 @@ class StreamConfig:
     """How shards become batches.
 
     ``image_size``, ``batch_size``, ``window`` and the augmentation decide what a run sees; ``num_threads``,
-    ``num_buffers``, ``read_ahead_mb``, the caches and, up to a grey level, ``decode`` and ``resize`` affect only the
-    speed. Raises UserError for values that cannot work.
+    ``process``, ``num_buffers``, ``read_ahead_mb``, the caches and, up to a grey level, ``decode`` and ``resize``
+    affect only the speed. Raises UserError for values that cannot work.
 
     Example:
         config = msltrain.StreamConfig(image_size=224, batch_size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -50,6 +51,11 @@ class StreamConfig:
     """RGB values are divided by this after the mean is subtracted."""
     num_threads: int | None = None
     """Decoding threads of this rank; None: the CPUs this process may use, shared among the ranks of the host."""
+    process: Literal["auto", "same", "helper"] = "auto"
+    """Where the threads run that make training batches. same: in the process that trains. helper: in one more process
+    for each rank, on Linux, with the batches in shared memory: the interpreter of the process that trains is then its
+    own, which matters where a step is short and its many small calls have to keep a GPU busy. auto: helper for a
+    training on a GPU with at least two CPUs a rank, same elsewhere. The batches are the same."""
     num_buffers: int = 4
     """Number of batches decoded or being decoded at the same time; each holds S·S·3 bytes per sample, or
     whole images where the device resizes."""
@@ -97,6 +103,8 @@ class StreamConfig:
             raise UserError("stream.ram_cache_gb keeps images decoded on the host; set it to 0, or stream.decode=host")
         if self.decode == "device" and self.on_sample_error == "skip":
             raise UserError("stream.on_sample_error=skip works only with stream.decode=host")
+        if self.decode == "device" and self.process == "helper":
+            raise UserError("stream.process=helper decodes on the host; leave it at auto, or set stream.decode=host")
         if self.decode == "device" and self.resize == "host":
             raise UserError("stream.decode=device resizes there too; leave stream.resize at auto")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -113,6 +121,22 @@ class StreamConfig:
         if self.resize == "auto":
             return "device" if device_type == "cuda" else "host"
         return self.resize
+
+    @property
+    def has_helpers(self) -> bool:
+        """Whether the threads can run in a helper process here: on Linux, and what they decode on the host."""
+        return self.decode == "host" and hasattr(os, "memfd_create")
+
+    def runs_in_helper(self, device_type: str, num_cpus: int) -> bool:
+        """Whether a training for a device of this type, with so many CPUs a rank, has a helper process.
+
+        Raises:
+            UserError: one is asked for where there is none.
+        """
+        if self.process == "helper" and not self.has_helpers:
+            raise UserError("stream.process=helper works on Linux only; leave it at auto")
+        is_useful = device_type == "cuda" and num_cpus > 1 and self.has_helpers
+        return self.process == "helper" or (self.process == "auto" and is_useful)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,31 +14,25 @@ Every batch is a pure function of (shards, config, seed, epoch, step): threads, 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from msldata.contract.pixels import reductions
 from msldata.errors import UserError
 from msldata.storage import Location
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SkippedSamples
-from msltrain.stream.order.crop_and_flip import random_crops, random_flips, whole_images
-from msltrain.stream.order.plan import EpochPlan, home_share, rank_slice, steps
+from msltrain.stream.helper import HelperPasses, HelperPipeline
+from msltrain.stream.passes import Passes, num_steps, threads_per_rank
 from msltrain.stream.pipeline import Pipeline, StageSeconds
 from msltrain.stream.pixels.batch import Batch, HostBatch
-from msltrain.stream.pixels.buffers import EncodedSlot, Slot, SquareSlot, ToSquare, WholeSlot
+from msltrain.stream.pixels.buffers import ToSquare, host_memory
 from msltrain.stream.pixels.device import ToDevice, Uploads
-from msltrain.stream.pixels.imagecache import ImageCache
 from msltrain.stream.pixels.nvjpeg import check_device_decoding
-from msltrain.stream.reading.fetch import open_fetcher
-from msltrain.stream.samples.lookup import Augment, Lookup
-from msltrain.stream.samples.shardset import SampleRows, ShardSet, open_shard_set
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +96,12 @@ class Loader:
         joined_rank, joined_size = _place_in_group()
         rank, world_size = joined_rank if rank is None else rank, joined_size if world_size is None else world_size
         self.shards, self.config, self.training, self.seed = shards, config, training, seed
-        self._to_square = to_square
         self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
         self.epoch = 0
         self.step = 0
         """How many batches of this epoch the consumer has received."""
         self.stats = StreamStats()
-        self.skipped = SkippedSamples(config.max_skipped)
-        """Bad samples met so far by this rank, with ``on_sample_error=skip``."""
         if config.batch_size < world_size:
             raise UserError(
                 f"stream.batch_size is {config.batch_size} for {world_size} ranks; give every rank a sample at least"
@@ -122,20 +113,15 @@ class Loader:
             )
         if config.decode == "device":
             check_device_decoding(self.device)
-        shards.reserve(4 * config.window)
         self._to_device = ToDevice(self.device, config.image_size, config.mean, config.std)
         self._start = 0
-        self._slots: list[Slot] = []
-        self._stages = [StageSeconds() for _ in range(config.num_threads or _threads_per_rank())]
-        # An evaluation set would take the room from the training images, which are needed more often.
-        self._images = ImageCache(int(config.ram_cache_gb * 1e9)) if training and config.ram_cache_gb else None
-        self._pipeline: Pipeline | None = None
+        self._passes = self._make_passes(to_square)
+        self._pipeline: Pipeline | HelperPipeline | None = None
         self._is_started = False
 
     def __len__(self) -> int:
         """Steps in an epoch, the same on every rank."""
-        drop_last = self.training and self.config.drop_last
-        return steps(self.shards.num_samples, self.config.batch_size, drop_last)
+        return num_steps(self.shards, self.config, training=self.training)
 
     def __enter__(self) -> Loader:
         return self
@@ -183,11 +169,21 @@ class Loader:
     @property
     def num_threads(self) -> int:
         """Decoding threads of this rank."""
-        return len(self._stages)
+        return self.config.num_threads or threads_per_rank()
+
+    @property
+    def skipped(self) -> SkippedSamples:
+        """Bad samples met so far by this rank, with ``on_sample_error=skip``."""
+        return self._passes.skipped
+
+    @property
+    def uses_helper(self) -> bool:
+        """Whether the threads run in a process of their own."""
+        return isinstance(self._passes, HelperPasses)
 
     def stage_seconds(self) -> StageSeconds:
         """Where the decoding threads have spent their time since the loader was made, summed over them."""
-        return StageSeconds.total(self._stages)
+        return StageSeconds.total(self._passes.stages)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch; a position inside that same epoch is kept."""
@@ -233,10 +229,9 @@ class Loader:
         """Stop all threads, free the buffers and close the shards. Iterating again is possible."""
         if self._pipeline is not None:
             self._pipeline.close()
-        self.shards.maps.clear()
+        self._passes.close()
         if self._is_started:
             self._start, self._is_started = self.step, False
-        self._slots = []
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -247,91 +242,48 @@ class Loader:
             "fingerprint": self.shards.manifest.fingerprint,
         }
 
-    def _started_pipeline(self) -> Pipeline:
+    def _make_passes(self, to_square: ToSquare | None) -> Passes | HelperPasses:
+        config = self.config
+        resize = config.resizes_on(self.device.type)
+        if self.training and config.runs_in_helper(self.device.type, threads_per_rank()):
+            return HelperPasses(
+                self.shards,
+                config,
+                seed=self.seed,
+                rank=self.rank,
+                world_size=self.world_size,
+                resize=resize,
+                device=self.device,
+            )
+        return Passes(
+            self.shards,
+            config,
+            training=self.training,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            resize=resize,
+            memories=[host_memory(self.device)] * config.num_buffers,
+            to_square=to_square,
+        )
+
+    def _started_pipeline(self) -> Pipeline | HelperPipeline:
         if not self._is_started:
             return self._open_pipeline()
         assert self._pipeline is not None
         self._is_started = False
         return self._pipeline
 
-    def _open_pipeline(self) -> Pipeline:
+    def _open_pipeline(self) -> Pipeline | HelperPipeline:
         if self._pipeline is not None:
             self._pipeline.close()
-        if not self._slots:
-            self._slots = [self._make_slot() for _ in range(self.config.num_buffers)]
         if self.next_epoch != self.epoch:
             self.epoch, self._start = self.next_epoch, 0
         self.step, self._start = self._start, 0
-        plan = EpochPlan(
-            self.shards.counts, seed=self.seed, epoch=self.epoch, window=self.config.window, shuffle=self.training
-        )
-        self._pipeline = Pipeline(
-            Lookup(self.shards, plan, self._augment()),
-            open_fetcher(self.shards, self.config, plan.shards_by_window(self.step * self.config.batch_size)),
-            self._batches(plan, self.step),
-            self._slots,
-            stages=self._stages,
-            read_ahead_bytes=self.config.read_ahead_mb << 20,
-            skipped=self.skipped if self.config.on_sample_error == "skip" else None,
-            replace_skipped=self.training,
-            images=self._images,
-        )
+        self._pipeline = self._passes.open(self.epoch, self.step)
         return self._pipeline
 
-    def _make_slot(self) -> Slot:
-        if self.config.decode == "device":
-            return EncodedSlot()
-        largest = -(-self.config.batch_size // self.world_size)
-        if self._to_square is None and self.config.resizes_on(self.device.type) == "device":
-            return WholeSlot(largest, self.config.image_size, self.device)
-        return SquareSlot(largest, self.config.image_size, self.device, self._to_square)
-
-    def _batches(self, plan: EpochPlan, first_step: int) -> Iterator[np.ndarray]:
-        """item_N of this rank's part of every step."""
-        for step in range(first_step, len(self)):
-            if self.training:
-                start = step * self.config.batch_size
-                batch = plan.items(start, min(start + self.config.batch_size, plan.num_samples))
-                yield start + home_share(*batch, rank=self.rank, world_size=self.world_size)
-            else:
-                bounds = rank_slice(
-                    step,
-                    num_samples=plan.num_samples,
-                    batch_size=self.config.batch_size,
-                    rank=self.rank,
-                    world_size=self.world_size,
-                )
-                if bounds[0] < bounds[1]:
-                    yield np.arange(*bounds)
-
-    def _augment(self) -> Augment:
-        seed, epoch, config = self.seed, self.epoch, self.config
-
-        def augment(rows: SampleRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            if not self.training:
-                crop_N4 = whole_images(rows.width_N, rows.height_N)
-                reduction_N = reductions(rows.width_N, rows.height_N, crop_N4, config.image_size)
-                if self._to_square is not None:  # it may leave much less of the image than all
-                    reduction_N = np.ones_like(reduction_N)
-                return crop_N4, reduction_N, np.zeros(len(rows), dtype=bool)
-            crop_N4 = random_crops(
-                rows.key_hash_N,
-                rows.width_N,
-                rows.height_N,
-                seed=seed,
-                epoch=epoch,
-                scale=config.crop_scale,
-                ratio=config.crop_ratio,
-            )
-            reduction_N = reductions(rows.width_N, rows.height_N, crop_N4, config.image_size)
-            # A crop of a reduced photograph begins at one of its pixels.
-            crop_N4[:, :2] -= crop_N4[:, :2] % reduction_N[:, None]
-            flip_N = random_flips(rows.key_hash_N, seed=seed, epoch=epoch, probability=config.flip_probability)
-            return crop_N4, reduction_N, flip_N
-
-        return augment
-
-    def _take(self, pipeline: Pipeline) -> HostBatch | None:
+    def _take(self, pipeline: Pipeline | HelperPipeline) -> HostBatch | None:
         began = time.perf_counter()
         batch = pipeline.take()
         return self._counted(batch, time.perf_counter() - began) if batch is not None else None
@@ -345,7 +297,7 @@ class Loader:
         )
         return batch
 
-    def _device_batches(self, pipeline: Pipeline) -> Iterator[Batch]:
+    def _device_batches(self, pipeline: Pipeline | HelperPipeline) -> Iterator[Batch]:
         if self.device.type != "cuda":
             while (host := self._take(pipeline)) is not None:
                 batch = self._to_device(host)
@@ -370,9 +322,3 @@ def _place_in_group() -> tuple[int, int]:
     """Rank and world size in torch's process group; 0 and 1 where none has been joined."""
     group = torch.distributed
     return (group.get_rank(), group.get_world_size()) if group.is_available() and group.is_initialized() else (0, 1)
-
-
-def _threads_per_rank() -> int:
-    """CPUs of this process shared among the ranks of the host (LOCAL_WORLD_SIZE, set by torchrun)."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

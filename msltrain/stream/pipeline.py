@@ -31,6 +31,7 @@ from msltrain.stream.samples.lookup import Lookup, Samples
 
 _PATIENCE = 1.0
 """Seconds that closing waits for a planner that is busy reading."""
+ENDED = "this iteration has ended: its loader was closed or iterated anew"
 _AHEAD_AT_ONCE = 4
 """Batches that are requested at once; each holds the interpreter for a tenth of a millisecond or longer."""
 
@@ -88,31 +89,33 @@ class Pipeline:
 
     def take(self) -> HostBatch | None:
         """The next batch, waiting for it; None after the last. Raises the error that kept it from being made."""
-        if self._closing:
-            raise RuntimeError("this iteration has ended: its loader was closed or iterated anew")
-        if self._head is None:
+        if self._head is None and not self._closing:
             self._head = self._ready.get()
         head = self._head
+        if isinstance(head, BatchJob) and not self._closing:
+            head.finished.wait()
+        if self._closing:
+            raise RuntimeError(ENDED)
         if isinstance(head, StopIteration):
             return None
         if isinstance(head, BaseException):
             raise head
-        head.finished.wait()
+        assert head is not None
         if head.errors:
             self._settle(head)
         self._head = None
         assert head.slot is not None
-        samples, rows = head.samples, head.samples.rows
+        samples = head.samples
         if head.left_out and not len(samples):
             self._free.put(head.slot)
             return self.take()
         batch = HostBatch(
             pixels=head.slot.pixels(len(samples), partial(self._error, samples)),
             flip_B=torch.from_numpy(samples.flip_N),
-            target_BK=torch.from_numpy(rows.target_NK),
-            ignore_BK=torch.from_numpy(rows.ignore_NK),
-            keys=rows.key_N.tolist(),
-            key_hash_B=rows.key_hash_N,
+            target_BK=torch.from_numpy(samples.target_NK),
+            ignore_BK=torch.from_numpy(samples.ignore_NK),
+            keys=samples.rows.key_N.tolist(),
+            key_hash_B=samples.rows.key_hash_N,
             index_B=samples.index_N,
             crop_B4=samples.crop_N4,
             num_bytes=head.num_bytes,
@@ -127,12 +130,17 @@ class Pipeline:
         head = self._head
         return self.take() if isinstance(head, BatchJob) and head.finished.is_set() and not head.errors else None
 
+    def slot(self, batch: HostBatch) -> Slot:
+        """Where the pixels of a batch are that has not been released."""
+        return self._lent[batch]
+
     def release(self, batch: HostBatch) -> None:
         """Return the pixels of a batch to the ring."""
         self._free.put(self._lent.pop(batch))
 
     def close(self) -> None:
-        """Stop all threads and wait for them; batches not yet taken are lost. May be called twice."""
+        """Stop all threads and wait for them; batches not yet taken are lost. May be called twice, and while another
+        thread waits in `take`, which then raises."""
         if self._closing:
             return
         self._closing = True
@@ -144,6 +152,9 @@ class Pipeline:
             # Decoding threads end within one image; the planner may hang on a sample index that does not arrive.
             thread.join(timeout=_PATIENCE if thread is self._threads[0] else None)
         self._lent.clear()
+        self._ready.put(StopIteration())
+        if isinstance(head := self._head, BatchJob):
+            head.finished.set()
         _running.discard(self)
 
     def _start_threads(self) -> None:
@@ -207,7 +218,9 @@ class Pipeline:
             with self._plan_lock:
                 other = self._request(self._lookup.samples(np.array([item])))
             self._decode_soon(other, job.slot.single())
-            other.finished.wait()
+            while not other.finished.wait(timeout=_PATIENCE):
+                if self._closing:
+                    raise RuntimeError(ENDED)
             if not other.errors:
                 return job.take_over(other, position)
             if not isinstance(other.errors[0], SampleError):
@@ -233,6 +246,7 @@ class Pipeline:
     def _decode_soon(self, job: BatchJob, slot: Slot) -> None:
         slot.begin(job.samples)
         job.slot = slot
+        job.pixel_slot = slot if isinstance(slot, PixelSlot) else None
         job.num_left = len(job.samples)
         if not job.num_left:
             job.finished.set()
@@ -260,16 +274,16 @@ class Pipeline:
             began = time.perf_counter()
 
     def _decode(self, decoder: Decoder, job: BatchJob, position: int, stages: StageSeconds) -> None:
-        slot = job.slot
+        slot = job.pixel_slot
         began = time.perf_counter()
         if (image_HWC := job.cached.get(position)) is None:
             data = job.request.read(position)
             fetched = time.perf_counter()
             stages.fetch += fetched - began
-            if isinstance(slot, EncodedSlot):
-                slot.hold(position, data)
+            if slot is None:
+                assert isinstance(job.slot, EncodedSlot)
+                job.slot.hold(position, data)
                 return
-            assert isinstance(slot, PixelSlot)
             try:
                 image_HWC = slot.decode(decoder, data, position)
             except ValueError as error:
@@ -279,7 +293,7 @@ class Pipeline:
                 self._images.offer(int(samples.index_N[position]), int(samples.reduction_N[position]), image_HWC)
             began = time.perf_counter()
             stages.decode += began - fetched
-        assert isinstance(slot, PixelSlot)
+        assert slot is not None
         slot.put(position, image_HWC)
         stages.resize += time.perf_counter() - began
 
@@ -310,6 +324,9 @@ class BatchJob:
     cached: dict[int, np.ndarray]
     """Cached decoded images, by position in the batch; ``request`` is for the others."""
     slot: Slot | None = None
+    pixel_slot: PixelSlot | None = None
+    """``slot``, unless it holds files. Asking an instance of an abstract class for its kind takes half a microsecond,
+    which is too long to do for every sample."""
     num_left: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     finished: threading.Event = field(default_factory=threading.Event)

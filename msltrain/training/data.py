@@ -16,6 +16,7 @@ from msltrain.stream.loader import Loader
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
+from msltrain.training.precise_bn import PreciseBN
 
 
 class TrainData:
@@ -30,6 +31,7 @@ class TrainData:
         identities: which datasets these are, by role.
         training: this process's part of the training batches.
         validation: its part of the validation batches; None without a validation split.
+        precise_bn: what BatchNorm's statistics are measured on after every epoch; None: they are not.
 
     Raises:
         UserError: the config names no data, batches cannot be shared equally, or the validation part is unusable.
@@ -49,6 +51,8 @@ class TrainData:
         kept, held_out = self._held_out(shards, config)
         self.training = _loader(kept, config, ranks, training=True)
         self.validation = None if held_out is None else _loader(held_out, config, ranks, training=False)
+        most = config.optim.precise_bn_images
+        self.precise_bn = PreciseBN(kept, config.stream, most) if most else None
         self._augment = Augment(config.augment, config.stream, ranks.device) if config.augment.is_active else None
         self._views = None
         if config.loss.needs_keep_masks:

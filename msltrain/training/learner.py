@@ -22,12 +22,13 @@ from msltrain.hosts.precision import has_bfloat16
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.frozen_features import FrozenFeatures
 from msltrain.models.pretrained import fill_whole
-from msltrain.runs.average import average_weights
 from msltrain.runs.checkpoint import Checkpoint, rebuild_recogniser
 from msltrain.runs.find_checkpoint import STATE_NAME, WEIGHTS_NAME
 from msltrain.stream.keepmasks.masked_views import MaskedView
 from msltrain.stream.pixels.batch import Batch
+from msltrain.training.average import average_weights
 from msltrain.training.optim import build_optimizer, check_moments, restore_optimizer, set_learning_rate
+from msltrain.training.precise_bn import PreciseBN, norm_names
 from msltrain.training.sharding import average_parts, divide_state, shard_weights, whole
 from msltrain.training.siamese import SiameseStep
 
@@ -148,6 +149,18 @@ class Learner:
             self._mixture.load_state_dict(average)
             self._is_mixed = True
         return self._mixture
+
+    def measure_norms(self, precise_bn: PreciseBN | None) -> None:
+        """At the end of an epoch, before what is shipped is validated and saved: BatchNorm's running statistics anew.
+
+        All processes must call this.
+        """
+        if precise_bn is None:
+            return
+        if self.ranks.is_first or self._sharded or self.config.run.sync_batchnorm:
+            names = norm_names(self.recogniser)
+            precise_bn.measure(self.shipped, names, self.ranks.device, amp=self.amp)
+        self.ranks.share_buffers(self.shipped)
 
     def train(self) -> None:
         """Put what learns into training mode."""

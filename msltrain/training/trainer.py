@@ -236,6 +236,7 @@ class Trainer:
             self.learner.train()
             try:
                 self._train_epoch(epoch)
+                self.learner.measure_norms(self.data.precise_bn)
                 self._start_loader()  # with the next epoch, or its first step would wait
                 mean_ap, is_best = self._validate(epoch)
             except TooManySkipped:

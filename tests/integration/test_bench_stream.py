@@ -156,3 +156,27 @@ def test_python_costs_little_per_sample(folder, monkeypatch):
     config = StreamConfig(image_size=24, batch_size=32, num_threads=1)
     best = min(measure_stream(folder, config, max_images=1000).cpu_seconds_per_1000 for _ in range(3))
     assert best * 1000 < 400, f"{best * 1000:.0f} µs"
+
+
+def test_what_the_launching_thread_loses_is_told_where_a_gpu_can_be_fed(folder, ready_python):
+    words = [
+        "bench-stream",
+        str(folder),
+        "--image-size",
+        "24",
+        "--batch-size",
+        "8",
+        "--threads",
+        "1",
+        "--seconds",
+        "0.5",
+    ]
+    found = json.loads(CliRunner().invoke(app, [*words, "--gpu-rate", "100", "--json"]).stdout)
+    lost = found["lost_ms"]
+    assert lost["step"] == 80 and lost.keys() == {"step", "same", "helper"}
+    assert all(0 <= lost[name] < 80 for name in ("same", "helper"))
+    shown = " ".join(CliRunner().invoke(app, [*words, "--gpu-rate", "100"]).stdout.split())
+    assert "% of each 80 ms step is lost to decoding threads in the training's process" in shown
+    assert "% of each 80 ms step is lost to those of a helper process" in shown
+    beyond = CliRunner().invoke(app, [*words, "--gpu-rate", "1e9"]).stdout
+    assert "GPUs" in beyond and "lost" not in beyond, "the wait for batches is another matter"

@@ -18,6 +18,7 @@ from msltrain.runs.checkpoint import load_checkpoint, load_recogniser
 from msltrain.runs.find_checkpoint import META_NAME
 from msltrain.stream.config import StreamConfig
 from msltrain.training.data import TrainData
+from msltrain.training.precise_bn import norm_names
 from msltrain.training.trainer import train
 from msltrain.training.validation import validation_mean_ap
 from tests.smallshards import write_images, write_keep_masks
@@ -111,13 +112,23 @@ def test_two_processes_take_the_steps_of_one(alone: Path, two: Path, branches: s
 def test_every_process_validates_with_the_statistics_that_are_shipped(config: TrainConfig, tmp_path: Path):
     """BatchNorm learns in each process from its own part of the batch; what is measured is what the first one has."""
     learning = override(config, ["model.freeze_batchnorm=false", "optim.num_epochs=1", "optim.ema_decay=none"])
-    finish(start({"run": learning}, tmp_path, 2))
-    recogniser = load_recogniser(tmp_path / "run").recogniser
+    precise = override(learning, ["optim.precise_bn_images=30"])
+    finish(start({"run": learning, "precise": precise}, tmp_path, 2))
     alone = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-    with TrainData(learning, alone) as data:
-        assert data.validation is not None
-        measured = validation_mean_ap(recogniser, data.validation, alone, amp=False)
-    assert validation(tmp_path / "run") == [pytest.approx(measured, abs=1e-9)]
+    for name in ("run", "precise"):
+        recogniser = load_recogniser(tmp_path / name).recogniser
+        with TrainData(precise, alone) as data:
+            assert data.validation is not None and data.precise_bn is not None
+            measured = validation_mean_ap(recogniser, data.validation, alone, amp=False)
+            assert validation(tmp_path / name) == [pytest.approx(measured, abs=1e-9)]
+            before = {key: tensor.clone() for key, tensor in recogniser.state_dict().items()}
+            data.precise_bn.measure(recogniser, norm_names(recogniser.train()), alone.device, amp=False)
+        near = [
+            torch.allclose(tensor, before[key], rtol=1e-4, atol=1e-6)
+            for key, tensor in recogniser.state_dict().items()
+            if "running_" in key
+        ]
+        assert all(near) == (name != "run")
 
 
 def test_four_processes_take_the_steps_of_one(config: TrainConfig, alone: Path, tmp_path: Path):

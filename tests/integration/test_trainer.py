@@ -26,6 +26,7 @@ from msltrain.config import (
     from_json,
     override,
 )
+from msltrain.hosts.distributed import Ranks
 from msltrain.hosts.interrupt import Interrupted
 from msltrain.models.build import Recogniser
 from msltrain.recipes import recipe
@@ -36,9 +37,12 @@ from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
+from msltrain.training.data import TrainData
 from msltrain.training.events import EpochEvent, PhaseEvent, StartEvent, StepEvent
 from msltrain.training.learner import Learner
+from msltrain.training.precise_bn import norm_names
 from msltrain.training.trainer import train
+from msltrain.training.validation import validation_mean_ap
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
 
@@ -203,12 +207,40 @@ def test_the_moving_average_follows_the_weights(config: TrainConfig, tmp_path: P
         assert torch.allclose(last.weights[name], last.train_state["weights"][name], atol=1e-5) == follows
 
 
+@pytest.mark.parametrize("beside", [(), ("optim.ema_decay=0.5",)], ids=["alone", "with an average"])
+def test_precise_statistics_are_those_of_what_is_validated_and_shipped(
+    config: TrainConfig, tmp_path: Path, beside: tuple[str, ...]
+):
+    settings = ["optim.precise_bn_images=1000", "optim.num_epochs=1", *beside]
+    plain = load_checkpoint(train(override(config, settings[1:]), run_dir=tmp_path / "plain").last)
+    result = train(override(config, settings), run_dir=tmp_path / "run")
+    last = load_checkpoint(result.last)
+    statistics = {name for name in last.weights if "running_" in name}
+    assert statistics
+    for name, tensor in last.weights.items():
+        same = torch.equal(tensor, plain.weights[name])
+        assert same == (name not in statistics), f"{name}: of one epoch, only statistics are others"
+    loaded = load_recogniser(result.last)
+    alone = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+    with TrainData(override(config, settings), alone) as data:
+        assert data.validation is not None and data.precise_bn is not None
+        names = norm_names(loaded.recogniser.train())
+        data.precise_bn.measure(loaded.recogniser, names, torch.device("cpu"), amp=False)
+        for name, tensor in loaded.recogniser.state_dict().items():
+            torch.testing.assert_close(tensor, last.weights[name], msg=name)
+        found = validation_mean_ap(loaded.recogniser, data.validation, alone, amp=False)
+    assert result.validation_mAP == pytest.approx(found, abs=1e-6)
+
+
 OURS = (
     *("loss.clean_weight=1", "loss.masked_weight=1", "loss.consistency_weight=0", "loss.masked_target=teacher"),
     *("keep_mask.share=0.5", "keep_mask.subset_weights=0.7", "keep_mask.ramp_epochs=2", "keep_mask.fill=object"),
     *("keep_mask.ignore_below=0.3", "loss.bn_mode=split", "augment.erase=random"),
 )
-LATE = ("keep_mask.start=0.5", "loss.masked_target=whole_image", "loss.bn_mode=running")
+LATE = (
+    *("keep_mask.start=0.5", "loss.masked_target=whole_image", "loss.bn_mode=running"),
+    "optim.precise_bn_images=20",
+)
 """Every setting of the masked branch that is not published, together."""
 RIVALS = {
     "cutmix": (*PLAIN, "augment.randaugment=2", "augment.mix=cutmix", "loss.recognition=hill"),

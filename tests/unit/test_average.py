@@ -9,11 +9,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from msldata.contract.manifest import FormatError
 from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.config import override
-from msltrain.runs.average import average_checkpoints
 from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, load_recogniser, save_checkpoint
+from msltrain.stream.samples.holdout import hold_out
+from msltrain.training.average import average_checkpoints
+from msltrain.training.precise_bn import PreciseBN, norm_names
+from tests.smallshards import write_images
 from tests.unit.test_checkpoint import checkpoint
 
 
@@ -34,6 +38,26 @@ def test_every_weight_is_the_average_and_counters_stay_whole(tmp_path: Path):
         assert tensor.dtype == last.weights[name].dtype
     assert found.config == last.config and found.validation_mAP is None
     assert load_recogniser(tmp_path / "c").classes == first.classes
+
+
+def test_statistics_are_measured_on_the_averaged_network_where_the_last_run_did(tmp_path: Path):
+    write_images(tmp_path / "train", [24, 10])
+    precise = ("optim.precise_bn_images=100", f"data.train={tmp_path / 'nowhere'}")
+    one, other = saved(tmp_path / "a", 1), saved(tmp_path / "b", 2, *precise)
+    average_checkpoints([one, other], tmp_path / "c", data=tmp_path / "train")
+    average_checkpoints([other, one], tmp_path / "plain")
+    found, plain = (load_recogniser(tmp_path / name).recogniser for name in ("c", "plain"))
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, found.state_dict()[name]) == ("running_" not in name), name
+    config = load_checkpoint(other).config
+    kept, _ = hold_out(tmp_path / "train", config.data.validation_fraction)
+    names = norm_names(plain.train())
+    PreciseBN(kept, config.stream, 100).measure(plain, names, torch.device("cpu"), amp=False)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(tensor, found.state_dict()[name])
+    with pytest.raises(FormatError, match="nowhere"):
+        average_checkpoints([one, other], tmp_path / "d")
+    assert not (tmp_path / "d").exists()
 
 
 def test_the_command_averages_equally_and_names_the_next(tmp_path: Path):

@@ -267,7 +267,7 @@ def test_what_is_read_ahead_is_counted_in_mebibytes(folder: Path, monkeypatch: p
             asked.append(read_ahead_bytes)
             super().__init__(*arguments, read_ahead_bytes=read_ahead_bytes, **options)
 
-    monkeypatch.setattr("msltrain.stream.loader.Pipeline", Recorded)
+    monkeypatch.setattr("msltrain.stream.passes.Pipeline", Recorded)
     with open_loader(folder, read_ahead_mb=3) as loader:
         assert len(list(loader)) == 6
     assert asked == [3 << 20]

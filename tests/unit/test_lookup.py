@@ -29,7 +29,7 @@ def make(shards: ShardSet, calls: list[int]) -> Lookup:
 
 def content(samples: Samples) -> list:
     arrays = [samples.item_N, samples.shard_N, samples.index_N, samples.crop_N4]
-    arrays += [samples.reduction_N, samples.flip_N]
+    arrays += [samples.reduction_N, samples.flip_N, samples.target_NK, samples.ignore_NK]
     columns = [getattr(samples.rows, name) for name in SampleRows.__slots__ if name != "num_classes"]
     return [array.tolist() for array in arrays + columns]
 
@@ -46,6 +46,17 @@ def test_batches_together_equal_batches_alone(shards, monkeypatch, most):
     assert [content(one) for one in found] == [content(lookup.samples(item_N)) for item_N in places]
     assert together == {1: 8, 10: 4, 1000: 3}[most]
     assert calls[0] == 3, "the first batch had to wait for others"
+
+
+def test_targets_are_those_of_the_rows_and_many_classes_are_looked_up_a_few_at_a_time(shards, monkeypatch):
+    calls: list[int] = []
+    samples = make(shards, calls).samples(np.arange(4, 12))
+    assert samples.target_NK.tolist() == samples.rows.target_NK.tolist() and samples.target_NK.any()
+    assert samples.ignore_NK.tolist() == samples.rows.ignore_NK.tolist()
+    monkeypatch.setattr("msltrain.stream.samples.lookup._MOST_LABELS", 9 * len(shards.classes))
+    places = [np.arange(start, start + 3) for start in range(0, 36, 3)]
+    list(make(shards, calls).batches(places))
+    assert calls[1:] == [3, 9, 9, 9, 6], "targets of too many samples were made at once"
 
 
 @pytest.mark.parametrize("number", range(20, 24))

@@ -14,7 +14,7 @@ import msltrain.training.trainer
 from msldata.console import gigabytes
 from msldata.errors import UserError
 from msltrain.__main__ import app
-from msltrain.stream import loader as loader_module
+from msltrain.stream import passes as passes_module
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
 from msltrain.stream.order.plan import EpochPlan
@@ -55,7 +55,7 @@ def test_a_resumed_loader_tells_the_windows_from_where_it_goes_on(tmp_path, monk
         told.append([int(shard) for window in windows for shard in window])
         return LocalFetcher(shards)
 
-    monkeypatch.setattr(loader_module, "open_fetcher", open_fetcher)
+    monkeypatch.setattr(passes_module, "open_fetcher", open_fetcher)
     config = StreamConfig(image_size=16, batch_size=4, window=6, num_threads=1)
     with Loader(tmp_path, config, training=True) as loader:
         for step in (0, 5):

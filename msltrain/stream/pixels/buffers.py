@@ -77,6 +77,8 @@ class EncodedSlot(Slot):
         return EncodedImages(self._data_B, self._rows, self._crop_N4.tolist(), error)
 
 
+Allocate = Callable[[int], torch.Tensor]
+"""Gives so many bytes of memory, uint8; what it gave before is not used any more."""
 ToSquare = Callable[[np.ndarray], torch.Tensor]
 """Makes uint8 (1, 3, S, S) of a whole image, uint8 (H, W, 3)."""
 
@@ -87,31 +89,31 @@ class SquareSlot(PixelSlot):
     Args:
         num_samples: the most that a batch of this rank has.
         image_size: side S, in pixels.
-        device: where batches go from here.
+        allocate: where its memory comes from.
         to_square: another way to the square than crop and resize.
     """
 
-    def __init__(self, num_samples: int, image_size: int, device: torch.device, to_square: ToSquare | None = None):
+    def __init__(self, num_samples: int, image_size: int, allocate: Allocate, to_square: ToSquare | None = None):
         self._size, self._to_square = image_size, to_square
-        self.pixel_BHWC = _empty(num_samples * image_size**2 * 3, device).view(num_samples, image_size, image_size, 3)
+        self.pixel_BHWC = allocate(num_samples * image_size**2 * 3).view(num_samples, image_size, image_size, 3)
         self._views = list(self.pixel_BHWC.permute(0, 3, 1, 2).split(1)) if num_samples else []
 
     def begin(self, samples: Samples) -> None:
-        self._samples, self._crops = samples, samples.crop_N4.tolist()
+        self._crops, self._stated = samples.crop_N4.tolist(), _stated(samples.rows)
+        self._reductions = samples.reduction_N.tolist()
 
     def decode(self, decoder: Decoder, data: Buffer, position: int) -> np.ndarray:
-        reduction = int(self._samples.reduction_N[position])
-        return decoder.decode(data, *_expected(self._samples.rows, position), reduction=reduction)
+        return decoder.decode(data, *self._stated[position], reduction=self._reductions[position])
 
     def put(self, position: int, image_HWC: np.ndarray) -> None:
         if self._to_square is not None:
             self._views[position].copy_(self._to_square(image_HWC))
             return
-        width = int(self._samples.rows.width_N[position])
+        width = self._stated[position][0] if self._reductions[position] > 1 else None
         resize_crop(image_HWC, self._crops[position], self._views[position], width)
 
     def single(self) -> SquareSlot:
-        return SquareSlot(1, self._size, torch.device("cpu"), self._to_square)
+        return SquareSlot(1, self._size, host_memory(), self._to_square)
 
     def adopt(self, position: int, other: PixelSlot) -> None:
         assert isinstance(other, SquareSlot)
@@ -130,42 +132,42 @@ class WholeSlot(PixelSlot):
     a square. Arguments as for `SquareSlot`.
     """
 
-    def __init__(self, num_samples: int, image_size: int, device: torch.device):
-        self._size, self._device = image_size, device
-        self._flat_N = _empty(num_samples * image_size**2 * 3, device)
+    def __init__(self, num_samples: int, image_size: int, allocate: Allocate):
+        self._size, self._allocate = image_size, allocate
+        self._flat_N = allocate(num_samples * image_size**2 * 3)
 
     def begin(self, samples: Samples) -> None:
         rows, crop_N4 = samples.rows, samples.crop_N4
-        self._samples, self._crops = samples, crop_N4.tolist()
-        self._is_square_B = (rows.width_N * rows.height_N > LARGEST) | (samples.reduction_N > 1)
-        room_B = np.where(self._is_square_B, 0, rows.width_N * rows.height_N).clip(min=self._size**2)
+        self._crops, self._stated, self._reductions = crop_N4.tolist(), _stated(rows), samples.reduction_N.tolist()
+        is_square_B = (rows.width_N * rows.height_N > LARGEST) | (samples.reduction_N > 1)
+        room_B = np.where(is_square_B, 0, rows.width_N * rows.height_N).clip(min=self._size**2)
         ends_B = room_B.cumsum()
         self._place_B = ends_B - room_B
         self._num_bytes = 3 * int(room_B.sum())
         if len(self._flat_N) < self._num_bytes:
-            self._flat_N = _empty(self._num_bytes * 9 // 8, self._device)
+            self._flat_N = self._allocate(self._num_bytes * 9 // 8)
         self._flat = self._flat_N.numpy()
         self._starts = (3 * self._place_B).tolist()
         self._crop_B4, self._width_B = crop_N4.copy(), rows.width_N.copy()
-        for position in np.flatnonzero(self._is_square_B).tolist():
+        self._is_square = is_square_B.tolist()
+        for position in np.flatnonzero(is_square_B).tolist():
             self._set_square(position)
 
     def decode(self, decoder: Decoder, data: Buffer, position: int) -> np.ndarray:
-        expected = _expected(self._samples.rows, position)
-        if self._is_square_B[position]:
-            return decoder.decode(data, *expected, reduction=int(self._samples.reduction_N[position]))
-        return decoder.decode(data, *expected, into=self._flat[self._starts[position] :])
+        if self._is_square[position]:
+            return decoder.decode(data, *self._stated[position], reduction=self._reductions[position])
+        return decoder.decode(data, *self._stated[position], into=self._flat[self._starts[position] :])
 
     def put(self, position: int, image_HWC: np.ndarray) -> None:
         start = self._starts[position]
-        if self._is_square_B[position]:
-            width = int(self._samples.rows.width_N[position])
+        if self._is_square[position]:
+            width = self._stated[position][0]
             resize_crop(image_HWC, self._crops[position], self._square(position).permute(2, 0, 1).unsqueeze(0), width)
         elif not np.may_share_memory(image_HWC, self._flat):
             self._flat[start : start + image_HWC.size] = image_HWC.reshape(-1)
 
     def single(self) -> SquareSlot:
-        return SquareSlot(1, self._size, torch.device("cpu"))
+        return SquareSlot(1, self._size, host_memory())
 
     def adopt(self, position: int, other: PixelSlot) -> None:
         assert isinstance(other, SquareSlot)
@@ -189,15 +191,19 @@ class WholeSlot(PixelSlot):
         return self._flat_N[start : start + 3 * self._size**2].view(self._size, self._size, 3)
 
 
-def _expected(rows: SampleRows, position: int) -> tuple[int, int, int]:
-    """Width, height and CRC-32 from the index."""
-    return int(rows.width_N[position]), int(rows.height_N[position]), int(rows.crc32_N[position])
+def _stated(rows: SampleRows) -> list[tuple[int, int, int]]:
+    """Width, height and CRC-32 of each sample from the index."""
+    return list(zip(rows.width_N.tolist(), rows.height_N.tolist(), rows.crc32_N.tolist()))
 
 
-@torch.inference_mode(False)  # else a loader that is iterated in inference mode could not fill it on its threads
-def _empty(num_bytes: int, device: torch.device) -> torch.Tensor:
-    """Host memory, pinned if it is copied to a GPU."""
-    if device.type != "cuda":
-        return torch.empty(num_bytes, dtype=torch.uint8)
-    with torch.cuda.device(device):  # a thread would open a context on the first GPU otherwise
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+def host_memory(device: torch.device = torch.device("cpu")) -> Allocate:  # noqa: B008 (a constant)
+    """Memory of this process, pinned if batches are copied from it to a GPU."""
+
+    @torch.inference_mode(False)  # else a loader that is iterated in inference mode could not fill it on its threads
+    def allocate(num_bytes: int) -> torch.Tensor:
+        if device.type != "cuda":
+            return torch.empty(num_bytes, dtype=torch.uint8)
+        with torch.cuda.device(device):  # a thread would open a context on the first GPU otherwise
+            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+    return allocate

@@ -8,14 +8,15 @@ that the thread keeps, the crop is a view of it, and torch's antialiased uint8 k
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from msldata.contract.pixels import decode, decode_jpeg, upright_size
 
-_resize = torch.ops.aten._upsample_bilinear2d_aa.out
+_resize: Callable[..., torch.Tensor] = torch._C._nn._upsample_bilinear2d_aa
+"""As torch's own functions call it; by ``torch.ops`` each call holds the interpreter 2 µs longer."""
 
 
 class Decoder:
@@ -79,12 +80,12 @@ def resize_crop(image_HWC: np.ndarray, crop: Sequence[int], slot_1CSS: torch.Ten
     """
     top, left, height, crop_width = crop
     reduction = 1 if width is None else round(width / image_HWC.shape[1])
-    scales: tuple[float | None, float | None] = None, None
+    across = down = None
     if reduction > 1:
         # A box whose sides cannot be divided covers a part of its last row and column only: the factors know.
         size = slot_1CSS.shape[2]
-        scales = size * reduction / height, size * reduction / crop_width
+        down, across = size * reduction / height, size * reduction / crop_width
         top, left, bottom, right = top // reduction, left // reduction, top + height, left + crop_width
         height, crop_width = -(-bottom // reduction) - top, -(-right // reduction) - left
     box_1HWC = image_HWC[np.newaxis, top : top + height, left : left + crop_width]
-    _resize(torch.from_numpy(box_1HWC.transpose(0, 3, 1, 2)), slot_1CSS.shape[2:], False, *scales, out=slot_1CSS)
+    _resize(torch.from_numpy(box_1HWC.transpose(0, 3, 1, 2)), slot_1CSS.shape[2:], False, down, across, out=slot_1CSS)

@@ -16,6 +16,8 @@ Augment = Callable[[SampleRows], tuple[np.ndarray, np.ndarray, np.ndarray]]
 _MOST_ITEMS = 1024
 """How many samples in the epoch's order are looked up together. Numpy needs about as long for a thousand samples as for
 one batch, and meanwhile holds the interpreter, so that the decoding threads have to wait."""
+_MOST_LABELS = 1 << 20
+"""How many pairs of sample and class are looked up together, in bytes of their targets."""
 
 
 @dataclass(eq=False, slots=True)
@@ -35,6 +37,10 @@ class Samples:
     """int64; by how much each is reduced in decoding if it is a JPEG: 1, 2, 4 or 8."""
     flip_N: np.ndarray
     """bool"""
+    target_NK: np.ndarray
+    """uint8"""
+    ignore_NK: np.ndarray
+    """bool"""
 
     def __len__(self) -> int:
         return len(self.item_N)
@@ -49,12 +55,14 @@ class Samples:
             self.crop_N4[chosen],
             self.reduction_N[chosen],
             self.flip_N[chosen],
+            self.target_NK[chosen],
+            self.ignore_NK[chosen],
         )
 
     def put(self, position: int, other: Samples) -> None:
         """Put the single sample of ``other`` at a place in this batch."""
         self.rows.put(position, other.rows)
-        for name in ("shard_N", "index_N", "crop_N4", "reduction_N", "flip_N"):
+        for name in ("shard_N", "index_N", "crop_N4", "reduction_N", "flip_N", "target_NK", "ignore_NK"):
             getattr(self, name)[position] = getattr(other, name)[0]
 
 
@@ -77,17 +85,17 @@ class Lookup:
         """
         shard_N, row_N = self.plan.at(item_N)
         index_N, rows = self.shards.rows(shard_N, row_N)
-        return Samples(item_N, shard_N, index_N, rows, *self._augment(rows))
+        return Samples(item_N, shard_N, index_N, rows, *self._augment(rows), rows.target_NK, rows.ignore_NK)
 
     def batches(self, places: Iterable[np.ndarray]) -> Iterator[Samples]:
         """Yield batch after batch, for the item_N of each; the first one is looked up alone, so that it is not late."""
         together: list[np.ndarray] = []
-        stretch = 1
+        stretch, most = 1, min(_MOST_ITEMS, _MOST_LABELS // max(1, len(self.shards.classes)))
         for item_N in places:
             together.append(item_N)
             if not len(item_N) or item_N[-1] - together[0][0] + 1 >= stretch:
                 yield from self._batches(together)
-                together, stretch = [], _MOST_ITEMS
+                together, stretch = [], most
         if together:
             yield from self._batches(together)
 

@@ -12,25 +12,35 @@ from torch import Tensor
 
 from msldata.errors import UserError
 from msltrain.config import differences
-from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, rebuild_recogniser, save_checkpoint
+from msltrain.stream.samples.holdout import hold_out
+from msltrain.stream.samples.shardset import open_shard_set
+from msltrain.training.precise_bn import PreciseBN, norm_names
 
 
-def average_checkpoints(places: Sequence[str | Path], folder: Path, shares: Sequence[float] | None = None) -> None:
+def average_checkpoints(
+    places: Sequence[str | Path],
+    folder: Path,
+    shares: Sequence[float] | None = None,
+    *,
+    data: str | Path | None = None,
+) -> None:
     """Write the checkpoint folder ``folder`` with the weighted average of several checkpoints' weights.
 
     Networks that were fine-tuned from the same weights, in whatever way, lie close enough together for their average to
     be a network as well, often one better than each of them ("model soups", Wortsman et al., ICML 2022). BatchNorm's
-    running statistics are averaged too.
+    running statistics are measured anew where the last run's were (``optim.precise_bn_images``), else averaged too.
 
     Args:
         places: runs or checkpoints, folders or URLs; the written one has the settings of the last.
         folder: must not be there yet.
         shares: of each place, adding up to 1; None: equal ones.
+        data: the training shards, to measure on; None: where the last run had them.
 
     Raises:
         UserError: ``folder`` exists, the shares do not fit, or the networks have not started from the same weights, or
             do not know the same classes.
-        FileNotFoundError, StorageError: a file cannot be read or written.
+        FileNotFoundError, FormatError, StorageError: a file cannot be read or written.
     """
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another --out")
@@ -49,8 +59,23 @@ def average_checkpoints(places: Sequence[str | Path], folder: Path, shares: Sequ
         )
     for place, other in zip(places[1:], found[1:], strict=True):
         _require_same_start(found[0], other, places[0], place)
-    weights = average_weights([one.weights for one in found], shares)
-    save_checkpoint(replace(found[-1], weights=weights), folder)
+    average = replace(found[-1], weights=average_weights([one.weights for one in found], shares))
+    if average.config.optim.precise_bn_images:
+        average = _measured(average, data or average.config.data.train)
+    save_checkpoint(average, folder)
+
+
+def _measured(average: Checkpoint, data: str | Path) -> Checkpoint:
+    """The same with BatchNorm's running statistics of its own weights."""
+    config = average.config
+    shards = open_shard_set(data)
+    if config.data.validation_fraction and not config.data.validation:
+        shards, _ = hold_out(shards, config.data.validation_fraction)
+    network = rebuild_recogniser(config, len(average.classes))
+    network.load_state_dict(average.weights)
+    precise_bn = PreciseBN(shards, config.stream, config.optim.precise_bn_images)
+    precise_bn.measure(network, norm_names(network.train()), torch.device("cpu"), amp=False)
+    return replace(average, weights=network.state_dict())
 
 
 def average_weights(weights: Sequence[Mapping[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
