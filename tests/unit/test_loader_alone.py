@@ -207,6 +207,7 @@ def test_training_crops_and_mirrors_and_evaluation_shows_the_whole(
     with open_loader(tmp_path, batch_size=12, training=False) as loader:
         [batch] = loader
     assert batch.crop_B4.tolist() == [[0, 0, 300, 400]] * 12 and not batch.flip_B.any()
+    assert batch.flip_B.dtype == bool
 
 
 @pytest.mark.parametrize(("resize", "kind"), [("host", torch.Tensor), ("device", WholeImages)])
@@ -282,6 +283,20 @@ def test_a_rank_has_room_for_its_part_and_no_more(folder: Path):
                 assert isinstance(batch.pixels, torch.Tensor)
                 sizes.append(batch.pixels.untyped_storage().nbytes())
     assert sizes == [3 * 16 * 16 * 3] * 10
+
+
+def test_an_iteration_that_is_left_standing_ends_where_another_begins(folder: Path):
+    with open_loader(folder) as loader:
+        left, begun = iter(loader), iter(loader)
+        next(left)
+        assert len(next(begun)) == 4
+        assert sum(thread.name.startswith("msl-decode") for thread in threading.enumerate()) == 1
+
+
+def test_the_same_memory_serves_every_epoch(folder: Path):
+    with open_loader(folder) as loader:
+        places = [{batch.pixels.data_ptr() for batch in loader.host_batches()} for _ in range(2)]  # type: ignore[union-attr]
+    assert places[0] == places[1] and len(places[0]) <= StreamConfig().num_buffers
 
 
 def test_in_evaluation_no_rank_gets_an_empty_batch(folder: Path):
