@@ -293,6 +293,18 @@ def test_an_iteration_that_is_left_standing_ends_where_another_begins(folder: Pa
         assert sum(thread.name.startswith("msl-decode") for thread in threading.enumerate()) == 1
 
 
+def test_a_pass_ends_where_another_begins_or_all_is_closed(folder: Path):
+    with open_loader(folder) as loader:
+        passes = loader._passes
+        first, second = passes.open(0, 0), passes.open(0, 0)
+        with pytest.raises(RuntimeError, match="this iteration has ended"):
+            first.take()
+        assert second.take() is not None
+        passes.close()
+        with pytest.raises(RuntimeError, match="this iteration has ended"):
+            second.take()
+
+
 def test_the_same_memory_serves_every_epoch(folder: Path):
     with open_loader(folder) as loader:
         places = [{batch.pixels.data_ptr() for batch in loader.host_batches()} for _ in range(2)]  # type: ignore[union-attr]
