@@ -161,6 +161,18 @@ def test_what_segments_say():
     assert found[3] == found[4] == (None, None)
 
 
+def test_each_object_keeps_its_own_where_another_has_no_box(tmp_path):
+    items = [
+        annotation(1, [square(10, 20, 16, 10), square(34, 20, 16, 10)], 1, [10, 20, 40, 10]),
+        annotation(2, [square(26, 10, 8, 30)], 1, [26, 10, 8, 30]),
+    ]
+    image, unboxed = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 100}, {**items[1], "id": 0, "bbox": []}
+    raw = make_coco(tmp_path, [image], [unboxed, *items], [{"id": 1, "name": "bar"}])
+    (record,) = open_source("coco2014", raw, "train", options=SourceOptions(segments=True)).records()
+    assert [item.box[0] for item in record.objects] == [10, 26]
+    assert record.occlusion is not None and [one.separated for one in record.occlusion] == [True, False]
+
+
 def test_a_build_notes_it_in_the_index_alone(tmp_path):
     images = [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}]
     objects = [

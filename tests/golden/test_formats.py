@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from msldata.contract.manifest import read_manifest
+from msldata.errors import BadInputError
 from msldata.sources.kinds import open_source, recognise, select_sources
 from msldata.sources.source import NO_OPTIONS, SourceOptions
 from msldata.storage import LocalStorage
@@ -174,6 +175,18 @@ def test_open_images_long_form(tmp_path):
     write(path, "ImageID,Source,LabelName,Confidence\n0001,machine,/m/cat,0.7\n")
     run = CliRunner().invoke(app, ["build-shards", str(path)])
     assert run.exit_code == 2 and "line 2: confidence is '0.7'; only labels that people checked" in run.output
+
+
+def test_rows_of_a_label_each_are_of_one_split(tmp_path):
+    images(tmp_path, "a.jpg")
+    rows = "a.jpg,train,/m/cat,1\na.jpg,{},/m/dog,1\n"
+    for split, is_one in (("train", True), ("test", False)):
+        path = write(tmp_path / f"{split}.csv", "ImageID,split,LabelName,Confidence\n" + rows.format(split))
+        if is_one:
+            assert read(path) == {"train": {"a.jpg": ["/m/cat", "/m/dog"]}}
+        else:
+            with pytest.raises(BadInputError, match=r"line 2 and line 3: .* have one key, 'a'"):
+                read(path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])

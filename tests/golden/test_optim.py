@@ -15,6 +15,7 @@ from msltrain.training.optim import (
     build_optimizer,
     check_moments,
     for_batch_size,
+    is_optimizer_state,
     learning_rate,
     restore_optimizer,
     set_learning_rate,
@@ -220,6 +221,49 @@ def test_moments_of_other_parameters_are_refused(moment: object, says: str):
     state["state"] = {9: {}}
     with pytest.raises(ValueError, match="no parameter 9"):
         check_moments(optimizer, state)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_moments_of_these_parameters_fit(optimizer: str, num_steps: int):
+    layer = nn.Linear(3, 2)
+    one = build_optimizer(OptimConfig(optimizer=optimizer), layer)
+    for _ in range(num_steps):
+        layer(torch.ones(1, 3)).sum().backward()
+        one.step()
+    state = one.state_dict()
+    assert is_optimizer_state(state)
+    check_moments(one, state)
+    if optimizer == "sgd":
+        check_moments(one, {**state, "state": {0: {"momentum_buffer": None}}})  # before its first step
+    else:
+        zeros = {name: torch.zeros(2, 3) for name in ("exp_avg", "exp_avg_sq")}
+        for name in ("step", *zeros):
+            entries = {"step": torch.tensor(1.0), **zeros, name: None}
+            with pytest.raises(ValueError, match=f"{name} of parameter 0 is no tensor of"):
+                check_moments(one, {**state, "state": {0: entries}})
+        with pytest.raises(ValueError, match=r"step of parameter 0 is no tensor of \[\] numbers"):
+            check_moments(one, {**state, "state": {0: {"step": torch.zeros(2, 3), **zeros}}})
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        [],
+        {"param_groups": []},
+        {"state": [], "param_groups": []},
+        {"state": {}},
+        {"state": {}, "param_groups": {}},
+        {"state": {}, "param_groups": [{"params": []}, []]},
+        {"state": {}, "param_groups": [{"params": []}, {}]},
+        {"state": {}, "param_groups": [{"params": []}, {"params": None}]},
+        {"state": {0: {}, 1: []}, "param_groups": []},
+    ],
+)
+def test_what_is_no_state_of_an_optimizer(state: object):
+    assert not is_optimizer_state(state)
+    assert is_optimizer_state({"state": {0: {}}, "param_groups": [{"params": [0]}]})
 
 
 def test_rates_at_the_ends_of_schedules():

@@ -152,6 +152,21 @@ def test_an_older_index_never_vouches_for_a_newer_tar(tmp_path, monkeypatch):
     assert not out.exists(info.index_name)
 
 
+def test_an_older_index_is_gone_before_the_newer_tar_is_there(tmp_path, monkeypatch):
+    """Whoever is killed between the two must not leave them together."""
+    out = open_storage(tmp_path)
+    info = write(out, [b"x"])
+    put, beside = type(out).put, []
+
+    def look(self, name, data):
+        put(self, name, data)
+        beside.append((name, out.exists(info.index_name)))
+
+    monkeypatch.setattr(type(out), "put", look)
+    write(out, [b"y"])
+    assert beside == [(NAME, False), (info.index_name, True)]
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

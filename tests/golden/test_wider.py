@@ -84,6 +84,13 @@ def test_people_are_cut_out(tmp_path, resize, sizes):
     assert manifest.label_histogram["Male"] == {"positive": 1, "ignored": 0}
 
 
+def test_a_box_that_begins_outside_ends_where_it_says():
+    prepared = prepare_image(photograph(), crop=(-10, -5.4, 30, 30))
+    assert (prepared.width, prepared.height) == (20, 25)
+    pixels = np.asarray(Image.open(io.BytesIO(prepared.data)))
+    assert pixels[12, 15, 0] > 200 and pixels[12, 5, 0] < 50  # the person begins at 10
+
+
 def test_a_box_outside_is_refused():
     with pytest.raises(ValueError, match=r"the part \(90, 5, 10, 10\) lies outside the image of 80 × 60"):
         prepare_image(photograph(), crop=(90, 5, 10, 10))

@@ -19,6 +19,7 @@ import msltrain.runs.find_checkpoint
 from msldata.errors import StorageError, UserError
 from msldata.storage import LocalStorage
 from msltrain.config import ModelConfig, TrainConfig
+from msltrain.measures.predictions import Origin, Predictions, write_predictions
 from msltrain.models.build import build_model
 from msltrain.runs.checkpoint import (
     Checkpoint,
@@ -31,6 +32,7 @@ from msltrain.runs.checkpoint import (
 from msltrain.runs.find_checkpoint import find_checkpoint, open_checkpoint
 from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.stream.config import StreamConfig
+from msltrain.use.predict import thresholds_of
 
 CONFIG = TrainConfig(
     stream=StreamConfig(image_size=32), model=ModelConfig(backbone="test_efficientnet", weights="gone.pth")
@@ -155,6 +157,10 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
+def _fail(file: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_crash_between_the_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save_checkpoint(checkpoint(1), tmp_path / "last")
     really_rename = Path.rename
@@ -172,6 +178,11 @@ def test_a_crash_between_the_renames_loses_nothing(tmp_path: Path, monkeypatch: 
         with pytest.raises(Killed):
             save_checkpoint(checkpoint(2), tmp_path / "last")
     assert not (tmp_path / "last").exists()
+    assert load_checkpoint(tmp_path / "last").step == 1
+    with monkeypatch.context() as patched:  # nor does the next one, where it does not come to its end
+        patched.setattr(msltrain.runs.checkpoint, "flush_to_disk", _fail)
+        with pytest.raises(StorageError, match="could not be written: the disk is full"):
+            save_checkpoint(checkpoint(2), tmp_path / "last")
     assert load_checkpoint(tmp_path / "last").step == 1
     save_checkpoint(checkpoint(3), tmp_path / "last")
     assert load_checkpoint(tmp_path / "last").step == 3
@@ -316,6 +327,8 @@ def test_the_checkpoint_that_a_url_means(tmp_path: Path, monkeypatch: pytest.Mon
     assert load_checkpoint(run).step == load_checkpoint(f"{run}/checkpoints").step == 10
     assert load_checkpoint(f"{run}/checkpoints/last").step == 10
     assert load_checkpoint(f"{run}/checkpoints/last.9").step == 9
+    save_checkpoint(small(5), tmp_path / "copied/mine")
+    assert load_checkpoint(f"{run}/copied/mine").step == 5
     save_checkpoint(small(2), checkpoints / "best.2")
     assert load_checkpoint(run).step == 2
     save_checkpoint(small(3), checkpoints / "best")  # a copied run: the numbered one is newer all the same
@@ -398,6 +411,8 @@ def test_the_order_of_a_swap_is_write_flush_rename(tmp_path: Path, monkeypatch: 
 def test_what_is_left_of_a_killed_save_is_not_taken_over(tmp_path: Path):
     (tmp_path / ".last.part").mkdir()
     (tmp_path / ".last.part/stray.bin").write_bytes(b"half")
+    save_checkpoint(small(2), tmp_path / "last")
+    save_checkpoint(small(1), tmp_path / ".last.old")  # killed before it was removed
     save_checkpoint(small(), tmp_path / "last")
     assert sorted(path.name for path in (tmp_path / "last").iterdir()) == [
         "meta.json", "train_state.pt", "weights.safetensors"
@@ -538,6 +553,15 @@ def loaded_from(path: str | Path) -> LoadedRecogniser:
     return LoadedRecogniser(recogniser=torch.nn.Identity(), classes=CLASSES, config=CONFIG, path=path, sha256="")
 
 
+def test_outputs_and_thresholds_are_put_in_another_order():
+    loaded = replace(loaded_from("run"), thresholds=(0.1, 0.2, 0.3))
+    there = (CLASSES[1], CLASSES[2], CLASSES[0])  # going round, which is not the same as going back
+    assert loaded.ordered_as(CLASSES, "x") is loaded
+    found = loaded.ordered_as(there, "x")
+    assert found.classes == there and found.thresholds == (0.2, 0.3, 0.1)
+    assert found.recogniser(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[2, 3, 1]]
+
+
 def test_classes_are_found_by_name():
     loaded = loaded_from("run")
     assert loaded.columns_of(("größe", "bird", "cat", "dog"), "x").tolist() == [2, 3, 0]
@@ -550,6 +574,53 @@ def test_classes_are_found_by_name():
     )
 
 
+def test_what_is_called_by_an_address_is_not_looked_for_in_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(small(epoch=0), Path("s3://bucket/run/checkpoints/last"))
+    Path("s3://bucket/run/predictions").mkdir()
+    Path("s3://bucket/run/predictions/a.parquet").touch()
+    here, there = loaded_from(Path("s3://bucket/run/checkpoints/last")), loaded_from("s3://bucket/run/checkpoints/last")
+    assert len(here.prediction_files()) == 1 and here.unfinished()
+    assert there.prediction_files() == [] and there.unfinished() == ""
+
+
+@pytest.mark.parametrize(
+    ("done", "best", "patience", "is_over"),
+    [
+        (3, None, 0, False),
+        (4, None, 0, True),
+        (5, None, 0, True),  # it was made shorter
+        (3, 1, 0, False),
+        (3, 1, 2, True),  # two epochs after the best
+        (3, 2, 2, False),
+        (3, None, 1, False),
+    ],
+)
+def test_a_run_that_was_stopped_is_said_to_be(
+    tmp_path: Path, done: int, best: int | None, patience: int, is_over: bool
+):
+    config = replace(CONFIG, optim=replace(CONFIG.optim, num_epochs=4, patience=patience))
+    save_checkpoint(small(config=config, epoch=done), tmp_path / "checkpoints/last")
+    if best is not None:
+        save_checkpoint(small(config=config, epoch=best), tmp_path / "checkpoints/best")
+    said = loaded_from(tmp_path / "checkpoints/last").unfinished()
+    assert said == ("" if is_over else (
+        f"{tmp_path}: 3 of 4 epochs of its training are done, so these are not the scores of a finished model; if it "
+        "was stopped, --resume auto of `msl train` goes on"
+    ))  # fmt: skip
+    (tmp_path / "checkpoints/last/meta.json").write_text("{}")
+    assert loaded_from(tmp_path / "checkpoints/last").unfinished() == ""
+    assert loaded_from(tmp_path / "elsewhere").unfinished() == ""
+
+
+def test_a_place_where_nothing_can_be_is_said(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file/last: could not be written: not a directory$"):
+        save_checkpoint(small(), tmp_path / "file/last")
+
+
 def test_predictions_lie_in_the_run(tmp_path: Path):
     (tmp_path / "predictions").mkdir()
     for name in ("b.parquet", "a.parquet", "a.json"):
@@ -560,3 +631,18 @@ def test_predictions_lie_in_the_run(tmp_path: Path):
         "a.json", "a.parquet"
     ]  # fmt: skip
     assert loaded_from("s3://bucket/run").prediction_files() == []
+
+
+def test_thresholds_are_those_tuned_for_these_weights_on_whole_images(tmp_path: Path):
+    target_NK = np.eye(3, dtype=np.uint8)[np.arange(36) % 3]
+    logit_NK = (4.0 * target_NK + 1).astype(np.float32)
+    ignore_NK, keys = np.zeros((36, 3), bool), tuple(map(str, range(36)))
+    loaded, found = replace(loaded_from(tmp_path / "checkpoints/best"), sha256="ab" * 32), []
+    for number, changes in enumerate(({"checkpoint_sha256": "cd" * 32}, {"keep_masks": ("high",)}, {})):
+        origin = Origin(**{"checkpoint": "best", "checkpoint_sha256": loaded.sha256, **changes})
+        told = Predictions(
+            keys=keys, logit_NK=logit_NK, target_NK=target_NK, ignore_NK=ignore_NK, classes=CLASSES, origin=origin
+        )
+        write_predictions(told, tmp_path / f"predictions/{number}-held-out.parquet")
+        found.append(thresholds_of(loaded)[0].round(3).tolist())
+    assert found == [[0.5] * 3, [0.5] * 3, [0.953] * 3]  # midway between logits 1 and 5

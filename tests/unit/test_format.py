@@ -73,6 +73,14 @@ def test_fingerprint_follows_the_bytes():
     assert changed.fingerprint != MANIFEST.fingerprint
 
 
+@pytest.mark.parametrize("num_shards", [0, 1, 2])
+def test_the_fingerprint_is_that_of_what_training_reads(num_shards: int):
+    shards = [replace(SHARD, name=f"{number}.tar", labels_sha256=f"{number}" * 64) for number in range(num_shards)]
+    manifest = replace(MANIFEST, shards=tuple(shards), label_histogram={})
+    content = ["test", ["cat", "dog"], ["ab" * 32] * num_shards, [shard.labels_sha256 for shard in shards]]
+    assert manifest.fingerprint == hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def test_edited_manifest_is_refused():
     content = json.loads(MANIFEST.to_json())
     content["shards"][0]["sha256"] = "ff" * 32
@@ -159,6 +167,15 @@ def test_missing_manifest_points_at_datasets_below(tmp_path):
     write_manifest(LocalStorage(tmp_path / "voc2007" / "test"), MANIFEST)
     with pytest.raises(FormatError, match=r"did you mean .*voc2007/test"):
         read_manifest(LocalStorage(tmp_path))
+
+
+def test_where_no_dataset_is_near_it_is_said_how_one_is_made(tmp_path):
+    with pytest.raises(FormatError) as refused:
+        read_manifest(LocalStorage(tmp_path))
+    assert str(refused.value) == (
+        f"{tmp_path}: no finished dataset here (no dataset.json); build it with `msl build-shards` or `msl "
+        "build-masks`, or wait until the build has finished"
+    )
 
 
 def test_index_round_trip():
@@ -307,6 +324,49 @@ def test_target_is_a_plain_npy():
 def test_bad_keys_are_refused(key):
     with pytest.raises(FormatError):
         contract.check_key(key)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("IMG0001", "IMG0001"),
+        ("street/a.b c", "street_a_b_c"),
+        ("größe", "größe"),
+        ("a\tb", "a_b"),
+        ("x" * 89, "x" * 89),
+        ("x" * 90, "x" * 72 + "-" + hashlib.sha256(b"x" * 90).hexdigest()[:16]),
+        ("ö" * 45, "ö" * 36 + "-" + hashlib.sha256("ö".encode() * 45).hexdigest()[:16]),
+        ("caf\udce9", "caf_"),
+    ],
+)
+def test_keys_of_names(name: str, key: str):
+    assert contract.make_key(name) == key
+    contract.check_key(key)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_names_that_no_file_has(name: str):
+    with pytest.raises(FormatError, match="is not a file name"):
+        contract.make_key(name)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3), (0,), (2, 0, 3), ()])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_arrays_are_those_of_numpy(shape: tuple[int, ...], order: str, version: tuple[int, int]):
+    values = np.asarray(np.arange(math.prod(shape), dtype=np.int16).reshape(shape), order=order)  # type: ignore[call-overload]
+    file = io.BytesIO()
+    np.lib.format.write_array(file, values, version)
+    found = contract.decode_array(file.getvalue())
+    assert found.dtype == np.int16 and found.tolist() == values.tolist()
+
+
+def test_what_an_index_may_leave_out():
+    """Readers that find a column rely on it."""
+    assert not any(field.nullable for schema in contract.INDEX_SCHEMAS.values() for field in schema)
+    assert not contract.OCCLUSION.nullable
+    assert [field.name for field in contract.OBJECT_TYPE if field.nullable] == ["truncated", "occluded"]
+    assert [field.name for field in contract.OCCLUSION_TYPE if field.nullable] == ["covered", "separated"]
 
 
 def test_longest_key_fits():

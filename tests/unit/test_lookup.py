@@ -59,9 +59,11 @@ def test_targets_are_those_of_the_rows_and_many_classes_are_looked_up_a_few_at_a
     assert calls[1:] == [3, 9, 9, 9, 6], "targets of too many samples were made at once"
 
 
-def test_one_sample_takes_the_place_of_another(shards):
+@pytest.mark.parametrize("number", range(20, 24))
+def test_one_sample_takes_the_place_of_another(shards, number):
     lookup = make(shards, [])
-    before, alone = lookup.samples(np.arange(5, 10)), lookup.samples(np.array([20]))
+    before, alone = lookup.samples(np.arange(5, 10)), lookup.samples(np.array([number]))
+    assert {*lookup.samples(np.arange(20, 24)).flip_N} == {False, True}, "mirrored and not"
     samples = lookup.samples(np.arange(5, 10))
     samples.put(2, alone)
     expected = content(before)

@@ -76,7 +76,7 @@ def test_a_soft_target_is_not_smoothed():
 
 
 def test_weights_may_be_normalised_to_the_baselines_rate():
-    for alpha in ((0.3, 0.2, 0.5), (1.0, 1.0, 0.0), (0.0, 0.0, 2.0)):
+    for alpha in ((0.3, 0.2, 0.5), (1.0, 1.0, 0.0), (0.0, 0.0, 2.0), (0.4, 0.0, 0.0)):
         names = ("clean_weight", "masked_weight", "consistency_weight")
         settings = dict(zip(names, alpha))
         plain, one = step(**settings)

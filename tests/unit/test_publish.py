@@ -11,12 +11,15 @@ import obstore.store
 import pytest
 
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder
+from msldata.build.shards import build_shards, plan_build
 from msldata.build.writer import ShardWriter
 from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest
 from msldata.errors import UserError
+from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage, RemoteStorage
 from msldata.storage import lock as remote_lock
 from tests.conftest import REPOSITORY
+from tests.tinydata import jpeg
 
 MANIFEST = Manifest(kind="images", dataset="d", split="s", classes=("cat",), shards=())
 LEFT_OUT = [{"file": "a.jpg", "reason": "empty"}]
@@ -101,6 +104,24 @@ def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     deeds.clear()
     BuildFolder(LocalStorage(tmp_path), [shard.name], "plan").publish(replace(MANIFEST, shards=(shard,)))
     assert deeds == ["fsync", *4 * ["fsync", "replace"]], "the names of the shards, then the last files"
+
+
+def test_a_shard_that_left_an_image_out_is_tried_again(tmp_path):
+    """As long as there is no manifest; a file that was mended in place may be as long as it was."""
+    good, places = jpeg(0), [tmp_path / f"{name}.jpg" for name in "ab"]
+    for place, data in zip(places, (good, bytes(len(good)))):
+        place.write_bytes(data)
+    (tmp_path / "labels.csv").write_text("image,labels\na.jpg,cat\nb.jpg,dog\n")
+    out = LocalStorage(tmp_path / "out")
+
+    def build() -> Manifest:
+        plan = plan_build(open_source("table", tmp_path / "labels.csv", "all"))
+        return build_shards(plan, out, num_workers=1, on_error="skip")
+
+    assert build().num_samples == 1
+    out.delete(MANIFEST_NAME)
+    places[1].write_bytes(good)
+    assert build().num_samples == 2
 
 
 def test_there_is_one_way_to_publish():

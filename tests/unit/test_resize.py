@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import simplejpeg
 from PIL import Image
 
 from msldata.build.image import Placement, Resize, parse_resize, prepare_image
+from msldata.build.sample import check_boxes
 from msldata.build.shards import build_shards, plan_build
 from msldata.contract import format as contract
 from msldata.contract.manifest import IMAGES
@@ -99,6 +101,23 @@ def test_boxes_by_hand():
     placement = Placement(400, 200, 200, 100, 6)
     moved = placement.move(ObjectRecord(3, (10, 20, 40, 60), area=2000, crowd=True, truncated=True))
     assert moved == ObjectRecord(3, (60, 5, 30, 20), area=500, crowd=True, truncated=True)
+
+
+@pytest.mark.parametrize(
+    ("box", "fits"),
+    [
+        ((-20, -5, 440, 110), True),  # a twentieth of each side, beyond every edge
+        ((380, 90, 40, 15), True),
+        ((380, 90, 41, 10), False),
+        ((380, 90, 10, 16), False),
+        ((-21, 0, 40, 10), False),
+        ((0, -6, 40, 10), False),
+    ],
+)
+def test_how_far_a_box_may_leave_the_picture_depends_on_that_side(box, fits):
+    for width, height, turned in ((400, 100, box), (100, 400, (box[1], box[0], box[3], box[2]))):
+        with nullcontext() if fits else pytest.raises(ValueError, match=f"leaves the picture of {width} × {height}"):
+            check_boxes([ObjectRecord(0, turned, 1.0)], width, height)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])

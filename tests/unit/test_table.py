@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -81,6 +82,17 @@ def test_a_list_of_classes_gives_the_order(tmp_path):
         open_source("table", path, "train", classes=tmp_path / "none.txt")
     with pytest.raises(UserError, match="voc2007 has its own classes; only these take a list: voc, coco, table"):
         open_source("voc2007", tmp_path, "train", classes=classes)
+
+
+def test_a_list_of_classes_that_was_put_in_another_order_is_read_again(tmp_path):
+    path, classes = write_csv(tmp_path / "labels.csv"), tmp_path / "classes.txt"
+    found = []
+    for number, names in enumerate(("dog\ncat\nbird\n", "cat\ndog\nbird\n")):  # as long as before
+        classes.write_text(names)
+        os.utime(classes, ns=(number, number))
+        found.append(next(open_source("table", path, "train", classes=classes).records()).ignored)
+        found.append(open_source("table", path, "train", classes=classes).labels.classes[0])
+    assert found == [(2,), "dog", (2,), "cat"]
 
 
 @pytest.mark.parametrize(

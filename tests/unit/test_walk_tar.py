@@ -187,3 +187,19 @@ def test_what_is_wrong_with_one_of_others(
 def test_one_block_of_zeros_is_end_enough_for_other_programs(tmp_path: Path):
     assert walk_file(ours()[:-512], tmp_path)[1] == ""
     assert "found 511 bytes" in walk_file(ours()[:-513], tmp_path)[1]
+
+
+def test_a_name_may_fill_its_field():
+    name = "x" * 96 + ".jpg"
+    [member] = walk_tar(ours({name: b"photograph"}))
+    assert member.name == name
+
+
+def test_a_size_may_fill_its_field():
+    """Twelve digits without an end, as old programs write them, and no time stamp."""
+    header = bytearray(tar_header("a", 10))
+    header[124:148] = b"000000000012" + b" " * 12
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data = bytes(header) + b"photograph" + padding(10) + bytes(END_BYTES)
+    assert list(walk_tar(data)) == [TarMember("a", 512, 10)]
