@@ -88,7 +88,7 @@ def test_a_list_of_classes_gives_the_order(tmp_path):
     [
         ("", "the table has no rows"),
         ("image,labels\n", "the table has no rows"),
-        ("picture,labels\na.jpg,x\n", "no column 'image'"),
+        ("a.jpg,x\nb.jpg,y\n", "it seems to have no header line, for it begins with 'a.jpg, x'; write one above it, "),
         ("image,labels,labels\na.jpg,x,y\n", "line 1: a column is named twice"),
         (
             "image,labels\na.jpg,x,y\n",

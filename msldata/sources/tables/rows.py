@@ -16,7 +16,7 @@ from typing import Any
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import IMAGE_SUFFIXES, lacks_bucket
 from msldata.sources.tables.arrow import places, read_arrow
-from msldata.sources.tables.columns import Row, image_column_of
+from msldata.sources.tables.columns import Row, image_column_of, is_image_name
 from msldata.sources.tables.label_studio import is_minimal_task, is_task, task_row
 from msldata.storage import Storage, regular
 
@@ -115,6 +115,11 @@ def _csv_rows(data: bytes, delimiter: str) -> Iterator[Row]:
                 cells.pop()
                 used += 1
             columns = cells
+            if any(map(is_image_name, columns)):
+                raise ValueError(
+                    f"it seems to have no header line, for it begins with '{', '.join(columns)}'; write one above it, "
+                    f"such as image{delimiter}labels"
+                )
             if len(set(columns)) != len(columns):
                 raise ValueError(f"line {reader.line_num}: a column is named twice: {', '.join(columns)}")
             continue
