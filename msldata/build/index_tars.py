@@ -371,7 +371,9 @@ def _index_tar(task: IndexTask) -> FinishedShard:
     assert task.reading is not None
     found = make_rows(contents, where, task.reading, task.classes, skip=task.on_error == "skip")
     if not found.rows:
-        reason = f"none of its {len(found.quarantined)} samples is usable" if found.quarantined else "it has no samples"
+        num_bad = len(found.quarantined)
+        reason = f"none of its {num_bad} samples is usable" if num_bad > 1 else "its only sample is not usable"
+        reason = reason if num_bad else "it has no samples"
         raise BadInputError(where, reason, "move it out of the folder")
     info = ShardInfo(name=task.name, num_samples=len(found.rows), num_bytes=task.num_bytes, sha256=contents.sha256)
     counts = {

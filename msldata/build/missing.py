@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.errors import BadInputError, UserError, counted
-from msldata.sources.source import IMAGE_SUFFIXES
 from msldata.storage import Storage
 
 _SHOWN = 5

@@ -17,7 +17,7 @@ from msldata.build.image import TRANSCODE_QUALITY, Resize
 from msldata.contract.format import INDEX_VERSION, check_key, encode_json
 from msldata.contract.manifest import IMAGES, Manifest, shard_name
 from msldata.contract.records import ObjectRecord, Occlusion, Record
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, counted
 from msldata.sources.kinds import PUBLISHED, Source
 from msldata.storage import Storage
 
@@ -202,8 +202,8 @@ def refuse_too_many(entries: Sequence[Mapping[str, str]], num_planned: int, limi
         return
     first = "".join(f"\n  {entry['file']}: {entry['reason']}" for entry in entries[:_SHOWN])
     raise UserError(
-        f"{where}: {len(entries):,} of {num_planned:,} images cannot be used, more than --skip-limit {limit:g} allows:"
-        f"{first}\nmend them, or raise the limit"
+        f"{where}: {len(entries):,} of {counted(num_planned, 'image')} cannot be used, more than --skip-limit "
+        f"{limit:g} allows:{first}\nmend them, or raise the limit"
     )
 
 

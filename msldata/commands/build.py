@@ -108,7 +108,7 @@ def build_shards(
         bool,
         typer.Option(
             "--keep-unlabelled",
-            help="Keep images without annotations, as a table's are kept: as negatives of every class.",
+            help="Keep images without annotations, as negatives of every class; those of tables are.",
         ),
     ] = False,
     image_column: Annotated[
@@ -273,13 +273,28 @@ def build_shards(
                 show_manifest(out, manifest, target)
                 num_built += manifest.num_samples
                 continue
-            built_with = {"num_workers": workers, "on_error": on_error.value, "engine": runs_on}
             with progress_bar(label) as progress:
                 if part is not None:
-                    build_part(plan, target, part, progress=progress, **built_with)
+                    build_part(
+                        plan,
+                        target,
+                        part,
+                        num_workers=workers,
+                        on_error=on_error.value,
+                        progress=progress,
+                        engine=runs_on,
+                    )
                 else:
                     was_built = not overwrite and target.exists(MANIFEST_NAME)
-                    manifest = build_shards(plan, target, overwrite=overwrite, progress=progress, **built_with)
+                    manifest = build_shards(
+                        plan,
+                        target,
+                        num_workers=workers,
+                        on_error=on_error.value,
+                        overwrite=overwrite,
+                        progress=progress,
+                        engine=runs_on,
+                    )
             if part is not None:
                 shards = f"{len(part.of(plan.shards)):,} of {counted(len(plan.shards), 'shard')}"
                 out.print(f"{label}: task {task}, {shards} -> {target.url}", soft_wrap=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msltrain.measures.predictions import Predictions
 
 MIN_POSITIVES = 10
@@ -54,7 +54,7 @@ def threshold_origin(validation: Predictions, file: str) -> str:
     few = [name for name, count in zip(validation.classes, count_K) if count < MIN_POSITIVES]
     if len(few) == len(count_K):
         return f"0.5: too few to tune on, fewer than {MIN_POSITIVES} of each class in {file}"
-    origin = f"one per class, tuned on {file} ({len(validation.keys):,} images)"
+    origin = f"one per class, tuned on {file} ({counted(len(validation.keys), 'image')})"
     if few:
         names = ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
         origin += f"; 0.5 for {names}, shown fewer than {MIN_POSITIVES} times there"

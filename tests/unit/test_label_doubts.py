@@ -124,7 +124,7 @@ def test_a_column_that_divides_the_rows_is_no_class(tmp_path):
 
 def test_an_option_that_settles_it_is_one_of_two_ways_on(tmp_path):
     with pytest.raises(
-        BadInputError, match="say which with --labels-column 'class', .*; or mend the table and run again"
+        BadInputError, match=r"say which with --labels-column 'class', .*; or mend the table and run again"
     ):
         labels(table(tmp_path, "image,class,cat\na.jpg,1,0\n"))
 

@@ -361,8 +361,8 @@ def test_a_list_of_classes_settles_it():
     [
         (
             ("cat,dog", "cow"),
-            "by ',': line 1 is labelled 'cat,dog', line 2 is labelled 'cow'; --separator none takes each for one name; to "
-            "split them, run the same command again with --separator ,",
+            "by ',': line 1 is labelled 'cat,dog', line 2 is labelled 'cow'; --separator none takes each for one name; "
+            "to split them, run the same command again with --separator ,",
         ),
         (("cow", "a\tb"), "by a tab: line 2 is labelled 'a\tb', line 1 is labelled 'cow'; --separator $'\\t' splits"),
         (

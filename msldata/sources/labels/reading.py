@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msldata.sources.labels.separators import decide_separators, name_of, split_cell
 from msldata.sources.labels.survey import LabelSurvey, text_of, two_ways
 from msldata.sources.labels.values import WHOLE_CELL, Label, is_mark, is_missing, parse_value, shown
@@ -162,9 +162,9 @@ def decide_reading(
         odd = next((example for length, example in lengths.items() if length != len(classes)), None)
         if odd is not None:
             raise UserError(
-                f"{where}: {odd[0]} is labelled {text_of(odd[1])}, which would be a vector of {len(odd[1])} classes, "
-                f"and there are {len(classes)} in the list of classes; mend the list, or say what the labels are with "
-                "--labels-are indices"
+                f"{where}: {odd[0]} is labelled {text_of(odd[1])}, which would be a vector of "
+                f"{counted(len(odd[1]), 'class')}, and there are {len(classes)} in the list of classes; mend the list, or "
+                "say what the labels are with --labels-are indices"
             )
     elif len(lengths) > 1:
         raise two_ways(where, "vectors of different lengths", list(lengths.values()), "mend them")

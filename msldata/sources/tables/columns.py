@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
+from msldata.contract.listing import Row, columns_of_images, guess_image_column, plain
 from msldata.errors import OptionsNeeded
 from msldata.sources.labels.separators import PROVEN, SUSPECT_EVERYWHERE
-from msldata.sources.source import IMAGE_SUFFIXES
-
-Row = tuple[str, Mapping[str, Any]]
-"""Its place in the file (``line 3`` or, where there are no lines, ``row 3``), and its cells by column."""
 
 # Compared in lower case without spaces, dashes and underscores; earlier ones win.
-_IMAGES = (
-    "image filename fname filepath file imagepath imagefile imagefilename imagename path img imgpath imgname imgfile "
-    "photo photos photograph photographs photoname photofile photopath picture pictures picturename picturefile "
-    "picturepath imageindex imageurl imageuri imageid id"
-).split()
-_OFTEN_NUMBERS = frozenset({"imageindex", "imageid", "id"})
-"""Of these, names of columns that as often only number the rows."""
-_NEARLY_ALL = 0.9
 _LABELS = (
     "labels label tags tag classes class categories category labelname classname findinglabels choices choice target "
     "targets annotations objects"
@@ -124,37 +112,6 @@ def choose_columns(
     return Columns(image, named, one_hot, ignored, split, confidence, left_alone)
 
 
-def image_column_of(columns: Sequence[str]) -> str | None:
-    """The column whose name says that it holds the images' paths; None if there is none."""
-    by_name = {plain(name): name for name in reversed(columns)}
-    return next((by_name[name] for name in _IMAGES if name in by_name), None)
-
-
-def guess_image_column(columns: Sequence[str], rows: Sequence[Row]) -> str | None:
-    """The column that holds the images' paths: by its name, else the only one whose cells look like that; None if that
-    leaves none, or several."""
-    by_name = image_column_of(columns)
-    if by_name is not None and plain(by_name) not in _OFTEN_NUMBERS:
-        return by_name
-    alike = columns_of_images(columns, rows)
-    return alike[0] if len(alike) == 1 else by_name
-
-
-def columns_of_images(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """The columns in which nearly every cell that is not empty looks like the name of an image file."""
-    found = []
-    for name in columns:
-        cells = [cell for _, row in rows if (cell := row.get(name)) not in (None, "")]
-        if cells and sum(map(is_image_name, cells)) >= _NEARLY_ALL * len(cells):
-            found.append(name)
-    return found
-
-
-def is_image_name(cell: Any) -> bool:
-    """Whether a cell ends as the name of an image file does."""
-    return isinstance(cell, str) and PurePosixPath(cell).suffix.lower() in IMAGE_SUFFIXES
-
-
 def _unclear(
     columns: Sequence[str], rows: Sequence[Row], image: str | None, labels: Sequence[str]
 ) -> OptionsNeeded | ValueError:
@@ -213,11 +170,6 @@ def one_hot_value(cell: Any) -> int:
     if not _BINARY.fullmatch(text):
         raise ValueError(f"{cell!r} is not 0, 1 or -1")
     return {"1": 1, "t": 1, "-": -1}.get(text[:1], 0)
-
-
-def plain(name: str) -> str:
-    """A column's name in the form used for comparison."""
-    return re.sub(r"[\s_-]+", "", name).lower()
 
 
 def _is_binary(column: str, rows: Sequence[Row]) -> bool:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.sources.places import FolderOrAddresses, address_path, is_address
-from msldata.sources.source import IMAGE_SUFFIXES
 from msldata.sources.tables.label_studio import plain_path
 from msldata.storage import REMOTE_SCHEMES, LocalStorage, Storage
 
