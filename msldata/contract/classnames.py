@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -37,7 +38,10 @@ def slips(counts: Mapping[str, int]) -> list[tuple[str, str]]:
             for part in _without_one_letter(_plain(name)):
                 frequent.setdefault(part, []).append(name)
     found = []
+    spelt = Counter(map(_plain, counts))
     for name, count in counts.items():
+        if spelt[_plain(name)] > 1:  # `alike` has it
+            continue
         if not 0 < count <= _RARE or len(name) < _SHORTEST:
             continue
         near = {other for part in _without_one_letter(_plain(name)) for other in frequent.get(part, ())}

@@ -163,8 +163,8 @@ def decide_reading(
         if odd is not None:
             raise UserError(
                 f"{where}: {odd[0]} is labelled {text_of(odd[1])}, which would be a vector of "
-                f"{counted(len(odd[1]), 'class')}, and there are {len(classes)} in the list of classes; mend the list, or "
-                "say what the labels are with --labels-are indices"
+                f"{counted(len(odd[1]), 'class')}, and there are {len(classes)} in the list of classes; mend the list, "
+                "or say what the labels are with --labels-are indices"
             )
     elif len(lengths) > 1:
         raise two_ways(where, "vectors of different lengths", list(lengths.values()), "mend them")
