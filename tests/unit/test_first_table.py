@@ -1,4 +1,4 @@
-"""The first table of somebody's own: what is guessed of it, and what is said about its slips."""
+"""The first build of somebody's own photographs: what is asked for, found missing, kept, and built anew."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from msldata.build.shards import build_shards, plan_build
-from msldata.commands.display import show_manifest
-from msldata.console import out
-from msldata.contract.classnames import slips
-from msldata.contract.manifest import IMAGES, Manifest, read_manifest
-from msldata.contract.records import listed_name
-from msldata.errors import BadInputError, OptionsNeeded, UserError, counted
+from msldata.contract.manifest import read_manifest
+from msldata.errors import OptionsNeeded, UserError, counted
 from msldata.sources.kinds import open_source, recognise, select_sources
-from msldata.sources.source import NO_OPTIONS, SourceOptions
+from msldata.sources.source import SourceOptions
 from msldata.storage import LocalStorage
 from msltrain.__main__ import app
 from msltrain.runs.run_places import find_dataset
@@ -58,24 +54,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def notes(path: Path, options: SourceOptions = NO_OPTIONS) -> str:
-    return " / ".join(open_source("table", path, "all", options=options).notes)
-
-
-def test_columns_are_guessed_by_what_they_hold(tmp_path):
-    path = table(tmp_path, ["a.jpg,cat", "b.JPEG,dog"], "aufnahme,what is in it")
-    source = open_source("table", path, "all")
-    assert [record.image for record in source.records()] == ["a.jpg", "b.JPEG"]
-    assert source.provenance["labels"].startswith("images in column 'aufnahme', labels in 'what is in it'")
-    path = table(tmp_path, ["1,a.jpg,cat", "2,b.jpg,dog"], "id,datei,tags")
-    assert [record.image for record in open_source("table", path, "all").records()] == ["a.jpg", "b.jpg"]
-    assert open_source("table", table(tmp_path, ["a,cat"], "photo,tags"), "all").labels.classes == ("cat",)
-    # Numbers beside the images are no labels, and of two columns of words none is chosen.
-    for header, line in (("image,width", "a.jpg,640"), ("image,this,that", "a.jpg,cat,dog")):
-        with pytest.raises(UserError, match="no column 'labels' and no columns of 0 and 1"):
-            open_source("table", table(tmp_path, [line], header), "all")
-
-
 def test_what_cannot_be_guessed_is_asked_for_at_once(place):
     path = table(place, ['IMG_0.jpg,IMG_1.jpg,x,"cat, chair"'], "front,back,note,what")
     with pytest.raises(OptionsNeeded) as caught:
@@ -100,46 +78,6 @@ def test_a_separator_is_asked_about_with_the_whole_command(place):
     assert said.endswith("to split them, run: root build-shards labels.csv --name mine --separator ,")
 
 
-def test_a_table_without_a_header_line(tmp_path):
-    path = table(tmp_path, ["IMG_1.jpg,cat", "IMG_2.jpg,cat"], "")
-    with pytest.raises(
-        BadInputError, match=r"no header line, for it begins with 'IMG_1\.jpg, cat'; write one above it"
-    ):
-        open_source("table", path, "all")
-    with pytest.raises(UserError, match="no header line"):
-        find_images([path])
-
-
-def test_a_separator_that_leaves_names_together_is_said(tmp_path):
-    path = table(tmp_path, ['a.jpg,"cat, chair"', "b.jpg,cat", "c.jpg,chair"])
-    assert notes(path, SourceOptions(separator=";")) == (
-        "line 2: 'cat, chair' stays one class with --separator ';'; if it is several, give --separator ','"
-    )
-    assert not notes(path, SourceOptions(separator=",")) and not notes(path, SourceOptions(separator="none"))
-    path = table(tmp_path, ['a.jpg,"cat, chair;dog"', "b.jpg,cat;chair"])
-    assert "give --separator ';,'" in notes(path, SourceOptions(separator=";"))
-    path = table(tmp_path, ['a.jpg,"Paris, France;London, UK"', "b.jpg,sea"])  # where parts never recur
-    assert not notes(path, SourceOptions(separator=";"))
-
-
-@pytest.mark.parametrize("mark", ["?", "-", "--", "n/a", "???"])
-def test_marks_are_no_classes(tmp_path, mark):
-    path = table(
-        tmp_path,
-        [f"a.jpg,{mark}", "b.jpg,cat", f"c.jpg,dog;{mark}"] if mark != "n/a" else ["a.jpg,n/a", "b.jpg,cat;dog"],
-    )
-    source = open_source("table", path, "all")
-    assert source.labels.classes == ("cat", "dog")
-    assert notes(path) == (
-        f"1 photograph without a label: a.jpg (line 2, '{mark}'); kept, as negatives of every class: label it, or "
-        "delete its line, if that is not meant"
-    )
-    classes = tmp_path / "classes.txt"
-    classes.write_text(f"{mark}\ncat\ndog\n")
-    first, *_ = open_source("table", path, "all", classes=classes).records()
-    assert first.positives == (0,)  # who lists it means it
-
-
 def test_photographs_without_a_label_are_named(place):
     lines = rows()
     for number in (1, 4, 7, 9):
@@ -148,79 +86,6 @@ def test_photographs_without_a_label_are_named(place):
     said = msl("build-shards", "labels.csv", "--name", "mine", "--workers", "1", "--keep-unlabelled")
     assert said.count("4 photographs without a label: photos/IMG_1.jpg (line 3), photos/IMG_4.jpg (line 6), ") == 1
     assert "photos/IMG_7.jpg (line 9) and 1 more; kept, as negatives of every class" in said
-
-
-def test_a_photograph_that_is_listed_twice(tmp_path):
-    for lines, says in (
-        (
-            ["a.jpg,cat", "b.jpg,dog", "a.jpg,cat"],
-            "line 2 and line 4: 'a.jpg' is listed twice, with the same labels; delete one of the lines",
-        ),
-        (
-            ["a.jpg,cat", "a.jpg,dog"],
-            r"with different labels \('cat' and 'dog'\); keep one line with all of its labels",
-        ),
-        (
-            ["a.jpg,x", "a.jpg,x", "b.jpg,x", "b.jpg,x"],
-            r"delete one of the lines \(line 4 and line 5: another listed twice\)",
-        ),
-    ):
-        with pytest.raises(BadInputError, match=says):
-            open_source("table", table(tmp_path, lines), "all")
-    path = table(tmp_path, ["a.jpg,cat,train", "a.jpg,cat,test"], "image,labels,split")
-    with pytest.raises(BadInputError, match="is listed twice, in train and in test; delete the line"):
-        open_source("table", path, "train")
-
-
-def test_slips_of_the_pen_are_seen():
-    counts = {
-        "cat": 120,
-        "cta": 1,
-        "caat": 1,
-        "ct": 1,
-        "cats": 2,
-        "car": 60,
-        "dog": 3,
-        "size 1": 90,
-        "size 2": 1,
-        "Cat": 1,
-    }
-    assert slips(counts) == [("cta", "cat"), ("caat", "cat"), ("cats", "cat")]
-    assert slips({"horse": 9, "hosre": 1}) == [] and slips({"horse": 30, "hosre": 3}) == [("hosre", "horse")]
-    assert slips({"horse": 40, "hosre": 4}) == []
-
-
-def test_slips_are_said_where_nobody_listed_the_classes(capsys):
-    labels = {"cat": {"positive": 120, "ignored": 0}, "cta": {"positive": 1, "ignored": 0}}
-    for provenance, says in (({}, True), ({"classes": {}}, False)):
-        manifest = Manifest(
-            kind=IMAGES,
-            dataset="d",
-            split="s",
-            classes=("cat", "cta"),
-            shards=(),
-            label_histogram=labels,
-            provenance=provenance,
-        )
-        show_manifest(out, manifest, "there")
-        said = " ".join(capsys.readouterr().out.split())
-        assert ("'cta' (1 photograph) may be meant as 'cat' (120)" in said) is says
-
-
-def test_names_with_commas_stand_in_quotes(capsys):
-    labels = {"cat, chair": {"positive": 2, "ignored": 0}, "cat": {"positive": 1, "ignored": 0}}
-    manifest = Manifest(
-        kind=IMAGES, dataset="d", split="s", classes=("cat", "cat, chair", "a; b"), shards=(), label_histogram=labels
-    )
-    show_manifest(out, manifest, "there")
-    assert "3 classes: 'cat, chair' 2, cat 1; in no image: 'a; b'" in " ".join(capsys.readouterr().out.split())
-    assert [listed_name(name) for name in ("a b", "size 2", "")] == ["a b", "'size 2'", "''"]
-
-
-def test_one_is_counted_as_one():
-    assert [counted(1, "class"), counted(2, "class"), counted(1, "image"), counted(1200, "image")] == [
-        *("1 class", "2 classes", "1 image", "1,200 images")
-    ]
 
 
 def test_all_missing_photographs_are_named_before_anything_is_written(place):
