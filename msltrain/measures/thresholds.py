@@ -34,8 +34,8 @@ def require_other_samples(validation: Predictions, test: Predictions) -> None:
     """Raise UserError where thresholds of ``validation`` say nothing, or nothing honest, about ``test``."""
     if validation.classes != test.classes:
         raise UserError(
-            f"the thresholds' predictions have {len(validation.classes)} classes, these {len(test.classes)}, or others "
-            "by name; tune on predictions of the same model"
+            f"the thresholds' predictions have {counted(len(validation.classes), 'class')}, these "
+            f"{len(test.classes)}, or others by name; tune on predictions of the same model"
         )
     before, now = validation.origin.checkpoint_sha256, test.origin.checkpoint_sha256
     if before != now:

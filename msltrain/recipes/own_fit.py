@@ -135,7 +135,13 @@ def _look_at(train: str, validation: str, fraction: float) -> tuple[int, int, in
         return shards.num_samples, num_validation, len(shards.classes), side, shards.num_samples + num_validation
     num_train = max(1, round((1 - fraction) * shards.num_samples))
     if fraction and 1 < shards.num_samples < _COUNTED_BELOW:  # where each counts
-        num_train = hold_out(shards, fraction)[0].num_samples
+        try:
+            num_train = hold_out(shards, fraction)[0].num_samples
+        except UserError:
+            if shards.num_samples >= FEWEST:
+                raise
+            few = too_few_to_train(shards.num_samples)
+            raise UserError(f"{train}: {few}; none of these can be set aside to validate on") from None
     return num_train, 0, len(shards.classes), side, shards.num_samples
 
 
