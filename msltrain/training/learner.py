@@ -68,8 +68,8 @@ class Learner:
             )
         if config.loss.class_weights and len(config.loss.class_weights) != num_classes:
             raise UserError(
-                f"loss.class_weights: {len(config.loss.class_weights)} weights for {counted(num_classes, 'class')}; give "
-                f"one for each, in the order {', '.join(classes[:6])} …"
+                f"loss.class_weights: {len(config.loss.class_weights)} weights for {counted(num_classes, 'class')}; "
+                f"give one for each, in the order {', '.join(classes[:6])} …"
             )
         torch.manual_seed(config.run.seed)
         if checkpoint is None:

@@ -80,8 +80,8 @@ def small_data_notes(config: TrainConfig, training: Loader, validation: Loader |
     num_dropped = num_samples - len(training) * batch_size
     if num_dropped > MANY_DROPPED * num_samples:
         notes.append(
-            f"every epoch leaves {num_dropped} of {counted(num_samples, 'sample')} out, other ones each time, that fill "
-            f"no batch of {batch_size}; a smaller stream.batch_size leaves fewer out"
+            f"every epoch leaves {num_dropped} of {counted(num_samples, 'sample')} out, other ones each time, that "
+            f"fill no batch of {batch_size}; a smaller stream.batch_size leaves fewer out"
         )
     if validation is not None and (counts := few_positives(validation.shards)):
         few, never = list(counts), sum(not count for count in counts.values())
