@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -47,6 +48,39 @@ class BadInputError(UserError):
     def __reduce__(self):
         # Exceptions travel back from worker processes; the default would call __init__ with the finished message.
         return type(self), (self.file, self.reason, self.hint)
+
+
+class OptionsNeeded(UserError):
+    """The same command goes on with more options: the program shows it whole, as it is to be typed.
+
+    Args:
+        reason: what is wrong, without a full stop.
+        options: what to add, as words of a command line.
+        provided: under which condition ("if 'what' is …"); empty: no other.
+    """
+
+    def __init__(self, reason: str, options: Sequence[str], provided: str = ""):
+        self.reason, self.options, self.provided = reason, tuple(options), provided
+        super().__init__(self.said(f"run the same command again with {shlex.join(options)}"))
+
+    def said(self, advice: str) -> str:
+        """The message with another advice."""
+        return f"{self.reason}; {f'{self.provided}, ' if self.provided else ''}{advice}"
+
+    def __reduce__(self):
+        return type(self), (self.reason, self.options, self.provided)
+
+
+def counted(number: int, what: str, plural: str = "") -> str:
+    """``1 photograph``, ``2 photographs``, ``3 classes``."""
+    many = plural or f"{what}{'es' * what.endswith('s')}{'s' * (not what.endswith('s'))}"
+    return f"{number:,} {what if number == 1 else many}"
+
+
+def few_of(names: Sequence[str], most: int = 3) -> str:
+    """``a, b, c and 4 more``."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def nothing_at(place: str | Path) -> FileNotFoundError:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from msldata.contract.judging import too_few_to_judge
+from msldata.contract.judging import FEWEST, too_few_to_judge
 from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError
 from msldata.sources.kinds import KINDS
@@ -20,8 +20,6 @@ SHARE = 0.15
 """Of val and of test, each."""
 MOST_BEYOND = 0.5
 """Val and test are at most so much larger than that, each, however many classes would be missing there."""
-FEWEST = 20
-"""A dataset of fewer photographs is left in one piece: a test on two or three says nothing."""
 _PARALLEL_READS = 16
 
 
@@ -52,6 +50,7 @@ class DividedSource:
             **whole.provenance,
             "divided": f"by SHA-256 of the images, {SHARE} each for val and test",
         }
+        self.notes: tuple[str, ...] = getattr(whole, "notes", ())
         self.counts = dict(counts or {})
         if "without_any_class" in whole.counts:
             self.counts["without_any_class"] = sum(not record.positives for record in records)

@@ -12,7 +12,7 @@ from msldata.build.plan import BuildPlan
 from msldata.build.sample import SampleMaker
 from msldata.contract.records import Record
 from msldata.contract.tar import tar_member_bytes
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, counted
 from msldata.storage import Location, Storage
 from msldata.workers.processes import available_cpus
 
@@ -88,5 +88,5 @@ def _time(plan: BuildPlan, records: list[Record]) -> tuple[float, list[int]]:
         if time.perf_counter() - start > _MAX_SECONDS:
             break
     if failure is not None and not sizes:
-        raise UserError(f"none of the {len(records)} images tried can be used; the last: {failure}")
+        raise UserError(f"none of the {counted(len(records), 'image')} tried can be used; the last: {failure}")
     return time.perf_counter() - start, sizes

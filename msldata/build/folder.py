@@ -13,7 +13,7 @@ from typing import Any
 from msldata.contract.format import decode_shard_metadata, decode_shard_report, encode_json
 from msldata.contract.manifest import MANIFEST_NAME, FormatError, Manifest, ShardInfo, index_name, read_manifest
 from msldata.contract.publish import write_manifest
-from msldata.errors import UserError
+from msldata.errors import OptionsNeeded, UserError
 from msldata.storage import PART_SUFFIX, FileInfo, Location, Storage, clear_local_errors, open_storage
 from msldata.storage.lock import Claim, own_folder
 
@@ -39,12 +39,14 @@ class BuildFolder:
         out: the dataset folder.
         shard_names: the tars that the plan writes.
         plan: the plan's digest.
+        can_start_over: whether the running command takes ``--overwrite``.
     """
 
-    def __init__(self, out: Location | Storage, shard_names: Sequence[str], plan: str):
+    def __init__(self, out: Location | Storage, shard_names: Sequence[str], plan: str, *, can_start_over: bool = True):
         self.out = open_storage(out)
         self.shard_names = tuple(shard_names)
         self.plan = plan
+        self._can_start_over = can_start_over
         self._claim: Claim | None = None
 
     @contextmanager
@@ -72,15 +74,14 @@ class BuildFolder:
         """The manifest, when this exact plan is finished here and no shard is missing or has another size.
 
         Raises:
-            UserError: the folder holds a dataset of another plan.
+            UserError: the folder holds a dataset that was built from something else.
         """
         if not self.out.exists(MANIFEST_NAME):
             return None
         manifest = read_manifest(self.out)
         if manifest.plan != self.plan:
             raise self._refusal(
-                f"a finished dataset of another plan ({manifest.dataset}, {manifest.split}), that is, of other files, "
-                "labels or options"
+                f"a dataset that was built from other files, labels or options ({manifest.dataset}, {manifest.split})"
             )
         sizes = {info.name: info.size for info in self._list_files()}
         for shard in manifest.shards:
@@ -95,7 +96,7 @@ class BuildFolder:
             names: look only for these.
 
         Raises:
-            UserError: the folder holds shards of another plan, or files that no build makes.
+            UserError: the folder holds shards of another build, or files that no build makes.
         """
         files = {info.name: info.size for info in _visible(self._list_files())}
         expected = {*self.shard_names, *map(index_name, self.shard_names), *_READERS, MANIFEST_NAME, QUARANTINE_NAME}
@@ -103,7 +104,7 @@ class BuildFolder:
         if foreign:
             if not any(_SHARD_FILE.fullmatch(name) for name in foreign):
                 raise self._foreign(foreign)
-            raise self._refusal(f"shards of another plan ({_some(foreign)})")
+            raise self._refusal(f"shards of a build from other files, labels or options ({_some(foreign)})")
         finished = {}
         for name in self.shard_names if names is None else names:
             if index_name(name) not in files:
@@ -115,7 +116,7 @@ class BuildFolder:
             except FormatError:
                 continue  # a damaged index is written again
             if plan != self.plan:
-                raise self._refusal(f"shards of another plan ({index_name(name)})")
+                raise self._refusal(f"shards of a build from other files, labels or options ({index_name(name)})")
             if files.get(name) == info.num_bytes:
                 finished[name] = FinishedShard(info, decode_shard_report(data, where))
         return finished
@@ -202,10 +203,10 @@ class BuildFolder:
                 path.unlink(missing_ok=True)
 
     def _refusal(self, found: str) -> UserError:
-        return UserError(
-            f"{self.out.url}: this folder holds {found}; choose another --out, or start over with the same command "
-            "and --overwrite"
-        )
+        reason = f"{self.out.url}: this folder holds {found}"
+        if not self._can_start_over:
+            return UserError(f"{reason}; choose another --out, or delete the folder first")
+        return OptionsNeeded(f"{reason}; choose another --out, or", ["--overwrite"], "to start over")
 
     def _foreign(self, names: Sequence[str]) -> UserError:
         return UserError(

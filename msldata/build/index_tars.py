@@ -48,6 +48,7 @@ from msldata.contract.manifest import (
 )
 from msldata.errors import BadInputError, UserError
 from msldata.sources.labels.reading import LabelReading, LabelSurvey, decide_reading
+from msldata.sources.labels.separators import left_together
 from msldata.sources.source import check_name
 from msldata.storage import FileInfo, Location, Storage, open_storage
 from msldata.workers.engine import run_tasks
@@ -93,6 +94,7 @@ def index_shards(
     overwrite: bool = False,
     command: Sequence[str] = (),
     confirm: Callable[[Manifest], None] | None = None,
+    note: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Read every tar of a folder once, write a sample index for each and, last of all, the manifest.
@@ -117,6 +119,7 @@ def index_shards(
         overwrite: read every tar again and replace the indexes and the manifest that are there.
         command: the words that index these tars again, for the manifest.
         confirm: called before anything is overwritten, with a manifest of what will be there, except for the samples.
+        note: called with what looks odd in the labels.
         progress: called with (tars done, tars in all).
 
     Raises:
@@ -167,7 +170,7 @@ def index_shards(
             report = next(iter(kept.values())).report
             reading, known = LabelReading(**report["reading"]), tuple(report["classes"])
         else:
-            reading, known = _decide(tars.url, tasks, labels_are, separator, num_workers, count)
+            reading, known = _decide(tars.url, tasks, labels_are, separator, num_workers, count, note)
         draft = Manifest(
             kind=IMAGES,
             dataset=name,
@@ -305,6 +308,7 @@ def _decide(
     separator: str | None,
     num_workers: int | None,
     on_read: Callable[[object], None],
+    note: Callable[[str], None] | None,
 ) -> tuple[LabelReading, tuple[str, ...]]:
     """What the labels mean, decided from all tars together, and the classes."""
     classes, vectors = tasks[0].classes, tasks[0].rule.suffix == TARGET_SUFFIX
@@ -316,6 +320,8 @@ def _decide(
     if problem is not None and tasks[0].on_error == "fail":
         raise problem
     reading = decide_reading(survey, where, classes=classes or None, labels_are=labels_are, vectors=vectors)
+    if note is not None and (doubt := left_together(survey, classes or None)):
+        note(doubt)
     try:
         return reading, classes or reading.classes(survey)
     except ValueError as error:
@@ -365,7 +371,9 @@ def _index_tar(task: IndexTask) -> FinishedShard:
     assert task.reading is not None
     found = make_rows(contents, where, task.reading, task.classes, skip=task.on_error == "skip")
     if not found.rows:
-        reason = f"none of its {len(found.quarantined)} samples is usable" if found.quarantined else "it has no samples"
+        num_bad = len(found.quarantined)
+        reason = f"none of its {num_bad} samples is usable" if num_bad > 1 else "its only sample is not usable"
+        reason = reason if num_bad else "it has no samples"
         raise BadInputError(where, reason, "move it out of the folder")
     info = ShardInfo(name=task.name, num_samples=len(found.rows), num_bytes=task.num_bytes, sha256=contents.sha256)
     counts = {

@@ -17,7 +17,7 @@ from msldata.build.image import TRANSCODE_QUALITY, Resize
 from msldata.contract.format import INDEX_VERSION, check_key, encode_json
 from msldata.contract.manifest import IMAGES, Manifest, shard_name
 from msldata.contract.records import ObjectRecord, Occlusion, Record
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, counted
 from msldata.sources.kinds import PUBLISHED, Source
 from msldata.storage import Storage
 
@@ -45,6 +45,8 @@ class ShardTask:
     packed: bytes = field(repr=False)
     image_sizes: str = ""
     """``digest_sizes`` of its image files as they are now; empty where they are unknown: remote, or missing."""
+    missing: tuple[str, ...] = ()
+    """Those of its images that are not there now, as far as they would be on this machine."""
 
     def records(self) -> list[Record]:
         """The records in shard order."""
@@ -145,10 +147,12 @@ def plan_build(
     newest = (0, "")
     for chunk in _chunks(_checked(source, ledger), samples_per_shard):
         packed = _pack(chunk)
-        sizes, changed = _look_at(source.images, chunk)
+        sizes, changed, missing = _look_at(source.images, chunk)
         newest = max(newest, changed)
         digest.update(b"\n" + packed)
-        shards.append(ShardTask(shard_name(source.dataset, source.split, len(shards)), len(chunk), packed, sizes))
+        shards.append(
+            ShardTask(shard_name(source.dataset, source.split, len(shards)), len(chunk), packed, sizes, missing)
+        )
     num_planned = sum(shard.num_samples for shard in shards)
     refuse_too_many(ledger.entries, num_planned + len(ledger.entries), skip_limit, source.images.url)
     if not shards:
@@ -198,8 +202,8 @@ def refuse_too_many(entries: Sequence[Mapping[str, str]], num_planned: int, limi
         return
     first = "".join(f"\n  {entry['file']}: {entry['reason']}" for entry in entries[:_SHOWN])
     raise UserError(
-        f"{where}: {len(entries):,} of {num_planned:,} images cannot be used, more than --skip-limit {limit:g} allows:"
-        f"{first}\nmend them, or raise the limit"
+        f"{where}: {len(entries):,} of {counted(num_planned, 'image')} cannot be used, more than --skip-limit "
+        f"{limit:g} allows:{first}\nmend them, or raise the limit"
     )
 
 
@@ -218,24 +222,27 @@ def join_sizes(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(found).encode()).hexdigest() if all(found) else ""
 
 
-def _look_at(images: Storage, records: Sequence[Record]) -> tuple[str, tuple[int, str]]:
-    """``digest_sizes`` of the images, and the newest of them with its time.
+def _look_at(images: Storage, records: Sequence[Record]) -> tuple[str, tuple[int, str], tuple[str, ...]]:
+    """``digest_sizes`` of the images, the newest of them with its time, and those that are not there.
 
     Nothing is known about remote images without a request for each; a plan assumes that they have not changed.
     """
-    sizes, newest = [], (0, "")
+    sizes, newest, missing = [], (0, ""), []
     all_local, where = images.path() is not None, images.where
     for record in records:
         if not all_local and images.path(record.image) is None:
-            return "", newest
+            continue
         try:
             facts = os.stat(where(record.image))  # noqa: PTH116  (pathlib takes as long as the system call)
-        except (OSError, ValueError):  # not there, or no name that a file can have
-            return "", newest
-        sizes.append(facts.st_size)
-        if facts.st_mtime_ns >= newest[0]:
-            newest = max(newest, (facts.st_mtime_ns, record.image))
-    return digest_sizes(sizes), newest
+        except FileNotFoundError:
+            missing.append(record.image)
+        except (OSError, ValueError):  # no name that a file can have
+            pass
+        else:
+            sizes.append(facts.st_size)
+            if facts.st_mtime_ns >= newest[0]:
+                newest = max(newest, (facts.st_mtime_ns, record.image))
+    return digest_sizes(sizes) if len(sizes) == len(records) else "", newest, tuple(missing)
 
 
 def _problem(record: Record) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msldata.build.image import Placement, Resize, prepare_image
+from msldata.build.missing import missing_image
 from msldata.contract.format import IMAGE_SUFFIX, META_SUFFIX, OCCLUSION, TARGET_SUFFIX, encode_target
 from msldata.contract.records import SHARES, ObjectRecord, Record
 from msldata.errors import BadInputError, UserError
@@ -70,8 +71,7 @@ class SampleMaker:
                 frame = frame_of_boxes(record.size, placement or Placement(*size * 2))
                 check_boxes(record.objects, frame.width, frame.height)
         except FileNotFoundError:
-            hint = "put it there, take it off the list, or run again with --on-error skip"
-            raise BadInputError(self.images.where(record.image), "the image is missing", hint) from None
+            raise missing_image(self.images, record.image) from None
         except ValueError as error:
             # A storage failure says nothing about the image; but a folder or a locked file is the image's own fault.
             reason = _no_file(self.images.path(record.image)) if isinstance(error, UserError) else str(error)

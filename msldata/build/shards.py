@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder, FinishedShard
 from msldata.build.image import Resize
+from msldata.build.missing import refuse_missing
 from msldata.build.plan import (
     BuildPlan,
     Ledger,
@@ -26,8 +27,8 @@ from msldata.build.sample import Sample, SampleMaker
 from msldata.build.writer import ShardWriter
 from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, Shards, index_name
 from msldata.contract.records import Record, quoted
-from msldata.errors import BadInputError, UserError
-from msldata.storage import Location, Storage, read_local
+from msldata.errors import BadInputError, OptionsNeeded, UserError
+from msldata.storage import Location, Storage, clear_local_errors, read_local
 from msldata.workers.engine import LOCAL, Engine, run_tasks
 from msldata.workers.processes import available_cpus
 
@@ -118,6 +119,8 @@ def build_shards(
     folder = _folder(plan, out)
     with folder.claim():
         if overwrite:
+            if on_error == "fail":
+                refuse_missing([(plan.images, name) for task in plan.shards for name in task.missing])
             folder.clear()
         manifest = folder.finished_manifest()
         if manifest is not None:
@@ -147,7 +150,7 @@ def build_part(
     Raises:
         As ``build_shards`` does; also UserError when an ordinary build is writing into the folder.
     """
-    folder = _folder(plan, out)
+    folder = _folder(plan, out, can_start_over=False)
     with folder.claim(shared=True):
         if folder.finished_manifest() is not None:
             return
@@ -167,7 +170,7 @@ def finish_build(plan: BuildPlan, out: Location | Storage, command: str = "msl b
         UserError: shards are missing (the message holds a command for each), no image was usable, the folder holds
             other shards, or a build or part is still writing into it.
     """
-    folder = _folder(plan, out)
+    folder = _folder(plan, out, can_start_over=False)
     with folder.claim():
         manifest = folder.finished_manifest()
         if manifest is not None:
@@ -195,8 +198,62 @@ def finish_build(plan: BuildPlan, out: Location | Storage, command: str = "msl b
         return _finish(plan, folder, finished)
 
 
-def _folder(plan: BuildPlan, out: Location | Storage) -> BuildFolder:
-    return BuildFolder(out, [task.name for task in plan.shards], plan.digest)
+def _folder(plan: BuildPlan, out: Location | Storage, *, can_start_over: bool = True) -> BuildFolder:
+    return BuildFolder(out, [task.name for task in plan.shards], plan.digest, can_start_over=can_start_over)
+
+
+def check_images(
+    plans: Sequence[tuple[BuildPlan, Storage]],
+    *,
+    on_error: OnError = "fail",
+    overwrite: bool = False,
+    part: Part | None = None,
+) -> None:
+    """Look for the images of several splits on this machine, before any of the splits is written.
+
+    Args:
+        plans: each with its folder.
+        on_error, overwrite, part: what they will be built with; ``part`` None: all of each.
+
+    Raises:
+        UserError: images are missing: the first are named. With ``skip``, more than may be left out.
+    """
+    absent: list[tuple[Storage, str]] = []
+    for plan, out in plans:
+        tasks = plan.shards if part is None else part.of(plan.shards)
+        if not any(task.missing for task in tasks):
+            continue
+        folder = _folder(plan, out, can_start_over=part is None)
+        if not overwrite and folder.finished_manifest() is not None:
+            continue  # nothing is read again
+        kept = {} if overwrite else _kept(tasks, folder)
+        missing = [name for task in tasks if task.name not in kept for name in task.missing]
+        absent += [(plan.images, name) for name in missing]
+        if on_error == "skip" and part is None:
+            entries = [{"file": name, "reason": "the image is missing"} for name in missing]
+            num_planned = plan.num_samples + len(plan.quarantined)
+            refuse_too_many([*plan.quarantined, *entries], num_planned, plan.skip_limit, plan.images.url)
+    if on_error == "fail":
+        refuse_missing(absent)
+
+
+def _kept(tasks: Sequence[ShardTask], folder: BuildFolder) -> dict[str, FinishedShard]:
+    """The shards of ``tasks`` that are complete, left nothing out, and are of images of the sizes that they have."""
+    found = folder.finished_shards([task.name for task in tasks])
+    sizes = {task.name: task.image_sizes for task in tasks}
+    return {
+        name: shard
+        for name, shard in found.items()
+        if not shard.report["quarantined"] and sizes[name] in ("", shard.report.get("image_sizes", sizes[name]))
+    }
+
+
+def mark_unfinished(folders: Iterable[Storage]) -> None:
+    """Make the folders of splits that are still to be built: one without a manifest says that its build did not end."""
+    for folder in folders:
+        if (path := folder.path()) is not None:
+            with clear_local_errors(str(path)):
+                path.mkdir(parents=True, exist_ok=True)
 
 
 def changed_since_built(plan: BuildPlan, out: Storage) -> str:
@@ -223,27 +280,36 @@ def refuse_other_classes(plan: BuildPlan, out: Storage, replaced: Collection[str
             continue
         if other.kind != IMAGES or other.dataset != plan.dataset or other.classes == plan.classes:
             continue
-        only = {
-            "here": sorted({*plan.classes} - {*other.classes}),
-            "there": sorted({*other.classes} - {*plan.classes}),
-        }
-        differences = [f"{quoted(names)} only {where}" for where, names in only.items() if names]
-        if not differences:
-            pairs = enumerate(zip(other.classes, plan.classes))
-            number, (theirs, ours) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
-            differences = [f"number {number} is {theirs!r} there and {ours!r} here"]
-        raise UserError(
-            f"{out.url}: its classes are not those of {place.parent}, a split of the same dataset: "
-            f"{', '.join(differences)}; give both the same --classes FILE, call one otherwise with --name, or build "
-            "all splits anew with --overwrite"
-        )
+        raise _other_classes(plan.classes, other.classes, out.url, str(place.parent))
+
+
+def refuse_unlike_classes(plans: Sequence[tuple[BuildPlan, Storage]]) -> None:
+    """Raise UserError when splits that are built together have other classes, or in another order."""
+    for plan, out in plans[1:]:
+        (first, beside), *_ = plans
+        if plan.classes != first.classes:
+            raise _other_classes(plan.classes, first.classes, out.url, beside.url)
+
+
+def _other_classes(here: Sequence[str], there: Sequence[str], where: str, beside: str) -> UserError:
+    only = {"here": sorted({*here} - {*there}), "there": sorted({*there} - {*here})}
+    differences = [f"{quoted(names)} only {side}" for side, names in only.items() if names]
+    if not differences:
+        pairs = enumerate(zip(there, here))
+        number, (theirs, ours) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        differences = [f"number {number} is {theirs!r} there and {ours!r} here"]
+    return UserError(
+        f"{where}: its classes are not those of {beside}, a split of the same dataset: {', '.join(differences)}; give "
+        "both the same --classes FILE, call one otherwise with --name, or build all splits anew with --overwrite"
+    )
 
 
 def _refuse_changed_images(plan: BuildPlan, out: Storage, manifest: Manifest) -> None:
     if plan.image_sizes not in ("", manifest.provenance.get(_SIZES, plan.image_sizes)):
-        raise UserError(
-            f"{out.url}: image files have other sizes than when this dataset was built from them; to build it anew, "
-            "add --overwrite"
+        raise OptionsNeeded(
+            f"{out.url}: image files have other sizes than when this dataset was built from them",
+            ["--overwrite"],
+            "to build it anew",
         )
 
 
@@ -259,13 +325,9 @@ def _write_missing(
     """Write the ``tasks`` that are not complete yet; returns the shards of all tasks by name."""
     if on_error not in ("fail", "skip"):
         raise UserError(f"on_error is '{on_error}'; known are: fail, skip")
-    found = folder.finished_shards([task.name for task in tasks])
-    sizes = {task.name: task.image_sizes for task in tasks}
-    kept = {
-        name: shard
-        for name, shard in found.items()
-        if not shard.report["quarantined"] and sizes[name] in ("", shard.report.get("image_sizes", sizes[name]))
-    }
+    kept = _kept(tasks, folder)
+    if on_error == "fail":
+        refuse_missing([(plan.images, name) for task in tasks if task.name not in kept for name in task.missing])
     folder.withdraw()
     missing = [task for task in tasks if task.name not in kept]
     total = sum(task.num_samples for task in tasks)
@@ -308,11 +370,8 @@ def _finish(plan: BuildPlan, folder: BuildFolder, finished: Mapping[str, Finishe
     infos = Shards(shard.info for shard in shards if shard.info is not None)
     if not infos:
         folder.list_quarantined(quarantined)
-        raise UserError(
-            f"{plan.images.url}: none of the {len(quarantined)} images is usable; "
-            f"{folder.out.where(QUARANTINE_NAME)} lists "
-            "the reasons"
-        )
+        none = f"none of the {len(quarantined):,} images is" if len(quarantined) > 1 else "the only image is not"
+        raise UserError(f"{plan.images.url}: {none} usable; {folder.out.where(QUARANTINE_NAME)} lists the reasons")
     num_planned = plan.num_samples + len(plan.quarantined)
     refuse_too_many(quarantined, num_planned, plan.skip_limit, plan.images.url)
     labels = label_histogram(plan.classes, reports)

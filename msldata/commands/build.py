@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from msldata.commands import Overwrite, Workers, Yes, command_without, data_root, local_path
-from msldata.commands.recorded import confirm_replacement, recorded_command
+from msldata.commands.recorded import confirm_replacement, offer_replacement, recorded_command
 from msldata.console import OnError, byte_progress_bar, err, next_step, out, progress_bar, show, show_below
 
 LabelsAre = Annotated[
@@ -105,7 +105,11 @@ def build_shards(
         ),
     ] = None,
     keep_unlabelled: Annotated[
-        bool, typer.Option("--keep-unlabelled", help="Keep images without annotations, as negatives of every class.")
+        bool,
+        typer.Option(
+            "--keep-unlabelled",
+            help="Keep images without annotations, as negatives of every class; those of tables are.",
+        ),
     ] = False,
     image_column: Annotated[
         str | None, typer.Option(help="Of a table: the column with paths; default: guessed.", show_default=False)
@@ -167,21 +171,26 @@ def build_shards(
     from msldata.build.estimate import estimate_build
     from msldata.build.image import parse_resize
     from msldata.build.shards import (
+        BuildPlan,
         Part,
         build_part,
         build_shards,
         changed_since_built,
+        check_images,
         finish_build,
+        mark_unfinished,
         plan_build,
         refuse_other_classes,
+        refuse_unlike_classes,
     )
     from msldata.commands.display import show_estimate, show_manifest
+    from msldata.contract.judging import FEWEST, too_few_to_train
     from msldata.contract.manifest import MANIFEST_NAME
     from msldata.contract.resize_advice import advise_resize
-    from msldata.errors import UserError
+    from msldata.errors import UserError, counted
     from msldata.sources.kinds import PUBLISHED, open_source, select_sources
     from msldata.sources.source import WHOLE_SPLIT, Source, SourceOptions
-    from msldata.storage import open_storage
+    from msldata.storage import Storage, open_storage
     from msldata.workers.engine import Engine
     from msldata.workers.processes import prepare_workers
 
@@ -213,6 +222,7 @@ def build_shards(
         if found.taken_for:
             show(out, found.taken_for)
         divided: dict[str, Source] = {}
+        notes: dict[str, None] = {}
         if (parts := parts_to_build(found, split, options, divide_unasked=place is not None)) is not None:
             with err.status(f"{name or found.dataset}: reading all photographs once, to divide them"):
                 whole = open_source(found.dataset, found.root, WHOLE_SPLIT, name, options=options)
@@ -220,9 +230,9 @@ def build_shards(
             show_below(out, division_said(divided))
             if few := hardly_shown(divided):
                 show_below(out, few, "yellow")
+        plans: list[tuple[BuildPlan, Storage]] = []
         for chosen in divided or found.splits:
-            label = f"{name or found.dataset} {chosen}"
-            with err.status(f"{label}: reading annotations"):
+            with err.status(f"{name or found.dataset} {chosen}: reading annotations"):
                 opened = divided.get(chosen) or open_source(found.dataset, found.root, chosen, name, options=options)
                 changes = {"place": found.root, "source": None, "dataset": found.dataset, "split": [chosen]}
                 opened.provenance["command"] = recorded_command(context, changes)
@@ -233,8 +243,25 @@ def build_shards(
                     on_error=on_error.value,
                     skip_limit=skip_limit,
                 )
-            target = open_storage(out_).child(plan.dataset).child(plan.split)
+            plans.append((plan, open_storage(out_).child(plan.dataset).child(plan.split)))
+            notes |= dict.fromkeys(getattr(opened, "notes", ()))
+        for note in notes:
+            show_below(out, note, "yellow")
+        # What ends one split's build is looked for before another one is written.
+        writes, alone = not (dry_run or finish), part is None and not finish
+        if alone and not overwrite and not dry_run:
+            for plan, target in plans:
+                offer_replacement(target, plan.draft())
+        refuse_unlike_classes(plans)
+        for plan, target in plans:
             refuse_other_classes(plan, target, tuple(divided or found.splits) if overwrite else ())
+            if writes and alone and overwrite:
+                confirm_replacement(target, plan.draft(), yes)
+        if writes:
+            check_images(plans, on_error=on_error.value, overwrite=overwrite, part=part)
+        num_built = 0
+        for number, (plan, target) in enumerate(plans):
+            label = f"{name or found.dataset} {plan.split}"
             changed = "" if overwrite else changed_since_built(plan, target)
             if dry_run:
                 with err.status(f"{label}: timing a few images"):
@@ -243,7 +270,8 @@ def build_shards(
                 continue
             if finish:
                 manifest = finish_build(plan, target, command_without("--finish", sys.argv))
-                show_manifest(out, manifest, target.url)
+                show_manifest(out, manifest, target)
+                num_built += manifest.num_samples
                 continue
             with progress_bar(label) as progress:
                 if part is not None:
@@ -258,8 +286,6 @@ def build_shards(
                     )
                 else:
                     was_built = not overwrite and target.exists(MANIFEST_NAME)
-                    if overwrite:
-                        confirm_replacement(target, plan.draft(), yes)
                     manifest = build_shards(
                         plan,
                         target,
@@ -270,21 +296,28 @@ def build_shards(
                         engine=runs_on,
                     )
             if part is not None:
-                shards = f"{len(part.of(plan.shards)):,} of {len(plan.shards):,} shards"
+                shards = f"{len(part.of(plan.shards)):,} of {counted(len(plan.shards), 'shard')}"
                 out.print(f"{label}: task {task}, {shards} -> {target.url}", soft_wrap=True)
-            else:
-                show_manifest(out, manifest, target.url)
-                if was_built and not changed:  # of anything else the build would have refused it
-                    out.print("  built before, of the same files, labels and options: it stays as it is")
-                if (advice := advise_resize(target, manifest)) is not None:
-                    show(out, f"  {advice.said()}")
-                if changed:
-                    note = f"  {changed} is newer than the dataset; if images were replaced, add --overwrite"
-                    out.print(note, markup=False, soft_wrap=True)
+                continue
+            num_built += manifest.num_samples
+            mark_unfinished(later for _, later in plans[number + 1 :])
+            show_manifest(out, manifest, target)
+            if was_built and not changed:  # of anything else the build would have refused it
+                out.print("  built before, of the same files, labels and options: it stays as it is")
+            if (advice := advise_resize(target, manifest)) is not None:
+                show(out, f"  {advice.said()}")
+            if changed:
+                note = f"  {changed} is newer than the dataset; if images were replaced, add --overwrite"
+                out.print(note, markup=False, soft_wrap=True)
         if part is None and not dry_run:
             published = any(kind == found.dataset for kind, _ in PUBLISHED)
             built = name or found.dataset
-            next_step("msl doctor" if published else f"msl train {built if out_ == 'shards' else f'{out_}/{built}'}")
+            if not published and num_built < FEWEST:
+                show_below(out, too_few_to_train(num_built), "yellow")
+            else:
+                next_step(
+                    "msl doctor" if published else f"msl train {built if out_ == 'shards' else f'{out_}/{built}'}"
+                )
 
 
 def build_masks(
@@ -338,6 +371,7 @@ def build_masks(
     from msldata.masks.build import finished_subsets, write_masks
     from msldata.masks.plan import plan_masks
     from msldata.masks.sources import select_mask_source, usual_place
+    from msldata.storage import open_storage
 
     masks = select_mask_source(data_root(), source, generate=generate, size=size or 512, seed=seed)
     with progress_bar("masks") as progress:
@@ -370,7 +404,7 @@ def build_masks(
         show_mask_plan(out, plan, frozenset() if overwrite else finished_subsets(plan))
     else:
         for name, manifest in build.manifests.items():
-            show_manifest(out, manifest, f"{out_}/{name}")
+            show_manifest(out, manifest, open_storage(out_).child(name))
             if order is MaskOrder.seeded and per_subset > manifest.num_samples:  # of slices the notes tell
                 out.print(f"  all there are of this kind: fewer than the {per_subset:,} of --per-subset")
     for note in plan.notes:
@@ -416,6 +450,7 @@ def index(
 
     names = read_class_list(*split_location(classes)).classes if classes else None
     target = open_storage(out_ or tars)
+    notes: list[str] = []
     with progress_bar("indexing") as progress:
         manifest = index_shards(
             tars,
@@ -431,9 +466,12 @@ def index(
             overwrite=overwrite,
             command=recorded_command(context, {"name": name, "split": split}),
             confirm=lambda draft: confirm_replacement(target, draft, yes),
+            note=notes.append,
             progress=progress,
         )
-    show_manifest(out, manifest, target.url)
+    for text in notes:
+        show_below(out, text, "yellow")
+    show_manifest(out, manifest, target)
 
 
 def synthesize(

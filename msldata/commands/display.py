@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import json
 import time
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from msldata.build.folder import QUARANTINE_NAME
 from msldata.console import show
+from msldata.contract.classnames import alike, slips
 from msldata.contract.judging import photographs_of
 from msldata.contract.manifest import Manifest
+from msldata.contract.records import listed_name
+from msldata.errors import counted, few_of
+from msldata.storage import Storage
 
 if TYPE_CHECKING:
     from msldata.build.estimate import BuildEstimate
@@ -25,20 +29,35 @@ if TYPE_CHECKING:
 
 MAX_FINDINGS_SHOWN = 50
 _PLURAL = ("objects", "ignored_labels")
+_LISTED = frozenset({"classes"})
+"""In a manifest's provenance: somebody wrote down the classes, so that no name is a slip in a label."""
 _MAX_CLASSES_SHOWN, _FREQUENT_SHOWN, _RARE_SHOWN = 20, 8, 6
 
 
-def show_manifest(console: Console, manifest: Manifest, where: str) -> None:
-    """One line: where the dataset is, how large it is, and what happened to samples on the way."""
+def show_manifest(console: Console, manifest: Manifest, where: str | Storage) -> None:
+    """Where the dataset is, how large it is, what happened to samples on the way, how labels were read, the classes.
+
+    Args:
+        where: its folder; given as such, what was left out is named too.
+    """
     size = _size(sum(manifest.shards.num_bytes))
     # Sorted as in the file, so that a finished dataset looks the same later as when it was built.
     notes = _notes(dict(sorted(manifest.counts.items())))
-    samples, shards = _count(manifest.num_samples, "sample"), _count(len(manifest.shards), "shard")
-    show(console, (where, "green"), f": {samples}, {shards}, {size}{notes}")
+    samples, shards = counted(manifest.num_samples, "sample"), counted(len(manifest.shards), "shard")
+    show(console, (where if isinstance(where, str) else where.url, "green"), f": {samples}, {shards}, {size}{notes}")
+    if manifest.counts.get("quarantined") and not isinstance(where, str) and where.exists(QUARANTINE_NAME):
+        show(console, "  ", (_left_out(where), "yellow"))
     if reading := manifest.provenance.get("labels"):
         show(console, f"  {reading}")
     if manifest.classes:
         show(console, f"  {_classes_with_counts(manifest)}")
+
+
+def _left_out(folder: Storage) -> str:
+    """The first of what a build left out, and the file with all of it."""
+    entries = [json.loads(line) for line in folder.read(QUARANTINE_NAME).splitlines()]
+    named = few_of([f"{entry['file']} ({entry['reason']})" for entry in entries])
+    return f"left out: {named}; {folder.where(QUARANTINE_NAME)} lists {'all' if len(entries) > 1 else 'it'}"
 
 
 def _notes(counts: Mapping[str, int]) -> str:
@@ -59,44 +78,33 @@ def _classes_with_counts(manifest: Manifest) -> str:
     used = sorted((name for name in counts if counts[name]), key=lambda name: -counts[name])
     unused = [name for name in counts if not counts[name]]
     first, rare = (used, []) if len(used) <= _MAX_CLASSES_SHOWN else (used[:_FREQUENT_SHOWN], used[-_RARE_SHOWN:])
-    text = _count_classes(len(counts)) + ": " + ", ".join(f"{name} {counts[name]:,}" for name in first)
+    text = counted(len(counts), "class") + ": " + ", ".join(f"{listed_name(name)} {counts[name]:,}" for name in first)
     if rare:
-        text += ", …; rare: " + ", ".join(f"{name} {counts[name]:,}" for name in rare)
+        text += ", …; rare: " + ", ".join(f"{listed_name(name)} {counts[name]:,}" for name in rare)
     if unused:
         more = f" and {len(unused) - _RARE_SHOWN:,} more" if len(unused) > _RARE_SHOWN else ""
-        text += f"{'; ' if used else ''}in no image: {', '.join(unused[:_RARE_SHOWN])}{more}"
-    if alike := _alike(manifest.classes):
-        text += "; alike, yet two classes: " + ", ".join(f"{one!r} and {other!r}" for one, other in alike[:_RARE_SHOWN])
+        text += f"{'; ' if used else ''}in no image: {', '.join(map(listed_name, unused[:_RARE_SHOWN]))}{more}"
+    if pairs := alike(manifest.classes):
+        text += "; alike, yet two classes: " + ", ".join(f"{one!r} and {other!r}" for one, other in pairs[:_RARE_SHOWN])
+    if not _LISTED.intersection(manifest.provenance) and (typed := slips(counts)):
+        said = [
+            f"'{name}' ({counted(counts[name], 'photograph')}) may be meant as '{other}' ({counts[other]:,})"
+            for name, other in typed[:_RARE_SHOWN]
+        ]
+        text += f"; {', '.join(said)}"
     return text
-
-
-def _alike(classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ only in case, spaces, or characters that nobody sees."""
-    seen: dict[str, str] = {}
-    pairs = []
-    for name in classes:
-        visible = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
-        plain = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", visible).casefold()).strip()
-        if plain in seen:
-            pairs.append((seen[plain], name))
-        seen.setdefault(plain, name)
-    return pairs
-
-
-def _count_classes(number: int) -> str:
-    return f"{number:,} class{'es' * (number != 1)}"
 
 
 def show_mask_plan(console: Console, plan: MaskPlan, finished: Collection[str] = ()) -> None:
     """What a keep-mask build would write, to the byte, and how long it would take. The bytes are made, not stored."""
     began = time.perf_counter()
     for subset in plan.subsets:
-        masks, shards = _count(subset.num_samples, "keep mask"), _count(len(subset.tasks), "shard")
+        masks, shards = counted(subset.num_samples, "keep mask"), counted(len(subset.tasks), "shard")
         about = f"{masks} in {shards}, {_size(subset.num_bytes())}"
         done = ", finished already" if subset.draft.split in finished else ""
         console.print(f"{subset.draft.split}: {about}{done} -> {subset.folder.out.url}", soft_wrap=True)
     if plan.quarantined:
-        console.print(f"{_count(len(plan.quarantined), 'file')} that cannot be used would be left out")
+        console.print(f"{counted(len(plan.quarantined), 'file')} that cannot be used would be left out")
     seconds = plan.seconds + time.perf_counter() - began
     console.print(
         f"dry run: nothing was written; the build would take {_duration(seconds)}, most of it reading the masks",
@@ -106,14 +114,14 @@ def show_mask_plan(console: Console, plan: MaskPlan, finished: Collection[str] =
 
 def show_estimate(console: Console, label: str, plan: BuildPlan, estimate: BuildEstimate, where: str) -> None:
     """The plan of a build, what its source left out, and how long and large it would be."""
-    samples, shards = _count(plan.num_samples, "sample"), _count(len(plan.shards), "shard")
+    samples, shards = counted(plan.num_samples, "sample"), counted(len(plan.shards), "shard")
     console.print(f"{label}: {samples} in {shards}{_notes(plan.counts)} -> {where}", soft_wrap=True)
     if estimate.num_finished:
         console.print(f"  {estimate.num_finished:,} of them finished already", soft_wrap=True)
     if estimate.num_timed:
         console.print(
             f"  to write: about {_size(estimate.num_bytes)} in {_duration(estimate.seconds)}, an estimate from "
-            f"{_count(estimate.num_timed, 'image')} made in memory; a slow destination takes longer",
+            f"{counted(estimate.num_timed, 'image')} made in memory; a slow destination takes longer",
             soft_wrap=True,
         )
     console.print("  dry run: nothing was written", soft_wrap=True)
@@ -131,17 +139,17 @@ def show_histogram(console: Console, title: str, histogram: Mapping[str, int]) -
 
 def show_verification(console: Console, result: Verification, where: str, against: str | None = None) -> None:
     """A line per finding and what to do next, or one line saying that everything is right."""
-    shards = _count(len(result.manifest.shards), "shard")
+    shards = counted(len(result.manifest.shards), "shard")
     if not result.findings:
         samples = result.manifest.num_samples
         verb, beside = "is" if samples == 1 else "are", f", and none is in {against}" if against else ""
-        show(console, (where, "green"), f": {_count(samples, 'sample')} in {shards} {verb} right{beside}")
+        show(console, (where, "green"), f": {counted(samples, 'sample')} in {shards} {verb} right{beside}")
         return
     for finding in result.findings[:MAX_FINDINGS_SHOWN]:
         console.print(str(finding), markup=False, soft_wrap=True)
     if (hidden := len(result.findings) - MAX_FINDINGS_SHOWN) > 0:
         console.print(f"… and {hidden:,} more")
-    count = _count(len(result.findings), "finding")
+    count = counted(len(result.findings), "finding")
     show(console, (where, "red"), f": {count} in {shards}; {result.next_step}")
 
 
@@ -150,7 +158,7 @@ def show_description(console: Console, about: Description, where: str) -> None:
     what = "images" if about.labels else "keep masks"
     facts = Table.grid(padding=(0, 2))
     facts.add_row("dataset", f"{about.dataset}, {about.split}")
-    facts.add_row(what, f"{about.num_samples:,} in {_count(about.num_shards, 'shard')}, {_size(about.num_bytes)}")
+    facts.add_row(what, f"{about.num_samples:,} in {counted(about.num_shards, 'shard')}, {_size(about.num_bytes)}")
     facts.add_row("fingerprint", about.fingerprint)
     facts.add_row("options", ", ".join(f"{name} {value}" for name, value in about.options.items()))
     facts.add_row("counts", ", ".join(f"{name} {value:,}" for name, value in about.counts.items()).replace("_", " "))
@@ -209,10 +217,6 @@ def _show_labels(console: Console, about: Description) -> None:
             pairs.add_row(f"{pair.first} + {pair.second}", f"{pair.images:,}", f"{pair.overlap:.0%}")
         console.print()
         console.print(pairs)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _size(num_bytes: float) -> str:

@@ -6,6 +6,7 @@ import atexit
 import importlib.metadata
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from msldata.console import err, out, show, standard_output, visible
-from msldata.errors import UserError
+from msldata.errors import OptionsNeeded, UserError
 from msldata.workers.no_pandas import hide_pandas
 
 DISTRIBUTION = "msltrain"
@@ -22,6 +23,8 @@ STOPPED = 130
 """Exit code after Ctrl-C."""
 _PIPE_CLOSED = 141
 """Exit code of any program whose reader, such as ``head``, has closed the pipe."""
+_TYPED = "msldata.typed"
+"""Under which a context keeps the words of the command."""
 _MISTAKES = (UserError, FileNotFoundError, PermissionError)
 
 
@@ -32,6 +35,10 @@ class Commands(typer.core.TyperGroup):
         ("build-shards", "build-masks", "download"), "the same command goes on where it was"
     )
     """What is true after Ctrl-C, by command."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        ctx.meta[_TYPED] = list(args)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -54,6 +61,9 @@ class Commands(typer.core.TyperGroup):
             if not isinstance(error, _MISTAKES) or ctx.params.get("debug"):
                 raise
             code = getattr(error, "exit_code", UserError.exit_code)
+            if isinstance(error, OptionsNeeded):
+                again = shlex.join([ctx.info_name or "msl", *ctx.meta.get(_TYPED, ()), *error.options])
+                error = UserError(error.said(f"run: {again}"))
             elsewhere = of_other_commands(str(error), self.commands, ctx.invoked_subcommand)
             show(err, *((("error:", "red"), " ") if code <= UserError.exit_code else ()), error, elsewhere)
             raise typer.Exit(code) from None

@@ -11,7 +11,8 @@ from typing import Any
 import typer
 
 from msldata.contract.manifest import MANIFEST_NAME, FormatError, Manifest, read_manifest
-from msldata.errors import UserError
+from msldata.contract.records import quoted
+from msldata.errors import OptionsNeeded, UserError, counted
 from msldata.storage import Storage
 
 _PLACES = frozenset({"place", "source", "classes", "tars", "images"})
@@ -20,7 +21,6 @@ _NOT_RECORDED = frozenset(
     "out_ overwrite yes workers dry_run task finish engine ray_address plots help install_completion".split()
 )
 """Options that say where, how fast or how much of it to build, not what."""
-_CLASSES_SHOWN = 6
 
 
 def recorded_command(context: typer.Context, changes: Mapping[str, Any]) -> list[str]:
@@ -71,8 +71,8 @@ def confirm_replacement(target: Storage, new: Manifest, yes: bool) -> None:
     if not difference:
         return
     question = (
-        f"{target.url} holds {old.num_samples:,} samples of {old.dataset}, {old.split}, and --overwrite would replace "
-        f"them with another dataset: {difference}"
+        f"{target.url} holds {counted(old.num_samples, 'sample')} of {old.dataset}, {old.split}, and --overwrite would "
+        f"put another dataset in {'its' if old.num_samples == 1 else 'their'} place: {difference}"
     )
     if not sys.stdin.isatty():
         raise UserError(f"{question}; choose another --out, or add --yes to replace it")
@@ -80,11 +80,43 @@ def confirm_replacement(target: Storage, new: Manifest, yes: bool) -> None:
         raise UserError("nothing was changed")
 
 
+def offer_replacement(target: Storage, new: Manifest) -> None:
+    """Look whether a finished dataset of something else is in the way of a build that does not replace it.
+
+    Args:
+        target: the dataset's folder.
+        new: what would be built, with its plan.
+
+    Raises:
+        OptionsNeeded: there is one; the options replace it without a question.
+    """
+    if not target.exists(MANIFEST_NAME):
+        return
+    try:
+        old = read_manifest(target)
+    except FormatError:
+        return  # the build says what it is
+    if old.plan == new.plan:
+        return
+    difference = _difference(old, new)
+    raise OptionsNeeded(
+        f"{target.url}: a dataset is there already ({counted(old.num_samples, 'sample')} of {old.dataset}, "
+        f"{old.split}), and since it was built the photographs, labels or options have changed"
+        f"{f': {difference}' if difference else ''}",
+        ["--overwrite", *(["--yes"] if difference else [])],
+        "to build it anew",
+    )
+
+
 def _difference(old: Manifest, new: Manifest) -> str:
     if old.kind != new.kind:
         return f"{new.kind} in the place of {old.kind}"
     if old.classes != new.classes:
-        return f"its classes are {_some(old.classes)}, the new ones {_some(new.classes)}"
+        gone = [name for name in old.classes if name not in {*new.classes}]
+        come = [name for name in new.classes if name not in {*old.classes}]
+        pairs = (("only in the new one", come), ("only in the old one", gone))
+        said = [f"{what}: {quoted(names)}" for what, names in pairs if names]
+        return f"classes {', '.join(said)}" if said else "the new one has its classes in another order"
     before, after = (_source(manifest) for manifest in (old, new))
     return f"it was made from {before}, the new one from {after}" if before != after else ""
 
@@ -106,7 +138,3 @@ def _word(name: str, value: Any) -> str:
     if name in _PLACES and "://" not in text:
         return str(Path(text).expanduser().absolute())
     return text
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_CLASSES_SHOWN]) + (f" … ({len(names)})" if len(names) > _CLASSES_SHOWN else "")

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from msldata.contract.manifest import IMAGES, Manifest
+from msldata.errors import counted
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _MANY = 40
@@ -40,7 +41,8 @@ def dataset_card(repo: str, manifests: Sequence[Manifest]) -> str:
             }
         ],
     }
-    what = f"photographs with {len(first.classes)} classes, several of which may apply" if of_images else "keep masks"
+    classes = counted(len(first.classes), "class")
+    what = f"photographs with {classes}, several of which may apply" if of_images else "keep masks"
     lines = [
         *("---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip("\n"), "---", ""),
         f"# {_text(first.dataset)}",

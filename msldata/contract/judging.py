@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from msldata.contract.manifest import Manifest
+from msldata.contract.records import listed_name
+from msldata.errors import counted
 
+FEWEST = 20
+"""A dataset of fewer photographs is left in one piece, and hardly to be learnt from."""
 _MOST_NAMED = 6
 
 
@@ -18,11 +22,18 @@ def too_few_to_judge(shown: Mapping[str, Mapping[str, int]]) -> str:
     said = []
     for part, count_of in shown.items():
         if few := [name for name, count in count_of.items() if count < 2]:
-            more = " …" if len(few) > _MOST_NAMED else ""
-            said.append(f"{len(few):,} of {len(count_of):,} classes in {part} ({', '.join(few[:_MOST_NAMED])}{more})")
+            named = ", ".join(map(listed_name, few[:_MOST_NAMED])) + (" …" if len(few) > _MOST_NAMED else "")
+            said.append(f"{len(few):,} of {counted(len(count_of), 'class')} in {part} ({named})")
     if not said:
         return ""
     return f"one photograph or none shows {' and '.join(said)}: too few to judge how well these are recognised"
+
+
+def too_few_to_train(number: int) -> str:
+    """A sentence about a dataset that is too small."""
+    return (
+        f"{counted(number, 'photograph')}: too few to learn from; at least {FEWEST} are needed, better 50 of each class"
+    )
 
 
 def photographs_of(manifest: Manifest) -> dict[str, int]:

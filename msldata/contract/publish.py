@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msldata.contract.manifest import MANIFEST_NAME, Manifest
+from msldata.errors import counted
 from msldata.storage import Storage
 
 CROISSANT_NAME = "croissant.json"
@@ -85,7 +86,8 @@ def croissant(manifest: Manifest) -> bytes:
     images = bool(manifest.classes)
     suffix, encoding = (".jpg", "image/jpeg") if images else (".png", "image/png")
     name = f"{manifest.dataset}-{manifest.split}"
-    kind = f"images with {len(manifest.classes)} classes" if images else "keep masks (white = visible, black = hole)"
+    classes = counted(len(manifest.classes), "class")
+    kind = f"images with {classes}" if images else "keep masks (white = visible, black = hole)"
     tars = [
         {
             "@type": "cr:FileObject",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -138,6 +139,11 @@ def quoted(names: Sequence[str]) -> str:
     """Names in quotes for a message, of many the first."""
     more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
     return ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + more
+
+
+def listed_name(name: str) -> str:
+    """A class name in a list: in quotes where it would read as several, or as none."""
+    return f"'{name}'" if not name.strip() or re.search(r"[,;:]|^\s|\s$|\s\d+$", name) else name
 
 
 def read_class_list(place: Storage, name: str) -> LabelSpace:

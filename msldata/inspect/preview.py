@@ -12,7 +12,7 @@ from msldata.contract import keepmask
 from msldata.contract.format import read_index
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, FormatError, Manifest, read_manifest
 from msldata.contract.pixels import decode
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, counted
 from msldata.inspect.tiles import Box, HeldMask, Label, Preview, Tile
 from msldata.pages.colours import class_colour
 from msldata.storage import LocalStorage, Location, Storage, open_storage
@@ -65,7 +65,7 @@ def load_preview(folder: Storage, *, num: int, keep_masks: Storage | None = None
         raise UserError(f"num is {num}; show at least one sample")
     manifest = _read_filled(folder)
     shown = min(num, manifest.num_samples)
-    subtitle = f"{shown:,} of {manifest.num_samples:,} samples at equal distances"
+    subtitle = f"{shown:,} of {counted(manifest.num_samples, 'sample')} at equal distances"
     title = f"{manifest.dataset} {manifest.split}"
     if manifest.kind == KEEP_MASKS:
         if keep_masks is not None:

@@ -9,7 +9,7 @@ from typing import Literal, cast
 import numpy as np
 
 from msldata.contract.keepmask import HOLE_BLACK, HOLE_WHITE
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 
 AUTO = "auto"
 
@@ -64,7 +64,7 @@ def decide_polarity(clues: Iterable[PolarityClue]) -> PolarityDecision:
     winner, votes = ("black", black) if black >= white else ("white", white)
     mean = sum(clue.white_fraction for clue in shaped) / max(1, len(shaped))
     seen = (
-        f"{black} of {len(shaped)} masks have an all-black border and {white} an all-white one; "
+        f"{black} of {counted(len(shaped), 'mask')} have an all-black border and {white} an all-white one; "
         f"white covers {mean:.1%} of a mask on average"
     )
     by_border = None

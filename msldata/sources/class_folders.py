@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.contract.records import LabelSpace, Record, quoted, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import (
-    IMAGE_SUFFIXES,
     NO_OPTIONS,
     WHOLE_SPLIT,
     Likeness,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from msldata.errors import UserError, nothing_at
+from msldata.contract.listing import IMAGE_SUFFIXES
+from msldata.errors import UserError, counted, nothing_at
 from msldata.sources import class_folders, coco, datumaro_formats, voc, wider, yolo
 from msldata.sources.source import (
     NO_OPTIONS,
@@ -60,7 +62,8 @@ class SourceKind:
         return self.available_splits(place, options) if self.takes else self.available_splits(place)
 
 
-_TABLE_OPTIONS = ("classes", "image_column", "labels_columns", "labels_are", "separator")
+# Photographs without labels are kept in any case.
+_TABLE_OPTIONS = ("classes", "image_column", "labels_columns", "labels_are", "separator", "keep_unlabelled")
 
 # A new kind of dataset is one line here, and a module of its own.
 KINDS: Mapping[str, SourceKind] = {
@@ -164,7 +167,7 @@ def open_source(
     """
     kind = _kind(dataset)
     options = replace(options, classes=classes or options.classes)
-    _check_options(dataset, options)
+    _check_options(dataset, options, root)
     source = kind.open(root, split, options) if kind.takes else kind.open(root, split)
     if name is not None:
         check_name("name", name)
@@ -214,7 +217,7 @@ def select_sources(
         if dataset is None:
             dataset, taken_for = recognise(source)
         kind = _kind(dataset)
-        _check_options(dataset, options)
+        _check_options(dataset, options, source)
         chosen = tuple(splits or _default_splits(kind, source, options))
         if not chosen:
             raise UserError(f"{source}: no {dataset} dataset here; it would hold {kind.layout}")
@@ -260,6 +263,8 @@ def recognise(source: Location) -> tuple[str, str]:
         if (name != "datumaro" or not seen) and (likeness := kind.recognise(source)) is not None:
             seen.append((name, likeness))
     if not seen:
+        if unlabelled := _only_photographs(source):
+            raise UserError(unlabelled)
         known = "\n".join(f"  {name:9} {kind.layout}" for name, kind in KINDS.items())
         raise UserError(
             f"{source}: not taken for any kind of dataset{_hint(source)}; known are\n{known}\n"
@@ -286,13 +291,42 @@ def _hint(source: Location) -> str:
     return f" (if one of its tables is meant, name it: {', '.join(tables[:6])})" if tables else ""
 
 
-def _check_options(dataset: str, options: SourceOptions) -> None:
+def _only_photographs(source: Location) -> str:
+    """What to do with a folder of photographs in which nothing says what they show; empty where it is another case."""
+    place = open_storage(source)
+    names = [info.name for info in place.list_sources()] if place.can_list else []
+    photographs = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    if not photographs or _hint(source):
+        return ""
+    example = quoted_cell(photographs[0])
+    they_show = "it shows" if len(photographs) == 1 else "they show"
+    return (
+        f"{source}: {counted(len(photographs), 'photograph')}, but nothing that says what {they_show}: write a table "
+        f"{place.where('labels.csv')} with a line for each, such as\n"
+        f"  image,labels\n  {example},cat;chair\n"
+        "or put the photographs of each class into a folder of its name"
+    )
+
+
+def quoted_cell(text: str) -> str:
+    """A cell of a CSV table."""
+    return '"{}"'.format(text.replace('"', '""')) if any(mark in text for mark in ',"\n') else text
+
+
+def _check_options(dataset: str, options: SourceOptions, source: Location | None = None) -> None:
     """Raise UserError for an option that the kind would ignore."""
     for name in options.given():
         if name not in KINDS[dataset].takes:
             takers = ", ".join(other for other, kind in KINDS.items() if name in kind.takes)
             option = f"--{name.replace('_', '-').removesuffix('s') if name == 'labels_columns' else name}"
             option = option.replace("_", "-")
+            if name == "images" and dataset == "table":
+                beside = f"{str(options.images).rstrip('/')}/"
+                raise UserError(
+                    f"--images {options.images}: a table finds its photographs itself, by paths from its own folder "
+                    "and in all folders below that; put it beside or above them, and leave --images out, as with "
+                    f"cp {shlex.quote(str(source or 'labels.csv'))} {shlex.quote(beside)}"
+                )
             if name == "classes":
                 raise UserError(
                     f"--classes {options.classes}: {dataset} has its own classes; only these take a list: {takers}"

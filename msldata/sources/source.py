@@ -16,8 +16,6 @@ from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError, UserError
 from msldata.storage import LocalStorage, Location, Storage, open_storage
 
-IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .jpe .jfif .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif .heic .heif".split())
-"""Suffixes of the images that are looked for; of two images with one name, the one with the earlier suffix counts."""
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 """Names of folders that are splits, in upper or lower case."""
 WHOLE_SPLIT = "all"

@@ -9,10 +9,10 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from msldata.contract.format import make_key
+from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.contract.records import VOC, LabelSpace, Record, read_class_list
 from msldata.errors import BadInputError, UserError
 from msldata.sources.source import (
-    IMAGE_SUFFIXES,
     NO_OPTIONS,
     SPLIT_NAMES,
     WHOLE_SPLIT,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.contract.records import SHARES, LabelSpace, ObjectRecord, Record, read_class_list
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, counted
 from msldata.sources.source import (
-    IMAGE_SUFFIXES,
     NO_OPTIONS,
     SPLIT_NAMES,
     WHOLE_SPLIT,
@@ -240,7 +240,7 @@ def _parse_line(fields: list[str], num_classes: int, num_keypoint_values: int = 
     except ValueError:
         raise ValueError(f"{' '.join(fields)[:80]!r} is not a class index and numbers") from None
     if not 0 <= number < num_classes:
-        raise ValueError(f"class index {number}; there are {num_classes} classes")
+        raise ValueError(f"class index {number}; of {counted(num_classes, 'class')}")
     if num_keypoint_values and len(values) in (4 + num_keypoint_values, 5 + num_keypoint_values):
         values = values[:4]
     if len(values) in (4, 5):  # a fifth is a confidence

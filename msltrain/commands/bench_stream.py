@@ -38,7 +38,7 @@ def bench_stream(
     json: Json = False,
 ) -> None:
     """Measure your own storage: images/s, where the time goes, how many GPUs that feeds."""
-    from msldata.errors import UserError
+    from msldata.errors import UserError, counted
     from msltrain.stream.bench import measure_lost_time, measure_stream
     from msltrain.stream.config import StreamConfig
 
@@ -98,5 +98,5 @@ def bench_stream(
     if resize is Place.device:
         out.print("crop and resize are left to the GPU", style="dim")
     passes = f", {found.num_epochs} passes over the data" if found.num_epochs > 1 else ""
-    out.print(f"\nMeasured: {found.num_images:,} images in {found.seconds:.2g} s{passes}", soft_wrap=True)
+    out.print(f"\nMeasured: {counted(found.num_images, 'image')} in {found.seconds:.2g} s{passes}", soft_wrap=True)
     out.print(f"{found.advice[0].upper()}{found.advice[1:]}", soft_wrap=True)

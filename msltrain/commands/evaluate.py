@@ -77,10 +77,10 @@ def evaluate(
     """Predict every sample exactly once and measure as published: mAP, CP, CR, CF1, OP, OR, OF1."""
     import sys
 
-    from msldata.errors import UserError
+    from msldata.errors import UserError, counted
     from msltrain.hosts import launch
     from msltrain.measures.predictions import is_table, read_predictions
-    from msltrain.runs.find_checkpoint import training_shards
+    from msltrain.runs.find_checkpoint import training_shards, unfinished_beside
     from msltrain.runs.run_places import default_file, find_series
 
     if run or checkpoint:
@@ -93,7 +93,8 @@ def evaluate(
             data = shards_to_measure(data, checkpoint, held_out=held_out)
         if checkpoint is None or (data is None and not held_out):
             raise UserError(
-                "say what to evaluate: msl evaluate RUN with --data SHARDS or --held-out, or --predictions FILE"
+                ("" if checkpoint is None else unfinished_beside(checkpoint))
+                + "say what to evaluate: msl evaluate RUN with --data SHARDS or --held-out, or --predictions FILE"
             )
         check_datasets(data, keep_masks)
         if out_ is not None:
@@ -152,7 +153,7 @@ def evaluate(
         _show_series(measured)
     for (file, _), one in zip(found, measured):
         _list_skipped(one.origin.skipped)
-        show(out, (file, "green"), f": {one.metrics.num_samples:,} samples")
+        show(out, (file, "green"), f": {counted(one.metrics.num_samples, 'sample')}")
     if run is not None:
         next_step(f"msl predict {run} PHOTOS" if keep_masks else f"msl robustness {run}")
 
@@ -281,15 +282,17 @@ def robustness(
     """Draw mAP, CR and CF1 over the hidden share of the images, and recall over the visible share of the objects."""
     import sys
 
-    from msldata.errors import UserError
+    from msldata.errors import UserError, counted
     from msltrain.hosts import launch
     from msltrain.robustness.kinds import IRREGULAR, check_kinds, held_out_masks, need_stored
+    from msltrain.runs.find_checkpoint import unfinished_beside
 
     checkpoint = named_models(runs, checkpoint, "robustness")
     check_models(checkpoint)
     names = name or [path.stem if path.is_file() else path.name for path in map(Path, checkpoint)]
     if len(names) != len(checkpoint):
-        raise UserError(f"{len(checkpoint)} checkpoints and {len(names)} names; give --name once per --checkpoint")
+        both = f"{counted(len(checkpoint), 'checkpoint')} and {counted(len(names), 'name')}"
+        raise UserError(f"{both}; give --name once per --checkpoint")
     if bool(recalibrate) != bool(recalibrate_masks):
         raise UserError("--recalibrate SHARDS and --recalibrate-masks DIR belong together")
     kinds = tuple(kind or (IRREGULAR,))
@@ -297,7 +300,10 @@ def robustness(
     check_kinds(kinds, masks)  # before torch is imported
     shards = shards_to_measure(data, checkpoint[0])
     if shards is None:
-        raise UserError(f"{checkpoint[0]}: no test shards beside its training ones; say what to measure on with --data")
+        raise UserError(
+            f"{checkpoint[0]}: no test shards beside its training ones; {unfinished_beside(checkpoint[0])}say what to "
+            "measure on with --data"
+        )
     check_datasets(shards, masks)
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))

@@ -43,7 +43,7 @@ def report(
     """Show what one run learnt, or compare runs: an HTML page that stands alone, Markdown and JSON beside it."""
     import shlex
 
-    from msldata.errors import UserError
+    from msldata.errors import UserError, counted
     from msltrain.measures.metrics import compute_metrics
     from msltrain.measures.summary import mean_and_deviation
     from msltrain.report.gather import gather_runs, name_of
@@ -57,7 +57,8 @@ def report(
     ]
     names = name or default
     if len(names) != len(run):
-        raise UserError(f"{len(run)} runs and {len(names)} names; give --name once per --checkpoint")
+        both = f"{counted(len(run), 'run')} and {counted(len(names), 'name')}"
+        raise UserError(f"{both}; give --name once per --checkpoint")
     gathered = gather_runs(
         run,
         names,

@@ -95,10 +95,10 @@ def train(
 
     from msldata.contract.judging import photographs_of, too_few_to_judge
     from msldata.contract.manifest import read_manifest
-    from msldata.errors import UserError
+    from msldata.errors import UserError, counted
     from msltrain.hosts import launch
     from msltrain.recipes import configure
-    from msltrain.runs.run_places import find_dataset
+    from msltrain.runs.run_places import find_dataset, unfinished_said
     from msltrain.stream.samples.shardset import open_shard_set
     from msltrain.training import seeds as series
 
@@ -122,6 +122,9 @@ def train(
         settings += ["data.validation=", "data.validation_fraction=0"]
     settings += set_ or []
     found = find_dataset(dataset or data or "") if dataset is not None or recipe == "own" else None
+    if found is not None and found.unfinished:
+        unfinished = unfinished_said(found.train.rpartition("/")[0] or ".", found.unfinished)
+        show_below(out, f"{unfinished}; now it is trained without", "yellow")
     place = run or str(Path("runs", found.name if found is not None else recipe or ""))
     numbers = () if seeds is None else series.parse_seeds(seeds)
     if resume is None and "LOCAL_RANK" not in os.environ:  # to a late process the first one's run would look old
@@ -178,7 +181,7 @@ def train(
             out.print(f"{which} validation mAP {value:.1f}, epoch {epoch}, is what is kept{why}")
         if fits and result.best is not None:
             _tune_thresholds(result.run_dir)
-        show(out, (result.run_dir, "green"), f": {result.num_steps:,} steps, {result.seconds:,.0f} s")
+        show(out, (result.run_dir, "green"), f": {counted(result.num_steps, 'step')}, {result.seconds:,.0f} s")
     named = Path(place).name if Path(place).parent == Path("runs") else place
     next_step(f"msl evaluate {named}" if found is not None else f"msl evaluate {named} --data SHARDS")
 

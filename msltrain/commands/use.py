@@ -74,7 +74,7 @@ def predict(
     """Say what photographs show, where it is seen, and what hiding a part changes: msl predict RUN PHOTOS."""
     import sys
 
-    from msldata.errors import UserError
+    from msldata.errors import UserError, counted
     from msltrain.hosts import launch
     from msltrain.hosts.rank_output import is_first_process
     from msltrain.runs.find_checkpoint import Foreign
@@ -127,9 +127,9 @@ def predict(
     if not is_first_process():
         return
     if out_ is not None:
-        show(out, (out_, "green"), f": {found.num_images:,} images")
+        show(out, (out_, "green"), f": {counted(found.num_images, 'image')}")
     if cam is not None:
-        show(err, (cam, "green"), f": {found.num_drawn:,} pictures")
+        show(err, (cam, "green"), f": {counted(found.num_drawn, 'picture')}")
     if found.threshold_origin:
         show(err, f"thresholds: {found.threshold_origin}")
     if words := describe(found):
@@ -167,14 +167,15 @@ def serve(
     device: Device = OnDevice.auto,
 ) -> None:
     """Open a local page: drop a photograph, paint over a part, and watch what one model or several make of it."""
-    from msldata.errors import UserError
+    from msldata.errors import UserError, counted
     from msltrain.runs.find_checkpoint import Foreign
     from msltrain.runs.run_places import local_test_shards
     from msltrain.use.read_images import find_images
 
     models = named_models(runs, checkpoint, "serve")
     if name and len(name) != len(models):
-        raise UserError(f"{len(models)} models and {len(name)} names; give --name once per --checkpoint")
+        both = f"{counted(len(models), 'model')} and {counted(len(name), 'name')}"
+        raise UserError(f"{both}; give --name once per --checkpoint")
     check_models(models)
     pictures = find_images(examples) if examples else []
     from msltrain.hosts.distributed import process_group
@@ -244,7 +245,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another model's export.")] = False,
 ) -> None:
     """Write a model for use elsewhere, and check each file against the original."""
-    from msldata.errors import UserError
+    from msldata.errors import UserError, counted
     from msltrain.runs.find_checkpoint import Foreign
     from msltrain.runs.run_places import run_folder
 
@@ -274,7 +275,7 @@ def export(
         return
 
     def show_file(done: Exported) -> None:
-        compared = f"logits differ by at most {done.max_difference:.1e} on {done.num_images} images"
+        compared = f"logits differ by at most {done.max_difference:.1e} on {counted(done.num_images, 'image')}"
         show(out, (folder / done.file, "green"), f": {compared}, alone and as a batch")
 
     failed: list[str] = []

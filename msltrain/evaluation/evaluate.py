@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msldata.storage import Location, one_or_many
 from msltrain.evaluation.averaged_views import AveragedViews, check_scales
 from msltrain.evaluation.sweep import AllSamples, Progress, RankPart, View
@@ -169,8 +169,8 @@ def _notes(loaded: LoadedRecogniser, shard_set: ShardSet, where: str, held_out: 
     unknown = [name for name in shard_set.classes if name not in known]
     if unknown:
         notes.append(
-            f"{where}: {len(unknown)} of {len(shard_set.classes)} classes are left out, which the model does not know: "
-            f"{shortened(unknown)}"
+            f"{where}: {len(unknown)} of {counted(len(shard_set.classes), 'class')} left out, which the model does not "
+            f"know: {shortened(unknown)}"
         )
     if tuple(name for name in shard_set.classes if name in known) != loaded.classes:
         notes.append(f"{where}: its classes are in another order than the model's; they are matched by name")

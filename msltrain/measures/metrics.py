@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msltrain.measures.average_precision import AP_KINDS, RankedPositives, ranked_by_class
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ class Metrics:
         if not positives or (typical := int(statistics.median(positives))) >= 10:
             return ""
         return (
-            f"only {self.num_samples:,} photographs, and half of the classes in {typical} or fewer: chance alone can "
-            "move these figures by tens of points; --intervals says how far"
+            f"only {counted(self.num_samples, 'photograph')}, and half of the classes in {typical} or fewer: chance "
+            "alone can move these figures by tens of points; --intervals says how far"
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msltrain.measures.predictions import Predictions
 
 MIN_POSITIVES = 10
@@ -34,8 +34,8 @@ def require_other_samples(validation: Predictions, test: Predictions) -> None:
     """Raise UserError where thresholds of ``validation`` say nothing, or nothing honest, about ``test``."""
     if validation.classes != test.classes:
         raise UserError(
-            f"the thresholds' predictions have {len(validation.classes)} classes, these {len(test.classes)}, or others "
-            "by name; tune on predictions of the same model"
+            f"the thresholds' predictions have {counted(len(validation.classes), 'class')}, these "
+            f"{len(test.classes)}, or others by name; tune on predictions of the same model"
         )
     before, now = validation.origin.checkpoint_sha256, test.origin.checkpoint_sha256
     if before != now:
@@ -54,7 +54,7 @@ def threshold_origin(validation: Predictions, file: str) -> str:
     few = [name for name, count in zip(validation.classes, count_K) if count < MIN_POSITIVES]
     if len(few) == len(count_K):
         return f"0.5: too few to tune on, fewer than {MIN_POSITIVES} of each class in {file}"
-    origin = f"one per class, tuned on {file} ({len(validation.keys):,} images)"
+    origin = f"one per class, tuned on {file} ({counted(len(validation.keys), 'image')})"
     if few:
         names = ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
         origin += f"; 0.5 for {names}, shown fewer than {MIN_POSITIVES} times there"

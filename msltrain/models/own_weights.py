@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msldata.storage import read_local
 from msltrain.models.pretrained import WeightsReport, local_weights, read_tensors, shortened
 
@@ -145,7 +145,7 @@ def _fill_head(head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> st
     if len(shared) == len(now):
         return "the head with all its classes" + ("" if now == before else ", matched by name")
     new = [name for name in now if name not in before]
-    return f"the head's {len(shared)} classes that both know; new: {shortened(new)}"
+    return f"the head's {counted(len(shared), 'class')} that both know; new: {shortened(new)}"
 
 
 def _row(state: Mapping[str, Tensor], name: str, by_class: tuple[str, ...]) -> tuple[int, ...]:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from msldata.errors import UserError
+from msldata.contract.judging import FEWEST, too_few_to_train
+from msldata.errors import UserError, counted
 from msldata.storage import read_local
 from msltrain.config import TrainConfig, from_json, override
 from msltrain.recipes.own import own
 from msltrain.recipes.variants import distilled, distilled_with_twin
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ FEWEST_STEPS, FROM_NOTHING = 150, 4
 LARGEST_CPU, LARGEST_GPU, SMALLEST = 160, 448, 64
 """Sides in pixels."""
 _SEEN = 2000
+_COUNTED_BELOW = 200
+"""Photographs, below which those set aside are counted rather than estimated."""
 _PATIENCE = 3.0
 
 
@@ -59,7 +63,8 @@ def fit_own(
     """
     asked = {name.strip(): value.strip() for name, _, value in (one.partition("=") for one in settings)}
     base = override(own(), settings)
-    num_train, num_validation, classes, side = _look_at(train, validation)
+    num_train, num_validation, classes, side, num_all = _look_at(train, validation, base.data.validation_fraction)
+    _refuse_too_few(train, num_train, num_validation, base if "stream.batch_size" in asked else None)
     import torch  # late: what is wrong with settings and data shows without it
 
     from msltrain.models.own_weights import find_own_file
@@ -96,7 +101,8 @@ def fit_own(
     about, held_out = ("", f"{num_validation:,}") if num_validation else ("about ", "the others")
     masks = "those of --keep-masks" if keep_masks else "drawn here, as no --keep-masks are named"
     return override(config, settings), [
-        f"photographs: {about}{num_train:,} to train on, {held_out} to validate on, {classes} classes",
+        f"photographs: {about}{num_train:,} to train on, {held_out} to validate on, {counted(classes, 'class')}",
+        *([too_few_to_train(num_all)] if num_all < FEWEST else []),
         network_said,
         size_said,
         f"length: {about}{num_epochs * per_epoch:,} steps of {batch_size}, {num_epochs} times all photographs "
@@ -117,15 +123,39 @@ def _method_said(config: TrainConfig) -> str:
     )
 
 
-def _look_at(train: str, validation: str) -> tuple[int, int, int, int]:
-    """Photographs to train on and to validate on (0: a part of the former), classes, median shorter side in pixels."""
+def _look_at(train: str, validation: str, fraction: float) -> tuple[int, int, int, int, int]:
+    """Photographs to train on and to validate on (0: a part of the former), classes, median shorter side in pixels,
+    photographs in all."""
     shards = open_shard_set(train)
     num_seen = min(int(shards.counts[0]), _SEEN)
     _, rows = shards.rows(np.zeros(num_seen, np.int64), np.arange(num_seen))
     side = int(np.median(np.minimum(rows.width_N, rows.height_N)))
     if validation:
-        return shards.num_samples, open_shard_set(validation).num_samples, len(shards.classes), side
-    return max(1, round(0.85 * shards.num_samples)), 0, len(shards.classes), side
+        num_validation = open_shard_set(validation).num_samples
+        return shards.num_samples, num_validation, len(shards.classes), side, shards.num_samples + num_validation
+    num_train = max(1, round((1 - fraction) * shards.num_samples))
+    if fraction and 1 < shards.num_samples < _COUNTED_BELOW:  # where each counts
+        try:
+            num_train = hold_out(shards, fraction)[0].num_samples
+        except UserError:
+            if shards.num_samples >= FEWEST:
+                raise
+            few = too_few_to_train(shards.num_samples)
+            raise UserError(f"{train}: {few}; none of these can be set aside to validate on") from None
+    return num_train, 0, len(shards.classes), side, shards.num_samples
+
+
+def _refuse_too_few(train: str, num_train: int, num_validation: int, asked: TrainConfig | None) -> None:
+    """Raise UserError where no batch can be made, of the size that was asked for or of two, which BatchNorm needs."""
+    least = asked.stream.batch_size if asked is not None and asked.stream.drop_last else 2
+    if num_train >= least:
+        return
+    if least > 2:
+        advice = f"give a smaller --batch-size than {least}"
+    else:
+        advice = f"build it from at least {FEWEST}, better 50 of each class, and train again"
+    apart = "" if num_validation else " besides those set aside to validate on"
+    raise UserError(f"{train}: {counted(num_train, 'photograph')} to train on{apart}, which is too few; {advice}")
 
 
 def _image_size(config: TrainConfig, is_asked: bool, is_own: bool, side: int, on_gpu: bool) -> tuple[int, str]:

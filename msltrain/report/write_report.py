@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from msldata.errors import counted
 from msldata.pages.html import render
 from msldata.storage import LocalStorage
 from msltrain.measures.metrics import EXPLAINED
@@ -143,7 +144,7 @@ def _subject(numbers: Numbers) -> str:
     sizes = dict.fromkeys(one.clean.origin.image_size for one in numbers.runs)
     dataset = f"{origin.dataset}, {origin.split} split: " if origin.dataset else ""
     return (
-        f"{dataset}{len(run.clean.keys):,} images, {len(numbers.classes)} classes, "
+        f"{dataset}{counted(len(run.clean.keys), 'image')}, {counted(len(numbers.classes), 'class')}, "
         f"{' and '.join(f'{size} × {size}' for size in sizes)} pixels"
     )
 

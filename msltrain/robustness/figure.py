@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from msldata.errors import counted
 from msldata.pages.html import render
 from msldata.storage import LocalStorage
 from msltrain.pages.svg import Line, Plot, line_plot, model_styles, style_name
@@ -64,7 +65,7 @@ def robustness_page(curves: Curves) -> str:
 
 def robustness_markdown(curves: Curves) -> str:
     """The three measures by hole fraction, the area under each curve, recall by visible share."""
-    blocks = ["# Robustness to holes", f"{curves.num_samples:,} images. All numbers in percent."]
+    blocks = ["# Robustness to holes", f"{counted(curves.num_samples, 'image')}. All numbers in percent."]
     if curves.skipped:
         blocks.append(f"Besides these, {len(curves.skipped)} damaged samples were left out, for every model:")
         blocks.append(markdown_list(curves.skipped))

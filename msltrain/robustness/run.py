@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msltrain.evaluation.sweep import AllSamples, Progress
 from msltrain.hosts.distributed import process_group
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints
@@ -120,7 +120,7 @@ def _require_same_samples(found: Mapping[str, Mapping[str, Predictions]], folder
         if one.keys != first.keys:
             different = sorted(set(one.keys) ^ set(first.keys))
             raise UserError(
-                f"{predictions_file(folder / model, name)}: measured on {len(one.keys):,} samples, "
+                f"{predictions_file(folder / model, name)}: measured on {counted(len(one.keys), 'sample')}, "
                 f"{predictions_file(folder / first_model, first_name)} on {len(first.keys):,} (they differ in "
                 f"{', '.join(different[:_MAX_NAMED])}{' …' if len(different) > _MAX_NAMED else ''}): the shards were "
                 "damaged or mended in between; delete the one that is wrong, and run the same command again"

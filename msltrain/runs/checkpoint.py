@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msldata.errors import StorageError, UserError
+from msldata.errors import StorageError, UserError, counted
 from msldata.storage import LocalStorage, Storage, flush_to_disk
 from msltrain.config import TrainConfig, to_json
 from msltrain.models.build import Recogniser, build_model
@@ -142,7 +142,7 @@ class LoadedRecogniser:
         there, here = set(classes), set(self.classes)
         missing = [name for name in self.classes if name not in there]
         unknown = [name for name in classes if name not in here]
-        detail = f"{len(self.classes)} classes in the checkpoint, {len(classes)} in the data"
+        detail = f"{counted(len(self.classes), 'class')} in the checkpoint, {len(classes)} in the data"
         if missing:
             detail += f"; the data lacks {', '.join(missing[:5])}"
         if unknown:

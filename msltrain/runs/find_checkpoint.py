@@ -17,7 +17,7 @@ from msldata.errors import UserError, did_you_mean
 from msldata.storage import LocalStorage, Storage, open_storage
 from msldata.storage.hub import is_hub_place
 from msltrain.config import TrainConfig, from_json
-from msltrain.runs.run_places import RUNS, SHARDS, find_test_shards
+from msltrain.runs.run_places import RUNS, SHARDS, find_series, find_test_shards, unfinished_said, unfinished_splits
 
 WEIGHTS_NAME = "weights.safetensors"
 STATE_NAME = "train_state.pt"
@@ -159,6 +159,17 @@ def test_shards(checkpoint: str | Path) -> str | None:
     except (OSError, UserError):  # a weights file of elsewhere, or nothing: said where it is opened
         return None
     return find_test_shards(train) or None if train else None
+
+
+def unfinished_beside(model: str | Path) -> str:
+    """The beginning of a message: which splits beside a model's training shards were not built; empty for none."""
+    try:
+        train = read_meta(open_checkpoint(next(iter(find_series(model)), model)))[1].data.train
+        folder = train.rstrip("/").rpartition("/")[0] or "."
+        splits = unfinished_splits(folder) if train else ()
+    except (OSError, UserError):
+        return ""
+    return f"{unfinished_said(folder, splits)}; or " if splits else ""
 
 
 def read_meta(folder: Storage) -> tuple[dict[str, Any], TrainConfig]:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from msldata.console import without_secrets
 from msldata.contract.manifest import Manifest
-from msldata.errors import StorageError, UserError
+from msldata.errors import StorageError, UserError, counted
 from msldata.storage import LocalStorage, clear_local_errors, open_storage
 from msldata.storage.lock import Claim, own_folder
 from msltrain.config import TrainConfig, differences, from_json, to_json
@@ -89,7 +89,7 @@ class DatasetIdentity:
     fingerprint: str
 
     def __str__(self) -> str:
-        return f"{self.location} ({self.num_samples:,} samples, fingerprint {self.fingerprint[:12]}…)"
+        return f"{self.location} ({counted(self.num_samples, 'sample')}, fingerprint {self.fingerprint[:12]}…)"
 
     @classmethod
     def of(cls, location: str, manifest: Manifest) -> DatasetIdentity:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from msldata.contract.manifest import read_manifest
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msltrain.config import TrainConfig
 from msltrain.models.build import build_model
 from msltrain.models.pretrained import WeightsReport, read_source
@@ -48,7 +48,8 @@ def import_released(file: str | Path, config: TrainConfig, *, data: str, folder:
         )
     if released.num_classes != len(classes):
         raise UserError(
-            f"{file}: has {released.num_classes} classes and {data} has {len(classes)}; give shards of its own dataset"
+            f"{file}: has {counted(released.num_classes, 'class')} and {data} has {len(classes)}; give "
+            "shards of its own dataset"
         )
     config = replace(config, model=replace(config.model, weights=str(file), **released.settings))
     recogniser = build_model(config.model, len(classes), image_size=config.stream.image_size)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from msldata.contract.manifest import is_digest, read_manifest
 from msldata.contract.records import read_class_list
-from msldata.errors import UserError, first_line
+from msldata.errors import UserError, counted, first_line
 from msldata.storage import open_storage, read_local, regular
 from msldata.storage.hub import fetch_from_hub, is_hub_place
 from msltrain.config import ModelConfig, TrainConfig, from_json
@@ -148,8 +148,8 @@ def _released(
         )
     if released.num_classes != num_classes:
         raise UserError(
-            f"{path}: its head has {released.num_classes} classes, the data {num_classes}; give those of the dataset "
-            "it was trained on"
+            f"{path}: its head has {counted(released.num_classes, 'class')}, the data {num_classes}; give those of the "
+            "dataset it was trained on"
         )
     model = replace(config.model, weights=str(path), **released.settings)
     module = build_model(model, num_classes, image_size=config.stream.image_size)
@@ -174,8 +174,8 @@ def _timm_classifier(
     last = next((key for key in reversed(wanted) if key in found and wanted[key].shape != found[key].shape), None)
     if last is not None and found[last].shape[1:] == wanted[last].shape[1:]:
         raise UserError(
-            f"{path}: has {len(found[last])} outputs ({last}), the data {num_classes} classes; give those of "
-            "the dataset it was trained on"
+            f"{path}: has {counted(len(found[last]), 'output')} ({last}), the data "
+            f"{counted(num_classes, 'class')}; give those of the dataset it was trained on"
         )
     try:
         missing, unexpected = module.load_state_dict(found, strict=False)

@@ -29,6 +29,8 @@ class Dataset:
     train: str
     validation: str
     test: str
+    unfinished: tuple[str, ...] = ()
+    """The splits whose folder is there without a finished dataset: their build failed, or goes on."""
 
 
 def find_dataset(name: str) -> Dataset:
@@ -56,12 +58,34 @@ def _splits_at(place: str) -> Dataset | None:
         return None
     if not storage.exists(MANIFEST_NAME):
         train = _first(place, _TRAIN)
-        return Dataset(_name(place), train, _first(place, _VALIDATION), _first(place, _TEST)) if train else None
+        return _dataset(place, train) if train else None
     folder, _, split = place.rpartition("/")  # a split itself, whose neighbours belong to it
     folder = folder or "."
     if split not in _TRAIN:
         return Dataset(f"{_name(folder)}-{split}", place, "", "")
-    return Dataset(_name(folder), place, _first(folder, _VALIDATION), _first(folder, _TEST))
+    return _dataset(folder, place)
+
+
+def _dataset(folder: str, train: str) -> Dataset:
+    validation, test = _first(folder, _VALIDATION), _first(folder, _TEST)
+    return Dataset(_name(folder), train, validation, test, unfinished_splits(folder))
+
+
+def unfinished_splits(folder: str) -> tuple[str, ...]:
+    """The splits in a dataset's folder on this machine that hold no finished dataset."""
+    local = open_storage(folder).path()
+    splits = (*_TRAIN, *_VALIDATION, *_TEST)
+    if local is None:
+        return ()
+    return tuple(name for name in splits if (local / name).is_dir() and not (local / name / MANIFEST_NAME).is_file())
+
+
+def unfinished_said(folder: str, splits: Sequence[str]) -> str:
+    """A sentence about the splits of a dataset whose build did not end."""
+    return (
+        f"{folder}: the build of {' and '.join(splits)} did not end; type the `msl build-shards` of this dataset "
+        "again, and it continues where it stopped"
+    )
 
 
 def _name(folder: str) -> str:

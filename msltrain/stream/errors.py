@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 
 
 class SampleError(UserError):
@@ -59,6 +59,6 @@ class SkippedSamples:
         self.errors.setdefault(index, error)
         if len(self) > self.limit:
             raise TooManySkipped(
-                f"{error.dataset}: {len(self)} samples cannot be used, more than stream.max_skipped = {self.limit}; "
-                f"the last of them: {error}"
+                f"{error.dataset}: {counted(len(self), 'sample')} cannot be used, more than stream.max_skipped = "
+                f"{self.limit}; the last of them: {error}"
             )

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msldata.storage import Location
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SkippedSamples
@@ -107,9 +107,10 @@ class Loader:
                 f"stream.batch_size is {config.batch_size} for {world_size} ranks; give every rank a sample at least"
             )
         if not len(self):
+            makes = "makes" if shards.num_samples == 1 else "make"
             raise UserError(
-                f"{shards.name}: {shards.num_samples} samples make no complete batch of {config.batch_size}; "
-                "set a smaller stream.batch_size, or stream.drop_last=false"
+                f"{shards.name}: {counted(shards.num_samples, 'sample')} {makes} no complete batch of "
+                f"{config.batch_size}; set a smaller stream.batch_size, or stream.drop_last=false"
             )
         if config.decode == "device":
             check_device_decoding(self.device)

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from msldata.console import show_below
+from msldata.errors import counted
 from msltrain.training.events import EpochEvent, Event, PhaseEvent, StartEvent, StepEvent
 
 _WIDE = 120
@@ -65,7 +66,7 @@ class TrainingDisplay:
                 self._print(
                     f"{event.num_parameters / 1e6:.1f} M parameters on {event.world_size} × {event.device}, "
                     f"{event.num_train:,} training and {event.num_validation:,} validation samples, "
-                    f"{event.num_keep_masks:,} keep masks, {event.num_steps:,} steps"
+                    f"{counted(event.num_keep_masks, 'keep mask')}, {counted(event.num_steps, 'step')}"
                 )
                 for note in event.notes:
                     show_below(self._out, note)

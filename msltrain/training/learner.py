@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.hosts.precision import has_bfloat16
@@ -69,8 +69,8 @@ class Learner:
             )
         if config.loss.class_weights and len(config.loss.class_weights) != num_classes:
             raise UserError(
-                f"loss.class_weights: {len(config.loss.class_weights)} weights for {num_classes} classes; give one for "
-                f"each, in the order {', '.join(classes[:6])} …"
+                f"loss.class_weights: {len(config.loss.class_weights)} weights for {counted(num_classes, 'class')}; "
+                f"give one for each, in the order {', '.join(classes[:6])} …"
             )
         torch.manual_seed(config.run.seed)
         if checkpoint is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from msldata.errors import counted
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.measures.metrics import mean_average_precision
@@ -73,14 +74,14 @@ def small_data_notes(config: TrainConfig, training: Loader, validation: Loader |
     num_steps = config.optim.num_epochs * len(training)
     if num_steps < FEW_STEPS:
         notes.append(
-            f"the run has {num_steps:,} steps: few to learn from; a smaller stream.batch_size or more optim.num_epochs "
-            "gives more"
+            f"the run has {counted(num_steps, 'step')}: few to learn from; a smaller stream.batch_size or more "
+            "optim.num_epochs gives more"
         )
     num_dropped = num_samples - len(training) * batch_size
     if num_dropped > MANY_DROPPED * num_samples:
         notes.append(
-            f"every epoch leaves {num_dropped} of {num_samples} samples out, other ones each time, that fill no batch "
-            f"of {batch_size}; a smaller stream.batch_size leaves fewer out"
+            f"every epoch leaves {num_dropped} of {counted(num_samples, 'sample')} out, other ones each time, that "
+            f"fill no batch of {batch_size}; a smaller stream.batch_size leaves fewer out"
         )
     if validation is not None and (counts := few_positives(validation.shards)):
         few, never = list(counts), sum(not count for count in counts.values())

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msltrain.measures.metrics import SUMMARY, compute_metrics
 from msltrain.measures.predictions import Predictions, read_predictions
 from msltrain.models.build import Recogniser
@@ -61,7 +61,7 @@ def model_card(loaded: LoadedRecogniser, content: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *("---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip("\n"), "---", ""),
-            f"# {model.backbone} for {len(loaded.classes)} labels",
+            f"# {model.backbone} for {counted(len(loaded.classes), 'label')}",
             "",
             f"Says which of {len(loaded.classes)} classes a photograph shows; several may be right. "
             + _made_how(loaded),
@@ -232,7 +232,7 @@ def _table(results: list[_Result]) -> list[str]:
     if not results:
         return []
     rows = [
-        f"| {one.dataset}/{one.split}{one.condition} ({one.num_images:,} images) | "
+        f"| {one.dataset}/{one.split}{one.condition} ({counted(one.num_images, 'image')}) | "
         + " | ".join(f"{value:.1f}" for value in one.percent.values())
         + " |"
         for one in results

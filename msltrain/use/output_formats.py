@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from msldata.console import Stream, on_one_line
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msltrain.measures.spreadsheet import cell, csv_text
 from msltrain.pages.text import percent
 
@@ -99,7 +99,8 @@ def describe(summary: Summary) -> str:
     """Which images were left out, and why; empty if none."""
     if not summary.num_failed:
         return ""
-    lines = [f"{summary.num_failed:,} of {summary.num_images:,} images could not be read and were left out:"]
+    were = "was" if summary.num_failed == 1 else "were"
+    lines = [f"{summary.num_failed:,} of {counted(summary.num_images, 'image')} could not be read and {were} left out:"]
     lines += [f"  {on_one_line(image.file)}: {image.error}" for image in summary.failed]
     if summary.num_failed > len(summary.failed):
         lines.append(f"  … and {summary.num_failed - len(summary.failed):,} more; --format json names them all")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msldata.storage import read_local
 from msltrain.hosts.distributed import Ranks, process_group
 from msltrain.runs.find_checkpoint import Foreign
@@ -122,7 +122,8 @@ def _fill(
     open_ = [picture for picture in pictures if picture.name not in file.answered]
     num_done = len(pictures) - len(open_)
     if num_done:
-        note(f"{num_done:,} of {len(pictures):,} images were answered before and are not asked again")
+        were, are = ("was", "is") if num_done == 1 else ("were", "are")
+        note(f"{num_done:,} of {counted(len(pictures), 'image')} {were} answered before and {are} not asked again")
     ranks.gather(None)  # all have read the parts: from here on they grow
     file.begin()
     mine = _batches(predictors, open_[ranks.rank :: ranks.world_size], asked, folder)

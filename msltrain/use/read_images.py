@@ -22,10 +22,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from msldata.contract.listing import (
+    IMAGE_SUFFIXES,
+    SAYS_DELIMITER,
+    columns_of_images,
+    delimiter_of,
+    guess_image_column,
+    refuse_no_header,
+)
 from msldata.contract.manifest import MANIFEST_NAME
 from msldata.contract.parquet import UnreadableParquet, read_parquet
 from msldata.contract.pixels import decode, pixels_of, reduction_to, upright_size
-from msldata.errors import BadInputError, StorageError, UserError, nothing_at
+from msldata.errors import BadInputError, StorageError, UserError, counted, few_of, nothing_at
 from msldata.storage import NO_FILE, FileInfo, Storage, open_storage, read_local, regular
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.samples.shardset import open_shard_set
@@ -33,10 +41,7 @@ from msltrain.stream.samples.shardset import open_shard_set
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
-    *(".jp2", ".avif", ".heic", ".heif"),
-)
+SUFFIXES = IMAGE_SUFFIXES
 """Files of a folder that are taken for images; of other names it is looked at how they begin."""
 _STARTS = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"P5\n", b"P6\n"),
@@ -44,8 +49,6 @@ _STARTS = (
 )
 _NUM_START = 16
 _LISTS = (".txt", ".csv", ".tsv", ".parquet")
-_LIST_COLUMNS = ("image", "file", "path", "url", "file_name", "filename", "image_path")
-"""Names of the column of a table that says where the photographs are, without regard to case."""
 MAX_DOWNLOAD = 100 * 2**20
 """Bytes taken at most from a web server for one image."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -108,7 +111,7 @@ def find_images(inputs: Sequence[str | Path], note: Callable[[str], None] = lamb
     Args:
         inputs: image files, folders (searched through and through, files by name), patterns such as ``photos/*.jpg``,
             URLs of images, folders in object storage, dataset folders made by ``msl build-shards``, local or not, and
-            lists: a text file with a path or URL a line, or a table with a column of them (see `_LIST_COLUMNS`). In
+            lists: a text file with a path or URL a line, or a table with a column of them, guessed as builds do. In
             folders, a name without a suffix, or one that is not known, is taken if the file begins as an image does.
         note: told how many files were passed over.
 
@@ -128,7 +131,9 @@ def find_images(inputs: Sequence[str | Path], note: Callable[[str], None] = lamb
         if passed_over:
             names = ", ".join(plain_name(name) for name in passed_over[:3])
             more = f" and {len(passed_over) - 3:,} more" if len(passed_over) > 3 else ""
-            note(f"{item}: {len(found) - num_before:,} images; passed over, for they are none: {names}{more}")
+            they = "it is" if len(passed_over) == 1 else "they are"
+            images = counted(len(found) - num_before, "image")
+            note(f"{item}: {images}; passed over, for {they} none: {names}{more}")
     if not found:
         raise UserError("no images were named; give image files, folders or patterns such as 'photos/*.jpg'")
     return list(found.values())
@@ -224,12 +229,27 @@ def is_image_start(data: bytes) -> bool:
 
 def _listed(file: Path, passed_over: list[str]) -> Iterator[Picture]:
     """The pictures that a list names, each relative to the list's folder."""
+    below: dict[str, list[Path]] | None = None
     for name in _names_in(file):
         place: str | Path = name if _URL.match(name) else file.parent / Path(name).expanduser()
+        if isinstance(place, Path) and file.suffix.lower() != ".txt" and not place.exists():
+            below = _by_name(file.parent) if below is None else below  # as builds look for what a table names
+            end = f"/{Path(name).as_posix()}"
+            fitting = [path for path in below.get(place.name, ()) if path.as_posix().endswith(end)]
+            place = fitting[0] if len(fitting) == 1 else place
         if isinstance(place, Path) and not place.is_dir():
             yield _local(place)  # also where it is not there: one line's mistake is this one's error
         else:
             yield from _expand(place, passed_over)
+
+
+def _by_name(folder: Path) -> dict[str, list[Path]]:
+    """The images below a folder, by their file names."""
+    found: dict[str, list[Path]] = {}
+    for path in folder.rglob("*"):
+        if _is_image(path.name):
+            found.setdefault(path.name, []).append(path)
+    return found
 
 
 def _names_in(file: Path) -> list[str]:
@@ -239,8 +259,7 @@ def _names_in(file: Path) -> list[str]:
             table = read_parquet(read_local(file))
         except UnreadableParquet as error:
             raise UserError(f"{file}: not a parquet table ({error})") from None
-        column = next((name for name in table.column_names if name.lower() in _LIST_COLUMNS), None)
-        found = None if column is None else table[column].to_pylist()
+        columns, cells = table.column_names, table.to_pylist()
     else:
         try:
             text = read_local(file).decode("utf-8-sig", errors="surrogateescape")
@@ -248,12 +267,22 @@ def _names_in(file: Path) -> list[str]:
             raise UserError(f"{file}: cannot be read ({error})") from None
         if suffix == ".txt":
             return [line.strip() for line in text.splitlines() if line.strip()]
-        reader = csv.DictReader(io.StringIO(text, newline=None), delimiter="\t" if suffix == ".tsv" else ",")
-        column = next((name for name in reader.fieldnames or () if name.lower() in _LIST_COLUMNS), None)
-        found = None if column is None else [row[column] for row in reader]
-    if found is None:
-        raise UserError(f"{file}: no column names the photographs; call it one of {', '.join(_LIST_COLUMNS)}")
-    return [str(name) for name in found if name]
+        lines, delimiter = io.StringIO(text, newline=None), delimiter_of(text)
+        if SAYS_DELIMITER.fullmatch(text.partition("\n")[0].strip('"\r ')):
+            lines.readline()
+        reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        try:
+            refuse_no_header(columns, delimiter)
+        except ValueError as error:
+            raise UserError(f"{file}: {error}") from None
+        reader.fieldnames, cells = columns, list(reader)
+    column = guess_image_column(columns, [("", row) for row in cells])
+    if column is None:
+        alike = columns_of_images(columns, [("", row) for row in cells])
+        which = f"several columns name photographs ({few_of(alike)})" if alike else "no column names the photographs"
+        raise UserError(f"{file}: {which}; call the one that counts 'image'")
+    return [str(row[column]).strip() for row in cells if row[column]]
 
 
 def _local(path: Path) -> Picture:

@@ -91,11 +91,13 @@ def test_columns_are_said_and_can_be_named(tmp_path):
     options = SourceOptions(image_column="wo", labels_columns=("was",))
     assert read(path, options) == {"all": AB}
     assert said(path, options=options) == (
-        "images in column 'wo', labels in 'was', read as class names, separated by |; columns left alone: tags, "
+        "images in column 'wo', labels in 'was', read as class names, separated by '|'; columns left alone: tags, "
         "Kamera; delimiter: a semicolon"
     )
+    path = write(tmp_path / "t.csv", path.read_text().replace(".jpg", ""))  # names that say nothing
     run = CliRunner().invoke(app, ["build-shards", str(path), "--out", str(tmp_path / "out"), "--workers", "1"])
-    assert run.exit_code == 2 and "no column 'image' among wo, was, tags, Kamera; name the one" in run.output
+    assert run.exit_code == 2 and "no column 'image' among wo, was, tags, Kamera, and none full of" in run.output
+    assert "if 'wo' names the photographs, run: " in run.output and "--image-column wo" in run.output
     words = ["--image-column", "wo", "--labels-column", "was", "--workers", "1", "--name", "mine"]
     run = CliRunner().invoke(app, ["build-shards", str(path), "--out", str(tmp_path / "out"), *words])
     assert run.exit_code == 0 and "2 classes: cat 2, dog 1" in run.output, run.output
@@ -132,7 +134,9 @@ def test_kaggle_tags_separated_by_spaces(tmp_path):
     images(tmp_path / "train-jpg", "train_0.jpg", "train_1.jpg")
     path = write(tmp_path / "train_v2.csv", "image_name,tags\ntrain_0,haze primary\ntrain_1,primary water\n")
     run = CliRunner().invoke(app, ["build-shards", str(path), "--out", str(tmp_path / "out"), "--workers", "1"])
-    assert run.exit_code == 2 and "--separator ' ' splits them" in run.output, run.output
+    assert (
+        run.exit_code == 2 and "to split them, run: " in run.output and run.output.strip().endswith("--separator ' '")
+    ), run.output
     expected = {"train-jpg/train_0.jpg": ["haze", "primary"], "train-jpg/train_1.jpg": ["primary", "water"]}
     assert read(path, SourceOptions(separator=" ")) == {"all": expected}
 

@@ -166,7 +166,7 @@ def test_parts_of_another_plan_are_refused(voc, plan, tmp_path):
         lambda other: build_part(other, out, Part(1, 2), num_workers=1),
         lambda other: finish_build(other, out),
     ):
-        with pytest.raises(UserError, match="another plan"):
+        with pytest.raises(UserError, match="from other files, labels or options"):
             call(plan_of(voc, 3))
     assert contents(tmp_path / "out") == before
 
@@ -305,7 +305,7 @@ def test_an_estimate_is_near_the_truth(voc, plan, tmp_path):
 def test_an_estimate_refuses_what_the_build_would_refuse(voc, plan, tmp_path):
     out = open_storage(tmp_path / "out")
     build_shards(plan, out, num_workers=1)
-    with pytest.raises(UserError, match="another plan"):
+    with pytest.raises(UserError, match="from other files, labels or options"):
         estimate_build(plan_of(voc, 3), out)
     for path in (voc / "JPEGImages").iterdir():
         path.write_bytes(b"")

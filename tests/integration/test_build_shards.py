@@ -181,11 +181,13 @@ def test_another_plan_is_refused_and_overwrite_starts_over(voc, tmp_path):
     out = open_storage(tmp_path / "out")
     build_shards(plan_of(voc, 2), out, num_workers=1)
     before = contents(tmp_path / "out")
-    with pytest.raises(UserError, match=r"another plan \(voc2007, test\).*--overwrite"):
+    with pytest.raises(UserError, match=r"other files, labels or options \(voc2007, test\).*--overwrite"):
         build_shards(plan_of(voc, 4), out, num_workers=1)
     (tmp_path / "out" / MANIFEST_NAME).unlink()
     for samples_per_shard in (4, 1):  # fewer shards than there are, and more
-        with pytest.raises(UserError, match=r"shards of another plan \(voc2007-test-.*--overwrite"):
+        with pytest.raises(
+            UserError, match=r"shards of a build from other files, labels or options \(voc2007-test-.*--overwrite"
+        ):
             build_shards(plan_of(voc, samples_per_shard), out, num_workers=1)
     del before[MANIFEST_NAME]
     assert contents(tmp_path / "out") == before
@@ -256,6 +258,10 @@ def test_a_bad_image_stops_the_build_and_is_named(voc, tmp_path):
     folder = tmp_path / "out"
     with pytest.raises(BadInputError, match=r"000005\.jpg: the image is missing; put it there, .* --on-error skip"):
         build_shards(plan_of(voc), open_storage(folder), num_workers=1)
+    assert not contents(folder)  # it was looked for before anything was written
+    (voc / "JPEGImages" / "000005.jpg").write_bytes(b"<html>")
+    with pytest.raises(BadInputError, match=r"000005\.jpg: not an image"):
+        build_shards(plan_of(voc), open_storage(folder), num_workers=1)
     assert sorted(contents(folder)) == ["voc2007-test-000000.parquet", "voc2007-test-000000.tar"]
     for number in (5, 6):
         (voc / "JPEGImages" / f"{number:06d}.jpg").write_bytes(jpeg(number - 1))
@@ -289,6 +295,7 @@ def test_skipped_images_are_listed_and_counted(voc, tmp_path, num_workers):
     assert contents(folder) == whole
     # Without --on-error skip it stops, and the ledger of the other build is gone.
     (folder / MANIFEST_NAME).unlink()
+    (voc / "JPEGImages" / "000005.jpg").write_bytes(b"<html>")
     with pytest.raises(BadInputError):
         build_shards(plan_of(voc), open_storage(folder), num_workers=1)
     assert not (folder / "quarantine.jsonl").exists()

@@ -151,5 +151,5 @@ def test_the_dry_run_of_the_command(tmp_path):
     again = CliRunner().invoke(app, [*arguments, "--no-binarize", "--dry-run"])
     assert again.exit_code == 0 and "low: " in again.output and ", finished already -> " in again.output
     refused = CliRunner().invoke(app, [*arguments, "--dry-run"])
-    assert refused.exit_code == 2 and "finished dataset of another plan" in refused.output
+    assert refused.exit_code == 2 and "built from other files, labels or options" in refused.output
     assert CliRunner().invoke(app, [*arguments, "--dry-run", "--overwrite"]).exit_code == 0

@@ -135,7 +135,7 @@ def test_weights_start_another_training(hub, place):
             ModelConfig(backbone="test_resnet", weights=weights), 2, image_size=32, classes=("cat", "dog")
         )
         if weights == "hf://me/start":
-            assert model.weights.head == "the head's 1 classes that both know; new: dog"
+            assert model.weights.head == "the head's 1 class that both know; new: dog"
         own = load_recogniser(place / "run").recogniser
         torch.testing.assert_close(model.classifier.score.weight[0], own.classifier.score.weight[2])
 

@@ -392,7 +392,7 @@ def found_labels(folder: Path) -> list[tuple[list[int], list[int]]]:
         ("cls", ["0 3", "2"], [[0, 3], [2]], "class indices"),
         ("cls", ["1.0", "0.0"], [[1], [0]], "class indices"),
         ("cls", ['["cat", "dog"]', "['cat']"], [[0, 1], [0]], "class names"),
-        ("cls", ["cat;dog", "bird"], [[1, 2], [0]], "class names, separated by ;"),
+        ("cls", ["cat;dog", "bird"], [[1, 2], [0]], "class names, separated by ';'"),
         ("npy", [np.array([0, 2]), np.array([1])], [[0, 2], [1]], "class indices"),
         ("npy", [np.array(1), np.array(0)], [[1], [0]], "class indices"),
         ("json", [[1, -1, -1], [-1, 1, 1]], [[0], [1, 2]], "-1 negative"),
@@ -410,7 +410,7 @@ def test_all_labels_together_say_how_they_are_read(tmp_path, suffix, values, pos
 @pytest.mark.parametrize(
     ("suffix", "values", "doubt", "options", "positives"),
     [
-        ("cls", ["cat,dog", "cat"], "--separator ','", {"separator": ","}, [[0, 1], [0]]),
+        ("cls", ["cat,dog", "cat"], "--separator ,", {"separator": ","}, [[0, 1], [0]]),
         ("cls", ["cat,dog", "cat"], "--separator none", {"separator": "none"}, [[1], [0]]),
         ("json", [[0, 1], [1, 0]], "--labels-are indices", {"labels_are": "multi-hot"}, [[1], [0]]),
         ("json", [[0, 1], [1, 0]], "--labels-are multi-hot", {"labels_are": "indices"}, [[0, 1], [0, 1]]),

@@ -207,7 +207,7 @@ def test_an_old_bucket_does_not_pass_for_one_that_is_left_out(graded, tmp_path):
             path.unlink()
     for percent in range(32, 42, 2):
         (graded / f"p{percent:03d}.png").unlink()
-    with pytest.raises(UserError, match=r"holes-30-40: this folder holds a finished dataset of another plan"):
+    with pytest.raises(UserError, match=r"holes-30-40: this folder holds a dataset that was built from other files"):
         build(graded, tmp_path / "out", buckets=True)
     build(graded, tmp_path / "out", buckets=True, overwrite=True)
     assert not list((tmp_path / "out").glob("holes-30-40/*"))

@@ -25,6 +25,9 @@ MISTAKES = {
     "train --recipe msl-c-voc": "did you mean msl-c-voc2007?",
     "train --recipe smoke --data nowhere": "nowhere: no finished dataset here",
     "train --recipe smoke --data shards/mine/test --processes many": "--processes is 'many'",
+    "train small": "2 photographs: too few to learn from; at least 20 are needed",
+    "train enough --batch-size 99": "give a smaller --batch-size than 99",
+    "evaluate half": "shards/half: the build of test did not end; type the `msl build-shards` of this dataset again",
     "evaluate nowhere": "nowhere: no run of this name",
     "evaluate mine --data nowhere": "nowhere: no finished dataset here",
     "evaluate mine --keep-masks nowhere": "nowhere: no finished dataset here",
@@ -42,7 +45,7 @@ MISTAKES = {
     "report mine --data nowhere": "nowhere: no finished dataset here",
     "serve nowhere": "nowhere: no run of this name",
     "serve mine --examples nowhere": "nowhere: no such file or folder",
-    "serve mine --name a --name b": "1 models and 2 names",
+    "serve mine --name a --name b": "1 model and 2 names",
     "robustness nowhere": "nowhere: no run of this name",
     "robustness mine --data nowhere --kind patch": "nowhere: no finished dataset here",
     "robustness mine --keep-masks nowhere": "nowhere: no finished dataset here",
@@ -79,10 +82,15 @@ def answers(tmp_path_factory) -> dict[str, tuple[int | str, str]]:
     folder = tmp_path_factory.mktemp("atonce")
     write_images(folder / "shards" / "mine" / "train", [3])
     write_images(folder / "shards" / "mine" / "test", [3])
+    write_images(folder / "shards" / "small" / "all", [2])
+    write_images(folder / "shards" / "enough" / "train", [24])
+    write_images(folder / "shards" / "half" / "train", [3])
+    (folder / "shards" / "half" / "test").mkdir()
     write_keep_masks(folder / "masks", [np.tri(32, dtype=np.uint8)])
     (folder / "photos").mkdir()
     (folder / "photos" / "one.jpg").write_bytes(photo(1))
-    _write_run(folder / "runs" / "mine")
+    for name in ("mine", "half"):
+        _write_run(folder / "runs" / name, f"shards/{name}/train")
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input=json.dumps(list(MISTAKES)),
@@ -96,9 +104,9 @@ def answers(tmp_path_factory) -> dict[str, tuple[int | str, str]]:
     return json.loads(ran.stdout)
 
 
-def _write_run(run: Path) -> None:
+def _write_run(run: Path, train: str) -> None:
     """A run as far as it can be read without torch."""
-    config = json.loads(to_json(recipe("smoke"))) | {"data": {"train": "shards/mine/train"}}
+    config = json.loads(to_json(recipe("smoke"))) | {"data": {"train": train}}
     meta = {
         "schema_version": 2, "step": 1, "epoch": 1, "validation_mAP": None, "classes": list(CLASSES), "torch": "2",
         "weights_sha256": "0" * 64, "train_state_sha256": "0" * 64, "config": config,

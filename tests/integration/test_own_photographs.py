@@ -154,7 +154,9 @@ def test_a_table_with_another_class_replaces_all_splits(place: Path):
     msl("build-shards", "photos", "--name", "mine")
     table = place / "photos/labels.csv"
     table.write_text(table.read_text().replace("green", "lime"))
-    assert "build all splits anew with --overwrite" in msl("build-shards", "photos", "--name", "mine", code=2)
+    said = msl("build-shards", "photos", "--name", "mine", code=2)
+    assert "only in the new one: 'lime', only in the old one: 'green'; to build it anew, run: " in said
+    assert said.endswith("build-shards photos --name mine --overwrite --yes")
     msl("build-shards", "photos", "--name", "mine", "--overwrite", "--yes")
     classes = [
         json.loads(file.read_text())["classes"] for file in sorted((place / "shards/mine").glob("*/dataset.json"))

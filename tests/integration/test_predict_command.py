@@ -85,7 +85,8 @@ def test_lost_pixels_are_no_answer(place, tmp_path):
     """Its markers are all there, and a forgiving decoder would fill the rest with grey."""
     (tmp_path / "cut.jpg").write_bytes(photo(1)[:-200] + b"\xff\xd9")
     code, output, errors = run(place, tmp_path)
-    assert code == 1 and "cut.jpg  not read: truncated JPEG" in output and "1 of 1 images could not be read" in errors
+    assert code == 1 and "cut.jpg  not read: truncated JPEG" in output
+    assert "1 of 1 image could not be read and was left out" in errors
 
 
 def test_lines_show_both_scores_and_what_is_predicted(place, asked, expected):

@@ -156,4 +156,4 @@ def test_predict_too(thousand, monkeypatch, source, name):
     lines = [json.loads(line) for line in output.splitlines()]
     assert code == 1 and len(lines) == NUM_IMAGES
     assert [line["file"] for line in lines if "error" in line] == [name]
-    assert f"1 of {NUM_IMAGES:,} images could not be read and were left out: {name}: not an image" in errors
+    assert f"1 of {NUM_IMAGES:,} images could not be read and was left out: {name}: not an image" in errors

@@ -138,7 +138,7 @@ def relabelled(place: Path, folder: Path, classes: tuple[str, ...]) -> Path:
     ("classes", "said"),
     [
         (("cat", "bird", "boat"), "another order than the model's; they are matched by name"),
-        (("ant", "bird", "boat", "cat"), "1 of 4 classes are left out, which the model does not know: ant"),
+        (("ant", "bird", "boat", "cat"), "1 of 4 classes left out, which the model does not know: ant"),
         (("cat", "zebra", "boat", "bird"), "another order"),
     ],
 )

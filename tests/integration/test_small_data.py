@@ -56,7 +56,7 @@ def best_epoch(run: Path) -> int:
 
 def test_what_is_small_is_said(data, tmp_path):
     said = train(data, tmp_path, "stream.batch_size=40", "optim.num_epochs=1")
-    assert "the run has 1 steps: few to learn from" in said
+    assert "the run has 1 step: few to learn from" in said
     assert "every epoch leaves" in said and "samples out" in said
     assert "validation shows 3 of 3 classes fewer than 5 times (bird, boat, cat)" in said
 

@@ -418,7 +418,7 @@ def test_a_decision_says_what_it_saw(given, says):
         (clues(black=94, white=6), "94 of 100 masks .*; the clues contradict each other. Look at one mask"),
         (
             clues(mixed=1),
-            r"0 of 1 masks .* covers 40\.0% of a mask on average; no clue is clear enough\. Look",
+            r"0 of 1 mask .* covers 40\.0% of a mask on average; no clue is clear enough\. Look",
         ),
     ],
 )

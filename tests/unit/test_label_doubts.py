@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 from msldata.build.index_tars import index_shards
 from msldata.commands.display import show_manifest
 from msldata.console import out
+from msldata.contract.classnames import slips
 from msldata.contract.format import decode_index
 from msldata.contract.manifest import IMAGES, Manifest, index_name
-from msldata.errors import BadInputError, UserError
+from msldata.contract.records import listed_name
+from msldata.errors import BadInputError, UserError, counted
 from msldata.sources.kinds import open_source, recognise
-from msldata.sources.source import SourceOptions
+from msldata.sources.source import NO_OPTIONS, SourceOptions
 from msldata.storage import LocalStorage
 from msltrain.__main__ import app
 from tests.tinydata import jpeg
@@ -123,8 +125,10 @@ def test_a_column_that_divides_the_rows_is_no_class(tmp_path):
 
 
 def test_an_option_that_settles_it_is_one_of_two_ways_on(tmp_path):
-    with pytest.raises(BadInputError, match="name it with --labels-column; or mend the table and run again"):
-        labels(table(tmp_path, "image,lables\na.jpg,cat\n"))
+    with pytest.raises(
+        BadInputError, match=r"say which with --labels-column 'class', .*; or mend the table and run again"
+    ):
+        labels(table(tmp_path, "image,class,cat\na.jpg,1,0\n"))
 
 
 def test_objects_in_a_list_name_their_class(tmp_path):
@@ -169,3 +173,92 @@ def test_links_to_folders_are_followed(tmp_path):
     assert run.exit_code == 2 and "gone.jpg: the image is missing" in run.output, run.output
     names = [info.name for info in LocalStorage(tmp_path / "set").list_files()]
     assert "dog/1.jpg" not in names  # what is ours to delete is never behind a link
+
+
+def listed(folder: Path, lines: list[str]) -> Path:
+    return table(folder, "\n".join(["image,labels", *lines]) + "\n")
+
+
+def notes(path: Path, options: SourceOptions = NO_OPTIONS) -> str:
+    return " / ".join(open_source("table", path, "all", options=options).notes)
+
+
+def test_a_separator_that_leaves_names_together_is_said(tmp_path):
+    path = listed(tmp_path, ['a.jpg,"cat, chair"', "b.jpg,cat", "c.jpg,chair"])
+    assert notes(path, SourceOptions(separator=";")) == (
+        "line 2: 'cat, chair' stays one class with --separator ';'; if it is several, give --separator ','"
+    )
+    assert not notes(path, SourceOptions(separator=",")) and not notes(path, SourceOptions(separator="none"))
+    path = listed(tmp_path, ['a.jpg,"cat, chair;dog"', "b.jpg,cat;chair"])
+    assert "give --separator ';,'" in notes(path, SourceOptions(separator=";"))
+    path = listed(tmp_path, ['a.jpg,"Paris, France;London, UK"', "b.jpg,sea"])  # where parts never recur
+    assert not notes(path, SourceOptions(separator=";"))
+
+
+@pytest.mark.parametrize("mark", ["?", "-", "--", "n/a", "???"])
+def test_marks_are_no_classes(tmp_path, mark):
+    path = listed(
+        tmp_path,
+        [f"a.jpg,{mark}", "b.jpg,cat", f"c.jpg,dog;{mark}"] if mark != "n/a" else ["a.jpg,n/a", "b.jpg,cat;dog"],
+    )
+    source = open_source("table", path, "all")
+    assert source.labels.classes == ("cat", "dog")
+    assert notes(path) == (
+        f"1 photograph without a label: a.jpg (line 2, '{mark}'); kept, as negatives of every class: label it, or "
+        "delete its line, if that is not meant"
+    )
+    classes = tmp_path / "classes.txt"
+    classes.write_text(f"{mark}\ncat\ndog\n")
+    first, *_ = open_source("table", path, "all", classes=classes).records()
+    assert first.positives == (0,)  # who lists it means it
+
+
+def test_slips_of_the_pen_are_seen():
+    counts = {
+        "cat": 120,
+        "cta": 1,
+        "caat": 1,
+        "ct": 1,
+        "cats": 2,
+        "car": 60,
+        "dog": 3,
+        "size 1": 90,
+        "size 2": 1,
+        "Cat": 1,
+    }
+    assert slips(counts) == [("cta", "cat"), ("caat", "cat"), ("cats", "cat")]
+    assert slips({"horse": 9, "hosre": 1}) == [] and slips({"horse": 30, "hosre": 3}) == [("hosre", "horse")]
+    assert slips({"horse": 40, "hosre": 4}) == []
+
+
+def test_slips_are_said_where_nobody_listed_the_classes(capsys):
+    labels = {"cat": {"positive": 120, "ignored": 0}, "cta": {"positive": 1, "ignored": 0}}
+    for provenance, says in (({}, True), ({"classes": {}}, False)):
+        manifest = Manifest(
+            kind=IMAGES,
+            dataset="d",
+            split="s",
+            classes=("cat", "cta"),
+            shards=(),
+            label_histogram=labels,
+            provenance=provenance,
+        )
+        show_manifest(out, manifest, "there")
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("'cta' (1 photograph) may be meant as 'cat' (120)" in said) is says
+
+
+def test_names_with_commas_stand_in_quotes(capsys):
+    labels = {"cat, chair": {"positive": 2, "ignored": 0}, "cat": {"positive": 1, "ignored": 0}}
+    manifest = Manifest(
+        kind=IMAGES, dataset="d", split="s", classes=("cat", "cat, chair", "a; b"), shards=(), label_histogram=labels
+    )
+    show_manifest(out, manifest, "there")
+    assert "3 classes: 'cat, chair' 2, cat 1; in no image: 'a; b'" in " ".join(capsys.readouterr().out.split())
+    assert [listed_name(name) for name in ("a b", "size 2", "")] == ["a b", "'size 2'", "''"]
+
+
+def test_one_is_counted_as_one():
+    assert [counted(1, "class"), counted(2, "class"), counted(1, "image"), counted(1200, "image")] == [
+        *("1 class", "2 classes", "1 image", "1,200 images")
+    ]

@@ -247,7 +247,7 @@ def test_numbers_up_to_a_high_one_of_which_few_occur_are_asked_about():
 
 def test_names_are_names():
     assert str(reading_of("cat", "dog")) == "class names"
-    assert str(reading_of("cat;dog", "a|b")) == "class names, separated by ; or |"
+    assert str(reading_of("cat;dog", "a|b")) == "class names, separated by ';' or '|'"
     assert read("cat;dog", " dog ;dog") == [(("cat", "dog"), ()), (("dog",), ())]
     assert reading_of("cat;dog").classes(survey_of("cat;dog", ["cow", "cat"])) == ("cat", "cow", "dog")
     assert reading_of("cat", "7", classes=("cat", "7")).kind == "names"
@@ -361,7 +361,8 @@ def test_a_list_of_classes_settles_it():
     [
         (
             ("cat,dog", "cow"),
-            "by ,: line 1 is labelled 'cat,dog', line 2 is labelled 'cow'; --separator ',' splits them",
+            "by ',': line 1 is labelled 'cat,dog', line 2 is labelled 'cow'; --separator none takes each for one name; "
+            "to split them, run the same command again with --separator ,",
         ),
         (("cow", "a\tb"), "by a tab: line 2 is labelled 'a\tb', line 1 is labelled 'cow'; --separator $'\\t' splits"),
         (
@@ -369,11 +370,11 @@ def test_a_list_of_classes_settles_it():
             "by a line break: line 1 is labelled 'a\nb'; --separator $'\\n' splits them, --separator none takes",
         ),
         (("cat dog", "dog"), "by a space: line 1 is labelled 'cat dog'"),
-        (("cat/", "dog/cat", "cat"), "by /: line 2 is labelled 'dog/cat'"),
-        (("cat/dog", "cat/cow"), "by /: line 1 is labelled 'cat/dog', line 2 is"),
-        (("cat-dog", "cat", "dog"), "by -: line 1 is labelled 'cat-dog'"),
-        ((["cat,dog", "cow"], ["dog", "cow"]), "by ,: line 1 is labelled 'cat,dog'"),
-        (("cat,dog;cow", "dog"), "by ,: line 1 is labelled 'cat,dog'"),
+        (("cat/", "dog/cat", "cat"), "by '/': line 2 is labelled 'dog/cat'"),
+        (("cat/dog", "cat/cow"), "by '/': line 1 is labelled 'cat/dog', line 2 is"),
+        (("cat-dog", "cat", "dog"), "by '-': line 1 is labelled 'cat-dog'"),
+        ((["cat,dog", "cow"], ["dog", "cow"]), "by ',': line 1 is labelled 'cat,dog'"),
+        (("cat,dog;cow", "dog"), "by ',': line 1 is labelled 'cat,dog'"),
     ],
 )
 def test_what_may_separate_names_is_asked_about(values: tuple, says: str):
@@ -391,4 +392,4 @@ def test_what_is_common_inside_names_stays(values: tuple):
 
 
 def test_names_of_separators():
-    assert [name_of(character) for character in " \t\n;"] == ["a space", "a tab", "a line break", ";"]
+    assert [name_of(character) for character in " \t\n;"] == ["a space", "a tab", "a line break", "';'"]

@@ -14,6 +14,7 @@ from msldata.build.shards import build_shards, plan_build
 from msldata.errors import BadInputError, UserError
 from msldata.sources.kinds import open_source, select_sources
 from msldata.storage import open_storage
+from msltrain.use.read_images import find_images
 from tests.tinydata import jpeg
 
 ROWS = [
@@ -100,7 +101,7 @@ def test_a_list_of_classes_that_was_put_in_another_order_is_read_again(tmp_path)
     [
         ("", "the table has no rows"),
         ("image,labels\n", "the table has no rows"),
-        ("picture,labels\na.jpg,x\n", "no column 'image'"),
+        ("a.jpg,x\nb.jpg,y\n", "it seems to have no header line, for it begins with 'a.jpg, x'; write one above it, "),
         ("image,labels,labels\na.jpg,x,y\n", "line 1: a column is named twice"),
         (
             "image,labels\na.jpg,x,y\n",
@@ -203,3 +204,53 @@ def test_a_table_becomes_shards(tmp_path):
         "dog": {"positive": 1, "ignored": 0},
     }
     assert str(tmp_path).encode() not in (tmp_path / "out" / "dataset.json").read_bytes()
+
+
+def rows_of(folder: Path, lines: list[str], header: str = "image,labels") -> Path:
+    return write_csv(folder / "labels.csv", "\n".join([header, *lines] if header else lines) + "\n")
+
+
+def test_columns_are_guessed_by_what_they_hold(tmp_path):
+    path = rows_of(tmp_path, ["a.jpg,cat", "b.JPEG,dog"], "aufnahme,what is in it")
+    source = open_source("table", path, "all")
+    assert [record.image for record in source.records()] == ["a.jpg", "b.JPEG"]
+    assert source.provenance["labels"].startswith("images in column 'aufnahme', labels in 'what is in it'")
+    path = rows_of(tmp_path, ["1,a.jpg,cat", "2,b.jpg,dog"], "id,datei,tags")
+    assert [record.image for record in open_source("table", path, "all").records()] == ["a.jpg", "b.jpg"]
+    assert open_source("table", rows_of(tmp_path, ["a,cat"], "photo,tags"), "all").labels.classes == ("cat",)
+    # Numbers beside the images are no labels, and of two columns of words none is chosen.
+    for header, line in (("image,width", "a.jpg,640"), ("image,this,that", "a.jpg,cat,dog")):
+        with pytest.raises(UserError, match="no column 'labels' and no columns of 0 and 1"):
+            open_source("table", rows_of(tmp_path, [line], header), "all")
+
+
+def test_a_table_without_a_header_line(tmp_path):
+    path = rows_of(tmp_path, ["IMG_1.jpg,cat", "IMG_2.jpg,cat"], "")
+    with pytest.raises(
+        BadInputError, match=r"no header line, for it begins with 'IMG_1\.jpg, cat'; write one above it"
+    ):
+        open_source("table", path, "all")
+    with pytest.raises(UserError, match="no header line"):
+        find_images([path])
+
+
+def test_a_photograph_that_is_listed_twice(tmp_path):
+    for lines, says in (
+        (
+            ["a.jpg,cat", "b.jpg,dog", "a.jpg,cat"],
+            "line 2 and line 4: 'a.jpg' is listed twice, with the same labels; delete one of the lines",
+        ),
+        (
+            ["a.jpg,cat", "a.jpg,dog"],
+            r"with different labels \('cat' and 'dog'\); keep one line with all of its labels",
+        ),
+        (
+            ["a.jpg,x", "a.jpg,x", "b.jpg,x", "b.jpg,x"],
+            r"delete one of the lines \(line 4 and line 5: another listed twice\)",
+        ),
+    ):
+        with pytest.raises(BadInputError, match=says):
+            open_source("table", rows_of(tmp_path, lines), "all")
+    path = rows_of(tmp_path, ["a.jpg,cat,train", "a.jpg,cat,test"], "image,labels,split")
+    with pytest.raises(BadInputError, match="is listed twice, in train and in test; delete the line"):
+        open_source("table", path, "train")

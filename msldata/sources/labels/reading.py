@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msldata.sources.labels.separators import decide_separators, name_of, split_cell
 from msldata.sources.labels.survey import LabelSurvey, text_of, two_ways
-from msldata.sources.labels.values import MISSING, WHOLE_CELL, Label, parse_value, shown
+from msldata.sources.labels.values import WHOLE_CELL, Label, is_mark, is_missing, parse_value, shown
 
 Kind = Literal["multi-hot", "signed", "indices", "names"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -57,7 +57,8 @@ class LabelReading:
         if atoms is None or (not atoms and self.kind not in ("multi-hot", "signed")):
             return Labels(())
         if self.kind == "names":
-            return Labels(tuple(dict.fromkeys(str(atom) for atom in atoms)))
+            names = dict.fromkeys(map(str, atoms))
+            return Labels(tuple(name for name in names if not is_mark(name) or name in self.kept))
         try:
             numbers = [int(float(atom)) for atom in atoms]
         except ValueError:
@@ -94,7 +95,7 @@ class LabelReading:
             names = {name for cell in survey.cells for name in split_cell(cell, self.separators)}
             names |= {str(part) for parts in survey.lists for part in parts}
             names |= {str(number) for number, count in survey.values.items() if count}
-            found = tuple(sorted(names))
+            found = tuple(sorted(name for name in names if not is_mark(name)))
         if not found:
             raise ValueError("no sample has a class")
         return found
@@ -148,7 +149,7 @@ def decide_reading(
         raise UserError(f"--labels-are {labels_are}: expected {', '.join(KINDS)}")
     kind = labels_are or _decide_kind(survey, where, classes, vectors)
     if kind == "names":
-        kept = tuple(name for name in classes or () if name in MISSING)
+        kept = tuple(name for name in classes or () if is_missing(name))
         return LabelReading("names", decide_separators(survey, where, classes), kept=kept)
     if kind == "indices":
         if not labels_are and classes is None:
@@ -161,9 +162,9 @@ def decide_reading(
         odd = next((example for length, example in lengths.items() if length != len(classes)), None)
         if odd is not None:
             raise UserError(
-                f"{where}: {odd[0]} is labelled {text_of(odd[1])}, which would be a vector of {len(odd[1])} classes, "
-                f"and there are {len(classes)} in the list of classes; mend the list, or say what the labels are with "
-                "--labels-are indices"
+                f"{where}: {odd[0]} is labelled {text_of(odd[1])}, which would be a vector of "
+                f"{counted(len(odd[1]), 'class')}, and there are {len(classes)} in the list of classes; mend the list, "
+                "or say what the labels are with --labels-are indices"
             )
     elif len(lengths) > 1:
         raise two_ways(where, "vectors of different lengths", list(lengths.values()), "mend them")

@@ -6,11 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from msldata.errors import OptionsNeeded
 from msldata.sources.labels.survey import LabelSurvey, two_ways
 from msldata.sources.labels.values import WHOLE_CELL
 
-_PROVEN = ";|"
-_SUSPECT_EVERYWHERE = ",#\t\n，；、"
+PROVEN = ";|"
+SUSPECT_EVERYWHERE = ",#\t\n，；、"
 _SUSPECT_WHERE_PARTS_RECUR = "/+&: "
 _SUSPECT_BETWEEN_NAMES = "-_.\\"
 """Common inside names: separators only where everything between them is a name by itself."""
@@ -20,17 +21,17 @@ def decide_separators(survey: LabelSurvey, where: str, classes: Sequence[str] | 
     """The characters between the names in a cell. Raises UserError where some may be, with no proof."""
     if survey.separator is not None:
         return "" if survey.separator == WHOLE_CELL else survey.separator
-    proven = "".join(character for character in _PROVEN if any(character in cell for cell in survey.cells))
+    proven = "".join(character for character in PROVEN if any(character in cell for cell in survey.cells))
     if classes is not None:
         known = set(classes)
-        for choice in ("", proven, *_SUSPECT_EVERYWHERE, *_SUSPECT_WHERE_PARTS_RECUR):
+        for choice in ("", proven, *SUSPECT_EVERYWHERE, *_SUSPECT_WHERE_PARTS_RECUR):
             if known.issuperset(name for cell in survey.cells for name in split_cell(cell, choice)):
                 return choice
     whole = {name: place for cell, place in survey.cells.items() for name in split_cell(cell, proven)}
     listed = {str(part): place for parts, place in survey.lists.items() for part in parts}
-    for character in _SUSPECT_EVERYWHERE + _SUSPECT_WHERE_PARTS_RECUR + _SUSPECT_BETWEEN_NAMES:
+    for character in SUSPECT_EVERYWHERE + _SUSPECT_WHERE_PARTS_RECUR + _SUSPECT_BETWEEN_NAMES:
         found = None
-        if character in _SUSPECT_EVERYWHERE:
+        if character in SUSPECT_EVERYWHERE:
             found = _joined(whole, character, whole, "parts recur" if proven else "always")
             found = found or _joined(listed, character, whole | listed, "parts recur")
         elif not proven:
@@ -38,13 +39,12 @@ def decide_separators(survey: LabelSurvey, where: str, classes: Sequence[str] | 
             found = _joined(whole, character, whole, need)
         if found is not None:
             others = [(place, name) for name, place in (whole | listed).items() if name != found[1]]
-            typed = {"\t": "$'\\t'", "\n": "$'\\n'"}.get(character, f"'{character}'")
-            raise two_ways(
-                where,
-                f"names that may be separated by {name_of(character)}",
-                [found, *others],
-                f"--separator {typed} splits them, --separator none takes each for one name",
-            )
+            what = f"names that may be separated by {name_of(character)}"
+            one = "--separator none takes each for one name"
+            if character in "\t\n":  # as a shell takes them
+                raise two_ways(where, what, [found, *others], f"--separator {_typed(character)} splits them, {one}")
+            doubt = two_ways(where, what, [found, *others], one)
+            raise OptionsNeeded(str(doubt), ["--separator", character], "to split them")
     return proven
 
 
@@ -72,5 +72,36 @@ def _joined(names: Mapping[str, str], character: str, known: Mapping[str, str], 
     return None
 
 
+def left_together(survey: LabelSurvey, classes: Sequence[str] | None = None) -> str:
+    """What a separator that the user named leaves as one name though it looks like several; empty where it is clear.
+
+    Args:
+        survey: of all values, split by that separator.
+        classes: class names, where they are known.
+    """
+    given = survey.separator
+    if given in (None, WHOLE_CELL):
+        return ""
+    names = {name: place for cell, place in survey.cells.items() for name in split_cell(cell, given)}
+    names |= {str(part): place for parts, place in survey.lists.items() for part in parts if str(part) not in names}
+    splits = any(len(parts) > 1 for parts in survey.lists)
+    for character in PROVEN + SUSPECT_EVERYWHERE:
+        if character in given or (classes is not None and set(classes).issuperset(names)):
+            continue
+        if found := _joined(names, character, names, "parts recur" if splits else "always"):
+            both = _typed(f"{given}{character}" if splits else character)
+            place, name = found
+            return (
+                f"{place}: '{name}' stays one class with --separator {_typed(given)}; if it is several, give "
+                f"--separator {both}"
+            )
+    return ""
+
+
+def _typed(characters: str) -> str:
+    """Characters as a shell takes them."""
+    return {"\t": "$'\\t'", "\n": "$'\\n'"}.get(characters, f"'{characters}'")
+
+
 def name_of(character: str) -> str:
-    return {" ": "a space", "\t": "a tab", "\n": "a line break"}.get(character, character)
+    return {" ": "a space", "\t": "a tab", "\n": "a line break"}.get(character, f"'{character}'")

@@ -17,6 +17,8 @@ WHOLE_CELL = "none"
 
 # What pandas, R and Python write for a missing value.
 MISSING = frozenset({"", "nan", "NaN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "null", "NULL", "None"})
+_MARK = re.compile(r"[?\-–—_.*/]+")
+"""What people write where they have nothing to say: no class is called by such marks alone."""
 CHOICES = frozenset(
     "choices labels taxonomy rectanglelabels polygonlabels brushlabels keypointlabels ellipselabels".split()
 )
@@ -66,8 +68,18 @@ def parse_value(value: Any, separator: str | None = None) -> tuple[Label, ...] |
     raise ValueError(f"labels are {shown(value)}, expected class names, class indices or a vector of 0 and 1")
 
 
+def is_missing(text: str) -> bool:
+    """Whether a text stands for no label: empty, as programs write a missing value, or nothing but marks (``?``)."""
+    return text in MISSING or is_mark(text)
+
+
+def is_mark(text: str) -> bool:
+    """Whether a text is nothing but marks such as ``?`` and ``-``."""
+    return _MARK.fullmatch(text) is not None
+
+
 def _parse_text(text: str, separator: str | None) -> tuple[Label, ...] | None:
-    if text in MISSING:
+    if is_missing(text):
         return None
     if text[0] in "[{(" and len(text) <= _MAX_LIST_TEXT:
         found = _parse_written_list(text)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Row = tuple[str, Mapping[str, Any]]
-"""Its place in the file (``line 3`` or, where there are no lines, ``row 3``), and its cells by column."""
+from msldata.contract.listing import Row, columns_of_images, guess_image_column, plain
+from msldata.errors import OptionsNeeded
+from msldata.sources.labels.separators import PROVEN, SUSPECT_EVERYWHERE
 
 # Compared in lower case without spaces, dashes and underscores; earlier ones win.
-_IMAGES = (
-    "image filename fname filepath file imagepath imagefile imagefilename imagename path img imgpath imgname imgfile "
-    "imageindex imageurl imageuri imageid id"
-).split()
 _LABELS = (
     "labels label tags tag classes class categories category labelname classname findinglabels choices choice target "
     "targets annotations objects"
@@ -26,6 +23,7 @@ _SPLITS = ("split", "subset", "set", "partition", "phase", "fold")
 _SPLIT_WORDS = frozenset("train training val valid validation dev test testing trainval".split())
 _NO_CLASS = re.compile(r"|index|unnamed\d*|unnamed:\d+|(sample|row|image)?id|is(valid|train|test|crowd)", re.IGNORECASE)
 _BINARY = re.compile(r"(0|-?1)([.,]0*)?|true|false|nan|none|")
+_NUMERIC = re.compile(r"[+-]?\d*\.?\d+")
 _NAMED_CELLS_SHOWN = 12
 
 
@@ -72,15 +70,15 @@ def choose_columns(
         image, labels: the columns that the user named, if any; several names in ``labels`` are one-hot columns.
 
     Raises:
-        ValueError: a required column is missing or cannot be guessed; the message says which option names it.
+        OptionsNeeded: columns cannot be guessed; it holds the options that name them. ValueError: a column is missing.
     """
     for name in (image, *labels):
         if name is not None and name not in columns:
             raise ValueError(f"no column '{name}'; there are {_some(columns)}")
     by_name = {plain(name): name for name in reversed(columns)}
-    image = image or image_column_of(columns)
+    image = image or guess_image_column(columns, rows)
     if image is None:
-        raise ValueError(f"no column 'image' among {_some(columns)}; name the one with paths with --image-column")
+        raise _unclear(columns, rows, None, labels)
     split = _split_column(by_name, rows)
     ignored = next((by_name[name] for name in _IGNORED if name in by_name), "")
     free = [name for name in columns if name not in (image, split, ignored)]
@@ -104,19 +102,66 @@ def choose_columns(
         for name in [name for name in free if one_hot and name not in binary]:
             _refuse_almost_binary(name, rows)
     if not named and not one_hot:
-        raise ValueError(
-            f"no column 'labels' and no columns of 0 and 1 among {_some(columns)}; name it with --labels-column"
-        )
+        words = _with_words(free, rows)
+        named = words[0] if len(words) == 1 else ""
+    if not named and not one_hot:
+        raise _unclear(columns, rows, image, labels)
     confidence = by_name.get("confidence", "") if plain(named) == "labelname" else ""
     used = {image, split, ignored, named, confidence, *one_hot}
     left_alone = tuple(name for name in columns if name not in used)
     return Columns(image, named, one_hot, ignored, split, confidence, left_alone)
 
 
-def image_column_of(columns: Sequence[str]) -> str | None:
-    """The column whose name says that it holds the images' paths; None if there is none."""
-    by_name = {plain(name): name for name in reversed(columns)}
-    return next((by_name[name] for name in _IMAGES if name in by_name), None)
+def _unclear(
+    columns: Sequence[str], rows: Sequence[Row], image: str | None, labels: Sequence[str]
+) -> OptionsNeeded | ValueError:
+    """The error for columns that cannot be guessed: with every option that is needed, as far as it can be seen."""
+    reasons, provided, options = [], [], []
+    if image is None:
+        alike = columns_of_images(columns, rows)
+        reasons.append(
+            f"the names of image files stand in several columns ({_some(alike)})"
+            if alike
+            else f"no column 'image' among {_some(columns)}, and none full of names of image files"
+        )
+        image = (alike or _with_words(columns, rows) or list(columns))[0]
+        provided.append(f"'{image}' names the photographs")
+        options += ["--image-column", image]
+    free = [name for name in columns if name != image and plain(name) not in (*_IGNORED, *_SPLITS)]
+    by_name = {plain(name): name for name in reversed(free)}
+    label = labels[0] if labels else next((by_name[name] for name in _LABELS if name in by_name), "")
+    if not label and not any(_is_binary(name, rows) for name in free):
+        words = [name for name in _with_words(free, rows) if name not in columns_of_images(free, rows)]
+        if len(words) != 1:
+            reasons.append(f"no column 'labels' and no columns of 0 and 1 among {_some(columns)}")
+        if not words:
+            return ValueError(f"{'; '.join(reasons)}; add a column 'labels' with what each photograph shows")
+        label = words[0]
+        if len(words) != 1:
+            provided.append(f"'{label}' {'' if provided else 'says '}what they show")
+            options += ["--labels-column", label]
+    if separator := _likely_separator(label, rows):
+        options += ["--separator", separator]
+    return OptionsNeeded("; ".join(reasons), options, f"if {' and '.join(provided)}")
+
+
+def _with_words(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The columns that hold more than numbers."""
+    return [name for name in columns if not _NO_CLASS.fullmatch(plain(name)) and _holds_words(name, rows)]
+
+
+def _holds_words(column: str, rows: Sequence[Row]) -> bool:
+    cells = [cell for _, row in rows if (cell := row.get(column)) not in (None, "")]
+    return any(not isinstance(cell, int | float) and not _NUMERIC.fullmatch(str(cell)) for cell in cells)
+
+
+def _likely_separator(column: str, rows: Sequence[Row]) -> str:
+    """What stands between names in the column's cells where no separator is proven; empty where nothing does."""
+    cells = [str(row.get(column)) for _, row in rows if column]
+    cells = [cell for cell in cells if not cell.startswith(("[", "{", "("))]
+    if any(character in cell for cell in cells for character in PROVEN):
+        return ""
+    return next((character for character in SUSPECT_EVERYWHERE if any(character in cell for cell in cells)), "")
 
 
 def one_hot_value(cell: Any) -> int:
@@ -125,11 +170,6 @@ def one_hot_value(cell: Any) -> int:
     if not _BINARY.fullmatch(text):
         raise ValueError(f"{cell!r} is not 0, 1 or -1")
     return {"1": 1, "t": 1, "-": -1}.get(text[:1], 0)
-
-
-def plain(name: str) -> str:
-    """A column's name in the form used for comparison."""
-    return re.sub(r"[\s_-]+", "", name).lower()
 
 
 def _is_binary(column: str, rows: Sequence[Row]) -> bool:
@@ -141,7 +181,7 @@ def _refuse_almost_binary(column: str, rows: Sequence[Row]) -> None:
     """Raise ValueError for a column of 0 and 1 with a few other numbers: ignoring it would lose a class."""
     cells = [(place, str("" if cells.get(column) is None else cells[column]).strip()) for place, cells in rows]
     odd = [(place, cell) for place, cell in cells if not _BINARY.fullmatch(cell.lower())]
-    numeric = all(re.fullmatch(r"[+-]?\d*\.?\d+", cell) for _, cell in odd)
+    numeric = all(_NUMERIC.fullmatch(cell) for _, cell in odd)
     if odd and numeric and len(odd) * 2 < sum(cell != "" for _, cell in cells):
         raise ValueError(
             f"{odd[0][0]}: column '{column}' holds {odd[0][1]!r} among 0 and 1; mend it, or name the columns of "

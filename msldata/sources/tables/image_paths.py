@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.sources.places import FolderOrAddresses, address_path, is_address
-from msldata.sources.source import IMAGE_SUFFIXES
 from msldata.sources.tables.label_studio import plain_path
 from msldata.storage import REMOTE_SCHEMES, LocalStorage, Storage
 
@@ -82,6 +82,7 @@ def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
         return ImagePaths(storage, list(images), list(images), 0)
     finder = _Finder(root)
     found = [image if is_address(image) else finder.find(image) for image in images]
+    found = [finder.usual_place + path if path in finder.missing else path for path in found]
     names = [
         path if image.endswith(path) and not path.startswith("/") else image
         for image, path in zip(images, found, strict=True)
@@ -106,6 +107,9 @@ class _Finder:
     def __init__(self, root: Path):
         self.root = root
         self.num_searched = 0
+        self.missing: set[str] = set()
+        """What was found nowhere."""
+        self._folders: Counter[str] = Counter()
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._foreign_prefix: str | None = None
         for place, folders, files in os.walk(root):
@@ -132,7 +136,17 @@ class _Finder:
         if own == self.root.absolute().name and rest and (self.root / rest).is_file():
             self.num_searched += 1
             return rest  # counted from the folder above the table's
-        return self._below(image) or image
+        below = self._below(image)
+        if below.endswith(image):
+            self._folders[below.removesuffix(image)] += 1
+        elif not below:
+            self.missing.add(image)
+        return below or image
+
+    @property
+    def usual_place(self) -> str:
+        """The folder, with a slash, in which most of the others were found: where one that is missing would be."""
+        return self._folders.most_common(1)[0][0] if self._folders else ""
 
     def _inside(self, image: str) -> str | None:
         try:

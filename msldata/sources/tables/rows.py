@@ -7,23 +7,28 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from msldata.errors import BadInputError, UserError
-from msldata.sources.source import IMAGE_SUFFIXES, lacks_bucket
+from msldata.contract.listing import (
+    DELIMITERS,
+    IMAGE_SUFFIXES,
+    SAYS_DELIMITER,
+    Row,
+    delimiter_of,
+    image_column_of,
+    refuse_no_header,
+)
+from msldata.errors import BadInputError, UserError, counted
+from msldata.sources.source import lacks_bucket
 from msldata.sources.tables.arrow import places, read_arrow
-from msldata.sources.tables.columns import Row, image_column_of
 from msldata.sources.tables.label_studio import is_minimal_task, is_task, task_row
 from msldata.storage import Storage, regular
 
 HINT = "mend the table and run again"
 _ARROW = (".parquet", ".arrow")
-_SAYS_DELIMITER = re.compile(r"sep=([,;|\t])?")
-_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,8 @@ def read_table(folder: Storage, name: str) -> TableFile:
     delimiter, counts, image_column, classes = "", None, None, None
     try:
         if suffix in (".csv", ".tsv"):
-            character = _delimiter(_text(data))
-            delimiter = "" if character == "," else _DELIMITERS[character]
+            character = delimiter_of(_text(data))
+            delimiter = "" if character == "," else DELIMITERS[character]
             rows = list(_csv_rows(data, character))
         elif suffix in _ARROW:
             arrow = read_arrow(folder, name)
@@ -94,27 +99,20 @@ def read_table(folder: Storage, name: str) -> TableFile:
     return TableFile(name, digest, rows, columns, delimiter, counts, image_column, classes)
 
 
-def _delimiter(text: str) -> str:
-    """The one that the first line states, as Excel has it, or that makes the most cells of it; a comma if none does."""
-    header = next((line for line in text.splitlines() if line.strip()), "")
-    if match := _SAYS_DELIMITER.fullmatch(header.strip('"\r\n ')):
-        return match[1]
-    return max(_DELIMITERS, key=lambda character: len(next(csv.reader([header], delimiter=character), ())))
-
-
 def _csv_rows(data: bytes, delimiter: str) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(_text(data), newline=""), delimiter=delimiter, strict=True)
     columns: list[str] | None = None
     used = 0
     for cells in reader:
         cells = [cell.strip() for cell in cells]
-        if not any(cells) or (columns is None and _SAYS_DELIMITER.fullmatch(delimiter.join(cells))):
+        if not any(cells) or (columns is None and SAYS_DELIMITER.fullmatch(delimiter.join(cells))):
             continue
         if columns is None:
             while not cells[-1]:  # spreadsheets write the columns that were once in use
                 cells.pop()
                 used += 1
             columns = cells
+            refuse_no_header(columns, delimiter)
             if len(set(columns)) != len(columns):
                 raise ValueError(f"line {reader.line_num}: a column is named twice: {', '.join(columns)}")
             continue
@@ -123,8 +121,8 @@ def _csv_rows(data: bytes, delimiter: str) -> Iterator[Row]:
             cells = cells[: len(columns)]
         if len(cells) != len(columns):
             raise ValueError(
-                f"{place}: {len(cells)} cells, the header has {len(columns)}; a cell that holds "
-                f"{_DELIMITERS[delimiter]} stands in double quotes"
+                f"{place}: {counted(len(cells), 'cell')}, the header has {len(columns)}; a cell that holds "
+                f"{DELIMITERS[delimiter]} stands in double quotes"
             )
         yield place, dict(zip(columns, cells, strict=True))
 

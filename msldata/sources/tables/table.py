@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from msldata.contract.records import LabelSpace, Record, quoted, read_class_list
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, OptionsNeeded, UserError, counted
 from msldata.sources.labels.reading import Label, LabelReading, Labels, LabelSurvey, decide_reading
+from msldata.sources.labels.separators import left_together
 from msldata.sources.labels.values import WHOLE_CELL
 from msldata.sources.places import address_path, is_address
 from msldata.sources.source import (
@@ -32,6 +33,7 @@ from msldata.sources.source import (
 from msldata.sources.tables.arrow import EmbeddedImages, saved_splits
 from msldata.sources.tables.columns import Columns, choose_columns, one_hot_value
 from msldata.sources.tables.image_paths import ImagePaths, checked_path, find_images
+from msldata.sources.tables.notes import listed_twice, without_labels
 from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, listed_rows, read_table
 from msldata.storage import Storage, open_storage
 
@@ -70,6 +72,7 @@ class _Contents:
     said: str
     files: dict[str, str]
     counts: dict[str, int]
+    notes: tuple[str, ...]
 
 
 class Table:
@@ -105,6 +108,8 @@ class Table:
         self._rows = [row for row in contents.rows if row.split == split]
         self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = dict(contents.counts)
+        self.notes = contents.notes
+        """What deserves a look, of all splits."""
         self.provenance: dict[str, Any] = {"source": "table", "files": contents.files, "labels": contents.said}
         if options.classes is not None:
             place, file = split_location(options.classes)
@@ -239,6 +244,11 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
         # Where each label has its own row, no cell holds several.
         separator = options.separator or (WHOLE_CELL if len(rows) < listed else None)
         survey = _survey(rows, columns, separator)
+    except OptionsNeeded as error:
+        options_needed = list(error.options)
+        if options.separator is not None and "--separator" in options_needed:
+            del options_needed[options_needed.index("--separator") :]
+        raise OptionsNeeded(f"{where}: {error.reason}", options_needed, error.provided) from None
     except ValueError as error:
         if isinstance(error, UserError):
             raise
@@ -252,12 +262,25 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
         minus_one = {"multi-hot": ", -1 ignored", "signed": ", -1 negative"}[reading.kind] if reading.minus_one else ""
         how = f"1 positive, 0 or blank negative{minus_one}"
     said = columns.said(how)
-    said += f"; {listed:,} rows of {len(rows):,} images, a row per label" if listed > len(rows) else ""
-    said += f"; {found.num_searched:,} images found elsewhere below the table's folder" if found.num_searched else ""
+    said += f"; {listed:,} rows of {counted(len(rows), 'image')}, a row per label" if listed > len(rows) else ""
+    if found.num_searched:
+        said += f"; {counted(found.num_searched, 'image')} found elsewhere below the table's folder"
     said += "".join(f"; delimiter: {table.delimiter}" for _, table in tables[:1] if table.delimiter)
     counts = {name: count for _, table in tables for name, count in (table.counts or {}).items() if count}
     digests = {table.name: table.sha256 for _, table in tables}
-    return _Contents(where, found.images, rows, labels, reading, said, digests, counts)
+    notes = (
+        left_together(survey, None if options.classes is None else labels.classes),
+        _unlabelled_said(rows, columns, reading),
+    )
+    return _Contents(where, found.images, rows, labels, reading, said, digests, counts, tuple(filter(None, notes)))
+
+
+def _unlabelled_said(rows: Sequence[_Row], columns: Columns, reading: LabelReading) -> str:
+    """Which rows hold no label at all; a column per class, or a vector, says itself that there is none."""
+    if columns.one_hot or reading.kind in ("multi-hot", "signed"):
+        return ""
+    bare = [(row.place, row.image, row.labels) for row in rows if _labels(row, reading) == Labels(())]
+    return without_labels(bare)
 
 
 def _columns(tables: Sequence[tuple[str, TableFile]], options: SourceOptions) -> Columns:
@@ -347,17 +370,23 @@ def _with_place(row: _Row, path: str, name: str) -> _Row:
 def _merged(rows: list[_Row], columns: Columns) -> list[_Row]:
     """A row per image. Raises ValueError when an image is listed twice and that does not mean two labels."""
     seen: dict[str, list[_Row]] = {}
+    twice: list[tuple[_Row, _Row]] = []
     for row in rows:
         twins = seen.setdefault(row.key, [])
         if twins:
             first = twins[0]
-            same = first.image == row.image and first.split == row.split
-            if not same or not columns.one_label_a_row:
+            if first.image == row.image and not (first.split == row.split and columns.one_label_a_row):
+                twice.append((first, row))
+            elif first.image != row.image:
                 raise ValueError(
                     f"{first.place} and {row.place}: '{first.image}' and '{row.image}' have one key, '{row.key}'; an "
                     "image may be listed only once, and two must differ in more than extension, dots and spaces"
                 )
         twins.append(row)
+    if twice:
+        one, other = twice[0]
+        places = [(first.place, second.place) for first, second in twice]
+        raise ValueError(listed_twice(places, one.image, one.labels, other.labels, (one.split, other.split)))
     if len(seen) == len(rows):
         return rows
     return [

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msldata.storage import Location
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.order.random import HOLD_OUT, uniform
@@ -53,13 +53,14 @@ def hold_out(data: Location | ShardSet, fraction: float, *, seed: int = HOLD_OUT
     num_out = int(out_N.sum())
     if not 0 < num_out < shards.num_samples:
         raise UserError(
-            f"{shards.name}: holding out {fraction:g} of {shards.num_samples} samples leaves "
+            f"{shards.name}: holding out {fraction:g} of {counted(shards.num_samples, 'sample')} leaves "
             f"{shards.num_samples - num_out} to train on and {num_out} to validate; "
             "set data.validation_fraction to another value, or to 0"
         )
     if not out_N[labels.row_M].any():
+        none = f"none of the {num_out} samples" if num_out > 1 else "not even the only sample"
         raise UserError(
-            f"{shards.name}: none of the {num_out} samples held out for validation shows any class; "
+            f"{shards.name}: {none} held out for validation shows any class; "
             "set a larger data.validation_fraction, or 0 to do without"
         )
     return _Part(shards, shard_N[~out_N], row_N[~out_N]), _Part(shards, shard_N[out_N], row_N[out_N])

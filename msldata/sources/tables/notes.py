@@ -1,0 +1,62 @@
+"""What is said about a table's rows: photographs that are listed twice, and those that nobody has labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msldata.errors import counted, few_of
+
+_SHOWN = 3
+
+
+def listed_twice(pairs: Sequence[tuple[str, str]], image: str, first: Any, second: Any, split: tuple[str, str]) -> str:
+    """What to do about a photograph that has two rows where it may have one.
+
+    Args:
+        pairs: where both rows of each such photograph are; of the first one all else is.
+        image: its path.
+        first, second: the labels of the rows.
+        split: the parts that the rows put it in.
+    """
+    (one, other), *others = pairs
+    said = few_of([" and ".join(pair) for pair in others], _SHOWN)
+    more = f" ({said}: {'another' if len(others) == 1 else 'others'} listed twice)" if others else ""
+    where = f"{one} and {other}: '{image}' is listed twice"
+    if split[0] != split[1]:
+        return f"{where}, in {split[0]} and in {split[1]}; delete the line of the part that it is not for{more}"
+    if _plain(first) == _plain(second):
+        return f"{where}, with the same labels; delete one of the lines{more}"
+    return (
+        f"{where}, with different labels ('{_shown(first)}' and '{_shown(second)}'); keep one line with all of its "
+        f"labels{more}"
+    )
+
+
+def without_labels(rows: Sequence[tuple[str, str, Any]]) -> str:
+    """A note about photographs without a label; empty where there is none.
+
+    Args:
+        rows: place, path and label cell of each.
+    """
+    if not rows:
+        return ""
+    named = [f"{image} ({place}{_cell(cell)})" for place, image, cell in rows]
+    them, lines = ("it", "its line") if len(rows) == 1 else ("them", "their lines")
+    return (
+        f"{counted(len(rows), 'photograph')} without a label: {few_of(named, _SHOWN)}; kept, as negatives of every "
+        f"class: label {them}, or delete {lines}, if that is not meant"
+    )
+
+
+def _cell(cell: Any) -> str:
+    return "" if cell in (None, "") or not isinstance(cell, str) else f", '{cell}'"
+
+
+def _plain(labels: Any) -> Any:
+    return labels.strip() if isinstance(labels, str) else labels
+
+
+def _shown(labels: Any) -> str:
+    text = ", ".join(map(str, labels)) if isinstance(labels, list | tuple) else str("" if labels is None else labels)
+    return text if len(text) <= 40 else f"{text[:40]}…"
