@@ -284,8 +284,8 @@ class OptimConfig:
     needs pretrained weights. 0: no twin."""
     precise_bn_images: int = 0
     """About how many training images, seen whole, BatchNorm's running statistics are measured on at the end of every
-    epoch ("precise BN": Wu and Johnson, 2021). Behind an average of networks that is worth a point of mAP, behind one
-    alone about as much; each costs a forward pass. 0: they are the moving averages of the training's batches."""
+    epoch ("precise BN": Wu and Johnson, 2021), at a forward pass each. With thousands of photographs that is worth a
+    point of mAP, with hundreds it costs one. 0: they are moving averages of the training's batches."""
     patience: int = 0
     """The run ends after this many epochs without a better validation mAP; 0: only after ``num_epochs``."""
 

@@ -16,7 +16,7 @@ from msldata.errors import UserError, counted
 from msldata.storage import read_local
 from msltrain.config import TrainConfig, from_json, override
 from msltrain.recipes.own import own
-from msltrain.recipes.variants import distilled, distilled_with_twin
+from msltrain.recipes.variants import PRECISE_BN_FROM, distilled, distilled_with_twin
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
@@ -95,7 +95,12 @@ def fit_own(
         data=replace(config.data, train=train, validation=validation, keep_masks=tuple(keep_masks)),
         stream=replace(config.stream, image_size=size, batch_size=batch_size),
         keep_mask=replace(config.keep_mask, kind="stored" if keep_masks else "generated"),
-        optim=replace(config.optim, num_epochs=num_epochs, warmup_epochs=num_epochs / 10),
+        optim=replace(
+            config.optim,
+            num_epochs=num_epochs,
+            warmup_epochs=num_epochs / 10,
+            precise_bn_images=config.optim.precise_bn_images if num_train >= PRECISE_BN_FROM else 0,
+        ),
         run=replace(config.run, amp=on_gpu, log_every=20 if on_gpu else 5),
     )
     about, held_out = ("", f"{num_validation:,}") if num_validation else ("about ", "the others")
