@@ -33,7 +33,7 @@ from msltrain.commands.options import (
     named_models,
     shards_to_measure,
 )
-from msltrain.pages.text import percent
+from msltrain.pages.text import counted, percent
 
 if TYPE_CHECKING:
     from msltrain.measures.summary import Measured
@@ -152,7 +152,7 @@ def evaluate(
         _show_series(measured)
     for (file, _), one in zip(found, measured):
         _list_skipped(one.origin.skipped)
-        show(out, (file, "green"), f": {one.metrics.num_samples:,} samples")
+        show(out, (file, "green"), f": {counted(one.metrics.num_samples, 'sample')}")
     if run is not None:
         next_step(f"msl predict {run} PHOTOS" if keep_masks else f"msl robustness {run}")
 
@@ -180,7 +180,7 @@ def _explain() -> None:
 
 def _list_skipped(skipped: Sequence[str]) -> None:
     if skipped:
-        err.print(f"{len(skipped)} bad samples were left out:")
+        err.print(f"{counted(len(skipped), 'bad sample')} {'was' if len(skipped) == 1 else 'were'} left out:")
     for sample in skipped:
         err.print(f"  {sample}", markup=False, soft_wrap=True)
 
@@ -204,8 +204,11 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
             table.add_row(label, "", *(_percent(getattr(rates, name)) for name in summary if name != "mAP"))
     out.print(table)
     _explain()
+    if never := metrics.never_predicted():
+        out.print(never, style="dim", soft_wrap=not out.is_terminal)
     if few := metrics.too_few():
-        out.print(few, style="yellow", soft_wrap=not out.is_terminal)
+        said = few if measured.intervals else f"{few}; --intervals says how far"
+        out.print(said, style="yellow", soft_wrap=not out.is_terminal)
     if measured.threshold_origin:
         out.print(f"tuned thresholds: {measured.threshold_origin}", soft_wrap=True)
     others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")
@@ -246,7 +249,7 @@ def robustness(
         list[str] | None,
         typer.Option(
             help="Held-out keep masks, for irregular; repeat it: low and high.",
-            show_default="shards/heldout/low and high, if they are here",
+            show_default="shards/heldout/low and high, if they are here; else some are drawn",
         ),
     ] = None,
     name: Annotated[list[str] | None, typer.Option(help="Names of the models, in the same order.")] = None,
@@ -289,12 +292,13 @@ def robustness(
     check_models(checkpoint)
     names = name or [path.stem if path.is_file() else path.name for path in map(Path, checkpoint)]
     if len(names) != len(checkpoint):
-        raise UserError(f"{len(checkpoint)} checkpoints and {len(names)} names; give --name once per --checkpoint")
+        both = f"{counted(len(checkpoint), 'checkpoint')} and {counted(len(names), 'name')}"
+        raise UserError(f"{both}; give --name once per --checkpoint")
     if bool(recalibrate) != bool(recalibrate_masks):
         raise UserError("--recalibrate SHARDS and --recalibrate-masks DIR belong together")
     kinds = tuple(kind or (IRREGULAR,))
     masks = tuple(keep_masks or (held_out_masks() if need_stored(kinds) else ()))
-    check_kinds(kinds, masks)  # before torch is imported
+    check_kinds(kinds)  # before torch is imported
     shards = shards_to_measure(data, checkpoint[0])
     if shards is None:
         raise UserError(f"{checkpoint[0]}: no test shards beside its training ones; say what to measure on with --data")
@@ -306,6 +310,7 @@ def robustness(
     from msltrain.robustness.figure import write_robustness
     from msltrain.robustness.run import Recalibration, Study, run_study
     from msltrain.runs.find_checkpoint import Foreign
+    from msltrain.stream.keepmasks.bank import NUM_GENERATED
 
     study = Study(
         models=tuple(zip(names, checkpoint, strict=True)),
@@ -323,6 +328,8 @@ def robustness(
             show(err, f"test shards: {shards}")
         if masks and not keep_masks:
             show(err, f"keep masks: {' and '.join(masks)}")
+        elif need_stored(kinds) and not masks:
+            show(err, f"keep masks: {NUM_GENERATED} drawn here, others than training draws; --keep-masks takes yours")
     found = run_study(
         study,
         out_,

@@ -9,6 +9,7 @@ import numpy as np
 
 from msldata.errors import UserError
 from msltrain.measures.predictions import Predictions
+from msltrain.pages.text import counted
 
 MIN_POSITIVES = 10
 """In a class with fewer, some threshold between two of them looks best by chance; the class keeps 0.5."""
@@ -53,8 +54,8 @@ def threshold_origin(validation: Predictions, file: str) -> str:
     count_K = ((validation.target_NK > 0) & ~validation.ignore_NK).sum(axis=0)
     few = [name for name, count in zip(validation.classes, count_K) if count < MIN_POSITIVES]
     if len(few) == len(count_K):
-        return f"0.5: too few to tune on, fewer than {MIN_POSITIVES} of each class in {file}"
-    origin = f"one per class, tuned on {file} ({len(validation.keys):,} images)"
+        return f"0.5 for every class, as {file} shows each fewer than {MIN_POSITIVES} times, too few to tune on"
+    origin = f"one per class, tuned on {file} ({counted(len(validation.keys), 'image')})"
     if few:
         names = ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
         origin += f"; 0.5 for {names}, shown fewer than {MIN_POSITIVES} times there"

@@ -13,7 +13,7 @@ from msldata.storage import LocalStorage
 from msltrain.pages.svg import Line, Plot, line_plot, model_styles, style_name
 from msltrain.pages.tables import Cell as TableCell
 from msltrain.pages.tables import Group, Row, Table, as_markdown
-from msltrain.pages.text import markdown, markdown_list, percent
+from msltrain.pages.text import counted, markdown, markdown_list, percent
 from msltrain.robustness.curves import (
     MEASURES,
     VISIBLE_BINS,
@@ -64,7 +64,7 @@ def robustness_page(curves: Curves) -> str:
 
 def robustness_markdown(curves: Curves) -> str:
     """The three measures by hole fraction, the area under each curve, recall by visible share."""
-    blocks = ["# Robustness to holes", f"{curves.num_samples:,} images. All numbers in percent."]
+    blocks = ["# Robustness to holes", f"{counted(curves.num_samples, 'image')}. All numbers in percent."]
     if curves.skipped:
         blocks.append(f"Besides these, {len(curves.skipped)} damaged samples were left out, for every model:")
         blocks.append(markdown_list(curves.skipped))

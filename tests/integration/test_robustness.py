@@ -460,4 +460,4 @@ def test_the_command(place, tmp_path):
     }
     result = CliRunner().invoke(app, [*arguments, "--name", "only-one"])
     assert result.exit_code == 2
-    assert "2 checkpoints and 1 names" in result.output
+    assert "2 checkpoints and 1 name" in result.output
