@@ -10,6 +10,7 @@ import typer
 from msldata.commands import local_path
 from msldata.console import err, next_step, out, progress_bar, show
 from msltrain.commands.options import Device, OnDevice, RunArguments, SomeCheckpoints, named_models
+from msltrain.pages.text import counted
 
 
 def report(
@@ -57,7 +58,9 @@ def report(
     ]
     names = name or default
     if len(names) != len(run):
-        raise UserError(f"{len(run)} runs and {len(names)} names; give --name once per --checkpoint")
+        raise UserError(
+            f"{counted(len(run), 'run')} and {counted(len(names), 'name')}; give --name once per --checkpoint"
+        )
     gathered = gather_runs(
         run,
         names,
@@ -67,6 +70,8 @@ def report(
         progress=progress_bar,
     )
     runs, shards = gathered.runs, gathered.shards
+    for text in (one.unfinished for one in runs if one.unfinished):
+        show(err, f"note: {text}")
     if data is None and shards is not None:
         show(err, f"test shards: {shards}")
     from msltrain.report.write_report import write_report
@@ -91,7 +96,7 @@ def report(
         if found:
             spread = {measure: mean_and_deviation([one[measure] for one in found]) for measure in found[0]}
             words = ", ".join(f"{key} {100 * mean:.2f} ± {100 * sd:.2f}" for key, (mean, sd) in spread.items())
-            show(out, f"{path.name}, mean ± standard deviation of {len(found)} runs: {words}")
+            show(out, f"{path.name}, mean ± standard deviation of {counted(len(found), 'run')}: {words}")
     if shards is None:
         out.print("without photographs; --data SHARDS adds them")
     next_step(f"msl serve {shlex.join(map(str, run))}" + (f" --examples {shlex.quote(shards)}" if shards else ""))

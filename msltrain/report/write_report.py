@@ -19,7 +19,7 @@ from msldata.storage import LocalStorage
 from msltrain.measures.metrics import EXPLAINED
 from msltrain.pages.svg import model_styles, style_name
 from msltrain.pages.tables import as_markdown
-from msltrain.pages.text import capital, join, markdown, markdown_list, quoted
+from msltrain.pages.text import capital, counted, join, markdown, markdown_list, quoted
 from msltrain.report import gallery as galleries
 from msltrain.report import tables
 from msltrain.report.classcurves import NUM_OPEN, class_curves
@@ -143,7 +143,7 @@ def _subject(numbers: Numbers) -> str:
     sizes = dict.fromkeys(one.clean.origin.image_size for one in numbers.runs)
     dataset = f"{origin.dataset}, {origin.split} split: " if origin.dataset else ""
     return (
-        f"{dataset}{len(run.clean.keys):,} images, {len(numbers.classes)} classes, "
+        f"{dataset}{counted(len(run.clean.keys), 'image')}, {len(numbers.classes)} classes, "
         f"{' and '.join(f'{size} × {size}' for size in sizes)} pixels"
     )
 
@@ -183,7 +183,7 @@ def _to_html(
         first=gallery.first if gallery else None,
         hiding=hiding_plot(numbers),
         measures=tables.measures_table(numbers),
-        explained=EXPLAINED,
+        explained=_explained(numbers),
         strata=tables.strata_table(numbers),
         strata_note=numbers.measured[0][WHOLE].strata_note,
         curves=curves,
@@ -235,6 +235,16 @@ def _validation(runs: Sequence[RunReport]) -> str:
     if len(by_words) < 2:
         return "".join(by_words)
     return join([f"{words} ({join(names)})" for words, names in by_words.items()])
+
+
+def _explained(numbers: Numbers) -> str:
+    """What the measures are, and which classes of which run are never predicted."""
+    never = [
+        f"{quoted(run.name)}, {text}."
+        for run, measured in zip(numbers.runs, numbers.measured, strict=True)
+        if (text := measured[WHOLE].metrics.never_predicted())
+    ]
+    return " ".join([EXPLAINED, *([f"On whole images: {' '.join(never)}"] if never else [])])
 
 
 def _listed(names: Sequence[str]) -> list[str]:
@@ -289,10 +299,11 @@ def _to_markdown(numbers: Numbers, title: str, classes_file: str) -> str:
         f"# {markdown(title)}",
         markdown(_subject(numbers)),
         f"**{markdown(finding.headline)}**",
+        *(f"**{markdown(warning)}**" for warning in finding.warnings),
         markdown(finding.price),
         markdown_list([finding.ranking, *finding.sentences]),
         "## Accuracy",
-        EXPLAINED,
+        markdown(_explained(numbers)),
         as_markdown(tables.measures_table(numbers)),
         *(["## By size and occlusion of the largest object", as_markdown(strata)] if strata else []),
         re.sub("(?m)^#", "##", robustness_markdown(numbers.curves).strip()) if numbers.curves else "",

@@ -276,7 +276,7 @@ def test_messages(page, place, tmp_path):
     for arguments, message in (
         (["--run", tmp_path], "no checkpoint here"),
         (["--run", place / "runs/msl", "--keep-masks", place / "heldout/low"], "needs --data SHARDS"),
-        (["--run", place / "runs/msl", "--name", "A", "--name", "B"], "1 runs and 2 names"),
+        (["--run", place / "runs/msl", "--name", "A", "--name", "B"], "1 run and 2 names"),
         (["--run", place / "runs/msl", "--run", place / "runs/msl"], "same name"),
         (["--run", place / "runs/msl", "--robustness", tmp_path], "robustness.json"),
         (["--run", place / "runs/baseline", "--name", "MSL", "--robustness", place / "study"], "other weights"),
