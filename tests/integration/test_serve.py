@@ -597,4 +597,4 @@ def test_models_are_called_by_what_tells_them_apart():
 def test_names_are_one_for_each_model(place):
     command = ["serve", "--checkpoint", str(place / "run"), "--name", "a", "--name", "b"]
     result = CliRunner().invoke(app, command)
-    assert result.exit_code == 2 and "1 models and 2 names" in result.output
+    assert result.exit_code == 2 and "1 model and 2 names" in result.output
