@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msldata.errors import UserError
 from msltrain.config import differences
+from msltrain.pages.text import counted
 from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
@@ -38,7 +39,8 @@ def average_checkpoints(places: Sequence[str | Path], folder: Path, shares: Sequ
         raise UserError("an average needs two checkpoints or more; repeat --checkpoint")
     shares = [1 / len(places)] * len(places) if shares is None else shares
     if len(shares) != len(places):
-        raise UserError(f"{len(places)} checkpoints and {len(shares)} shares; give --share once per --checkpoint")
+        both = f"{counted(len(places), 'checkpoint')} and {counted(len(shares), 'share')}"
+        raise UserError(f"{both}; give --share once per --checkpoint")
     if not all(0 < share < 1 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise UserError(f"the shares are {', '.join(map(str, shares))}; they must be above 0 and add up to 1")
     found = [replace(load_checkpoint(place), validation_mAP=None, train_state={}) for place in places]
