@@ -11,6 +11,7 @@ from rich.text import Text
 
 from msldata.console import gigabytes, out, progress_bar, standard_output
 from msltrain.commands.options import BatchSize, Cache, CacheLimit, Json
+from msltrain.pages.text import counted
 
 
 class Place(StrEnum):
@@ -98,5 +99,5 @@ def bench_stream(
     if resize is Place.device:
         out.print("crop and resize are left to the GPU", style="dim")
     passes = f", {found.num_epochs} passes over the data" if found.num_epochs > 1 else ""
-    out.print(f"\nMeasured: {found.num_images:,} images in {found.seconds:.2g} s{passes}", soft_wrap=True)
+    out.print(f"\nMeasured: {counted(found.num_images, 'image')} in {found.seconds:.2g} s{passes}", soft_wrap=True)
     out.print(f"{found.advice[0].upper()}{found.advice[1:]}", soft_wrap=True)

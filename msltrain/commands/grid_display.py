@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from msldata.console import err, out, show
+from msltrain.pages.text import counted
 
 if TYPE_CHECKING:
     from msltrain.grids.needed_data import Need
@@ -107,7 +108,7 @@ def show_plan(grid: GridRun, needs: Sequence[Need], places: DataPlaces, *, makes
     if tags := {f"{model.weights} for {model.backbone}" for model in models if model.weights}:
         out.print(f"first weights: {', '.join(sorted(tags))}; tags are fetched by timm", markup=False, soft_wrap=True)
     for need in needs:
-        state = "missing" if need.manifest is None else f"{need.manifest.num_samples:,} samples"
+        state = "missing" if need.manifest is None else counted(need.manifest.num_samples, "sample")
         if need.manifest is None and makes_data:
             state = "will be made"
         out.print(f"{need.role}: {need.place}  {state}", markup=False, soft_wrap=True)

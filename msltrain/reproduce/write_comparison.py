@@ -109,7 +109,7 @@ def _caveats(grid: GridRun, needs: Sequence[Need], scale: str, as_published: boo
         dataset, split, number = need.manifest.dataset, need.manifest.split, need.manifest.num_samples
         expected = NUM_SAMPLES.get((dataset, split))
         if expected is None:
-            found.append(f"Other {need.role} than the paper's: {dataset}, {split}, {number:,} images.")
+            found.append(f"Other {need.role} than the paper's: {dataset}, {split}, {counted(number, 'image')}.")
         elif expected != number:
             found.append(f"Not the whole {need.role}: {number:,} of {expected:,} of {dataset}, {split}.")
     if scale == FULL:
