@@ -67,7 +67,7 @@ def recipes(
         f"{FLOAT32_TERAFLOPS:g} in float32 (-paper); numbers are those of the sources, not measured here. `msl ablate` "
         "lists the grids of ablations."
     )
-    next_step("msl train NAME for photographs of your own; msl recipes RECIPE shows every field")
+    next_step("msl recipes NAME")
 
 
 def _show_fields(name: str) -> None:

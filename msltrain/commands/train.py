@@ -99,7 +99,6 @@ def train(
     from msldata.contract.manifest import read_manifest
     from msldata.errors import UserError
     from msltrain.hosts import launch
-    from msltrain.hosts.rank_output import is_first_process
     from msltrain.models.weights_place import check_weights
     from msltrain.recipes import configure
     from msltrain.runs.run_places import find_dataset, find_run
@@ -129,12 +128,13 @@ def train(
     place = run or str(Path("runs", found.name if found is not None else recipe or ""))
     numbers = () if seeds is None else series.parse_seeds(seeds)
     folders = [f"{place}/seed{number}" for number in numbers] or [place]
-    if resume is None and "LOCAL_RANK" not in os.environ:  # to a late process the first one's run would look old
+    is_alone = "LOCAL_RANK" not in os.environ  # to a late process the first one's run would look old; hosts lack it
+    if resume is None and is_alone:
         for folder in folders:
             _check_unused(folder)
     begun = {folder: stored for folder in folders if resume is not None and (stored := _begun(folder)) is not None}
     weights = weights and find_run(weights)
-    for folder, stored in begun.items():
+    for folder, stored in begun.items() if is_alone else ():
         if weights is not None and weights != stored.model.weights:
             raise UserError(
                 f"{folder}: first weights belong to a new run, and this one began with "
@@ -167,11 +167,11 @@ def train(
         folder: replace(config, run=replace(config.run, seed=number))
         for folder, number in zip(folders, numbers or [config.run.seed], strict=True)
     }
-    if not allow_changes:
+    if not allow_changes and is_alone:
         for folder, stored in begun.items():
             _check_same(folder, stored, configs[folder])
-    if all(_was_over(folder, begun.get(folder), one) for folder, one in configs.items()):
-        for folder in folders if is_first_process() else ():
+    if is_alone and all(_was_over(folder, begun.get(folder), one) for folder, one in configs.items()):
+        for folder in folders:
             if fits and configs[folder].data.validates:
                 _tune_thresholds(folder, again=False)
             show(out, (folder, "green"), ": was finished before, so there is nothing to train")
@@ -302,7 +302,8 @@ def _own(
     if keep_masks:
         data, kind = replace(data, keep_masks=tuple(keep_masks)), "stored"
     config = replace(begun, data=data, keep_mask=replace(begun.keep_mask, kind=kind))
-    return override(config, settings), ["settings: those that this run was begun with"]
+    first = [f"model.weights={weights}"] if weights is not None else []
+    return override(config, [*first, *settings]), ["settings: those that this run was begun with"]
 
 
 def _tune_thresholds(run: str | Path, *, again: bool = True) -> None:
