@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from msldata.python_words import says_it_in_python
 from msldata.storage import Location
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from msldata.sources.source import Source, SourceOptions
 
 
+@says_it_in_python()
 def open_source(
     kind: str,
     place: Location,
@@ -52,6 +54,7 @@ def open_source(
     return open_source(kind, place, split, name, classes, options or NO_OPTIONS)
 
 
+@says_it_in_python()
 def build_shards(
     source: Source,
     out: Location,
@@ -93,6 +96,7 @@ def build_shards(
     return build_shards(plan, out, num_workers=workers, on_error=on_error, overwrite=overwrite)
 
 
+@says_it_in_python()
 def build_masks(
     source: Location,
     out: Location,
@@ -132,6 +136,7 @@ def build_masks(
     return dict(write_masks(plan).manifests)
 
 
+@says_it_in_python()
 def index_tars(
     tars: Location,
     out: Location | None = None,
@@ -178,6 +183,7 @@ def index_tars(
     )
 
 
+@says_it_in_python()
 def verify(place: Location, *, against: Location | None = None) -> Verification:
     """Check every byte of a dataset: checksums, indexes, images, labels, duplicates, files that do not belong.
 
@@ -200,6 +206,7 @@ def verify(place: Location, *, against: Location | None = None) -> Verification:
     return verify(place, against=against)
 
 
+@says_it_in_python()
 def describe(place: Location) -> Description:
     """Say what is in a dataset, by its manifest and sample indexes: counts, labels, sizes, objects, hole fractions.
 

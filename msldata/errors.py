@@ -90,11 +90,13 @@ def nothing_at(place: str | Path) -> FileNotFoundError:
 
 def neighbour(place: str | Path) -> str:
     """The end of a message about a local path at which there is nothing; empty where nothing near has such a name."""
-    path = Path(place).expanduser()
-    while not path.parent.exists():  # the slip may be in a folder's name
-        path = path.parent
-    beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) and path.parent.is_dir() else ()
-    return did_you_mean(path.name, beside)
+    typed = Path(place)
+    while not typed.expanduser().parent.exists():  # the slip may be in a folder's name
+        typed = typed.parent
+    folder = typed.expanduser().parent
+    beside = os.listdir(folder) if os.access(folder, os.R_OK) and folder.is_dir() else ()
+    near = closest(typed.name, beside)
+    return f"; did you mean {typed.with_name(near)}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:
@@ -112,5 +114,10 @@ def first_line(error: BaseException) -> str:
 
 def did_you_mean(typed: str, known: Iterable[str]) -> str:
     """The end of a message: what may have been meant; empty where nothing known is near."""
-    near = difflib.get_close_matches(typed, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = closest(typed, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+def closest(typed: str, known: Iterable[str]) -> str:
+    """The known name nearest to what was typed, which is never meant itself; empty where none is near."""
+    return next(iter(difflib.get_close_matches(typed, [name for name in known if name != typed], 1)), "")

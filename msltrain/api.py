@@ -6,9 +6,10 @@ A place is a local path or an address such as ``s3://bucket/folder``, as text. N
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
+from msldata.python_words import in_python, says_it_in_python
 from msldata.storage import Location, one_or_many
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from msltrain.use.predict import Predictor
 
 
+@says_it_in_python(has_settings=True)
 def recipe(
     name: str,
     *,
@@ -66,17 +68,25 @@ def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settin
     )
     if not config.model.weights and "model.weights=" not in settings:
         reason = next(reason for reason in reasons if reason.startswith("network: "))
-        warnings.warn(f"{reason}; here, `--weights FILE` is settings=['model.weights=FILE']", stacklevel=3)
+        warnings.warn(in_python(reason, recipe, has_settings=True), stacklevel=4)
     return config
 
 
-def train(config: TrainConfig, run: Location, *, resume: bool = False) -> TrainResult:
+@says_it_in_python(has_settings=True)
+def train(
+    config: TrainConfig,
+    run: Location,
+    *,
+    resume: bool | Literal["auto"] = False,
+    allow_changes: bool = False,
+) -> TrainResult:
     """Train a recogniser in this process, or as one of those that torchrun started; standard error says how far it is.
 
     Args:
         config: the whole run, from `recipe`.
         run: the folder or address where everything is written.
-        resume: continue the run that is there from its last checkpoint.
+        resume: True: continue the run that is there from its last checkpoint; auto: if there is one, else begin it.
+        allow_changes: continue it though the config or the data are others than before.
 
     Raises:
         UserError: the folder is in use, or holds another run; data or model cannot be used; a loss is not finite.
@@ -93,23 +103,27 @@ def train(config: TrainConfig, run: Location, *, resume: bool = False) -> TrainR
     from msltrain.training.trainer import train
 
     if not is_first_process():
-        return train(config, run_dir=run, resume=resume)
+        return train(config, run_dir=run, resume=resume, allow_changes=allow_changes)
     with TrainingDisplay(err, err) as display:
-        return train(config, run_dir=run, resume=resume, on_event=display.show)
+        return train(config, run_dir=run, resume=resume, allow_changes=allow_changes, on_event=display.show)
 
 
+@says_it_in_python()
 def evaluate(
     checkpoint: Location,
     data: Location,
     *,
+    held_out: bool = False,
     keep_masks: Location | Sequence[Location] = (),
     out: Location | None = None,
 ) -> tuple[Predictions, Metrics]:
     """Predict every sample of a dataset exactly once, and measure the predictions as published.
 
     Args:
-        checkpoint: a run, whose best checkpoint is taken, or a checkpoint.
-        data: the shards to evaluate on.
+        checkpoint: a run, in ``runs/`` by its name, whose best checkpoint is taken, or a checkpoint. A warning says
+            where its training was stopped.
+        data: the shards to evaluate on; of a dataset in ``shards/`` its name, for the test split.
+        held_out: only what training on these shards set aside for validation.
         keep_masks: hide parts of the images with these, one folder or several; none: whole images.
         out: predictions file to write (parquet).
 
@@ -121,18 +135,31 @@ def evaluate(
         predictions, metrics = msltrain.evaluate("runs/msl", "shards/voc2007/test", keep_masks="shards/masks/low")
         print(f"mAP {100 * metrics.mAP:.1f} behind holes of {100 * predictions.origin.hole_fraction:.0f} %")
     """
-    from msltrain.evaluation.evaluate import evaluate
+    from msltrain.evaluation import evaluate as evaluation
     from msltrain.measures.metrics import compute_metrics
+    from msltrain.runs.run_places import find_evaluation_shards, find_run
 
-    predictions = evaluate(checkpoint, data, keep_masks=keep_masks, out=out)
+    notes: list[str] = []
+    predictions = evaluation.evaluate(
+        find_run(checkpoint),
+        find_evaluation_shards(str(data), held_out=held_out),
+        held_out=held_out,
+        keep_masks=keep_masks,
+        out=out,
+        note=notes.append,
+    )
+    for text in notes:
+        _warn(text, evaluate)
     return predictions, compute_metrics(predictions)
 
 
+@says_it_in_python()
 def load(checkpoint: Location, *, device: str | torch.device = "auto") -> Predictor:
     """A trained recogniser, ready to predict images.
 
     Args:
-        checkpoint: a run, whose best checkpoint is taken, or a checkpoint.
+        checkpoint: a run, in ``runs/`` by its name, whose best checkpoint is taken, or a checkpoint. A warning says
+            where its training was stopped.
         device: where it computes; auto: a GPU when there is one.
 
     Raises:
@@ -145,7 +172,15 @@ def load(checkpoint: Location, *, device: str | torch.device = "auto") -> Predic
     """
     from msltrain.use.predict import Predictor
 
-    return Predictor(checkpoint, device)
+    predictor = Predictor(checkpoint, device)
+    if predictor.unfinished:
+        _warn(predictor.unfinished, load)
+    return predictor
+
+
+def _warn(text: str, function: Callable[..., object]) -> None:
+    """Warn whoever called ``function``, which calls this."""
+    warnings.warn(in_python(text, function), stacklevel=4)  # past the function and what translates its errors
 
 
 def compute_metrics(

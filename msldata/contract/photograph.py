@@ -1,7 +1,7 @@
 """A photograph as the network wants it, with Pillow and numpy alone: upright, RGB of 8 bits, or refused.
 
     from photograph import photographs
-    for file, image in photographs(["a.jpg", "b.png"]): ...
+    for file, image in photographs(["a.jpg", "folder"]): ...
 
 This program and the folders that `msl export` writes read what is no plain JPEG by this one file, which lies there
 beside `model.py`. Transparency is dropped, CMYK and palettes are converted, the first frame of an animation counts.
@@ -9,8 +9,10 @@ beside `model.py`. Transparency is dropped, CMYK and palettes are converted, the
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -29,16 +31,42 @@ _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 """For each of Pillow's 16-bit raw modes, which take the high byte, the mode that takes the low byte instead."""
 
 
-def photographs(files: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
-    """(file, its photograph) of each that can be read; of any other a line in standard error says why not."""
-    for file in files:
-        try:
-            with Image.open(file, formats=FORMATS) as image:
-                photograph = upright_rgb(image)
-        except Exception as error:  # damaged files make Pillow's decoders raise almost anything
-            print(f"{file}: {error}", file=sys.stderr)
-        else:
-            yield file, photograph
+class photographs:
+    """(file, its photograph) of each that can be read; of any other a line in standard error says why not.
+
+    Args:
+        files: files, and folders, which stand for the images in them and below.
+
+    Attributes:
+        left_out: files that could not be read.
+
+    Raises:
+        SystemExit: nothing is named, with a line that says so.
+    """
+
+    def __init__(self, files: Iterable[str]):
+        self._named, self.left_out = list(files), list[str]()
+        if not self._named:
+            raise SystemExit("name photographs, or folders of them")
+
+    def __iter__(self) -> Iterator[tuple[str, Image.Image]]:
+        for file in itertools.chain.from_iterable(map(_files_in, self._named)):
+            try:
+                with Image.open(file, formats=FORMATS) as image:
+                    photograph = upright_rgb(image)
+            except Exception as error:  # damaged files make Pillow's decoders raise almost anything
+                print(f"{file}: {error}", file=sys.stderr)
+                self.left_out.append(file)
+            else:
+                yield file, photograph
+
+
+def _files_in(place: str) -> list[str]:
+    """The files whose names are those of images in a folder and below it; of anything else the place itself."""
+    if not Path(place).is_dir():
+        return [place]
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    return sorted(str(file) for file in Path(place).rglob("*") if file.suffix.lower() in suffixes and file.is_file())
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

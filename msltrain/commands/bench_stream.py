@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from msldata.console import gigabytes, out, progress_bar, standard_output
+from msldata.errors import counted
 from msltrain.commands.options import BatchSize, Cache, CacheLimit, Json
 
 
@@ -38,7 +39,7 @@ def bench_stream(
     json: Json = False,
 ) -> None:
     """Measure your own storage: images/s, where the time goes, how many GPUs that feeds."""
-    from msldata.errors import UserError, counted
+    from msldata.errors import UserError
     from msltrain.stream.bench import measure_lost_time, measure_stream
     from msltrain.stream.config import StreamConfig
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, next_step, out, progress_bar, show, standard_output
+from msldata.errors import counted
 from msltrain.commands.options import (
     BatchSize,
     Cache,
@@ -181,7 +182,7 @@ def _explain() -> None:
 
 def _list_skipped(skipped: Sequence[str]) -> None:
     if skipped:
-        err.print(f"{len(skipped)} bad samples were left out:")
+        err.print(f"{counted(len(skipped), 'bad sample')} {'was' if len(skipped) == 1 else 'were'} left out:")
     for sample in skipped:
         err.print(f"  {sample}", markup=False, soft_wrap=True)
 
@@ -205,8 +206,11 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
             table.add_row(label, "", *(_percent(getattr(rates, name)) for name in summary if name != "mAP"))
     out.print(table)
     _explain()
+    if never := metrics.never_predicted():
+        out.print(never, style="dim", soft_wrap=not out.is_terminal)
     if few := metrics.too_few():
-        out.print(few, style="yellow", soft_wrap=not out.is_terminal)
+        said = few if measured.intervals else f"{few}; --intervals says how far"
+        out.print(said, style="yellow", soft_wrap=not out.is_terminal)
     if measured.threshold_origin:
         out.print(f"tuned thresholds: {measured.threshold_origin}", soft_wrap=True)
     others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")
@@ -247,7 +251,7 @@ def robustness(
         list[str] | None,
         typer.Option(
             help="Held-out keep masks, for irregular; repeat it: low and high.",
-            show_default="shards/heldout/low and high, if they are here",
+            show_default="shards/heldout/low and high, if they are here; else some are drawn",
         ),
     ] = None,
     name: Annotated[list[str] | None, typer.Option(help="Names of the models, in the same order.")] = None,
@@ -297,7 +301,7 @@ def robustness(
         raise UserError("--recalibrate SHARDS and --recalibrate-masks DIR belong together")
     kinds = tuple(kind or (IRREGULAR,))
     masks = tuple(keep_masks or (held_out_masks() if need_stored(kinds) else ()))
-    check_kinds(kinds, masks)  # before torch is imported
+    check_kinds(kinds)  # before torch is imported
     shards = shards_to_measure(data, checkpoint[0])
     if shards is None:
         raise UserError(
@@ -312,6 +316,7 @@ def robustness(
     from msltrain.robustness.figure import write_robustness
     from msltrain.robustness.run import Recalibration, Study, run_study
     from msltrain.runs.find_checkpoint import Foreign
+    from msltrain.stream.keepmasks.bank import NUM_GENERATED
 
     study = Study(
         models=tuple(zip(names, checkpoint, strict=True)),
@@ -329,6 +334,8 @@ def robustness(
             show(err, f"test shards: {shards}")
         if masks and not keep_masks:
             show(err, f"keep masks: {' and '.join(masks)}")
+        elif need_stored(kinds) and not masks:
+            show(err, f"keep masks: {NUM_GENERATED} drawn here, others than training draws; --keep-masks takes yours")
     found = run_study(
         study,
         out_,

@@ -56,6 +56,11 @@ def recipes(
     for recipe in RECIPES.values():
         hours = "" if recipe.gpu_hours is None else f"{recipe.gpu_hours:.2f}"
         table.add_row(recipe.name, hours, Text.assemble(recipe.what, (f"\n{recipe.source} · {recipe.number}", "dim")))
+    out.print(
+        "For photographs of your own take own, which `msl train NAME` does. The others train a published method on its "
+        "dataset: msl- is Masked Supervised Learning, -paper its published values.\n",
+        soft_wrap=not out.is_terminal,
+    )
     out.print(table)
     out.print(
         f"GPU-hours: an estimate for one H100 or H200 that sustains {BF16_TERAFLOPS:g} TFLOP/s in bf16 and "

@@ -9,6 +9,7 @@ import typer
 
 from msldata.commands import local_path
 from msldata.console import err, next_step, out, progress_bar, show
+from msldata.errors import counted
 from msltrain.commands.options import Device, OnDevice, RunArguments, SomeCheckpoints, named_models
 
 
@@ -43,7 +44,7 @@ def report(
     """Show what one run learnt, or compare runs: an HTML page that stands alone, Markdown and JSON beside it."""
     import shlex
 
-    from msldata.errors import UserError, counted
+    from msldata.errors import UserError
     from msltrain.measures.metrics import compute_metrics
     from msltrain.measures.summary import mean_and_deviation
     from msltrain.report.gather import gather_runs, name_of
@@ -68,6 +69,8 @@ def report(
         progress=progress_bar,
     )
     runs, shards = gathered.runs, gathered.shards
+    for text in (one.unfinished for one in runs if one.unfinished):
+        show(err, f"note: {text}")
     if data is None and shards is not None:
         show(err, f"test shards: {shards}")
     from msltrain.report.write_report import write_report
@@ -92,7 +95,7 @@ def report(
         if found:
             spread = {measure: mean_and_deviation([one[measure] for one in found]) for measure in found[0]}
             words = ", ".join(f"{key} {100 * mean:.2f} ± {100 * sd:.2f}" for key, (mean, sd) in spread.items())
-            show(out, f"{path.name}, mean ± standard deviation of {len(found)} runs: {words}")
+            show(out, f"{path.name}, mean ± standard deviation of {counted(len(found), 'run')}: {words}")
     if shards is None:
         out.print("without photographs; --data SHARDS adds them")
     next_step(f"msl serve {shlex.join(map(str, run))}" + (f" --examples {shlex.quote(shards)}" if shards else ""))

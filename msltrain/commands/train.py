@@ -12,6 +12,7 @@ import typer
 
 from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, next_step, out, show, show_below
+from msldata.errors import counted
 from msltrain.commands.options import AnyCheckpoints, Cache, Processes
 from msltrain.commands.recipes import complete_recipe, complete_setting
 
@@ -92,13 +93,15 @@ def train(
     """
     import os
     import sys
+    from dataclasses import replace
 
     from msldata.contract.judging import photographs_of, too_few_to_judge
     from msldata.contract.manifest import read_manifest
-    from msldata.errors import UserError, counted
+    from msldata.errors import UserError
     from msltrain.hosts import launch
+    from msltrain.models.weights_place import check_weights
     from msltrain.recipes import configure
-    from msltrain.runs.run_places import find_dataset, unfinished_said
+    from msltrain.runs.run_places import find_dataset, find_run, unfinished_said
     from msltrain.stream.samples.shardset import open_shard_set
     from msltrain.training import seeds as series
 
@@ -127,17 +130,28 @@ def train(
         show_below(out, f"{unfinished}; now it is trained without", "yellow")
     place = run or str(Path("runs", found.name if found is not None else recipe or ""))
     numbers = () if seeds is None else series.parse_seeds(seeds)
-    if resume is None and "LOCAL_RANK" not in os.environ:  # to a late process the first one's run would look old
-        for folder in [f"{place}/seed{number}" for number in numbers] or [place]:
+    folders = [f"{place}/seed{number}" for number in numbers] or [place]
+    is_alone = "LOCAL_RANK" not in os.environ  # to a late process the first one's run would look old; hosts lack it
+    if resume is None and is_alone:
+        for folder in folders:
             _check_unused(folder)
+    begun = {folder: stored for folder in folders if resume is not None and (stored := _begun(folder)) is not None}
+    weights = weights and find_run(weights)
+    for folder, stored in begun.items() if is_alone else ():
+        if weights is not None and weights != stored.model.weights:
+            raise UserError(
+                f"{folder}: first weights belong to a new run, and this one began with "
+                f"{stored.model.weights or 'none'}; leave --weights out to go on with it, or name the folder of a new "
+                "run with --run"
+            )
+    if weights is not None and not begun:
+        check_weights(weights)
     arguments, fits = sys.argv[1:], recipe in (None, "own")
+    details: list[str] | None = None
     if fits and found is not None:
-        began = _begun(place) if resume is not None else None
-        config, reasons = _own(found, keep_masks or (), weights, settings, began)
-        for reason in reasons:
-            show_below(out, reason)
+        config, details = _own(found, keep_masks or (), weights, settings, next(iter(begun.values()), None))
         if found.test and (few := too_few_to_judge({"test": photographs_of(read_manifest(found.test))})):
-            show_below(out, few, "yellow")
+            details.append(few)
         # All processes must mean the same network, whatever each of them could fetch.
         arguments += [
             "--set",
@@ -152,6 +166,22 @@ def train(
         config = configure(recipe or "", train=shards, keep_masks=keep_masks, weights=weights, settings=settings)
         for named in filter(None, (config.data.train, config.data.validation)):
             open_shard_set(named)  # before torch is imported, which takes seconds
+    configs = {
+        folder: replace(config, run=replace(config.run, seed=number))
+        for folder, number in zip(folders, numbers or [config.run.seed], strict=True)
+    }
+    if not allow_changes and is_alone:
+        for folder, stored in begun.items():
+            _check_same(folder, stored, configs[folder])
+    if is_alone and all(_was_over(folder, begun.get(folder), one) for folder, one in configs.items()):
+        for folder in folders:
+            if fits and configs[folder].data.validates:
+                _tune_thresholds(folder, again=False)
+            show(out, (folder, "green"), ": was finished before, so there is nothing to train")
+        _lead_on(place, is_known=found is not None)
+        return
+    if details is not None:
+        _say_in_short(config, details, place, is_new=not begun)
     if (number := launch.num_processes(processes, config.run.device)) > 1:
         restarts = launch.MAX_RESTARTS if resume is ResumeChoice.auto else 0
         raise typer.Exit(launch.launch(arguments, number, max_restarts=restarts))
@@ -159,7 +189,7 @@ def train(
     from msltrain.training.trainer import train
 
     going_on: bool | Literal["auto"] = "auto" if resume is ResumeChoice.auto else resume is not None
-    with TrainingDisplay(out, err) as display:
+    with TrainingDisplay(out, err, details) as display:
         if seeds is None:
             results = [
                 train(config, run_dir=place, resume=going_on, allow_changes=allow_changes, on_event=display.show)
@@ -177,13 +207,34 @@ def train(
         if result.best_epoch is not None:
             which = "best" if result.is_chosen else "last"
             why = "" if result.is_chosen else "; validation shows too little to choose another"
-            value, epoch = 100 * (result.validation_mAP or 0), result.best_epoch + 1
-            out.print(f"{which} validation mAP {value:.1f}, epoch {epoch}, is what is kept{why}")
+            value = 100 * (result.validation_mAP or 0)
+            out.print(f"{which} validation mAP {value:.1f}, epoch {result.best_epoch}, is what is kept{why}")
         if fits and result.best is not None:
             _tune_thresholds(result.run_dir)
         show(out, (result.run_dir, "green"), f": {counted(result.num_steps, 'step')}, {result.seconds:,.0f} s")
+    _lead_on(place, is_known=found is not None)
+
+
+def _lead_on(place: str, *, is_known: bool) -> None:
     named = Path(place).name if Path(place).parent == Path("runs") else place
-    next_step(f"msl evaluate {named}" if found is not None else f"msl evaluate {named} --data SHARDS")
+    next_step(f"msl evaluate {named}" if is_known else f"msl evaluate {named} --data SHARDS")
+
+
+def _say_in_short(config: TrainConfig, details: Sequence[str], place: str, *, is_new: bool) -> None:
+    """What a newcomer wants to know of a run of his own photographs; the rest goes into its folder."""
+    from msltrain.recipes.own_fit import in_short
+    from msltrain.training.display import START_NAME
+
+    if is_new:
+        warning, *lines = in_short(config, details)
+        if warning:
+            show_below(out, warning, "yellow")
+        for line in lines:
+            show_below(out, line)
+    else:
+        show_below(out, details[0])
+    where = "" if "://" in place else f"; {START_NAME} there says more, and why"
+    show_below(out, f"all of it goes to {place}{where}")
 
 
 def _check_unused(place: str) -> None:
@@ -195,41 +246,85 @@ def _check_unused(place: str) -> None:
         check_unused(folder, place)
 
 
-def _begun(place: str) -> str:
-    """The config of the run in a folder; empty where there is none yet."""
+def _begun(place: str) -> TrainConfig | None:
+    """What the run in a folder was begun with; None where there is none yet."""
+    from msldata.errors import UserError
     from msldata.storage import open_storage
+    from msltrain.config import from_json
+    from msltrain.runs.folder import CONFIG_NAME
 
     storage = open_storage(place)
-    return storage.read("config.json").decode() if storage.exists("config.json") else ""
+    if not storage.exists(CONFIG_NAME):
+        return None
+    try:
+        return from_json(storage.read(CONFIG_NAME).decode(errors="replace"), storage.where(CONFIG_NAME))
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{storage.where(CONFIG_NAME)}: not the settings of a run ({error})") from None
+
+
+def _check_same(place: str, begun: TrainConfig, config: TrainConfig) -> None:
+    """Raise what training would where a run to continue has other settings or was trained on other data."""
+    from msldata.contract.manifest import read_manifest
+    from msltrain.runs.folder import DatasetIdentity, another_run, changed_data, changed_settings, training_data
+
+    changes = changed_settings(begun, config)
+    if noted := training_data(place):
+        train = config.data.train
+        changes += changed_data("train", noted, [DatasetIdentity.of(train, read_manifest(train))])
+    if changes:
+        raise another_run(place, changes)
+
+
+def _was_over(place: str, begun: TrainConfig | None, config: TrainConfig) -> bool:
+    """Whether a run on this machine, of the same data, had come to its end before."""
+    from msldata.storage import open_storage
+    from msltrain.runs.find_checkpoint import progress_of
+
+    folder = open_storage(place).path()
+    if folder is None or begun is None or begun.data != config.data:
+        return False
+    return (now := progress_of(folder, config)) is not None and now.is_over
 
 
 def _own(
-    found: Dataset, keep_masks: Sequence[str], weights: str | None, settings: Sequence[str], begun: str | None
+    found: Dataset, keep_masks: Sequence[str], weights: str | None, settings: Sequence[str], begun: TrainConfig | None
 ) -> tuple[TrainConfig, list[str]]:
     """The recipe ``own`` for a dataset and this machine, and why it is so; of a run that goes on, what it was."""
-    from msltrain.config import from_json, override
+    from dataclasses import replace
+
+    from msltrain.config import override
     from msltrain.recipes.own_fit import fit_own
 
-    if begun:
-        return override(from_json(begun), settings), ["settings: those that this run was begun with"]
-    return fit_own(
-        found.train,
-        validation=found.validation,
-        keep_masks=keep_masks,
-        weights=weights,
-        settings=settings,
-    )
+    if begun is None:
+        return fit_own(
+            found.train, validation=found.validation, keep_masks=keep_masks, weights=weights, settings=settings
+        )
+    data, kind = begun.data, begun.keep_mask.kind
+    if data.train != found.train:  # the same photographs elsewhere, or others, which training will say
+        data = replace(data, train=found.train, validation=found.validation if data.validation else "")
+    if keep_masks:
+        data, kind = replace(data, keep_masks=tuple(keep_masks)), "stored"
+    config = replace(begun, data=data, keep_mask=replace(begun.keep_mask, kind=kind))
+    first = [f"model.weights={weights}"] if weights is not None else []
+    return override(config, [*first, *settings]), ["settings: those that this run was begun with"]
 
 
-def _tune_thresholds(run: str | Path) -> None:
-    """Predict what training held out, where predict, serve and export look for it, and say what became of it."""
-    from msltrain.evaluation.evaluate import evaluate
-    from msltrain.measures.thresholds import threshold_origin
+def _tune_thresholds(run: str | Path, *, again: bool = True) -> None:
+    """Predict what training held out, where predict, serve and export look for it, and say what became of it.
+
+    Args:
+        again: also where that was done before.
+    """
     from msltrain.runs.find_checkpoint import training_shards
     from msltrain.runs.run_places import default_file
 
     shards = training_shards(run)
     file = default_file(run, shards, held_out=True)
+    if not again and file.exists():
+        return
+    from msltrain.evaluation.evaluate import evaluate
+    from msltrain.measures.thresholds import threshold_origin
+
     predictions = evaluate(run, shards, held_out=True, out=file)
     out.print(f"thresholds: {threshold_origin(predictions, file.name)}", soft_wrap=not out.is_terminal)
 

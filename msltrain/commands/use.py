@@ -10,6 +10,7 @@ import typer
 
 from msldata.commands import local_path
 from msldata.console import OnError, err, next_step, out, progress_bar, show, standard_output, visible
+from msldata.errors import counted
 from msltrain.commands.options import (
     BatchSize,
     Classes,
@@ -74,7 +75,7 @@ def predict(
     """Say what photographs show, where it is seen, and what hiding a part changes: msl predict RUN PHOTOS."""
     import sys
 
-    from msldata.errors import UserError, counted
+    from msldata.errors import UserError, neighbour
     from msltrain.hosts import launch
     from msltrain.hosts.rank_output import is_first_process
     from msltrain.runs.find_checkpoint import Foreign
@@ -91,6 +92,9 @@ def predict(
     checkpoint = run_place(checkpoint)
     check_models([checkpoint])
     num_shown = _top_k(top_k)
+    _check_threshold(threshold)
+    if keep_mask is not None and not keep_mask.expanduser().is_file():
+        raise FileNotFoundError(f"{keep_mask}: no such mask file{neighbour(keep_mask)}")
     kind = format_of(format_.value if format_ else None, out_)
     printer = Printer(kind, standard_output, visible if standard_output.isatty() else str)
     say = (lambda text: show(err, f"note: {text}")) if is_first_process() else lambda text: None
@@ -127,14 +131,26 @@ def predict(
     if not is_first_process():
         return
     if out_ is not None:
-        show(out, (out_, "green"), f": {counted(found.num_images, 'image')}")
+        highest = ""
+        if num_shown is not None and found.num_scores < found.num_classes:
+            highest = f", the {found.num_scores} highest of {found.num_classes} classes each; --top-k all writes all"
+        show(out, (out_, "green"), f": {counted(found.num_images, 'image')}{highest}")
     if cam is not None:
         show(err, (cam, "green"), f": {counted(found.num_drawn, 'picture')}")
     if found.threshold_origin:
         show(err, f"thresholds: {found.threshold_origin}")
+    if 2 * found.num_empty > found.num_images - found.num_failed:
+        show(err, "note: of most photographs no class reaches its threshold; --threshold 0.3, for one, predicts more")
     if words := describe(found):
         err.print(words, markup=False, soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _check_threshold(threshold: float | None) -> None:
+    """Raise what `Predictor` would, before torch is imported."""
+    from msltrain.use.output_formats import check_threshold
+
+    check_threshold(threshold)
 
 
 def _top_k(text: str) -> int | None:
@@ -167,7 +183,7 @@ def serve(
     device: Device = OnDevice.auto,
 ) -> None:
     """Open a local page: drop a photograph, paint over a part, and watch what one model or several make of it."""
-    from msldata.errors import UserError, counted
+    from msldata.errors import UserError
     from msltrain.runs.find_checkpoint import Foreign
     from msltrain.runs.run_places import local_test_shards
     from msltrain.use.read_images import find_images
@@ -177,6 +193,7 @@ def serve(
         both = f"{counted(len(models), 'model')} and {counted(len(name), 'name')}"
         raise UserError(f"{both}; give --name once per --checkpoint")
     check_models(models)
+    _check_threshold(threshold)
     pictures = find_images(examples) if examples else []
     from msltrain.hosts.distributed import process_group
     from msltrain.use.photo_session import Studio
@@ -245,7 +262,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another model's export.")] = False,
 ) -> None:
     """Write a model for use elsewhere, and check each file against the original."""
-    from msldata.errors import UserError, counted
+    from msldata.errors import UserError
     from msltrain.runs.find_checkpoint import Foreign
     from msltrain.runs.run_places import run_folder
 

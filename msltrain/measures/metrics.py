@@ -30,6 +30,7 @@ EXPLAINED = (
 """What they are, for whoever meets them first."""
 TOP = 3
 """The top-3 rates of the literature predict at most so many classes per image."""
+_NUM_NAMED = 5
 
 
 class NotANumberError(UserError):
@@ -120,7 +121,21 @@ class Metrics:
             return ""
         return (
             f"only {counted(self.num_samples, 'photograph')}, and half of the classes in {typical} or fewer: chance "
-            "alone can move these figures by tens of points; --intervals says how far"
+            "alone can move these figures by tens of points"
+        )
+
+    def never_predicted(self) -> str:
+        """In words, what classes without a prediction do to OP and CP, and how many predictions are right; empty where
+        every class is predicted at least once."""
+        never = [one.name for one in self.classes if not one.num_predicted]
+        if not never:
+            return ""
+        made, right = (sum(getattr(one, name) for one in self.classes) for name in ("num_predicted", "num_correct"))
+        more = f" and {len(never) - _NUM_NAMED:,} more" if len(never) > _NUM_NAMED else ""
+        count = f"{right:,} of the {counted(made, 'prediction')} made {'is' if right == 1 else 'are'} right"
+        return (
+            "as published, a class that is never predicted counts in OP as one wrong prediction, in CP as none right: "
+            f"here {', '.join(never[:_NUM_NAMED])}{more}; {count if made else 'nothing at all is predicted'}"
         )
 
 

@@ -22,11 +22,11 @@ from msltrain.models.pretrained import (
     WeightsReport,
     create_pretrained,
     fill_network,
-    is_timm_tag,
     read_source,
 )
 from msltrain.models.query_heads import MLDecoderHead, Query2LabelHead
 from msltrain.models.released import Released, take_apart
+from msltrain.models.weights_place import is_timm_tag
 
 
 class Recogniser(nn.Module):

@@ -25,13 +25,12 @@ from torch import Tensor, nn
 
 from msldata.errors import UserError, first_line
 from msldata.storage.hub import fetch_from_hub, is_hub_place
+from msltrain.models.weights_place import FILE_SUFFIXES, HUB_PREFIX
 
 _log = logging.getLogger(__name__)
 
-HUB_PREFIX = "hf-hub:"
 HUB_FILES = ("model.safetensors", "config.json")
 """What is fetched of a model on the hub."""
-FILE_SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".safetensors")
 _COUNTER = "num_batches_tracked"
 """BatchNorm's step counter: not a weight; old files lack it, and nothing here reads it."""
 
@@ -60,13 +59,6 @@ class WeightsReport:
         ignored = f"; not used: {shortened(self.ignored)}" if self.ignored else ""
         how = f"{self.num_loaded} backbone tensors{head} loaded from {self.source} (matched by {self.matched_by})"
         return how + (f"; {self.head}" if self.head else "") + ignored
-
-
-def is_timm_tag(weights: str) -> bool:
-    """Whether ``weights`` is a timm tag rather than a file, a folder or a model on the hub."""
-    return not Path(weights).is_dir() and not (
-        weights.startswith(HUB_PREFIX) or weights.endswith(FILE_SUFFIXES) or "/" in weights
-    )
 
 
 def local_weights(weights: str) -> str:

@@ -22,6 +22,16 @@ def score_percent(score: float) -> str:
     return f"{percent(score, 0)}\u00a0%"
 
 
+def percent_beside(score: float, threshold: float) -> str:
+    """A score in percent with as many digits as it takes to see on which side of its threshold it is: ``93``; ``49.8``
+    where the threshold is 0.5."""
+    for digits in range(3):
+        shown = float(f"{100 * score:.{digits}f}")
+        if (shown >= 100 * threshold) == (score >= threshold):
+            return percent(score, digits)
+    return percent(score, 4)
+
+
 def quoted(name: str) -> str:
     """A name that a user gave, in a sentence: a run may be called ``mine`` or ``it``."""
     return f"“{name}”"
@@ -41,11 +51,6 @@ def join(parts: Sequence[str], last: str = "and") -> str:
 def capital(text: str) -> str:
     """With a capital first letter."""
     return text[:1].upper() + text[1:]
-
-
-def counted(number: int, word: str) -> str:
-    """``1 seed``, ``2 seeds``."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def written_width(text: str) -> float:

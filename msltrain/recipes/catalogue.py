@@ -136,6 +136,7 @@ _RIVALS = (
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
+        _single("own", own),  # what most people want comes first
         *(entry for function in _PUBLISHED for entry in _family(function)),
         *map(_rival, _RIVALS),
         _single("smoke", small.smoke),
@@ -143,6 +144,5 @@ RECIPES: dict[str, Recipe] = {
         _single("demo-baseline", small.demo_baseline),
         _single("demo-augmentation", small.demo_augmentation),
         _single("demo-distil", small.demo_distil),
-        _single("own", own),
     )
 }

@@ -116,6 +116,30 @@ def fit_own(
     ]
 
 
+def in_short(config: TrainConfig, reasons: Sequence[str]) -> list[str]:
+    """A warning, empty where there is nothing to warn of; then on what is trained, which network, and how long.
+
+    Args:
+        config, reasons: what `fit_own` gives.
+    """
+    model, side = config.model, config.stream.image_size
+    photographs, network, length = (
+        next(one for one in reasons if one.startswith(f"{topic}: ")) for topic in ("photographs", "network", "length")
+    )
+    from_nothing = "FROM NOTHING" in network
+    return [
+        "FROM NOTHING: no pretrained weights are on this machine, and none can be fetched. The model will know far "
+        "less than a pretrained one: stop, and give some with --weights FILE"
+        if from_nothing
+        else "",
+        photographs,
+        f"network: {model.backbone} "
+        + (f"with the weights {model.weights}" if model.weights else "from nothing")
+        + f", at {side} × {side} pixels",
+        length.partition(" (")[0],
+    ]
+
+
 def _method_said(config: TrainConfig) -> str:
     share, twin = config.keep_mask.share, config.optim.twin_share
     hidden = "and with parts hidden" if share == 1 else f"and {100 * share:.0f} % of them with parts hidden as well"
@@ -205,7 +229,8 @@ def _with_weights(
 ) -> tuple[TrainConfig, str]:
     """The network that a weights file, a run or a tag of the user's belongs to."""
     from msltrain.models.own_weights import find_own_file
-    from msltrain.models.pretrained import is_timm_tag, read_source
+    from msltrain.models.pretrained import read_source
+    from msltrain.models.weights_place import is_timm_tag
 
     model = replace(config.model, weights=weights)
     if not weights:

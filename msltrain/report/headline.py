@@ -18,6 +18,8 @@ class Headline:
 
     headline: str
     """In plain words: how many objects the last run finds beside the reference, at as many false alarms."""
+    warnings: tuple[str, ...]
+    """What must be known before any of it is believed: training that was stopped, too few photographs."""
     price: str
     """What each model finds at a score of 0.5, and its false alarms."""
     ranking: str
@@ -33,7 +35,8 @@ def find(numbers: Numbers) -> Headline:
     scope = f"Measured on {num_images:,} test {'image' if num_images == 1 else 'images'}, one training run per model."
     if not others:
         return Headline(
-            headline=_one_finds(numbers),
+            headline=_one_finds(numbers) + _chance(numbers),
+            warnings=_warnings(numbers),
             price=_price(numbers),
             ranking=_single_headline(numbers),
             sentences=(
@@ -48,11 +51,26 @@ def find(numbers: Numbers) -> Headline:
         f"{scope} The intervals cover the choice of test images; they do not cover training again with another seed."
     )
     return Headline(
-        headline=_finds(numbers, len(numbers.runs) - 1),
+        headline=_finds(numbers, len(numbers.runs) - 1) + _chance(numbers),
+        warnings=_warnings(numbers),
         price=_price(numbers),
         ranking=ranking,
         sentences=tuple(sentences),
     )
+
+
+def _warnings(numbers: Numbers) -> tuple[str, ...]:
+    few = numbers.measured[0][WHOLE].metrics.too_few()
+    stopped = [run for run in numbers.runs if run.unfinished]
+    texts = [f"{quoted(run.name)} is not trained to its end: {run.unfinished}" for run in stopped]
+    return tuple(f"{capital(text)}." for text in [*texts, *filter(None, [few])])
+
+
+def _chance(numbers: Numbers) -> str:
+    """The end of a headline that few photographs stand for."""
+    if not numbers.measured[0][WHOLE].metrics.too_few():
+        return ""
+    return f" These are {len(numbers.runs[0].clean.keys):,} photographs, so chance has a say."
 
 
 def _one_finds(numbers: Numbers) -> str:
@@ -125,7 +143,18 @@ def _price(numbers: Numbers) -> str:
         parts.append(f"{_where(numbers, end)} {join(rates)}")
     return (
         "At a score of 0.5, objects found of every 100 and false alarms per 100 images: "
-        f"{'; '.join(parts)}. A class counts once per image."
+        f"{'; '.join(parts)}. A class counts once per image.{_why_other(numbers)}"
+    )
+
+
+def _why_other(numbers: Numbers) -> str:
+    """Why the headline's counts are others, where they are."""
+    pairs = [(found.num_found, found.num_found_alike) for by_end in numbers.found for found in by_end.values()]
+    if len(numbers.runs) == 1 or all(at_half == alike for at_half, alike in pairs):
+        return ""
+    return (
+        f" The first line counts other objects: those down to the lowest score at which a model makes no more false "
+        f"alarms than {quoted(numbers.runs[0].name)} makes at 0.5."
     )
 
 

@@ -219,6 +219,7 @@ def to_json(numbers: Numbers, title: str, examples: Sequence[Mapping[str, Any]] 
         "runs": [
             {
                 "name": run.name,
+                "unfinished": run.unfinished,
                 "conditions": {
                     condition: {"file": run.files.get(condition, ""), **asdict(measured[condition])}
                     for condition in numbers.conditions

@@ -16,7 +16,7 @@ from msltrain.measures.predictions import Predictions, read_predictions
 from msltrain.robustness.curves import Curves, read_curves
 from msltrain.robustness.figure import DATA_NAME
 from msltrain.robustness.study import PREDICTIONS
-from msltrain.runs.find_checkpoint import open_checkpoint, read_meta
+from msltrain.runs.find_checkpoint import open_checkpoint, read_meta, unfinished
 from msltrain.runs.folder import CONFIG_NAME, METRICS_NAME
 from msltrain.runs.run_places import WHOLE, predictions_file, run_folder
 
@@ -38,6 +38,8 @@ class RunReport:
     """Where the predictions of each condition are."""
     place: str = ""
     """Its run or checkpoint folder; empty where only its predictions are known."""
+    unfinished: str = ""
+    """In words, that its training has not come to its end; empty if it has, or nothing tells."""
     keep_masks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Folders of keep masks, by condition, if they are known to be somewhere other than its predictions say."""
 
@@ -78,6 +80,7 @@ def open_run(
         history=read_history(run_dir),
         files={condition: str(file) for condition, file in files.items()},
         place=str(run_dir),
+        unfinished=unfinished(run_folder(run_dir)),
         keep_masks=keep_masks or {},
     )
 

@@ -184,7 +184,7 @@ def _to_html(
         first=gallery.first if gallery else None,
         hiding=hiding_plot(numbers),
         measures=tables.measures_table(numbers),
-        explained=EXPLAINED,
+        explained=_explained(numbers),
         strata=tables.strata_table(numbers),
         strata_note=numbers.measured[0][WHOLE].strata_note,
         curves=curves,
@@ -236,6 +236,16 @@ def _validation(runs: Sequence[RunReport]) -> str:
     if len(by_words) < 2:
         return "".join(by_words)
     return join([f"{words} ({join(names)})" for words, names in by_words.items()])
+
+
+def _explained(numbers: Numbers) -> str:
+    """What the measures are, and which classes of which run are never predicted."""
+    never = [
+        f"{quoted(run.name)}, {text}."
+        for run, measured in zip(numbers.runs, numbers.measured, strict=True)
+        if (text := measured[WHOLE].metrics.never_predicted())
+    ]
+    return " ".join([EXPLAINED, *([f"On whole images: {' '.join(never)}"] if never else [])])
 
 
 def _listed(names: Sequence[str]) -> list[str]:
@@ -290,10 +300,11 @@ def _to_markdown(numbers: Numbers, title: str, classes_file: str) -> str:
         f"# {markdown(title)}",
         markdown(_subject(numbers)),
         f"**{markdown(finding.headline)}**",
+        *(f"**{markdown(warning)}**" for warning in finding.warnings),
         markdown(finding.price),
         markdown_list([finding.ranking, *finding.sentences]),
         "## Accuracy",
-        EXPLAINED,
+        markdown(_explained(numbers)),
         as_markdown(tables.measures_table(numbers)),
         *(["## By size and occlusion of the largest object", as_markdown(strata)] if strata else []),
         re.sub("(?m)^#", "##", robustness_markdown(numbers.curves).strip()) if numbers.curves else "",

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msldata.errors import counted
 from msltrain.grids.results import CurvePoint, Measures, OverSeeds, curves_of, measures_of
 from msltrain.grids.run import GridRun
 from msltrain.measures.metrics import SUMMARY
-from msltrain.pages.text import counted, percent
+from msltrain.pages.text import percent
 from msltrain.recipes.ablations import reference_row
 from msltrain.reproduce.paper_tables import PaperTable
 from msltrain.reproduce.published_numbers import ERRATA, FIGURE3, PUBLISHED, Published, other_rows

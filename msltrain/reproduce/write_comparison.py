@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from msldata.errors import counted
 from msldata.storage import LocalStorage
 from msltrain.grids.needed_data import KEEP_MASKS, TEST, TRAIN, Need
 from msltrain.grids.plan import Plan
 from msltrain.grids.results import devices_of
 from msltrain.grids.run import GridRun
-from msltrain.pages.text import counted
 from msltrain.recipes.backbones import resnet_cut, vit_l16
 from msltrain.recipes.cost import NUM_SAMPLES
 from msltrain.reproduce.comparison_page import to_html, to_markdown
@@ -109,7 +109,7 @@ def _caveats(grid: GridRun, needs: Sequence[Need], scale: str, as_published: boo
         dataset, split, number = need.manifest.dataset, need.manifest.split, need.manifest.num_samples
         expected = NUM_SAMPLES.get((dataset, split))
         if expected is None:
-            found.append(f"Other {need.role} than the paper's: {dataset}, {split}, {number:,} images.")
+            found.append(f"Other {need.role} than the paper's: {dataset}, {split}, {counted(number, 'image')}.")
         elif expected != number:
             found.append(f"Not the whole {need.role}: {number:,} of {expected:,} of {dataset}, {split}.")
     if scale == FULL:

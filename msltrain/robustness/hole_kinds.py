@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msldata.errors import UserError
 from msltrain.robustness.fillings import EPOCH, Filling
-from msltrain.robustness.kinds import PASTED, STORED
+from msltrain.robustness.kinds import DRAWN_SEED, PASTED, STORED
 from msltrain.robustness.visible_share import ObjectBoxes
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
@@ -101,12 +101,15 @@ class Holes:
 def open_stored(
     keep_masks: Sequence[str | Path], image_size: int, device: torch.device
 ) -> dict[HoleRange, AnyKeepMasks]:
-    """The stored keep masks by range, without the empty ranges.
+    """The stored keep masks by range, without the empty ranges; where none are named, irregular ones drawn here.
 
     Raises:
-        UserError: no folder, or no mask in any range.
+        UserError: no mask in any range.
     """
-    bank = KeepMasks.open(keep_masks, image_size, device)
+    if keep_masks:
+        bank = KeepMasks.open(keep_masks, image_size, device)
+    else:
+        bank = KeepMasks.generate(image_size, device, seed=DRAWN_SEED)
     found: dict[HoleRange, AnyKeepMasks] = {}
     for range_ in RANGES:
         if (part := bank.within(range_.low, range_.high)) is not None:

@@ -29,15 +29,14 @@ class Study:
     """Which models are measured, on which data.
 
     Raises:
-        UserError: no model, names that repeat, unknown kinds, no keep masks for kinds that take stored ones, or
-            recalibration on the masks of the study.
+        UserError: no model, names that repeat, unknown kinds, or recalibration on the masks of the study.
     """
 
     models: tuple[tuple[str, str], ...]
     """(name, checkpoint or run folder or weights file); the reference first."""
     shards: str
     keep_masks: tuple[str, ...]
-    """Held-out keep masks; those of training would flatter a model that was trained with them."""
+    """Held-out keep masks; those of training would flatter a model that was trained with them. None: some are drawn."""
     kinds: tuple[str, ...] = (IRREGULAR,)
     """See ``kinds.KINDS``."""
     recalibration: Recalibration | None = None
@@ -54,6 +53,6 @@ class Study:
                     f"'{name}' cannot name a model here: names become folders and must differ; give --name once per "
                     "checkpoint"
                 )
-        check_kinds(self.kinds, self.keep_masks)
+        check_kinds(self.kinds)
         if self.recalibration and set(self.recalibration.keep_masks) & set(self.keep_masks):
             raise UserError("recalibrate on the training keep masks, not on the held-out ones that are measured with")

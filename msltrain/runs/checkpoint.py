@@ -26,15 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from msldata.errors import StorageError, UserError, counted
-from msldata.storage import LocalStorage, Storage, flush_to_disk
+from msldata.storage import Storage, flush_to_disk
 from msltrain.config import TrainConfig, to_json
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.pretrained import fill_whole
 from msltrain.models.timm_view import TimmView
 from msltrain.runs.find_checkpoint import (
-    BEST,
-    CHECKPOINTS,
-    LAST,
     META_NAME,
     SCHEMA_VERSION,
     STATE_NAME,
@@ -43,6 +40,7 @@ from msltrain.runs.find_checkpoint import (
     open_checkpoint,
     read_meta,
     set_aside,
+    unfinished,
 )
 from msltrain.runs.run_places import run_folder
 
@@ -96,19 +94,7 @@ class LoadedRecogniser:
         """In words, that the training of its run has not come to its end; empty if it has, or nothing here tells."""
         if isinstance(self.path, str):
             return ""
-        folder = run_folder(self.path) / CHECKPOINTS
-        try:
-            last, config = read_meta(LocalStorage(folder / LAST))
-            best = read_meta(LocalStorage(folder / BEST))[0] if (folder / BEST).is_dir() else last
-        except (OSError, UserError):
-            return ""
-        num_epochs, patience = config.optim.num_epochs, config.optim.patience
-        if last["epoch"] >= num_epochs or 0 < patience <= last["epoch"] - best["epoch"]:
-            return ""
-        return (
-            f"{run_folder(self.path)}: {last['epoch']} of {num_epochs} epochs of its training are done, so these are "
-            "not the scores of a finished model; if it was stopped, --resume auto of `msl train` goes on"
-        )
+        return unfinished(run_folder(self.path))
 
     def columns_of(self, classes: tuple[str, ...], where: str) -> np.ndarray:
         """For each of its classes, int64 (K,), the position in ``classes`` (of the data at ``where``), by name.

@@ -82,6 +82,46 @@ def check_unused(folder: Path, called: str | Path) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far the training of a run has come."""
+
+    epoch: int
+    """Whole epochs finished."""
+    num_epochs: int
+    step: int
+    is_over: bool
+    """Whether it has come to its end, or ``optim.patience`` ended it."""
+
+
+def progress_of(run: Path, config: TrainConfig | None = None) -> Progress | None:
+    """How far a run on this machine has come, by its last checkpoint; None where nothing tells.
+
+    Args:
+        config: what it is to be trained with from here on; None: what it was.
+    """
+    folder = run / CHECKPOINTS
+    try:
+        last, stored = read_meta(LocalStorage(folder / LAST))
+        best = read_meta(LocalStorage(folder / BEST))[0] if (folder / BEST).is_dir() else last
+    except (OSError, UserError):
+        return None
+    optim = (config or stored).optim
+    is_over = last["epoch"] >= optim.num_epochs or 0 < optim.patience <= last["epoch"] - best["epoch"]
+    return Progress(epoch=last["epoch"], num_epochs=optim.num_epochs, step=last["step"], is_over=is_over)
+
+
+def unfinished(run: Path) -> str:
+    """In words, that the training of a run on this machine has not come to its end; empty if it has, or nothing
+    tells."""
+    if (now := progress_of(run)) is None or now.is_over:
+        return ""
+    return (
+        f"{run}: {now.epoch} of {now.num_epochs} epochs of its training are done, so these are not the scores of a "
+        "finished model; if it was stopped, --resume auto of `msl train` goes on"
+    )
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint folder that ``path`` means: itself, or the best (else the last) one in a run folder.
 

@@ -264,25 +264,15 @@ class RunFolder:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{self.place(DATASETS_NAME)}: does not say which data the run had ({error})") from None
-        found = [
-            f"{name} was {before!r}, is {now!r}"
-            for name, (before, now) in differences(stored, config).items()
-            if name not in MAY_DIFFER
-        ]
+        found = changed_settings(stored, config)
         for role, identities in datasets.items():
-            before = known.get(role, [])
-            if [entry.fingerprint for entry in before] != [identity.fingerprint for identity in identities]:
-                then, now = (", ".join(map(str, those)) or "none" for those in (before, identities))
-                found.append(f"other data for {role}: then {then}, now {now}, with other samples, labels or classes")
+            found += changed_data(role, known.get(role, []), identities)
         return found
 
     def check_same(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
         """Raise UserError unless the run in this folder has this config and these datasets."""
         if changes := self.changes(config, datasets):
-            raise UserError(
-                f"{self.location}: the run to continue is another one ({'; '.join(changes)}); give the same config and "
-                "data, or start a new run in another folder. --allow-changes continues it all the same"
-            )
+            raise another_run(self.location, changes)
 
     def track(self, config: TrainConfig, step: int) -> None:
         """From now on, also send metrics to the trackers in ``config.run``."""
@@ -356,6 +346,32 @@ class RunFolder:
         if text != before:
             self._files.put(SKIPPED_NAME, text.encode())
         return len(lines)
+
+
+def changed_settings(stored: TrainConfig, config: TrainConfig) -> list[str]:
+    """The settings that a continued run would be another run with, in words."""
+    return [
+        f"{name} was {before!r}, is {now!r}"
+        for name, (before, now) in differences(stored, config).items()
+        if name not in MAY_DIFFER
+    ]
+
+
+def changed_data(role: str, before: Sequence[DatasetIdentity], now: Sequence[DatasetIdentity]) -> list[str]:
+    """That the data of a role is other data than before, in words; empty where it is the same."""
+    if [entry.fingerprint for entry in before] == [entry.fingerprint for entry in now]:
+        return []
+    then, here = (", ".join(map(str, those)) or "none" for those in (before, now))
+    return [f"other data for {role}: then {then}, now {here}, with other samples, labels or classes"]
+
+
+def another_run(location: str | Path, changes: Sequence[str]) -> UserError:
+    """What to say of a run that is not the one to continue."""
+    first = "; first weights belong to a new run" if any(one.startswith("model.weights ") for one in changes) else ""
+    return UserError(
+        f"{location}: the run to continue is another one ({'; '.join(changes)}); give the same config and data, or "
+        f"start a new run in another folder (--run){first}. --allow-changes continues it all the same"
+    )
 
 
 def training_data(run: str | Path, role: str = "train") -> list[DatasetIdentity]:

@@ -23,12 +23,14 @@ from msldata.storage.hub import fetch_from_hub, is_hub_place
 from msltrain.config import ModelConfig, TrainConfig, from_json
 from msltrain.models.build import Recogniser, build_model
 from msltrain.models.own_weights import in_our_names
-from msltrain.models.pretrained import FILE_SUFFIXES, fill_whole, read_tensors
+from msltrain.models.pretrained import fill_whole, read_tensors
 from msltrain.models.released import KINDS, take_apart
 from msltrain.models.timm_view import TimmView
+from msltrain.models.weights_place import FILE_SUFFIXES
 from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import LoadedRecogniser, load_recogniser, rebuild_recogniser
 from msltrain.runs.find_checkpoint import EXPORT_CONFIG, EXPORT_WEIGHTS, Foreign, folder_of_weights, is_export
+from msltrain.runs.run_places import find_run
 from msltrain.stream.config import StreamConfig
 
 _log = logging.getLogger(__name__)
@@ -41,8 +43,8 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
     """A recogniser in evaluation mode.
 
     Args:
-        path: a checkpoint or run folder of this program, or its URL, or an exported folder, or a local .pth /
-            .safetensors file; ``hf://OWNER/NAME`` is an export on the hub, or a file there.
+        path: a checkpoint or run folder of this program, in ``runs/`` by its name, or its URL, or an exported folder,
+            or a local .pth / .safetensors file; ``hf://OWNER/NAME`` is an export on the hub, or a file there.
         foreign: for a file, how to read it.
         classes: the classes of the data. A folder knows its own; a file is taken to have these, in this order.
 
@@ -50,6 +52,7 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
         FileNotFoundError: there is nothing at ``path``.
         UserError: it is not clear how to read the file, it does not fit, or has another number of outputs.
     """
+    path = find_run(path)
     if is_hub_place(path):
         there = load_any(fetch_from_hub(str(path), _EXPORT), foreign, classes, device)
         return replace(there, path=str(path))

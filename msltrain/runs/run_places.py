@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from msldata.contract.manifest import MANIFEST_NAME
-from msldata.errors import UserError
+from msldata.errors import UserError, did_you_mean
 from msldata.storage import open_storage
 
 WHOLE = "whole"
@@ -45,8 +44,8 @@ def find_dataset(name: str) -> Dataset:
     built = sorted({path.parts[1] for path in Path(SHARDS).glob(f"*/*/{MANIFEST_NAME}")} - {"masks"})
     if Path(name).expanduser().exists():
         near = f"; if it holds photographs, build them first: msl build-shards {name} --name NAME"
-    elif close := difflib.get_close_matches(name, built, 1):
-        near = f"; did you mean {close[0]}?"
+    elif close := did_you_mean(name, built):
+        near = close
     else:
         near = f"; there are: {', '.join(built)}" if built else "; build one with `msl build-shards PHOTOS --name NAME`"
     raise UserError(f"{name}: no dataset with training shards here or in {SHARDS}/{near}")
@@ -125,8 +124,9 @@ def find_evaluation_shards(name: str, *, held_out: bool = False) -> str:
     return name
 
 
-def find_run(name: str) -> str:
+def find_run(name: str | Path) -> str:
     """What a checkpoint's name means: a bare name that is no run or file itself is looked for in ``runs/``."""
+    name = str(name)
     path = Path(name).expanduser()
     if "/" in name or path.is_file() or not Path(RUNS, name).is_dir():
         return name

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msltrain.config import differences
 from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, rebuild_recogniser, save_checkpoint
 from msltrain.stream.samples.holdout import hold_out
@@ -48,7 +48,8 @@ def average_checkpoints(
         raise UserError("an average needs two checkpoints or more; repeat --checkpoint")
     shares = [1 / len(places)] * len(places) if shares is None else shares
     if len(shares) != len(places):
-        raise UserError(f"{len(places)} checkpoints and {len(shares)} shares; give --share once per --checkpoint")
+        both = f"{counted(len(places), 'checkpoint')} and {counted(len(shares), 'share')}"
+        raise UserError(f"{both}; give --share once per --checkpoint")
     if not all(0 < share < 1 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise UserError(f"the shares are {', '.join(map(str, shares))}; they must be above 0 and add up to 1")
     found = [replace(load_checkpoint(place), validation_mAP=None, train_state={}) for place in places]

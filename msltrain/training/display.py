@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from msldata.console import show_below
-from msldata.errors import counted
+from msldata.storage import LocalStorage
 from msltrain.training.events import EpochEvent, Event, PhaseEvent, StartEvent, StepEvent
 
 _WIDE = 120
 """Columns from which on there is room for every loss term."""
 _QUIET_SECONDS = 30.0
 """Where nobody watches, as in a log, a line about the steps comes so often at most."""
+_MOST_EPOCHS, _SHORT = 30, 20
+"""About so many epochs get a line where they are shorter than so many steps."""
+START_NAME = "start.txt"
+"""In a run folder: what was said at its start, and left out on the terminal."""
 
 
 class TrainingDisplay:
@@ -27,9 +33,11 @@ class TrainingDisplay:
     Args:
         out: results.
         err: where the bar goes when ``out`` is a file.
+        details: None: all that the start of a run has to say is shown. Else it goes into ``START_NAME`` of a run folder
+            on this machine, with these lines before it.
     """
 
-    def __init__(self, out: Console, err: Console):
+    def __init__(self, out: Console, err: Console, details: Sequence[str] | None = None):
         self._out, self._err = out, err
         console = out if out.is_terminal else err
         self._watched = console.is_terminal
@@ -46,6 +54,8 @@ class TrainingDisplay:
         self._is_first_step = True
         self._began: tuple[float, int] | None = None
         self._said = 0.0
+        self._details = details
+        self._every = 1
 
     def __enter__(self) -> TrainingDisplay:
         self._bar.start()
@@ -58,22 +68,19 @@ class TrainingDisplay:
         match event:
             case PhaseEvent():
                 self._bar.update(self._task, description=event.what)
-                if not self._watched:
+                if not self._watched and self._details is None:
                     self._err.print(event.what, soft_wrap=True)
                 if event.step is not None:
                     self._began = time.monotonic(), event.step
             case StartEvent():
-                self._print(
-                    f"{event.num_parameters / 1e6:.1f} M parameters on {event.world_size} × {event.device}, "
-                    f"{event.num_train:,} training and {event.num_validation:,} validation samples, "
-                    f"{counted(event.num_keep_masks, 'keep mask')}, {counted(event.num_steps, 'step')}"
-                )
-                for note in event.notes:
-                    show_below(self._out, note)
+                self._show_start(event)
                 self._bar.update(self._task, total=event.num_steps, completed=event.step)
             case StepEvent():
                 self._show_step(event)
             case EpochEvent():
+                is_last = event.epoch + 1 == event.num_epochs or event.ends_early
+                if (event.epoch + 1) % self._every and not is_last:
+                    return
                 validation = ""
                 if event.validation_mAP is not None:
                     validation = f"  validation mAP {100 * event.validation_mAP:.1f}{' (best)' * event.is_best}"
@@ -82,6 +89,29 @@ class TrainingDisplay:
                 skipped = f"  {event.num_skipped} {samples} skipped" if event.num_skipped else ""
                 ended = "  no better epoch for optim.patience: the run ends" if event.ends_early else ""
                 self._print(f"{epoch}  {self._last}{validation}  {event.seconds:.0f} s{skipped}{ended}")
+
+    def _show_start(self, event: StartEvent) -> None:
+        head = (
+            f"{event.num_parameters / 1e6:.1f} M parameters on {event.world_size} × {event.device}, "
+            f"{event.num_train:,} training and {event.num_validation:,} validation samples, "
+            f"{event.num_keep_masks:,} keep masks, {event.num_steps:,} steps"
+        )
+        if event.steps_per_epoch < _SHORT:
+            self._every = max(1, round(event.num_steps / event.steps_per_epoch / _MOST_EPOCHS))
+        if self._details is not None and isinstance(event.run_dir, Path):
+            folder = LocalStorage(event.run_dir)
+            before = folder.read(START_NAME).decode(errors="replace") + "\n" if folder.exists(START_NAME) else ""
+            folder.put(START_NAME, (before + "\n".join([*self._details, head, *event.notes]) + "\n").encode())
+        else:
+            for line in self._details or ():
+                show_below(self._out, line)
+            self._print(head)
+            for note in event.notes:
+                show_below(self._out, note)
+        if event.step >= event.num_steps:
+            self._print(f"all {event.num_steps:,} steps were taken before: there is nothing to train")
+        elif event.step:
+            self._print(f"goes on after step {event.step:,} of {event.num_steps:,}")
 
     def _show_step(self, event: StepEvent) -> None:
         now = time.monotonic()

@@ -59,7 +59,7 @@ class TrainResult:
     """Checkpoint with the highest validation mAP; the last one where validation shows most classes too rarely to choose
     by; None without a validation split."""
     best_epoch: int | None
-    """Counted from 0."""
+    """Counted from 1, as it is shown: in a run of four epochs the last is 4."""
     validation_mAP: float | None
     """Validation mAP of ``best``, 0 to 1."""
     is_chosen: bool = False
@@ -116,7 +116,7 @@ def train(
         num_steps=num_steps,
         last=folder.place(CHECKPOINTS, LAST),
         best=None if best is None else folder.place(CHECKPOINTS, BEST),
-        best_epoch=None if best is None else best["epoch"],
+        best_epoch=None if best is None else best["epoch"] + 1,
         validation_mAP=None if best is None else best["mAP"],
         is_chosen=is_chosen,
         seconds=time.perf_counter() - began,

@@ -14,31 +14,39 @@ from msldata.errors import UserError, counted
 from msltrain.measures.metrics import SUMMARY, compute_metrics
 from msltrain.measures.predictions import Predictions, read_predictions
 from msltrain.models.build import Recogniser
+from msltrain.pages.text import markdown
 from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.use.export_formats import RUNTIME_OF_OPSET
 
+_NUM_NAMED = 10
 _SCRIPT = """\
 import sys
-from model import load, scores
 from photograph import photographs
 
+photos = photographs(sys.argv[1:])  # files, and folders of them
+from model import load, scores
+
 model = load()
-for file, photo in photographs(sys.argv[1:]):
+for file, photo in photos:
     for name, score in scores(model, photo)[:5]:
         print(file, name, f"{score:.3f}")
+sys.exit(bool(photos.left_out))
 """
 _ONNX_SCRIPT = """\
 import json, sys
-import numpy as np, onnxruntime
-from photograph import photographs
+from pathlib import Path
+import numpy as np, onnxruntime, photograph
 IMPORTS
-session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-config = json.load(open("config.json", encoding="utf-8"))
+photos = photograph.photographs(sys.argv[1:])  # files, and folders of them
+folder = Path(photograph.__file__).parent
+session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
 MADE_READY
-for file, photo in photographs(sys.argv[1:]):
+for file, photo in photos:
     image = IMAGE
     logit = session.run(["logit"], {"image": image.transpose(2, 0, 1)[None]})[0][0]
     print(file, dict(zip(config["classes"], (1 / (1 + np.exp(-np.float64(logit)))).round(3).tolist())))
+sys.exit(bool(photos.left_out))
 """
 
 
@@ -207,6 +215,8 @@ class _Result:
     """How it differs from all of the split, seen whole; empty if it does not."""
     num_images: int
     percent: dict[str, float]
+    cautions: tuple[str, ...]
+    """What these figures do not show."""
 
 
 def _results(loaded: LoadedRecogniser) -> list[_Result]:
@@ -214,7 +224,9 @@ def _results(loaded: LoadedRecogniser) -> list[_Result]:
     for file in loaded.prediction_files():
         if (predictions := _of(file, loaded.sha256)) is None:
             continue
-        origin, summary = predictions.origin, compute_metrics(predictions).summary()
+        origin, metrics = predictions.origin, compute_metrics(predictions)
+        untested = metrics.absent_classes
+        more = f" and {len(untested) - _NUM_NAMED:,} more" if len(untested) > _NUM_NAMED else ""
         hidden = f", {100 * origin.hole_fraction:.0f} % hidden" if origin.keep_masks else ""
         found.append(
             _Result(
@@ -222,7 +234,12 @@ def _results(loaded: LoadedRecogniser) -> list[_Result]:
                 split=origin.split,
                 condition=(f", {origin.part}" if origin.part else "") + hidden,
                 num_images=len(predictions.keys),
-                percent={name: 100 * value for name, value in summary.items()},
+                percent={name: 100 * value for name, value in metrics.summary().items()},
+                cautions=(
+                    metrics.too_few(),
+                    f"shows none of {', '.join(untested[:_NUM_NAMED])}{more}, which is not tested" if untested else "",
+                    metrics.never_predicted(),
+                ),
             )
         )
     return found
@@ -246,7 +263,14 @@ def _table(results: list[_Result]) -> list[str]:
         "| --- |" + " ---: |" * len(SUMMARY),
         *rows,
         "",
+        *(line for one in results for line in _cautions(one)),
     ]
+
+
+def _cautions(one: _Result) -> list[str]:
+    if not (said := "; ".join(filter(None, one.cautions))):
+        return []
+    return [f"{one.dataset}/{one.split}{one.condition}: {markdown(said)}.", ""]
 
 
 def _index(results: list[_Result]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 from msldata.console import Stream, on_one_line
 from msldata.errors import UserError, counted
 from msltrain.measures.spreadsheet import cell, csv_text
-from msltrain.pages.text import percent
+from msltrain.pages.text import percent_beside
 
 if TYPE_CHECKING:
     from msltrain.use.predict import ImagePrediction
@@ -50,6 +50,13 @@ def format_of(asked: str | None, out: Path | None) -> str:
         suffix = ".parquet" if asked == "parquet" else ".json"
         raise UserError(f"{asked} cannot be printed; give the file to write with --out FILE{suffix}")
     return asked or "table"
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raise UserError for a threshold that no score can be held against."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        meant = f"; did you mean {threshold / 100:g}?" if 1 < threshold <= 100 else ""
+        raise UserError(f"the threshold is {threshold:g}; scores lie between 0 and 1{meant}")
 
 
 def write_answers(found: Iterable[ImagePrediction], kind: str, file: IO[bytes]) -> None:
@@ -92,7 +99,7 @@ def _text(image: ImagePrediction, kind: str) -> str:
             return json.dumps(_as_json(image), ensure_ascii=False) + "\n"
         case "csv":
             return csv_text(map(_cells, _rows(image)))
-    return f"{on_one_line(image.file)}  {on_one_line(_line(image))}\n"
+    return f"{on_one_line(image.file)}  {on_one_line(line_of(image))}\n"
 
 
 def describe(summary: Summary) -> str:
@@ -114,6 +121,12 @@ class Summary:
     num_images: int = 0
     num_failed: int = 0
     num_drawn: int = 0
+    num_empty: int = 0
+    """Of which no class is predicted."""
+    num_scores: int = 0
+    """Classes with a score, of each image."""
+    num_classes: int = 0
+    """Of the model."""
     threshold_origin: str = ""
     failed: list[ImagePrediction] = field(default_factory=list)
     """The first of those that could not be read."""
@@ -123,6 +136,8 @@ class Summary:
         for image in found:
             self.num_images += 1
             self.num_drawn += bool(image.overlay)
+            self.num_empty += not image.error and not image.predicted and not image.masked_predicted
+            self.num_scores = max(self.num_scores, len(image.scores))
             self.threshold_origin = self.threshold_origin or image.threshold_origin
             if image.error:
                 self.num_failed += 1
@@ -131,16 +146,19 @@ class Summary:
             yield image
 
 
-def _line(image: ImagePrediction) -> str:
+def line_of(image: ImagePrediction) -> str:
+    """What an image shows, on one line: ``cat 93 %; below the threshold: dog 31 %``."""
     if image.error:
         return f"not read: {image.error}"
     parts: dict[bool, list[str]] = {True: [], False: []}
     masked = dict(image.masked_scores)
     deviations = [f" ± {100 * value:.0f}" for value in image.deviations] or [""] * len(image.scores)
-    for (name, score), apart in zip(image.scores, deviations):
-        behind = f" → {percent(masked[name], 0)}" if masked else ""
+    thresholds = image.thresholds or [0.5] * len(image.scores)
+    for (name, score), apart, threshold in zip(image.scores, deviations, thresholds):
+        shown = percent_beside(score, threshold)
+        behind = f" → {percent_beside(masked[name], threshold)}" if masked else ""
         is_predicted = name in image.predicted or name in image.masked_predicted
-        parts[is_predicted].append(f"{name} {percent(score, 0)}{apart}{behind} %")
+        parts[is_predicted].append(f"{name} {shown}{apart}{behind} %")
     predicted = ", ".join(parts[True]) or "nothing predicted"
     return predicted + (f"; below the threshold: {', '.join(parts[False])}" if parts[False] else "")
 

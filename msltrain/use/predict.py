@@ -22,13 +22,14 @@ from msldata.storage.hub import is_repository_name
 from msltrain.hosts.distributed import choose_device
 from msltrain.measures.predictions import read_predictions
 from msltrain.measures.thresholds import threshold_origin, tune_thresholds
-from msltrain.pages.text import score_percent
+from msltrain.pages.text import percent_beside
 from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.find_checkpoint import Foreign
 from msltrain.runs.other_checkpoints import load_any
 from msltrain.stream.pixels.batch import HostBatch
 from msltrain.stream.pixels.device import ToDevice
 from msltrain.use.class_activation import logits_and_place_logits
+from msltrain.use.output_formats import check_threshold, line_of
 from msltrain.use.overlay import PANEL_SIDE, OverlayFolder, Panel, Row, draw_sheet, thumbnail
 from msltrain.use.read_images import (
     Given,
@@ -43,13 +44,15 @@ from msltrain.use.read_images import (
 
 __all__ = ["Asked", "ImagePrediction", "Predictor", "find_images", "predict_each", "read_keep_mask", "read_square"]
 
+_NUM_PRINTED = 5
+"""Classes of an image that is printed."""
 HELD_OUT_FILES = "*-held-out.parquet"
 """In a run folder: what ``msl evaluate --held-out`` writes, and thresholds are tuned on."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ImagePrediction:
-    """What one image shows, according to the model."""
+    """What one image shows, according to the model; printed, the names and scores of the highest classes."""
 
     file: str
     scores: tuple[tuple[str, float], ...] = ()
@@ -69,6 +72,15 @@ class ImagePrediction:
     """The picture that was drawn, where that was asked for."""
     error: str = ""
     """Why the image could not be read; then there are no scores."""
+
+    def __str__(self) -> str:
+        highest = {
+            name: getattr(self, name)[:_NUM_PRINTED] for name in ("scores", "masked_scores", "deviations", "thresholds")
+        }
+        return f"{self.file}: {line_of(replace(self, **highest))}"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,8 +132,7 @@ class Predictor:
         foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
         classes: tuple[str, ...] = (),
     ):
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise UserError(f"the threshold is {threshold}; scores lie between 0 and 1")
+        check_threshold(threshold)
         device = choose_device(device) if isinstance(device, str) else device
         loaded = load_any(checkpoint, foreign, classes, device)
         self._recogniser = loaded.recogniser
@@ -265,7 +276,10 @@ def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
         origin = held_out.origin
         of_whole_images = not origin.keep_masks and not origin.test_time
         if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == loaded.classes and of_whole_images:
-            return 1 / (1 + np.exp(-tune_thresholds(held_out))), threshold_origin(held_out, file.name)
+            logit_K = tune_thresholds(held_out)
+            if not logit_K.any():
+                break
+            return 1 / (1 + np.exp(-logit_K)), threshold_origin(held_out, file.name)
     return np.full(len(loaded.classes), 0.5), "0.5 for every class"
 
 
@@ -429,7 +443,7 @@ def _row(predictor: Predictor, answer: Answer, chosen: np.ndarray, keep_mask_SS:
     assert answer.place_score_KHW is not None
     panels = [
         Panel(
-            title=f"{predictor.classes[k]} {score_percent(answer.score_K[k])}",
+            title=f"{predictor.classes[k]} {percent_beside(answer.score_K[k], predictor.threshold_K[k])}\u00a0%",
             is_predicted=bool(answer.score_K[k] >= predictor.threshold_K[k]),
             place_score_HW=answer.place_score_KHW[k],
         )

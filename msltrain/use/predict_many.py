@@ -81,7 +81,7 @@ def predict_many(
             folder = OverlayFolder(Path(overlays), [picture.name for picture in pictures])
         if asked.keep_mask is not None:
             read_keep_mask(asked.keep_mask, asked.polarity, predictors[0].image_size)  # a mistake shows now, not later
-        summary = Summary()
+        summary = Summary(num_classes=len(predictors[0].classes))
         if out is None:
             for batch in _batches(predictors, pictures, asked, folder):
                 for answer in summary.count(batch):

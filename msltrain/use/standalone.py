@@ -156,8 +156,8 @@ def scores(model: nn.Module, image: Image.Image) -> list[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    loaded, left_out = load(), sys.argv[1:]
-    for file, photograph in photographs(sys.argv[1:]):
+    given = photographs(sys.argv[1:])
+    loaded = load()
+    for file, photograph in given:
         print(file, *(f"{name} {score:.3f}" for name, score in scores(loaded, photograph)[:5]))
-        left_out.remove(file)
-    sys.exit(bool(left_out))
+    sys.exit(bool(given.left_out))

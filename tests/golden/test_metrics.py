@@ -43,6 +43,19 @@ def test_figures_of_few_photographs_say_so():
     assert compute_metrics(predictions(np.zeros((20, 3)), target_NK)).too_few() == ""  # 9 and 20
 
 
+def test_what_a_class_that_is_never_predicted_does_to_precision_is_said():
+    """Three predictions, two of them right, and two classes without one: OP is 2 / 5."""
+    logit_NK = [[1, -1, -1], [1, -1, -1], [1, -1, -1]]
+    found = compute_metrics(predictions(logit_NK, [[1, 0, 1], [1, 1, 0], [0, 1, 1]]))
+    assert pytest.approx(2 / 5) == found.OP
+    said = "in OP as one wrong prediction, in CP as none right: here b, c; 2 of the 3 predictions made are right"
+    assert said in found.never_predicted()
+    everything = compute_metrics(predictions(np.ones((3, 3)), np.eye(3)))
+    assert everything.never_predicted() == ""
+    nothing = compute_metrics(predictions(-np.ones((3, 3)), np.eye(3)))
+    assert "here a, b, c; nothing at all is predicted" in nothing.never_predicted()
+
+
 def test_average_precision_by_hand():
     # Positives at ranks 1, 3 and 4: (1/1 + 2/3 + 3/4) / 3.
     value = average_precision(np.float32([4, 3, 2, 1, 0]), np.array([True, False, True, True, False]))
@@ -367,7 +380,10 @@ def test_rare_classes_keep_one_half_and_are_named():
     one = replace(these, classes=("a",), **{name: getattr(these, name)[:, :1] for name in ARRAYS})
     assert threshold_origin(one, "val") == origin
     rest = replace(these, classes=tuple("bcde"), **{name: getattr(these, name)[:, 1:] for name in ARRAYS})
-    assert threshold_origin(rest, "val") == "0.5: too few to tune on, fewer than 10 of each class in val"
+    assert (
+        threshold_origin(rest, "val")
+        == "0.5 for every class, as val shows each fewer than 10 times, too few to tune on"
+    )
 
 
 def test_a_class_without_a_positive_keeps_one_half_whatever_is_asked_for():

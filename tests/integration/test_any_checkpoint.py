@@ -18,9 +18,11 @@ from typer.testing import CliRunner
 from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.evaluation.evaluate import evaluate
+from msltrain.measures.thresholds import tune_thresholds
 from msltrain.models.build import build_model
 from msltrain.recipes import RECIPES
 from msltrain.runs.other_checkpoints import Foreign
+from msltrain.use import predict
 from msltrain.use.photo_session import Studio
 from msltrain.use.predict import Predictor
 from msltrain.use.read_images import find_images, read_square
@@ -135,7 +137,8 @@ def test_a_classifier_sees_what_timms_own_evaluation_shows_it(place, tmp_path, m
     assert json.dumps(again) == json.dumps(config)
 
 
-def test_thresholds_are_tuned_on_what_lies_beside_the_file(place, kind):
+def test_thresholds_are_tuned_on_what_lies_beside_the_file(place, kind, monkeypatch):
+    monkeypatch.setattr(predict, "tune_thresholds", lambda held_out: tune_thresholds(held_out, min_positives=1))
     predictions = place / "predictions" / f"{kind}-held-out.parquet"
     evaluate(place / f"{kind}.pth", place / "shards", foreign=KINDS[kind], device="cpu", out=predictions)
     predictor = Predictor(place / f"{kind}.pth", CPU, foreign=KINDS[kind], classes=CLASSES)

@@ -135,7 +135,8 @@ def test_the_model_card_says_what_it_is_and_how_well_it_did(tmp_path):
     export_model(run, tmp_path / "out", formats=["safetensors"])
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| small/train (11 images) | {100 * metrics.mAP:.1f} |" in card
-    assert card.count("small/train") == 1, "results of other weights are not this model's"
+    assert card.count("| small/train") == 1, "results of other weights are not this model's"
+    assert "small/train: only 11 photographs, and half of the classes in " in card
     assert "bird, boat, cat" in card and "mean (0.4, 0.5, 0.6)" in card and "2 heads, λ = 0.4" in card
     assert load_recogniser(run).sha256 in card
     assert json.loads((tmp_path / "out" / "config.json").read_text())["classes"] == list(CLASSES)

@@ -59,6 +59,15 @@ def test_the_cards_own_lines_run_where_this_program_is_not(tmp_path):
         for name, score in expected.scores:
             found = re.search(rf"{name}'?:? (\d\.\d+)", process.stdout)
             assert found and float(found[1]) == pytest.approx(score, abs=3e-3), process.stdout
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "one.jpg").write_bytes(file.read_bytes())
+    (tmp_path / "album" / "labels.csv").write_text("image,labels")
+    alone = ALONE.replace("sys.path", f"sys.path.insert(0, {str(out)!r}); sys.path") + "exec(sys.argv.pop(1))"
+    for arguments, code, said in (([], 1, "name photographs"), (["album"], 0, ""), (["album", "x.jpg"], 1, "x.jpg: ")):
+        command = [sys.executable, "-c", alone, scripts[1], *arguments]  # from another folder
+        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert process.returncode == code and said in process.stderr and "Traceback" not in process.stderr
+        assert process.stdout.count("album/one.jpg") == ("album" in arguments)
     for name, entry in json.loads((out / "config.json").read_text())["files"].items():
         assert entry["sha256"] in card and f"`{name}`" in card
 

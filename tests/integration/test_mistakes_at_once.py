@@ -28,6 +28,13 @@ MISTAKES = {
     "train small": "2 photographs: too few to learn from; at least 20 are needed",
     "train enough --batch-size 99": "give a smaller --batch-size than 99",
     "evaluate half": "shards/half: the build of test did not end; type the `msl build-shards` of this dataset again",
+    "train mine --resume auto --weights w.pth": "first weights belong to a new run, and this one began with none",
+    "train --recipe smoke --data shards/mine/train --run runs/mine --resume auto --weights w.pth": "leave --weights",
+    "train mine --resume auto --set model.weights=w.pth": "first weights belong to a new run. --allow-changes",
+    "train mine --resume auto --epochs 99": "optim.num_epochs was 2, is 99",
+    "train mine --resume auto --keep-masks masks": "keep_mask.kind was 'generated', is 'stored'",
+    "train mine --run new --weights w.pth": "w.pth: no such weights file",
+    "train mine --run new --weights photos/on.jpg": "no such weights file; did you mean photos/one.jpg?",
     "evaluate nowhere": "nowhere: no run of this name",
     "evaluate mine --data nowhere": "nowhere: no finished dataset here",
     "evaluate mine --keep-masks nowhere": "nowhere: no finished dataset here",
@@ -37,6 +44,9 @@ MISTAKES = {
     "evaluate --predictions nowhere.parquet": "nowhere.parquet",
     "predict nowhere photos": "nowhere: no run of this name",
     "predict mine photo": "photo: no such file or folder; did you mean photos?",
+    "predict mine shards/../photo": "did you mean shards/../photos?",
+    "predict mine photos --threshold 30": "the threshold is 30; scores lie between 0 and 1; did you mean 0.3?",
+    "predict mine photos --keep-mask nowhere.png": "nowhere.png: no such mask file",
     "predict mine photos --top-k 0": "--top-k is '0'",
     "predict mine photos --out answers.doc": "answers.doc",
     "export nowhere": "nowhere: no run of this name",
@@ -45,6 +55,7 @@ MISTAKES = {
     "report mine --data nowhere": "nowhere: no finished dataset here",
     "serve nowhere": "nowhere: no run of this name",
     "serve mine --examples nowhere": "nowhere: no such file or folder",
+    "serve mine --threshold 30": "did you mean 0.3?",
     "serve mine --name a --name b": "1 model and 2 names",
     "robustness nowhere": "nowhere: no run of this name",
     "robustness mine --data nowhere --kind patch": "nowhere: no finished dataset here",
@@ -106,7 +117,10 @@ def answers(tmp_path_factory) -> dict[str, tuple[int | str, str]]:
 
 def _write_run(run: Path, train: str) -> None:
     """A run as far as it can be read without torch."""
-    config = json.loads(to_json(recipe("smoke"))) | {"data": {"train": train}}
+    config = json.loads(to_json(recipe("smoke"))) | {
+        "data": {"train": train},
+        "keep_mask": {"kind": "generated"},
+    }
     meta = {
         "schema_version": 2, "step": 1, "epoch": 1, "validation_mAP": None, "classes": list(CLASSES), "torch": "2",
         "weights_sha256": "0" * 64, "train_state_sha256": "0" * 64, "config": config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import msltrain
 from msltrain.__main__ import app
 from msltrain.config import OptimConfig
 from msltrain.runs.checkpoint import load_checkpoint, load_recogniser, save_checkpoint
@@ -94,3 +96,22 @@ def test_what_ended_by_itself_is_not(place, tmp_path, last, best, patience):
     run = trained_for(tmp_path / "run", last, best, patience)
     assert Predictor(run, torch.device("cpu")).unfinished == ""
     assert Predictor(trained_for(tmp_path / "less", 7, 4, patience=4), torch.device("cpu")).unfinished
+
+
+def test_python_names_models_alike_and_says_what_is_unfinished(place, tmp_path):
+    by_name, by_place = (msltrain.load(one, device="cpu").predict("photos") for one in ("mine", Path("runs/mine")))
+    assert by_name == by_place and len(by_name) == 2
+    assert msltrain.evaluate("mine", "shards")[1] == msltrain.evaluate("runs/mine", "shards")[1]
+    with pytest.raises(FileNotFoundError, match=r"mime: no run of this name, here or in runs/; did you mean mine\?"):
+        msltrain.load("mime")
+    run = trained_for(tmp_path / "run", last=3, best=2)
+    goes_on = STOPPED + r'.*msltrain\.train\(config, run, resume="auto"\) goes on'
+    with pytest.warns(UserWarning, match=goes_on) as found:
+        msltrain.load(run, device="cpu")
+    assert found[0].filename == __file__
+    with pytest.warns(UserWarning, match=STOPPED) as found:
+        msltrain.evaluate(run, "shards")
+    assert found[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        msltrain.load(trained_for(tmp_path / "all", 20, 2), device="cpu")

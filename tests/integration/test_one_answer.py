@@ -162,7 +162,7 @@ def test_the_cards_own_lines(place: Path, expected: dict[str, np.ndarray], folde
     command = [sys.executable, "-c", alone + "exec(sys.argv.pop(1))", script, *map(str, files)]
     environment = {**os.environ, "PYTHONPATH": ""}
     process = subprocess.run(command, cwd=place / folder, capture_output=True, text=True, env=environment)
-    assert process.returncode == 0, process.stderr
+    assert process.returncode == 1, process.stderr
     assert_refused(process.stderr, place / "refused")
     found, expected = {}, dict(expected)
     for name in expected:

@@ -75,13 +75,16 @@ def test_the_tutorial_as_it_stands(place: Path, monkeypatch: pytest.MonkeyPatch)
     build, train, *use = commands()
     assert "next: msl train mine" in msl(*build)
     said = msl(*train)
-    assert "FROM NOTHING" in said and "image size: 64 pixels" in said and "9 steps of 8" in said
-    assert "thresholds: " in said and "the first step took" in said and "next: msl evaluate mine" in said
+    shown, start = said.partition("epoch 1/")[0], " ".join((place / "runs/mine/start.txt").read_text().split())
+    assert shown.startswith("FROM NOTHING") and "at 64 × 64 pixels" in shown and "9 steps of 8" in shown
+    assert "all of it goes to runs/mine; start.txt there says more" in shown and len(shown) < 500
+    assert "image size: 64 pixels" in start and "M parameters on 1 ×" in start and "learning rate" in start
+    assert "thresholds: " in said and "next: msl evaluate mine" in said
     config = from_json((place / "runs/mine/config.json").read_text())
     assert config.data.validation == "shards/mine/val" and config.keep_mask.kind == "generated"
     assert config.loss == DISTIL_LOSS_FROM_NOTHING and config.keep_mask.share == 0.35
     first = config.first_masked_epoch
-    assert first > 0 and f"shown whole, and 35 % of them with parts hidden as well, from epoch {first + 1} on" in said
+    assert first > 0 and f"shown whole, and 35 % of them with parts hidden as well, from epoch {first + 1} on" in start
     assert list((place / "runs/mine/predictions").glob("mine-val-held-out.parquet"))
     evaluated, predicted, exported = (msl(*command) for command in use)
     assert "mine-test.parquet" in evaluated and "photos/39.jpg" in predicted
@@ -97,12 +100,23 @@ def test_what_is_said_is_not_chosen(place: Path):
     found = (config.optim.num_epochs, config.stream.batch_size, config.optim.lr, config.stream.image_size)
     assert found == (1, 4, 0.02, 32) and config.model.backbone == "resnet10t" and config.loss.masked_weight == 0.5
     assert config.data.validation == "" and config.data.validation_fraction == 0.15
-    assert "settings: those that this run was begun with" in msl("train", "mine", "--run", "here", "--resume", "auto")
+    said = msl("train", "mine", "--run", "here", "--resume", "auto")
+    assert said.startswith("settings: those that this run") is False and "here: was finished before" in said
+    for other in ("--weights=x.pth", "--keep-masks=x", "--epochs=9", "--paper-protocol"):
+        msl("train", "mine", "--run", "here", "--resume", "auto", other, code=2)
+    photographs(place / "others", number=60)
+    msl("build-shards", "others", "--name", "others", "--split", "all")
+    said = msl("train", "others", "--run", "here", "--resume", "auto", code=2)
+    assert "the run to continue is another one" in said and "other data for train" in said
 
     # Weights of one's own bring their network and size along.
     said = msl("train", "mine", "--weights", "here", "--epochs", "1", "--run", "on")
     config = from_json((place / "on/config.json").read_text())
-    assert config.model.backbone == "resnet10t" and config.stream.image_size == 32 and "continued from here" in said
+    assert (
+        config.model.backbone == "resnet10t"
+        and config.stream.image_size == 32
+        and "continued from here" in (place / "on/start.txt").read_text()
+    )
 
 
 def test_names(place: Path):
@@ -127,7 +141,11 @@ def test_names(place: Path):
     assert find_run("mine") == "runs/mine" and find_run("./mine") == "./mine" and find_run("other") == "other"
     assert "mime: no run of this name, here or in runs/; did you mean mine?" in msl("export", "mime", code=2)
     assert "did you mean own?" in msl("train", "mine", "--recipe", "onw", code=2)
-    for wrong, meant in (("photo", "photos"), ("photo/labels.csv", "photos"), ("photos/labls.csv", "labels.csv")):
+    for wrong, meant in (
+        ("photo", "photos"),
+        ("photo/labels.csv", "photos"),
+        ("photos/labls.csv", "photos/labels.csv"),
+    ):
         said = msl("build-shards", wrong, "--name", "x", code=2)
         assert f"{wrong}: no such file or folder; did you mean {meant}?" in said
 
@@ -136,7 +154,7 @@ def test_python_fits_as_the_command_does(place: Path, monkeypatch: pytest.Monkey
     msl("build-shards", "photos", "--name", "mine")
     monkeypatch.setattr(own_fit, "is_cached", lambda name: False)
     monkeypatch.setattr(own_fit, "is_reachable", lambda name: False)
-    with pytest.warns(UserWarning, match=r"FROM NOTHING.*settings=\['model\.weights=FILE'\]"):
+    with pytest.warns(UserWarning, match=r'FROM NOTHING.*settings=\["model\.weights=FILE"\]'):
         alone = msltrain.recipe("own", data="mine")
     found = find_dataset("mine")
     expected, _ = own_fit.fit_own(found.train, validation=found.validation, on_gpu=torch.cuda.is_available())

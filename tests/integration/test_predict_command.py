@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from msltrain.__main__ import app
-from msltrain.use.output_formats import write_answers
+from msltrain.pages.text import percent_beside
+from msltrain.use.output_formats import line_of, write_answers
 from msltrain.use.predict import ImagePrediction
 from tests.answers import predict_images
 from tests.integration.test_evaluate import write_checkpoint
@@ -99,6 +101,32 @@ def test_lines_show_both_scores_and_what_is_predicted(place, asked, expected):
             is_predicted = name in image.predicted or name in image.masked_predicted
             assert name in (predicted if is_predicted else below)
     assert "nothing predicted; below the threshold" in run(place, *asked, "--threshold", 1)[1]
+
+
+def test_a_score_just_below_its_threshold_does_not_look_like_it():
+    near = ImagePrediction(file="a", scores=(("cat", 0.4983), ("dog", 0.49996)), thresholds=(0.5, 0.5))
+    assert line_of(near) == "nothing predicted; below the threshold: cat 49.8 %, dog 49.9960 %"
+    assert [percent_beside(0.6, 0.5), percent_beside(0.5, 0.5), percent_beside(0.334, 0.333)] == ["60", "50", "33.4"]
+
+
+def test_where_most_show_nothing_a_lower_threshold_is_advised_once(place, asked):
+    advice = "--threshold 0.3, for one, predicts more"
+    assert run(place, *asked, "--threshold", 1)[2].count(advice) == 1
+    assert advice not in run(place, *asked, "--threshold", 0)[2]
+
+
+def test_a_file_with_some_of_the_classes_says_so(place, asked, tmp_path):
+    _, output, _ = run(place, *asked, "--out", tmp_path / "some.csv")
+    assert f"the 2 highest of {len(CLASSES)} classes each; --top-k all writes all" in output
+    _, output, _ = run(place, place / "photos", "--top-k", "all", "--out", tmp_path / "all.csv")
+    assert "some.csv" not in output and "highest of" not in output
+
+
+def test_a_prediction_is_printed_as_a_line(expected):
+    image = next(one for one in expected if not one.error)
+    assert str(image) == f"{image.file}: {line_of(image)}" and repr([image]) == f"[<{image}>]"
+    many = replace(image, scores=tuple((str(number), 0.4) for number in range(9)), masked_scores=(), thresholds=())
+    assert str(many).count("40 %") == 5
 
 
 def test_json(place, asked, expected):

@@ -57,6 +57,14 @@ def test_every_name_ends_in_an_example_that_runs(package, name, at_work, capsys)
     exec(compile(textwrap.dedent(example), f"<{package.__name__}.{name}>", "exec"), names_at_hand())
 
 
+def test_a_run_that_is_there_is_refused_or_continued_in_pythons_words(at_work):
+    config = msltrain.recipe("smoke", data="shards/voc2007/trainval", keep_masks="shards/masks/high")
+    with pytest.raises(msldata.UserError, match=r'continue it with resume="auto", or choose another folder with run='):
+        msltrain.train(config, "runs/msl")
+    with pytest.raises(msldata.UserError, match=r"\(run=\)\. allow_changes=True continues it all the same"):
+        msltrain.train(config, "runs/msl", resume="auto")
+
+
 def test_the_page_on_python_runs_from_top_to_bottom(at_work, capsys):
     text = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = BLOCK.findall(text)

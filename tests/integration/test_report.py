@@ -46,7 +46,7 @@ from msltrain.report.write_report import write_report
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.samples.shardset import open_shard_set
-from msltrain.use.output_formats import _line
+from msltrain.use.output_formats import line_of
 from msltrain.use.predict import ImagePrediction
 from msltrain.use.read_images import Photo
 from tests.smallshards import CLASSES, write_images, write_keep_masks
@@ -235,6 +235,30 @@ def test_the_first_words_count_objects_and_their_price(pair):
         f"with 55\u00a0% of the image hidden “Base & line” {found[0]:.0f} and {false[0]:.0f} and “MSL” "
         f"{found[1]:.0f} and {false[1]:.0f}; on whole images "
     ) in finding.price
+
+
+def test_the_first_line_says_why_its_counts_are_not_those_below(pair):
+    numbers = compute_numbers(pair)
+    assert any(one.num_found != one.num_found_alike for found in numbers.found for one in found.values())
+    assert "a model makes no more false alarms than “Base & line” makes at 0.5" in find(numbers).price
+    assert "The first line" not in find(compute_numbers(pair[:1])).price
+
+
+def test_unfinished_training_and_few_photographs_are_said_first(pair, tmp_path):
+    stopped = replace(pair[0], unfinished="runs/b: 3 of 9 epochs of its training are done")
+    few = [
+        replace(each, masked={}, clean=replace(each.clean, target_NK=np.eye(NUM_SAMPLES, 3, dtype=np.uint8)))
+        for each in (stopped, pair[1])
+    ]
+    page = write_report(tmp_path / "few.html", title="Few", runs=few).read_text("utf-8")
+    page, text = " ".join(page.split()), (tmp_path / "few.md").read_text("utf-8")
+    for shown in (page, text):
+        head = shown.partition("At a score of 0.5")[0]
+        assert "is not trained to its end: runs/b: 3 of 9 epochs" in head
+        assert "photographs, so chance has a say" in head and "half of the classes in 1 or fewer" in head
+    assert json.loads((tmp_path / "few.json").read_text("utf-8"))["runs"][0]["unfinished"] == stopped.unfinished
+    enough = write_report(tmp_path / "all.html", title="All", runs=pair)
+    assert "chance has a say" not in enough.read_text("utf-8") and "to its end" not in enough.read_text("utf-8")
 
 
 def test_objects_are_compared_at_as_many_false_alarms(pair):
@@ -573,7 +597,7 @@ def test_scores_are_rounded_as_predict_rounds_them(pair):
     scores = [each.score.split()[0] for each in answers.first]
     assert scores == ["93", "50", "1"]
     exact = tuple(zip(CLASSES, 1 / (1 + np.exp(-logit_K.astype(float)))))
-    printed = _line(ImagePrediction(file="a.jpg", scores=exact, predicted=CLASSES))
+    printed = line_of(ImagePrediction(file="a.jpg", scores=exact, predicted=CLASSES))
     assert scores == re.findall(r"(\d+) %", printed)
 
 

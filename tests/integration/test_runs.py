@@ -178,7 +178,7 @@ def test_the_latest_epochs_are_kept(config: TrainConfig, tmp_path: Path):
     result = train(override(config, ["run.keep=2"]), run_dir=tmp_path)
     assert names(tmp_path / "checkpoints") == ["best", "epoch-0002", "epoch-0003", "last"]
     assert [load_checkpoint(tmp_path / "checkpoints" / name).step for name in ("epoch-0002", "last")] == [8, 12]
-    assert load_checkpoint(result.best).epoch == result.best_epoch + 1
+    assert load_checkpoint(result.best).epoch == result.best_epoch
 
 
 def test_a_best_checkpoint_that_was_not_copied_yet_is_made_up_for(config: TrainConfig, tmp_path: Path, monkeypatch):
@@ -246,7 +246,7 @@ def test_a_run_in_object_storage_goes_on_elsewhere(config: TrainConfig, tmp_path
     assert (result.run_dir, result.last) == (place, f"{place}/checkpoints/last")
     stored = {info.name for info in open_storage(place).list_files()}
     folders = sorted({name.split("/")[1] for name in stored if name.startswith("checkpoints/")})
-    best = 4 * (straight.best_epoch + 1)
+    best = 4 * straight.best_epoch
     assert folders == [f"best.{best:09d}", "epoch-0003.000000012", "last.000000012"]
     storage = open_storage(place)
     assert storage.read("metrics.jsonl").count(b'"total"') == 12

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from msltrain.measures.predictions import read_predictions
 from msltrain.robustness.kinds import HELD_OUT
 from msltrain.runs.run_places import find_evaluation_shards
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.keepmasks import bank
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 
@@ -88,18 +87,16 @@ def test_what_a_name_means(place, name, tested, held_out):
     assert find_evaluation_shards(name, held_out=True) == held_out
 
 
-def test_missing_keep_masks_are_said_before_torch_is_imported(place):
-    """With the command that makes them; the dataset is not even looked for."""
-    script = (
-        "import sys\nfrom msltrain.__main__ import main\n"
-        "try: main()\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules)"
-    )
-    command = [sys.executable, "-c", script, "robustness", "mine"]
-    result = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}, check=False)
-    assert result.stdout.split() == ["2", "False"], result.stdout + result.stderr
-    said = " ".join(result.stderr.split())
-    assert "msl build-masks --generate 3000 --seed 1 --out shards/heldout" in said
-    assert "type this again then, and they are found" in said
+def test_without_keep_masks_some_are_drawn_and_said(place, monkeypatch):
+    """What evaluate advises works as it stands; the masks are others than those of training."""
+    monkeypatch.setattr(bank, "NUM_GENERATED", 12)
+    said = msl("robustness", "mine")
+    assert "keep masks: 12 drawn here, others than training draws; --keep-masks takes yours" in said
+    files = (place / "robustness/predictions/mine").glob("irregular-*.parquet")
+    origins = [read_predictions(file).origin for file in files]
+    assert len(origins) > 2 and all(one.keep_masks == () and 0 < one.hole_fraction < 1 for one in origins)
+    first, second = (bank.KeepMasks.generate(64, seed=seed) for seed in (0, 1))
+    assert not np.array_equal(first.hole_fraction_N, second.hole_fraction_N)
     assert "'spots'; there are: irregular" in msl("robustness", "mine", "--kind", "spots", code=2)
 
 
@@ -107,7 +104,9 @@ def test_held_out_masks_are_taken_where_they_lie(place):
     rng = np.random.default_rng(0)
     masks = [(rng.random((32, 32)) > 0.3).astype(np.uint8) for _ in range(3)]
     write_keep_masks(place / HELD_OUT[0], masks)
-    assert "keep masks are needed" in msl("robustness", "mine", code=2)  # the half of them is another study
+    assert "keep masks:" in msl("robustness", "mine", "--out", "half") and HELD_OUT[0] not in msl(
+        "robustness", "mine", "--out", "half"
+    )  # the half of them is another study
     write_keep_masks(place / HELD_OUT[1], masks)
     assert f"keep masks: {HELD_OUT[0]} and {HELD_OUT[1]}" in msl("robustness", "mine")
     assert read_predictions("robustness/predictions/mine/irregular-20-30.parquet").origin.keep_masks == HELD_OUT

@@ -73,7 +73,7 @@ def test_the_command_averages_equally_and_names_the_next(tmp_path: Path):
 @pytest.mark.parametrize(
     ("shares", "number", "message"),
     [
-        ([0.5], 2, "2 checkpoints and 1 shares"),
+        ([0.5], 2, "2 checkpoints and 1 share"),
         ([0.5, 0.6], 2, "add up to 1"),
         ([1.5, -0.5], 2, "above 0"),
         (None, 1, "two checkpoints or more"),

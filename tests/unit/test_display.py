@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from msldata.console import SafeConsole, show_below
-from msltrain.training.display import TrainingDisplay, clock, rate
+from msltrain.training.display import START_NAME, TrainingDisplay, clock, rate
 from msltrain.training.events import EpochEvent, PhaseEvent, StartEvent, StepEvent
 
 START = StartEvent(
@@ -92,3 +93,28 @@ def test_what_belongs_to_a_line_stays_indented_where_it_is_broken():
 def test_numbers_suit_slow_and_fast_machines():
     assert [rate(value) for value in (0.034, 0.42, 4.25, 42.4, 4200)] == ["0.03", "0.42", "4.2", "42", "4,200"]
     assert [clock(value) for value in (42, 725, 11525)] == ["0:42", "12:05", "3:12:05"]
+
+
+def test_of_many_short_epochs_some_get_a_line():
+    out = Console(file=io.StringIO(), width=80, highlight=False)
+    with TrainingDisplay(out, out) as display:
+        display.show(replace(START, num_steps=152 * 4, steps_per_epoch=4))
+        for epoch in range(152):
+            display.show(EpochEvent(epoch=epoch, num_epochs=152, step=4, validation_mAP=0.5, is_best=False, seconds=1))
+    lines = [line for line in out.file.getvalue().splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 31 and lines[0].startswith("epoch 5/152") and lines[-1].startswith("epoch 152/152")
+
+
+def test_details_go_into_the_run_folder(tmp_path):
+    out = Console(file=io.StringIO(), width=80, highlight=False)
+    start = replace(START, run_dir=tmp_path, notes=("a note",))
+    for step in (0, 80):
+        with TrainingDisplay(out, out, ["why so"]) as display:
+            display.show(PhaseEvent(what="building the network"))
+            display.show(replace(start, step=step))
+    assert out.file.getvalue().splitlines() == ["goes on after step 80 of 160"]
+    text = (tmp_path / START_NAME).read_text()
+    assert text.count("why so\n2.2 M parameters on 1 × cpu") == 2 and text.count("160 steps\na note\n") == 2
+    with TrainingDisplay(out, out, ["why so"]) as display:
+        display.show(replace(START, run_dir="s3://bucket/run", step=160))  # nowhere to leave them
+    assert "why so" in out.file.getvalue() and "all 160 steps were taken before" in out.file.getvalue()

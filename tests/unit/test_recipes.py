@@ -8,7 +8,9 @@ import pytest
 import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
+from msltrain.__main__ import app
 from msltrain.config import differences, from_json, to_json
 from msltrain.models.query_heads import MLDecoderHead, Query2LabelHead
 from msltrain.recipes import RECIPES, recipe
@@ -158,3 +160,9 @@ def test_a_grid_varies_the_method_and_nothing_else(name: str, form):
         assert config.model.backbone == reference.model.backbone and config.data.train == reference.data.train, row
         rate_and_size = config.optim.lr, config.stream.batch_size
         assert rate_and_size == (configs[0].optim.lr, configs[0].stream.batch_size), row
+
+
+def test_what_newcomers_want_comes_first():
+    assert next(iter(RECIPES)) == "own"
+    said = " ".join(CliRunner().invoke(app, ["recipes"], env={"COLUMNS": "200"}).output.split())
+    assert said.startswith("For photographs of your own take own, which `msl train NAME` does.")

@@ -134,10 +134,13 @@ class KeepMasks:
         return cls(stored, image_size, device, grey=grey, augment=augment)
 
     @classmethod
-    def generate(cls, image_size: int, device: str | torch.device = "cpu", *, augment: Sequence[str] = ()) -> KeepMasks:
+    def generate(
+        cls, image_size: int, device: str | torch.device = "cpu", *, seed: int = 0, augment: Sequence[str] = ()
+    ) -> KeepMasks:
         """Irregular masks that are drawn here, always the same: of 1 to 75 % holes, each share as often as any other.
 
         Args:
+            seed: other masks for every number; training has those of 0.
             augment: see the class.
 
         Raises:
@@ -147,7 +150,7 @@ class KeepMasks:
             raise UserError(
                 f"stream.image_size is {image_size}; masks are drawn from {MIN_SIZE} pixels on; set keep_mask.kind=box"
             )
-        keep_NSS = np.stack([1 - generate_hole_mask(0, index, image_size) for index in range(NUM_GENERATED)])
+        keep_NSS = np.stack([1 - generate_hole_mask(seed, index, image_size) for index in range(NUM_GENERATED)])
         return cls(pack_bits(keep_NSS), image_size, device, augment=augment)
 
     def within(self, low: float, high: float) -> KeepMasks | None:

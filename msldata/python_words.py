@@ -1,0 +1,80 @@
+"""Messages for those who call a function: an option of a command is called there what the function calls it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from msldata.errors import UserError
+
+_Given = ParamSpec("_Given")
+_Got = TypeVar("_Got")
+
+_VALUE = r"auto|skip|fail|cpu|cuda|[A-Z][A-Z.]*\b|\d[\w.]*|[/~][^\s,;)]+"
+_OPTION = re.compile(rf"--(?P<name>[a-z][a-z-]*[a-z])(?: (?P<value>{_VALUE}))?")
+_SET = re.compile(r"--set ([a-z_]+\.[a-z_]+=[^\s,;)]*)")
+_FIELDS = {
+    "weights": "model.weights",
+    "backbone": "model.backbone",
+    "epochs": "optim.num_epochs",
+    "lr": "optim.lr",
+    "batch-size": "stream.batch_size",
+    "image-size": "stream.image_size",
+    "cache": "stream.cache",
+    "ram-cache": "stream.ram_cache_gb",
+    "on-sample-error": "stream.on_sample_error",
+}
+"""Options of `msl train` that are fields of its config."""
+_PHRASES = {
+    "run the same command with": "call it again with",
+    "--resume auto of `msl train`": 'msltrain.train(config, run, resume="auto")',
+    "start it without --resume": "start it without resume=True",
+}
+
+
+def in_python(text: str, function: Callable[..., object], *, has_settings: bool = False) -> str:
+    """A message of a command's as the caller of a function would type what it advises.
+
+    Args:
+        text: the message.
+        function: what was called; options that are none of its parameters stay as they are.
+        has_settings: whether it takes a config, or the settings of one.
+    """
+    parameters = inspect.signature(function).parameters
+
+    def said(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"] or ""
+        if (parameter := parameters.get(name.replace("-", "_"))) is None:
+            field = _FIELDS.get(name) if has_settings else None
+            return match[0] if field is None else f'settings=["{field}={value or "…"}"]'
+        if str(parameter.annotation) == "bool":
+            return f"{parameter.name}=True{' ' + value if value else ''}"
+        is_text = (value.islower() and value.isalpha()) or value.startswith(("/", "~"))
+        return f'{parameter.name}="{value}"' if is_text else f"{parameter.name}={value}"
+
+    for here, there in _PHRASES.items():
+        text = text.replace(here, there)
+    if has_settings:
+        text = _SET.sub(r'settings=["\1"]', text)
+    return _OPTION.sub(said, text)
+
+
+def says_it_in_python(*, has_settings: bool = False) -> Callable[[Callable[_Given, _Got]], Callable[_Given, _Got]]:
+    """Decorate a function of the public face: its errors speak of its parameters, not of a command's options."""
+
+    def decorate(function: Callable[_Given, _Got]) -> Callable[_Given, _Got]:
+        @functools.wraps(function)
+        def called(*given: _Given.args, **named: _Given.kwargs) -> _Got:
+            try:
+                return function(*given, **named)
+            except (UserError, FileNotFoundError) as error:
+                if len(error.args) == 1 and isinstance(error.args[0], str):
+                    error.args = (in_python(error.args[0], function, has_settings=has_settings),)
+                raise
+
+        return called
+
+    return decorate
