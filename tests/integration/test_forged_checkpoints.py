@@ -87,6 +87,13 @@ def moments(state: dict[str, Any]) -> dict[str, Any]:
     return next(iter(state["optimizer"]["state"].values()))
 
 
+@pytest.fixture
+def unfinished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take these runs for ones that were stopped: of a finished one, nothing more is read."""
+    monkeypatch.setattr("msltrain.commands.train._was_over", lambda *_: False)
+
+
+@pytest.mark.usefixtures("unfinished")
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -122,6 +129,7 @@ def test_a_forged_training_state_is_refused_and_the_run_stays(data, tmp_path, ch
     assert contents(run) == before
 
 
+@pytest.mark.usefixtures("unfinished")
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -145,6 +153,7 @@ def each(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, 
     return changed
 
 
+@pytest.mark.usefixtures("unfinished")
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -224,8 +224,7 @@ def test_ctrl_c_while_a_server_stalls(folder):
 
         local = loader.shards
         loader.close()
-        loader.shards = ShardSet(Stalled(local.storage.root), local.manifest)
-        for _ in loader:
+        for _ in Loader(ShardSet(Stalled(local.storage.root), local.manifest), loader.config, training=True):
             pass
         """,
     )

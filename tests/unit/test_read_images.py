@@ -152,7 +152,7 @@ def test_what_is_no_image_is_passed_over_and_said(tmp_path: Path):
         (("empty",), UserError, r"empty: no images here; looked for \.jpg, .*, and how other files begin"),
         (("*.jpg",), UserError, r"\*\.jpg: no images here"),
         (("pipe",), UserError, r"pipe: .*; give a file, a folder or a pattern"),
-        (("list.csv",), UserError, r"list\.csv: no column names the photographs; call it one of image, file, path"),
+        (("list.csv",), UserError, r"list\.csv: no column names the photographs; call the one that counts 'image'"),
         (("list.tsv",), UserError, r"list\.tsv: no column names the photographs"),
         (("list.parquet",), UserError, r"list\.parquet: not a parquet table"),
         (("other.parquet",), UserError, r"other\.parquet: no column names the photographs"),
@@ -162,9 +162,9 @@ def test_what_is_no_image_is_passed_over_and_said(tmp_path: Path):
 def test_where_there_is_nothing_it_is_said(tmp_path: Path, given: tuple[str, ...], error: type, says: str):
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    write(tmp_path, list_csv="picture,label\na.jpg,x\n", list_tsv="image,label\na.jpg,x\n", list_txt="\n \n")
+    write(tmp_path, list_csv="thing,label\nx,y\n", list_tsv="thing\tlabel\nx\ty\n", list_txt="\n \n")
     write(tmp_path, list_parquet="image")
-    pq.write_table(pa.table({"picture": ["a.jpg"]}), tmp_path / "other.parquet")
+    pq.write_table(pa.table({"thing": ["x"]}), tmp_path / "other.parquet")
     with pytest.raises(error, match=says):
         find_images([str(tmp_path / name) for name in given])
 
