@@ -278,7 +278,7 @@ def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
         if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == loaded.classes and of_whole_images:
             logit_K = tune_thresholds(held_out)
             if not logit_K.any():
-                break
+                return np.full(len(loaded.classes), 0.5), "0.5 for every class, too few photographs to tune them on"
             return 1 / (1 + np.exp(-logit_K)), threshold_origin(held_out, file.name)
     return np.full(len(loaded.classes), 0.5), "0.5 for every class"
 
