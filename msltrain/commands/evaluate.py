@@ -78,7 +78,7 @@ def evaluate(
     """Predict every sample exactly once and measure as published: mAP, CP, CR, CF1, OP, OR, OF1."""
     import sys
 
-    from msldata.errors import UserError, counted
+    from msldata.errors import UserError
     from msltrain.hosts import launch
     from msltrain.measures.predictions import is_table, read_predictions
     from msltrain.runs.find_checkpoint import training_shards, unfinished_beside
@@ -286,7 +286,7 @@ def robustness(
     """Draw mAP, CR and CF1 over the hidden share of the images, and recall over the visible share of the objects."""
     import sys
 
-    from msldata.errors import UserError, counted
+    from msldata.errors import UserError
     from msltrain.hosts import launch
     from msltrain.robustness.kinds import IRREGULAR, check_kinds, held_out_masks, need_stored
     from msltrain.runs.find_checkpoint import unfinished_beside

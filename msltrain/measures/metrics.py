@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from msldata.errors import UserError, counted
+from msldata.errors import UserError, counted, few_of
 from msltrain.measures.average_precision import AP_KINDS, RankedPositives, ranked_by_class
 
 if TYPE_CHECKING:
@@ -131,11 +131,10 @@ class Metrics:
         if not never:
             return ""
         made, right = (sum(getattr(one, name) for one in self.classes) for name in ("num_predicted", "num_correct"))
-        more = f" and {len(never) - _NUM_NAMED:,} more" if len(never) > _NUM_NAMED else ""
         count = f"{right:,} of the {counted(made, 'prediction')} made {'is' if right == 1 else 'are'} right"
         return (
             "as published, a class that is never predicted counts in OP as one wrong prediction, in CP as none right: "
-            f"here {', '.join(never[:_NUM_NAMED])}{more}; {count if made else 'nothing at all is predicted'}"
+            f"here {few_of(never, _NUM_NAMED)}; {count if made else 'nothing at all is predicted'}"
         )
 
 

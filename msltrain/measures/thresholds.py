@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from msldata.errors import UserError, counted
+from msldata.errors import UserError, counted, few_of
 from msltrain.measures.predictions import Predictions
 
 MIN_POSITIVES = 10
@@ -56,8 +56,7 @@ def threshold_origin(validation: Predictions, file: str) -> str:
         return f"0.5 for every class, as {file} shows each fewer than {MIN_POSITIVES} times, too few to tune on"
     origin = f"one per class, tuned on {file} ({counted(len(validation.keys), 'image')})"
     if few:
-        names = ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
-        origin += f"; 0.5 for {names}, shown fewer than {MIN_POSITIVES} times there"
+        origin += f"; 0.5 for {few_of(few)}, shown fewer than {MIN_POSITIVES} times there"
     return origin
 
 
