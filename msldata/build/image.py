@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import simplejpeg
 
@@ -38,8 +38,7 @@ _MARGIN = 5 / 3
 changes about three times what reducing did."""
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedImage:
+class PreparedImage(NamedTuple):
     """JPEG bytes with their size in pixels; ``transcoded`` when they are not the source's own."""
 
     data: bytes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from json.encoder import encode_basestring
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msldata.build.image import Placement, Resize, prepare_image
 from msldata.build.missing import missing_image
@@ -21,8 +21,7 @@ _BEYOND = 0.05
 _FLAG = {None: "null", False: "false", True: "true"}
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """What the shard writer takes, and what the report counts."""
 
     record: Record
@@ -159,15 +158,18 @@ def frame_of_boxes(size: tuple[int, int] | None, placement: Placement) -> Placem
 
 def check_boxes(objects: Sequence[ObjectRecord], width: int, height: int) -> None:
     """Raise ValueError for a box of negative size, beyond the picture, or in shares of it instead of pixels."""
-    slack = 0.0 if (width, height) == SHARES else 2.0
+    frame_is_shares = (width, height) == SHARES
+    slack = 0.0 if frame_is_shares else 2.0
     across, down = max(slack, _BEYOND * width), max(slack, _BEYOND * height)
-    for item in objects:
+    right, bottom = width + across, height + down
+    in_pixels = frame_is_shares or not objects
+    for item in objects:  # every box of a dataset comes by here: one pass, no calls
         x, y, w, h = item.box
-        inside = x >= -across and y >= -down and x + w <= width + across and y + h <= height + down
-        if not (inside and w >= 0 and h >= 0):
+        if not (w >= 0 and h >= 0 and x >= -across and y >= -down and x + w <= right and y + h <= bottom):
             box = ", ".join(f"{value:g}" for value in item.box)
             problem = "is of negative size" if w < 0 or h < 0 else f"leaves the picture of {width} × {height}"
             raise ValueError(f"the box [{box}] (x, y, width, height) {problem}")
-    shares = (width, height) != SHARES and all(x + w <= 1 and y + h <= 1 for _, (x, y, w, h), *_ in objects)
-    if shares and not all(float(value).is_integer() for item in objects for value in item.box):
+        if x + w > 1 or y + h > 1:
+            in_pixels = True
+    if not in_pixels and not all(float(value).is_integer() for item in objects for value in item.box):
         raise ValueError("its boxes lie between 0 and 1: shares of the picture, where pixels are expected")
