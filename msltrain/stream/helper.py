@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import multiprocessing
+import operator
 import os
 import pickle
+import select
 import signal
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +44,8 @@ from msltrain.stream.samples.shardset import ShardSet
 
 _PATIENCE = 5.0
 """Seconds in which a helper ends once its pipe is closed; then it is killed."""
+_READ_BYTES = 1 << 16
+"""Most that is read of a pipe at once: most messages are shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +60,20 @@ class _Task:
     world_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A batch without its pixels, the error in its place, or, with neither, the end of the pass."""
+class _Sent(NamedTuple):
+    """A batch without its pixels, the error in its place, or, with neither, the end of the pass.
+
+    It is read between two steps of the trainer's, whose caches have other things in them by then: every call of Python
+    that reading it takes costs a hundredth of a millisecond. So there are no objects in it that Python would make.
+    """
 
     number: int
     """Of the pass."""
-    spent: StageSeconds
-    """Since the batch before, summed over the threads."""
+    spent: tuple[float, ...]
+    """`StageSeconds` since the batch before, summed over the threads."""
     slot: int = -1
-    batch: dict[str, Any] | None = None
-    """Fields of `HostBatch`, tensors as arrays."""
+    batch: tuple[Any, ...] = ()
+    """From `_packed`."""
     error: BaseException | None = None
     skipped: tuple[tuple[int, SampleError], ...] = ()
     """Those since the batch before."""
@@ -79,7 +87,7 @@ class HelperPasses:
         device: where batches go from here.
 
     Attributes:
-        skipped, stages: as of `Passes`, as far as the batches taken tell.
+        skipped: as of `Passes`, as far as the batches taken tell.
     """
 
     def __init__(
@@ -94,11 +102,16 @@ class HelperPasses:
         device: torch.device,
     ):
         self.skipped = SkippedSamples(config.max_skipped)
-        self.stages = [StageSeconds()]
+        self._spent = [0.0] * len(fields(StageSeconds))
         self._task = _Task(shards, replace(config, process="same"), resize, seed, rank, world_size)
         self._device = device
         self._numbers = itertools.count()
         self._helper: _Helper | None = _Helper(self._task, device)
+
+    @property
+    def stages(self) -> list[StageSeconds]:
+        """Where the helper's threads have spent their time, summed over them, up to the last batch taken."""
+        return [StageSeconds(*self._spent)]
 
     def open(self, epoch: int, step: int) -> HelperPipeline:
         """End the pass before, and begin one at a step of an epoch."""
@@ -115,7 +128,7 @@ class HelperPasses:
             self._helper = None
 
     def _note(self, sent: _Sent) -> None:
-        self.stages[0] = StageSeconds.total([self.stages[0], sent.spent])
+        self._spent = list(map(operator.add, self._spent, sent.spent))
         for index, error in sent.skipped:
             self.skipped.add(index, error)
 
@@ -145,12 +158,10 @@ class HelperPipeline:
         assert head is not None
         if head.error is not None:
             raise head.error
-        if head.batch is None:
+        if not head.batch:
             return None
         self._head = None
-        arrays = {name: torch.from_numpy(head.batch[name]) for name in ("flip_B", "target_BK", "ignore_BK")}
-        pixels = self._pixels(head.batch["pixels"], self._helper.ring[head.slot])
-        batch = HostBatch(**{**head.batch, **arrays, "pixels": pixels})
+        batch = _unpacked(head.batch, self._helper.ring[head.slot])
         self._lent[batch] = head.slot
         return batch
 
@@ -159,7 +170,7 @@ class HelperPipeline:
         while self._head is None and self._helper.has_more():
             self._receive()
         head = self._head
-        return self.take() if head is not None and head.batch is not None else None
+        return self.take() if head is not None and head.batch else None
 
     def release(self, batch: HostBatch) -> None:
         """Return the pixels of a batch to the ring."""
@@ -180,12 +191,6 @@ class HelperPipeline:
             if sent.number == self._number:
                 self._head = sent
 
-    @staticmethod
-    def _pixels(described: Any, memory: PinnedBytes) -> torch.Tensor | WholeImages:
-        if isinstance(described, WholeImages):
-            return replace(described, flat_N=memory.first(int(described.flat_N)))
-        return memory.first(int(np.prod(described))).view(described)
-
 
 class _Helper:
     """The process and the ring, seen by the trainer."""
@@ -197,21 +202,24 @@ class _Helper:
         self.ring = [PinnedBytes(memory, device) for memory in shared]
         # Not a daemon: those are sent a SIGTERM when the trainer ends, which is ignored there.
         self._process = context.Process(target=_help, args=(theirs, [DupFd(one.file) for one in shared], task))
+        self._messages = _Messages(self._pipe.fileno())
         self._end = Finalize(self, _end, args=(self._process, self._pipe), exitpriority=10)
         with without_main(__name__), same_search_path():
             self._process.start()
         theirs.close()
 
     def send(self, message: tuple[Any, ...]) -> None:
+        data = pickle.dumps(message)
         try:
-            self._pipe.send_bytes(pickle.dumps(message))
+            # As `send_bytes` would, in one call: some ten bytes, which are always written whole.
+            os.write(self._pipe.fileno(), len(data).to_bytes(4, "big") + data)
         except (BrokenPipeError, ConnectionResetError):
             raise self._gone() from None
 
     def receive(self) -> _Sent:
         while True:
             try:
-                message = pickle.loads(self._pipe.recv_bytes())
+                message = pickle.loads(self._messages.next())
             except (EOFError, ConnectionResetError):
                 raise self._gone() from None
             if isinstance(message, _Sent):
@@ -219,7 +227,7 @@ class _Helper:
             note_once(message)
 
     def has_more(self) -> bool:
-        return self._pipe.poll()
+        return self._messages.has_more()
 
     def stop(self, number: int) -> None:
         if not self._pipe.closed:  # it is when the interpreter has ended, and nothing imported is there any more
@@ -318,7 +326,7 @@ class _Sender:
             while (batch := pipeline.take()) is not None:
                 slot = self._passes.slots.index(pipeline.slot(batch))
                 self.lent[number, slot] = batch
-                self._send_sent(number, slot=slot, batch=_described(batch))
+                self._send_sent(number, slot=slot, batch=_packed(batch))
             self._send_sent(number)
         except (BrokenPipeError, ConnectionResetError):
             pass
@@ -346,7 +354,7 @@ class _Sender:
         skipped = tuple(self._passes.skipped.errors.items())[self._num_skipped :]
         self._num_skipped += len(skipped)
         before, self._spent = self._spent, StageSeconds.total(self._passes.stages)
-        self.send(_Sent(number, self._spent - before, skipped=skipped, **what))
+        self.send(_Sent(number, astuple(self._spent - before), skipped=skipped, **what))
 
 
 class _Forward(logging.Handler):
@@ -361,12 +369,72 @@ class _Forward(logging.Handler):
             self._sender.send(record.getMessage())
 
 
-def _described(batch: HostBatch) -> dict[str, Any]:
-    """A batch's fields, tensors as arrays, and of its pixels the shape alone: torch would send its tensors as files."""
+class _Messages:
+    """What `Connection.send_bytes` wrote at the other end, in one read of the pipe where `recv_bytes` takes two.
+
+    Args:
+        file: descriptor of the pipe.
+    """
+
+    def __init__(self, file: int):
+        self._file, self._arrived = file, bytearray()
+        self._poll = select.poll()
+        self._poll.register(file, select.POLLIN)
+
+    def next(self) -> bytearray:
+        """The next message, waiting for it. Raises EOFError when the other end is closed."""
+        arrived = self._arrived
+        while len(arrived) < 4 or len(arrived) < (end := 4 + int.from_bytes(arrived[:4], "big")):
+            more = os.read(self._file, _READ_BYTES)
+            if not more:
+                raise EOFError
+            arrived += more
+        message = arrived[4:end]
+        del arrived[:end]
+        return message
+
+    def has_more(self) -> bool:
+        """Whether the next message, or some of it, is there."""
+        return bool(self._arrived) or bool(self._poll.poll(0))
+
+
+# A batch as few plain values: `torch` would send its tensors as files, and `pickle` each array as an object of Python.
+
+
+def _packed(batch: HostBatch) -> tuple[Any, ...]:
+    """A batch's fields, of its pixels the shape alone."""
     pixels = batch.pixels
-    found = {field.name: getattr(batch, field.name) for field in fields(HostBatch)}
-    found |= {name: found[name].numpy() for name in ("flip_B", "target_BK", "ignore_BK")}
+    rows = [batch.key_hash_B.view(np.int64), batch.index_B, *batch.crop_B4.T]
     if isinstance(pixels, WholeImages):
-        return found | {"pixels": replace(pixels, flat_N=len(pixels.flat_N))}  # type: ignore[arg-type]
-    assert isinstance(pixels, torch.Tensor)
-    return found | {"pixels": tuple(pixels.shape)}
+        rows += [pixels.place_B, pixels.width_B, *pixels.crop_B4.T]
+        shape: tuple[int, ...] = pixels.flat_N.shape
+    else:
+        assert isinstance(pixels, torch.Tensor)
+        shape = pixels.shape
+    numbers = np.array(rows, dtype=np.int64)
+    marks = [getattr(batch, name).numpy().tobytes() for name in ("flip_B", "target_BK", "ignore_BK")]
+    num_classes = batch.target_BK.shape[1]
+    return batch.keys, batch.num_bytes, num_classes, tuple(shape), bytearray(numbers), *map(bytearray, marks)
+
+
+def _unpacked(packed: tuple[Any, ...], memory: PinnedBytes) -> HostBatch:
+    """The batch, with pixels in memory."""
+    keys, num_bytes, num_classes, shape, numbers, flips, targets, ignores = packed
+    is_whole, size_BK = len(shape) == 1, (len(keys), num_classes)
+    number_NB = np.frombuffer(numbers, dtype=np.int64).reshape(12 if is_whole else 6, len(keys))
+    pixels: torch.Tensor | WholeImages
+    if is_whole:
+        pixels = WholeImages(memory.first(shape[0]), number_NB[6], number_NB[7], number_NB[8:].T)
+    else:
+        pixels = memory.first(math.prod(shape)).view(shape)
+    return HostBatch(
+        pixels=pixels,
+        flip_B=torch.from_numpy(np.frombuffer(flips, dtype=np.bool_)),
+        target_BK=torch.from_numpy(np.frombuffer(targets, dtype=np.uint8).reshape(size_BK)),
+        ignore_BK=torch.from_numpy(np.frombuffer(ignores, dtype=np.bool_).reshape(size_BK)),
+        keys=keys,
+        key_hash_B=number_NB[0].view(np.uint64),
+        index_B=number_NB[1],
+        crop_B4=number_NB[2:6].T,
+        num_bytes=num_bytes,
+    )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -290,11 +290,11 @@ class Loader:
         return self._counted(batch, time.perf_counter() - began) if batch is not None else None
 
     def _counted(self, batch: HostBatch, seconds_waited: float = 0.0) -> HostBatch:
-        self.stats = replace(
-            self.stats,
-            num_images=self.stats.num_images + len(batch),
-            num_bytes=self.stats.num_bytes + batch.num_bytes,
-            seconds_waited=self.stats.seconds_waited + seconds_waited,
+        before = self.stats
+        self.stats = StreamStats(
+            before.num_images + len(batch),
+            before.num_bytes + batch.num_bytes,
+            before.seconds_waited + seconds_waited,
         )
         return batch
 

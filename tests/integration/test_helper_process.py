@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from multiprocessing import spawn
@@ -22,7 +23,7 @@ import torch
 from msldata.errors import UserError
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError, TooManySkipped
-from msltrain.stream.helper import _Sender
+from msltrain.stream.helper import _Messages, _Sender
 from msltrain.stream.loader import Loader
 from msltrain.stream.passes import Passes
 from msltrain.stream.reading.request import noted
@@ -194,6 +195,26 @@ def test_what_the_helper_has_to_say_is_said_by_the_trainer(folder: Path):
     with helper:
         next(iter(helper))
     assert noted == {f"stream.cache is not used for {folder}, which is local"}
+
+
+def test_messages_arrive_whole_however_the_pipe_cuts_them():
+    ours, theirs = multiprocessing.Pipe()
+    messages = _Messages(ours.fileno())
+    assert not messages.has_more()
+    sent = [b"", b"one", bytes(range(256)) * 1000, b"two"]
+    sender = threading.Thread(target=lambda: [theirs.send_bytes(one) for one in sent])
+    sender.start()
+    assert [messages.next() for _ in sent] == sent
+    sender.join()
+    assert not messages.has_more()
+    os.write(theirs.fileno(), b"\0\0\0\3la")
+    assert messages.has_more()
+    threading.Timer(0.1, os.write, (theirs.fileno(), b"st\0")).start()
+    assert messages.next() == b"las"
+    assert messages.has_more()
+    threading.Timer(0.2, theirs.close).start()
+    with pytest.raises(EOFError):
+        messages.next()
 
 
 def test_an_error_that_cannot_be_sent_is_told(folder: Path):

@@ -55,17 +55,19 @@ class PinnedBytes:
     def __init__(self, shared: SharedBytes, device: torch.device):
         self._shared, self._is_cuda = shared, device.type == "cuda"
         self._flat_N = torch.empty(0, dtype=torch.uint8)
+        self._array_N = self._flat_N.numpy()
         self._is_pinned = False
 
     def first(self, num_bytes: int) -> torch.Tensor:
         """uint8 (num_bytes,), after the other process has made it at least so long."""
-        if len(self._flat_N) < num_bytes:
+        if len(self._array_N) < num_bytes:
             self.free()
             self._flat_N = self._shared.map(os.fstat(self._shared.file).st_size)
             if self._is_cuda:
                 code = torch.cuda.cudart().cudaHostRegister(self._flat_N.data_ptr(), len(self._flat_N), 0)
                 self._is_pinned = int(code) == 0  # memory that cannot be pinned is copied all the same, if slower
-        return self._flat_N[:num_bytes]
+            self._array_N = self._flat_N.numpy()
+        return torch.from_numpy(self._array_N[:num_bytes])  # indexing a tensor takes ten times as long
 
     def free(self) -> None:
         """Let go of the memory; nothing may be copying from it."""
@@ -73,3 +75,4 @@ class PinnedBytes:
             torch.cuda.cudart().cudaHostUnregister(self._flat_N.data_ptr())
             self._is_pinned = False
         self._flat_N = torch.empty(0, dtype=torch.uint8)
+        self._array_N = self._flat_N.numpy()
