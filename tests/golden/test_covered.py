@@ -173,6 +173,18 @@ def test_each_object_keeps_its_own_where_another_has_no_box(tmp_path):
     assert record.occlusion is not None and [one.separated for one in record.occlusion] == [True, False]
 
 
+def test_the_sides_of_a_photograph_are_not_exchanged(tmp_path):
+    """Further to the right than the photograph is high."""
+    items = [
+        annotation(1, [square(60, 20, 16, 10), square(84, 20, 16, 10)], 1, [60, 20, 40, 10]),
+        annotation(2, [square(76, 10, 8, 30)], 1, [76, 10, 8, 30]),
+    ]
+    image = {"id": 1, "file_name": "a.jpg", "width": 120, "height": 40}
+    raw = make_coco(tmp_path, [image], items, [{"id": 1, "name": "bar"}])
+    (record,) = open_source("coco2014", raw, "train", options=SourceOptions(segments=True)).records()
+    assert record.occlusion is not None and record.occlusion[0].covered == pytest.approx(8 / 40, abs=0.01)
+
+
 def test_a_build_notes_it_in_the_index_alone(tmp_path):
     images = [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}]
     objects = [

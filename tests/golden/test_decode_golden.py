@@ -93,6 +93,17 @@ def test_the_loader_hands_out_those_pixels(tmp_path, red_mean):
         assert np.abs(image_CHW.permute(1, 2, 0).numpy() - expected).mean() < 1 / 255 / 0.5
 
 
+def test_the_last_row_and_column_of_a_reduced_photograph_count():
+    """101 pixels are reduced to 51; of the square's 40 the last one's triangle reaches the two last, 0.707 and 0.501
+    high."""
+    image_HWC = np.zeros((51, 51, 3), np.uint8)
+    image_HWC[-1] = image_HWC[:, -1] = 255
+    pixel_BHWC = torch.empty((1, 40, 40, 3), dtype=torch.uint8)
+    resize_crop(image_HWC, (0, 0, 101, 101), pixel_BHWC.permute(0, 3, 1, 2), 101)
+    assert (pixel_BHWC[0, 20, -1] - 255 * 0.501 / 1.208).abs().max() <= 1
+    assert (pixel_BHWC[0, -1, 20] - 255 * 0.501 / 1.208).abs().max() <= 1
+
+
 def test_what_libjpeg_only_warns_of_is_forgiven_when_the_bytes_are_as_stored():
     data = photo(1)
     odd = data[:-2] + b"\x12\x34" * 30 + data[-2:]

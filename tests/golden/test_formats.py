@@ -347,6 +347,9 @@ def test_folders_of_classes(tmp_path):
         "train": {"train/cat/1.jpg": ["cat"], "train/dog/2.jpg": ["dog"]},
         "val": {"val/cat/3.jpg": ["cat"]},
     }
+    images(tmp_path / "deep", "test/dog/4.jpg")
+    test = open_source("folders", tmp_path / "deep", "test")  # counts the classes that it lacks as well
+    assert test.labels.classes == ("cat", "dog") and next(test.records()).positives == (1,)
     classes = write(tmp_path / "names.txt", "dog\ncat\n")
     source = open_source("folders", tmp_path / "deep", "val", classes=classes)
     assert source.labels.classes == ("dog", "cat") and next(source.records()).positives == (1,)

@@ -97,6 +97,13 @@ def test_lists_of_the_class_train_are_not_the_split_train(tmp_path):
         assert [record.key for record in records] == ["000001", "000002", "000003"]
 
 
+@pytest.mark.parametrize("flag", ["-1", "0", "1"])
+def test_what_a_list_says_behind_an_id_is_no_part_of_it(tmp_path, flag):
+    folder = make_voc(tmp_path, 2, split="test")
+    (folder / "ImageSets/Main/test.txt").write_text(f"000001  {flag}\n000002\t{flag}\n")
+    assert [record.key for record in open_source("voc2007", folder, "test").records()] == ["000001", "000002"]
+
+
 def test_trainval_list_alone_is_enough(tmp_path):
     folder = make_voc(tmp_path, 3, split="trainval")
     assert len(list(open_source("voc2007", folder, "trainval").records())) == 3

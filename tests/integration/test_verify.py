@@ -362,10 +362,11 @@ def test_missing_member(images):
     assert (found.what, found.found) == ("members", ".jpg, .json")
 
 
-def test_edited_histogram_and_counts(images):
-    edit_manifest(images, lambda content: content["label_histogram"]["bicycle"].update(positive=7))
+@pytest.mark.parametrize("column", ["positive", "ignored"])
+def test_edited_histogram_and_counts(images, column):
+    edit_manifest(images, lambda content: content["label_histogram"]["bicycle"].update({column: 7}))
     found = only(images)
-    assert (found.file, found.what) == ("dataset.json", "label histogram, positive images of bicycle")
+    assert (found.file, found.what) == ("dataset.json", f"label histogram, {column} images of bicycle")
     assert found.found == "7"
     edit_manifest(images, lambda content: content["counts"].update(objects=7))
     assert "count of objects" in {item.what for item in findings(images)}

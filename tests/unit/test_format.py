@@ -279,6 +279,11 @@ def test_shares_of_what_is_covered_are_from_0_to_1():
         checked(occlusion=[{**EMPTY_OCCLUSION, "covered": 0.5}] * 2)
 
 
+def test_the_digest_of_labels_covers_key_positive_and_ignored_classes():
+    row = {**ROW, "positives": [0, 2], "ignored": [1]}
+    assert contract.labels_digest([row]) == hashlib.sha256(b'["000001",[0,2],[1]]').hexdigest()
+
+
 def test_the_metadata_of_an_index():
     report = {"transcoded": 3}
     data = contract.encode_index(IMAGES, [ROW], SHARD, "plan", report)

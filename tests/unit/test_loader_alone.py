@@ -242,6 +242,14 @@ def test_a_bad_sample_is_replaced_and_listed(tmp_path: Path):
     assert "s000003" in str(error)
 
 
+def test_the_first_of_an_epoch_is_replaced_by_its_last(tmp_path: Path):
+    _, order = EpochPlan([12], seed=0, epoch=0, window=12).items(0, 12)
+    write_images(tmp_path, [12], {f"s{order[0]:06d}": b"no photograph"})
+    with open_loader(tmp_path, on_sample_error="skip") as loader:
+        keys = [key for batch in loader for key in batch.keys]
+    assert keys == [f"s{number:06d}" for number in (order[-1], *order[1:])]
+
+
 def test_what_is_left_of_a_batch_keeps_its_own_places_and_sizes(tmp_path: Path):
     """Photographs differ in width, and are resized all together after the bad ones were left out."""
     write_images(tmp_path, [8], {"s000001": b"no photograph", "s000004": b"nor this"})

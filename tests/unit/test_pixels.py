@@ -13,7 +13,16 @@ from PIL import Image
 
 from msldata.build.image import prepare_image
 from msldata.contract.photograph import upright_rgb
-from msldata.contract.pixels import ORIENTATION_TAG, check_whole, decode, decode_jpeg, is_plain, jpeg_header, pixels_of
+from msldata.contract.pixels import (
+    ORIENTATION_TAG,
+    check_whole,
+    decode,
+    decode_jpeg,
+    is_plain,
+    jpeg_header,
+    pixels_of,
+    reductions,
+)
 from tests.oddimages import HEIGHT, WIDTH, odd_images, picture, refused_images, saved, turned
 
 ODD = odd_images()
@@ -117,6 +126,13 @@ def test_a_turned_jpeg_is_reduced_only_by_what_divides_both_sides(width, height,
     file = io.BytesIO()
     Image.new("RGB", (width, height)).save(file, "JPEG", exif=exif)
     assert decode_jpeg(file.getvalue(), reduction=4).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("crop", "reduction"), [((9, 9, 1344, 4000), 2), ((9, 9, 1343, 4000), 1), ((9, 9, 4000, 1344), 2)]
+)
+def test_the_shorter_side_of_a_part_decides_how_far_it_is_reduced(crop, reduction):
+    assert reductions(np.array([6000]), np.array([4500]), np.array([crop]), 448).tolist() == [reduction]
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

@@ -8,10 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from msltrain.config import DataConfig, OptimConfig, TrainConfig
+from msltrain.hosts.distributed import Ranks
+from msltrain.recipes.paper import BASELINE_LOSS
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.shardset import open_shard_set
 from msltrain.training import precise_bn
+from msltrain.training.data import TrainData
 from msltrain.training.precise_bn import PreciseBN, norm_names
 from tests.smallshards import write_images
 
@@ -113,3 +117,15 @@ def test_one_image_has_no_variance(tmp_path: Path):
     before = net[3].running_var.clone()
     PreciseBN(open_shard_set(tmp_path), STREAM, 1000).measure(net, norm_names(net), CPU, amp=False)
     assert torch.equal(net[3].running_var, before)
+
+
+def test_a_run_does_not_measure_on_what_it_validates_on(folder: Path):
+    config = TrainConfig(
+        data=DataConfig(train=str(folder), validation_fraction=0.25),
+        stream=STREAM,
+        loss=BASELINE_LOSS,
+        optim=OptimConfig(precise_bn_images=1000),
+    )
+    with TrainData(config, Ranks(rank=0, world_size=1, device=CPU)) as data:
+        assert data.precise_bn is not None and data.validation is not None
+        assert data.precise_bn._shards.num_samples == 37 - data.validation.shards.num_samples < 37

@@ -12,11 +12,11 @@ import simplejpeg
 from PIL import Image
 
 from msldata.build.image import Placement, Resize, parse_resize, prepare_image
-from msldata.build.sample import check_boxes
+from msldata.build.sample import check_boxes, frame_of_boxes
 from msldata.build.shards import build_shards, plan_build
 from msldata.contract import format as contract
 from msldata.contract.manifest import IMAGES
-from msldata.contract.records import ObjectRecord, Record
+from msldata.contract.records import SHARES, ObjectRecord, Record
 from msldata.errors import UserError
 from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
@@ -101,6 +101,18 @@ def test_boxes_by_hand():
     placement = Placement(400, 200, 200, 100, 6)
     moved = placement.move(ObjectRecord(3, (10, 20, 40, 60), area=2000, crowd=True, truncated=True))
     assert moved == ObjectRecord(3, (60, 5, 30, 20), area=500, crowd=True, truncated=True)
+
+
+@pytest.mark.parametrize(
+    ("placement", "box", "area"),
+    [
+        (Placement(400, 200, 400, 200), (100, 100, 200, 50), 10_000),
+        (Placement(400, 200, 200, 100, 6), (25, 100, 50, 50), 2500),  # held on its side, and halved
+    ],
+)
+def test_boxes_in_shares_by_hand(placement, box, area):
+    moved = frame_of_boxes(SHARES, placement).move(ObjectRecord(0, (0.25, 0.5, 0.5, 0.25), area=0.125))
+    assert moved == ObjectRecord(0, box, area=area)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from msldata.contract.keepmask import HOLE_BLACK, HOLE_WHITE, hole_fraction_histogram
 from msldata.errors import UserError
-from msldata.masks.hole_fraction import MeasuredMask
+from msldata.masks.hole_fraction import MeasuredMask, reach_fraction
 from msldata.masks.subsets import BUCKETS, Choice, MaskSample, choose_official, choose_seeded
 
 
@@ -155,3 +155,12 @@ def test_a_mask_with_moved_holes_still_says_what_its_file_was(target):
     assert moved.hole_fraction(HOLE_WHITE) == target
     assert (moved.source_width, moved.source_height) == (30, 20)
     assert moved.source_hole_fraction(HOLE_WHITE) == 100 / 600 and moved.clue == mask.clue
+
+
+def test_a_hole_that_grows_fills_its_notches_first():
+    square_HW = np.zeros((9, 9), bool)
+    square_HW[3:6, 3:6] = True
+    notched_HW = square_HW.copy()
+    notched_HW[3, 4] = False
+    assert np.array_equal(reach_fraction(notched_HW, 9 / 81), square_HW)
+    assert np.array_equal(reach_fraction(~notched_HW, 72 / 81), ~square_HW)  # and so does what is visible

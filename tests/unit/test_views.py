@@ -176,6 +176,15 @@ def test_objects_fill_holes_with_nothing_around_them(tmp_path: Path):
     assert (filling[:, :, 8:-8, 8:-8] > 0.99).all()
 
 
+def test_each_object_is_cut_out_of_its_own_photograph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("msltrain.stream.keepmasks.donors._BATCH", 4)  # of three batches
+    write_objects(tmp_path / "images", [[(8.0 * (n % 5), 8.0, 32.0, 32.0)] for n in range(12)])
+    stream = StreamConfig(image_size=64, num_threads=1)
+    donors = Donors("object", open_shard_set(tmp_path / "images"), stream, "cpu")
+    filling, _ = donors.filling(key_hash(map(str, range(50))), seed=0, epoch=0)
+    assert (filling[:, :, 8:-8, 8:-8] > 0.99).all()
+
+
 def test_small_objects_are_no_filling(tmp_path: Path):
     write_objects(tmp_path / "images", [[(8.0, 8.0, 8.0, 8.0)]] * 6)
     stream = StreamConfig(image_size=64, batch_size=4, num_threads=1)
@@ -209,6 +218,16 @@ def test_the_visible_share_follows_crop_and_flip(tmp_path: Path):
     assert share((0, 32, 64, 64), True) == pytest.approx(0.5, abs=0.01)  # its right half alone, and that is visible
     assert share((0, 32, 64, 64), False) == pytest.approx(0, abs=0.01)
     assert share((0, 60, 64, 36), True) == pytest.approx(0, abs=0.01)  # outside
+
+
+@pytest.mark.parametrize("box", [(16.0, 8.0, 8.0, 48.0), (16.0, 24.0, 64.0, 8.0)], ids=["tall", "wide"])
+def test_what_a_crop_shows_of_an_object_is_a_share_of_its_own_sides(tmp_path: Path, box: tuple[float, ...]):
+    write_objects(tmp_path / "images", [[box]])
+    objects, visible = Objects(open_shard_set(tmp_path / "images")), torch.ones(1, 1, 64, 64)
+    whole = replace(take(batch_of(1, 1), [0]), crop_B4=np.array([[0, 0, 64, 96]]))
+    assert not objects.hidden(whole, visible, 0.99, 1).item()
+    half = replace(whole, crop_B4=np.array([[0, 0, 64, int(box[0] + box[2] / 2)]]))
+    assert [objects.hidden(half, visible, least, 1).item() for least in (0.45, 0.55)] == [False, True]
 
 
 def test_positives_without_a_visible_object_are_ignored(root: Path):

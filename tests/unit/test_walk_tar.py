@@ -195,6 +195,27 @@ def test_a_name_may_fill_its_field():
     assert member.name == name
 
 
+def with_field(header: bytes, place: int, content: bytes) -> bytes:
+    """A header with another field, and the checksum that goes with it."""
+    changed = header[:place] + content + header[place + len(content) :]
+    return changed[:148] + b"%06o\0 " % (sum(changed) - sum(changed[148:156]) + 8 * ord(" ")) + changed[156:]
+
+
+def test_owners_that_are_no_numbers_do_no_harm(tmp_path: Path):
+    """Nothing that is read depends on who wrote the tar, or when."""
+    tar = with_field(ours()[:512], 108, b"nobody\0\0") + ours()[512:]
+    for walked, what in (members(walk_tar(tar)), walk_file(tar, tmp_path)):
+        assert not what and [member.name for member in walked] == list(FILES)
+
+
+@pytest.mark.parametrize("place", range(148, 154))
+def test_every_digit_of_a_checksum_counts(tmp_path: Path, place: int):
+    tar = bytearray(ours())
+    tar[place] ^= 1
+    for walked, what in (members(walk_tar(bytes(tar))), walk_file(bytes(tar), tmp_path)):
+        assert not walked and what
+
+
 def test_a_size_may_fill_its_field():
     """Twelve digits without an end, as old programs write them, and no time stamp."""
     header = bytearray(tar_header("a", 10))
