@@ -286,7 +286,7 @@ def _hint(source: Location) -> str:
     place = open_storage(source)
     names = [info.name for info in place.list_files() if "/" not in info.name] if place.can_list else []
     if any(name.endswith(".tar") for name in names):
-        return f" (it holds tars: msl index {source})"
+        return f" (it holds tars: msl index {shlex.quote(str(source))})"
     tables = sorted(name for name in names if PurePosixPath(name).suffix.lower() in table.SUFFIXES)
     return f" (if one of its tables is meant, name it: {', '.join(tables[:6])})" if tables else ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def find_checkpoint(path: str | Path) -> Path:
 def _nearest_run(name: str) -> str:
     """The end of a message: the command that trains on the dataset of this name, or a run with a name like it."""
     if Path(SHARDS, name).is_dir():
-        return f"; `msl train {name}` makes one"
+        return f"; `msl train {shlex.quote(name)}` makes one"
     return did_you_mean(name, (run.name for run in Path(RUNS).glob("*/")))
 
 

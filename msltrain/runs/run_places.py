@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def find_dataset(name: str) -> Dataset:
             return found
     built = sorted({path.parts[1] for path in Path(SHARDS).glob(f"*/*/{MANIFEST_NAME}")} - {"masks"})
     if Path(name).expanduser().exists():
-        near = f"; if it holds photographs, build them first: msl build-shards {name} --name NAME"
+        near = f"; if it holds photographs, build them first: msl build-shards {shlex.quote(name)} --name NAME"
     elif close := did_you_mean(name, built):
         near = close
     else:
