@@ -49,7 +49,14 @@ def find_dataset(name: str) -> Dataset:
         near = close
     else:
         near = f"; there are: {', '.join(built)}" if built else "; build one with `msl build-shards PHOTOS --name NAME`"
-    raise UserError(f"{name}: no dataset with training shards here or in {SHARDS}/{near}")
+    raise UserError(f"{name}: no dataset with training shards here or in {SHARDS}/{near}{not_there(SHARDS)}")
+
+
+def not_there(root: str) -> str:
+    """The end of a message where the folder that bare names are looked for in is missing: perhaps it is elsewhere."""
+    if Path(root).is_dir():
+        return ""
+    return f"; {Path.cwd()} has no {root}/, perhaps another folder has it"
 
 
 def _splits_at(place: str) -> Dataset | None:
