@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -315,9 +316,8 @@ def build_shards(
             if not published and num_built < FEWEST:
                 show_below(out, too_few_to_train(num_built), "yellow")
             else:
-                next_step(
-                    "msl doctor" if published else f"msl train {built if out_ == 'shards' else f'{out_}/{built}'}"
-                )
+                place = shlex.quote(built if out_ == "shards" else f"{out_}/{built}")
+                next_step("msl doctor" if published else f"msl train {place}")
 
 
 def build_masks(

@@ -73,7 +73,7 @@ class Commands(typer.core.TyperGroup):
         return True
 
 
-_COMMAND = re.compile(r"`[^`]*`|\bmsl [a-z-]+[^;,()]*")
+_COMMAND = re.compile(r"`[^`]*`|\bmsl [a-z-]+(?:'[^']*'|[^;,()'])*")
 _OPTION = re.compile(r"(?<![\w/=-])--[a-z][a-z-]*[a-z](?![\w-])")
 
 

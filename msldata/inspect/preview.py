@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,7 +121,9 @@ def _load_images(folder: Storage, manifest: Manifest, num: int) -> Iterator[Tile
         try:
             image = Image.fromarray(decode(data))
         except ValueError as error:
-            raise FormatError(f"{where}: the image cannot be decoded ({error}); run msl verify {folder.url}") from None
+            raise FormatError(
+                f"{where}: the image cannot be decoded ({error}); run msl verify {shlex.quote(folder.url)}"
+            ) from None
         shown = [(index, column == "ignored") for column in ("positives", "ignored") for index in row[column]]
         labels = [Label(manifest.classes[index], class_colour(index), ignored) for index, ignored in shown]
         boxes = []
@@ -138,6 +141,6 @@ def _load_masks(folder: Storage, manifest: Manifest, num: int) -> list[HeldMask]
         try:
             level_HW = keepmask.decode_levels(data, where)
         except BadInputError as error:
-            raise FormatError(f"{where}: {error.reason}; run msl verify {folder.url}") from None
+            raise FormatError(f"{where}: {error.reason}; run msl verify {shlex.quote(folder.url)}") from None
         masks.append(HeldMask(row["key"], level_HW, row["hole_fraction"]))
     return masks

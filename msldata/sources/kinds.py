@@ -265,6 +265,12 @@ def recognise(source: Location) -> tuple[str, str]:
     if not seen:
         if unlabelled := _only_photographs(source):
             raise UserError(unlabelled)
+        if len(tables := _tables(source)) == 1:
+            table_at = open_storage(source).where(tables[0])
+            raise UserError(
+                f"{source}: none of its files has a table's usual name, such as labels.csv; if {tables[0]} says what "
+                f"the photographs show, run: msl build-shards {shlex.quote(table_at)} --name NAME"
+            )
         known = "\n".join(f"  {name:9} {kind.layout}" for name, kind in KINDS.items())
         raise UserError(
             f"{source}: not taken for any kind of dataset{_hint(source)}; known are\n{known}\n"
@@ -286,9 +292,16 @@ def _hint(source: Location) -> str:
     place = open_storage(source)
     names = [info.name for info in place.list_files() if "/" not in info.name] if place.can_list else []
     if any(name.endswith(".tar") for name in names):
-        return f" (it holds tars: msl index {source})"
-    tables = sorted(name for name in names if PurePosixPath(name).suffix.lower() in table.SUFFIXES)
+        return f" (it holds tars: msl index {shlex.quote(str(source))})"
+    tables = _tables(source)
     return f" (if one of its tables is meant, name it: {', '.join(tables[:6])})" if tables else ""
+
+
+def _tables(source: Location) -> list[str]:
+    """The files in a folder that end like tables."""
+    place = open_storage(source)
+    names = [info.name for info in place.list_files()] if place.can_list else []
+    return sorted(name for name in names if "/" not in name and PurePosixPath(name).suffix.lower() in table.SUFFIXES)
 
 
 def _only_photographs(source: Location) -> str:

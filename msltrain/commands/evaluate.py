@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -156,7 +157,7 @@ def evaluate(
         _list_skipped(one.origin.skipped)
         show(out, (file, "green"), f": {counted(one.metrics.num_samples, 'sample')}")
     if run is not None:
-        next_step(f"msl predict {run} PHOTOS" if keep_masks else f"msl robustness {run}")
+        next_step(f"msl predict {shlex.quote(run)} PHOTOS" if keep_masks else f"msl robustness {shlex.quote(run)}")
 
 
 def _show_series(measured: Sequence[Measured]) -> None:
@@ -359,4 +360,4 @@ def robustness(
     for file in written:
         show(out, (file, "green"))
     if len(checkpoint) == 1:
-        next_step(f"msl predict {checkpoint[0]} PHOTOS")
+        next_step(f"msl predict {shlex.quote(checkpoint[0])} PHOTOS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
@@ -216,7 +217,7 @@ def train(
 
 
 def _lead_on(place: str, *, is_known: bool) -> None:
-    named = Path(place).name if Path(place).parent == Path("runs") else place
+    named = shlex.quote(Path(place).name if Path(place).parent == Path("runs") else place)
     next_step(f"msl evaluate {named}" if is_known else f"msl evaluate {named} --data SHARDS")
 
 
@@ -342,8 +343,6 @@ def average(
     ] = None,
 ) -> None:
     """Average the weights of runs that started from the same weights: often better than each of them."""
-    import shlex
-
     from msltrain.training.average import average_checkpoints
 
     average_checkpoints(checkpoint, out_, share, data=data)

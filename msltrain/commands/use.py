@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -288,7 +289,7 @@ def export(
             images=images or (),
         )
         show(out, (made / "app.py", "green"), ": the page; with gradio installed `python app.py` shows it here")
-        next_step(f"msl push {folder} OWNER/NAME")
+        next_step(f"msl push {shlex.quote(str(folder))} OWNER/NAME")
         return
 
     def show_file(done: Exported) -> None:
@@ -315,7 +316,7 @@ def export(
         show(err, ("left out:", "red"), f" {reason}")
     if failed:
         raise typer.Exit(1)
-    next_step(f"msl serve {run or checkpoint}")
+    next_step(f"msl serve {shlex.quote(str(run or checkpoint))}")
 
 
 def push(

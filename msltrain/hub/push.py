@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -122,12 +123,14 @@ def _stage(split: Path, manifest: Manifest, staged: Path) -> None:
     for name in (*shards, *reader_files(manifest), MANIFEST_NAME):
         file = split / name
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: missing; `msl verify {split}` says what else is")
+            raise FileNotFoundError(f"{file}: missing; `msl verify {shlex.quote(str(split))}` says what else is")
         (staged / name).symlink_to(file.resolve())
     for shard in manifest.shards:
         if (size := (split / shard.name).stat().st_size) != shard.num_bytes:
             wanted = f"{MANIFEST_NAME} says {shard.num_bytes:,}"
-            raise UserError(f"{split / shard.name}: {size:,} bytes, {wanted}; run `msl verify {split}`")
+            raise UserError(
+                f"{split / shard.name}: {size:,} bytes, {wanted}; run `msl verify {shlex.quote(str(split))}`"
+            )
 
 
 def _published(repo: str) -> dict[str, Manifest]:

@@ -285,14 +285,17 @@ def draw_boxes(example: Example, shows_K: np.ndarray) -> Image.Image:
 
 
 def answer(predictions: Predictions, row: int, top: int = TOP) -> list[tuple[str, float, str]]:
-    """The ``top`` highest classes as (class, score, verdict).
+    """The ``top`` highest classes as (class, score, verdict), and below them every other that is predicted or there.
 
     The verdict is ``right`` or ``wrong`` at a score ≥ 0.5, ``missed`` for a class that is there but scores less,
     ``below`` for one that is correctly not predicted, ``not counted`` for an ignored pair.
     """
     score_K = 1 / (1 + np.exp(-predictions.logit_NK[row].astype(np.float64)))
+    counts_K = (predictions.logit_NK[row] >= 0) | (predictions.target_NK[row] > 0)
     found = []
-    for k in np.argsort(-predictions.logit_NK[row], kind="stable")[:top]:
+    for place, k in enumerate(np.argsort(-predictions.logit_NK[row], kind="stable")):
+        if place >= top and (not counts_K[k] or predictions.ignore_NK[row, k]):
+            continue
         predicted, present = predictions.logit_NK[row, k] >= 0, predictions.target_NK[row, k] > 0
         if predictions.ignore_NK[row, k]:
             verdict = "not counted"

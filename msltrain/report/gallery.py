@@ -208,7 +208,7 @@ def to_json(gallery: Gallery, runs: Sequence[RunReport]) -> list[dict[str, Any]]
                     "name": run.name,
                     "cross_entropy": float(cross_entropy(run.conditions[group.condition], [rows[shown.key]])[0]),
                     "right_minus_wrong": int(net_named(run.conditions[group.condition], [rows[shown.key]])[0]),
-                    "top3": {
+                    "answers": {
                         condition: answer(run.conditions[condition], rows[shown.key])
                         for condition in dict.fromkeys((WHOLE, group.condition))
                     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -145,7 +146,7 @@ class _Stored:
         what = "of its present weights (it has been trained further since)" if older else ""
         return UserError(
             f"{self.place}: no predictions {what + ' ' if what else ''}for '{condition}'; give --data SHARDS to make "
-            f"them now, or run `msl evaluate --checkpoint {self.place} --data SHARDS` first"
+            f"them now, or run `msl evaluate --checkpoint {shlex.quote(str(self.place))} --data SHARDS` first"
         )
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from msldata.errors import counted
 from msltrain.measures.bootstrap import Interval
 from msltrain.pages.text import capital, join, percent, points, quoted
 from msltrain.report.numbers import Found, Numbers
 from msltrain.report.open_runs import RunReport, describe_condition
 from msltrain.runs.run_places import WHOLE
+
+_RATES = "objects found of every 100, and false alarms per 100 images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +78,23 @@ def _chance(numbers: Numbers) -> str:
 
 def _one_finds(numbers: Numbers) -> str:
     [run] = numbers.runs
+    if few := _few_objects(numbers):
+        places = [f"{numbers.found[0][end].num_found:,} {_where(numbers, end)}" for end in numbers.ends]
+        return f"Of {counted(few, 'object')} {quoted(run.name)} finds {join(places)}."
     places = [
         f"{_of_hundred(numbers.found[0][end].num_found, numbers.found[0][end])} {_where(numbers, end)}"
         for end in numbers.ends
     ]
     return f"Of every 100 objects {quoted(run.name)} finds {join(places)}."
+
+
+def _few_objects(numbers: Numbers) -> int:
+    """How many objects there are where they are fewer than a hundred, so that shares of a hundred say too much; or 0.
+
+    Only where every condition has the same.
+    """
+    [num_objects, *others] = {found.num_objects for by_end in numbers.found for found in by_end.values()}
+    return 0 if others or num_objects >= 100 else num_objects
 
 
 def _finds(numbers: Numbers, number: int) -> str:
@@ -133,18 +148,20 @@ def _where(numbers: Numbers, end: str) -> str:
 
 def _price(numbers: Numbers) -> str:
     """What every model finds and what it costs at a score of 0.5."""
+    few = _few_objects(numbers)
     parts = []
     for end in reversed(numbers.ends):
         rates = []
         for run, found_by_end in zip(numbers.runs, numbers.found, strict=True):
             found = found_by_end[end]
-            false_rate = 100 * found.num_false / found.num_images
-            rates.append(f"{quoted(run.name)} {_of_hundred(found.num_found, found)} and {false_rate:.0f}")
+            if few:
+                rates.append(f"{quoted(run.name)} {found.num_found:,} and {found.num_false:,}")
+            else:
+                false_rate = 100 * found.num_false / found.num_images
+                rates.append(f"{quoted(run.name)} {_of_hundred(found.num_found, found)} and {false_rate:.0f}")
         parts.append(f"{_where(numbers, end)} {join(rates)}")
-    return (
-        "At a score of 0.5, objects found of every 100 and false alarms per 100 images: "
-        f"{'; '.join(parts)}. A class counts once per image.{_why_other(numbers)}"
-    )
+    counts = f"of the {counted(few, 'object')} found, and false alarms" if few else _RATES
+    return f"At a score of 0.5, {counts}: {'; '.join(parts)}. A class counts once per image.{_why_other(numbers)}"
 
 
 def _why_other(numbers: Numbers) -> str:

@@ -8,16 +8,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msldata.contract.manifest import is_digest
+from msldata.contract.listing import IMAGE_SUFFIXES
+from msldata.contract.manifest import MANIFEST_NAME, is_digest
 from msldata.errors import UserError, did_you_mean
 from msldata.storage import LocalStorage, Storage, open_storage
 from msldata.storage.hub import is_hub_place
 from msltrain.config import TrainConfig, from_json
-from msltrain.runs.run_places import RUNS, SHARDS, find_series, find_test_shards, unfinished_said, unfinished_splits
+from msltrain.runs.run_places import (
+    RUNS,
+    SHARDS,
+    find_series,
+    find_test_shards,
+    not_there,
+    unfinished_said,
+    unfinished_splits,
+)
 
 WEIGHTS_NAME = "weights.safetensors"
 STATE_NAME = "train_state.pt"
@@ -80,6 +90,17 @@ def check_unused(folder: Path, called: str | Path) -> None:
         raise UserError(
             f"{called}: holds a run already; continue it with --resume auto, or choose another folder with --run"
         )
+    if (found := _held(folder)) is not None:
+        raise UserError(f"{called}: holds other things, such as {found}; give the run a folder of its own with --run")
+
+
+def _held(folder: Path) -> Path | None:
+    """Another run, a dataset or a photograph in a folder, with which no run should be mixed; None if none is."""
+    for pattern in (MANIFEST_NAME, f"*/{MANIFEST_NAME}", f"*/*/{MANIFEST_NAME}", f"*/{CHECKPOINTS}"):
+        if found := next(iter(sorted(folder.glob(pattern))), None):
+            return found.parent
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return next((file for file in files if file.suffix.lower() in IMAGE_SUFFIXES), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +156,9 @@ def find_checkpoint(path: str | Path) -> Path:
             if (folder / META_NAME).is_file():
                 return folder
     if len(path.parts) == 1 and not path.exists():
-        raise FileNotFoundError(f"{path}: no run of this name, here or in {RUNS}/{_nearest_run(path.name)}")
+        raise FileNotFoundError(
+            f"{path}: no run of this name, here or in {RUNS}/{_nearest_run(path.name) or not_there(RUNS)}"
+        )
     raise FileNotFoundError(
         f"{path}: no checkpoint here (no {META_NAME}); give a run folder or a folder such as "
         f"RUN/{CHECKPOINTS}/{BEST}, made by `msl train`"
@@ -145,7 +168,7 @@ def find_checkpoint(path: str | Path) -> Path:
 def _nearest_run(name: str) -> str:
     """The end of a message: the command that trains on the dataset of this name, or a run with a name like it."""
     if Path(SHARDS, name).is_dir():
-        return f"; `msl train {name}` makes one"
+        return f"; `msl train {shlex.quote(name)}` makes one"
     return did_you_mean(name, (run.name for run in Path(RUNS).glob("*/")))
 
 

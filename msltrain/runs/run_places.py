@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,19 @@ def find_dataset(name: str) -> Dataset:
             return found
     built = sorted({path.parts[1] for path in Path(SHARDS).glob(f"*/*/{MANIFEST_NAME}")} - {"masks"})
     if Path(name).expanduser().exists():
-        near = f"; if it holds photographs, build them first: msl build-shards {name} --name NAME"
+        near = f"; if it holds photographs, build them first: msl build-shards {shlex.quote(name)} --name NAME"
     elif close := did_you_mean(name, built):
         near = close
     else:
         near = f"; there are: {', '.join(built)}" if built else "; build one with `msl build-shards PHOTOS --name NAME`"
-    raise UserError(f"{name}: no dataset with training shards here or in {SHARDS}/{near}")
+    raise UserError(f"{name}: no dataset with training shards here or in {SHARDS}/{near}{not_there(SHARDS)}")
+
+
+def not_there(root: str) -> str:
+    """The end of a message where the folder that bare names are looked for in is missing: perhaps it is elsewhere."""
+    if Path(root).is_dir():
+        return ""
+    return f"; {Path.cwd()} has no {root}/, perhaps another folder has it"
 
 
 def _splits_at(place: str) -> Dataset | None:

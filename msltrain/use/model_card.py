@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from msldata.errors import UserError, counted
+from msltrain.measures.bootstrap import interval_around, resampled_mean_ap
 from msltrain.measures.metrics import SUMMARY, compute_metrics
 from msltrain.measures.predictions import Predictions, read_predictions
 from msltrain.models.build import Recogniser
@@ -19,6 +20,8 @@ from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.use.export_formats import RUNTIME_OF_OPSET
 
 _NUM_NAMED = 10
+_MANY = 5_000
+"""Up to so many images the card says an interval."""
 _SCRIPT = """\
 import sys
 from photograph import photographs
@@ -215,6 +218,8 @@ class _Result:
     """How it differs from all of the split, seen whole; empty if it does not."""
     num_images: int
     percent: dict[str, float]
+    interval: str
+    """Of mAP, in words; empty where there are so many images that it says little and takes long."""
     cautions: tuple[str, ...]
     """What these figures do not show."""
 
@@ -235,6 +240,7 @@ def _results(loaded: LoadedRecogniser) -> list[_Result]:
                 condition=(f", {origin.part}" if origin.part else "") + hidden,
                 num_images=len(predictions.keys),
                 percent={name: 100 * value for name, value in metrics.summary().items()},
+                interval=_interval(predictions, metrics.mAP),
                 cautions=(
                     metrics.too_few(),
                     f"shows none of {', '.join(untested[:_NUM_NAMED])}{more}, which is not tested" if untested else "",
@@ -245,19 +251,27 @@ def _results(loaded: LoadedRecogniser) -> list[_Result]:
     return found
 
 
+def _interval(predictions: Predictions, mean_ap: float) -> str:
+    if len(predictions.keys) > _MANY or not math.isfinite(mean_ap):
+        return ""
+    found = interval_around(mean_ap, resampled_mean_ap(predictions))
+    return f" ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
 def _table(results: list[_Result]) -> list[str]:
     if not results:
         return []
     rows = [
         f"| {one.dataset}/{one.split}{one.condition} ({counted(one.num_images, 'image')}) | "
-        + " | ".join(f"{value:.1f}" for value in one.percent.values())
+        + " | ".join(f"{value:.1f}{one.interval if name == 'mAP' else ''}" for name, value in one.percent.items())
         + " |"
         for one in results
     ]
     return [
         "## Results",
         "",
-        "In percent; computed from the predictions files of the run.",
+        "In percent; computed from the predictions files of the run."
+        + (" In brackets, the 95 % interval over the images." if any(one.interval for one in results) else ""),
         "",
         f"| data | {' | '.join(SUMMARY)} |",
         "| --- |" + " ---: |" * len(SUMMARY),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from msldata.contract.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, counted, few_of
 from msldata.storage import read_local
 from msldata.storage.hub import is_repository_name
 from msltrain.hosts.distributed import choose_device
@@ -194,6 +194,11 @@ class Predictor:
             place = f"hf://{place}@{revision}" if revision != "main" else f"hf://{place}"
         return cls(place, device, threshold=threshold)
 
+    def __repr__(self) -> str:
+        """What it is, for whoever prints it."""
+        size = f"{self.image_size} × {self.image_size} pixels"
+        return f"<Predictor {self.path}: {counted(len(self.classes), 'class')} ({few_of(self.classes)}), {size}>"
+
     def answer(
         self,
         squares: Sequence[Tensor],
@@ -277,8 +282,6 @@ def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
         of_whole_images = not origin.keep_masks and not origin.test_time
         if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == loaded.classes and of_whole_images:
             logit_K = tune_thresholds(held_out)
-            if not logit_K.any():
-                return np.full(len(loaded.classes), 0.5), "0.5 for every class, too few photographs to tune them on"
             return 1 / (1 + np.exp(-logit_K)), threshold_origin(held_out, file.name)
     return np.full(len(loaded.classes), 0.5), "0.5 for every class"
 

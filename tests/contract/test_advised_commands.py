@@ -80,6 +80,42 @@ def test_what_pages_advise_can_be_typed():
     assert pages and not wrong
 
 
+PLAIN = {"dataset", "entry.dataset", "first.split", "repo"} | {"models", "named", "out", "place", "shards"}
+"""Filled into commands: names of our own, in which no space can be; and what was quoted where it was made."""
+
+
+def filled_in(source: str) -> set[str]:
+    """The expressions that a program fills into the commands that it advises."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(
+                part.value if isinstance(part, ast.Constant) else f"\x00{number}\x01"
+                for number, part in enumerate(node.values)
+            )
+            numbers = re.findall("\x00(\\d+)\x01", " ".join(advised(text)))
+            found |= {ast.unparse(node.values[int(number)].value) for number in numbers}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_a_place_in_an_advised_command_is_quoted(path):
+    names = PLAIN | {
+        "inspect/doctor.py": {"split"},
+        "commands/recipes.py": {"name"},
+    }.get("/".join(path.parts[-2:]), set())
+    found = filled_in(path.read_text(encoding="utf-8")) - names
+    assert not {one for one in found if not re.match(r"shlex\.(quote|join)\(|out_option\(", one)}
+
+
+def test_a_folder_with_a_space_can_be_pasted_back(tmp_path):
+    folder = tmp_path / "Meine Fotos (Köln, 2024)"
+    folder.mkdir()
+    result = CliRunner().invoke(app, ["train", str(folder)], env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert result.output.endswith(f"build them first: msl build-shards '{folder}' --name NAME\n")
+
+
 _OPTION = re.compile(r"(?<![\w/=`-])--[a-z][a-z-]*[a-z](?![\w-])")
 OF_OTHERS = {
     "msldata/build/other_tars.py": {"--sort"},  # tar's

@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from msldata.errors import UserError
 from msltrain.config import ModelConfig, TrainConfig
 from msltrain.evaluation.evaluate import evaluate
+from msltrain.measures.bootstrap import summary_intervals
 from msltrain.measures.metrics import compute_metrics
 from msltrain.runs.checkpoint import load_recogniser
 from msltrain.stream.config import StreamConfig
@@ -134,7 +135,10 @@ def test_the_model_card_says_what_it_is_and_how_well_it_did(tmp_path):
     evaluate(other, tmp_path / "shards", out=run / "predictions" / "other.parquet", device="cpu")
     export_model(run, tmp_path / "out", formats=["safetensors"])
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"| small/train (11 images) | {100 * metrics.mAP:.1f} |" in card
+    interval = summary_intervals(found)["mAP"]
+    brackets = f"({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+    assert f"| small/train (11 images) | {100 * metrics.mAP:.1f} {brackets} |" in card
+    assert "In brackets, the 95 % interval over the images." in card
     assert card.count("| small/train") == 1, "results of other weights are not this model's"
     assert "small/train: only 11 photographs, and half of the classes in " in card
     assert "bird, boat, cat" in card and "mean (0.4, 0.5, 0.6)" in card and "2 heads, λ = 0.4" in card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,8 @@ def test_what_ended_by_itself_is_not(place, tmp_path, last, best, patience):
 def test_python_names_models_alike_and_says_what_is_unfinished(place, tmp_path):
     by_name, by_place = (msltrain.load(one, device="cpu").predict("photos") for one in ("mine", Path("runs/mine")))
     assert by_name == by_place and len(by_name) == 2
+    shown = repr(msltrain.load("mine", device="cpu"))
+    assert re.fullmatch(r"<Predictor runs/mine\S*: \d+ classes \(.+\), \d+ × \d+ pixels>", shown), shown
     assert msltrain.evaluate("mine", "shards")[1] == msltrain.evaluate("runs/mine", "shards")[1]
     with pytest.raises(FileNotFoundError, match=r"mime: no run of this name, here or in runs/; did you mean mine\?"):
         msltrain.load("mime")

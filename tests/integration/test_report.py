@@ -244,6 +244,17 @@ def test_the_first_line_says_why_its_counts_are_not_those_below(pair):
     assert "The first line" not in find(compute_numbers(pair[:1])).price
 
 
+def test_few_objects_are_counted_not_turned_into_shares_of_a_hundred(pair):
+    assert find(compute_numbers(pair[:1])).headline.startswith("Of every 100 objects “Base & line” finds ")
+    clean = replace(pair[0].clean, target_NK=np.eye(NUM_SAMPLES, 3, dtype=np.uint8), objects=None)
+    finding = find(compute_numbers([replace(pair[0], masked={}, clean=clean)]))
+    found = int(((clean.logit_NK >= 0) & (clean.target_NK > 0)).sum())
+    assert finding.headline.startswith(f"Of 3 objects “Base & line” finds {found} on whole images.")
+    wrong = int(((clean.logit_NK >= 0) & (clean.target_NK == 0) & ~clean.ignore_NK).sum())
+    counts = f"on whole images “Base & line” {found} and {wrong}. "
+    assert finding.price.startswith(f"At a score of 0.5, of the 3 objects found, and false alarms: {counts}")
+
+
 def test_unfinished_training_and_few_photographs_are_said_first(pair, tmp_path):
     stopped = replace(pair[0], unfinished="runs/b: 3 of 9 epochs of its training are done")
     few = [
@@ -409,8 +420,11 @@ def test_answers_by_hand():
         ("boat", "right"),
         ("cat", "missed"),
     ]
+    assert len(answer(single, 0, top=1)) == 3, "a class that is named or missed is shown below the highest scores"
+    nothing_there = replace(single, target_NK=np.zeros_like(single.target_NK))
+    assert [name for name, _, _ in answer(nothing_there, 0, top=1)] == ["bird", "boat"]
     ignored = replace(single, target_NK=np.zeros_like(single.target_NK), ignore_NK=~single.ignore_NK)
-    assert {verdict for _, _, verdict in answer(ignored, 0)} == {"not counted"}
+    assert {verdict for _, _, verdict in answer(ignored, 0)} == {"not counted"} and len(answer(ignored, 0, top=1)) == 1
 
 
 def test_a_picture_with_more_wrong_than_right_names_is_no_win():

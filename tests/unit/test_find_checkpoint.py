@@ -25,6 +25,7 @@ from msltrain.runs.find_checkpoint import (
     training_shards,
 )
 from msltrain.runs.find_checkpoint import test_shards as shards_to_test
+from msltrain.runs.run_places import find_dataset
 
 
 def save(folder: Path, train: str = "", validation: str = "") -> Path:
@@ -107,6 +108,36 @@ def test_a_folder_with_a_checkpoint_is_used(tmp_path: Path):
     assert str(refused.value) == (
         "mine: holds a run already; continue it with --resume auto, or choose another folder with --run"
     )
+
+
+@pytest.mark.parametrize("held", ["shards/mine/dataset.json", "dataset.json", "other/checkpoints/last/meta.json"])
+def test_a_folder_of_other_things_is_no_place_for_a_run(tmp_path: Path, held: str):
+    for file in ("run.log", "config.json", "checkpoints/.tmp", "logs/out.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    check_unused(tmp_path, "mine")
+    (tmp_path / held).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / held).touch()
+    with pytest.raises(
+        UserError, match=r"^mine: holds other things, such as \S+; give the run a folder of its own with"
+    ):
+        check_unused(tmp_path, "mine")
+
+
+def test_no_run_is_begun_among_photographs(tmp_path: Path):
+    (tmp_path / "IMG_1.JPG").touch()
+    with pytest.raises(UserError, match=r"such as \S+/IMG_1\.JPG; give the run a folder of its own with --run$"):
+        check_unused(tmp_path, "mine")
+
+
+def test_the_folder_is_named_where_runs_are_not_below_it(here: Path):
+    with pytest.raises(FileNotFoundError) as refused:
+        find_checkpoint("mine")
+    assert str(refused.value) == (
+        f"mine: no run of this name, here or in runs/; {here} has no runs/, perhaps another folder has it"
+    )
+    with pytest.raises(UserError, match=rf"--name NAME`; {here} has no shards/, perhaps another folder has it$"):
+        find_dataset("mine")
 
 
 def test_a_name_that_is_no_run_gets_the_command_or_the_run_that_was_meant(here: Path):

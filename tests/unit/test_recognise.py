@@ -46,7 +46,10 @@ def test_a_doubt_or_nothing_is_said(tmp_path):
     with pytest.raises(UserError, match="not taken for any kind of dataset; known are\n  voc2007 "):
         recognise(tmp_path)
     (tmp_path / "train.csv").write_text("image,labels\n")
-    with pytest.raises(UserError, match=r"if one of its tables is meant, name it: train\.csv"):
+    with pytest.raises(UserError, match=r"if train\.csv says what the .* run: msl build-shards \S+/train\.csv --name "):
+        recognise(tmp_path)
+    (tmp_path / "val.csv").write_text("image,labels\n")
+    with pytest.raises(UserError, match=r"if one of its tables is meant, name it: train\.csv, val\.csv"):
         recognise(tmp_path)
     (tmp_path / "a.tar").write_bytes(b"")
     with pytest.raises(UserError, match="it holds tars: msl index "):

@@ -1,11 +1,15 @@
-"""What is said about a table's rows: photographs that are listed twice, and those that nobody has labelled."""
+"""What is said about a table's rows: photographs that are listed twice, not at all, or without a label."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.errors import counted, few_of
+from msldata.sources.places import is_address
 
 _SHOWN = 3
 
@@ -47,6 +51,28 @@ def without_labels(rows: Sequence[tuple[str, str, Any]]) -> str:
         f"{counted(len(rows), 'photograph')} without a label: {few_of(named, _SHOWN)}; kept, as negatives of every "
         f"class: label {them}, or delete {lines}, if that is not meant"
     )
+
+
+def not_listed(root: Path | None, images: Sequence[str]) -> str:
+    """A note about photographs beside the listed ones that are on no line; empty where there is none.
+
+    Args:
+        root: the local folder of the images; of a remote one nothing is said.
+        images: their paths there.
+    """
+    if root is None:
+        return ""
+    listed = {image for image in images if not is_address(image)}
+    left = []
+    for folder in sorted({image.rpartition("/")[0] for image in listed}):
+        place = root / folder
+        for name in sorted(os.listdir(place)) if os.access(place, os.R_OK) and place.is_dir() else ():
+            path = f"{folder}/{name}" if folder else name
+            is_photograph = PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+            if is_photograph and path not in listed:
+                left.append(path)
+    are, left_out = ("is", "it is left out") if len(left) == 1 else ("are", "they are left out")
+    return f"{counted(len(left), 'photograph')} {are} on no line: {few_of(left, _SHOWN)}; {left_out}" if left else ""
 
 
 def _cell(cell: Any) -> str:

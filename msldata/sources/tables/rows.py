@@ -134,7 +134,7 @@ def _text(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"line {line}: neither UTF-8 nor UTF-16; save the table in one of them") from None
+        raise ValueError(f"line {line}: neither UTF-8 nor UTF-16; a spreadsheet saves it as 'CSV UTF-8'") from None
 
 
 def _json_line_rows(data: bytes) -> Iterator[Row]:

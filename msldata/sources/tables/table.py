@@ -33,7 +33,7 @@ from msldata.sources.source import (
 from msldata.sources.tables.arrow import EmbeddedImages, saved_splits
 from msldata.sources.tables.columns import Columns, choose_columns, one_hot_value
 from msldata.sources.tables.image_paths import ImagePaths, checked_path, find_images
-from msldata.sources.tables.notes import listed_twice, without_labels
+from msldata.sources.tables.notes import listed_twice, not_listed, without_labels
 from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, listed_rows, read_table
 from msldata.storage import Storage, open_storage
 
@@ -271,6 +271,7 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     notes = (
         left_together(survey, None if options.classes is None else labels.classes),
         _unlabelled_said(rows, columns, reading),
+        not_listed(found.images.path(), found.paths),
     )
     return _Contents(where, found.images, rows, labels, reading, said, digests, counts, tuple(filter(None, notes)))
 
