@@ -86,6 +86,7 @@ def _classes_with_counts(manifest: Manifest) -> str:
         text += f"{'; ' if used else ''}in no image: {', '.join(map(listed_name, unused[:_RARE_SHOWN]))}{more}"
     if pairs := alike(manifest.classes):
         text += "; alike, yet two classes: " + ", ".join(f"{one!r} and {other!r}" for one, other in pairs[:_RARE_SHOWN])
+        text += " (write them alike if they are one)"
     if not _LISTED.intersection(manifest.provenance) and (typed := slips(counts)):
         said = [
             f"'{name}' ({counted(counts[name], 'photograph')}) may be meant as '{other}' ({counts[other]:,})"

@@ -32,7 +32,9 @@ _BOX = "#ffb000"
 _TOGETHER = 1 << 20
 """About how many logits are looked at together."""
 TOP = 3
-"""How many answers of a model are shown, as in the paper's figures."""
+"""How many answers of a model are shown at least, as in the paper's figures."""
+_MOST_WRONG = 10
+"""Wrongly named classes are shown down to this place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,18 +287,20 @@ def draw_boxes(example: Example, shows_K: np.ndarray) -> Image.Image:
 
 
 def answer(predictions: Predictions, row: int, top: int = TOP) -> list[tuple[str, float, str]]:
-    """The ``top`` highest classes as (class, score, verdict), and below them every other that is predicted or there.
+    """The ``top`` highest classes as (class, score, verdict), and below them every other that is there or predicted.
+
+    Of wrongly predicted ones only the highest are listed: a network that has learnt little predicts half of them.
 
     The verdict is ``right`` or ``wrong`` at a score ≥ 0.5, ``missed`` for a class that is there but scores less,
     ``below`` for one that is correctly not predicted, ``not counted`` for an ignored pair.
     """
     score_K = 1 / (1 + np.exp(-predictions.logit_NK[row].astype(np.float64)))
-    counts_K = (predictions.logit_NK[row] >= 0) | (predictions.target_NK[row] > 0)
     found = []
     for place, k in enumerate(np.argsort(-predictions.logit_NK[row], kind="stable")):
-        if place >= top and (not counts_K[k] or predictions.ignore_NK[row, k]):
-            continue
         predicted, present = predictions.logit_NK[row, k] >= 0, predictions.target_NK[row, k] > 0
+        is_listed = present or (predicted and place < _MOST_WRONG)
+        if place >= top and (not is_listed or predictions.ignore_NK[row, k]):
+            continue
         if predictions.ignore_NK[row, k]:
             verdict = "not counted"
         elif predicted:

@@ -423,6 +423,15 @@ def test_answers_by_hand():
     assert len(answer(single, 0, top=1)) == 3, "a class that is named or missed is shown below the highest scores"
     nothing_there = replace(single, target_NK=np.zeros_like(single.target_NK))
     assert [name for name, _, _ in answer(nothing_there, 0, top=1)] == ["bird", "boat"]
+    many = replace(
+        single,
+        classes=tuple(f"c{k}" for k in range(500)),
+        logit_NK=np.tile(np.arange(500, 0, -1, dtype=np.float32), (NUM_SAMPLES, 1)),
+        target_NK=np.tile(np.arange(500) == 499, (NUM_SAMPLES, 1)).astype(np.uint8),
+        ignore_NK=np.zeros((NUM_SAMPLES, 500), dtype=bool),
+    )
+    listed = [(name, verdict) for name, _, verdict in answer(many, 0)]
+    assert listed == [*((f"c{k}", "wrong") for k in range(10)), ("c499", "right")], "no page of wrong names"
     ignored = replace(single, target_NK=np.zeros_like(single.target_NK), ignore_NK=~single.ignore_NK)
     assert {verdict for _, _, verdict in answer(ignored, 0)} == {"not counted"} and len(answer(ignored, 0, top=1)) == 1
 
