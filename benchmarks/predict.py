@@ -115,6 +115,7 @@ def ratio(folder: Path, num_photos: int, rounds: int, backbone: str, processes: 
     torch.set_num_threads(1)
     network = load_recogniser(folder / "run").recogniser
     image_BCHW = torch.randn(32, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)  # as `predict` feeds it
     options = ("--processes", str(processes), "--batch-size", "32")
     found = []
     for number in range(rounds):
