@@ -19,6 +19,8 @@ from msldata.contract.manifest import IMAGES, Manifest, shard_name
 from msldata.contract.publish import write_manifest
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
+from msltrain.config import DataConfig, TrainConfig
+from msltrain.hosts.distributed import Ranks
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.donors import Donors
@@ -29,6 +31,7 @@ from msltrain.stream.order.random import DONOR, key_hash, uniform
 from msltrain.stream.pixels.batch import Batch
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
+from msltrain.training.data import TrainData
 from tests.smallshards import write_images, write_keep_masks
 from tests.unit.test_keepmasks import write_objects
 
@@ -442,3 +445,19 @@ def test_without_objects_there_is_nothing_to_tell(tmp_path: Path, root: Path):
             stream=STREAM,
             device="cpu",
         )
+
+
+def test_holes_are_not_filled_from_what_the_run_validates_on(root: Path):
+    config = TrainConfig(
+        data=DataConfig(train=str(root / "images"), keep_masks=(str(root / "high"),), validation_fraction=0.25),
+        stream=STREAM,
+        keep_mask=KeepMaskConfig(fill="image"),
+    )
+    with TrainData(config, Ranks(rank=0, world_size=1, device=torch.device("cpu"))) as data:
+        assert data.validation is not None and data._views is not None
+        donors = data._views._donors
+        held_out = [batch.key_hash_B for batch in data.validation]
+        trained_on = [key for batch in data.training for key in batch.key_hash_B.tolist()]
+    assert donors is not None and len(donors) == data.training.shards.num_samples < 40
+    assert not set(donors._owner_D.tolist()) & set(np.concatenate(held_out).tolist())
+    assert set(trained_on) <= set(donors._owner_D.tolist())
