@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,10 @@ import torch
 from torch import nn
 
 from msldata.errors import UserError
+from msltrain.evaluation.sweep import RankPart
+from msltrain.measures.predictions import Origin, Predictions
+from msltrain.robustness.conditions import StudyModel
+from msltrain.robustness.hole_kinds import HoleRange
 from msltrain.robustness.partial_results import Stretch, Unfinished
 from msltrain.robustness.recalibrate import recalibrate_batchnorm
 from msltrain.stream.errors import SampleError
@@ -78,3 +83,39 @@ def test_statistics_are_plain_means_over_the_batches():
     with pytest.raises(UserError, match="no images to recalibrate"):
         recalibrate_batchnorm(net, [])
     assert (net[1].momentum, net[3].momentum) == (0.3, 0.7) and not net[1].training
+
+
+def test_what_several_processes_recorded_goes_with_its_samples():
+    """They come one process after the other, and predictions are in the stored order."""
+    index_M = np.array([4, 9, 0, 7, 2])
+    columns = {
+        "index": index_M,
+        "key_hash": index_M.astype(np.uint64),
+        "box-10-20/logit": np.float32(index_M[:, None] + [0, 0.5]),
+        "box-10-20/hole_fraction": index_M / 100,
+        "box-10-20/visible": np.float32(index_M[:, None] / [10, 20]),
+        "box-10-20/shown": index_M[:, None] == [4, 7],
+    }
+
+    def assemble(part: RankPart, origin: Origin, skipped: dict) -> Predictions:
+        order_M = np.argsort(part.index_M)
+        return Predictions(
+            keys=tuple(map(str, part.index_M[order_M])),
+            logit_NK=part.logit_MK[order_M],
+            target_NK=np.zeros((5, 2), np.uint8),
+            ignore_NK=np.array([[False, True], *[[False, False]] * 4]),
+            classes=("cat", "dog"),
+            origin=origin,
+        )
+
+    model = StudyModel.__new__(StudyModel)
+    holes = SimpleNamespace(name="box-10-20", kind="box", range=HoleRange("10-20", 0.1, 0.2))
+    samples = SimpleNamespace(assemble=assemble)
+    vars(model).update(samples=samples, conditions=[holes], origin=Origin(seed=3))
+    found = model._assemble("box-10-20", Stretch(columns, {}))
+    assert found.keys == ("0", "2", "4", "7", "9") and found.logit_NK[:, 1].tolist() == [0.5, 2.5, 4.5, 7.5, 9.5]
+    np.testing.assert_allclose(found.visible_NK, np.array([0, 2, 4, 7, 9])[:, None] / [10, 20], rtol=1e-6)
+    assert found.ignore_NK.tolist() == [[False, True], [False, False], [True, False], [False, True], [False, False]]
+    origin = found.origin
+    assert (origin.kind, origin.hole_range, origin.seed) == ("box", (0.1, 0.2), 3)
+    assert origin.hole_fraction == pytest.approx(0.044) and origin.keep_masks == ()
