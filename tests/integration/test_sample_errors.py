@@ -24,8 +24,10 @@ from msltrain.recipes.paper import BASELINE_LOSS
 from msltrain.robustness.run import Study, run_study
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError, TooManySkipped
+from msltrain.stream.keepmasks.choice import choose
 from msltrain.stream.loader import Loader
 from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.order.random import key_hash
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 from msltrain.training.events import EpochEvent
 from msltrain.training.trainer import train
@@ -174,9 +176,16 @@ def run(tmp_path_factory) -> Path:
 
 def test_the_predictions_name_what_is_not_in_them(folder, run, tmp_path):
     write_images(tmp_path / "healthy", [30, 31, 5], with_objects=True)
-    whole = evaluate(run, tmp_path / "healthy", batch_size=4, device="cpu")
-    found = evaluate(run, folder, batch_size=4, device="cpu", on_sample_error="skip", out=tmp_path / "found.parquet")
+    masks = [np.ones((32, 32), np.uint8) for _ in range(20)]
+    for number, mask_SS in enumerate(masks):
+        mask_SS[: number + 2] = 0
+    write_keep_masks(tmp_path / "masks", masks)
+    options = {"keep_masks": tmp_path / "masks", "batch_size": 4, "device": "cpu"}
+    whole = evaluate(run, tmp_path / "healthy", **options)
+    found = evaluate(run, folder, **options, on_sample_error="skip", out=tmp_path / "found.parquet")
     good = [number for number in range(66) if number not in BAD]
+    chosen_N = choose(key_hash(found.keys), 20, seed=0, epoch=0)
+    assert found.origin.hole_fraction == pytest.approx((chosen_N + 2).mean() / 32) != whole.origin.hole_fraction
     assert found.keys == tuple(whole.keys[number] for number in good) and len(found.keys) == 61
     np.testing.assert_array_equal(found.logit_NK, whole.logit_NK[good])
     np.testing.assert_array_equal(found.target_NK, whole.target_NK[good])

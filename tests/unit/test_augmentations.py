@@ -247,11 +247,12 @@ def test_splicemix_adds_grids_whose_labels_are_those_of_their_images():
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_pair_that_is_ignored_in_an_image_is_ignored_in_the_mixture(mix: str):
-    """Image n shows class n and leaves class n + 1 open."""
-    batch = batch_of(16)
+    """Image n shows class n and leaves class n + 1 open; of some mixtures all of one image is hidden."""
+    batch = batch_of(48)
     batch = replace(batch, ignore_BK=batch.target_BK.roll(1, dims=1).bool())
-    found = augmented(batch, mix=mix)
-    for place in range(16 if mix == "splicemix" else 0, len(found)):
+    found = augmented(batch, mix=mix, mix_alpha=0.2 if mix == "cutmix" else None)
+    assert mix != "cutmix" or {1, 2} == set((found.target_BK > 0).sum(dim=1).tolist())
+    for place in range(48 if mix == "splicemix" else 0, len(found)):
         if mix == "splicemix":
             members, _, shown = splice_by_hand(batch, found, place)
             parts = [member for member, is_shown in zip(members, shown) if is_shown]
@@ -261,6 +262,18 @@ def test_a_pair_that_is_ignored_in_an_image_is_ignored_in_the_mixture(mix: str):
         if mix == "splicemix":
             expected &= found.target_BK[place] == 0  # one of the cells shows it for certain
         assert torch.equal(found.ignore_BK[place], expected)
+
+
+def test_a_spliced_image_is_listed_as_its_first_one():
+    batch = batch_of(8)
+    batch = replace(
+        batch, index_B=np.arange(70, 78)[::-1], crop_B4=np.arange(32).reshape(8, 4), flip_B=np.arange(8) % 3 == 0
+    )
+    for epoch in range(3):
+        found = augmented(batch, epoch=epoch, mix="splicemix")
+        for name in ("index_B", "crop_B4", "flip_B"):
+            of_key = dict(zip(batch.keys, getattr(batch, name).tolist()))
+            assert getattr(found, name).tolist() == [of_key[key.partition("+")[0]] for key in found.keys], name
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -5,9 +5,19 @@ from __future__ import annotations
 import json
 import random
 
+import numpy as np
 import pytest
 
-from msltrain.robustness.curves import VISIBLE_BINS, Cell, Curves, read_curves
+from msltrain.measures.predictions import Origin, Predictions
+from msltrain.robustness.curves import (
+    VISIBLE_BINS,
+    Cell,
+    Curves,
+    compute_curves,
+    pooled_false_rate,
+    pooled_visibility,
+    read_curves,
+)
 from msltrain.robustness.figure import areas_table, robustness_markdown, study_plots
 
 ODD = (
@@ -96,3 +106,49 @@ def places(content: object):
 def test_what_is_no_study(data):
     with pytest.raises(ValueError):
         read_curves(data)
+
+
+def test_the_height_of_a_curve_weighs_each_stretch_by_its_width():
+    cells = [
+        cell("a", "box", name, at, mAP)
+        for name, at, mAP in (("box-30-40", 0.4, 0.1), ("box-00-10", 0.1, 0.5), ("box-high", 0.9, 0.0))
+    ]
+    curves = read_curves(Curves(cells=(*cells, cell("a", "", "whole", 0.0, 0.9)), areas=()).to_json().encode())
+    [area] = curves.areas
+    assert (area.up_to, area.mAP) == (0.4, pytest.approx((0.1 * 0.7 + 0.3 * 0.3) / 0.4))
+
+
+def predictions(kind: str, hole_fraction: float, visible: list[list[float]] | None, more: float = 0) -> Predictions:
+    """Two classes on five images; a score of exactly 0.5 is predicted, and two pairs are ignored."""
+    logit = [[1.0, -2.0], [-1.0, 0.5], [0.0, 3.0], [2.0, -0.1], [-3.0, 0.0]]
+    target = [[1, 0], [1, 1], [1, 0], [1, 1], [0, 0]]
+    ignore = [[0, 0], [0, 1], [0, 0], [0, 0], [1, 0]]
+    return Predictions(
+        keys=tuple("vwxyz"),
+        logit_NK=np.float32(logit) + np.float32(more),
+        target_NK=np.uint8(target),
+        ignore_NK=np.array(ignore, bool),
+        classes=("cat", "dog"),
+        visible_NK=None if visible is None else np.float32(visible),
+        origin=Origin(kind=kind, hole_fraction=hole_fraction),
+    )
+
+
+def test_a_cell_by_hand():
+    """Bins hold their upper end, and the first one only what is wholly hidden."""
+    visible = [[0.0, -1.0], [0.25, 0.1], [0.26, 0.9], [0.5, 0.75], [-1.0, -1.0]]
+    row = {
+        "whole": predictions("", 0.0, None, more=-9),
+        "box-10-20": predictions("box", 0.15, visible),
+        "box-20-30": predictions("box", 0.25, np.minimum(1, np.float32(visible) + 0.25).tolist()),
+        "box-high": predictions("box", 0.6, visible, more=9),
+    }
+    curves = compute_curves({"a": row})
+    whole, first, second, high = curves.of("a", "box")
+    assert (whole.num_pairs, whole.num_negative, whole.num_false) == ((), 3, 0)
+    assert (first.num_pairs, first.num_predicted) == ((1, 1, 2, 1, 0), (1, 0, 2, 0, 0))
+    assert (second.num_pairs, second.num_predicted) == ((0, 1, 1, 2, 1), (0, 1, 0, 2, 0))
+    assert (first.num_negative, first.num_false, first.hole_fraction) == (3, 2, 0.15)
+    assert (high.num_negative, high.num_false, high.hole_fraction) == (3, 3, 0.6)
+    assert pooled_visibility(curves.of("a", "box")) == [(1, 1), (1, 2), (2, 3), (2, 3), (0, 1)]
+    assert pooled_false_rate(curves.of("a", "box")) == pytest.approx(4 / 6) and curves.num_samples == 5

@@ -24,6 +24,7 @@ from msltrain.stream.keepmasks.masked_views import MaskedView
 from msltrain.stream.pixels.batch import Batch
 from msltrain.training.data import TrainData
 from msltrain.training.learner import Learner
+from msltrain.training.siamese import SiameseStep
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 CONFIG = TrainConfig(
@@ -267,13 +268,20 @@ def batch_of(num_samples: int, image_size: int) -> Batch:
 
 @pytest.mark.parametrize("num_samples", [6, 5])  # the last part is shorter
 def test_accumulated_parts_are_the_whole_batch(num_samples: int):
-    """Without BatchNorm: the same losses and weights after two steps, with clipping and incomplete batches too."""
+    """Without BatchNorm: the same losses and weights after two steps, with clipping and incomplete batches, images
+    without a masked view, filled holes and pairs that only the mask leaves out."""
     vit = ("model.backbone=vit_tiny_patch16_224", "stream.image_size=32", "optim.clip_norm=0.5", *MASKED)
     whole, parted = learner(*vit), learner(*vit, "optim.accumulation_steps=3")
-    keep_masks = (torch.rand(num_samples, 1, 32, 32, generator=torch.Generator().manual_seed(3)) > 0.5).float()
+    generator = torch.Generator().manual_seed(3)
+    view = MaskedView(
+        (torch.rand(num_samples, 1, 32, 32, generator=generator) > 0.5).float(),
+        torch.randn(num_samples, 3, 1, 1, generator=generator),
+        torch.rand(num_samples, 3, generator=generator) > 0.7,
+        torch.tensor([False, False, True, False, True, True])[:num_samples],
+    )
     for _ in range(2):
-        expected = whole.take_step(batch_of(num_samples, 32), MaskedView(keep_masks), 0.1)
-        found = parted.take_step(batch_of(num_samples, 32), MaskedView(keep_masks), 0.1)
+        expected = whole.take_step(batch_of(num_samples, 32), view, 0.1)
+        found = parted.take_step(batch_of(num_samples, 32), view, 0.1)
         assert set(found) == {"total", "clean", "masked", "consistency"}
         for name, loss in expected.items():
             torch.testing.assert_close(found[name], loss, atol=1e-6, rtol=1e-6)
@@ -282,6 +290,39 @@ def test_accumulated_parts_are_the_whole_batch(num_samples: int):
 
 
 MASKED = ("loss.clean_weight=0.3", "loss.masked_weight=0.2", "loss.consistency_weight=0.5", "loss.train_ignored=drop")
+
+
+def test_all_that_a_view_says_reaches_the_step():
+    """Against the step alone; without any one part of the view, the losses are others."""
+    generator = torch.Generator().manual_seed(3)
+    said = {
+        "filling_BCHW": torch.randn(4, 3, 1, 1, generator=generator),
+        "ignore_BK": torch.rand(4, 3, generator=generator) > 0.6,
+        "masked_B": torch.tensor([True, False, True, True]),
+    }
+    keep_mask_B1HW = (torch.rand(4, 1, 32, 32, generator=generator) > 0.5).float()
+    made = replace(batch(), ignore_BK=torch.rand(4, 3, generator=generator) > 0.7)
+    one = learner(*MASKED)
+    step = SiameseStep(copy.deepcopy(one.recogniser), one.config.loss)
+    for left_out in ("", *said):
+        parts = {name: None if name == left_out else value for name, value in said.items()}
+        expected = step(
+            made.image_BCHW,
+            keep_mask_B1HW,
+            made.target_BK,
+            made.ignore_BK,
+            filling_BCHW=parts["filling_BCHW"],
+            masked_ignore_BK=parts["ignore_BK"],
+            masked_B=parts["masked_B"],
+        )
+        found = one.take_step(made, MaskedView(keep_mask_B1HW, **parts), 0.0)
+        assert set(found) == set(expected) and not any(loss.requires_grad for loss in found.values())
+        for name, loss in expected.items():
+            torch.testing.assert_close(found[name], loss.detach(), atol=0, rtol=1e-6)
+        if not left_out:
+            whole = found
+        else:
+            assert found["clean"] == whole["clean"] and found["masked"] != whole["masked"], left_out
 
 
 def test_before_masks_start_whole_images_weigh_what_both_views_will():

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -436,3 +437,44 @@ def test_files_are_left_to_a_device_that_decodes(folder: Path, monkeypatch: pyte
     monkeypatch.setattr("msltrain.stream.loader.check_device_decoding", lambda device: None)
     with open_loader(folder, decode="device") as loader:
         assert all(isinstance(batch.pixels, EncodedImages) for batch in loader.host_batches())
+
+
+def test_what_a_batch_says_of_its_images_is_the_same_wherever_they_are_resized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also of photographs that are reduced in decoding, of one in the place of a bad one, and after the first epoch."""
+    monkeypatch.setattr(pixels, "LARGE", 0)  # photographs of any size are reduced in decoding
+    write_images(tmp_path, [5, 4], {"s000004": b"no photograph"}, (110, 70))
+    found: dict[str, list[Batch]] = {}
+    for resize in ("host", "device"):
+        with open_loader(tmp_path, batch_size=3, on_sample_error="skip", resize=resize) as loader:
+            found[resize] = [replace(batch, image_BCHW=batch.image_BCHW.clone()) for _ in range(2) for batch in loader]
+    assert len(found["host"]) == 6
+    for number, (one, other) in enumerate(zip(found["host"], found["device"], strict=True)):
+        size = np.full(3, 110), np.full(3, 70)
+        crop_N4 = random_crops(one.key_hash_B, *size, seed=0, epoch=number // 3, scale=(0.7, 1), ratio=(3 / 4, 4 / 3))
+        flip_N = random_flips(one.key_hash_B, seed=0, epoch=number // 3, probability=0.5)
+        assert one.crop_B4[:, 2:].tolist() == crop_N4[:, 2:].tolist(), "those of the images that are there"
+        assert one.flip_B.tolist() == flip_N.tolist()
+        for name in ("keys", "key_hash_B", "index_B", "crop_B4", "flip_B", "target_BK", "ignore_BK"):
+            mine, theirs = np.asarray(getattr(one, name)), np.asarray(getattr(other, name))
+            assert mine.tolist() == theirs.tolist() and mine.dtype == theirs.dtype, name
+        assert [int(key[1:]) for key in one.keys] == one.index_B.tolist() and 4 not in one.index_B
+        assert one.target_BK.argmax(1).tolist() == (one.index_B % 3).tolist()
+        torch.testing.assert_close(one.image_BCHW, other.image_BCHW, atol=2.01 / 255, rtol=0)
+
+
+def test_batches_of_nothing_but_bad_samples_are_passed_over(tmp_path: Path):
+    """However many there are, for their buffers are used again."""
+    bad = {f"s{number:06d}": b"no photograph" for number in range(2, 20)}
+    write_images(tmp_path, [22], bad)
+    found: list[list[list[str]]] = []
+    with open_loader(tmp_path, training=False, batch_size=2, num_buffers=2, on_sample_error="skip") as loader:
+        reader = threading.Thread(
+            target=lambda: found.extend([batch.keys for batch in loader] for _ in range(2)), daemon=True
+        )
+        reader.start()
+        reader.join(timeout=60)
+        assert not reader.is_alive(), "it waits for a buffer"
+        assert found == [[["s000000", "s000001"], ["s000020", "s000021"]]] * 2
+        assert sorted(loader.skipped.errors) == list(range(2, 20))

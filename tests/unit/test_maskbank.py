@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from msldata.contract.keepmask import resize_nearest
+from msldata.contract.keepmask import pack_bits, resize_nearest
 from msldata.contract.manifest import FormatError, read_manifest
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
 from msltrain.stream.keepmasks.bank import KeepMasks
+from msltrain.stream.keepmasks.transform import IrregularHoles
 from msltrain.stream.order.random import key_hash
 from tests.smallshards import write_images, write_keep_masks
 
@@ -80,3 +81,47 @@ def test_damage_is_named(tmp_path):
     (tmp_path / "high" / name).write_bytes(data)
     with pytest.raises(FormatError, match=rf"{name}, keep mask 'm00003' at byte 512: the bytes do not match"):
         KeepMasks.open([tmp_path / "high"], 32, "cpu")
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_range_of_hole_fractions_is_a_bank_of_its_own(grey: bool):
+    """Each range holds its upper end; its masks are as grey, and move as much, as all."""
+    counts = [50, 0, 20, 51, 10, 100]
+    kept_NSS = np.ones((6, 10, 10), np.uint8)
+    for mask_SS, count in zip(kept_NSS, counts):
+        mask_SS.reshape(-1)[:count] = 0
+    stored = np.where(kept_NSS == 1, 200, 60).astype(np.uint8) if grey else pack_bits(kept_NSS)
+    bank = KeepMasks(stored, 10, "cpu", grey=grey)
+    ranges = {(0.0, 0.1): [10], (0.1, 0.2): [20], (0.2, 0.5): [50], (0.5, 1.0): [51, 100], (0.1, 0.51): [50, 20, 51]}
+    hashes = key_hash(map(str, range(60)))
+    for (low, high), expected in ranges.items():
+        part = bank.within(low, high)
+        assert part is not None and len(part) == len(expected)
+        np.testing.assert_allclose(100 * part.hole_fraction_N, expected)
+        found = part.of_hashes(hashes, seed=0, epoch=0)
+        levels = {200 / 255, 60 / 255} if grey else {0.0, 1.0}
+        assert set(found.unique().tolist()) <= set(map(float, np.float32(list(levels))))
+        assert {int((mask < 0.5).sum()) for mask in found} == set(expected)
+    assert bank.within(0.51, 0.99) is None
+    moving = KeepMasks(stored, 10, "cpu", grey=grey, augment=("shift",)).within(0.0, 0.1)
+    assert (
+        moving is not None and len({mask.numpy().tobytes() for mask in moving.of_hashes(hashes, seed=0, epoch=0)}) > 9
+    )
+
+
+def test_as_a_transform_every_image_of_a_batch_gets_a_mask_of_its_own():
+    kept_NSS = np.ones((50, 6, 6), np.uint8)
+    for number, mask_SS in enumerate(kept_NSS):
+        mask_SS.reshape(-1)[number % 36] = mask_SS.reshape(-1)[(7 * number + 3) % 36] = 0
+    holes = IrregularHoles(KeepMasks(pack_bits(kept_NSS), 6, "cpu"))
+    known = {mask_SS.tobytes() for mask_SS in kept_NSS}
+    image_BCSS = torch.arange(9 * 3 * 36, dtype=torch.float32).reshape(9, 3, 6, 6) - 400
+    torch.manual_seed(0)
+    masked_BCSS, keep_mask_B1SS, label = holes(image_BCSS, "label")
+    assert torch.equal(masked_BCSS, image_BCSS * keep_mask_B1SS) and keep_mask_B1SS.shape == (9, 1, 6, 6)
+    found = [mask.numpy().astype(np.uint8).tobytes() for mask in keep_mask_B1SS]
+    assert set(found) <= known and len(set(found)) > 5 and label == "label"
+    bytes_CSS = torch.full((3, 6, 6), 200, dtype=torch.uint8)
+    masked_CSS, keep_mask_1SS = holes(bytes_CSS)
+    assert masked_CSS.dtype == torch.uint8 and torch.equal(masked_CSS, bytes_CSS * keep_mask_1SS.to(torch.uint8))
+    assert keep_mask_1SS.shape == (1, 6, 6) and keep_mask_1SS.dtype == torch.float32

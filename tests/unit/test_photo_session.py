@@ -1,15 +1,21 @@
-"""Which photographs ``msl serve`` remembers; a stand-in for a model answers."""
+"""Which photographs ``msl serve`` remembers, and what its models are asked; a stand-in for a model answers."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from torch import Tensor
 
+from msldata.contract.keepmask import encode_png
 from msltrain.use.photo_session import NotKnown, Studio
 from msltrain.use.predict import Answer
 from msltrain.use.read_images import Photo, Picture
@@ -39,3 +45,87 @@ def test_a_photograph_that_is_shown_again_is_the_newest(monkeypatch: pytest.Monk
             studio.photo(second)
     finally:
         studio.close()
+
+
+class Counting(StandIn):
+    """Answers with what it is called by, how bright the square is that it sees, and how much of it is visible, and with
+    where the mask is visible."""
+
+    def __init__(self, number: int, size: int):
+        self.number, self.image_size = number, size
+
+    def answer(self, squares: Sequence[Tensor], masks: Sequence[np.ndarray | None], **_: Any) -> list[Answer]:
+        assert len(squares) == len(masks) and all(square.shape[2:] == (self.image_size,) * 2 for square in squares)
+        shown = [np.ones((self.image_size, self.image_size)) if mask is None else mask for mask in masks]
+        return [
+            Answer(np.float32([self.number / 9, square.float().mean() / 255, one.mean()]), np.float32(one[None]))
+            for square, one in zip(squares, shown)
+        ]
+
+
+def said(answer: dict[str, Any]) -> tuple[list[float], np.ndarray]:
+    places = answer["places"]
+    bytes_KHW = np.frombuffer(base64.b64decode(places["bytes"]), np.uint8)
+    return answer["scores"], bytes_KHW.reshape(-1, places["rows"], places["columns"])
+
+
+def test_every_model_is_asked_about_the_photograph_and_its_hole_in_its_own_size():
+    studio = Studio([Counting(1, 8), Counting(2, 12), Counting(3, 8)])  # type: ignore[list-item]
+    keep_mask_HW = np.ones((24, 48), np.uint8)
+    keep_mask_HW[:6, 12:] = 0
+    try:
+        photos = [Image.new("RGB", (40, 30), (level,) * 3) for level in (30, 90, 210)]
+        ids = []
+        for image in photos:
+            data = io.BytesIO()
+            image.save(data, "PNG")
+            found = studio.add(Picture("a.png", data.getvalue))
+            assert (found["width"], found["height"]) == (40, 30)
+            ids.append(found["id"])
+            for number, answer in enumerate(found["answers"], 1):
+                expected = [number / 9, image.getpixel((0, 0))[0] / 255, 1]  # type: ignore[index]
+                assert said(answer)[0] == pytest.approx(expected, abs=1e-4)
+        for photo_id, image in zip(ids[::-1], photos[::-1]):
+            found = studio.hide(photo_id, encode_png(keep_mask_HW))
+            assert found["hidden"] == pytest.approx(3 / 16, abs=1e-4)
+            for number, (answer, size) in enumerate(zip(found["answers"], (8, 12, 8), strict=True), 1):
+                scores, places_KHW = said(answer)
+                expected = [number / 9, image.getpixel((0, 0))[0] / 255, 13 / 16]  # type: ignore[index]
+                assert scores == pytest.approx(expected, abs=1e-4)
+                mask_SS = np.full((size, size), 255, np.uint8)
+                mask_SS[: size // 4, size // 4 :] = 0
+                assert places_KHW.tolist() == [mask_SS.tolist()]
+    finally:
+        studio.close()
+
+
+def test_questions_of_one_moment_get_their_own_answers():
+    """A photograph behind a hole and a whole one, in whatever batch they are answered."""
+    studio = Studio([Counting(1, 8), Counting(2, 12)])  # type: ignore[list-item]
+    squares = [{size: torch.full((1, 3, size, size), level) for size in (8, 12)} for level in (0, 51, 102, 255)]
+    masks: list[dict[int, np.ndarray]] = [{} for _ in squares]
+    for row in (1, 3):
+        masks[row] = {size: np.ones((size, size), np.uint8) for size in (8, 12)}
+        for mask_SS in masks[row].values():
+            mask_SS[: len(mask_SS) // 4 * row] = 0
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(studio._answers.ask, squares * 5, masks * 5))
+    finally:
+        studio.close()
+    for row, answers in enumerate(found):
+        level, visible = (0, 0.2, 0.4, 1)[row % 4], (1, 0.75, 1, 0.25)[row % 4]
+        for number, answer in enumerate(answers, 1):
+            assert answer.score_K.tolist() == pytest.approx([number / 9, level, visible], abs=1e-5)
+
+
+def test_of_many_examples_a_dozen_are_offered_from_first_to_last():
+    pictures = [Picture(f"folder/{number}.jpg", lambda: b"") for number in range(30)]
+    for count, expected in ((30, [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27]), (5, [0, 1, 2, 3, 4]), (12, range(12))):
+        studio = Studio([StandIn()], pictures[:count])  # type: ignore[list-item]
+        studio.close()
+        names = [picture.name for picture in studio.examples]
+        assert names == [f"folder/{number}.jpg" for number in expected]
+        assert studio.example(len(names) - 1).name == names[-1]
+        with pytest.raises(NotKnown):
+            studio.example(len(names))

@@ -12,7 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from msldata.errors import UserError
-from msltrain.measures.predictions import LargestObjects, Origin, Predictions, read_predictions, write_predictions
+from msltrain.measures.predictions import (
+    LargestObjects,
+    Origin,
+    Predictions,
+    read_predictions,
+    write_predictions,
+    write_predictions_table,
+)
 
 
 @pytest.fixture
@@ -184,3 +191,48 @@ def test_arrays_that_do_not_fit_are_refused(predictions):
         replace(predictions, logit_NK=predictions.logit_NK.astype(np.float64))
     with pytest.raises(ValueError, match=r"target_NK: uint8 \(4, 3\), expected uint8 \(5, 3\)"):
         replace(predictions, target_NK=predictions.target_NK[:4])
+
+
+def test_objects_of_other_classes_in_another_order(tmp_path):
+    """Three of five classes: what is said of each object goes with it, and the file stays one that can be read."""
+    area_NK = np.float32([[1, 2, 3, 4, 5], [0, 6, 0, 7, 8], [0, 0, 9, 0, 0], [10, 0, 0, 0, 11]])
+    flags = {
+        f"{name}_NK": np.where(area_NK > 0, np.int8([[k % 2 ^ n] * 5 for n in (0, 1, 0, 1)]), np.int8(-1))
+        for k, name in enumerate(("truncated", "occluded", "crowd"))
+    }
+    objects = LargestObjects.of_arrays(
+        area_NK=area_NK, relative_area_NK=area_NK / 100, covered_NK=np.where(area_NK > 0, area_NK / 20, -1), **flags
+    )
+    column_K = np.array([4, 1, 3])
+    part = objects.of_classes(column_K)
+    assert part.shape == (4, 3) and part.row_M.tolist() == [0, 0, 0, 1, 1, 1, 3]
+    assert part.class_M.tolist() == [0, 1, 2, 0, 1, 2, 0] and part.area_M.tolist() == [5, 2, 4, 8, 6, 7, 11]
+    for name in ("area", "relative_area", "covered", "truncated", "occluded", "crowd"):
+        np.testing.assert_array_equal(part.dense(name), objects.dense(name)[:, column_K])
+    three = Predictions(
+        keys=tuple("wxyz"),
+        logit_NK=np.zeros((4, 3), np.float32),
+        target_NK=np.zeros((4, 3), np.uint8),
+        ignore_NK=np.zeros((4, 3), bool),
+        classes=("e", "b", "d"),
+        objects=part,
+    )
+    write_predictions(three, tmp_path / "three.parquet")
+    again = read_predictions(tmp_path / "three.parquet").objects
+    assert again is not None and again.area_M.tolist() == part.area_M.tolist()
+
+
+def test_a_table_for_a_spreadsheet(tmp_path):
+    two = Predictions(
+        keys=("a", "=b"),
+        logit_NK=np.float32([[0.5, -2], [1.25, 3]]),
+        target_NK=np.uint8([[1, 0], [0, 1]]),
+        ignore_NK=np.array([[False, True], [False, False]]),
+        classes=("cat", "dog"),
+    )
+    write_predictions_table(two, tmp_path / "two.csv")
+    assert (tmp_path / "two.csv").read_text().splitlines() == [
+        "key,logit cat,logit dog,target cat,target dog,ignore cat,ignore dog",
+        "a,0.5,-2.0,1,0,0,1",
+        "'=b,1.25,3.0,0,1,0,0",
+    ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from msldata.storage import LocalStorage
-from msltrain.runs.folder import METRICS_NAME, RunFolder
+from msltrain.runs.checkpoint import load_checkpoint, save_checkpoint
+from msltrain.runs.folder import METRICS_NAME, SKIPPED_NAME, RunFolder
 from msltrain.runs.mirror import RunMirror
+from msltrain.stream.errors import SampleError
 from tests.unit.test_find_checkpoint import save
 
 
@@ -38,3 +42,63 @@ def test_a_stored_checkpoint_is_described_once_all_of_it_is_there(tmp_path: Path
     RunMirror(stored, tmp_path / "run").push()
     names = [name.removeprefix("checkpoints/last.000000001/") for name in stored.names]
     assert sorted(names) == ["meta.json", "train_state.pt", "weights.safetensors"] and names[-1] == "meta.json"
+
+
+def bad(number: int) -> SampleError:
+    return SampleError("data/train", "shard.tar", f"größe{number}", 10 * number, "no image")
+
+
+def test_samples_that_were_skipped_are_listed_once_whenever_they_are_met(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    counts = [folder.add_skipped(samples) for samples in ([], [bad(1), bad(2)], [bad(2)], [bad(3), bad(1)], [])]
+    assert counts == [0, 2, 2, 3, 3]
+    rows = [json.loads(line) for line in (tmp_path / SKIPPED_NAME).read_text().splitlines()]
+    assert [(row["key"], row["offset"]) for row in rows] == [("größe1", 10), ("größe2", 20), ("größe3", 30)]
+    assert rows[0] == {
+        "dataset": "data/train",
+        "shard": "shard.tar",
+        "key": "größe1",
+        "offset": 10,
+        "reason": "no image",
+    }
+
+
+def test_the_latest_epochs_are_kept_and_the_oldest_goes(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    for epoch in (7, 8, 9, 10):
+        save(folder.last)
+        folder.keep_last(epoch, 2 if epoch > 7 else 0)
+        names = sorted(path.name for path in (tmp_path / "checkpoints").glob("epoch-*"))
+        assert names == [f"epoch-{number + 1:04d}" for number in (8, 9, 10) if epoch - 2 < number <= epoch]
+
+
+def at_step(step: int, place: Path) -> None:
+    save_checkpoint(replace(load_checkpoint(save(place)), step=step), place)
+
+
+def test_a_stored_run_has_one_checkpoint_of_each_name_and_it_is_the_newest_that_goes_on(tmp_path: Path):
+    run, stored = tmp_path / "run", LocalStorage(tmp_path / "stored")
+    mirror = RunMirror(stored, run)
+    for step in (9, 10, 100):
+        for name in ("last", *(["best"] if step == 10 else [])):
+            at_step(step, run / "checkpoints" / name)
+        (run / METRICS_NAME).write_text("x" * step)
+        assert not mirror.is_stored
+        mirror.push()
+        assert mirror.is_stored
+    names = {path.name for path in (tmp_path / "stored/checkpoints").iterdir() if any(path.iterdir())}
+    assert names == {"last.000000100", "best.000000010"}
+    assert (tmp_path / "stored" / METRICS_NAME).read_text() == "x" * 100
+    # As an upload that was cut off leaves it: an older one beside it, and a newer one without its description.
+    shutil.copytree(tmp_path / "stored/checkpoints/last.000000100", tmp_path / "stored/checkpoints/last.000000101")
+    (tmp_path / "stored/checkpoints/last.000000101/meta.json").unlink()
+    at_step(99, tmp_path / "stored/checkpoints/last.000000099")
+    other = RunMirror(stored, tmp_path / "other")
+    other.fetch(sorted(stored.list_files(), key=lambda info: info.name, reverse=True))  # in whatever order
+    found = {name: load_checkpoint(tmp_path / "other/checkpoints" / name).step for name in ("last", "best")}
+    assert found == {"last": 100, "best": 10} and other.is_stored
+    shutil.rmtree(tmp_path / "other/checkpoints/best")
+    other.push()
+    assert other.is_stored
+    assert not any("/best." in info.name for info in stored.list_files())
+    assert any("/last.000000100/" in info.name for info in stored.list_files())

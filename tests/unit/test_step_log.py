@@ -1,11 +1,23 @@
-"""What a line of training says of its speed."""
+"""What a line of training says: of its speed, of the losses since the last line, and of one that is no number."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+import torch
+
+from msldata.errors import UserError
+from msltrain.config import override
+from msltrain.hosts.distributed import Ranks
+from msltrain.recipes import recipe
 from msltrain.training import step_log
+from msltrain.training.events import Event
 from msltrain.training.step_log import StepLog
+from msltrain.training.trainer import Trainer
 
 
 def test_a_slow_first_step_is_left_out_of_the_speed(monkeypatch: pytest.MonkeyPatch):
@@ -20,3 +32,77 @@ def test_a_slow_first_step_is_left_out_of_the_speed(monkeypatch: pytest.MonkeyPa
     log.add(0.1, {}, ["c", "d"])
     log.add(0.1, {}, ["e", "f"])
     assert log.speed() == (2.0, 0.5)
+
+
+class Two(Ranks):
+    """A second process that reports twice the losses, and was asked to stop if so told."""
+
+    other_was_asked = False
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        theirs = 2 * values
+        theirs[-1] = float(self.other_was_asked)
+        return (values + theirs) / 2
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, ["other", "process"]]
+
+
+TWO = Two(rank=0, world_size=2, device=torch.device("cpu"))
+
+
+def logged() -> StepLog:
+    log = StepLog()
+    for number, rate in enumerate((0.1, 0.2, 0.3)):
+        losses = {"total": torch.tensor(1.0 + number), "clean": torch.tensor(10.0 * number)}
+        log.add(rate, losses, [f"{number}a", f"{number}b"])
+    return log
+
+
+@pytest.mark.parametrize(("asked", "other", "stop"), [(False, False, False), (True, False, True), (False, True, True)])
+def test_losses_of_every_step_are_means_over_the_processes(
+    monkeypatch: pytest.MonkeyPatch, asked: bool, other: bool, stop: bool
+):
+    monkeypatch.setattr(Two, "other_was_asked", other)
+    names, rows, found = logged().read(TWO, asked)
+    assert (names, found) == (["total", "clean"], stop)
+    assert rows == [[1.5, 0.0], [3.0, 15.0], [4.5, 30.0]]
+
+
+def reporting(log: StepLog, on_event: Callable[[Event], None]) -> Trainer:
+    """A run at its 17th step, of which the last three were not reported yet."""
+    one = Trainer.__new__(Trainer)
+    one.step, one.ranks, one.on_event, one._step_log = 17, TWO, on_event, log
+    one.config, one._steps_before = override(recipe("smoke"), ["optim.num_epochs=4"]), 0
+    one.data = SimpleNamespace(training=range(6))  # type: ignore[assignment]
+    one.stop = SimpleNamespace(received=None)  # type: ignore[assignment]
+    one.folder = SimpleNamespace(add_metrics=lambda row: None, failed=Path("failed"))  # type: ignore[assignment]
+    return one
+
+
+def test_a_report_is_the_mean_of_its_steps(monkeypatch: pytest.MonkeyPatch):
+    events: list[Any] = []
+    one = reporting(logged(), events.append)
+    one._step_log.began = 0.0
+    one._step_log.waited = 1.0
+    monkeypatch.setattr(step_log.time, "perf_counter", lambda: 4.0)
+    assert not one._report(2) and not one._report(2), "there is nothing else to report"
+    [event] = events
+    assert (event.step, event.num_steps, event.epoch, event.learning_rate) == (17, 24, 2, 0.3)
+    assert event.losses == {"total": 3.0, "clean": 15.0}
+    assert (event.images_per_second, event.data_wait) == (6 / 4 * 2, 0.25)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_the_first_step_whose_loss_is_no_number_is_named_with_its_samples(monkeypatch: pytest.MonkeyPatch, bad: int):
+    log = logged()
+    for losses in log.losses[bad:]:
+        losses["clean"] = torch.tensor(float("nan"))
+    one = reporting(log, lambda event: None)
+    monkeypatch.setattr(one, "_save", lambda *_: None)
+    monkeypatch.setattr(one, "_published", lambda name: (f"place of {name}", None))
+    with pytest.raises(UserError) as caught:
+        one._report(2)
+    said = str(caught.value)
+    assert f"step {15 + bad} of 24: the loss is not finite (total {1.5 * (bad + 1):g}, clean nan)" in said
+    assert f"the batch was {bad}a, {bad}b, other, process; the state after step 17 is in place of failed" in said

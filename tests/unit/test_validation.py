@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from msltrain.config import override
 from msltrain.hosts.distributed import Ranks
+from msltrain.measures.metrics import mean_average_precision
 from msltrain.recipes import recipe
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
@@ -39,3 +42,35 @@ def test_a_positive_weighs_as_much_as_there_are_negatives_for_it(tmp_path: Path,
     found = positive_weights(override(recipe("smoke"), [f"loss.balance={power}"]), shards)
     assert found is not None and found.tolist() == pytest.approx(weights)
     assert positive_weights(recipe("smoke"), shards) is None
+
+
+def test_samples_of_all_processes_are_ranked_in_their_stored_order(tmp_path: Path):
+    """Equal logits keep it, whichever process computed them; ignored pairs are in no ranking."""
+    write_images(tmp_path, [11])
+    config = StreamConfig(image_size=16, batch_size=4, num_threads=1)
+
+    class Same(nn.Module):
+        def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+            return image_BCHW.new_zeros(len(image_BCHW), 3)
+
+    gathered: list[Any] = []
+
+    class One(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            gathered.append(value)
+            return [value]
+
+    class Last(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, *gathered]  # the second process's part first
+
+    parts = []
+    for rank, kind in ((0, One), (1, Last)):
+        ranks = kind(rank=0, world_size=1, device=torch.device("cpu"))
+        with Loader(tmp_path, config, training=False, rank=rank, world_size=2) as loader:
+            parts.append(validation_mean_ap(Same(), loader, ranks, amp=False))
+    target_NK = np.eye(3)[np.arange(11) % 3]
+    ignore_NK = (np.eye(3)[(np.arange(11) + 1) % 3] == 1) & (np.arange(11) % 4 == 0)[:, None]
+    assert parts[1] == mean_average_precision(np.zeros((11, 3), np.float32), target_NK, ignore_NK)
+    order_N = [*range(2, 4), *range(6, 8), *range(9, 11), 0, 1, 4, 5, 8]
+    assert parts[1] != mean_average_precision(np.zeros((11, 3), np.float32), target_NK[order_N], ignore_NK[order_N])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +11,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from msldata.build.writer import ShardWriter
+from msldata.contract.format import encode_target
+from msldata.contract.manifest import IMAGES, Manifest, shard_name
+from msldata.contract.publish import write_manifest
 from msldata.errors import UserError
+from msldata.storage import LocalStorage
+from msltrain.config import DataConfig, TrainConfig
+from msltrain.hosts.distributed import Ranks
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.keepmasks.donors import Donors
 from msltrain.stream.keepmasks.masked_views import MaskedView, MaskedViews
 from msltrain.stream.keepmasks.objects import Objects
 from msltrain.stream.loader import Loader
-from msltrain.stream.order.random import key_hash
+from msltrain.stream.order.random import DONOR, key_hash, uniform
 from msltrain.stream.pixels.batch import Batch
+from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
+from msltrain.training.data import TrainData
 from tests.smallshards import write_images, write_keep_masks
 from tests.unit.test_keepmasks import write_objects
 
@@ -185,6 +197,186 @@ def test_each_object_is_cut_out_of_its_own_photograph(tmp_path: Path, monkeypatc
     assert (filling[:, :, 8:-8, 8:-8] > 0.99).all()
 
 
+Thing = tuple[int, tuple[float, float, float, float], bool]
+"""Class, box (left, top, width, height) and whether it is a crowd."""
+SCENES: list[list[Thing]] = [
+    [(1, (8, 16, 40, 32), False), (0, (64, 8, 24, 48), False)],
+    [(2, (0, 0, 48, 32), True), (2, (16, 32, 64, 24), False)],  # the crowd is no donor
+    [],
+    [(0, (8, 8, 72, 2), False), (1, (40, 16, 24, 40), False), (1, (0, 24, 32, 32), False)],  # the first one is too flat
+    [(2, (24, 8, 56, 40), False)],
+    [(0, (8, 8, 40, 24), False), (2, (48, 32, 40, 32), False)],
+    [(1, (16, 0, 32, 56), False)],
+]
+"""Seven photographs of 96 x 64, of up to three objects of three classes, none of them where another one is."""
+
+
+def colour_of(image: int, thing: int) -> tuple[int, int, int]:
+    return 40 + 30 * image, 60 + 90 * thing, 200 - 25 * image
+
+
+def write_scenes(folder: Path) -> None:
+    """Each object has a colour of its own in its left half, and is black in its right; shards of three."""
+    storage, infos, size = LocalStorage(folder), [], (96, 64)
+    for start in range(0, len(SCENES), 3):
+        with ShardWriter(storage, shard_name("scenes", "train", start // 3), kind=IMAGES, plan="test") as writer:
+            for number, things in enumerate(SCENES[start : start + 3], start):
+                photo, data, objects = Image.new("RGB", size, "white"), io.BytesIO(), []
+                for place, (class_, (left, top, width, height), crowd) in enumerate(things):
+                    photo.paste("black", (left, top, left + width, top + height))
+                    photo.paste(colour_of(number, place), (left, top, left + width // 2, top + height))
+                    known = {"class_index": class_, "box": [left, top, width, height], "area": float(width * height)}
+                    unknown = {"difficult": False, "truncated": None, "occluded": None}
+                    objects.append(known | unknown | {"crowd": crowd})
+                photo.save(data, "JPEG", quality=100, subsampling=0)
+                positives = sorted({class_ for class_, *_ in things})
+                row = {"width": 96, "height": 64, "positives": positives, "ignored": [], "objects": objects}
+                target = (".target.npy", encode_target(positives, 3))
+                writer.add(f"s{number:06d}", [(".jpg", data.getvalue()), (".json", b"{}"), target], row)
+            infos.append(writer.publish())
+    write_manifest(
+        storage, Manifest(kind=IMAGES, dataset="scenes", split="train", classes=("a", "b", "c"), shards=tuple(infos))
+    )
+
+
+@pytest.mark.parametrize("most", [256, 4], ids=["of all photographs", "of some"])
+def test_which_object_fills_a_hole_and_as_what_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int):
+    """Of the objects in stored order that are large and no crowds the one of the first number, or the next that is in
+    another photograph; by the second number mirrored."""
+    monkeypatch.setattr("msltrain.stream.keepmasks.donors._BATCH", 2)
+    monkeypatch.setattr("msltrain.stream.keepmasks.donors.NUM_IMAGES", most)
+    write_scenes(tmp_path)
+    shards, stream = open_shard_set(tmp_path), replace(STREAM, image_size=48, num_buffers=2)
+    part = shards if most > len(SCENES) else hold_out(shards, most / len(SCENES), seed=1)[1]
+    with Loader(part, stream, training=False) as loader:
+        images = [int(key[1:]) for batch in loader for key in batch.keys]
+    assert 1 < len(images) <= most and (most > len(SCENES)) == (images == list(range(7)))
+    donors = Donors("object", shards, stream, "cpu")
+    eligible = [
+        (image, thing, class_)
+        for image in images
+        for thing, (class_, (*_, height), crowd) in enumerate(SCENES[image])
+        if not crowd and height > 2
+    ]
+    assert len(donors) == len(eligible) > 3
+    keys = [*(f"s{number:06d}" for number in range(7)), *map(str, range(60))]
+    own = 0
+    for epoch in range(4):
+        filling, shown_BK = donors.filling(key_hash(keys), seed=5, epoch=epoch)
+        for row, (key, (first, second)) in enumerate(zip(keys, uniform(key_hash(keys), 5, epoch, DONOR, 2))):
+            number = int(first * len(eligible))
+            while key == f"s{eligible[number][0]:06d}":
+                number, own = (number + 1) % len(eligible), own + 1
+            image, thing, class_ = eligible[number]
+            scale, offset = (255 * torch.tensor(values)[:, None] for values in (stream.std, stream.mean))
+            left, right = (
+                filling[row, :, 12:-12, columns].flatten(1) * scale + offset
+                for columns in (slice(11, 15), slice(-15, -11))
+            )
+            coloured, black = (right, left) if second >= 0.5 else (left, right)
+            assert black.abs().max() < 10
+            assert (coloured - torch.tensor(colour_of(image, thing))[:, None]).abs().max() < 10
+            assert shown_BK[row].nonzero().flatten().tolist() == [class_]
+    assert own > 1, "no photograph had drawn itself"
+
+
+def left_of(things: Sequence[Thing], crop: Sequence[int], is_flipped: bool, keep_mask_SS: np.ndarray) -> list[float]:
+    """The share of each object that crop and hole leave, pixel by pixel."""
+    side, shares = len(keep_mask_SS), []
+    crop_top, crop_left, crop_height, crop_width = crop
+    for _, (left, top, width, height), _ in things:
+        first_x, last_x = max(left, crop_left), min(left + width, crop_left + crop_width)
+        first_y, last_y = max(top, crop_top), min(top + height, crop_top + crop_height)
+        if last_x <= first_x or last_y <= first_y:
+            shares.append(0.0)
+            continue
+        columns = range(
+            math.floor((first_x - crop_left) * side / crop_width), math.ceil((last_x - crop_left) * side / crop_width)
+        )
+        rows = range(
+            math.floor((first_y - crop_top) * side / crop_height), math.ceil((last_y - crop_top) * side / crop_height)
+        )
+        seen = [keep_mask_SS[y, side - 1 - x if is_flipped else x] for y in rows for x in columns]
+        shares.append(float(np.mean(seen)) * (last_x - first_x) * (last_y - first_y) / (width * height))
+    return shares
+
+
+def scene_batch(numbers: Sequence[int], crops: Sequence[Sequence[int]], flips: Sequence[bool]) -> Batch:
+    keys = [f"s{number:06d}" for number in numbers]
+    target_BK = torch.zeros(len(numbers), 3)
+    for row, number in enumerate(numbers):
+        target_BK[row, [class_ for class_, *_ in SCENES[number]]] = 1
+    return Batch(
+        image_BCHW=torch.zeros(len(numbers), 3, SIZE, SIZE),
+        target_BK=target_BK,
+        ignore_BK=torch.zeros(len(numbers), 3, dtype=torch.bool),
+        keys=keys,
+        key_hash_B=key_hash(keys),
+        index_B=np.array(numbers),
+        crop_B4=np.array(crops),
+        flip_B=np.array(flips),
+    )
+
+
+ORDER = [5, 0, 2, 3, 1, 6, 4, 3]
+CROPS = [(0, 0, 64, 96), (8, 16, 48, 56), (0, 0, 64, 96), (16, 8, 40, 72), (4, 20, 60, 64), (0, 30, 44, 40)] * 2
+FLIPS = [True, False, True, False, True, True, False, True]
+
+
+def test_a_class_is_as_hidden_as_the_least_hidden_of_its_objects(tmp_path: Path):
+    write_scenes(tmp_path)
+    objects, batch = Objects(open_shard_set(tmp_path)), scene_batch(ORDER, CROPS[:8], FLIPS)
+    keep_mask_B1SS = torch.zeros(8, 1, SIZE, SIZE)
+    for row in range(8):  # visible: other rows and columns in each
+        keep_mask_B1SS[row, 0, 2 + row : 26 - row // 2, 3 * row % 11 : 30 - row] = 1
+    most_BK = np.full((8, 3), np.inf)
+    for row, number in enumerate(ORDER):
+        shares = left_of(SCENES[number], CROPS[row], FLIPS[row], keep_mask_B1SS[row, 0].numpy())
+        for (class_, *_), share in sorted(zip(SCENES[number], shares), key=lambda pair: pair[1]):
+            most_BK[row, class_] = share
+    levels = np.unique(most_BK[most_BK < 1])
+    assert len(levels) >= 8 and levels[0] == 0
+    for least in (*(levels[1:] - 1e-4), *(levels + 1e-4)):
+        hidden_BK = objects.hidden(batch, keep_mask_B1SS, least, 3)
+        assert hidden_BK.tolist() == (most_BK < least).tolist(), least
+
+
+def test_what_is_hidden_and_what_shows_in_its_place_are_both_left_out(tmp_path: Path, root: Path):
+    write_scenes(tmp_path)
+    shards, stream = open_shard_set(tmp_path), replace(STREAM, image_size=SIZE)
+    config = KeepMaskConfig(fill="object", ignore_below=0.4, subset_weights=(0.7,))
+    batch = scene_batch(ORDER, CROPS[:8], FLIPS)
+    batch.target_BK[[1, 3], [0, 1]] = 0  # all its objects are difficult
+    both = MaskedViews(config, [root / "high"], shards=shards, stream=stream, device="cpu")
+    donors, objects, cases = Donors("object", shards, stream, "cpu"), Objects(shards), np.zeros(4, int)
+    for epoch in range(4):
+        view = both.of(batch, seed=2, epoch=epoch)
+        _, shown_BK = donors.filling(batch.key_hash_B, seed=2, epoch=epoch)
+        hidden_BK = objects.hidden(batch, view.keep_mask_B1HW, 0.4, 3)
+        assert view.ignore_BK is not None
+        for row in range(8):
+            has_hole = view.keep_mask_B1HW[row].min() == 0
+            for k in range(3):
+                is_there, shown, hidden = batch.target_BK[row, k] == 1, shown_BK[row, k], hidden_BK[row, k]
+                expected = bool(hidden) if is_there else bool(shown and has_hole)
+                assert view.ignore_BK[row, k] == expected
+                alone = not is_there and hidden and not shown
+                cases += [is_there and hidden, alone, is_there and shown, shown and not has_hole]
+    assert cases.min() > 0, "nothing to see"
+
+
+def test_parts_of_a_view_hold_what_belongs_together():
+    keep_mask_B1HW, filling_BCHW = torch.rand(5, 1, 4, 6), torch.rand(5, 3, 4, 6)
+    ignore_BK, masked_B = torch.rand(5, 7) > 0.5, torch.tensor([True, False, False, True, True])
+    whole = MaskedView(keep_mask_B1HW, filling_BCHW, ignore_BK, masked_B)
+    some = MaskedView(keep_mask_B1HW, ignore_BK=ignore_BK)
+    for view in (whole, some):
+        cut = view.chunk(3)
+        assert [len(part.keep_mask_B1HW) for part in cut] == [2, 2, 1] and [*parts(cut[1])] == [*parts(view)]
+        for name, tensor in parts(view).items():
+            assert torch.equal(torch.cat([getattr(part, name) for part in cut]), tensor), name
+
+
 def test_small_objects_are_no_filling(tmp_path: Path):
     write_objects(tmp_path / "images", [[(8.0, 8.0, 8.0, 8.0)]] * 6)
     stream = StreamConfig(image_size=64, batch_size=4, num_threads=1)
@@ -253,3 +445,19 @@ def test_without_objects_there_is_nothing_to_tell(tmp_path: Path, root: Path):
             stream=STREAM,
             device="cpu",
         )
+
+
+def test_holes_are_not_filled_from_what_the_run_validates_on(root: Path):
+    config = TrainConfig(
+        data=DataConfig(train=str(root / "images"), keep_masks=(str(root / "high"),), validation_fraction=0.25),
+        stream=STREAM,
+        keep_mask=KeepMaskConfig(fill="image"),
+    )
+    with TrainData(config, Ranks(rank=0, world_size=1, device=torch.device("cpu"))) as data:
+        assert data.validation is not None and data._views is not None
+        donors = data._views._donors
+        held_out = [batch.key_hash_B for batch in data.validation]
+        trained_on = [key for batch in data.training for key in batch.key_hash_B.tolist()]
+    assert donors is not None and len(donors) == data.training.shards.num_samples < 40
+    assert not set(donors._owner_D.tolist()) & set(np.concatenate(held_out).tolist())
+    assert set(trained_on) <= set(donors._owner_D.tolist())
