@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from contextlib import nullcontext
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from msldata.contract.manifest import IMAGES, Manifest, read_manifest
 from msldata.contract.records import SHARES, LabelSpace, ObjectRecord, Occlusion, Record
 from msldata.errors import BadInputError, UserError
 from msldata.inspect.describe import Extent, FlagCount, LabelCount, LabelPair, describe
+from msldata.inspect.verify import verify
 from msldata.storage import open_storage
+from tests.integration.test_verify import edit_rows, rewrite
 from tests.tinydata import encode, jpeg
 
 CLASSES = ("ant", "bee", "cow", "dog", "elk")
@@ -72,10 +75,11 @@ class Given:
         yield Record("i", "i.jpg", (), (), ())
 
 
-def turned(orientation: int) -> bytes:
+def turned(orientation: int, beside: str = "black") -> bytes:
     """80 × 48, black but for a red part at (24, 8) of 16 × 24."""
     image = Image.new("RGB", (80, 48))
     image.paste((255, 0, 0), (24, 8, 40, 32))
+    image.paste(beside, (64, 40, 72, 48))
     exif = Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
@@ -86,7 +90,7 @@ def turned(orientation: int) -> bytes:
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("raw")
-    contents = [jpeg(1), turned(6), turned(6), encode(Image.new("RGB", (30, 20), "red"), "PNG"), turned(8)]
+    contents = [jpeg(1), turned(6), turned(6, "blue"), encode(Image.new("RGB", (30, 20), "red"), "PNG"), turned(8)]
     contents += [jpeg(5, 40, 30), jpeg(6), jpeg(7)[:-30], jpeg(8, 17, 31, "L")]
     for number, (name, data) in enumerate(zip(NAMES, contents, strict=True)):
         (root / name).write_bytes(data)
@@ -358,3 +362,126 @@ def test_the_tars_alone_tell_the_same(built, tmp_path, rule, ignored):
     assert (found.options["labels_from"], found.provenance["command"]) == (rule, ["msl", "index"])
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def findings(folder: Path, **options: Any) -> list[tuple[str, str, str, str, str]]:
+    return [tuple(one) for one in map(astuple, verify(folder, num_workers=1, **options).findings)]
+
+
+@pytest.fixture
+def copied(built, tmp_path) -> Path:
+    return shutil.copytree(built[0], tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "what", "said"),
+    [
+        ("counts", {"ignored_labels": 7}, "count of ignored_labels", "6"),
+        ("counts", {"objects": 9}, "count of objects", "10"),
+        ("label_histogram", {"elk": {"positive": 2, "ignored": 1}}, "label histogram, ignored images of elk", "2"),
+        ("label_histogram", {"dog": {"positive": 3, "ignored": 0}}, "label histogram, positive images of dog", "2"),
+        ("label_histogram", {"emu": {"positive": 0, "ignored": 0}}, "classes only in the label histogram", "[]"),
+    ],
+)
+def test_verify_finds_a_number_of_the_manifest(copied, part, change, what, said):
+    assert findings(copied) == []
+    content = json.loads((copied / "dataset.json").read_text())
+    content[part] |= change
+    (copied / "dataset.json").write_text(json.dumps(content))
+    found = str(next(iter(change.values()))) if part == "counts" else None
+    ((file, key, told, expected, seen),) = findings(copied)
+    assert (file, key, told, expected) == ("dataset.json", "", what, f"{said} (by the indexes)")
+    assert found in (None, seen)
+
+
+CHANGES = {
+    "width": (47, {"width in e.json", "size of the image"}),
+    "height": (81, {"height in e.json", "size of the image"}),
+    "positives": (
+        [1, 3], {"e.target.npy", "labels in e.json"},
+    ),
+    "ignored": ([2], {"ignored in e.json"}),
+    "objects": (ROWS[1][1]["objects"][:1], {"number of objects in e.json"}),
+    "crc32": (5, {"crc32 of the image"}),
+    "offset": (5, {"offset in the index"}),
+    "length": (5, {"length in the index"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", CHANGES)
+def test_verify_finds_a_column_of_a_row_in_the_middle(copied, column):
+    """And that an index and a tar of another program say different things, as far as the tar says them."""
+    value, what = CHANGES[column]
+    edit_rows(copied, lambda rows: rows[1].update({column: value}), f"{SHARDS[1]}.tar")
+    found = [finding for finding in findings(copied) if finding[0] != "dataset.json"]
+    assert {(finding[1], finding[2]) for finding in found} == {("e", one) for one in what}
+    for path in copied.iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    index_shards(copied, labels_from="json:labels", classes=CLASSES, num_workers=1)
+    assert findings(copied) == []
+    edit_rows(copied, lambda rows: rows[1].update({column: value}), f"{SHARDS[1]}.tar")
+    found = [finding for finding in findings(copied) if finding[0] != "dataset.json"]
+    assert [finding[:3] for finding in found] == [(f"{SHARDS[1]}.parquet", "e", f"{column} in the index")]
+
+
+def test_photographs_that_two_splits_share(built, copied):
+    """Of those of the second shard one is in the other split too, under another key."""
+
+    def change(key: str, members: dict[str, bytes], row: dict) -> str:
+        if key != "f":
+            members[".jpg"] = jpeg(100 + ord(key), row["width"], row["height"])
+        return f"{key}2"
+
+    rewrite(copied, change)
+    (_, *_, seen), *others = findings(built[0], against=copied)
+    assert (seen, others) == ("the same bytes as f2 there", [])
+    assert [finding[1] for finding in findings(copied, against=built[0])][-1:] == ["f2"]
+
+
+def test_splits_of_other_classes(built, raw, tmp_path):
+    """Another order is another list; a split that is built anew as well, or is of another dataset, does not count."""
+    out, _, _ = built
+    shutil.copytree(out, tmp_path / "up")
+    source = Given(raw)
+    source.labels = LabelSpace(("ant", "bee", "dog", "cow", "elk"))
+    other = plan_build(source, on_error="skip")
+    places = [(other, open_storage(tmp_path / "down"))]
+    with pytest.raises(
+        UserError, match=r"down: its classes are not those of .*up, .*: number 2 is 'cow' there and 'dog' here"
+    ):
+        shards.refuse_other_classes(*places[0])
+    shards.refuse_other_classes(*places[0], replaced=["up"])
+    shards.refuse_other_classes(other, open_storage(tmp_path / "up"))  # itself
+    shards.refuse_other_classes(replace(other, dataset="another"), places[0][1])
+    plans = [(planned(raw), open_storage(tmp_path / "up")), (planned(raw), open_storage(tmp_path / "side"))]
+    shards.refuse_unlike_classes(plans)
+    with pytest.raises(UserError, match=r"down: its classes are not those of .*/up"):
+        shards.refuse_unlike_classes([*plans, *places])
+    source.labels = LabelSpace(("ant", "bee", "cow", "dog", "elk", "fox"))
+    longer = plan_build(source, on_error="skip")
+    with pytest.raises(UserError, match=r"/down, .*: 'fox' only there; give both"):
+        shards.refuse_unlike_classes([(longer, places[0][1]), *plans])
+
+
+def test_photographs_that_have_changed(built, raw, tmp_path):
+    """The size of a file of the last shard, or a file that is newer than the manifest."""
+    shutil.copytree(raw, tmp_path / "raw")
+    shutil.copytree(built[0], tmp_path / "out")
+    out = open_storage(tmp_path / "out")
+    assert shards.changed_since_built(planned(tmp_path / "raw"), out) == ""
+    after = (tmp_path / "out" / "dataset.json").stat().st_mtime_ns + 1
+    os.utime(tmp_path / "raw" / "d.png", ns=(after, after))
+    assert shards.changed_since_built(planned(tmp_path / "raw"), out) == "d.png"
+    assert shards.changed_since_built(planned(tmp_path / "raw"), open_storage(tmp_path / "none")) == ""
+    assert build_shards(planned(tmp_path / "raw"), out, num_workers=1, on_error="skip") == built[1]
+    with (tmp_path / "raw" / "i.jpg").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="image files have other sizes than when this dataset was built from them"):
+        build_shards(planned(tmp_path / "raw"), out, num_workers=1, on_error="skip")
+    (tmp_path / "out" / "dataset.json").unlink()
+    steps = []
+    again = build_shards(
+        planned(tmp_path / "raw"), out, num_workers=1, on_error="skip", progress=lambda *step: steps.append(step)
+    )
+    assert steps == [(6, 9), (9, 9)] and again.shards[:2] == built[1].shards[:2] and again.num_samples == 8
