@@ -434,7 +434,9 @@ def test_photographs_that_two_splits_share(built, copied):
         return f"{key}2"
 
     rewrite(copied, change)
-    (_, *_, seen), *others = findings(built[0], against=copied)
+    steps = []
+    (_, *_, seen), *others = findings(built[0], against=copied, progress=lambda *step: steps.append(step))
+    assert steps == [(3, 16), (6, 16), (8, 16), (11, 16), (14, 16), (16, 16)]
     assert (seen, others) == ("the same bytes as f2 there", [])
     assert [finding[1] for finding in findings(copied, against=built[0])][-1:] == ["f2"]
 

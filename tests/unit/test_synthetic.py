@@ -119,6 +119,20 @@ def test_visible_pixels_are_counted():
     assert (third.name, third.box, third.truncated, third.covered_fraction) == ("shell", (2, 1, 4, 3), False, 0.0)
 
 
+def test_what_touches_no_border_is_whole_and_what_is_cut_off_touches_one():
+    """Of objects that nothing hides, by the pixels alone; pictures are long enough for all four borders."""
+    borders = set()
+    for number in range(60):
+        for creature in scene(number)[1]:
+            if creature.covered_fraction:
+                continue
+            touched = {side for side in range(4) if creature.box[side] == (0, 0, SIZE, SIZE)[side]}
+            borders |= touched
+            assert (creature.visible_fraction == 1) or touched
+            assert creature.truncated == (creature.visible_fraction < 0.97)
+    assert borders == {0, 1, 2, 3}
+
+
 def test_difficult_is_barely_visible_or_tiny():
     plain = Creature("fish", (0, 0, 9, 9), 60.0, 1.0, 0.0, False)
     assert not is_difficult(plain, 128)
