@@ -22,9 +22,10 @@ from msldata.contract.manifest import KEEP_MASKS, Manifest
 from msldata.contract.tar import walk_tar
 from msldata.errors import UserError
 from msldata.inspect.describe import Extent, describe
-from msldata.inspect.verify import verify
+from msldata.inspect.verify import _limits, verify
 from msldata.masks.build import MaskBuild, finished_subsets, write_masks
 from msldata.masks.plan import MaskPlan, plan_masks
+from msldata.masks.plots import _Stored
 from msldata.masks.sources import open_mask_source
 from msldata.storage import open_storage
 
@@ -164,8 +165,30 @@ def test_all_masks_of_both_sides(folder, tmp_path):
     assert (about.num_samples, about.num_shards, about.labels, about.object_sizes) == (6, 3, (), {})
     assert (about.width, about.height) == (Extent(40, 40, 40), Extent(25, 25, 25))
     assert about.hole_fraction == Extent(0, (10 / 25 + 11 / 25) / 2, 12 / 25)
+    chosen = _Stored.read(open_storage(out / "low"), low).spread(3)  # of 0, 3, 10, 11, 12 and 12 rows, in three shards
+    assert [fraction * HEIGHT for _, fraction in chosen] == [0, 10, 12]
+    assert all(np.array_equal(levels_HW, gray(rows)) for (levels_HW, _), rows in zip(chosen, (0, 10, 12), strict=True))
     again, _, written = build(folder, out, per_subset=0, polarity=HOLE_BLACK, command=["msl", "build-masks"])
     assert (again.manifests, written) == (made.manifests, []) and finished_subsets(again.plan) == {"high", "low"}
+
+
+@pytest.mark.parametrize(
+    ("split", "options", "fits"),
+    [
+        ("high", {"threshold": 0.4}, [False, False, True, True]),
+        ("low", {"threshold": 0.4}, [True, True, False, False]),
+        ("heldout", {"order": "official"}, [True, True, True, True]),
+        (
+            "holes-30-40",
+            {"threshold": 0.5, "hole_fraction_above": 0.3, "hole_fraction_up_to": 0.4},
+            [False, True, False, False],
+        ),
+    ],
+)
+def test_the_hole_fractions_that_a_subset_may_have(split, options, fits):
+    """Of 0.3, 0.4, a little more, and 1; limits belong to the side that the definition says."""
+    above, up_to = _limits(Manifest(kind=KEEP_MASKS, dataset="masks", split=split, options=options))
+    assert [above <= value <= up_to for value in (0.3, 0.4, 0.4 + 1e-15, 1)] == fits
 
 
 def variants(folder: Path, tmp_path: Path, **options: Any) -> Mapping[str, list[tuple[dict, dict, np.ndarray]]]:
