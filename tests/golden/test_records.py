@@ -14,7 +14,7 @@ import pytest
 
 from msldata.contract.records import SHARES, ObjectRecord, Occlusion, Record
 from msldata.errors import BadInputError, UserError
-from msldata.sources.kinds import open_source
+from msldata.sources.kinds import KINDS, open_source
 from msldata.sources.source import Source, SourceOptions
 
 
@@ -204,6 +204,30 @@ def test_coco(tmp_path):
     (tmp_path / "names.txt").write_text("dog\nant\n")
     with pytest.raises(UserError, match=r"lacks these classes of .*: 'cat', 'cow'"):
         open_source("coco", place, "val", classes=tmp_path / "names.txt")
+
+
+def test_where_the_photographs_of_coco_are(tmp_path):
+    """Beside the annotations, elsewhere where that is said, and else in the first folder that holds most of them."""
+    content = coco(
+        [(n, f"{n}.jpg", 9, 8) for n in range(1, 6)], [(n, n, 3, [0, 0, 2, 1]) for n in range(1, 6)], {3: "cat"}
+    )
+    place = files(tmp_path / "set", {"annotations/instances_mine.json": content, "mine.json": content})
+    photographs = files(tmp_path / "photos", {"1.jpg": ""})
+    options = SourceOptions(images=photographs)
+    assert (KINDS["coco"].splits(place), KINDS["coco"].splits(place, options)) == ((), ("mine",))
+    source = open_source("coco", place, "mine", options=options)
+    assert source.images.path() == photographs and [one.image for one in source.records()][:2] == ["1.jpg", "2.jpg"]
+    for found, folder in (  # of two that hold as many the first: beside a file of one's own that is `data`
+        ({"images/1.jpg": "", "data/2.jpg": ""}, "images data"),
+        ({"data/3.jpg": ""}, "data"),
+        ({"images/mine/1.jpg": "", "images/mine/3.jpg": ""}, "images/mine"),
+        ({f"mine/{n}.jpg": "" for n in (1, 4, 5)}, "mine"),
+    ):
+        files(place, found)
+        first, *second = folder.split()
+        assert [one.image for one in open_source("coco", place, "mine").records()][4] == f"{first}/5.jpg"
+        source = open_source("coco", place / "mine.json", "all")
+        assert [one.image for one in source.records()][4] == f"{(second or [first])[0]}/5.jpg"
 
 
 def test_coco_segments(tmp_path):
