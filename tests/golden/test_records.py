@@ -272,11 +272,13 @@ def test_coco_segments(tmp_path):
 
 
 def test_yolo(tmp_path):
-    yaml = "nc: 4\nnames: {1: cat, 0: ant, 3: dog, 2: cow}\nval: images/valid\ntrain: ../train.txt\n"
+    yaml = (
+        "nc: 4\nnames: {1: cat, 0: ant, 3: dog, 2: cow}\nval: [images/valid, ../images/other/]\ntrain: ../train.txt\n"
+    )
     train = "/mnt/me/images/deep/b.png\nimages/deep/a.jpg\nimages/deep/empty.jpg\nimages/deep/bare.jpg\n"
     a, c = "3 0.5 0.25 0.25 0.125\n1.0 0.25 0.5 0.125 0.75 0.9\n", "2 0.25 0.75 0.5 0.875 0.125 0.25\n"
     content = {"data.yaml": yaml, "train.txt": train, "labels/deep/a.txt": a, "labels/deep/b.txt": c}
-    content |= {"labels/deep/empty.txt": "\n", "labels/valid/z.txt": "2 0.5 0.5 1 0.5"}
+    content |= {"labels/deep/empty.txt": "\n", "labels/valid/z.txt": "2 0.5 0.5 1 0.5", "labels/other/x.txt": ""}
     content |= {f"images/deep/{name}": "" for name in ("a.jpg", "b.png", "empty.jpg", "bare.jpg", "stray.jpg")}
     content |= {"images/valid/z.jpg": "", "images/valid/y.jpg": "", "images/other/x.jpg": "", "images/deep/._a.jpg": ""}
     place = files(tmp_path, content)
@@ -300,7 +302,7 @@ def test_yolo(tmp_path):
         Record("deep_empty", "images/deep/empty.jpg", (), image_id="images/deep/empty.jpg"),
     ]
     assert twice(source) == expected
-    assert source.counts == {"dropped_without_annotations": 1, "in_no_split": 2}
+    assert source.counts == {"dropped_without_annotations": 1, "in_no_split": 1}
     assert source.provenance == {
         "source": "YOLO layout",
         "files": {"data.yaml": sha256(yaml)},
@@ -311,11 +313,14 @@ def test_yolo(tmp_path):
         *expected,
         Record("deep_bare", "images/deep/bare.jpg", (), image_id="images/deep/bare.jpg"),
     ]
-    assert source.counts == {"in_no_split": 2}
+    assert source.counts == {"in_no_split": 1}
     source = open_source("yolo", place, "val")  # y has no labels, and two of the four classes are not in it
     wide = ObjectRecord(2, (0, 0.25, 1, 0.5), 0.5)
-    assert twice(source) == [Record("z", "images/valid/z.jpg", (2,), (), (wide,), "images/valid/z.jpg", size=SHARES)]
-    assert source.counts == {"dropped_without_annotations": 1, "in_no_split": 2}
+    assert twice(source) == [
+        Record("other_x", "images/other/x.jpg", (), image_id="images/other/x.jpg"),
+        Record("z", "images/valid/z.jpg", (2,), (), (wide,), "images/valid/z.jpg", size=SHARES),
+    ]
+    assert source.counts == {"dropped_without_annotations": 1, "in_no_split": 1}
 
 
 # ---- Folders of classes
