@@ -268,5 +268,6 @@ def _measure_some(
         except BadInputError as error:
             if on_error == "fail":
                 raise
-            results.append(error)
+            # The list of what was left out goes with the masks, and names no place of this machine.
+            results.append(BadInputError(name, error.reason, error.hint))
     return results

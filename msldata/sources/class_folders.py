@@ -18,6 +18,7 @@ from msldata.sources.source import (
     Location,
     SourceOptions,
     fail,
+    is_hidden,
     key_of,
     split_location,
     unknown_split,
@@ -123,7 +124,7 @@ def recognise(root: Location) -> Likeness | None:
 def _image_names(place: Storage) -> list[str]:
     names = sorted(info.name for info in place.list_sources())
     names = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-    return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    return [name for name in names if not is_hidden(name)]
 
 
 def _images(place: Storage) -> dict[str, dict[str, list[str]]]:

@@ -151,6 +151,11 @@ def has_folder(place: Storage, name: str) -> bool:
     return path is None or path.is_dir()
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder that it is in, belongs to other tools: ``.DS_Store``, ``._a.jpg`` of macOS."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
 def refuse_missing_bucket(place: Storage, name: str) -> None:
     """Raise FileNotFoundError when ``name``, which was not found, lacks even the bucket it would be in."""
     if place.path() is None:

@@ -22,6 +22,7 @@ from msldata.sources.source import (
     fail,
     first_folder,
     has_folder,
+    is_hidden,
     is_inside,
     read_many,
     refuse_missing_bucket,
@@ -289,7 +290,7 @@ def _unlisted(place: Storage) -> dict[str, list[_Entry]]:
     """The splits of a folder without lists, by name, with their images."""
     if not place.can_list:
         return {}
-    files = [PurePosixPath(info.name) for info in place.list_sources()]
+    files = [PurePosixPath(info.name) for info in place.list_sources() if not is_hidden(info.name)]
     annotations = {_plain(path): path.as_posix() for path in files if path.suffix.lower() == ".xml"}
     if not annotations:
         return {}

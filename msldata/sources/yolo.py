@@ -18,6 +18,7 @@ from msldata.sources.source import (
     Location,
     SourceOptions,
     fail,
+    is_hidden,
     key_of,
     read_many,
     split_location,
@@ -155,7 +156,7 @@ def _describe(place: Storage, about: str) -> tuple[tuple[str, ...], dict[str, li
 
 def _image_names(names: Iterable[str]) -> list[str]:
     found = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(name for name in found if not name.startswith("."))
+    return sorted(name for name in found if not is_hidden(name))
 
 
 def _read_darknet(place: Storage) -> dict[str, Any]:

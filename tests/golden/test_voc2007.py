@@ -136,6 +136,16 @@ def test_bad_annotations_are_named(tmp_path, content, reason):
     assert "ImageSets/Main" in str(caught.value)
 
 
+def test_a_class_that_is_none_of_vocs_is_a_slip_even_in_the_first_file(tmp_path):
+    folder = make_voc(tmp_path, 3)
+    (folder / "Annotations" / "000001.xml").write_text(voc_xml(voc_object("dgo")))
+    with pytest.raises(BadInputError, match=r"000001\.xml: unknown class 'dgo'"):
+        list(open_source("voc2007", folder, "test").records())
+    for name in ("000002", "000003"):  # but where no file has one of VOC's, it is a dataset of its own
+        (folder / "Annotations" / f"{name}.xml").write_text(voc_xml(voc_object("ant")))
+    assert open_source("voc2007", folder, "test").labels.classes == ("ant", "dgo")
+
+
 def test_an_entity_bomb_in_another_encoding_is_refused():
     bomb = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY b "cccc">]><annotation>&b;</annotation>'
     with pytest.raises(BadInputError, match="NUL bytes are refused"):

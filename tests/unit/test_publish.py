@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,16 +10,22 @@ from dataclasses import replace
 
 import obstore.store
 import pytest
+import yaml
+from PIL import Image
 
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder
 from msldata.build.shards import build_shards, plan_build
 from msldata.build.writer import ShardWriter
-from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest
+from msldata.contract.dataset_card import dataset_card
+from msldata.contract.format import decode_index, encode_index
+from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, ShardInfo
+from msldata.contract.resize_advice import _smaller, advise_resize
 from msldata.errors import UserError
 from msldata.sources.kinds import open_source
 from msldata.storage import LocalStorage, RemoteStorage
 from msldata.storage import lock as remote_lock
 from tests.conftest import REPOSITORY
+from tests.smallshards import photo, write_images
 from tests.tinydata import jpeg
 
 MANIFEST = Manifest(kind="images", dataset="d", split="s", classes=("cat",), shards=())
@@ -134,3 +141,68 @@ def test_there_is_one_way_to_publish():
     if found.returncode > 1:
         pytest.skip("not a git checkout")
     assert found.stdout.split() == ["msldata/build/folder.py", "msldata/contract/publish.py"]
+
+
+def test_the_card_of_two_splits():
+    """Of which one lacks a class, and has a name that loaders do not take."""
+
+    def manifest(split: str, sizes: list[tuple[int, int]], **positive: int) -> Manifest:
+        shards = [
+            ShardInfo(name=f"d-{split}-{n}.tar", num_samples=samples, num_bytes=num_bytes, sha256=f"{n}a" * 32)
+            for n, (samples, num_bytes) in enumerate(sizes)
+        ]
+        histogram = {name.replace("_", "|"): {"positive": count, "ignored": 0} for name, count in positive.items()}
+        return Manifest(
+            kind=IMAGES, dataset="d_1", split=split, classes=("a|b", "cat"), shards=shards, label_histogram=histogram,
+            licence="mine" if split == "train" else "theirs",
+        )  # fmt: skip
+
+    train, test = (
+        manifest("train", [(300, 1_500_000), (704, 2_000_000)], a_b=900, cat=1),
+        manifest("te-st", [(5, 640_000)], a_b=2),
+    )
+    lines = dataset_card("me/mine", [train, test]).splitlines()
+    front = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))
+    assert front["size_categories"] == ["1K<n<10K"] and front["pretty_name"] == "d_1"
+    assert front["configs"][0]["data_files"] == [
+        {"split": "train", "path": "train/*.tar"},
+        {"split": "te_st", "path": "te-st/*.tar"},
+    ]
+    for line in (
+        "# d\\_1",
+        "1,009 photographs with 2 classes, several of which may apply, as WebDataset shards with a sample index and a "
+        "manifest per split.",
+        f"| train | 1,004 | 2 | 3.5 | `{train.fingerprint[:16]}` |",
+        f"| te-st | 5 | 1 | 0.6 | `{test.fingerprint[:16]}` |",
+        "msl verify hf://datasets/me/mine/train",
+        'samples = datasets.load_dataset("me/mine", split="train", streaming=True)',
+        "| class | train | te-st |",
+        "| --- | ---: | ---: |",
+        "| a\\|b | 900 | 2 |",
+        "| cat | 1 | 0 |",
+        "mine; theirs",
+    ):
+        assert line in lines, line
+
+
+def test_advice_on_large_photographs(tmp_path):
+    """Of the first shard's three the one of the middle size stands for all five, whose bytes its mean says."""
+    sizes = {"s000000": (330, 610), "s000001": (200, 900), "s000002": (700, 260)}
+    photos = {key: photo(number, *size) for number, (key, size) in enumerate(sizes.items())}
+    manifest = write_images(tmp_path, [3, 2], photos)
+    storage = LocalStorage(tmp_path)
+    for shard in manifest.shards:  # the small ones are not what the index says
+        rows = decode_index(IMAGES, storage.read(shard.index_name), "x").to_pylist()
+        for row in rows:
+            row["width"], row["height"] = sizes.get(row["key"], (row["width"], row["height"]))
+        storage.put(shard.index_name, encode_index(IMAGES, rows, shard, "test"))
+    advice = advise_resize(storage, manifest, 64)
+    assert advice is not None
+    assert (advice.width, advice.height, advice.image_size, advice.shorter) == (700, 260, 64, 96)
+    lengths = list(map(len, photos.values()))
+    assert advice.num_bytes == int(sum(lengths) / 3 * 5)
+    smaller = [len(_smaller(data, 96)) for data in photos.values()]
+    assert advice.share_bytes == sum(smaller) / sum(lengths)
+    assert Image.open(io.BytesIO(_smaller(photos["s000000"], 96))).size == (96, round(610 * 96 / 330))
+    assert "700 × 260 pixels: 44 times what training at 64" in advice.said()
+    assert advise_resize(storage, manifest, 87) is None  # 160, of which 260 is not twice as many

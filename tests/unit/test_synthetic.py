@@ -119,6 +119,19 @@ def test_visible_pixels_are_counted():
     assert (third.name, third.box, third.truncated, third.covered_fraction) == ("shell", (2, 1, 4, 3), False, 0.0)
 
 
+def test_nothing_covers_the_foremost_and_what_is_cut_off_touches_a_border():
+    """By the pixels alone, at all four borders."""
+    borders = set()
+    for number in range(30):
+        *others, foremost = scene(number)[1]
+        assert foremost.covered_fraction == 0 <= min(creature.covered_fraction for creature in others)
+        assert foremost.truncated == (foremost.visible_fraction < 0.97)
+        touched = {side for side in range(4) if foremost.box[side] == (0, 0, SIZE, SIZE)[side]}
+        assert touched or foremost.visible_fraction == 1
+        borders |= touched if foremost.truncated else set()
+    assert borders == {0, 1, 2, 3}
+
+
 def test_difficult_is_barely_visible_or_tiny():
     plain = Creature("fish", (0, 0, 9, 9), 60.0, 1.0, 0.0, False)
     assert not is_difficult(plain, 128)
