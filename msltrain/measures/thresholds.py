@@ -53,7 +53,7 @@ def threshold_origin(validation: Predictions, file: str) -> str:
     count_K = ((validation.target_NK > 0) & ~validation.ignore_NK).sum(axis=0)
     few = [name for name, count in zip(validation.classes, count_K) if count < MIN_POSITIVES]
     if len(few) == len(count_K):
-        return "0.5 for every class, too few photographs to tune them on"
+        return f"0.5 for every class, too few photographs to tune them on ({file})"
     origin = f"one per class, tuned on {file} ({counted(len(validation.keys), 'image')})"
     if few:
         origin += f"; 0.5 for {few_of(few)}, shown fewer than {MIN_POSITIVES} times there"

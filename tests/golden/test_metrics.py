@@ -380,7 +380,7 @@ def test_rare_classes_keep_one_half_and_are_named():
     one = replace(these, classes=("a",), **{name: getattr(these, name)[:, :1] for name in ARRAYS})
     assert threshold_origin(one, "val") == origin
     rest = replace(these, classes=tuple("bcde"), **{name: getattr(these, name)[:, 1:] for name in ARRAYS})
-    assert threshold_origin(rest, "val") == "0.5 for every class, too few photographs to tune them on"
+    assert threshold_origin(rest, "val") == "0.5 for every class, too few photographs to tune them on (val)"
 
 
 def test_a_class_without_a_positive_keeps_one_half_whatever_is_asked_for():
