@@ -199,7 +199,7 @@ def test_resized_builds_store_nearly_what_the_whole_would_give(size, orientation
         with monkeypatch.context() as whole:
             whole.setattr(image_module, "reduction_to", lambda *_: 1)
             expected = prepare_image(data, resize, decode=True)
-        assert replace(prepared, data=b"") == replace(expected, data=b"")
+        assert prepared[1:] == expected[1:], "all but the bytes"
         difference = decode_jpeg(prepared.data).astype(int) - decode_jpeg(expected.data)
         assert 0 < np.abs(difference).mean() < 1.5
     assert reductions_asked == [8, 4, 2]
