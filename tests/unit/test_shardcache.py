@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -152,6 +153,27 @@ def test_a_writer_that_makes_no_progress_is_not_waited_for_for_ever(source, tmp_
             ShardCache(cache.folder, 10**6).fetch(info(source, 0), RemoteFolder(source.root), RUNNING)
         source.stall = False
         assert len(stalled.result(timeout=5)) == SIZE
+
+
+def test_a_shard_that_is_whole_but_not_yet_renamed_is_waited_for(source, tmp_path):
+    cache = ShardCache(tmp_path / "cache", 10**6)
+    part = cache.folder / f"{info(source, 0).sha256}.tar.part"
+    source.stall = True
+    with ThreadPoolExecutor(2) as workers:
+        first = workers.submit(cache.fetch, info(source, 0), source, RUNNING)
+        assert source.stalled.wait(60)
+        with open(cache.folder / ".lock", "wb") as lock:  # as while another process makes room
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            source.stall = False
+            until = time.monotonic() + 60
+            while time.time() - part.stat().st_mtime < 3600:  # until it bears the mark of a finished shard
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            second = workers.submit(ShardCache.fetch, cache, info(source, 0), source, RUNNING)
+            time.sleep(0.3)
+            assert not first.done() and not second.done()
+        assert len(first.result(timeout=60)) == len(second.result(timeout=60)) == SIZE
+    assert len(source.reads) == 1
 
 
 def test_closing_gives_up_waiting_and_fetching(source, tmp_path):

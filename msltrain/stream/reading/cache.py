@@ -169,7 +169,8 @@ class ShardCache:
 
     def _check_progress(self, shard: ShardInfo) -> None:
         try:
-            idle = time.time() - self._part(shard).stat().st_mtime
+            # Not the modification time, which a finished shard has been given before it is renamed.
+            idle = time.time() - self._part(shard).stat().st_ctime
         except FileNotFoundError:
             return
         if idle > _PATIENCE:
