@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from msldata.build.folder import BuildFolder
 from msldata.build.plan import BuildPlan
 from msldata.build.sample import SampleMaker
+from msldata.build.shards import kept_shards
 from msldata.contract.records import Record
 from msldata.contract.tar import tar_member_bytes
 from msldata.errors import BadInputError, UserError, counted
@@ -49,7 +50,7 @@ def estimate_build(
     folder = BuildFolder(out, [task.name for task in plan.shards], plan.digest)
     names = [task.name for task in plan.shards]
     if not overwrite:
-        finished = folder.finished_shards() if folder.finished_manifest() is None else dict.fromkeys(names)
+        finished = kept_shards(plan.shards, folder) if folder.finished_manifest() is None else dict.fromkeys(names)
         names = [name for name in names if name not in finished]
     missing = [task for task in plan.shards if task.name in set(names)]
     num_samples = sum(task.num_samples for task in missing)

@@ -226,7 +226,7 @@ def check_images(
         folder = _folder(plan, out, can_start_over=part is None)
         if not overwrite and folder.finished_manifest() is not None:
             continue  # nothing is read again
-        kept = {} if overwrite else _kept(tasks, folder)
+        kept = {} if overwrite else kept_shards(tasks, folder)
         missing = [name for task in tasks if task.name not in kept for name in task.missing]
         absent += [(plan.images, name) for name in missing]
         if on_error == "skip" and part is None:
@@ -237,8 +237,11 @@ def check_images(
         refuse_missing(absent)
 
 
-def _kept(tasks: Sequence[ShardTask], folder: BuildFolder) -> dict[str, FinishedShard]:
-    """The shards of ``tasks`` that are complete, left nothing out, and are of images of the sizes that they have."""
+def kept_shards(tasks: Sequence[ShardTask], folder: BuildFolder) -> dict[str, FinishedShard]:
+    """The shards of ``tasks`` that a build does not write again.
+
+    They are complete, left nothing out, and are of images of the sizes that these have.
+    """
     found = folder.finished_shards([task.name for task in tasks])
     sizes = {task.name: task.image_sizes for task in tasks}
     return {
@@ -325,7 +328,7 @@ def _write_missing(
     """Write the ``tasks`` that are not complete yet; returns the shards of all tasks by name."""
     if on_error not in ("fail", "skip"):
         raise UserError(f"on_error is '{on_error}'; known are: fail, skip")
-    kept = _kept(tasks, folder)
+    kept = kept_shards(tasks, folder)
     if on_error == "fail":
         refuse_missing([(plan.images, name) for task in tasks if task.name not in kept for name in task.missing])
     folder.withdraw()

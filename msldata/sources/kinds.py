@@ -265,7 +265,7 @@ def recognise(source: Location) -> tuple[str, str]:
     if not seen:
         if unlabelled := _only_photographs(source):
             raise UserError(unlabelled)
-        if len(tables := _tables(source)) == 1:
+        if len(tables := _tables(_names(source))) == 1:
             table_at = open_storage(source).where(tables[0])
             raise UserError(
                 f"{source}: none of its files has a table's usual name, such as labels.csv; if {tables[0]} says what "
@@ -289,19 +289,22 @@ def recognise(source: Location) -> tuple[str, str]:
 
 def _hint(source: Location) -> str:
     """A hint at something there that may be meant."""
-    place = open_storage(source)
-    names = [info.name for info in place.list_files() if "/" not in info.name] if place.can_list else []
+    names = _names(source)
     if any(name.endswith(".tar") for name in names):
         return f" (it holds tars: msl index {shlex.quote(str(source))})"
-    tables = _tables(source)
+    tables = _tables(names)
     return f" (if one of its tables is meant, name it: {', '.join(tables[:6])})" if tables else ""
 
 
-def _tables(source: Location) -> list[str]:
-    """The files in a folder that end like tables."""
+def _names(source: Location) -> list[str]:
+    """The files right in a folder; none where it cannot be listed."""
     place = open_storage(source)
-    names = [info.name for info in place.list_files()] if place.can_list else []
-    return sorted(name for name in names if "/" not in name and PurePosixPath(name).suffix.lower() in table.SUFFIXES)
+    return [info.name for info in place.list_files() if "/" not in info.name] if place.can_list else []
+
+
+def _tables(names: list[str]) -> list[str]:
+    """Those that end like tables."""
+    return sorted(name for name in names if PurePosixPath(name).suffix.lower() in table.SUFFIXES)
 
 
 def _only_photographs(source: Location) -> str:

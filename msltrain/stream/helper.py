@@ -412,9 +412,8 @@ def _packed(batch: HostBatch) -> tuple[Any, ...]:
         assert isinstance(pixels, torch.Tensor)
         shape = pixels.shape
     numbers = np.array(rows, dtype=np.int64)
-    marks = [getattr(batch, name).numpy().tobytes() for name in ("flip_B", "target_BK", "ignore_BK")]
-    num_classes = batch.target_BK.shape[1]
-    return batch.keys, batch.num_bytes, num_classes, tuple(shape), bytearray(numbers), *map(bytearray, marks)
+    marks = [bytearray(getattr(batch, name).numpy()) for name in ("flip_B", "target_BK", "ignore_BK")]
+    return batch.keys, batch.num_bytes, batch.target_BK.shape[1], tuple(shape), bytearray(numbers), *marks
 
 
 def _unpacked(packed: tuple[Any, ...], memory: PinnedBytes) -> HostBatch:

@@ -302,6 +302,15 @@ def test_an_estimate_is_near_the_truth(voc, plan, tmp_path):
     assert estimate_build(plan, out, overwrite=True).num_finished == 0
 
 
+def test_an_estimate_counts_a_shard_that_left_something_out_as_one_to_write(voc, tmp_path):
+    out = open_storage(tmp_path / "out")
+    sorted((voc / "JPEGImages").iterdir())[0].write_bytes(b"no photograph")
+    plan = plan_of(voc)
+    build_shards(plan, out, num_workers=1, on_error="skip")
+    (tmp_path / "out" / MANIFEST_NAME).unlink()
+    assert estimate_build(plan, out).num_finished == len(plan.shards) - 1
+
+
 def test_an_estimate_refuses_what_the_build_would_refuse(voc, plan, tmp_path):
     out = open_storage(tmp_path / "out")
     build_shards(plan, out, num_workers=1)
