@@ -208,6 +208,6 @@ def test_lost_is_what_a_batch_takes_from_a_step(folder, monkeypatch):
 
     monkeypatch.setattr(bench, "time", Clock)
     monkeypatch.setattr(bench, "_endless", slow_batches)
-    lost = bench.measure_lost_time(folder, CONFIG, 1000, seconds=1.0)
+    lost = bench.measure_lost_time(folder, CONFIG, 1000, seconds=0.1)
     assert (lost.step, lost.same) == pytest.approx((8, 5))
     assert lost.helper is None or lost.helper == pytest.approx(5)
