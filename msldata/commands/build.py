@@ -184,7 +184,7 @@ def build_shards(
         refuse_other_classes,
         refuse_unlike_classes,
     )
-    from msldata.commands.display import show_estimate, show_manifest
+    from msldata.commands.display import say_what_stands, show_estimate, show_manifest
     from msldata.contract.judging import FEWEST, too_few_to_train
     from msldata.contract.manifest import MANIFEST_NAME
     from msldata.contract.resize_advice import advise_resize
@@ -287,15 +287,16 @@ def build_shards(
                     )
                 else:
                     was_built = not overwrite and target.exists(MANIFEST_NAME)
-                    manifest = build_shards(
-                        plan,
-                        target,
-                        num_workers=workers,
-                        on_error=on_error.value,
-                        overwrite=overwrite,
-                        progress=progress,
-                        engine=runs_on,
-                    )
+                    with say_what_stands(err, [there.url for _, there in plans], number):
+                        manifest = build_shards(
+                            plan,
+                            target,
+                            num_workers=workers,
+                            on_error=on_error.value,
+                            overwrite=overwrite,
+                            progress=progress,
+                            engine=runs_on,
+                        )
             if part is not None:
                 shards = f"{len(part.of(plan.shards)):,} of {counted(len(plan.shards), 'shard')}"
                 out.print(f"{label}: task {task}, {shards} -> {target.url}", soft_wrap=True)

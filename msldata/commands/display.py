@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from msldata.build.folder import QUARANTINE_NAME
-from msldata.console import show
+from msldata.console import show, show_below
 from msldata.contract.classnames import alike, slips
 from msldata.contract.judging import photographs_of
 from msldata.contract.manifest import Manifest
 from msldata.contract.records import listed_name
-from msldata.errors import counted, few_of
+from msldata.errors import UserError, counted, few_of
 from msldata.storage import Storage
 
 if TYPE_CHECKING:
@@ -51,6 +52,18 @@ def show_manifest(console: Console, manifest: Manifest, where: str | Storage) ->
         show(console, f"  {reading}")
     if manifest.classes:
         show(console, f"  {_classes_with_counts(manifest)}")
+
+
+@contextmanager
+def say_what_stands(console: Console, splits: Sequence[str], number: int) -> Iterator[None]:
+    """Where building the split of this number ends early: name those that are written, and those that are not."""
+    try:
+        yield
+    except (UserError, OSError, KeyboardInterrupt):
+        if len(splits) > 1:
+            written = f"written: {', '.join(splits[:number])}; " if number else ""
+            show_below(console, f"{written}not written: {', '.join(splits[number:])}", "yellow")
+        raise
 
 
 def _left_out(folder: Storage) -> str:

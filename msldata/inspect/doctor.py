@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from msldata.contract.manifest import MANIFEST_NAME, read_manifest
+from msldata.contract.manifest import IMAGES, MANIFEST_NAME, read_manifest
 from msldata.errors import UserError
 from msldata.inspect.nextsteps import build_command, out_option
 from msldata.masks.sources import open_mask_source, usual_place
@@ -76,6 +77,7 @@ def examine_shards(shards: Location | Storage, raw: list[Check]) -> list[Check]:
     shards = open_storage(shards)
     files = {info.name: info.size for info in shards.list_files()}
     folders = {PurePosixPath(name).parent.as_posix() for name in files if name.endswith((".tar", f"/{MANIFEST_NAME}"))}
+    folders |= _empty_splits(shards, folders)
     sources = {check.name: check for check in raw}
     checks = []
     for folder in [*sorted(folders.difference(USUAL_SHARDS)), *USUAL_SHARDS]:
@@ -83,6 +85,16 @@ def examine_shards(shards: Location | Storage, raw: list[Check]) -> list[Check]:
         source = sources.get("irregular masks" if dataset == "masks" else f"{dataset} {split}")
         checks.append(_examine_folder(shards, folder, files, source))
     return checks
+
+
+def _empty_splits(shards: Storage, folders: Set[str]) -> set[str]:
+    """Splits that a build of several did not come to: empty folders beside others. Remote stores have none."""
+    root = shards.path()
+    datasets = {dataset for folder in folders if (dataset := folder.rpartition("/")[0])}
+    if root is None:
+        return set()
+    beside = (path for dataset in datasets for path in (root / dataset).iterdir() if path.is_dir())
+    return {path.relative_to(root).as_posix() for path in beside if not any(path.iterdir())}
 
 
 def _examine_source(entry: FoundSource, split: str, shards: Storage) -> Check:
@@ -138,7 +150,9 @@ def _examine_folder(shards: Storage, folder: str, files: Mapping[str, int], sour
     build = source.next_command if source is not None and buildable else ""
     if f"{folder}/{MANIFEST_NAME}" not in files:
         begun = any(PurePosixPath(name).parent.as_posix() == folder for name in files if name.endswith(".tar"))
+        begun = begun or ((path := here.path()) is not None and path.is_dir())
         problem = "a build was not finished; it goes on where it stopped" if begun else ""
+        build = build or (_sibling_command(shards, folder, files) if begun else "")
         if source is not None and not build:
             problem = f"first needs {source.name}, above"
         return Check(folder, here.url, "unfinished" if begun else "missing", None, published, problem, build)
@@ -169,3 +183,20 @@ def _download_command(root: Path, dataset: str, split: str) -> str:
     """The command that puts a published split where it is looked for."""
     place = "" if root == Path("datasets") else f" --to {shlex.quote(str(root))}"
     return f"msl download {dataset} --split {split}{place}"
+
+
+def _sibling_command(shards: Storage, folder: str, files: Mapping[str, int]) -> str:
+    """How another split of its dataset was built, made the command for this one; empty where that is not known."""
+    dataset, _, split = folder.rpartition("/")
+    here = shards.child(folder)
+    for name in sorted(files) if dataset else ():
+        other = PurePosixPath(name).parent
+        if other.parent.as_posix() != dataset or not name.endswith(f"/{MANIFEST_NAME}"):
+            continue
+        with suppress(UserError):
+            manifest = read_manifest(shards.child(other.as_posix()))
+            words = list(manifest.provenance.get("command", ()))
+            if manifest.kind == IMAGES and "--split" in words:
+                words[words.index("--split") + 1] = split
+                return build_command(here, replace(manifest, split=split, provenance={"command": words})) or ""
+    return ""

@@ -7,7 +7,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from msldata.build.shards import build_shards, plan_build
@@ -177,3 +179,34 @@ def test_own_datasets_come_first(place, monkeypatch):
     shutil.rmtree(place / "shards" / "masks", ignore_errors=True)
     lines = CliRunner().invoke(app, ["doctor", "--shards", str(place / "shards")]).stdout.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == [f"your own datasets in {place / 'shards'}"]
+
+
+def test_splits_that_a_failed_build_did_not_come_to_are_named_with_what_builds_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = ["image,labels,split"]
+    for number in range(6):
+        image = Image.fromarray(np.random.default_rng(number).integers(0, 255, (32, 40, 3), dtype=np.uint8))
+        image.save(f"{number}.jpg", quality=95)
+        rows.append(f"{number}.jpg,{'cat' if number % 2 else 'dog'},{('train', 'val', 'test')[number // 2]}")
+    Path("labels.csv").write_text("\n".join(rows))
+    whole = Path("2.jpg").read_bytes()
+    Path("2.jpg").write_bytes(whole[: len(whole) // 2])
+    failed = CliRunner().invoke(app, ["build-shards", "labels.csv", "--name", "mine"], env={"COLUMNS": "200"})
+    assert failed.exit_code == 2
+    said = " ".join(failed.output.split())
+    assert "written: shards/mine/train; not written: shards/mine/val, shards/mine/test" in said
+
+    def mine() -> dict[str, Check]:
+        return {check.name: check for check in examine_shards("shards", []) if check.name.startswith("mine/")}
+
+    assert {name: check.state for name, check in mine().items()} == {
+        "mine/train": "found",
+        "mine/val": "unfinished",
+        "mine/test": "unfinished",
+    }
+    Path("2.jpg").write_bytes(whole)
+    for check in mine().values():
+        if check.state == "unfinished":
+            assert CliRunner().invoke(app, shlex.split(check.next_command)[1:]).exit_code == 0, check.next_command
+    assert {check.state for check in mine().values()} == {"found"} and len(mine()) == 3
+    assert [mine()[f"mine/{split}"].num_samples for split in ("train", "val", "test")] == [2, 2, 2]
