@@ -62,6 +62,17 @@ def test_splits_of_any_name_are_found(tmp_path):
     assert list(source.provenance["files"]) == ["annotations/instances_mine.json"]
 
 
+def test_a_list_of_classes_numbers_them_in_its_order(tmp_path):
+    annotations = [annotation(1, 9, 7), annotation(2, 9, 90), annotation(3, 25, 1)]
+    root = make_layout(tmp_path / "c", "mine", annotations=annotations)
+    (tmp_path / "classes.txt").write_text("toothbrush\ncat\ntrain\nperson\n")
+    source = open_source("coco", root, "mine", classes=tmp_path / "classes.txt")
+    nine, other = source.records()
+    assert source.labels.classes == ("toothbrush", "cat", "train", "person")
+    assert (nine.positives, other.positives) == ((0, 2), (3,))
+    assert [item.class_index for item in (*nine.objects, *other.objects)] == [2, 0, 3]
+
+
 def test_names_of_ones_own_become_keys(tmp_path):
     images = ({"id": 9, "file_name": "my photo.v2.jpg"},)
     (record,) = open_source("coco", make_layout(tmp_path / "c", "mine", images=images), "mine").records()

@@ -192,6 +192,17 @@ def test_label_smoothing_aims_between():
     assert torch.allclose(logit_BK.grad, wanted)
 
 
+def test_a_smoothed_positive_has_the_weight_of_a_positive():
+    """Each pair is weighed by its label, then compared with what the label was smoothed to: 0.9 and 0.1."""
+    only_clean = {"clean_weight": 1.0, "masked_weight": 0.0, "consistency_weight": 0.0}
+    loss = LossConfig(**only_clean, label_smoothing=0.2)
+    step = SiameseStep(torch.nn.Identity(), loss, positive_weight_K=torch.tensor([3.0, 5.0]))
+    found = step(torch.tensor([[logit(0.6), logit(0.3)]]), None, torch.tensor([[1.0, 0.0]]))["clean"]
+    positive = -0.9 * math.log(0.6) - 0.1 * math.log(0.4)
+    negative = -0.1 * math.log(0.3) - 0.9 * math.log(0.7)
+    assert found.item() == pytest.approx((3 * positive + negative) / 2, abs=1e-6)
+
+
 def test_detached_focusing_has_the_same_value_and_its_authors_slopes():
     """ASL's training script weighs the cross-entropy by factors through which no gradient flows."""
     probability, margin = 0.7, 0.05

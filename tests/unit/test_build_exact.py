@@ -32,6 +32,7 @@ from msldata.contract.records import SHARES, LabelSpace, ObjectRecord, Occlusion
 from msldata.errors import BadInputError, UserError
 from msldata.inspect.describe import Extent, FlagCount, LabelCount, LabelPair, describe
 from msldata.inspect.verify import verify
+from msldata.sources.kinds import PUBLISHED
 from msldata.storage import open_storage
 from tests.integration.test_verify import edit_rows, rewrite
 from tests.tinydata import encode, jpeg
@@ -263,6 +264,16 @@ def test_what_the_plan_says(raw):
     assert [_threads(plan, *way) for way in ((3, 2), (3, 8), (4, 2), (3, 1), (5, 3))] == [
         [1, 1, 2], [3, 3, 3], [1, 1, 1, 1], [1, 1, 1], [1, 1, 1, 2, 2],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("num_published", "decode"), [(8, False), (9, False), (10, True)])
+def test_a_part_of_a_published_split_is_decoded(raw, monkeypatch, num_published, decode):
+    """Archives of the whole are checked when they are fetched; who brings a part may bring damage."""
+    monkeypatch.setitem(PUBLISHED, ("voc2007", "up"), num_published)
+    source = Given(raw)
+    assert plan_build(source, on_error="skip").decode
+    source.provenance = {"source": "VOC2007"}
+    assert plan_build(source, on_error="skip").decode == decode
 
 
 @pytest.mark.parametrize(("num_good", "fits"), [(11, False), (12, True)])

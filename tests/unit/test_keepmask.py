@@ -28,6 +28,7 @@ from msldata.contract.keepmask import (
     pack_bits,
     resize_area,
     resize_nearest,
+    resize_packed,
     to_keep_mask,
     to_levels,
     unpack_bits,
@@ -83,6 +84,13 @@ def test_resize_equals_pillows_nearest(size):
     clear = (2 * np.arange(size) + 1) * 512 % (2 * size) != 0
     differs = (resize_nearest(keep_mask, size, size) != np.asarray(expected)) & clear[:, None] & clear
     assert not differs.any()
+
+
+@given(KEEP_MASKS, st.integers(1, 40), st.integers(-7, 7))
+def test_packed_masks_are_resized_as_others_are(keep_mask, height, wider):
+    width = max(1, keep_mask.shape[1] + wider)  # often of as many bytes as before
+    packed = resize_packed(pack_bits(keep_mask), keep_mask.shape[1], height, width)
+    np.testing.assert_array_equal(packed, pack_bits(resize_nearest(keep_mask, height, width)))
 
 
 def test_resize_keeps_batch_dimensions():

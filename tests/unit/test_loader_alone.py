@@ -439,11 +439,12 @@ def test_files_are_left_to_a_device_that_decodes(folder: Path, monkeypatch: pyte
         assert all(isinstance(batch.pixels, EncodedImages) for batch in loader.host_batches())
 
 
+@pytest.mark.parametrize("large", [0, pixels.LARGE])  # 0: photographs of any size are reduced in decoding
 def test_what_a_batch_says_of_its_images_is_the_same_wherever_they_are_resized(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int
 ):
     """Also of photographs that are reduced in decoding, of one in the place of a bad one, and after the first epoch."""
-    monkeypatch.setattr(pixels, "LARGE", 0)  # photographs of any size are reduced in decoding
+    monkeypatch.setattr(pixels, "LARGE", large)
     write_images(tmp_path, [5, 4], {"s000004": b"no photograph"}, (110, 70))
     found: dict[str, list[Batch]] = {}
     for resize in ("host", "device"):

@@ -21,7 +21,7 @@ def masks(count: int, size: int = 32, seed: int = 0) -> list[np.ndarray]:
     return [(rng.random((size, size)) < 0.2 + 0.6 * number / count).astype(np.uint8) for number in range(count)]
 
 
-@pytest.mark.parametrize("image_size", [32, 45, 16, 7])
+@pytest.mark.parametrize("image_size", [32, 45, 30, 16, 7])
 def test_hands_out_the_stored_masks_at_image_size(tmp_path, image_size):
     stored = masks(7)
     write_keep_masks(tmp_path / "high", stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from msltrain.training import precise_bn
 from msltrain.training.data import TrainData
 from msltrain.training.precise_bn import PreciseBN, norm_names
 from tests.smallshards import write_images
+from tests.unit.test_learner import batch, learner
 
 CPU = torch.device("cpu")
 STREAM = StreamConfig(image_size=16, batch_size=4, num_threads=1, on_sample_error="fail")
@@ -97,6 +99,21 @@ def test_a_frozen_backbone_keeps_its_own():
     net = nn.Sequential(Frozen(nn.BatchNorm2d(3)), nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
     assert norm_names(net.train()) == ["1"]
     assert norm_names(net.eval()) == []
+
+
+@pytest.mark.parametrize("beside", [(), ("optim.ema_decay=0.9",)])
+def test_those_of_what_is_shipped_are_measured_and_no_others(folder: Path, beside: tuple[str, ...]):
+    """A moving average never trains; its layers are those of the network that does."""
+    one, measure = learner(*beside), PreciseBN(open_shard_set(folder), STREAM, 1000)
+    one.train()
+    one.take_step(batch(), None, 0.1)
+    expected, trained = copy.deepcopy(one.shipped), copy.deepcopy(one.recogniser.state_dict())
+    measure.measure(expected, norm_names(expected.train()), CPU, amp=False)
+    one.measure_norms(measure)
+    found = one.shipped.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.state_dict().items())
+    same = all(torch.equal(tensor, trained[name]) for name, tensor in one.recogniser.state_dict().items())
+    assert same == (one.shipped is not one.recogniser)
 
 
 def test_of_many_images_some_are_taken_always_the_same(folder: Path):

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from msldata.build.folder import QUARANTINE_NAME, BuildFolder
-from msldata.build.shards import build_shards, plan_build
+from msldata.build.shards import Part, build_part, build_shards, finish_build, plan_build
 from msldata.build.writer import ShardWriter
 from msldata.contract.dataset_card import dataset_card
 from msldata.contract.format import decode_index, encode_index
@@ -129,6 +129,21 @@ def test_a_shard_that_left_an_image_out_is_tried_again(tmp_path):
     out.delete(MANIFEST_NAME)
     places[1].write_bytes(good)
     assert build().num_samples == 2
+
+
+def test_a_part_that_was_mended_is_no_longer_without_a_good_image(tmp_path):
+    for number, data in enumerate((jpeg(0), b"")):
+        (tmp_path / f"{number}.jpg").write_bytes(data)
+    (tmp_path / "labels.csv").write_text("image,labels\n0.jpg,cat\n1.jpg,dog\n")
+    out = LocalStorage(tmp_path / "out")
+    for data in (b"", jpeg(1)):
+        (tmp_path / "1.jpg").write_bytes(data)
+        plan = plan_build(open_source("table", tmp_path / "labels.csv", "all"), samples_per_shard=1)
+        for number in (1, 2):
+            build_part(plan, out, Part(number, 2), num_workers=1, on_error="skip")
+    manifest = finish_build(plan, out)
+    assert manifest.shards.name == [task.name for task in plan.shards]
+    assert (manifest.num_samples, manifest.counts["quarantined"]) == (2, 0)
 
 
 def test_there_is_one_way_to_publish():

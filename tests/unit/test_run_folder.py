@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msldata.storage import LocalStorage
 from msltrain.runs.checkpoint import load_checkpoint, save_checkpoint
-from msltrain.runs.folder import METRICS_NAME, SKIPPED_NAME, RunFolder
+from msltrain.runs.folder import METRICS_NAME, SKIPPED_NAME, DatasetIdentity, RunFolder, changed_data
 from msltrain.runs.mirror import RunMirror
 from msltrain.stream.errors import SampleError
 from tests.unit.test_find_checkpoint import save
@@ -70,6 +70,19 @@ def test_the_latest_epochs_are_kept_and_the_oldest_goes(tmp_path: Path):
         folder.keep_last(epoch, 2 if epoch > 7 else 0)
         names = sorted(path.name for path in (tmp_path / "checkpoints").glob("epoch-*"))
         assert names == [f"epoch-{number + 1:04d}" for number in (8, 9, 10) if epoch - 2 < number <= epoch]
+
+
+def test_folders_of_masks_in_another_order_are_other_data():
+    """``keep_mask.subset_weights`` goes by their order, and so does which mask a sample meets."""
+    high, low, moved = (
+        DatasetIdentity(location=f"masks/{place}", dataset="masks", split=place, num_samples=9, fingerprint=digit * 64)
+        for place, digit in (("high", "1"), ("low", "2"), ("elsewhere", "1"))
+    )
+    assert changed_data("keep_masks", [high, low], [moved, low]) == []
+    for then, now in (([high, low], [low, high]), ([high, low], [high]), ([high], [high, high]), ([], [low])):
+        (said,) = changed_data("keep_masks", then, now)
+        names = [", ".join(map(str, those)) or "none" for those in (then, now)]
+        assert said.startswith(f"other data for keep_masks: then {names[0]}, now {names[1]}, ")
 
 
 def at_step(step: int, place: Path) -> None:

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
+import obstore.store
 import pytest
 
 from msldata.build.plan import plan_build
 from msldata.contract.records import Record
 from msldata.errors import BadInputError, UserError
 from msldata.sources.kinds import open_source
+from msldata.sources.source import read_many
+from msldata.storage import RemoteStorage
 from tests.tinydata import voc_object, voc_xml
 
 LONG = "x" * 90
@@ -168,3 +171,12 @@ class Watched(Record):
     """A record that can be watched."""
 
     __slots__ = ("__weakref__",)
+
+
+def test_small_files_of_a_remote_place_come_in_their_order_however_many():
+    remote = RemoteStorage("memory://bucket", obstore.store.MemoryStore())
+    names = [f"{number:04d}.xml" for number in range(1100)]
+    for name in names[:600]:
+        remote.put(name, name.encode())
+    found = list(read_many(remote, [*names, names[5]]))
+    assert found == [*(name.encode() for name in names[:600]), *[None] * 500, b"0005.xml"]

@@ -55,6 +55,16 @@ def test_ranges_come_in_the_order_asked(storage):
     assert storage.read_ranges("digits", [7, 0, 3], [2, 1, 3]) == [b"78", b"0", b"345"]
 
 
+@pytest.mark.parametrize("most", [1000, 1 << 20])
+def test_a_file_that_one_call_does_not_read_is_read_to_its_end(tmp_path, monkeypatch, most):
+    """Linux reads at most 2 GiB at once."""
+    data = os.urandom(3_000_001)
+    (tmp_path / "large.tar").write_bytes(data)
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda descriptor, count: read(descriptor, min(count, most)))
+    assert LocalStorage(tmp_path).read("large.tar") == data
+
+
 def test_a_range_beyond_the_end_is_an_error(storage):
     storage.put("digits", b"0123456789")
     with pytest.raises(StorageError, match="digits"):

@@ -224,6 +224,45 @@ def test_columns_are_guessed_by_what_they_hold(tmp_path):
             open_source("table", rows_of(tmp_path, [line], header), "all")
 
 
+def test_columns_no_longer_in_use_take_no_cells(tmp_path):
+    # Of a column without a name a spreadsheet writes an empty cell in some rows, none in others.
+    path = rows_of(tmp_path, ["a.jpg,cat,,", "b.jpg,dog,", "c.jpg,bird"], "image,labels,,")
+    source = open_source("table", path, "all")
+    assert [source.labels.names(record.positives) for record in source.records()] == [["cat"], ["dog"], ["bird"]]
+    with pytest.raises(BadInputError, match="line 3: 3 cells, the header has 2"):
+        open_source("table", rows_of(tmp_path, ["a.jpg,cat,,", "b.jpg,dog,odd"], "image,labels,,"), "all")
+
+
+def test_what_any_row_of_a_photograph_ignores_is_ignored(tmp_path):
+    lines = ["a.jpg,cat,", "b.jpg,dog,cow", "a.jpg,dog,bird", "a.jpg,cow,", "c.jpg,bird,"]
+    source = open_source("table", rows_of(tmp_path, lines, "image,label,ignored"), "all")
+    names = source.labels.names
+    assert [(record.key, names(record.positives), names(record.ignored)) for record in source.records()] == [
+        ("a", ["cat", "cow", "dog"], ["bird"]),
+        ("b", ["dog"], ["cow"]),
+        ("c", ["bird"], []),
+    ]
+    rows_of(tmp_path, ["a.jpg,cat,", "a.jpg,dog,cat"], "image,label,ignored")
+    with pytest.raises(BadInputError, match="line 2: 'cat' is both a label and ignored"):
+        open_source("table", tmp_path / "labels.csv", "all")
+
+
+def test_tasks_that_nobody_annotated_are_counted_in_their_split(tmp_path):
+    for split, num_left in (("train", 3), ("val", 1)):
+        folder = tmp_path / split
+        folder.mkdir()
+        done = [{"result": [{"value": {"choices": ["cat"]}}]}]
+        tasks = [{"data": {"image": f"{n}.jpg"}, "annotations": done if n >= num_left else []} for n in range(5)]
+        (folder / "labels.json").write_text(json.dumps(tasks))
+        for n in range(5):
+            (folder / f"{n}.jpg").write_bytes(jpeg(n))
+    found = {split: open_source("table", tmp_path, split) for split in ("train", "val")}
+    assert {split: (len(list(one.records())), one.counts["not_annotated"]) for split, one in found.items()} == {
+        "train": (2, 3),
+        "val": (4, 1),
+    }
+
+
 def test_a_table_without_a_header_line(tmp_path):
     path = rows_of(tmp_path, ["IMG_1.jpg,cat", "IMG_2.jpg,cat"], "")
     with pytest.raises(

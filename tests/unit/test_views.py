@@ -435,6 +435,18 @@ def test_positives_without_a_visible_object_are_ignored(root: Path):
     assert not light.ignore_BK.any()
 
 
+def test_what_a_mask_hides_does_not_depend_on_how_much_light_it_lets_through(root: Path):
+    """The light masks leave more than half of every object, which is less than half of their dimmed pixels."""
+    with Loader(open_shard_set(root / "images"), replace(STREAM, batch_size=40), training=False) as loader:
+        [batch] = list(loader)
+    clear, dimmed = (
+        views(root, ("low",), ignore_below=0.5, visible_level=level).of(batch, seed=0, epoch=0) for level in (1, 0.4)
+    )
+    torch.testing.assert_close(dimmed.keep_mask_B1HW, 0.4 * clear.keep_mask_B1HW)
+    assert clear.ignore_BK is not None and dimmed.ignore_BK is not None
+    assert torch.equal(dimmed.ignore_BK, clear.ignore_BK) and not clear.ignore_BK.any()
+
+
 def test_without_objects_there_is_nothing_to_tell(tmp_path: Path, root: Path):
     write_images(tmp_path / "images", [4])
     with pytest.raises(UserError, match=r"set keep_mask\.ignore_below=0"):

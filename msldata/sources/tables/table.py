@@ -71,7 +71,8 @@ class _Contents:
     reading: LabelReading
     said: str
     files: dict[str, str]
-    counts: dict[str, int]
+    counts: dict[str, dict[str, int]]
+    """By folder of a split, ``""`` where there are none."""
     notes: tuple[str, ...]
 
 
@@ -107,7 +108,7 @@ class Table:
         self._reading = contents.reading
         self._rows = [row for row in contents.rows if row.split == split]
         self.reject: Callable[[BadInputError], None] = fail
-        self.counts: dict[str, int] = dict(contents.counts)
+        self.counts: dict[str, int] = dict(contents.counts.get(split, contents.counts.get("", {})))
         self.notes = contents.notes
         """What deserves a look, of all splits."""
         self.provenance: dict[str, Any] = {"source": "table", "files": contents.files, "labels": contents.said}
@@ -266,7 +267,10 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     if found.num_searched:
         said += f"; {counted(found.num_searched, 'image')} found elsewhere below the table's folder"
     said += "".join(f"; delimiter: {table.delimiter}" for _, table in tables[:1] if table.delimiter)
-    counts = {name: count for _, table in tables for name, count in (table.counts or {}).items() if count}
+    counts: dict[str, dict[str, int]] = {}
+    for split, table in tables:
+        own = counts.setdefault(split, {})
+        own |= {name: own.get(name, 0) + count for name, count in (table.counts or {}).items() if count}
     digests = {table.name: table.sha256 for _, table in tables}
     notes = (
         left_together(survey, None if options.classes is None else labels.classes),
@@ -390,15 +394,17 @@ def _merged(rows: list[_Row], columns: Columns) -> list[_Row]:
         raise ValueError(listed_twice(places, one.image, one.labels, other.labels, (one.split, other.split)))
     if len(seen) == len(rows):
         return rows
-    return [
-        twins[0] if len(twins) == 1 else replace(twins[0], labels=_Several(tuple(row.labels for row in twins)))
-        for twins in seen.values()
-    ]
+    return [twins[0] if len(twins) == 1 else _joined(twins) for twins in seen.values()]
+
+
+def _joined(twins: Sequence[_Row]) -> _Row:
+    labels, ignored = (_Several(tuple(values)) for values in zip(*((row.labels, row.ignored) for row in twins)))
+    return replace(twins[0], labels=labels, ignored=ignored)
 
 
 @dataclass(frozen=True, slots=True)
 class _Several:
-    """The labels of an image that has a row for each."""
+    """The labels of an image that has a row for each, or what its rows ignore."""
 
     values: tuple[Any, ...]
 
@@ -411,10 +417,12 @@ def _labels(row: _Row, reading: LabelReading) -> Labels:
     read = [reading.read(value) for value in _values(row.labels)]
     positives = tuple(label for labels in read for label in labels.positives)
     ignored = tuple(label for labels in read for label in labels.ignored)
-    if row.ignored is not None:
-        if reading.kind in ("multi-hot", "signed") and reading.read(row.ignored).positives:
+    for value in _values(row.ignored):
+        if value is None:
+            continue
+        if reading.kind in ("multi-hot", "signed") and reading.read(value).positives:
             raise ValueError("a column of ignored classes beside columns of 0 and 1; write -1 there instead")
-        ignored += reading.read(row.ignored).positives
+        ignored += reading.read(value).positives
     if both := sorted(map(str, set(positives) & set(ignored))):
         raise ValueError(f"'{both[0]}' is both a label and ignored")
     return Labels(positives, ignored)
@@ -423,10 +431,9 @@ def _labels(row: _Row, reading: LabelReading) -> Labels:
 def _survey(rows: list[_Row], columns: Columns, separator: str | None) -> LabelSurvey:
     survey = LabelSurvey(separator)
     for row in rows:
-        for value in (*_values(row.labels), row.ignored):
+        for value in (*_values(row.labels), *(_values(row.ignored) if columns.ignored else ())):
             try:
-                if value is not row.ignored or columns.ignored:
-                    survey.add(row.place, value)
+                survey.add(row.place, value)
             except ValueError as error:
                 raise ValueError(f"{row.place}: {error}") from None
     return survey
