@@ -119,8 +119,8 @@ def divide(whole: Source, parts: Sequence[str] = PARTS) -> dict[str, Source]:
             whole,
             part,
             [record for record, side in zip(records, side_N, strict=True) if side == part],
-            errors if part == PARTS[0] else (),
-            others if part == PARTS[0] else None,
+            errors if part == parts[0] else (),
+            others if part == parts[0] else None,
         )
         for part in parts
     }

@@ -74,6 +74,22 @@ def test_one_part_is_built_as_its_manifest_says_and_all_stays_whole(tmp_path: Pa
     assert len(keys(tmp_path / "out/whole/all")) == 30
 
 
+def test_labels_that_cannot_be_read_stop_every_part_that_is_built_alone(tmp_path: Path):
+    for folder in ("images", "labels"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+    (tmp_path / "photos/classes.txt").write_text("cat\ndog\n")
+    for i in range(30):
+        (tmp_path / f"photos/images/{i}.jpg").write_bytes(jpeg(i))
+        (tmp_path / f"photos/labels/{i}.txt").write_text(f"{i % 2} 0.5 0.5 0.2 0.2\n" if i != 7 else "nonsense\n")
+    for parts in (["val"], ["test", "val"], []):
+        chosen = [word for part in parts for word in ("--split", part)]
+        command = ["build-shards", str(tmp_path / "photos"), "--name", "mine", "--out", str(tmp_path / "out"), *chosen]
+        result = CliRunner().invoke(app, command, env={"COLUMNS": "500"})
+        assert result.exit_code == 2 and "7.txt: 'nonsense' is not a class index" in result.output, parts
+        skipped = CliRunner().invoke(app, [*command, "--on-error", "skip", "--overwrite"])
+        assert skipped.exit_code == 0 and "1 quarantined" in skipped.output, skipped.output
+
+
 def test_a_handful_stays_together(tmp_path: Path):
     said = build(photographs(tmp_path / "photos", FEWEST - 1), "--name", "mine", "--workers", "1")
     assert f"fewer than {FEWEST} photographs" in said and (tmp_path / "out/mine/all/dataset.json").is_file()
