@@ -372,6 +372,8 @@ SETTINGS = {
     "average-baselines": _average(("baseline-slow", 0, 0.5), ("baseline-slow", 1, 0.5), passes=2),
     "average-masked": _average(("masksub-slow-running", 0, 0.5), ("masksub-slow-running", 1, 0.5), passes=4),
     "baseline-precise": _two(*PLAIN, *SLOW, *PRECISE, masks=(), passes=1),
+    # As much computing as an average of a plain and a masked network takes.
+    "baseline-precise-2.75x": _two(*PLAIN, *SLOW, *PRECISE, masks=(), passes=1, longer=2.75),
     "msl-precise": _two(*PRECISE),
     "masksub-start25-precise": _two(
         *EQUAL, *SOFT, *RUNNING_NORMS, *SLOW, *PRECISE, "keep_mask.start=0.25", passes=1.75
