@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from msldata.commands import Workers, data_root, local_path
-from msldata.console import err, out, progress_bar, show, standard_output
+from msldata.console import err, out, show, standard_output
+from msldata.progress import progress_bar
 
 Shards = Annotated[str, typer.Argument(help="A dataset folder or URL, images or keep masks; or a name in shards/.")]
 

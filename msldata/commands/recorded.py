@@ -13,6 +13,7 @@ import typer
 from msldata.contract.manifest import MANIFEST_NAME, FormatError, Manifest, read_manifest
 from msldata.contract.records import quoted
 from msldata.errors import OptionsNeeded, UserError, counted
+from msldata.progress import no_bars
 from msldata.storage import Storage
 
 _PLACES = frozenset({"place", "source", "classes", "tars", "images"})
@@ -76,7 +77,9 @@ def confirm_replacement(target: Storage, new: Manifest, yes: bool) -> None:
     )
     if not sys.stdin.isatty():
         raise UserError(f"{question}; choose another --out, or add --yes to replace it")
-    if not typer.confirm(f"{question}. Replace it?"):
+    with no_bars():
+        agreed = typer.confirm(f"{question}. Replace it?")
+    if not agreed:
         raise UserError("nothing was changed")
 
 

@@ -12,8 +12,9 @@ import typer
 from rich.table import Table
 
 from msldata.commands import local_path
-from msldata.console import OnError, err, gigabytes, next_step, out, progress_bar, show, standard_output
+from msldata.console import OnError, err, gigabytes, next_step, out, show, standard_output
 from msldata.errors import counted
+from msldata.progress import progress_bar
 from msltrain.commands.options import (
     BatchSize,
     Cache,

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from msldata.commands import local_path
-from msldata.console import err, next_step, out, progress_bar, show
+from msldata.console import err, next_step, out, show
 from msldata.errors import counted
+from msldata.progress import progress_bar
 from msltrain.commands.options import Device, OnDevice, RunArguments, SomeCheckpoints, named_models
 
 

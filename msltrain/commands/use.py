@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from msldata.commands import local_path
-from msldata.console import OnError, err, next_step, out, progress_bar, show, standard_output, visible
+from msldata.console import OnError, err, next_step, out, show
 from msldata.errors import counted
+from msldata.progress import progress_bar
 from msltrain.commands.options import (
     BatchSize,
     Classes,
@@ -97,7 +98,7 @@ def predict(
     if keep_mask is not None and not keep_mask.expanduser().is_file():
         raise FileNotFoundError(f"{keep_mask}: no such mask file{neighbour(keep_mask)}")
     kind = format_of(format_.value if format_ else None, out_)
-    printer = Printer(kind, standard_output, visible if standard_output.isatty() else str)
+    printer = Printer(kind, out)
     say = (lambda text: show(err, f"note: {text}")) if is_first_process() else lambda text: None
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
