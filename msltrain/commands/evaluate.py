@@ -34,6 +34,7 @@ from msltrain.commands.options import (
     check_datasets,
     check_models,
     named_models,
+    run_place,
     shards_to_measure,
 )
 from msltrain.pages.text import percent
@@ -88,6 +89,7 @@ def evaluate(
 
     if run or checkpoint:
         [checkpoint] = named_models(run and [run], checkpoint and [checkpoint], "evaluate")
+    typed = data
     validation = None if thresholds_from is None else read_predictions(thresholds_from)
     found = [] if predictions is None else [(predictions, read_predictions(predictions))]
     if predictions is None:
@@ -158,7 +160,19 @@ def evaluate(
         _list_skipped(one.origin.skipped)
         show(out, (file, "green"), f": {counted(one.metrics.num_samples, 'sample')}")
     if run is not None:
-        next_step(f"msl predict {shlex.quote(run)} PHOTOS" if keep_masks else f"msl robustness {shlex.quote(run)}")
+        _lead_on(run, typed, held_out=held_out)
+
+
+def _lead_on(run: str, data: str | None, *, held_out: bool) -> None:
+    """What comes after an exam: its page; where only what training set aside could be judged, there is none."""
+    from msltrain.runs.find_checkpoint import test_shards
+    from msltrain.runs.run_places import find_series
+
+    model = run_place(run)
+    if held_out and test_shards(next(iter(find_series(model)), model)) is None:
+        next_step(f"msl predict {shlex.quote(run)} PHOTOS")
+    else:
+        next_step(f"msl report {shlex.quote(run)}" + (f" --data {shlex.quote(data)}" if data and not held_out else ""))
 
 
 def _show_series(measured: Sequence[Measured]) -> None:

@@ -212,7 +212,9 @@ def train(
             out.print(f"{which} validation mAP {value:.1f}, epoch {result.best_epoch}, is what is kept{why}")
         if fits and result.best is not None:
             _tune_thresholds(result.run_dir)
-        show(out, (result.run_dir, "green"), f": {counted(result.num_steps, 'step')}, {result.seconds:,.0f} s")
+        since = f" since it went on after step {result.first_step:,}" if result.first_step else ""
+        took = f"{result.seconds:,.0f} s{since}"
+        show(out, (result.run_dir, "green"), f": {counted(result.num_steps, 'step')}, {took}")
     _lead_on(place, is_known=found is not None)
 
 

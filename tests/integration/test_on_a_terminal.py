@@ -99,7 +99,7 @@ def test_messages_go_where_they_are_sent_while_the_bar_is_on_the_terminal(place)
     ("words", "said"),
     [
         (("verify", "shards/mine/test"), "findings in 2 shards"),
-        (("evaluate", "mine", "--data", "mine", "--device", "cpu"), "mAP"),
+        (("evaluate", "mine", "--data", "mine", "--device", "cpu"), "next: msl report mine --data mine"),
         (("report", "mine", "--data", "mine", "--device", "cpu"), "report.html"),
         (("robustness", "mine", "--data", "mine", "--device", "cpu", "--kind", "box"), "area under the curve"),
         (("synthesize", "--out", "drawn", "--num-train", "3", "--num-test", "2", "--size", "32"), "3 + 2 images"),
