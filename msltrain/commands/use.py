@@ -39,6 +39,7 @@ class OutputFormat(StrEnum):
 
 
 def predict(
+    context: typer.Context,
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -90,6 +91,7 @@ def predict(
             raise UserError(
                 f"{run}: a run, or photographs? Name both: msl predict RUN PHOTOS, or --checkpoint PLACE PHOTOS"
             )
+        _check_order(context, run, inputs[0])
         checkpoint = run
     checkpoint = run_place(checkpoint)
     check_models([checkpoint])
@@ -146,6 +148,22 @@ def predict(
     if words := describe(found):
         err.print(words, markup=False, soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _check_order(context: typer.Context, first: str, second: str) -> None:
+    """Raise UserError where a run comes second and something else first, with the command that was meant."""
+    from msldata.commands.program import typed_words
+    from msldata.errors import UserError
+    from msltrain.runs.find_checkpoint import is_model
+    from msltrain.runs.run_places import find_run
+
+    if is_model(find_run(first)) or not is_model(find_run(second)):
+        return
+    words = typed_words(context)
+    if first in words and second in words:
+        one, other = words.index(first), words.index(second)
+        words[one], words[other] = second, first
+    raise UserError(f"{first} is no run, and {second} is one: the run comes first: {shlex.join(words)}")
 
 
 def _check_threshold(threshold: float | None) -> None:
@@ -321,6 +339,7 @@ def export(
 
 
 def push(
+    context: typer.Context,
     place: Annotated[
         str,
         typer.Argument(help="Run (in runs/ by its name), export, Space folder, or shards.", metavar="RUN|FOLDER"),
@@ -329,6 +348,8 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Show a new repository to nobody else.")] = False,
 ) -> None:
     """Publish a model, a dataset or a Space on the Hugging Face hub, with its card."""
+    if "/" not in repo:
+        _check_order(context, place, repo)
     from msltrain.hub.push import push
 
     place = run_place(place)
