@@ -143,8 +143,10 @@ def predict(
         show(err, (cam, "green"), f": {counted(found.num_drawn, 'picture')}")
     if found.threshold_origin:
         show(err, f"thresholds: {found.threshold_origin}")
-    if 2 * found.num_empty > found.num_images - found.num_failed:
-        show(err, "note: of most photographs no class reaches its threshold; --threshold 0.3, for one, predicts more")
+    if found.num_empty:
+        of = f"{found.num_empty:,} of {counted(found.num_images - found.num_failed, 'photograph')}"
+        lower = 0.3 if threshold is None else min(0.3, threshold / 2)
+        show(err, f"note: in {of} no class reaches its threshold; --threshold {lower:.2g}, for one, predicts more")
     if words := describe(found):
         err.print(words, markup=False, soft_wrap=True)
         raise typer.Exit(1)
@@ -312,7 +314,8 @@ def export(
         return
 
     def show_file(done: Exported) -> None:
-        compared = f"logits differ by at most {done.max_difference:.1e} on {counted(done.num_images, 'image')}"
+        what = counted(done.num_images, "photograph" if images else "drawn pattern")
+        compared = f"logits differ by at most {done.max_difference:.1e} on {what}"
         show(out, (folder / done.file, "green"), f": {compared}, alone and as a batch")
 
     failed: list[str] = []

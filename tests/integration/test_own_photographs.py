@@ -92,6 +92,7 @@ def test_the_tutorial_as_it_stands(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert "photos/39.jpg" in predicted
     thresholds = json.loads((place / "runs/mine/export/config.json").read_text())["thresholds"]
     assert set(thresholds) == set(COLOURS) and "next: msl serve" in exported
+    assert exported.count(" on 3 drawn patterns, alone and as a batch") == 3
 
 
 def test_what_is_said_is_not_chosen(place: Path):
