@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from rich.console import Console
 from rich.padding import Padding
@@ -44,10 +43,29 @@ def on_one_line(name: str) -> str:
 
 
 class SafeConsole(Console):
-    """A console that reads no text as markup, and passes no control character on to the terminal."""
+    """A console that reads no text as markup, and passes no control character on to the terminal.
+
+    While progress bars live on another console of the same terminal, what this one prints goes through that one, which
+    puts it above them: by itself it would be written into the middle of a bar.
+    """
+
+    bars_on: ClassVar[Console | None] = None
+    """The console on which progress bars live; see `msldata.progress.Bars`."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        other = SafeConsole.bars_on
+        if other is None or other is self or not is_watched(self):
+            super().print(*objects, **options)
+        else:
+            other.print(*objects, **options)
+
+
+def is_watched(console: Console) -> bool:
+    """Whether a terminal shows what the console prints; FORCE_COLOR makes none of a file or pipe."""
+    return console.is_terminal and (not isinstance(console.file, Stream) or console.file.isatty())
 
 
 def show(console: Console, *parts: object | tuple[object, str], end: str = "\n") -> None:
@@ -127,42 +145,3 @@ def gigabytes(text: str) -> float:
     if match is None:
         raise UserError(f"'{text}' is not an amount of memory or disk; write for instance 50GB")
     return float(match[1]) * {"K": 1e-6, "M": 1e-3, "": 1.0, "G": 1.0, "T": 1e3}[match[2].upper()]
-
-
-@contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that vanishes when it is done; the block gets a function to feed it with (done, total).
-
-    Where nobody watches, as in a log, there is none: Rich would leave an empty line for each.
-    """
-    if not err.is_interactive:
-        yield lambda done, total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def byte_progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for bytes, fed with (what is being done, bytes done, bytes in all)."""
-    if not err.is_interactive:
-        yield lambda what, done, total: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
-        task, current = bar.add_task("connecting", total=None), "connecting"
-
-        def update(what: str, done: int, total: int) -> None:
-            nonlocal current
-            if what != current:
-                bar.reset(task, description=what, total=total)  # another speed, another time left
-                current = what
-            bar.update(task, completed=done, total=total)
-
-        yield update

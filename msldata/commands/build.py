@@ -11,7 +11,8 @@ import typer
 
 from msldata.commands import Overwrite, Workers, Yes, command_without, data_root, local_path
 from msldata.commands.recorded import confirm_replacement, offer_replacement, recorded_command
-from msldata.console import OnError, byte_progress_bar, err, next_step, out, progress_bar, show, show_below
+from msldata.console import OnError, err, next_step, out, show, show_below
+from msldata.progress import byte_progress_bar, progress_bar
 
 LabelsAre = Annotated[
     str | None,

@@ -8,17 +8,34 @@ from typing import Annotated
 import typer
 
 from msldata.commands import Workers, data_root, local_path
-from msldata.console import err, out, progress_bar, show, standard_output
+from msldata.console import err, out, show, standard_output
+from msldata.progress import progress_bar
 
-Shards = Annotated[str, typer.Argument(help="A dataset folder or URL, images or keep masks; or a name in shards/.")]
+Shards = Annotated[
+    str,
+    typer.Argument(
+        help="A dataset folder or URL, images or keep masks; or a name in shards/: mine or, of one split, mine/train."
+    ),
+]
+
+
+def _dataset(name: str) -> str:
+    """The place of a dataset: the one that is named, or that below ``shards/``; the name itself where neither is."""
+    from msldata.contract.manifest import MANIFEST_NAME
+    from msldata.storage import open_storage
+
+    is_elsewhere = "://" in name or name.startswith(("/", "."))
+    places = [name] if is_elsewhere else [name, f"shards/{name}"]
+    return next((place for place in places if open_storage(place).exists(MANIFEST_NAME)), name)
 
 
 def _datasets(name: str) -> list[str]:
-    """What a command looks at: the dataset at a place, or all splits below it or below that name in ``shards/``."""
+    """What a command looks at: one dataset, see `_dataset`, or all splits below a place or a name in ``shards/``."""
     from msldata.contract.manifest import MANIFEST_NAME, datasets_below
     from msldata.storage import open_storage
 
-    return [name] if open_storage(name).exists(MANIFEST_NAME) else sorted(datasets_below(name)) or [name]
+    place = _dataset(name)
+    return [place] if open_storage(place).exists(MANIFEST_NAME) else sorted(datasets_below(name)) or [name]
 
 
 def verify(
@@ -38,6 +55,7 @@ def verify(
     from msldata.commands.display import show_verification
     from msldata.inspect.verify import verify
 
+    against = against and _dataset(against)
     are_right = True
     for place in _datasets(shards):
         with progress_bar("verifying") as progress:
@@ -66,11 +84,13 @@ def info(
 
     content = {place: asdict(about) for place, about in found.items()}
     # Of a dataset itself its facts; of the name of several, each under its place.
-    standard_output.write(json.dumps(content.get(shards, content), indent=2) + "\n")
+    standard_output.write(json.dumps(content.get(_dataset(shards), content), indent=2) + "\n")
 
 
 def preview(
-    shards: Annotated[str, typer.Argument(help="A dataset folder or URL: images or keep masks.")],
+    shards: Annotated[
+        str, typer.Argument(help="A dataset folder or URL, images or keep masks; or a split in shards/, as mine/train.")
+    ],
     out_: Annotated[Path, typer.Option("--out", help="A .png contact sheet, or one .html page.", parser=local_path)],
     num: Annotated[int, typer.Option(help="Samples shown, spread over the dataset.", min=1)] = 24,
     keep_masks: Annotated[
@@ -80,7 +100,7 @@ def preview(
     """Draw samples with labels and boxes, or keep masks, as a contact sheet or a page."""
     from msldata.inspect.preview import write_preview
 
-    shown = write_preview(shards, out_, num=num, keep_masks=keep_masks)
+    shown = write_preview(_dataset(shards), out_, num=num, keep_masks=keep_masks and _dataset(keep_masks))
     show(out, (out_, "green"), f": {shown:,} sample{'s' * (shown != 1)}")
 
 

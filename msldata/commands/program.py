@@ -62,7 +62,7 @@ class Commands(typer.core.TyperGroup):
                 raise
             code = getattr(error, "exit_code", UserError.exit_code)
             if isinstance(error, OptionsNeeded):
-                again = shlex.join([ctx.info_name or "msl", *ctx.meta.get(_TYPED, ()), *error.options])
+                again = shlex.join([*typed_words(ctx), *error.options])
                 error = UserError(error.said(f"run: {again}"))
             elsewhere = of_other_commands(str(error), self.commands, ctx.invoked_subcommand)
             show(err, *((("error:", "red"), " ") if code <= UserError.exit_code else ()), error, elsewhere)
@@ -71,6 +71,11 @@ class Commands(typer.core.TyperGroup):
     def may_speak(self, error: Exception) -> bool:
         """Whether this process shows the error; when several processes do the same, one is enough."""
         return True
+
+
+def typed_words(context: Any) -> list[str]:
+    """The running command as it was typed."""
+    return [context.find_root().info_name or "msl", *context.meta.get(_TYPED, ())]
 
 
 _COMMAND = re.compile(r"`[^`]*`|\bmsl [a-z-]+(?:'[^']*'|[^;,()'])*")

@@ -13,6 +13,7 @@ import typer
 from msldata.contract.manifest import MANIFEST_NAME, FormatError, Manifest, read_manifest
 from msldata.contract.records import quoted
 from msldata.errors import OptionsNeeded, UserError, counted
+from msldata.progress import no_bars
 from msldata.storage import Storage
 
 _PLACES = frozenset({"place", "source", "classes", "tars", "images"})
@@ -59,7 +60,8 @@ def confirm_replacement(target: Storage, new: Manifest, yes: bool) -> None:
         yes: the user has already agreed.
 
     Raises:
-        UserError: there is nobody to ask, or the answer was no.
+        OptionsNeeded: there is nobody to ask.
+        UserError: the answer was no.
     """
     if yes or not target.exists(MANIFEST_NAME):
         return
@@ -75,8 +77,10 @@ def confirm_replacement(target: Storage, new: Manifest, yes: bool) -> None:
         f"put another dataset in {'its' if old.num_samples == 1 else 'their'} place: {difference}"
     )
     if not sys.stdin.isatty():
-        raise UserError(f"{question}; choose another --out, or add --yes to replace it")
-    if not typer.confirm(f"{question}. Replace it?"):
+        raise OptionsNeeded(question, ["--yes"], "choose another --out, or to replace it")
+    with no_bars():
+        agreed = typer.confirm(f"{question}. Replace it?")
+    if not agreed:
         raise UserError("nothing was changed")
 
 

@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from msldata.console import gigabytes, out, progress_bar, standard_output
+from msldata.console import gigabytes, out, standard_output
 from msldata.errors import counted
+from msldata.progress import progress_bar
 from msltrain.commands.options import BatchSize, Cache, CacheLimit, Json
 
 

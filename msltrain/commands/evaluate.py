@@ -12,8 +12,9 @@ import typer
 from rich.table import Table
 
 from msldata.commands import local_path
-from msldata.console import OnError, err, gigabytes, next_step, out, progress_bar, show, standard_output
+from msldata.console import OnError, err, gigabytes, next_step, out, show, standard_output
 from msldata.errors import counted
+from msldata.progress import progress_bar
 from msltrain.commands.options import (
     BatchSize,
     Cache,
@@ -33,6 +34,7 @@ from msltrain.commands.options import (
     check_datasets,
     check_models,
     named_models,
+    run_place,
     shards_to_measure,
 )
 from msltrain.pages.text import percent
@@ -82,21 +84,27 @@ def evaluate(
     from msldata.errors import UserError
     from msltrain.hosts import launch
     from msltrain.measures.predictions import is_table, read_predictions
-    from msltrain.runs.find_checkpoint import training_shards, unfinished_beside
+    from msltrain.runs.find_checkpoint import no_test_split, training_shards
     from msltrain.runs.run_places import default_file, find_series
 
     if run or checkpoint:
         [checkpoint] = named_models(run and [run], checkpoint and [checkpoint], "evaluate")
+    asked = data
     validation = None if thresholds_from is None else read_predictions(thresholds_from)
     found = [] if predictions is None else [(predictions, read_predictions(predictions))]
     if predictions is None:
         if checkpoint is not None:
             check_models([checkpoint])
             data = shards_to_measure(data, checkpoint, held_out=held_out)
-        if checkpoint is None or (data is None and not held_out):
+        if checkpoint is None:
             raise UserError(
-                ("" if checkpoint is None else unfinished_beside(checkpoint))
-                + "say what to evaluate: msl evaluate RUN with --data SHARDS or --held-out, or --predictions FILE"
+                "say what to evaluate: msl evaluate RUN with --data SHARDS or --held-out, or --predictions FILE"
+            )
+        if data is None and not held_out:
+            raise no_test_split(
+                checkpoint,
+                f"measure on what training set aside: msl evaluate {shlex.quote(run or checkpoint)} --held-out, or on "
+                "others with --data SHARDS",
             )
         check_datasets(data, keep_masks)
         if out_ is not None:
@@ -157,7 +165,19 @@ def evaluate(
         _list_skipped(one.origin.skipped)
         show(out, (file, "green"), f": {counted(one.metrics.num_samples, 'sample')}")
     if run is not None:
-        next_step(f"msl predict {shlex.quote(run)} PHOTOS" if keep_masks else f"msl robustness {shlex.quote(run)}")
+        _lead_on(run, asked, held_out=held_out)
+
+
+def _lead_on(run: str, data: str | None, *, held_out: bool) -> None:
+    """What comes after an exam: its page; where only what training set aside could be judged, there is none."""
+    from msltrain.runs.find_checkpoint import test_shards
+    from msltrain.runs.run_places import find_series
+
+    model = run_place(run)
+    if held_out and test_shards(next(iter(find_series(model)), model)) is None:
+        next_step(f"msl predict {shlex.quote(run)} PHOTOS")
+    else:
+        next_step(f"msl report {shlex.quote(run)}" + (f" --data {shlex.quote(data)}" if data and not held_out else ""))
 
 
 def _show_series(measured: Sequence[Measured]) -> None:
@@ -290,7 +310,7 @@ def robustness(
     from msldata.errors import UserError
     from msltrain.hosts import launch
     from msltrain.robustness.kinds import IRREGULAR, check_kinds, held_out_masks, need_stored
-    from msltrain.runs.find_checkpoint import unfinished_beside
+    from msltrain.runs.find_checkpoint import no_test_split
 
     checkpoint = named_models(runs, checkpoint, "robustness")
     check_models(checkpoint)
@@ -305,10 +325,7 @@ def robustness(
     check_kinds(kinds)  # before torch is imported
     shards = shards_to_measure(data, checkpoint[0])
     if shards is None:
-        raise UserError(
-            f"{checkpoint[0]}: no test shards beside its training ones; {unfinished_beside(checkpoint[0])}say what to "
-            "measure on with --data"
-        )
+        raise no_test_split(checkpoint[0], "say what to measure on with --data SHARDS")
     check_datasets(shards, masks)
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))

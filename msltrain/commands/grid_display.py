@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from msldata.console import err, out, show
+from msldata.console import out, show
 from msldata.errors import counted
 
 if TYPE_CHECKING:
@@ -21,10 +21,12 @@ class GridDisplay:
     """A line for each job that ends; on a terminal also a bar for each that runs."""
 
     def __init__(self, grid: GridRun):
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+
+        from msldata.progress import Bars
 
         columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._bar = Bars(*columns)
         self._bars: dict[str, object] = {}
         self._total = len(grid.jobs)
         self._done = self._total - len(grid.unfinished)

@@ -19,10 +19,16 @@ Classes = Annotated[
 
 
 def run_place(text: str) -> str:
-    """The place that an option or argument for a checkpoint names; ``mine`` is ``runs/mine`` too."""
+    """The place that an option or argument for a checkpoint names; ``mine`` is ``runs/mine`` too.
+
+    Raises:
+        UserError: a file of a model that is none by itself.
+    """
+    from msltrain.runs.find_checkpoint import refuse_part
     from msltrain.runs.run_places import find_run
 
-    return find_run(text)
+    refuse_part(place := find_run(text))
+    return place
 
 
 def named_models(arguments: Sequence[str] | None, options: Sequence[str] | None, command: str) -> list[str]:

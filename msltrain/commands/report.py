@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from msldata.commands import local_path
-from msldata.console import err, next_step, out, progress_bar, show
+from msldata.console import err, next_step, out, show
 from msldata.errors import counted
+from msldata.progress import progress_bar
 from msltrain.commands.options import Device, OnDevice, RunArguments, SomeCheckpoints, named_models
 
 
@@ -79,7 +81,7 @@ def report(
     origin = runs[0].clean.origin
     write_report(
         page,
-        title=f"{' and '.join(names) if len(names) < 3 else ', '.join(names)} on {origin.dataset} {origin.split}",
+        title=_title(names, origin.dataset, origin.split),
         runs=runs,
         shards=shards,
         robustness=robustness,
@@ -99,3 +101,11 @@ def report(
     if shards is None:
         out.print("without photographs; --data SHARDS adds them")
     next_step(f"msl serve {shlex.join(map(str, run))}" + (f" --examples {shlex.quote(shards)}" if shards else ""))
+
+
+def _title(names: Sequence[str], dataset: str, split: str) -> str:
+    """Which runs, and what they were tested on."""
+    from msltrain.pages.text import join, quoted
+
+    what = f"{'Run' if len(names) == 1 else 'Runs'} {join([quoted(name) for name in names])}"
+    return f"{what}, tested on the {split} split of dataset {quoted(dataset)}" if dataset else what

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,23 @@ import typer
 from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, next_step, out, show, show_below
 from msldata.errors import counted
-from msltrain.commands.options import AnyCheckpoints, Cache, Processes
+from msltrain.commands.options import AnyCheckpoints, Cache, Processes, run_place
 from msltrain.commands.recipes import complete_recipe, complete_setting
 
 if TYPE_CHECKING:
     from msltrain.config import TrainConfig
     from msltrain.runs.run_places import Dataset
+
+
+_OPTIONS: Mapping[str, str] = {
+    "optim.num_epochs": "--epochs",
+    "stream.batch_size": "--batch-size",
+    "optim.lr": "--lr",
+    "stream.image_size": "--image-size",
+    "model.backbone": "--backbone",
+}
+"""What a continued run may not have otherwise → the option that sets just this."""
+_OF_PAPER_PROTOCOL: Mapping[str, str] = {"data.validation": "", "data.validation_fraction": "0"}
 
 
 class ResumeChoice(StrEnum):
@@ -102,7 +113,7 @@ def train(
     from msltrain.hosts import launch
     from msltrain.models.weights_place import check_weights
     from msltrain.recipes import configure
-    from msltrain.runs.run_places import find_dataset, find_run, unfinished_said
+    from msltrain.runs.run_places import unfinished_said
     from msltrain.stream.samples.shardset import open_shard_set
     from msltrain.training import seeds as series
 
@@ -123,9 +134,13 @@ def train(
     }
     settings = [f"{field}={value}" for field, value in plain.items() if value is not None]
     if paper_protocol:
-        settings += ["data.validation=", "data.validation_fraction=0"]
+        settings += [f"{field}={value}" for field, value in _OF_PAPER_PROTOCOL.items()]
     settings += set_ or []
-    found = find_dataset(dataset or data or "") if dataset is not None or recipe == "own" else None
+    typed = {field: option for field, option in _OPTIONS.items() if plain.get(field) is not None}
+    typed |= dict.fromkeys(_OF_PAPER_PROTOCOL, "--paper-protocol") if paper_protocol else {}
+    typed |= {"keep_mask.kind": "--keep-masks"} if keep_masks else {}
+    typed = {field: option for field, option in typed.items() if not any(one.startswith(field) for one in set_ or ())}
+    found = _dataset(dataset or data or "") if dataset is not None or recipe == "own" else None
     if found is not None and found.unfinished:
         unfinished = unfinished_said(found.train.rpartition("/")[0] or ".", found.unfinished)
         show_below(out, f"{unfinished}; now it is trained without", "yellow")
@@ -137,7 +152,7 @@ def train(
         for folder in folders:
             _check_unused(folder)
     begun = {folder: stored for folder in folders if resume is not None and (stored := _begun(folder)) is not None}
-    weights = weights and find_run(weights)
+    weights = weights and run_place(weights)
     for folder, stored in begun.items() if is_alone else ():
         if weights is not None and weights != stored.model.weights:
             raise UserError(
@@ -173,7 +188,7 @@ def train(
     }
     if not allow_changes and is_alone:
         for folder, stored in begun.items():
-            _check_same(folder, stored, configs[folder])
+            _check_same(folder, stored, configs[folder], typed)
     if is_alone and all(_was_over(folder, begun.get(folder), one) for folder, one in configs.items()):
         for folder in folders:
             if fits and configs[folder].data.validates:
@@ -212,8 +227,32 @@ def train(
             out.print(f"{which} validation mAP {value:.1f}, epoch {result.best_epoch}, is what is kept{why}")
         if fits and result.best is not None:
             _tune_thresholds(result.run_dir)
-        show(out, (result.run_dir, "green"), f": {counted(result.num_steps, 'step')}, {result.seconds:,.0f} s")
+        since = f" since it went on after step {result.first_step:,}" if result.first_step else ""
+        took = f"{result.seconds:,.0f} s{since}"
+        show(out, (result.run_dir, "green"), f": {counted(result.num_steps, 'step')}, {took}")
     _lead_on(place, is_known=found is not None)
+
+
+def _dataset(name: str) -> Dataset:
+    """The dataset of this name. Raises UserError where there is none, with the run that may have been meant."""
+    from msldata.contract.manifest import MANIFEST_NAME
+    from msldata.errors import UserError, closest
+    from msldata.storage import open_storage
+    from msltrain.runs.find_checkpoint import holds_run
+    from msltrain.runs.run_places import RUNS, dataset_name, find_dataset
+
+    try:
+        return find_dataset(name)
+    except UserError as error:
+        runs = [run.name for run in Path(RUNS).glob("*/") if holds_run(run)]
+        meant = name if name in runs else closest(name, runs)
+        config = _begun(f"{RUNS}/{meant}") if meant else None
+        if config is None or not open_storage(config.data.train).exists(MANIFEST_NAME):
+            raise
+        run = f"{RUNS}/{meant}"
+        is_so = f"{run} is a run" if meant == name else f"there is a run {run}"
+        again = f"msl train {shlex.quote(dataset_name(config.data.train))} --run {shlex.quote(run)} --resume auto"
+        raise UserError(f"{error}; {is_so}; `{again}` goes on with it") from None
 
 
 def _lead_on(place: str, *, is_known: bool) -> None:
@@ -263,17 +302,34 @@ def _begun(place: str) -> TrainConfig | None:
         raise UserError(f"{storage.where(CONFIG_NAME)}: not the settings of a run ({error})") from None
 
 
-def _check_same(place: str, begun: TrainConfig, config: TrainConfig) -> None:
-    """Raise what training would where a run to continue has other settings or was trained on other data."""
-    from msldata.contract.manifest import read_manifest
-    from msltrain.runs.folder import DatasetIdentity, another_run, changed_data, changed_settings, training_data
+def _check_same(place: str, begun: TrainConfig, config: TrainConfig, typed: Mapping[str, str]) -> None:
+    """Raise what training would where a run to continue has other settings or was trained on other data.
 
-    changes = changed_settings(begun, config)
+    Args:
+        place: the run's folder.
+        begun, config: what it was begun with, and what it would be.
+        typed: the options that were typed, by the field that they set.
+    """
+    from msldata.contract.manifest import read_manifest
+    from msltrain.config import differences
+    from msltrain.runs.folder import (
+        MAY_DIFFER,
+        DatasetIdentity,
+        another_run,
+        changed_data,
+        changed_settings,
+        training_data,
+    )
+
+    words = {field: option if option in _OPTIONS.values() else f"{option}: {field}" for field, option in typed.items()}
+    changes = changed_settings(begun, config, words)
+    others = set(differences(begun, config)) - set(MAY_DIFFER)
+    meant = [] if others - set(typed) else list(dict.fromkeys(typed[field] for field in sorted(others)))
     if noted := training_data(place):
         train = config.data.train
         changes += changed_data("train", noted, [DatasetIdentity.of(train, read_manifest(train))])
     if changes:
-        raise another_run(place, changes)
+        raise another_run(place, changes, meant)
 
 
 def _was_over(place: str, begun: TrainConfig | None, config: TrainConfig) -> bool:

@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from msldata.commands import local_path
-from msldata.console import OnError, err, next_step, out, progress_bar, show, standard_output, visible
+from msldata.console import OnError, err, next_step, out, show
 from msldata.errors import counted
+from msldata.progress import progress_bar
 from msltrain.commands.options import (
     BatchSize,
     Classes,
@@ -38,6 +39,7 @@ class OutputFormat(StrEnum):
 
 
 def predict(
+    context: typer.Context,
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -89,6 +91,7 @@ def predict(
             raise UserError(
                 f"{run}: a run, or photographs? Name both: msl predict RUN PHOTOS, or --checkpoint PLACE PHOTOS"
             )
+        _check_order(context, run, inputs[0])
         checkpoint = run
     checkpoint = run_place(checkpoint)
     check_models([checkpoint])
@@ -97,7 +100,7 @@ def predict(
     if keep_mask is not None and not keep_mask.expanduser().is_file():
         raise FileNotFoundError(f"{keep_mask}: no such mask file{neighbour(keep_mask)}")
     kind = format_of(format_.value if format_ else None, out_)
-    printer = Printer(kind, standard_output, visible if standard_output.isatty() else str)
+    printer = Printer(kind, out)
     say = (lambda text: show(err, f"note: {text}")) if is_first_process() else lambda text: None
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
@@ -140,11 +143,29 @@ def predict(
         show(err, (cam, "green"), f": {counted(found.num_drawn, 'picture')}")
     if found.threshold_origin:
         show(err, f"thresholds: {found.threshold_origin}")
-    if 2 * found.num_empty > found.num_images - found.num_failed:
-        show(err, "note: of most photographs no class reaches its threshold; --threshold 0.3, for one, predicts more")
+    if found.num_empty:
+        of = f"{found.num_empty:,} of {counted(found.num_images - found.num_failed, 'photograph')}"
+        lower = 0.3 if threshold is None else min(0.3, threshold / 2)
+        show(err, f"note: in {of} no class reaches its threshold; --threshold {lower:.2g}, for one, predicts more")
     if words := describe(found):
         err.print(words, markup=False, soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _check_order(context: typer.Context, first: str, second: str) -> None:
+    """Raise UserError where a run comes second and something else first, with the command that was meant."""
+    from msldata.commands.program import typed_words
+    from msldata.errors import UserError
+    from msltrain.runs.find_checkpoint import is_model
+    from msltrain.runs.run_places import find_run
+
+    if is_model(find_run(first)) or not is_model(find_run(second)):
+        return
+    words = typed_words(context)
+    if first in words and second in words:
+        one, other = words.index(first), words.index(second)
+        words[one], words[other] = second, first
+    raise UserError(f"{first} is no run, and {second} is one: the run comes first: {shlex.join(words)}")
 
 
 def _check_threshold(threshold: float | None) -> None:
@@ -293,7 +314,8 @@ def export(
         return
 
     def show_file(done: Exported) -> None:
-        compared = f"logits differ by at most {done.max_difference:.1e} on {counted(done.num_images, 'image')}"
+        what = counted(done.num_images, "photograph" if images else "drawn pattern")
+        compared = f"logits differ by at most {done.max_difference:.1e} on {what}"
         show(out, (folder / done.file, "green"), f": {compared}, alone and as a batch")
 
     failed: list[str] = []
@@ -320,6 +342,7 @@ def export(
 
 
 def push(
+    context: typer.Context,
     place: Annotated[
         str,
         typer.Argument(help="Run (in runs/ by its name), export, Space folder, or shards.", metavar="RUN|FOLDER"),
@@ -328,6 +351,8 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Show a new repository to nobody else.")] = False,
 ) -> None:
     """Publish a model, a dataset or a Space on the Hugging Face hub, with its card."""
+    if "/" not in repo:
+        _check_order(context, place, repo)
     from msltrain.hub.push import push
 
     place = run_place(place)

@@ -69,11 +69,18 @@ def choose(runs: Sequence[RunReport], condition: str, num_examples: int) -> tupl
     Wins are the samples where the last run gains most over the first in correctly named minus wrongly named classes
     (score ≥ 0.5) under ``condition``, failures those where it loses most; ties are broken by how far its cross-entropy
     falls below, or rises above, the first run's. A run that names more classes wrongly than correctly wins nothing.
-    Half of ``num_examples`` each, or as many as there are. With one run: where it does best, and worst.
+    Half of ``num_examples`` each, or as many as there are. With one run: where it does best, those without a mistake
+    first, and then only what it names more rightly than wrongly; and where it does worst, of what has a mistake.
     """
     wins, failures = _ranked(runs, condition)
+    if len(runs) == 1:
+        [run] = runs
+        net_N, mistakes_N = net_named(run.conditions[condition]), mistakes(run.conditions[condition])
+        wins = [row for row in wins if net_N[row] > 0]
+        failures = [row for row in failures if mistakes_N[row]]
     num_examples = min(num_examples, len(runs[0].clean.keys))
-    return wins[: (num_examples + 1) // 2], failures[: num_examples // 2]
+    wins = wins[: (num_examples + 1) // 2]
+    return wins, [row for row in failures if row not in wins][: num_examples // 2]
 
 
 def choose_seen(runs: Sequence[RunReport], num_each: int) -> list[Choice]:
@@ -132,13 +139,14 @@ def _ranked(runs: Sequence[RunReport], condition: str) -> tuple[list[int], list[
     """All rows that are wins, and all that are failures, the clearest ones first."""
     last = runs[-1].conditions[condition]
     gain_N, loss_N = net_named(last), cross_entropy(last)
-    better_N = worse_N = np.ones(len(gain_N), bool)
-    if len(runs) > 1:
-        first = runs[0].conditions[condition]
-        net_N, first_net_N = gain_N, net_named(first)
-        gain_N, loss_N = net_N - first_net_N, loss_N - cross_entropy(first)
-        better_N = ((gain_N > 0) | ((gain_N == 0) & (loss_N < 0))) & (net_N >= 0)
-        worse_N = ((gain_N < 0) | ((gain_N == 0) & (loss_N > 0))) & (first_net_N >= 0)
+    if len(runs) == 1:
+        is_right_N = wholly_right(last)
+        return np.lexsort((loss_N, -gain_N, ~is_right_N)).tolist(), np.lexsort((-loss_N, gain_N, is_right_N)).tolist()
+    first = runs[0].conditions[condition]
+    net_N, first_net_N = gain_N, net_named(first)
+    gain_N, loss_N = net_N - first_net_N, loss_N - cross_entropy(first)
+    better_N = ((gain_N > 0) | ((gain_N == 0) & (loss_N < 0))) & (net_N >= 0)
+    worse_N = ((gain_N < 0) | ((gain_N == 0) & (loss_N > 0))) & (first_net_N >= 0)
     wins_N, failures_N = np.lexsort((loss_N, -gain_N)), np.lexsort((-loss_N, gain_N))
     return wins_N[better_N[wins_N]].tolist(), failures_N[worse_N[failures_N]].tolist()
 
@@ -147,6 +155,17 @@ def net_named(predictions: Predictions, rows: slice | Sequence[int] = slice(None
     """Correctly named minus wrongly named classes of each sample, or of some, at a score ≥ 0.5: int64 (N,)."""
     right_N, wrong_N = named(predictions, rows)
     return right_N - wrong_N
+
+
+def wholly_right(predictions: Predictions) -> np.ndarray:
+    """Whether a sample shows something, and all of it is named and nothing else, at a score ≥ 0.5: bool (N,)."""
+    return (mistakes(predictions) == 0) & (named(predictions)[0] > 0)
+
+
+def mistakes(predictions: Predictions) -> np.ndarray:
+    """Wrongly named and missed classes of each sample at a score ≥ 0.5, ignored ones left out: int64 (N,)."""
+    there_NK = (predictions.target_NK > 0) & ~predictions.ignore_NK
+    return (there_NK != ((predictions.logit_NK >= 0) & ~predictions.ignore_NK)).sum(axis=1)
 
 
 def named(predictions: Predictions, rows: slice | Sequence[int] = slice(None)) -> tuple[np.ndarray, np.ndarray]:

@@ -11,11 +11,21 @@ import torch
 from PIL import Image
 
 from msldata.contract.keepmask import resize_nearest
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msldata.pages.html import picture
 from msltrain.pages.svg import style_name
 from msltrain.pages.text import join, quoted, score_percent
-from msltrain.report.examples import Choice, Example, answer, cross_entropy, draw_boxes, hide, named, net_named
+from msltrain.report.examples import (
+    Choice,
+    Example,
+    answer,
+    cross_entropy,
+    draw_boxes,
+    hide,
+    named,
+    net_named,
+    wholly_right,
+)
 from msltrain.report.open_runs import RunReport, describe_condition
 from msltrain.runs.find_checkpoint import open_checkpoint, read_meta
 from msltrain.runs.run_places import WHOLE
@@ -105,6 +115,8 @@ class Group:
     examples: list[Shown]
     condition: str
     """The condition under which they were chosen."""
+    note: str = ""
+    """What must be said of them; empty if nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +132,8 @@ class Gallery:
 
     @property
     def first(self) -> Shown | None:
-        """The example for the top of the page: the first that the rule chose."""
-        return next((group.examples[0] for group in self.groups), None)
+        """The example for the top of the page: the first win that the rule chose; None where nothing was won."""
+        return next((group.examples[0] for group in self.groups if group.kind == "win"), None)
 
     @property
     def is_wide(self) -> bool:
@@ -169,6 +181,7 @@ def show_examples(
             kind=kind,
             examples=[_show(example, runs, condition, predictors) for example in examples],
             condition=condition,
+            note=_how_many_right(runs, condition, examples) if kind == "win" and not several else "",
         )
         for (kind, title), examples in zip(titles, (wins, failures), strict=True)
         if examples
@@ -188,6 +201,19 @@ def show_examples(
         for choice, examples in seen
     ]
     return Gallery(condition=condition, groups=groups, seen=groups_seen, missing=missing)
+
+
+def _how_many_right(runs: Sequence[RunReport], condition: str, wins: Sequence[Example]) -> str:
+    """Where a run has no more photographs without a mistake than are shown of what it does best: how many."""
+    [run] = runs
+    is_right_N = wholly_right(run.conditions[condition])
+    number = int(is_right_N.sum())
+    if number > len(wins):
+        return ""
+    where = "" if condition == WHOLE else f" ({describe_condition(condition, run.conditions[condition])})"
+    end = ": shown here" if number == len(wins) else ", shown first" if number else "; these come nearest"
+    of = f"Of {counted(len(is_right_N), 'photograph')}{where}"
+    return f"{of} {quoted(run.name)} gets {number or 'none'} wholly right{end}."
 
 
 def _names(run: RunReport, shows_K: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from msltrain.report.numbers import Found, Numbers
 from msltrain.report.open_runs import RunReport, describe_condition
 from msltrain.runs.run_places import WHOLE
 
-_RATES = "objects found of every 100, and false alarms per 100 images"
+_TERMS = "A label is a class in an image; a false alarm, a class that is named and not there."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Headline:
     """The first lines of the page."""
 
     headline: str
-    """In plain words: how many objects the last run finds beside the reference, at as many false alarms."""
+    """In plain words: how many labels the last run finds beside the reference, at as many false alarms."""
     warnings: tuple[str, ...]
     """What must be known before any of it is believed: training that was stopped, too few photographs."""
     price: str
@@ -78,27 +78,27 @@ def _chance(numbers: Numbers) -> str:
 
 def _one_finds(numbers: Numbers) -> str:
     [run] = numbers.runs
-    if few := _few_objects(numbers):
+    if few := _few_labels(numbers):
         places = [f"{numbers.found[0][end].num_found:,} {_where(numbers, end)}" for end in numbers.ends]
-        return f"Of {counted(few, 'object')} {quoted(run.name)} finds {join(places)}."
+        return f"Of {counted(few, 'label')} {quoted(run.name)} finds {join(places)}."
     places = [
         f"{_of_hundred(numbers.found[0][end].num_found, numbers.found[0][end])} {_where(numbers, end)}"
         for end in numbers.ends
     ]
-    return f"Of every 100 objects {quoted(run.name)} finds {join(places)}."
+    return f"Of every 100 labels {quoted(run.name)} finds {join(places)}."
 
 
-def _few_objects(numbers: Numbers) -> int:
-    """How many objects there are where they are fewer than a hundred, so that shares of a hundred say too much; or 0.
+def _few_labels(numbers: Numbers) -> int:
+    """How many labels there are where they are fewer than a hundred, so that shares of a hundred say too much; or 0.
 
     Only where every condition has the same.
     """
-    [num_objects, *others] = {found.num_objects for by_end in numbers.found for found in by_end.values()}
-    return 0 if others or num_objects >= 100 else num_objects
+    [num_labels, *others] = {found.num_objects for by_end in numbers.found for found in by_end.values()}
+    return 0 if others or num_labels >= 100 else num_labels
 
 
 def _finds(numbers: Numbers, number: int) -> str:
-    """Where a run finds more objects than the reference with as many false alarms, fewer, or about as many; the hardest
+    """Where a run finds more labels than the reference with as many false alarms, fewer, or about as many; the hardest
     condition first.
 
     "About as many" is said where the 95 % interval of the difference holds zero.
@@ -118,9 +118,7 @@ def _finds(numbers: Numbers, number: int) -> str:
         if clauses:
             clauses.append(f"{where} it finds {amount} {counts}")
         else:
-            clauses.append(
-                f"{quoted(run.name)} finds {amount} objects {than} {quoted(reference.name)} {where} {counts}"
-            )
+            clauses.append(f"{quoted(run.name)} finds {amount} labels {than} {quoted(reference.name)} {where} {counts}")
     return f"With as many false alarms {'; '.join(clauses)}."
 
 
@@ -147,21 +145,29 @@ def _where(numbers: Numbers, end: str) -> str:
 
 
 def _price(numbers: Numbers) -> str:
-    """What every model finds and what it costs at a score of 0.5."""
-    few = _few_objects(numbers)
+    """What every model finds and what it costs at a score of 0.5, as sentences."""
+    if len(numbers.runs) == 1:
+        alarms = [f"{_alarms(numbers, 0, end)} {_where(numbers, end)}" for end in numbers.ends]
+        return f"{quoted(numbers.runs[0].name)} finds them at a score of 0.5, with {join(alarms)}. {_TERMS}"
+    few = _few_labels(numbers)
     parts = []
     for end in reversed(numbers.ends):
-        rates = []
-        for run, found_by_end in zip(numbers.runs, numbers.found, strict=True):
-            found = found_by_end[end]
-            if few:
-                rates.append(f"{quoted(run.name)} {found.num_found:,} and {found.num_false:,}")
-            else:
-                false_rate = 100 * found.num_false / found.num_images
-                rates.append(f"{quoted(run.name)} {_of_hundred(found.num_found, found)} and {false_rate:.0f}")
-        parts.append(f"{_where(numbers, end)} {join(rates)}")
-    counts = f"of the {counted(few, 'object')} found, and false alarms" if few else _RATES
-    return f"At a score of 0.5, {counts}: {'; '.join(parts)}. A class counts once per image.{_why_other(numbers)}"
+        shares = []
+        for number, (run, by_end) in enumerate(zip(numbers.runs, numbers.found, strict=True)):
+            found = by_end[end]
+            share = f"{found.num_found:,}" if few else _of_hundred(found.num_found, found)
+            of = "" if number else f" of the {counted(few, 'label')}" if few else " of every 100 labels"
+            shares.append(f"{quoted(run.name)} finds {share}{of} with {_alarms(numbers, number, end)}")
+        parts.append(f"{_where(numbers, end)} {join(shares)}")
+    return f"At a score of 0.5, {'; '.join(parts)}. {_TERMS}{_why_other(numbers)}"
+
+
+def _alarms(numbers: Numbers, number: int, end: str) -> str:
+    """The false alarms of a run in an end condition: counted, or of every 100 images where the labels are as well."""
+    found = numbers.found[number][end]
+    if _few_labels(numbers):
+        return counted(found.num_false, "false alarm")
+    return f"{100 * found.num_false / found.num_images:.0f} false alarms per 100 images"
 
 
 def _why_other(numbers: Numbers) -> str:
@@ -170,7 +176,7 @@ def _why_other(numbers: Numbers) -> str:
     if len(numbers.runs) == 1 or all(at_half == alike for at_half, alike in pairs):
         return ""
     return (
-        f" The first line counts other objects: those down to the lowest score at which a model makes no more false "
+        f" The first line counts other labels: those down to the lowest score at which a model makes no more false "
         f"alarms than {quoted(numbers.runs[0].name)} makes at 0.5."
     )
 

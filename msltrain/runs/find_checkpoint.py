@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from msldata.contract.listing import IMAGE_SUFFIXES
-from msldata.contract.manifest import MANIFEST_NAME, is_digest
+from msldata.contract.manifest import MANIFEST_NAME, Manifest, is_digest, read_manifest
 from msldata.errors import UserError, did_you_mean
 from msldata.storage import LocalStorage, Storage, open_storage
 from msldata.storage.hub import is_hub_place
@@ -22,6 +22,7 @@ from msltrain.config import TrainConfig, from_json
 from msltrain.runs.run_places import (
     RUNS,
     SHARDS,
+    TEST_SPLITS,
     find_series,
     find_test_shards,
     not_there,
@@ -39,6 +40,10 @@ SCHEMA_VERSION = 2
 """Version 2 added digests of the training state and of ``meta.json``. Version 1 is still read."""
 EXPORT_CONFIG, EXPORT_WEIGHTS = "config.json", "model.safetensors"
 """What an export holds besides the graphs."""
+_GRAPHS = (".onnx", ".pt2")
+_PARTS = (EXPORT_CONFIG, "README.md", "model.py", "photograph.py", META_NAME, STATE_NAME)
+_TOGETHER = ("all", "trainval")
+"""Splits of datasets that were not divided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,31 @@ def check_model(place: str | Path) -> None:
     path = folder_of_weights(local)
     if not path.is_file() and not is_export(path):
         read_meta(LocalStorage(find_checkpoint(path)))
+
+
+def is_model(place: str | Path) -> bool:
+    """Whether there is a run, a series, a checkpoint or an export at a place on this machine."""
+    if is_hub_place(place) or (path := open_storage(place).path()) is None or not path.is_dir():
+        return False
+    return is_export(path) or holds_run(path) or (path / META_NAME).is_file() or bool(find_series(path))
+
+
+def refuse_part(place: str | Path) -> None:
+    """Raise UserError for a file of an export or checkpoint on this machine that is no model by itself.
+
+    Graphs are refused wherever they lie: other programs run them.
+    """
+    if is_hub_place(place) or (path := open_storage(place).path()) is None or not path.is_file():
+        return
+    folder = path.parent
+    if path.suffix in _GRAPHS and not is_export(folder):
+        raise UserError(
+            f"{place}: a graph for other programs; give the run, or the folder that `msl export` wrote, with "
+            f"{EXPORT_WEIGHTS} in it"
+        )
+    is_part = path.name in _PARTS and (is_export(folder) or (folder / META_NAME).is_file())
+    if is_part or path.suffix in _GRAPHS:
+        raise UserError(f"{place}: one file of a model; give its folder, {Path(place).parent}")
 
 
 def folder_of_weights(path: Path) -> Path:
@@ -224,15 +254,41 @@ def test_shards(checkpoint: str | Path) -> str | None:
     return find_test_shards(train) or None if train else None
 
 
-def unfinished_beside(model: str | Path) -> str:
-    """The beginning of a message: which splits beside a model's training shards were not built; empty for none."""
+def no_test_split(model: str | Path, otherwise: str) -> UserError:
+    """The error where a model is to be measured, and there are no test shards beside those that it was trained on.
+
+    Args:
+        model: a run, a series or a checkpoint.
+        otherwise: what else to type, as the end of the message.
+    """
     try:
         train = read_meta(open_checkpoint(next(iter(find_series(model)), model)))[1].data.train
-        folder = train.rstrip("/").rpartition("/")[0] or "."
-        splits = unfinished_splits(folder) if train else ()
     except (OSError, UserError):
+        train = ""
+    if not train:
+        return UserError(f"{model}: does not say what it was trained on; say what to measure on with --data SHARDS")
+    folder = train.rstrip("/").rpartition("/")[0] or "."
+    try:
+        manifest = read_manifest(train)
+    except (OSError, UserError):  # the photographs that it was trained on are gone
+        return UserError(f"{folder}: no dataset is there any more; {otherwise}")
+    if manifest.split in _TOGETHER:
+        return UserError(f"{folder}: has no test split, for its photographs were kept together; {otherwise}")
+    is_begun = [split for split in unfinished_splits(folder) if split in TEST_SPLITS]
+    is_so = unfinished_said(folder, is_begun) if is_begun else f"{folder}: the test split is missing"
+    build = _test_command(open_storage(train), manifest)
+    return UserError(f"{is_so}{build and f'; to build it: {build}'}; or {otherwise}")
+
+
+def _test_command(folder: Storage, manifest: Manifest) -> str:
+    """The command that builds the test split beside a training split: that of the latter, with another split; empty
+    where none was recorded."""
+    words = list(manifest.provenance.get("command", ()))
+    if words[:1] != ["build-shards"] or "--split" not in words:
         return ""
-    return f"{unfinished_said(folder, splits)}; or " if splits else ""
+    words[words.index("--split") + 1] = "test"
+    place = folder.url.removesuffix(f"/{manifest.dataset}/{manifest.split}")
+    return shlex.join(["msl", *words, *([] if place == SHARDS else ["--out", place])])
 
 
 def read_meta(folder: Storage) -> tuple[dict[str, Any], TrainConfig]:

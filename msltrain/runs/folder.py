@@ -348,10 +348,16 @@ class RunFolder:
         return len(lines)
 
 
-def changed_settings(stored: TrainConfig, config: TrainConfig) -> list[str]:
-    """The settings that a continued run would be another run with, in words."""
+def changed_settings(stored: TrainConfig, config: TrainConfig, typed: Mapping[str, str] | None = None) -> list[str]:
+    """The settings that a continued run would be another run with, in words.
+
+    Args:
+        stored, config: what it was begun with, and what it would be.
+        typed: what a user has typed to set a field, such as ``--epochs``, by its name.
+    """
+    called = typed or {}
     return [
-        f"{name} was {before!r}, is {now!r}"
+        f"{called.get(name, name)} was {before!r}, is {now!r}"
         for name, (before, now) in differences(stored, config).items()
         if name not in MAY_DIFFER
     ]
@@ -365,11 +371,12 @@ def changed_data(role: str, before: Sequence[DatasetIdentity], now: Sequence[Dat
     return [f"other data for {role}: then {then}, now {here}, with other samples, labels or classes"]
 
 
-def another_run(location: str | Path, changes: Sequence[str]) -> UserError:
-    """What to say of a run that is not the one to continue."""
+def another_run(location: str | Path, changes: Sequence[str], typed: Sequence[str] = ()) -> UserError:
+    """What to say of a run that is not the one to continue; ``typed`` are the options that make it another one."""
     first = "; first weights belong to a new run" if any(one.startswith("model.weights ") for one in changes) else ""
+    same = f"leave {' and '.join(typed)} out to go on with it" if typed else "give the same config and data"
     return UserError(
-        f"{location}: the run to continue is another one ({'; '.join(changes)}); give the same config and data, or "
+        f"{location}: the run to continue is another one ({'; '.join(changes)}); {same}, or "
         f"start a new run in another folder (--run){first}. --allow-changes continues it all the same"
     )
 

@@ -29,7 +29,14 @@ from msltrain.models.timm_view import TimmView
 from msltrain.models.weights_place import FILE_SUFFIXES
 from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import LoadedRecogniser, load_recogniser, rebuild_recogniser
-from msltrain.runs.find_checkpoint import EXPORT_CONFIG, EXPORT_WEIGHTS, Foreign, folder_of_weights, is_export
+from msltrain.runs.find_checkpoint import (
+    EXPORT_CONFIG,
+    EXPORT_WEIGHTS,
+    Foreign,
+    folder_of_weights,
+    is_export,
+    refuse_part,
+)
 from msltrain.runs.run_places import find_run
 from msltrain.stream.config import StreamConfig
 
@@ -60,6 +67,7 @@ def load_any(path: str | Path, foreign: Foreign, classes: tuple[str, ...], devic
         if str(path).endswith(FILE_SUFFIXES):
             raise UserError(f"{path}: weights files are only read from a disk; copy it here, then give its path")
         return load_recogniser(path, device)
+    refuse_part(path)
     path = folder_of_weights(local)
     if is_export(path):
         return _exported(path, device)

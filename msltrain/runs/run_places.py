@@ -17,7 +17,7 @@ WHOLE = "whole"
 RUNS, SHARDS = "runs", "shards"
 """Where a bare name is looked for."""
 _TRAIN, _VALIDATION = ("train", "training", "trainval", "all"), ("val", "valid", "validation", "dev")
-_TEST = ("test", "testing")
+TEST_SPLITS = ("test", "testing")
 _SEED = re.compile(r"seed(\d{1,9})")
 
 
@@ -52,6 +52,14 @@ def find_dataset(name: str) -> Dataset:
     raise UserError(f"{name}: no dataset with training shards here or in {SHARDS}/{near}{not_there(SHARDS)}")
 
 
+def dataset_name(train: str) -> str:
+    """What `find_dataset` finds these training shards by: the name of their dataset in ``shards/``, or their place."""
+    match train.split("/"):
+        case [root, name, split] if root == SHARDS and split in _TRAIN and name not in (".", ".."):
+            return name
+    return train
+
+
 def not_there(root: str) -> str:
     """The end of a message where the folder that bare names are looked for in is missing: perhaps it is elsewhere."""
     if Path(root).is_dir():
@@ -74,14 +82,14 @@ def _splits_at(place: str) -> Dataset | None:
 
 
 def _dataset(folder: str, train: str) -> Dataset:
-    validation, test = _first(folder, _VALIDATION), _first(folder, _TEST)
+    validation, test = _first(folder, _VALIDATION), _first(folder, TEST_SPLITS)
     return Dataset(_name(folder), train, validation, test, unfinished_splits(folder))
 
 
 def unfinished_splits(folder: str) -> tuple[str, ...]:
     """The splits in a dataset's folder on this machine that hold no finished dataset."""
     local = open_storage(folder).path()
-    splits = (*_TRAIN, *_VALIDATION, *_TEST)
+    splits = (*_TRAIN, *_VALIDATION, *TEST_SPLITS)
     if local is None:
         return ()
     return tuple(name for name in splits if (local / name).is_dir() and not (local / name / MANIFEST_NAME).is_file())
@@ -107,7 +115,7 @@ def _first(folder: str, splits: Sequence[str]) -> str:
 
 def find_test_shards(train: str) -> str:
     """The test shards beside training shards; empty where there are none."""
-    return _first(train.rstrip("/").rpartition("/")[0] or ".", _TEST)
+    return _first(train.rstrip("/").rpartition("/")[0] or ".", TEST_SPLITS)
 
 
 def local_test_shards(train: str) -> str:
@@ -123,7 +131,7 @@ def find_evaluation_shards(name: str, *, held_out: bool = False) -> str:
     """The shards that ``--data NAME`` means where models are measured: those at that place, or of a dataset, by its
     folder, URL or name in ``shards/``, the test split; with ``held_out`` what training validated on or took it from.
     The name itself where there is neither, which whoever opens it says."""
-    splits = (*_VALIDATION, *_TRAIN) if held_out else _TEST
+    splits = (*_VALIDATION, *_TRAIN) if held_out else TEST_SPLITS
     for place in (name.rstrip("/"), *([] if "://" in name else [f"{SHARDS}/{name}"])):
         if open_storage(place).exists(MANIFEST_NAME):
             return place

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.table import Column
 
-from msldata.console import show_below
+from msldata.console import is_watched, show_below
+from msldata.progress import Bars
 from msldata.storage import LocalStorage
 from msltrain.training.events import EpochEvent, Event, PhaseEvent, StartEvent, StepEvent
 
@@ -27,9 +28,6 @@ START_NAME = "start.txt"
 class TrainingDisplay:
     """A bar with the time left, and lines that stay: what is being done, and every epoch.
 
-    Bar and lines go through one console, or they would tear each other: where results are shown on the terminal, that
-    of the results.
-
     Args:
         out: results.
         err: where the bar goes when ``out`` is a file.
@@ -39,16 +37,15 @@ class TrainingDisplay:
 
     def __init__(self, out: Console, err: Console, details: Sequence[str] | None = None):
         self._out, self._err = out, err
-        console = out if out.is_terminal else err
-        self._watched = console.is_terminal
+        console = out if is_watched(out) else err
+        self._watched = is_watched(console)
         self._wide = console.width >= _WIDE
         columns = (
             BarColumn(bar_width=24 if self._wide else 12),
             TextColumn("{task.fields[left]}", markup=False),
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         )
-        # Where nobody watches the bar would leave empty lines.
-        self._bar = Progress(*columns, console=console, transient=True, disable=not self._watched)
+        self._bar = Bars(*columns, results=out, messages=err)
         self._task = self._bar.add_task("starting", total=None, left="")
         self._last = ""
         self._is_first_step = True

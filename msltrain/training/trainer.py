@@ -53,6 +53,8 @@ class TrainResult:
     run_dir: str | Path
     """A URL for a run in object storage; then the checkpoints are URLs too."""
     num_steps: int
+    first_step: int = 0
+    """How many of them were taken before this start of the run."""
     last: str | Path
     """Checkpoint after the last step."""
     best: str | Path | None
@@ -114,6 +116,7 @@ def train(
     return TrainResult(
         run_dir=folder.location,
         num_steps=num_steps,
+        first_step=0 if start.checkpoint is None else start.checkpoint.step,
         last=folder.place(CHECKPOINTS, LAST),
         best=None if best is None else folder.place(CHECKPOINTS, BEST),
         best_epoch=None if best is None else best["epoch"] + 1,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from msldata.console import Stream, on_one_line
+from msldata.console import is_watched, on_one_line
 from msldata.errors import UserError, counted
 from msltrain.measures.spreadsheet import cell, csv_text
 from msltrain.pages.text import percent_beside
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from msltrain.use.predict import ImagePrediction
 
 FORMATS = ("table", "json", "csv", "parquet", "fiftyone")
@@ -77,20 +79,25 @@ class Printer:
 
     Args:
         kind: one of ``FORMATS``, but not one that is only written to files.
-        file: where to.
-        clean: what a terminal is spared.
+        console: where to. On a terminal lines to read are broken between words, and stay above a progress bar.
     """
 
-    def __init__(self, kind: str, file: Stream, clean: Callable[[str], str]):
-        self._kind, self._file, self._clean = kind, file, clean
+    def __init__(self, kind: str, console: Console):
+        self._kind, self._console = kind, console
         self._begun = False
 
     def show(self, image: ImagePrediction) -> None:
         """Print one."""
         if self._kind == "csv" and not self._begun:
-            self._file.write(csv_text([COLUMNS]))
+            self._write(csv_text([COLUMNS]))
         self._begun = True
-        self._file.write(self._clean(_text(image, self._kind)))
+        self._write(_text(image, self._kind))
+
+    def _write(self, text: str) -> None:
+        if is_watched(self._console):
+            self._console.print(text.removesuffix("\n"), soft_wrap=self._kind != "table")
+        else:
+            self._console.file.write(text)
 
 
 def _text(image: ImagePrediction, kind: str) -> str:

@@ -83,6 +83,7 @@ def predict_many(
             read_keep_mask(asked.keep_mask, asked.polarity, predictors[0].image_size)  # a mistake shows now, not later
         summary = Summary(num_classes=len(predictors[0].classes))
         if out is None:
+            progress(0, len(pictures))
             for batch in _batches(predictors, pictures, asked, folder):
                 for answer in summary.count(batch):
                     show(answer)
@@ -126,6 +127,7 @@ def _fill(
         note(f"{num_done:,} of {counted(len(pictures), 'image')} {were} answered before and {are} not asked again")
     ranks.gather(None)  # all have read the parts: from here on they grow
     file.begin()
+    progress(num_done, len(pictures))
     mine = _batches(predictors, open_[ranks.rank :: ranks.world_size], asked, folder)
     while any(left := ranks.gather(_round(file, mine))):
         num_done += sum(left)

@@ -45,6 +45,9 @@ def test_nothing_bypasses_the_consoles(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             assert not MARKUP.search(node.value), f"{name}:{node.lineno}: use show(console, (text, style))"
+        if isinstance(node, ast.ImportFrom) and name != "msldata/progress.py" and "rich" in (node.module or ""):
+            torn = {"Progress", "Live"} & {one.name for one in node.names}
+            assert not torn, f"{name}:{node.lineno}: use msldata.progress.Bars, which tears no lines"
         if isinstance(node, ast.Call):
             called = getattr(node.func, "id", getattr(node.func, "attr", ""))
             markup = any(one.arg == "markup" and getattr(one.value, "value", True) for one in node.keywords)

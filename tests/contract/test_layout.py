@@ -16,14 +16,14 @@ from msltrain.hub import space
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULES = sorted([*REPOSITORY.glob("msldata/**/*.py"), *REPOSITORY.glob("msltrain/**/*.py")])
-SHARED_WITH_TRAINING = ("errors", "python_words", "console", "pages", "storage", "workers", "contract")
+SHARED_WITH_TRAINING = ("errors", "python_words", "console", "progress", "pages", "storage", "workers", "contract")
 """All that msltrain may know of msldata: it must run where no dataset was ever converted."""
 
 # A package may import from itself and from those named before it.
 ORDER = {
     "msldata": (
-        *("errors", "python_words", "console", "pages", "storage", "workers", "contract", "synthetic", "sources"),
-        *("build", "masks", "inspect", "api", "commands", "__main__"),
+        *("errors", "python_words", "console", "progress", "pages", "storage", "workers", "contract", "synthetic"),
+        *("sources", "build", "masks", "inspect", "api", "commands", "__main__"),
     ),
     "msltrain": (
         *("typed_values", "pages", "hosts", "measures", "stream", "config", "models", "recipes", "runs"),

@@ -139,7 +139,10 @@ def test_a_folder_holds_one_model(tmp_path):
     code, _, errors = msl("export", "--checkpoint", other, "--out", out, "--format", "safetensors")
     assert code == 2 and "holds the export of another model" in errors and "--overwrite" in errors
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
-    code, _, errors = msl("export", "--checkpoint", other, "--out", out, "--format", "safetensors", "--overwrite")
+    (tmp_path / "run" / "one.jpg").write_bytes(photo(3))
+    again = ("export", "--checkpoint", other, "--out", out, "--format", "safetensors", "--overwrite")
+    code, said, errors = msl(*again, "--images", tmp_path / "run" / "one.jpg")
+    assert " on 1 photograph, alone and as a batch" in " ".join(said.split())
     assert code == 0 and not (out / "model.pt2").exists() and "test_vit" in (out / "README.md").read_text(), errors
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "classes": config["classes"][::-1]}))

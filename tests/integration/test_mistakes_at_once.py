@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from msldata.contract.publish import write_manifest
+from msldata.storage import LocalStorage
 from msltrain.config import to_json
 from msltrain.recipes import recipe
 from msltrain.runs.find_checkpoint import META_NAME, digest_of
@@ -28,11 +31,20 @@ MISTAKES = {
     "train small": "2 photographs: too few to learn from; at least 20 are needed",
     "train enough --batch-size 99": "give a smaller --batch-size than 99",
     "evaluate half": "shards/half: the build of test did not end; type the `msl build-shards` of this dataset again",
+    "evaluate notest": "shards/notest: the test split is missing; to build it: msl build-shards photos/labels.csv "
+    "--name notest --split test; or measure on what training set aside: msl evaluate notest --held-out, or on others",
+    "robustness notest --kind patch": "shards/notest: the test split is missing; to build it: msl build-shards photos/",
+    "evaluate together": "shards/together: has no test split, for its photographs were kept together; measure on what",
     "train mine --resume auto --weights w.pth": "first weights belong to a new run, and this one began with none",
     "train --recipe smoke --data shards/mine/train --run runs/mine --resume auto --weights w.pth": "leave --weights",
     "train mine --resume auto --set model.weights=w.pth": "first weights belong to a new run. --allow-changes",
-    "train mine --resume auto --epochs 99": "optim.num_epochs was 2, is 99",
-    "train mine --resume auto --keep-masks masks": "keep_mask.kind was 'generated', is 'stored'",
+    "train mine --resume auto --epochs 99": "(--epochs was 2, is 99); leave --epochs out to go on with it",
+    "train mine --resume auto --batch-size 3 --lr 0.5": "leave --lr and --batch-size out to go on with it",
+    "train mine --resume auto --set optim.num_epochs=99": "(optim.num_epochs was 2, is 99); give the same config",
+    "train mine --resume auto --keep-masks masks": "(--keep-masks: keep_mask.kind was 'generated', is 'stored'",
+    "train mine --resume auto --paper-protocol": "--paper-protocol: data.validation_fraction was",
+    "train other --resume auto": "runs/other is a run; `msl train mine --run runs/other --resume auto` goes on with it",
+    "train othr --resume auto": "there is a run runs/other; `msl train mine --run runs/other --resume auto` goes on",
     "train mine --run new --weights w.pth": "w.pth: no such weights file",
     "train mine --run new --weights photos/on.jpg": "no such weights file; did you mean photos/one.jpg?",
     "evaluate nowhere": "nowhere: no run of this name",
@@ -43,6 +55,16 @@ MISTAKES = {
     "evaluate mine --thresholds-from nowhere.parquet": "nowhere.parquet",
     "evaluate --predictions nowhere.parquet": "nowhere.parquet",
     "predict nowhere photos": "nowhere: no run of this name",
+    "predict photos mine --top-k 3": "photos is no run, and mine is one: the run comes first: "
+    "msl predict mine photos --top-k 3",
+    "predict photos/one.jpg runs/mine": "the run comes first: msl predict runs/mine photos/one.jpg",
+    "push me/birds mine": "me/birds is no run, and mine is one: the run comes first: msl push mine me/birds",
+    "predict elsewhere/model.onnx photos": "elsewhere/model.onnx: one file of a model; give its folder, elsewhere",
+    "evaluate elsewhere/model.py": "elsewhere/model.py: one file of a model; give its folder, elsewhere",
+    "serve elsewhere/config.json": "elsewhere/config.json: one file of a model; give its folder, elsewhere",
+    "report runs/mine/checkpoints/best/meta.json": "one file of a model; give its folder, runs/mine/checkpoints/best",
+    "export photos/graph.pt2": "photos/graph.pt2: a graph for other programs; give the run, or the folder that",
+    "train mine --run new --weights elsewhere/model.onnx": "one file of a model; give its folder, elsewhere",
     "predict mine photo": "photo: no such file or folder; did you mean photos?",
     "predict mine shards/../photo": "did you mean shards/../photos?",
     "predict mine photos --threshold 30": "the threshold is 30; scores lie between 0 and 1; did you mean 0.3?",
@@ -100,8 +122,19 @@ def answers(tmp_path_factory) -> dict[str, tuple[int | str, str]]:
     write_keep_masks(folder / "masks", [np.tri(32, dtype=np.uint8)])
     (folder / "photos").mkdir()
     (folder / "photos" / "one.jpg").write_bytes(photo(1))
+    (folder / "photos" / "graph.pt2").write_bytes(b"")
+    for name, split in (("notest", "train"), ("together", "all")):
+        command = ["build-shards", "photos/labels.csv", "--name", name, "--split", split]
+        manifest = write_images(folder / "shards" / name / split, [3])
+        manifest = replace(manifest, dataset=name, split=split, provenance={"command": command})
+        write_manifest(LocalStorage(folder / "shards" / name / split), manifest)
+        _write_run(folder / "runs" / name, f"shards/{name}/{split}")
     for name in ("mine", "half"):
         _write_run(folder / "runs" / name, f"shards/{name}/train")
+    _write_run(folder / "runs" / "other", "shards/mine/train")
+    (folder / "elsewhere").mkdir()
+    for name in ("config.json", "model.safetensors", "model.onnx", "model.py"):
+        (folder / "elsewhere" / name).write_bytes(b"{}")
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input=json.dumps(list(MISTAKES)),

@@ -86,10 +86,13 @@ def test_the_tutorial_as_it_stands(place: Path, monkeypatch: pytest.MonkeyPatch)
     first = config.first_masked_epoch
     assert first > 0 and f"shown whole, and 35 % of them with parts hidden as well, from epoch {first + 1} on" in start
     assert list((place / "runs/mine/predictions").glob("mine-val-held-out.parquet"))
-    evaluated, predicted, exported = (msl(*command) for command in use)
-    assert "mine-test.parquet" in evaluated and "photos/39.jpg" in predicted
+    evaluated, reported, predicted, exported = (msl(*command) for command in use)
+    assert "mine-test.parquet" in evaluated and evaluated.endswith("next: msl report mine")
+    assert "runs/mine/report.html" in reported and "next: msl serve runs/mine" in reported
+    assert "photos/39.jpg" in predicted
     thresholds = json.loads((place / "runs/mine/export/config.json").read_text())["thresholds"]
     assert set(thresholds) == set(COLOURS) and "next: msl serve" in exported
+    assert exported.count(" on 3 drawn patterns, alone and as a batch") == 3
 
 
 def test_what_is_said_is_not_chosen(place: Path):
@@ -100,6 +103,7 @@ def test_what_is_said_is_not_chosen(place: Path):
     found = (config.optim.num_epochs, config.stream.batch_size, config.optim.lr, config.stream.image_size)
     assert found == (1, 4, 0.02, 32) and config.model.backbone == "resnet10t" and config.loss.masked_weight == 0.5
     assert config.data.validation == "" and config.data.validation_fraction == 0.15
+    assert msl("evaluate", "here", "--held-out").endswith("next: msl predict here PHOTOS"), "there is no test split"
     said = msl("train", "mine", "--run", "here", "--resume", "auto")
     assert said.startswith("settings: those that this run") is False and "here: was finished before" in said
     for other in ("--weights=x.pth", "--keep-masks=x", "--epochs=9", "--paper-protocol"):

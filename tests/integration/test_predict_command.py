@@ -109,10 +109,18 @@ def test_a_score_just_below_its_threshold_does_not_look_like_it():
     assert [percent_beside(0.6, 0.5), percent_beside(0.5, 0.5), percent_beside(0.334, 0.333)] == ["60", "50", "33.4"]
 
 
-def test_where_most_show_nothing_a_lower_threshold_is_advised_once(place, asked):
-    advice = "--threshold 0.3, for one, predicts more"
+def test_how_many_show_nothing_is_said_once_with_a_lower_threshold(place, asked, expected):
+    num_read = NUM_PHOTOS - len(BROKEN)
+    advice = f"in {num_read} of {num_read} photographs no class reaches its threshold; --threshold 0.3, for one,"
     assert run(place, *asked, "--threshold", 1)[2].count(advice) == 1
-    assert advice not in run(place, *asked, "--threshold", 0)[2]
+    assert "no class reaches" not in run(place, *asked, "--threshold", 0)[2]
+    highest = sorted(max(score for _, score in (*one.scores, *one.masked_scores)) for one in expected if not one.error)
+    between = (highest[1] + highest[2]) / 2  # two of them show nothing then
+    _, output, errors = run(place, *asked, "--threshold", between)
+    assert output.count("nothing predicted") == 2
+    lower = f"--threshold {min(0.3, between / 2):.2g}, for one, predicts more"
+    assert f"note: in 2 of {num_read} photographs no class reaches its threshold; {lower}" in " ".join(errors.split())
+    assert "1 of 1 photograph no class" in run(place, place / "photos" / "p000.jpg", "--threshold", 1)[2]
 
 
 def test_a_file_with_some_of_the_classes_says_so(place, asked, tmp_path):

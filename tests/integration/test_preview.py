@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -43,6 +44,25 @@ def built(tmp_path_factory) -> Path:
 def load(folder: Path, num: int, keep_masks: Path | None = None) -> Preview:
     held = LocalStorage(keep_masks) if keep_masks else None
     return load_preview(LocalStorage(folder), num=num, keep_masks=held)
+
+
+def test_a_split_of_a_named_dataset_is_taken_wherever_it_is_looked_at(built, monkeypatch, tmp_path):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "mine").symlink_to(built)
+    monkeypatch.chdir(tmp_path)
+
+    def msl(*words: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, [*words], env={"COLUMNS": "200"})
+        assert result.exit_code == code, result.output
+        return " ".join(result.output.split())
+
+    assert "12 in 3 shards" in msl("info", "mine/test")
+    assert json.loads(msl("info", "mine/test", "--json"))["num_samples"] == 12
+    assert "shards/mine/test: 12 samples in 3 shards are right" in msl("verify", "mine/test")
+    assert "--against names the dataset itself" in msl("verify", "mine/test", "--against", "mine/test", code=2)
+    assert "3 samples" in msl("preview", "mine/test", "--num", "3", "--keep-masks", "mine/masks/high", "--out", "a.png")
+    for word in ("info", "verify"):
+        assert "mine/tset: no finished dataset here" in msl(word, "mine/tset", code=2)
 
 
 def test_samples_are_spread_evenly():

@@ -36,6 +36,7 @@ from msltrain.report.examples import (
     hide,
     net_named,
     read_examples,
+    wholly_right,
 )
 from msltrain.report.gallery import _how_well, _view
 from msltrain.report.headline import find
@@ -194,7 +195,7 @@ def test_finding_says_when_the_method_loses(pair):
     finding = find(compute_numbers(pair[::-1]))
     assert finding.ranking.startswith("“Base & line” is behind “MSL” by ")
     found, best = (found_alike(each.masked["high"], pair[1].masked["high"]) for each in pair)
-    loss = f"{100 * (1 - found / best):.0f}\u00a0% fewer objects than “MSL”"
+    loss = f"{100 * (1 - found / best):.0f}\u00a0% fewer labels than “MSL”"
     assert finding.headline.startswith(
         f"With as many false alarms “Base & line” finds {loss} with 55\u00a0% of the image hid"
     )
@@ -225,15 +226,16 @@ def test_the_first_words_count_objects_and_their_price(pair):
     shares = [round(100 * found / int(high[0].target_NK.sum())) for found in alike]
     gain = 100 * (alike[1] / alike[0] - 1)
     assert finding.headline == (
-        f"With as many false alarms “MSL” finds {gain:.0f}\u00a0% more objects than “Base & line” "
+        f"With as many false alarms “MSL” finds {gain:.0f}\u00a0% more labels than “Base & line” "
         f"with 55\u00a0% of the image hidden ({shares[1]} instead of {shares[0]} of every 100); "
         f"on whole images it finds about as many ({shares[3]} and {shares[2]} of every 100)."
     )
     found = [100 * int((scored(one, 0) & (one.target_NK == 1)).sum()) / int(one.target_NK.sum()) for one in high]
     false = [100 * num_false(one, 0) / NUM_SAMPLES for one in high]
     assert (
-        f"with 55\u00a0% of the image hidden “Base & line” {found[0]:.0f} and {false[0]:.0f} and “MSL” "
-        f"{found[1]:.0f} and {false[1]:.0f}; on whole images "
+        f"At a score of 0.5, with 55\u00a0% of the image hidden “Base & line” finds {found[0]:.0f} of every 100 labels "
+        f"with {false[0]:.0f} false alarms per 100 images and “MSL” finds {found[1]:.0f} with {false[1]:.0f} false "
+        "alarms per 100 images; on whole images “Base & line” finds "
     ) in finding.price
 
 
@@ -245,14 +247,23 @@ def test_the_first_line_says_why_its_counts_are_not_those_below(pair):
 
 
 def test_few_objects_are_counted_not_turned_into_shares_of_a_hundred(pair):
-    assert find(compute_numbers(pair[:1])).headline.startswith("Of every 100 objects “Base & line” finds ")
+    assert find(compute_numbers(pair[:1])).headline.startswith("Of every 100 labels “Base & line” finds ")
     clean = replace(pair[0].clean, target_NK=np.eye(NUM_SAMPLES, 3, dtype=np.uint8), objects=None)
     finding = find(compute_numbers([replace(pair[0], masked={}, clean=clean)]))
     found = int(((clean.logit_NK >= 0) & (clean.target_NK > 0)).sum())
-    assert finding.headline.startswith(f"Of 3 objects “Base & line” finds {found} on whole images.")
+    assert finding.headline.startswith(f"Of 3 labels “Base & line” finds {found} on whole images.")
     wrong = int(((clean.logit_NK >= 0) & (clean.target_NK == 0) & ~clean.ignore_NK).sum())
-    counts = f"on whole images “Base & line” {found} and {wrong}. "
-    assert finding.price.startswith(f"At a score of 0.5, of the 3 objects found, and false alarms: {counts}")
+    alarms = f"{wrong} false alarm{'s' * (wrong != 1)}"
+    assert finding.price == (
+        f"“Base & line” finds them at a score of 0.5, with {alarms} on whole images. A label is a class in an image; a "
+        "false alarm, a class that is named and not there."
+    )
+    other = replace(pair[0], name="Other", masked={}, clean=clean)
+    price = find(compute_numbers([replace(pair[0], masked={}, clean=clean), other])).price
+    assert price.startswith(
+        f"At a score of 0.5, on whole images “Base & line” finds {found} of the 3 labels with {alarms} and “Other” "
+        f"finds {found} with {alarms}. A label is a class in an image"
+    )
 
 
 def test_unfinished_training_and_few_photographs_are_said_first(pair, tmp_path):
@@ -264,7 +275,8 @@ def test_unfinished_training_and_few_photographs_are_said_first(pair, tmp_path):
     page = write_report(tmp_path / "few.html", title="Few", runs=few).read_text("utf-8")
     page, text = " ".join(page.split()), (tmp_path / "few.md").read_text("utf-8")
     for shown in (page, text):
-        head = shown.partition("At a score of 0.5")[0]
+        head, price, _ = shown.partition("At a score of 0.5, ")
+        assert price
         assert "is not trained to its end: runs/b: 3 of 9 epochs" in head
         assert "photographs, so chance has a say" in head and "half of the classes in 1 or fewer" in head
     assert json.loads((tmp_path / "few.json").read_text("utf-8"))["runs"][0]["unfinished"] == stopped.unfinished
@@ -300,13 +312,13 @@ def test_objects_are_compared_at_as_many_false_alarms(pair):
 def test_a_model_that_names_nothing_finds_nothing(pair):
     blind = replace(pair[1].clean, logit_NK=np.full((NUM_SAMPLES, 3), -1, np.float32))
     nothing = find(compute_numbers([replace(pair[0], masked={}), replace(pair[1], clean=blind, masked={})])).headline
-    assert "“MSL” finds 100\u00a0% fewer objects" in nothing
+    assert "“MSL” finds 100\u00a0% fewer labels" in nothing
 
 
 def test_finding_says_when_nothing_can_be_shown(pair):
     same = replace(pair[0], name="Copy")
     finding = find(compute_numbers([pair[0], same]))
-    assert "about as many objects as “Base & line”" in finding.headline
+    assert "about as many labels as “Base & line”" in finding.headline
     assert finding.ranking.startswith("No difference in mAP between “Copy” and “Base & line” can be shown")
     assert "which includes zero" in finding.sentences[0]
 
@@ -467,6 +479,52 @@ def test_a_picture_with_more_wrong_than_right_names_is_no_win():
     assert choose(runs, "whole", 6) == ([2, 1], [])  # the surer one first
     assert choose(runs[::-1], "whole", 6) == ([], [2])
     assert choose(runs[1:], "whole", 6) == ([2, 1], [0])
+
+
+def one_run_of(logit_NK: list[list[float]], target_NK: list[list[int]]) -> RunReport:
+    """A run without masks, with these predictions."""
+    base = run("One", 1.0, 1.0)
+    clean = replace(
+        base.clean,
+        keys=tuple(f"s{number:06d}" for number in range(len(logit_NK))),
+        logit_NK=np.array(logit_NK, np.float32),
+        target_NK=np.array(target_NK, np.uint8),
+        ignore_NK=np.zeros((len(logit_NK), 3), bool),
+        objects=None,
+    )
+    return replace(base, clean=clean, masked={})
+
+
+def test_what_one_run_does_best_begins_with_what_it_gets_wholly_right():
+    """Two right, one missed; surely right; nothing named; nothing there; barely right; wrong; two right, one wrong."""
+    logit_NK = [[9, 9, -1], [3, -3, -3], [-1, -9, -9], [-9, -9, -9], [1, -1, -1], [-9, 9, -9], [9, 9, 1]]
+    target_NK = [[1, 1, 1], [1, 0, 0], [1, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0], [1, 1, 0]]
+    one = one_run_of(logit_NK, target_NK)
+    assert wholly_right(one.clean).tolist() == [False, True, False, False, True, False, False]
+    assert choose([one], "whole", 14) == ([1, 4, 0, 6], [5, 2]), "no class named is no win, and no mistake no failure"
+    assert choose([one], "whole", 4) == ([1, 4], [5, 2])
+
+
+@pytest.mark.parametrize(
+    ("num_right", "said"),
+    [
+        (0, "Of 4 photographs “One” gets none wholly right; these come nearest."),
+        (1, "Of 4 photographs “One” gets 1 wholly right, shown first."),
+        (2, "Of 4 photographs “One” gets 2 wholly right: shown here."),
+        (4, ""),
+    ],
+)
+def test_a_small_set_says_how_many_one_run_gets_wholly_right(tmp_path, num_right, said):
+    manifest = write_images(tmp_path / "shards", [4])
+    logit_NK = [[5.0 - row, 1.0, -1.0 if row < num_right else 0.1] for row in range(4)]
+    one = one_run_of(logit_NK, [[1, 1, 0]] * 4)
+    one = replace(
+        one, clean=replace(one.clean, origin=replace(one.clean.origin, dataset_fingerprint=manifest.fingerprint))
+    )
+    page = write_report(tmp_path / "r.html", title="T", runs=[one], shards=tmp_path / "shards", num_examples=4)
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page.read_text("utf-8"))).split())
+    assert ("wholly right" in text) == bool(said) and said in text
+    assert "where it does worst" in text or num_right == 4
 
 
 def test_objects_that_only_one_model_names_are_shown_where_nothing_is_hidden():

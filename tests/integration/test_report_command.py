@@ -81,7 +81,7 @@ def test_the_page_has_every_part(page):
     headings = re.findall(r'<h2 id="([\w-]+)">', text)
     parts = ["accuracy", "strata", "robustness", "examples", "by-class", "companions", "training", "method"]
     assert headings == parts and re.findall(r'href="#([\w-]+)"', text)[1 : 1 + len(parts)] == parts
-    assert "Baseline and MSL on small train" in text
+    assert "Runs “Baseline” and “MSL”, tested on the train split of dataset “small”" in text
     for number, kind in ((1, "Table"), (4, "Table"), (1, "Figure"), (5, "Figure")):
         assert text.count(f"<b>{kind} {number}.</b>") == 1
     Page(text)
@@ -268,7 +268,7 @@ def test_one_run_names_no_other(page, place, tmp_path):
     code, output = msl("report", "--run", place / "runs/msl/checkpoints/best", "--out", tmp_path / "one.html")
     assert code == 0, output
     text = (tmp_path / "one.html").read_text("utf-8")
-    assert "msl best on small train" in text and "Validation mAP" in text
+    assert "Run “msl best”, tested on the train split of dataset “small”" in text and "Validation mAP" in text
     assert "against" not in re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL)
 
 

@@ -58,7 +58,7 @@ AGAIN = ("--resume", "auto", "--allow-changes")
 
 
 def test_another_batch_size_keeps_the_history(data, tmp_path):
-    ok(train(data, tmp_path, "stream.batch_size=4", "optim.num_epochs=2"))
+    assert "since it went on" not in ok(train(data, tmp_path, "stream.batch_size=4", "optim.num_epochs=2"))
     before = history(tmp_path)
     said = ok(train(data, tmp_path, "stream.batch_size=8", "optim.num_epochs=3", *AGAIN))
     after = history(tmp_path)
@@ -67,6 +67,7 @@ def test_another_batch_size_keeps_the_history(data, tmp_path):
     steps = [row["step"] for row in after if "clean" in row]
     assert steps == list(range(1, len(steps) + 1))
     assert "continued with a change: stream.batch_size was 4, is 8" in said
+    assert f": {steps[-1]} steps, " in said and f" s since it went on after step {before[-1]['step']}" in said
     assert "the learning rate goes on at" in said and "the cosine is another one now" in said
     assert load_checkpoint(tmp_path / "checkpoints" / "last").epoch == 3
 

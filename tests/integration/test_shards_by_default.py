@@ -59,7 +59,7 @@ def test_a_study_is_made_on_the_run_s_own_test_shards(place):
 def test_a_study_of_a_run_without_test_shards_says_what_to_name(place):
     (place / "shards/mine/test/dataset.json").unlink()
     said = msl("robustness", "mine", *PATCHES, code=2)
-    assert "runs/mine: no test shards beside its training ones" in said and "--data" in said
+    assert "shards/mine: the build of test did not end" in said and "or say what to measure on with --data" in said
 
 
 def test_a_dataset_s_name_is_its_test_split(place):

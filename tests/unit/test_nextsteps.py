@@ -127,7 +127,12 @@ def test_another_dataset_is_not_replaced_without_yes(table, tmp_path):
     ):
         run = CliRunner().invoke(app, [*words, "--overwrite"])
         message = " ".join(run.output.split())
-        assert run.exit_code == 2 and what in message and "add --yes to replace it" in message, message
+        assert (
+            run.exit_code == 2
+            and what in message
+            and "choose another --out, or to replace it, run: root build-shards" in message
+        ), message
+        assert message.endswith("--overwrite --yes")
         assert (folder / "dataset.json").read_bytes() == before
     msl(*classes, "--overwrite", "--yes")
     assert json.loads((folder / "dataset.json").read_bytes())["classes"] == ["zebra", "dog", "cat"]
