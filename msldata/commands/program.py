@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from msldata.console import err, out, show, standard_output, visible
-from msldata.errors import OptionsNeeded, UserError
+from msldata.errors import OptionsNeeded, UserError, replaced
 from msldata.workers.no_pandas import hide_pandas
 
 DISTRIBUTION = "msltrain"
@@ -62,7 +62,8 @@ class Commands(typer.core.TyperGroup):
                 raise
             code = getattr(error, "exit_code", UserError.exit_code)
             if isinstance(error, OptionsNeeded):
-                again = shlex.join([ctx.info_name or "msl", *ctx.meta.get(_TYPED, ()), *error.options])
+                typed = replaced(ctx.meta.get(_TYPED, ()), error.instead_of, error.options)
+                again = shlex.join([ctx.info_name or "msl", *typed])
                 error = UserError(error.said(f"run: {again}"))
             elsewhere = of_other_commands(str(error), self.commands, ctx.invoked_subcommand)
             show(err, *((("error:", "red"), " ") if code <= UserError.exit_code else ()), error, elsewhere)

@@ -57,8 +57,8 @@ def test_three_formats_say_the_same(tmp_path, kind, write):
 
 def test_only_image_and_labels_are_needed(tmp_path):
     for path in (
-        write_csv(tmp_path / "l.csv", '\ufefflabels,image\r\n"x","a, b.jpg"\r\n'),  # as spreadsheets write it
-        write_jsonl(tmp_path / "l.jsonl", [{"image": "a, b.jpg", "labels": ["x"]}]),
+        write_csv(tmp_path / "l.csv", '\ufefflabels,image\r\n"cat","a, b.jpg"\r\n'),  # as spreadsheets write it
+        write_jsonl(tmp_path / "l.jsonl", [{"image": "a, b.jpg", "labels": ["cat"]}]),
     ):
         (found,) = select_sources(tmp_path, "table", path)
         assert found.splits == ("all",)
