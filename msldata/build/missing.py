@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.errors import BadInputError, UserError, counted
+from msldata.sources.spelling import composed
 from msldata.storage import Storage
 
 _SHOWN = 5
@@ -54,7 +55,7 @@ def _of_nearly_that_name(path: Path | None) -> str:
     """A file beside it whose name differs in the case of letters or in its extension alone; empty where none is."""
     if path is None:
         return ""
-    stem = PurePosixPath(path.name).stem.casefold()
+    stem = composed(PurePosixPath(path.name).stem).casefold()
     try:
         changed = path.parent.stat().st_mtime_ns
     except OSError:
@@ -70,5 +71,5 @@ def _images_in(folder: str, changed: int) -> dict[str, list[str]]:
     for name in sorted(os.listdir(folder)) if os.access(folder, os.R_OK) else ():
         path = PurePosixPath(name)
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            found.setdefault(path.stem.casefold(), []).append(name)
+            found.setdefault(composed(path.stem).casefold(), []).append(name)
     return found
