@@ -10,7 +10,7 @@ from msldata.sources.places import address_path, is_address
 from msldata.sources.source import WHOLE_SPLIT, check_name, key_of
 from msldata.sources.tables.columns import Columns, one_hot_value
 from msldata.sources.tables.image_paths import checked_path
-from msldata.sources.tables.notes import listed_twice
+from msldata.sources.tables.notes import listed_twice, one_key
 from msldata.sources.tables.rows import TableFile
 
 
@@ -94,6 +94,7 @@ def merged(rows: list[ListedPhotograph], columns: Columns) -> list[ListedPhotogr
     """A row per image. Raises ValueError when an image is listed twice and that does not mean two labels."""
     seen: dict[str, list[ListedPhotograph]] = {}
     twice: list[tuple[ListedPhotograph, ListedPhotograph]] = []
+    unlike: list[tuple[ListedPhotograph, ListedPhotograph]] = []
     for row in rows:
         twins = seen.setdefault(row.key, [])
         if twins:
@@ -101,11 +102,10 @@ def merged(rows: list[ListedPhotograph], columns: Columns) -> list[ListedPhotogr
             if first.image == row.image and not (first.split == row.split and columns.one_label_a_row):
                 twice.append((first, row))
             elif first.image != row.image:
-                raise ValueError(
-                    f"{first.place} and {row.place}: '{first.image}' and '{row.image}' have one key, '{row.key}'; an "
-                    "image may be listed only once, and two must differ in more than extension, dots and spaces"
-                )
+                unlike.append((first, row))
         twins.append(row)
+    if unlike:
+        raise ValueError(one_key([(one.place, one.image, row.place, row.image, row.key) for one, row in unlike]))
     if twice:
         one, other = twice[0]
         places = [(first.place, second.place) for first, second in twice]
