@@ -9,6 +9,9 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+SKIP_BAD = "run again with --on-error skip"
+"""How messages from below a command advise to leave out what cannot be used; the program shows the command whole."""
+
 
 class UserError(ValueError):
     """A mistake or a bad file outside the program: the message says what, where, and which command to run next.
@@ -37,9 +40,7 @@ class BadInputError(UserError):
         hint: what to do next; defaults to the workaround that every build has.
     """
 
-    def __init__(
-        self, file: str, reason: str, hint: str = "repair or remove the file, or run again with --on-error skip"
-    ):
+    def __init__(self, file: str, reason: str, hint: str = f"repair or remove the file, or {SKIP_BAD}"):
         super().__init__(f"{file}: {reason}; {hint}")
         self.file = file
         self.reason = reason

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from msldata.console import err, out, show, standard_output, visible
-from msldata.errors import OptionsNeeded, UserError, replaced
+from msldata.errors import SKIP_BAD, OptionsNeeded, UserError, replaced
 from msldata.workers.no_pandas import hide_pandas
 
 DISTRIBUTION = "msltrain"
@@ -65,6 +65,9 @@ class Commands(typer.core.TyperGroup):
                 typed = replaced(ctx.meta.get(_TYPED, ()), error.instead_of, error.options)
                 again = shlex.join([ctx.info_name or "msl", *typed])
                 error = UserError(error.said(f"run: {again}"))
+            elif SKIP_BAD in str(error) and _takes(self.commands.get(ctx.invoked_subcommand), "--on-error"):
+                typed = replaced(ctx.meta.get(_TYPED, ()), ("--on-error", "fail"), ("--on-error", "skip"))
+                error = UserError(str(error).replace(SKIP_BAD, f"run: {shlex.join([ctx.info_name or 'msl', *typed])}"))
             elsewhere = of_other_commands(str(error), self.commands, ctx.invoked_subcommand)
             show(err, *((("error:", "red"), " ") if code <= UserError.exit_code else ()), error, elsewhere)
             raise typer.Exit(code) from None
@@ -72,6 +75,10 @@ class Commands(typer.core.TyperGroup):
     def may_speak(self, error: Exception) -> bool:
         """Whether this process shows the error; when several processes do the same, one is enough."""
         return True
+
+
+def _takes(command: Any, option: str) -> bool:
+    return command is not None and any(option in one.opts for one in command.params)
 
 
 _COMMAND = re.compile(r"`[^`]*`|\bmsl [a-z-]+(?:'[^']*'|[^;,()'])*")

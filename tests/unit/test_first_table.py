@@ -259,3 +259,37 @@ def test_other_options_with_a_slip_are_answered_with_what_may_be_meant(place, wo
 def test_what_takes_the_place_of_a_typed_option():
     typed = ["build", "--a", "1", "--b=2", "--a", "3"]
     assert replaced(typed, ("--a", "1", "--b", "2"), ("--c", "4")) == ["build", "--a", "3", "--c", "4"]
+
+
+def test_what_leaves_out_photographs_is_said_as_a_whole_command(place):
+    folder = place / "Meine Fotos"
+    (place / "photos").rename(folder)
+    lines = rows()
+    words = ("build-shards", "Meine Fotos/labels.csv", "--name", "mine", "--workers", "1", "--split", "all")
+    again = "run: root build-shards 'Meine Fotos/labels.csv' --name mine --workers 1 --split all --on-error skip"
+    for number in (2, 5):  # one that is missing, then several
+        lines[number] = lines[number].replace(".jpg", "x.jpg")
+        table(folder, lines)
+        said = msl(*words, code=2)
+        assert said.endswith(f"take {'it' if number == 2 else 'them'} off the list, or {again}")
+        assert msl(*words, "--on-error", "fail", code=2).endswith(again)
+    table(folder, rows())
+    (folder / "IMG_3.jpg").write_bytes(b"<html>")
+    said = msl(*words, "--on-error=fail", code=2)
+    assert f"; repair or remove the file, or, to leave out and list all such images, {again}" in said
+    msl(*words, "--on-error", "skip")
+
+
+def test_all_broken_photographs_of_a_shard_are_named(place):
+    table(place, rows())
+    broken = (3, 4, 7)
+    for number in broken:
+        (place / f"photos/IMG_{number}.jpg").write_bytes(b"<html>")
+    for workers in ("1", "4"):  # one thread for the shard, and several
+        said = msl("build-shards", "labels.csv", "--workers", workers, "--split", "all", "--resize", "fit=16", code=2)
+        assert "photos/IMG_3.jpg: not an image" in said
+        assert re.search(r", and also photos/IMG_4\.jpg \(not an image[^)]*\), photos/IMG_7\.jpg \(not an image", said)
+    for number in range(10, 24):
+        (place / f"photos/IMG_{number}.jpg").write_bytes(b"<html>")
+    said = msl("build-shards", "labels.csv", "--workers", "1", "--split", "all", code=2)
+    assert said.count(" (not an image") == 9 and "and 7 more; repair" in said
