@@ -222,7 +222,7 @@ def test_a_column_that_is_not_there_is_a_slip_in_the_command(place):
     assert "mend" not in said
     assert said.endswith(f"are meant, run: root {' '.join(words)} --image-column Datei --labels-column Motive")
     said = msl(*words, "--labels-column", "Motiv", code=2)
-    assert "there are Datei, Motive, Note; if 'Motive' is meant, run: " in said
+    assert "there are Datei, Motive, Note; if 'Motive' is meant, run: " in said and said.count("labels.csv: ") == 1
     assert said.endswith(f"run: root {' '.join(words)} --labels-column Motive")
     said = msl(*words, "--labels-column", "zzz", code=2)
     assert said.endswith("no column 'zzz', as --labels-column says; there are Datei, Motive, Note; name one of these")

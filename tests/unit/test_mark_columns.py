@@ -119,11 +119,14 @@ def test_a_column_that_is_almost_of_marks_is_not_passed_over(tmp_path):
 def test_words_beside_marks_may_be_the_labels(tmp_path):
     rows = ["a.jpg,See,x,", "b.jpg,See,,x", "c.jpg,Wald,x,", "d.jpg,Wald,,"]
     error = needed(path := table(tmp_path, rows, "Datei,Motiv,fertig,scharf"))
-    assert "either 'Motiv' ('See' in line 2) says what the photographs show" in str(error)
+    assert "column 'Motiv' ('See' in line 2) or the columns of marks ('x' in line 2) may say what" in str(error)
+    assert "--labels-column Motiv takes the former; if each column of marks" in str(error)
     assert error.options == ("--labels-column", "fertig", "--labels-column", "scharf")
     assert shown(path, SourceOptions(labels_columns=("Motiv",)))[0] == ("See", "Wald")
     path = table(tmp_path, rows, "Datei,labels,fertig,scharf")
     assert shown(path)[0] == ("See", "Wald")  # its name says it
+    sparse = [*rows[:3], "d.jpg,,,"]
+    assert shown(table(tmp_path, sparse, "Datei,Bemerkung,fertig,scharf"))[0] == ("fertig", "scharf")
 
 
 def test_one_column_of_marks_is_asked_about(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ _NO_CLASS = re.compile(r"|index|unnamed\d*|unnamed:\d+|(sample|row|image)?id|is(
 _BINARY = re.compile(r"(0|-?1)([.,]0*)?|true|false|nan|none|")
 _NUMERIC = re.compile(r"[+-]?\d*\.?\d+")
 _NAMED_CELLS_SHOWN = 12
+_NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +212,10 @@ def _columns_of_marks(
         place, cell = next((place, row[words[0]]) for place, row in rows if row.get(words[0]))
         mark, there = next(iter(next(column.yes for column in columns if column.yes).values()))
         raise OptionsNeeded(
-            f"either '{words[0]}' ('{cell}' in {place}) says what the photographs show, and is named with "
-            f"--labels-column, or the columns of marks do ('{mark}' in {there})",
+            f"column '{words[0]}' ('{cell}' in {place}) or the columns of marks ('{mark}' in {there}) may say what the "
+            f"photographs show; --labels-column {shlex.quote(words[0])} takes the former",
             naming(names),
-            "if each of those stands for a class",
+            "if each column of marks stands for a class",
         )
     return tuple(names)
 
@@ -231,8 +233,10 @@ def _refuse_doubts(
 
 
 def _may_name_classes(column: str, rows: Sequence[Row]) -> bool:
-    """Whether a column's words recur, as names of classes do, and remarks, dates and places of files do not."""
+    """Whether nearly all cells of a column hold words that recur: names of classes do, but not remarks and dates."""
     cells = [str(cell) for _, row in rows if (cell := row.get(column)) not in (None, "")]
+    if len(cells) < _NEARLY_ALL * len(rows):
+        return False
     return 2 * len(set(cells)) <= len(cells) and all(any(map(str.isalpha, cell)) for cell in cells)
 
 

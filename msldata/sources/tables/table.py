@@ -221,9 +221,9 @@ def _remembered(path: str, options: SourceOptions, stamps: tuple[tuple[int, int]
 def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOptions) -> _Contents:
     tables = [(split, read_table(folder, name)) for split, names in files.items() for name in names]
     where = folder.url if len(tables) > 1 or tables[0][0] else folder.where(tables[0][1].name)
+    names = tuple(dict.fromkeys(name for _, table in tables for name in table.columns))
+    options = with_known_columns(where, names, options)
     try:
-        names = tuple(dict.fromkeys(name for _, table in tables for name in table.columns))
-        options = with_known_columns(where, names, options)
         columns = _columns(tables, names, options)
         rows = listed_photographs(tables, columns)
         found = _find(folder, tables, rows)
