@@ -9,6 +9,9 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+SKIP_BAD = "run again with --on-error skip"
+"""How messages from below a command advise to leave out what cannot be used; the program shows the command whole."""
+
 
 class UserError(ValueError):
     """A mistake or a bad file outside the program: the message says what, where, and which command to run next.
@@ -37,9 +40,7 @@ class BadInputError(UserError):
         hint: what to do next; defaults to the workaround that every build has.
     """
 
-    def __init__(
-        self, file: str, reason: str, hint: str = "repair or remove the file, or run again with --on-error skip"
-    ):
+    def __init__(self, file: str, reason: str, hint: str = f"repair or remove the file, or {SKIP_BAD}"):
         super().__init__(f"{file}: {reason}; {hint}")
         self.file = file
         self.reason = reason
@@ -57,10 +58,12 @@ class OptionsNeeded(UserError):
         reason: what is wrong, without a full stop.
         options: what to add, as words of a command line.
         provided: under which condition ("if 'what' is …"); empty: no other.
+        instead_of: options with their values, in turn, that these take the place of.
     """
 
-    def __init__(self, reason: str, options: Sequence[str], provided: str = ""):
+    def __init__(self, reason: str, options: Sequence[str], provided: str = "", instead_of: Sequence[str] = ()):
         self.reason, self.options, self.provided = reason, tuple(options), provided
+        self.instead_of = tuple(instead_of)
         super().__init__(self.said(f"run the same command again with {shlex.join(options)}"))
 
     def said(self, advice: str) -> str:
@@ -68,7 +71,24 @@ class OptionsNeeded(UserError):
         return f"{self.reason}; {f'{self.provided}, ' if self.provided else ''}{advice}"
 
     def __reduce__(self):
-        return type(self), (self.reason, self.options, self.provided)
+        return type(self), (self.reason, self.options, self.provided, self.instead_of)
+
+
+def replaced(words: Sequence[str], instead_of: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The words of a command with other options.
+
+    Args:
+        words: as they were typed.
+        instead_of: options with their values, in turn, that are left out, written ``--name value`` or ``--name=value``.
+        options: what is added at the end.
+    """
+    kept, gone = list(words), list(zip(instead_of[::2], instead_of[1::2], strict=True))
+    for option, value in gone:
+        if f"{option}={value}" in kept:
+            kept.remove(f"{option}={value}")
+        for place in [n for n in range(len(kept) - 1) if kept[n : n + 2] == [option, value]][:1]:
+            del kept[place : place + 2]
+    return [*kept, *options]
 
 
 def counted(number: int, what: str, plural: str = "") -> str:
@@ -120,4 +140,8 @@ def did_you_mean(typed: str, known: Iterable[str]) -> str:
 
 def closest(typed: str, known: Iterable[str]) -> str:
     """The known name nearest to what was typed, which is never meant itself; empty where none is near."""
-    return next(iter(difflib.get_close_matches(typed, [name for name in known if name != typed], 1)), "")
+    others = [name for name in known if name != typed]
+    by_letters = {name.casefold(): name for name in reversed(others)}
+    near = difflib.get_close_matches(typed, others, 1)
+    near = near or [by_letters[name] for name in difflib.get_close_matches(typed.casefold(), by_letters, 1)]
+    return next(iter(near), "")

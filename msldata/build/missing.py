@@ -8,19 +8,20 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from msldata.contract.listing import IMAGE_SUFFIXES
-from msldata.errors import BadInputError, UserError, counted
+from msldata.errors import SKIP_BAD, BadInputError, UserError, counted
+from msldata.sources.spelling import composed
 from msldata.storage import Storage
 
 _SHOWN = 5
 _REASON = "the image is missing"
-_HINT = "put it there, take it off the list, or run again with --on-error skip"
+_HINT = f"put it there, take it off the list, or {SKIP_BAD}"
 
 
 def missing_image(images: Storage, name: str) -> BadInputError:
     """The error for one image that is not there."""
     near = _of_nearly_that_name(images.path(name))
     if near:
-        hint = "write that name in the list, rename the file, or run again with --on-error skip"
+        hint = f"write that name in the list, rename the file, or {SKIP_BAD}"
         return BadInputError(images.where(name), f"{_REASON}, but {near} is there", hint)
     return BadInputError(images.where(name), _REASON, _HINT)
 
@@ -46,7 +47,7 @@ def refuse_missing(missing: Sequence[tuple[Storage, str]]) -> None:
     more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
     raise UserError(
         f"{counted(len(missing), 'image')} are missing: {', '.join(shown)}{more}; put them there, take them off the "
-        "list, or run again with --on-error skip"
+        f"list, or {SKIP_BAD}"
     )
 
 
@@ -54,7 +55,7 @@ def _of_nearly_that_name(path: Path | None) -> str:
     """A file beside it whose name differs in the case of letters or in its extension alone; empty where none is."""
     if path is None:
         return ""
-    stem = PurePosixPath(path.name).stem.casefold()
+    stem = composed(PurePosixPath(path.name).stem).casefold()
     try:
         changed = path.parent.stat().st_mtime_ns
     except OSError:
@@ -70,5 +71,5 @@ def _images_in(folder: str, changed: int) -> dict[str, list[str]]:
     for name in sorted(os.listdir(folder)) if os.access(folder, os.R_OK) else ():
         path = PurePosixPath(name)
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            found.setdefault(path.stem.casefold(), []).append(name)
+            found.setdefault(composed(path.stem).casefold(), []).append(name)
     return found

@@ -24,12 +24,12 @@ from msldata.build.image import check_jpeg
 from msldata.contract.format import META_SUFFIX, TARGET_SUFFIX, decode_array
 from msldata.contract.pixels import JPEG_START, check_whole
 from msldata.contract.tar import DamagedTar, TarMember, walk_any_tar
-from msldata.errors import BadInputError, UserError
+from msldata.errors import SKIP_BAD, BadInputError, UserError, did_you_mean
 from msldata.sources.labels.reading import Label, LabelReading, Labels, LabelSurvey
 from msldata.storage import Storage, regular
 
 AUTO = "auto"
-_HINT = "mend the tar, or leave the sample out with --on-error skip"
+_HINT = f"mend the tar, or, to leave the sample out, {SKIP_BAD}"
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 _IMAGE_SUFFIXES = (".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".ppm")
 # The key is everything up to the first dot of the file name, folders included, as the WebDataset readers have it.
@@ -250,7 +250,8 @@ def label_values(data: mmap.mmap, members: Mapping[str, TarMember], rule: LabelR
     if rule.field:
         entry = _json(content)
         if rule.field not in entry:
-            raise ValueError(f"its JSON has no field '{rule.field}'")
+            near = did_you_mean(rule.field, entry)
+            raise ValueError(f"its JSON has no field '{rule.field}', as --labels-from says{near}")
         # Our own tars name the classes that are neither positive nor negative beside the labels.
         return entry[rule.field], entry.get("ignored") if rule.field == "labels" else None
     if rule.suffix == ".cls":

@@ -17,7 +17,7 @@ from msldata.build.image import TRANSCODE_QUALITY, Resize
 from msldata.contract.format import INDEX_VERSION, check_key, encode_json
 from msldata.contract.manifest import IMAGES, Manifest, shard_name
 from msldata.contract.records import ObjectRecord, Occlusion, Record
-from msldata.errors import BadInputError, UserError, counted
+from msldata.errors import BadInputError, UserError, counted, few_of
 from msldata.sources.kinds import PUBLISHED, Source
 from msldata.storage import Storage
 
@@ -26,6 +26,7 @@ SKIP_LIMIT = 0.1
 _ALWAYS_SKIPPED = 10
 """This many images may be left out of a dataset of any size."""
 _SHOWN = 3
+_TWINS_SHOWN = 10
 _KINDS = {"VOC2007": "voc2007", "COCO-2014": "coco2014"}
 """Kinds of published datasets by the name in their provenance; a dataset with other classes has another name there."""
 
@@ -295,7 +296,8 @@ def _unpacked(
 
 def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:
     """The source's records that can be used, each with a key that is valid and new."""
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
+    twins: list[tuple[str, str, str]] = []
     source.reject = ledger.add
     for record in source.records():
         if problem := _problem(record):
@@ -303,12 +305,18 @@ def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:
             continue
         check_key(record.key)
         if record.key in seen:
-            raise UserError(
-                f"{source.images.where(record.image)}: a second image with the key '{record.key}'; an image may be "
-                "listed only once, and two images must differ in more than their extension"
-            )
-        seen.add(record.key)
+            twins.append((seen[record.key], record.image, record.key))
+            continue
+        seen[record.key] = record.image
         yield record
+    if twins:
+        (first, second, key), *others = twins
+        beside = few_of([f"'{one}' and '{other}'" for one, other, _ in others], _TWINS_SHOWN - 1)
+        raise UserError(
+            f"{source.images.where(second)}: a second image with the key '{key}', beside '{first}'"
+            f"{f', and so {beside}' if others else ''}; an image may be listed only once, and two images must differ "
+            "in more than their extension"
+        )
 
 
 def _chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -13,11 +14,12 @@ from msldata.build.image import Placement, Resize, prepare_image
 from msldata.build.missing import missing_image
 from msldata.contract.format import IMAGE_SUFFIX, META_SUFFIX, OCCLUSION, TARGET_SUFFIX, encode_target
 from msldata.contract.records import SHARES, ObjectRecord, Record
-from msldata.errors import BadInputError, UserError
+from msldata.errors import SKIP_BAD, BadInputError, UserError, few_of
 from msldata.storage import Storage
 
 _BEYOND = 0.05
 """A box may leave the picture by this share of its side: people draw beyond edges, and tools round."""
+_OTHERS_SHOWN = 9
 _FLAG = {None: "null", False: "false", True: "true"}
 
 
@@ -115,6 +117,24 @@ class SampleMaker:
             f'"labels":[{",".join([names[index] for index in record.positives])}],'
             f'"objects":[{",".join(objects)}],"width":{width}}}'
         ).encode()
+
+
+def with_others(first: BadInputError, made: Iterator[Sample | BadInputError], images: Storage) -> BadInputError:
+    """The error for an image that ends a build, which names the others of its shard that cannot be used either.
+
+    Args:
+        first: that image's own.
+        made: what becomes of the shard's other images; of a remote dataset it is not asked, for each costs a request.
+        images: the folder of all.
+    """
+    others: list[BadInputError] = []
+    if images.path() is not None:
+        with suppress(UserError):  # a disk that fails now is no reason to say less
+            others += (one for one in made if isinstance(one, BadInputError))
+    folder = images.where("")
+    said = few_of([f"{one.file.removeprefix(folder).lstrip('/')} ({one.reason})" for one in others], _OTHERS_SHOWN)
+    hint = first.hint.replace(f"or {SKIP_BAD}", f"or, to leave out and list all such images, {SKIP_BAD}")
+    return BadInputError(first.file, first.reason + (f", and also {said}" if others else ""), hint)
 
 
 def _no_file(path: Path | None) -> str:

@@ -23,7 +23,7 @@ from msldata.build.plan import (
     plan_build,
     refuse_too_many,
 )
-from msldata.build.sample import Sample, SampleMaker
+from msldata.build.sample import Sample, SampleMaker, with_others
 from msldata.build.writer import ShardWriter
 from msldata.contract.manifest import IMAGES, MANIFEST_NAME, Manifest, Shards, index_name
 from msldata.contract.records import Record, quoted
@@ -106,8 +106,8 @@ def build_shards(
         out: the split's folder, local or remote.
         num_workers: processes; default: one per available processor. Where there are fewer shards than that, threads
             share the images of each.
-        on_error: ``fail`` stops at the first unusable image; ``skip`` leaves it out, lists it with the reason in
-            ``quarantine.jsonl`` and counts it in the manifest.
+        on_error: ``fail`` stops at the first shard with unusable images and names all local ones; ``skip``
+            leaves them out, lists them with the reason in ``quarantine.jsonl`` and counts them in the manifest.
         overwrite: delete what another build left in the folder.
         progress: called with (samples done, samples in all).
         engine: what runs the workers.
@@ -442,9 +442,11 @@ def _write_shard(job: _Job) -> FinishedShard:
     ledger = Ledger(job.images, job.on_error)
     info = None
     with collector_paused(), ShardWriter(job.out, job.task.name, kind=IMAGES, plan=job.plan) as writer:
-        for record, sample, num_bytes in _samples(job):
+        for record, sample, num_bytes in (made := _samples(job)):
             sizes.append(num_bytes)
             if isinstance(sample, BadInputError):
+                if job.on_error == "fail":
+                    raise with_others(sample, (other for _, other, _ in made), job.images)
                 ledger.add(sample)
                 continue
             writer.add(record.key, sample.members, sample.row)

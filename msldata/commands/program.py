@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from msldata.console import err, out, show, standard_output, visible
-from msldata.errors import OptionsNeeded, UserError
+from msldata.errors import SKIP_BAD, OptionsNeeded, UserError, replaced
 from msldata.workers.no_pandas import hide_pandas
 
 DISTRIBUTION = "msltrain"
@@ -62,8 +62,11 @@ class Commands(typer.core.TyperGroup):
                 raise
             code = getattr(error, "exit_code", UserError.exit_code)
             if isinstance(error, OptionsNeeded):
-                again = shlex.join([*typed_words(ctx), *error.options])
+                again = shlex.join(replaced(typed_words(ctx), error.instead_of, error.options))
                 error = UserError(error.said(f"run: {again}"))
+            elif SKIP_BAD in str(error) and _takes(self.commands.get(ctx.invoked_subcommand), "--on-error"):
+                again = shlex.join(replaced(typed_words(ctx), ("--on-error", "fail"), ("--on-error", "skip")))
+                error = UserError(str(error).replace(SKIP_BAD, f"run: {again}"))
             elsewhere = of_other_commands(str(error), self.commands, ctx.invoked_subcommand)
             show(err, *((("error:", "red"), " ") if code <= UserError.exit_code else ()), error, elsewhere)
             raise typer.Exit(code) from None
@@ -76,6 +79,10 @@ class Commands(typer.core.TyperGroup):
 def typed_words(context: Any) -> list[str]:
     """The running command as it was typed."""
     return [context.find_root().info_name or "msl", *context.meta.get(_TYPED, ())]
+
+
+def _takes(command: Any, option: str) -> bool:
+    return command is not None and any(option in one.opts for one in command.params)
 
 
 _COMMAND = re.compile(r"`[^`]*`|\bmsl [a-z-]+(?:'[^']*'|[^;,()'])*")

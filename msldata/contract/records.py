@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from msldata.errors import UserError
+from msldata.errors import UserError, neighbour
 from msldata.storage import Storage
 
 SMALL_BELOW = 32**2
@@ -160,7 +160,8 @@ def read_class_list(place: Storage, name: str) -> LabelSpace:
         return LabelSpace(tuple(name for name in names if name))
     except FileNotFoundError:
         reason = "no such list of classes; it is a text file with one class name per line"
-        raise FileNotFoundError(f"{where}: {reason}") from None
+        path = place.path(name)
+        raise FileNotFoundError(f"{where}: {reason}{'' if path is None else neighbour(path)}") from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where}: not UTF-8 text (byte {error.start}); a list of classes has one name per line, save it as UTF-8"

@@ -30,6 +30,7 @@ from msldata.sources.source import (
     split_location,
     unknown_split,
 )
+from msldata.sources.spelling import as_stored
 from msldata.sources.tables.label_studio import plain_path
 from msldata.storage import FileInfo, Storage, open_storage, regular
 
@@ -154,13 +155,14 @@ class Coco:
         # It becomes part of a path: nothing in the JSON may point outside the dataset.
         if not is_inside(file_name):
             raise ValueError(f"{file_name!r} is not a path below the images' folder")
-        file_name = PurePosixPath(file_name).as_posix()
+        folder = f"{self._folder}/" if self._folder else ""
+        file_name = as_stored(self.images, f"{folder}{PurePosixPath(file_name).as_posix()}")[len(folder) :]
         ordered = sorted(annotations, key=lambda item: item["id"])
         size = entry.get("width"), entry.get("height")
         boxed = [item for item in ordered if item.get("bbox") not in (None, [])]
         return Record(
             key=key_of(file_name),
-            image=f"{self._folder}/{file_name}" if self._folder else file_name,
+            image=f"{folder}{file_name}",
             positives=tuple(sorted({self._class_of(item) for item in ordered})),
             objects=tuple(map(self._object, boxed)),
             image_id=str(image_id),
@@ -212,7 +214,7 @@ class Coco:
         tried = names[:: max(1, len(names) // _NUM_TRIED)][:_NUM_TRIED] if place.path() is not None else names[:1]
         best, most = "", 0
         for folder in dict.fromkeys(usual):
-            found = sum(place.exists(f"{folder}/{entry}" if folder else entry) for entry in tried)
+            found = sum(place.exists(as_stored(place, f"{folder}/{entry}" if folder else entry)) for entry in tried)
             if found > most:
                 best, most = folder, found
             if most == len(tried):

@@ -21,6 +21,7 @@ from msldata.sources.source import (
     key_of,
     unknown_split,
 )
+from msldata.sources.spelling import as_stored_below
 from msldata.storage import LocalStorage, Storage
 
 LAYOUT = "any format that Datumaro reads, with pip install 'msltrain[formats]'"
@@ -71,6 +72,7 @@ class Datumaro:
             if _split_of(item) != self.split:
                 continue
             path = getattr(item.media, "path", None)
+            path = path and as_stored_below(self._root, str(path))
             if not path or not Path(path).is_file():
                 without_image += 1
                 continue

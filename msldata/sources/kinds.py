@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from msldata.contract.listing import IMAGE_SUFFIXES
-from msldata.errors import UserError, counted, nothing_at
+from msldata.errors import UserError, counted, did_you_mean, nothing_at
 from msldata.sources import class_folders, coco, datumaro_formats, voc, wider, yolo
 from msldata.sources.source import (
     NO_OPTIONS,
@@ -352,5 +352,5 @@ def _check_options(dataset: str, options: SourceOptions, source: Location | None
 
 def _kind(dataset: str) -> SourceKind:
     if dataset not in KINDS:
-        raise UserError(f"unknown dataset '{dataset}'; known are: {', '.join(KINDS)}")
+        raise UserError(f"unknown dataset '{dataset}'; known are: {', '.join(KINDS)}{did_you_mean(dataset, KINDS)}")
     return KINDS[dataset]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from msldata.contract.format import check_key, make_key
 from msldata.contract.records import LabelSpace, Record
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, did_you_mean
 from msldata.storage import LocalStorage, Location, Storage, open_storage
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
@@ -112,7 +112,7 @@ class Likeness:
 
 def unknown_split(dataset: str, split: str, known: tuple[str, ...]) -> UserError:
     """The error for a split that ``dataset`` does not have."""
-    return UserError(f"{dataset} has no split '{split}'; known are: {', '.join(known)}")
+    return UserError(f"{dataset} has no split '{split}'; known are: {', '.join(known)}{did_you_mean(split, known)}")
 
 
 def check_name(what: str, name: str) -> None:

@@ -29,6 +29,7 @@ from msldata.sources.source import (
     split_location,
     unknown_split,
 )
+from msldata.sources.spelling import as_stored, composed, several_alike, stored_among
 from msldata.sources.voc_xml import HINT, parse_annotation, parse_class_names, parse_objects
 from msldata.storage import Storage, open_storage
 
@@ -161,9 +162,9 @@ class Voc:
         for name in lists:
             data = self.images.read(name)
             files[name] = hashlib.sha256(data).hexdigest()
-            entries += [
-                _Entry(found, f"{annotations}/{found}.xml") for found in self._read_list(name, data, annotations)
-            ]
+            ids = self._read_list(name, data, annotations)
+            paths = [as_stored(self.images, f"{annotations}/{found}.xml") for found in ids]
+            entries += [_Entry(path[len(annotations) + 1 : -len(".xml")], path) for path in paths]
         if not entries:
             where = self.images.where(lists[0])
             raise UserError(f"{where}: the list is empty; {self.title} {self.split} has no images here")
@@ -182,7 +183,7 @@ class Voc:
             if not before:
                 before, _, flag = image_id.rpartition("\t")
             # "photo 1" may be an image and its flag, or an image: the files tell.
-            if flag in ("-1", "0", "1") and before and not self.images.exists(f"{annotations}/{image_id}.xml"):
+            if flag in ("-1", "0", "1") and before and not self._has_annotation(f"{annotations}/{image_id}.xml"):
                 image_id = before.rstrip()
             if "." in image_id and PurePosixPath(image_id).suffix.lower() in IMAGE_SUFFIXES:
                 image_id = image_id.rpartition(".")[0]
@@ -191,6 +192,9 @@ class Voc:
                 where = self.images.where(name)
                 raise BadInputError(where, f"line {number}: {image_id[:80]!r} is not an image id", HINT)
             yield image_id
+
+    def _has_annotation(self, name: str) -> bool:
+        return self.images.exists(as_stored(self.images, name))
 
     def _classes(
         self, classes: Location | None, files: dict[str, str], found: Mapping[str, list[_Entry]] | None
@@ -261,6 +265,7 @@ class _ImageFinder:
         self._place = place
         self._folder = first_folder(place, _IMAGES)
         self._names: dict[str, str] | None = None
+        self._composed: Mapping[str, list[str]] = {}
         folder = place.path(self._folder)
         # Asking for each image by itself would take longer than reading its annotation's few fields.
         self._present = set(os.listdir(folder)) if folder is not None and folder.is_dir() else set()
@@ -275,8 +280,11 @@ class _ImageFinder:
         if self._names is None:
             files = [PurePosixPath(info.name) for info in self._place.child(self._folder).list_sources()]
             self._names = _by_stem(files)
-        name = self._names.get(image_id)
-        return f"{self._folder}/{name}" if name else usual
+            self._composed = stored_among(self._names)
+        alike = [image_id] if image_id in self._names else self._composed.get(composed(image_id), [])
+        if len(alike) > 1:
+            raise several_alike(image_id, [self._place.where(f"{self._folder}/{self._names[name]}") for name in alike])
+        return f"{self._folder}/{self._names[alike[0]]}" if alike else usual
 
 
 def _by_stem(paths: list[PurePosixPath]) -> dict[str, str]:
@@ -295,6 +303,11 @@ def _unlisted(place: Storage) -> dict[str, list[_Entry]]:
     if not annotations:
         return {}
     images = {_plain(PurePosixPath(name)): name for name in _by_stem(files).values()}
+    for name, others in stored_among(annotations.keys() - images.keys()).items():
+        # Of an image whose name stores its accents in another form.
+        alone = [other for other in images.keys() - annotations.keys() if composed(other) == name]
+        if len(others) == len(alone) == 1:
+            images[others[0]] = images.pop(alone[0])
     if images.keys().isdisjoint(annotations):
         return {}  # XML of another kind, such as CVAT's
     splits: dict[str, list[_Entry]] = {}

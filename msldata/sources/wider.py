@@ -20,6 +20,7 @@ from msldata.sources.source import (
     refuse_missing_bucket,
     unknown_split,
 )
+from msldata.sources.spelling import as_stored
 from msldata.storage import Storage, open_storage
 
 LAYOUT = "Image and, beside it or in Annotations, wider_attribute_trainval.json and wider_attribute_test.json"
@@ -96,9 +97,10 @@ class Wider:
         for file_name, targets in people:
             if self.split in ("train", "val") and PurePosixPath(file_name).parts[0] != self.split:
                 continue
+            stored = as_stored(self.images.child("Image"), file_name)
             for number, person in enumerate(targets):
                 try:
-                    record = _record(file_name, number, person)
+                    record = _record(stored, number, person)
                 except (KeyError, ValueError, TypeError) as error:
                     reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
                     reason = f"not WIDER-Attribute's annotations ({reason})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,6 +24,7 @@ from msldata.sources.source import (
     split_location,
     unknown_split,
 )
+from msldata.sources.spelling import as_stored, composed, several_alike, stored_among
 from msldata.storage import Storage, open_storage
 
 LAYOUT = "data.yaml (or classes.txt), and images/ and labels/ with a .txt per image"
@@ -65,7 +66,8 @@ class Yolo:
             raise unknown_split(self.images.url, split, tuple(splits))
         self.labels = LabelSpace(names)
         there = {info.name for info in self.images.list_sources()}
-        pairs = [(image, _label_file(image)) for image in splits[split]]
+        alike = stored_among(there)
+        pairs = [(image, _in_its_form(_label_file(image), there, alike)) for image in splits[split]]
         bare = sum(label not in there for _, label in pairs)
         self.counts = {} if options.keep_unlabelled or not bare else {"dropped_without_annotations": bare}
         listed = {image for images in splits.values() for image in images}
@@ -114,7 +116,9 @@ def recognise(root: Location) -> Likeness | None:
     if not about and not any(place.exists(name) for name in (*_YAMLS, *_CLASS_LISTS)):
         return None
     names, splits, *_ = _describe(place, about)
-    labelled = any(place.exists(_label_file(image)) for images in splits.values() for image in images[:50])
+    labelled = any(
+        place.exists(as_stored(place, _label_file(image))) for images in splits.values() for image in images[:50]
+    )
     if not names or not labelled:
         return None
     return Likeness.of(3 if about or _yaml_of(place) else 2, "YOLO layout", tuple(splits), len(names))
@@ -204,12 +208,19 @@ def _images_at(place: Storage, about: str, wanted: Any, images: list[str]) -> li
         return sorted({image for part in wanted for image in _images_at(place, about, part, images)})
     parts = [part for part in PurePosixPath(str(wanted).replace("\\", "/")).parts if part not in ("..", ".", "/")]
     for start in range(len(parts)):
-        path = "/".join(parts[start:])
+        path = as_stored(place, "/".join(parts[start:]))
         if path.endswith(".txt") and place.exists(path):
             lines = place.read(path).decode("utf-8", "replace").split("\n")
             return [image for line in lines if line.strip() for image in _images_at(place, about, line.strip(), images)]
         if found := [image for image in images if image == path or image.startswith(f"{path}/")]:
             return found
+        if not path.isascii():
+            plain = composed(path)
+            found = [image for image in images if composed(image) == plain or composed(image).startswith(f"{plain}/")]
+            if len({*map(composed, found)}) < len(found):
+                raise several_alike(path, map(place.where, found))
+            if found:
+                return found
     return []
 
 
@@ -221,6 +232,12 @@ def _label_file(image: str) -> str:
             parts[place] = "labels"
             break
     return "/".join(parts)
+
+
+def _in_its_form(label: str, there: Collection[str], alike: Mapping[str, list[str]]) -> str:
+    """The file of labels with a name, or the only one whose name stores its accents in another form."""
+    found = [] if label in there else alike.get(composed(label), [])
+    return found[0] if len(found) == 1 else label
 
 
 def _short(image: str, split: str) -> str:

@@ -85,6 +85,13 @@ def test_csv(tmp_path, name, text):
     assert read(write(images(tmp_path, *AB) / name, text)) == {"all": AB}
 
 
+@pytest.mark.parametrize(("yes", "no"), [("x", ""), ("✓", ""), ("ja", "nein"), ("Yes", "No")])
+def test_csv_of_marks(tmp_path, yes, no):
+    images(tmp_path, *AB)
+    path = write(tmp_path / "t.csv", f"Datei;cat;dog\na.jpg;{yes};{yes}\nb.jpg;{yes};{no}\n")
+    assert read(path) == {"all": AB} and "labels in 2 columns of marks" in said(path)
+
+
 def test_columns_are_said_and_can_be_named(tmp_path):
     images(tmp_path, *AB)
     path = write(tmp_path / "t.csv", "wo;was;tags;Kamera\na.jpg;cat|dog;x;1\nb.jpg;cat;y;2\n")

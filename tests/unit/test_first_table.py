@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from msldata.build.shards import build_shards, plan_build
 from msldata.contract.manifest import read_manifest
-from msldata.errors import OptionsNeeded, UserError, counted
+from msldata.errors import OptionsNeeded, UserError, counted, replaced
 from msldata.sources.kinds import open_source, recognise, select_sources
 from msldata.sources.source import SourceOptions
 from msldata.storage import LocalStorage
@@ -58,7 +59,7 @@ def test_what_cannot_be_guessed_is_asked_for_at_once(place):
     path = table(place, ['IMG_0.jpg,IMG_1.jpg,x,"cat, chair"'], "front,back,note,what")
     with pytest.raises(OptionsNeeded) as caught:
         open_source("table", path, "all")
-    assert caught.value.options == ("--image-column", "front", "--labels-column", "note")
+    assert caught.value.options == ("--image-column", "front", "--labels-column", "what", "--separator", ",")
     path = table(place, ['1,"cat, chair"', "2,cat"], "number,what is in it")
     said = msl("build-shards", "labels.csv", "--name", "mine", code=2)
     assert "no column 'image' among number, what is in it" in said
@@ -211,3 +212,84 @@ def test_a_plan_made_before_its_photographs_came(place):
     plan = plan_build(open_source("table", table(place, [*rows(), "late.jpg,cat"]), "all"))
     (place / "photos/late.jpg").write_bytes(jpeg(99))
     assert build_shards(plan, place / "out", num_workers=1).num_samples == 25
+
+
+def test_a_column_that_is_not_there_is_a_slip_in_the_command(place):
+    table(place, [f"{line},x" for line in rows()], "Datei,Motive,Note")
+    words = ("build-shards", "labels.csv", "--name", "mine", "--workers", "1")
+    said = msl(*words, "--image-column=Dateien", "--labels-column", "Motiv", code=2)
+    assert "no column 'Dateien', as --image-column says and no column 'Motiv', as --labels-column says; " in said
+    assert "mend" not in said
+    assert said.endswith(f"are meant, run: root {' '.join(words)} --image-column Datei --labels-column Motive")
+    said = msl(*words, "--labels-column", "Motiv", code=2)
+    assert "there are Datei, Motive, Note; if 'Motive' is meant, run: " in said and said.count("labels.csv: ") == 1
+    assert said.endswith(f"run: root {' '.join(words)} --labels-column Motive")
+    said = msl(*words, "--labels-column", "zzz", code=2)
+    assert said.endswith("no column 'zzz', as --labels-column says; there are Datei, Motive, Note; name one of these")
+
+
+def test_columns_of_classes_keep_the_order_in_which_they_were_named(place):
+    path = table(place, ["IMG_0.jpg,1,0", "IMG_1.jpg,0,1"], "image,Hund,Katze")
+    with pytest.raises(OptionsNeeded) as caught:
+        open_source("table", path, "all", options=SourceOptions(labels_columns=("katze", "Hund")))
+    assert caught.value.options == ("--labels-column", "Katze", "--labels-column", "Hund")
+    assert caught.value.instead_of == ("--labels-column", "katze", "--labels-column", "Hund")
+
+
+def test_a_columns_accents_may_be_stored_otherwise(place):
+    path = table(place, rows(), unicodedata.normalize("NFD", "Bild,Möbel"))
+    assert open_source("table", path, "all", options=SourceOptions(labels_columns=("Möbel",))).labels.classes
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("--classes", "clases.txt"), "did you mean classes.txt?"),
+        (("--labels-are", "name"), "did you mean names?"),
+        (("--dataset", "tabel"), "did you mean table?"),
+        (("--split", "al"), "did you mean all?"),
+    ],
+)
+def test_other_options_with_a_slip_are_answered_with_what_may_be_meant(place, words, meant):
+    table(place, rows())
+    (place / "classes.txt").write_text("cat\nchair\n")
+    assert msl("build-shards", "labels.csv", *words, code=2).endswith(meant)
+
+
+def test_what_takes_the_place_of_a_typed_option():
+    typed = ["build", "--a", "1", "--b=2", "--a", "3"]
+    assert replaced(typed, ("--a", "1", "--b", "2"), ("--c", "4")) == ["build", "--a", "3", "--c", "4"]
+
+
+def test_what_leaves_out_photographs_is_said_as_a_whole_command(place):
+    folder = place / "Meine Fotos"
+    (place / "photos").rename(folder)
+    lines = rows()
+    words = ("build-shards", "Meine Fotos/labels.csv", "--name", "mine", "--workers", "1", "--split", "all")
+    again = "run: root build-shards 'Meine Fotos/labels.csv' --name mine --workers 1 --split all --on-error skip"
+    for number in (2, 5):  # one that is missing, then several
+        lines[number] = lines[number].replace(".jpg", "x.jpg")
+        table(folder, lines)
+        said = msl(*words, code=2)
+        assert said.endswith(f"take {'it' if number == 2 else 'them'} off the list, or {again}")
+        assert msl(*words, "--on-error", "fail", code=2).endswith(again)
+    table(folder, rows())
+    (folder / "IMG_3.jpg").write_bytes(b"<html>")
+    said = msl(*words, "--on-error=fail", code=2)
+    assert f"; repair or remove the file, or, to leave out and list all such images, {again}" in said
+    msl(*words, "--on-error", "skip")
+
+
+def test_all_broken_photographs_of_a_shard_are_named(place):
+    table(place, rows())
+    broken = (3, 4, 7)
+    for number in broken:
+        (place / f"photos/IMG_{number}.jpg").write_bytes(b"<html>")
+    for workers in ("1", "4"):  # one thread for the shard, and several
+        said = msl("build-shards", "labels.csv", "--workers", workers, "--split", "all", "--resize", "fit=16", code=2)
+        assert "photos/IMG_3.jpg: not an image" in said
+        assert re.search(r", and also photos/IMG_4\.jpg \(not an image[^)]*\), photos/IMG_7\.jpg \(not an image", said)
+    for number in range(10, 24):
+        (place / f"photos/IMG_{number}.jpg").write_bytes(b"<html>")
+    said = msl("build-shards", "labels.csv", "--workers", "1", "--split", "all", code=2)
+    assert said.count(" (not an image") == 9 and "and 7 more; repair" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import tarfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from msldata.contract.classnames import slips
 from msldata.contract.format import decode_index
 from msldata.contract.manifest import IMAGES, Manifest, index_name
 from msldata.contract.records import listed_name
-from msldata.errors import BadInputError, UserError, counted
+from msldata.errors import BadInputError, OptionsNeeded, UserError, counted
 from msldata.sources.kinds import open_source, recognise
 from msldata.sources.source import NO_OPTIONS, SourceOptions
 from msldata.storage import LocalStorage
@@ -184,15 +185,50 @@ def notes(path: Path, options: SourceOptions = NO_OPTIONS) -> str:
 
 
 def test_a_separator_that_leaves_names_together_is_said(tmp_path):
-    path = listed(tmp_path, ['a.jpg,"cat, chair"', "b.jpg,cat", "c.jpg,chair"])
+    path = listed(tmp_path, ['a.jpg,"cat, chair"', "b.jpg,cat", "c.jpg,chair;dog"])
     assert notes(path, SourceOptions(separator=";")) == (
-        "line 2: 'cat, chair' stays one class with --separator ';'; if it is several, give --separator ','"
+        "line 2: 'cat, chair' stays one class with --separator ';'; if it is several, give --separator ';,'"
     )
-    assert not notes(path, SourceOptions(separator=",")) and not notes(path, SourceOptions(separator="none"))
+    assert not notes(path, SourceOptions(separator=";,")) and not notes(path, SourceOptions(separator="none"))
     path = listed(tmp_path, ['a.jpg,"cat, chair;dog"', "b.jpg,cat;chair"])
     assert "give --separator ';,'" in notes(path, SourceOptions(separator=";"))
     path = listed(tmp_path, ['a.jpg,"Paris, France;London, UK"', "b.jpg,sea"])  # where parts never recur
     assert not notes(path, SourceOptions(separator=";"))
+
+
+@pytest.mark.parametrize(
+    ("given", "cells", "right"),
+    [
+        (";", ["car, person", "car", "person, dog"], ","),
+        (",", ["car;person", "car", "person;dog"], ";"),
+        ("|", ["car#person", "car", "person#dog"], "#"),
+        (";", ["car person", "car", "person"], " "),
+    ],
+)
+def test_a_separator_that_no_label_holds_is_refused(tmp_path, given, cells, right):
+    path = listed(tmp_path, [f'{number}.jpg,"{cell}"' for number, cell in enumerate(cells)])
+    with pytest.raises(
+        OptionsNeeded, match=r"and no label holds .*: line 2 is labelled .*, line 3 is labelled "
+    ) as caught:
+        labels(path, SourceOptions(separator=given))
+    assert caught.value.options == ("--separator", right)
+    words = ["build-shards", str(path), "--out", str(tmp_path / "out"), f"--separator={given}", "--name", "mine"]
+    run = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
+    assert run.exit_code == 2 and "--separator none takes each for one name; to split them, run: root" in run.output
+    again = shlex.split(run.output.partition("run: root ")[2])
+    assert again == [word for word in words if word != f"--separator={given}"] + ["--separator", right]
+    assert labels(path, SourceOptions(separator=right))[0] == ["car", "person"]
+    assert labels(path, SourceOptions(separator="none"))[0] == [cells[0]]
+    classes = tmp_path / "classes.txt"
+    classes.write_text("\n".join(cells))
+    assert labels(path, SourceOptions(separator=given, classes=classes))[0] == [cells[0]]  # so they are called
+    with pytest.raises(UserError, match="and no label holds"):
+        index_shards(tar(tmp_path / "tars", "cls", *map(str.encode, cells)), num_workers=1, separator=given)
+
+
+def test_a_separator_may_be_named_where_each_photograph_has_one_label(tmp_path):
+    path = listed(tmp_path, ["a.jpg,polar bear", "b.jpg,brown bear", "c.jpg,cat"])
+    assert labels(path, SourceOptions(separator=";")) == [["polar bear"], ["brown bear"], ["cat"]]
 
 
 @pytest.mark.parametrize("mark", ["?", "-", "--", "n/a", "???"])

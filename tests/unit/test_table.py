@@ -57,8 +57,8 @@ def test_three_formats_say_the_same(tmp_path, kind, write):
 
 def test_only_image_and_labels_are_needed(tmp_path):
     for path in (
-        write_csv(tmp_path / "l.csv", '\ufefflabels,image\r\n"x","a, b.jpg"\r\n'),  # as spreadsheets write it
-        write_jsonl(tmp_path / "l.jsonl", [{"image": "a, b.jpg", "labels": ["x"]}]),
+        write_csv(tmp_path / "l.csv", '\ufefflabels,image\r\n"cat","a, b.jpg"\r\n'),  # as spreadsheets write it
+        write_jsonl(tmp_path / "l.jsonl", [{"image": "a, b.jpg", "labels": ["cat"]}]),
     ):
         (found,) = select_sources(tmp_path, "table", path)
         assert found.splits == ("all",)
@@ -293,3 +293,32 @@ def test_a_photograph_that_is_listed_twice(tmp_path):
     path = rows_of(tmp_path, ["a.jpg,cat,train", "a.jpg,cat,test"], "image,labels,split")
     with pytest.raises(BadInputError, match="is listed twice, in train and in test; delete the line"):
         open_source("table", path, "train")
+
+
+def test_all_photographs_that_have_one_key_are_named(tmp_path):
+    pairs = [(f"p{number}.jpg,cat", f"p{number}.png,cat") for number in range(12)]
+    path = rows_of(tmp_path, ["2020/a.jpg,cat", "2020_a.jpg,cat", *(line for pair in pairs[:2] for line in pair)])
+    with pytest.raises(BadInputError) as caught:
+        open_source("table", path, "all")
+    assert caught.value.reason == (
+        "line 2 and line 3: '2020/a.jpg' and '2020_a.jpg' have one key, '2020_a', line 4 and line 5: 'p0.jpg' and "
+        "'p0.png' have one key, 'p0', line 6 and line 7: 'p1.jpg' and 'p1.png' have one key, 'p1'; an image may be "
+        "listed only once, and two must differ in more than extension, dots and spaces"
+    )
+    with pytest.raises(BadInputError) as caught:
+        open_source("table", rows_of(tmp_path, [line for pair in pairs for line in pair]), "all")
+    assert str(caught.value).count("have one key") == 10 and "'p9' and 2 more; an image" in str(caught.value)
+
+
+def test_all_images_of_a_folder_that_have_one_key_are_named(tmp_path):
+    for folder in ("cat", "dog"):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            for suffix in (".jpg", ".png"):
+                (tmp_path / folder / f"{name}{suffix}").write_bytes(jpeg(ord(name)))
+    (tmp_path / "cat/c.jpg").write_bytes(jpeg(9))
+    with pytest.raises(
+        UserError, match=r"cat/a\.png: a second image with the key 'cat_a', beside 'cat/a\.jpg'"
+    ) as caught:
+        plan_build(open_source("folders", tmp_path, "all"))
+    assert ", and so 'cat/b.jpg' and 'cat/b.png'; an image may be listed only once" in str(caught.value)

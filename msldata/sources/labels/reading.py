@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from msldata.errors import UserError, counted
+from msldata.errors import UserError, counted, did_you_mean
+from msldata.sources.labels.marks import TRUTHS, plain_mark
 from msldata.sources.labels.separators import decide_separators, name_of, split_cell
 from msldata.sources.labels.survey import LabelSurvey, text_of, two_ways
 from msldata.sources.labels.values import WHOLE_CELL, Label, is_mark, is_missing, parse_value, shown
@@ -20,7 +21,6 @@ MAX_CLASSES = 2**15
 """As many classes as the 16-bit index columns can name."""
 
 _NUMBER = re.compile(r"[+-]?\d{1,9}(\.0*)?")
-_TRUTH = frozenset({"true", "false", "yes", "no"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def decide_reading(
             the option that settles it.
     """
     if labels_are is not None and labels_are not in KINDS:
-        raise UserError(f"--labels-are {labels_are}: expected {', '.join(KINDS)}")
+        raise UserError(f"--labels-are {labels_are}: expected {', '.join(KINDS)}{did_you_mean(labels_are, KINDS)}")
     kind = labels_are or _decide_kind(survey, where, classes, vectors)
     if kind == "names":
         kept = tuple(name for name in classes or () if is_missing(name))
@@ -202,7 +202,7 @@ def _decide_kind(survey: LabelSurvey, where: str, classes: Sequence[str] | None,
         raise two_ways(where, "names and numbers", [names[0], numbers[0]], "--labels-are names takes all for names")
     numbers += [examples[1] for examples in survey.vectors.values() if len(examples) > 1]
     if names:
-        truths = [(place, cell) for cell, place in survey.cells.items() if cell.lower() in _TRUTH]
+        truths = [(place, cell) for cell, place in survey.cells.items() if plain_mark(cell) in TRUTHS]
         if truths and len(truths) == len(survey.cells):
             raise two_ways(
                 where, "truth values, which name no class", truths, "--labels-are names takes them for names"

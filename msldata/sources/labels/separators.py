@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from msldata.errors import OptionsNeeded
+from msldata.errors import OptionsNeeded, UserError
 from msldata.sources.labels.survey import LabelSurvey, two_ways
 from msldata.sources.labels.values import WHOLE_CELL
 
@@ -20,7 +20,11 @@ _SUSPECT_BETWEEN_NAMES = "-_.\\"
 def decide_separators(survey: LabelSurvey, where: str, classes: Sequence[str] | None) -> str:
     """The characters between the names in a cell. Raises UserError where some may be, with no proof."""
     if survey.separator is not None:
-        return "" if survey.separator == WHOLE_CELL else survey.separator
+        if survey.separator == WHOLE_CELL:
+            return ""
+        if not survey.num_separated:
+            _refuse_another_separator(survey, where, classes)
+        return survey.separator
     proven = "".join(character for character in PROVEN if any(character in cell for cell in survey.cells))
     if classes is not None:
         known = set(classes)
@@ -39,13 +43,31 @@ def decide_separators(survey: LabelSurvey, where: str, classes: Sequence[str] | 
             found = _joined(whole, character, whole, need)
         if found is not None:
             others = [(place, name) for name, place in (whole | listed).items() if name != found[1]]
-            what = f"names that may be separated by {name_of(character)}"
-            one = "--separator none takes each for one name"
-            if character in "\t\n":  # as a shell takes them
-                raise two_ways(where, what, [found, *others], f"--separator {_typed(character)} splits them, {one}")
-            doubt = two_ways(where, what, [found, *others], one)
-            raise OptionsNeeded(str(doubt), ["--separator", character], "to split them")
+            raise _separated_by(character, where, [found, *others], None)
     return proven
+
+
+def _refuse_another_separator(survey: LabelSurvey, where: str, classes: Sequence[str] | None) -> None:
+    """Raise UserError where no label holds the separator that was named, and some look separated by another one."""
+    whole = survey.cells
+    if classes is not None and set(classes).issuperset(whole):
+        return
+    for character in PROVEN + SUSPECT_EVERYWHERE + _SUSPECT_WHERE_PARTS_RECUR:
+        need = "parts are names" if character in _SUSPECT_WHERE_PARTS_RECUR else "always"
+        if found := _joined(whole, character, whole, need):
+            others = [(place, name) for name, place in whole.items() if name != found[1]]
+            raise _separated_by(character, where, [found, *others], survey.separator)
+
+
+def _separated_by(character: str, where: str, samples: Sequence[tuple[str, str]], instead_of: str | None) -> UserError:
+    """The error for names that may be separated by a character, where none was named, or one that no label holds."""
+    none = f", and no label holds {_typed(instead_of)}" if instead_of is not None else ""
+    what = f"names that may be separated by {name_of(character)}{none}"
+    one = "--separator none takes each for one name"
+    if character in "\t\n":  # as a shell takes them
+        return two_ways(where, what, samples, f"--separator {_typed(character)} splits them, {one}")
+    instead = ["--separator", instead_of] if instead_of is not None else []
+    return OptionsNeeded(str(two_ways(where, what, samples, one)), ["--separator", character], "to split them", instead)
 
 
 def split_cell(cell: str, separators: str) -> list[str]:

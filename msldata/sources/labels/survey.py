@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from msldata.errors import UserError
-from msldata.sources.labels.values import Label, parse_value
+from msldata.sources.labels.values import WHOLE_CELL, Label, parse_value
 
 Example = tuple[str, tuple[Label, ...]]
 """The parts of a value, and the place where it occurs."""
@@ -40,8 +40,10 @@ class LabelSurvey:
     num_values: int = 0
     num_lists: int = 0
     """Values with several parts."""
+    num_separated: int = 0
+    """Texts that hold the separator that was named."""
     num_decimal_commas: int = 0
-    """Of those, the texts such as ``1,0`` that may be one number with a decimal comma."""
+    """Of the values with several parts, the texts such as ``1,0`` that may be one number with a decimal comma."""
 
     def add(self, place: str, value: Any) -> None:
         """Take a value into account. Raises ValueError when it cannot be a label."""
@@ -49,6 +51,8 @@ class LabelSurvey:
         if parts and len(parts) > 1 and all(str(part) in _VECTOR_TEXTS for part in parts):
             parts = tuple(int(float(part)) for part in parts)
         self.num_values += 1
+        if isinstance(value, str) and self.separator not in (None, WHOLE_CELL):
+            self.num_separated += any(character in value for character in self.separator)
         if not parts:
             self.num_missing += 1
             return
@@ -74,6 +78,7 @@ class LabelSurvey:
         self.values.update(other.values)
         self.num_decimal_commas += other.num_decimal_commas
         self.num_lists += other.num_lists
+        self.num_separated += other.num_separated
         self.num_missing += other.num_missing
         self.num_values += other.num_values
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.sources.places import FolderOrAddresses, address_path, is_address
+from msldata.sources.spelling import as_stored_below, composed, several_alike
 from msldata.sources.tables.label_studio import plain_path
 from msldata.storage import REMOTE_SCHEMES, LocalStorage, Storage
 
@@ -77,12 +78,15 @@ def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
             image = next(image for image in local if image.startswith("/"))
             raise ValueError(f"image is {image!r}; a remote table names its images from its own folder, or by address")
         return ImagePaths(folder, list(images), list(images), 0)
+    images = [image if is_address(image) else as_stored_below(root, image) for image in images]
+    local = [image for image in images if not is_address(image)]
     storage: Storage = FolderOrAddresses(folder) if len(local) < len(images) else folder
     if not absolute and all((root / image).is_file() for image in local[:_LOOKED_AT]):
         return ImagePaths(storage, list(images), list(images), 0)
     finder = _Finder(root)
     found = [image if is_address(image) else finder.find(image) for image in images]
     found = [finder.usual_place + path if path in finder.missing else path for path in found]
+    images = [_like(path, image) for image, path in zip(images, found, strict=True)]
     names = [
         path if image.endswith(path) and not path.startswith("/") else image
         for image, path in zip(images, found, strict=True)
@@ -99,6 +103,18 @@ def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
         found = [path if is_address(path) else next(moved) for path in found]
         names = list(found)
     return ImagePaths(storage, found, names, finder.num_searched)
+
+
+def _is_spelt(path: str, folder: str, name: str) -> bool:
+    """Whether a path ends in a folder and in a name, with or without extension, letter for letter."""
+    above, _, file = f"/{path}".rpartition("/")
+    return above.endswith(folder) and name in (file, os.path.splitext(file)[0])  # noqa: PTH122
+
+
+def _like(path: str, image: str) -> str:
+    """What a table calls an image, with accents in the form in which the file's name has them."""
+    end = "/".join(path.split("/")[-1 - image.count("/") :])
+    return end if not image.isascii() and composed(end) == composed(image) else image
 
 
 class _Finder:
@@ -118,8 +134,8 @@ class _Finder:
                 stem, suffix = os.path.splitext(name)  # noqa: PTH122
                 if suffix.lower() in IMAGE_SUFFIXES:
                     path = Path(place, name).relative_to(root).as_posix()
-                    self._by_name[name].append(path)
-                    self._by_name[stem].append(path)
+                    self._by_name[composed(name)].append(path)
+                    self._by_name[composed(stem)].append(path)
 
     def find(self, image: str) -> str:
         if image.startswith("/"):
@@ -133,9 +149,11 @@ class _Finder:
         if (self.root / image).is_file():
             return image
         own, _, rest = image.partition("/")
-        if own == self.root.absolute().name and rest and (self.root / rest).is_file():
-            self.num_searched += 1
-            return rest  # counted from the folder above the table's
+        if composed(own) == composed(self.root.absolute().name) and rest:
+            rest = as_stored_below(self.root, rest)
+            if (self.root / rest).is_file():
+                self.num_searched += 1
+                return rest  # counted from the folder above the table's
         below = self._below(image)
         if below.endswith(image):
             self._folders[below.removesuffix(image)] += 1
@@ -171,13 +189,16 @@ class _Finder:
         folder, _, name = tail.rpartition("/")
         fitting: list[str] = []
         for candidate in (name, _UPLOAD_HASH.sub("", name)):
-            places = self._by_name.get(candidate, [])
+            places = self._by_name.get(composed(candidate), [])
             end = f"/{folder}" if folder else ""
-            fitting = [path for path in places if f"/{path}".rpartition("/")[0].endswith(end)]
+            fitting = [path for path in places if composed(f"/{path}".rpartition("/")[0]).endswith(composed(end))]
+            fitting = [path for path in fitting if _is_spelt(path, end, candidate)] or fitting
             if fitting:
                 break
         if exact and tail in fitting:
             return tail
+        if len(fitting) > 1 and len(set(map(composed, fitting))) < len(fitting):
+            raise several_alike(tail, [str(self.root / path) for path in fitting])
         if len(fitting) > 1:
             raise ValueError(
                 f"image '{tail}' may be {self.root / fitting[0]} or {self.root / fitting[1]}; name it with its folder"

@@ -12,6 +12,7 @@ from msldata.errors import counted, few_of
 from msldata.sources.places import is_address
 
 _SHOWN = 3
+_PAIRS_SHOWN = 10
 
 
 def listed_twice(pairs: Sequence[tuple[str, str]], image: str, first: Any, second: Any, split: tuple[str, str]) -> str:
@@ -34,6 +35,21 @@ def listed_twice(pairs: Sequence[tuple[str, str]], image: str, first: Any, secon
     return (
         f"{where}, with different labels ('{_shown(first)}' and '{_shown(second)}'); keep one line with all of its "
         f"labels{more}"
+    )
+
+
+def one_key(pairs: Sequence[tuple[str, str, str, str, str]]) -> str:
+    """What to do about photographs of one name that would be one sample.
+
+    Args:
+        pairs: of each two, where the first is listed, its path, the same of the second, and their key.
+    """
+    said = [
+        f"{one} and {other}: '{first}' and '{second}' have one key, '{key}'" for one, first, other, second, key in pairs
+    ]
+    return (
+        f"{few_of(said, _PAIRS_SHOWN)}; an image may be listed only once, and two must differ in more than extension, "
+        "dots and spaces"
     )
 
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,23 +17,21 @@ from msldata.errors import BadInputError, OptionsNeeded, UserError, counted
 from msldata.sources.labels.reading import Label, LabelReading, Labels, LabelSurvey, decide_reading
 from msldata.sources.labels.separators import left_together
 from msldata.sources.labels.values import WHOLE_CELL
-from msldata.sources.places import address_path, is_address
 from msldata.sources.source import (
     NO_OPTIONS,
-    WHOLE_SPLIT,
     Likeness,
     Location,
     SourceOptions,
-    check_name,
     fail,
-    key_of,
     split_location,
     unknown_split,
 )
 from msldata.sources.tables.arrow import EmbeddedImages, saved_splits
-from msldata.sources.tables.columns import Columns, choose_columns, one_hot_value
-from msldata.sources.tables.image_paths import ImagePaths, checked_path, find_images
-from msldata.sources.tables.notes import listed_twice, not_listed, without_labels
+from msldata.sources.tables.columns import Columns, choose_columns, with_known_columns
+from msldata.sources.tables.image_paths import ImagePaths, find_images
+from msldata.sources.tables.mark_columns import refuse_only_mark
+from msldata.sources.tables.notes import not_listed, without_labels
+from msldata.sources.tables.photographs import ListedPhotograph, listed_photographs, merged, values_of, with_place
 from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, listed_rows, read_table
 from msldata.storage import Storage, open_storage
 
@@ -50,23 +48,12 @@ _HUB_FILE = re.compile(r"(data/)?(?P<split>[A-Za-z0-9_]+)-\d{5}-of-\d{5}\.parque
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    place: str
-    """Where the row is: ``line 3``, or ``train/_classes.csv, line 3`` where there are several files."""
-    image: str
-    key: str
-    labels: Any
-    ignored: Any
-    split: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Contents:
     """All splits of a table, with columns and labels decided."""
 
     where: str
     images: Storage
-    rows: list[_Row]
+    rows: list[ListedPhotograph]
     labels: LabelSpace
     reading: LabelReading
     said: str
@@ -235,33 +222,38 @@ def _remembered(path: str, options: SourceOptions, stamps: tuple[tuple[int, int]
 def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOptions) -> _Contents:
     tables = [(split, read_table(folder, name)) for split, names in files.items() for name in names]
     where = folder.url if len(tables) > 1 or tables[0][0] else folder.where(tables[0][1].name)
+    names = tuple(dict.fromkeys(name for _, table in tables for name in table.columns))
+    options = with_known_columns(where, names, options)
     try:
-        columns = _columns(tables, options)
-        rows = _rows(tables, columns)
+        columns = _columns(tables, names, options)
+        rows = listed_photographs(tables, columns)
         found = _find(folder, tables, rows)
-        rows = [_with_place(row, path, name) for row, path, name in zip(rows, found.paths, found.names, strict=True)]
+        rows = [with_place(row, path, name) for row, path, name in zip(rows, found.paths, found.names, strict=True)]
         listed = len(rows)
-        rows = _merged(rows, columns)
+        rows = merged(rows, columns)
         # Where each label has its own row, no cell holds several.
         separator = options.separator or (WHOLE_CELL if len(rows) < listed else None)
         survey = _survey(rows, columns, separator)
+        known = {table.classes for _, table in tables}
+        named = next(iter(known)) if len(known) == 1 else None
+        if not (columns.one_hot or named or options.classes or options.labels_are or survey.vectors):
+            cells = [(row.place, value) for row in rows for value in values_of(row.labels)]
+            refuse_only_mark(columns.labels, survey.atoms(), cells)
     except OptionsNeeded as error:
         options_needed = list(error.options)
         if options.separator is not None and "--separator" in options_needed:
             del options_needed[options_needed.index("--separator") :]
-        raise OptionsNeeded(f"{where}: {error.reason}", options_needed, error.provided) from None
+        raise OptionsNeeded(f"{where}: {error.reason}", options_needed, error.provided, error.instead_of) from None
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         reason = str(error)  # which often names an option that settles it
         raise BadInputError(where, reason, f"or {HINT}" if "--" in reason else HINT) from None
-    known = {table.classes for _, table in tables}
-    named = next(iter(known)) if len(known) == 1 else None
     labels, reading = _decide(where, rows, columns, survey, options, named)
     how = f"read as {reading}"
     if columns.one_hot:
         minus_one = {"multi-hot": ", -1 ignored", "signed": ", -1 negative"}[reading.kind] if reading.minus_one else ""
-        how = f"1 positive, 0 or blank negative{minus_one}"
+        how = f"{'' if columns.marks else '1 positive, 0 or '}blank negative{minus_one}"
     said = columns.said(how)
     said += f"; {listed:,} rows of {counted(len(rows), 'image')}, a row per label" if listed > len(rows) else ""
     if found.num_searched:
@@ -280,7 +272,7 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     return _Contents(where, found.images, rows, labels, reading, said, digests, counts, tuple(filter(None, notes)))
 
 
-def _unlabelled_said(rows: Sequence[_Row], columns: Columns, reading: LabelReading) -> str:
+def _unlabelled_said(rows: Sequence[ListedPhotograph], columns: Columns, reading: LabelReading) -> str:
     """Which rows hold no label at all; a column per class, or a vector, says itself that there is none."""
     if columns.one_hot or reading.kind in ("multi-hot", "signed"):
         return ""
@@ -288,11 +280,11 @@ def _unlabelled_said(rows: Sequence[_Row], columns: Columns, reading: LabelReadi
     return without_labels(bare)
 
 
-def _columns(tables: Sequence[tuple[str, TableFile]], options: SourceOptions) -> Columns:
-    names = tuple(dict.fromkeys(name for _, table in tables for name in table.columns))
+def _columns(tables: Sequence[tuple[str, TableFile]], names: tuple[str, ...], options: SourceOptions) -> Columns:
     rows = [row for _, table in tables for row in table.rows]
     image_column = options.image_column or tables[0][1].image_column
-    columns = choose_columns(names, rows, image_column, options.labels_columns)
+    read_marks = options.labels_are in (None, "multi-hot")
+    columns = choose_columns(names, rows, image_column, options.labels_columns, read_marks=read_marks)
     for _, table in tables:
         needed = (columns.image, *([columns.labels] if columns.labels else columns.one_hot))
         if missing := [name for name in needed if name not in table.columns]:
@@ -300,49 +292,7 @@ def _columns(tables: Sequence[tuple[str, TableFile]], options: SourceOptions) ->
     return columns
 
 
-def _rows(tables: Sequence[tuple[str, TableFile]], columns: Columns) -> list[_Row]:
-    """All rows of all files, checked one by one."""
-    rows: list[_Row] = []
-    for split, table in tables:
-        for line, cells in table.rows:
-            place = f"{table.name}, {line}" if len(tables) > 1 else line
-            try:
-                rows.append(_row(place, cells, columns, split, table.image_column == columns.image))
-            except ValueError as error:
-                raise ValueError(f"{place}: {error}") from None
-            if bool(rows[-1].split) != bool(rows[0].split):
-                raise ValueError(f"{place}: split is {rows[-1].split!r}; either all rows name a split or none does")
-    return rows if rows[0].split else [replace(row, split=WHOLE_SPLIT) for row in rows]
-
-
-def _row(place: str, cells: Any, columns: Columns, folder: str, embedded: bool) -> _Row:
-    for name in (columns.image, columns.labels):
-        if name and name not in cells:
-            raise ValueError(f"no column '{name}'")
-    cell = cells[columns.image]
-    if isinstance(cell, dict) and isinstance(cell.get("path"), str):
-        cell = cell["path"]  # an image of Hugging Face that was saved without its bytes
-    image = checked_path(cell)
-    if folder and not embedded and not is_address(image) and not image.startswith("/"):
-        image = f"{folder}/{image}"
-    split = cells.get(columns.split) if columns.split else folder or None
-    if split is not None:
-        if not isinstance(split, str) or not split:
-            raise ValueError(f"split is {split!r}, not a name")
-        check_name("split", split)
-    if columns.one_hot:
-        try:
-            labels: Any = [one_hot_value(cells.get(name)) for name in columns.one_hot]
-        except ValueError as error:
-            raise ValueError(f"a column of classes holds something else: {error}") from None
-    else:
-        labels = cells[columns.labels]
-    if columns.confidence:
-        labels = _seen(labels, cells.get(columns.confidence))
-    return _Row(place, image, "", labels, cells.get(columns.ignored) if columns.ignored else None, split or "")
-
-
-def _find(folder: Storage, tables: Sequence[tuple[str, TableFile]], rows: Sequence[_Row]) -> ImagePaths:
+def _find(folder: Storage, tables: Sequence[tuple[str, TableFile]], rows: Sequence[ListedPhotograph]) -> ImagePaths:
     column = tables[0][1].image_column
     if column is None:
         return find_images(folder, [row.image for row in rows])
@@ -353,71 +303,11 @@ def _find(folder: Storage, tables: Sequence[tuple[str, TableFile]], rows: Sequen
     return ImagePaths(EmbeddedImages(folder, column), paths, names, 0)
 
 
-def _seen(label: Any, confidence: Any) -> Any:
-    """The label of a row of Open Images, or None where people ruled the class out."""
-    try:
-        value = float(confidence)
-    except (TypeError, ValueError):
-        value = -1
-    if value not in (0, 1):
-        raise ValueError(f"confidence is {confidence!r}; only labels that people checked are read, with 1 or 0")
-    return label if value else None
-
-
-def _with_place(row: _Row, path: str, name: str) -> _Row:
-    try:
-        key = key_of(address_path(name) if is_address(name) else name)
-    except ValueError as error:
-        raise ValueError(f"{row.place}: {error}") from None
-    return replace(row, image=path, key=key)
-
-
-def _merged(rows: list[_Row], columns: Columns) -> list[_Row]:
-    """A row per image. Raises ValueError when an image is listed twice and that does not mean two labels."""
-    seen: dict[str, list[_Row]] = {}
-    twice: list[tuple[_Row, _Row]] = []
-    for row in rows:
-        twins = seen.setdefault(row.key, [])
-        if twins:
-            first = twins[0]
-            if first.image == row.image and not (first.split == row.split and columns.one_label_a_row):
-                twice.append((first, row))
-            elif first.image != row.image:
-                raise ValueError(
-                    f"{first.place} and {row.place}: '{first.image}' and '{row.image}' have one key, '{row.key}'; an "
-                    "image may be listed only once, and two must differ in more than extension, dots and spaces"
-                )
-        twins.append(row)
-    if twice:
-        one, other = twice[0]
-        places = [(first.place, second.place) for first, second in twice]
-        raise ValueError(listed_twice(places, one.image, one.labels, other.labels, (one.split, other.split)))
-    if len(seen) == len(rows):
-        return rows
-    return [twins[0] if len(twins) == 1 else _joined(twins) for twins in seen.values()]
-
-
-def _joined(twins: Sequence[_Row]) -> _Row:
-    labels, ignored = (_Several(tuple(values)) for values in zip(*((row.labels, row.ignored) for row in twins)))
-    return replace(twins[0], labels=labels, ignored=ignored)
-
-
-@dataclass(frozen=True, slots=True)
-class _Several:
-    """The labels of an image that has a row for each, or what its rows ignore."""
-
-    values: tuple[Any, ...]
-
-
-def _values(value: Any) -> Sequence[Any]:
-    return value.values if isinstance(value, _Several) else (value,)
-
-
-def _labels(row: _Row, reading: LabelReading) -> Labels:
-    read = [reading.read(value) for value in _values(row.labels)]
+def _labels(row: ListedPhotograph, reading: LabelReading) -> Labels:
+    read = [reading.read(value) for value in values_of(row.labels)]
     positives = tuple(label for labels in read for label in labels.positives)
     ignored = tuple(label for labels in read for label in labels.ignored)
-    for value in _values(row.ignored):
+    for value in values_of(row.ignored):
         if value is None:
             continue
         if reading.kind in ("multi-hot", "signed") and reading.read(value).positives:
@@ -428,10 +318,10 @@ def _labels(row: _Row, reading: LabelReading) -> Labels:
     return Labels(positives, ignored)
 
 
-def _survey(rows: list[_Row], columns: Columns, separator: str | None) -> LabelSurvey:
+def _survey(rows: list[ListedPhotograph], columns: Columns, separator: str | None) -> LabelSurvey:
     survey = LabelSurvey(separator)
     for row in rows:
-        for value in (*_values(row.labels), *(_values(row.ignored) if columns.ignored else ())):
+        for value in (*values_of(row.labels), *(values_of(row.ignored) if columns.ignored else ())):
             try:
                 survey.add(row.place, value)
             except ValueError as error:
@@ -441,7 +331,7 @@ def _survey(rows: list[_Row], columns: Columns, separator: str | None) -> LabelS
 
 def _decide(
     where: str,
-    rows: list[_Row],
+    rows: list[ListedPhotograph],
     columns: Columns,
     survey: LabelSurvey,
     options: SourceOptions,
@@ -485,5 +375,5 @@ def _decide(
     return labels, reading
 
 
-def _splits(rows: Sequence[_Row]) -> tuple[str, ...]:
+def _splits(rows: Sequence[ListedPhotograph]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.split for row in rows))
