@@ -183,6 +183,8 @@ class Trainer:
             self.step = checkpoint.step
             self.best = checkpoint.train_state["best"]
             take_position(data.training, checkpoint.train_state["loader"], bool(self._changes))
+            if start.validates_anew and data.training.next_epoch < config.optim.num_epochs:
+                self.best = None  # its mAP is of other samples
         # A run continued with another batch size has taken another number of steps than its place in the schedule says.
         self._steps_before = self.step - self._scheduled
         self._first_epoch = data.training.epoch  # at whose end the run may have been stopped
@@ -205,6 +207,8 @@ class Trainer:
         self._notes = [note] if note else []
         if checkpoint is not None:
             self._notes += [f"continued with a change: {change}" for change in self._changes]
+            if start.validates_anew and self.best is None and checkpoint.train_state["best"] is not None:
+                self._notes.append("validation is on other samples now: the best epoch is chosen anew from here on")
             then, _ = for_batch_size(checkpoint.config.optim, checkpoint.config.stream.batch_size)
             epochs = self._scheduled / len(data.training)
             self._notes += filter(None, [rate_note(then, self._optim, epochs, len(data.training))])
