@@ -185,11 +185,11 @@ def _only_dataset(stored: Sequence[_Stored]) -> str:
 
 
 def _short_names(places: Sequence[Sequence[str]]) -> list[str]:
-    """The ends of the folders' paths, just long enough for all to differ."""
+    """The ends of the folders' paths, just long enough for all to differ, also from what whole images are called."""
     parts = [[str(place).rstrip("/").split("/") for place in group] for group in places]
     names: list[str] = []
     for depth in range(1, 1 + max((len(path) for group in parts for path in group), default=0)):
         names = ["+".join("-".join(path[-depth:]) for path in group) for group in parts]
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(names) and WHOLE not in names:
             break
-    return names
+    return [f"{name} masks" if name == WHOLE else name for name in names]
