@@ -30,6 +30,13 @@ class Start:
     validates_anew: bool = False
     """Whether validation is on other samples than before, so that the mAP of before says nothing beside theirs."""
 
+    def notes(self, best: dict[str, Any] | None) -> list[str]:
+        """What to say of the changes, in sentences; ``best`` is the best epoch that the run goes on with."""
+        found = [f"continued with a change: {change}" for change in self.changes]
+        if self.validates_anew and best is None and self.checkpoint and self.checkpoint.train_state["best"]:
+            found.append("validation is on other samples now: the best epoch is chosen anew from here on")
+        return found
+
 
 def open_run(folder: RunFolder, config: TrainConfig, data: TrainData, resume: Resume, allow_changes: bool) -> Start:
     """Check that ``folder`` is free for a new run, or holds this one; where to begin."""

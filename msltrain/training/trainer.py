@@ -206,9 +206,7 @@ class Trainer:
         self._optim, note = for_batch_size(config.optim, config.stream.batch_size)
         self._notes = [note] if note else []
         if checkpoint is not None:
-            self._notes += [f"continued with a change: {change}" for change in self._changes]
-            if start.validates_anew and self.best is None and checkpoint.train_state["best"] is not None:
-                self._notes.append("validation is on other samples now: the best epoch is chosen anew from here on")
+            self._notes += start.notes(self.best)
             then, _ = for_batch_size(checkpoint.config.optim, checkpoint.config.stream.batch_size)
             epochs = self._scheduled / len(data.training)
             self._notes += filter(None, [rate_note(then, self._optim, epochs, len(data.training))])
