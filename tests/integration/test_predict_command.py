@@ -109,6 +109,18 @@ def test_a_score_just_below_its_threshold_does_not_look_like_it():
     assert [percent_beside(0.6, 0.5), percent_beside(0.5, 0.5), percent_beside(0.334, 0.333)] == ["60", "50", "33.4"]
 
 
+def test_what_is_predicted_beyond_the_classes_that_are_shown_is_counted():
+    """With thresholds of their own, a class may be predicted whose score is below that of others that are not."""
+    image = ImagePrediction(file="a", scores=(("cat", 0.8), ("dog", 0.4)), thresholds=(0.5, 0.5))
+    for predicted, said in (
+        (("cat", "owl", "cow"), "cat 80 %, and 2 more; below the threshold: dog 40 %"),
+        (("cat",), "cat 80 %; below the threshold: dog 40 %"),
+        (("cow",), "1 other; below the threshold: cat 80 %, dog 40 %"),
+    ):
+        assert line_of(replace(image, predicted=predicted)) == said
+    assert line_of(replace(image, masked_predicted=("owl", "cow"))).startswith("2 others; below")
+
+
 def test_where_most_show_nothing_a_lower_threshold_is_advised_once(place, asked):
     advice = "--threshold 0.3, for one, predicts more"
     assert run(place, *asked, "--threshold", 1)[2].count(advice) == 1
