@@ -120,7 +120,9 @@ def evaluate(
             raise UserError(f"{checkpoint}: a series of {len(runs)} runs; each keeps its own file, so leave --out away")
         for each in runs:
             place = data or training_shards(each)
-            file = out_ or default_file(each, place, keep_masks or [], held_out=held_out)
+            file = out_ or default_file(
+                each, place, keep_masks or [], held_out=held_out, flip=flip, scales=scales or (), seed=seed
+            )
             with progress_bar("evaluating" if len(runs) == 1 else f"evaluating {Path(each).name}") as progress:
                 answers = evaluate(
                     each,

@@ -194,17 +194,20 @@ def origin_of(loaded: LoadedRecogniser, shard_set: ShardSet) -> Origin:
 
 
 def _held_out(shard_set: ShardSet, loaded: LoadedRecogniser) -> ShardSet:
-    if loaded.config.data.validation:
-        validated_on = {one.fingerprint for one in training_data(_run_of(loaded.path), "validation")}
-        if validated_on and shard_set.manifest.fingerprint not in validated_on:
-            raise UserError(
-                f"{shard_set.storage.url}: not what {loaded.path} was validated on, {loaded.config.data.validation}; "
-                "leave --data out, or --held-out"
-            )
-        return shard_set
-    fraction = loaded.config.data.validation_fraction
-    if not fraction:
+    """The samples that the run was validated on. Raises UserError where it was not, or these are other shards: another
+    dataset, or the same one built anew, of which other samples would be set aside."""
+    data = loaded.config.data
+    fraction = data.validation_fraction
+    if not data.validates:
         raise UserError(
             f"{loaded.path}: this run set no samples aside (data.validation_fraction = 0); evaluate on another split"
         )
-    return hold_out(shard_set, fraction)[1]
+    role, place = ("validation", data.validation) if data.validation else ("train", data.train)
+    known = {one.fingerprint for one in training_data(_run_of(loaded.path), role)}
+    if known and shard_set.manifest.fingerprint not in known:
+        what = "was validated on" if data.validation else "set samples of aside"
+        raise UserError(
+            f"{shard_set.storage.url}: not what {loaded.path} {what}, {place}, as it was then; leave --data out, or "
+            "--held-out"
+        )
+    return shard_set if data.validation else hold_out(shard_set, fraction)[1]

@@ -7,10 +7,11 @@ anywhere and repeated.
 from __future__ import annotations
 
 import functools
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
 from msltrain.grids.plan import LAST, Run
+from msltrain.robustness.study import PREDICTIONS, RECALIBRATED
+from msltrain.runs.run_places import WHOLE
 
 if TYPE_CHECKING:
     from msltrain.measures.predictions import Origin
@@ -141,9 +144,23 @@ class StudyJob:
         from msltrain.robustness.curves import read_curves
 
         try:
-            return bool(read_curves(self.result.read_bytes()).cells)
+            is_drawn = bool(read_curves(self.result.read_bytes()).cells)
         except (OSError, ValueError):  # not there, or damaged: then it is drawn again
             return False
+        return is_drawn and not self._of_other_weights()
+
+    def _of_other_weights(self) -> list[Path]:
+        """Folders of predictions that other weights made than those the models have now, which were trained anew since.
+
+        A study lets only one model's into a folder, so one file tells."""
+        found = []
+        for name, path in self.models:
+            for folder in (self.folder / PREDICTIONS / name, self.folder / PREDICTIONS / f"{name}{RECALIBRATED}"):
+                origin = origin_of_file(folder / f"{WHOLE}.parquet")
+                with suppress(UserError, OSError):  # nothing tells; a damaged checkpoint is said when it is used
+                    if origin is not None and origin.checkpoint_sha256 != _weights(path):
+                        found.append(folder)
+        return found
 
     def perform(self, progress: Progress) -> None:
         """Predict behind holes of every size, once per model."""
@@ -154,6 +171,9 @@ class StudyJob:
         def show(model: str) -> Iterator[Callable[[int, int], None]]:
             yield lambda done, total: progress(model, done, total)
 
+        for folder in self._of_other_weights():
+            self.result.unlink(missing_ok=True)  # first, or a job that is killed now would count as finished
+            shutil.rmtree(folder)
         shards, keep_masks = self.recalibration
         study = Study(
             models=tuple((name, str(path)) for name, path in self.models),

@@ -112,7 +112,7 @@ def resampled_rates(
 ) -> dict[str, np.ndarray]:
     """CP, CR, CF1, OP, OR and OF1 of each resample, float64 (R,), on the images that `resampled_mean_ap` draws."""
     left_out = predictions.origin.ignored_in_rates != "negative"
-    target_NK = predictions.target_NK > 0
+    target_NK = (predictions.target_NK > 0) & ~predictions.ignore_NK
     predicted_NK = (predictions.logit_NK >= 0) & ~(predictions.ignore_NK & left_out)
     flags = [_Flags(flag_NK) for flag_NK in (target_NK, predicted_NK, predicted_NK & target_NK)]
     positive_RK, predicted_RK, correct_RK = (

@@ -296,6 +296,8 @@ def checked_arrays(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits as float, targets and ignore flags as bool, all with one shape and without NaN; copied where necessary.
 
+    An ignored pair is no positive, whatever its target says: no measure counts it as one that was missed.
+
     Raises:
         NotANumberError: a logit is NaN. ValueError: the shapes differ.
     """
@@ -307,6 +309,8 @@ def checked_arrays(
     ignore_NK = np.zeros_like(target_NK) if ignore_NK is None else np.asarray(ignore_NK, dtype=bool)
     if not logit_NK.shape == target_NK.shape == ignore_NK.shape or logit_NK.ndim != 2:
         raise ValueError(f"shapes differ: logit {logit_NK.shape}, target {target_NK.shape}, ignore {ignore_NK.shape}")
+    if ignore_NK.any():
+        target_NK = target_NK & ~ignore_NK
     if logit_NK.size and np.isnan(logit_NK.min()):
         num_nan = int(np.isnan(logit_NK).sum())
         raise NotANumberError(

@@ -57,7 +57,7 @@ class FalseAlarms:
 
 def count_companions(predictions: Predictions, classes: Sequence[int]) -> Companions:
     """Count the targets of some classes; an ignored pair counts as absent, as it does in the labels."""
-    present_NK = _float(predictions.target_NK[:, classes] > 0)
+    present_NK = _float((predictions.target_NK[:, classes] > 0) & ~predictions.ignore_NK[:, classes])
     both_KK = _count(present_NK, present_NK)
     return Companions(num_present_K=np.diagonal(both_KK).copy(), num_both_KK=both_KK)
 
@@ -66,7 +66,7 @@ def count_false_alarms(predictions: Predictions, classes: Sequence[int]) -> Fals
     """Count predictions of some classes at score ≥ 0.5. Images in which either one is ignored do not count for the
     pair."""
     target_NK, ignore_NK = predictions.target_NK[:, classes], predictions.ignore_NK[:, classes]
-    present_NK = _float(target_NK > 0)
+    present_NK = _float((target_NK > 0) & ~ignore_NK)
     absent_bool_NK = (target_NK == 0) & ~ignore_NK
     absent_NK, seen_NK = _float(absent_bool_NK), _float(absent_bool_NK & (predictions.logit_NK[:, classes] >= 0))
     return FalseAlarms(

@@ -111,7 +111,7 @@ class _Stored:
     sha256: str
     """Digest of the weights; empty where only predictions are left."""
     predictions: dict[Path, Predictions] = field(repr=False)
-    """Predictions of whole splits, plain ones before those with averaged views."""
+    """Predictions of whole splits, plain ones before those with averaged views or masks of another seed."""
 
     @classmethod
     def of(cls, run_dir: str | Path) -> _Stored:
@@ -127,7 +127,7 @@ class _Stored:
             origin = predictions.origin
             if not origin.part and bool(origin.keep_masks) == bool(origin.keep_mask_fingerprints):
                 found[file] = predictions
-        return cls(place, sha256, dict(sorted(found.items(), key=lambda item: item[1].origin.test_time != "")))
+        return cls(place, sha256, dict(sorted(found.items(), key=lambda item: _how_odd(item[1]))))
 
     def find(self, dataset_fingerprint: str, keep_mask_fingerprints: tuple[str, ...]) -> Path | None:
         """The file with these weights' predictions on that data behind those keep masks."""
@@ -148,6 +148,11 @@ class _Stored:
             f"{self.place}: no predictions {what + ' ' if what else ''}for '{condition}'; give --data SHARDS to make "
             f"them now, or run `msl evaluate --checkpoint {shlex.quote(str(self.place))} --data SHARDS` first"
         )
+
+
+def _how_odd(predictions: Predictions) -> tuple[bool, bool]:
+    """Sorts what nobody asked anything special of first."""
+    return predictions.origin.test_time != "", predictions.origin.seed != 0
 
 
 def _own_test_shards(stored: Sequence[_Stored]) -> str | None:
@@ -185,11 +190,11 @@ def _only_dataset(stored: Sequence[_Stored]) -> str:
 
 
 def _short_names(places: Sequence[Sequence[str]]) -> list[str]:
-    """The ends of the folders' paths, just long enough for all to differ."""
+    """The ends of the folders' paths, just long enough for all to differ, also from what whole images are called."""
     parts = [[str(place).rstrip("/").split("/") for place in group] for group in places]
     names: list[str] = []
     for depth in range(1, 1 + max((len(path) for group in parts for path in group), default=0)):
         names = ["+".join("-".join(path[-depth:]) for path in group) for group in parts]
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(names) and WHOLE not in names:
             break
-    return names
+    return [f"{name} masks" if name == WHOLE else name for name in names]

@@ -170,7 +170,7 @@ def _together(predictions: Predictions) -> list[int]:
 
 def _found(predictions: Predictions, reference: Predictions) -> Found:
     """Count the objects found at 0.5, and where both make as many false alarms as ``reference`` makes there."""
-    target_NK = predictions.target_NK > 0
+    target_NK = (predictions.target_NK > 0) & ~predictions.ignore_NK
     num_positive_N = target_NK.sum(axis=1)
     num_allowed = int(_false_NK(reference).sum())
     alike_N, before_N = (
@@ -181,7 +181,7 @@ def _found(predictions: Predictions, reference: Predictions) -> Found:
     return Found(
         num_images=len(predictions.keys),
         num_objects=int(num_positive_N.sum()),
-        num_found=int(((predictions.logit_NK >= 0) & ~predictions.ignore_NK & target_NK).sum()),
+        num_found=int(((predictions.logit_NK >= 0) & target_NK).sum()),
         num_false=int(_false_NK(predictions).sum()),
         num_found_alike=int(alike_N.sum()),
         gain=interval_around(

@@ -80,23 +80,28 @@ def _tables(curves: Curves) -> list[Table]:
     tables = []
     for kind in curves.kinds:
         rows = {model: curves.of(model, kind) for model in curves.models}
-        first = next(iter(rows.values()))
+        # Models of other image sizes may have other ranges, or the same ones in another order of what they hide.
+        first = list({cell.condition: cell for cells in reversed(rows.values()) for cell in cells}.values())
+        first.sort(key=lambda cell: cell.hole_fraction)
+        conditions = [cell.condition for cell in first]
         for measure in MEASURES:
             found = [
-                Row(name=model, cells=[percent(value) for value in _values(curves, model, kind, measure)])
+                Row(name=model, cells=[percent(value) for value in _values(curves, model, kind, measure, conditions)])
                 for model in rows
             ]
             columns = [f"{_condition(cell)} ({percent(cell.hole_fraction)})" for cell in first]
             title = f"{measure}, {kind} holes"
             tables.append(Table(title=title, name="Model", columns=[*columns, "area"], groups=[Group(rows=found)]))
-        if any(cell.visible_share for cell in first):
+        if any(cell.visible_share for cell in next(iter(rows.values()))):
             tables.append(_visibility_table(kind, rows))
     return tables
 
 
-def _values(curves: Curves, model: str, kind: str, measure: str) -> list[float]:
+def _values(curves: Curves, model: str, kind: str, measure: str, conditions: Sequence[str]) -> list[float | None]:
+    """A measure under each of the conditions, None where the model was not measured, and the area."""
     area = next(area for area in curves.areas if (area.model, area.kind) == (model, kind))
-    return [*(getattr(cell, measure) for cell in curves.of(model, kind)), getattr(area, measure)]
+    known = {cell.condition: getattr(cell, measure) for cell in curves.of(model, kind)}
+    return [*map(known.get, conditions), getattr(area, measure)]
 
 
 def _visibility_table(kind: str, rows: Mapping[str, Sequence[Cell]]) -> Table:

@@ -76,11 +76,12 @@ class Holes:
     def __call__(self, batch: Batch) -> Tensor:
         """The images of a batch behind its keep masks."""
         keep_mask_B1HW = self._choose(batch)
-        hole_fraction_B = 1 - keep_mask_B1HW.mean(dim=(1, 2, 3), dtype=torch.float64).cpu().numpy()
+        visible_B1HW = keep_mask_B1HW > 0.5  # of grey masks too, as where they were built
+        hole_fraction_B = 1 - visible_B1HW.double().mean(dim=(1, 2, 3)).cpu().numpy()
         visible_BK = np.empty((len(batch), 0), np.float32)
         if self._boxes is not None:
             place_B = np.searchsorted(self._index_N, batch.index_B)
-            visible_BK = self._boxes.visible_shares(keep_mask_B1HW, place_B)
+            visible_BK = self._boxes.visible_shares(visible_B1HW, place_B)
         image_BCHW, shown_BK = self.filling.hide(batch, keep_mask_B1HW)
         shown = np.empty((len(batch), 0), bool) if shown_BK is None else shown_BK.cpu().numpy()
         self._records.append((hole_fraction_B, visible_BK, shown))

@@ -32,17 +32,17 @@ class ObjectBoxes:
         corner_M4 = np.concatenate([box_M4[:, :2], box_M4[:, :2] + box_M4[:, 2:]], axis=1)
         self._corner_M4 = np.clip(corner_M4 / np.tile(size_M2, 2), 0, 1)
 
-    def visible_shares(self, keep_mask_B1HW: Tensor, place_B: np.ndarray) -> np.ndarray:
+    def visible_shares(self, visible_B1HW: Tensor, place_B: np.ndarray) -> np.ndarray:
         """The visible share of the box of each class's least hidden object.
 
         Args:
-            keep_mask_B1HW: 1 visible, 0 hole.
+            visible_B1HW: 1 or True visible, 0 hole, and nothing between them.
             place_B: int64, number of each sample in the whole dataset.
 
         Returns:
             float32 (B, K) in [0, 1]; -1 where the image has no object of the class.
         """
-        device, size = keep_mask_B1HW.device, keep_mask_B1HW.shape[2]
+        device, size = visible_B1HW.device, visible_B1HW.shape[2]
         count_B = self._first_N1[place_B + 1] - self._first_N1[place_B]
         row_M = np.repeat(np.arange(len(place_B)), count_B)
         object_M = np.concatenate([np.arange(*self._first_N1[place : place + 2]) for place in place_B])
@@ -54,7 +54,7 @@ class ObjectBoxes:
             torch.from_numpy(np.ascontiguousarray(array)).to(device)
             for array in (*low_M2.T, *high_M2.T, row_M, self._class_M[object_M])
         )
-        integral_BHW = torch.nn.functional.pad(keep_mask_B1HW[:, 0].to(torch.int32), (1, 0, 1, 0))
+        integral_BHW = torch.nn.functional.pad(visible_B1HW[:, 0].to(torch.int32), (1, 0, 1, 0))
         integral_BHW = integral_BHW.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
         visible_M = (
             integral_BHW[row, bottom, right]

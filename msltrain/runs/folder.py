@@ -75,6 +75,8 @@ MAY_DIFFER = (
 (their fingerprints are compared), how fast they are read, what happens at a damaged sample, where the weights are, how
 often to log."""
 
+OTHER_DATA = "other data"
+"""How a change of the data of a role is called."""
 _PACKAGES = ("msltrain", "torch", "torchvision", "timm", "numpy", "pyarrow", "obstore", "simplejpeg", "safetensors")
 
 
@@ -265,8 +267,8 @@ class RunFolder:
                 raise
             raise UserError(f"{self.place(DATASETS_NAME)}: does not say which data the run had ({error})") from None
         found = changed_settings(stored, config)
-        for role, identities in datasets.items():
-            found += changed_data(role, known.get(role, []), identities)
+        for role in dict.fromkeys((*known, *datasets)):
+            found += changed_data(role, known.get(role, []), datasets.get(role, []))
         return found
 
     def check_same(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
@@ -368,7 +370,7 @@ def changed_data(role: str, before: Sequence[DatasetIdentity], now: Sequence[Dat
     if [entry.fingerprint for entry in before] == [entry.fingerprint for entry in now]:
         return []
     then, here = (", ".join(map(str, those)) or "none" for those in (before, now))
-    return [f"other data for {role}: then {then}, now {here}, with other samples, labels or classes"]
+    return [f"{OTHER_DATA} for {role}: then {then}, now {here}, with other samples, labels or classes"]
 
 
 def another_run(location: str | Path, changes: Sequence[str], typed: Sequence[str] = ()) -> UserError:

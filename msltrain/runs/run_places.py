@@ -151,15 +151,25 @@ def find_run(name: str | Path) -> str:
 
 
 def default_file(
-    checkpoint: str | Path, shards: str | Path, keep_masks: Sequence[str | Path] = (), *, held_out: bool = False
+    checkpoint: str | Path,
+    shards: str | Path,
+    keep_masks: Sequence[str | Path] = (),
+    *,
+    held_out: bool = False,
+    flip: bool = False,
+    scales: Sequence[float] = (),
+    seed: int = 0,
 ) -> Path:
     """Where an evaluation puts its predictions: in the run folder, named after what was evaluated.
 
-    ``shards/voc2007/test`` through ``shards/masks/high`` gives ``predictions/voc2007-test-masks-high.parquet``. For a
+    ``shards/voc2007/test`` through ``shards/masks/high`` gives ``predictions/voc2007-test-masks-high.parquet``;
+    averaged views, and a seed that chooses other masks, have names of their own, so that none replaces another. For a
     run in object storage that folder is made here, with the run's name before the file's.
     """
     places = [str(place).rstrip("/").split("/")[-2:] for place in (shards, *keep_masks)]
     name = "-".join(part for place in places for part in place if part)
+    name += "".join(f"-scale-{scale:g}" for scale in scales) + ("-flip" if flip else "")
+    name += f"-seed-{seed}" if seed and keep_masks else ""  # nothing else of an evaluation depends on it
     name += "-held-out" if held_out else ""
     if open_storage(checkpoint).path() is None:
         return Path("predictions", f"{run_folder(checkpoint).name}-{name}.parquet")

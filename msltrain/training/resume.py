@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from msldata.errors import UserError
-from msltrain.config import OptimConfig, TrainConfig, differences
+from msltrain.config import DataConfig, OptimConfig, TrainConfig, differences
 from msltrain.runs.checkpoint import Checkpoint, copy_checkpoint, load_checkpoint
 from msltrain.runs.find_checkpoint import CHECKPOINTS, LAST, META_NAME, STATE_NAME
-from msltrain.runs.folder import MAY_DIFFER, RunFolder
+from msltrain.runs.folder import MAY_DIFFER, OTHER_DATA, RunFolder
 from msltrain.stream.loader import Loader
 from msltrain.training.data import TrainData
 from msltrain.training.optim import is_optimizer_state, learning_rate
@@ -26,6 +27,15 @@ class Start:
     """None: start from the beginning."""
     changes: tuple[str, ...] = ()
     """What the user changed since the checkpoint was made."""
+    validates_anew: bool = False
+    """Whether validation is on other samples than before, so that the mAP of before says nothing beside theirs."""
+
+    def notes(self, best: dict[str, Any] | None) -> list[str]:
+        """What to say of the changes, in sentences; ``best`` is the best epoch that the run goes on with."""
+        found = [f"continued with a change: {change}" for change in self.changes]
+        if self.validates_anew and best is None and self.checkpoint and self.checkpoint.train_state["best"]:
+            found.append("validation is on other samples now: the best epoch is chosen anew from here on")
+        return found
 
 
 def open_run(folder: RunFolder, config: TrainConfig, data: TrainData, resume: Resume, allow_changes: bool) -> Start:
@@ -56,7 +66,20 @@ def open_run(folder: RunFolder, config: TrainConfig, data: TrainData, resume: Re
     best = checkpoint.train_state["best"]
     if best is not None and checkpoint.validation_mAP is not None and checkpoint.epoch == best["epoch"] + 1:
         copy_checkpoint(folder.last, folder.best)  # in case it was killed between saving the two
-    return Start(checkpoint=checkpoint, changes=tuple(changes))
+    return Start(
+        checkpoint=checkpoint,
+        changes=tuple(changes),
+        validates_anew=_has_other_validation(checkpoint.config.data, config.data, changes),
+    )
+
+
+def _has_other_validation(before: DataConfig, now: DataConfig, changes: Sequence[str]) -> bool:
+    """Whether a run goes on with other validation samples, by what it sets aside and what is said to have changed."""
+    if bool(before.validation) != bool(now.validation):
+        return True
+    role = "validation" if now.validation else "train"
+    other_part = not now.validation and before.validation_fraction != now.validation_fraction
+    return other_part or any(one.startswith(f"{OTHER_DATA} for {role}:") for one in changes)
 
 
 def take_position(loader: Loader, position: dict[str, Any], changed: bool) -> None:

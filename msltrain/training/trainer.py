@@ -186,6 +186,8 @@ class Trainer:
             self.step = checkpoint.step
             self.best = checkpoint.train_state["best"]
             take_position(data.training, checkpoint.train_state["loader"], bool(self._changes))
+            if start.validates_anew and data.training.next_epoch < config.optim.num_epochs:
+                self.best = None  # its mAP is of other samples
         # A run continued with another batch size has taken another number of steps than its place in the schedule says.
         self._steps_before = self.step - self._scheduled
         self._first_epoch = data.training.epoch  # at whose end the run may have been stopped
@@ -207,7 +209,7 @@ class Trainer:
         self._optim, note = for_batch_size(config.optim, config.stream.batch_size)
         self._notes = [note] if note else []
         if checkpoint is not None:
-            self._notes += [f"continued with a change: {change}" for change in self._changes]
+            self._notes += start.notes(self.best)
             then, _ = for_batch_size(checkpoint.config.optim, checkpoint.config.stream.batch_size)
             epochs = self._scheduled / len(data.training)
             self._notes += filter(None, [rate_note(then, self._optim, epochs, len(data.training))])

@@ -154,7 +154,7 @@ class Summary:
 
 
 def line_of(image: ImagePrediction) -> str:
-    """What an image shows, on one line: ``cat 93 %; below the threshold: dog 31 %``."""
+    """What an image shows, on one line: ``cat 93 %, and 2 more; below the threshold: dog 31 %``."""
     if image.error:
         return f"not read: {image.error}"
     parts: dict[bool, list[str]] = {True: [], False: []}
@@ -166,6 +166,8 @@ def line_of(image: ImagePrediction) -> str:
         behind = f" → {percent_beside(masked[name], threshold)}" if masked else ""
         is_predicted = name in image.predicted or name in image.masked_predicted
         parts[is_predicted].append(f"{name} {shown}{apart}{behind} %")
+    if num_more := len({*image.predicted, *image.masked_predicted}) - len(parts[True]):  # of lower scores than top-k
+        parts[True].append(f"and {num_more:,} more" if parts[True] else counted(num_more, "other"))
     predicted = ", ".join(parts[True]) or "nothing predicted"
     return predicted + (f"; below the threshold: {', '.join(parts[False])}" if parts[False] else "")
 

@@ -162,6 +162,23 @@ def test_ignored_pairs_count_nowhere():
     assert compute_metrics(predictions([[3], [2], [1]], [[0], [1], [0]])).mAP == 0.5
 
 
+@pytest.mark.parametrize("rule", ["left out", "negative"])
+def test_an_ignored_pair_is_no_positive_whatever_its_target_says(rule):
+    """Two of three images show a, and one of them does not count: at 0.5 nothing that counts is missed."""
+    logit, ignore = [[2, -1], [-0.5, 3], [-4, 1]], [[0, 0], [0, 0], [1, 0]]
+    said, unsaid = (
+        replace(predictions(logit, [[1, 0], [0, 1], [a, 1]], ignore), origin=Origin(ignored_in_rates=rule))
+        for a in (1, 0)
+    )
+    metrics = compute_metrics(said, np.zeros(2))
+    assert metrics == compute_metrics(unsaid, np.zeros(2))
+    assert (metrics.CR, metrics.OR, metrics.top3.OR, metrics.tuned.CR) == (1, 1, 1, 1)
+    assert [row.num_positive for row in metrics.classes] == [1, 2]
+    gone = compute_metrics(predictions([[1, 1], [2, -1]], [[1, 1], [0, 1]], [[1, 0], [0, 0]]))
+    assert gone.absent_classes == ("a",) and gone.CR == 0.5
+    assert mean_average_precision(np.float32(logit), said.target_NK, said.ignore_NK) == metrics.mAP
+
+
 def test_unspecified_attributes_are_negatives_in_the_rates_and_left_out_of_the_ranking():
     wider = predictions([[3], [2], [1]], [[0], [1], [0]], [[1], [0], [0]])
     wider = replace(wider, origin=Origin(ignored_in_rates="negative"))

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from msltrain.__main__ import app
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import LargestObjects, Origin, Predictions, read_predictions, write_predictions
+from msltrain.report.gather import _Stored
 from tests.integration.test_evaluate import write_checkpoint
-from tests.smallshards import CLASSES, write_images
+from tests.smallshards import CLASSES, write_images, write_keep_masks
 
 
 def make(keys: Sequence[str], seed: int, **changes) -> Predictions:
@@ -142,3 +143,30 @@ def test_predictions_for_a_spreadsheet(tmp_path):
     code, output = run(*words, "--out", str(tmp_path / "a.xlsx"))
     assert code == 2 and ".parquet, or .csv" in output
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.csv", "a.parquet", "run", "shards"]
+
+
+def test_each_way_of_measuring_keeps_its_own_file(tmp_path):
+    """Views averaged and masks of another seed replaced what was measured plainly; the report then showed them."""
+    write_images(tmp_path / "shards", (12,))
+    write_keep_masks(tmp_path / "high", [np.eye(32, dtype=np.uint8), 1 - np.eye(32, dtype=np.uint8)])
+    place = write_checkpoint(tmp_path / "run", CLASSES)
+    words = ("--checkpoint", str(place), "--data", str(tmp_path / "shards"), "--device", "cpu")
+    masks = ("--keep-masks", str(tmp_path / "high"))
+    asked = [(), ("--flip",), ("--flip", "--scales", "2"), masks, (*masks, "--seed", "1"), ("--seed", "0")]
+    for more in asked:
+        code, output = run(*words, *more)
+        assert code == 0, output
+    found = {file.name: read_predictions(file).origin for file in (tmp_path / "run" / "predictions").iterdir()}
+    front = f"{tmp_path.name}-shards"
+    assert {name: (one.test_time, one.seed, len(one.keep_masks)) for name, one in found.items()} == {
+        f"{front}.parquet": ("", 0, 0),
+        f"{front}-flip.parquet": ("flip", 0, 0),
+        f"{front}-scale-2-flip.parquet": ("scale 2, flip", 0, 0),
+        f"{front}-{tmp_path.name}-high.parquet": ("", 0, 1),
+        f"{front}-{tmp_path.name}-high-seed-1.parquet": ("", 1, 1),
+    }
+    stored = _Stored.of(place)
+    assert [one.origin.seed for one in stored.predictions.values() if not one.origin.test_time][-1] == 1
+    masked = next(one for one in found.values() if one.keep_masks)
+    chosen = stored.find(masked.dataset_fingerprint, masked.keep_mask_fingerprints)
+    assert chosen is not None and chosen.name == f"{front}-{tmp_path.name}-high.parquet"

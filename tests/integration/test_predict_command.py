@@ -103,6 +103,18 @@ def test_lines_show_both_scores_and_what_is_predicted(place, asked, expected):
     assert "nothing predicted; below the threshold" in run(place, *asked, "--threshold", 1)[1]
 
 
+def test_what_is_predicted_beyond_the_classes_that_are_shown_is_counted():
+    """With thresholds of their own, a class may be predicted whose score is below that of others that are not."""
+    image = ImagePrediction(file="a", scores=(("cat", 0.8), ("dog", 0.4)), thresholds=(0.5, 0.5))
+    for predicted, said in (
+        (("cat", "owl", "cow"), "cat 80 %, and 2 more; below the threshold: dog 40 %"),
+        (("cat",), "cat 80 %; below the threshold: dog 40 %"),
+        (("cow",), "1 other; below the threshold: cat 80 %, dog 40 %"),
+    ):
+        assert line_of(replace(image, predicted=predicted)) == said
+    assert line_of(replace(image, masked_predicted=("owl", "cow"))).startswith("2 others; below")
+
+
 def test_a_score_just_below_its_threshold_does_not_look_like_it():
     near = ImagePrediction(file="a", scores=(("cat", 0.4983), ("dog", 0.49996)), thresholds=(0.5, 0.5))
     assert line_of(near) == "nothing predicted; below the threshold: cat 49.8 %, dog 49.9960 %"

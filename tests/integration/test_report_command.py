@@ -264,6 +264,18 @@ def test_predictions_of_held_out_samples_are_no_test(page, place, tmp_path):
     assert found["metrics"]["mAP"] == compute_metrics(whole).mAP
 
 
+def test_masks_in_a_folder_called_whole_do_not_stand_for_whole_images(page, place, tmp_path):
+    shutil.copytree(place / "runs/msl", tmp_path / "msl")
+    shutil.copytree(place / "heldout/high", tmp_path / "whole")
+    where = ("--data", place / "shards", "--keep-masks", tmp_path / "whole", "--device", "cpu")
+    code, output = msl("report", "--run", tmp_path / "msl", *where)
+    assert code == 0, output
+    found = json.loads((tmp_path / "msl/report.json").read_text("utf-8"))["runs"][0]["conditions"]
+    whole = compute_metrics(read_predictions(default_file(tmp_path / "msl", place / "shards")))
+    assert len(found) == 2 and found["whole"]["metrics"]["mAP"] == whole.mAP
+    assert found["whole"]["origin"]["keep_masks"] == []
+
+
 def test_one_run_names_no_other(page, place, tmp_path):
     code, output = msl("report", "--run", place / "runs/msl/checkpoints/best", "--out", tmp_path / "one.html")
     assert code == 0, output

@@ -93,6 +93,34 @@ def test_inside_an_epoch_another_batch_size_goes_on_after_as_many_samples(data, 
     assert checkpoint.step == 3 + checkpoint.train_state["loader"]["num_samples"] // 4 - 6 and checkpoint.epoch == 1
 
 
+def test_the_best_epoch_is_chosen_anew_on_other_validation_samples(data, tmp_path, monkeypatch):
+    """On the first samples the first epoch had 90 %; that says nothing of the second one, on other samples."""
+    found = iter((0.9, 0.2, 0.1, 0.2))
+    monkeypatch.setattr("msltrain.training.trainer.can_choose", lambda shards: True)
+    monkeypatch.setattr("msltrain.training.trainer.validation_mean_ap", lambda *_, **__: next(found))
+
+    def best() -> dict:
+        return load_checkpoint(tmp_path / "checkpoints" / "last").train_state["best"]
+
+    common = ("stream.batch_size=4", "optim.warmup_epochs=0")
+    ok(train(data, tmp_path, *common, "data.validation_fraction=0.3", "optim.num_epochs=1"))
+    assert best() == {"epoch": 0, "mAP": 0.9}
+    said = ok(train(data, tmp_path, *common, "data.validation_fraction=0.4", "optim.num_epochs=2", *AGAIN))
+    assert best() == {"epoch": 1, "mAP": 0.2} and "the best epoch is chosen anew" in said
+    assert load_checkpoint(tmp_path / "checkpoints" / "best").epoch == 2
+    said = ok(train(data, tmp_path, *common, "data.validation_fraction=0.4", "optim.num_epochs=3", *AGAIN))
+    assert best() == {"epoch": 1, "mAP": 0.2} and "chosen anew" not in said
+    ok(train(data, tmp_path, *common, "data.validation_fraction=0.3", "optim.num_epochs=3", *AGAIN))
+    assert best() == {"epoch": 1, "mAP": 0.2}, "a run that is over keeps what it chose"
+
+
+def test_validation_shards_that_are_named_no_more_are_a_change(data, tmp_path):
+    common = ("stream.batch_size=4", "data.validation_fraction=0")
+    ok(train(data, tmp_path, *common, f"data.validation={data / 'train'}", "optim.num_epochs=1"))
+    said = refused(train(data, tmp_path, *common, "optim.num_epochs=1", "--resume", "auto"))
+    assert "other data for validation: then" in said and "now none" in said
+
+
 def test_a_run_never_goes_on_with_other_classes(data, tmp_path):
     """The outputs would mean other things, so not even with leave to change."""
     ok(train(data, tmp_path / "run", "optim.num_epochs=1"))

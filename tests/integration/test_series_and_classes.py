@@ -105,6 +105,17 @@ def test_held_out_needs_no_data(place):
     assert "-test.parquet: 12 samples" in msl("evaluate", "--checkpoint", place / "runs" / "seed0", "--device", "cpu")
 
 
+def test_held_out_is_of_the_shards_that_the_run_was_trained_on(place, tmp_path):
+    """Of others, or of the same built anew, other samples would be set aside, some of which were trained on."""
+    run = ("--checkpoint", place / "runs" / "seed0", "--device", "cpu", "--held-out")
+    write_images(tmp_path / "train", [31], with_objects=True)
+    for other in (place / "test", tmp_path / "train"):
+        said = msl("evaluate", *run, "--data", other, code=2)
+        assert f"{other}: not what" in said and f"set samples of aside, {place / 'train'}" in said
+    shutil.copytree(place / "train", tmp_path / "elsewhere")
+    assert "samples" in msl("evaluate", *run, "--data", tmp_path / "elsewhere")
+
+
 def relabelled(place: Path, folder: Path, classes: tuple[str, ...]) -> Path:
     """The test shards under other names: index and names are changed together, so what a sample shows stays."""
     from msldata.build.writer import ShardWriter

@@ -54,6 +54,14 @@ def test_resampled_measures_are_those_of_the_drawn_images(predictions, rule):
         assert mean_ap_R[r] == pytest.approx(mean_ap_by_hand(predictions, weight_N))
 
 
+def test_an_ignored_pair_is_no_positive_in_a_resample_either(predictions):
+    ignored_NK = predictions.ignore_NK | (np.random.default_rng(1).random((40, 4)) < 0.3)
+    said = replace(predictions, ignore_NK=ignored_NK)
+    assert ((said.target_NK > 0) & ignored_NK).sum() > 5
+    unsaid = replace(said, target_NK=said.target_NK * ~ignored_NK)
+    assert summary_intervals(said, num_resamples=5) == summary_intervals(unsaid, num_resamples=5)
+
+
 def mean_ap_by_hand(predictions: Predictions, weight_N) -> float:
     """An image that was drawn w times is one step of the list, of w images; classes that nobody drew are left out."""
     values = []

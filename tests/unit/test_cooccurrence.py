@@ -46,6 +46,14 @@ def test_false_alarms_by_hand():
     assert leaning_pairs([found], 5) == [(0, 1)]
 
 
+def test_an_ignored_class_is_not_there_for_its_companions():
+    """Of 14 images with a and b, a counts in 12."""
+    one = make([[1, 1]] * 14, [[1, 1]] * 14, [[0, 0]] * 12 + [[1, 0]] * 2)
+    assert count_companions(one, range(2)).num_both_KK.tolist() == [[12, 12], [12, 14]]
+    alarms = count_false_alarms(make([[1, 0]] * 14, [[1, 1]] * 14, [[0, 0]] * 12 + [[1, 0]] * 2), range(2))
+    assert (alarms.num_images_KK[0, 1], alarms.num_seen_KK[0, 1]) == (12, 12)
+
+
 def test_pairs_are_ranked_by_the_model_that_leans_most():
     target = [[1, 0, 0]] * 20 + [[0, 0, 0]] * 20
     none = count_false_alarms(make(target, [[1, 0, 0]] * 40), range(3))

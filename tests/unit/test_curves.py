@@ -152,3 +152,22 @@ def test_a_cell_by_hand():
     assert (high.num_negative, high.num_false, high.hole_fraction) == (3, 3, 0.6)
     assert pooled_visibility(curves.of("a", "box")) == [(1, 1), (1, 2), (2, 3), (2, 3), (0, 1)]
     assert pooled_false_rate(curves.of("a", "box")) == pytest.approx(4 / 6) and curves.num_samples == 5
+
+
+def test_every_value_stands_under_its_own_condition():
+    """Resized to another side, masks fall into other ranges: b has none of 10 %, and hides more of 20 % than of 30."""
+    hidden = {"a": {"1": 0.1, "2": 0.2, "3": 0.3}, "b": {"3": 0.26, "2": 0.27}}
+    cells = [
+        *(cell(model, "", "whole", 0.0, 0.9) for model in hidden),
+        *(
+            cell(model, "box", f"box-{n}", share, int(n) / 10 + (model == "b") / 100)
+            for model, by_range in hidden.items()
+            for n, share in by_range.items()
+        ),
+    ]
+    curves = read_curves(Curves(cells=tuple(cells), areas=(), num_samples=9).to_json().encode())
+    lines = robustness_markdown(curves).partition("mAP, box holes")[2].splitlines()
+    head, a, b = ([part.strip() for part in line.strip("|").split("|")] for line in (lines[2], lines[4], lines[5]))
+    assert head[1:5] == ["whole (0.0)", "1 (10.0)", "2 (20.0)", "3 (30.0)"]
+    assert a[:5] == ["a", "90.0", "10.0", "20.0", "30.0"]
+    assert b[:5] == ["b", "90.0", "–", "21.0", "31.0"]

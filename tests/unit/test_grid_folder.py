@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from msldata.errors import UserError
 from msltrain.config import to_json
 from msltrain.grids.folder import NAME, claim_folder
-from msltrain.grids.jobs import is_whole, predictions_file
+from msltrain.grids.jobs import StudyJob, is_whole, predictions_file
 from msltrain.grids.plan import LAST, DataPlaces, Plan, Run, make_plan
 from msltrain.grids.results import measures_of
 from msltrain.measures.predictions import Origin, Predictions, read_predictions, write_predictions
@@ -123,6 +124,42 @@ def test_predictions_of_other_weights_are_made_again(tmp_path, monkeypatch):
     files[0].write_bytes(files[1].read_bytes())
     assert [is_whole(file) for file in files] == [False, True]
     assert set(measures_of(run, tmp_path, (0, 1))[LAST][WHOLE].spreads["mAP"].by_seed) == {1}
+
+
+def test_curves_of_other_weights_are_drawn_again(tmp_path, monkeypatch):
+    """A model was trained anew: the job is not finished, also where it is killed before it draws, and begins anew."""
+    _, files = measured_run(tmp_path)
+    models = tuple((name, files[seed].parent.parent) for seed, name in enumerate(("Baseline", "MSL")))
+    study = StudyJob(
+        grid="main",
+        seed=0,
+        models=models,
+        shards="s",
+        keep_masks=(),
+        recalibration=("t", ()),
+        folder=tmp_path / "curves",
+        needs=(),
+    )
+    for seed, (name, _) in enumerate((("Baseline", 0), ("MSL", 1), ("Baseline recalibrated", 0))):
+        (study.folder / "predictions" / name).mkdir(parents=True)
+        shutil.copy(files[seed % 2], study.folder / "predictions" / name / "whole.parquet")
+    cell = {"kind": "", "condition": WHOLE, "hole_fraction": 0.0, "mAP": 0.5, "CR": 0.5, "CF1": 0.5}
+    counts = {"visible_share": [], "num_pairs": [], "num_predicted": [], "num_negative": 0, "num_false": 0}
+    study.result.write_text(json.dumps({"cells": [{"model": "MSL", **cell, **counts}], "areas": []}))
+    trained = {"seed0": "0" * 64, "seed1": "1" * 64}
+    monkeypatch.setattr("msltrain.grids.jobs._weights", lambda run: trained[run.name])
+    assert study.is_finished
+    trained["seed1"] = "2" * 64
+    assert not study.is_finished
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("msltrain.robustness.run.run_study", killed)
+    with pytest.raises(KeyboardInterrupt):
+        study.perform(lambda *_: None)
+    left = sorted(one.name for one in (study.folder / "predictions").iterdir())
+    assert left == ["Baseline", "Baseline recalibrated"] and not study.is_finished
 
 
 @pytest.mark.parametrize(

@@ -57,14 +57,15 @@ class Donors:
         reading = replace(
             stream, batch_size=_BATCH, decode="host", resize="host", ram_cache_gb=0, on_sample_error="skip"
         )
-        pixels, targets, boxes, box_donors, box_classes, keys = [], [], [], [], [], []
+        pixels, shown, boxes, box_donors, box_classes, keys = [], [], [], [], [], []
         objects = Objects(shards) if kind == "object" else None
         done = 0
         with Loader(some, reading, device="cpu", rank=0, world_size=1, training=False) as loader:
             for batch in loader.host_batches():
                 assert isinstance(batch.pixels, Tensor)
                 pixels.append(batch.pixels.clone())
-                targets.append(batch.target_BK.bool())
+                # A class that is ignored in the donor (VOC: its objects there are difficult) shows as well.
+                shown.append(batch.target_BK.bool() | batch.ignore_BK)
                 keys.append(batch.key_hash_B)
                 if objects is not None:
                     plain = replace(batch, flip_B=np.zeros(len(batch), bool))  # type: ignore[arg-type]
@@ -77,7 +78,7 @@ class Donors:
                     box_classes.append(objects.class_M[object_P[large_P]])
                 done += len(batch)
         self._pixel_DHWC = torch.cat(pixels).to(device)
-        self._target_DK = torch.cat(targets).to(device)
+        self._shown_DK = torch.cat(shown).to(device)
         scale = torch.tensor([stream.mean, stream.std], dtype=torch.float32, device=device)
         self._mean_C11, self._std_C11 = scale[0][:, None, None], scale[1][:, None, None]
         self._owner_D = np.concatenate(keys)
@@ -117,11 +118,11 @@ class Donors:
         if self._boxes is None:
             chosen_B = torch.from_numpy(np.ascontiguousarray(donor_B)).to(self._pixel_DHWC.device)
             pixel_BCHW = self._pixel_DHWC[chosen_B].permute(0, 3, 1, 2).float()
-            shown_BK = self._target_DK[chosen_B]
+            shown_BK = self._shown_DK[chosen_B]
         else:
             chosen = [self._boxes[number] for number in donor_B]
             pixel_BCHW = torch.stack([self._cut_out(donor, box) for donor, _, box in chosen])
-            shown_BK = torch.zeros((len(chosen), self._target_DK.shape[1]), dtype=torch.bool, device=pixel_BCHW.device)
+            shown_BK = torch.zeros((len(chosen), self._shown_DK.shape[1]), dtype=torch.bool, device=pixel_BCHW.device)
             shown_BK[torch.arange(len(chosen)), [class_ for _, class_, _ in chosen]] = True
         flip_B111 = torch.from_numpy(flip_B == 1).to(pixel_BCHW.device)[:, None, None, None]
         pixel_BCHW = torch.where(flip_B111, pixel_BCHW.flip(3), pixel_BCHW)
