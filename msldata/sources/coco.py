@@ -41,6 +41,8 @@ _FIFTYONE = "labels.json"
 _BESIDE = ("_annotations.coco.json", _FIFTYONE)
 """Annotations beside a split's images: Roboflow's, FiftyOne's."""
 _NUM_TRIED = 8
+_NO_CROWD = (None, 0, False, "", "0")
+"""As programs write it that store numbers as text, too."""
 _HINT = "mend the annotations, or fetch them again, and check them"
 
 
@@ -187,7 +189,7 @@ class Coco:
             box=(left, top, width, height),
             # COCO's own files always have both; other tools' files often do not.
             area=width * height if area is None else float(area),
-            crowd=bool(annotation.get("iscrowd", False)),
+            crowd=annotation.get("iscrowd") not in _NO_CROWD,
         )
 
     def _find_images(self, place: Storage, name: str, part: str) -> str:

@@ -105,6 +105,7 @@ class Voc:
             self._entries, files = self._read_lists(split)
         else:
             _refuse_unknown_lists(self.images)
+            _refuse_twins(self.images)
             found = _unlisted(self.images)
             if split not in found:
                 raise unknown_split(self.images.url, split, tuple(found))
@@ -306,6 +307,21 @@ def _unlisted(place: Storage) -> dict[str, list[_Entry]]:
         entry = _Entry(image_id, annotations.get(name, ""), images.get(name, f"{name}.jpg"))
         splits.setdefault(split, []).append(entry)
     return {split: entries for split, entries in splits.items() if any(entry.annotation for entry in entries)}
+
+
+def _refuse_twins(place: Storage) -> None:
+    """Raise UserError for two annotations, or two images of one kind, that would pass for each other: one were lost."""
+    first: dict[tuple[str, str], str] = {}
+    for path in sorted(info.name for info in place.list_sources()) if place.can_list else ():
+        suffix = PurePosixPath(path).suffix.lower()
+        if is_hidden(path) or (suffix != ".xml" and suffix not in IMAGE_SUFFIXES):
+            continue
+        other = first.setdefault((_plain(PurePosixPath(path)), suffix), path)
+        if other != path:
+            raise UserError(
+                f"{place.where(other)} and {place.where(path)}: two files for one image, for what their folders are "
+                "called says nothing about it; rename one, or move it away"
+            )
 
 
 def _plain(path: PurePosixPath) -> str:

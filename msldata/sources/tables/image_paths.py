@@ -83,6 +83,7 @@ def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
     finder = _Finder(root)
     found = [image if is_address(image) else finder.find(image) for image in images]
     found = [finder.usual_place + path if path in finder.missing else path for path in found]
+    _refuse_two_as_one(images, found)
     names = [
         path if image.endswith(path) and not path.startswith("/") else image
         for image, path in zip(images, found, strict=True)
@@ -99,6 +100,18 @@ def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
         found = [path if is_address(path) else next(moved) for path in found]
         names = list(found)
     return ImagePaths(storage, found, names, finder.num_searched)
+
+
+def _refuse_two_as_one(images: Sequence[str], found: Sequence[str]) -> None:
+    """Raise ValueError where different names lead to one file, as those may that Label Studio gives to uploads."""
+    first: dict[str, str] = {}
+    for image, path in zip(images, found, strict=True):
+        other = first.setdefault(path, image)
+        if other != image and PurePosixPath(other).stem != PurePosixPath(image).stem and not is_address(image):
+            raise ValueError(
+                f"'{other}' and '{image}' may be two photographs, and only {path} is here for both; name the files of "
+                "uploads as the table does, or take one of them off"
+            )
 
 
 class _Finder:

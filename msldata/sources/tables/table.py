@@ -15,7 +15,7 @@ from typing import Any
 from msldata.contract.records import LabelSpace, Record, quoted, read_class_list
 from msldata.errors import BadInputError, OptionsNeeded, UserError, counted
 from msldata.sources.labels.reading import Label, LabelReading, Labels, LabelSurvey, decide_reading
-from msldata.sources.labels.separators import left_together
+from msldata.sources.labels.separators import left_together, refuse_joined
 from msldata.sources.labels.values import WHOLE_CELL
 from msldata.sources.places import address_path, is_address
 from msldata.sources.source import (
@@ -30,7 +30,7 @@ from msldata.sources.source import (
     split_location,
     unknown_split,
 )
-from msldata.sources.tables.arrow import EmbeddedImages, saved_splits
+from msldata.sources.tables.arrow import EmbeddedImages, refuse_missing_parts, saved_splits
 from msldata.sources.tables.columns import Columns, choose_columns, one_hot_value
 from msldata.sources.tables.image_paths import ImagePaths, checked_path, find_images
 from msldata.sources.tables.notes import listed_twice, not_listed, without_labels
@@ -236,7 +236,11 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     tables = [(split, read_table(folder, name)) for split, names in files.items() for name in names]
     where = folder.url if len(tables) > 1 or tables[0][0] else folder.where(tables[0][1].name)
     try:
+        refuse_missing_parts(files)
         columns = _columns(tables, options)
+        named_tables = [(split, *table.named(columns.labels)) for split, table in tables]
+        known = {classes for _, _, classes in named_tables}
+        tables = [(split, table) for split, table, _ in named_tables]
         rows = _rows(tables, columns)
         found = _find(folder, tables, rows)
         rows = [_with_place(row, path, name) for row, path, name in zip(rows, found.paths, found.names, strict=True)]
@@ -245,6 +249,8 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
         # Where each label has its own row, no cell holds several.
         separator = options.separator or (WHOLE_CELL if len(rows) < listed else None)
         survey = _survey(rows, columns, separator)
+        if len(rows) < listed and options.separator is None and options.classes is None:
+            refuse_joined(survey)
     except OptionsNeeded as error:
         options_needed = list(error.options)
         if options.separator is not None and "--separator" in options_needed:
@@ -255,7 +261,6 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
             raise
         reason = str(error)  # which often names an option that settles it
         raise BadInputError(where, reason, f"or {HINT}" if "--" in reason else HINT) from None
-    known = {table.classes for _, table in tables}
     named = next(iter(known)) if len(known) == 1 else None
     labels, reading = _decide(where, rows, columns, survey, options, named)
     how = f"read as {reading}"
@@ -451,6 +456,8 @@ def _decide(
     listed = read_class_list(*split_location(options.classes)) if options.classes is not None else None
     known = columns.one_hot or (listed.classes if listed is not None else named)
     reading = decide_reading(survey, where, classes=known, labels_are=options.labels_are, vectors=bool(columns.one_hot))
+    if options.classes is not None and reading.kind == "indices":
+        listed = read_class_list(*split_location(options.classes), counted=True)
     if columns.one_hot and listed is not None and listed.classes != columns.one_hot:
         raise UserError(
             f"{where}: its columns of 0 and 1 are {', '.join(columns.one_hot[:12])}, which is another list or order "
