@@ -94,6 +94,32 @@ def test_a_name_that_only_looks_like_several_is_one(tmp_path):
     assert shown("table", path) == {"a.jpg": ["Duke, J.", "cat"], "b.jpg": ["cat"]}
 
 
+# Several tables, and marks.
+
+
+def test_of_two_tables_in_a_folder_none_is_guessed(tmp_path):
+    files(tmp_path, {"labels.csv": "image,labels\na.jpg,cat\n", "metadata.csv": "image,category\na.jpg,indoor\n"})
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(UserError, match=r"metadata\.csv and labels\.csv are tables; name the file"):
+        shown("table", tmp_path)
+    assert shown("table", tmp_path / "labels.csv") == {"a.jpg": ["cat"]}
+    for split in ("train", "val"):
+        files(tmp_path / "sets" / split, {"labels.csv": "image,labels\na.jpg,cat\n", "a.jpg": ""})
+    assert shown("table", tmp_path / "sets", "val") == {"val/a.jpg": ["cat"]}
+    files(tmp_path / "sets" / "val", {"_classes.csv": "image,cat\na.jpg,1\n"})
+    with pytest.raises(UserError, match=r"val/_classes\.csv and val/labels\.csv are tables"):
+        shown("table", tmp_path / "sets", "val")
+
+
+def test_a_mark_for_each_row_is_no_ignored_class(tmp_path):
+    images = ("a.jpg", "b.jpg", "c.jpg")
+    path = table(tmp_path, "image,labels,ignored\na.jpg,1,0\nb.jpg,2,0\nc.jpg,2,0\n", *images)
+    with pytest.raises(UserError, match=r"column 'ignored' holds 0 and 1: the class that is ignored, or"):
+        shown("table", path)
+    path = table(tmp_path, "image,labels,ignored\na.jpg,1,[0]\nb.jpg,2,\nc.jpg,2,\n", *images)
+    assert shown("table", path) == {"a.jpg": ["1", "!0"], "b.jpg": ["2"], "c.jpg": ["2"]}
+
+
 # What JSON and YAML keep the last of.
 
 
@@ -251,6 +277,18 @@ def test_files_that_were_not_fetched_are_named(tmp_path):
 
 
 # COCO's.
+
+
+def test_a_split_without_a_folder_of_images_is_said_to_be_left_out(tmp_path):
+    image = {"id": 1, "file_name": "a.jpg", "width": 60, "height": 40}
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 10, 10]}
+    text = json.dumps({"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "cat"}]})
+    annotations = {f"annotations/instances_{split}.json": text for split in ("train", "val")}
+    files(tmp_path, {**annotations, "train/a.jpg": "", "valid/a.jpg": ""})
+    (said,) = open_source("coco", tmp_path, "train").notes
+    assert said.startswith("val has annotations (annotations/instances_val.json), and no folder val or images/val")
+    (tmp_path / "valid").rename(tmp_path / "val")
+    assert open_source("coco", tmp_path, "train").notes == ()
 
 
 @pytest.mark.parametrize(("written", "crowd"), [(0, False), (1, True), ("0", False), ("1", True), (None, False)])

@@ -7,7 +7,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -62,6 +62,15 @@ class TableFile:
             (place, {**cells, column: named_cell(cells[column], part, classes)}) for place, cells in self.rows
         ]
         return replace(self, rows=rows), classes
+
+
+def with_names(
+    tables: Sequence[tuple[str, TableFile]], column: str
+) -> tuple[list[tuple[str, TableFile]], tuple[str, ...] | None]:
+    """``TableFile.named`` for the tables of all splits; no list where theirs differ."""
+    named = [(split, *table.named(column)) for split, table in tables]
+    lists = {classes for _, _, classes in named}
+    return [(split, table) for split, table, _ in named], next(iter(lists)) if len(lists) == 1 else None
 
 
 def read_table(folder: Storage, name: str) -> TableFile:

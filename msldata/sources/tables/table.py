@@ -32,9 +32,10 @@ from msldata.sources.source import (
 )
 from msldata.sources.tables.arrow import EmbeddedImages, refuse_missing_parts, saved_splits
 from msldata.sources.tables.columns import Columns, choose_columns, one_hot_value
+from msldata.sources.tables.doubts import refuse_marked_rows, refuse_several_tables
 from msldata.sources.tables.image_paths import ImagePaths, checked_path, find_images
 from msldata.sources.tables.notes import listed_twice, not_listed, without_labels
-from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, listed_rows, read_table
+from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, listed_rows, read_table, with_names
 from msldata.storage import Storage, open_storage
 
 LAYOUT = "a table (.csv, .tsv, .json, .jsonl, .parquet): a row per image with its labels, or a folder with one"
@@ -215,6 +216,8 @@ def _load(path: Location, options: SourceOptions) -> _Contents:
     folder, files = _table_files(path)
     if not files:
         raise FileNotFoundError(f"{folder.url}: no table here; name the file, or call it {' or '.join(_NAMES[:3])}")
+    if not _is_file(path):
+        refuse_several_tables(folder, files, _NAMES)
     stamps = []
     for name in (name for names in files.values() for name in names):
         local = folder.path(name)
@@ -238,9 +241,7 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     try:
         refuse_missing_parts(files)
         columns = _columns(tables, options)
-        named_tables = [(split, *table.named(columns.labels)) for split, table in tables]
-        known = {classes for _, _, classes in named_tables}
-        tables = [(split, table) for split, table, _ in named_tables]
+        tables, named = with_names(tables, columns.labels)
         rows = _rows(tables, columns)
         found = _find(folder, tables, rows)
         rows = [_with_place(row, path, name) for row, path, name in zip(rows, found.paths, found.names, strict=True)]
@@ -261,8 +262,9 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
             raise
         reason = str(error)  # which often names an option that settles it
         raise BadInputError(where, reason, f"or {HINT}" if "--" in reason else HINT) from None
-    named = next(iter(known)) if len(known) == 1 else None
     labels, reading = _decide(where, rows, columns, survey, options, named)
+    if reading.kind == "indices":
+        refuse_marked_rows(where, columns.ignored, [value for row in rows for value in _values(row.ignored)])
     how = f"read as {reading}"
     if columns.one_hot:
         minus_one = {"multi-hot": ", -1 ignored", "signed": ", -1 negative"}[reading.kind] if reading.minus_one else ""
