@@ -151,7 +151,7 @@ def test_a_number_with_two_names_is_refused(tmp_path):
 # YOLO's lists and folders.
 
 
-@pytest.mark.parametrize("before", ["", "./", "/home/me/set/", "C:\\set\\"])
+@pytest.mark.parametrize("before", ["", "./", "/mnt/old/set/", "C:\\set\\"])
 def test_a_listed_image_that_is_not_there_is_missing(tmp_path, before):
     root = yolo(
         tmp_path,
@@ -231,6 +231,14 @@ def test_two_annotations_or_images_of_one_name_are_both_named(tmp_path):
     (root / "labels" / "1.jpg").rename(root / "labels" / "1.xml")
     with pytest.raises(UserError, match=r"images/1\.xml and \S+labels/1\.xml: two files for one image"):
         shown("voc", root)
+
+
+def test_a_folder_without_annotations_is_said_to_be_left_out(tmp_path):
+    xml = voc_xml(voc_object("cat"))
+    root = files(tmp_path, {"train/a.xml": xml, "train/a.jpg": "", "test/b.jpg": "", "test/c.jpg": ""})
+    assert open_source("voc", root, "train").notes == ("2 photographs of 'test' without any XML file: left out",)
+    files(root, {"test/b.xml": xml})
+    assert open_source("voc", root, "train").notes == ()
 
 
 # Hugging Face's files.
