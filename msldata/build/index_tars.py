@@ -21,6 +21,7 @@ from msldata.build.other_tars import (
     TarContents,
     find_rule,
     local_tar,
+    loses_names,
     make_rows,
     parse_rule,
     read_tar,
@@ -46,7 +47,7 @@ from msldata.contract.manifest import (
     index_name,
     read_manifest,
 )
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, counted
 from msldata.sources.labels.reading import LabelReading, LabelSurvey, decide_reading
 from msldata.sources.labels.separators import left_together
 from msldata.sources.source import check_name
@@ -57,6 +58,8 @@ FOREIGN = "tars of another program"
 """What the provenance of an indexed dataset says about its source."""
 
 _OUR_NAME = re.compile(r"([^-]+)-([^-]+)-\d+\.tar")
+_CONTENTS = 2
+"""Which form the contents of tars are kept in."""
 _HEAD_BYTES = 16 << 20
 OnError = Literal["fail", "skip"]
 
@@ -139,7 +142,7 @@ def index_shards(
     rule = parse_rule(labels_from)
     if rule is None:
         rule = _first_rule(tars, files[0])
-    asked = {"labels_from": str(rule), "classes": list(classes or ()), "on_error": on_error, "reading": 2}
+    asked = {"labels_from": str(rule), "classes": list(classes or ()), "on_error": on_error, "reading": 3}
     asked |= {"labels_are": labels_are, "separator": separator}
     sizes = {info.name: info.size for info in files}
     plan = hashlib.sha256(encode_json({"dataset": name, "split": split, "tars": sizes, **asked})).hexdigest()
@@ -193,6 +196,12 @@ def index_shards(
         finished = kept | dict(zip((task.name for task in todo), written, strict=True))
         shards = [finished[info.name] for info in files]
         _refuse_duplicates(out, shards)
+        num_unnamed = sum(shard.report["unnamed"] for shard in shards)
+        if num_unnamed and note is not None:
+            note(
+                f"boxes and ignored labels of {counted(num_unnamed, 'sample')} are left out, for their classes are "
+                "named otherwise than in the list: give the classes of the vectors, in their order, with --classes FILE"
+            )
         return _finish(folder, draft, shards)
 
 
@@ -356,7 +365,7 @@ def _kept_contents(task: IndexTask) -> TarContents | None:
 
 
 def _kept_for(task: IndexTask) -> list[Any]:
-    return [task.num_bytes, task.version, str(task.rule), task.on_error]
+    return [task.num_bytes, task.version, str(task.rule), task.on_error, _CONTENTS]
 
 
 def _contents_name(tar: str) -> str:
@@ -387,6 +396,7 @@ def _index_tar(task: IndexTask) -> FinishedShard:
         "objects": sum(len(row["objects"]) for row in found.rows),
         "without_any_class": sum(not row["positives"] for row in found.rows),
         "quarantined": found.quarantined,
+        "unnamed": sum(loses_names(sample, task.classes) for sample in contents.samples),
     }
     index = encode_index(IMAGES, found.rows, info, task.plan, report)
     task.out.put(index_name(task.name), index)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import mmap
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -317,6 +317,7 @@ def _sample(
         on_image(key, content)
     width, height = _size(content, decode)
     value, left_out = label_values(data, members, rule)
+    named = _named(data, members) if rule.suffix == TARGET_SUFFIX else None
     return {
         "key": key,
         "offset": member.offset,
@@ -326,6 +327,7 @@ def _sample(
         "height": height,
         "value": value,
         **({} if left_out is None else {"left_out": left_out}),
+        **({} if named is None else {"named": named}),
         "objects": _objects(data, members),
     }
 
@@ -335,13 +337,34 @@ def _row(sample: Mapping[str, Any], reading: LabelReading, index: Mapping[str, i
     if "left_out" in sample:
         labels = Labels(labels.positives, (*labels.ignored, *reading.read(sample["left_out"]).positives))
     positives, ignored = (_indices(part, index) for part in (labels.positives, labels.ignored))
+    if "named" in sample and is_known(sample, index):
+        shown, ignored = (sorted(index[name] for name in sample["named"][part]) for part in ("labels", "ignored"))
+        if shown != positives:
+            names = list(index)
+            raise ValueError(
+                f"its JSON names {', '.join(sample['named']['labels']) or 'no class'}, and by the list of classes its "
+                f"vector shows {', '.join(names[k] for k in positives) or 'none'}; give the list in the vectors' order"
+            )
     if both := set(positives) & set(ignored):
         raise ValueError(f"class {min(both)} is both positive and ignored")
-    known = all(isinstance(item["class"], str) and item["class"] in index for item in sample["objects"])
+    known = is_known(sample, index)
     objects = [{"class_index": index[item["class"]], **item} for item in sample["objects"]] if known else []
     for item in objects:
         del item["class"]
     return {name: sample[name] for name in _PLACE} | {"positives": positives, "ignored": ignored, "objects": objects}
+
+
+def is_known(sample: Mapping[str, Any], classes: Container[str]) -> bool:
+    """Whether all the names that our own JSON has beside a sample's labels are in the list of classes."""
+    names = [item["class"] for item in sample.get("objects", ())]
+    names += [name for part in sample.get("named", {}).values() for name in part]
+    return all(isinstance(name, str) and name in classes for name in names)
+
+
+def loses_names(sample: Mapping[str, Any], classes: Container[str]) -> bool:
+    """Whether a sample has boxes or ignored labels that are left out, because it names other classes than the list."""
+    left = sample.get("objects") or sample.get("named", {}).get("ignored")
+    return bool(left) and not is_known(sample, classes)
 
 
 def _size(content: bytes, decode: bool) -> tuple[int, int]:
@@ -376,6 +399,20 @@ def _objects(data: mmap.mmap, members: Mapping[str, TarMember]) -> list[dict[str
         ]
     except (KeyError, TypeError, ValueError):
         return []
+
+
+def _named(data: mmap.mmap, members: Mapping[str, TarMember]) -> dict[str, list[str]] | None:
+    """The names of the classes that are positive and ignored, by our own JSON, which has them beside a vector."""
+    if META_SUFFIX not in members:
+        return None
+    try:
+        entry = _json(content_of(data, members[META_SUFFIX]))
+    except ValueError:
+        return None
+    parts = {part: entry.get(part) for part in ("labels", "ignored")}
+    if "objects" not in entry or not all(isinstance(names, list) for names in parts.values()):
+        return None
+    return {part: [str(name) for name in names or ()] for part, names in parts.items()}
 
 
 def _json(content: bytes) -> dict[str, Any]:

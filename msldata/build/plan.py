@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -246,12 +246,20 @@ def _look_at(images: Storage, records: Sequence[Record]) -> tuple[str, tuple[int
     return digest_sizes(sizes) if len(sizes) == len(records) else "", newest, tuple(missing)
 
 
-def _problem(record: Record) -> str:
+def _problem(record: Record, num_classes: int) -> str:
     # The sum is finite when all are; a number at the end of what 64 bits hold is no length in pixels either.
     total = sum(record.crop or ())
     for item in record.objects:
         total += sum(item.box, item.area)
-    return "" if math.isfinite(total) else "a box, an area or a crop is not a finite number"
+    if not math.isfinite(total):
+        return "a box, an area or a crop is not a finite number"
+    indices = [*record.positives, *record.ignored, *(item.class_index for item in record.objects)]
+    if indices and (min(indices) < 0 or max(indices) >= num_classes):
+        odd = next(index for index in indices if not 0 <= index < num_classes)
+        return f"class index {odd}; of {counted(num_classes, 'class')}, counted from 0"
+    if record.ignored and not set(record.positives).isdisjoint(record.ignored):
+        return f"class index {min({*record.positives} & {*record.ignored})} is both positive and ignored"
+    return ""
 
 
 def _packed(record: Record) -> list[Any]:
@@ -299,10 +307,15 @@ def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:
     seen: dict[str, str] = {}
     twins: list[tuple[str, str, str]] = []
     source.reject = ledger.add
+    num_classes = len(source.labels)
     for record in source.records():
-        if problem := _problem(record):
+        if problem := _problem(record, num_classes):
             ledger.add(BadInputError(source.images.where(record.image), problem, "mend the annotations"))
             continue
+        if len(record.positives) > 1 or len(record.ignored) > 1:
+            record = replace(
+                record, positives=tuple(sorted({*record.positives})), ignored=tuple(sorted({*record.ignored}))
+            )
         check_key(record.key)
         if record.key in seen:
             twins.append((seen[record.key], record.image, record.key))

@@ -450,7 +450,7 @@ def index(
     from msldata.sources.source import split_location
     from msldata.storage import open_storage
 
-    names = read_class_list(*split_location(classes)).classes if classes else None
+    names = read_class_list(*split_location(classes), counted=True).classes if classes else None
     target = open_storage(out_ or tars)
     notes: list[str] = []
     with progress_bar("indexing") as progress:

@@ -146,17 +146,26 @@ def listed_name(name: str) -> str:
     return f"'{name}'" if not name.strip() or re.search(r"[,;:]|^\s|\s$|\s\d+$", name) else name
 
 
-def read_class_list(place: Storage, name: str) -> LabelSpace:
+def read_class_list(place: Storage, name: str, *, counted: bool = False) -> LabelSpace:
     """A list of classes, one name per line; blank lines are skipped.
 
+    Args:
+        place: the folder of the file.
+        name: the file's.
+        counted: labels are numbers of its lines. Whoever wrote them may have counted a blank line above a name, or
+            not, so there may be none.
+
     Raises:
-        FileNotFoundError: no such file. UserError: it is not UTF-8 text, is empty, or names a class twice.
+        FileNotFoundError: no such file. UserError: it is not UTF-8 text, is empty, or names a class twice; with
+            ``counted``, a blank line above a name.
     """
     where = place.where(name)
     try:
         names = [line.strip() for line in place.read(name).decode("utf-8-sig").splitlines()]
         if not any(names):
             raise UserError("names no classes; a list of classes has one name per line")
+        if counted and (blank := next((k for k, line in enumerate(names, 1) if not line), 0)) and any(names[blank:]):
+            raise UserError(f"line {blank} is blank, and the labels count lines: does it count? Delete it if not")
         return LabelSpace(tuple(name for name in names if name))
     except FileNotFoundError:
         reason = "no such list of classes; it is a text file with one class name per line"

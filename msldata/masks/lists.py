@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,15 +40,18 @@ class ListedMasks:
         return {"source": self.path.name}
 
     def names(self) -> list[str]:
-        names: dict[str, int] = {}
+        names: list[str] = []
+        lines: dict[str, int] = {}
         for number, line in enumerate(self._text().splitlines(), 1):
             name = line.strip()
             if not name or name.startswith("#"):
                 continue
             self._check(name, number)
-            if name in names:
-                raise UserError(f"{self.path}, line {number}: '{name}' is in line {names[name]} already; remove one")
-            names[name] = number
+            file = name if _SCHEME.match(name) else os.path.normpath(self.path.parent / name)
+            if file in lines:
+                raise UserError(f"{self.path}, line {number}: '{name}' is in line {lines[file]} already; remove one")
+            lines[file] = number
+            names.append(name)
         if not names:
             raise UserError(f"{self.path}: the list names no mask; give one path or URL a line")
         return sorted(names)

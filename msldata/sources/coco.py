@@ -42,6 +42,8 @@ _FIFTYONE = "labels.json"
 _BESIDE = ("_annotations.coco.json", _FIFTYONE)
 """Annotations beside a split's images: Roboflow's, FiftyOne's."""
 _NUM_TRIED = 8
+_NO_CROWD = (None, 0, False, "", "0")
+"""As programs write it that store numbers as text, too."""
 _HINT = "mend the annotations, or fetch them again, and check them"
 
 
@@ -82,6 +84,8 @@ class Coco:
         self.reject: Callable[[BadInputError], None] = fail
         self._segments = options.segments
         self.counts: dict[str, int] = {}
+        self.notes: tuple[str, ...] = ()
+        """What deserves a look, of all splits."""
         self._keep_unlabelled = options.keep_unlabelled
         part = folder or split
         if _is_file(root):
@@ -90,6 +94,7 @@ class Coco:
         else:
             place = open_storage(root)
             name = find_annotations(place, part)
+            self.notes = _left_out(place, options) if folder is None else ()
         self._where = place.where(name)
         there = place.exists(name)
         if not there:
@@ -189,7 +194,7 @@ class Coco:
             box=(left, top, width, height),
             # COCO's own files always have both; other tools' files often do not.
             area=width * height if area is None else float(area),
-            crowd=bool(annotation.get("iscrowd", False)),
+            crowd=annotation.get("iscrowd") not in _NO_CROWD,
         )
 
     def _find_images(self, place: Storage, name: str, part: str) -> str:
@@ -273,6 +278,18 @@ def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tup
     found = {_split_of(path) for path in files}
     anywhere = options.images is not None
     return tuple(sorted(split for split in found if split and (anywhere or _may_have_images(place, split))))
+
+
+def _left_out(place: Storage, options: SourceOptions) -> tuple[str, ...]:
+    """A note for each split that has annotations in a local folder, and no folder of images."""
+    if place.path() is None or options.images is not None:
+        return ()
+    parts = {(_split_of(path), path) for path in map(PurePosixPath, (info.name for info in _annotation_files(place)))}
+    return tuple(
+        f"{split} has annotations ({path}), and no folder {split} or images/{split} with its images: left out"
+        for split, path in sorted(parts)
+        if split and not _may_have_images(place, split)
+    )
 
 
 def _may_have_images(place: Storage, split: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from msldata.contract.format import make_key
 from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.contract.records import VOC, LabelSpace, Record, read_class_list
-from msldata.errors import BadInputError, UserError
+from msldata.errors import BadInputError, UserError, counted
 from msldata.sources.source import (
     NO_OPTIONS,
     SPLIT_NAMES,
@@ -102,11 +102,19 @@ class Voc:
         self.counts: dict[str, int] = {}
         self.images: Storage = find_root(open_storage(root), self.title)
         listed = bool(available_lists(self.images))
+        self.notes: tuple[str, ...] = ()
+        """What deserves a look, of all splits."""
         if listed:
             self._entries, files = self._read_lists(split)
         else:
             _refuse_unknown_lists(self.images)
-            found = _unlisted(self.images)
+            _refuse_twins(self.images)
+            by_folder, found = _by_folder(self.images), _unlisted(self.images)
+            self.notes = tuple(
+                f"{counted(len(entries), 'photograph')} of '{other}' without any XML file: left out"
+                for other, entries in by_folder.items()
+                if other not in found
+            )
             if split not in found:
                 raise unknown_split(self.images.url, split, tuple(found))
             self._entries, files = found[split], {}
@@ -295,7 +303,13 @@ def _by_stem(paths: list[PurePosixPath]) -> dict[str, str]:
 
 
 def _unlisted(place: Storage) -> dict[str, list[_Entry]]:
-    """The splits of a folder without lists, by name, with their images."""
+    """The splits of a folder without lists, by name, with their images; those of which an image is annotated."""
+    splits = _by_folder(place)
+    return {split: entries for split, entries in splits.items() if any(entry.annotation for entry in entries)}
+
+
+def _by_folder(place: Storage) -> dict[str, list[_Entry]]:
+    """The images of a folder without lists by their split, in any of which there may be no annotation."""
     if not place.can_list:
         return {}
     files = [PurePosixPath(info.name) for info in place.list_sources() if not is_hidden(info.name)]
@@ -318,7 +332,22 @@ def _unlisted(place: Storage) -> dict[str, list[_Entry]]:
         # A missing image is read under the name it would have, and so reported.
         entry = _Entry(image_id, annotations.get(name, ""), images.get(name, f"{name}.jpg"))
         splits.setdefault(split, []).append(entry)
-    return {split: entries for split, entries in splits.items() if any(entry.annotation for entry in entries)}
+    return splits
+
+
+def _refuse_twins(place: Storage) -> None:
+    """Raise UserError for two annotations, or two images of one kind, that would pass for each other: one were lost."""
+    first: dict[tuple[str, str], str] = {}
+    for path in sorted(info.name for info in place.list_sources()) if place.can_list else ():
+        suffix = PurePosixPath(path).suffix.lower()
+        if is_hidden(path) or (suffix != ".xml" and suffix not in IMAGE_SUFFIXES):
+            continue
+        other = first.setdefault((_plain(PurePosixPath(path)), suffix), path)
+        if other != path:
+            raise UserError(
+                f"{place.where(other)} and {place.where(path)}: two files for one image, for what their folders are "
+                "called says nothing about it; rename one, or move it away"
+            )
 
 
 def _plain(path: PurePosixPath) -> str:

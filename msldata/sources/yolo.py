@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import combinations
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -59,23 +60,25 @@ class Yolo:
         self.reject: Callable[[BadInputError], None] = fail
         self.images: Storage
         self.images, about = _open(root)
-        names, splits, files, self._num_keypoint_values = _describe(self.images, about)
+        names, splits, files, self._num_keypoint_values, entries = _describe(self.images, about)
         if not names:
             raise UserError(f"{self.images.url}: no class names; YOLO's layout has them in data.yaml or classes.txt")
         if split not in splits:
             raise unknown_split(self.images.url, split, tuple(splits))
+        self.notes = _shared(self.images.url, splits, entries)
+        """What deserves a look, of all splits."""
         self.labels = LabelSpace(names)
         there = {info.name for info in self.images.list_sources()}
         alike = stored_among(there)
         pairs = [(image, _in_its_form(_label_file(image), there, alike)) for image in splits[split]]
-        bare = sum(label not in there for _, label in pairs)
+        bare = sum(label not in there for image, label in pairs if image in there)
         self.counts = {} if options.keep_unlabelled or not bare else {"dropped_without_annotations": bare}
         listed = {image for images in splits.values() for image in images}
-        if strays := len(listed.symmetric_difference(_image_names(there))):
+        if strays := len(set(_image_names(there)) - listed):
             self.counts["in_no_split"] = strays
         self._pairs = [(image, label if label in there else "") for image, label in pairs]
         if not options.keep_unlabelled:
-            self._pairs = [pair for pair in self._pairs if pair[1]]
+            self._pairs = [pair for pair in self._pairs if pair[1] or pair[0] not in there]  # the build names these
         self.provenance: dict[str, Any] = {"source": "YOLO layout", "files": files}
 
     def records(self) -> Iterator[Record]:
@@ -135,16 +138,19 @@ def _yaml_of(place: Storage) -> str:
     return next((name for name in _YAMLS if place.exists(name)), "")
 
 
-def _describe(place: Storage, about: str) -> tuple[tuple[str, ...], dict[str, list[str]], dict[str, str], int]:
-    """(class names, images of every split, SHA-256 of the files that say so, numbers of an object's keypoints)."""
+def _describe(
+    place: Storage, about: str
+) -> tuple[tuple[str, ...], dict[str, list[str]], dict[str, str], int, dict[str, Any]]:
+    """(class names, images of every split, SHA-256 of the files that say so, numbers of an object's keypoints, what is
+    said of the splits)."""
     about = about or _yaml_of(place)
     listed = next((name for name in _CLASS_LISTS if place.exists(name)), "")
     if not about and not listed:
-        return (), {}, {}, 0
+        return (), {}, {}, 0, {}
     entries = _read_yaml(place, about) if about else _read_darknet(place)
     source = about or listed
     files = {source: hashlib.sha256(place.read(source)).hexdigest()}
-    names = _names(place, about, entries) if about else read_class_list(place, listed).classes
+    names = _names(place, about, entries) if about else read_class_list(place, listed, counted=True).classes
     images = _image_names(info.name for info in place.list_sources())
     splits = {
         key: _images_at(place, about, entries[key], images) for key in _SPLIT_KEYS if entries.get(key) not in (None, "")
@@ -155,7 +161,32 @@ def _describe(place: Storage, about: str) -> tuple[tuple[str, ...], dict[str, li
             splits.setdefault(split, []).append(image)
     shape: list[str] = entries.get("kpt_shape") or []
     num_values = int(shape[0]) * int(shape[1]) if len(shape) == 2 and all(map(str.isdigit, shape)) else 0
-    return names, {split: found for split, found in splits.items() if found}, files, num_values
+    return names, {split: found for split, found in splits.items() if found}, files, num_values, entries
+
+
+def _shared(where: str, splits: Mapping[str, list[str]], entries: Mapping[str, Any]) -> tuple[str, ...]:
+    """Notes on splits that are said to be the same, or to be where there are none.
+
+    Raises:
+        UserError: an image is in two splits that are said to be elsewhere: both trained on and tested with.
+    """
+    notes = [
+        f"{key} is {str(entries[key])[:80]!r}, where no images are: left out"
+        for key in _SPLIT_KEYS
+        if entries.get(key) and key not in splits
+    ]
+    for one, other in combinations(splits, 2):
+        both = set(splits[one]).intersection(splits[other])
+        if not both:
+            continue
+        if entries.get(one) == entries.get(other):
+            notes.append(f"{one} and {other} are the same images, as {entries[one]!r} is named for both")
+            continue
+        raise UserError(
+            f"{where}: {counted(len(both), 'image')} of {one} ({entries.get(one)}) are in {other} "
+            f"({entries.get(other)}) too, {min(both)} for one; name the folders, or lists, of each as they lie here"
+        )
+    return tuple(notes)
 
 
 def _image_names(names: Iterable[str]) -> list[str]:
@@ -176,7 +207,7 @@ def _read_yaml(place: Storage, name: str) -> dict[str, Any]:
 
     try:
         # Every scalar is text: a class may be called "no" or "1.10".
-        entries = yaml.load(place.read(name), Loader=yaml.BaseLoader)
+        entries = yaml.load(place.read(name), Loader=_once(yaml.BaseLoader))
     except FileNotFoundError:
         raise FileNotFoundError(f"{place.where(name)}: no such file; YOLO's layout has {LAYOUT}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -184,6 +215,21 @@ def _read_yaml(place: Storage, name: str) -> dict[str, Any]:
     if not isinstance(entries, dict):
         raise BadInputError(place.where(name), "no entries such as names and train", "mend it")
     return entries
+
+
+def _once(loader: Any) -> Any:
+    """A loader that refuses a key that is given twice, of which YAML's would keep the last."""
+
+    class Once(loader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            if twice := next((key for key in keys if keys.count(key) > 1), None):
+                import yaml
+
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: '{twice}' is given twice")
+            return super().construct_mapping(node, deep)
+
+    return Once
 
 
 def _names(place: Storage, about: str, entries: dict[str, Any]) -> tuple[str, ...]:
@@ -203,6 +249,7 @@ def _images_at(place: Storage, about: str, wanted: Any, images: list[str]) -> li
     """The images of one split: from a folder, from a list of images, or from several.
 
     The paths in such files often belong to another machine: the longest end of each that exists in the dataset counts.
+    An image that a list names and that is not there keeps the name that it would have.
     """
     if isinstance(wanted, list):
         return sorted({image for part in wanted for image in _images_at(place, about, part, images)})
@@ -210,8 +257,11 @@ def _images_at(place: Storage, about: str, wanted: Any, images: list[str]) -> li
     for start in range(len(parts)):
         path = as_stored(place, "/".join(parts[start:]))
         if path.endswith(".txt") and place.exists(path):
-            lines = place.read(path).decode("utf-8", "replace").split("\n")
-            return [image for line in lines if line.strip() for image in _images_at(place, about, line.strip(), images)]
+            lines = [line.strip() for line in place.read(path).decode("utf-8-sig", "replace").split("\n")]
+            at = {line: _images_at(place, about, line, images) for line in lines if line}
+            beyond = (line.removesuffix(found[0]) for line, found in at.items() if found and line.endswith(found[0]))
+            above = next(beyond, "")  # what is before the names of those that are there
+            return [image for line in lines if line for image in at[line] or [_plain_path(line.removeprefix(above))]]
         if found := [image for image in images if image == path or image.startswith(f"{path}/")]:
             return found
         if not path.isascii():
@@ -222,6 +272,10 @@ def _images_at(place: Storage, about: str, wanted: Any, images: list[str]) -> li
             if found:
                 return found
     return []
+
+
+def _plain_path(path: str) -> str:
+    return "/".join(part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("..", "/"))
 
 
 def _label_file(image: str) -> str:

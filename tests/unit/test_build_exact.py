@@ -345,9 +345,9 @@ def test_what_describe_counts(built):
     assert (about.hole_fraction_histogram, about.hole_fraction) == ({}, None)
 
 
-@pytest.mark.parametrize(("rule", "ignored"), [("target.npy", False), ("json:labels", True)])
-def test_the_tars_alone_tell_the_same(built, tmp_path, rule, ignored):
-    """Of our own tars the index can be made again: by their vectors, or by their JSON, which knows what is ignored."""
+@pytest.mark.parametrize("rule", ["target.npy", "json:labels"])
+def test_the_tars_alone_tell_the_same(built, tmp_path, rule):
+    """Of our own tars the index can be made again: by their vectors, or by their JSON alone."""
     out, manifest, _ = built
     for shard in SHARDS:
         shutil.copy(out / f"{shard}.tar", tmp_path)
@@ -358,7 +358,7 @@ def test_the_tars_alone_tell_the_same(built, tmp_path, rule, ignored):
     )  # fmt: skip
     for shard in SHARDS:
         ours = [{name: value for name, value in row.items() if name != "occlusion"} for row in index(out, shard)]
-        assert index(tmp_path, shard) == (ours if ignored else [{**row, "ignored": []} for row in ours])
+        assert index(tmp_path, shard) == ours
     assert (found.dataset, found.split, found.classes) == ("made", "up", CLASSES)
     assert [(one.name, one.num_samples, one.num_bytes, one.sha256) for one in found.shards] == [
         (one.name, one.num_samples, one.num_bytes, one.sha256) for one in manifest.shards
@@ -366,13 +366,28 @@ def test_the_tars_alone_tell_the_same(built, tmp_path, rule, ignored):
     assert {name: counts["positive"] for name, counts in found.label_histogram.items()} == {
         name: counts["positive"] for name, counts in manifest.label_histogram.items()
     }
-    assert sum(counts["ignored"] for counts in found.label_histogram.values()) == (6 if ignored else 0)
+    assert sum(counts["ignored"] for counts in found.label_histogram.values()) == 6
     assert found.counts == {
-        "objects": 10, "without_any_class": 2, "ignored_labels": 6 if ignored else 0, "quarantined": 0,
+        "objects": 10, "without_any_class": 2, "ignored_labels": 6, "quarantined": 0,
     }  # fmt: skip
     assert (found.options["labels_from"], found.provenance["command"]) == (rule, ["msl", "index"])
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_the_tars_and_another_order_of_the_classes(built, tmp_path):
+    """Our JSON has names: a list by which the vectors mean others is refused, and of other names it is said."""
+    for shard in SHARDS:
+        shutil.copy(built[0] / f"{shard}.tar", tmp_path)
+    with pytest.raises(BadInputError, match=r"its JSON names .* and by the list of classes its vector shows"):
+        index_shards(tmp_path, labels_from="target.npy", classes=CLASSES[::-1], num_workers=1)
+    said: list[str] = []
+    found = index_shards(tmp_path, labels_from="target.npy", num_workers=1, note=said.append)
+    rows = [row for shard in SHARDS for row in index(built[0], shard)]
+    left_out = sum(bool(row["objects"] or row["ignored"]) for row in rows)
+    assert (found.counts["objects"], found.counts["ignored_labels"], left_out > 1) == (0, 0, True)
+    (note,) = said
+    assert note.startswith(f"boxes and ignored labels of {left_out} samples are left out")
 
 
 def findings(folder: Path, **options: Any) -> list[tuple[str, str, str, str, str]]:

@@ -94,6 +94,22 @@ def _joined(names: Mapping[str, str], character: str, known: Mapping[str, str], 
     return None
 
 
+def refuse_joined(survey: LabelSurvey) -> None:
+    """Raise OptionsNeeded where a cell of a table with a row per label seems to hold several after all.
+
+    Args:
+        survey: of all values, none of which was split.
+    """
+    for character in PROVEN + SUSPECT_EVERYWHERE:
+        need = "parts recur" if character in PROVEN else "parts are names"
+        if found := _joined(survey.cells, character, survey.cells, need):
+            place, name = found
+            reason = f"{place}: '{name}' in a table with a row per label: one name, or several"
+            raise OptionsNeeded(
+                f"{reason}; --separator none takes it for one", ["--separator", character], "if it is several"
+            )
+
+
 def left_together(survey: LabelSurvey, classes: Sequence[str] | None = None) -> str:
     """What a separator that the user named leaves as one name though it looks like several; empty where it is clear.
 

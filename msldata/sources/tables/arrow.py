@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from msldata.errors import UserError
+from msldata.errors import UserError, counted, few_of
 from msldata.storage import FileInfo, LocalStorage, Storage, regular
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ class ArrowRows:
     rows: list[Mapping[str, Any]]
     image_column: str | None
     """The column that holds the images themselves; in ``rows`` it holds their names in ``EmbeddedImages``."""
-    classes: tuple[str, ...] | None
-    """The list of names, for a column whose values are positions in that list; ``rows`` holds the names themselves."""
+    classes: dict[str, tuple[str, tuple[str, ...]]]
+    """For each column whose values are positions in a list of names: the field of its objects that they are in, if it
+    holds objects, and the list. If there is one such column, ``rows`` holds the names themselves."""
 
 
 def read_arrow(folder: Storage, name: str) -> ArrowRows:
@@ -58,16 +60,15 @@ def read_arrow(folder: Storage, name: str) -> ArrowRows:
     others = table.drop_columns(images).to_pylist() if images else table.to_pylist()
     features = _features(table.schema)
     named = {column: found for column in table.column_names if (found := _class_label(features.get(column)))}
-    classes = None
     if len(named) == 1:
         ((column, (part, classes)),) = named.items()
         for row in others:
-            row[column] = _named(row[column], part, classes)
+            row[column] = named_cell(row[column], part, classes)
     if image_column is not None:
         column = table.column(image_column)
         for number, row in enumerate(others):
             row[image_column] = f"{name}/{number:08d}{_suffix(column[number])}"
-    return ArrowRows(others, image_column, classes)
+    return ArrowRows(others, image_column, named)
 
 
 class EmbeddedImages(Storage):
@@ -130,6 +131,23 @@ def saved_splits(folder: Storage) -> dict[str, tuple[str, ...]]:
     if folder.exists("state.json") and folder.exists("dataset_info.json"):
         return {"": _saved_files(folder, "")}
     return {}
+
+
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")
+
+
+def refuse_missing_parts(files: Mapping[str, Sequence[str]]) -> None:
+    """Raise ValueError where files of a split are not there: each says how many there are, as the hub names them."""
+    for names in files.values():
+        found = [match for name in names if (match := _PART.fullmatch(name))]
+        for match in found:
+            whole = {f"{match[1]}-{number:05d}-of-{match[3]}.parquet" for number in range(int(match[3]))}
+            if missing := sorted(whole.difference(names)):
+                raise ValueError(
+                    f"of {counted(len(whole), 'file')} these are missing: {few_of(missing)}; fetch them too"
+                )
+            if other := next((one[0] for one in found if one[3] != match[3]), ""):
+                raise ValueError(f"{match[0]} and {other} are of two divisions of one dataset; move one of them away")
 
 
 def _saved_files(folder: Storage, below: str) -> tuple[str, ...]:
@@ -210,11 +228,12 @@ def _class_names(names: Any) -> tuple[str, ...]:
     return tuple(known)
 
 
-def _named(value: Any, part: str, names: Sequence[str]) -> Any:
+def named_cell(value: Any, part: str, names: Sequence[str]) -> Any:
+    """The names that the positions in a cell stand for, or names. Raises ValueError for anything else."""
     if isinstance(value, Mapping) and part in value:
-        return _named(value[part], "", names)
+        return named_cell(value[part], "", names)
     if isinstance(value, list):
-        return [_named(item, part, names) for item in value]
+        return [named_cell(item, part, names) for item in value]
     if value is None or value == -1:
         return None  # a row that was never labelled
     if isinstance(value, str) and value in names:

@@ -87,6 +87,7 @@ def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
     found = [image if is_address(image) else finder.find(image) for image in images]
     found = [finder.usual_place + path if path in finder.missing else path for path in found]
     images = [_like(path, image) for image, path in zip(images, found, strict=True)]
+    _refuse_two_as_one(images, found)
     names = [
         path if image.endswith(path) and not path.startswith("/") else image
         for image, path in zip(images, found, strict=True)
@@ -115,6 +116,18 @@ def _like(path: str, image: str) -> str:
     """What a table calls an image, with accents in the form in which the file's name has them."""
     end = "/".join(path.split("/")[-1 - image.count("/") :])
     return end if not image.isascii() and composed(end) == composed(image) else image
+
+
+def _refuse_two_as_one(images: Sequence[str], found: Sequence[str]) -> None:
+    """Raise ValueError where different names lead to one file, as those may that Label Studio gives to uploads."""
+    first: dict[str, str] = {}
+    for image, path in zip(images, found, strict=True):
+        other = first.setdefault(path, image)
+        if other != image and PurePosixPath(other).stem != PurePosixPath(image).stem and not is_address(image):
+            raise ValueError(
+                f"'{other}' and '{image}' may be two photographs, and only {path} is here for both; name the files of "
+                "uploads as the table does, or take one of them off"
+            )
 
 
 class _Finder:

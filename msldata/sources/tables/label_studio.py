@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from msldata.contract.listing import Row
 from msldata.sources.labels.values import CHOICES, parse_value
 
 IMAGE, LABELS = "image", "labels"
 
+_OF_ANNOTATION = frozenset({"annotator", "annotation_id", "created_at", "updated_at", "lead_time"})
+"""Columns that tell one annotation of a task from another."""
 _UPLOAD = re.compile(r"(?:https?://[^/]+)?/?data/upload/(?:\d+/)?(?P<name>[^/]+)")
 _LOCAL = "data/local-files/?d="
 
@@ -46,6 +49,35 @@ def task_row(place: str, task: Mapping[str, Any]) -> dict[str, Any] | None:
     if not paths:
         raise ValueError(f"{place}: the task's data names no image")
     return {IMAGE: paths[0], LABELS: said[0]}
+
+
+def one_annotation_a_task(rows: list[Row]) -> list[Row]:
+    """The rows of an export as JSON-MIN or CSV, in which a task has a row for each annotation: one for each task.
+
+    Raises:
+        ValueError: annotators disagree. Rows of other tables stay as they are.
+    """
+    if not all(is_minimal_task(cells) and "id" in cells for _, cells in rows):
+        return rows
+    first: dict[str, Row] = {}
+    for place, cells in rows:
+        one, other = first.setdefault(str(cells["id"]), (place, cells))
+        for name in cells.keys() - _OF_ANNOTATION:
+            if _set(cells[name]) == _set(other[name]):
+                continue
+            raise ValueError(
+                f"{one} and {place}: annotators disagree on task {cells['id']} ({name}: {other[name]!r} and "
+                f"{cells[name]!r}); keep the line of one"
+            )
+    return list(first.values())
+
+
+def _set(value: Any) -> Any:
+    """A cell, in which the order of labels does not matter."""
+    try:
+        return frozenset(parse_value(value) or ())
+    except ValueError:
+        return str(value)
 
 
 def _labels(annotation: Mapping[str, Any]) -> list[str]:

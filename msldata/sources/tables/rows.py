@@ -7,8 +7,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,8 +23,8 @@ from msldata.contract.listing import (
 )
 from msldata.errors import BadInputError, UserError, counted
 from msldata.sources.source import lacks_bucket
-from msldata.sources.tables.arrow import places, read_arrow
-from msldata.sources.tables.label_studio import is_minimal_task, is_task, task_row
+from msldata.sources.tables.arrow import named_cell, places, read_arrow
+from msldata.sources.tables.label_studio import is_minimal_task, is_task, one_annotation_a_task, task_row
 from msldata.storage import Storage, regular
 
 HINT = "mend the table and run again"
@@ -46,8 +46,31 @@ class TableFile:
     """What was left out, by reason."""
     image_column: str | None = None
     """The column that holds the images themselves."""
-    classes: tuple[str, ...] | None = None
-    """Class names in target order, if the file names them."""
+    classes: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Class names in target order by the column that has them, if the file names them; see ``ArrowRows``."""
+
+    def named(self, column: str) -> tuple[TableFile, tuple[str, ...] | None]:
+        """The table with names in a column of positions in a list of classes, and that list; None for another column.
+
+        Raises:
+            ValueError: a value that is no such position.
+        """
+        if column not in self.classes:
+            return self, None
+        part, classes = self.classes[column]
+        rows: list[Row] = [
+            (place, {**cells, column: named_cell(cells[column], part, classes)}) for place, cells in self.rows
+        ]
+        return replace(self, rows=rows), classes
+
+
+def with_names(
+    tables: Sequence[tuple[str, TableFile]], column: str
+) -> tuple[list[tuple[str, TableFile]], tuple[str, ...] | None]:
+    """``TableFile.named`` for the tables of all splits; no list where theirs differ."""
+    named = [(split, *table.named(column)) for split, table in tables]
+    lists = {classes for _, _, classes in named}
+    return [(split, table) for split, table, _ in named], next(iter(lists)) if len(lists) == 1 else None
 
 
 def read_table(folder: Storage, name: str) -> TableFile:
@@ -70,7 +93,7 @@ def read_table(folder: Storage, name: str) -> TableFile:
         if not folder.exists(name):
             raise FileNotFoundError(f"{where}: no such table; give a {kinds} with images and labels")
         raise UserError(f"{where}: not a kind of table that is known; known are: {', '.join(SUFFIXES[:-1])}")
-    delimiter, counts, image_column, classes = "", None, None, None
+    delimiter, counts, image_column, classes = "", None, None, {}
     try:
         if suffix in (".csv", ".tsv"):
             character = delimiter_of(_text(data))
@@ -85,6 +108,7 @@ def read_table(folder: Storage, name: str) -> TableFile:
             done = [(place, task_row(place, cells)) for place, cells in rows]
             rows = [(place, cells) for place, cells in done if cells is not None]
             counts = {"not_annotated": len(done) - len(rows)}
+        rows = one_annotation_a_task(rows)
     except (ValueError, csv.Error) as error:  # includes JSON and UTF-8 errors
         raise BadInputError(where, str(error), HINT) from None
     if not rows:
@@ -142,9 +166,9 @@ def _json_line_rows(data: bytes) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
         except ValueError as error:
-            raise ValueError(f"line {number}: not JSON ({error})") from None
+            raise ValueError(f"line {number}: {_json_problem(error)}") from None
         if not isinstance(row, dict):
             raise ValueError(f"line {number}: {str(row)[:80]!r} is not an object with image and labels")
         yield f"line {number}", row
@@ -152,9 +176,9 @@ def _json_line_rows(data: bytes) -> Iterator[Row]:
 
 def _json_rows(data: bytes) -> Iterator[Row]:
     try:
-        rows = json.loads(_text(data))
+        rows = json.loads(_text(data), object_pairs_hook=_once)
     except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from None
+        raise ValueError(_json_problem(error)) from None
     if isinstance(rows, dict):
         rows = listed_rows(rows)
     if not isinstance(rows, list):
@@ -163,6 +187,20 @@ def _json_rows(data: bytes) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise ValueError(f"row {number}: {str(row)[:80]!r} is not an object with image and labels")
         yield f"row {number}", row
+
+
+def _json_problem(error: ValueError) -> str:
+    return f"not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a key that is there twice, of which Python would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"'{twice[:80]}' is there twice in one object, and one of the two would be lost")
+    return found
 
 
 def listed_rows(table: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 from msldata.contract.records import LabelSpace, Record, quoted, read_class_list
 from msldata.errors import BadInputError, OptionsNeeded, UserError, counted
 from msldata.sources.labels.reading import Label, LabelReading, Labels, LabelSurvey, decide_reading
-from msldata.sources.labels.separators import left_together
+from msldata.sources.labels.separators import left_together, refuse_joined
 from msldata.sources.labels.values import WHOLE_CELL
 from msldata.sources.source import (
     NO_OPTIONS,
@@ -26,13 +26,14 @@ from msldata.sources.source import (
     split_location,
     unknown_split,
 )
-from msldata.sources.tables.arrow import EmbeddedImages, saved_splits
+from msldata.sources.tables.arrow import EmbeddedImages, refuse_missing_parts, saved_splits
 from msldata.sources.tables.columns import Columns, choose_columns, with_known_columns
+from msldata.sources.tables.doubts import refuse_marked_rows, refuse_several_tables
 from msldata.sources.tables.image_paths import ImagePaths, find_images
 from msldata.sources.tables.mark_columns import refuse_only_mark
 from msldata.sources.tables.notes import not_listed, without_labels
 from msldata.sources.tables.photographs import ListedPhotograph, listed_photographs, merged, values_of, with_place
-from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, listed_rows, read_table
+from msldata.sources.tables.rows import HINT, SUFFIXES, TableFile, listed_rows, read_table, with_names
 from msldata.storage import Storage, open_storage
 
 LAYOUT = "a table (.csv, .tsv, .json, .jsonl, .parquet): a row per image with its labels, or a folder with one"
@@ -202,6 +203,8 @@ def _load(path: Location, options: SourceOptions) -> _Contents:
     folder, files = _table_files(path)
     if not files:
         raise FileNotFoundError(f"{folder.url}: no table here; name the file, or call it {' or '.join(_NAMES[:3])}")
+    if not _is_file(path):
+        refuse_several_tables(folder, files, _NAMES)
     stamps = []
     for name in (name for names in files.values() for name in names):
         local = folder.path(name)
@@ -225,7 +228,9 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     names = tuple(dict.fromkeys(name for _, table in tables for name in table.columns))
     options = with_known_columns(where, names, options)
     try:
+        refuse_missing_parts(files)
         columns = _columns(tables, names, options)
+        tables, named = with_names(tables, columns.labels)
         rows = listed_photographs(tables, columns)
         found = _find(folder, tables, rows)
         rows = [with_place(row, path, name) for row, path, name in zip(rows, found.paths, found.names, strict=True)]
@@ -234,8 +239,8 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
         # Where each label has its own row, no cell holds several.
         separator = options.separator or (WHOLE_CELL if len(rows) < listed else None)
         survey = _survey(rows, columns, separator)
-        known = {table.classes for _, table in tables}
-        named = next(iter(known)) if len(known) == 1 else None
+        if len(rows) < listed and options.separator is None and options.classes is None:
+            refuse_joined(survey)
         if not (columns.one_hot or named or options.classes or options.labels_are or survey.vectors):
             cells = [(row.place, value) for row in rows for value in values_of(row.labels)]
             refuse_only_mark(columns.labels, survey.atoms(), cells)
@@ -250,6 +255,8 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
         reason = str(error)  # which often names an option that settles it
         raise BadInputError(where, reason, f"or {HINT}" if "--" in reason else HINT) from None
     labels, reading = _decide(where, rows, columns, survey, options, named)
+    if reading.kind == "indices":
+        refuse_marked_rows(where, columns.ignored, [value for row in rows for value in values_of(row.ignored)])
     how = f"read as {reading}"
     if columns.one_hot:
         minus_one = {"multi-hot": ", -1 ignored", "signed": ", -1 negative"}[reading.kind] if reading.minus_one else ""
@@ -341,6 +348,8 @@ def _decide(
     listed = read_class_list(*split_location(options.classes)) if options.classes is not None else None
     known = columns.one_hot or (listed.classes if listed is not None else named)
     reading = decide_reading(survey, where, classes=known, labels_are=options.labels_are, vectors=bool(columns.one_hot))
+    if options.classes is not None and reading.kind == "indices":
+        listed = read_class_list(*split_location(options.classes), counted=True)
     if columns.one_hot and listed is not None and listed.classes != columns.one_hot:
         raise UserError(
             f"{where}: its columns of 0 and 1 are {', '.join(columns.one_hot[:12])}, which is another list or order "
