@@ -98,27 +98,27 @@ def test_images_of_this_machine_in_several_folders(tmp_path):
         (
             "id,file,label,split,ignored,size",
             [("7", "b.jpg", "cow", "val", "", "9"), ("8", "a.jpg", "ant", "train", "cow", "9")],
-            Columns("file", "label", (), "ignored", "split", "", ("id", "size")),
+            Columns("file", "label", (), "ignored", "split", "", left_alone=("id", "size")),
         ),
         (
             "image,set,cow,ant,age,is_valid",
             [("b.jpg", "train", "1", "0", "1", "1"), ("a.jpg", "dev", "", "-1", "44", "0")],
-            Columns("image", "", ("cow", "ant"), "", "set", "", ("age", "is_valid")),
+            Columns("image", "", ("cow", "ant"), "", "set", "", left_alone=("age", "is_valid")),
         ),
         (
             "ImageID,Source,LabelName,Confidence",
             [("b", "x", "/m/cow", "1"), ("a", "x", "/m/ant", "0")],
-            Columns("ImageID", "LabelName", (), "", "", "Confidence", ("Source",)),
+            Columns("ImageID", "LabelName", (), "", "", "Confidence", left_alone=("Source",)),
         ),
         (
             "image,what,ignored",
             [("b.jpg", "cow", "ant"), ("a.jpg", "ant", "")],
-            Columns("image", "what", (), "ignored", "", "", ()),
+            Columns("image", "what", (), "ignored", "", "", left_alone=()),
         ),
         (  # a fold that holds other words is no split; two columns of words, of which one is called after labels
             "photo,fold,Tags,comment",
             [("b.jpg", "blue", "cow", "x"), ("a.jpg", "train", "ant", "y")],
-            Columns("photo", "Tags", (), "", "", "", ("fold", "comment")),
+            Columns("photo", "Tags", (), "", "", "", left_alone=("fold", "comment")),
         ),
     ],
 )
