@@ -81,7 +81,8 @@ def refuse_mixed_marks(columns: Sequence[ColumnOfMarks]) -> None:
         return
     shown = " and ".join(f"'{mark}' in '{name}' ({place})" for mark, name, place in list(first.values())[:2])
     raise OptionsNeeded(
-        f"{shown} are marks of two kinds, so not all of these columns may stand for classes",
+        f"{shown} are marks of two kinds, so not all of these columns may stand for classes: name those that do, each "
+        "with --labels-column",
         naming([column.name for column in columns]),
         "if all of them do",
     )
