@@ -119,6 +119,7 @@ def save(folder: Path, backbone: str) -> None:
 
 def rates(folder: Path, options: argparse.Namespace) -> None:
     import torch
+    from rich.console import Console
 
     from msldata.build.shards import build_shards, plan_build
     from msldata.sources.kinds import open_source
@@ -156,7 +157,7 @@ def rates(folder: Path, options: argparse.Namespace) -> None:
         return sum(len(conditions) for conditions in found.values())
 
     def predicted() -> int:
-        printer = Printer("json", io.StringIO(), str)
+        printer = Printer("json", Console(file=io.StringIO()))
         predict_many(
             model,
             find_images([folder / "photos"]),

@@ -26,7 +26,8 @@ from msltrain.measures.summary import measure
 from msltrain.models.build import build_model
 from msltrain.runs.checkpoint import Checkpoint, save_checkpoint
 from msltrain.stream.config import StreamConfig
-from msltrain.use.export import FORMATS, export_model
+from msltrain.use.export import export_model
+from msltrain.use.export_formats import FILES, FORMATS
 
 BACKBONES = ("resnet50", "vit_small_patch16_224", "mobilenetv2_100")
 REPEATS = 5
@@ -94,8 +95,8 @@ def export_all() -> None:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / "checkpoint"
             save(checkpoint, backbone)
-            done = {one.format: one.max_difference for one in export_model(checkpoint, Path(folder) / "out")}
-        print(f"| {backbone} | {' | '.join(f'{done[name]:.1e}' for name in FORMATS)} |", flush=True)
+            done = {one.file: one.max_difference for one in export_model(checkpoint, Path(folder) / "out")}
+        print(f"| {backbone} | {' | '.join(f'{done[FILES[name]]:.1e}' for name in FORMATS)} |", flush=True)
 
 
 def save(folder: Path, backbone: str) -> None:
