@@ -312,10 +312,9 @@ def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:
         if problem := _problem(record, num_classes):
             ledger.add(BadInputError(source.images.where(record.image), problem, "mend the annotations"))
             continue
-        if len(record.positives) > 1 or len(record.ignored) > 1:
-            record = replace(
-                record, positives=tuple(sorted({*record.positives})), ignored=tuple(sorted({*record.ignored}))
-            )
+        positives, ignored = tuple(sorted({*record.positives})), tuple(sorted({*record.ignored}))
+        if (positives, ignored) != (record.positives, record.ignored):  # seldom, and a copy takes microseconds
+            record = replace(record, positives=positives, ignored=ignored)
         check_key(record.key)
         if record.key in seen:
             twins.append((seen[record.key], record.image, record.key))

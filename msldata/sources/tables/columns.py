@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from msldata.contract.records import quoted
 from msldata.errors import OptionsNeeded, UserError, closest
 from msldata.sources.labels.separators import PROVEN, SUSPECT_EVERYWHERE
 from msldata.sources.source import SourceOptions
+from msldata.sources.spelling import composed
 from msldata.sources.tables.mark_columns import (
     ColumnOfMarks,
     marks_in,
@@ -83,10 +83,10 @@ def with_known_columns(where: str, columns: Sequence[str], options: SourceOption
     Raises:
         UserError: it has no such column. OptionsNeeded: but one of nearly that name.
     """
-    spelt = {_composed(name): name for name in reversed(columns)}
+    spelt = {composed(name): name for name in reversed(columns)}
     asked = [("--image-column", name) for name in (options.image_column,) if name is not None]
     asked += [("--labels-column", name) for name in options.labels_columns]
-    unknown = [(option, name) for option, name in asked if name not in columns and _composed(name) not in spelt]
+    unknown = [(option, name) for option, name in asked if name not in columns and composed(name) not in spelt]
     if unknown:
         near = [closest(name, columns) for _, name in unknown]
         said = " and ".join(f"no column '{name}', as {option} says" for option, name in unknown)
@@ -105,7 +105,7 @@ def with_known_columns(where: str, columns: Sequence[str], options: SourceOption
         )
 
     def known(name: str) -> str:
-        return name if name in columns else spelt[_composed(name)]
+        return name if name in columns else spelt[composed(name)]
 
     image = options.image_column
     return replace(
@@ -181,11 +181,6 @@ def choose_columns(
     if any(name in marked for name in one_hot):
         marks = marks_said([found for name in one_hot if (found := marks_in(name, rows)) is not None])
     return Columns(image, named, one_hot, ignored, split, confidence, marks, left_alone)
-
-
-def _composed(name: str) -> str:
-    """A name with its accents as one letter each, however a program has stored them."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _marked(free: Sequence[str], binary: Sequence[str], rows: Sequence[Row]) -> dict[str, ColumnOfMarks]:
