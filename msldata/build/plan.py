@@ -249,14 +249,17 @@ def _look_at(images: Storage, records: Sequence[Record]) -> tuple[str, tuple[int
 def _problem(record: Record, num_classes: int) -> str:
     # The sum is finite when all are; a number at the end of what 64 bits hold is no length in pixels either.
     total = sum(record.crop or ())
+    odd = [index for index in record.positives if not 0 <= index < num_classes]
+    if record.ignored:
+        odd += [index for index in record.ignored if not 0 <= index < num_classes]
     for item in record.objects:
         total += sum(item.box, item.area)
+        if not 0 <= item.class_index < num_classes:
+            odd.append(item.class_index)
     if not math.isfinite(total):
         return "a box, an area or a crop is not a finite number"
-    indices = [*record.positives, *record.ignored, *(item.class_index for item in record.objects)]
-    if indices and (min(indices) < 0 or max(indices) >= num_classes):
-        odd = next(index for index in indices if not 0 <= index < num_classes)
-        return f"class index {odd}; of {counted(num_classes, 'class')}, counted from 0"
+    if odd:
+        return f"class index {odd[0]}; of {counted(num_classes, 'class')}, counted from 0"
     if record.ignored and not set(record.positives).isdisjoint(record.ignored):
         return f"class index {min({*record.positives} & {*record.ignored})} is both positive and ignored"
     return ""
@@ -312,9 +315,10 @@ def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:
         if problem := _problem(record, num_classes):
             ledger.add(BadInputError(source.images.where(record.image), problem, "mend the annotations"))
             continue
-        positives, ignored = tuple(sorted({*record.positives})), tuple(sorted({*record.ignored}))
-        if (positives, ignored) != (record.positives, record.ignored):  # seldom, and a copy takes microseconds
-            record = replace(record, positives=positives, ignored=ignored)
+        if len(record.positives) > 1 or len(record.ignored) > 1:
+            positives, ignored = tuple(sorted({*record.positives})), tuple(sorted({*record.ignored}))
+            if (positives, ignored) != (record.positives, record.ignored):  # seldom, and a copy takes microseconds
+                record = replace(record, positives=positives, ignored=ignored)
         check_key(record.key)
         if record.key in seen:
             twins.append((seen[record.key], record.image, record.key))
