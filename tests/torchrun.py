@@ -13,6 +13,9 @@ from msltrain.config import TrainConfig, to_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+TELL_WHERE_IT_HANGS = "import faulthandler; faulthandler.dump_traceback_later(240, exit=True)\n"
+"""All threads' stacks, sooner than `finish` gives up."""
+
 WORKER = """
 import os, signal, sys
 from pathlib import Path
@@ -49,7 +52,7 @@ def start(
 ) -> subprocess.Popen:
     """torchrun over the runs, one after the other, each in a folder of its name. It picks its own free port."""
     folder.mkdir(exist_ok=True)
-    (folder / "worker.py").write_text(worker)
+    (folder / "worker.py").write_text(TELL_WHERE_IT_HANGS + worker)
     for name, config in runs.items():
         (folder / f"{name}.json").write_text(to_json(config))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
@@ -64,7 +67,12 @@ def start(
 
 
 def finish(process: subprocess.Popen, expected: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        raise AssertionError(f"torchrun did not end; it wrote: {output!r}") from None
     assert process.returncode == expected, output
     return output
 

@@ -197,7 +197,7 @@ STAGES = {
     "full160": _voc("voc", 8, 160),
     "full224": _voc("voc", 8, 224),
     "small224": _voc("voc400", 12, 224),
-    "rivals224": _voc("voc400", 6, 224),
+    "rivals224": dataclasses.replace(_voc("voc400", 6, 224, "run.channels_last=true"), views=("whole", "high")),
     "onelabel160": _voc("voc1", 8, 160),
     "lite": _voc("voc", 8, 128, lite=True),
     "lite224": _voc("voc", 8, 224, lite=True),

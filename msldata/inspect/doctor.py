@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Set
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from msldata.contract.manifest import IMAGES, MANIFEST_NAME, read_manifest
+from msldata.contract.manifest import MANIFEST_NAME, read_manifest
+from msldata.contract.recorded_command import build_command, build_other_split, out_option
 from msldata.errors import UserError
-from msldata.inspect.nextsteps import build_command, out_option
 from msldata.masks.sources import open_mask_source, usual_place
 from msldata.sources.kinds import KINDS, PUBLISHED, FoundSource, find_sources, open_source
 from msldata.storage import Location, Storage, open_storage
@@ -194,9 +194,7 @@ def _sibling_command(shards: Storage, folder: str, files: Mapping[str, int]) -> 
         if other.parent.as_posix() != dataset or not name.endswith(f"/{MANIFEST_NAME}"):
             continue
         with suppress(UserError):
-            manifest = read_manifest(shards.child(other.as_posix()))
-            words = list(manifest.provenance.get("command", ()))
-            if manifest.kind == IMAGES and "--split" in words:
-                words[words.index("--split") + 1] = split
-                return build_command(here, replace(manifest, split=split, provenance={"command": words})) or ""
+            command = build_other_split(here, read_manifest(shards.child(other.as_posix())), split)
+            if command is not None:
+                return command
     return ""

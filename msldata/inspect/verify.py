@@ -14,8 +14,8 @@ from msldata.contract.format import decode_index, decode_shard_metadata
 from msldata.contract.keepmask import hole_fraction_histogram
 from msldata.contract.manifest import IMAGES, MANIFEST_NAME, FormatError, Manifest, ShardInfo, read_manifest
 from msldata.contract.publish import CROISSANT_NAME, reader_files
+from msldata.contract.recorded_command import build_command
 from msldata.errors import BadInputError, UserError
-from msldata.inspect.nextsteps import build_command
 from msldata.inspect.verify_shard import (
     Finding,
     ShardCheck,

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from msldata.contract.listing import IMAGE_SUFFIXES
-from msldata.contract.manifest import MANIFEST_NAME, Manifest, is_digest, read_manifest
+from msldata.contract.manifest import MANIFEST_NAME, is_digest, read_manifest
+from msldata.contract.recorded_command import build_other_split
 from msldata.errors import UserError, did_you_mean
 from msldata.storage import LocalStorage, Storage, open_storage
 from msldata.storage.hub import is_hub_place
@@ -276,19 +277,8 @@ def no_test_split(model: str | Path, otherwise: str) -> UserError:
         return UserError(f"{folder}: has no test split, for its photographs were kept together; {otherwise}")
     is_begun = [split for split in unfinished_splits(folder) if split in TEST_SPLITS]
     is_so = unfinished_said(folder, is_begun) if is_begun else f"{folder}: the test split is missing"
-    build = _test_command(open_storage(train), manifest)
+    build = build_other_split(open_storage(f"{folder}/test"), manifest, "test")
     return UserError(f"{is_so}{build and f'; to build it: {build}'}; or {otherwise}")
-
-
-def _test_command(folder: Storage, manifest: Manifest) -> str:
-    """The command that builds the test split beside a training split: that of the latter, with another split; empty
-    where none was recorded."""
-    words = list(manifest.provenance.get("command", ()))
-    if words[:1] != ["build-shards"] or "--split" not in words:
-        return ""
-    words[words.index("--split") + 1] = "test"
-    place = folder.url.removesuffix(f"/{manifest.dataset}/{manifest.split}")
-    return shlex.join(["msl", *words, *([] if place == SHARDS else ["--out", place])])
 
 
 def read_meta(folder: Storage) -> tuple[dict[str, Any], TrainConfig]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 from msldata.contract.manifest import IMAGES, Manifest
 from msldata.storage import LocalStorage, Storage
@@ -18,6 +19,16 @@ def build_command(folder: Storage, manifest: Manifest) -> str | None:
         return shlex.join(["msl", *words]) + (f" --out {shlex.quote(folder.url)}" if elsewhere else "")
     below = f"/{manifest.dataset}/{manifest.split}" if manifest.kind == IMAGES else f"/{manifest.split}"
     return shlex.join(["msl", *words]) + out_option(folder, below)
+
+
+def build_other_split(folder: Storage, manifest: Manifest, split: str) -> str | None:
+    """The command for ``split`` of the dataset of ``manifest``, whose own split was built by naming it; writes to
+    ``folder``. None where none was recorded."""
+    words = list(manifest.provenance.get("command", ()))
+    if manifest.kind != IMAGES or words[:1] != ["build-shards"] or "--split" not in words:
+        return None
+    words[words.index("--split") + 1] = split
+    return build_command(folder, replace(manifest, split=split, provenance={"command": words}))
 
 
 def out_option(folder: Storage, below: str = "") -> str:

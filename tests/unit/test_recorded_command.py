@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest, read_manifest
-from msldata.inspect.nextsteps import build_command
+from msldata.contract.recorded_command import build_command
 from msldata.inspect.verify import verify
 from msldata.storage import LocalStorage, open_storage
 from msltrain.__main__ import app
