@@ -30,7 +30,6 @@ from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.find_checkpoint import Foreign
 from msltrain.runs.folder import training_data
 from msltrain.runs.other_checkpoints import load_any
-from msltrain.runs.run_places import run_folder
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out
@@ -153,13 +152,9 @@ def evaluate(
     return predictions
 
 
-def _run_of(path: str | Path) -> str | Path:
-    return path.partition("/checkpoints/")[0] if isinstance(path, str) else run_folder(path)
-
-
 def _notes(loaded: LoadedRecogniser, shard_set: ShardSet, where: str, held_out: bool) -> list[str]:
     notes = [text] if (text := loaded.unfinished()) else []
-    trained_on = {one.fingerprint for one in training_data(_run_of(loaded.path))}
+    trained_on = {one.fingerprint for one in training_data(loaded.path)}
     if shard_set.manifest.fingerprint in trained_on and not held_out:
         notes.append(
             f"{where} is what this model was trained on, so the numbers flatter it; --held-out measures the part that "
@@ -203,7 +198,7 @@ def _held_out(shard_set: ShardSet, loaded: LoadedRecogniser) -> ShardSet:
             f"{loaded.path}: this run set no samples aside (data.validation_fraction = 0); evaluate on another split"
         )
     role, place = ("validation", data.validation) if data.validation else ("train", data.train)
-    known = {one.fingerprint for one in training_data(_run_of(loaded.path), role)}
+    known = {one.fingerprint for one in training_data(loaded.path, role)}
     if known and shard_set.manifest.fingerprint not in known:
         what = "was validated on" if data.validation else "set samples of aside"
         raise UserError(

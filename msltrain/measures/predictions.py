@@ -151,7 +151,7 @@ class Predictions:
     target_NK: np.ndarray
     """uint8, 1 positive, 0 negative."""
     ignore_NK: np.ndarray
-    """bool, True where the pair is left out of every measure."""
+    """bool, True where the pair is left out: of AP, and of the rates as `Origin.ignored_in_rates` says."""
     classes: tuple[str, ...]
     objects: LargestObjects | None = None
     """None where the dataset has no object annotations."""

@@ -260,12 +260,15 @@ def _method(numbers: Numbers) -> list[str]:
     num_tied = max(
         one.num_tied for entry in numbers.measured for measured in entry.values() for one in measured.metrics.classes
     )
-    views = numbers.runs[0].clean.origin.test_time
+    origin = numbers.runs[0].clean.origin
+    in_rates = "count as negatives in P, R and F1, and are left out of AP"
+    ignored = in_rates if origin.ignored_in_rates == "negative" else "are left out of every measure"
+    views = origin.test_time
     sentences = [
         "AP is the mean over a class’s positives of the precision at their rank, by float32 logits; mAP is its mean "
         "over classes. P, R and F1 are taken at score ≥ 0.5; a class that is never predicted counts as one prediction; "
         "CF1 and OF1 are harmonic means of (CP, CR) and (OP, OR).",
-        f"{num_ignored:,} (image, class) pairs marked as ignored are left out of every measure." if num_ignored else "",
+        f"{num_ignored:,} (image, class) pairs marked as ignored {ignored}." if num_ignored else "",
         "No positive ties with a negative, so no number depends on the order of the samples."
         if num_tied == 0
         else f"Up to {num_tied:,} positives of a class tie with a negative; ties keep the order of the samples.",

@@ -36,6 +36,7 @@ from msldata.storage.lock import Claim, own_folder
 from msltrain.config import TrainConfig, differences, from_json, to_json
 from msltrain.runs.find_checkpoint import BEST, CHECKPOINTS, FAILED, LAST, check_unused, holds_run
 from msltrain.runs.mirror import RunMirror
+from msltrain.runs.run_places import run_folder
 from msltrain.runs.trackers import Tracker, open_trackers
 from msltrain.stream.errors import SampleError
 from msltrain.stream.reading.request import note_once
@@ -248,8 +249,7 @@ class RunFolder:
 
     def start(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
         """Record what the run was given. Raises StorageError if that is impossible."""
-        described = {role: [asdict(identity) for identity in identities] for role, identities in datasets.items()}
-        self._files.put(DATASETS_NAME, _json_bytes(described))
+        self._files.put(DATASETS_NAME, _described(datasets))
         self._files.put(CONFIG_NAME, to_json(config).encode())
 
     def changes(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> list[str]:
@@ -383,12 +383,35 @@ def another_run(location: str | Path, changes: Sequence[str], typed: Sequence[st
     )
 
 
-def training_data(run: str | Path, role: str = "train") -> list[DatasetIdentity]:
-    """The shards that the run at ``run`` noted, for training or in another role; empty where nothing tells."""
+def training_data(checkpoint: str | Path, role: str = "train") -> list[DatasetIdentity]:
+    """The shards that the run of a checkpoint noted, for training or in another role; empty where nothing tells."""
+    return _noted(checkpoint).get(role, [])
+
+
+def note_data_of_all(checkpoints: Sequence[str | Path], folder: Path) -> None:
+    """Note in ``folder``, which is made of these checkpoints' runs, the shards that any of them had, each once."""
+    datasets: dict[str, list[DatasetIdentity]] = {}
+    for checkpoint in checkpoints:
+        for role, identities in _noted(checkpoint).items():
+            known = datasets.setdefault(role, [])
+            known += [identity for identity in identities if identity not in known]
+    if datasets:
+        LocalStorage(folder).put(DATASETS_NAME, _described(datasets))
+
+
+def _noted(checkpoint: str | Path) -> dict[str, list[DatasetIdentity]]:
+    if isinstance(checkpoint, str) and "://" in checkpoint:
+        run: str | Path = checkpoint.partition("/checkpoints/")[0]
+    else:
+        run = run_folder(checkpoint)
     try:
-        return _identities(open_storage(run).read(DATASETS_NAME))[role]
+        return _identities(open_storage(run).read(DATASETS_NAME))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return []
+        return {}
+
+
+def _described(datasets: Mapping[str, list[DatasetIdentity]]) -> bytes:
+    return _json_bytes({role: [asdict(one) for one in identities] for role, identities in datasets.items()})
 
 
 def _identities(data: bytes) -> dict[str, list[DatasetIdentity]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from msldata.errors import UserError, counted
 from msltrain.config import differences
 from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, rebuild_recogniser, save_checkpoint
+from msltrain.runs.folder import note_data_of_all, training_data
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
 from msltrain.training.precise_bn import PreciseBN, norm_names
@@ -30,6 +31,7 @@ def average_checkpoints(
     Networks that were fine-tuned from the same weights, in whatever way, lie close enough together for their average to
     be a network as well, often one better than each of them ("model soups", Wortsman et al., ICML 2022). BatchNorm's
     running statistics are measured anew where the last run's were (``optim.precise_bn_images``), else averaged too.
+    Where the runs set other samples aside, none are left that the average has not learnt from, and it names none.
 
     Args:
         places: runs or checkpoints, folders or URLs; the written one has the settings of the last.
@@ -61,9 +63,23 @@ def average_checkpoints(
     for place, other in zip(places[1:], found[1:], strict=True):
         _require_same_start(found[0], other, places[0], place)
     average = replace(found[-1], weights=average_weights([one.weights for one in found], shares))
+    if not _set_aside_alike(found, places):
+        nothing = replace(average.config.data, validation="", validation_fraction=0)
+        average = replace(average, config=replace(average.config, data=nothing))
     if average.config.optim.precise_bn_images:
         average = _measured(average, data or average.config.data.train)
     save_checkpoint(average, folder)
+    note_data_of_all(places, folder)
+
+
+def _set_aside_alike(found: Sequence[Checkpoint], places: Sequence[str | Path]) -> bool:
+    """Whether what the last run set aside for validation was set aside by all: others may have learnt from it."""
+    return all(
+        one.config.data.validation_fraction == found[-1].config.data.validation_fraction
+        and one.config.data.validation == found[-1].config.data.validation
+        and all(training_data(place, role) == training_data(places[-1], role) for role in ("train", "validation"))
+        for one, place in zip(found, places, strict=True)
+    )
 
 
 def _measured(average: Checkpoint, data: str | Path) -> Checkpoint:

@@ -388,6 +388,23 @@ def test_runs_that_cannot_be_compared_are_refused(pair, tmp_path, change, messag
     assert not (tmp_path / "r.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("ignored", "said"),
+    [
+        ("left out", "are left out of every measure."),
+        ("negative", "count as negatives in P, R and F1, and are left out"),
+    ],
+)
+def test_the_page_says_how_ignored_pairs_count(pair, tmp_path, ignored, said):
+    pair = [
+        replace(one, clean=replace(one.clean, origin=replace(one.clean.origin, ignored_in_rates=ignored)), masked={})
+        for one in pair
+    ]
+    num_ignored = int(pair[0].clean.ignore_NK.sum())
+    page = write_report(tmp_path / "page.html", title="Ignored", runs=pair).read_text("utf-8")
+    assert f"{num_ignored} (image, class) pairs marked as ignored {said}" in page
+
+
 def test_difference_of_a_model_from_itself_is_nothing(pair):
     difference = mean_ap_difference(pair[0].clean, pair[0].clean)
     assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from msldata.contract.manifest import FormatError
+from msldata.contract.manifest import FormatError, read_manifest
 from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.config import override
+from msltrain.evaluation.evaluate import evaluate
 from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, load_recogniser, save_checkpoint
+from msltrain.runs.folder import DatasetIdentity, training_data
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.training.average import average_checkpoints
 from msltrain.training.precise_bn import PreciseBN, norm_names
@@ -68,6 +72,34 @@ def test_the_command_averages_equally_and_names_the_next(tmp_path: Path):
     found, first, last = (load_checkpoint(tmp_path / name).weights for name in "cab")
     name = "classifier.score.weight"
     torch.testing.assert_close(found[name], (first[name] + last[name]) / 2)
+
+
+def test_what_one_run_learnt_from_is_not_held_out_of_the_average(tmp_path: Path):
+    """An average knows the shards of all its runs, and names held-out samples only where all set the same aside."""
+    for name, dots in (("data", [12, 8]), ("more", [9])):
+        write_images(tmp_path / name, dots)
+    half = (f"data.train={tmp_path / 'data'}", "data.validation_fraction=0.5", "data.validation=")
+    runs = {
+        "one": (half, "data"),
+        "same": (half, "data"),
+        "rebuilt": (half, "more"),
+        "less": ((*half, "data.validation_fraction=0.1"), "data"),
+    }
+    for name, (settings, data) in runs.items():
+        saved(tmp_path / name, 1, *settings, classes=("bird", "boat", "cat"))
+        identity = DatasetIdentity.of(str(tmp_path / "data"), read_manifest(tmp_path / data))
+        (tmp_path / name / "datasets.json").write_text(json.dumps({"train": [asdict(identity)]}))
+    noted = {name: training_data(tmp_path / name) for name in runs}
+    for other, is_alike in (("same", True), ("rebuilt", False), ("less", False)):
+        average_checkpoints([tmp_path / other, tmp_path / "one"], tmp_path / f"with {other}")
+        average = tmp_path / f"with {other}"
+        assert load_checkpoint(average).config.data.validates == is_alike
+        assert training_data(average) == [*noted[other], *([] if noted[other] == noted["one"] else noted["one"])]
+        with nullcontext() if is_alike else pytest.raises(UserError, match="this run set no samples aside"):
+            evaluate(average, tmp_path / "data", held_out=True)
+    notes: list[str] = []
+    evaluate(tmp_path / "with rebuilt", tmp_path / "data", note=notes.append)
+    assert any("is what this model was trained on" in text for text in notes)
 
 
 @pytest.mark.parametrize(
