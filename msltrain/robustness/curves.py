@@ -51,7 +51,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Area:
-    """Mean height of a model's curves from no hole to the last ten-percent bin (trapezoids)."""
+    """Mean height of a model's curves from no hole to the last ten-percent bin of all models (trapezoids)."""
 
     model: str
     kind: str
@@ -102,8 +102,7 @@ def compute_curves(found: Mapping[str, Mapping[str, Predictions]]) -> Curves:
     cells = tuple(_cell(model, name, one) for model, row in found.items() for name, one in row.items())
     first = next(one for row in found.values() for one in row.values())
     curves = Curves(cells=cells, areas=(), num_samples=len(first.keys), skipped=first.origin.skipped)
-    areas = tuple(_area(model, kind, curves.of(model, kind)) for kind in curves.kinds for model in curves.models)
-    return replace(curves, areas=areas)
+    return replace(curves, areas=_areas(curves))
 
 
 def read_curves(data: bytes) -> Curves:
@@ -135,8 +134,7 @@ def read_curves(data: bytes) -> Curves:
     for model in curves.models:
         if [cell.condition for cell in curves.cells if cell.model == model].count(WHOLE) != 1:
             raise ValueError(f"{model}: not measured on whole images, or twice")
-    areas = tuple(_area(model, kind, curves.of(model, kind)) for kind in curves.kinds for model in curves.models)
-    return replace(curves, areas=areas)
+    return replace(curves, areas=_areas(curves))
 
 
 def _cell(model: str, condition: str, predictions: Predictions) -> Cell:
@@ -171,8 +169,19 @@ def is_bin(cell: Cell) -> bool:
     return cell.condition == WHOLE or not cell.condition.endswith("-high")
 
 
-def _area(model: str, kind: str, cells: Sequence[Cell]) -> Area:
-    points = [cell for cell in cells if is_bin(cell)]
+def _areas(curves: Curves) -> tuple[Area, ...]:
+    """Of every kind and model, over the bins that all models were measured at: others would change the mean."""
+    areas = []
+    for kind in curves.kinds:
+        rows = {model: [cell for cell in curves.of(model, kind) if is_bin(cell)] for model in curves.models}
+        shared = set.intersection(*({cell.condition for cell in cells} for cells in rows.values()))
+        areas += [
+            _area(model, kind, [cell for cell in cells if cell.condition in shared]) for model, cells in rows.items()
+        ]
+    return tuple(areas)
+
+
+def _area(model: str, kind: str, points: Sequence[Cell]) -> Area:
     x = np.array([cell.hole_fraction for cell in points])
     width = float(x[-1] - x[0])
 

@@ -118,6 +118,13 @@ def test_the_height_of_a_curve_weighs_each_stretch_by_its_width():
     assert (area.up_to, area.mAP) == (0.4, pytest.approx((0.1 * 0.7 + 0.3 * 0.3) / 0.4))
 
 
+def test_areas_compare_models_at_the_bins_that_all_have(content):
+    """Without its last bin a model would look better than the same one with it."""
+    without = [one for one in content["cells"] if (one["model"], one["condition"]) != ("b", "box-3")]
+    curves = read({**content, "cells": without})
+    assert [(area.up_to, area.mAP) for area in curves.areas] == [(0.2, pytest.approx(0.7))] * 2
+
+
 def predictions(kind: str, hole_fraction: float, visible: list[list[float]] | None, more: float = 0) -> Predictions:
     """Two classes on five images; a score of exactly 0.5 is predicted, and two pairs are ignored."""
     logit = [[1.0, -2.0], [-1.0, 0.5], [0.0, 3.0], [2.0, -0.1], [-3.0, 0.0]]
