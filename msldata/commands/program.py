@@ -78,7 +78,7 @@ class Commands(typer.core.TyperGroup):
 
 def typed_words(context: Any) -> list[str]:
     """The running command as it was typed."""
-    return [context.find_root().info_name or "msl", *context.meta.get(_TYPED, ())]
+    return [*(context.find_root().info_name or "msl").split(), *context.meta.get(_TYPED, ())]
 
 
 def _takes(command: Any, option: str) -> bool:

@@ -165,6 +165,8 @@ def test_a_mended_table_is_built_anew_by_one_command(place):
         "since it was built the photographs, labels or options have changed: classes only in the old one: 'cta'" in said
     )
     assert "plan" not in said and said.endswith("to build it anew, run: root " + " ".join(words) + " --overwrite --yes")
+    other = CliRunner().invoke(app, [*words], prog_name="python -m msldata").output
+    assert "run: python -m msldata build-shards labels.csv" in " ".join(other.split())
     msl(*words, "--overwrite", "--yes")
     path.write_text(re.sub(r"IMG_4\.jpg,.*", "IMG_4.jpg,", path.read_text()))
     assert msl(*words, code=2).endswith("--workers 1 --overwrite")  # the classes are the same: nobody is asked
