@@ -33,7 +33,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
+sys.path.insert(0, str(REPOSITORY))
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 COUNTS = {"kills": 80, "stores": 160, "disks": 60, "inputs": 500}
@@ -87,8 +87,7 @@ class Attack:
         self.open = ExitStack()
 
     def __enter__(self) -> Attack:
-        from attacked import Program, make_ground
-
+        from benchmarks.attacked import Program, make_ground
         from tests import s3server
 
         self.out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +131,7 @@ class Attack:
         return outcome
 
     def work(self, name: str, out: str, again: bool = False) -> str:
-        from attacked import WORKS
+        from benchmarks.attacked import WORKS
 
         work = WORKS[name]
         words = work.words.replace("GROUND", str(self.ground)).replace("OUT", out)
@@ -140,7 +139,7 @@ class Attack:
 
     def expected(self, name: str) -> tuple[dict, float]:
         """What the work makes undisturbed, and in how many seconds."""
-        from attacked import WORKS
+        from benchmarks.attacked import WORKS
 
         if name not in self.undisturbed:
             folder = self.out / f"undisturbed-{name}"
@@ -163,7 +162,7 @@ class Attack:
         self.compare_made(row, name, place)
 
     def compare_made(self, row: dict, name: str, place: Path) -> None:
-        from attacked import WORKS
+        from benchmarks.attacked import WORKS
 
         expected = self.expected(name)[0]
         try:
@@ -264,7 +263,7 @@ class Attack:
             subprocess.run(["umount", "-l", str(disk)], check=True)
 
     def inputs(self, folder: Path, chance: random.Random, number: int, row: dict) -> None:
-        from mutations import ODD_NUMBERS, ODD_TEXTS, mutate
+        from benchmarks.mutations import ODD_NUMBERS, ODD_TEXTS, mutate
 
         inputs = read_inputs()
         one = inputs[number % len(inputs)]
@@ -311,7 +310,7 @@ class Attack:
 
     def answers(self, folder: Path) -> dict | None:
         """Of an evaluation or prediction, what it says; of a training, what it learnt."""
-        from attacked import run_made
+        from benchmarks.attacked import run_made
 
         if (folder / "new/checkpoints").exists():
             return run_made(folder / "new")
@@ -394,7 +393,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--fork-commands"]:
-        from attacked import fork_commands
+        from benchmarks.attacked import fork_commands
 
         def start() -> None:
             from msltrain.__main__ import main as program

@@ -12,32 +12,39 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
 NUM_CATEGORIES = 80
 NUMBERS_PER_SEGMENT = 74  # what makes the file 450 MB
 
-PLAN = """
-import json, resource, sys, time
-from msldata.build.plan import plan_build
-from msldata.sources.kinds import open_source
-start = time.perf_counter()
-source = open_source("coco2014", sys.argv[1], "train")
-opened = time.perf_counter()
-plan = plan_build(source)
-end = time.perf_counter()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-num_objects = sum(len(record.objects) for shard in plan.shards for record in shard.records())
-print(json.dumps({
-    "open_seconds": opened - start, "seconds": end - start, "peak_mb": peak,
-    "samples": plan.num_samples, "objects": num_objects,
-    "plan_mb": sum(len(shard.packed) for shard in plan.shards) / 1e6,
-}))
-"""
+
+def plan(folder: Path) -> None:
+    """Print what planning the dataset took, as JSON."""
+    from msldata.build.plan import plan_build
+    from msldata.sources.kinds import open_source
+
+    start = time.perf_counter()
+    source = open_source("coco2014", folder, "train")
+    opened = time.perf_counter()
+    planned = plan_build(source)
+    end = time.perf_counter()
+    found = {
+        "open_seconds": opened - start,
+        "seconds": end - start,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "samples": planned.num_samples,
+        "objects": sum(len(record.objects) for shard in planned.shards for record in shard.records()),
+        "plan_mb": sum(len(shard.packed) for shard in planned.shards) / 1e6,
+    }
+    print(json.dumps(found))
 
 
 def write_annotations(path: Path, num_images: int, num_annotations: int) -> None:
@@ -79,8 +86,8 @@ def write_annotations(path: Path, num_images: int, num_annotations: int) -> None
 
 def measure(folder: Path) -> dict[str, float]:
     """Plan the dataset in ``folder`` in a fresh process: seconds, peak memory in MB, samples, objects."""
-    command = [sys.executable, "-c", PLAN, str(folder)]
-    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    command = [sys.executable, __file__, "--plan", str(folder)]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(answer.stdout)
 
 
@@ -88,7 +95,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=82_783)
     parser.add_argument("--annotations", type=int, default=604_907)
+    parser.add_argument("--plan", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.plan:
+        plan(arguments.plan)
+        return
     with tempfile.TemporaryDirectory(prefix="msl-bench-") as scratch:
         root = Path(scratch)
         (root / "annotations").mkdir()
