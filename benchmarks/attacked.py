@@ -122,12 +122,16 @@ class Program:
     def __enter__(self) -> Program:
         own = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "240"}
         command = [sys.executable, str(REPOSITORY / "benchmarks/attack.py"), "--fork-commands"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._parent = subprocess.Popen(command, env={**os.environ, **own, "TERM": "dumb"}, **pipes)
+        environment = {**os.environ, **own, "TERM": "dumb"}
+        self._parent = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._parent.stdin is not None and self._parent.stdout is not None
+        self._orders, self._answers = self._parent.stdin, self._parent.stdout
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._parent.stdin.close()
+        self._orders.close()
         self._parent.wait()
 
     def run(
@@ -143,8 +147,8 @@ class Program:
         said = folder / "said.txt"
         job = {"words": list(words), "folder": str(folder), "environment": dict(environment), "said": str(said)}
         began = time.monotonic()
-        print(json.dumps(job), file=self._parent.stdin, flush=True)
-        child = int(self._parent.stdout.readline())
+        print(json.dumps(job), file=self._orders, flush=True)
+        child = int(self._answers.readline())
         hung = ""
         while Path(f"/proc/{child}").exists() and _state(child) != "Z":
             seconds = time.monotonic() - began
@@ -157,7 +161,7 @@ class Program:
                     (os.kill if alone and not hung else os.killpg)(child, signal.SIGKILL)
                 break
             time.sleep(0.02)
-        code, megabytes, cpu = json.loads(self._parent.stdout.readline())
+        code, megabytes, cpu = json.loads(self._answers.readline())
         seconds = time.monotonic() - began
         return Outcome(code, said.read_text(errors="replace"), seconds, megabytes, hung, cpu)
 

@@ -28,7 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +135,7 @@ def ours(shards: Path, batch_size: int, num_threads: int, where: Literal["same",
         batches.close()
 
 
-def endless(loader: Loader) -> Iterator[object]:
+def endless(loader: Loader) -> Generator[object, None, None]:
     while True:
         yield from loader.host_batches()
         loader.set_epoch(loader.epoch + 1)
@@ -162,7 +162,9 @@ class Photographs(torch.utils.data.Dataset):
         _, rows = self._shards.rows(np.array([shard]), np.array([row]))
         name = self._shards.manifest.shards[shard].name
         if name not in self._maps:
-            self._maps[name] = np.memmap(self._shards.storage.path(name), np.uint8, "r")
+            path = self._shards.storage.path(name)
+            assert path is not None  # they are in a local folder
+            self._maps[name] = np.memmap(path, np.uint8, "r")
         start, width, height = int(rows.offset_N[0]), int(rows.width_N[0]), int(rows.height_N[0])
         data = self._maps[name][start : start + int(rows.length_N[0])].data
         square_1CSS = torch.empty((1, SIDE, SIDE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -178,7 +180,7 @@ def dataloader(shards: Path, batch_size: int, num_threads: int) -> Iterator[Batc
         multiprocessing_context="spawn",
     )  # fmt: skip
 
-    def batches() -> Iterator[object]:
+    def batches() -> Generator[object, None, None]:
         while True:
             yield from loader
 

@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from unittest import mock
@@ -194,19 +194,25 @@ def exactly() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
+class KeptStep(SiameseStep):
+    """A step with the loss of its latest pass."""
+
+    total: Tensor
+
+
 def one_step(
     device: torch.device, loss: LossConfig, *, amp: bool = False, layout: torch.memory_format = torch.contiguous_format
-) -> SiameseStep:
-    """A step of a small ResNet after one forward and backward pass; its total is kept as ``total``."""
+) -> KeptStep:
+    """A step of a small ResNet after one forward and backward pass."""
     torch.manual_seed(0)
     recogniser = build_model(ModelConfig(backbone="test_resnet"), NUM_CLASSES, image_size=96).to(device)
-    step = SiameseStep(recogniser.to(memory_format=layout), loss)  # type: ignore[call-overload]
+    step = KeptStep(recogniser.to(memory_format=layout), loss)  # type: ignore[call-overload]
     step.train()
     backward(step, step, device, amp)
     return step
 
 
-def backward(step: SiameseStep, call: Callable, device: torch.device, amp: bool = False) -> None:
+def backward(step: KeptStep, call: Callable[..., dict[str, Tensor]], device: torch.device, amp: bool = False) -> None:
     generator = torch.Generator().manual_seed(1)
     image_BCHW = torch.rand(8, 3, 96, 96, generator=generator).to(device)
     keep_mask_B1HW = (torch.rand(8, 1, 96, 96, generator=generator) > 0.5).float().to(device)
@@ -214,17 +220,17 @@ def backward(step: SiameseStep, call: Callable, device: torch.device, amp: bool 
     with torch.autocast(device.type, torch.bfloat16, enabled=amp):
         total = call(image_BCHW, keep_mask_B1HW, target_BK)["total"]
     total.backward()
-    step.total = total.detach()  # type: ignore[assignment]
+    step.total = total.detach()
 
 
-def numbers(step: SiameseStep) -> list[Tensor]:
+def numbers(step: KeptStep) -> list[Tensor]:
     """The loss, the gradients and the running statistics."""
     gradients = [whole(parameter.grad) for parameter in step.parameters() if parameter.grad is not None]
     statistics = [buffer for name, buffer in step.named_buffers() if "running" in name]
     return [one.detach().cpu().double() for one in (step.total, *gradients, *statistics)]
 
 
-def largest_difference(found: SiameseStep, expected: SiameseStep) -> float:
+def largest_difference(found: KeptStep, expected: KeptStep) -> float:
     """Of all numbers, relative to the largest of their tensor."""
     pairs = list(zip(numbers(found), numbers(expected), strict=True))
     return max(float((one - other).abs().max() / other.abs().max().clamp(min=1e-6)) for one, other in pairs)
@@ -333,7 +339,7 @@ def data_parallel(bench: Bench) -> str:
     return f"{'gloo' if bench.pretends else 'NCCL'}, DistributedDataParallel: differs by {difference:.1g}"
 
 
-def again(*steps: SiameseStep) -> None:
+def again(*steps: KeptStep) -> None:
     for step in steps:
         step.zero_grad()
 
@@ -349,7 +355,7 @@ def sharded(bench: Bench) -> str:
                 shard_weights(recogniser, Ranks(rank=0, world_size=1, device=bench.device))
             else:
                 recogniser = recogniser.to(bench.device)
-            step = SiameseStep(recogniser, loss)
+            step = KeptStep(recogniser, loss)
             step.train()
             backward(step, step, bench.device)
             made.append(step)
@@ -421,7 +427,7 @@ def beside_the_loader(bench: Bench, backbone: str, size: int, batch_size: int) -
     return told
 
 
-def forever(loader: Loader) -> Iterator[object]:
+def forever(loader: Loader) -> Generator[object, None, None]:
     while True:
         yield from loader
 

@@ -52,6 +52,11 @@ class Case:
     size: int = 64
     """Side of a photograph in pixels; a network sees half of it."""
 
+    @classmethod
+    def of(cls, backbone: str, axis: str, value: int) -> Case:
+        """The middle values, but for one."""
+        return cls(**{**asdict(cls(backbone=backbone)), axis: value})
+
     @property
     def name(self) -> str:
         return f"{self.samples}-{self.shards}-{self.classes}-{self.size}"
@@ -95,9 +100,7 @@ def main() -> None:
                 continue
             for axis in STAGES[stage]:
                 if options.only in (None, axis):
-                    cases = [
-                        replace(Case(backbone=options.backbone), **{axis: value}) for value in _few(AXES[axis], options)
-                    ]
+                    cases = [Case.of(options.backbone, axis, value) for value in _few(AXES[axis], options)]
                     if options.quick:
                         cases = [replace(case, samples=min(case.samples, 300)) for case in cases]
                     table(stage, axis, cases, folder)
@@ -334,7 +337,7 @@ def report(case: Case, folder: Path) -> dict[str, float]:
 
 
 def manifest(case: Case, folder: Path) -> dict[str, float]:
-    from msldata.contract.manifest import IMAGES, Manifest, ShardInfo, read_manifest
+    from msldata.contract.manifest import IMAGES, Manifest, ShardInfo, Shards, read_manifest
     from msldata.contract.publish import write_manifest
     from msldata.storage import LocalStorage
     from msltrain.stream.samples.shardset import ShardSet
@@ -360,7 +363,7 @@ def manifest(case: Case, folder: Path) -> dict[str, float]:
             dataset="growth",
             split="train",
             classes=classes,
-            shards=tuple(infos),
+            shards=Shards(infos),
             label_histogram=histogram,
         )
         written = costs(lambda: write_manifest(storage, whole))

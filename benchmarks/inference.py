@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,7 @@ def rates(folder: Path, options: argparse.Namespace) -> None:
 
     def robust() -> int:
         out = folder / f"study-{next(fresh)}"
-        study = Study(models=(("model", model),), shards=str(shards), keep_masks=(), kinds=("patch",))
+        study = Study(models=(("model", str(model)),), shards=str(shards), keep_masks=(), kinds=("patch",))
         found = run_study(study, out, batch_size=BATCH_SIZE, device="cpu")
         return sum(len(conditions) for conditions in found.values())
 
@@ -172,11 +173,15 @@ def rates(folder: Path, options: argparse.Namespace) -> None:
     contenders: dict[str, Callable[[], int]] = {"evaluate": evaluated, "robustness": robust, "predict": predicted}
     shares: dict[str, list[float]] = {name: [] for name in contenders}
     passes = dict.fromkeys(contenders, 1)
+
+    def run(name: str) -> None:
+        passes[name] = contenders[name]()
+
     network()
     for _ in range(options.rounds):
         alone = seconds(network)
-        for name, action in contenders.items():
-            taken = seconds(lambda name=name, action=action: passes.__setitem__(name, action()))
+        for name in contenders:
+            taken = seconds(partial(run, name))
             shares[name].append(passes[name] * alone / taken)
             print(f"  {name}: {taken:.2f} s for {passes[name]} passes of {alone:.2f} s", file=sys.stderr, flush=True)
     print(f"| {options.images} photographs, {options.backbone} | passes | share of the network's rate |")

@@ -130,6 +130,9 @@ class Files:
     def __getitem__(self, number: int) -> tuple[bytes, int]:
         return self.paths[number].read_bytes(), label_of(self.paths[number])
 
+    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+        return map(self.__getitem__, range(len(self)))
+
 
 def workers_of(workers: int) -> dict[str, Any]:
     return {"batch_size": BATCH, "drop_last": True, "num_workers": workers, "persistent_workers": True}

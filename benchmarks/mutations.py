@@ -14,7 +14,7 @@ ODD_TEXTS = (
     *("é", "\u202e", "=1+1", "None", "true", "[]", "{}", "s3://", "file:///dev/zero", "/dev/zero", "a/b/c", "\\", '"'),
     *("'", "\n", "f" * 64, "0.5", "%s", "~", "*", "c:\\x"),
 )
-ODD_VALUES = (
+ODD_VALUES: tuple[object, ...] = (
     *ODD_TEXTS, None, True, False, 0, 1, -1, 2, 2**31, -(2**31), 2**63, 10**30, 1e308, float("nan"), float("inf"), 0.5,
     [], {}, [[]], [None], [1, [2, [3]]], {"": ""}, ["a"] * 1000, {"a": {"b": {}}},
 )  # fmt: skip

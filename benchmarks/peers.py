@@ -83,7 +83,7 @@ def passed(epoch: Epoch, is_first: bool) -> dict[str, Any]:
         num_images += len(labels)
         if is_first:
             seen.append(look(images))
-    answer = {"images": num_images, "seconds": time.perf_counter() - began}
+    answer: dict[str, Any] = {"images": num_images, "seconds": time.perf_counter() - began}
     if seen:
         answer |= {"colour": np.mean([colour for colour, _ in seen], axis=0), "kind": seen[0][1]}
     return answer
@@ -109,6 +109,8 @@ class Contender:
         self.orders, its = FORK.Pipe()
         self.process = FORK.Process(target=serve, args=(partial(PEERS[loader].make, work, decoder, workers), its))
         self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
         its.close()
         self.used = 0.0
 
@@ -119,7 +121,7 @@ class Contender:
             answer = self.orders.recv()
         except (EOFError, OSError):
             answer = {"failed": "its process ended"}
-        before, self.used = self.used, processor_seconds(self.process.pid)
+        before, self.used = self.used, processor_seconds(self.pid)
         return answer | {"processor": self.used - before}
 
     def close(self) -> None:
@@ -156,7 +158,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         prepare(work, arguments.photos, arguments.images)
-        contenders = {}
+        contenders: dict[str, Contender] = {}
         for name, peer in PEERS.items():
             chosen = [one for one in peer.decoders if {name, f"{name}, {one}"} & {*arguments.only, OURS}]
             if chosen and not installed(peer):

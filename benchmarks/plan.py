@@ -86,8 +86,8 @@ def main() -> None:
         print(f"| {num_shards:,} | {num_samples:,} | {first:.2f} | {megabytes:.0f} | {mean:.2f} | {slowest:.1f} |")
     print("\n| requests and bytes of | at most 0 between | 1 | 2 | 4 |\n|---|---|---|---|---|")
     for name, num_samples, num_bytes in (("VOC2007", 5011, 88_000), ("COCO", 82_081, 160_000)):
-        found = [neighbours(num_samples, num_bytes, between) for between in (0, 1, 2, 4)]
-        print(f"| {name} | {' | '.join(f'{requests:.2f}, {read:.2f}' for requests, read in found)} |")
+        shares = [neighbours(num_samples, num_bytes, between) for between in (0, 1, 2, 4)]
+        print(f"| {name} | {' | '.join(f'{requests:.2f}, {read:.2f}' for requests, read in shares)} |")
 
 
 if __name__ == "__main__":

@@ -76,8 +76,8 @@ def measure(loader: Loader) -> tuple[float, float]:
 
 
 def compare(folder: Path, url: str, scratch: Path, num_threads: int, rounds: int) -> None:
-    def loader(location: str | Path, **options: object) -> Loader:
-        config = StreamConfig(image_size=SIZE, batch_size=BATCH, num_threads=num_threads, **options)
+    def loader(location: str | Path, cache: str = "") -> Loader:
+        config = StreamConfig(image_size=SIZE, batch_size=BATCH, num_threads=num_threads, cache=cache)
         return Loader(open_shard_set(location), config, device="cpu", training=True)
 
     contenders = {

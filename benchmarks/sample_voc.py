@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from msltrain.measures.bootstrap import mean_ap_difference
@@ -74,11 +75,9 @@ def main() -> None:
     weights = sample / "weights" / "mobilenet_v2-imagenet-from-tflite-int8.pth"
     # The longest first, so that no job is left with it at the end.
     trainings = [(name, seed) for name in reversed(RUNS) for seed in seeds]
-    side_by_side(options.jobs, [lambda one=one: train(*one, work, weights, options.epochs) for one in trainings])
-    side_by_side(
-        options.jobs, [lambda one=one, test=test: evaluate(*one, work, test) for one in trainings for test in TESTS]
-    )
-    side_by_side(options.jobs, [lambda seed=seed: study(seed, work) for seed in seeds])
+    side_by_side(options.jobs, [partial(train, *one, work, weights, options.epochs) for one in trainings])
+    side_by_side(options.jobs, [partial(evaluate, *one, work, test) for one in trainings for test in TESTS])
+    side_by_side(options.jobs, [partial(study, seed, work) for seed in seeds])
     write_tables(work, seeds)
 
 

@@ -37,7 +37,15 @@ from tests.smallshards import CLASSES, photo  # noqa: E402
 
 def peak_mb(pid: int) -> float:
     """Largest resident memory of a process so far."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
+    return first_number(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()) / 1024
+
+
+def first_number(pattern: str, text: str) -> int:
+    """What the group of a pattern holds; ValueError where there is no such place."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"no {pattern} in {text!r}")
+    return int(found[1])
 
 
 def huge_png() -> bytes:
@@ -53,11 +61,14 @@ class Client(threading.Thread):
     def __init__(self, number: int, port: int, until: float, bodies: dict[str, bytes], expected: list[float]):
         super().__init__(daemon=True)
         self.random, self.port, self.until, self.bodies = random.Random(number), port, until, bodies
-        self.expected, self.found, self.wrong = expected, Counter(), 0
+        self.expected, self.wrong = expected, 0
+        self.found: Counter[tuple[str, int | str]] = Counter()
+        """How often a kind of request was answered by a status, or otherwise."""
 
     def run(self) -> None:
         while time.monotonic() < self.until:
             kind = self.random.choices(["good", "broken", "huge", "slow"], [80, 10, 4, 6])[0]
+            status: int | str
             try:
                 status = self.slow() if kind == "slow" else self.post(kind)
             except (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected):
@@ -101,7 +112,8 @@ def main() -> None:
         command = [sys.executable, str(REPOSITORY / "cli.py"), "serve", "--checkpoint", f"{folder}/run", "--port", "0"]
         server = subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.PIPE, text=True)
         try:
-            port = int(re.search(r":(\d+)/", server.stdout.readline())[1])
+            assert server.stdout is not None
+            port = first_number(r":(\d+)/", server.stdout.readline())
             bodies = {"good": photo(1, 500, 375), "broken": photo(2, 500, 375)[:900], "huge": huge_png()}
             first = Client(0, port, 0, bodies, [0.0] * len(CLASSES))
             first.post("good")
@@ -115,7 +127,7 @@ def main() -> None:
                 client.start()
             for client in clients:
                 client.join()
-            total = sum((client.found for client in clients), Counter())
+            total: Counter[tuple[str, int | str]] = sum((client.found for client in clients), Counter())
             print(f"{arguments.clients} clients, {arguments.seconds:.0f} s: {sum(total.values())} requests")
             for (kind, status), count in sorted(total.items(), key=str):
                 print(f"  {kind:8} {status}: {count}")

@@ -188,9 +188,10 @@ def compare(backbone: str, arguments: argparse.Namespace, device: torch.device) 
     names = ["plain", "official", "sequential", "fused", *(["dropping"] if is_transformer else [])]
     contenders = [(name, precision) for name in names for precision in PRECISIONS]
     on_gpu = device.type == "cuda"
-    image_size = arguments.image_size or ((224 if is_transformer else 448) if on_gpu else 160)
-    size = (backbone, image_size, arguments.batch_size, device)
-    steps = {contender: make_step(*contender, *size) for contender in contenders}
+    image_size: int = arguments.image_size or ((224 if is_transformer else 448) if on_gpu else 160)
+    batch_size: int = arguments.batch_size
+    size = (backbone, image_size, batch_size, device)
+    steps = {(name, precision): make_step(name, precision, *size) for name, precision in contenders}
     for step in steps.values():
         seconds(step, device)
     times: dict[tuple[str, str], list[float]] = {contender: [] for contender in contenders}
@@ -207,12 +208,12 @@ def compare(backbone: str, arguments: argparse.Namespace, device: torch.device) 
     peak = next((peak for word, peak in PEAKS.items() if on_gpu and word in torch.cuda.get_device_name()), None)
     heads = ["branches", "precision", "ms a step", "images/s", "of plain", "of official", "GFLOP an image", "peak MiB"]
     heads += ["of bound"] if peak else []
-    what = f"{backbone}, {arguments.batch_size} images of {image_size}²"
+    what = f"{backbone}, {batch_size} images of {image_size}²"
     print(f"\n{what}, medians of {arguments.rounds} alternating rounds\n")
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name, precision in contenders:
         median = {other: statistics.median(times[other, precision]) for other in names}
-        images_per_second = arguments.batch_size / median[name]
+        images_per_second = batch_size / median[name]
         cells = [name, precision, f"{1000 * median[name]:.0f}", f"{images_per_second:.1f}"]
         cells += [f"{median[name] / median[other]:.2f}" for other in ("plain", "official")]
         cells += [f"{work[name].operations / 1e9:.1f}", f"{peaks[name, precision]:.0f}"]

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,10 @@ def measure(num_rounds: int, source: Path, content: bytes, ranges: list[tuple[in
     for _ in range(num_rounds):
         for client in clients:
             actions: dict[str, tuple[Callable[[], Any], Any]] = {
-                "put": (lambda client=client: client.put("x.bin", source), None),
-                "read": (lambda client=client: client.read("x.bin"), content),
+                "put": (partial(client.put, "x.bin", source), None),
+                "read": (partial(client.read, "x.bin"), content),
                 "ranges": (
-                    lambda client=client: client.read_ranges("x.bin", ranges),
+                    partial(client.read_ranges, "x.bin", ranges),
                     [content[start : start + length] for start, length in ranges],
                 ),
             }
@@ -156,8 +157,8 @@ def measure(num_rounds: int, source: Path, content: bytes, ranges: list[tuple[in
                 assert expected is None or found == expected, f"{client.name} {action}: wrong bytes"
                 seconds.setdefault((client.name, action), []).append(taken)
     print(f"\n{'client':18s}{'action':10s}{'wall s':>10s}{'CPU s':>10s}{'MB/s':>10s}")
-    for (name, action), taken in seconds.items():
-        wall, cpu = (statistics.median(values) for values in zip(*taken, strict=True))
+    for (name, action), rounds in seconds.items():
+        wall, cpu = (statistics.median(values) for values in zip(*rounds, strict=True))
         megabytes = (sum(length for _, length in ranges) if action == "ranges" else len(content)) / 1e6
         print(f"{name:18s}{action:10s}{wall:10.2f}{cpu:10.2f}{megabytes / wall:10.0f}")
 

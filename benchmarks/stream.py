@@ -51,7 +51,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from msldata.build.writer import ShardWriter
 from msldata.contract.format import encode_target
-from msldata.contract.manifest import IMAGES, Manifest, shard_name
+from msldata.contract.manifest import IMAGES, Manifest, Shards, shard_name
 from msldata.contract.publish import write_manifest
 from msldata.masks.sources import GeneratedMasks
 from msldata.storage import LocalStorage
@@ -95,7 +95,7 @@ def write_shards(photos: list[Path], num_images: int, folder: Path, per_shard: i
                 writer.add(f"{number:06d}", members, row)
             shards.append(writer.publish())
     classes = tuple(str(number) for number in range(NUM_CLASSES))
-    manifest = Manifest(kind=IMAGES, dataset="bench", split="train", classes=classes, shards=tuple(shards))
+    manifest = Manifest(kind=IMAGES, dataset="bench", split="train", classes=classes, shards=Shards(shards))
     write_manifest(storage, manifest)
 
 

@@ -435,7 +435,7 @@ class Job:
     def digest(self) -> str:
         """Of all that decides the outcome."""
         stage = {name: value for name, value in vars(STAGES[self.stage]).items() if name != "flagged"}
-        content = [stage, SETTINGS[self.setting].masks, self.assignments]
+        content: list[object] = [stage, SETTINGS[self.setting].masks, self.assignments]
         content += [[part.digest, share] for part, share in self.parts]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
 

@@ -90,6 +90,8 @@ def _measures(predictions: Predictions) -> dict[str, Any]:
     row["strata"] = {
         stratum.name: [round(stratum.mAP, 5), round(stratum.CR, 5)]
         for stratum in compute_strata(predictions)
-        if stratum.num_positive and not stratum.name.endswith(("small", "medium", "large"))
+        if stratum.mAP is not None
+        and stratum.CR is not None
+        and not stratum.name.endswith(("small", "medium", "large"))
     }
     return row
