@@ -28,8 +28,10 @@ lint: $(TESTABLE)  ## format, lint and types only
 docs: $(TESTABLE)  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
 
+# Left out: attack, which goes on for hours and keeps its folder; gpu, which needs one; methods, which takes a day.
 bench: $(TESTABLE)  ## the measurements behind benchmarks/RESULTS.md
-	@for script in build index masks coco_parse plan stream peers large remote storage step proof serve growth inference sample_voc; do \
+	@for script in build index masks coco_parse plan stream beside peers large remote storage step proof predict serve \
+	  growth inference sample_voc; do \
 	  echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 mutants: $(TESTABLE)  ## a sample of wrong lines in the core, and whether a test notices each; an hour, goes on where it stopped
