@@ -1,13 +1,15 @@
-"""The benchmarks: each is run by ``make bench`` or left out by name, and is called as its arguments allow."""
+"""The benchmarks: each is run by ``make bench`` or left out by name, and calls are as programs allow."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from benchmarks.attack import read_inputs
+from tests.contract.test_advised_commands import problem
+from tests.contract.test_layout import REPOSITORY
+
 PROGRAMS = sorted(
     path for path in (REPOSITORY / "benchmarks").glob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")
 )
@@ -37,3 +39,9 @@ def test_a_benchmark_is_called_with_options_that_it_has(page):
         assert program in PROGRAMS, f"{page}: {name}"
         known = set(re.findall(rf'"({OPTION.pattern})"', program.read_text("utf-8")))
         assert not set(OPTION.findall(words)) - known, f"{page}: {name}"
+
+
+def test_the_attack_gives_commands_that_can_be_typed():
+    # One that is refused for its options would count as one that refused what was changed.
+    commands = [words for one in read_inputs() for words in one.commands]
+    assert commands and not {words: why for words in commands if (why := problem(f"msl {words}"))}
