@@ -284,6 +284,15 @@ def test_ultralytics_poses(tmp_path):
     assert run.exit_code == 2 and "nc is 3, and there are 2 names" in run.output, run.output
 
 
+def test_predicted_poses_have_a_confidence_at_their_end(tmp_path):
+    """An even number of values, as a polygon has."""
+    images(tmp_path / "images/train", "a.jpg")
+    write(tmp_path / "data.yaml", "train: images/train\nkpt_shape: [1, 3]\nnames: [cat, dog]\n")
+    write(tmp_path / "labels/train/a.txt", "1 0.5 0.5 0.5 0.5 0.9 0.1 2 0.875\n")
+    (record,) = open_source("yolo", tmp_path, "train").records()
+    assert [(item.class_index, item.box) for item in record.objects] == [(1, (0.25, 0.25, 0.5, 0.5))]
+
+
 def test_images_of_no_split_are_counted(tmp_path):
     images(tmp_path / "images/train", "a.jpg")
     images(tmp_path / "images/val", "b.jpg")

@@ -362,6 +362,14 @@ def test_folders_of_classes(tmp_path):
     assert source.labels.classes == ("dog", "cat") and next(source.records()).positives == (1,)
 
 
+def test_split_folders_may_have_capitals(tmp_path):
+    images(tmp_path, "Train/cat/1.jpg", "Train/dog/2.jpg", "TEST/cat/3.jpg")
+    assert read(tmp_path, dataset="folders") == {
+        "TEST": {"TEST/cat/3.jpg": ["cat"]},
+        "Train": {"Train/cat/1.jpg": ["cat"], "Train/dog/2.jpg": ["dog"]},
+    }
+
+
 def test_absolute_paths(tmp_path):
     images(tmp_path / "photos", *AB)
     rows = "".join(f"{tmp_path}/photos/{name},{';'.join(labels)}\n" for name, labels in AB.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,6 +195,16 @@ def test_splits_come_one_by_one_and_the_manifest_last(hub, place):
     commits = list(hub.repositories["dataset", "me/grown"].commits.values())
     assert [name in one for one in commits[-2:] for name in ("test/dataset.json",)] == [False, True]
     assert all("train/dataset.json" in one for one in commits[-2:])
+
+
+def test_a_split_that_is_pushed_again_is_listed_once(hub, place, tmp_path):
+    split = shutil.copytree(place / "small/train", tmp_path / "train")
+    push(str(split), "me/again")
+    write_manifest(LocalStorage(split), replace(read_manifest(split), licence="CC0"))
+    push(str(split), "me/again")
+    card = huggingface_hub.DatasetCard(hub.files("dataset", "me/again")["README.md"].decode())
+    assert [one["split"] for one in card.data.configs[0]["data_files"]] == ["train"]
+    assert "7 photographs" in card.text and "CC0" in card.text
 
 
 def test_what_cannot_be_published_is_said_before_anything_is(hub, place, monkeypatch, tmp_path):

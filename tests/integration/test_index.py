@@ -127,6 +127,14 @@ def test_minus_one_is_ignored_and_numbers_name_the_classes(tmp_path):
     assert (row["positives"], row["ignored"]) == ([0], [2])
 
 
+def test_what_another_program_calls_ignored_is_no_label(tmp_path):
+    """Our own tars have ``ignored`` beside ``labels``; beside another field it may be anything."""
+    content = json.dumps({"tags": ["cat"], "ignored": ["boat"]}).encode()
+    write_tar(tmp_path / "a.tar", {"x.jpg": photo(1), "x.json": content})
+    index(tmp_path, classes=CLASSES, labels_from="json:tags")
+    assert found_labels(tmp_path) == [([2], [])]
+
+
 def test_our_own_tars_get_their_lost_index_back(tmp_path):
     out = LocalStorage(tmp_path / "voc")
     plan = plan_build(open_source("voc2007", make_voc(tmp_path / "raw", 5), "test"), samples_per_shard=2)
@@ -325,6 +333,14 @@ def test_a_damaged_tar_is_refused(tmp_path, damage, reason):
     with pytest.raises(BadInputError, match=reason):
         index(tmp_path, classes=("bird",))
     assert not (tmp_path / MANIFEST_NAME).exists()
+
+
+def test_an_unusable_label_of_the_first_tar_is_named_before_what_the_others_leave_open(tmp_path):
+    for name, value in (("a", True), ("b", [])):
+        content = json.dumps({"labels": value}).encode()
+        write_tar(tmp_path / f"{name}.tar", {f"{name}.jpg": photo(1), f"{name}.json": content})
+    with pytest.raises(BadInputError, match=r"a\.tar, sample a: labels are True"):
+        index(tmp_path)
 
 
 def test_a_sample_that_lies_in_two_places(tmp_path):

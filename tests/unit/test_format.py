@@ -214,6 +214,7 @@ def test_limits_of_an_index_are_possible_and_what_lies_beyond_is_refused():
         {"ignored": [0]},
         {"objects": [{**an_object, "class_index": 0}]},
         {"objects": []},
+        {"objects": [{**an_object, "box": [3, 4, 0, 0], "area": 0}]},  # as builds take it
         {"offset": 0, "length": most},
         {"offset": most, "length": 0},
         {"width": 1, "height": 1},

@@ -42,6 +42,7 @@ def needed(path: Path, options: SourceOptions = NO_OPTIONS) -> OptionsNeeded:
     [
         *(("x", ""), ("X", ""), ("✓", ""), ("✔", "-"), ("ja", "nein"), ("Ja", ""), ("yes", "no"), ("y", "n")),
         *(("true", "-"), ("wahr", "falsch"), ("oui", "non"), ("si", "no"), ("sí", "0"), ("1", "-"), ("+", "-")),
+        ("si\u0301", "na\u0303o"),  # an accent may be a letter of its own
     ],
 )
 def test_columns_of_marks_are_columns_of_classes(tmp_path, yes, no):
