@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from msldata.commands import build, inspect
+from msldata.commands import build, inspect, obtain
 from msldata.commands.program import make_program, run_program
 
 DATA_COMMANDS = (
-    build.download,
+    obtain.download,
     build.build_shards,
     build.build_masks,
     build.index,
@@ -14,7 +14,7 @@ DATA_COMMANDS = (
     inspect.info,
     inspect.preview,
     inspect.doctor,
-    build.synthesize,
+    obtain.synthesize,
 )
 
 app = make_program("Labelled photographs and irregular masks in, WebDataset shards out.", {"Data": DATA_COMMANDS})

@@ -6,11 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import Any
 
+from msldata.build.alike import alike, joined, look_of
 from msldata.contract.judging import FEWEST, too_few_to_judge
 from msldata.contract.records import LabelSpace, Record
-from msldata.errors import BadInputError
+from msldata.errors import BadInputError, UserError, counted
 from msldata.sources.kinds import KINDS
 from msldata.sources.source import WHOLE_SPLIT, FoundSource, Source, SourceOptions, fail
 from msldata.storage import Storage
@@ -32,6 +34,7 @@ class DividedSource:
         records: those of the part.
         errors: records that cannot be used, to be rejected here.
         counts: what was left out of the whole source, counted here.
+        together: what was kept in one part besides copies, in words.
     """
 
     def __init__(
@@ -41,14 +44,17 @@ class DividedSource:
         records: Sequence[Record],
         errors: Sequence[BadInputError] = (),
         counts: dict[str, int] | None = None,
+        together: str = "",
     ):
         self.dataset, self.split = whole.dataset, split
         self.labels: LabelSpace = whole.labels
         self.images: Storage = whole.images
         self.licence = whole.licence
+        self.together = together
+        kept = f"; {together}" if together else ""
         self.provenance: dict[str, Any] = {
             **whole.provenance,
-            "divided": f"by SHA-256 of the images, {SHARE} each for val and test",
+            "divided": f"by SHA-256 of the images, {SHARE} each for val and test{kept}",
         }
         self.notes: tuple[str, ...] = getattr(whole, "notes", ())
         self.counts = dict(counts or {})
@@ -91,7 +97,18 @@ def parts_to_build(
     return tuple(asked)
 
 
-def divide(whole: Source, parts: Sequence[str] = PARTS) -> dict[str, Source]:
+def refuse_needless_group(found: FoundSource, parts: Sequence[str] | None) -> None:
+    """Raise UserError where ``--group`` would say nothing: nothing is divided, or the groups would be the classes."""
+    if parts is None:
+        said = f"{found.root}: is not divided, so --group says nothing; "
+        if found.splits == (WHOLE_SPLIT,):
+            raise UserError(f"{said}name it without --source and without --split {WHOLE_SPLIT}, or leave --group out")
+        raise UserError(f"{said}it has the splits {', '.join(found.splits)}")
+    if found.dataset == "folders":
+        raise UserError(f"{found.root}: its folders are the classes, so photographs cannot be kept together by them")
+
+
+def divide(whole: Source, parts: Sequence[str] = PARTS, *, by_folder: bool = False) -> dict[str, Source]:
     """The parts of a source, by name; of fewer than ``FEWEST`` records the source itself, as ``all``.
 
     A number in [0, 1) made of the SHA-256 of a photograph's bytes decides: below 0.15 it is for test, below 0.3 for
@@ -101,9 +118,17 @@ def divide(whole: Source, parts: Sequence[str] = PARTS) -> dict[str, Source]:
     at most half as much again, for the classes with most photographs; what is beyond that by chance, which happens
     among few, is trained on. Every photograph is read once.
 
+    Photographs that look nearly the same, as frames of one scene do, stay in one part too: trained on and judged by,
+    they would flatter every model. Which others belong together only their owner knows: those of one group, where the
+    source names groups, are never parted, and whole groups fill test and val.
+
     Args:
-        whole: a source whose one split is ``all``.
+        whole: a source whose one split is ``all``; ``groups``, if it has that, is the group of each record by its key.
         parts: which of them are wanted.
+        by_folder: the photographs of a folder are a group.
+
+    Raises:
+        UserError: there are too few groups, or one is too large, for val and test to get any.
     """
     errors: list[BadInputError] = []
     whole.reject = errors.append
@@ -111,8 +136,11 @@ def divide(whole: Source, parts: Sequence[str] = PARTS) -> dict[str, Source]:
     whole.reject = fail
     if len(records) < FEWEST:
         return {WHOLE_SPLIT: whole}
-    number_N = _numbers(whole.images, [record.image for record in records])
-    side_N = assign([record.positives for record in records], number_N)
+    named = getattr(whole, "groups", {})
+    folder_N = [PurePosixPath(record.image).parent.as_posix() for record in records]
+    group_N = folder_N if by_folder else [named.get(record.key, "") for record in records]
+    number_N, look_N = _read(whole.images, [record.image for record in records])
+    side_N, together = _sides([record.positives for record in records], number_N, look_N, group_N)
     others = {name: count for name, count in whole.counts.items() if name != "without_any_class"}
     return {
         part: DividedSource(
@@ -121,31 +149,92 @@ def divide(whole: Source, parts: Sequence[str] = PARTS) -> dict[str, Source]:
             [record for record, side in zip(records, side_N, strict=True) if side == part],
             errors if part == parts[0] else (),
             others if part == parts[0] else None,
+            together,
         )
         for part in parts
     }
 
 
-def assign(positives_N: Sequence[Sequence[int]], number_N: Sequence[float]) -> list[str]:
-    """The part of each photograph; equal numbers, which equal photographs have, get the same one.
+def _sides(
+    positives_N: Sequence[Sequence[int]],
+    number_N: Sequence[float],
+    look_N: Sequence[int | None],
+    group_N: Sequence[str],
+) -> tuple[list[str], str]:
+    """The part of each photograph, and what was kept in one part, in words."""
+    near = list(alike(look_N))
+    near_N = joined(len(number_N), near)
+    num_near = sum(count for count in Counter(near_N).values() if count > 1)
+    if any(group_N):
+        first: dict[str, int] = {}
+        pairs = [(first.setdefault(group, n), n) for n, group in enumerate(group_N) if group]
+        set_N = joined(len(number_N), [*near, *pairs])
+        of_set: dict[int, float] = {}
+        for n, group in enumerate(group_N):
+            number = _number(group.encode()) if group else number_N[n]
+            of_set[set_N[n]] = min(number, of_set.get(set_N[n], 1))
+        side_N = assign(positives_N, [of_set[one] for one in set_N], whole_sets=True)
+        if missing := [part for part in PARTS if part not in side_N]:
+            raise UserError(
+                f"{counted(len(first), 'group')} of photographs cannot be divided so that {' and '.join(missing)} get "
+                f"some: the largest has {max(Counter(filter(None, group_N)).values()):,} of {len(group_N):,}; group by "
+                "something finer, or name the split of each photograph in a column"
+            )
+        one = f"one of {len(first):,} groups" if len(first) > 1 else "one group"
+        return side_N, f"those of {one} together"
+    if num_near:
+        least: dict[int, float] = {}
+        for n, number in enumerate(number_N):
+            least[near_N[n]] = min(number, least.get(near_N[n], 1))
+        side_N = assign(positives_N, [least[one] for one in near_N])
+        if min(side_N.count("val"), side_N.count("test")) >= SHARE / 2 * len(side_N):
+            return side_N, f"{num_near:,} that look nearly like another one with it"
+    return assign(positives_N, number_N), ""
+
+
+def assign(positives_N: Sequence[Sequence[int]], number_N: Sequence[float], *, whole_sets: bool = False) -> list[str]:
+    """The part of each photograph; equal numbers, which photographs of one set have, get the same one.
 
     Args:
         positives_N: the classes that each photograph shows.
         number_N: in [0, 1).
+        whole_sets: there are so few sets, or such large ones, that chance would leave a part with nothing: they fill
+            test and then val, in the order of their numbers, and the others are trained on.
     """
-    sides = _assign(positives_N, number_N)
     most = (1 + MOST_BEYOND) * SHARE * len(number_N)
+    begin = _filled(number_N, most) if whole_sets else _drawn(number_N)
+    sides = _assign(positives_N, number_N, begin)
     if max(sides.count("val"), sides.count("test")) > most:
-        return _assign(positives_N, number_N, most)
+        return _assign(positives_N, number_N, begin, most)
     return sides
 
 
-def _assign(positives_N: Sequence[Sequence[int]], number_N: Sequence[float], most: float | None = None) -> list[str]:
+def _drawn(number_N: Sequence[float]) -> dict[float, str]:
+    """The part of each number by its size."""
+    return {number: "test" if number < SHARE else "val" if number < 2 * SHARE else "train" for number in number_N}
+
+
+def _filled(number_N: Sequence[float], most: float) -> dict[float, str]:
+    """The part of each number: the first ones for test, until it has its share, then for val, none beyond ``most``."""
+    copies, size, side = Counter(number_N), Counter[str](), {}
+    for number in sorted(copies):
+        wanting = (part for part in ("test", "val") if size[part] < SHARE * len(number_N))
+        side[number] = next((part for part in wanting if size[part] + copies[number] <= most), "train")
+        size[side[number]] += copies[number]
+    return side
+
+
+def _assign(
+    positives_N: Sequence[Sequence[int]],
+    number_N: Sequence[float],
+    begin: Mapping[float, str],
+    most: float | None = None,
+) -> list[str]:
     """As above; with ``most``, the largest number of photographs of val and of test, common classes come first."""
     classes: dict[float, set[int]] = {}
     for positives, number in zip(positives_N, number_N, strict=True):
         classes.setdefault(number, set()).update(positives)
-    side = {number: "test" if number < SHARE else "val" if number < 2 * SHARE else "train" for number in classes}
+    side = dict(begin)
     shown: dict[str, dict[int, int]] = {part: {} for part in PARTS}
     having: dict[int, list[float]] = {}
     for number in sorted(classes):
@@ -189,11 +278,14 @@ def _assign(positives_N: Sequence[Sequence[int]], number_N: Sequence[float], mos
 
 def division_said(parts: Mapping[str, Source]) -> str:
     """How a source was divided, for whoever builds it."""
-    sizes = [f"{part.num_records:,} for {name}" for name, part in parts.items() if isinstance(part, DividedSource)]
-    if not sizes:
+    divided = {name: part for name, part in parts.items() if isinstance(part, DividedSource)}
+    if not divided:
         return f"no splits, and fewer than {FEWEST} photographs: all stay together"
+    sizes = ", ".join(f"{part.num_records:,} for {name}" for name, part in divided.items())
+    kept = next(iter(divided.values())).together
     return (
-        f"no splits, so the hash of each photograph divides them: {', '.join(sizes)}; --split {WHOLE_SPLIT} builds one"
+        f"no splits, so the hash of each photograph divides them{kept and f', {kept}'}: {sizes}; --split {WHOLE_SPLIT} "
+        "builds one"
     )
 
 
@@ -210,17 +302,22 @@ def hardly_shown(parts: Mapping[str, Source]) -> str:
     )
 
 
-def _numbers(images: Storage, names: Sequence[str]) -> list[float]:
-    """A number in [0, 1) for each photograph, made of its bytes; of one that cannot be read, of its name."""
+def _read(images: Storage, names: Sequence[str]) -> tuple[list[float], list[int | None]]:
+    """A number in [0, 1) for each photograph, made of its bytes, and how it looks; of one that cannot be read, a number
+    made of its name."""
 
-    def number(name: str) -> float:
+    def read(name: str) -> tuple[float, int | None]:
         try:
             content = images.read(name)
         except (OSError, ValueError):  # the build says what is wrong with it
-            content = name.encode()
-        return int.from_bytes(hashlib.sha256(content).digest()[:6]) / 2**48
+            return _number(name.encode()), None
+        return _number(content), look_of(content)
 
     unique = list(dict.fromkeys(names))
     with ThreadPoolExecutor(_PARALLEL_READS) as readers:
-        found = dict(zip(unique, readers.map(number, unique), strict=True))
-    return [found[name] for name in names]
+        found = dict(zip(unique, readers.map(read, unique), strict=True))
+    return [found[name][0] for name in names], [found[name][1] for name in names]
+
+
+def _number(content: bytes) -> float:
+    return int.from_bytes(hashlib.sha256(content).digest()[:6]) / 2**48

@@ -1,4 +1,4 @@
-"""``download``, ``build-shards``, ``build-masks``, ``index``, ``synthesize``: raw data in, datasets out."""
+"""``build-shards``, ``build-masks``, ``index``: raw data in, datasets out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from msldata.commands import Overwrite, Workers, Yes, command_without, data_root, local_path
 from msldata.commands.recorded import confirm_replacement, offer_replacement, recorded_command
 from msldata.console import OnError, err, next_step, out, show, show_below
-from msldata.progress import byte_progress_bar, progress_bar
+from msldata.progress import progress_bar
 
 LabelsAre = Annotated[
     str | None,
@@ -41,32 +41,6 @@ class Polarity(StrEnum):
 class MaskOrder(StrEnum):
     seeded = "seeded"
     official = "official"
-
-
-def download(
-    dataset: Annotated[str, typer.Argument(help="voc2007 or coco2014.")],
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of all datasets; default: datasets/ or $MSL_DATA.", show_default=False, parser=local_path
-        ),
-    ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Repeat for several; default: all.", show_default=False)
-    ] = None,
-    mirror: Annotated[
-        str | None, typer.Option(help="Address of a folder that holds the archives; asked first.", show_default=False)
-    ] = None,
-    keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Do not delete what was unpacked.")] = False,
-) -> None:
-    """Fetch a published dataset: mirrors, checksums, and a stopped download goes on where it was."""
-    from msldata.sources.download import download, select_archives
-
-    archives = select_archives(dataset, split or ())
-    with byte_progress_bar() as progress:
-        folders = download(archives, to or data_root(), mirror=mirror, keep_archives=keep_archives, progress=progress)
-    for archive, folder in zip(archives, folders, strict=True):
-        show(out, (folder, "green"), f": {archive.name} is checked and unpacked")
 
 
 def build_shards(
@@ -122,6 +96,14 @@ def build_shards(
     ] = None,
     labels_are: LabelsAre = None,
     separator: Separator = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Photographs to keep in one of train, val and test: `folder`, those of a folder, or a column of a "
+            "table, such as that of the site.",
+            show_default=False,
+        ),
+    ] = None,
     format_: Annotated[
         str | None,
         typer.Option("--format", help="Of datumaro: which of its formats; default: detected.", show_default=False),
@@ -169,7 +151,7 @@ def build_shards(
     """Turn labelled photographs into verified WebDataset shards."""
     import sys
 
-    from msldata.build.divide import divide, division_said, hardly_shown, parts_to_build
+    from msldata.build.divide import divide, division_said, hardly_shown, parts_to_build, refuse_needless_group
     from msldata.build.estimate import estimate_build
     from msldata.build.image import parse_resize
     from msldata.build.shards import (
@@ -212,6 +194,7 @@ def build_shards(
         labels_columns=tuple(labels_column or ()),
         labels_are=labels_are,
         separator=separator,
+        group=None if group == "folder" else group,
         format=format_,
         images=images,
         keep_unlabelled=keep_unlabelled,
@@ -223,12 +206,15 @@ def build_shards(
     for found in chosen_sources:
         if found.taken_for:
             show(out, found.taken_for)
+        parts = parts_to_build(found, split, options, divide_unasked=place is not None)
+        if group is not None:
+            refuse_needless_group(found, parts)
         divided: dict[str, Source] = {}
         notes: dict[str, None] = {}
-        if (parts := parts_to_build(found, split, options, divide_unasked=place is not None)) is not None:
+        if parts is not None:
             with err.status(f"{name or found.dataset}: reading all photographs once, to divide them"):
                 whole = open_source(found.dataset, found.root, WHOLE_SPLIT, name, options=options)
-                divided = divide(whole, parts)
+                divided = divide(whole, parts, by_folder=group == "folder")
             show_below(out, division_said(divided))
             if few := hardly_shown(divided):
                 show_below(out, few, "yellow")
@@ -474,27 +460,3 @@ def index(
     for text in notes:
         show_below(out, text, "yellow")
     show_manifest(out, manifest, target)
-
-
-def synthesize(
-    out_: Annotated[Path, typer.Option("--out", help="Folder that gets VOCdevkit/VOC2007.", parser=local_path)],
-    num_train: Annotated[int, typer.Option(help="Images of trainval.")] = 2000,
-    num_test: Annotated[int, typer.Option(help="Images of test.")] = 500,
-    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 96,
-    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
-    workers: Workers = None,
-) -> None:
-    """Draw a small dataset in VOC's own layout: overlapping, occluded and small objects."""
-    from msldata.synthetic.dataset import write_synthetic_voc
-
-    with progress_bar("drawing") as progress:
-        write_synthetic_voc(
-            out_,
-            num_train=num_train,
-            num_test=num_test,
-            image_size=size,
-            seed=seed,
-            num_workers=workers,
-            progress=progress,
-        )
-    show(out, (f"{out_}/VOCdevkit/VOC2007", "green"), f": {num_train:,} + {num_test:,} images")

@@ -63,7 +63,7 @@ class SourceKind:
 
 
 # Photographs without labels are kept in any case.
-_TABLE_OPTIONS = ("classes", "image_column", "labels_columns", "labels_are", "separator", "keep_unlabelled")
+_TABLE_OPTIONS = ("classes", "image_column", "labels_columns", "labels_are", "separator", "keep_unlabelled", "group")
 
 # A new kind of dataset is one line here, and a module of its own.
 KINDS: Mapping[str, SourceKind] = {

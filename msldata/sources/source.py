@@ -39,6 +39,8 @@ class SourceOptions:
     """What the labels are; see ``labels.reading.KINDS``."""
     separator: str | None = None
     """The separator between the names in a label."""
+    group: str | None = None
+    """For a table: the column that says which photographs stay in one part when it is divided."""
     format: str | None = None
     """Which of Datumaro's formats it is."""
     images: Location | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from msldata.contract.manifest import read_manifest
 from msldata.storage import LocalStorage
 from msltrain.__main__ import app
 from tests.tinydata import jpeg
+from tests.unit.test_alike import picture
 
 
 def build(folder: Path, *arguments: str) -> str:
@@ -134,6 +136,89 @@ def test_copies_count_each_for_the_bound(seed: int):
     numbers = [number for number in (chance.random() for _ in range(120)) for _ in range(3)]
     side = assign([[n // 6] for n in range(360)], numbers)
     assert max(side.count("val"), side.count("test")) <= 0.225 * 360
+
+
+def scenes(folder: Path, rows: Sequence[tuple[int, int, str]], head: str = "image,labels,site") -> Path:
+    """A photograph per row: of a scene, a frame of it, at a site."""
+    folder.mkdir(exist_ok=True)
+    lines = [head]
+    for scene, frame, site in rows:
+        (folder / f"{scene}_{frame}.jpg").write_bytes(picture(scene, shift=4 * frame))
+        lines.append(f"{scene}_{frame}.jpg,{'cat' if scene % 2 else 'dog'},{site}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return folder
+
+
+def parts_of(out: Path) -> dict[str, list[str]]:
+    return {key: part for part in PARTS for key in keys(out / part)}
+
+
+def test_frames_of_one_scene_stay_together_unasked(tmp_path: Path):
+    folder = scenes(tmp_path / "photos", [(scene, frame, "") for scene in range(20) for frame in range(3)])
+    said = build(folder, "--name", "mine", "--workers", "1")
+    assert "the hash of each photograph divides them, 60 that look nearly like another one with it: " in said
+    parts = parts_of(tmp_path / "out/mine")
+    assert len(parts) == 60 and set(parts.values()) == set(PARTS)
+    assert all(parts[f"{scene}_{frame}"] == parts[f"{scene}_0"] for scene in range(20) for frame in range(3))
+    divided = read_manifest(tmp_path / "out/mine/train").provenance["divided"]
+    assert divided.endswith("val and test; 60 that look nearly like another one with it")
+
+
+def test_scenes_so_alike_that_nothing_would_be_left_to_judge_by_are_divided(tmp_path: Path):
+    folder = scenes(tmp_path / "photos", [(0, frame, "") for frame in range(30)])
+    for frame in range(30):
+        (folder / f"0_{frame}.jpg").write_bytes(picture(0, quality=60 + frame))
+    said = build(folder, "--name", "mine", "--workers", "1")
+    assert "the hash of each photograph divides them: " in said
+    assert set(parts_of(tmp_path / "out/mine").values()) == set(PARTS)
+
+
+@pytest.mark.parametrize("group", ["site", "folder"])
+def test_a_group_is_never_parted(tmp_path: Path, group: str):
+    sites = ["Nord", "Süd", "Ost", "West", "Tal", "Berg", "See"]
+    folder = tmp_path / "photos"
+    scenes(folder, [(scene, 0, sites[scene % 7]) for scene in range(56)])
+    if group == "folder":
+        for scene in range(56):
+            (folder / sites[scene % 7]).mkdir(exist_ok=True)
+            (folder / f"{scene}_0.jpg").rename(folder / sites[scene % 7] / f"{scene}_0.jpg")
+    said = build(folder / "labels.csv", "--name", "mine", "--workers", "1", "--group", group)
+    assert "those of one of 7 groups together: 40 for train, 8 for val, 8 for test" in said
+    parts = parts_of(tmp_path / "photos/out/mine")
+    assert len({(scene % 7, parts[f"{scene}_0"]) for scene in range(56)}) == 7
+
+
+def test_photographs_of_no_group_are_divided_each_by_itself(tmp_path: Path):
+    rows = [(scene, 0, "Nord" if scene < 10 else "") for scene in range(60)]
+    said = build(scenes(tmp_path / "photos", rows), "--name", "mine", "--workers", "1", "--group", "site")
+    assert "those of one group together" in said
+    parts = parts_of(tmp_path / "out/mine")
+    assert len({parts[f"{scene}_0"] for scene in range(10)}) == 1
+    assert {parts[f"{scene}_0"] for scene in range(10, 60)} == set(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        ([(scene, 0, "NS"[scene % 2]) for scene in range(30)], (), "2 groups of photographs cannot be divided so that"),
+        ([(scene, 0, "N") for scene in range(30)], ("--split", "all"), "is not divided, so --group says nothing"),
+        ([(scene, 0, "N") for scene in range(30)], ("--group", "sote"), "no column 'sote', as --group says"),
+    ],
+)
+def test_groups_that_cannot_be_kept_are_refused(tmp_path: Path, rows, arguments: tuple[str, ...], message: str):
+    folder = scenes(tmp_path / "photos", rows)
+    words = ["build-shards", str(folder), "--out", str(tmp_path / "out"), "--group", "site", *arguments]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_whole_sets_fill_test_and_val_but_not_beyond():
+    sizes = [40, 9, 9, 12, 10, 20]
+    numbers = [n / 10 for n, size in enumerate(sizes) for _ in range(size)]
+    side = assign([[0]] * 100, numbers, whole_sets=True)
+    of_set = dict(zip(numbers, side))
+    assert [of_set[n / 10] for n in range(6)] == ["train", "test", "test", "val", "val", "train"]
 
 
 def test_classes_that_no_part_but_training_shows_are_said(tmp_path: Path):

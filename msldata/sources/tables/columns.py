@@ -86,6 +86,7 @@ def with_known_columns(where: str, columns: Sequence[str], options: SourceOption
     spelt = {composed(name): name for name in reversed(columns)}
     asked = [("--image-column", name) for name in (options.image_column,) if name is not None]
     asked += [("--labels-column", name) for name in options.labels_columns]
+    asked += [("--group", name) for name in (options.group,) if name is not None]
     unknown = [(option, name) for option, name in asked if name not in columns and composed(name) not in spelt]
     if unknown:
         near = [closest(name, columns) for _, name in unknown]
@@ -107,9 +108,10 @@ def with_known_columns(where: str, columns: Sequence[str], options: SourceOption
     def known(name: str) -> str:
         return name if name in columns else spelt[composed(name)]
 
-    image = options.image_column
+    image, group = options.image_column, options.group
     return replace(
         options,
+        group=None if group is None else known(group),
         image_column=None if image is None else known(image),
         labels_columns=tuple(map(known, options.labels_columns)),
     )

@@ -25,18 +25,23 @@ class ListedPhotograph:
     labels: Any
     ignored: Any
     split: str
+    group: str = ""
+    """Photographs of one group stay in one part when the dataset is divided; empty: of none."""
 
 
-def listed_photographs(tables: Sequence[tuple[str, TableFile]], columns: Columns) -> list[ListedPhotograph]:
-    """All rows of all files, checked one by one."""
+def listed_photographs(
+    tables: Sequence[tuple[str, TableFile]], columns: Columns, group: str | None = None
+) -> list[ListedPhotograph]:
+    """All rows of all files, checked one by one; ``group`` is the column that names the photographs' groups."""
     rows: list[ListedPhotograph] = []
     for split, table in tables:
         for line, cells in table.rows:
             place = f"{table.name}, {line}" if len(tables) > 1 else line
             try:
-                rows.append(_row(place, cells, columns, split, table.image_column == columns.image))
+                row = _row(place, cells, columns, split, table.image_column == columns.image)
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from None
+            rows.append(replace(row, group=_text(cells.get(group))) if group else row)
             if bool(rows[-1].split) != bool(rows[0].split):
                 raise ValueError(f"{place}: split is {rows[-1].split!r}; either all rows name a split or none does")
     return rows if rows[0].split else [replace(row, split=WHOLE_SPLIT) for row in rows]
@@ -69,6 +74,10 @@ def _row(place: str, cells: Any, columns: Columns, folder: str, embedded: bool) 
     return ListedPhotograph(
         place, image, "", labels, cells.get(columns.ignored) if columns.ignored else None, split or ""
     )
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is None else str(cell).strip()
 
 
 def _seen(label: Any, confidence: Any) -> Any:
@@ -116,6 +125,9 @@ def merged(rows: list[ListedPhotograph], columns: Columns) -> list[ListedPhotogr
 
 
 def _joined(twins: Sequence[ListedPhotograph]) -> ListedPhotograph:
+    groups = {row.group for row in twins}
+    if len(groups) > 1:
+        raise ValueError(f"{twins[0].image} is in two groups, {' and '.join(map(repr, sorted(groups)[:2]))}")
     labels, ignored = (_Several(tuple(values)) for values in zip(*((row.labels, row.ignored) for row in twins)))
     return replace(twins[0], labels=labels, ignored=ignored)
 

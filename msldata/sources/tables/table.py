@@ -97,6 +97,7 @@ class Table:
         self._rows = [row for row in contents.rows if row.split == split]
         self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = dict(contents.counts.get(split, contents.counts.get("", {})))
+        self.groups = {row.key: row.group for row in self._rows if row.group}
         self.notes = contents.notes
         """What deserves a look, of all splits."""
         self.provenance: dict[str, Any] = {"source": "table", "files": contents.files, "labels": contents.said}
@@ -229,9 +230,9 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     options = with_known_columns(where, names, options)
     try:
         refuse_missing_parts(files)
-        columns = _columns(tables, names, options)
+        columns = _columns(tables, tuple(name for name in names if name != options.group), options)
         tables, named = with_names(tables, columns.labels)
-        rows = listed_photographs(tables, columns)
+        rows = listed_photographs(tables, columns, options.group)
         found = _find(folder, tables, rows)
         rows = [with_place(row, path, name) for row, path, name in zip(rows, found.paths, found.names, strict=True)]
         listed = len(rows)
