@@ -88,8 +88,13 @@ def _splits(folder: Path) -> list[Path]:
 
 
 def _push_dataset(splits: list[Path], repo: str, private: bool, note: Callable[[str], None]) -> str:
-    found = {read_manifest(split).split: split for split in splits}
-    manifests = {name: read_manifest(split) for name, split in found.items()}
+    found: dict[str, Path] = {}
+    manifests: dict[str, Manifest] = {}
+    for split in splits:
+        manifest = read_manifest(split)
+        if (other := found.get(manifest.split)) is not None:
+            raise UserError(f"{other} and {split}: are both the split {manifest.split}; move one of them elsewhere")
+        found[manifest.split], manifests[manifest.split] = split, manifest
     kept = {name: one for name, one in _published(repo).items() if name not in manifests}
     together = [*manifests.values(), *kept.values()]
     for one in together:

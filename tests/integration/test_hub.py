@@ -207,6 +207,13 @@ def test_a_split_that_is_pushed_again_is_listed_once(hub, place, tmp_path):
     assert "7 photographs" in card.text and "CC0" in card.text
 
 
+def test_a_copy_of_a_split_is_not_published_in_its_place(hub, place, tmp_path):
+    for name in ("train", "train_old"):
+        shutil.copytree(place / "small/train", tmp_path / "small" / name)
+    with pytest.raises(UserError, match="small/train and .*small/train_old: are both the split train"):
+        push(str(tmp_path / "small"), "me/copies")
+
+
 def test_what_cannot_be_published_is_said_before_anything_is(hub, place, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="not a repository's name; write OWNER/NAME"):
         push(str(place / "run"), "birds")
