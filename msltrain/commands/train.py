@@ -224,7 +224,8 @@ def train(
             which = "best" if result.is_chosen else "last"
             why = "" if result.is_chosen else "; validation shows too little to choose another"
             value = 100 * (result.validation_mAP or 0)
-            out.print(f"{which} validation mAP {value:.1f}, epoch {result.best_epoch}, is what is kept{why}")
+            kept = f"{which} validation mAP {value:.1f}, epoch {result.best_epoch}, is what is kept{why}"
+            out.print(kept, soft_wrap=not out.is_terminal)
         if fits and result.best is not None:
             _tune_thresholds(result.run_dir)
         since = f" since it went on after step {result.first_step:,}" if result.first_step else ""
