@@ -113,7 +113,7 @@ def train(
     from msltrain.hosts import launch
     from msltrain.models.weights_place import check_weights
     from msltrain.recipes import configure
-    from msltrain.runs.run_places import unfinished_said
+    from msltrain.runs.run_places import check_keep_masks, unfinished_said
     from msltrain.stream.samples.shardset import open_shard_set
     from msltrain.training import seeds as series
 
@@ -182,6 +182,8 @@ def train(
         config = configure(recipe or "", train=shards, keep_masks=keep_masks, weights=weights, settings=settings)
         for named in filter(None, (config.data.train, config.data.validation)):
             open_shard_set(named)  # before torch is imported, which takes seconds
+        if config.loss.needs_keep_masks and config.keep_mask.kind == "stored":
+            check_keep_masks(config.data.keep_masks)
     configs = {
         folder: replace(config, run=replace(config.run, seed=number))
         for folder, number in zip(folders, numbers or [config.run.seed], strict=True)
