@@ -69,7 +69,7 @@ def predict(
         Path | None, typer.Option("--out", help="File to write; a stopped run goes on with it.", parser=local_path)
     ] = None,
     on_error: Annotated[
-        OnError, typer.Option(help="At an unreadable image: leave it out (exit code 1), or stop.")
+        OnError, typer.Option(help="At an unreadable image: stop, or leave it out (exit code 1).")
     ] = OnError.skip,
     batch_size: BatchSize = 32,
     device: Device = OnDevice.auto,
