@@ -251,6 +251,15 @@ def kept_shards(tasks: Sequence[ShardTask], folder: BuildFolder) -> dict[str, Fi
     }
 
 
+def is_finished(plan: BuildPlan, out: Storage) -> bool:
+    """Whether this very plan is finished in a folder, with all of its files: then a build changes nothing there.
+
+    Raises:
+        UserError: the folder holds a dataset that was built from something else.
+    """
+    return _folder(plan, out).finished_manifest() is not None
+
+
 def mark_unfinished(folders: Iterable[Storage]) -> None:
     """Make the folders of splits that are still to be built: one without a manifest says that its build did not end."""
     for folder in folders:

@@ -162,6 +162,7 @@ def build_shards(
         changed_since_built,
         check_images,
         finish_build,
+        is_finished,
         mark_unfinished,
         plan_build,
         refuse_other_classes,
@@ -169,7 +170,6 @@ def build_shards(
     )
     from msldata.commands.display import say_what_stands, show_estimate, show_manifest
     from msldata.contract.judging import FEWEST, too_few_to_train
-    from msldata.contract.manifest import MANIFEST_NAME
     from msldata.contract.resize_advice import advise_resize
     from msldata.errors import UserError, counted
     from msldata.sources.kinds import PUBLISHED, open_source, select_sources
@@ -273,7 +273,7 @@ def build_shards(
                         engine=runs_on,
                     )
                 else:
-                    was_built = not overwrite and target.exists(MANIFEST_NAME)
+                    was_built = not overwrite and is_finished(plan, target)
                     with say_what_stands(err, [there.url for _, there in plans], number):
                         manifest = build_shards(
                             plan,

@@ -59,7 +59,7 @@ def dataset_card(repo: str, manifests: Sequence[Manifest]) -> str:
         "",
         "## Use",
         "",
-        "With [msltrain](https://pypi.org/project/msltrain/), straight from the hub or from a copy:",
+        "With msltrain, the program that made them, straight from the hub or from a copy:",
         "",
         "```bash",
         *(

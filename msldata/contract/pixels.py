@@ -7,8 +7,8 @@ refused. A JPEG whose pixels end early is refused, for the decoder would fill th
 pixels it has lost its place, and shows stripes. Padding before the end of a file is no damage, and is passed over.
 
 A JPEG of more than a million pixels is decoded at a half, a quarter or an eighth of its size, in the inverse cosine
-transform itself, where what is made of it stays smaller still (`reductions`): a photograph of a telephone has thirty
-times the pixels that a network sees. Who asks for the same square gets the same pixels.
+transform itself, where what is made of it stays smaller still (`reductions`): a photograph of a telephone has sixty
+times the pixels that a network sees at 448. Who asks for the same square gets the same pixels.
 """
 
 from __future__ import annotations

@@ -165,7 +165,10 @@ def _examine_folder(shards: Storage, folder: str, files: Mapping[str, int], sour
         size = files.get(f"{folder}/{info.name}")
         if size != info.num_bytes or f"{folder}/{info.index_name}" not in files:
             problem = f"{info.name} or its index is missing or not whole"
-            return Check(folder, here.url, "damaged", count, published, problem, build_command(here, manifest) or build)
+            command = build_command(here, manifest) or ""
+            if not command:  # a guessed one could make another dataset of it
+                problem += "; how it was built is not recorded: build its source anew elsewhere"
+            return Check(folder, here.url, "damaged", count, published, problem, command)
     command = f"msl verify {shlex.quote(here.url)}"
     if published is None and split == "train":  # a dataset of the user's own
         place = shards.child(dataset).url

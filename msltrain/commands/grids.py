@@ -92,7 +92,7 @@ def ablate(
 def reproduce(
     tables: Annotated[
         list[str] | None,
-        typer.Argument(help="table-1 … table-9, figure-3; default: all.", show_default=False),
+        typer.Argument(help="table-1 … table-9, figure-3, rivals; default: all.", show_default=False),
     ] = None,
     scale: Annotated[
         Scale, typer.Option(help="smoke = tiny networks on drawn images, minutes on a laptop.")

@@ -115,7 +115,7 @@ AnyCheckpoints = Annotated[
     list[str],
     typer.Option(
         *_CHECKPOINT,
-        help="As for evaluate; repeat it to compare: the reference (baseline) first.",
+        help="Run or checkpoint, folder or URL; repeat it. The settings are those of the last.",
         parser=run_place,
         metavar="TEXT",
     ),

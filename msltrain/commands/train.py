@@ -113,7 +113,7 @@ def train(
     from msltrain.hosts import launch
     from msltrain.models.weights_place import check_weights
     from msltrain.recipes import configure
-    from msltrain.runs.run_places import unfinished_said
+    from msltrain.runs.run_places import check_keep_masks, unfinished_said
     from msltrain.stream.samples.shardset import open_shard_set
     from msltrain.training import seeds as series
 
@@ -182,6 +182,8 @@ def train(
         config = configure(recipe or "", train=shards, keep_masks=keep_masks, weights=weights, settings=settings)
         for named in filter(None, (config.data.train, config.data.validation)):
             open_shard_set(named)  # before torch is imported, which takes seconds
+        if config.loss.needs_keep_masks and config.keep_mask.kind == "stored":
+            check_keep_masks(config.data.keep_masks)
     configs = {
         folder: replace(config, run=replace(config.run, seed=number))
         for folder, number in zip(folders, numbers or [config.run.seed], strict=True)
@@ -224,7 +226,8 @@ def train(
             which = "best" if result.is_chosen else "last"
             why = "" if result.is_chosen else "; validation shows too little to choose another"
             value = 100 * (result.validation_mAP or 0)
-            out.print(f"{which} validation mAP {value:.1f}, epoch {result.best_epoch}, is what is kept{why}")
+            kept = f"{which} validation mAP {value:.1f}, epoch {result.best_epoch}, is what is kept{why}"
+            out.print(kept, soft_wrap=not out.is_terminal)
         if fits and result.best is not None:
             _tune_thresholds(result.run_dir)
         since = f" since it went on after step {result.first_step:,}" if result.first_step else ""

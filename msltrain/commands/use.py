@@ -69,7 +69,7 @@ def predict(
         Path | None, typer.Option("--out", help="File to write; a stopped run goes on with it.", parser=local_path)
     ] = None,
     on_error: Annotated[
-        OnError, typer.Option(help="At an unreadable image: leave it out (exit code 1), or stop.")
+        OnError, typer.Option(help="At an unreadable image: stop, or leave it out (exit code 1).")
     ] = OnError.skip,
     batch_size: BatchSize = 32,
     device: Device = OnDevice.auto,
@@ -145,8 +145,8 @@ def predict(
         show(err, f"thresholds: {found.threshold_origin}")
     if found.num_empty:
         of = f"{found.num_empty:,} of {counted(found.num_images - found.num_failed, 'photograph')}"
-        lower = 0.3 if threshold is None else min(0.3, threshold / 2)
-        show(err, f"note: in {of} no class reaches its threshold; --threshold {lower:.2g}, for one, predicts more")
+        lower = f"--threshold {found.lower_threshold:.2g}"
+        show(err, f"note: in {of} no class reaches its threshold; {lower}, for one, predicts more")
     if words := describe(found):
         err.print(words, markup=False, soft_wrap=True)
         raise typer.Exit(1)

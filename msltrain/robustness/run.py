@@ -3,7 +3,7 @@
 A study is a folder. ``predictions/MODEL/whole.parquet`` and ``predictions/MODEL/KIND-RANGE.parquet`` are written first,
 a model at a time, the images decoded once for all its conditions; every number and curve is computed from them.
 Finished conditions are not run again, and what a killed study had computed for the others is kept
-(``partial_results``). README.md shows a script that computes the numbers without this program.
+(``partial_results``). docs/evaluation.md shows a script that computes the numbers without this program.
 """
 
 from __future__ import annotations

@@ -118,6 +118,25 @@ def find_test_shards(train: str) -> str:
     return _first(train.rstrip("/").rpartition("/")[0] or ".", TEST_SPLITS)
 
 
+def check_keep_masks(places: Sequence[str]) -> None:
+    """Look whether keep masks are where recipes expect them: in a folder ``high`` or ``low``.
+
+    Raises:
+        UserError: nothing has been built there; with the command that makes it.
+    """
+    for place in places:
+        root, _, subset = place.rstrip("/").rpartition("/")
+        if not root or subset not in ("high", "low") or open_storage(place).exists(MANIFEST_NAME):
+            continue
+        command = f"`msl build-masks --out {shlex.quote(root)}`"
+        if root.endswith("/official"):
+            command = f"`msl build-masks --order official --out {shlex.quote(root)}`"
+        raise UserError(
+            f"{place}: no keep masks here (no {MANIFEST_NAME}); make them: {command} from NVIDIA's files, or "
+            f"`msl build-masks --generate 3000 --out {shlex.quote(root)}` without them; --keep-masks takes others"
+        )
+
+
 def local_test_shards(train: str) -> str:
     """The test shards on this machine beside training shards; empty where there are none, or where they cannot be
     read. For what is welcome to a page, and nothing to fail for."""

@@ -7,6 +7,7 @@ from msldata.errors import UserError
 from msltrain.config import TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.runs.folder import DatasetIdentity
+from msltrain.runs.run_places import check_keep_masks
 from msltrain.stream.augment.augment import Augment
 from msltrain.stream.errors import SampleError
 from msltrain.stream.keepmasks.bank import KeepMasks
@@ -43,6 +44,7 @@ class TrainData:
         _check_named(config)
         shards = open_shard_set(config.data.train)
         places = config.data.keep_masks if _needs_stored(config) else ()
+        check_keep_masks(places)
         self.classes = shards.classes
         self.identities = {
             "train": [DatasetIdentity.of(config.data.train, shards.manifest)],

@@ -132,15 +132,23 @@ class Summary:
     """Of which no class is predicted."""
     num_scores: int = 0
     """Classes with a score, of each image."""
+    lowest_threshold: float = 1.0
+    """Of those that their scores were held against."""
     num_classes: int = 0
     """Of the model."""
     threshold_origin: str = ""
     failed: list[ImagePrediction] = field(default_factory=list)
     """The first of those that could not be read."""
 
+    @property
+    def lower_threshold(self) -> float:
+        """One for all classes that lies below each of theirs: tuned ones may be lower than the usual 0.3."""
+        return 0.3 if self.lowest_threshold > 0.3 else self.lowest_threshold / 2
+
     def count(self, found: Iterable[ImagePrediction]) -> Iterator[ImagePrediction]:
         """Pass answers through."""
         for image in found:
+            self.lowest_threshold = min((self.lowest_threshold, *image.thresholds))
             self.num_images += 1
             self.num_drawn += bool(image.overlay)
             self.num_empty += not image.error and not image.predicted and not image.masked_predicted

@@ -126,6 +126,29 @@ def test_the_commands_it_names_mend_it(place, monkeypatch):
         assert run.exit_code == 0, run.output
 
 
+def test_a_build_that_mended_a_dataset_does_not_say_that_it_stayed_as_it_is(place, monkeypatch):
+    monkeypatch.setenv("MSL_DATA", str(place / "datasets"))
+    shard = place / "shards" / "voc2007" / "test" / "voc2007-test-000001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    command = shlex.split(examine(place)["voc2007/test"].next_command)[1:]
+    mended, again = (CliRunner().invoke(app, command).output for _ in range(2))
+    assert shard.read_bytes() == whole
+    assert "it stays as it is" not in mended and "it stays as it is" in again
+
+
+def test_a_damaged_dataset_built_in_python_says_that_no_command_is_recorded(place):
+    """The raw data beside it lead to a command as well, but to one that nobody used for this dataset."""
+    folder = place / "shards" / "voc2007" / "test"
+    shutil.rmtree(folder)
+    source = open_source("voc2007", place / "datasets" / "VOCdevkit" / "VOC2007", "test")
+    build_shards(plan_build(source, samples_per_shard=2), LocalStorage(folder), num_workers=1)
+    (folder / "voc2007-test-000001.tar").unlink()
+    check = examine(place)["voc2007/test"]
+    assert check.state == "damaged" and "how it was built is not recorded" in check.problem
+    assert not check.next_command
+
+
 def test_own_datasets_are_found_too(place):
     source = open_source("voc2007", place / "datasets" / "VOCdevkit" / "VOC2007", "test", "mine")
     build_shards(plan_build(source), LocalStorage(place / "shards" / "mine" / "test"), num_workers=1)

@@ -210,7 +210,7 @@ def test_a_split_that_is_pushed_again_is_listed_once(hub, place, tmp_path):
 def test_a_copy_of_a_split_is_not_published_in_its_place(hub, place, tmp_path):
     for name in ("train", "train_old"):
         shutil.copytree(place / "small/train", tmp_path / "small" / name)
-    with pytest.raises(UserError, match="small/train and .*small/train_old: are both the split train"):
+    with pytest.raises(UserError, match=r"small/train and .*small/train_old: are both the split train"):
         push(str(tmp_path / "small"), "me/copies")
 
 
@@ -288,6 +288,7 @@ def test_no_name_is_markup_in_a_card():
     histogram = {name: {"positive": 1, "ignored": 0} for name in classes}
     card = dataset_card("me/a", [Manifest(**about, classes=classes, label_histogram=histogram)])
     assert r"| \[x\](http://y) \| z | 1 |" in card and r"a\|\<b\>" in card
+    assert "pypi.org" not in card  # the program is not there, and anybody could take the name
     data = huggingface_hub.DatasetCard(card).data
     assert data.size_categories == ["10K<n<100K"] and data.pretty_name == "a"
     assert data.configs[0]["data_files"] == [{"split": "high_1", "path": "high-1/*.tar"}]

@@ -282,8 +282,8 @@ def test_missing_checkpoint(shards, tmp_path):
 
 
 def test_a_gpu_that_is_not_there(shards, tmp_path):
-    command = ("train", "--recipe", "smoke", "--data", shards / "voc2007" / "test", "--set", "run.device=cuda")
-    result = msl(*command, folder=tmp_path, environment={"CUDA_VISIBLE_DEVICES": ""})
+    command = ("train", "--recipe", "smoke", "--data", shards / "voc2007" / "test", "--set", "keep_mask.kind=box")
+    result = msl(*command, "--set", "run.device=cuda", folder=tmp_path, environment={"CUDA_VISIBLE_DEVICES": ""})
     assert_refused(result, tmp_path, "needs a GPU", "--device cpu")
 
 

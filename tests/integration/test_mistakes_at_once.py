@@ -27,7 +27,11 @@ MISTAKES = {
     "train mine --run new --lr fast": "Invalid value for '--lr'",
     "train --recipe msl-c-voc": "did you mean msl-c-voc2007?",
     "train --recipe smoke --data nowhere": "nowhere: no finished dataset here",
-    "train --recipe smoke --data shards/mine/test --processes many": "--processes is 'many'",
+    "train --recipe smoke --data shards/mine/train": "shards/masks/high: no keep masks here (no dataset.json); make "
+    "them: `msl build-masks --out shards/masks` from NVIDIA's files, or `msl build-masks --generate 3000 --out ",
+    "train --recipe msl-c-voc2007-paper --data shards/mine/train": "make them: `msl build-masks --order official --out "
+    "shards/masks/official` from NVIDIA's files",
+    "train --recipe smoke --data shards/mine/test --keep-masks masks --processes many": "--processes is 'many'",
     "train small": "2 photographs: too few to learn from; at least 20 are needed",
     "train enough --batch-size 99": "give a smaller --batch-size than 99",
     "evaluate half": "shards/half: the build of test did not end; type the `msl build-shards` of this dataset again",

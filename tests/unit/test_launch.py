@@ -71,6 +71,7 @@ def test_only_a_run_that_may_go_on_is_started_again(monkeypatch: pytest.MonkeyPa
     from msltrain.__main__ import app
 
     words = ["train", "--recipe", "smoke", "--data", str(tmp_path / "shards"), "--run", str(tmp_path / "run")]
+    words += ["--set", "keep_mask.kind=box"]
     CliRunner().invoke(app, [*words, *(["--resume", resume] if resume else [])])
     assert asked == [restarts]
 

@@ -94,7 +94,7 @@ def test_options_of_train_reach_the_config(monkeypatch, tmp_path):
 
     monkeypatch.setattr(msltrain.training.trainer, "train", train)
     write_images(tmp_path / "shards", [4])
-    command = ["train", "--recipe", "smoke", "--processes", "1"]
+    command = ["train", "--recipe", "smoke", "--processes", "1", "--set", "keep_mask.kind=box"]
     command += ["--data", str(tmp_path / "shards"), "--run", str(tmp_path / "run")]
     options = ["--cache", "/fast/disk", "--cache-limit", "750MB", "--on-sample-error", "skip"]
     CliRunner().invoke(app, [*command, *options])

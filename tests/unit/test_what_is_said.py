@@ -257,3 +257,4 @@ def test_what_was_said_is_counted():
     assert list(summary.count(answers)) == answers
     assert (summary.num_images, summary.num_failed, summary.num_drawn, summary.num_empty) == (5, 2, 1, 1)
     assert (summary.num_scores, summary.threshold_origin, len(summary.failed)) == (3, "tuned", 2)
+    assert summary.lower_threshold == 0.05 and Summary(lowest_threshold=0.5).lower_threshold == 0.3
