@@ -234,7 +234,8 @@ class KeepMaskConfig:
     taken from the lightest (e + 1) / ramp_epochs of each folder. 0: all masks from the start, as published."""
     fill: Fill = "zero"
     """What shows in the holes: zero as published, mean, noise, blur, image, object; see ``Fill``. With image and
-    object, classes that the other training image shows and this one lacks count in no masked term."""
+    object, classes that the other training image, or the box of its object, shows and this one lacks count in no masked
+    term."""
     ignore_below: float = 0.0
     """A class counts in no masked term if crop and hole leave every one of its objects with a smaller visible share of
     its box than this. 0: it is trained as present, as published. Needs object annotations."""
