@@ -41,6 +41,7 @@ from msltrain.use.read_images import (
     read_photo,
     read_square,
 )
+from msltrain.use.timm_folder import network_of
 
 __all__ = ["Asked", "ImagePrediction", "Predictor", "find_images", "predict_each", "read_keep_mask", "read_square"]
 
@@ -105,6 +106,7 @@ class Predictor:
     Attributes:
         classes: class names in the order of scores, as `plain_name` gives them.
         sha256: of its weights, in hex.
+        network: what else decides its answers, as ``config.json`` of an export says it: input, head, sizes.
         image_size: S.
         view: what it sees of a photograph; None: all of it, squashed.
         trained_on: the training shards, where they were then.
@@ -139,6 +141,7 @@ class Predictor:
         self._device = device
         self.path = loaded.path
         self.sha256 = loaded.sha256
+        self.network = network_of(loaded)
         self.classes = tuple(map(plain_name, loaded.classes))
         self.trained_on = loaded.config.data.train
         self.unfinished = loaded.unfinished()
