@@ -384,7 +384,7 @@ class TrainConfig:
     @property
     def first_masked_epoch(self) -> int:
         """The epoch, counted from 0, from which images are masked (``keep_mask.start``)."""
-        return int(self.keep_mask.start * self.optim.num_epochs)
+        return int(self.keep_mask.start * self.optim.num_epochs + 1e-9)  # 0.29 · 100 is 28.999…
 
     @property
     def features_stay(self) -> bool:
@@ -405,6 +405,9 @@ class TrainConfig:
             _check(recognises, "keep_mask.start", self.keep_mask.start, "0, as the loss has no recognition terms")
             one_norm = self.loss.bn_mode != "split"
             _check(one_norm, "keep_mask.start", self.keep_mask.start, "0, as loss.bn_mode=split needs")
+        if self.loss.drop_hidden_tokens:  # which counts visible pixels, and dimmed ones are partly so
+            level = self.keep_mask.visible_level
+            _check(level == 1, "keep_mask.visible_level", level, "1, as loss.drop_hidden_tokens needs")
         if self.optim.twin_share:
             has_masks, decay = self.loss.has_masked_branch, self.optim.ema_decay
             _check(has_masks, "optim.twin_share", self.optim.twin_share, "0, as the loss has no masks")

@@ -230,8 +230,9 @@ class KeepMaskConfig:
     """For stored masks: the share of the masked views that each folder of ``data.keep_masks`` serves. The remainder up
     to 1 is whole images. Empty: every mask is as likely as any other, as published."""
     ramp_epochs: int = 0
-    """For stored masks: the number of epochs in which the lightest holes come first. In epoch e of these, the masks are
-    taken from the lightest (e + 1) / ramp_epochs of each folder. 0: all masks from the start, as published."""
+    """For stored masks: the number of epochs, from the first masked one on, in which the lightest holes come first. In
+    epoch e of these, counted from 0, the masks are taken from the lightest (e + 1) / ramp_epochs: of each folder where
+    they have ``subset_weights``, else of all together. 0: all masks from the start, as published."""
     fill: Fill = "zero"
     """What shows in the holes: zero as published, mean, noise, blur, image, object; see ``Fill``. With image and
     object, classes that the other training image, or the box of its object, shows and this one lacks count in no masked

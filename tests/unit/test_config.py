@@ -143,3 +143,19 @@ def test_every_field_is_explained():
         for here, below in zip(node.body, [*node.body[1:], None]):
             if isinstance(here, ast.AnnAssign):
                 assert isinstance(below, ast.Expr), f"{node.name}.{ast.unparse(here.target)}"
+
+
+@pytest.mark.parametrize(("start", "num_epochs", "first"), [(0.29, 100, 29), (0.58, 50, 29), (0.8, 3, 2), (0.0, 7, 0)])
+def test_masks_start_in_the_epoch_that_the_share_says(start: float, num_epochs: int, first: int):
+    """In floating point, 0.29 · 100 is a little less than 29."""
+    settings = [f"keep_mask.start={start}", f"optim.num_epochs={num_epochs}"]
+    assert override(recipe("msl-c-voc2007"), settings).first_masked_epoch == first
+
+
+def test_dimmed_pixels_are_not_counted_as_hidden():
+    """At a level of 0.882 no patch would have nine tenths of its pixels visible."""
+    settings = ["keep_mask.visible_level=0.882", "loss.drop_hidden_tokens=0.9"]
+    with pytest.raises(
+        UserError, match=r"keep_mask\.visible_level: 0\.882 is not 1, as loss\.drop_hidden_tokens needs"
+    ):
+        override(recipe("msl-c-voc2007"), settings)

@@ -19,7 +19,7 @@ from msldata.contract.manifest import IMAGES, Manifest, shard_name
 from msldata.contract.publish import write_manifest
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
-from msltrain.config import DataConfig, TrainConfig
+from msltrain.config import DataConfig, OptimConfig, TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
@@ -472,6 +472,18 @@ def test_without_objects_there_is_nothing_to_tell(tmp_path: Path, root: Path):
             stream=STREAM,
             device="cpu",
         )
+
+
+def test_a_run_begins_its_ramp_when_it_begins_to_mask(root: Path):
+    config = TrainConfig(
+        data=DataConfig(train=str(root / "images"), keep_masks=(str(root / "high"),), validation_fraction=0),
+        stream=STREAM,
+        keep_mask=KeepMaskConfig(start=0.5, ramp_epochs=4),
+        optim=OptimConfig(num_epochs=8),
+    )
+    with TrainData(config, Ranks(rank=0, world_size=1, device=torch.device("cpu"))) as data:
+        views = [data.masked_view(batch_of(200), epoch) for epoch in (3, 4, 5, 7)]
+    assert [view and set(hidden_rows(view).tolist()) for view in views] == [None, {20}, {20, 22}, {20, 22, 24, 26}]
 
 
 def test_holes_are_not_filled_from_what_the_run_validates_on(root: Path):
