@@ -250,6 +250,8 @@ def _with_weights(
         return replace(config, model=replace(model, backbone=backbone)), f"network: {backbone} with the tag {weights}"
     names = [asked] if asked else list(dict.fromkeys((*choices, *ON_CPU)))
     fitting = _first_that_fits([name.partition(".")[0] for name in names], read_source(weights), weights)
+    # A file does not say how its network's input was normalised: most likely as timm's own weights for it.
+    config = replace(config, stream=_normalised(config.stream, _with_tag(fitting)))
     return replace(config, model=replace(model, backbone=fitting)), f"network: {fitting} with the weights of {weights}"
 
 
