@@ -282,7 +282,9 @@ def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
     for file in loaded.prediction_files(HELD_OUT_FILES):
         held_out = read_predictions(file)
         origin = held_out.origin
-        of_whole_images = not origin.keep_masks and not origin.test_time
+        # A weights file may be read by recipes of several sizes; older predictions do not say theirs.
+        as_here = origin.image_size in (0, loaded.config.stream.image_size)
+        of_whole_images = not origin.keep_masks and not origin.test_time and as_here
         if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == loaded.classes and of_whole_images:
             logit_K = tune_thresholds(held_out)
             return 1 / (1 + np.exp(-logit_K)), threshold_origin(held_out, file.name)

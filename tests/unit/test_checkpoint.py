@@ -638,11 +638,12 @@ def test_thresholds_are_those_tuned_for_these_weights_on_whole_images(tmp_path: 
     logit_NK = (4.0 * target_NK + 1).astype(np.float32)
     ignore_NK, keys = np.zeros((36, 3), bool), tuple(map(str, range(36)))
     loaded, found = replace(loaded_from(tmp_path / "checkpoints/best"), sha256="ab" * 32), []
-    for number, changes in enumerate(({"checkpoint_sha256": "cd" * 32}, {"keep_masks": ("high",)}, {})):
+    others = {"checkpoint_sha256": "cd" * 32}, {"keep_masks": ("high",)}, {"image_size": 64}
+    for number, changes in enumerate((*others, {"image_size": 32})):
         origin = Origin(**{"checkpoint": "best", "checkpoint_sha256": loaded.sha256, **changes})
         told = Predictions(
             keys=keys, logit_NK=logit_NK, target_NK=target_NK, ignore_NK=ignore_NK, classes=CLASSES, origin=origin
         )
         write_predictions(told, tmp_path / f"predictions/{number}-held-out.parquet")
         found.append(thresholds_of(loaded)[0].round(3).tolist())
-    assert found == [[0.5] * 3, [0.5] * 3, [0.953] * 3]  # midway between logits 1 and 5
+    assert found == [[0.5] * 3, [0.5] * 3, [0.5] * 3, [0.953] * 3]  # midway between logits 1 and 5
