@@ -13,7 +13,7 @@ import msltrain.stream.config
 from msldata.errors import UserError
 from msltrain.config import LossConfig, TrainConfig, differences, from_json, override, to_json
 from msltrain.recipes import RECIPES, recipe
-from msltrain.stream.config import NO_CROP
+from msltrain.stream.config import NO_CROP, KeepMaskConfig, StreamConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -159,3 +159,13 @@ def test_dimmed_pixels_are_not_counted_as_hidden():
         UserError, match=r"keep_mask\.visible_level: 0\.882 is not 1, as loss\.drop_hidden_tokens needs"
     ):
         override(recipe("msl-c-voc2007"), settings)
+
+
+def test_a_list_is_the_tuple_of_its_values():
+    """A scale of [1, 1] is no crop, as (1, 1) is; and a run goes on with the settings that it was begun with."""
+    lists = {"crop_scale": [1, 1], "crop_ratio": [0.5, 2.0], "mean": [0.5] * 3, "std": [0.25] * 3}
+    stream = StreamConfig(**lists)  # type: ignore[arg-type]
+    assert stream == StreamConfig(**{name: tuple(values) for name, values in lists.items()})  # type: ignore[arg-type]
+    assert stream.crop_scale == NO_CROP
+    masks = KeepMaskConfig(augment=["flip"], subset_weights=[0.5])  # type: ignore[arg-type]
+    assert masks == KeepMaskConfig(augment=("flip",), subset_weights=(0.5,))
