@@ -53,7 +53,7 @@ class ModelConfig:
     """Where the first weights come from: a timm tag (``tv_in1k``), a model on the Hugging Face hub
     (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, a run, checkpoint or export of this program, or nothing
     for random ones. A released checkpoint (MSL, CSRA, ML-Decoder, Query2Label, ASL) fills the head as well where that
-    and the classes are the ones asked for; a model of ours fills it for the classes that both know, by name."""
+    and the number of classes are the ones asked for, by position; a model of ours for the classes that both know."""
     head: Literal["csra", "mean", "max", "mldecoder", "q2l"] = "csra"
     """Class-specific residual attention; one linear layer after mean or max pooling; ML-Decoder; Query2Label."""
     num_heads: int = 1
