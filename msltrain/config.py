@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from msldata.errors import UserError, did_you_mean
 from msltrain.stream.config import NO_CROP, AugmentConfig, KeepMaskConfig, StreamConfig
-from msltrain.typed_values import decode, from_text
+from msltrain.typed_values import decode, from_text, settle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,7 @@ class DataConfig:
     weights."""
 
     def __post_init__(self) -> None:
+        settle(self, "data")
         _check(0 <= self.validation_fraction < 1, "data.validation_fraction", self.validation_fraction, "0 to below 1")
 
     @property
@@ -76,6 +77,7 @@ class ModelConfig:
     epoch but for the flip, and features are computed once: up to ``stream.ram_cache_gb`` of them are kept."""
 
     def __post_init__(self) -> None:
+        settle(self, "model")
         _check(self.num_heads in (1, 2, 4, 6, 8), "model.num_heads", self.num_heads, "1, 2, 4, 6 or 8")
         for name in ("num_queries", "decoder_hidden"):
             _check(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "0 or more")
@@ -192,14 +194,11 @@ class LossConfig:
         )
 
     def __post_init__(self) -> None:
+        settle(self, "loss")
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
             _check(0 <= getattr(self, name) < math.inf, f"loss.{name}", getattr(self, name), "0 or more")
-        _check(
-            self.clean_weight + self.masked_weight + self.consistency_weight > 0,
-            "loss.clean_weight",
-            self.clean_weight,
-            "above 0 when the other weights are 0",
-        )
+        learns = self.clean_weight + self.masked_weight + self.consistency_weight > 0
+        _check(learns, "loss.clean_weight", self.clean_weight, "above 0 when the other weights are 0")
         _check(0 <= self.balance <= 1, "loss.balance", self.balance, "0 to 1")
         _check(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "0 to below 1")
         weights = self.class_weights
@@ -290,6 +289,7 @@ class OptimConfig:
     """The run ends after this many epochs without a better validation mAP; 0: only after ``num_epochs``."""
 
     def __post_init__(self) -> None:
+        settle(self, "optim")
         for name in ("lr", "classifier_lr_factor", "step_factor"):
             _check(0 < getattr(self, name) < math.inf, f"optim.{name}", getattr(self, name), "above 0")
         for name in ("num_epochs", "step_epochs", "accumulation_steps"):
@@ -343,9 +343,9 @@ class RunConfig:
     """Log to this experiment of MLflow, on the server of ``MLFLOW_TRACKING_URI`` (extra ``mlflow``)."""
 
     def __post_init__(self) -> None:
-        _check(self.log_every >= 1, "run.log_every", self.log_every, "1 or more")
-        _check(self.save_every >= 0, "run.save_every", self.save_every, "0 or more")
-        _check(self.keep >= 0, "run.keep", self.keep, "0 or more")
+        settle(self, "run")
+        for name, least in (("log_every", 1), ("save_every", 0), ("keep", 0)):
+            _check(getattr(self, name) >= least, f"run.{name}", getattr(self, name), f"{least} or more")
         _check(
             not (self.compile and self.activation_checkpointing),
             "run.activation_checkpointing",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from msldata.errors import UserError
+from msltrain.typed_values import settle
 
 NO_CROP = (1.0, 1.0)
 """The default of ``StreamConfig.crop_scale``."""
@@ -15,13 +16,6 @@ Fill = Literal["zero", "mean", "noise", "blur", "image", "object"]
 """What shows in a hole. zero: 0 after normalisation, as published: black, or the mean colour where ``stream.mean`` is
 subtracted. mean: the image's own mean colour. noise: noise around that colour, as strong as the image's contrast. blur:
 the image itself, blurred until only colours remain. image, object: pixels of another image, or of an object in one."""
-
-
-def _hold_tuples(config: Any, *names: str) -> None:
-    """Of a config made in Python, let a list be the tuple of its values: ``[1, 1]`` is not ``(1, 1)``."""
-    for name in names:
-        if isinstance(value := getattr(config, name), list):
-            object.__setattr__(config, name, tuple(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +84,7 @@ class StreamConfig:
     """With ``on_sample_error=skip``: more distinct samples than this, in one process, are an error nevertheless."""
 
     def __post_init__(self) -> None:
-        _hold_tuples(self, "crop_scale", "crop_ratio", "mean", "std")
+        settle(self, "stream")
         for name, least in (
             ("image_size", 1),
             ("batch_size", 1),
@@ -191,6 +185,7 @@ class AugmentConfig:
         return bool(self.randaugment or self.mix)
 
     def __post_init__(self) -> None:
+        settle(self, "augment")
         if self.randaugment < 0:
             raise UserError(f"augment.randaugment is {self.randaugment}; it must be 0 or more")
         if not 0 <= self.randaugment_magnitude <= 30:
@@ -250,7 +245,7 @@ class KeepMaskConfig:
     its box than this. 0: it is trained as present, as published. Needs object annotations."""
 
     def __post_init__(self) -> None:
-        _hold_tuples(self, "augment", "subset_weights")
+        settle(self, "keep_mask")
         if not 0 < self.share <= 1:
             raise UserError(f"keep_mask.share is {self.share}; it must be above 0 and at most 1")
         if not 0 <= self.start < 1:
