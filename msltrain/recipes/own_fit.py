@@ -61,6 +61,7 @@ def fit_own(
         UserError: weights that fit no network known here, or a setting that is none. FileNotFoundError, FormatError:
             the shards cannot be read.
     """
+    settings = (settings,) if isinstance(settings, str) else settings  # as `override` takes a single one
     asked = {name.strip(): value.strip() for name, _, value in (one.partition("=") for one in settings)}
     base = override(own(), settings)
     num_train, num_validation, classes, side, num_all = _look_at(train, validation, base.data.validation_fraction)

@@ -187,6 +187,16 @@ def test_a_table_with_another_class_replaces_all_splits(place: Path):
     assert classes == [["blue", "lime", "red"]] * 3
 
 
+def test_a_single_setting_is_one_setting(place: Path):
+    """Taken for a list of letters, it was set at the end, and the length was chosen for another batch size."""
+    msl("build-shards", "photos", "--name", "mine")
+    one, as_list = (
+        own_fit.fit_own("shards/mine/train", weights="", settings=settings, on_gpu=False)
+        for settings in ("stream.batch_size=4", ["stream.batch_size=4"])
+    )
+    assert one == as_list and one[0].stream.batch_size == 4
+
+
 def test_weights_in_a_file_are_given_what_their_network_is_used_to(place: Path):
     """By its tag such a network had its own mean and deviation, and from a file those of ImageNet's usual ones."""
     msl("build-shards", "photos", "--name", "mine")
