@@ -132,3 +132,11 @@ def test_a_way_to_move_masks_that_is_none_is_refused():
     with pytest.raises(UserError, match="augment is mirror; it may be any of flip, rotate, shift"):
         KeepMasks.generate(32, augment=("flip", "mirror"))
     assert KeepMasks.generate(32, augment="flip")._augment == {"flip"}
+
+
+@pytest.mark.parametrize("options", [{"augment": ("flip",)}, {"image_size": 64}])
+def test_open_masks_take_no_options_that_would_do_nothing(options):
+    bank = KeepMasks.generate(32)
+    with pytest.raises(UserError, match=r"give both to KeepMasks\.open"):
+        IrregularHoles(bank, **options)
+    assert IrregularHoles(bank, 32).keep_masks is bank
