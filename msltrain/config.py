@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from msldata.errors import UserError, did_you_mean
 from msltrain.stream.config import NO_CROP, AugmentConfig, KeepMaskConfig, StreamConfig
-from msltrain.typed_values import decode, from_text
+from msltrain.typed_values import decode, from_text, settle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,7 @@ class DataConfig:
     weights."""
 
     def __post_init__(self) -> None:
+        settle(self, "data")
         _check(0 <= self.validation_fraction < 1, "data.validation_fraction", self.validation_fraction, "0 to below 1")
 
     @property
@@ -53,7 +54,7 @@ class ModelConfig:
     """Where the first weights come from: a timm tag (``tv_in1k``), a model on the Hugging Face hub
     (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, a run, checkpoint or export of this program, or nothing
     for random ones. A released checkpoint (MSL, CSRA, ML-Decoder, Query2Label, ASL) fills the head as well where that
-    and the classes are the ones asked for; a model of ours fills it for the classes that both know, by name."""
+    and the number of classes are the ones asked for, by position; a model of ours for the classes that both know."""
     head: Literal["csra", "mean", "max", "mldecoder", "q2l"] = "csra"
     """Class-specific residual attention; one linear layer after mean or max pooling; ML-Decoder; Query2Label."""
     num_heads: int = 1
@@ -76,6 +77,7 @@ class ModelConfig:
     epoch but for the flip, and features are computed once: up to ``stream.ram_cache_gb`` of them are kept."""
 
     def __post_init__(self) -> None:
+        settle(self, "model")
         _check(self.num_heads in (1, 2, 4, 6, 8), "model.num_heads", self.num_heads, "1, 2, 4, 6 or 8")
         for name in ("num_queries", "decoder_hidden"):
             _check(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "0 or more")
@@ -192,14 +194,11 @@ class LossConfig:
         )
 
     def __post_init__(self) -> None:
+        settle(self, "loss")
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
             _check(0 <= getattr(self, name) < math.inf, f"loss.{name}", getattr(self, name), "0 or more")
-        _check(
-            self.clean_weight + self.masked_weight + self.consistency_weight > 0,
-            "loss.clean_weight",
-            self.clean_weight,
-            "above 0 when the other weights are 0",
-        )
+        learns = self.clean_weight + self.masked_weight + self.consistency_weight > 0
+        _check(learns, "loss.clean_weight", self.clean_weight, "above 0 when the other weights are 0")
         _check(0 <= self.balance <= 1, "loss.balance", self.balance, "0 to 1")
         _check(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "0 to below 1")
         weights = self.class_weights
@@ -290,6 +289,7 @@ class OptimConfig:
     """The run ends after this many epochs without a better validation mAP; 0: only after ``num_epochs``."""
 
     def __post_init__(self) -> None:
+        settle(self, "optim")
         for name in ("lr", "classifier_lr_factor", "step_factor"):
             _check(0 < getattr(self, name) < math.inf, f"optim.{name}", getattr(self, name), "above 0")
         for name in ("num_epochs", "step_epochs", "accumulation_steps"):
@@ -343,9 +343,9 @@ class RunConfig:
     """Log to this experiment of MLflow, on the server of ``MLFLOW_TRACKING_URI`` (extra ``mlflow``)."""
 
     def __post_init__(self) -> None:
-        _check(self.log_every >= 1, "run.log_every", self.log_every, "1 or more")
-        _check(self.save_every >= 0, "run.save_every", self.save_every, "0 or more")
-        _check(self.keep >= 0, "run.keep", self.keep, "0 or more")
+        settle(self, "run")
+        for name, least in (("log_every", 1), ("save_every", 0), ("keep", 0)):
+            _check(getattr(self, name) >= least, f"run.{name}", getattr(self, name), f"{least} or more")
         _check(
             not (self.compile and self.activation_checkpointing),
             "run.activation_checkpointing",
@@ -384,7 +384,7 @@ class TrainConfig:
     @property
     def first_masked_epoch(self) -> int:
         """The epoch, counted from 0, from which images are masked (``keep_mask.start``)."""
-        return int(self.keep_mask.start * self.optim.num_epochs)
+        return int(self.keep_mask.start * self.optim.num_epochs + 1e-9)  # 0.29 · 100 is 28.999…
 
     @property
     def features_stay(self) -> bool:
@@ -405,6 +405,9 @@ class TrainConfig:
             _check(recognises, "keep_mask.start", self.keep_mask.start, "0, as the loss has no recognition terms")
             one_norm = self.loss.bn_mode != "split"
             _check(one_norm, "keep_mask.start", self.keep_mask.start, "0, as loss.bn_mode=split needs")
+        if self.loss.drop_hidden_tokens:  # which counts visible pixels, and dimmed ones are partly so
+            level = self.keep_mask.visible_level
+            _check(level == 1, "keep_mask.visible_level", level, "1, as loss.drop_hidden_tokens needs")
         if self.optim.twin_share:
             has_masks, decay = self.loss.has_masked_branch, self.optim.ema_decay
             _check(has_masks, "optim.twin_share", self.optim.twin_share, "0, as the loss has no masks")

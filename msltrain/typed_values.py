@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from typing import Any, Literal, Union
@@ -70,6 +71,41 @@ def decode(value: Any, hint: Any, where: str) -> Any:
         return value
     kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     raise UserError(f"{where}: expected {kinds.get(hint, hint)}, found {value!r}")
+
+
+def settle(config: Any, section: str) -> None:
+    """What JSON and a command line see to, for a frozen config made in Python: a list becomes the tuple of its values,
+    for ``[1, 1]`` is not ``(1, 1)``, and a text the tuple of one. A word that a field does not know is refused: where
+    it is looked for, it would be taken for another one.
+
+    Args:
+        config: of a dataclass, in its ``__post_init__``.
+        section: its name in messages.
+
+    Raises:
+        UserError: such a word, with those that there are.
+    """
+    for name, (words, are_several) in _words_of(type(config)).items():  # type: ignore[arg-type]
+        value = getattr(config, name)
+        if are_several and isinstance(value, list | str):
+            value = (value,) if isinstance(value, str) else tuple(value)
+            object.__setattr__(config, name, value)
+        given = value if are_several and isinstance(value, tuple) else (value,)
+        if words and (strange := [word for word in given if word not in words]):
+            raise UserError(f"{section}.{name}: {strange[0]!r} is not one of {', '.join(map(str, words))}")
+
+
+@functools.cache
+def _words_of(kind: type) -> dict[str, tuple[tuple[Any, ...], bool]]:
+    """The fields that hold words or several values: the words (none: any value), and whether they are several."""
+    found = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        are_several = typing.get_origin(hint) is tuple
+        one = typing.get_args(hint)[0] if are_several else hint
+        words = typing.get_args(one) if typing.get_origin(one) is Literal else ()
+        if words or are_several:
+            found[name] = words, are_several
+    return found
 
 
 def _is_union(hint: Any) -> bool:

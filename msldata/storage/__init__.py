@@ -1,7 +1,8 @@
 """One interface over a folder of files, local or remote: list, read, ranged read, atomic put, delete.
 
 A ``Storage`` is one folder ("prefix") on a local disk, ``s3://``, ``gs://``, ``az://``, ``hf://`` or ``http(s)://``.
-Names are relative to it and use ``/``. Remote I/O is obstore, which reads the usual environment:
+Names are relative to it, use ``/`` and are taken as they are; in an address, ``%20`` is a space. Remote I/O is obstore,
+which reads the usual environment:
 
 - ``s3://``: ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``; ``AWS_ENDPOINT_URL`` for a server other
   than Amazon's (``http://`` is allowed there), ``AWS_SKIP_SIGNATURE=true`` for public buckets.
@@ -55,7 +56,8 @@ def open_storage(location: Location | Storage) -> Storage:
     """Open a folder by path or URL; nothing is read, created or connected to yet. An open one is returned.
 
     Raises:
-        StorageError: the scheme is not one of file, s3, gs, az, hf, http, https, or pathlib has spoilt the address.
+        StorageError: the scheme is not one of file, s3, gs, az, hf, http, https, pathlib has spoilt the address, or it
+            holds a ? or #.
     """
     if isinstance(location, Storage):
         return location
@@ -69,6 +71,12 @@ def open_storage(location: Location | Storage) -> Storage:
     if scheme[1] == "file":
         return LocalStorage(Path(text.removeprefix("file://")))
     if scheme[1] in REMOTE_SCHEMES and text.startswith(f"{scheme[1]}://"):
+        if scheme[1] != HUB_SCHEME and (odd := re.search(r"[?#]", text)):
+            # As parts of a URL they and what follows are dropped, so that two folders would be one.
+            raise StorageError(
+                f"{text}: an address with {odd[0]} does not name a folder; where a folder's name holds that character, "
+                "write %3F for ? and %23 for #"
+            )
         return (HubStorage if scheme[1] == HUB_SCHEME else RemoteStorage)(text.rstrip("/"))
     raise StorageError(
         f"{text}: unknown kind of location '{scheme[1]}:'; use a local path or "

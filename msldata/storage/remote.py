@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
+from urllib.parse import quote
 
 from msldata.errors import StorageError
 from msldata.storage.base import FileInfo, Storage
@@ -93,7 +95,7 @@ class RemoteStorage(Storage):
         self.__init__(state["url"])  # type: ignore[misc]
 
     def child(self, name: str) -> RemoteStorage:
-        return RemoteStorage(f"{self.url}/{name}")
+        return RemoteStorage(f"{self.url}/{_in_address(name)}")
 
     def list_files(self) -> list[FileInfo]:
         import obstore
@@ -232,6 +234,11 @@ def _patiently(request: Callable[[], Result]) -> Result:
                 raise
             time.sleep(pause)
     return request()
+
+
+def _in_address(name: str) -> str:
+    """A name as a part of an address, where %41 is an A, and what follows a ? or # does not belong to the path."""
+    return re.sub(r"[%?#]", lambda odd: quote(odd[0]), name)
 
 
 def _plain_http(url: str) -> bool:

@@ -55,7 +55,7 @@ class WeightsReport:
 
     def summary(self) -> str:
         """One sentence for a log."""
-        head = " and the head" if self.fills_head else ""
+        head = " and the head, its classes by position as the file does not name them," if self.fills_head else ""
         ignored = f"; not used: {shortened(self.ignored)}" if self.ignored else ""
         how = f"{self.num_loaded} backbone tensors{head} loaded from {self.source} (matched by {self.matched_by})"
         return how + (f"; {self.head}" if self.head else "") + ignored

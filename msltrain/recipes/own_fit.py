@@ -61,6 +61,7 @@ def fit_own(
         UserError: weights that fit no network known here, or a setting that is none. FileNotFoundError, FormatError:
             the shards cannot be read.
     """
+    settings = (settings,) if isinstance(settings, str) else settings  # as `override` takes a single one
     asked = {name.strip(): value.strip() for name, _, value in (one.partition("=") for one in settings)}
     base = override(own(), settings)
     num_train, num_validation, classes, side, num_all = _look_at(train, validation, base.data.validation_fraction)
@@ -250,6 +251,8 @@ def _with_weights(
         return replace(config, model=replace(model, backbone=backbone)), f"network: {backbone} with the tag {weights}"
     names = [asked] if asked else list(dict.fromkeys((*choices, *ON_CPU)))
     fitting = _first_that_fits([name.partition(".")[0] for name in names], read_source(weights), weights)
+    # A file does not say how its network's input was normalised: most likely as timm's own weights for it.
+    config = replace(config, stream=_normalised(config.stream, _with_tag(fitting)))
     return replace(config, model=replace(model, backbone=fitting)), f"network: {fitting} with the weights of {weights}"
 
 

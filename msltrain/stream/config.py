@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from msldata.errors import UserError
+from msltrain.typed_values import settle
 
 NO_CROP = (1.0, 1.0)
 """The default of ``StreamConfig.crop_scale``."""
@@ -83,6 +84,7 @@ class StreamConfig:
     """With ``on_sample_error=skip``: more distinct samples than this, in one process, are an error nevertheless."""
 
     def __post_init__(self) -> None:
+        settle(self, "stream")
         for name, least in (
             ("image_size", 1),
             ("batch_size", 1),
@@ -183,6 +185,7 @@ class AugmentConfig:
         return bool(self.randaugment or self.mix)
 
     def __post_init__(self) -> None:
+        settle(self, "augment")
         if self.randaugment < 0:
             raise UserError(f"augment.randaugment is {self.randaugment}; it must be 0 or more")
         if not 0 <= self.randaugment_magnitude <= 30:
@@ -230,16 +233,19 @@ class KeepMaskConfig:
     """For stored masks: the share of the masked views that each folder of ``data.keep_masks`` serves. The remainder up
     to 1 is whole images. Empty: every mask is as likely as any other, as published."""
     ramp_epochs: int = 0
-    """For stored masks: the number of epochs in which the lightest holes come first. In epoch e of these, the masks are
-    taken from the lightest (e + 1) / ramp_epochs of each folder. 0: all masks from the start, as published."""
+    """For stored masks: the number of epochs, from the first masked one on, in which the lightest holes come first. In
+    epoch e of these, counted from 0, the masks are taken from the lightest (e + 1) / ramp_epochs: of each folder where
+    they have ``subset_weights``, else of all together. 0: all masks from the start, as published."""
     fill: Fill = "zero"
     """What shows in the holes: zero as published, mean, noise, blur, image, object; see ``Fill``. With image and
-    object, classes that the other training image shows and this one lacks count in no masked term."""
+    object, classes that the other training image, or the box of its object, shows and this one lacks count in no masked
+    term."""
     ignore_below: float = 0.0
     """A class counts in no masked term if crop and hole leave every one of its objects with a smaller visible share of
     its box than this. 0: it is trained as present, as published. Needs object annotations."""
 
     def __post_init__(self) -> None:
+        settle(self, "keep_mask")
         if not 0 < self.share <= 1:
             raise UserError(f"keep_mask.share is {self.share}; it must be above 0 and at most 1")
         if not 0 <= self.start < 1:

@@ -187,7 +187,9 @@ class Loader:
         return StageSeconds.total(self._passes.stages)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; a position inside that same epoch is kept."""
+        """Go to the beginning of an epoch; a position inside that same epoch is kept, and so is its end, which is the
+        beginning of the next: after `load_state_dict`, loop from ``next_epoch`` on.
+        """
         if epoch != self.epoch:
             self.epoch, self.step, self._start, self._is_started = epoch, 0, 0, False
 

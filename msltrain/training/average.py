@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msldata.errors import UserError, counted
 from msltrain.config import differences
+from msltrain.models.weights_place import is_timm_tag
 from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, rebuild_recogniser, save_checkpoint
 from msltrain.runs.folder import note_data_of_all, training_data
 from msltrain.stream.samples.holdout import hold_out
@@ -40,8 +41,8 @@ def average_checkpoints(
         data: the training shards, to measure on; None: where the last run had them.
 
     Raises:
-        UserError: ``folder`` exists, the shares do not fit, or the networks have not started from the same weights, or
-            do not know the same classes.
+        UserError: ``folder`` exists, the shares do not fit, or the networks have not started from the same weights, the
+            decoder of a head included, or do not know the same classes.
         FileNotFoundError, FormatError, StorageError: a file cannot be read or written.
     """
     if folder.exists():
@@ -116,3 +117,24 @@ def _require_same_start(first: Checkpoint, other: Checkpoint, one: str | Path, p
             f"{place}: is not a network of the same kind and beginning as {one} ({name} is {theirs} there and {mine} "
             "here); average runs of one network from the same first weights"
         )
+    if not _has_same_head(first, other):
+        head, (mine, theirs) = first.config.model.head, (run.config.run.seed for run in (first, other))
+        raise UserError(
+            f"{place}: the first weights hold no {head} head, and the run drew another one than {one} did (run.seed is "
+            f"{theirs} there and {mine} here), so the average of both recognises nothing; average runs of one seed, or "
+            "that began with the weights of one run"
+        )
+
+
+def _has_same_head(first: Checkpoint, other: Checkpoint) -> bool:
+    """Whether the average of two heads is one: as for pooled and attention heads, which are one layer, however they
+    began. The queries and layers of a decoder are drawn by the seed where the first weights do not hold them.
+    """
+    query = "classifier.query"  # of ML-Decoder it never learns
+    match first.config.model.head:
+        case "mldecoder":
+            return torch.equal(first.weights[query], other.weights[query])
+        case "q2l":
+            drawn = is_timm_tag(first.config.model.weights)
+            return not drawn or first.config.run.seed == other.config.run.seed
+    return True

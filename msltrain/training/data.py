@@ -58,7 +58,14 @@ class TrainData:
         self._augment = Augment(config.augment, config.stream, ranks.device) if config.augment.is_active else None
         self._views = None
         if config.loss.needs_keep_masks:
-            self._views = MaskedViews(config.keep_mask, places, shards=kept, stream=config.stream, device=ranks.device)
+            self._views = MaskedViews(
+                config.keep_mask,
+                places,
+                shards=kept,
+                stream=config.stream,
+                device=ranks.device,
+                first_epoch=config.first_masked_epoch,
+            )
         self._config = config
 
     def _held_out(self, shards: ShardSet, config: TrainConfig) -> tuple[ShardSet, ShardSet | None]:

@@ -83,6 +83,13 @@ def small_data_notes(config: TrainConfig, training: Loader, validation: Loader |
             f"every epoch leaves {num_dropped} of {counted(num_samples, 'sample')} out, other ones each time, that "
             f"fill no batch of {batch_size}; a smaller stream.batch_size leaves fewer out"
         )
+    if validation is not None and config.data.validation:
+        seen, held = (loader.shards.manifest.fingerprint for loader in (training, validation))
+        if seen == held:
+            notes.append(
+                f"{config.data.validation} is what the run trains on: validation flatters it, and no epoch or "
+                "threshold that it chooses means anything for other photographs"
+            )
     if validation is not None and (counts := few_positives(validation.shards)):
         few, never = list(counts), sum(not count for count in counts.values())
         names = ", ".join(few[:4]) + (" …" if len(few) > 4 else "")

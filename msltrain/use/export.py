@@ -168,21 +168,30 @@ def _found(out: Path, loaded: LoadedRecogniser, overwrite: bool) -> dict[str, di
     try:
         content = json.loads(read_local(out / CONFIG_NAME))
         weights, classes, files = content["weights_sha256"], content["classes"], content.get("files", {})
+        network = content.get("network")
         found = {name: entry for name, entry in files.items() if (out / name).is_file()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"{out}: holds something else than an export; choose another --out") from None
-    if weights == loaded.sha256 and classes == list(loaded.classes):
+    # The weights say neither their input nor all of the head: a recipe, or the settings of an import, do.
+    as_before = {"classes": list(loaded.classes) == classes, "input or head": _plain(network_of(loaded)) == network}
+    if weights == loaded.sha256 and all(as_before.values()):
         return found
     if overwrite:
         return {}
     if weights == loaded.sha256:
+        other = next(what for what, is_same in as_before.items() if not is_same)
         raise UserError(
-            f"{out}: holds the export of these weights with other classes; choose another --out, or give --overwrite"
+            f"{out}: holds the export of these weights with other {other}; choose another --out, or give --overwrite"
         )
     raise UserError(
         f"{out}: holds the export of another model (weights {weights[:12]}…, these are {loaded.sha256[:12]}…); choose "
         "another --out, or give --overwrite"
     )
+
+
+def _plain(content: dict[str, Any]) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(content))
 
 
 def _require_same_thresholds(out: Path, kept: Mapping[str, Any], loaded: LoadedRecogniser) -> None:

@@ -87,7 +87,7 @@ class Studio:
                 "name": name,
                 "path": str(predictor.path),
                 "classes": predictor.classes,
-                "thresholds": [round(float(threshold), 4) for threshold in predictor.threshold_K],
+                "thresholds": list(map(float, predictor.threshold_K)),
                 "threshold_origin": predictor.threshold_origin,
                 "hole_colour": predictor.hole_colour,
             }
@@ -213,7 +213,7 @@ def _as_json(answer: Answer) -> dict[str, Any]:
     assert place_KHW is not None
     byte_KHW = np.rint(255 * place_KHW).astype(np.uint8)
     return {
-        "scores": [round(float(score), 5) for score in answer.score_K],
+        "scores": list(map(float, answer.score_K)),
         "places": {
             "rows": byte_KHW.shape[1],
             "columns": byte_KHW.shape[2],

@@ -41,6 +41,7 @@ from msltrain.use.read_images import (
     read_photo,
     read_square,
 )
+from msltrain.use.timm_folder import network_of
 
 __all__ = ["Asked", "ImagePrediction", "Predictor", "find_images", "predict_each", "read_keep_mask", "read_square"]
 
@@ -105,6 +106,7 @@ class Predictor:
     Attributes:
         classes: class names in the order of scores, as `plain_name` gives them.
         sha256: of its weights, in hex.
+        network: what else decides its answers, as ``config.json`` of an export says it: input, head, sizes.
         image_size: S.
         view: what it sees of a photograph; None: all of it, squashed.
         trained_on: the training shards, where they were then.
@@ -139,6 +141,7 @@ class Predictor:
         self._device = device
         self.path = loaded.path
         self.sha256 = loaded.sha256
+        self.network = network_of(loaded)
         self.classes = tuple(map(plain_name, loaded.classes))
         self.trained_on = loaded.config.data.train
         self.unfinished = loaded.unfinished()
@@ -279,7 +282,9 @@ def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
     for file in loaded.prediction_files(HELD_OUT_FILES):
         held_out = read_predictions(file)
         origin = held_out.origin
-        of_whole_images = not origin.keep_masks and not origin.test_time
+        # A weights file may be read by recipes of several sizes; older predictions do not say theirs.
+        as_here = origin.image_size in (0, loaded.config.stream.image_size)
+        of_whole_images = not origin.keep_masks and not origin.test_time and as_here
         if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == loaded.classes and of_whole_images:
             logit_K = tune_thresholds(held_out)
             return 1 / (1 + np.exp(-logit_K)), threshold_origin(held_out, file.name)

@@ -160,6 +160,7 @@ def _identity(predictors: Sequence[Predictor], asked: Asked, overlays: str | Pat
     mask = None if asked.keep_mask is None else hashlib.sha256(read_local(asked.keep_mask))
     return {
         "models": [predictor.sha256 for predictor in predictors],
+        "networks": [predictor.network for predictor in predictors],
         "classes": list(predictors[0].classes),
         "thresholds": [predictor.threshold_K.tolist() for predictor in predictors],
         "top_k": asked.top_k,

@@ -177,7 +177,8 @@ def _expand(item: str | Path, passed_over: list[str]) -> Iterator[Picture]:
 
 def _expand_url(url: str, passed_over: list[str]) -> Iterator[Picture]:
     is_web = url.startswith(("http://", "https://"))
-    if not _is_image(url.split("?")[0]) and "?" not in url and open_storage(url).exists(MANIFEST_NAME):
+    is_plain = "?" not in url and "#" not in url
+    if not _is_image(url.split("?")[0]) and is_plain and open_storage(url).exists(MANIFEST_NAME):
         yield from _samples(url)
     elif is_web:  # a web server cannot be listed, so what is no dataset is one image
         yield Picture(url, functools.partial(_download, url))

@@ -129,8 +129,8 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     return model.eval()
 
 
-def prepared(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
-    """A photograph as the network wants it: upright, RGB of 8 bits, squashed to the square or cropped, normalised.
+def seen(image: Image.Image, config: dict[str, Any]) -> Image.Image:
+    """What the network sees of a photograph, upright and in RGB of 8 bits, before it is squashed to the square.
 
     Raises:
         ValueError: its pixels have no clear range, as floating-point ones.
@@ -140,7 +140,16 @@ def prepared(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
         how = {name: view[name] for name in ("interpolation", "crop_pct", "crop_mode")}
         transform = timm.data.create_transform(view["side"], use_prefetcher=True, **how)
         photograph = Image.fromarray(np.asarray(transform(photograph)).transpose(1, 2, 0))
-    pixel_CHW = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)
+    return photograph
+
+
+def prepared(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
+    """A photograph as the network wants it: upright, RGB of 8 bits, squashed to the square or cropped, normalised.
+
+    Raises:
+        ValueError: as `seen`.
+    """
+    pixel_CHW = torch.from_numpy(np.array(seen(image, config))).permute(2, 0, 1)
     square = (config["image_size"], config["image_size"])
     pixel_1CSS = nn.functional.interpolate(pixel_CHW[None], square, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) for name in ("mean", "std"))

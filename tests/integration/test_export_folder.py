@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.config import ModelConfig, TrainConfig
-from msltrain.runs.checkpoint import load_recogniser
+from msltrain.runs.checkpoint import load_checkpoint, load_recogniser, save_checkpoint
 from msltrain.stream.config import StreamConfig
 from msltrain.use import export_formats
 from msltrain.use.export import export_model
@@ -151,6 +152,24 @@ def test_a_folder_holds_one_model(tmp_path):
     with pytest.raises(UserError, match="holds something else than an export"):
         export_model(run, tmp_path, formats=["safetensors"], overwrite=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["other", "out", "run"]
+
+
+def test_a_folder_holds_one_reading_of_the_weights(tmp_path):
+    """Two imports of one file with other settings: a graph of the first would lie beside a card of the second."""
+    run, other, out = make_run(tmp_path / "run"), tmp_path / "other", tmp_path / "out"
+    export_model(run, out, formats=["torch-export"])
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    made = load_checkpoint(run)
+    changed = [{"model": replace(made.config.model, attention_weight=0.1)}]
+    changed += [{"stream": replace(made.config.stream, **one)} for one in ({"image_size": 96}, {"mean": (0.0, 0, 0)})]
+    for change in changed:
+        save_checkpoint(replace(made, config=replace(made.config, **change)), other)
+        assert load_recogniser(other).sha256 == load_recogniser(run).sha256
+        with pytest.raises(UserError, match=r"these weights with other input or head; .* give --overwrite"):
+            export_model(other, out, formats=["safetensors"])
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    export_model(other, out, formats=["safetensors"], overwrite=True)
+    assert not (out / "model.pt2").exists()
 
 
 def test_an_exporter_that_fails_leaves_the_others_whole(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from typer.testing import CliRunner
@@ -184,6 +185,31 @@ def test_a_table_with_another_class_replaces_all_splits(place: Path):
         json.loads(file.read_text())["classes"] for file in sorted((place / "shards/mine").glob("*/dataset.json"))
     ]
     assert classes == [["blue", "lime", "red"]] * 3
+
+
+def test_a_single_setting_is_one_setting(place: Path):
+    """Taken for a list of letters, it was set at the end, and the length was chosen for another batch size."""
+    msl("build-shards", "photos", "--name", "mine")
+    one, as_list = (
+        own_fit.fit_own("shards/mine/train", weights="", settings=settings, on_gpu=False)
+        for settings in ("stream.batch_size=4", ["stream.batch_size=4"])
+    )
+    assert one == as_list and one[0].stream.batch_size == 4
+
+
+def test_weights_in_a_file_are_given_what_their_network_is_used_to(place: Path):
+    """By its tag such a network had its own mean and deviation, and from a file those of ImageNet's usual ones."""
+    msl("build-shards", "photos", "--name", "mine")
+    torch.save(timm.create_model("test_vit").state_dict(), place / "vit.pth")
+    known = timm.get_pretrained_cfg("test_vit")
+    assert known is not None and known.mean == known.std == (0.5, 0.5, 0.5)
+    for weights in ("vit.pth", str(known.tag)):
+        settings = ["model.backbone=test_vit", "stream.image_size=160"]
+        config, _ = own_fit.fit_own("shards/mine/train", weights=weights, settings=settings, on_gpu=False)
+        assert (config.model.weights, config.stream.mean, config.stream.std) == (weights, known.mean, known.std)
+    settings = ["model.backbone=test_vit", "stream.image_size=160", "stream.mean=0,0,0"]
+    config, _ = own_fit.fit_own("shards/mine/train", weights="vit.pth", settings=settings, on_gpu=False)
+    assert config.stream.mean == (0, 0, 0)
 
 
 def test_the_network_is_the_best_that_can_be_had(place: Path, monkeypatch: pytest.MonkeyPatch):

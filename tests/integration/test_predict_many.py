@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from msldata.errors import UserError
 from msltrain.__main__ import app
+from msltrain.runs.checkpoint import load_checkpoint, load_recogniser, save_checkpoint
 from msltrain.use import predict as predict_module
 from msltrain.use import predict_many as module
 from msltrain.use.output_formats import FORMATS
@@ -119,6 +120,19 @@ def test_a_part_is_not_finished_with_other_answers(place, tmp_path):
     assert code == 2 and "p007.jpg" in errors
     code, _, errors = msl(*command(place, tmp_path / "b.json"))
     assert code == 1 and "answered before" in errors, "the option decides no answer"
+
+
+def test_a_part_is_not_finished_by_the_same_weights_at_another_size(place, tmp_path):
+    """As with another --recipe for a weights file, or --set of import-checkpoint."""
+    out, other = tmp_path / "all.json", tmp_path / "other"
+    code, _, errors = msl(*command(place, out, "--on-error", "fail"))
+    assert code == 2 and "p007.jpg" in errors
+    made = load_checkpoint(place / "run")
+    stream = replace(made.config.stream, image_size=2 * made.config.stream.image_size)
+    save_checkpoint(replace(made, config=replace(made.config, stream=stream)), other)
+    code, _, errors = msl(*command(place, out, "--checkpoint", other))
+    assert code == 2 and "all.json.part0: a part of all.json that another model or other options began" in errors
+    assert load_recogniser(other).sha256 == load_recogniser(place / "run").sha256
 
 
 @pytest.mark.parametrize("kind", ["json", "csv", "parquet", "txt"])

@@ -41,6 +41,19 @@ def test_near_ranges_come_in_one_request_and_far_ones_do_not(s3):
         assert len(gets) == num_requests
 
 
+def test_names_are_taken_as_they_are(s3):
+    """As parts of a URL, %41 is an A, and # and ? end the path: then two folders would be one."""
+    storage = open_storage("s3://bucket/odd names, 50% é")
+    for name in ("#1", "#2", "a?b", "%41", "50% off", "a+b é"):
+        child = storage.child(name)
+        child.put("same.txt", name.encode())
+        assert child.exists("same.txt") and [info.name for info in child.list_files()] == ["same.txt"]
+        assert storage.read(f"{name}/same.txt") == child.read("same.txt") == name.encode()
+        assert (s3.root / "bucket" / "odd names, 50% é" / name / "same.txt").is_file()
+        assert open_storage(child.url).read("same.txt") == name.encode()
+    assert len(storage.list_files()) == 6
+
+
 def test_missing_object_and_missing_bucket_are_told_apart(s3):
     with pytest.raises(FileNotFoundError, match=r"s3://bucket/nothing/dataset\.json: no such object"):
         open_storage("s3://bucket/nothing").read("dataset.json")

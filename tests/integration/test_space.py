@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -19,7 +20,9 @@ from msldata.contract.keepmask import resize_nearest
 from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.hub.space import make_space
+from msltrain.runs.find_checkpoint import Foreign
 from msltrain.use.predict import Predictor, read_square
+from msltrain.use.read_images import Photo
 from tests.integration.test_export_folder import make_run
 from tests.smallshards import CLASSES, photo
 
@@ -69,6 +72,34 @@ def test_the_page_answers_where_this_program_is_not(place):
         [expected] = predictor.answer([square], mask)
         assert [found[name] for name in CLASSES] == pytest.approx(expected.score_K.tolist(), abs=1e-4)
     assert "With 50% hidden: " in said and all(name in said for name in predictor.predicted(expected))
+
+
+def test_a_hole_lies_where_it_was_painted_on_what_a_classifier_sees(place, tmp_path):
+    """Timm's evaluation cuts the sides of a wide photograph off: paint there hides nothing."""
+    network = timm.create_model("test_vit", num_classes=len(CLASSES)).eval()
+    torch.save(network.state_dict(), tmp_path / "plain.pth")
+    foreign = Foreign(model="test_vit")
+    out = make_space(tmp_path / "plain.pth", tmp_path / "space", foreign=foreign, classes=CLASSES)
+    (tmp_path / "wide.jpg").write_bytes(photo(5, 640, 320))
+    paint = "layer.paste((0, 0, 0, 255), (0, 0, "
+    answers = []
+    for width in (160, 320):  # of 640, of which the middle 320 at most are seen: nothing, and its left half
+        ask = ASK.replace(f"{paint}photo.width // 2", f"{paint}{width}")
+        assert ask != ASK
+        command = [sys.executable, "-c", ALONE + STUB + ask, str(tmp_path / "wide.jpg")]
+        process = subprocess.run(command, cwd=out, text=True, capture_output=True)
+        assert process.returncode == 0, process.stderr
+        answers.append(json.loads(process.stdout))
+    predictor = Predictor(tmp_path / "plain.pth", torch.device("cpu"), foreign=foreign, classes=CLASSES)
+    side = predictor.image_size
+    square = predictor.seen(Photo((tmp_path / "wide.jpg").read_bytes())).square(side)
+    half_SS = np.ones((side, side), np.uint8)
+    half_SS[:, : side // 2] = 0
+    (whole, nothing, said), (_, behind, said_of_half) = answers
+    assert nothing is None and "hidden" not in said and "With 50% hidden: " in said_of_half
+    for found, mask in ((whole, None), (behind, half_SS)):
+        [expected] = predictor.answer([square], mask)
+        assert [found[name] for name in CLASSES] == pytest.approx(expected.score_K.tolist(), abs=1e-4)
 
 
 def test_examples_carry_nothing_but_pixels(place, tmp_path):

@@ -16,6 +16,7 @@ from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.config import override
 from msltrain.evaluation.evaluate import evaluate
+from msltrain.models.build import build_model
 from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, load_recogniser, save_checkpoint
 from msltrain.runs.folder import DatasetIdentity, training_data
 from msltrain.stream.samples.holdout import hold_out
@@ -116,6 +117,25 @@ def test_shares_that_do_not_fit(tmp_path: Path, shares: list[float] | None, numb
     with pytest.raises(UserError, match=message):
         average_checkpoints(places, tmp_path / "c", shares)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("head", ["mldecoder", "q2l"])
+def test_decoders_that_two_seeds_drew_are_refused(tmp_path: Path, head: str):
+    """The average of two sets of queries is the queries of neither."""
+    plain = checkpoint()
+    small = ["model.decoder_width=16", "model.decoder_hidden=16", f"model.head={head}", "model.weights=tag"]
+    places = []
+    for number, seed in enumerate((0, 1, 1)):
+        torch.manual_seed(seed)
+        config = override(plain.config, [*small, f"run.seed={seed}"])
+        network = build_model(replace(config.model, weights=""), 3, image_size=32)
+        save_checkpoint(replace(plain, config=config, weights=network.state_dict()), tmp_path / str(number))
+        places.append(tmp_path / str(number))
+    with pytest.raises(UserError, match=rf"hold no {head} head, .*run\.seed is 1 there and 0 here"):
+        average_checkpoints(places[:2], tmp_path / "c")
+    average_checkpoints(places[1:], tmp_path / "c")
+    weights = (load_checkpoint(place).weights["classifier.query"] for place in (tmp_path / "c", places[1]))
+    torch.testing.assert_close(*weights)
 
 
 def test_networks_of_other_beginnings_are_refused(tmp_path: Path):

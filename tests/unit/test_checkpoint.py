@@ -640,7 +640,8 @@ def test_thresholds_are_those_tuned_for_these_weights_on_whole_images(tmp_path: 
     ignore_NK, keys = np.zeros((36, 3), bool), tuple(map(str, range(36)))
     loaded, found = replace(loaded_from(tmp_path / "checkpoints/best"), sha256="ab" * 32), []
     others: tuple[dict[str, Any], ...] = (
-        {"checkpoint_sha256": "cd" * 32}, {"keep_masks": ("high",)}, {"test_time": "flip"}, {},
+        {"checkpoint_sha256": "cd" * 32}, {"keep_masks": ("high",)}, {"test_time": "flip"}, {"image_size": 64},
+        {"image_size": 32},
     )  # fmt: skip
     for number, changes in enumerate(others):
         origin = Origin(**{"checkpoint": "best", "checkpoint_sha256": loaded.sha256, **changes})
@@ -649,4 +650,4 @@ def test_thresholds_are_those_tuned_for_these_weights_on_whole_images(tmp_path: 
         )
         write_predictions(told, tmp_path / f"predictions/{number}-held-out.parquet")
         found.append(thresholds_of(loaded)[0].round(3).tolist())
-    assert found == [[0.5] * 3, [0.5] * 3, [0.5] * 3, [0.953] * 3]  # midway between logits 1 and 5
+    assert found == [*[[0.5] * 3] * 4, [0.953] * 3]  # midway between logits 1 and 5

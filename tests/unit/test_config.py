@@ -5,15 +5,27 @@ from __future__ import annotations
 import ast
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import msltrain.config
 import msltrain.stream.config
 from msldata.errors import UserError
-from msltrain.config import LossConfig, TrainConfig, differences, from_json, override, to_json
+from msltrain.config import (
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    differences,
+    from_json,
+    override,
+    to_json,
+)
 from msltrain.recipes import RECIPES, recipe
-from msltrain.stream.config import NO_CROP
+from msltrain.stream.config import NO_CROP, AugmentConfig, KeepMaskConfig, StreamConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -143,3 +155,55 @@ def test_every_field_is_explained():
         for here, below in zip(node.body, [*node.body[1:], None]):
             if isinstance(here, ast.AnnAssign):
                 assert isinstance(below, ast.Expr), f"{node.name}.{ast.unparse(here.target)}"
+
+
+@pytest.mark.parametrize(("start", "num_epochs", "first"), [(0.29, 100, 29), (0.58, 50, 29), (0.8, 3, 2), (0.0, 7, 0)])
+def test_masks_start_in_the_epoch_that_the_share_says(start: float, num_epochs: int, first: int):
+    """In floating point, 0.29 · 100 is a little less than 29."""
+    settings = [f"keep_mask.start={start}", f"optim.num_epochs={num_epochs}"]
+    assert override(recipe("msl-c-voc2007"), settings).first_masked_epoch == first
+
+
+def test_dimmed_pixels_are_not_counted_as_hidden():
+    """At a level of 0.882 no patch would have nine tenths of its pixels visible."""
+    settings = ["keep_mask.visible_level=0.882", "loss.drop_hidden_tokens=0.9"]
+    with pytest.raises(
+        UserError, match=r"keep_mask\.visible_level: 0\.882 is not 1, as loss\.drop_hidden_tokens needs"
+    ):
+        override(recipe("msl-c-voc2007"), settings)
+
+
+def test_a_list_is_the_tuple_of_its_values():
+    """A scale of [1, 1] is no crop, as (1, 1) is; and a run goes on with the settings that it was begun with."""
+    lists = {"crop_scale": [1, 1], "crop_ratio": [0.5, 2.0], "mean": [0.5] * 3, "std": [0.25] * 3}
+    stream = StreamConfig(**lists)  # type: ignore[arg-type]
+    assert stream == StreamConfig(**{name: tuple(values) for name, values in lists.items()})  # type: ignore[arg-type]
+    assert stream.crop_scale == NO_CROP
+    assert DataConfig(keep_masks="shards/masks/high").keep_masks == ("shards/masks/high",)  # type: ignore[arg-type]
+    masks = KeepMaskConfig(augment=["flip"], subset_weights=[0.5])  # type: ignore[arg-type]
+    assert masks == KeepMaskConfig(augment=("flip",), subset_weights=(0.5,))
+    assert LossConfig(class_weights=[1.0, 2.0]).class_weights == (1, 2)  # type: ignore[arg-type]
+    assert DataConfig(keep_masks=["a", "b"]).keep_masks == ("a", "b")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "message"),
+    [
+        (AugmentConfig, {"erase": "Cutout"}, r"augment\.erase: 'Cutout' is not one of , cutout, random$"),
+        (AugmentConfig, {"mix": "mix-up"}, r"augment\.mix: 'mix-up' is not one of , mixup, cutmix, splicemix$"),
+        (LossConfig, {"consistency": "mse"}, r"loss\.consistency: 'mse' is not one of mean, sum, bce$"),
+        (LossConfig, {"stop_gradient": "whole"}, r"loss\.stop_gradient: 'whole' is not one of none, clean, masked$"),
+        (LossConfig, {"bn_mode": "clean-only"}, r"loss\.bn_mode: 'clean-only' is not one of shared, clean_only, "),
+        (OptimConfig, {"optimizer": "adam"}, r"optim\.optimizer: 'adam' is not one of sgd, adamw$"),
+        (OptimConfig, {"schedule": "linear"}, r"optim\.schedule: 'linear' is not one of step, cosine, one_cycle$"),
+        (KeepMaskConfig, {"augment": ("mirror",)}, r"keep_mask\.augment: 'mirror' is not one of flip, rotate, shift$"),
+        (KeepMaskConfig, {"augment": "mirror"}, r"keep_mask\.augment: 'mirror' is not one of flip, rotate, shift$"),
+        (ModelConfig, {"head": "avg"}, r"model\.head: 'avg' is not one of csra, mean, max, mldecoder, q2l$"),
+        (RunConfig, {"device": "gpu"}, r"run\.device: 'gpu' is not one of auto, cpu, cuda$"),
+        (StreamConfig, {"on_sample_error": "ignore"}, r"stream\.on_sample_error: 'ignore' is not one of fail, skip$"),
+    ],
+)
+def test_a_word_that_a_field_does_not_know_is_refused_in_python_too(kind: Any, words: dict[str, Any], message: str):
+    """It was taken for another one: noise for the square of cutout, AdamW for Adam, a cosine for a line."""
+    with pytest.raises(UserError, match=message):
+        kind(**words)

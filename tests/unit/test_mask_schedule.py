@@ -128,6 +128,20 @@ def test_the_lightest_masks_come_first(places: list[Path]):
     assert set(hidden_rows(weighted, epoch=1).tolist()) == {1, 3}
 
 
+def test_the_ramp_begins_with_the_first_masked_epoch(places: list[Path]):
+    """With ``keep_mask.start`` it would be over before anything is masked."""
+    for weights, lightest in (((), [{1}, {1}, {1, 3}]), ((1.0, 0.0), [{1}, {1}, {1, 3}])):
+        config = KeepMaskConfig(ramp_epochs=4, start=0.5, subset_weights=weights)
+        schedule = MaskSchedule.open(config, places, SIZE, "cpu", first_epoch=5)
+        assert [set(hidden_rows(schedule, epoch=epoch).tolist()) for epoch in (4, 5, 6)] == lightest
+    assert set(hidden_rows(MaskSchedule.open(config, places, SIZE, "cpu", first_epoch=5), epoch=8).tolist()) == {
+        1,
+        3,
+        4,
+        5,
+    }
+
+
 def test_a_folder_that_serves_nobody_in_a_batch_costs_nothing(places: list[Path], monkeypatch: pytest.MonkeyPatch):
     schedule = MaskSchedule.open(KeepMaskConfig(subset_weights=(0.0, 1.0)), places, SIZE, "cpu")
     asked: list[int] = []

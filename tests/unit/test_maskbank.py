@@ -125,3 +125,18 @@ def test_as_a_transform_every_image_of_a_batch_gets_a_mask_of_its_own():
     masked_CSS, keep_mask_1SS = holes(bytes_CSS)
     assert masked_CSS.dtype == torch.uint8 and torch.equal(masked_CSS, bytes_CSS * keep_mask_1SS.to(torch.uint8))
     assert keep_mask_1SS.shape == (1, 6, 6) and keep_mask_1SS.dtype == torch.float32
+
+
+def test_a_way_to_move_masks_that_is_none_is_refused():
+    """Such masks stayed where they were."""
+    with pytest.raises(UserError, match="augment is mirror; it may be any of flip, rotate, shift"):
+        KeepMasks.generate(32, augment=("flip", "mirror"))
+    assert KeepMasks.generate(32, augment="flip")._augment == {"flip"}
+
+
+@pytest.mark.parametrize("options", [{"augment": ("flip",)}, {"image_size": 64}])
+def test_open_masks_take_no_options_that_would_do_nothing(options):
+    bank = KeepMasks.generate(32)
+    with pytest.raises(UserError, match=r"give both to KeepMasks\.open"):
+        IrregularHoles(bank, **options)
+    assert IrregularHoles(bank, 32).keep_masks is bank

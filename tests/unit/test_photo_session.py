@@ -47,6 +47,26 @@ def test_a_photograph_that_is_shown_again_is_the_newest(monkeypatch: pytest.Monk
         studio.close()
 
 
+class NearIts(StandIn):
+    """A model that answers just below its threshold."""
+
+    threshold_K, threshold_origin, hole_colour = np.array([0.50004]), "said", (0, 0, 0)
+
+    def answer(self, squares: Sequence[Tensor], *_: Any, **__: Any) -> list[Answer]:
+        return [Answer(np.float32([0.500035]), np.zeros((1, 1, 1), np.float32)) for _ in squares]
+
+
+def test_the_page_gets_scores_and_thresholds_that_agree_with_predict():
+    """Rounded, a score below its threshold reached it, and a tiny threshold was 0."""
+    studio = Studio([NearIts()])  # type: ignore[list-item]
+    try:
+        [answer] = studio.add(Picture("0.jpg", lambda: photo(0, 40, 30)))["answers"]
+        [model] = studio.about()["models"]
+    finally:
+        studio.close()
+    assert model["thresholds"] == [0.50004] and answer["scores"] == [float(np.float32(0.500035))]
+
+
 class Counting(StandIn):
     """Answers with what it is called by, how bright the square is that it sees, and how much of it is visible, and with
     where the mask is visible."""

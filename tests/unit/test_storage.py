@@ -139,6 +139,14 @@ def test_a_location_is_a_path_an_address_or_what_is_open(tmp_path):
     assert one_or_many([tmp_path, "s3://b/c"]) == (tmp_path, "s3://b/c") and one_or_many(()) == ()
 
 
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "https"])
+def test_an_address_that_would_lose_its_end_is_refused(scheme):
+    """``s3://bucket/run#1`` and ``s3://bucket/run#2`` were both ``s3://bucket/run``."""
+    for address in (f"{scheme}://bucket/run#1", f"{scheme}://bucket/a?b/run"):
+        with pytest.raises(StorageError, match=r"does not name a folder; .* write %3F for \? and %23 for #"):
+            open_storage(address)
+
+
 def test_a_file_that_no_memory_holds_is_not_read(tmp_path):
     """A list of classes may be a sparse file by mistake, or by malice: 20 GB that take no room on the disk."""
     (tmp_path / "classes.txt").touch()

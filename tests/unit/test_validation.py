@@ -17,7 +17,7 @@ from msltrain.recipes import recipe
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.shardset import open_shard_set
-from msltrain.training.validation import positive_weights, validation_mean_ap
+from msltrain.training.validation import positive_weights, small_data_notes, validation_mean_ap
 from tests.smallshards import write_images
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
@@ -42,6 +42,20 @@ def test_a_positive_weighs_as_much_as_there_are_negatives_for_it(tmp_path: Path,
     found = positive_weights(override(recipe("smoke"), [f"loss.balance={power}"]), shards)
     assert found is not None and found.tolist() == pytest.approx(weights)
     assert positive_weights(recipe("smoke"), shards) is None
+
+
+def test_it_is_said_that_a_run_is_validated_on_what_it_trains_on(tmp_path: Path):
+    write_images(tmp_path / "train", [60])
+    write_images(tmp_path / "other", [61])
+    config, stream = recipe("smoke"), StreamConfig(image_size=16, batch_size=4, num_threads=1)
+    for name, is_said in (("train", True), ("other", False)):
+        with (
+            Loader(tmp_path / "train", stream, training=True) as training,
+            Loader(tmp_path / name, stream, training=False) as validation,
+        ):
+            chosen = override(config, [f"data.validation={tmp_path / name}"])
+            notes = small_data_notes(chosen, training, validation)
+        assert any("is what the run trains on: validation flatters it" in note for note in notes) == is_said
 
 
 def test_samples_of_all_processes_are_ranked_in_their_stored_order(tmp_path: Path):

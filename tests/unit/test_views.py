@@ -19,7 +19,7 @@ from msldata.contract.manifest import IMAGES, Manifest, shard_name
 from msldata.contract.publish import write_manifest
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
-from msltrain.config import DataConfig, TrainConfig
+from msltrain.config import DataConfig, OptimConfig, TrainConfig
 from msltrain.hosts.distributed import Ranks
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
@@ -280,6 +280,21 @@ def test_which_object_fills_a_hole_and_as_what_it_counts(tmp_path: Path, monkeyp
     assert own > 1, "no photograph had drawn itself"
 
 
+def test_what_an_objects_box_shows_of_others_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A person on a sofa, a crowd behind both, and a flat thing beside them that touches the sofa without any area."""
+    sofa, person, crowd = (0, (8, 16, 72, 40), False), (1, (24, 8, 24, 32), False), (2, (64, 0, 32, 32), True)
+    scenes: list[list[Thing]] = [[sofa, person, crowd, (2, (80, 32, 8, 32), False)], [(2, (16, 0, 32, 56), False)]]
+    monkeypatch.setitem(globals(), "SCENES", scenes)
+    write_scenes(tmp_path)
+    donors = Donors("object", open_shard_set(tmp_path), replace(STREAM, image_size=48), "cpu")
+    keys = list(map(str, range(60)))
+    _, shown_BK = donors.filling(key_hash(keys), seed=5, epoch=0)
+    number_B = (uniform(key_hash(keys), 5, 0, DONOR, 2)[:, 0] * 3).astype(int)
+    shown_by = [[True, True, True], [True, True, False], [False, False, True]]
+    assert len(donors) == 3 and set(number_B) == {0, 1, 2}
+    assert shown_BK.tolist() == [shown_by[number] for number in number_B]
+
+
 def left_of(things: Sequence[Thing], crop: Sequence[int], is_flipped: bool, keep_mask_SS: np.ndarray) -> list[float]:
     """The share of each object that crop and hole leave, pixel by pixel."""
     side, shares = len(keep_mask_SS), []
@@ -457,6 +472,18 @@ def test_without_objects_there_is_nothing_to_tell(tmp_path: Path, root: Path):
             stream=STREAM,
             device="cpu",
         )
+
+
+def test_a_run_begins_its_ramp_when_it_begins_to_mask(root: Path):
+    config = TrainConfig(
+        data=DataConfig(train=str(root / "images"), keep_masks=(str(root / "high"),), validation_fraction=0),
+        stream=STREAM,
+        keep_mask=KeepMaskConfig(start=0.5, ramp_epochs=4),
+        optim=OptimConfig(num_epochs=8),
+    )
+    with TrainData(config, Ranks(rank=0, world_size=1, device=torch.device("cpu"))) as data:
+        views = [data.masked_view(batch_of(200), epoch) for epoch in (3, 4, 5, 7)]
+    assert [view and set(hidden_rows(view).tolist()) for view in views] == [None, {20}, {20, 22}, {20, 22, 24, 26}]
 
 
 def test_holes_are_not_filled_from_what_the_run_validates_on(root: Path):

@@ -36,6 +36,7 @@ _COLUMNS = ("key", "offset", "length", "crc32")
 NUM_GENERATED = 200
 """Masks that are drawn where none are stored; it takes a few seconds."""
 _MASKS_PER_TASK, _TASKS_AHEAD = 64, 32
+_MOVES = frozenset({"flip", "rotate", "shift"})
 
 
 class KeepMasks:
@@ -48,6 +49,9 @@ class KeepMasks:
         device: where the masks live and are handed out.
         grey: as above.
         augment: any of ``flip``, ``rotate`` and ``shift``; see ``KeepMaskConfig``. As published: none.
+
+    Raises:
+        UserError: any other word in ``augment``.
 
     Attributes:
         hole_fraction_N: float64, share of hidden pixels of each (binarised) mask at image size: the paper's p.
@@ -69,7 +73,9 @@ class KeepMasks:
     ):
         self.image_size = image_size
         self.device = torch.device(device)
-        self._grey, self._augment = grey, frozenset(augment)
+        self._grey, self._augment = grey, frozenset((augment,) if isinstance(augment, str) else augment)
+        if unknown := sorted(self._augment - _MOVES):  # they would move nothing
+            raise UserError(f"augment is {', '.join(unknown)}; it may be any of {', '.join(sorted(_MOVES))}")
         # Padding bits are zero, so counting ones needs no unpacking. In parts, which saves as much memory again.
         visible = [
             int(np.count_nonzero(mask > 127)) if grey else int(_NUM_ONES[mask].sum(dtype=np.int64)) for mask in stored

@@ -57,7 +57,7 @@ class Donors:
         reading = replace(
             stream, batch_size=_BATCH, decode="host", resize="host", ram_cache_gb=0, on_sample_error="skip"
         )
-        pixels, shown, boxes, box_donors, box_classes, keys = [], [], [], [], [], []
+        pixels, shown, boxes, box_donors, keys = [], [], [], [], []
         objects = Objects(shards) if kind == "object" else None
         done = 0
         with Loader(some, reading, device="cpu", rank=0, world_size=1, training=False) as loader:
@@ -65,7 +65,7 @@ class Donors:
                 assert isinstance(batch.pixels, Tensor)
                 pixels.append(batch.pixels.clone())
                 # A class that is ignored in the donor (VOC: its objects there are difficult) shows as well.
-                shown.append(batch.target_BK.bool() | batch.ignore_BK)
+                shown_BK = batch.target_BK.bool() | batch.ignore_BK
                 keys.append(batch.key_hash_B)
                 if objects is not None:
                     plain = replace(batch, flip_B=np.zeros(len(batch), bool))  # type: ignore[arg-type]
@@ -75,22 +75,23 @@ class Donors:
                     large_P &= ~objects.crowd_M[object_P]
                     boxes.append(box_P4[large_P].astype(np.int64))
                     box_donors.append(sample_P[large_P] + done)
-                    box_classes.append(objects.class_M[object_P[large_P]])
+                    # With an object comes whatever its box shows as well: who sits on a sofa, a sofa behind a person.
+                    is_class_PK = objects.class_M[object_P][:, None] == np.arange(shown_BK.shape[1])
+                    shown_BK = torch.from_numpy(objects.meet(sample_P, object_P)[large_P] @ is_class_PK)
+                shown.append(shown_BK)
                 done += len(batch)
         self._pixel_DHWC = torch.cat(pixels).to(device)
-        self._shown_DK = torch.cat(shown).to(device)
+        self._shown_DK = torch.cat(shown).to(device)  # of objects: in the order of the boxes
         scale = torch.tensor([stream.mean, stream.std], dtype=torch.float32, device=device)
         self._mean_C11, self._std_C11 = scale[0][:, None, None], scale[1][:, None, None]
         self._owner_D = np.concatenate(keys)
-        self._boxes: list[tuple[int, int, tuple[int, ...]]] | None = None
+        self._boxes: list[tuple[int, tuple[int, ...]]] | None = None
         if kind == "object":
             self._boxes = [
-                (int(donor), int(class_), tuple(box.tolist()))
-                for donor, class_, box in zip(
-                    np.concatenate(box_donors), np.concatenate(box_classes), np.concatenate(boxes), strict=True
-                )
+                (int(donor), tuple(box.tolist()))
+                for donor, box in zip(np.concatenate(box_donors), np.concatenate(boxes), strict=True)
             ]
-            self._owner_D = self._owner_D[[donor for donor, _, _ in self._boxes]]
+            self._owner_D = self._owner_D[[donor for donor, _ in self._boxes]]
             if not self._boxes:
                 raise UserError(
                     f"{shards.name}: no annotated object is large enough to fill holes with (keep_mask.fill=object); "
@@ -115,15 +116,12 @@ class Donors:
             if not (own_B := self._owner_D[donor_B] == key_hash_B).any():
                 break
             donor_B = np.where(own_B, (donor_B + 1) % len(self), donor_B)
+        chosen_B = torch.from_numpy(np.ascontiguousarray(donor_B)).to(self._pixel_DHWC.device)
+        shown_BK = self._shown_DK[chosen_B]
         if self._boxes is None:
-            chosen_B = torch.from_numpy(np.ascontiguousarray(donor_B)).to(self._pixel_DHWC.device)
             pixel_BCHW = self._pixel_DHWC[chosen_B].permute(0, 3, 1, 2).float()
-            shown_BK = self._shown_DK[chosen_B]
         else:
-            chosen = [self._boxes[number] for number in donor_B]
-            pixel_BCHW = torch.stack([self._cut_out(donor, box) for donor, _, box in chosen])
-            shown_BK = torch.zeros((len(chosen), self._shown_DK.shape[1]), dtype=torch.bool, device=pixel_BCHW.device)
-            shown_BK[torch.arange(len(chosen)), [class_ for _, class_, _ in chosen]] = True
+            pixel_BCHW = torch.stack([self._cut_out(*self._boxes[number]) for number in donor_B])
         flip_B111 = torch.from_numpy(flip_B == 1).to(pixel_BCHW.device)[:, None, None, None]
         pixel_BCHW = torch.where(flip_B111, pixel_BCHW.flip(3), pixel_BCHW)
         return (pixel_BCHW / 255 - self._mean_C11) / self._std_C11, shown_BK

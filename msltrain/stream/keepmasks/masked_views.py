@@ -58,6 +58,7 @@ class MaskedViews:
         shards: the training set.
         stream: what its loader was given.
         device: of the batches.
+        first_epoch: the epoch, counted from 0, from which images are masked.
 
     Raises:
         UserError: the config does not fit the image size or the dataset.
@@ -72,9 +73,12 @@ class MaskedViews:
         shards: ShardSet,
         stream: StreamConfig,
         device: str | torch.device,
+        first_epoch: int = 0,
     ):
         self.config, self._num_classes = config, len(shards.classes)
-        self.keep_masks = open_keep_masks(config, places, shards=shards, stream=stream, device=device)
+        self.keep_masks = open_keep_masks(
+            config, places, shards=shards, stream=stream, device=device, first_epoch=first_epoch
+        )
         self._donors = self._objects = None
         if config.fill in ("image", "object"):
             self._donors = Donors(config.fill, shards, stream, device)

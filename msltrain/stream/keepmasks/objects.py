@@ -80,6 +80,17 @@ class Objects:
         box_P4[empty_P] = 0
         return box_P4
 
+    def meet(self, sample_P: np.ndarray, object_P: np.ndarray) -> np.ndarray:
+        """Which objects of the same image have boxes with some area in common, bool (P, P); each meets itself.
+
+        Args:
+            sample_P, object_P: from ``of``.
+        """
+        first_P2, size_P2 = self._xywh_M4[object_P, :2], self._xywh_M4[object_P, 2:]
+        stop_P2 = first_P2 + size_P2
+        common_PP2 = np.minimum(stop_P2[:, None], stop_P2) - np.maximum(first_P2[:, None], first_P2)
+        return (common_PP2 > 0).all(axis=2) & (sample_P[:, None] == sample_P)
+
     def hidden(self, batch: Batch, keep_mask_B1HW: Tensor, least_visible: float, num_classes: int) -> Tensor:
         """Which classes of an image have objects, but none with more than a sliver left: bool (B, K).
 

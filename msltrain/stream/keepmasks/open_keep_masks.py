@@ -37,12 +37,14 @@ def open_keep_masks(
     shards: ShardSet,
     stream: StreamConfig,
     device: str | torch.device,
+    first_epoch: int = 0,
 ) -> AnyKeepMasks:
     """The keep masks that ``config`` asks for.
 
     Args:
         places: keep-mask dataset folders, for stored masks.
         shards, stream: what the loader of the batches was given.
+        first_epoch: the epoch, counted from 0, from which images are masked.
 
     Raises:
         UserError: the config does not fit the image size or the dataset.
@@ -52,7 +54,7 @@ def open_keep_masks(
     match config.kind:
         case "stored":
             if config.subset_weights or config.ramp_epochs:
-                return MaskSchedule.open(config, places, size, device)
+                return MaskSchedule.open(config, places, size, device, first_epoch=first_epoch)
             return KeepMasks.open(places, size, device, augment=config.augment)
         case "generated":
             return KeepMasks.generate(size, device, augment=config.augment)

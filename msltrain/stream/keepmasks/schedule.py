@@ -25,38 +25,47 @@ class MaskSchedule:
         banks: one per folder.
         weights: the share of the samples that each serves; the rest stays whole.
         ramp_epochs: see ``KeepMaskConfig``.
+        first_epoch: the epoch, counted from 0, from which images are masked.
     """
 
-    def __init__(self, banks: Sequence[KeepMasks], weights: Sequence[float], ramp_epochs: int):
-        self._banks, self._ramp_epochs = list(banks), ramp_epochs
+    def __init__(self, banks: Sequence[KeepMasks], weights: Sequence[float], ramp_epochs: int, first_epoch: int = 0):
+        self._banks, self._ramp_epochs, self._first_epoch = list(banks), ramp_epochs, first_epoch
         self._weights = tuple(weights)
 
     @classmethod
     def open(
-        cls, config: KeepMaskConfig, places: Sequence[str | Path], image_size: int, device: str | torch.device
+        cls,
+        config: KeepMaskConfig,
+        places: Sequence[str | Path],
+        image_size: int,
+        device: str | torch.device,
+        *,
+        first_epoch: int = 0,
     ) -> MaskSchedule:
-        """Load the masks that ``config`` asks for.
+        """Load the masks that ``config`` asks for; ``first_epoch``: see the class.
 
         Raises:
             UserError: not as many weights as folders, or no folder.
             FormatError, StorageError, FileNotFoundError: as in ``KeepMasks.open``.
         """
         if not config.subset_weights:  # a ramp alone: all masks as one set
-            return cls([KeepMasks.open(places, image_size, device, augment=config.augment)], [1.0], config.ramp_epochs)
+            together = KeepMasks.open(places, image_size, device, augment=config.augment)
+            return cls([together], [1.0], config.ramp_epochs, first_epoch)
         if len(config.subset_weights) != len(places):
             raise UserError(
                 f"keep_mask.subset_weights has {len(config.subset_weights)} numbers for {len(places)} folders of "
                 "data.keep_masks; give one for each folder, in the same order"
             )
         banks = [KeepMasks.open([place], image_size, device, augment=config.augment) for place in places]
-        return cls(banks, config.subset_weights, config.ramp_epochs)
+        return cls(banks, config.subset_weights, config.ramp_epochs, first_epoch)
 
     def __len__(self) -> int:
         return sum(map(len, self._banks))
 
     def keep_masks(self, batch: Batch, *, seed: int, epoch: int) -> torch.Tensor:
         """See ``AnyKeepMasks``."""
-        lightest = min(1.0, (epoch + 1) / self._ramp_epochs) if self._ramp_epochs else 1.0
+        number = max(0, epoch - self._first_epoch) + 1
+        lightest = min(1.0, number / self._ramp_epochs) if self._ramp_epochs else 1.0
         folder_B = choose_folder(batch.key_hash_B, self._weights, seed=seed, epoch=epoch)
         size, device = self._banks[0].image_size, self._banks[0].device
         keep_mask_B1HW = torch.ones((len(folder_B), 1, size, size), device=device)

@@ -31,7 +31,8 @@ class IrregularHoles(v2.Transform):
         augment: move the masks too, any of ``flip``, ``rotate`` and ``shift``; only for folders.
 
     Raises:
-        UserError: no size for a folder, or an image that is not a square of this size.
+        UserError: no size for a folder, another size or moves for open masks, or an image that is not a square of this
+            size.
         FormatError, StorageError, FileNotFoundError: no keep masks there, or they cannot be read.
 
     Example:
@@ -51,6 +52,8 @@ class IrregularHoles(v2.Transform):
     ):
         super().__init__()
         if isinstance(keep_masks, KeepMasks):
+            if augment or image_size not in (None, keep_masks.image_size):
+                raise UserError("keep masks that are open have a size and their moves; give both to KeepMasks.open")
             self.keep_masks = keep_masks
         elif image_size is None:
             raise UserError("IrregularHoles needs image_size, the side of the images in pixels, to open keep masks")
