@@ -13,11 +13,11 @@ from rich.table import Table
 
 from msldata.build.folder import QUARANTINE_NAME
 from msldata.console import show, show_below
-from msldata.contract.classnames import alike, slips
 from msldata.contract.judging import photographs_of
 from msldata.contract.manifest import Manifest
 from msldata.contract.records import listed_name
 from msldata.errors import UserError, counted, few_of
+from msldata.inspect.classnames import alike, slips
 from msldata.storage import Storage
 
 if TYPE_CHECKING:

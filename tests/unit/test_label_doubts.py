@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from msldata.build.index_tars import index_shards
 from msldata.commands.display import show_manifest
 from msldata.console import out
-from msldata.contract.classnames import slips
 from msldata.contract.format import decode_index
 from msldata.contract.manifest import IMAGES, Manifest, index_name
 from msldata.contract.records import listed_name
 from msldata.errors import BadInputError, OptionsNeeded, UserError, counted
+from msldata.inspect.classnames import slips
 from msldata.sources.kinds import open_source, recognise
 from msldata.sources.source import NO_OPTIONS, SourceOptions
 from msldata.storage import LocalStorage
