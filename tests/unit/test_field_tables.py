@@ -134,3 +134,28 @@ def test_a_photograph_with_rows_and_columns_of_species_has_all(tmp_path):
 def test_one_column_is_one_column(tmp_path):
     path = table(tmp_path, "Foto;Wolf", "a.jpg;0", "b.jpg;1")
     assert "labels in 1 column of 0 and 1, 1 positive" in shown(path)[2]
+
+
+@pytest.mark.parametrize("word", ["und", "and", "et", "y", "e", "en", "&", "+"])
+def test_words_between_names_are_proposed_as_separators(tmp_path, word):
+    path = table(tmp_path, "Foto;Art", f"a.jpg;Großtrappe {word} Büffel", "b.jpg;Büffel", "c.jpg;Seeadler")
+    error = needed(path)
+    separator = word if word in "&+" else f" {word} "
+    assert error.options == ("--separator", separator)
+    classes, labels, said = shown(path, SourceOptions(separator=separator))
+    assert classes == ("Büffel", "Großtrappe", "Seeadler") and labels == ["Büffel Großtrappe", "Büffel", "Seeadler"]
+    assert f"class names, separated by '{separator}'" in said
+
+
+def test_a_word_and_a_character_may_separate_names_in_one_table(tmp_path):
+    path = table(tmp_path, "Foto;Art", "a.jpg;Fuchs, Dachs und Hund", "b.jpg;Hund", "c.jpg;Grundel")
+    one = open_source("table", path, "all", options=SourceOptions(separator=","))
+    assert "'Dachs und Hund' stays one class" in one.notes[0] and "--separator ', und '" in one.notes[0]
+    assert shown(path, SourceOptions(separator=", und "))[0] == ("Dachs", "Fuchs", "Grundel", "Hund")
+
+
+def test_a_word_before_every_name_does_not_part_them(tmp_path):
+    rows = ("a.jpg;Standort Süd", "b.jpg;Standort Nord", "c.jpg;Standort Süd 2")
+    path = table(tmp_path, "Foto;Standort", *rows)
+    assert len(shown(path, SourceOptions(labels_columns=("Standort",)))[0]) == 3
+    assert needed(table(tmp_path, "Foto;Art", *rows, "d.jpg;Süd Hang")).options == ("--separator", " ")
