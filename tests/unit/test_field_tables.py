@@ -159,3 +159,44 @@ def test_a_word_before_every_name_does_not_part_them(tmp_path):
     path = table(tmp_path, "Foto;Standort", *rows)
     assert len(shown(path, SourceOptions(labels_columns=("Standort",)))[0]) == 3
     assert needed(table(tmp_path, "Foto;Art", *rows, "d.jpg;Süd Hang")).options == ("--separator", " ")
+
+
+def photographs(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_files_whose_names_differ_in_case_alone_are_found_and_counted(tmp_path):
+    photographs(tmp_path, "Fotos/A1.JPG", "Fotos/A2.JPG", "Fotos/a3.jpg")
+    path = table(tmp_path, "Foto;Art", "A1.jpg;Wolf", "fotos/a2.jpg;Luchs", "a3.jpg;Wolf")
+    source = open_source("table", path, "all")
+    assert [record.image for record in source.records()] == ["Fotos/A1.JPG", "Fotos/A2.JPG", "Fotos/a3.jpg"]
+    expected = "2 photographs found whose names differ from the table's in upper and lower case alone, such as "
+    assert source.notes == (f"{expected}Fotos/A1.JPG for A1.jpg",)
+    photographs(tmp_path, "Fotos/a1.JPG")  # now two differ so, and the photograph is missing
+    path = table(tmp_path, "Foto;Art", "A1.jpg;Wolf", "a3.jpg;Luchs")
+    assert next(iter(open_source("table", path, "all").records())).image == "Fotos/A1.jpg"
+
+
+def test_one_file_is_not_two_photographs_of_other_case(tmp_path):
+    photographs(tmp_path, "A1.JPG")
+    path = table(tmp_path, "Foto;Art", "A1.jpg;Wolf", "a1.jpg;Luchs")
+    with pytest.raises(BadInputError, match=r"'A1\.jpg' and 'a1\.jpg' may be two photographs, and only A1\.JPG is"):
+        shown(path)
+
+
+def test_uploads_of_label_studio_are_found_by_the_names_that_they_had(tmp_path):
+    photographs(tmp_path, "Standort Süd 000.JPG", "Standort Süd 001 (2).JPG", "c.jpg")
+    uploads = ("0001e240-Standort_Süd_000.JPG", "0a1b2c3d-Standort_Süd_001_2.JPG")
+    path = table(tmp_path, "image,choice,id", f"/data/upload/1/{uploads[0]},Wolf,1", f"{uploads[1]},Luchs,2")
+    source = open_source("table", path, "all")
+    assert [record.image for record in source.records()] == ["Standort Süd 000.JPG", "Standort Süd 001 (2).JPG"]
+    assert source.notes[0] == (
+        "2 photographs found by what uploads of Label Studio are called (8 digits, then _ for spaces), such as "
+        f"Standort Süd 000.JPG for {uploads[0]}"
+    )
+    photographs(tmp_path, "weiter/Standort_Süd 000.JPG")
+    path = table(tmp_path, "image,choice", f"{uploads[0]},Wolf")
+    with pytest.raises(BadInputError, match=r"is an upload of Label Studio, whose name says neither folder nor spaces"):
+        open_source("table", path, "all")

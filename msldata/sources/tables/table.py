@@ -274,6 +274,7 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
         own |= {name: own.get(name, 0) + count for name, count in (table.counts or {}).items() if count}
     digests = {table.name: table.sha256 for _, table in tables}
     notes = (
+        *found.notes,
         left_together(survey, None if options.classes is None else labels.classes),
         _unlabelled_said(rows, columns, reading),
         not_listed(found.images.path(), found.paths),
