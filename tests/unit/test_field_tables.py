@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from msldata.errors import BadInputError, OptionsNeeded
-from msldata.sources.kinds import open_source
+from msldata.errors import BadInputError, OptionsNeeded, UserError
+from msldata.sources import datumaro_formats
+from msldata.sources.kinds import open_source, recognise
 from msldata.sources.source import NO_OPTIONS, SourceOptions
 from msltrain.__main__ import app
 
@@ -200,3 +201,33 @@ def test_uploads_of_label_studio_are_found_by_the_names_that_they_had(tmp_path):
     path = table(tmp_path, "image,choice", f"{uploads[0]},Wolf")
     with pytest.raises(BadInputError, match=r"is an upload of Label Studio, whose name says neither folder nor spaces"):
         open_source("table", path, "all")
+
+
+@pytest.mark.parametrize("suffix", [".xlsx", ".ods", ".XLS"])
+def test_a_spreadsheet_is_answered_with_how_to_save_it(tmp_path, suffix):
+    photographs(tmp_path, "a.jpg", f"Fotos Süd{suffix}")
+    saved = tmp_path / "Fotos Süd.csv"
+    advice = f"save it as 'CSV UTF-8' under the name {saved}, and run: msl build-shards '{saved}' --name NAME"
+    for source in (tmp_path, tmp_path / f"Fotos Süd{suffix}"):
+        with pytest.raises(UserError) as caught:
+            recognise(source)
+        assert f"Fotos Süd{suffix}: a spreadsheet, which is not read itself; open it, {advice}" in str(caught.value)
+    table(tmp_path, "image,labels", "a.jpg,Wolf")  # what was saved counts
+    assert recognise(tmp_path)[0] == "table"
+
+
+def test_what_cvat_exports_is_answered_with_the_command_and_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(datumaro_formats, "is_installed", lambda: False)
+    photographs(tmp_path, "images/a.jpg")
+    start = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n'
+    path = table(tmp_path, f'{start}  <image id="0" name="a.jpg"/>', "</annotations>", name="annotations.xml")
+    for source in (tmp_path, path):
+        with pytest.raises(UserError) as caught:
+            recognise(source)
+        assert "pip install 'msltrain[formats]'" in str(caught.value)
+        assert f"run: msl build-shards {tmp_path} --dataset datumaro --name NAME; or export 'COCO 1.0'" in str(
+            caught.value
+        )
+    path.write_text("<annotation></annotation>")  # one of Pascal VOC's
+    with pytest.raises(UserError, match="nothing that says what"):
+        recognise(tmp_path)
