@@ -127,6 +127,19 @@ def test_species_in_two_columns_are_read_together(tmp_path, names):
     assert f"labels in '{names[0]}' and '{names[1]}', read as class names; columns left alone: Standort" in said
 
 
+def test_species_in_two_columns_beside_0_and_1_are_both_advised(tmp_path):
+    path = table(tmp_path, "Foto;Art 1;Art 2;Nacht", "a.jpg;Wolf;Luchs;0", "b.jpg;Luchs;;1")
+    assert list(needed(path).options) == columns("Art 1", "Art 2")
+    path = table(tmp_path, "Foto;vorn;hinten;Nacht", "a.jpg;Wolf;Luchs;0", "b.jpg;Luchs;;1")
+    assert needed(path).other == ("if 'vorn' and 'hinten' hold the names of what they show", columns("vorn", "hinten"))
+    path = table(tmp_path, "Foto;class 1;class 2", "a.jpg;1;0", "b.jpg;0;1")
+    assert shown(path)[:2] == (("class 1", "class 2"), ["class 1", "class 2"])
+    with pytest.raises(
+        BadInputError, match="no column 'labels' and no columns of 0 and 1 among Foto, class 1, class 2"
+    ):
+        shown(table(tmp_path, "Foto;class 1;class 2", "a.jpg;31;4", "b.jpg;7;5"))
+
+
 def test_a_photograph_with_rows_and_columns_of_species_has_all(tmp_path):
     path = table(tmp_path, "Foto;Art 1;Art 2", "a.jpg;Wolf;Luchs", "a.jpg;Bär;", "b.jpg;Bär;Wolf")
     assert shown(path, SourceOptions(labels_columns=("Art 1", "Art 2")))[1] == ["Bär Luchs Wolf", "Bär Wolf"]
@@ -175,6 +188,7 @@ def test_files_whose_names_differ_in_case_alone_are_found_and_counted(tmp_path):
     assert [record.image for record in source.records()] == ["Fotos/A1.JPG", "Fotos/A2.JPG", "Fotos/a3.jpg"]
     expected = "2 photographs found whose names differ from the table's in upper and lower case alone, such as "
     assert source.notes == (f"{expected}Fotos/A1.JPG for A1.jpg",)
+    assert "1 image found elsewhere" in source.provenance["labels"]  # a3.jpg
     photographs(tmp_path, "Fotos/a1.JPG")  # now two differ so, and the photograph is missing
     path = table(tmp_path, "Foto;Art", "A1.jpg;Wolf", "a3.jpg;Luchs")
     assert next(iter(open_source("table", path, "all").records())).image == "Fotos/A1.jpg"

@@ -64,10 +64,12 @@ def may_have_several_rows(name: str) -> bool:
 
 
 def names_of_labels(columns: Sequence[str]) -> list[str]:
-    """The columns whose headers are words for labels, likeliest first."""
+    """The columns whose headers are words for labels, likeliest first; last those with a number, as ``Art 1``."""
     by_word = {bare(name): name for name in reversed(columns)}
     no_label = {"class", "species"} if not _RANKS.isdisjoint(by_word) else set()
-    return [by_word[word] for word in LABELS if word in by_word and word not in no_label]
+    found = [by_word[word] for word in LABELS if word in by_word and word not in no_label]
+    numbered = [name for name in columns if bare(name) != _without_number(name) in LABELS]
+    return [*found, *numbered]
 
 
 def numbered_alike(column: str, columns: Sequence[str]) -> list[str]:

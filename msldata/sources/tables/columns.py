@@ -14,7 +14,9 @@ from msldata.sources.labels.separators import PROVEN, SUSPECT_EVERYWHERE
 from msldata.sources.source import SourceOptions
 from msldata.sources.spelling import composed
 from msldata.sources.tables.column_words import (
+    LABELS,
     WORDS_FOR_INDICES,
+    bare,
     is_measure,
     is_remark,
     is_site,
@@ -216,16 +218,22 @@ def _named(
     Raises:
         OptionsNeeded: it is one of several of that word.
     """
-    for name in names_of_labels(free):
+    for name in _by_header(free, rows):
         # Among several it is a class like the others: in German a Tag is a day, and in English art may be shown.
         is_class = name in marked or (name in of_classes and plain(name) not in WORDS_FOR_INDICES)
-        if (is_class and len(of_classes) + len(marked) > 1) or is_time(name, rows):
+        if is_class and len(of_classes) + len(marked) > 1:
             continue
         alike = [other for other in numbered_alike(name, free) if other == name or other in _with_words(free, rows)]
         if len(alike) > 1:
             raise _ask_for_all(alike, name)
         return name
     return ""
+
+
+def _by_header(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The columns that may hold labels by their headers; numbers in ``class 1`` and ``class 2`` are no names."""
+    found = [name for name in names_of_labels(columns) if not is_time(name, rows)]
+    return [name for name in found if bare(name) in LABELS or _holds_words(name, rows)]
 
 
 def _ask_for_all(alike: Sequence[str], alone: str) -> OptionsNeeded:
@@ -278,12 +286,14 @@ def _refuse_names_beside(free: Sequence[str], names: Sequence[str], rows: Sequen
     words = [name for name in free if name not in names and _may_name_classes(name, rows, any_words=len(names) == 1)]
     if words:
         place, cell = next((place, row[words[0]]) for place, row in rows if row.get(words[0]))
+        alike = _alike(words[0], [name for name in _with_words(free, rows) if name not in names], rows)
+        verb = "holds" if len(alike) == 1 else "hold"
         columns = counted(len(names), "column") if len(names) > 1 else f"column '{names[0]}'"
         raise OptionsNeeded(
             f"column '{words[0]}' ('{cell}' in {place}) or the {columns} {what} may say what the photographs show",
             naming(names),
             "if each column of these stands for a class" if len(names) > 1 else f"if '{names[0]}' is a class",
-            other=(f"if '{words[0]}' holds the names of what they show", naming(words[:1])),
+            other=(f"if {' and '.join(map(_in_quotes, alike))} {verb} the names of what they show", naming(alike)),
         )
 
 
@@ -334,8 +344,7 @@ def _unclear(
         provided.append(f"'{image}' names the photographs")
         options += ["--image-column", image]
     free = [name for name in columns if name != image and plain(name) not in (*_IGNORED, *_SPLITS)]
-    by_header = [name for name in names_of_labels(free) if not is_time(name, rows)]
-    label = labels[0] if labels else next(iter(by_header), "")
+    label = labels[0] if labels else next(iter(_by_header(free, rows)), "")
     other: tuple[str, list[str]] | None = None
     marked = _marked(free, (), rows) if marked is None else marked
     if not label and len(marked) < 2 and not any(_is_binary(name, rows) for name in free):

@@ -243,8 +243,8 @@ class _Finder:
             fitting = [path for path in fitting if _is_spelt(path, end, candidate)] or fitting
             if fitting:
                 break
-        if not fitting:
-            fitting = self._of_nearly_that_name(tail)
+        if not fitting:  # which a note says
+            return next(iter(self._of_nearly_that_name(tail)), "")
         if exact and tail in fitting:
             return tail
         if len(fitting) > 1 and len(set(map(composed, fitting))) < len(fitting):
@@ -253,8 +253,8 @@ class _Finder:
             raise ValueError(
                 f"image '{tail}' may be {self.root / fitting[0]} or {self.root / fitting[1]}; name it with its folder"
             )
-        self.num_searched += len(fitting)
-        return fitting[0] if fitting else ""
+        self.num_searched += 1
+        return fitting[0]
 
     def _of_nearly_that_name(self, tail: str) -> list[str]:
         """The only file of that name in another case, or that an upload of that name was made of; else none.
