@@ -92,6 +92,15 @@ def test_numbers_that_are_no_counts_are_left_alone(tmp_path, header):
         assert shown(table(tmp_path, f"Foto;Büffel;Wolf;{header};gemessen", *large))[0] == ("Büffel", "Wolf")
 
 
+def test_a_species_on_every_photograph_is_not_left_alone(tmp_path):
+    path = table(tmp_path, "Foto;Büffel;Wolf;Luchs", "a.jpg;1;2;0", "b.jpg;3;0;2", "c.jpg;1;0;2")
+    error = needed(path)
+    assert "column 'Büffel' holds small numbers as 'Wolf' does, but nowhere 0: a count, or something else" in str(error)
+    assert list(error.options) == columns("Wolf", "Luchs", "Büffel")
+    assert error.other == ("if it says something else", columns("Wolf", "Luchs"))
+    assert shown(path, SourceOptions(labels_columns=("Büffel", "Wolf")))[1] == ["Büffel Wolf", "Büffel", "Büffel"]
+
+
 def test_one_number_above_1_is_a_slip(tmp_path):
     path = table(tmp_path, "Foto;Büffel;Wolf", "a.jpg;0;1", "b.jpg;1;0", "c.jpg;0;2")
     with pytest.raises(BadInputError, match="line 4: column 'Wolf' holds '2' among 0 and 1"):

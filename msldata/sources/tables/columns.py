@@ -25,7 +25,12 @@ from msldata.sources.tables.column_words import (
     names_of_labels,
     numbered_alike,
 )
-from msldata.sources.tables.count_columns import columns_of_counts, count_in, holds_counts
+from msldata.sources.tables.count_columns import (
+    columns_of_counts,
+    count_in,
+    holds_counts,
+    refuse_doubtful_counts,
+)
 from msldata.sources.tables.mark_columns import (
     ColumnOfMarks,
     marks_in,
@@ -183,6 +188,8 @@ def choose_columns(
         if not named and any(column.yes for column in marked.values()):
             one_hot = _columns_of_marks(free, binary, marked, rows)
         elif one_hot:
+            if not set(one_hot) <= set(binary):
+                refuse_doubtful_counts(one_hot, [name for name in numbered if name not in one_hot], rows)
             what = "numbers" if not set(one_hot) <= set(binary) else "0 and 1"
             first = next((row[one_hot[0]], place) for place, row in rows if row.get(one_hot[0]) not in (None, ""))
             _refuse_names_beside(free, one_hot, rows, f"of {what} ('{first[0]}' in {first[1]})")

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from msldata.contract.listing import Row
+from msldata.errors import OptionsNeeded
 from msldata.sources.tables.column_words import is_measure
+from msldata.sources.tables.mark_columns import naming
 
 _WHOLE = re.compile(r"(?P<number>0|[1-9]\d{0,8}|-1)([.,]0*)?")
 _SMALL, _LARGEST = 20, 999
@@ -39,12 +41,34 @@ def columns_of_counts(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
 
 
 def _small_counts(column: str, rows: Sequence[Row]) -> list[int]:
-    """The counts of a column; none where it holds something else."""
+    """The counts of a column; none where it holds something else, or nowhere 0."""
+    counts = _small_numbers(column, rows)
+    return counts if min(counts, default=1) <= 0 else []
+
+
+def _small_numbers(column: str, rows: Sequence[Row]) -> list[int]:
     if not holds_counts(column, rows):
         return []
     counts = [count_in(row.get(column)) or 0 for _, row in rows]
     small = sum(count <= _SMALL for count in counts) >= _NEARLY_ALL * len(counts)
-    return counts if small and max(counts) <= _LARGEST and min(counts) <= 0 else []
+    return counts if small and max(counts) <= _LARGEST else []
+
+
+def refuse_doubtful_counts(counts: Sequence[str], beside: Sequence[str], rows: Sequence[Row]) -> None:
+    """Raise OptionsNeeded for a column beside columns of counts that is like them, but nowhere 0.
+
+    Args:
+        counts: the columns of classes.
+        beside: other columns.
+    """
+    alike = [name for name in beside if not is_measure(name) and _small_numbers(name, rows)]
+    if alike:
+        raise OptionsNeeded(
+            f"column '{alike[0]}' holds small numbers as '{counts[0]}' does, but nowhere 0: a count, or something else",
+            naming([*counts, *alike]),
+            "if it counts too",
+            other=("if it says something else", naming(counts)),
+        )
 
 
 def _is_empty(cell: Any) -> bool:
