@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 SKIP_BAD = "run again with --on-error skip"
@@ -59,19 +59,28 @@ class OptionsNeeded(UserError):
         options: what to add, as words of a command line.
         provided: under which condition ("if 'what' is …"); empty: no other.
         instead_of: options with their values, in turn, that these take the place of.
+        other: where the same may mean something else, under which condition, and the options for that.
     """
 
-    def __init__(self, reason: str, options: Sequence[str], provided: str = "", instead_of: Sequence[str] = ()):
+    def __init__(
+        self,
+        reason: str,
+        options: Sequence[str],
+        provided: str = "",
+        instead_of: Sequence[str] = (),
+        other: tuple[str, Sequence[str]] | None = None,
+    ):
         self.reason, self.options, self.provided = reason, tuple(options), provided
-        self.instead_of = tuple(instead_of)
-        super().__init__(self.said(f"run the same command again with {shlex.join(options)}"))
+        self.instead_of, self.other = tuple(instead_of), other
+        super().__init__(self.said(lambda options: f"run the same command again with {shlex.join(options)}"))
 
-    def said(self, advice: str) -> str:
-        """The message with another advice."""
-        return f"{self.reason}; {f'{self.provided}, ' if self.provided else ''}{advice}"
+    def said(self, advice_with: Callable[[Sequence[str]], str]) -> str:
+        """The message with other advice, made of the options."""
+        message = f"{self.reason}; {f'{self.provided}, ' if self.provided else ''}{advice_with(self.options)}"
+        return message if self.other is None else f"{message}\n{self.other[0]}, {advice_with(self.other[1])}"
 
     def __reduce__(self):
-        return type(self), (self.reason, self.options, self.provided, self.instead_of)
+        return type(self), (self.reason, self.options, self.provided, self.instead_of, self.other)
 
 
 def replaced(words: Sequence[str], instead_of: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -92,7 +92,7 @@ def build_shards(
     ] = None,
     labels_column: Annotated[
         list[str] | None,
-        typer.Option(help="Of a table; repeat for columns of 0 and 1; default: guessed.", show_default=False),
+        typer.Option(help="Of a table; repeat for several columns; default: guessed.", show_default=False),
     ] = None,
     labels_are: LabelsAre = None,
     separator: Separator = None,

@@ -62,8 +62,10 @@ class Commands(typer.core.TyperGroup):
                 raise
             code = getattr(error, "exit_code", UserError.exit_code)
             if isinstance(error, OptionsNeeded):
-                again = shlex.join(replaced(typed_words(ctx), error.instead_of, error.options))
-                error = UserError(error.said(f"run: {again}"))
+                typed, instead_of = typed_words(ctx), error.instead_of
+                error = UserError(
+                    error.said(lambda options: f"run: {shlex.join(replaced(typed, instead_of, options))}")
+                )
             elif SKIP_BAD in str(error) and _takes(self.commands.get(ctx.invoked_subcommand), "--on-error"):
                 again = shlex.join(replaced(typed_words(ctx), ("--on-error", "fail"), ("--on-error", "skip")))
                 error = UserError(str(error).replace(SKIP_BAD, f"run: {again}"))

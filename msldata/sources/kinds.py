@@ -22,6 +22,7 @@ from msldata.sources.source import (
     split_location,
 )
 from msldata.sources.tables import table
+from msldata.sources.tables.rows import SPREADSHEETS, a_spreadsheet
 from msldata.storage import open_storage
 
 __all__ = [
@@ -257,12 +258,15 @@ def recognise(source: Location) -> tuple[str, str]:
     path = split_location(source)[0].path(split_location(source)[1])
     if path is not None and not path.exists():
         raise nothing_at(source)
+    if path is not None and path.is_file():  # any file that is named is taken for a table
+        _refuse_what_has_another_way(source)
     seen: list[tuple[str, Likeness]] = []
     for name, kind in KINDS.items():
         # Datumaro, the last, is slow to load, and what our own readers know is theirs.
         if (name != "datumaro" or not seen) and (likeness := kind.recognise(source)) is not None:
             seen.append((name, likeness))
     if not seen:
+        _refuse_what_has_another_way(source)
         if unlabelled := _only_photographs(source):
             raise UserError(unlabelled)
         if len(tables := _tables(_names(source))) == 1:
@@ -285,6 +289,24 @@ def recognise(source: Location) -> tuple[str, str]:
         raise UserError(f"{source}: could be several kinds of dataset; say which\n{choices}")
     doubt = f"; or {others[0][1].sees}: --dataset {others[0][0]}" if others and best.certainty < 3 else ""
     return name, f"{source}: {best.sees}{doubt}"
+
+
+def _refuse_what_has_another_way(source: Location) -> None:
+    """Raise UserError for a spreadsheet and for what CVAT exports, named or in a folder: with the way to read them."""
+    folder, name = split_location(source)
+    names = [] if (path := folder.path(name)) is not None and path.is_file() else _names(source)
+    folder, names = (open_storage(source), names) if names else (folder, [name])
+    spreadsheets = [name for name in names if PurePosixPath(name).suffix.lower() in SPREADSHEETS]
+    if spreadsheets and not _tables(names):
+        raise a_spreadsheet(folder.where(spreadsheets[0]))
+    for name in names:
+        if name.lower().endswith(".xml") and datumaro_formats.is_of_cvat(folder, name):
+            raise UserError(
+                f"{folder.where(name)}: annotations as CVAT writes them ('CVAT for images 1.1'), which Datumaro reads: "
+                "install it with pip install 'msltrain[formats]', put the photographs beside the file or into a folder "
+                f"images there, and run: msl build-shards {shlex.quote(str(folder.url))} --dataset datumaro "
+                "--name NAME; or export 'COCO 1.0' or 'Pascal VOC 1.1' from CVAT, which need nothing else"
+            )
 
 
 def _hint(source: Location) -> str:

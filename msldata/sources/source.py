@@ -34,7 +34,7 @@ class SourceOptions:
     image_column: str | None = None
     """For a table: the column with the images' paths."""
     labels_columns: tuple[str, ...] = ()
-    """For a table: the column with the labels, or a column of 0 and 1 for each class."""
+    """For a table: the columns with the labels, or a column of 0 and 1, of marks or of counts for each class."""
     labels_are: str | None = None
     """What the labels are; see ``labels.reading.KINDS``."""
     separator: str | None = None

@@ -112,9 +112,9 @@ def test_all_missing_photographs_are_named_before_anything_is_written(place):
 
 
 def test_what_has_nearly_the_name_of_a_missing_photograph_is_said(place):
-    table(place, [*rows()[1:], "IMG_0.JPG,cat", "IMG_99.jpg,cat"])
+    table(place, [*rows()[1:], "IMG_0.png,cat", "IMG_99.jpg,cat"])
     said = msl("build-shards", "labels.csv", "--workers", "1", code=2)
-    assert "photos/IMG_0.JPG (but IMG_0.jpg is there)" in said and "photos/IMG_99.jpg (" not in said
+    assert "photos/IMG_0.png (but IMG_0.jpg is there)" in said and "photos/IMG_99.jpg (" not in said
     table(place, [*rows()[1:], "IMG_0.png,cat"])
     said = msl("build-shards", "labels.csv", "--workers", "1", code=2)
     assert "photos/IMG_0.png: the image is missing, but IMG_0.jpg is there; write that name in the list" in said

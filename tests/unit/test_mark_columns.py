@@ -120,8 +120,8 @@ def test_a_column_that_is_almost_of_marks_is_not_passed_over(tmp_path):
 def test_words_beside_marks_may_be_the_labels(tmp_path):
     rows = ["a.jpg,See,x,", "b.jpg,See,,x", "c.jpg,Wald,x,", "d.jpg,Wald,,"]
     error = needed(path := table(tmp_path, rows, "Datei,Motiv,fertig,scharf"))
-    assert "column 'Motiv' ('See' in line 2) or the columns of marks ('x' in line 2) may say what" in str(error)
-    assert "--labels-column Motiv takes the former; if each column of marks" in str(error)
+    assert "column 'Motiv' ('See' in line 2) or the 2 columns of marks ('x' in line 2) may say what" in str(error)
+    assert error.other == ("if 'Motiv' holds the names of what they show", ["--labels-column", "Motiv"])
     assert error.options == ("--labels-column", "fertig", "--labels-column", "scharf")
     assert shown(path, SourceOptions(labels_columns=("Motiv",)))[0] == ("See", "Wald")
     path = table(tmp_path, rows, "Datei,labels,fertig,scharf")
@@ -135,8 +135,8 @@ def test_one_column_of_marks_is_asked_about(tmp_path):
     assert error.options == ("--labels-column", "Hund")
     assert error.provided == "if a mark in 'Hund' says that a photograph shows that"
     assert shown(path, SourceOptions(labels_columns=("Hund",)))[:2] == (("Hund",), ["Hund", ""])
-    error = needed(table(tmp_path, ["a.jpg,x,am See", "b.jpg,,im Wald"], "Datei,Hund,Ort"))
-    assert error.options == ("--labels-column", "Ort")
+    error = needed(table(tmp_path, ["a.jpg,x,am See", "b.jpg,,im Wald"], "Datei,Hund,Motiv"))
+    assert error.options == ("--labels-column", "Motiv")
 
 
 @pytest.mark.parametrize("mark", ["x", "X", "1", "+"])

@@ -174,7 +174,7 @@ def test_files_that_are_no_tables(tmp_path):
     ):
         open_source("table", tmp_path / "none.csv", "all")
     (tmp_path / "labels.xlsx").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"labels\.xlsx: not a kind of table that is known"):
+    with pytest.raises(UserError, match=r"labels\.xlsx: a spreadsheet, which is not read itself"):
         open_source("table", tmp_path / "labels.xlsx", "all")
     (tmp_path / "labels.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(BadInputError, match="not a parquet file"):

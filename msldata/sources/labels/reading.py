@@ -11,7 +11,7 @@ from msldata.errors import UserError, counted, did_you_mean
 from msldata.sources.labels.marks import TRUTHS, plain_mark
 from msldata.sources.labels.separators import decide_separators, name_of, split_cell
 from msldata.sources.labels.survey import LabelSurvey, text_of, two_ways
-from msldata.sources.labels.values import WHOLE_CELL, Label, is_mark, is_missing, parse_value, shown
+from msldata.sources.labels.values import WHOLE_CELL, Label, is_mark, is_missing, parse_value, separators_in, shown
 
 Kind = Literal["multi-hot", "signed", "indices", "names"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -43,7 +43,7 @@ class LabelReading:
 
     kind: Kind
     separators: str = ""
-    """Characters between the names in a cell; empty: a cell is one name."""
+    """What stands between the names in a cell, see ``separators_in``; empty: a cell is one name."""
     length: int = 0
     """Length of the vectors."""
     minus_one: bool = False
@@ -111,7 +111,7 @@ class LabelReading:
         if self.kind == "indices":
             return "class indices, counted from 0"
         if self.kind == "names":
-            split = " or ".join(map(name_of, self.separators))
+            split = " or ".join(map(name_of, separators_in(self.separators)))
             return f"class names, separated by {split}" if split else "class names"
         values = "1 positive, 0 negative" if self.kind == "multi-hot" else "1 positive, -1 negative"
         if self.kind == "multi-hot" and self.minus_one:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from msldata.errors import OptionsNeeded, UserError
 from msldata.sources.labels.survey import LabelSurvey, two_ways
-from msldata.sources.labels.values import WHOLE_CELL
+from msldata.sources.labels.values import WHOLE_CELL, separators_in, split_at
 
 PROVEN = ";|"
 SUSPECT_EVERYWHERE = ",#\t\n，；、"
-_SUSPECT_WHERE_PARTS_RECUR = "/+&: "
+_WORDS = (" und ", " and ", " et ", " y ", " e ", " en ")
+_SUSPECT_WHERE_PARTS_RECUR = (*"/+&:", *_WORDS, " ")
 _SUSPECT_BETWEEN_NAMES = "-_.\\"
 """Common inside names: separators only where everything between them is a name by itself."""
 
@@ -33,13 +33,13 @@ def decide_separators(survey: LabelSurvey, where: str, classes: Sequence[str] | 
                 return choice
     whole = {name: place for cell, place in survey.cells.items() for name in split_cell(cell, proven)}
     listed = {str(part): place for parts, place in survey.lists.items() for part in parts}
-    for character in SUSPECT_EVERYWHERE + _SUSPECT_WHERE_PARTS_RECUR + _SUSPECT_BETWEEN_NAMES:
+    for character in (*SUSPECT_EVERYWHERE, *_SUSPECT_WHERE_PARTS_RECUR, *_SUSPECT_BETWEEN_NAMES):
         found = None
         if character in SUSPECT_EVERYWHERE:
             found = _joined(whole, character, whole, "parts recur" if proven else "always")
             found = found or _joined(listed, character, whole | listed, "parts recur")
         elif not proven:
-            need = "parts are names" if character in _SUSPECT_BETWEEN_NAMES else "parts recur"
+            need = "parts are names" if character in (*_SUSPECT_BETWEEN_NAMES,) else "parts recur"
             found = _joined(whole, character, whole, need)
         if found is not None:
             others = [(place, name) for name, place in (whole | listed).items() if name != found[1]]
@@ -52,7 +52,7 @@ def _refuse_another_separator(survey: LabelSurvey, where: str, classes: Sequence
     whole = survey.cells
     if classes is not None and set(classes).issuperset(whole):
         return
-    for character in PROVEN + SUSPECT_EVERYWHERE + _SUSPECT_WHERE_PARTS_RECUR:
+    for character in (*PROVEN, *SUSPECT_EVERYWHERE, *_SUSPECT_WHERE_PARTS_RECUR):
         need = "parts are names" if character in _SUSPECT_WHERE_PARTS_RECUR else "always"
         if found := _joined(whole, character, whole, need):
             others = [(place, name) for name, place in whole.items() if name != found[1]]
@@ -71,13 +71,14 @@ def _separated_by(character: str, where: str, samples: Sequence[tuple[str, str]]
 
 
 def split_cell(cell: str, separators: str) -> list[str]:
-    parts = re.split(f"[{re.escape(separators)}]", cell) if separators else [cell]
-    return [part.strip() for part in parts if part.strip()]
+    return split_at(cell.strip(), separators) if cell.strip() else []
 
 
 def _joined(names: Mapping[str, str], character: str, known: Mapping[str, str], need: str) -> tuple[str, str] | None:
     """The first name that looks like several, with its place: if all its parts are names themselves, if one of them
     occurs elsewhere too, or always."""
+    if character == " " and len({name.split()[0] for name in names}) == 1:
+        return None  # a word before every name, as in "Standort Süd" and "Standort Nord", is a part of it
     candidates = {name: set(split_cell(name, character)) for name in names if character in name}
     if need == "always":
         return next(((names[name], name) for name, parts in candidates.items() if parts), None)
@@ -123,10 +124,11 @@ def left_together(survey: LabelSurvey, classes: Sequence[str] | None = None) -> 
     names = {name: place for cell, place in survey.cells.items() for name in split_cell(cell, given)}
     names |= {str(part): place for parts, place in survey.lists.items() for part in parts if str(part) not in names}
     splits = any(len(parts) > 1 for parts in survey.lists)
-    for character in PROVEN + SUSPECT_EVERYWHERE:
-        if character in given or (classes is not None and set(classes).issuperset(names)):
+    for character in (*PROVEN, *SUSPECT_EVERYWHERE, *_WORDS):
+        if character in separators_in(given) or (classes is not None and set(classes).issuperset(names)):
             continue
-        if found := _joined(names, character, names, "parts recur" if splits else "always"):
+        need = "parts recur" if splits or character in _WORDS else "always"
+        if found := _joined(names, character, names, need):
             both = _typed(f"{given}{character}" if splits else character)
             place, name = found
             return (

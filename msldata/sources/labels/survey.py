@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from msldata.errors import UserError
-from msldata.sources.labels.values import WHOLE_CELL, Label, parse_value
+from msldata.sources.labels.values import WHOLE_CELL, Label, parse_value, separators_in
 
 Example = tuple[str, tuple[Label, ...]]
 """The parts of a value, and the place where it occurs."""
@@ -52,7 +52,7 @@ class LabelSurvey:
             parts = tuple(int(float(part)) for part in parts)
         self.num_values += 1
         if isinstance(value, str) and self.separator not in (None, WHOLE_CELL):
-            self.num_separated += any(character in value for character in self.separator)
+            self.num_separated += any(one in value for one in separators_in(self.separator))
         if not parts:
             self.num_missing += 1
             return

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 Label = int | str
@@ -27,6 +28,7 @@ _NAMES = CHOICES | {"label", "category", "categories", "class", "name"}
 """Those, and the fields in which the lists of objects of other programs have their classes."""
 _NUMBERS = re.compile(r"\s*[+-]?\d{1,9}(\.0*)?(\s*[,;|\s]\s*[+-]?\d{1,9}(\.0*)?)+\s*")
 _MAX_LIST_TEXT = 1 << 20
+_WORD = re.compile(r"\s([^\W\d_]+)\s")
 
 
 def parse_value(value: Any, separator: str | None = None) -> tuple[Label, ...] | None:
@@ -37,7 +39,7 @@ def parse_value(value: Any, separator: str | None = None) -> tuple[Label, ...] |
 
     Args:
         value: text, a number, a list, what Label Studio chose, or a mapping of class names to 0 and 1.
-        separator: characters to split a text at; ``none``: a text is one part.
+        separator: what to split a text at, see ``separators_in``; ``none``: a text is one part.
 
     Raises:
         ValueError: anything else, such as a score or a mapping of other values.
@@ -68,6 +70,24 @@ def parse_value(value: Any, separator: str | None = None) -> tuple[Label, ...] |
     raise ValueError(f"labels are {shown(value)}, expected class names, class indices or a vector of 0 and 1")
 
 
+def separators_in(separator: str) -> tuple[str, ...]:
+    """What stands between names, one by one: every character, and every word with spaces around it: `` und ``."""
+    return (*_WORD.sub("", separator), *(f" {word} " for word in _WORD.findall(separator)))
+
+
+def split_at(text: str, separator: str) -> list[str]:
+    """The parts of a text between separators; empty ones are left out."""
+    return [part for part in map(str.strip, re.split(_pattern(separator), text)) if part] if separator else [text]
+
+
+@lru_cache(maxsize=64)
+def _pattern(separator: str) -> re.Pattern[str]:
+    found = separators_in(separator)
+    words = [rf"\s+{re.escape(one.strip())}\s+" for one in found if len(one) > 1]
+    characters = "".join(one for one in found if len(one) == 1)
+    return re.compile("|".join([*words, *([f"[{re.escape(characters)}]"] if characters else [])]))
+
+
 def is_missing(text: str) -> bool:
     """Whether a text stands for no label: empty, as programs write a missing value, or nothing but marks (``?``)."""
     return text in MISSING or is_mark(text)
@@ -93,8 +113,7 @@ def _parse_text(text: str, separator: str | None) -> tuple[Label, ...] | None:
         if _NUMBERS.fullmatch(text):
             return tuple(int(float(part)) for part in re.split(r"[,;|\s]+", text.strip()))
         return (text,)
-    parts = [part.strip() for part in re.split(f"[{re.escape(separator)}]", text)]
-    return tuple(part for part in parts if part)
+    return tuple(split_at(text, separator))
 
 
 def _parse_written_list(text: str) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from msldata.contract.listing import IMAGE_SUFFIXES
+from msldata.errors import counted
 from msldata.sources.places import FolderOrAddresses, address_path, is_address
 from msldata.sources.spelling import as_stored_below, composed, several_alike
 from msldata.sources.tables.label_studio import plain_path
@@ -18,6 +19,7 @@ from msldata.storage import REMOTE_SCHEMES, LocalStorage, Storage
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _DRIVE = re.compile(r"[A-Za-z]:/")
 _UPLOAD_HASH = re.compile(r"[0-9a-f]{8}-(?=.)")
+_NOT_UPLOADED = re.compile(r"[^-\w.]")
 _LOOKED_AT = 32
 """How many images are looked for one by one before the folder is searched."""
 
@@ -33,6 +35,8 @@ class ImagePaths:
     """What the images are called: as the table says or, for absolute paths, from their common folder on."""
     num_searched: int
     """How many were not where the table says."""
+    notes: tuple[str, ...] = ()
+    """What was found by another name than the table has."""
 
 
 def checked_path(image: object) -> str:
@@ -61,14 +65,15 @@ def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
 
     A path is used unchanged when there is a file. Otherwise the file below the table's folder is used whose path ends
     in the same way, with whatever extension it has; for absolute paths from another machine, the part that all of them
-    share is removed.
+    share is removed. Where there is none, the only file counts whose path differs in the case of letters alone, or
+    that Label Studio would have stored under that name: with eight digits in front and without spaces.
 
     Args:
         folder: the table's.
         images: paths from ``checked_path``.
 
     Raises:
-        ValueError: two files fit a path, or an absolute path at a remote place.
+        ValueError: two files fit a path, one file fits two, or an absolute path at a remote place.
     """
     root = folder.path()
     local = [image for image in images if not is_address(image)]
@@ -103,13 +108,24 @@ def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
         moved = iter([os.path.relpath(path, common) for path in places])
         found = [path if is_address(path) else next(moved) for path in found]
         names = list(found)
-    return ImagePaths(storage, found, names, finder.num_searched)
+    return ImagePaths(storage, found, names, finder.num_searched, finder.notes())
 
 
 def _is_spelt(path: str, folder: str, name: str) -> bool:
     """Whether a path ends in a folder and in a name, with or without extension, letter for letter."""
     above, _, file = f"/{path}".rpartition("/")
     return above.endswith(folder) and name in (file, os.path.splitext(file)[0])  # noqa: PTH122
+
+
+def _as_uploaded(name: str) -> str:
+    """A file's name as Label Studio, like any Django, stores an upload of it, but for the digits in front."""
+    return _NOT_UPLOADED.sub("", composed(name).strip().replace(" ", "_")).casefold()
+
+
+def _ends_alike(path: str, folder: str) -> bool:
+    """Whether a path's folder ends in another one, in whatever case."""
+    above = composed(f"/{path}".rpartition("/")[0]).casefold()
+    return not folder or above.endswith(composed(f"/{folder}").casefold())
 
 
 def _like(path: str, image: str) -> str:
@@ -141,6 +157,10 @@ class _Finder:
         self._folders: Counter[str] = Counter()
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._foreign_prefix: str | None = None
+        self._by_case: dict[str, list[str]] = defaultdict(list)
+        self._by_upload: dict[str, list[str]] = defaultdict(list)
+        self._found_by_case: dict[str, str] = {}
+        self._found_by_upload: dict[str, str] = {}
         for place, folders, files in os.walk(root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in files:
@@ -149,6 +169,21 @@ class _Finder:
                     path = Path(place, name).relative_to(root).as_posix()
                     self._by_name[composed(name)].append(path)
                     self._by_name[composed(stem)].append(path)
+                    self._by_case[composed(name).casefold()].append(path)
+                    self._by_upload[_as_uploaded(name)].append(path)
+
+    def notes(self) -> tuple[str, ...]:
+        """How many images were found by another name than the table has, with one of each kind."""
+        kinds = [
+            (self._found_by_case, "whose names differ from the table's in upper and lower case alone"),
+            (self._found_by_upload, "by what uploads of Label Studio are called (8 digits, then _ for spaces)"),
+        ]
+        return tuple(
+            f"{counted(len(found), 'photograph')} found {how}, such as {next(iter(found.values()))} for "
+            f"{next(iter(found))}"
+            for found, how in kinds
+            if found
+        )
 
     def find(self, image: str) -> str:
         if image.startswith("/"):
@@ -208,6 +243,8 @@ class _Finder:
             fitting = [path for path in fitting if _is_spelt(path, end, candidate)] or fitting
             if fitting:
                 break
+        if not fitting:  # which a note says
+            return next(iter(self._of_nearly_that_name(tail)), "")
         if exact and tail in fitting:
             return tail
         if len(fitting) > 1 and len(set(map(composed, fitting))) < len(fitting):
@@ -216,5 +253,29 @@ class _Finder:
             raise ValueError(
                 f"image '{tail}' may be {self.root / fitting[0]} or {self.root / fitting[1]}; name it with its folder"
             )
-        self.num_searched += len(fitting)
-        return fitting[0] if fitting else ""
+        self.num_searched += 1
+        return fitting[0]
+
+    def _of_nearly_that_name(self, tail: str) -> list[str]:
+        """The only file of that name in another case, or that an upload of that name was made of; else none.
+
+        Raises:
+            ValueError: an upload was made of one of several files.
+        """
+        folder, _, name = tail.rpartition("/")
+        in_case = [path for path in self._by_case.get(composed(name).casefold(), []) if _ends_alike(path, folder)]
+        if len(in_case) == 1:
+            self._found_by_case[tail] = in_case[0]
+            return in_case
+        uploaded = _UPLOAD_HASH.sub("", name)
+        if in_case or uploaded == name:
+            return []
+        files = self._by_upload.get(_as_uploaded(uploaded), [])
+        if len(files) > 1:
+            raise ValueError(
+                f"image '{name}' is an upload of Label Studio, whose name says neither folder nor spaces, and may be "
+                f"{self.root / files[0]} or {self.root / files[1]}; write into the table which it is"
+            )
+        if files:
+            self._found_by_upload[tail] = files[0]
+        return files

@@ -64,11 +64,16 @@ def _row(place: str, cells: Any, columns: Columns, folder: str, embedded: bool) 
         check_name("split", split)
     if columns.one_hot:
         try:
-            labels: Any = [one_hot_value(cells.get(name), marks=bool(columns.marks)) for name in columns.one_hot]
+            labels: Any = [
+                one_hot_value(cells.get(name), marks=bool(columns.marks), counts=columns.counts)
+                for name in columns.one_hot
+            ]
         except ValueError as error:
             raise ValueError(f"a column of classes holds something else: {error}") from None
     else:
         labels = cells[columns.labels]
+        if columns.more_labels:
+            labels = _Several((labels, *(cells.get(name) for name in columns.more_labels)))
     if columns.confidence:
         labels = _seen(labels, cells.get(columns.confidence))
     return ListedPhotograph(
@@ -118,7 +123,10 @@ def merged(rows: list[ListedPhotograph], columns: Columns) -> list[ListedPhotogr
     if twice:
         one, other = twice[0]
         places = [(first.place, second.place) for first, second in twice]
-        raise ValueError(listed_twice(places, one.image, one.labels, other.labels, (one.split, other.split)))
+        first_labels, second_labels = (
+            row.labels.values if isinstance(row.labels, _Several) else row.labels for row in twice[0]
+        )
+        raise ValueError(listed_twice(places, one.image, first_labels, second_labels, (one.split, other.split)))
     if len(seen) == len(rows):
         return rows
     return [twins[0] if len(twins) == 1 else _joined(twins) for twins in seen.values()]
@@ -128,13 +136,13 @@ def _joined(twins: Sequence[ListedPhotograph]) -> ListedPhotograph:
     groups = {row.group for row in twins}
     if len(groups) > 1:
         raise ValueError(f"{twins[0].image} is in two groups, {' and '.join(map(repr, sorted(groups)[:2]))}")
-    labels, ignored = (_Several(tuple(values)) for values in zip(*((row.labels, row.ignored) for row in twins)))
-    return replace(twins[0], labels=labels, ignored=ignored)
+    labels = tuple(value for row in twins for value in values_of(row.labels))
+    return replace(twins[0], labels=_Several(labels), ignored=_Several(tuple(row.ignored for row in twins)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Several:
-    """The labels of an image that has a row for each, or what its rows ignore."""
+    """The labels of an image that has a row or a column for each, or what its rows ignore."""
 
     values: tuple[Any, ...]
 

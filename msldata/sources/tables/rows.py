@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -29,6 +30,7 @@ from msldata.storage import Storage, regular
 
 HINT = "mend the table and run again"
 _ARROW = (".parquet", ".arrow")
+SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ def read_table(folder: Storage, name: str) -> TableFile:
         reason = "no such bucket" if lacks_bucket(error) else "no such table"
         raise FileNotFoundError(f"{where}: {reason}; give a {kinds} with images and labels") from None
     if data is None:
+        if suffix in SPREADSHEETS and folder.exists(name):
+            raise a_spreadsheet(where)
         if not folder.exists(name):
             raise FileNotFoundError(f"{where}: no such table; give a {kinds} with images and labels")
         raise UserError(f"{where}: not a kind of table that is known; known are: {', '.join(SUFFIXES[:-1])}")
@@ -121,6 +125,15 @@ def read_table(folder: Storage, name: str) -> TableFile:
         with open(local, "rb", opener=regular) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     return TableFile(name, digest, rows, columns, delimiter, counts, image_column, classes)
+
+
+def a_spreadsheet(where: str) -> UserError:
+    """The error for a file of Excel or another such program."""
+    table = f"{where.removesuffix(PurePosixPath(where).suffix)}.csv"
+    return UserError(
+        f"{where}: a spreadsheet, which is not read itself; open it, save it as 'CSV UTF-8' under the name {table}, "
+        f"and run: msl build-shards {shlex.quote(table)} --name NAME"
+    )
 
 
 def _csv_rows(data: bytes, delimiter: str) -> Iterator[Row]:

@@ -249,7 +249,8 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
         options_needed = list(error.options)
         if options.separator is not None and "--separator" in options_needed:
             del options_needed[options_needed.index("--separator") :]
-        raise OptionsNeeded(f"{where}: {error.reason}", options_needed, error.provided, error.instead_of) from None
+        reason = f"{where}: {error.reason}"
+        raise OptionsNeeded(reason, options_needed, error.provided, error.instead_of, error.other) from None
     except ValueError as error:
         if isinstance(error, UserError):
             raise
@@ -261,7 +262,8 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     how = f"read as {reading}"
     if columns.one_hot:
         minus_one = {"multi-hot": ", -1 ignored", "signed": ", -1 negative"}[reading.kind] if reading.minus_one else ""
-        how = f"{'' if columns.marks else '1 positive, 0 or '}blank negative{minus_one}"
+        positive = "" if columns.marks else "0 or " if columns.counts else "1 positive, 0 or "
+        how = f"{positive}blank negative{minus_one}"
     said = columns.said(how)
     said += f"; {listed:,} rows of {counted(len(rows), 'image')}, a row per label" if listed > len(rows) else ""
     if found.num_searched:
@@ -273,6 +275,7 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
         own |= {name: own.get(name, 0) + count for name, count in (table.counts or {}).items() if count}
     digests = {table.name: table.sha256 for _, table in tables}
     notes = (
+        *found.notes,
         left_together(survey, None if options.classes is None else labels.classes),
         _unlabelled_said(rows, columns, reading),
         not_listed(found.images.path(), found.paths),
@@ -294,7 +297,7 @@ def _columns(tables: Sequence[tuple[str, TableFile]], names: tuple[str, ...], op
     read_marks = options.labels_are in (None, "multi-hot")
     columns = choose_columns(names, rows, image_column, options.labels_columns, read_marks=read_marks)
     for _, table in tables:
-        needed = (columns.image, *([columns.labels] if columns.labels else columns.one_hot))
+        needed = (columns.image, *(columns.of_names or columns.one_hot))
         if missing := [name for name in needed if name not in table.columns]:
             raise ValueError(f"{table.name} has no column '{missing[0]}', which the other tables have")
     return columns

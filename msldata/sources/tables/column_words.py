@@ -1,0 +1,111 @@
+"""Words in the headers of tables, in several languages: what a column says of a photograph."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from msldata.contract.listing import Row
+
+# Compared by ``bare``; earlier ones win.
+WORDS_FOR_INDICES = (
+    "labels label tags tag classes class categories category labelname classname findinglabels choices choice target "
+    "targets annotations objects"
+).split()
+"""Columns of labels, which may hold class indices too."""
+_SPECIES = (
+    "scientificname species commonname arten art tierarten tierart spezies especes espece especies especie specie "
+    "soorten soort taxa taxon taxonname klassen klasse classe clases clase etiketten etikett etiquettes etiquette "
+    "etiquetas etiqueta kategorien kategorie categorie categoria"
+).split()
+LABELS = (*WORDS_FOR_INDICES, *_SPECIES)
+_PLURALS = frozenset(
+    "labels tags classes categories findinglabels choices target targets annotations objects arten tierarten especes "
+    "taxa klassen clases etiketten etiquettes etiquetas kategorien soorten".split()
+)
+_RANKS = frozenset({"genus", "gattung", "genre", "genero"})
+"""Beside one of these, ``class`` is a rank such as Mammalia, and ``species`` may be but half of a name."""
+
+_TIMES = frozenset(
+    "datum date datetime datetimeoriginal timestamp time zeit uhrzeit zeitpunkt aufnahmezeit fecha hora heure "
+    "dateheure eventdate".split()
+)
+_SITES = frozenset(
+    "standort standorte site sitio sites station ort orte place location lieu localidad lugar plot transect transekt "
+    "deployment camera cameras kamera kameras camara observer observers beobachter beobachterin observateur observador "
+    "photographer fotograf recorder annotator".split()
+)
+_REMARKS = frozenset(
+    "note notes notiz notizen remark remarks comment comments bemerkung bemerkungen kommentar kommentare anmerkung "
+    "remarque remarques commentaire nota notas observaciones description beschreibung".split()
+)
+_MEASURES = frozenset(
+    "id index nr no num nummer number numero n anzahl count counts total summe gesamt jahr year annee ano anno monat "
+    "month mois mes tag day jour dia woche week stunde hour minute second width height breite hoehe hohe size x y z "
+    "lat lon lng latitude longitude easting northing altitude elevation depth tiefe temperature temperatur temp age "
+    "alter iso sequence frame event rating score confidence episode seite page".split()
+)
+_A_TIME = re.compile(r"\d{4}[-./:]\d{1,2}[-./:]\d{1,2}(\D.*)?|\d{1,2}[-./]\d{1,2}[-./]\d{2,4}(\D.*)?|\d{1,2}:\d\d.*")
+_NUMBERED = re.compile(r"(?P<word>.*?[^\W\d_])[\W_]*\d{1,2}\W*")
+_NEARLY_ALL = 0.9
+
+
+def bare(name: str) -> str:
+    """A header in the form used for comparison: in lower case, without accents, spaces and signs."""
+    letters = unicodedata.normalize("NFKD", name).lower()
+    return "".join(character for character in letters if character.isalnum())
+
+
+def may_have_several_rows(name: str) -> bool:
+    """Whether a column of that name holds one label, so that a photograph with several has several rows."""
+    word = _without_number(name)
+    return word in LABELS and word not in _PLURALS
+
+
+def names_of_labels(columns: Sequence[str]) -> list[str]:
+    """The columns whose headers are words for labels, likeliest first; last those with a number, as ``Art 1``."""
+    by_word = {bare(name): name for name in reversed(columns)}
+    no_label = {"class", "species"} if not _RANKS.isdisjoint(by_word) else set()
+    found = [by_word[word] for word in LABELS if word in by_word and word not in no_label]
+    numbered = [name for name in columns if bare(name) != _without_number(name) in LABELS]
+    return [*found, *numbered]
+
+
+def numbered_alike(column: str, columns: Sequence[str]) -> list[str]:
+    """The columns whose headers are the same word with a number: ``Art 1``, ``Art 2``."""
+    word = _without_number(column)
+    alike = [name for name in columns if _without_number(name) == word] if word else []
+    return alike if len(set(map(bare, alike))) > 1 else [column]
+
+
+def is_time(column: str, rows: Sequence[Row]) -> bool:
+    """Whether a column says when, by its header or by nearly all of its cells."""
+    cells = [str(cell).strip() for _, row in rows if (cell := row.get(column)) not in (None, "")]
+    times = sum(_A_TIME.fullmatch(cell) is not None for cell in cells)
+    return bool(cells) and (not _TIMES.isdisjoint(_words(column)) or times >= _NEARLY_ALL * len(cells))
+
+
+def is_site(column: str) -> bool:
+    """Whether a header says that the column holds where photographs were taken, or who did."""
+    return not _SITES.isdisjoint(_words(column))
+
+
+def is_remark(column: str) -> bool:
+    return not _REMARKS.isdisjoint(_words(column))
+
+
+def is_measure(column: str) -> bool:
+    """Whether a header says that numbers below it number or measure something, rather than count what is called so."""
+    return not (_MEASURES | _SITES | _TIMES).isdisjoint(_words(column))
+
+
+def _words(name: str) -> set[str]:
+    """The words of a header, and all of it as one."""
+    parted = re.sub(r"(?<=[a-zß-ÿ])(?=[A-Z])", " ", name)
+    return {bare(word) for word in re.split(r"[\W\d_]+", parted)} | {bare(name)}
+
+
+def _without_number(name: str) -> str:
+    match = _NUMBERED.fullmatch(name)
+    return bare(match["word"] if match else name)

@@ -1,0 +1,256 @@
+"""Tables as people keep them in the field: species, sites, dates and counts side by side, in their own languages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from msldata.errors import BadInputError, OptionsNeeded, UserError
+from msldata.sources import datumaro_formats
+from msldata.sources.kinds import open_source, recognise
+from msldata.sources.source import NO_OPTIONS, SourceOptions
+from msltrain.__main__ import app
+
+
+def table(folder: Path, *lines: str, name: str = "labels.csv") -> Path:
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / name
+
+
+def shown(path: Path, options: SourceOptions = NO_OPTIONS) -> tuple[tuple[str, ...], list[str], str]:
+    """The classes, those of each photograph, and how the table was read."""
+    source = open_source("table", path, "all", options=options)
+    labels = [" ".join(source.labels.classes[k] for k in record.positives) for record in source.records()]
+    return source.labels.classes, labels, source.provenance["labels"]
+
+
+def needed(path: Path, options: SourceOptions = NO_OPTIONS) -> OptionsNeeded:
+    with pytest.raises(OptionsNeeded) as caught:
+        open_source("table", path, "all", options=options)
+    return caught.value
+
+
+def columns(*names: str) -> list[str]:
+    return [word for name in names for word in ("--labels-column", name)]
+
+
+@pytest.mark.parametrize(
+    "word",
+    "Art Arten Tierart Spezies species scientificName scientific_name common_name commonName Espèce espèces ESPECIE "
+    "especies specie soort taxon Label Labels Klasse Klassen classe clase Etikett Tag Tags".split(),
+)
+def test_a_header_that_is_a_word_for_species_names_the_labels(tmp_path, word):
+    for other, cells in (("Nacht", "01"), ("Anzahl", "10"), ("Bemerkung", "xy")):
+        path = table(tmp_path, f"Foto;{word};{other}", f"a.jpg;Wolf;{cells[0]}", f"b.jpg;Luchs;{cells[1]}")
+        assert shown(path)[1] == ["Wolf", "Luchs"] and f"columns left alone: {other}" in shown(path)[2]
+
+
+def test_names_beside_a_column_of_0_and_1_are_asked_about_with_both_commands(tmp_path):
+    path = table(tmp_path, "Foto;Motiv;Nacht", "a.jpg;Wolf;0", "b.jpg;Luchs;1")
+    error = needed(path)
+    assert "column 'Motiv' ('Wolf' in line 2) or the column 'Nacht' of 0 and 1 ('0' in line 2) may say" in str(error)
+    assert list(error.options) == columns("Nacht")
+    assert error.other == ("if 'Motiv' holds the names of what they show", columns("Motiv"))
+    run = CliRunner().invoke(app, ["build-shards", str(path), "--name", "mine"], env={"COLUMNS": "400"})
+    commands = [line.partition("run: ")[2] for line in run.output.splitlines() if "run: " in line]
+    assert [command.split("--name mine ")[1] for command in commands] == [
+        "--labels-column Nacht",
+        "--labels-column Motiv",
+    ]
+    assert shown(path, SourceOptions(labels_columns=("Motiv",)))[1] == ["Wolf", "Luchs"]
+    rows = ["a.jpg;Wolf;0;1", "b.jpg;Luchs;1;0", "c.jpg;Wolf;1;0", "d.jpg;Wolf;0;0"]
+    error = needed(table(tmp_path, "Foto;Motiv;Nacht;Regen", *rows))
+    assert list(error.options) == columns("Nacht", "Regen") and error.other is not None
+    rows = [row.replace("Wolf", "2024-05-01").replace("Luchs", "02.05.2024") for row in rows]
+    for header in ("Foto;Standort;Wolf;Luchs", "Foto;am;Wolf;Luchs", "Foto;Beobachterin;Wolf;Luchs"):
+        assert shown(table(tmp_path, header, *rows))[0] == ("Wolf", "Luchs")
+
+
+COUNTS = ("a.jpg;Süd;0;2;0;1", "b.jpg;Nord;3;0;0;1", "c.jpg;Nord;1;0;-1;")
+
+
+def test_columns_of_counts_are_columns_of_classes(tmp_path):
+    path = table(tmp_path, "Foto;Standort;Büffel;Großtrappe;Wildkatze;Wolf", *COUNTS)
+    names = ("Büffel", "Großtrappe", "Wildkatze", "Wolf")
+    for options in (NO_OPTIONS, SourceOptions(labels_columns=names)):
+        classes, labels, said = shown(path, options)
+        assert classes == names and labels == ["Großtrappe Wolf", "Büffel Wolf", "Büffel"]
+        assert "labels in counts of 4 classes: above 0 is present, 0 or blank negative, -1 ignored; columns" in said
+    assert shown(path, SourceOptions(labels_columns=("Büffel",)))[:2] == (("Büffel",), ["", "Büffel", "Büffel"])
+    last = list(open_source("table", path, "all").records())[2]
+    assert last.ignored == (2,)
+
+
+@pytest.mark.parametrize("header", ["Jahr", "id", "width", "x", "Anzahl", "siteID", "Bild-Nr.", "image height", "Höhe"])
+def test_numbers_that_are_no_counts_are_left_alone(tmp_path, header):
+    rows = ("a.jpg;0;2;0", "b.jpg;3;0;2", "c.jpg;1;0;2")
+    assert shown(table(tmp_path, f"Foto;Büffel;Wolf;{header}", *rows))[0] == ("Büffel", "Wolf")
+    for odd in ("2021", "2.5", "-7"):  # nor are these, whatever they are called
+        large = [f"{row};{odd if row[0] != 'a' else 0}" for row in rows]
+        assert shown(table(tmp_path, f"Foto;Büffel;Wolf;{header};gemessen", *large))[0] == ("Büffel", "Wolf")
+
+
+def test_a_species_on_every_photograph_is_not_left_alone(tmp_path):
+    path = table(tmp_path, "Foto;Büffel;Wolf;Luchs", "a.jpg;1;2;0", "b.jpg;3;0;2", "c.jpg;1;0;2")
+    error = needed(path)
+    assert "column 'Büffel' holds small numbers as 'Wolf' does, but nowhere 0: a count, or something else" in str(error)
+    assert list(error.options) == columns("Wolf", "Luchs", "Büffel")
+    assert error.other == ("if it says something else", columns("Wolf", "Luchs"))
+    assert shown(path, SourceOptions(labels_columns=("Büffel", "Wolf")))[1] == ["Büffel Wolf", "Büffel", "Büffel"]
+
+
+def test_one_number_above_1_is_a_slip(tmp_path):
+    path = table(tmp_path, "Foto;Büffel;Wolf", "a.jpg;0;1", "b.jpg;1;0", "c.jpg;0;2")
+    with pytest.raises(BadInputError, match="line 4: column 'Wolf' holds '2' among 0 and 1"):
+        shown(path)
+    assert shown(path, SourceOptions(labels_columns=("Büffel", "Wolf")))[1] == ["Wolf", "Büffel", "Wolf"]
+
+
+def test_a_site_and_a_date_are_not_taken_for_labels(tmp_path):
+    error = needed(table(tmp_path, "Foto;Standort;Büffel", "a.jpg;Süd;0", "b.jpg;Nord;3"))
+    assert list(error.options) == columns("Standort")
+    error = needed(table(tmp_path, "Foto;Standort;Datum;Motiv", "a.jpg;Süd;heute;Wolf", "b.jpg;Nord;heute;Luchs"))
+    assert list(error.options) == columns("Motiv") and error.other is None
+    assert shown(table(tmp_path, "Foto;am;Motiv", "a.jpg;2024-05-01 10:00;Wolf", "b.jpg;1.5.24;Wolf"))[0] == ("Wolf",)
+    for header in ("Datum", "Tag", "am"):
+        with pytest.raises(BadInputError, match="add a column 'labels' with what each photograph shows"):
+            shown(table(tmp_path, f"Foto;{header}", "a.jpg;2024-05-01", "b.jpg;2024-05-02"))
+
+
+def test_a_rank_is_no_label_beside_the_name(tmp_path):
+    header = "filepath,class,order,genus,species,common_name"
+    path = table(tmp_path, header, "a.jpg,Mammalia,Carnivora,Canis,lupus,Wolf", "b.jpg,Aves,Otidiformes,Otis,tarda,")
+    assert shown(path)[:2] == (("Wolf",), ["Wolf", ""])
+
+
+@pytest.mark.parametrize("names", [("Art 1", "Art 2"), ("Art", "Art 2"), ("species1", "species_2"), ("vorn", "hinten")])
+def test_species_in_two_columns_are_read_together(tmp_path, names):
+    path = table(tmp_path, f"Foto;{';'.join(names)};Standort", "a.jpg;Wolf;Luchs;Süd", "b.jpg;Luchs;;Nord")
+    error = needed(path)
+    assert list(error.options) == columns(*names)
+    assert error.other == (f"if only '{names[0]}' does", columns(names[0]))
+    classes, labels, said = shown(path, SourceOptions(labels_columns=names))
+    assert classes == ("Luchs", "Wolf") and labels == ["Luchs Wolf", "Luchs"]
+    assert f"labels in '{names[0]}' and '{names[1]}', read as class names; columns left alone: Standort" in said
+
+
+def test_species_in_two_columns_beside_0_and_1_are_both_advised(tmp_path):
+    path = table(tmp_path, "Foto;Art 1;Art 2;Nacht", "a.jpg;Wolf;Luchs;0", "b.jpg;Luchs;;1")
+    assert list(needed(path).options) == columns("Art 1", "Art 2")
+    path = table(tmp_path, "Foto;vorn;hinten;Nacht", "a.jpg;Wolf;Luchs;0", "b.jpg;Luchs;;1")
+    assert needed(path).other == ("if 'vorn' and 'hinten' hold the names of what they show", columns("vorn", "hinten"))
+    path = table(tmp_path, "Foto;class 1;class 2", "a.jpg;1;0", "b.jpg;0;1")
+    assert shown(path)[:2] == (("class 1", "class 2"), ["class 1", "class 2"])
+    with pytest.raises(
+        BadInputError, match="no column 'labels' and no columns of 0 and 1 among Foto, class 1, class 2"
+    ):
+        shown(table(tmp_path, "Foto;class 1;class 2", "a.jpg;31;4", "b.jpg;7;5"))
+
+
+def test_a_photograph_with_rows_and_columns_of_species_has_all(tmp_path):
+    path = table(tmp_path, "Foto;Art 1;Art 2", "a.jpg;Wolf;Luchs", "a.jpg;Bär;", "b.jpg;Bär;Wolf")
+    assert shown(path, SourceOptions(labels_columns=("Art 1", "Art 2")))[1] == ["Bär Luchs Wolf", "Bär Wolf"]
+
+
+def test_one_column_is_one_column(tmp_path):
+    path = table(tmp_path, "Foto;Wolf", "a.jpg;0", "b.jpg;1")
+    assert "labels in 1 column of 0 and 1, 1 positive" in shown(path)[2]
+
+
+@pytest.mark.parametrize("word", ["und", "and", "et", "y", "e", "en", "&", "+"])
+def test_words_between_names_are_proposed_as_separators(tmp_path, word):
+    path = table(tmp_path, "Foto;Art", f"a.jpg;Großtrappe {word} Büffel", "b.jpg;Büffel", "c.jpg;Seeadler")
+    error = needed(path)
+    separator = word if word in "&+" else f" {word} "
+    assert error.options == ("--separator", separator)
+    classes, labels, said = shown(path, SourceOptions(separator=separator))
+    assert classes == ("Büffel", "Großtrappe", "Seeadler") and labels == ["Büffel Großtrappe", "Büffel", "Seeadler"]
+    assert f"class names, separated by '{separator}'" in said
+
+
+def test_a_word_and_a_character_may_separate_names_in_one_table(tmp_path):
+    path = table(tmp_path, "Foto;Art", "a.jpg;Fuchs, Dachs und Hund", "b.jpg;Hund", "c.jpg;Grundel")
+    one = open_source("table", path, "all", options=SourceOptions(separator=","))
+    assert "'Dachs und Hund' stays one class" in one.notes[0] and "--separator ', und '" in one.notes[0]
+    assert shown(path, SourceOptions(separator=", und "))[0] == ("Dachs", "Fuchs", "Grundel", "Hund")
+
+
+def test_a_word_before_every_name_does_not_part_them(tmp_path):
+    rows = ("a.jpg;Standort Süd", "b.jpg;Standort Nord", "c.jpg;Standort Süd 2")
+    path = table(tmp_path, "Foto;Standort", *rows)
+    assert len(shown(path, SourceOptions(labels_columns=("Standort",)))[0]) == 3
+    assert needed(table(tmp_path, "Foto;Art", *rows, "d.jpg;Süd Hang")).options == ("--separator", " ")
+
+
+def photographs(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_files_whose_names_differ_in_case_alone_are_found_and_counted(tmp_path):
+    photographs(tmp_path, "Fotos/A1.JPG", "Fotos/A2.JPG", "Fotos/a3.jpg")
+    path = table(tmp_path, "Foto;Art", "A1.jpg;Wolf", "fotos/a2.jpg;Luchs", "a3.jpg;Wolf")
+    source = open_source("table", path, "all")
+    assert [record.image for record in source.records()] == ["Fotos/A1.JPG", "Fotos/A2.JPG", "Fotos/a3.jpg"]
+    expected = "2 photographs found whose names differ from the table's in upper and lower case alone, such as "
+    assert source.notes == (f"{expected}Fotos/A1.JPG for A1.jpg",)
+    assert "1 image found elsewhere" in source.provenance["labels"]  # a3.jpg
+    photographs(tmp_path, "Fotos/a1.JPG")  # now two differ so, and the photograph is missing
+    path = table(tmp_path, "Foto;Art", "A1.jpg;Wolf", "a3.jpg;Luchs")
+    assert next(iter(open_source("table", path, "all").records())).image == "Fotos/A1.jpg"
+
+
+def test_one_file_is_not_two_photographs_of_other_case(tmp_path):
+    photographs(tmp_path, "A1.JPG")
+    path = table(tmp_path, "Foto;Art", "A1.jpg;Wolf", "a1.jpg;Luchs")
+    with pytest.raises(BadInputError, match=r"'A1\.jpg' and 'a1\.jpg' may be two photographs, and only A1\.JPG is"):
+        shown(path)
+
+
+def test_uploads_of_label_studio_are_found_by_the_names_that_they_had(tmp_path):
+    photographs(tmp_path, "Standort Süd 000.JPG", "Standort Süd 001 (2).JPG", "c.jpg")
+    uploads = ("0001e240-Standort_Süd_000.JPG", "0a1b2c3d-Standort_Süd_001_2.JPG")
+    path = table(tmp_path, "image,choice,id", f"/data/upload/1/{uploads[0]},Wolf,1", f"{uploads[1]},Luchs,2")
+    source = open_source("table", path, "all")
+    assert [record.image for record in source.records()] == ["Standort Süd 000.JPG", "Standort Süd 001 (2).JPG"]
+    assert source.notes[0] == (
+        "2 photographs found by what uploads of Label Studio are called (8 digits, then _ for spaces), such as "
+        f"Standort Süd 000.JPG for {uploads[0]}"
+    )
+    photographs(tmp_path, "weiter/Standort_Süd 000.JPG")
+    path = table(tmp_path, "image,choice", f"{uploads[0]},Wolf")
+    with pytest.raises(BadInputError, match=r"is an upload of Label Studio, whose name says neither folder nor spaces"):
+        open_source("table", path, "all")
+
+
+@pytest.mark.parametrize("suffix", [".xlsx", ".ods", ".XLS"])
+def test_a_spreadsheet_is_answered_with_how_to_save_it(tmp_path, suffix):
+    photographs(tmp_path, "a.jpg", f"Fotos Süd{suffix}")
+    saved = tmp_path / "Fotos Süd.csv"
+    advice = f"save it as 'CSV UTF-8' under the name {saved}, and run: msl build-shards '{saved}' --name NAME"
+    for source in (tmp_path, tmp_path / f"Fotos Süd{suffix}"):
+        with pytest.raises(UserError) as caught:
+            recognise(source)
+        assert f"Fotos Süd{suffix}: a spreadsheet, which is not read itself; open it, {advice}" in str(caught.value)
+    table(tmp_path, "image,labels", "a.jpg,Wolf")  # what was saved counts
+    assert recognise(tmp_path)[0] == "table"
+
+
+def test_what_cvat_exports_is_answered_with_the_command_and_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(datumaro_formats, "is_installed", lambda: False)
+    photographs(tmp_path, "images/a.jpg")
+    start = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n'
+    path = table(tmp_path, f'{start}  <image id="0" name="a.jpg"/>', "</annotations>", name="annotations.xml")
+    for source in (tmp_path, path):
+        with pytest.raises(UserError) as caught:
+            recognise(source)
+        assert "pip install 'msltrain[formats]'" in str(caught.value)
+        assert f"run: msl build-shards {tmp_path} --dataset datumaro --name NAME; or export 'COCO 1.0'" in str(
+            caught.value
+        )
+    path.write_text("<annotation></annotation>")  # one of Pascal VOC's
+    with pytest.raises(UserError, match="nothing that says what"):
+        recognise(tmp_path)
