@@ -85,6 +85,15 @@ def test_a_file_gets_the_results_and_the_terminal_the_bar(place):
         assert "predicting" in screen.said and "photos/p00.jpg" not in screen.said
 
 
+@pytest.mark.parametrize(("words", "start"), [("predict mine nowhere", "error: "), ("train nowhere", "error: ")])
+def test_errors_are_broken_between_words(place, words, start):
+    piped = subprocess.run(msl(*words.split()), cwd=place, capture_output=True, text=True).stderr
+    assert piped.startswith(start) and piped.count("\n") == 1 and len(piped) > 90
+    screen = Terminal(80)
+    assert screen.run(msl(*words.split()), place) == 2
+    assert " ".join(screen.lines).split() == piped.split() and len(screen.lines) > 1
+
+
 def test_messages_go_where_they_are_sent_while_the_bar_is_on_the_terminal(place):
     screen = Terminal(80)
     words = f"{sys.executable} -m msltrain predict mine photos --device cpu 2> messages.txt"
