@@ -10,6 +10,7 @@ beside `model.py`. Transparency is dropped, CMYK and palettes are converted, the
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ class photographs:
         left_out: files that could not be read.
 
     Raises:
-        SystemExit: nothing is named, with a line that says so.
+        SystemExit: nothing is named, with a line that says so; or the reader of standard output is gone.
     """
 
     def __init__(self, files: Iterable[str]):
@@ -59,6 +60,16 @@ class photographs:
                 self.left_out.append(file)
             else:
                 yield file, photograph
+                _flush()
+
+
+def _flush() -> None:
+    """Hand on what was printed. Raises SystemExit where nobody reads it any more, as after ``| head``."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        raise SystemExit(141) from None  # as of any program that a closed pipe ends
 
 
 def _files_in(place: str) -> list[str]:
