@@ -56,14 +56,13 @@ def model_notes(place: str | Path, shard_set: ShardSet, where: str) -> list[str]
 def _notes_of(identity: DatasetIdentity, data: DataConfig, shard_set: ShardSet, where: str) -> Iterator[str]:
     if "://" in identity.location:
         return
-    trained: ShardSet | None = None
-    with suppress(UserError, OSError):
-        trained = open_shard_set(identity.location)
-    if trained is None or trained.manifest.fingerprint != identity.fingerprint:
+    found = _found(identity, where)
+    trained = next((one for one in found if one.manifest.fingerprint == identity.fingerprint), None)
+    if trained is None:
         if identity.dataset == shard_set.manifest.dataset:
             yield (
                 f"{identity.location} is not what this model was trained on any more: the dataset was "
-                f"{'built anew' if trained else 'moved or deleted'} since, so photographs of {where} may be among "
+                f"{'built anew' if found else 'moved or deleted'} since, so photographs of {where} may be among "
                 "those that it was trained on, and the numbers flatter it; train again to know"
             )
         return
@@ -74,5 +73,18 @@ def _notes_of(identity: DatasetIdentity, data: DataConfig, shard_set: ShardSet, 
             verb = "was" if num_met == 1 else "were"
             yield (
                 f"{where}: {num_met:,} of the {counted(shard_set.num_samples, 'photograph')} {verb} trained on (they "
-                f"are in {identity.location} too), so the numbers flatter this model"
+                f"are in {trained.storage.url} too), so the numbers flatter this model"
             )
+
+
+def _found(identity: DatasetIdentity, where: str) -> list[ShardSet]:
+    """What lies where the training shards were, and where they are if they were moved together with those at ``where``,
+    as runs and shards of reports that travel are."""
+    places = [identity.location]
+    if "://" not in where:
+        places.append(str(Path(where).expanduser().parent / identity.location.rstrip("/").rpartition("/")[2]))
+    found = []
+    for place in places:
+        with suppress(UserError, OSError):
+            found.append(open_shard_set(place))
+    return found

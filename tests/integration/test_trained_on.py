@@ -79,6 +79,16 @@ def test_a_dataset_built_anew_is_said_to_be(place):
     assert "moved or deleted since" in notes_on(place)
 
 
+def test_shards_that_were_moved_together_are_found(place):
+    moved = place / "moved"
+    moved.mkdir()
+    for name in ("train", "test", "run"):
+        (place / name).rename(moved / name)
+    assert notes_on(moved) == ""
+    write(moved / "test", "test", [*range(11), 100, 101])
+    assert "of the 13 photographs were trained on" in notes_on(moved)
+
+
 def test_shards_of_another_dataset_need_no_note_where_training_ones_are_gone(place):
     shutil.rmtree(place / "train")
     write(place / "test", "test", [*range(7)], dataset="others")
