@@ -181,9 +181,9 @@ def _lead_on(run: str, data: str | None, *, held_out: bool) -> None:
         next_step(f"msl predict {shlex.quote(run)} PHOTOS")
         return
     here = f" --data {shlex.quote(data)}" if data and not held_out else ""
-    next_step(f"msl report {shlex.quote(run)}{here}")
+    next_step(f"msl report {shlex.quote(run)}" + here)
     if not find_series(model):
-        next_step(f"msl robustness {shlex.quote(run)}{here}", "what is still recognised when parts are hidden")
+        next_step(f"msl robustness {shlex.quote(run)}" + here, "what is still recognised when parts are hidden")
 
 
 def _show_series(measured: Sequence[Measured]) -> None:

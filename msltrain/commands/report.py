@@ -102,7 +102,7 @@ def report(
         out.print("without photographs; --data SHARDS adds them")
     if len(run) == 1 and robustness is None and not runs[0].masked and not study_folder(run).exists():
         here = f" --data {shlex.quote(data)}" if data else ""
-        next_step(f"msl robustness {shlex.quote(models[0])}{here}", "what is still recognised when parts are hidden")
+        next_step(f"msl robustness {shlex.quote(models[0])}" + here, "what is still recognised when parts are hidden")
     next_step(f"msl serve {shlex.join(map(str, run))}" + (f" --examples {shlex.quote(shards)}" if shards else ""))
 
 
