@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from PIL import Image
@@ -42,13 +43,14 @@ class photographs:
         left_out: files that could not be read.
 
     Raises:
-        SystemExit: nothing is named, with a line that says so; or the reader of standard output is gone.
+        SystemExit: nothing is named, with a line that says so.
     """
 
     def __init__(self, files: Iterable[str]):
         self._named, self.left_out = list(files), list[str]()
         if not self._named:
             raise SystemExit("name photographs, or folders of them")
+        sys.excepthook = _uncaught
 
     def __iter__(self) -> Iterator[tuple[str, Image.Image]]:
         for file in itertools.chain.from_iterable(map(_files_in, self._named)):
@@ -64,12 +66,24 @@ class photographs:
 
 
 def _flush() -> None:
-    """Hand on what was printed. Raises SystemExit where nobody reads it any more, as after ``| head``."""
+    """Hand on what was printed, so that it is noticed here where nobody reads it any more."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
-        raise SystemExit(141) from None  # as of any program that a closed pipe ends
+        _end_unread()
+
+
+def _end_unread() -> None:
+    """End as any program does whose reader is gone, as after ``| head``: with exit code 141, and without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
+    os._exit(141)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """What becomes of an error that ends the program: one of a closed pipe ends it quietly."""
+    if issubclass(kind, BrokenPipeError):  # of a print that was not buffered
+        _end_unread()
+    sys.__excepthook__(kind, error, traceback)
 
 
 def _files_in(place: str) -> list[str]:
