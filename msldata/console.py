@@ -68,10 +68,16 @@ def is_watched(console: Console) -> bool:
     return console.is_terminal and (not isinstance(console.file, Stream) or console.file.isatty())
 
 
-def show(console: Console, *parts: object | tuple[object, str], end: str = "\n") -> None:
-    """Print one line of parts, however long; a coloured part is a pair of text and style."""
+def show(console: Console, *parts: object | tuple[object, str], end: str = "\n", wrap: bool = False) -> None:
+    """Print one line of parts, however long; a coloured part is a pair of text and style.
+
+    Args:
+        wrap: break sentences between words where a terminal is too narrow, which by itself breaks inside of them; not
+            for places and commands that are copied.
+    """
     pairs = [part if isinstance(part, tuple) else (part, "") for part in parts]
-    console.print(Text.assemble(*((visible(text), style) for text, style in pairs)), soft_wrap=True, end=end)
+    text = Text.assemble(*((visible(text), style) for text, style in pairs))
+    console.print(text, soft_wrap=not (wrap and console.is_terminal), end=end)
 
 
 def show_below(console: Console, text: str, style: str = "") -> None:
@@ -125,9 +131,9 @@ err = SafeConsole(file=cast(Any, standard_error), highlight=False, markup=False,
 """Progress, and what went wrong."""
 
 
-def next_step(command: str) -> None:
-    """The last line of a command: what to type next."""
-    show(err, ("next: ", "dim"), (command, "cyan"))
+def next_step(command: str, why: str = "") -> None:
+    """The last line of a command: what to type next, and in a few words what that does where it is one of several."""
+    show(err, ("next: ", "dim"), (command, "cyan"), *([("  # " + why, "dim")] if why else []))
 
 
 class OnError(StrEnum):

@@ -60,7 +60,7 @@ class _Notes(logging.Handler):
     """What the library logs, through the console, which shows no control character and no password."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        show(err, record.getMessage())
+        show(err, record.getMessage(), wrap=True)
 
 
 def _show_notes() -> None:

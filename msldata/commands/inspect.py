@@ -38,6 +38,21 @@ def _datasets(name: str) -> list[str]:
     return [place] if open_storage(place).exists(MANIFEST_NAME) else sorted(datasets_below(name)) or [name]
 
 
+_SHOWN_FIRST = ("train", "trainval", "all")
+
+
+def _one_of(name: str) -> str:
+    """The dataset to draw of those that a name means: of several splits that of training, with a line that says so."""
+    places = _datasets(name)
+    if len(places) < 2:
+        return places[0]
+    by_split = {place.rstrip("/").rpartition("/")[2]: place for place in places}
+    chosen = next((by_split[split] for split in _SHOWN_FIRST if split in by_split), places[0])
+    others = [place for place in places if place != chosen]
+    show(err, f"note: this shows {chosen}; for others name them: {', '.join(others)}", wrap=True)
+    return chosen
+
+
 def verify(
     shards: Shards,
     against: Annotated[
@@ -89,7 +104,10 @@ def info(
 
 def preview(
     shards: Annotated[
-        str, typer.Argument(help="A dataset folder or URL, images or keep masks; or a split in shards/, as mine/train.")
+        str,
+        typer.Argument(
+            help="A dataset folder or URL, images or keep masks; or one in shards/: mine (training), mine/test."
+        ),
     ],
     out_: Annotated[Path, typer.Option("--out", help="A .png contact sheet, or one .html page.", parser=local_path)],
     num: Annotated[int, typer.Option(help="Samples shown, spread over the dataset.", min=1)] = 24,
@@ -100,7 +118,7 @@ def preview(
     """Draw samples with labels and boxes, or keep masks, as a contact sheet or a page."""
     from msldata.inspect.preview import write_preview
 
-    shown = write_preview(_dataset(shards), out_, num=num, keep_masks=keep_masks and _dataset(keep_masks))
+    shown = write_preview(_one_of(shards), out_, num=num, keep_masks=keep_masks and _dataset(keep_masks))
     show(out, (out_, "green"), f": {shown:,} sample{'s' * (shown != 1)}")
 
 

@@ -47,7 +47,7 @@ class Commands(typer.core.TyperGroup):
             raise
         except KeyboardInterrupt:
             words = self.after_stop.get(ctx.invoked_subcommand, "")
-            err.print("\nstopped" + (words and f"; {words}"), soft_wrap=True)
+            show(err, "\nstopped" + (words and f"; {words}"), wrap=True)
             raise typer.Exit(STOPPED) from None
         except Exception as error:
             if hasattr(error, "format_message") and hasattr(error, "message"):  # of click, which typer has inside
@@ -70,7 +70,8 @@ class Commands(typer.core.TyperGroup):
                 again = shlex.join(replaced(typed_words(ctx), ("--on-error", "fail"), ("--on-error", "skip")))
                 error = UserError(str(error).replace(SKIP_BAD, f"run: {again}"))
             elsewhere = of_other_commands(str(error), self.commands, ctx.invoked_subcommand)
-            show(err, *((("error:", "red"), " ") if code <= UserError.exit_code else ()), error, elsewhere)
+            mark = (("error:", "red"), " ") if code <= UserError.exit_code else ()
+            show(err, *mark, error, elsewhere, wrap=True)
             raise typer.Exit(code) from None
 
     def may_speak(self, error: Exception) -> bool:

@@ -10,9 +10,11 @@ beside `model.py`. Transparency is dropped, CMYK and palettes are converted, the
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from PIL import Image
@@ -48,6 +50,7 @@ class photographs:
         self._named, self.left_out = list(files), list[str]()
         if not self._named:
             raise SystemExit("name photographs, or folders of them")
+        sys.excepthook = _uncaught
 
     def __iter__(self) -> Iterator[tuple[str, Image.Image]]:
         for file in itertools.chain.from_iterable(map(_files_in, self._named)):
@@ -59,6 +62,28 @@ class photographs:
                 self.left_out.append(file)
             else:
                 yield file, photograph
+                _flush()
+
+
+def _flush() -> None:
+    """Hand on what was printed, so that it is noticed here where nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_unread()
+
+
+def _end_unread() -> None:
+    """End as any program does whose reader is gone, as after ``| head``: with exit code 141, and without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
+    os._exit(141)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """What becomes of an error that ends the program: one of a closed pipe ends it quietly."""
+    if issubclass(kind, BrokenPipeError):  # of a print that was not buffered
+        _end_unread()
+    sys.__excepthook__(kind, error, traceback)
 
 
 def _files_in(place: str) -> list[str]:

@@ -41,6 +41,7 @@ from msltrain.pages.text import percent
 
 if TYPE_CHECKING:
     from msltrain.measures.summary import Measured
+    from msltrain.robustness.curves import Curves
 
 _percent = partial(percent, digits=2)
 _NUM_NAMED = 20
@@ -140,7 +141,7 @@ def evaluate(
                     cache="" if cache is None else str(cache),
                     cache_limit_gb=gigabytes(cache_limit),
                     on_sample_error=on_sample_error.value,
-                    note=lambda text: show(err, f"note: {text}") if is_first_process() else None,
+                    note=lambda text: show(err, f"note: {text}", wrap=True) if is_first_process() else None,
                 )
             found.append((file, answers))
         if not is_first_process():
@@ -178,8 +179,11 @@ def _lead_on(run: str, data: str | None, *, held_out: bool) -> None:
     model = run_place(run)
     if held_out and test_shards(next(iter(find_series(model)), model)) is None:
         next_step(f"msl predict {shlex.quote(run)} PHOTOS")
-    else:
-        next_step(f"msl report {shlex.quote(run)}" + (f" --data {shlex.quote(data)}" if data and not held_out else ""))
+        return
+    here = f" --data {shlex.quote(data)}" if data and not held_out else ""
+    next_step(f"msl report {shlex.quote(run)}" + here)
+    if not find_series(model):
+        next_step(f"msl robustness {shlex.quote(run)}" + here, "what is still recognised when parts are hidden")
 
 
 def _show_series(measured: Sequence[Measured]) -> None:
@@ -294,8 +298,14 @@ def robustness(
     recipe: Recipe = "",
     model: Model = "",
     out_: Annotated[
-        Path, typer.Option("--out", help="The study's folder; what is in it is not computed again.", parser=local_path)
-    ] = Path("robustness"),
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The study's folder; what is in it is not computed again.",
+            show_default="RUN/robustness; of several models: robustness",
+            parser=local_path,
+        ),
+    ] = None,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
     device: Device = OnDevice.auto,
@@ -334,8 +344,9 @@ def robustness(
     from msltrain.hosts.rank_output import is_first_process
     from msltrain.robustness.curves import compute_curves
     from msltrain.robustness.figure import write_robustness
-    from msltrain.robustness.run import Recalibration, Study, run_study
+    from msltrain.robustness.run import Recalibration, Study, run_study, study_notes
     from msltrain.runs.find_checkpoint import Foreign
+    from msltrain.runs.run_places import study_folder
     from msltrain.stream.keepmasks.bank import NUM_GENERATED
 
     study = Study(
@@ -356,9 +367,13 @@ def robustness(
             show(err, f"keep masks: {' and '.join(masks)}")
         elif need_stored(kinds) and not masks:
             show(err, f"keep masks: {NUM_GENERATED} drawn here, others than training draws; --keep-masks takes yours")
+    notes = study_notes(study) if is_first_process() else ()
+    for text in notes:
+        show(err, f"note: {text}", wrap=True)
+    folder = out_ or study_folder(checkpoint)
     found = run_study(
         study,
-        out_,
+        folder,
         batch_size=batch_size,
         device=device,
         cache="" if cache is None else str(cache),
@@ -369,14 +384,30 @@ def robustness(
     )
     if not is_first_process():
         return
-    curves = compute_curves(found)
-    written = write_robustness(curves, out_)
-    table = _table("area under the curve", "kind", "mAP", "CR", "CF1")
-    for area in curves.areas:
-        table.add_row(area.model, area.kind, *map(_percent, (area.mAP, area.CR, area.CF1)))
-    out.print(table)
+    curves = compute_curves(found, notes)
+    written = write_robustness(curves, folder)
+    _show_areas(curves)
+    for text in curves.notes[len(notes) :]:
+        out.print(text, style="yellow", soft_wrap=not out.is_terminal)
     _list_skipped(curves.skipped)
     for file in written:
         show(out, (file, "green"))
     if len(checkpoint) == 1:
         next_step(f"msl predict {shlex.quote(checkpoint[0])} PHOTOS")
+
+
+def _show_areas(curves: Curves) -> None:
+    """The mean height of each model's curves, and what that is."""
+    from msltrain.robustness.curves import MEASURES
+
+    table = _table("mean over all hidden shares", "holes", *MEASURES)
+    for area in curves.areas:
+        table.add_row(area.model, area.kind, *map(_percent, (area.mAP, area.CR, area.CF1)))
+    out.print(table)
+    ends = dict.fromkeys(f"{area.up_to:.0%}" for area in curves.areas)
+    out.print(
+        f"in percent, 100 is best: the area under the curve from nothing hidden to {' or '.join(ends)} of each image.",
+        style="dim",
+        soft_wrap=not out.is_terminal,
+    )
+    _explain()

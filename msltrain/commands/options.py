@@ -18,6 +18,22 @@ Classes = Annotated[
 ]
 
 
+def decimal_number(text: str) -> float:
+    """The number that an option gives.
+
+    Raises:
+        UserError: it is none, with how one is written for whoever writes ``0,3``.
+    """
+    from msldata.errors import UserError
+
+    try:
+        return float(text)
+    except ValueError:
+        meant = text.replace(",", ".", 1)
+        advice = f"; write {meant}" if "," in text and meant.replace(".", "", 1).isdecimal() else ""
+        raise UserError(f"'{text}' is no number{advice}") from None
+
+
 def run_place(text: str) -> str:
     """The place that an option or argument for a checkpoint names; ``mine`` is ``runs/mine`` too.
 

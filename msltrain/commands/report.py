@@ -50,7 +50,7 @@ def report(
     from msltrain.measures.metrics import compute_metrics
     from msltrain.measures.summary import mean_and_deviation
     from msltrain.report.gather import gather_runs, name_of
-    from msltrain.runs.run_places import find_evaluation_shards, find_series, run_folder
+    from msltrain.runs.run_places import find_evaluation_shards, find_series, run_folder, study_folder
 
     models = named_models(runs_, checkpoint, "report")
     series = [(path, find_series(path)) for path in map(Path, models)]
@@ -71,8 +71,8 @@ def report(
         progress=progress_bar,
     )
     runs, shards = gathered.runs, gathered.shards
-    for text in (one.unfinished for one in runs if one.unfinished):
-        show(err, f"note: {text}")
+    for text in (text for one in runs for text in (one.unfinished, *one.met) if text):
+        show(err, f"note: {text}", wrap=True)
     if data is None and shards is not None:
         show(err, f"test shards: {shards}")
     from msltrain.report.write_report import write_report
@@ -100,6 +100,9 @@ def report(
             show(out, f"{path.name}, mean ± standard deviation of {counted(len(found), 'run')}: {words}")
     if shards is None:
         out.print("without photographs; --data SHARDS adds them")
+    if len(run) == 1 and robustness is None and not runs[0].masked and not study_folder(run).exists():
+        here = f" --data {shlex.quote(data)}" if data else ""
+        next_step(f"msl robustness {shlex.quote(models[0])}" + here, "what is still recognised when parts are hidden")
     next_step(f"msl serve {shlex.join(map(str, run))}" + (f" --examples {shlex.quote(shards)}" if shards else ""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -41,6 +42,7 @@ class ResumeChoice(StrEnum):
 
 
 def train(
+    context: typer.Context,
     dataset: Annotated[
         str | None,
         typer.Argument(help="Your dataset: its name in shards/, a folder or a URL.", show_default=False),
@@ -150,7 +152,7 @@ def train(
     is_alone = "LOCAL_RANK" not in os.environ  # to a late process the first one's run would look old; hosts lack it
     if resume is None and is_alone:
         for folder in folders:
-            _check_unused(folder)
+            _check_unused(folder, context, None if seeds is not None else place)
     begun = {folder: stored for folder in folders if resume is not None and (stored := _begun(folder)) is not None}
     weights = weights and run_place(weights)
     for folder, stored in begun.items() if is_alone else ():
@@ -224,7 +226,8 @@ def train(
     for result in results:
         if result.best_epoch is not None:
             which = "best" if result.is_chosen else "last"
-            why = "" if result.is_chosen else "; validation shows too little to choose another"
+            doubt = f"; {result.doubt}" if result.doubt else ""
+            why = doubt if result.is_chosen else "; validation shows too little to choose another"
             value = 100 * (result.validation_mAP or 0)
             kept = f"{which} validation mAP {value:.1f}, epoch {result.best_epoch}, is what is kept{why}"
             out.print(kept, soft_wrap=not out.is_terminal)
@@ -280,13 +283,33 @@ def _say_in_short(config: TrainConfig, details: Sequence[str], place: str, *, is
     show_below(out, f"all of it goes to {place}{where}")
 
 
-def _check_unused(place: str) -> None:
-    """Raise what training would where a local run folder is taken."""
-    from msldata.storage import open_storage
-    from msltrain.runs.find_checkpoint import check_unused
+def _check_unused(place: str, context: typer.Context, run: str | None) -> None:
+    """Raise what training would where a local run folder is taken, with the two commands that may be meant.
 
-    if (folder := open_storage(place).path()) is not None:
+    Args:
+        place: the folder.
+        context: of the running command.
+        run: what ``--run`` is or would be; None for a series.
+    """
+    from msldata.commands.program import typed_words
+    from msldata.errors import UserError, replaced
+    from msldata.storage import open_storage
+    from msltrain.runs.find_checkpoint import check_unused, holds_run
+
+    if (folder := open_storage(place).path()) is None:
+        return
+    try:
         check_unused(folder, place)
+    except UserError:
+        if run is None or not holds_run(folder):
+            raise
+        words = typed_words(context)
+        other = next(name for number in itertools.count(2) if not Path(name := f"{run}-{number}").expanduser().exists())
+        anew = replaced(words, ("--run", run), ("--run", other))
+        raise UserError(
+            f"{place}: holds a run already; to go on with it: {shlex.join([*words, '--resume', 'auto'])}; to train "
+            f"anew in another folder: {shlex.join(anew)}"
+        ) from None
 
 
 def _begun(place: str) -> TrainConfig | None:

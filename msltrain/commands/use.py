@@ -25,6 +25,7 @@ from msltrain.commands.options import (
     SomeCheckpoint,
     SomeCheckpoints,
     check_models,
+    decimal_number,
     named_models,
     run_place,
 )
@@ -55,7 +56,11 @@ def predict(
     top_k: Annotated[str, typer.Option(help="Classes shown per image: a number, or all.")] = "5",
     threshold: Annotated[
         float | None,
-        typer.Option(help="Predicted from this score on; default: tuned ones (evaluate --held-out), else 0.5."),
+        typer.Option(
+            help="Predicted from this score on; default: tuned ones (evaluate --held-out), else 0.5.",
+            parser=decimal_number,
+            metavar="FLOAT",
+        ),
     ] = None,
     keep_mask: Annotated[Path | None, typer.Option(help="Mask file: predict also with this part hidden.")] = None,
     polarity: Annotated[str, typer.Option(help="Of the mask file: hole-white or hole-black.")] = "",
@@ -101,7 +106,7 @@ def predict(
         raise FileNotFoundError(f"{keep_mask}: no such mask file{neighbour(keep_mask)}")
     kind = format_of(format_.value if format_ else None, out_)
     printer = Printer(kind, out)
-    say = (lambda text: show(err, f"note: {text}")) if is_first_process() else lambda text: None
+    say = (lambda text: show(err, f"note: {text}", wrap=True)) if is_first_process() else lambda text: None
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
     pictures = find_images(inputs, say)
@@ -130,7 +135,7 @@ def predict(
             )
     except KeyboardInterrupt:
         kept = "the answers so far are kept, and the same command goes on"
-        show(err, f"\nstopped; {kept if out_ else f'with --out FILE {kept}'}")
+        show(err, f"\nstopped; {kept if out_ else f'with --out FILE {kept}'}", wrap=True)
         raise typer.Exit(130) from None
     if not is_first_process():
         return
@@ -146,7 +151,12 @@ def predict(
     if found.num_empty:
         of = f"{found.num_empty:,} of {counted(found.num_images - found.num_failed, 'photograph')}"
         lower = f"--threshold {found.lower_threshold:.2g}"
-        show(err, f"note: in {of} no class reaches its threshold; {lower}, for one, predicts more")
+        show(
+            err,
+            f"note: in {of} no class reaches its threshold, which is right where none of the classes is there; "
+            f"{lower}, for one, names more, and more that is not there",
+            wrap=True,
+        )
     if words := describe(found):
         err.print(words, markup=False, soft_wrap=True)
         raise typer.Exit(1)
@@ -201,7 +211,9 @@ def serve(
             help="Photographs to offer: folder, pattern, URL, shards.", show_default="test shards, if they are here"
         ),
     ] = None,
-    threshold: Annotated[float | None, typer.Option(help="As in predict.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="As in predict.", parser=decimal_number, metavar="FLOAT")
+    ] = None,
     device: Device = OnDevice.auto,
 ) -> None:
     """Open a local page: drop a photograph, paint over a part, and watch what one model or several make of it."""
@@ -245,7 +257,7 @@ def serve(
                 for called, predictor in zip(studio.names, predictors, strict=True):
                     who = f"{called}: " if len(predictors) > 1 else ""
                     if predictor.unfinished:
-                        show(err, f"note: {predictor.unfinished}")
+                        show(err, f"note: {predictor.unfinished}", wrap=True)
                     show(out, f"{who}thresholds: {predictor.threshold_origin}")
                 server.serve_forever()
             out.print("stopped")

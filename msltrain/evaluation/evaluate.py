@@ -15,6 +15,7 @@ from msldata.errors import UserError, counted
 from msldata.storage import Location, one_or_many
 from msltrain.evaluation.averaged_views import AveragedViews, check_scales
 from msltrain.evaluation.sweep import AllSamples, Progress, RankPart, View
+from msltrain.evaluation.trained_on import trained_on_notes
 from msltrain.hosts.distributed import process_group
 from msltrain.measures.predictions import (
     Origin,
@@ -83,7 +84,7 @@ def evaluate(
         cache, cache_limit_gb, on_sample_error: see ``StreamConfig``. Skipped samples are not in the predictions; the
             predictions' origin lists them.
         note: called with what to know about the model, that its training was stopped, and the data: that the model was
-            trained on it, or that its classes differ.
+            trained on it or on photographs of it, or that its classes differ.
 
     Raises:
         SampleError: a sample is damaged, and ``on_sample_error`` is ``fail``.
@@ -101,7 +102,7 @@ def evaluate(
         shard_set = open_images(shards)
         loaded = load_any(checkpoint, foreign, shard_set.classes, ranks.device)
         column_K = loaded.columns_of(shard_set.classes, str(shards))
-        for text in _notes(loaded, shard_set, str(shards), held_out):
+        for text in ranks.first_does(lambda: _notes(loaded, shard_set, str(shards), held_out)):
             note(text)
         if held_out:
             shard_set = _held_out(shard_set, loaded)
@@ -154,12 +155,7 @@ def evaluate(
 
 def _notes(loaded: LoadedRecogniser, shard_set: ShardSet, where: str, held_out: bool) -> list[str]:
     notes = [text] if (text := loaded.unfinished()) else []
-    trained_on = {one.fingerprint for one in training_data(loaded.path)}
-    if shard_set.manifest.fingerprint in trained_on and not held_out:
-        notes.append(
-            f"{where} is what this model was trained on, so the numbers flatter it; --held-out measures the part that "
-            "was set aside, other shards all of it"
-        )
+    notes += trained_on_notes(loaded.path, loaded.config.data, shard_set, where, held_out=held_out)
     known = set(loaded.classes)
     unknown = [name for name in shard_set.classes if name not in known]
     if unknown:

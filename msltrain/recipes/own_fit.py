@@ -128,11 +128,16 @@ def in_short(config: TrainConfig, reasons: Sequence[str]) -> list[str]:
         next(one for one in reasons if one.startswith(f"{topic}: ")) for topic in ("photographs", "network", "length")
     )
     from_nothing = "FROM NOTHING" in network
-    return [
+    few = next((one for one in reasons if "too few to learn from" in one), "")
+    warnings = [
+        few,
         "FROM NOTHING: no pretrained weights are on this machine, and none can be fetched. The model will know far "
         "less than a pretrained one: stop, and give some with --weights FILE"
         if from_nothing
         else "",
+    ]
+    return [
+        ". ".join(filter(None, warnings)),
         photographs,
         f"network: {model.backbone} "
         + (f"with the weights {model.weights}" if model.weights else "from nothing")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from msldata.contract.manifest import Manifest
 from msldata.errors import UserError
 from msldata.storage import open_storage
+from msltrain.evaluation.trained_on import trained_on_notes
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints, read_predictions
 from msltrain.report.open_runs import RunReport, open_run, read_config
 from msltrain.runs.find_checkpoint import CHECKPOINTS, open_checkpoint, read_meta
@@ -65,7 +66,8 @@ def gather_runs(
     shards = shards or _own_test_shards(stored)
     if keep_masks and shards is None:
         raise UserError("--keep-masks says what to evaluate with, so it needs --data SHARDS as well")
-    fingerprint = _only_dataset(stored) if shards is None else open_images(shards).manifest.fingerprint
+    measured = None if shards is None else open_images(shards)
+    fingerprint = _only_dataset(stored) if measured is None else measured.manifest.fingerprint
     wanted: dict[tuple[str, ...], tuple[str, ...]] = {keep_mask_fingerprints([place]): (place,) for place in keep_masks}
     if not wanted:
         wanted = {
@@ -91,7 +93,10 @@ def gather_runs(
                     evaluate(run.place, shards, keep_masks=places, out=file, device=device, progress=show)
             files[condition] = file
         given = {titles[fingerprints]: places for fingerprints, places in wanted.items()} if keep_masks else {}
-        runs.append(open_run(run.place, name=name, clean=files.pop(WHOLE), masked=files, keep_masks=given))
+        opened = open_run(run.place, name=name, clean=files.pop(WHOLE), masked=files, keep_masks=given)
+        if measured is not None:
+            opened = replace(opened, met=tuple(trained_on_notes(run.place, opened.config.data, measured, str(shards))))
+        runs.append(opened)
     return Gathered(runs, shards)
 
 

@@ -22,7 +22,7 @@ class Headline:
     headline: str
     """In plain words: how many labels the last run finds beside the reference, at as many false alarms."""
     warnings: tuple[str, ...]
-    """What must be known before any of it is believed: training that was stopped, too few photographs."""
+    """What must be known before any of it is believed: training that was stopped, photographs of training, too few."""
     price: str
     """What each model finds at a score of 0.5, and its false alarms."""
     ranking: str
@@ -66,6 +66,7 @@ def _warnings(numbers: Numbers) -> tuple[str, ...]:
     few = numbers.measured[0][WHOLE].metrics.too_few()
     stopped = [run for run in numbers.runs if run.unfinished]
     texts = [f"{quoted(run.name)} is not trained to its end: {run.unfinished}" for run in stopped]
+    texts += [f"{quoted(run.name)}: {text}" for run in numbers.runs for text in run.met]
     return tuple(f"{capital(text)}." for text in [*texts, *filter(None, [few])])
 
 

@@ -310,7 +310,7 @@ def _to_markdown(numbers: Numbers, title: str, classes_file: str) -> str:
         markdown(_explained(numbers)),
         as_markdown(tables.measures_table(numbers)),
         *(["## By size and occlusion of the largest object", as_markdown(strata)] if strata else []),
-        re.sub("(?m)^#", "##", robustness_markdown(numbers.curves).strip()) if numbers.curves else "",
+        re.sub("(?m)^#", "##", robustness_markdown(numbers.curves, alone=False).strip()) if numbers.curves else "",
         "## Average precision by class",
         as_markdown(tables.class_table(numbers)),
         f"The first and the last of {len(numbers.classes):,} classes; {classes_file} has them all."

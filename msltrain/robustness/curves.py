@@ -72,6 +72,11 @@ class Curves:
     """Number of images behind every cell."""
     skipped: tuple[str, ...] = ()
     """Damaged samples that were left out of all cells: key, place, reason."""
+    dataset: str = ""
+    split: str = ""
+    """What was measured on; empty where nothing tells."""
+    notes: tuple[str, ...] = ()
+    """What must be known before any of it is believed: training that was stopped, photographs of training, too few."""
 
     @property
     def models(self) -> list[str]:
@@ -93,15 +98,25 @@ class Curves:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
-def compute_curves(found: Mapping[str, Mapping[str, Predictions]]) -> Curves:
+def compute_curves(found: Mapping[str, Mapping[str, Predictions]], notes: Sequence[str] = ()) -> Curves:
     """Measure every cell of a study.
 
     Args:
         found: predictions by model and condition, as ``run_study`` gives them, all for the same samples.
+        notes: what to know of the models; that the photographs are few is added.
     """
     cells = tuple(_cell(model, name, one) for model, row in found.items() for name, one in row.items())
     first = next(one for row in found.values() for one in row.values())
-    curves = Curves(cells=cells, areas=(), num_samples=len(first.keys), skipped=first.origin.skipped)
+    few = compute_metrics(first).too_few()
+    curves = Curves(
+        cells=cells,
+        areas=(),
+        num_samples=len(first.keys),
+        skipped=first.origin.skipped,
+        dataset=first.origin.dataset,
+        split=first.origin.split,
+        notes=(*notes, *([few] if few else [])),
+    )
     return replace(curves, areas=_areas(curves))
 
 

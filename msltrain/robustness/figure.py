@@ -11,10 +11,11 @@ from pathlib import Path
 from msldata.errors import counted
 from msldata.pages.html import render
 from msldata.storage import LocalStorage
+from msltrain.measures.metrics import EXPLAINED
 from msltrain.pages.svg import Line, Plot, line_plot, model_styles, style_name
 from msltrain.pages.tables import Cell as TableCell
 from msltrain.pages.tables import Group, Row, Table, as_markdown
-from msltrain.pages.text import markdown, markdown_list, percent
+from msltrain.pages.text import capital, markdown, markdown_list, percent
 from msltrain.robustness.curves import (
     MEASURES,
     VISIBLE_BINS,
@@ -29,6 +30,10 @@ from msltrain.robustness.study import RECALIBRATED
 PAGE_NAME, TABLE_NAME, DATA_NAME = "robustness.html", "robustness.md", "robustness.json"
 FEW = 20
 """A share over fewer pairs than this is in the table but not drawn."""
+_SHOWS = (
+    "How well objects are still recognised while more and more of each photograph is hidden: the further a curve falls "
+    "to the right, the more the holes cost."
+)
 _AREA = "In brackets: mean hole fraction. Area: mean height of the curve between no hole and the last ten-percent bin."
 _PREDICTED = (
     "Predicted: share of (image, class) pairs with a score ≥ 0.5, by how much is left of the box of the least hidden "
@@ -53,6 +58,10 @@ def robustness_page(curves: Curves) -> str:
     return render(
         "msltrain.robustness/robustness.html",
         title="Robustness to holes",
+        subject=_subject(curves),
+        shows=_SHOWS,
+        warnings=[f"{capital(text)}." for text in curves.notes],
+        explained=EXPLAINED,
         curves=curves,
         styles=[style_name(styles[model]) for model in curves.models],
         plots=study_plots(curves, styles),
@@ -63,9 +72,18 @@ def robustness_page(curves: Curves) -> str:
     )
 
 
-def robustness_markdown(curves: Curves) -> str:
-    """The three measures by hole fraction, the area under each curve, recall by visible share."""
-    blocks = ["# Robustness to holes", f"{counted(curves.num_samples, 'image')}. All numbers in percent."]
+def robustness_markdown(curves: Curves, *, alone: bool = True) -> str:
+    """The three measures by hole fraction, the area under each curve, recall by visible share.
+
+    Args:
+        alone: False: as a part of a report, which has said what the measures are, and what to know first.
+    """
+    blocks = [
+        "# Robustness to holes",
+        markdown(f"{_subject(curves)}. All numbers in percent."),
+        _SHOWS,
+        *([*(f"**{markdown(capital(text))}.**" for text in curves.notes), EXPLAINED] if alone else []),
+    ]
     if curves.skipped:
         blocks.append(f"Besides these, {len(curves.skipped)} damaged samples were left out, for every model:")
         blocks.append(markdown_list(curves.skipped))
@@ -73,6 +91,15 @@ def robustness_markdown(curves: Curves) -> str:
         blocks += [f"## {markdown(table.title)}", as_markdown(table)]
     blocks += _notes(curves)
     return "\n\n".join(blocks) + "\n"
+
+
+def _subject(curves: Curves) -> str:
+    """What was measured, in one line."""
+    dataset = f"{curves.dataset}, {curves.split} split: " if curves.dataset else ""
+    return (
+        f"{dataset}{counted(curves.num_samples, 'image')}, {counted(len(curves.models), 'model')}, holes: "
+        f"{', '.join(curves.kinds)}"
+    )
 
 
 def _tables(curves: Curves) -> list[Table]:

@@ -18,8 +18,10 @@ import torch
 
 from msldata.errors import UserError, counted
 from msltrain.evaluation.sweep import AllSamples, Progress
+from msltrain.evaluation.trained_on import model_notes
 from msltrain.hosts.distributed import process_group
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints
+from msltrain.pages.text import quoted
 from msltrain.robustness.conditions import SAVE_SECONDS, StudyModel
 from msltrain.robustness.recalibrate import find_batchnorms
 from msltrain.robustness.study import PREDICTIONS, RECALIBRATED, Recalibration, Study
@@ -27,7 +29,7 @@ from msltrain.runs.other_checkpoints import load_any
 from msltrain.runs.run_places import predictions_file
 from msltrain.stream.samples.shardset import open_images
 
-__all__ = ["RECALIBRATED", "Recalibration", "Study", "run_study"]
+__all__ = ["RECALIBRATED", "Recalibration", "Study", "run_study", "study_notes"]
 
 _MAX_NAMED = 3
 
@@ -94,6 +96,14 @@ def run_study(
             found[name] = model.run(nullcontext() if progress is None else progress(name))
             _require_same_samples(found, out / PREDICTIONS)
     return found
+
+
+def study_notes(study: Study) -> tuple[str, ...]:
+    """What to know of the models before their curves are believed, in sentences: see `model_notes`."""
+    shard_set = open_images(study.shards)
+    return tuple(
+        f"{quoted(name)}: {text}" for name, path in study.models for text in model_notes(path, shard_set, study.shards)
+    )
 
 
 def _check(study: Study, classes: tuple[str, ...]) -> None:

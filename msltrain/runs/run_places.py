@@ -195,6 +195,15 @@ def default_file(
     return run_folder(checkpoint) / "predictions" / f"{name}.parquet"
 
 
+def study_folder(checkpoints: Sequence[str | Path]) -> Path:
+    """Where a robustness study is put: of one model beside its run's other files, else ``robustness``, which only a run
+    in object storage shares with others."""
+    name = "robustness"
+    if len(checkpoints) > 1 or open_storage(checkpoints[0]).path() is None:
+        return Path(name)
+    return run_folder(checkpoints[0]) / name
+
+
 def find_series(place: str | Path) -> list[Path]:
     """The runs of a series by seed (``seed0``, ``seed1`` …, as ``msl train --seeds`` writes them); empty for a single
     run."""

@@ -33,6 +33,7 @@ from msltrain.training.resume import Resume, Start, open_run, rate_note, take_po
 from msltrain.training.step_log import StepLog
 from msltrain.training.validation import (
     can_choose,
+    doubt_of_choice,
     has_finite_weights,
     positive_weights,
     small_data_notes,
@@ -66,6 +67,8 @@ class TrainResult:
     """Validation mAP of ``best``, 0 to 1."""
     is_chosen: bool = False
     """Whether validation chose ``best``."""
+    doubt: str = ""
+    """In words, that validation shows too few photographs of some classes to be relied on; empty where it does not."""
     seconds: float
     """Wall time of this start of the run."""
 
@@ -111,8 +114,8 @@ def train(
         TrainData(config, ranks) as data,
     ):
         start = ranks.first_does(lambda: open_run(folder, config, data, resume, allow_changes))
-        trained = _run(config, data, folder, ranks, stop, on_event, start)
-    num_steps, best, is_chosen = trained
+        num_steps, best, is_chosen = _run(config, data, folder, ranks, stop, on_event, start)
+        doubt = "" if data.validation is None else doubt_of_choice(data.validation.shards)
     return TrainResult(
         run_dir=folder.location,
         num_steps=num_steps,
@@ -122,6 +125,7 @@ def train(
         best_epoch=None if best is None else best["epoch"] + 1,
         validation_mAP=None if best is None else best["mAP"],
         is_chosen=is_chosen,
+        doubt=doubt,
         seconds=time.perf_counter() - began,
     )
 
@@ -449,8 +453,7 @@ class Trainer:
         return self.ranks.first_does(publish)
 
     def _start_event(self) -> StartEvent:
-        notes = [*self.learner.notes]
-        notes += self._notes
+        notes = [*self.learner.notes, *self._notes]
         notes += small_data_notes(self.config, self.data.training, self.data.validation)
         shards = self.data.training.shards
         if self.on_event is not None and (
@@ -471,16 +474,11 @@ class Trainer:
         elif masked and kind != "stored":
             unused = "; data.keep_masks is not used" if self.config.data.keep_masks else ""
             notes.append(f"keep masks are drawn, not read: keep_mask.kind={kind}{unused}")
-        if self.config.run.sync_batchnorm and self.ranks.world_size == 1:
-            notes.append("run.sync_batchnorm has no effect: there is one process")
-        if self.config.run.shard_weights and self.ranks.world_size == 1:
-            notes.append("run.shard_weights has no effect: there is one process")
+        for name in ("sync_batchnorm", "shard_weights"):
+            if getattr(self.config.run, name) and self.ranks.world_size == 1:
+                notes.append(f"run.{name} has no effect: there is one process")
         num_train = self.data.training.shards.num_samples
         num_validation = 0 if self.data.validation is None else self.data.validation.shards.num_samples
-        share, asked = num_validation / (num_train + num_validation), self.config.data.validation_fraction
-        if share > 1.25 * asked and not self.config.data.validation:
-            more = f"{100 * share:.1f} % of the samples instead of {100 * asked:g} %"
-            notes.append(f"validation takes {more}, to show more classes")
         return StartEvent(
             run_dir=self.folder.location,
             device=str(self.ranks.device),

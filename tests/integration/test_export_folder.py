@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -69,6 +70,13 @@ def test_the_cards_own_lines_run_where_this_program_is_not(tmp_path):
         process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
         assert process.returncode == code and said in process.stderr and "Traceback" not in process.stderr
         assert process.stdout.count("album/one.jpg") == ("album" in arguments)
+    for script in scripts:  # as with `| head`: the reader is gone
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-c", alone, script, "album"]
+        process = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=200)
+        os.close(writer)
+        assert process.returncode == 141 and process.stderr == ""
     for name, entry in json.loads((out / "config.json").read_text())["files"].items():
         assert entry["sha256"] in card and f"`{name}`" in card
 

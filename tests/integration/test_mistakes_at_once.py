@@ -21,7 +21,8 @@ from tests.smallshards import CLASSES, photo, write_images, write_keep_masks
 MISTAKES = {
     # What to type, and what is said.
     "train nowhere": "nowhere: no dataset with training shards",
-    "train mine": "runs/mine: holds a run already; continue it with --resume auto",
+    "train mine": "runs/mine: holds a run already; to go on with it: msl train mine --resume auto; to train anew in "
+    "another folder: msl train mine --run runs/mine-2",
     "train mine --seeds 0,a": "--seeds is '0,a'",
     "train mine --run new --set optim.rate=1": "optim.rate",
     "train mine --run new --lr fast": "Invalid value for '--lr'",

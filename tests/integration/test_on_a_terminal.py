@@ -85,6 +85,16 @@ def test_a_file_gets_the_results_and_the_terminal_the_bar(place):
         assert "predicting" in screen.said and "photos/p00.jpg" not in screen.said
 
 
+@pytest.mark.parametrize("command", ["evaluate", "robustness"])
+def test_errors_are_broken_between_words(place, command):
+    piped = subprocess.run(msl(command), cwd=place, capture_output=True, text=True).stderr
+    assert piped.startswith("error: ") and piped.count("\n") == 1 and len(piped) > 80
+    screen = Terminal(77)  # which ends inside of a word
+    assert screen.run(msl(command), place) == 2
+    assert piped[76:78].isalpha()
+    assert " ".join(screen.lines).split() == piped.split() and len(screen.lines) > 1
+
+
 def test_messages_go_where_they_are_sent_while_the_bar_is_on_the_terminal(place):
     screen = Terminal(80)
     words = f"{sys.executable} -m msltrain predict mine photos --device cpu 2> messages.txt"
@@ -108,7 +118,7 @@ def test_messages_go_where_they_are_sent_while_the_bar_is_on_the_terminal(place)
     ids=lambda words: words[0] if isinstance(words, tuple) else "",
 )
 def test_no_command_leaves_a_bar(place, words, said, width):
-    for made in ("runs/mine/predictions", "robustness"):  # what is there is not made again, and needs no bar
+    for made in ("runs/mine/predictions", "runs/mine/robustness"):  # what is there is not made again, and needs no bar
         shutil.rmtree(place / made, ignore_errors=True)
     screen = Terminal(width)
     screen.run(msl(*words), place)

@@ -88,7 +88,8 @@ def test_the_tutorial_as_it_stands(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert first > 0 and f"shown whole, and 35 % of them with parts hidden as well, from epoch {first + 1} on" in start
     assert list((place / "runs/mine/predictions").glob("mine-val-held-out.parquet"))
     evaluated, reported, predicted, exported = (msl(*command) for command in use)
-    assert "mine-test.parquet" in evaluated and evaluated.endswith("next: msl report mine")
+    assert "mine-test.parquet" in evaluated and "next: msl report mine next: msl robustness mine # what" in evaluated
+    assert "next: msl robustness runs/mine # what is still" in reported
     assert "runs/mine/report.html" in reported and "next: msl serve runs/mine" in reported
     assert "photos/39.jpg" in predicted
     thresholds = json.loads((place / "runs/mine/export/config.json").read_text())["thresholds"]

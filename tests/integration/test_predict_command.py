@@ -123,16 +123,25 @@ def test_a_score_just_below_its_threshold_does_not_look_like_it():
 
 def test_how_many_show_nothing_is_said_once_with_a_lower_threshold(place, asked, expected):
     num_read = NUM_PHOTOS - len(BROKEN)
-    advice = f"in {num_read} of {num_read} photographs no class reaches its threshold; --threshold 0.3, for one,"
-    assert run(place, *asked, "--threshold", 1)[2].count(advice) == 1
+    advice = f"in {num_read} of {num_read} photographs no class reaches its threshold, which is right where none of "
+    errors = run(place, *asked, "--threshold", 1)[2]
+    assert errors.count(advice) == 1
+    assert "--threshold 0.3, for one, names more, and more that is not there" in errors
     assert "no class reaches" not in run(place, *asked, "--threshold", 0)[2]
     highest = sorted(max(score for _, score in (*one.scores, *one.masked_scores)) for one in expected if not one.error)
     between = (highest[1] + highest[2]) / 2  # two of them show nothing then
     _, output, errors = run(place, *asked, "--threshold", between)
     assert output.count("nothing predicted") == 2
-    lower = f"--threshold {0.3 if between > 0.3 else between / 2:.2g}, for one, predicts more"
-    assert f"note: in 2 of {num_read} photographs no class reaches its threshold; {lower}" in " ".join(errors.split())
+    assert f"note: in 2 of {num_read} photographs no class reaches its threshold" in " ".join(errors.split())
+    lower = f"--threshold {0.3 if between > 0.3 else between / 2:.2g}, for one, names more"
+    assert lower in " ".join(errors.split())
     assert "1 of 1 photograph no class" in run(place, place / "photos" / "p000.jpg", "--threshold", 1)[2]
+
+
+@pytest.mark.parametrize(("typed", "said"), [("0,3", "'0,3' is no number; write 0.3"), ("low", "'low' is no number")])
+def test_a_number_with_a_comma_is_answered_with_the_point(place, asked, typed, said):
+    code, _, errors = run(place, *asked, "--threshold", typed)
+    assert code == 2 and said in " ".join(errors.split()) and ("write" in said) == ("write" in errors)
 
 
 def test_a_file_with_some_of_the_classes_says_so(place, asked, tmp_path):

@@ -61,6 +61,7 @@ def test_a_split_of_a_named_dataset_is_taken_wherever_it_is_looked_at(built, mon
     assert "shards/mine/test: 12 samples in 3 shards are right" in msl("verify", "mine/test")
     assert "--against names the dataset itself" in msl("verify", "mine/test", "--against", "mine/test", code=2)
     assert "3 samples" in msl("preview", "mine/test", "--num", "3", "--keep-masks", "mine/masks/high", "--out", "a.png")
+    assert "note: this shows shards/mine/" in msl("preview", "mine", "--num", "3", "--out", "b.png")
     for word in ("info", "verify"):
         assert "mine/tset: no finished dataset here" in msl(word, "mine/tset", code=2)
 

@@ -53,7 +53,7 @@ def num_samples(file: str) -> int:
 
 def test_a_study_is_made_on_the_run_s_own_test_shards(place):
     assert "test shards: shards/mine/test" in msl("robustness", "mine", *PATCHES)
-    assert num_samples("robustness/predictions/mine/whole.parquet") == 5
+    assert num_samples("runs/mine/robustness/predictions/mine/whole.parquet") == 5
 
 
 def test_a_study_of_a_run_without_test_shards_says_what_to_name(place):
@@ -65,7 +65,7 @@ def test_a_study_of_a_run_without_test_shards_says_what_to_name(place):
 def test_a_dataset_s_name_is_its_test_split(place):
     assert "4 samples" in msl("evaluate", "mine", "--data", "other")
     msl("robustness", "mine", "--data", "other", *PATCHES)
-    assert num_samples("robustness/predictions/mine/whole.parquet") == 4
+    assert num_samples("runs/mine/robustness/predictions/mine/whole.parquet") == 4
     assert "without photographs" not in msl("report", "mine", "--data", "other")
     said = msl("evaluate", "mine", "--data", "othre", code=2)
     assert "othre: no finished dataset here" in said
@@ -92,7 +92,7 @@ def test_without_keep_masks_some_are_drawn_and_said(place, monkeypatch):
     monkeypatch.setattr(bank, "NUM_GENERATED", 12)
     said = msl("robustness", "mine")
     assert "keep masks: 12 drawn here, others than training draws; --keep-masks takes yours" in said
-    files = (place / "robustness/predictions/mine").glob("irregular-*.parquet")
+    files = (place / "runs/mine/robustness/predictions/mine").glob("irregular-*.parquet")
     origins = [read_predictions(file).origin for file in files]
     assert len(origins) > 2 and all(one.keep_masks == () and 0 < one.hole_fraction < 1 for one in origins)
     first, second = (bank.KeepMasks.generate(64, seed=seed) for seed in (0, 1))
@@ -109,7 +109,9 @@ def test_held_out_masks_are_taken_where_they_lie(place):
     )  # the half of them is another study
     write_keep_masks(place / HELD_OUT[1], masks)
     assert f"keep masks: {HELD_OUT[0]} and {HELD_OUT[1]}" in msl("robustness", "mine")
-    assert read_predictions("robustness/predictions/mine/irregular-20-30.parquet").origin.keep_masks == HELD_OUT
+    assert (
+        read_predictions("runs/mine/robustness/predictions/mine/irregular-20-30.parquet").origin.keep_masks == HELD_OUT
+    )
     assert "keep masks:" not in msl("robustness", "mine", "--out", "patches", *PATCHES)
 
 

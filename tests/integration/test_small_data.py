@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from msltrain.__main__ import app
 from msltrain.config import override
 from msltrain.recipes import recipe
 from msltrain.stream.samples.shardset import open_shard_set
-from msltrain.training.validation import can_choose, few_positives, small_data_notes
+from msltrain.training.validation import can_choose, doubt_of_choice, few_positives, small_data_notes
 from tests.smallshards import write_images, write_keep_masks
 
 
@@ -104,13 +105,34 @@ def test_best_is_the_last_where_validation_cannot_tell(data, tmp_path):
     assert f"last validation mAP {100 * found[-1]['validation_mAP']:.1f}, epoch 4, {kept}" in said
 
 
-def test_half_of_the_classes_is_enough_to_choose_by(tmp_path):
+def test_a_third_of_the_classes_may_be_rare(tmp_path):
     write_images(tmp_path / "two", [14])  # each class five times at the most
     shards = open_shard_set(tmp_path / "two")
     assert list(few_positives(shards)) == ["cat"] and can_choose(shards)
     write_images(tmp_path / "one", [13])
     shards = open_shard_set(tmp_path / "one")
     assert list(few_positives(shards)) == ["boat", "cat"] and not can_choose(shards)
+
+
+def test_half_of_the_classes_being_rare_is_too_many():
+    """Two of four classes hang on single images, and so half of what their mean says."""
+    shards = SimpleNamespace(
+        classes=("a", "b", "c", "d"), labels=lambda: SimpleNamespace(count_K=np.array([9, 9, 4, 4])), num_samples=13
+    )
+    assert not can_choose(shards)
+    assert (
+        doubt_of_choice(shards) == "with 13 validation photographs, fewer than 5 of c, d, that hangs on single images"
+    )
+    shards.labels = lambda: SimpleNamespace(count_K=np.array([9, 9, 9, 4]))
+    assert can_choose(shards)
+
+
+def test_the_last_line_repeats_what_the_choice_hangs_on(data, tmp_path):
+    said = train(data, tmp_path, "optim.num_epochs=1", "data.validation_fraction=0.3")
+    kept = re.search(r"(best|last) validation mAP [\d.]+, epoch 1, is what is kept; (.*?) images", said)
+    assert kept is not None and kept[1] == "best" and "fewer than 5 of" in kept[2] and "hangs on single" in kept[2], (
+        said
+    )
 
 
 def test_patience_ends_a_run_that_no_longer_gains(data, tmp_path):

@@ -17,6 +17,7 @@ from msldata.sources.kinds import open_source, recognise, select_sources
 from msldata.sources.source import SourceOptions
 from msldata.storage import LocalStorage
 from msltrain.__main__ import app
+from msltrain.recipes.own_fit import fit_own, in_short
 from msltrain.runs.run_places import find_dataset
 from msltrain.use.read_images import find_images
 from tests.tinydata import jpeg
@@ -180,6 +181,10 @@ def test_few_photographs_lead_to_no_training(place):
         assert f"{counted(number, 'photograph')}: too few to learn from; at least 20 are needed" in said
         assert "next:" not in said
         assert says in msl("train", f"n{number}", code=2)
+    table(place, rows()[:12])
+    assert "next:" not in msl("build-shards", "labels.csv", "--name", "n12", "--workers", "1")
+    [warning, *_] = in_short(*fit_own("shards/n12/all", settings=["model.weights=", "model.backbone=test_resnet"]))
+    assert warning.startswith("12 photographs: too few to learn from; at least 20 are needed, better 50 of each class")
     table(place, rows())
     assert "next: msl train enough" in msl("build-shards", "labels.csv", "--name", "enough", "--workers", "1")
     said = msl("train", "enough", "--batch-size", "99", code=2)

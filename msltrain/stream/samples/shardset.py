@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,14 +193,30 @@ class ShardSet:
         Raises:
             FormatError: a sample index is missing, damaged or of another build.
         """
-        plan = EpochPlan(self.counts, seed=0, epoch=0, window=_TOGETHER, shuffle=False)
         hashes, rows, classes = [], [], []
-        for start in range(0, self.num_samples, _TOGETHER):
-            _, found = self.rows(*plan.items(start, min(start + _TOGETHER, self.num_samples)))
+        for start, found in self._in_parts():
             hashes.append(found.key_hash_N)
             rows.append(start + np.repeat(np.arange(len(found)), found.positives_N.value_lengths().to_numpy()))
             classes.append(found.positives_N.flatten().to_numpy().astype(np.int64))
         return Labels(np.concatenate(hashes), np.concatenate(rows), np.concatenate(classes), len(self.classes))
+
+    def contents(self) -> np.ndarray:
+        """A number for each image file, uint64 (N,), in the stored order: its length and its CRC32, which are the same
+        for equal files, and hardly ever for others. Reads every sample index once, some at a time.
+
+        Raises:
+            FormatError: a sample index is missing, damaged or of another build.
+        """
+        parts = [
+            found.length_N.astype(np.uint64) << 32 | found.crc32_N.astype(np.uint64) for _, found in self._in_parts()
+        ]
+        return np.concatenate(parts)
+
+    def _in_parts(self) -> Iterator[tuple[int, SampleRows]]:
+        """The rows of all samples in the stored order, some at a time, and the number of the first of them."""
+        plan = EpochPlan(self.counts, seed=0, epoch=0, window=_TOGETHER, shuffle=False)
+        for start in range(0, self.num_samples, _TOGETHER):
+            yield start, self.rows(*plan.items(start, min(start + _TOGETHER, self.num_samples)))[1]
 
     def reserve(self, num_samples: int) -> None:
         """Keep the index rows of at least this many samples in memory."""

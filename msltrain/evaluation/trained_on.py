@@ -1,0 +1,90 @@
+"""What to know of a model before its numbers are believed: that it met the photographs in training, or was stopped.
+
+N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from msldata.errors import UserError, counted
+from msltrain.config import DataConfig
+from msltrain.runs.find_checkpoint import open_checkpoint, read_meta, unfinished
+from msltrain.runs.folder import DatasetIdentity, training_data
+from msltrain.runs.run_places import run_folder
+from msltrain.stream.samples.holdout import hold_out
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
+
+
+def trained_on_notes(
+    checkpoint: str | Path, data: DataConfig, shard_set: ShardSet, where: str, *, held_out: bool = False
+) -> list[str]:
+    """What to know of a model that may have met in training what it is measured on, in sentences; empty if it has not.
+
+    Photographs are compared by what the sample indexes say of their files, so none is read or decoded. Training shards
+    that are not on this machine are not looked at.
+
+    Args:
+        checkpoint: of the model.
+        data: what its run was given.
+        shard_set: what it is measured on.
+        where: what that is called.
+        held_out: only what training set aside is measured.
+    """
+    identities = training_data(checkpoint)
+    if shard_set.manifest.fingerprint in {one.fingerprint for one in identities}:
+        flatters = (
+            f"{where} is what this model was trained on, so the numbers flatter it; --held-out measures the part that "
+            "was set aside, other shards all of it"
+        )
+        return [] if held_out else [flatters]
+    return [text for one in identities for text in _notes_of(one, data, shard_set, where)]
+
+
+def model_notes(place: str | Path, shard_set: ShardSet, where: str) -> list[str]:
+    """That the training of the model at ``place`` was stopped, and `trained_on_notes`; empty where nothing tells."""
+    notes = [] if "://" in str(place) else [unfinished(run_folder(place))]
+    with suppress(UserError, OSError):  # a weights file of elsewhere
+        notes += trained_on_notes(place, read_meta(open_checkpoint(place))[1].data, shard_set, where)
+    return list(filter(None, notes))
+
+
+def _notes_of(identity: DatasetIdentity, data: DataConfig, shard_set: ShardSet, where: str) -> Iterator[str]:
+    if "://" in identity.location:
+        return
+    found = _found(identity, where)
+    trained = next((one for one in found if one.manifest.fingerprint == identity.fingerprint), None)
+    if trained is None:
+        if identity.dataset == shard_set.manifest.dataset:
+            yield (
+                f"{identity.location} is not what this model was trained on any more: the dataset was "
+                f"{'built anew' if found else 'moved or deleted'} since, so photographs of {where} may be among "
+                "those that it was trained on, and the numbers flatter it; train again to know"
+            )
+        return
+    with suppress(UserError, OSError):  # an index is damaged: nothing that an evaluation elsewhere should fail for
+        if not data.validation and data.validation_fraction:
+            trained, _ = hold_out(trained, data.validation_fraction)
+        if num_met := int(np.isin(shard_set.contents(), trained.contents()).sum()):
+            verb = "was" if num_met == 1 else "were"
+            yield (
+                f"{where}: {num_met:,} of the {counted(shard_set.num_samples, 'photograph')} {verb} trained on (they "
+                f"are in {trained.storage.url} too), so the numbers flatter this model"
+            )
+
+
+def _found(identity: DatasetIdentity, where: str) -> list[ShardSet]:
+    """What lies where the training shards were, and where they are if they were moved together with those at ``where``,
+    as runs and shards of reports that travel are."""
+    places = [identity.location]
+    if "://" not in where:
+        places.append(str(Path(where).expanduser().parent / identity.location.rstrip("/").rpartition("/")[2]))
+    found = []
+    for place in places:
+        with suppress(UserError, OSError):
+            found.append(open_shard_set(place))
+    return found
