@@ -12,6 +12,7 @@ workers of its `multiprocessing`, are such processes too. Only the interpreter's
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import importlib
 import io
@@ -36,6 +37,7 @@ SLOW_TO_IMPORT = (
 )
 """Only what starts no thread, for threads do not survive a fork."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
 ABOVE = 500
 """More than any number of an open file that a program is given."""
 
@@ -99,7 +101,14 @@ def pid_of(caller: int) -> int:
     return int(Path(f"{sys.executable}.{caller}").read_text())
 
 
+def _end_with_parent() -> None:
+    """Tests that are killed leave no server behind. On Linux; what the server forks does not inherit it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _serve(address: str, executable: str) -> None:
+    _end_with_parent()
     for name in SLOW_TO_IMPORT:
         importlib.import_module(name)
     from multiprocessing import spawn

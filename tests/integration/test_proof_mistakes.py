@@ -141,7 +141,7 @@ def test_robustness_too(thousand, monkeypatch, tmp_path):
     code, _, errors = msl(f"{command} --on-sample-error skip")
     assert code == 0 and "1 bad sample was left out" in errors and f"s{BAD:06d} at byte" in errors
     table = (tmp_path / "study" / "robustness.md").read_text()
-    assert "999 images." in table and f"- s{BAD:06d} at byte" in table
+    assert " 999 images, " in table and f"- s{BAD:06d} at byte" in table
 
 
 @pytest.mark.parametrize(

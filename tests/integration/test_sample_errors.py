@@ -243,7 +243,7 @@ def test_robustness_leaves_them_out_of_every_model_or_stops_at_the_first(place, 
     assert "5 bad samples were left out:" in done.output
     table = (tmp_path / "study" / "robustness.md").read_text()
     assert all(f"s{number:06d} at byte" in text for number in BAD for text in (done.output, table))
-    assert table.splitlines()[2].startswith("61 images.")
+    assert table.splitlines()[2].startswith("small, train split: 61 images, 2 models, ")
     files = sorted((tmp_path / "study" / "predictions").rglob("*.parquet"))
     assert len(files) == 4
     for file in files:
