@@ -17,8 +17,9 @@ help:  ## show this list
 demo: $(READY)  ## raw data -> shards -> training -> report, about 6 minutes on 2 cores
 	$(BIN)/python cli.py demo
 
+# Three on two cores: a fifth of the time tests wait, for servers, children and each other.
 test: lint  ## format, lint, types and the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow"
 
 lint: $(TESTABLE)  ## format, lint and types only
 	$(BIN)/ruff check .
