@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -31,8 +31,9 @@ def look_of(content: bytes) -> int | None:
     return int.from_bytes(np.packbits(grey_HW[:, 1:] > grey_HW[:, :-1]).tobytes())
 
 
-def alike(look_N: Sequence[int | None]) -> Iterator[tuple[int, int]]:
-    """Pairs of photographs that look nearly the same, by their positions; a pair may come several times."""
+def alike(look_N: Sequence[int | None]) -> Iterator[tuple[int, np.ndarray]]:
+    """Photographs that look nearly the same, by their positions: one, and int64 of others; a pair may come several
+    times."""
     position_M = np.array([n for n, look in enumerate(look_N) if look is not None], dtype=np.int64)
     look_M = np.array([look for look in look_N if look is not None], dtype=np.uint64)
     for band in range(_BANDS):
@@ -43,12 +44,13 @@ def alike(look_N: Sequence[int | None]) -> Iterator[tuple[int, int]]:
         for same in np.split(order_M, bounds):
             for start in range(len(same) - 1):
                 distance = np.bitwise_count(look_M[same[start + 1 :]] ^ look_M[same[start]])
-                for other in same[start + 1 :][distance <= MOST_BITS]:
-                    yield int(position_M[same[start]]), int(position_M[other])
+                if (is_near := distance <= MOST_BITS).any():
+                    yield int(position_M[same[start]]), position_M[same[start + 1 :][is_near]]
 
 
-def joined(num: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """The set that each of ``num`` things is in when those of every pair are in one: the smallest member's position."""
+def joined(num: int, groups: Iterable[tuple[int, Sequence[int] | np.ndarray]]) -> list[int]:
+    """The set that each of ``num`` things is in when one and others of a group are in one: its smallest member's
+    position."""
     root = list(range(num))
 
     def find(n: int) -> int:
@@ -57,7 +59,11 @@ def joined(num: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
             n = root[n]
         return n
 
-    for one, other in pairs:
-        low, high = sorted((find(one), find(other)))
-        root[high] = low
+    known_N = np.arange(num)  # equal ones are in one set; a camera that stands still has millions of pairs
+    for one, several in groups:
+        others = np.asarray(several, dtype=np.int64)
+        for other in others[known_N[others] != known_N[one]].tolist():
+            low, high = sorted((find(one), find(other)))
+            root[high] = low
+        known_N[others] = known_N[one]
     return [find(n) for n in range(num)]

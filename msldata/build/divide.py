@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from msldata.build.alike import alike, joined, look_of
 from msldata.contract.judging import FEWEST, too_few_to_judge
@@ -16,6 +16,8 @@ from msldata.errors import BadInputError, UserError, counted
 from msldata.sources.kinds import KINDS
 from msldata.sources.source import WHOLE_SPLIT, FoundSource, Source, SourceOptions, fail
 from msldata.storage import Storage
+
+Name = TypeVar("Name", int, str)
 
 PARTS = ("train", "val", "test")
 SHARE = 0.15
@@ -137,8 +139,9 @@ def divide(whole: Source, parts: Sequence[str] = PARTS, *, by_folder: bool = Fal
     if len(records) < FEWEST:
         return {WHOLE_SPLIT: whole}
     named = getattr(whole, "groups", {})
-    folder_N = [PurePosixPath(record.image).parent.as_posix() for record in records]
-    group_N = folder_N if by_folder else [named.get(record.key, "") for record in records]
+    group_N = [
+        PurePosixPath(record.image).parent.as_posix() if by_folder else named.get(record.key, "") for record in records
+    ]
     number_N, look_N = _read(whole.images, [record.image for record in records])
     side_N, together = _sides([record.positives for record in records], number_N, look_N, group_N)
     others = {name: count for name, count in whole.counts.items() if name != "without_any_class"}
@@ -162,34 +165,42 @@ def _sides(
     group_N: Sequence[str],
 ) -> tuple[list[str], str]:
     """The part of each photograph, and what was kept in one part, in words."""
-    near = list(alike(look_N))
-    near_N = joined(len(number_N), near)
-    num_near = sum(count for count in Counter(near_N).values() if count > 1)
+    near_N = joined(len(number_N), alike(look_N))
     if any(group_N):
-        first: dict[str, int] = {}
-        pairs = [(first.setdefault(group, n), n) for n, group in enumerate(group_N) if group]
-        set_N = joined(len(number_N), [*near, *pairs])
-        of_set: dict[int, float] = {}
-        for n, group in enumerate(group_N):
-            number = _number(group.encode()) if group else number_N[n]
-            of_set[set_N[n]] = min(number, of_set.get(set_N[n], 1))
-        side_N = assign(positives_N, [of_set[one] for one in set_N], whole_sets=True)
+        groups = _members(group_N)
+        groups.pop("", None)
+        set_N = joined(
+            len(number_N), [(first, rest) for first, *rest in (*_members(near_N).values(), *groups.values())]
+        )
+        of_group_N = [_number(group.encode()) if group else number for group, number in zip(group_N, number_N)]
+        side_N = assign(positives_N, _least(set_N, of_group_N), whole_sets=True)
         if missing := [part for part in PARTS if part not in side_N]:
             raise UserError(
-                f"{counted(len(first), 'group')} of photographs cannot be divided so that {' and '.join(missing)} get "
-                f"some: the largest has {max(Counter(filter(None, group_N)).values()):,} of {len(group_N):,}; group by "
-                "something finer, or name the split of each photograph in a column"
+                f"{counted(len(groups), 'group')} of photographs cannot be divided so that {' and '.join(missing)} get "
+                f"some: the largest has {max(map(len, groups.values())):,} of {len(group_N):,}; group by something "
+                "finer, or name the split of each photograph in a column"
             )
-        one = f"one of {len(first):,} groups" if len(first) > 1 else "one group"
+        one = f"one of {len(groups):,} groups" if len(groups) > 1 else "one group"
         return side_N, f"those of {one} together"
-    if num_near:
-        least: dict[int, float] = {}
-        for n, number in enumerate(number_N):
-            least[near_N[n]] = min(number, least.get(near_N[n], 1))
-        side_N = assign(positives_N, [least[one] for one in near_N])
+    if num_near := sum(count for count in Counter(near_N).values() if count > 1):
+        side_N = assign(positives_N, _least(near_N, number_N))
         if min(side_N.count("val"), side_N.count("test")) >= SHARE / 2 * len(side_N):
             return side_N, f"{num_near:,} that look nearly like another one with it"
     return assign(positives_N, number_N), ""
+
+
+def _members(name_N: Sequence[Name]) -> dict[Name, list[int]]:
+    """The positions of each name."""
+    found: dict[Name, list[int]] = {}
+    for n, name in enumerate(name_N):
+        found.setdefault(name, []).append(n)
+    return found
+
+
+def _least(set_N: Sequence[int], number_N: Sequence[float]) -> list[float]:
+    """The smallest number of each photograph's set."""
+    least = {one: min(number_N[n] for n in members) for one, members in _members(set_N).items()}
+    return [least[one] for one in set_N]
 
 
 def assign(positives_N: Sequence[Sequence[int]], number_N: Sequence[float], *, whole_sets: bool = False) -> list[str]:

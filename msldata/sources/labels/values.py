@@ -70,6 +70,7 @@ def parse_value(value: Any, separator: str | None = None) -> tuple[Label, ...] |
     raise ValueError(f"labels are {shown(value)}, expected class names, class indices or a vector of 0 and 1")
 
 
+@lru_cache(maxsize=64)
 def separators_in(separator: str) -> tuple[str, ...]:
     """What stands between names, one by one: every character, and every word with spaces around it: `` und ``."""
     return (*_WORD.sub("", separator), *(f" {word} " for word in _WORD.findall(separator)))

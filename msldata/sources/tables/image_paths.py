@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from msldata.contract.listing import IMAGE_SUFFIXES
@@ -157,8 +158,7 @@ class _Finder:
         self._folders: Counter[str] = Counter()
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._foreign_prefix: str | None = None
-        self._by_case: dict[str, list[str]] = defaultdict(list)
-        self._by_upload: dict[str, list[str]] = defaultdict(list)
+        self._paths: list[str] = []
         self._found_by_case: dict[str, str] = {}
         self._found_by_upload: dict[str, str] = {}
         for place, folders, files in os.walk(root):
@@ -169,8 +169,22 @@ class _Finder:
                     path = Path(place, name).relative_to(root).as_posix()
                     self._by_name[composed(name)].append(path)
                     self._by_name[composed(stem)].append(path)
-                    self._by_case[composed(name).casefold()].append(path)
-                    self._by_upload[_as_uploaded(name)].append(path)
+                    self._paths.append(path)
+
+    @cached_property
+    def _by_case(self) -> Mapping[str, list[str]]:
+        return self._called(lambda name: composed(name).casefold())
+
+    @cached_property
+    def _by_upload(self) -> Mapping[str, list[str]]:
+        return self._called(_as_uploaded)
+
+    def _called(self, key: Callable[[str], str]) -> Mapping[str, list[str]]:
+        """The files by what a function makes of their names; most tables need none of these."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for path in self._paths:
+            found[key(path.rpartition("/")[2])].append(path)
+        return found
 
     def notes(self) -> tuple[str, ...]:
         """How many images were found by another name than the table has, with one of each kind."""
