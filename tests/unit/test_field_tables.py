@@ -7,29 +7,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from msldata.errors import BadInputError, OptionsNeeded, UserError
+from msldata.errors import BadInputError, UserError
 from msldata.sources import datumaro_formats
 from msldata.sources.kinds import open_source, recognise
 from msldata.sources.source import NO_OPTIONS, SourceOptions
 from msltrain.__main__ import app
+from tests.unit.test_mark_columns import needed, shown
 
 
 def table(folder: Path, *lines: str, name: str = "labels.csv") -> Path:
     (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / name
-
-
-def shown(path: Path, options: SourceOptions = NO_OPTIONS) -> tuple[tuple[str, ...], list[str], str]:
-    """The classes, those of each photograph, and how the table was read."""
-    source = open_source("table", path, "all", options=options)
-    labels = [" ".join(source.labels.classes[k] for k in record.positives) for record in source.records()]
-    return source.labels.classes, labels, source.provenance["labels"]
-
-
-def needed(path: Path, options: SourceOptions = NO_OPTIONS) -> OptionsNeeded:
-    with pytest.raises(OptionsNeeded) as caught:
-        open_source("table", path, "all", options=options)
-    return caught.value
 
 
 def columns(*names: str) -> list[str]:
