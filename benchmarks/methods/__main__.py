@@ -86,7 +86,6 @@ def environment() -> dict[str, str]:
 
 def do_one(job: Job, places: Places, rows: Path) -> int:
     """Train, evaluate, and add the row."""
-    places.locks.mkdir(parents=True, exist_ok=True)
     with open(places.locks / job.folder, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

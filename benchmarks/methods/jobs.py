@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -34,8 +35,13 @@ class Places:
         return self.work / "locks"
 
     def build(self) -> None:
-        """Shards and masks; what is there is left alone."""
-        self.work.mkdir(parents=True, exist_ok=True)
+        """Shards and masks; what is there is left alone. Studies that start together wait for the first one's."""
+        self.locks.mkdir(parents=True, exist_ok=True)
+        with open(self.locks / "build", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._build()
+
+    def _build(self) -> None:
         voc, small = self.photographs / "VOCdevkit/VOC2007", self.work / "small/VOCdevkit/VOC2007"
         ids = (voc / "ImageSets/Main/train.txt").read_text().split()
         lists = small / "ImageSets/Main"
