@@ -141,7 +141,8 @@ def train(
     typed = {field: option for field, option in _OPTIONS.items() if plain.get(field) is not None}
     typed |= dict.fromkeys(_OF_PAPER_PROTOCOL, "--paper-protocol") if paper_protocol else {}
     typed |= {"keep_mask.kind": "--keep-masks"} if keep_masks else {}
-    typed = {field: option for field, option in typed.items() if not any(one.startswith(field) for one in set_ or ())}
+    said = {one.partition("=")[0].strip() for one in set_ or ()}
+    typed = {field: option for field, option in typed.items() if field not in said}
     found = _dataset(dataset or data or "") if dataset is not None or recipe == "own" else None
     if found is not None and found.unfinished:
         unfinished = unfinished_said(found.train.rpartition("/")[0] or ".", found.unfinished)
