@@ -323,6 +323,26 @@ def test_yolo(tmp_path):
     assert source.counts == {"dropped_without_annotations": 1, "in_no_split": 1}
 
 
+def test_yolo_folders_whose_names_begin_alike(tmp_path):
+    """``train`` is neither ``train2`` nor ``train.jpg``, and an image may be named by itself."""
+    box = "0 0.5 0.5 0.5 0.5"
+    content = {"data.yaml": "names: [cat]\ntrain: images/train\nval: images/train2\ntest: images/one.jpg\n"}
+    for image in ("train/a", "train2/b", "train/deep/c", "one", "one.jpg2/d"):
+        content |= {f"images/{image}.jpg": "", f"labels/{image}.txt": box}
+    content |= {"images/train.jpg": "", "labels/train.txt": box}
+    place = files(tmp_path, content)
+    found = {
+        split: [record.image for record in open_source("yolo", place, split).records()]
+        for split in ("train", "val", "test")
+    }
+    assert found == {
+        "train": ["images/train/a.jpg", "images/train/deep/c.jpg"],
+        "val": ["images/train2/b.jpg"],
+        "test": ["images/one.jpg"],
+    }
+    assert open_source("yolo", place, "train").counts == {"in_no_split": 2}
+
+
 # ---- Folders of classes
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from msldata.errors import BadInputError, StorageError
 from msldata.storage import PART_SUFFIX, LocalStorage, RemoteStorage, Storage, one_or_many, open_storage
+from msldata.storage.remoteerrors import PassingError
 
 
 class MemoryBackedStorage(RemoteStorage):
@@ -40,6 +41,26 @@ def test_put_read_list_delete(storage):
     storage.delete("one.bin")
     storage.delete("one.bin")
     assert not storage.exists("one.bin")
+
+
+def test_a_deletion_whose_answer_was_lost_has_been_done(monkeypatch):
+    """Asked again, some stores say that there is no such object; others say nothing."""
+    import obstore
+    from obstore.exceptions import NotFoundError
+
+    remote, delete, answers = MemoryBackedStorage(), obstore.delete, []
+    remote.put("a", b"1")
+
+    def lost(store, name):
+        delete(store, name)
+        answers.append(name)
+        raise PassingError("the store cannot be reached") if len(answers) == 1 else NotFoundError("404 Not Found")
+
+    monkeypatch.setattr(obstore, "delete", lost)
+    monkeypatch.setattr("msldata.storage.remote._PAUSES", (0,))
+    remote.delete("a")
+    assert answers == ["a", "a"] and not remote.exists("a")
+    remote.delete("b")  # which was never there
 
 
 def test_put_takes_a_file_over(storage, tmp_path):
