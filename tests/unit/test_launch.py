@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +44,18 @@ def test_one_exit_code_for_all(program, ends: str, code: int):
 def test_a_failure_ends_those_that_wait_for_ever(program, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(launch, "_GRACE", 0.3)
     assert launch.launch([WHO + "import time\nsys.exit(2) if rank else time.sleep(60)"], 2) == 2
+
+
+@pytest.mark.parametrize(("first", "codes"), [(0, [0, 75]), (75, [75, 75]), (1, [1, 1]), (-9, [-9, 1]), (2, [2, 1])])
+def test_only_a_failure_sets_the_others_a_limit(monkeypatch: pytest.MonkeyPatch, first: int, codes: list[int]):
+    """One that has finished, or was stopped and has saved, leaves the others all the time they need to do so too."""
+    clock = [0.0]
+    monkeypatch.setattr(launch.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    ended = SimpleNamespace(poll=lambda: first)
+    slow = SimpleNamespace(poll=lambda: 75 if clock[0] > 20 * launch._GRACE else None)
+    assert launch._wait([ended, slow]) == codes  # type: ignore[list-item]
+    assert (clock[0] < 2 * launch._GRACE) == (codes[1] == 1)
 
 
 def test_a_lost_process_starts_all_again_and_a_mistake_does_not(program, tmp_path: Path, capfd):
