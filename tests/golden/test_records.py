@@ -343,6 +343,39 @@ def test_yolo_folders_whose_names_begin_alike(tmp_path):
     assert open_source("yolo", place, "train").counts == {"in_no_split": 2}
 
 
+def test_yolo_folders_whose_names_begin_alike_with_accents_in_another_form(tmp_path):
+    """As macOS stores them; the list has them in one piece."""
+    content = {"data.yaml": "names: [cat]\ntrain: images/\u00e9t\u00e9\nval: images/\u00e9t\u00e92\n"}
+    for image in ("e\u0301te\u0301/a", "e\u0301te\u03012/b"):
+        content |= {f"images/{image}.jpg": "", f"labels/{image}.txt": "0 0.5 0.5 0.5 0.5"}
+    place = files(tmp_path, content)
+    found = {
+        split: [record.image for record in open_source("yolo", place, split).records()] for split in ("train", "val")
+    }
+    assert found == {"train": ["images/e\u0301te\u0301/a.jpg"], "val": ["images/e\u0301te\u03012/b.jpg"]}
+
+
+@pytest.mark.parametrize(
+    ("lists", "splits"),
+    [
+        (("train",), ("train",)),
+        (("val",), ("val",)),
+        (("train", "test"), ("train", "test")),
+        (("train", "val"), ("trainval", "train", "val")),
+        (("trainval", "train"), ("trainval", "train")),
+        (("trainval", "test"), ("trainval", "test")),
+    ],
+)
+def test_voc_splits_are_those_whose_lists_are_all_there(tmp_path, lists, splits):
+    """``trainval`` is both of its halves, or a list of its own; of one half it would be less than it says."""
+    content = {f"ImageSets/Main/{name}.txt": f"{name}\n" for name in lists}
+    content |= {f"Annotations/{name}.xml": xml(thing("cat", (9, 2, 3, 8))) for name in lists}
+    place = files(tmp_path, content | {f"JPEGImages/{name}.jpg": "" for name in lists})
+    assert KINDS["voc"].splits(place) == splits == KINDS["voc2007"].splits(place)
+    found = [record.key for record in open_source("voc", place, splits[0]).records()]
+    assert found == (["trainval"] if "trainval" in lists else ["train", "val"] if len(splits) == 3 else [lists[0]])
+
+
 # ---- Folders of classes
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from msldata.errors import UserError
+from msltrain.demo import subprocesses
 from msltrain.demo.demo import _FULL, _QUICK, _RUNS, _plan
-from msltrain.demo.subprocesses import Step
+from msltrain.demo.subprocesses import Step, run_steps
 from msltrain.reproduce import smoke
 
 
@@ -54,3 +57,58 @@ def test_every_model_of_the_demo_is_trained_and_judged_alike(tmp_path: Path):
     study = by_name["robustness"]
     assert values_of(study, "--recalibrate") == [str(reef / "trainval")]
     assert values_of(study, "--recalibrate-masks") == [str(masks / "high")]
+
+
+@pytest.fixture
+def run_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's first argument is the source of what it does."""
+    monkeypatch.setattr(subprocesses, "program_command", lambda *code: [sys.executable, "-c", *code])
+
+
+def step(folder: Path, name: str, code: str, begun: Path | None = None) -> Step:
+    """It notes in ``log`` that it ran, and with which further arguments."""
+    noted = f"import pathlib, sys; here = pathlib.Path({str(folder)!r})\n"
+    noted += f"open(here / 'log', 'a').write(' '.join([{name!r}, *sys.argv[1:]]) + '\\n')\n"
+    return Step(name=name, title=name, arguments=(noted + code,), product=folder / name, begun=begun)
+
+
+@pytest.mark.usefixtures("run_as_python")
+def test_a_step_is_done_once_its_command_has_succeeded_and_its_product_is_there(tmp_path: Path):
+    """A product may be older than the command that would make it now, and a finished step's may have been deleted."""
+
+    def ran(*steps: Step) -> list[str]:
+        (tmp_path / "log").unlink(missing_ok=True)
+        run_steps(steps, tmp_path, what="demo")
+        return (tmp_path / "log").read_text().split("\n")[:-1] if (tmp_path / "log").exists() else []
+
+    one, two = (step(tmp_path, name, f"(here / {name!r}).touch()") for name in ("one", "two"))
+    (tmp_path / "one").touch()
+    assert ran(one, two) == ["one", "two"] and ran(one, two) == []
+    (tmp_path / "two").unlink()
+    assert ran(one, two) == ["two"]
+    other = step(tmp_path, "two", "(here / 'two').touch()  # with other options")
+    assert ran(one, other) == ["two"] and ran(one, other) == [] and ran(one, two) == []
+    failing = step(tmp_path, "three", "print('why'); sys.exit(3)")
+    with pytest.raises(UserError, match=r"failed with exit code 3:(.|\n)*why"):
+        ran(one, failing, two)
+    with pytest.raises(UserError, match="ended without its product"):
+        ran(step(tmp_path, "four", ""))
+    mended = step(tmp_path, "three", "(here / 'three').touch()")
+    assert ran(one, mended) == ["three"]
+
+
+@pytest.mark.usefixtures("run_as_python")
+def test_a_training_that_was_stopped_goes_on_and_another_one_begins(tmp_path: Path):
+    config = tmp_path / "config.json"
+    training = step(
+        tmp_path,
+        "run",
+        "config = here / 'config.json'; (here / 'run').touch() if config.exists() else config.touch()",
+        config,
+    )
+    with pytest.raises(UserError, match="ended without its product"):
+        run_steps([training], tmp_path, what="demo")
+    run_steps([training], tmp_path, what="demo")
+    assert (tmp_path / "log").read_text() == "run\nrun --resume auto\n"
+    begun = {one.name: one.begun for one in _plan(tmp_path, _QUICK)}
+    assert begun["train-msl"] == tmp_path / "runs" / "msl" / "config.json" and begun["report"] is None

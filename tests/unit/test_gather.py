@@ -1,4 +1,4 @@
-"""Which of the predictions in a run's folder a report takes."""
+"""Which of the predictions in a run's folder a report takes, and which test shards unasked."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msltrain.config import TrainConfig, to_json
+from msltrain.config import DataConfig, TrainConfig, to_json
 from msltrain.measures.predictions import Origin, Predictions, write_predictions
-from msltrain.report.gather import _Stored
+from msltrain.report import gather
+from msltrain.report.gather import _own_test_shards, _Stored
 from msltrain.stream.config import StreamConfig
+from msltrain.stream.samples.shardset import open_shard_set
+from tests.smallshards import write_images
 
 
-def predictions(**origin: object) -> Predictions:
+def predictions(data: str = "f" * 64, **origin: object) -> Predictions:
     return Predictions(
         keys=("a", "b"),
         logit_NK=np.float32([[1, -1], [-1, 1]]),
         target_NK=np.uint8([[1, 0], [0, 1]]),
         ignore_NK=np.zeros((2, 2), bool),
         classes=("x", "y"),
-        origin=Origin(checkpoint_sha256="a" * 64, dataset_fingerprint="f" * 64, **origin),  # type: ignore[arg-type]
+        origin=Origin(checkpoint_sha256="a" * 64, dataset_fingerprint=data, **origin),  # type: ignore[arg-type]
     )
 
 
@@ -56,3 +59,46 @@ def test_of_a_part_of_the_data_or_behind_masks_that_nothing_tells_is_nothing(run
     write_predictions(predictions(keep_masks=("masks",)), run / "predictions" / "b.parquet")
     stored = _Stored.of(run)
     assert stored.predictions == {} and stored.find("f" * 64, ()) is None
+
+
+def test_predictions_of_weights_that_the_run_had_before_are_not_its_own(run: Path, monkeypatch: pytest.MonkeyPatch):
+    write_predictions(predictions(), run / "predictions" / "a.parquet")
+    monkeypatch.setattr(gather, "open_checkpoint", lambda place: place)
+    for sha256, file in (("a" * 64, run / "predictions" / "a.parquet"), ("b" * 64, None)):
+        monkeypatch.setattr(gather, "read_meta", lambda checkpoint, sha256=sha256: ({"weights_sha256": sha256}, b""))
+        stored = _Stored.of(run)
+        assert stored.sha256 == sha256 and stored.find("f" * 64, ()) == file
+        assert ("trained further since" in str(stored.missing("whole"))) == (file is None)
+    assert _Stored.of(run).find("e" * 64, ()) is None, "of other data"
+
+
+@pytest.fixture
+def beside(run: Path) -> Path:
+    """A run of ``mine/train``; its test shards."""
+    config = TrainConfig(stream=StreamConfig(image_size=32), data=DataConfig(train=str(run / "mine" / "train")))
+    (run / "config.json").write_text(to_json(config))
+    for name in ("train", "test"):
+        write_images(run / "mine" / name, [2, 2, 3])
+    return run / "mine" / "test"
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_test_shards_are_taken_unasked_where_all_of_them_are_whole(
+    run: Path, beside: Path, number: int, is_there: bool
+):
+    """Else a page would break off at a photograph."""
+    assert _own_test_shards([_Stored.of(run)]) == str(beside)
+    tar = beside / f"small-train-00000{number}.tar"
+    tar.write_bytes(tar.read_bytes()[:-512]) if is_there else tar.unlink()
+    assert _own_test_shards([_Stored.of(run)]) is None
+
+
+def test_test_shards_are_taken_unasked_where_no_predictions_are_of_others(run: Path, beside: Path, tmp_path: Path):
+    fingerprint = open_shard_set(beside).manifest.fingerprint
+    write_predictions(predictions(data=fingerprint), run / "predictions" / "a.parquet")
+    stored = _Stored.of(run)
+    assert _own_test_shards([stored]) == str(beside)
+    write_predictions(predictions(), run / "predictions" / "b.parquet")
+    assert _own_test_shards([_Stored.of(run)]) is None
+    assert _own_test_shards([stored, _Stored.of(run)]) is None, "of another run's"

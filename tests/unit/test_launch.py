@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,6 +70,27 @@ def test_a_lost_process_starts_all_again_and_a_mistake_does_not(program, tmp_pat
         file.unlink()
     assert launch.launch([WHO + count + "sys.exit(2)"], 2, max_restarts=3) == 2
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("heard", "codes", "starts"),
+    [([], [-9, 0], 3), ([15], [-9, 0], 1), ([], [-9, 2], 1), ([], [3, 0], 1), ([], [75, 75], 1), ([], [0, 0], 1)],
+)
+def test_who_was_told_to_end_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch, heard, codes: list[int], starts: int
+):
+    """Nor is who made a mistake, failed by itself, saved, or finished: only who was lost."""
+    started = []
+
+    @contextmanager
+    def begin(arguments, processes):
+        started.append(arguments)
+        yield []
+
+    monkeypatch.setattr(launch, "_wait", lambda workers: codes)
+    host = SimpleNamespace(heard=heard, started=begin)
+    code = launch._launch(host, ["train"], 2, max_restarts=2)  # type: ignore[arg-type]
+    assert started == [["train"]] * starts and code == launch._exit_code(codes)
 
 
 @pytest.mark.parametrize(("resume", "restarts"), [("auto", 3), ("must", 0), (None, 0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,3 +71,12 @@ def test_what_follows_from_what_was_said_follows(shards: str):
         data=replace(config.data, keep_masks=()),
         keep_mask=replace(config.keep_mask, kind="generated"),
     )
+
+
+def test_statistics_are_measured_anew_where_there_are_photographs_enough(shards: str, monkeypatch: pytest.MonkeyPatch):
+    _, [photographs, *_] = fit_own(shards, on_gpu=False)
+    num_train = int(re.findall(r"\d+", photographs)[0])
+    for at_least, is_measured in ((num_train + 1, False), (num_train, True)):
+        monkeypatch.setattr(own_fit, "PRECISE_BN_FROM", at_least)
+        config, _ = fit_own(shards, on_gpu=False)
+        assert (config.optim.precise_bn_images > 0) is is_measured
