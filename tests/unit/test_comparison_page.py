@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest, ShardInfo
+from msltrain.grids.needed_data import KEEP_MASKS as MASKS
+from msltrain.grids.needed_data import TEST, TEST_MASKS, TRAIN, Need
 from msltrain.grids.plan import BEST, LAST, DataPlaces, make_plan
 from msltrain.grids.results import CurvePoint, Measures, OverSeeds
 from msltrain.grids.run import open_grid
@@ -16,6 +19,7 @@ from msltrain.reproduce.comparison_page import _curve, _mean_ap, _plot, _rates, 
 from msltrain.reproduce.content import GridContent, RowContent, gather_states, gather_tables
 from msltrain.reproduce.paper_tables import grid_as_table
 from msltrain.reproduce.published_numbers import AUTHORS, CSRA, PAPER, Published
+from msltrain.reproduce.write_comparison import _caveats
 from msltrain.runs.run_places import WHOLE
 
 
@@ -172,3 +176,52 @@ def test_a_row_says_what_it_has_instead_of_what_the_row_beside_it_has(tmp_path: 
     assert mine != theirs and rows["baseline"].changes["loss.masked_weight"] == f"{mine} instead of {theirs}"
     assert rows["msl"].changes == {} and rows["msl"].measures == {}
     assert table.grids[0].pictures == "pictures.html" and table.grids[0].num_seeds == 2
+
+
+def need(role: str, name: str, num_samples: int, **options: object) -> Need:
+    """A dataset in one shard."""
+    dataset, _, split = name.partition("/")
+    shard = ShardInfo(name="a.tar", num_samples=num_samples, num_bytes=1, sha256="0" * 64)
+    kind = KEEP_MASKS if dataset == "masks" else IMAGES
+    classes = () if kind == KEEP_MASKS else ("cat",)
+    manifest = Manifest(kind=kind, dataset=dataset, split=split, classes=classes, shards=[shard], options=options)
+    return Need(place=f"shards/{name}", role=role, manifest=manifest)
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "num_samples", "said"),
+    [
+        (TRAIN, "voc2007/trainval", 5011, ""),
+        (TRAIN, "voc2007/trainval", 5010, "Not the whole training images: 5,010 of 5,011 of voc2007, trainval."),
+        (TEST, "voc2007/test", 4953, "Not the whole test images: 4,953 of 4,952 of voc2007, test."),
+        (TEST, "voc2007/trainval", 5011, ""),
+        (TRAIN, "mine/train", 40, "Other training images than the paper's: mine, train, 40 images."),
+        (MASKS, "masks/high", 1000, "Other training keep masks than the official code's: shards/masks/high."),
+        (TEST_MASKS, "masks/high", 1000, ""),
+    ],
+)
+def test_what_cannot_be_compared_is_said_of_each_dataset(tmp_path: Path, role, name: str, num_samples: int, said: str):
+    plan = make_plan(["loss-terms"], seeds=(0, 1, 2), places=DataPlaces(test_masks=()))
+    usual = _caveats(open_grid(plan, tmp_path), [], "full", True)
+    found = _caveats(open_grid(plan, tmp_path), [need(role, name, num_samples)], "full", True)
+    assert [one for one in found if one not in usual] == ([said] if said else [])
+
+
+def test_what_every_report_says_of_its_runs(tmp_path: Path):
+    places = DataPlaces(test_masks=())
+    plan = make_plan(["loss-terms"], seeds=(0, 1, 2), places=places, settings=["optim.lr=0.5"])
+    grid = open_grid(plan, tmp_path)
+    tuned, published = (_caveats(grid, [], "full", as_published) for as_published in (False, True))
+    assert tuned[0].startswith("Our defaults, not the published values") and tuned[1:] == published
+    assert "Changed in every run: optim.lr=0.5." in published
+    assert published[-1] == (
+        "± is the sample standard deviation over 3 seeds; it does not cover the choice of test images."
+    )
+    official = need(MASKS, "masks/high", 1000, order="official")
+    assert _caveats(grid, [official], "full", True) == published
+    one = make_plan(["loss-terms"], seeds=(4,), places=places)
+    assert _caveats(open_grid(one, tmp_path), [], "full", True)[-1].startswith("One seed: nothing here says how far")
+    smoke = _caveats(grid, [need(MASKS, "masks/high", 48)], "smoke", False)
+    assert smoke[0].startswith("Not comparable: the networks are tiny") and not any(
+        "keep masks" in one for one in smoke
+    )

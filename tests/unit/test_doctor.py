@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from msldata.inspect.doctor import examine_shards
+from msldata.inspect.doctor import _state, examine_shards
 from tests.smallshards import write_images
 
 TAR, INDEX = "small-train-000001.tar", "small-train-000001.parquet"
@@ -36,3 +36,11 @@ def test_either_file_of_a_shard_counts(tmp_path: Path, name: str, damage, state:
     assert check.state == state and check.num_samples == (None if state == "unfinished" else 9)
     if state == "damaged":
         assert check.problem.startswith(f"{TAR} or its index is missing or not whole")
+
+
+@pytest.mark.parametrize(
+    ("count", "published", "state"), [(3, 4, "partial"), (4, 4, "complete"), (5, 4, "found"), (4, None, "found")]
+)
+def test_only_as_many_as_were_published_are_all(count: int, published: int | None, state: str):
+    """More are another dataset under that name, whatever it holds."""
+    assert _state(count, published) == state

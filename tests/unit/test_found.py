@@ -121,3 +121,22 @@ def test_classes_are_ordered_by_what_is_gained_in_the_hardest_condition(num_runs
         object.__setattr__(numbers, name, value)
     assert numbers.conditions == ["whole", "high"] == numbers.ends
     assert numbers.class_order() == order
+
+
+def test_of_very_many_classes_those_that_gain_and_those_that_lose_most_are_on_the_page(monkeypatch: pytest.MonkeyPatch):
+    """Of six one has no value; of the other five the two best and the two worst."""
+    gains = [0.1, -0.3, None, 0.4, 0.2, -0.1]
+
+    def measured(values: list[float | None]) -> dict[str, SimpleNamespace]:
+        classes = [SimpleNamespace(average_precision=value) for value in values]
+        return {"whole": SimpleNamespace(metrics=SimpleNamespace(classes=classes))}
+
+    first = measured([None if gain is None else 0.5 for gain in gains])
+    last = measured([None if gain is None else 0.5 + gain for gain in gains])
+    numbers = Numbers.__new__(Numbers)
+    runs = (SimpleNamespace(clean=SimpleNamespace(classes=tuple("abcdef"))),) * 2
+    for name, value in (("runs", runs), ("measured", (first, last))):
+        object.__setattr__(numbers, name, value)
+    for most, shown in ((6, [3, 4, 0, 5, 1, 2]), (5, [3, 4, 0, 5, 1]), (4, [3, 4, 5, 1]), (2, [3, 1])):
+        monkeypatch.setattr(numbers_module, "MOST_CLASSES", most)
+        assert numbers.has_more_classes is (most < 6) and numbers.shown_classes() == shown

@@ -216,6 +216,21 @@ def test_conditions_that_another_call_did_not_ask_for_are_kept(tmp_path, monkeyp
     claim(high="2")
 
 
+def test_other_data_is_another_grid_and_so_is_another_order_of_keep_masks(tmp_path, monkeypatch):
+    """A mask is chosen by its number among those of all folders."""
+    data = {"training images": ["1"], "training keep masks": ["2", "3"]}
+    monkeypatch.setattr("msltrain.grids.folder._describe", lambda *about: {**describe(*about), "data": dict(data)})
+    claim_folder(tmp_path, plan(), (), "msl ablate loss-terms")
+    before = (tmp_path / NAME).read_text()
+    for role, now in (("training keep masks", ["3", "2"]), ("training keep masks", ["2"]), ("training images", ["4"])):
+        was, data[role] = data[role], now
+        with pytest.raises(UserError, match=f"holds runs of another grid .*other {role}"):
+            claim_folder(tmp_path, plan(), (), "msl ablate loss-terms")
+        data[role] = was
+    claim_folder(tmp_path, plan(), (), "msl ablate loss-terms")
+    assert (tmp_path / NAME).read_text() == before
+
+
 @pytest.mark.parametrize(
     "change",
     [

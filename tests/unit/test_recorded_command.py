@@ -16,7 +16,7 @@ from msldata.errors import UserError
 from msldata.inspect.verify import verify
 from msldata.storage import LocalStorage, open_storage
 from msltrain.__main__ import app
-from tests.tinydata import jpeg, make_voc
+from tests.tinydata import jpeg, make_coco, make_voc
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,22 @@ def test_the_advice_of_verify_rebuilds_a_table(table, tmp_path, monkeypatch):
     assert f"build-shards {table} --dataset table --classes {tmp_path}/classes.txt " in command
     assert "--split train" in command and "--split test" not in command
     assert read_manifest(LocalStorage(tmp_path / "o/mine/train")).classes == ("zebra", "dog", "cat")
+
+
+def test_the_advice_of_verify_finds_the_images_of_a_coco_file(tmp_path, monkeypatch):
+    """Whatever names a place is recorded as it is found from anywhere."""
+    image = {"id": 1, "file_name": "a.jpg", "width": 24, "height": 16}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    make_coco(tmp_path / "coco", [image], [box], [{"id": 1, "name": "cat"}], split="mine")
+    (tmp_path / "coco" / "mine").rename(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "coco")
+    source = "annotations/instances_mine.json"
+    msl("build-shards", source, "--name", "mine", "--split", "all", "--images", "../photos", "--out", tmp_path / "o")
+    monkeypatch.chdir("/")
+    command = shlex.split(repaired(tmp_path / "o" / "mine" / "all"))
+    assert str(tmp_path / "coco" / source) in command
+    place = Path(command[command.index("--images") + 1])
+    assert place.is_absolute() and place.resolve() == tmp_path / "photos"
 
 
 def test_the_advice_of_verify_rebuilds_what_was_found_in_datasets(tmp_path, monkeypatch):

@@ -90,17 +90,17 @@ def test_measures_and_what_the_last_model_has_more_of():
     assert titles[0] == "Whole images" and "high" in titles[1].lower() and "55" in titles[1]
 
 
-def test_the_best_is_the_highest_and_not_the_first_in_the_alphabet():
-    low = predictions([[-logit for logit in row] for row in SURE], 0.0)
-    runs = [
-        replace(numbers().runs[0], name=name, masked={}, clean=clean)
-        for name, clean in (("a", low), ("b", predictions(SURE, 0)))
-    ]
-    assert shown(measures_table(compute_numbers(runs)))["Whole images"]["b"][0] == "91.7*"
-    same = [replace(numbers().runs[0], name=name, masked={}) for name in "ab"]
-    assert not any(
-        "*" in cell for row in shown(measures_table(compute_numbers(same)))["Whole images"].values() for cell in row
-    )
+def test_the_best_is_the_highest_and_not_the_last_in_the_alphabet():
+    def whole(**logits: list[list[int]]) -> dict[str, list[str]]:
+        like = numbers().runs[0]
+        runs = [replace(like, name=name, masked={}, clean=predictions(logit, 0)) for name, logit in logits.items()]
+        return shown(measures_table(compute_numbers(runs)))["Whole images"]
+
+    perfect = [[4 * positive - 2 for positive in row] for row in TARGET]
+    found = whole(sure=SURE, perfect=perfect, other=OTHER)
+    assert [found[name][0] for name in ("sure", "perfect", "other")] == ["91.7", "100.0*", "79.2"]
+    assert [found[f"{name} − sure"][0] for name in ("perfect", "other")] == ["+8.3", "−12.5"]
+    assert "*" not in "".join(cell for row in whole(a=SURE, b=SURE).values() for cell in row)
 
 
 def test_objects_by_size_and_no_row_without_any():
