@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.store import MemoryStore
 
 from msldata.contract.records import SHARES, ObjectRecord, Occlusion, Record
 from msldata.errors import BadInputError, UserError
 from msldata.sources.kinds import KINDS, open_source
 from msldata.sources.source import Source, SourceOptions
+from msldata.storage import RemoteStorage
 
 
 def write(root: Path, **files: str | bytes) -> Path:
@@ -343,15 +345,19 @@ def test_yolo_folders_whose_names_begin_alike(tmp_path):
     assert open_source("yolo", place, "train").counts == {"in_no_split": 2}
 
 
-def test_yolo_folders_whose_names_begin_alike_with_accents_in_another_form(tmp_path):
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_yolo_folders_whose_names_begin_alike_with_accents_in_another_form(tmp_path, is_remote):
     """As macOS stores them; the list has them in one piece."""
     content = {"data.yaml": "names: [cat]\ntrain: images/\u00e9t\u00e9\nval: images/\u00e9t\u00e92\n"}
     for image in ("e\u0301te\u0301/a", "e\u0301te\u03012/b"):
         content |= {f"images/{image}.jpg": "", f"labels/{image}.txt": "0 0.5 0.5 0.5 0.5"}
-    place = files(tmp_path, content)
-    found = {
-        split: [record.image for record in open_source("yolo", place, split).records()] for split in ("train", "val")
-    }
+    place: Any = files(tmp_path, content)
+    if is_remote:
+        place = RemoteStorage("memory://bucket", MemoryStore())
+        for name, text in content.items():
+            place.put(name, text.encode())
+    sources = {split: open_source("yolo", place, split) for split in ("train", "val")}
+    found = {split: [record.image for record in source.records()] for split, source in sources.items()}
     assert found == {"train": ["images/e\u0301te\u0301/a.jpg"], "val": ["images/e\u0301te\u03012/b.jpg"]}
 
 
