@@ -9,12 +9,14 @@ import pytest
 
 from msldata.contract.manifest import Manifest
 from msldata.contract.pixels import decode
+from msldata.contract.records import SMALL_BELOW
 from msldata.inspect.preview import load_preview
 from msldata.inspect.tiles import Box
 from msldata.pages.colours import class_colour
 from msldata.storage import LocalStorage
 from msltrain.measures.predictions import LargestObjects, Origin, Predictions
-from msltrain.report.examples import read_examples
+from msltrain.measures.strata import REFERENCE_AREA
+from msltrain.report.examples import _hidden, _small, read_examples
 from tests.smallshards import CLASSES, photo, thing, write_images
 
 THINGS = [
@@ -75,3 +77,23 @@ def test_a_preview_draws_all_and_those_that_do_not_count_faintly(shards: Manifes
         )
     )
     assert [(label.name, label.ignored) for label in tiles[0].labels] == [(CLASSES[0], False), (CLASSES[1], True)]
+
+
+def test_small_and_hidden_objects_are_those_that_are_known_to_be():
+    """Where the area is unknown, 0 stands for it, and -1 for a flag; small is by share of the picture where that is
+    told: an object of 900 square pixels fills half of a tiny one."""
+    small = SMALL_BELOW / REFERENCE_AREA
+    columns: dict[str, np.ndarray] = {
+        "area_NK": np.float32([[0, 900], [1023, 1024], [50_000, 900]]),
+        "truncated_NK": np.int8([[1, 0], [-1, -1], [0, -1]]),
+        "occluded_NK": np.int8([[0, -1], [1, -1], [0, 0]]),
+        "crowd_NK": np.zeros((3, 2), np.int8),
+    }
+    absolute = LargestObjects.of_arrays(**columns)
+    assert _small(absolute).tolist() == [[False, True], [True, False], [False, True]]
+    assert _hidden(absolute).tolist() == [[True, False], [True, False], [False, False]]
+    columns["relative_area_NK"] = np.float32([[0, 0.9 * small], [1.1 * small, small], [0.9 * small, 0.5]])
+    columns["covered_NK"] = np.float32([[-1, 0.25], [-1, 0.26], [0, -1]])
+    relative = LargestObjects.of_arrays(**columns)
+    assert _small(relative).tolist() == [[False, True], [False, False], [True, False]]
+    assert _hidden(relative).tolist() == [[True, False], [True, True], [False, False]]
