@@ -118,7 +118,7 @@ def test_signals_are_passed_on(tmp_path: Path, number: signal.Signals):
         "import os, pathlib, signal, sys, time\n"
         f"signal.signal({int(number)}, lambda *_: sys.exit(75))\n"
         f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).touch()\n"
-        "time.sleep(30)"
+        "time.sleep(300)"
     )
     parent = (
         "import sys\n"
@@ -127,11 +127,10 @@ def test_signals_are_passed_on(tmp_path: Path, number: signal.Signals):
         "sys.exit(launch.launch([], 2, max_restarts=3))"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
-    until = time.monotonic() + 60
-    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+    while len(list(tmp_path.iterdir())) < 2 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
-    assert process.wait(timeout=20) == 75
+    assert process.wait(timeout=200) == 75
 
 
 def test_how_many(monkeypatch: pytest.MonkeyPatch):
