@@ -174,3 +174,27 @@ def test_a_file_that_no_memory_holds_is_not_read(tmp_path):
     os.truncate(tmp_path / "classes.txt", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with pytest.raises(StorageError, match=r"classes\.txt: \d+ billion bytes, more than half of this machine's memory"):
         LocalStorage(tmp_path).read("classes.txt")
+
+
+@pytest.mark.parametrize(("place", "kind"), [("datasets/me/birds@v2/test", "dataset"), ("me/birds@v2/test", "model")])
+def test_of_a_repository_files_are_files_and_folders_are_none(monkeypatch, place, kind):
+    """What is asked for is below the place's own folder, of its revision."""
+    from huggingface_hub.hf_api import RepoFile, RepoFolder
+
+    files = {f"test/{name}": size for name, size in (("b.tar", 7), ("a.tar", 5), ("test/c.tar", 9))}
+    entries = [RepoFolder(path="test/test", oid="1")]
+    entries += [RepoFile(path=path, size=size, oid="2") for path, size in files.items()]
+
+    class Api:
+        def get_paths_info(self, repo, paths, *, revision, repo_type):
+            assert (repo, revision, repo_type) == ("me/birds", "v2", kind)
+            return [entry for entry in entries if entry.path in paths]
+
+        def list_repo_tree(self, repo, folder, *, recursive, revision, repo_type):
+            assert (repo, folder, recursive, revision, repo_type) == ("me/birds", "test", True, "v2", kind)
+            return entries
+
+    monkeypatch.setattr("msldata.storage.hub.hub_api", Api)
+    hub = open_storage(f"hf://{place}")
+    assert [hub.exists(name) for name in ("a.tar", "test", "test/c.tar", "c.tar")] == [True, False, True, False]
+    assert [(info.name, info.size) for info in hub.list_files()] == [("a.tar", 5), ("b.tar", 7), ("test/c.tar", 9)]
