@@ -153,6 +153,19 @@ def test_published_measures_by_hand():
     assert mean_average_precision(np.float32(LOGIT), np.array(TARGET), np.array(IGNORE)) == metrics.mAP
 
 
+@pytest.mark.parametrize("block", [1, 7, 10, 1000])
+def test_measures_do_not_depend_on_how_many_logits_are_looked_at_together(monkeypatch: pytest.MonkeyPatch, block: int):
+    """23 images of 3 classes; some pairs are ignored, and some logits are equal."""
+    rng = np.random.default_rng(0)
+    logit_NK = rng.integers(-4, 5, (23, 3)) / 2
+    one = predictions(logit_NK, rng.random((23, 3)) < 0.4, rng.random((23, 3)) < 0.2)
+    expected = compute_metrics(one, np.array([0.5, -0.5, 1.0]))
+    for module in ("metrics", "average_precision"):
+        monkeypatch.setattr(f"msltrain.measures.{module}._BLOCK", block)
+    assert compute_metrics(one, np.array([0.5, -0.5, 1.0])) == expected
+    assert expected.num_tied and sum(row.num_ignored for row in expected.classes) > 4
+
+
 def test_ignored_pairs_count_nowhere():
     with_pair = compute_metrics(predictions([[3], [2], [1]], [[0], [1], [0]], [[1], [0], [0]]))
     without = compute_metrics(predictions([[2], [1]], [[1], [0]]))

@@ -67,13 +67,15 @@ def test_what_was_saved_is_read_back_whoever_saved_it(tmp_path: Path):
 
 
 def test_grey_keep_masks_hide_what_their_hole_fraction_says(tmp_path: Path):
-    """Visible pixels of 225 of 255, as without binarisation: the right half is seen, and half of the object."""
+    """Visible pixels of 225 of 255, as without binarisation: the right half is seen, and half of the object. Where less
+    than half of the light gets through there is a hole, as where the masks were built."""
     seen = []
     boxes = SimpleNamespace(
         visible_shares=lambda visible, place_B: seen.append(visible) or np.zeros((2, 1), np.float32)
     )
     level_B1SS = torch.zeros(2, 1, 8, 8)
     level_B1SS[0, 0, :, 4:], level_B1SS[1, 0, :, 2:] = 225 / 255, 128 / 255
+    level_B1SS[0, 0, :, :3], level_B1SS[1, 0, :, 1] = 1 / 255, 127 / 255
     filling = SimpleNamespace(hide=lambda batch, mask: (mask, None))
     holes = Holes("irregular", HoleRange("x", 0, 1), lambda batch: level_B1SS, filling, boxes, np.arange(2))
 
@@ -86,7 +88,7 @@ def test_grey_keep_masks_hide_what_their_hole_fraction_says(tmp_path: Path):
     assert holes(Two()) is level_B1SS, "what the network sees stays grey"
     hole_fraction_B, _, _ = holes.take_record()
     assert hole_fraction_B.tolist() == [0.5, 0.25]
-    np.testing.assert_array_equal(seen[0].numpy(), level_B1SS.numpy() > 0)
+    np.testing.assert_array_equal(seen[0].numpy(), level_B1SS.numpy() > 0.5)
 
 
 def test_statistics_are_plain_means_over_the_batches():
