@@ -102,3 +102,27 @@ def test_a_damaged_copy_is_not_kept(tmp_path: Path):
         fetcher.close()
         assert copy.exists() == is_there and (not is_there or copy.read_bytes() == whole)
         cache.fetch(info, shards.storage, threading.Event())
+
+
+def test_of_more_shards_than_are_held_together_some_are_read_at_their_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every sample comes all the same, and as it is stored; in the next window the cache is used for its own shards."""
+    monkeypatch.setattr("msltrain.stream.reading.fetch._MOST_SHARDS", 2)
+    write_images(tmp_path / "data", [3, 4, 2, 5, 3])
+    shards, cache = remote(tmp_path / "data"), ShardCache(tmp_path / "cache", 1 << 30)
+    windows = iter([np.array([3, 0, 2]), np.array([4, 1])])
+    fetcher = CachedFetcher(shards, cache, RangeFetcher(shards, 1 << 20), windows)
+    for window in ([3, 0, 2], [4, 1]):
+        shard_N = np.repeat(window, shards.counts[window])
+        rows = shards.rows(shard_N, np.concatenate([np.arange(count) for count in shards.counts[window]]))[1]
+        request = fetcher.request(shard_N, rows)
+        for position, shard in enumerate(shard_N.tolist()):
+            start, length = int(rows.offset_N[position]), int(rows.length_N[position])
+            whole = (tmp_path / "data" / shards.manifest.shards[shard].name).read_bytes()
+            assert bytes(request.read(position)) == whole[start : start + length]
+    fetcher.close()
+    held = {
+        number for number, info in enumerate(shards.manifest.shards) if (cache.folder / f"{info.sha256}.tar").exists()
+    }
+    assert held == {3, 0, 4, 1}

@@ -95,8 +95,11 @@ class _Unnoted:
 
 
 @pytest.mark.parametrize("spoilt", [0, 2])
-def test_a_shard_of_several_pieces_is_put_together(source, tmp_path, monkeypatch, spoilt):
-    """Begun anew where a piece was wrong, and whole either way."""
+@pytest.mark.parametrize("reserves", [True, False])
+def test_a_shard_of_several_pieces_is_put_together(source, tmp_path, monkeypatch, spoilt, reserves):
+    """Begun anew where a piece was wrong, and whole either way; also where a system reserves no room on a disk."""
+    if not reserves:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
     monkeypatch.setattr("msltrain.stream.reading.cache._PIECE", 30_000)
     cache, source.spoil = ShardCache(tmp_path / "cache", 10**6), spoilt
     mapped = cache.fetch(info(source, 2), source, RUNNING)

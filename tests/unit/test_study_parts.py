@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +15,12 @@ from torch import nn
 
 from msldata.errors import UserError
 from msltrain.evaluation.sweep import RankPart
-from msltrain.measures.predictions import Origin, Predictions
+from msltrain.measures.predictions import Origin, Predictions, write_predictions
 from msltrain.robustness.conditions import StudyModel
 from msltrain.robustness.hole_kinds import HoleRange, Holes
 from msltrain.robustness.partial_results import Stretch, Unfinished
 from msltrain.robustness.recalibrate import recalibrate_batchnorm
+from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError
 
 
@@ -144,3 +148,55 @@ def test_what_several_processes_recorded_goes_with_its_samples():
     origin = found.origin
     assert (origin.kind, origin.hole_range, origin.seed) == ("box", (0.1, 0.2), 3)
     assert origin.hole_fraction == pytest.approx(0.044) and origin.keep_masks == ()
+
+
+OURS = Origin(
+    checkpoint_sha256="a" * 64,
+    dataset_fingerprint="b" * 64,
+    image_size=32,
+    seed=3,
+    recalibrated="c" * 64,
+    kind="irregular",
+    keep_mask_fingerprints=("d" * 64, "e" * 64),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, ""),
+        ({"checkpoint": "runs/elsewhere", "keep_masks": ("moved/high",)}, ""),  # where it lies says nothing
+        ({"checkpoint_sha256": "f" * 64}, "its checkpoint_sha256 is ffff"),
+        ({"dataset_fingerprint": "f" * 64}, "its dataset_fingerprint is ffff"),
+        ({"image_size": 48}, "its image_size is 48, that of this study 32; choose another --out, or delete the file"),
+        ({"seed": 4}, "its seed is 4, that of this study 3"),
+        ({"recalibrated": ""}, "its recalibrated is , that of this study cccc"),
+        ({"keep_mask_fingerprints": ("e" * 64, "d" * 64)}, "its fingerprint of keep masks is"),
+        ({"kind": "box", "keep_mask_fingerprints": ()}, ""),  # drawn, whatever is stored
+        ({"skipped": ("k1: damaged",)}, "leaves out 1 damaged samples, such as k1: damaged; go on with"),
+    ],
+)
+def test_what_is_finished_is_taken_where_it_answers_the_same_question(tmp_path: Path, change: dict, says: str):
+    made = Predictions(
+        keys=("k0", "k2"),
+        logit_NK=np.float32([[1, -1], [0.5, 2]]),
+        target_NK=np.uint8([[1, 0], [0, 1]]),
+        ignore_NK=np.zeros((2, 2), bool),
+        classes=("cat", "dog"),
+        origin=replace(OURS, **change),
+    )
+    write_predictions(made, tmp_path / "irregular-10-20.parquet")
+    model = StudyModel.__new__(StudyModel)
+    vars(model).update(
+        folder=tmp_path,
+        origin=replace(OURS, kind="", keep_mask_fingerprints=()),
+        fingerprints=OURS.keep_mask_fingerprints,
+        stream=StreamConfig(on_sample_error="fail"),
+    )
+    names = ["whole", "irregular-10-20"]
+    with pytest.raises(UserError, match=re.escape(says)) if says else nullcontext():
+        found = model._finished(names)
+        assert list(found) == ["irregular-10-20"] and found["irregular-10-20"].keys == made.keys
+    if "skipped" in change:
+        vars(model).update(stream=StreamConfig(on_sample_error="skip"))
+        assert model._finished(names)["irregular-10-20"].origin.skipped == change["skipped"]
