@@ -150,6 +150,31 @@ def test_what_several_processes_recorded_goes_with_its_samples():
     assert origin.hole_fraction == pytest.approx(0.044) and origin.keep_masks == ()
 
 
+@pytest.mark.parametrize(
+    ("met", "skipped", "asked", "step", "taken"),
+    [
+        ((), (), "fail", 0, 0),
+        ((0, 1, 2, 3, 4), (), "fail", 1, 4),  # half a step more is computed again
+        ((0, 1, 2, 3, 5, 6, 7), (4,), "fail", 1, 4),  # a damaged sample stops the study anew
+        ((0, 1, 2, 3, 5, 6, 7), (4,), "skip", 2, 7),  # or is left out of the second step
+        ((0, 1, 3, 4, 5, 6, 7, 8), (), "fail", 0, 0),  # what another process has lost comes before the rest
+        ((0, 1, 2, 3, 4, 5, 6, 7, 8, 9), (), "fail", 3, 10),
+        ((0, 1, 2, 3, 4, 5, 6, 7, 8), (9,), "skip", 3, 9),
+    ],
+)
+def test_a_killed_study_goes_on_at_a_whole_step(met, skipped, asked: str, step: int, taken: int):
+    """Ten samples, in steps of two on each of two processes."""
+    model = StudyModel.__new__(StudyModel)
+    vars(model).update(
+        samples=SimpleNamespace(index_N=np.arange(10)),
+        stream=StreamConfig(on_sample_error=asked),
+        batch_size=2,
+        ranks=SimpleNamespace(world_size=2),
+    )
+    before, found = model._before(SimpleNamespace(read=lambda: stretch(*met[::-1], skipped=skipped)))
+    assert found == step and list(before.columns["index"]) == list(met[:taken])
+
+
 OURS = Origin(
     checkpoint_sha256="a" * 64,
     dataset_fingerprint="b" * 64,
