@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from msltrain.config import TrainConfig
 from msltrain.recipes import own_fit
+from msltrain.stream.samples.shardset import SampleRows, ShardSet
+from tests.smallshards import write_images
 
 
 def fitted(
@@ -85,3 +91,26 @@ def test_what_is_asked_for_is_not_chosen(monkeypatch):
     masks = fitted(monkeypatch, 100, keep_masks=["shards/masks/high"])
     assert (masks.keep_mask.kind, masks.data.keep_masks) == ("stored", ("shards/masks/high",))
     assert fitted(monkeypatch, 100).keep_mask.kind == "generated"
+
+
+def test_what_a_dataset_is_fitted_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The shorter sides of the first shard's photographs, of which nine have 20, two 50 and four 70 pixels. Of few
+    photographs those that are set aside are counted."""
+    write_images(tmp_path / "train", [15, 11], size=(64, 64))
+    write_images(tmp_path / "val", [5])
+    plain = ShardSet.rows
+    sizes = [(60, 20)] * 4 + [(70, 90)] * 4 + [(20, 45)] * 5 + [(55, 50)] * 2
+
+    def rows_of(self: ShardSet, shard_N: np.ndarray, row_N: np.ndarray) -> tuple[np.ndarray, SampleRows]:
+        index_N, rows = plain(self, shard_N, row_N)
+        assert len(rows) == 15
+        return index_N, replace(rows, width_N=np.array(sizes)[:, 0], height_N=np.array(sizes)[:, 1])
+
+    monkeypatch.setattr(ShardSet, "rows", rows_of)
+    train, val = str(tmp_path / "train"), str(tmp_path / "val")
+    assert own_fit._look_at(train, val, 0.15) == (26, 5, 3, 20, 31)
+    monkeypatch.setattr(own_fit, "hold_out", lambda shards, fraction: (SimpleNamespace(num_samples=19), None))
+    assert own_fit._look_at(train, "", 0.15) == (19, 0, 3, 20, 26)
+    assert own_fit._look_at(train, "", 0.0) == (26, 0, 3, 20, 26)
+    monkeypatch.setattr(own_fit, "_COUNTED_BELOW", 26)
+    assert own_fit._look_at(train, "", 0.15) == (22, 0, 3, 20, 26)  # 22.1
