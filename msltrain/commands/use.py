@@ -35,6 +35,7 @@ class OutputFormat(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+    wide = "wide"
     parquet = "parquet"
     fiftyone = "fiftyone"
 
@@ -53,7 +54,10 @@ def predict(
     recipe: Recipe = "",
     model: Model = "",
     classes: Classes = "",
-    top_k: Annotated[str, typer.Option(help="Classes shown per image: a number, or all.")] = "5",
+    top_k: Annotated[
+        str | None,
+        typer.Option(help="Classes shown per image: a number, or all.", show_default="5; all for --format wide"),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -68,8 +72,19 @@ def predict(
         Path | None, typer.Option(help="Folder for pictures of where the classes are seen.", parser=local_path)
     ] = None,
     format_: Annotated[
-        OutputFormat | None, typer.Option("--format", help="Default: by the suffix of --out, else a table.")
+        OutputFormat | None,
+        typer.Option(
+            "--format",
+            help="Default: by the suffix of --out, else a table. csv has a row per photograph and class, wide is CSV "
+            "with a row per photograph.",
+        ),
     ] = None,
+    decimal_comma: Annotated[
+        bool,
+        typer.Option(
+            "--decimal-comma", help="CSV for spreadsheets in German, French …: 0,93, and ; between the cells."
+        ),
+    ] = False,
     out_: Annotated[
         Path | None, typer.Option("--out", help="File to write; a stopped run goes on with it.", parser=local_path)
     ] = None,
@@ -87,7 +102,7 @@ def predict(
     from msltrain.hosts import launch
     from msltrain.hosts.rank_output import is_first_process
     from msltrain.runs.find_checkpoint import Foreign
-    from msltrain.use.output_formats import Printer, describe, format_of
+    from msltrain.use.output_formats import Printer, Table, describe, format_of
     from msltrain.use.read_images import find_images
 
     if checkpoint is None:
@@ -100,12 +115,14 @@ def predict(
         checkpoint = run
     checkpoint = run_place(checkpoint)
     check_models([checkpoint])
-    num_shown = _top_k(top_k)
     _check_threshold(threshold)
     if keep_mask is not None and not keep_mask.expanduser().is_file():
         raise FileNotFoundError(f"{keep_mask}: no such mask file{neighbour(keep_mask)}")
     kind = format_of(format_.value if format_ else None, out_)
-    printer = Printer(kind, out)
+    num_shown = _top_k(top_k, kind)
+    table = Table(decimal_comma)
+    table.check(kind)
+    printer = Printer(kind, out, table)
     say = (lambda text: show(err, f"note: {text}", wrap=True)) if is_first_process() else lambda text: None
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
@@ -129,6 +146,7 @@ def predict(
                 device=device,
                 out=out_,
                 kind=kind,
+                decimal_comma=decimal_comma,
                 show=printer.show,
                 progress=progress,
                 note=say,
@@ -185,12 +203,16 @@ def _check_threshold(threshold: float | None) -> None:
     check_threshold(threshold)
 
 
-def _top_k(text: str) -> int | None:
-    """What ``--top-k`` asks for; None: all classes."""
+def _top_k(text: str | None, kind: str) -> int | None:
+    """What ``--top-k`` asks for; None: all classes, for which a table has a column each."""
     from msldata.errors import UserError
 
+    if text is None:
+        return None if kind == "wide" else 5
     if text == "all":
         return None
+    if kind == "wide":
+        raise UserError("--format wide has a column for each class; leave --top-k out")
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--top-k is '{text}'; give a number from 1 on, or all")
     return int(text)

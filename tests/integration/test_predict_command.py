@@ -186,6 +186,29 @@ def test_csv_and_parquet_hold_the_same(place, asked, expected, tmp_path):
             assert bool(int(row["predicted"])) == stored["predicted"]
 
 
+def test_a_table_for_a_spreadsheet_has_every_class(place, asked, tmp_path):
+    photos, out = place / "photos", tmp_path / "for Excel.csv"
+    code, output, errors = run(place, photos, "--out", out, "--format", "wide", "--decimal-comma", *MASKED)
+    assert code == 1 and "highest of" not in output, errors
+    header, *rows = csv.reader(io.StringIO(out.read_text("utf-8-sig")), delimiter=";")
+    scores = [f"score {name}" for name in CLASSES]
+    masked = [f"masked_score {name}" for name in CLASSES]
+    assert header == ["file", "labels", *scores, "masked_labels", *masked, "error"] and len(rows) == NUM_PHOTOS
+    for row in rows:
+        cells = dict(zip(header, row, strict=True))
+        assert all((cells[name] == "") == bool(cells["error"]) for name in (*scores, *masked))
+        over = {name for name in CLASSES if cells[f"score {name}"] >= "0,5"}
+        assert over == set(filter(None, cells["labels"].split(";")))
+    for words, said in (
+        (("--format", "wide"), "wide cannot be printed; give the file to write with --out FILE.csv"),
+        (("--format", "wide", "--top-k", 2, "--out", out), "leave --top-k out"),
+        (("--decimal-comma",), "--decimal-comma is for CSV"),
+        (("--decimal-comma", "--out", tmp_path / "x.parquet"), "--decimal-comma is for CSV"),
+    ):
+        code, _, errors = run(place, photos, *words)
+        assert code == 2 and said in " ".join(errors.split())
+
+
 def test_pictures_of_where_classes_are_seen(place, asked, tmp_path):
     code, output, errors = run(place, *asked, "--cam", tmp_path / "cam", "--format", "json")
     assert code == 1 and f"{NUM_PHOTOS - 2} pictures" in errors
