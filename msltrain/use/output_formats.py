@@ -54,13 +54,6 @@ def format_of(asked: str | None, out: Path | None) -> str:
     return asked or "table"
 
 
-def check_threshold(threshold: float | None) -> None:
-    """Raise UserError for a threshold that no score can be held against."""
-    if threshold is not None and not 0 <= threshold <= 1:
-        meant = f"; did you mean {threshold / 100:g}?" if 1 < threshold <= 100 else ""
-        raise UserError(f"the threshold is {threshold:g}; scores lie between 0 and 1{meant}")
-
-
 @dataclass(frozen=True, slots=True)
 class Table:
     """How answers become a table for a spreadsheet."""

@@ -12,6 +12,7 @@ from typing import Any
 from msldata.errors import UserError, counted
 from msldata.storage import read_local
 from msltrain.hosts.distributed import Ranks, process_group
+from msltrain.measures.asked_thresholds import Threshold
 from msltrain.runs.find_checkpoint import Foreign
 from msltrain.runs.run_places import find_series
 from msltrain.use.answers import AnswerFile
@@ -34,7 +35,7 @@ def predict_many(
     *,
     foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
     classes: tuple[str, ...] = (),
-    threshold: float | None = None,
+    threshold: Threshold = None,
     overlays: str | Path | None = None,
     device: str = "auto",
     out: Path | None = None,

@@ -144,6 +144,16 @@ def test_a_number_with_a_comma_is_answered_with_the_point(place, asked, typed, s
     assert code == 2 and said in " ".join(errors.split()) and ("write" in said) == ("write" in errors)
 
 
+def test_a_threshold_may_be_of_one_class(place, asked):
+    name = CLASSES[0]
+    code, output, errors = run(place, *asked, "--threshold", 1, "--threshold", f"{name}=0", "--format", "json")
+    assert code == 1 and f"thresholds: 1, as asked; {name} 0, as asked" in errors
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert all(line["predicted"] == [name] for line in lines if "error" not in line)
+    code, _, errors = run(place, *asked, "--threshold", f"{name}x=0.5")
+    assert code == 2 and f"the model knows no such class; did you mean {name}?" in " ".join(errors.split())
+
+
 def test_a_file_with_some_of_the_classes_says_so(place, asked, tmp_path):
     _, output, _ = run(place, *asked, "--out", tmp_path / "some.csv")
     assert f"the 2 highest of {len(CLASSES)} classes each; --top-k all writes all" in output
