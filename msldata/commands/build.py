@@ -299,7 +299,8 @@ def build_shards(
                 note = f"  {changed} is newer than the dataset; if images were replaced, add --overwrite"
                 out.print(note, markup=False, soft_wrap=True)
         if part is None and not dry_run:
-            published = any(kind == found.dataset for kind, _ in PUBLISHED)
+            # A published set under its own name is what recipes train on; doctor knows which of them can begin.
+            published = not name and any(kind == found.dataset for kind, _ in PUBLISHED)
             built = name or found.dataset
             if not published and num_built < FEWEST:
                 show_below(out, too_few_to_train(num_built), "yellow")
