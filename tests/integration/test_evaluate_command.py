@@ -171,4 +171,4 @@ def test_each_way_of_measuring_keeps_its_own_file(tmp_path):
     assert [one.origin.seed for one in stored.predictions.values() if not one.origin.test_time][-1] == 1
     masked = next(one for one in found.values() if one.keep_masks)
     chosen = stored.find(masked.dataset_fingerprint, masked.keep_mask_fingerprints)
-    assert chosen is not None and chosen.name == f"{front}-{tmp_path.name}-high.parquet"
+    assert chosen is not None and chosen == default_file(place, tmp_path / "shards", [tmp_path / "high"])
