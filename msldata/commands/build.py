@@ -57,8 +57,8 @@ def build_shards(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="voc2007, voc2012, voc, coco2014, coco, yolo, wider, table, folders or datumaro; default: what SOURCE "
-            "is taken for, or all found in datasets/ or $MSL_DATA."
+            help="voc2007, voc2012, voc, coco2014, coco, yolo, cvat, wider, table, folders or datumaro; default: what "
+            "SOURCE is taken for, or all found in datasets/ or $MSL_DATA."
         ),
     ] = None,
     source: Annotated[

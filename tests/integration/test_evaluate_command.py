@@ -17,6 +17,7 @@ from msltrain.__main__ import app
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import LargestObjects, Origin, Predictions, read_predictions, write_predictions
 from msltrain.report.gather import _Stored
+from msltrain.runs.run_places import default_file
 from tests.integration.test_evaluate import write_checkpoint
 from tests.smallshards import CLASSES, write_images, write_keep_masks
 

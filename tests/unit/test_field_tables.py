@@ -8,7 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 from msldata.errors import BadInputError, UserError
-from msldata.sources import datumaro_formats
 from msldata.sources.kinds import open_source, recognise
 from msldata.sources.source import NO_OPTIONS, SourceOptions
 from msldata.sources.tables.doubts import with_words
@@ -226,23 +225,6 @@ def test_a_spreadsheet_is_answered_with_how_to_save_it(tmp_path, suffix):
         assert f"Fotos Süd{suffix}: a spreadsheet, which is not read itself; open it, {advice}" in str(caught.value)
     table(tmp_path, "image,labels", "a.jpg,Wolf")  # what was saved counts
     assert recognise(tmp_path)[0] == "table"
-
-
-def test_what_cvat_exports_is_answered_with_the_command_and_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(datumaro_formats, "is_installed", lambda: False)
-    photographs(tmp_path, "images/a.jpg")
-    start = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n'
-    path = table(tmp_path, f'{start}  <image id="0" name="a.jpg"/>', "</annotations>", name="annotations.xml")
-    for source in (tmp_path, path):
-        with pytest.raises(UserError) as caught:
-            recognise(source)
-        assert "pip install 'msltrain[formats]'" in str(caught.value)
-        assert f"run: msl build-shards {tmp_path} --dataset datumaro --name NAME; or export 'COCO 1.0'" in str(
-            caught.value
-        )
-    path.write_text("<annotation></annotation>")  # one of Pascal VOC's
-    with pytest.raises(UserError, match="nothing that says what"):
-        recognise(tmp_path)
 
 
 @pytest.mark.parametrize(
