@@ -247,6 +247,13 @@ def test_a_name_comes_before_a_code_whatever_their_order(tmp_path, better):
         assert shown(path)[1] == ["Luchs", "Wolf"] and "columns left alone: " in shown(path)[2]
 
 
+@pytest.mark.parametrize("who", ["Beobachter:in", "recordedBy", "identifiedBy", "Erfasser", "Fotografin", "waarnemer"])
+def test_whoever_was_there_is_not_what_is_shown(tmp_path, who):
+    rows = [f"{n}.jpg;{'AB'[n % 2]}nna;{('Wolf', 'Luchs')[n % 3 == 0]}" for n in range(6)]
+    error = needed(table(tmp_path, f"Foto;{who};gesehen", *rows))
+    assert list(error.options) == columns("gesehen")
+
+
 def test_numbers_in_a_column_of_codes_are_left_alone_beside_words(tmp_path):
     path = table(tmp_path, "Foto;Art-Code;Motiv", "a.jpg;17;Luchs", "b.jpg;4;Wolf", "c.jpg;4;Wolf")
     assert shown(path)[1] == ["Luchs", "Wolf", "Wolf"]

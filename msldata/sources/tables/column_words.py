@@ -41,7 +41,8 @@ _TIMES = frozenset(
 _SITES = frozenset(
     "standort standorte site sitio sites station ort orte place location lieu localidad lugar plot transect transekt "
     "deployment camera cameras kamera kameras camara observer observers beobachter beobachterin observateur observador "
-    "photographer fotograf recorder annotator".split()
+    "photographer photographe fotograf fotografin fotografo fotografa recorder recordedby identifiedby annotator "
+    "bestimmer bestimmerin erfasser erfasserin bearbeiter bearbeiterin melder melderin waarnemer osservatore".split()
 )
 _REMARKS = frozenset(
     "note notes notiz notizen remark remarks comment comments bemerkung bemerkungen kommentar kommentare anmerkung "
