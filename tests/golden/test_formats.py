@@ -185,7 +185,7 @@ def test_open_images_long_form(tmp_path):
     assert "4 rows of 2 images, a row per label" in said(path)
     write(path, "ImageID,Source,LabelName,Confidence\n0001,machine,/m/cat,0.7\n")
     run = CliRunner().invoke(app, ["build-shards", str(path)])
-    assert run.exit_code == 2 and "line 2: confidence is '0.7'; only labels that people checked" in run.output
+    assert run.exit_code == 2 and "line 2: Confidence is '0.7'; only labels that people checked" in run.output
 
 
 def test_rows_of_a_label_each_are_of_one_split(tmp_path):
