@@ -19,6 +19,7 @@ from msltrain.demo.subprocesses import StepFinished, StepOutput, StepStarted
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import read_predictions
 from msltrain.recipes import recipe
+from msltrain.runs.run_places import default_file
 from tests import readyprogram
 
 pytestmark = pytest.mark.usefixtures("ready_python")
@@ -32,8 +33,8 @@ def finished(ready_python: None, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 def predictions_file(out: Path, run: str, condition: str) -> Path:
-    name = "reef-test" if condition == "whole" else f"reef-test-heldout-masks-{condition}"
-    return out / "runs" / run / "predictions" / f"{name}.parquet"
+    masks = [] if condition == "whole" else [out / "heldout-masks" / condition]
+    return default_file(out / "runs" / run, out / "shards/reef/test", masks)
 
 
 def numbers_of_steps(events: list, kind: type) -> int:
