@@ -39,7 +39,12 @@ def test_figures_of_few_photographs_say_so():
     target_NK = np.zeros((20, 3))
     target_NK[:9, 0] = target_NK[:, 1] = 1
     few = compute_metrics(predictions(np.zeros((20, 2)), target_NK[:, [0, 2]])).too_few()
-    assert few.startswith("only 20 photographs, and half of the classes in 9 or fewer")
+    assert few.startswith("only 20 photographs, and every class in 9 or fewer")
+    target_NK[9:, 1] = 0
+    target_NK[:6, 2] = 1
+    some = np.concatenate([target_NK, np.ones((20, 1))], axis=1)  # 9, 9, 6 and 20
+    assert "and 3 of the 4 classes in 9 or fewer" in compute_metrics(predictions(np.zeros((20, 4)), some)).too_few()
+    target_NK[:, 1], target_NK[:, 2] = 1, 0
     assert compute_metrics(predictions(np.zeros((20, 3)), target_NK)).too_few() == ""  # 9 and 20
 
 
