@@ -100,5 +100,7 @@ def _show_fields(name: str) -> None:
             show(out, (field.name, "cyan"), " = ", (value, "bold"), (default, "yellow"))
         if field.doc:
             out.print(Padding(Text(field.doc, style="dim"), (0, 0, 0, 4)), width=min(out.width, 110))
-    what = "NAME" if chosen else f"--recipe {name}"
-    next_step(f"msl train {what} --set section.field=value")
+    if chosen:
+        next_step("msl train NAME --set section.field=value")
+    else:
+        next_step(f"msl train --recipe {name} --set section.field=value")

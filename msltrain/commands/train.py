@@ -17,6 +17,7 @@ from msldata.errors import counted
 from msltrain.commands.going_on import OPTIONS, begun_with, check_same, check_unused, refuse_twice, was_over
 from msltrain.commands.options import AnyCheckpoints, Cache, Processes, run_place
 from msltrain.commands.recipes import complete_recipe, complete_setting
+from msltrain.commands.working import counting, working
 
 if TYPE_CHECKING:
     from msltrain.config import TrainConfig
@@ -158,7 +159,8 @@ def train(
     arguments, fits = sys.argv[1:], recipe in (None, "own")
     details: list[str] | None = None
     if fits and found is not None:
-        config, details = _own(found, keep_masks or (), weights, settings, next(iter(begun.values()), None))
+        with working(f"looking at {found.name}, and for first weights"):  # and torch is imported, which takes seconds
+            config, details = _own(found, keep_masks or (), weights, settings, next(iter(begun.values()), None))
         if found.test and (few := too_few_to_judge({"test": photographs_of(read_manifest(found.test))})):
             details.append(few)
         # All processes must mean the same network, whatever each of them could fetch.
@@ -199,8 +201,9 @@ def train(
     if (number := launch.num_processes(processes, config.run.device)) > 1:
         restarts = launch.MAX_RESTARTS if resume is ResumeChoice.auto else 0
         raise typer.Exit(launch.launch(arguments, number, max_restarts=restarts))
-    from msltrain.training.display import TrainingDisplay
-    from msltrain.training.trainer import train
+    with working("starting"):  # it takes seconds to import torch
+        from msltrain.training.display import TrainingDisplay
+        from msltrain.training.trainer import train
 
     going_on: bool | Literal["auto"] = "auto" if resume is ResumeChoice.auto else resume is not None
     with TrainingDisplay(out, err, details) as display:
@@ -316,8 +319,9 @@ def _tune_thresholds(run: str | Path, *, again: bool = True) -> None:
     from msltrain.evaluation.evaluate import evaluate
     from msltrain.measures.thresholds import threshold_origin
 
-    predictions = evaluate(run, shards, held_out=True, out=file)
-    out.print(f"thresholds: {threshold_origin(predictions, file.name)}", soft_wrap=not out.is_terminal)
+    with counting("tuning thresholds") as progress:
+        predictions = evaluate(run, shards, held_out=True, out=file, progress=progress)
+    out.print(f"thresholds: {threshold_origin(predictions)}", soft_wrap=not out.is_terminal)
 
 
 def average(

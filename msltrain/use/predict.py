@@ -301,7 +301,7 @@ def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
         of_whole_images = not origin.keep_masks and not origin.test_time and as_here
         if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == loaded.classes and of_whole_images:
             logit_K = tune_thresholds(held_out)
-            return 1 / (1 + np.exp(-logit_K)), threshold_origin(held_out, file.name)
+            return 1 / (1 + np.exp(-logit_K)), threshold_origin(held_out)
     return np.full(len(loaded.classes), 0.5), "0.5 for every class"
 
 

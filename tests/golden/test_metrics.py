@@ -395,12 +395,14 @@ def test_rare_classes_keep_one_half_and_are_named():
     ignore_NK[19, 2] = True
     these = predictions(logit_NK, target_NK, ignore_NK)
     assert tune_thresholds(these).tolist() == [-15.5, 0, 0, 0, 0]
-    origin = "one per class, tuned on val (20 images)"
+    origin = "one per class, tuned on val (20 photographs)"
     assert threshold_origin(these, "val") == f"{origin}; 0.5 for b, c, d and 1 more, shown fewer than 10 times there"
     three = replace(these, classes=tuple("abcd"), **{name: getattr(these, name)[:, :4] for name in ARRAYS})
     assert threshold_origin(three, "val") == f"{origin}; 0.5 for b, c, d, shown fewer than 10 times there"
     one = replace(these, classes=("a",), **{name: getattr(these, name)[:, :1] for name in ARRAYS})
     assert threshold_origin(one, "val") == origin
+    of_val = replace(one, origin=Origin(split="val"))
+    assert threshold_origin(of_val) == "one per class, tuned on 20 photographs of val"
     rest = replace(these, classes=tuple("bcde"), **{name: getattr(these, name)[:, 1:] for name in ARRAYS})
     assert threshold_origin(rest, "val") == "0.5 for every class, too few photographs to tune them on (val)"
 
