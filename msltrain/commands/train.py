@@ -339,7 +339,8 @@ def average(
     """Average the weights of runs that started from the same weights: often better than each of them."""
     from msltrain.training.average import average_checkpoints
 
-    average_checkpoints(checkpoint, out_, share, data=data)
+    with working("averaging"):
+        average_checkpoints(checkpoint, out_, share, data=data)
     show(out, (out_, "green"))
     next_step(f"msl evaluate {shlex.quote(str(out_))} --data SHARDS")
 
@@ -361,7 +362,8 @@ def import_checkpoint(
     from msltrain.recipes import configure
     from msltrain.runs.import_released import import_released
 
-    report = import_released(file, configure(recipe, settings=set_ or []), data=data, folder=out_)
+    with working("importing"):
+        report = import_released(file, configure(recipe, settings=set_ or []), data=data, folder=out_)
     out.print(report.summary(), soft_wrap=True)
     show(out, (out_, "green"), f": evaluate it with --checkpoint {out_}")
 
