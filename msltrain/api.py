@@ -36,8 +36,9 @@ def recipe(
 
     Args:
         name: name of the recipe; ``msl recipes`` lists them.
-        data: training shards, instead of the recipe's. ``own`` takes a dataset, by name or place, and fits weights,
-            size, length and validation to it, as ``msl train NAME`` does; a warning says where it found no weights.
+        data: training shards, instead of the recipe's. ``own`` and ``own-baseline`` take a dataset, by name or place,
+            and fit weights, size, length and validation to it, as ``msl train NAME`` does; a warning says where they
+            found no weights.
         keep_masks: keep-mask shards, one folder or several, instead of the recipe's.
         settings: ``section.field=value``, as ``msl train --set`` takes them: ``model.weights=FILE``, for one.
 
@@ -49,13 +50,16 @@ def recipe(
         print(config.optim.lr, config.model.backbone, config.loss)
     """
     from msltrain.recipes import configure
+    from msltrain.recipes.own import OWN, OWN_BASELINE
 
-    if name == "own" and data is not None:
-        return _fit_own(str(data), keep_masks, settings)
+    if name in (OWN, OWN_BASELINE) and data is not None:
+        return _fit_own(name, str(data), keep_masks, settings)
     return configure(name, train=data, keep_masks=keep_masks, settings=settings)
 
 
-def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settings: Sequence[str]) -> TrainConfig:
+def _fit_own(
+    name: str, data: str, keep_masks: Location | Sequence[Location] | None, settings: Sequence[str]
+) -> TrainConfig:
     from msltrain.recipes.own_fit import fit_own
     from msltrain.runs.run_places import find_dataset
 
@@ -65,6 +69,7 @@ def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settin
         validation=found.validation,
         keep_masks=[str(place) for place in one_or_many(keep_masks)] if keep_masks else (),
         settings=settings,
+        name=name,
     )
     if not config.model.weights and "model.weights=" not in settings:
         reason = next(reason for reason in reasons if reason.startswith("network: "))

@@ -74,11 +74,11 @@ def _show_fields(name: str) -> None:
     """Every field of a recipe: value, what it means, and the default where that is another."""
     from msltrain.recipes import RECIPES, recipe
     from msltrain.recipes.fields import fields_of, plainly
-    from msltrain.recipes.own import CHOSEN
+    from msltrain.recipes.own import CHOSEN, CHOSEN_OF_BASELINE, OWN, OWN_BASELINE
 
     config = recipe(name)
     entry = RECIPES[name]
-    chosen = CHOSEN if name == "own" else {}
+    chosen = {OWN: CHOSEN, OWN_BASELINE: CHOSEN_OF_BASELINE}.get(name, {})
     show(out, (name, "bold"), f": {entry.what}")
     show(out, (f"{entry.source} · {entry.number}", "dim"))
     if chosen:
@@ -100,7 +100,9 @@ def _show_fields(name: str) -> None:
             show(out, (field.name, "cyan"), " = ", (value, "bold"), (default, "yellow"))
         if field.doc:
             out.print(Padding(Text(field.doc, style="dim"), (0, 0, 0, 4)), width=min(out.width, 110))
-    if chosen:
+    if name == OWN:
         next_step("msl train NAME --set section.field=value")
+    elif chosen:
+        next_step("msl train NAME --recipe own-baseline --set section.field=value")
     else:
         next_step(f"msl train --recipe {name} --set section.field=value")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from msltrain.recipes.variants import distilled_from_nothing
+from msltrain.recipes.variants import baseline, distilled_from_nothing
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 
+OWN, OWN_BASELINE = "own", "own-baseline"
+"""Names of the recipes that are fitted to photographs and machine."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 CHOSEN: Mapping[str, str] = {
@@ -35,6 +37,12 @@ CHOSEN: Mapping[str, str] = {
     "run.log_every": "20 on a GPU, else 5",
 }
 """Fields that `own_fit` chooses when a run begins, and by which rule; what a user sets is not chosen."""
+CHOSEN_OF_BASELINE: Mapping[str, str] = {
+    field: rule
+    for field, rule in CHOSEN.items()
+    if field not in ("data.keep_masks", "optim.twin_share") and not field.startswith(("keep_mask.", "loss."))
+}
+"""The same of `own_baseline`, which hides nothing."""
 
 
 def own() -> TrainConfig:
@@ -51,3 +59,11 @@ def own() -> TrainConfig:
         run=RunConfig(channels_last=True, log_every=5),
     )
     return distilled_from_nothing(config)  # `own_fit` finds pretrained weights, and takes `distilled_with_twin`
+
+
+def own_baseline() -> TrainConfig:
+    """Photographs of your own by plain training, with nothing hidden: to compare `own` with.
+
+    ``msl train NAME --recipe own-baseline`` · no published number
+    """
+    return baseline(own())

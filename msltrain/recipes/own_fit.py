@@ -16,8 +16,8 @@ from msldata.errors import UserError, counted
 from msldata.storage import read_local
 from msltrain.config import TrainConfig, from_json
 from msltrain.recipes.giving_way import with_settings
-from msltrain.recipes.own import own
-from msltrain.recipes.variants import PRECISE_BN_FROM, distilled, distilled_with_twin
+from msltrain.recipes.own import OWN, OWN_BASELINE, own, own_baseline
+from msltrain.recipes.variants import PRECISE_BN_FROM, PRECISE_BN_IMAGES, distilled, distilled_with_twin
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
@@ -48,8 +48,11 @@ def fit_own(
     weights: str | None = None,
     settings: Sequence[str] = (),
     on_gpu: bool | None = None,
+    name: str = OWN,
 ) -> tuple[TrainConfig, list[str]]:
-    """The recipe ``own`` for a dataset and a machine, and why it is so, in sentences.
+    """The recipe ``own`` or ``own-baseline`` for a dataset and a machine, and why it is so, in sentences.
+
+    Both get the same network, size and length.
 
     Args:
         train, validation: shards; without the latter a part of the former is set aside.
@@ -57,6 +60,7 @@ def fit_own(
         weights: first weights, see ``model.weights``; None: the best that can be had.
         settings: ``section.field=value``: what is said here is not chosen.
         on_gpu: None: where there is a GPU, unless the settings say otherwise.
+        name: of the recipe.
 
     Raises:
         UserError: weights that fit no network known here, or a setting that is none. FileNotFoundError, FormatError:
@@ -64,12 +68,13 @@ def fit_own(
     """
     settings = (settings,) if isinstance(settings, str) else settings  # as `override` takes a single one
     asked = {name.strip(): value.strip() for name, _, value in (one.partition("=") for one in settings)}
-    chosen = own()
+    is_plain = name == OWN_BASELINE
+    chosen = own_baseline() if is_plain else own()
     kind: Literal["stored", "generated"] = "stored" if keep_masks else "generated"
     chosen = replace(chosen, keep_mask=replace(chosen.keep_mask, kind=kind))
     base = with_settings(chosen, settings)
     # What contradicts shows now, also beside the choices for pretrained weights.
-    if asked.get("model.weights", weights) != "":
+    if asked.get("model.weights", weights) != "" and not is_plain:
         with_settings(distilled_with_twin(chosen), settings)
     num_train, num_validation, classes, side, num_all = _look_at(train, validation, base.data.validation_fraction)
     _refuse_too_few(train, num_train, num_validation, base if "stream.batch_size" in asked else None)
@@ -98,7 +103,9 @@ def fit_own(
         why_steps += f"; {FROM_NOTHING} times that from nothing"
     if "optim.num_epochs" in asked:
         num_epochs, why_steps = base.optim.num_epochs, "as asked"
-    if not starts_at_random:
+    if is_plain and not starts_at_random:
+        config = replace(config, optim=replace(config.optim, precise_bn_images=PRECISE_BN_IMAGES))
+    elif not starts_at_random:
         # Without what was set: `with_settings` adds it again, and sees what contradicts.
         config = replace(config, loss=chosen.loss, optim=replace(config.optim, ema_decay=None))
         is_alone = "optim.twin_share" in asked and not base.optim.twin_share
@@ -118,6 +125,7 @@ def fit_own(
     about, held_out = ("", f"{num_validation:,}") if num_validation else ("about ", "the others")
     masks = "those of --keep-masks" if keep_masks else "drawn here, as no --keep-masks are named"
     config = with_settings(config, settings)
+    method = "every photograph is shown whole, and nothing is hidden" if is_plain else _method_said(config)
     return config, [
         f"photographs: {about}{num_train:,} to train on, {held_out} to validate on, {counted(classes, 'class')}",
         *([too_few_to_train(num_all)] if num_all < FEWEST else []),
@@ -125,7 +133,7 @@ def fit_own(
         size_said,
         f"length: {about}{num_epochs * per_epoch:,} steps of {batch_size}, {num_epochs} times all photographs "
         f"({why_steps})",
-        f"method: {_method_said(config)}; masks: {masks}",
+        f"method: {method}" if is_plain else f"method: {method}; masks: {masks}",
     ]
 
 

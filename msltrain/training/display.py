@@ -51,6 +51,7 @@ class TrainingDisplay:
         self._bar = Bars(*columns, results=out, messages=err)
         self._task = self._bar.add_task("starting", total=None, left="")
         self._last = ""
+        self._best: EpochEvent | None = None
         self._is_first_step = True
         self._began: tuple[float, int] | None = None
         self._said = 0.0
@@ -82,18 +83,28 @@ class TrainingDisplay:
             case TickEvent():
                 self._show_position(event.step, event.epoch)
             case EpochEvent():
+                self._best = event if event.is_best else self._best
                 is_last = event.epoch + 1 == event.num_epochs or event.ends_early
                 if (event.epoch + 1) % self._every and not is_last:
                     return
                 validation = ""
                 if event.validation_mAP is not None:
                     what = "mAP" if self._of_few else "validation mAP"  # 80 columns hold no more
-                    validation = f"  {what} {100 * event.validation_mAP:.1f}{self._of_few}{' (best)' * event.is_best}"
+                    beside = ", ".join(filter(None, (self._of_few, self._best_said(event))))
+                    validation = f"  {what} {100 * event.validation_mAP:.1f}{f' ({beside})' * bool(beside)}"
                 epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
                 samples = "bad sample" if event.num_skipped == 1 else "bad samples"
                 skipped = f"  {event.num_skipped} {samples} skipped" if event.num_skipped else ""
                 ended = "  no better epoch for optim.patience: the run ends" if event.ends_early else ""
                 self._print(f"{epoch}  {self._last}{validation}  {event.seconds:.0f} s{skipped}{ended}")
+
+    def _best_said(self, event: EpochEvent) -> str:
+        """Whether this epoch is the best so far; else which is, where that was not said yet: not each has a line."""
+        best, self._best = self._best, None
+        if best is None or best.validation_mAP is None:
+            return ""
+        earlier = "" if best is event else f" {100 * best.validation_mAP:.1f}, epoch {best.epoch + 1}"
+        return f"best so far{':' * bool(earlier)}{earlier}"
 
     def _show_start(self, event: StartEvent) -> None:
         head = (
@@ -103,19 +114,22 @@ class TrainingDisplay:
         )
         self._num_steps, self._num_epochs = event.num_steps, round(event.num_steps / max(1, event.steps_per_epoch))
         few = 0 < event.num_validation < _FEW
-        self._of_few = f" ({counted(event.num_validation, 'photograph')})" if few else ""
+        self._of_few = counted(event.num_validation, "photo") if few else ""
         if event.steps_per_epoch < _SHORT:
             self._every = max(1, round(event.num_steps / event.steps_per_epoch / _MOST_EPOCHS))
         if self._details is not None and isinstance(event.run_dir, Path):
             folder = LocalStorage(event.run_dir)
             before = folder.read(START_NAME).decode(errors="replace") + "\n" if folder.exists(START_NAME) else ""
-            folder.put(START_NAME, (before + "\n".join([*self._details, head, *event.notes]) + "\n").encode())
+            lines = [*self._details, head, *event.changes, *event.notes]
+            folder.put(START_NAME, (before + "\n".join(lines) + "\n").encode())
         else:
             for line in self._details or ():
                 show_below(self._out, line)
             self._print(head)
             for note in event.notes:
                 show_below(self._out, note)
+        for change in event.changes:
+            show_below(self._out, change, "yellow")
         if event.step >= event.num_steps:
             self._print(f"all {event.num_steps:,} steps were taken before: there is nothing to train")
         elif event.step:

@@ -212,11 +212,11 @@ class Trainer:
         )
         self._optim, note = for_batch_size(config.optim, config.stream.batch_size)
         self._notes = [note] if note else []
+        self._changed = start.notes(self.best)
         if checkpoint is not None:
-            self._notes += start.notes(self.best)
             then, _ = for_batch_size(checkpoint.config.optim, checkpoint.config.stream.batch_size)
             epochs = self._scheduled / len(data.training)
-            self._notes += filter(None, [rate_note(then, self._optim, epochs, len(data.training))])
+            self._changed += filter(None, [rate_note(then, self._optim, epochs, len(data.training))])
         self._num_skipped = 0
         self._steps_here = 0
         self._last_keys: Sequence[str] = ()
@@ -313,8 +313,7 @@ class Trainer:
             self.step += 1
             self._steps_here += 1
             if self._steps_here == 1:
-                took = f"the first step took {time.perf_counter() - began:.1f} s"
-                self._tell(PhaseEvent(what=took, step=self.step))
+                self._tell(PhaseEvent(what=f"the first step took {time.perf_counter() - began:.1f} s", step=self.step))
                 self._step_log.leave_out()
             elif self._step_log.is_slow():
                 self._tell(TickEvent(step=self.step, epoch=epoch))
@@ -492,6 +491,7 @@ class Trainer:
             steps_per_epoch=len(self.data.training),
             num_steps=self.num_steps,
             step=self.step,
+            changes=tuple(self._changed),
             notes=tuple(notes),
         )
 

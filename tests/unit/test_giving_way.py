@@ -10,7 +10,7 @@ from msltrain.__main__ import app
 from msltrain.config import TrainConfig, differences
 from msltrain.recipes import own_fit
 from msltrain.recipes.giving_way import with_settings
-from msltrain.recipes.own import CHOSEN, own
+from msltrain.recipes.own import CHOSEN, CHOSEN_OF_BASELINE, OWN_BASELINE, own, own_baseline
 from msltrain.recipes.variants import distilled, distilled_with_twin
 from tests.smallshards import write_images
 
@@ -62,6 +62,8 @@ def test_every_field_that_is_chosen_is_said_to_be(tmp_path, monkeypatch, on_gpu,
     write_images(tmp_path / "shards", [30], size=(300, 200))
     monkeypatch.setattr(own_fit, "is_cached", lambda name: has_weights and name.startswith("resnet50."))
     monkeypatch.setattr(own_fit, "is_reachable", lambda name: False)
+    baseline, _ = own_fit.fit_own(str(tmp_path / "shards"), on_gpu=on_gpu, name=OWN_BASELINE)
+    assert set(differences(own_baseline(), baseline)) <= set(CHOSEN_OF_BASELINE)
     for settings in ((), PLAIN, ("optim.ema_decay=0.99",), ("optim.twin_share=0",)):
         set_here = {setting.partition("=")[0] for setting in settings}
         config, reasons = own_fit.fit_own(str(tmp_path / "shards"), settings=settings, on_gpu=on_gpu)
