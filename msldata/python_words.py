@@ -28,8 +28,15 @@ _FIELDS = {
     "on-sample-error": "stream.on_sample_error",
 }
 """Options of `msl train` that are fields of its config."""
+_INSIDE = {
+    "options": ("image-column", "labels-column", "labels-are", "separator", "group", "format", "images"),
+    "foreign": ("recipe", "model"),
+}
+"""Options of commands that are fields of one parameter: `SourceOptions`, `Foreign`."""
+_COMMAND = re.compile(r"`[^`]*`|\bmsl [a-z][^;`]*")
 _PHRASES = {
     "run the same command with": "call it again with",
+    "run the same command again with": "call it again with",
     "--resume auto of `msl train`": 'msltrain.train(config, run, resume="auto")',
     "start it without --resume": "start it without resume=True",
 }
@@ -40,16 +47,22 @@ def in_python(text: str, function: Callable[..., object], *, has_settings: bool 
 
     Args:
         text: the message.
-        function: what was called; options that are none of its parameters stay as they are.
+        function: what was called. Options that are none of its parameters stay as they are, and the end says what they
+            are, unless they stand in a command.
         has_settings: whether it takes a config, or the settings of one.
     """
     parameters = inspect.signature(function).parameters
+    left: dict[str, list[str]] = {}
 
     def said(match: re.Match[str]) -> str:
         name, value = match["name"], match["value"] or ""
         if (parameter := parameters.get(name.replace("-", "_"))) is None:
-            field = _FIELDS.get(name) if has_settings else None
-            return match[0] if field is None else f'settings=["{field}={value or "…"}"]'
+            if field := _FIELDS.get(name) if has_settings else None:
+                return f'settings=["{field}={value or "…"}"]'
+            if not any(command.start() <= match.start() < command.end() for command in _COMMAND.finditer(text)):
+                inside = next((one for one, names in _INSIDE.items() if one in parameters and name in names), "")
+                left.setdefault(inside, []).append(f"--{name}")
+            return match[0]
         if str(parameter.annotation) == "bool":
             return f"{parameter.name}=True{' ' + value if value else ''}"
         is_text = (value.islower() and value.isalpha()) or value.startswith(("/", "~"))
@@ -59,7 +72,13 @@ def in_python(text: str, function: Callable[..., object], *, has_settings: bool 
         text = text.replace(here, there)
     if has_settings:
         text = _SET.sub(r'settings=["\1"]', text)
-    return _OPTION.sub(said, text)
+    text_now = _OPTION.sub(said, text)
+    for parameter_name, options in left.items():
+        names = ", ".join(dict.fromkeys(options))
+        are = "is an option" if len(set(options)) == 1 else "are options"
+        here = f", here in `{parameter_name}`" if parameter_name else ""
+        text_now += f" ({names} {are} of the command `msl`{here})"
+    return text_now
 
 
 def says_it_in_python(*, has_settings: bool = False) -> Callable[[Callable[_Given, _Got]], Callable[_Given, _Got]]:

@@ -21,6 +21,8 @@ class _OfSeveral(Commands):
     after_stop: ClassVar = {
         **Commands.after_stop,
         **dict.fromkeys(("demo", "robustness", "ablate", "reproduce"), "the same command goes on where it was"),
+        "export": "nothing is written: all files come together at the end",
+        "report": "the page is not written; predictions that were finished are kept",
         "train": "with --resume auto the same command goes on from the last checkpoint, if there is one",
     }
 

@@ -121,6 +121,7 @@ def evaluate(
     held_out: bool = False,
     keep_masks: Location | Sequence[Location] = (),
     out: Location | None = None,
+    on_sample_error: Literal["fail", "skip"] = "fail",
 ) -> tuple[Predictions, Metrics]:
     """Predict every sample of a dataset exactly once, and measure the predictions as published.
 
@@ -131,10 +132,11 @@ def evaluate(
         held_out: only what training on these shards set aside for validation.
         keep_masks: hide parts of the images with these, one folder or several; none: whole images.
         out: predictions file to write (parquet).
+        on_sample_error: at a damaged sample stop, or leave it out of the predictions, whose ``origin`` lists it.
 
     Raises:
         UserError: the checkpoint has other classes than the shards, or something cannot be used.
-        SampleError: a sample is damaged. FileNotFoundError: no such checkpoint.
+        SampleError: a sample is damaged, and ``on_sample_error`` is fail. FileNotFoundError: no such checkpoint.
 
     Example:
         predictions, metrics = msltrain.evaluate("runs/msl", "shards/voc2007/test", keep_masks="shards/masks/low")
@@ -151,6 +153,7 @@ def evaluate(
         held_out=held_out,
         keep_masks=keep_masks,
         out=out,
+        on_sample_error=on_sample_error,
         note=notes.append,
     )
     for text in notes:

@@ -14,7 +14,6 @@ from rich.table import Table
 from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, next_step, out, show, standard_output
 from msldata.errors import counted
-from msldata.progress import progress_bar
 from msltrain.commands.options import (
     BatchSize,
     Cache,
@@ -37,6 +36,7 @@ from msltrain.commands.options import (
     run_place,
     shards_to_measure,
 )
+from msltrain.commands.working import counting, working
 from msltrain.pages.text import percent
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def evaluate(
             is_table(out_)
         if (number := launch.num_processes(processes, device)) > 1:
             raise typer.Exit(launch.launch(sys.argv[1:], number))
-        from msltrain.evaluation.evaluate import evaluate
+        with working("starting"):  # it takes seconds to import torch
+            from msltrain.evaluation.evaluate import evaluate
         from msltrain.hosts.rank_output import is_first_process
         from msltrain.runs.find_checkpoint import Foreign
 
@@ -124,7 +125,7 @@ def evaluate(
             file = out_ or default_file(
                 each, place, keep_masks or [], held_out=held_out, flip=flip, scales=scales or (), seed=seed
             )
-            with progress_bar("evaluating" if len(runs) == 1 else f"evaluating {Path(each).name}") as progress:
+            with counting("evaluating" if len(runs) == 1 else f"evaluating {Path(each).name}") as progress:
                 answers = evaluate(
                     each,
                     place,
@@ -148,15 +149,16 @@ def evaluate(
             return
     from msltrain.measures.summary import measure, series_json
 
-    measured = [
-        measure(
-            answers,
-            validation=validation,
-            validation_file=str(thresholds_from),
-            with_intervals=intervals,
-        )
-        for _, answers in found
-    ]
+    with working("measuring"):
+        measured = [
+            measure(
+                answers,
+                validation=validation,
+                validation_file=str(thresholds_from),
+                with_intervals=intervals,
+            )
+            for _, answers in found
+        ]
     if json:
         standard_output.write(measured[0].to_json() if len(measured) == 1 else series_json(measured))
         return
@@ -345,9 +347,11 @@ def robustness(
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
     from msltrain.hosts.rank_output import is_first_process
-    from msltrain.robustness.curves import compute_curves
-    from msltrain.robustness.figure import write_robustness
-    from msltrain.robustness.run import Recalibration, Study, run_study, study_notes
+
+    with working("starting"):  # it takes seconds to import torch
+        from msltrain.robustness.curves import compute_curves
+        from msltrain.robustness.figure import write_robustness
+        from msltrain.robustness.run import Recalibration, Study, run_study, study_notes
     from msltrain.runs.find_checkpoint import Foreign
     from msltrain.runs.run_places import study_folder
     from msltrain.stream.keepmasks.bank import NUM_GENERATED
@@ -382,13 +386,14 @@ def robustness(
         cache="" if cache is None else str(cache),
         cache_limit_gb=gigabytes(cache_limit),
         on_sample_error=on_sample_error.value,
-        progress=progress_bar,
+        progress=lambda what: counting(f"measuring {what}"),
         note=lambda text: err.print(text, markup=False, soft_wrap=True),
     )
     if not is_first_process():
         return
-    curves = compute_curves(found, notes)
-    written = write_robustness(curves, folder)
+    with working("drawing the curves"):
+        curves = compute_curves(found, notes)
+        written = write_robustness(curves, folder)
     _show_areas(curves)
     for text in curves.notes[len(notes) :]:
         out.print(text, style="yellow", soft_wrap=not out.is_terminal)

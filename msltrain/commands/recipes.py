@@ -74,11 +74,19 @@ def _show_fields(name: str) -> None:
     """Every field of a recipe: value, what it means, and the default where that is another."""
     from msltrain.recipes import RECIPES, recipe
     from msltrain.recipes.fields import fields_of, plainly
+    from msltrain.recipes.own import CHOSEN, CHOSEN_OF_BASELINE, OWN, OWN_BASELINE
 
     config = recipe(name)
     entry = RECIPES[name]
+    chosen = {OWN: CHOSEN, OWN_BASELINE: CHOSEN_OF_BASELINE}.get(name, {})
     show(out, (name, "bold"), f": {entry.what}")
     show(out, (f"{entry.source} · {entry.number}", "dim"))
+    if chosen:
+        out.print(
+            "What is chosen at the start from your photographs and the machine has its rule here instead of a value; "
+            "config.json in a run's folder has the values.",
+            soft_wrap=not out.is_terminal,
+        )
     section = ""
     for field in fields_of(config):
         if (now := field.name.partition(".")[0]) != section:
@@ -86,7 +94,15 @@ def _show_fields(name: str) -> None:
             out.print()
         value = plainly(field.value) or "(none)"
         default = f"   default: {plainly(field.default) or '(none)'}" if field.is_changed else ""
-        show(out, (field.name, "cyan"), " = ", (value, "bold"), (default, "yellow"))
+        if rule := chosen.get(field.name):
+            show(out, (field.name, "cyan"), ": ", ("chosen at the start", "yellow"), f": {rule}", wrap=True)
+        else:
+            show(out, (field.name, "cyan"), " = ", (value, "bold"), (default, "yellow"))
         if field.doc:
             out.print(Padding(Text(field.doc, style="dim"), (0, 0, 0, 4)), width=min(out.width, 110))
-    next_step(f"msl train --recipe {name} --set section.field=value")
+    if name == OWN:
+        next_step("msl train NAME --set section.field=value")
+    elif chosen:
+        next_step("msl train NAME --recipe own-baseline --set section.field=value")
+    else:
+        next_step(f"msl train --recipe {name} --set section.field=value")

@@ -11,8 +11,8 @@ import typer
 from msldata.commands import local_path
 from msldata.console import err, next_step, out, show
 from msldata.errors import counted
-from msldata.progress import progress_bar
 from msltrain.commands.options import Device, OnDevice, RunArguments, SomeCheckpoints, named_models
+from msltrain.commands.working import counting, working
 
 
 def report(
@@ -68,26 +68,28 @@ def report(
         shards=data and find_evaluation_shards(data),
         keep_masks=keep_masks or (),
         device=device,
-        progress=progress_bar,
+        progress=lambda what: counting(f"evaluating {what}"),
     )
     runs, shards = gathered.runs, gathered.shards
     for text in (text for one in runs for text in (one.unfinished, *one.met) if text):
         show(err, f"note: {text}", wrap=True)
     if data is None and shards is not None:
         show(err, f"test shards: {shards}")
-    from msltrain.report.write_report import write_report
+    with working("starting"):  # it takes seconds to import torch
+        from msltrain.report.write_report import write_report
 
     page = out_ or (run_folder(run[0]) / "report.html" if len(run) == 1 else Path("report.html"))
     origin = runs[0].clean.origin
-    write_report(
-        page,
-        title=_title(names, origin.dataset, origin.split),
-        runs=runs,
-        shards=shards,
-        robustness=robustness,
-        num_examples=examples,
-        note=lambda text: show(err, text),
-    )
+    with working("measuring, and drawing the page"):
+        write_report(
+            page,
+            title=_title(names, origin.dataset, origin.split),
+            runs=runs,
+            shards=shards,
+            robustness=robustness,
+            num_examples=examples,
+            note=lambda text: show(err, text),
+        )
     for file in (page, page.with_suffix(".md"), page.with_suffix(".json")):
         show(out, (file, "green"))
     start = 0

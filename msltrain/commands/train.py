@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -15,22 +14,16 @@ import typer
 from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, next_step, out, show, show_below
 from msldata.errors import counted
+from msltrain.commands.going_on import OPTIONS, begun_with, check_same, check_unused, refuse_twice, was_over
 from msltrain.commands.options import AnyCheckpoints, Cache, Processes, run_place
 from msltrain.commands.recipes import complete_recipe, complete_setting
+from msltrain.commands.working import counting, working
 
 if TYPE_CHECKING:
     from msltrain.config import TrainConfig
     from msltrain.runs.run_places import Dataset
 
 
-_OPTIONS: Mapping[str, str] = {
-    "optim.num_epochs": "--epochs",
-    "stream.batch_size": "--batch-size",
-    "optim.lr": "--lr",
-    "stream.image_size": "--image-size",
-    "model.backbone": "--backbone",
-}
-"""What a continued run may not have otherwise → the option that sets just this."""
 _OF_PAPER_PROTOCOL: Mapping[str, str] = {"data.validation": "", "data.validation_fraction": "0"}
 
 
@@ -139,25 +132,24 @@ def train(
     if paper_protocol:
         settings += [f"{field}={value}" for field, value in _OF_PAPER_PROTOCOL.items()]
     settings += set_ or []
-    typed = {field: option for field, option in _OPTIONS.items() if plain.get(field) is not None}
+    is_alone = "LOCAL_RANK" not in os.environ  # to a late process the first one's run would look old; hosts lack it
+    if is_alone:
+        refuse_twice({option: plain.get(field) for field, option in OPTIONS.items()}, set_ or ())
+    typed = {field: option for field, option in OPTIONS.items() if plain.get(field) is not None}
     typed |= dict.fromkeys(_OF_PAPER_PROTOCOL, "--paper-protocol") if paper_protocol else {}
     typed |= {"keep_mask.kind": "--keep-masks"} if keep_masks else {}
     said = {one.partition("=")[0].strip() for one in set_ or ()}
     typed = {field: option for field, option in typed.items() if field not in said}
     fits = recipe in (None, OWN, OWN_BASELINE)
     found = _dataset(dataset or data or "") if dataset is not None or (recipe and fits) else None
-    if found is not None and found.unfinished:
-        unfinished = unfinished_said(found.train.rpartition("/")[0] or ".", found.unfinished)
-        show_below(out, f"{unfinished}; now it is trained without", "yellow")
     end = "-baseline" if recipe == OWN_BASELINE else ""  # beside the run that it is compared with
     place = run or str(Path("runs", found.name + end if found is not None else recipe or ""))
     numbers = () if seeds is None else series.parse_seeds(seeds)
     folders = [f"{place}/seed{number}" for number in numbers] or [place]
-    is_alone = "LOCAL_RANK" not in os.environ  # to a late process the first one's run would look old; hosts lack it
     if resume is None and is_alone:
         for folder in folders:
-            _check_unused(folder, context, None if seeds is not None else place)
-    begun = {folder: stored for folder in folders if resume is not None and (stored := _begun(folder)) is not None}
+            check_unused(folder, context, None if seeds is not None else place, found)
+    begun = {folder: stored for folder in folders if resume is not None and (stored := begun_with(folder)) is not None}
     weights = weights and run_place(weights)
     for folder, stored in begun.items() if is_alone else ():
         if weights is not None and weights != stored.model.weights:
@@ -171,8 +163,9 @@ def train(
     arguments = sys.argv[1:]
     details: list[str] | None = None
     if fits and found is not None:
-        begun_with = next(iter(begun.values()), None)
-        config, details = _own(found, keep_masks or (), weights, settings, begun_with, recipe or OWN)
+        stored_config = next(iter(begun.values()), None)
+        with working(f"looking at {found.name}, and for first weights"):  # and torch is imported, which takes seconds
+            config, details = _own(found, keep_masks or (), weights, settings, stored_config, recipe or OWN)
         if found.test and (few := too_few_to_judge({"test": photographs_of(read_manifest(found.test))})):
             details.append(few)
         # All processes must mean the same network, whatever each of them could fetch.
@@ -197,21 +190,25 @@ def train(
     }
     if not allow_changes and is_alone:
         for folder, stored in begun.items():
-            _check_same(folder, stored, configs[folder], typed)
-    if is_alone and all(_was_over(folder, begun.get(folder), one) for folder, one in configs.items()):
+            check_same(folder, stored, configs[folder], typed)
+    if is_alone and all(was_over(folder, begun.get(folder), one) for folder, one in configs.items()):
         for folder in folders:
             if fits and configs[folder].data.validates:
                 _tune_thresholds(folder, again=False)
             show(out, (folder, "green"), ": was finished before, so there is nothing to train")
         _lead_on(place, found if fits else None, is_known=found is not None)
         return
+    if found is not None and found.unfinished:
+        unfinished = unfinished_said(found.train.rpartition("/")[0] or ".", found.unfinished)
+        show_below(out, f"{unfinished}; now it is trained without", "yellow")
     if details is not None:
         _say_in_short(config, details, place, is_new=not begun)
     if (number := launch.num_processes(processes, config.run.device)) > 1:
         restarts = launch.MAX_RESTARTS if resume is ResumeChoice.auto else 0
         raise typer.Exit(launch.launch(arguments, number, max_restarts=restarts))
-    from msltrain.training.display import TrainingDisplay
-    from msltrain.training.trainer import train
+    with working("starting"):  # it takes seconds to import torch
+        from msltrain.training.display import TrainingDisplay
+        from msltrain.training.trainer import train
 
     going_on: bool | Literal["auto"] = "auto" if resume is ResumeChoice.auto else resume is not None
     with TrainingDisplay(out, err, details) as display:
@@ -257,7 +254,7 @@ def _dataset(name: str) -> Dataset:
     except UserError as error:
         runs = [run.name for run in Path(RUNS).glob("*/") if holds_run(run)]
         meant = name if name in runs else closest(name, runs)
-        config = _begun(f"{RUNS}/{meant}") if meant else None
+        config = begun_with(f"{RUNS}/{meant}") if meant else None
         if config is None or not open_storage(config.data.train).exists(MANIFEST_NAME):
             raise
         run = f"{RUNS}/{meant}"
@@ -303,92 +300,6 @@ def _say_in_short(config: TrainConfig, details: Sequence[str], place: str, *, is
         show_below(out, details[0])
     where = "" if "://" in place else f"; {START_NAME} there says more, and why"
     show_below(out, f"all of it goes to {place}{where}")
-
-
-def _check_unused(place: str, context: typer.Context, run: str | None) -> None:
-    """Raise what training would where a local run folder is taken, with the two commands that may be meant.
-
-    Args:
-        place: the folder.
-        context: of the running command.
-        run: what ``--run`` is or would be; None for a series.
-    """
-    from msldata.commands.program import typed_words
-    from msldata.errors import UserError, replaced
-    from msldata.storage import open_storage
-    from msltrain.runs.find_checkpoint import check_unused, holds_run
-
-    if (folder := open_storage(place).path()) is None:
-        return
-    try:
-        check_unused(folder, place)
-    except UserError:
-        if run is None or not holds_run(folder):
-            raise
-        words = typed_words(context)
-        other = next(name for number in itertools.count(2) if not Path(name := f"{run}-{number}").expanduser().exists())
-        anew = replaced(words, ("--run", run), ("--run", other))
-        raise UserError(
-            f"{place}: holds a run already; to go on with it: {shlex.join([*words, '--resume', 'auto'])}; to train "
-            f"anew in another folder: {shlex.join(anew)}"
-        ) from None
-
-
-def _begun(place: str) -> TrainConfig | None:
-    """What the run in a folder was begun with; None where there is none yet."""
-    from msldata.errors import UserError
-    from msldata.storage import open_storage
-    from msltrain.config import from_json
-    from msltrain.runs.folder import CONFIG_NAME
-
-    storage = open_storage(place)
-    if not storage.exists(CONFIG_NAME):
-        return None
-    try:
-        return from_json(storage.read(CONFIG_NAME).decode(errors="replace"), storage.where(CONFIG_NAME))
-    except (TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{storage.where(CONFIG_NAME)}: not the settings of a run ({error})") from None
-
-
-def _check_same(place: str, begun: TrainConfig, config: TrainConfig, typed: Mapping[str, str]) -> None:
-    """Raise what training would where a run to continue has other settings or was trained on other data.
-
-    Args:
-        place: the run's folder.
-        begun, config: what it was begun with, and what it would be.
-        typed: the options that were typed, by the field that they set.
-    """
-    from msldata.contract.manifest import read_manifest
-    from msltrain.config import differences
-    from msltrain.runs.folder import (
-        MAY_DIFFER,
-        DatasetIdentity,
-        another_run,
-        changed_data,
-        changed_settings,
-        training_data,
-    )
-
-    words = {field: option if option in _OPTIONS.values() else f"{option}: {field}" for field, option in typed.items()}
-    changes = changed_settings(begun, config, words)
-    others = set(differences(begun, config)) - set(MAY_DIFFER)
-    meant = [] if others - set(typed) else list(dict.fromkeys(typed[field] for field in sorted(others)))
-    if noted := training_data(place):
-        train = config.data.train
-        changes += changed_data("train", noted, [DatasetIdentity.of(train, read_manifest(train))])
-    if changes:
-        raise another_run(place, changes, meant)
-
-
-def _was_over(place: str, begun: TrainConfig | None, config: TrainConfig) -> bool:
-    """Whether a run on this machine, of the same data, had come to its end before."""
-    from msldata.storage import open_storage
-    from msltrain.runs.find_checkpoint import progress_of
-
-    folder = open_storage(place).path()
-    if folder is None or begun is None or begun.data != config.data:
-        return False
-    return (now := progress_of(folder, config)) is not None and now.is_over
 
 
 def _own(
@@ -440,8 +351,9 @@ def _tune_thresholds(run: str | Path, *, again: bool = True) -> None:
     from msltrain.evaluation.evaluate import evaluate
     from msltrain.measures.thresholds import threshold_origin
 
-    predictions = evaluate(run, shards, held_out=True, out=file)
-    out.print(f"thresholds: {threshold_origin(predictions, file.name)}", soft_wrap=not out.is_terminal)
+    with counting("tuning thresholds") as progress:
+        predictions = evaluate(run, shards, held_out=True, out=file, progress=progress)
+    out.print(f"thresholds: {threshold_origin(predictions)}", soft_wrap=not out.is_terminal)
 
 
 def average(
@@ -459,7 +371,8 @@ def average(
     """Average the weights of runs that started from the same weights: often better than each of them."""
     from msltrain.training.average import average_checkpoints
 
-    average_checkpoints(checkpoint, out_, share, data=data)
+    with working("averaging"):
+        average_checkpoints(checkpoint, out_, share, data=data)
     show(out, (out_, "green"))
     next_step(f"msl evaluate {shlex.quote(str(out_))} --data SHARDS")
 
@@ -481,7 +394,8 @@ def import_checkpoint(
     from msltrain.recipes import configure
     from msltrain.runs.import_released import import_released
 
-    report = import_released(file, configure(recipe, settings=set_ or []), data=data, folder=out_)
+    with working("importing"):
+        report = import_released(file, configure(recipe, settings=set_ or []), data=data, folder=out_)
     out.print(report.summary(), soft_wrap=True)
     show(out, (out_, "green"), f": evaluate it with --checkpoint {out_}")
 

@@ -11,8 +11,7 @@ import typer
 
 from msldata.commands import local_path
 from msldata.console import OnError, err, next_step, out, show
-from msldata.errors import counted
-from msldata.progress import progress_bar
+from msldata.errors import counted, few_of
 from msltrain.commands.options import (
     BatchSize,
     Classes,
@@ -29,6 +28,7 @@ from msltrain.commands.options import (
     named_models,
     run_place,
 )
+from msltrain.commands.working import counting, working
 
 
 class OutputFormat(StrEnum):
@@ -121,14 +121,15 @@ def predict(
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
     pictures = find_images(inputs, say)
-    from msltrain.use.predict import Asked
-    from msltrain.use.predict_many import predict_many
+    with working("starting"):  # it takes seconds to import torch
+        from msltrain.use.predict import Asked
+        from msltrain.use.predict_many import predict_many
 
     asked = Asked(
         top_k=num_shown, keep_mask=keep_mask, polarity=polarity, on_error=on_error.value, batch_size=batch_size
     )
     try:
-        with progress_bar("predicting") as progress:
+        with counting("predicting") as progress:
             found = predict_many(
                 checkpoint,
                 pictures,
@@ -237,21 +238,23 @@ def serve(
     check_models(models)
     thresholds = read_thresholds(threshold or ())
     pictures = find_images(examples) if examples else []
-    from msltrain.hosts.distributed import process_group
-    from msltrain.use.photo_session import Studio
-    from msltrain.use.predict import Predictor
-    from msltrain.use.serve import StudioServer
+    with working("starting"):  # it takes seconds to import torch
+        from msltrain.hosts.distributed import process_group
+        from msltrain.use.photo_session import Studio, readable_examples
+        from msltrain.use.predict import Predictor
+        from msltrain.use.serve import StudioServer
 
     with process_group(device) as ranks:
-        predictors = [
-            Predictor(
-                one,
-                ranks.device,
-                foreign=Foreign(recipe=recipe, model=model),
-                classes=_named(classes),
-            )
-            for one in models
-        ]
+        with working(f"loading {counted(len(models), 'model')}"):
+            predictors = [
+                Predictor(
+                    one,
+                    ranks.device,
+                    foreign=Foreign(recipe=recipe, model=model),
+                    classes=_named(classes),
+                )
+                for one in models
+            ]
         # Models may have other classes than each other: one that any of them knows is no slip.
         thresholds.require(list(dict.fromkeys(name for predictor in predictors for name in predictor.classes)))
         for predictor in predictors:
@@ -259,6 +262,11 @@ def serve(
         if not examples and (test := local_test_shards(predictors[0].trained_on)):
             pictures = find_images([test])
             show(err, f"examples: {test}")
+        with working("looking at the examples"):
+            pictures, broken = readable_examples(pictures)
+        if broken:
+            reasons = few_of([f"{error.file} ({error.reason})" for error in broken])
+            show(err, f"note: left out of the examples, as it cannot be read: {reasons}", wrap=True)
         studio = Studio(predictors, pictures, name or ())
         with StudioServer(studio, host, port) as server:
             if not server.is_local:
@@ -318,20 +326,22 @@ def export(
             raise UserError(f"{place}: a remote run; say with --out where the files go")
         out_ = run_folder(place) / ("space" if space else "export")
     folder = out_
-    from msltrain.hub.space import make_space
-    from msltrain.use.export import Exported, export_model
-    from msltrain.use.export_formats import FORMATS, OPSET
+    with working("starting"):  # it takes seconds to import torch
+        from msltrain.hub.space import make_space
+        from msltrain.use.export import Exported, export_model
+        from msltrain.use.export_formats import FORMATS, OPSET
 
     if space:
         if format_ or from_pixels or opset:
             raise UserError("--space has its own files; leave --format, --from-pixels and --opset out")
-        made = make_space(
-            place,
-            folder,
-            foreign=Foreign(recipe=recipe, model=model),
-            classes=_named(classes),
-            images=images or (),
-        )
+        with working("writing the page and the model"):
+            made = make_space(
+                place,
+                folder,
+                foreign=Foreign(recipe=recipe, model=model),
+                classes=_named(classes),
+                images=images or (),
+            )
         show(out, (made / "app.py", "green"), ": the page; with gradio installed `python app.py` shows it here")
         next_step(f"msl push {shlex.quote(str(folder))} OWNER/NAME")
         return
@@ -343,19 +353,20 @@ def export(
 
     failed: list[str] = []
     wanted = [one for one in FORMATS if format_ is None or one in {chosen.value for chosen in format_}]
-    export_model(
-        place,
-        folder,
-        foreign=Foreign(recipe=recipe, model=model),
-        classes=_named(classes),
-        formats=wanted,
-        from_pixels=from_pixels,
-        opset=opset or OPSET,
-        images=images or (),
-        overwrite=overwrite,
-        on_done=show_file,
-        on_failed=failed.append,
-    )
+    with working(f"writing {', '.join(wanted)}, and comparing each with the model"):
+        export_model(
+            place,
+            folder,
+            foreign=Foreign(recipe=recipe, model=model),
+            classes=_named(classes),
+            formats=wanted,
+            from_pixels=from_pixels,
+            opset=opset or OPSET,
+            images=images or (),
+            overwrite=overwrite,
+            on_done=show_file,
+            on_failed=failed.append,
+        )
     show(out, (folder / "README.md", "green"), ": the model card; model.py beside it runs it without this program")
     for reason in failed:
         show(err, ("left out:", "red"), f" {reason}")

@@ -89,7 +89,8 @@ class StopSignals:
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is None:
             self.received, self._since = signal.Signals(number), time.monotonic()
-            _say(f"{self.received.name}: this step is finished, then everything is saved; again: end at once")
+            saved = "this step will be finished, then everything will be saved"
+            _say(f"{self.received.name}: {saved}; a second time ends at once")
         elif time.monotonic() - self._since > _ONE_SECOND:
             self.__exit__()
             os.kill(os.getpid(), number)

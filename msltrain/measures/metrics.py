@@ -119,9 +119,11 @@ class Metrics:
         positives = [one.num_positive for one in self.classes if one.num_positive]
         if not positives or (typical := int(statistics.median(positives))) >= 10:
             return ""
+        num_classes, num_rare = len(self.classes), sum(one.num_positive <= typical for one in self.classes)
+        rare = "every class" if num_rare == num_classes else f"{num_rare:,} of the {num_classes:,} classes"
         return (
-            f"only {counted(self.num_samples, 'photograph')}, and half of the classes in {typical} or fewer: chance "
-            "alone can move these figures by tens of points"
+            f"only {counted(self.num_samples, 'photograph')}, and {rare} in {typical} or fewer: chance alone can move "
+            "these figures by tens of points"
         )
 
     def never_predicted(self) -> str:

@@ -48,13 +48,20 @@ def require_other_samples(validation: Predictions, test: Predictions) -> None:
         )
 
 
-def threshold_origin(validation: Predictions, file: str) -> str:
-    """Where tuned thresholds come from, and which classes keep 0.5, in words."""
+def threshold_origin(validation: Predictions, file: str = "") -> str:
+    """Where tuned thresholds come from, and which classes keep 0.5, in words.
+
+    Args:
+        validation: what they are tuned on.
+        file: its name, where a user named it; else it is said which photographs these are.
+    """
+    split, num = validation.origin.split, counted(len(validation.keys), "photograph")
+    what = file or (f"{num} of {split}" if split else f"{num} that training set aside")
     count_K = ((validation.target_NK > 0) & ~validation.ignore_NK).sum(axis=0)
     few = [name for name, count in zip(validation.classes, count_K) if count < MIN_POSITIVES]
     if len(few) == len(count_K):
-        return f"0.5 for every class, too few photographs to tune them on ({file})"
-    origin = f"one per class, tuned on {file} ({counted(len(validation.keys), 'image')})"
+        return f"0.5 for every class, too few photographs to tune them on ({what})"
+    origin = f"one per class, tuned on {what}{f' ({num})' * bool(file)}"
     if few:
         origin += f"; 0.5 for {few_of(few)}, shown fewer than {MIN_POSITIVES} times there"
     return origin

@@ -136,16 +136,23 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int, class
     )
 
 
+def check_backbone(name: str) -> None:
+    """Raise UserError, with the names that are near, where timm has no such network."""
+    import timm
+
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=6)
+        raise UserError(
+            f"timm has no model '{name}'"
+            + (f"; similar names: {', '.join(close)}" if close else "; `timm.list_models()` lists them")
+        )
+
+
 def _build_network(config: ModelConfig) -> tuple[nn.Module, Released | None, WeightsReport | None]:
     """The timm network, the released checkpoint that its weights came from (if it was one), and what was taken."""
     import timm
 
-    if not timm.is_model(config.backbone):
-        close = difflib.get_close_matches(config.backbone, timm.list_models(), n=6)
-        raise UserError(
-            f"timm has no model '{config.backbone}'"
-            + (f"; similar names: {', '.join(close)}" if close else "; `timm.list_models()` lists them")
-        )
+    check_backbone(config.backbone)
     if config.weights and is_timm_tag(config.weights):
         network, report = create_pretrained(config.backbone, config.weights)
         return network, None, report

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msldata.errors import UserError, first_line
+from msldata.errors import UserError, counted, first_line
 from msldata.storage.hub import fetch_from_hub, is_hub_place
 from msltrain.models.weights_place import FILE_SUFFIXES, HUB_PREFIX
 
@@ -55,9 +55,12 @@ class WeightsReport:
 
     def summary(self) -> str:
         """One sentence for a log."""
-        head = " and the head, its classes by position as the file does not name them," if self.fills_head else ""
+        head = (
+            ", for the head as well, its classes by position as the file does not name them" if self.fills_head else ""
+        )
         ignored = f"; not used: {shortened(self.ignored)}" if self.ignored else ""
-        how = f"{self.num_loaded} backbone tensors{head} loaded from {self.source} (matched by {self.matched_by})"
+        order = ", taken in their order, as their names are others" if self.matched_by == "order" else ""
+        how = f"first weights: {self.source} ({counted(self.num_loaded, 'tensor')}{order}){head}"
         return how + (f"; {self.head}" if self.head else "") + ignored
 
 

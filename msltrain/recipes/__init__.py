@@ -39,7 +39,7 @@ def configure(
             own unless others are named, since the recipe's tag belongs to the recipe's backbone.
 
     Raises:
-        UserError: unknown recipe or field, or a value that the field cannot take.
+        UserError: unknown recipe, field or backbone, or a value that the field cannot take.
     """
     config = recipe(name)
     data = replace(config.data, train=str(train or config.data.train))
@@ -47,6 +47,10 @@ def configure(
         data = replace(data, keep_masks=tuple(map(str, one_or_many(keep_masks))))
     model = config.model if weights is None else replace(config.model, weights=weights)
     changed = override(replace(config, data=data, model=model), settings)
+    if changed.model.backbone != config.model.backbone:
+        from msltrain.models.build import check_backbone  # late: torch and timm take seconds
+
+        check_backbone(changed.model.backbone)
     asked = weights is not None or any(one.partition("=")[0].strip() == "model.weights" for one in settings)
     if asked or not config.model.weights or changed.model.backbone == config.model.backbone:
         return changed
@@ -62,8 +66,8 @@ def _own_tag(backbone: str) -> str:
     import timm
 
     architecture, _, tag = backbone.partition(".")
-    if tag or not timm.is_model(architecture):
-        return tag  # an unknown backbone is refused with those that are near
+    if tag:
+        return tag
     known = timm.get_pretrained_cfg(architecture) if timm.list_pretrained(f"{architecture}.*") else None
     if known is None or not known.tag:
         raise UserError(

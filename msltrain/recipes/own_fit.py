@@ -7,14 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from msldata.contract.judging import FEWEST, too_few_to_train
 from msldata.errors import UserError, counted
 from msldata.storage import read_local
-from msltrain.config import TrainConfig, from_json, override
+from msltrain.config import TrainConfig, from_json
+from msltrain.recipes.giving_way import with_settings
 from msltrain.recipes.own import OWN, OWN_BASELINE, own, own_baseline
 from msltrain.recipes.variants import PRECISE_BN_FROM, PRECISE_BN_IMAGES, distilled, distilled_with_twin
 from msltrain.stream.config import StreamConfig
@@ -68,16 +69,25 @@ def fit_own(
     settings = (settings,) if isinstance(settings, str) else settings  # as `override` takes a single one
     asked = {name.strip(): value.strip() for name, _, value in (one.partition("=") for one in settings)}
     is_plain = name == OWN_BASELINE
-    base = override(own_baseline() if is_plain else own(), settings)
+    chosen = own_baseline() if is_plain else own()
+    kind: Literal["stored", "generated"] = "stored" if keep_masks else "generated"
+    chosen = replace(chosen, keep_mask=replace(chosen.keep_mask, kind=kind))
+    base = with_settings(chosen, settings)
+    # What contradicts shows now, also beside the choices for pretrained weights.
+    if asked.get("model.weights", weights) != "" and not is_plain:
+        with_settings(distilled_with_twin(chosen), settings)
     num_train, num_validation, classes, side, num_all = _look_at(train, validation, base.data.validation_fraction)
     _refuse_too_few(train, num_train, num_validation, base if "stream.batch_size" in asked else None)
     import torch  # late: what is wrong with settings and data shows without it
 
+    from msltrain.models.build import check_backbone
     from msltrain.models.own_weights import find_own_file
 
     if on_gpu is None:
         on_gpu = torch.cuda.is_available() and base.run.device != "cpu"
     weights = asked.get("model.weights", weights)
+    if "model.backbone" in asked:
+        check_backbone(asked["model.backbone"])
     config, network_said = _with_network(base, weights, asked.get("model.backbone"), on_gpu)
     starts_at_random = not config.model.weights
     size, size_said = _image_size(
@@ -96,13 +106,14 @@ def fit_own(
     if is_plain and not starts_at_random:
         config = replace(config, optim=replace(config.optim, precise_bn_images=PRECISE_BN_IMAGES))
     elif not starts_at_random:
+        # Without what was set: `with_settings` adds it again, and sees what contradicts.
+        config = replace(config, loss=chosen.loss, optim=replace(config.optim, ema_decay=None))
         is_alone = "optim.twin_share" in asked and not base.optim.twin_share
         config = distilled(config) if is_alone else distilled_with_twin(config)
     config = replace(
         config,
         data=replace(config.data, train=train, validation=validation, keep_masks=tuple(keep_masks)),
         stream=replace(config.stream, image_size=size, batch_size=batch_size),
-        keep_mask=replace(config.keep_mask, kind="stored" if keep_masks else "generated"),
         optim=replace(
             config.optim,
             num_epochs=num_epochs,
@@ -113,8 +124,9 @@ def fit_own(
     )
     about, held_out = ("", f"{num_validation:,}") if num_validation else ("about ", "the others")
     masks = "those of --keep-masks" if keep_masks else "drawn here, as no --keep-masks are named"
+    config = with_settings(config, settings)
     method = "every photograph is shown whole, and nothing is hidden" if is_plain else _method_said(config)
-    return override(config, settings), [
+    return config, [
         f"photographs: {about}{num_train:,} to train on, {held_out} to validate on, {counted(classes, 'class')}",
         *([too_few_to_train(num_all)] if num_all < FEWEST else []),
         network_said,
@@ -156,6 +168,8 @@ def in_short(config: TrainConfig, reasons: Sequence[str]) -> list[str]:
 
 def _method_said(config: TrainConfig) -> str:
     share, twin = config.keep_mask.share, config.optim.twin_share
+    if not config.loss.has_masked_branch:
+        return "every photograph is shown whole" if not config.loss.needs_keep_masks else "masks as plain augmentation"
     hidden = "and with parts hidden" if share == 1 else f"and {100 * share:.0f} % of them with parts hidden as well"
     if config.first_masked_epoch:
         hidden += f", from epoch {config.first_masked_epoch + 1} on"

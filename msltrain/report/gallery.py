@@ -22,6 +22,7 @@ from msltrain.report.examples import (
     cross_entropy,
     draw_boxes,
     hide,
+    mistakes,
     named,
     net_named,
     wholly_right,
@@ -206,16 +207,25 @@ def show_examples(
 
 
 def _how_many_right(runs: Sequence[RunReport], condition: str, wins: Sequence[Example]) -> str:
-    """Where a run has no more photographs without a mistake than are shown of what it does best: how many."""
+    """Where a run has no more photographs without a mistake than are shown of what it does best: how many.
+
+    Those that show nothing, and of which nothing is named, are right too; they are counted, and not shown.
+    """
     [run] = runs
-    is_right_N = wholly_right(run.conditions[condition])
-    number = int(is_right_N.sum())
+    num_right = int((mistakes(run.conditions[condition]) == 0).sum())
+    number = int(wholly_right(run.conditions[condition]).sum())
     if number > len(wins):
         return ""
     where = "" if condition == WHOLE else f" ({describe_condition(condition, run.conditions[condition])})"
-    end = ": shown here" if number == len(wins) else ", shown first" if number else "; these come nearest"
-    of = f"Of {counted(len(is_right_N), 'photograph')}{where}"
-    return f"{of} {quoted(run.name)} gets {number or 'none'} wholly right{end}."
+    of = f"Of {counted(len(run.clean.keys), 'photograph')}{where} {quoted(run.name)} gets "
+    of += f"{num_right or 'none'} wholly right"
+    if not number:
+        return f"{of}{', which show none of the classes' if num_right else ''}; these come nearest."
+    place = "shown here" if number == len(wins) else "shown first"
+    if num_empty := num_right - number:
+        shows = "1 shows" if num_empty == 1 else f"{num_empty:,} show"
+        return f"{of}: {shows} none of the classes, and the rest is {place}."
+    return f"{of}{':' if number == len(wins) else ','} {place}."
 
 
 def _names(run: RunReport, shows_K: np.ndarray) -> str:

@@ -38,7 +38,7 @@ def find(numbers: Numbers) -> Headline:
     scope = f"Measured on {num_images:,} test {'image' if num_images == 1 else 'images'}, one training run per model."
     if not others:
         return Headline(
-            headline=_one_finds(numbers) + _chance(numbers),
+            headline=_one_finds(numbers),
             warnings=_warnings(numbers),
             price=_price(numbers),
             ranking=_single_headline(numbers),
@@ -54,7 +54,7 @@ def find(numbers: Numbers) -> Headline:
         f"{scope} The intervals cover the choice of test images; they do not cover training again with another seed."
     )
     return Headline(
-        headline=_finds(numbers, len(numbers.runs) - 1) + _chance(numbers),
+        headline=_finds(numbers, len(numbers.runs) - 1),
         warnings=_warnings(numbers),
         price=_price(numbers),
         ranking=ranking,
@@ -70,11 +70,20 @@ def _warnings(numbers: Numbers) -> tuple[str, ...]:
     return tuple(f"{capital(text)}." for text in [*texts, *filter(None, [few])])
 
 
-def _chance(numbers: Numbers) -> str:
-    """The end of a headline that few photographs stand for."""
-    if not numbers.measured[0][WHOLE].metrics.too_few():
-        return ""
-    return f" These are {len(numbers.runs[0].clean.keys):,} photographs, so chance has a say."
+def _is_few(numbers: Numbers) -> bool:
+    """Whether there are so few photographs that chance decides much; a warning says so then."""
+    return bool(numbers.measured[0][WHOLE].metrics.too_few())
+
+
+def _is_shown(numbers: Numbers, number: int, end: str) -> bool:
+    """Whether a run differs from the reference beyond chance; of few photographs both measures must say so."""
+    is_more = numbers.found[number][end].gain.excludes_zero
+    return is_more and (not _is_few(numbers) or numbers.differences[number][end].excludes_zero)
+
+
+def _shows_nothing(numbers: Numbers, number: int) -> bool:
+    """Whether photographs are too few to tell a run from the reference, so that the first line says that alone."""
+    return _is_few(numbers) and not any(_is_shown(numbers, number, end) for end in numbers.ends)
 
 
 def _one_finds(numbers: Numbers) -> str:
@@ -102,19 +111,27 @@ def _finds(numbers: Numbers, number: int) -> str:
     """Where a run finds more labels than the reference with as many false alarms, fewer, or about as many; the hardest
     condition first.
 
-    "About as many" is said where the 95 % interval of the difference holds zero.
+    "About as many" is said where the 95 % interval of the difference holds zero; of few photographs, that no difference
+    can be shown, with what each finds at 0.5.
     """
     run, reference = numbers.runs[number], numbers.runs[0]
+    if _shows_nothing(numbers, number):
+        both = f"{quoted(run.name)} and {quoted(reference.name)}"
+        images = counted(len(reference.clean.keys), "photograph")
+        return f"{images} cannot show a difference between {both}. {_at_half(numbers)}"
+    few = _few_labels(numbers)
     clauses: list[str] = []
     for end in reversed(numbers.ends):
         mine, first = numbers.found[number][end], numbers.found[0][end]
-        shares = [_of_hundred(one.num_found_alike, one) for one in (mine, first)]
-        if mine.gain.excludes_zero:
-            amount, than = _ratio(mine.num_found_alike, first.num_found_alike)
-            counts = f"({shares[0]} instead of {shares[1]} of every 100)"
+        both_found = (mine.num_found_alike, first.num_found_alike)
+        shares = [f"{found:,}" if few else _of_hundred(found, mine) for found in both_found]
+        of = f"of {few}" if few else "of every 100"
+        if _is_shown(numbers, number, end):
+            amount, than = _ratio(*both_found)
+            counts = f"({shares[0]} instead of {shares[1]} {of})"
         else:
             amount, than = "about as many", "as"
-            counts = f"({shares[0]} and {shares[1]} of every 100)"
+            counts = f"({shares[0]} and {shares[1]} {of})"
         where = _where(numbers, end)
         if clauses:
             clauses.append(f"{where} it finds {amount} {counts}")
@@ -150,6 +167,13 @@ def _price(numbers: Numbers) -> str:
     if len(numbers.runs) == 1:
         alarms = [f"{_alarms(numbers, 0, end)} {_where(numbers, end)}" for end in numbers.ends]
         return f"{quoted(numbers.runs[0].name)} finds them at a score of 0.5, with {join(alarms)}. {_TERMS}"
+    if _shows_nothing(numbers, len(numbers.runs) - 1):
+        return _TERMS
+    return f"{_at_half(numbers)} {_TERMS}{_why_other(numbers)}"
+
+
+def _at_half(numbers: Numbers) -> str:
+    """What every model finds at a score of 0.5, and its false alarms, in a sentence."""
     few = _few_labels(numbers)
     parts = []
     for end in reversed(numbers.ends):
@@ -160,7 +184,7 @@ def _price(numbers: Numbers) -> str:
             of = "" if number else f" of the {counted(few, 'label')}" if few else " of every 100 labels"
             shares.append(f"{quoted(run.name)} finds {share}{of} with {_alarms(numbers, number, end)}")
         parts.append(f"{_where(numbers, end)} {join(shares)}")
-    return f"At a score of 0.5, {'; '.join(parts)}. {_TERMS}{_why_other(numbers)}"
+    return f"At a score of 0.5, {'; '.join(parts)}."
 
 
 def _alarms(numbers: Numbers, number: int, end: str) -> str:

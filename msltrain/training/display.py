@@ -11,9 +11,10 @@ from rich.progress import BarColumn, TextColumn
 from rich.table import Column
 
 from msldata.console import is_watched, show_below
+from msldata.errors import counted
 from msldata.progress import Bars
 from msldata.storage import LocalStorage
-from msltrain.training.events import EpochEvent, Event, PhaseEvent, StartEvent, StepEvent
+from msltrain.training.events import EpochEvent, Event, PhaseEvent, StartEvent, StepEvent, TickEvent
 
 _WIDE = 120
 """Columns from which on there is room for every loss term."""
@@ -21,6 +22,8 @@ _QUIET_SECONDS = 30.0
 """Where nobody watches, as in a log, a line about the steps comes so often at most."""
 _MOST_EPOCHS, _SHORT = 30, 20
 """About so many epochs get a line where they are shorter than so many steps."""
+_FEW = 100
+"""Photographs, with fewer of which validation jumps from epoch to epoch; how many they are stands beside it."""
 START_NAME = "start.txt"
 """In a run folder: what was said at its start, and left out on the terminal."""
 
@@ -54,6 +57,8 @@ class TrainingDisplay:
         self._said = 0.0
         self._details = details
         self._every = 1
+        self._num_steps, self._num_epochs = 0, 0
+        self._of_few = ""
 
     def __enter__(self) -> TrainingDisplay:
         self._bar.start()
@@ -75,6 +80,8 @@ class TrainingDisplay:
                 self._bar.update(self._task, total=event.num_steps, completed=event.step)
             case StepEvent():
                 self._show_step(event)
+            case TickEvent():
+                self._show_position(event.step, event.epoch)
             case EpochEvent():
                 self._best = event if event.is_best else self._best
                 is_last = event.epoch + 1 == event.num_epochs or event.ends_early
@@ -82,7 +89,9 @@ class TrainingDisplay:
                     return
                 validation = ""
                 if event.validation_mAP is not None:
-                    validation = f"  validation mAP {100 * event.validation_mAP:.1f}{self._best_said(event)}"
+                    what = "mAP" if self._of_few else "validation mAP"  # 80 columns hold no more
+                    beside = ", ".join(filter(None, (self._of_few, self._best_said(event))))
+                    validation = f"  {what} {100 * event.validation_mAP:.1f}{f' ({beside})' * bool(beside)}"
                 epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
                 samples = "bad sample" if event.num_skipped == 1 else "bad samples"
                 skipped = f"  {event.num_skipped} {samples} skipped" if event.num_skipped else ""
@@ -95,7 +104,7 @@ class TrainingDisplay:
         if best is None or best.validation_mAP is None:
             return ""
         earlier = "" if best is event else f" {100 * best.validation_mAP:.1f}, epoch {best.epoch + 1}"
-        return f" (best so far{':' * bool(earlier)}{earlier})"
+        return f"best so far{':' * bool(earlier)}{earlier}"
 
     def _show_start(self, event: StartEvent) -> None:
         head = (
@@ -103,6 +112,9 @@ class TrainingDisplay:
             f"{event.num_train:,} training and {event.num_validation:,} validation samples, "
             f"{event.num_keep_masks:,} keep masks, {event.num_steps:,} steps"
         )
+        self._num_steps, self._num_epochs = event.num_steps, round(event.num_steps / max(1, event.steps_per_epoch))
+        few = 0 < event.num_validation < _FEW
+        self._of_few = counted(event.num_validation, "photo") if few else ""
         if event.steps_per_epoch < _SHORT:
             self._every = max(1, round(event.num_steps / event.steps_per_epoch / _MOST_EPOCHS))
         if self._details is not None and isinstance(event.run_dir, Path):
@@ -124,10 +136,7 @@ class TrainingDisplay:
             self._print(f"goes on after step {event.step:,} of {event.num_steps:,}")
 
     def _show_step(self, event: StepEvent) -> None:
-        now = time.monotonic()
-        began, first = self._began or (now, event.step)
-        taken = event.step - first
-        left = f"{clock((now - began) / taken * (event.num_steps - event.step))} left" if taken else ""
+        self._num_steps, self._num_epochs = event.num_steps, event.num_epochs
         losses = dict(event.losses)
         total = losses.pop("total", None)
         loss = [] if total is None else [f"loss {total:.4f}"]
@@ -136,17 +145,25 @@ class TrainingDisplay:
         wait = f"data wait {100 * event.data_wait:.0f} %"
         # At 80 columns the terms stay in metrics.jsonl.
         self._last = "  ".join([*loss, *(terms if self._wide else []), speed, *([wait] if self._wide else [])])
-        epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
+        self._show_position(event.step, event.epoch)
+
+    def _show_position(self, step: int, epoch_number: int) -> None:
+        """How far it is, with what is known of the last log interval."""
+        now, num_steps = time.monotonic(), self._num_steps
+        began, first = self._began or (now, step)
+        taken = step - first
+        left = f"{clock((now - began) / taken * (num_steps - step))} left" if taken else ""
+        epoch = f"epoch {epoch_number + 1}/{self._num_epochs}"
         self._bar.update(
             self._task,
             description=f"{epoch}  {self._last}",
-            completed=event.step,
-            total=event.num_steps,
-            left=left or f"{event.step:,}/{event.num_steps:,}",
+            completed=step,
+            total=num_steps,
+            left=left or f"{step:,}/{num_steps:,}",
         )
         if not self._watched and (self._is_first_step or now - self._said > _QUIET_SECONDS):
             self._said = now
-            share = f"step {event.step:,}/{event.num_steps:,}"
+            share = f"step {step:,}/{num_steps:,}"
             self._print("  ".join(filter(None, [f"{epoch}, {share}", self._last, left])))
         self._is_first_step = False
 

@@ -63,6 +63,15 @@ class StepEvent:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TickEvent:
+    """Steps go on, slowly, and the log interval is not over: how far it is, once a second at most."""
+
+    step: int
+    epoch: int
+    """Counted from 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EpochEvent:
     """An epoch ended, was validated and saved."""
 
@@ -82,5 +91,5 @@ class EpochEvent:
     """Bad samples that the run has skipped so far; the run folder lists them."""
 
 
-Event = PhaseEvent | StartEvent | StepEvent | EpochEvent
+Event = PhaseEvent | StartEvent | StepEvent | TickEvent | EpochEvent
 OnEvent = Callable[[Event], None]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from msltrain.hosts.distributed import Ranks
 
+TICK_SECONDS = 1.0
+"""Of slow steps each is told, of others one so often."""
+
 
 class StepLog:
     """What happened since the last report; nothing is read from the device before `read`."""
@@ -21,11 +24,20 @@ class StepLog:
         self.losses: list[dict[str, Tensor]] = []
         self.keys: list[Sequence[str]] = []
         self._left_out = 0, 0.0, 0.0
+        self._told = self.began
 
     def add(self, rate: float, losses: dict[str, Tensor], keys: Sequence[str]) -> None:
         self.learning_rate = rate
         self.losses.append(losses)
         self.keys.append(keys)
+
+    def is_slow(self) -> bool:
+        """Whether nothing has been told for a second; what is told now is noted."""
+        now = time.perf_counter()
+        if now - self._told < TICK_SECONDS:
+            return False
+        self._told = now
+        return True
 
     def leave_out(self) -> None:
         """Do not count what was so far, a first step that is slower than all others, into `speed`."""

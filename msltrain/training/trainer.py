@@ -26,7 +26,7 @@ from msltrain.runs.trackers import check_trackers
 from msltrain.stream.errors import TooManySkipped
 from msltrain.training.batchnorm_check import check_smallest_part
 from msltrain.training.data import TrainData
-from msltrain.training.events import EpochEvent, Event, OnEvent, PhaseEvent, StartEvent, StepEvent
+from msltrain.training.events import EpochEvent, Event, OnEvent, PhaseEvent, StartEvent, StepEvent, TickEvent
 from msltrain.training.learner import Learner, UnfitCheckpoint
 from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
 from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
@@ -313,9 +313,10 @@ class Trainer:
             self.step += 1
             self._steps_here += 1
             if self._steps_here == 1:
-                took = f"the first step took {time.perf_counter() - began:.1f} s"
-                self._tell(PhaseEvent(what=took, step=self.step))
+                self._tell(PhaseEvent(what=f"the first step took {time.perf_counter() - began:.1f} s", step=self.step))
                 self._step_log.leave_out()
+            elif self._step_log.is_slow():
+                self._tell(TickEvent(step=self.step, epoch=epoch))
             due = config.run.save_every > 0 and self.step % config.run.save_every == 0
             stopping = self._report(epoch) if due or self.step % config.run.log_every == 0 else False
             if self.ranks.world_size == 1 and self.stop.received is not None:

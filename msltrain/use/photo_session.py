@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import queue
 import re
 import threading
@@ -22,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from msldata.contract.keepmask import decode_png, resize_nearest
-from msldata.errors import UserError
+from msldata.errors import BadInputError, UserError
 from msltrain.use.overlay import RAMP, STRONGEST
 from msltrain.use.predict import Answer, Predictor
 from msltrain.use.read_images import Picture, read_photo
@@ -31,6 +32,28 @@ MAX_EXAMPLES = 12
 _SHOWN_SIDE, _EXAMPLE_SIDE = 1024, 160
 _NUM_PHOTOS = 32
 _MAX_BATCH = 16
+
+
+def readable_examples(pictures: Sequence[Picture]) -> tuple[list[Picture], list[BadInputError]]:
+    """The pictures that a page offers, at most ``MAX_EXAMPLES`` and spread evenly, and why others are not among them.
+
+    In the place of one that cannot be read comes another that nobody has looked at yet.
+    """
+    step = max(1, len(pictures) / MAX_EXAMPLES)
+    spread = [int(n * step) for n in range(min(len(pictures), MAX_EXAMPLES))]
+    others = (number for number in range(len(pictures)) if number not in spread)
+    kept: list[int] = []
+    broken: list[BadInputError] = []
+    for number in itertools.chain(spread, others):
+        if len(kept) == MAX_EXAMPLES or len(broken) > MAX_EXAMPLES:
+            break
+        try:
+            read_photo(pictures[number]).pixels(_EXAMPLE_SIDE)
+        except BadInputError as error:
+            broken.append(error)
+        else:
+            kept.append(number)
+    return [pictures[number] for number in sorted(kept)], broken
 
 
 class NotKnown(LookupError):

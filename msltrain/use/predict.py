@@ -5,6 +5,7 @@ B batch, C channels, S side of the square in pixels, K classes, H, W positions o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from msldata.contract.keepmask import HOLE_BLACK, HOLE_WHITE, decode_gray, resize_nearest, to_keep_mask
 from msldata.errors import BadInputError, UserError, counted, few_of
+from msldata.python_words import says_it_in_python
 from msldata.storage import read_local
 from msldata.storage.hub import is_repository_name
 from msltrain.hosts.distributed import choose_device
@@ -127,6 +129,7 @@ class Predictor:
         print(prediction.predicted, prediction.scores)
     """
 
+    @says_it_in_python()
     def __init__(
         self,
         checkpoint: str | Path,
@@ -235,8 +238,14 @@ class Predictor:
             score_BK, place_BKHW = (logit.sigmoid().cpu().numpy() for logit in logits)
         return [Answer(score_K, place_KHW) for score_K, place_KHW in zip(score_BK, place_BKHW, strict=True)]
 
+    @says_it_in_python()
     def predict(
-        self, images: Given | Sequence[Given], *, top_k: int | None = None, batch_size: int = 32
+        self,
+        images: Given | Sequence[Given],
+        *,
+        top_k: int | None = None,
+        batch_size: int = 32,
+        on_error: Literal["fail", "skip"] = "skip",
     ) -> list[ImagePrediction]:
         """What each image shows; an image is squashed to the square that the model was trained with, and of a timm
         classifier of its own goes through timm's transform for evaluation.
@@ -246,17 +255,22 @@ class Predictor:
                 images, or arrays, uint8 (H, W, 3) in RGB.
             top_k: so many classes per image get a score; None: all.
             batch_size: images per forward pass.
+            on_error: skip: a file that cannot be read gets an ``error`` and no scores, and a warning names it; fail:
+                nothing is predicted.
 
         Raises:
             FileNotFoundError: no such file or folder.
-            UserError: an array of another shape or type, or nothing was given.
-            BadInputError: a file is no image.
+            UserError: an array of another shape or type, nothing was given, or ``on_error`` is neither.
+            BadInputError: a file is no image, and ``on_error`` is fail.
         """
-        found: list[ImagePrediction] = []
-        for batch in _read_ahead(self, given_pictures(images), "fail", batch_size, with_thumbnails=False):
-            answers = self.answer([read.square_1CSS for read in batch if read.square_1CSS is not None])
-            for read, answer in zip(batch, answers, strict=True):
-                found.append(_in_words(self, read.name, [answer], top_k)[0])
+        asked = Asked(top_k=top_k, on_error=on_error, batch_size=batch_size)
+        found = [one for batch in predict_each(self, given_pictures(images), asked) for one in batch]
+        if failed := [one for one in found if one.error]:
+            names = few_of([f"{one.file} ({one.error})" for one in failed])
+            warnings.warn(
+                f"{len(failed):,} of {counted(len(found), 'image')} could not be read, so there are no scores: {names}",
+                stacklevel=3,  # past what translates errors
+            )
         return found
 
     def _keep_masks(self, keep_mask_SS: np.ndarray | Sequence[np.ndarray | None], num_images: int) -> Tensor:
@@ -292,7 +306,7 @@ def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
         of_whole_images = not origin.keep_masks and not origin.test_time and as_here
         if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == loaded.classes and of_whole_images:
             logit_K = tune_thresholds(held_out)
-            return 1 / (1 + np.exp(-logit_K)), threshold_origin(held_out, file.name)
+            return 1 / (1 + np.exp(-logit_K)), threshold_origin(held_out)
     return np.full(len(loaded.classes), 0.5), "0.5 for every class"
 
 
@@ -314,6 +328,8 @@ class Asked:
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top-k is {self.top_k}; it must be at least 1")
+        if self.on_error not in ("fail", "skip"):
+            raise UserError(f"on_error is {self.on_error!r}; it must be 'fail' or 'skip'")
 
 
 def predict_each(

@@ -40,7 +40,12 @@ def test_figures_of_few_photographs_say_so():
     target_NK = np.zeros((20, 3))
     target_NK[:9, 0] = target_NK[:, 1] = 1
     few = compute_metrics(predictions(np.zeros((20, 2)), target_NK[:, [0, 2]])).too_few()
-    assert few.startswith("only 20 photographs, and half of the classes in 9 or fewer")
+    assert few.startswith("only 20 photographs, and every class in 9 or fewer")
+    target_NK[9:, 1] = 0
+    target_NK[:6, 2] = 1
+    some = np.concatenate([target_NK, np.ones((20, 1))], axis=1)  # 9, 9, 6 and 20
+    assert "and 3 of the 4 classes in 9 or fewer" in compute_metrics(predictions(np.zeros((20, 4)), some)).too_few()
+    target_NK[:, 1], target_NK[:, 2] = 1, 0
     assert compute_metrics(predictions(np.zeros((20, 3)), target_NK)).too_few() == ""  # 9 and 20
 
 
@@ -409,12 +414,14 @@ def test_rare_classes_keep_one_half_and_are_named():
     ignore_NK[19, 2] = True
     these = predictions(logit_NK, target_NK, ignore_NK)
     assert tune_thresholds(these).tolist() == [-15.5, 0, 0, 0, 0]
-    origin = "one per class, tuned on val (20 images)"
+    origin = "one per class, tuned on val (20 photographs)"
     assert threshold_origin(these, "val") == f"{origin}; 0.5 for b, c, d and 1 more, shown fewer than 10 times there"
     three = replace(these, classes=tuple("abcd"), **{name: getattr(these, name)[:, :4] for name in ARRAYS})
     assert threshold_origin(three, "val") == f"{origin}; 0.5 for b, c, d, shown fewer than 10 times there"
     one = replace(these, classes=("a",), **{name: getattr(these, name)[:, :1] for name in ARRAYS})
     assert threshold_origin(one, "val") == origin
+    of_val = replace(one, origin=Origin(split="val"))
+    assert threshold_origin(of_val) == "one per class, tuned on 20 photographs of val"
     rest = replace(these, classes=tuple("bcde"), **{name: getattr(these, name)[:, 1:] for name in ARRAYS})
     assert threshold_origin(rest, "val") == "0.5 for every class, too few photographs to tune them on (val)"
 

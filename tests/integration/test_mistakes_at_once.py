@@ -23,6 +23,16 @@ MISTAKES = {
     "train nowhere": "nowhere: no dataset with training shards",
     "train mine": "runs/mine: holds a run already; to go on with it: msl train mine --resume auto; to train anew in "
     "another folder: msl train mine --run runs/mine-2",
+    "train mine --weights w.pth": "to go on with it: msl train mine --resume auto; to train anew in another folder: "
+    "msl train mine --weights w.pth --run runs/mine-2",
+    "train mine --epochs 99 --lr=0.5 --keep-masks m --paper-protocol --set run.keep=2 --set optim.momentum=0": "to go "
+    "on with it: msl train mine --set run.keep=2 --resume auto; ",
+    "train --recipe smoke --data shards/mine/train --run runs/mine --epochs 2 --lr 9": "to go on with it: msl train "
+    "--recipe smoke --data shards/mine/train --run runs/mine --epochs 2 --resume auto; ",
+    "train small --run runs/mine": "to go on with it: msl train mine --run runs/mine --resume auto; to train anew in ",
+    "train mine --run new --epochs 3 --set optim.num_epochs=4": "optim.num_epochs is set twice: --epochs 3 and --set ",
+    "train mine --run new --set loss.branches=concatenated --set loss.bn_mode=running": "loss.bn_mode: running is not ",
+    "train mine --run new --set optim.twin_share=0.5 --set optim.ema_decay=0.9": "none beside optim.twin_share",
     "train mine --seeds 0,a": "--seeds is '0,a'",
     "train mine --run new --set optim.rate=1": "optim.rate",
     "train mine --run new --lr fast": "Invalid value for '--lr'",

@@ -83,7 +83,8 @@ def test_thresholds_tuned_on_the_held_out_part_are_used(tmp_path):
         write_predictions(names[name], run / "predictions" / f"{name}-held-out.parquet")
         predictor = Predictor(run, cpu)
         np.testing.assert_allclose(predictor.threshold_K, expected if used else 0.5)
-    assert "of-these-held-out.parquet" in predictor.threshold_origin
+    assert f"tuned on {len(held_out.keys)} photographs of " in predictor.threshold_origin
+    assert ".parquet" not in predictor.threshold_origin
     np.testing.assert_array_equal(Predictor(run, cpu, threshold=0.3).threshold_K, 0.3)
 
 

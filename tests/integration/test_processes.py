@@ -176,7 +176,7 @@ def test_four_processes_one_killed_then_two_give_the_undisturbed_weights(place: 
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75 and output.count("all start again from the last checkpoint") == 1, output
-    assert output.count("SIGUSR1: this step is finished") == output.count("saved in runs/disturbed") == 1, output
+    assert output.count("SIGUSR1: this step will be finished") == output.count("saved in runs/disturbed") == 1, output
     run(on(2, "runs/disturbed"), place)
     assert world_sizes(place / "runs/disturbed") == [4, 4, 2]
     ours, theirs = (load_checkpoint(place / "runs" / name / "checkpoints/last") for name in ("disturbed", "straight"))

@@ -178,6 +178,31 @@ def test_a_predictor_takes_paths_pictures_and_arrays(at_work):
             predictor.predict(wrong)
 
 
+def test_a_broken_photograph_is_left_out_as_the_command_does_and_a_warning_names_it(at_work, tmp_path):
+    whole = Path("photos/street.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole)
+    (tmp_path / "b.jpg").write_bytes(whole[: len(whole) // 3])
+    predictor = msltrain.load("runs/msl", device="cpu")
+    with pytest.warns(UserWarning, match=r"^1 of 2 images could not be read.*b\.jpg") as warned:
+        good, broken = predictor.predict(tmp_path)
+    assert warned[0].filename == __file__, "it points at whoever called predict"
+    assert good.scores and not good.error and broken.error and not broken.scores and broken.error in str(broken)
+    with pytest.raises(msldata.UserError, match=r'b\.jpg: .*on_error="skip"$') as caught:
+        predictor.predict(tmp_path, on_error="fail")
+    assert "--" not in str(caught.value)
+    with pytest.raises(msldata.UserError, match="on_error is 'stop'"):
+        predictor.predict(tmp_path, on_error="stop")
+
+
+def test_python_says_what_becomes_of_options_that_it_has_no_parameter_for(at_work, tmp_path):
+    torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "w.pth")
+    with pytest.raises(msldata.UserError, match=r"\(--recipe, --model are options of .* here in `foreign`\)$"):
+        msltrain.Predictor(tmp_path / "w.pth")
+    (tmp_path / "table.csv").write_text("p;q\n1;2\nx;y\n", encoding="utf-8")
+    with pytest.raises(msldata.UserError, match=r"call it again with --image-column .* here in `options`\)"):
+        msldata.open_source("table", tmp_path / "table.csv", "all")
+
+
 @pytest.mark.parametrize("name", ["plain_pytorch", "timm_model", "accelerate_loop", "lightning_module"])
 def test_the_examples_run(name, at_work, capsys):
     file = REPOSITORY / "examples" / f"{name}.py"

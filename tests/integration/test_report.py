@@ -259,11 +259,13 @@ def test_few_objects_are_counted_not_turned_into_shares_of_a_hundred(pair):
         "false alarm, a class that is named and not there."
     )
     other = replace(pair[0], name="Other", masked={}, clean=clean)
-    price = find(compute_numbers([replace(pair[0], masked={}, clean=clean), other])).price
-    assert price.startswith(
-        f"At a score of 0.5, on whole images “Base & line” finds {found} of the 3 labels with {alarms} and “Other” "
-        f"finds {found} with {alarms}. A label is a class in an image"
+    finding = find(compute_numbers([replace(pair[0], masked={}, clean=clean), other]))
+    assert finding.headline == (
+        f"{NUM_SAMPLES} photographs cannot show a difference between “Other” and “Base & line”. At a score of 0.5, on "
+        f"whole images “Base & line” finds {found} of the 3 labels with {alarms} and “Other” finds {found} with "
+        f"{alarms}."
     )
+    assert finding.price.startswith("A label is a class in an image")
 
 
 def test_unfinished_training_and_few_photographs_are_said_first(pair, tmp_path):
@@ -275,13 +277,14 @@ def test_unfinished_training_and_few_photographs_are_said_first(pair, tmp_path):
     page = write_report(tmp_path / "few.html", title="Few", runs=few).read_text("utf-8")
     page, text = " ".join(page.split()), (tmp_path / "few.md").read_text("utf-8")
     for shown in (page, text):
-        head, price, _ = shown.partition("At a score of 0.5, ")
-        assert price
+        head, price, _ = shown.partition("A label is a class in an image")
+        assert price and f"{NUM_SAMPLES} photographs cannot show a difference between “MSL” and “Base" in head
+        assert "With as many false alarms" not in shown and shown.count("At a score of 0.5, on whole images") == 1
         assert "is not trained to its end: runs/b: 3 of 9 epochs" in head
-        assert "photographs, so chance has a say" in head and "half of the classes in 1 or fewer" in head
+        assert head.count("chance") == 1 and "every class in 1 or fewer" in head
     assert json.loads((tmp_path / "few.json").read_text("utf-8"))["runs"][0]["unfinished"] == stopped.unfinished
     enough = write_report(tmp_path / "all.html", title="All", runs=pair)
-    assert "chance has a say" not in enough.read_text("utf-8") and "to its end" not in enough.read_text("utf-8")
+    assert "cannot show a difference" not in enough.read_text("utf-8") and "to its end" not in enough.read_text("utf-8")
 
 
 def test_objects_are_compared_at_as_many_false_alarms(pair):
@@ -523,25 +526,30 @@ def test_what_one_run_does_best_begins_with_what_it_gets_wholly_right():
 
 
 @pytest.mark.parametrize(
-    ("num_right", "said"),
+    ("num_right", "num_empty", "said"),
     [
-        (0, "Of 4 photographs “One” gets none wholly right; these come nearest."),
-        (1, "Of 4 photographs “One” gets 1 wholly right, shown first."),
-        (2, "Of 4 photographs “One” gets 2 wholly right: shown here."),
-        (4, ""),
+        (0, 0, "Of 4 photographs “One” gets none wholly right; these come nearest."),
+        (0, 1, "Of 4 photographs “One” gets 1 wholly right, which show none of the classes; these come nearest."),
+        (1, 0, "Of 4 photographs “One” gets 1 wholly right, shown first."),
+        (1, 1, "Of 4 photographs “One” gets 2 wholly right: 1 shows none of the classes, and the rest is shown first."),
+        (2, 0, "Of 4 photographs “One” gets 2 wholly right: shown here."),
+        (2, 2, "Of 4 photographs “One” gets 4 wholly right: 2 show none of the classes, and the rest is shown here."),
+        (4, 0, ""),
     ],
 )
-def test_a_small_set_says_how_many_one_run_gets_wholly_right(tmp_path, num_right, said):
+def test_a_small_set_says_how_many_one_run_gets_wholly_right(tmp_path, num_right, num_empty, said):
+    """A scene that shows none of the classes, and of which none is named, is right too."""
     manifest = write_images(tmp_path / "shards", [4])
-    logit_NK = [[5.0 - row, 1.0, -1.0 if row < num_right else 0.1] for row in range(4)]
-    one = one_run_of(logit_NK, [[1, 1, 0]] * 4)
+    logit_NK = [[5.0 - row, 1.0, -1.0 if row < num_right else 0.1] for row in range(4 - num_empty)]
+    target_NK = [[1, 1, 0]] * (4 - num_empty) + [[0, 0, 0]] * num_empty
+    one = one_run_of(logit_NK + [[-5.0, -5.0, -5.0]] * num_empty, target_NK)
     one = replace(
         one, clean=replace(one.clean, origin=replace(one.clean.origin, dataset_fingerprint=manifest.fingerprint))
     )
     page = write_report(tmp_path / "r.html", title="T", runs=[one], shards=tmp_path / "shards", num_examples=4)
     text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page.read_text("utf-8"))).split())
     assert ("wholly right" in text) == bool(said) and said in text
-    assert "where it does worst" in text or num_right == 4
+    assert "where it does worst" in text or num_right + num_empty == 4
 
 
 def test_objects_that_only_one_model_names_are_shown_where_nothing_is_hidden():

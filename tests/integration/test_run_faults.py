@@ -142,7 +142,7 @@ def test_a_signal_is_heard_at_once_and_saves(words, tmp_path: Path, number: sign
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 75, errors
     heard, told = errors.strip().splitlines()[-2:]
-    assert f"{number.name}: this step is finished, then everything is saved" in heard
+    assert f"{number.name}: this step will be finished, then everything will be saved" in heard
     step = load_checkpoint(run / "checkpoints/last").step
     assert f"stopped by {number.name} after step {step} of 1500; saved in {run}/checkpoints/last" in told
     assert "error" not in errors and "--resume auto" in told

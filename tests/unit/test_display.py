@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from msldata.console import SafeConsole, show_below
+from msltrain.training import step_log
 from msltrain.training.display import START_NAME, TrainingDisplay, clock, rate
-from msltrain.training.events import EpochEvent, PhaseEvent, StartEvent, StepEvent
+from msltrain.training.events import EpochEvent, PhaseEvent, StartEvent, StepEvent, TickEvent
+from msltrain.training.step_log import StepLog
 
 START = StartEvent(
     run_dir="runs/x",
@@ -62,7 +64,7 @@ def test_the_bar_fits_and_lines_stay_whole(width: int):
     assert bars and max(map(len, bars)) <= width
     assert any("left" in line and "epoch 1/32" in line and "0.42 images/s" in line for line in bars)
     assert any("waiting for the first batch" in line for line in bars)
-    (epoch,) = [line for line in lines if "validation mAP 51.5 (best so far)" in line]
+    (epoch,) = [line for line in lines if "mAP 51.5 (11 photos, best so far)" in line]
     assert epoch.startswith("epoch 1/32  loss 1.1528") and "━" not in epoch
     assert ("masked 0.6528" in epoch) == (width == 140)
 
@@ -77,6 +79,46 @@ def test_a_log_gets_a_line_at_once_and_no_bar():
     assert "step 5/160" in lines[1] and "left" in lines[1] and "0.42 images/s" in lines[1]
     assert len(lines) == 3  # the start, the first steps, the epoch: no line for every step
     assert "━" not in out.file.getvalue() + err.file.getvalue()
+
+
+def test_slow_steps_move_the_bar_and_a_log_hears_of_the_second():
+    """With a line every five steps of nine seconds, nothing was said for most of a minute."""
+    screen = io.StringIO()
+    out, log = (
+        Console(file=file, width=80, force_terminal=on, highlight=False)
+        for file, on in ((screen, True), (io.StringIO(), False))
+    )
+    for console in (out, log):
+        with TrainingDisplay(console, console, ["why so"]) as display:
+            for event in (
+                replace(START, run_dir="s3://bucket/run"),
+                PhaseEvent(what="the first step took 9.3 s", step=1),
+                *(TickEvent(step=number, epoch=0) for number in (2, 3)),
+            ):
+                display.show(event)
+                display._bar.refresh()
+    assert "epoch 1/32" in screen.getvalue() and "left" in screen.getvalue()
+    lines = [line for line in log.file.getvalue().splitlines() if "step" in line and "epoch" in line]
+    assert len(lines) == 1 and lines[0].startswith("epoch 1/32, step 2/160"), "not of each"
+
+
+def test_a_step_is_told_once_a_second(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr(step_log.time, "perf_counter", lambda: now)
+    log = StepLog()
+    told = []
+    for seconds in (100.4, 101.1, 101.9, 102.2, 110.0):
+        now = seconds
+        told.append(log.is_slow())
+    assert told == [False, True, False, True, True]
+
+
+def test_many_validation_photographs_need_no_word():
+    out = Console(file=io.StringIO(), width=140, highlight=False)
+    with TrainingDisplay(out, out) as display:
+        display.show(replace(START, num_validation=100))
+        display.show(EpochEvent(epoch=0, num_epochs=32, step=5, validation_mAP=0.5, is_best=False, seconds=1))
+    assert "validation mAP 50.0  1 s" in out.file.getvalue()
 
 
 def test_what_belongs_to_a_line_stays_indented_where_it_is_broken():
@@ -125,7 +167,7 @@ def test_the_best_epoch_is_named_though_its_own_line_was_left_out():
     console = Console(file=io.StringIO(), width=140, highlight=False)
     values = {3: 0.2, 9: 0.31, 13: 0.5, 29: 0.52}
     with TrainingDisplay(console, console) as display:
-        display.show(replace(START, steps_per_epoch=1, num_steps=300))
+        display.show(replace(START, steps_per_epoch=1, num_steps=300, num_validation=100))
         for epoch in range(50):
             value, is_best = values.get(epoch, 0.1), epoch in values
             event = EpochEvent(

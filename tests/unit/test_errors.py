@@ -33,7 +33,14 @@ def test_what_was_typed_is_never_what_was_meant(tmp_path, monkeypatch):
     assert neighbour("../nwe/a.jpg") == "; did you mean ../new?" and neighbour("../here/x") == ""
 
 
-def called(run: str, *, resume: bool | Literal["auto"] = False, allow_changes: bool = False, out: str = "") -> None:
+def called(
+    run: str,
+    *,
+    resume: bool | Literal["auto"] = False,
+    allow_changes: bool = False,
+    out: str = "",
+    options: object = None,
+) -> None:
     """A function of the public face, as far as its parameters go."""
 
 
@@ -52,7 +59,15 @@ def called(run: str, *, resume: bool | Literal["auto"] = False, allow_changes: b
             'name it with settings=["model.backbone=…"]',
         ),
         ("start at random with --set model.weights=", 'start at random with settings=["model.weights="]'),
-        ("--held-out measures the part", "--held-out measures the part"),
+        ("`msl a --held-out` or msl b --data X; stop", "`msl a --held-out` or msl b --data X; stop"),
+        (
+            "--held-out measures the part; name --data",
+            "--held-out measures the part; name --data (--held-out, --data are options of the command `msl`)",
+        ),
+        (
+            "run the same command again with --image-column p",
+            "call it again with --image-column p (--image-column is an option of the command `msl`, here in `options`)",
+        ),
     ],
 )
 def test_options_are_parameters_in_python(command, python):

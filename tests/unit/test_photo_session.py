@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from msldata.contract.keepmask import encode_png
-from msltrain.use.photo_session import NotKnown, Studio
+from msltrain.use.photo_session import MAX_EXAMPLES, NotKnown, Studio, readable_examples
 from msltrain.use.predict import Answer
 from msltrain.use.read_images import Photo, Picture
 from tests.smallshards import photo
@@ -45,6 +45,19 @@ def test_a_photograph_that_is_shown_again_is_the_newest(monkeypatch: pytest.Monk
             studio.photo(second)
     finally:
         studio.close()
+
+
+def test_a_broken_photograph_is_no_example_and_another_takes_its_place():
+    whole = photo(1, 400, 300)
+    data = [whole] * 15
+    data[0] = data[5] = whole[: len(whole) // 2]
+    pictures = [Picture(f"{number}.jpg", lambda one=one: one) for number, one in enumerate(data)]
+    kept, broken = readable_examples(pictures)
+    names = [picture.name for picture in kept]
+    assert len(names) == MAX_EXAMPLES == len(set(names)) and not {"0.jpg", "5.jpg"} & set(names)
+    assert names == sorted(names, key=lambda name: int(name.partition(".")[0]))
+    assert {error.file for error in broken} <= {"0.jpg", "5.jpg"} and broken
+    assert [picture.name for picture in readable_examples(pictures[:3])[0]] == ["1.jpg", "2.jpg"]
 
 
 def test_photographs_that_look_the_same_are_kept_apart_where_a_model_sees_them_differ(monkeypatch: pytest.MonkeyPatch):
