@@ -148,9 +148,10 @@ def evaluate(
         out=out,
         note=notes.append,
     )
-    for text in notes:
+    metrics = compute_metrics(predictions)
+    for text in filter(None, [*notes, metrics.decided_by_order()]):
         _warn(text, evaluate)
-    return predictions, compute_metrics(predictions)
+    return predictions, metrics
 
 
 @says_it_in_python()
@@ -186,7 +187,12 @@ def _warn(text: str, function: Callable[..., object]) -> None:
 def compute_metrics(
     logits: ArrayLike, targets: ArrayLike, ignore: ArrayLike | None = None, *, classes: Sequence[str] | None = None
 ) -> Metrics:
-    """mAP, CP, CR, CF1, OP, OR, OF1 and a table by class, as published, from plain arrays.
+    """mAP, CP, CR, CF1, OP, OR, OF1 and a table by class, as published, from plain arrays; fractions in [0, 1].
+
+    Two habits of the published code can surprise. Equal logits are ranked in the order of the rows, so that it decides
+    mAP where there are many: a warning says so, and ``mAP_by_kind["sklearn"]`` is mAP with equal logits as equals. And
+    a class that is never predicted counts in OP as one wrong prediction, in CP as none right: with every prediction
+    right OP may be 0.75. ``Metrics.never_predicted()`` names such classes, and both numbers without them.
 
     Args:
         logits: (N, K), before the sigmoid: a class is predicted from logit 0 on.
@@ -224,7 +230,10 @@ def compute_metrics(
         ignore_NK=ignore_NK,
         classes=tuple(map(str, range(num_classes))) if classes is None else tuple(classes),
     )
-    return compute_metrics(predictions)
+    metrics = compute_metrics(predictions)
+    if tied := metrics.decided_by_order():
+        warnings.warn(f"compute_metrics: {tied}", stacklevel=2)
+    return metrics
 
 
 def _array(values: ArrayLike) -> np.ndarray:

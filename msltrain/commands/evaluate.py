@@ -199,6 +199,10 @@ def _show_series(measured: Sequence[Measured]) -> None:
     table.add_row("mean ± sd", *(f"{100 * mean:.2f} ± {100 * deviation:.2f}" for mean, deviation in spread))
     out.print(table)
     _explain()
+    for one in measured:
+        if tied := one.metrics.decided_by_order():
+            name = run_folder(one.origin.checkpoint).name
+            out.print(f"{name}: {tied}", style="yellow", soft_wrap=not out.is_terminal)
 
 
 def _explain() -> None:
@@ -242,8 +246,11 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
         out.print(f"tuned thresholds: {measured.threshold_origin}", soft_wrap=True)
     others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")
     out.print(f"mAP by other definitions: {others}")
-    if metrics.num_tied:
-        out.print(f"{metrics.num_tied:,} positives share their logit with a negative: their rank is the stored order")
+    if tied := metrics.decided_by_order():
+        out.print(tied, style="yellow", soft_wrap=not out.is_terminal)
+    elif metrics.num_tied:
+        count = counted(metrics.num_tied, "positive shares its", "positives share their")
+        out.print(f"{count} logit with a negative: how these are ordered moves mAP by less than 0.05 points")
     if absent := metrics.absent_classes:
         more = f" and {len(absent) - _NUM_NAMED:,} more" if len(absent) > _NUM_NAMED else ""
         out.print(f"left out of mAP, without positives: {', '.join(absent[:_NUM_NAMED])}{more}", soft_wrap=True)

@@ -271,7 +271,8 @@ def _method(numbers: Numbers) -> list[str]:
         f"{num_ignored:,} (image, class) pairs marked as ignored {ignored}." if num_ignored else "",
         "No positive ties with a negative, so no number depends on the order of the samples."
         if num_tied == 0
-        else f"Up to {num_tied:,} positives of a class tie with a negative; ties keep the order of the samples.",
+        else f"Up to {num_tied:,} positives of a class tie with a negative. As published, ties keep the order of the "
+        "samples; where that moves a number by more than a rounding, a warning above says so.",
         f"Logits are means over several views of each image ({views})." if views else "",
     ]
     return [sentence for sentence in sentences if sentence]

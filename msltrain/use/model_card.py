@@ -245,6 +245,7 @@ def _results(loaded: LoadedRecogniser) -> list[_Result]:
                     metrics.too_few(),
                     f"shows none of {', '.join(untested[:_NUM_NAMED])}{more}, which is not tested" if untested else "",
                     metrics.never_predicted(),
+                    metrics.decided_by_order(),
                 ),
             )
         )

@@ -91,6 +91,16 @@ def test_every_number_from_a_predictions_file(file, tmp_path):
     )
 
 
+def test_what_the_order_of_the_samples_decides_is_said(file, tmp_path):
+    assert "logit with a negative" not in run("--predictions", str(file))[1]
+    same = make("abcdefghijklmnop", 0)
+    same.logit_NK[:] = 0
+    write_predictions(same, tmp_path / "same.parquet")
+    output = " ".join(run("--predictions", str(tmp_path / "same.parquet"))[1].split())
+    metrics = compute_metrics(same)
+    assert metrics.decided_by_order() and metrics.decided_by_order() in output
+
+
 def test_top_3_is_shown_where_it_differs(tmp_path):
     """With one class more that every image is said to show, some have four predictions."""
     few = make("abcdefghijklmnop", 0)

@@ -284,6 +284,17 @@ def test_unfinished_training_and_few_photographs_are_said_first(pair, tmp_path):
     assert "chance has a say" not in enough.read_text("utf-8") and "to its end" not in enough.read_text("utf-8")
 
 
+def test_numbers_that_the_order_of_the_samples_decides_are_said_first(pair, tmp_path):
+    clean = pair[1].clean
+    same = replace(pair[1], masked={}, clean=replace(clean, logit_NK=np.zeros_like(clean.logit_NK)))
+    runs = [replace(pair[0], masked={}), same]
+    page = write_report(tmp_path / "same.html", title="Same", runs=runs).read_text("utf-8")
+    page, text = " ".join(page.split()), (tmp_path / "same.md").read_text("utf-8")
+    for shown in (page, text):
+        assert f"“{same.name}” on whole images: " in shown
+        assert shown.count("where equal logits count as equal, as in scikit-learn, mAP is ") == 1
+
+
 def test_objects_are_compared_at_as_many_false_alarms(pair):
     """Two images, three classes, by hand: the reference makes one false alarm at 0.5, whatever the other's scores."""
     two = replace(
