@@ -145,14 +145,6 @@ def count_positives(shards: ShardSet) -> np.ndarray:
     return shards.labels().count_K
 
 
-def positive_weights(config: TrainConfig, shards: ShardSet) -> Tensor | None:
-    """The weight of a positive of each class, float32 (K,), by ``loss.balance``; None: that of a negative."""
-    if not config.loss.balance:
-        return None
-    count_K = count_positives(shards).clip(min=1)
-    return torch.from_numpy(((shards.num_samples - count_K) / count_K) ** config.loss.balance).float()
-
-
 def has_finite_weights(recogniser: nn.Module, ranks: Ranks) -> bool:
     """Whether every weight is a number, in all processes; all of them must call this."""
     weights = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in recogniser.parameters()]

@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import nn
 
+from msldata.errors import UserError
 from msltrain.config import override
 from msltrain.hosts.distributed import Ranks
 from msltrain.measures.metrics import mean_average_precision
@@ -18,7 +19,8 @@ from msltrain.recipes import recipe
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.shardset import open_shard_set
-from msltrain.training.validation import positive_weights, small_data_notes, validation_mean_ap
+from msltrain.training.siamese import positive_weights
+from msltrain.training.validation import small_data_notes, validation_mean_ap
 from tests.smallshards import write_images
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
@@ -40,9 +42,10 @@ def test_a_network_is_validated_in_evaluation_and_left_in_its_mode(tmp_path: Pat
 def test_a_positive_weighs_as_much_as_there_are_negatives_for_it(tmp_path: Path, power: float, weights: list[float]):
     write_images(tmp_path, [14])  # of which the classes have 5, 5 and 4
     shards = open_shard_set(tmp_path)
-    found = positive_weights(override(recipe("smoke"), [f"loss.balance={power}"]), shards)
-    assert found is not None and found.tolist() == pytest.approx(weights)
-    assert positive_weights(recipe("smoke"), shards) is None
+    for data in (shards, tmp_path, Loader(tmp_path, StreamConfig(batch_size=4), training=True)):
+        assert positive_weights(data, power).tolist() == pytest.approx(weights)
+    with pytest.raises(UserError, match=r"^balance is 2; it must be 0 to 1"):
+        positive_weights(shards, 2)
 
 
 def test_it_is_said_that_a_run_is_validated_on_what_it_trains_on(tmp_path: Path):
