@@ -40,6 +40,7 @@ from msltrain.commands.options import (
 from msltrain.pages.text import percent
 
 if TYPE_CHECKING:
+    from msltrain.measures.predictions import Predictions
     from msltrain.measures.summary import Measured
     from msltrain.robustness.curves import Curves
 
@@ -147,16 +148,17 @@ def evaluate(
         if not is_first_process():
             return
     from msltrain.measures.summary import measure, series_json
+    from msltrain.measures.thresholds import held_out_beside
 
-    measured = [
-        measure(
-            answers,
-            validation=validation,
-            validation_file=str(thresholds_from),
-            with_intervals=intervals,
-        )
-        for _, answers in found
-    ]
+    def measured_of(file: Path, answers: Predictions) -> Measured:
+        tuned_on = None if validation is None else (validation, str(thresholds_from))
+        if tuned_on is None:  # those that `msl predict` uses: the classifier that is shipped
+            folders = [default_file(answers.origin.checkpoint, "").parent] if answers.origin.checkpoint else []
+            tuned_on = held_out_beside(answers, [*folders, Path(file).parent])
+        samples, name = tuned_on or (None, "")
+        return measure(answers, validation=samples, validation_file=name, with_intervals=intervals)
+
+    measured = [measured_of(file, answers) for file, answers in found]
     if json:
         standard_output.write(measured[0].to_json() if len(measured) == 1 else series_json(measured))
         return
@@ -197,6 +199,10 @@ def _show_series(measured: Sequence[Measured]) -> None:
         table.add_row(run_folder(one.origin.checkpoint).name, *map(_percent, summary.values()))
     spread = [mean_and_deviation([summary[name] for summary in summaries]) for name in summaries[0]]
     table.add_row("mean ± sd", *(f"{100 * mean:.2f} ± {100 * deviation:.2f}" for mean, deviation in spread))
+    tuned = [one.metrics.tuned for one in measured if one.metrics.tuned is not None]
+    if len(tuned) == len(measured):
+        spread = [mean_and_deviation([getattr(one, name) for one in tuned]) for name in summaries[0] if name != "mAP"]
+        table.add_row("at tuned thresholds", "", *(f"{100 * mean:.2f} ± {100 * sd:.2f}" for mean, sd in spread))
     out.print(table)
     _explain()
     for one in measured:
@@ -243,7 +249,7 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
         said = few if measured.intervals else f"{few}; --intervals says how far"
         out.print(said, style="yellow", soft_wrap=not out.is_terminal)
     if measured.threshold_origin:
-        out.print(f"tuned thresholds: {measured.threshold_origin}", soft_wrap=True)
+        out.print(f"tuned thresholds: {measured.threshold_origin}; papers compare at 0.5", soft_wrap=True)
     others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")
     out.print(f"mAP by other definitions: {others}")
     if tied := metrics.decided_by_order():

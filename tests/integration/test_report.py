@@ -25,6 +25,7 @@ from msltrain.measures.predictions import (
     keep_mask_fingerprints,
     write_predictions,
 )
+from msltrain.measures.thresholds import tune_thresholds
 from msltrain.pages.svg import ticks
 from msltrain.pages.text import points
 from msltrain.report.examples import (
@@ -293,6 +294,18 @@ def test_numbers_that_the_order_of_the_samples_decides_are_said_first(pair, tmp_
     for shown in (page, text):
         assert f"“{same.name}” on whole images: " in shown
         assert shown.count("where equal logits count as equal, as in scikit-learn, mAP is ") == 1
+
+
+def test_tuned_thresholds_have_their_own_row(pair, tmp_path):
+    """Where msl predict has some; differences stay those at 0.5."""
+    run = replace(pair[0], masked={}, files={"whole": str(tmp_path / "predictions" / "test.parquet")})
+    held_out = replace(run.clean, keys=tuple(f"other-{key}" for key in run.clean.keys))
+    (tmp_path / "predictions").mkdir()
+    write_predictions(held_out, tmp_path / "predictions" / "all-held-out.parquet")
+    tuned = compute_metrics(run.clean, tune_thresholds(held_out)).tuned
+    text = write_report(tmp_path / "r.html", title="R", runs=[run]).with_suffix(".md").read_text("utf-8")
+    [row] = [line for line in text.splitlines() if line.startswith(f"| {run.name}, tuned thresholds |")]
+    assert f"{100 * tuned.CF1:.1f}" in row and f"{100 * tuned.OR:.1f}" in row
 
 
 def test_objects_are_compared_at_as_many_false_alarms(pair):
