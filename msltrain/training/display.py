@@ -105,6 +105,8 @@ class TrainingDisplay:
             self._print(head)
             for note in event.notes:
                 show_below(self._out, note)
+        for warning in event.warnings:
+            show_below(self._out, f"careful: {warning}", "yellow")
         if event.step >= event.num_steps:
             self._print(f"all {event.num_steps:,} steps were taken before: there is nothing to train")
         elif event.step:

@@ -38,6 +38,8 @@ class StartEvent:
     """Steps already taken by the run that is continued; 0 for a new one."""
     notes: tuple[str, ...] = ()
     """Sentences worth showing: which weights were loaded, which setting has no effect here."""
+    warnings: tuple[str, ...] = ()
+    """Those that nobody may miss: what the run rests on may be wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
