@@ -283,8 +283,7 @@ class Trainer:
         """Note in the run folder that the run starts, or goes on, here."""
         if self.step == 0 or self._changes:
             self.folder.start(self.config, self.data.identities)
-        if self.step and (text := self.folder.other_code()):
-            self._notes.append(text)
+        self._notes += filter(None, [self.folder.other_code()] if self.step else [])
         self.folder.keep_metrics_until(self.step)
         self.folder.note_start(self.ranks, self.step, self._changes)
         self.folder.track(self.config, self.step)
