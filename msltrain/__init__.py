@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from msltrain.stream.loader import Loader
     from msltrain.stream.pixels.batch import Batch
     from msltrain.stream.samples.holdout import hold_out
-    from msltrain.training.siamese import SiameseStep
+    from msltrain.training.siamese import SiameseStep, positive_weights
     from msltrain.training.trainer import TrainResult
     from msltrain.use.predict import Predictor
 
@@ -44,6 +44,7 @@ __all__ = [
     "evaluate",
     "hold_out",
     "load",
+    "positive_weights",
     "recipe",
     "train",
 ]
@@ -64,6 +65,7 @@ _HOMES = {
     "TrainConfig": "msltrain.config",
     "TrainResult": "msltrain.training.trainer",
     "hold_out": "msltrain.stream.samples.holdout",
+    "positive_weights": "msltrain.training.siamese",
 }
 """The module of each public name that is not a function of ``msltrain.api``."""
 

@@ -123,7 +123,10 @@ def evaluate(
     out: Location | None = None,
     on_sample_error: Literal["fail", "skip"] = "fail",
 ) -> tuple[Predictions, Metrics]:
-    """Predict every sample of a dataset exactly once, and measure the predictions as published.
+    """Predict every sample of a dataset exactly once, and measure the predictions as published: fractions in [0, 1].
+
+    CP, CR, CF1, OP, OR and OF1 are at a score of 0.5; where `Predictor` has tuned thresholds for the run, ``tuned`` has
+    them at those.
 
     Args:
         checkpoint: a run, in ``runs/`` by its name, whose best checkpoint is taken, or a checkpoint. A warning says
@@ -144,7 +147,8 @@ def evaluate(
     """
     from msltrain.evaluation import evaluate as evaluation
     from msltrain.measures.metrics import compute_metrics
-    from msltrain.runs.run_places import find_evaluation_shards, find_run
+    from msltrain.measures.thresholds import held_out_beside, tune_thresholds
+    from msltrain.runs.run_places import default_file, find_evaluation_shards, find_run
 
     notes: list[str] = []
     predictions = evaluation.evaluate(
@@ -156,9 +160,11 @@ def evaluate(
         on_sample_error=on_sample_error,
         note=notes.append,
     )
-    for text in notes:
+    tuned_on = held_out_beside(predictions, [default_file(predictions.origin.checkpoint, "").parent])
+    metrics = compute_metrics(predictions, None if tuned_on is None else tune_thresholds(tuned_on))
+    for text in filter(None, [*notes, metrics.decided_by_order()]):
         _warn(text, evaluate)
-    return predictions, compute_metrics(predictions)
+    return predictions, metrics
 
 
 @says_it_in_python()
@@ -194,7 +200,12 @@ def _warn(text: str, function: Callable[..., object]) -> None:
 def compute_metrics(
     logits: ArrayLike, targets: ArrayLike, ignore: ArrayLike | None = None, *, classes: Sequence[str] | None = None
 ) -> Metrics:
-    """mAP, CP, CR, CF1, OP, OR, OF1 and a table by class, as published, from plain arrays.
+    """mAP, CP, CR, CF1, OP, OR, OF1 and a table by class, as published, from plain arrays; fractions in [0, 1].
+
+    Two habits of the published code can surprise. Equal logits are ranked in the order of the rows, so that it decides
+    mAP where there are many: a warning says so, and ``mAP_by_kind["sklearn"]`` is mAP with equal logits as equals. And
+    a class that is never predicted counts in OP as one wrong prediction, in CP as none right: with every prediction
+    right OP may be 0.75. ``Metrics.never_predicted()`` names such classes, and both numbers without them.
 
     Args:
         logits: (N, K), before the sigmoid: a class is predicted from logit 0 on.
@@ -211,17 +222,26 @@ def compute_metrics(
     """
     import numpy as np
 
-    from msldata.errors import UserError
+    from msldata.errors import UserError, counted
     from msltrain.measures.metrics import compute_metrics
     from msltrain.measures.predictions import Predictions
 
-    logit_NK, target_NK = _array(logits).astype(np.float32), _array(targets)
-    ignore_NK = np.zeros(target_NK.shape, bool) if ignore is None else _array(ignore).astype(bool)
+    given_NK, target_NK = _array(logits, "logits"), _array(targets, "targets")
+    with np.errstate(over="ignore"):
+        logit_NK = given_NK.astype(np.float32)
+    ignore_NK = np.zeros(target_NK.shape, bool) if ignore is None else _array(ignore, "ignore")
     if logit_NK.ndim != 2 or not logit_NK.shape == target_NK.shape == ignore_NK.shape:
         shapes = f"logits {logit_NK.shape}, targets {target_NK.shape}, ignore {ignore_NK.shape}"
         raise UserError(f"compute_metrics: {shapes}; all must be (N, K), a row for each sample")
     if not np.isin(target_NK, (0, 1)).all():
         raise UserError("compute_metrics: a target is neither 0 nor 1; pass pairs that count nowhere as ignore")
+    if not np.isin(ignore_NK, (0, 1)).all():
+        raise UserError("compute_metrics: an element of ignore is neither 0 nor 1")
+    if (np.isinf(logit_NK) & np.isfinite(given_NK)).any():
+        raise UserError("compute_metrics: logits are beyond what 32 bits hold, where they would all be equal")
+    if classes is not None and len(classes) != logit_NK.shape[1]:
+        named = f"{counted(len(classes), 'class')} {'is' if len(classes) == 1 else 'are'} named"
+        raise UserError(f"compute_metrics: {named} for {counted(logit_NK.shape[1], 'column')}")
     if ((logit_NK >= 0) & (logit_NK <= 1)).all() and len(np.unique(logit_NK)) > 1:
         warnings.warn("compute_metrics: all logits lie in 0 … 1; give values before the sigmoid", stacklevel=2)
     num_samples, num_classes = logit_NK.shape
@@ -229,14 +249,25 @@ def compute_metrics(
         keys=tuple(map(str, range(num_samples))),
         logit_NK=logit_NK,
         target_NK=target_NK.astype(np.uint8),
-        ignore_NK=ignore_NK,
+        ignore_NK=ignore_NK.astype(bool),
         classes=tuple(map(str, range(num_classes))) if classes is None else tuple(classes),
     )
-    return compute_metrics(predictions)
+    metrics = compute_metrics(predictions)
+    if tied := metrics.decided_by_order():
+        warnings.warn(f"compute_metrics: {tied}", stacklevel=2)
+    return metrics
 
 
-def _array(values: ArrayLike) -> np.ndarray:
-    """A tensor, wherever it is, or anything that numpy takes."""
+def _array(values: ArrayLike, name: str) -> np.ndarray:
+    """A tensor, wherever it is, or anything that numpy takes, as an array of numbers. Raises UserError."""
     import numpy as np
 
-    return np.asarray(values.detach().float().cpu() if hasattr(values, "detach") else values)
+    from msldata.errors import UserError
+
+    try:
+        array = np.asarray(values.detach().float().cpu() if hasattr(values, "detach") else values)
+    except ValueError:  # rows of several lengths
+        array = np.array(None)
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"compute_metrics: {name} are no array of numbers (N, K), a row for each sample")
+    return array

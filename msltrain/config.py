@@ -393,6 +393,8 @@ class TrainConfig:
         return self.model.freeze_backbone and looks_same and not self.loss.needs_keep_masks
 
     def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(TrainConfig).items():
+            _check(isinstance(getattr(self, name), kind), name, repr(getattr(self, name)), f"a {kind.__name__}")
         if self.loss.has_masked_branch and self.loss.masked_target == "teacher":
             _check(
                 self.optim.ema_decay is not None,

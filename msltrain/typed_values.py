@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import types
 import typing
 from typing import Any, Literal, Union
@@ -74,38 +75,55 @@ def decode(value: Any, hint: Any, where: str) -> Any:
 
 
 def settle(config: Any, section: str) -> None:
-    """What JSON and a command line see to, for a frozen config made in Python: a list becomes the tuple of its values,
-    for ``[1, 1]`` is not ``(1, 1)``, and a text the tuple of one. A word that a field does not know is refused: where
-    it is looked for, it would be taken for another one.
+    """What JSON and a command line see to, for a frozen config made in Python: every field has the type that it says.
+
+    A list or an array becomes the tuple of its values, for ``[1, 1]`` is not ``(1, 1)``, a text the tuple of one, one
+    number the tuple of a fixed length, numpy's and torch's numbers become Python's, a `Path` becomes text. What cannot
+    be read so is refused: as it is, it would be taken for something else, or fail where nobody looks for it.
 
     Args:
         config: of a dataclass, in its ``__post_init__``.
         section: its name in messages.
 
     Raises:
-        UserError: such a word, with those that there are.
+        UserError: a value of another type, or a word that the field does not know, with those that there are.
     """
-    for name, (words, are_several) in _words_of(type(config)).items():  # type: ignore[arg-type]
+    for name, hint in _hints_of(type(config)).items():  # type: ignore[arg-type]
         value = getattr(config, name)
-        if are_several and isinstance(value, list | str):
-            value = (value,) if isinstance(value, str) else tuple(value)
-            object.__setattr__(config, name, value)
-        given = value if are_several and isinstance(value, tuple) else (value,)
-        if words and (strange := [word for word in given if word not in words]):
-            raise UserError(f"{section}.{name}: {strange[0]!r} is not one of {', '.join(map(str, words))}")
+        settled = decode(_as_json(value, hint), hint, f"{section}.{name}")
+        if not _is_plain(value) or settled != value:  # 1 stays 1 where a number is asked for, in files too
+            object.__setattr__(config, name, settled)
+
+
+def _as_json(value: Any, hint: Any) -> Any:
+    """What JSON would have in the place of a value that was given in Python."""
+    if _is_union(hint):
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if hasattr(value, "tolist"):  # an array, a tensor, or a number of theirs
+        value = value.tolist()
+    if typing.get_origin(hint) is not tuple or value is None:
+        return value
+    elements = typing.get_args(hint)
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, int | float) and elements[-1] is not Ellipsis:
+        return [value] * len(elements)
+    return [_as_json(part, elements[0]) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is of Python's own types, as in a config that was read."""
+    return type(value) in _PLAIN or (type(value) is tuple and all(map(_is_plain, value)))
+
+
+_PLAIN = (int, float, bool, str, type(None))
 
 
 @functools.cache
-def _words_of(kind: type) -> dict[str, tuple[tuple[Any, ...], bool]]:
-    """The fields that hold words or several values: the words (none: any value), and whether they are several."""
-    found = {}
-    for name, hint in typing.get_type_hints(kind).items():
-        are_several = typing.get_origin(hint) is tuple
-        one = typing.get_args(hint)[0] if are_several else hint
-        words = typing.get_args(one) if typing.get_origin(one) is Literal else ()
-        if words or are_several:
-            found[name] = words, are_several
-    return found
+def _hints_of(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _is_union(hint: Any) -> bool:

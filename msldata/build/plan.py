@@ -16,7 +16,7 @@ from typing import Any, Literal
 from msldata.build.image import TRANSCODE_QUALITY, Resize
 from msldata.contract.format import INDEX_VERSION, check_key, encode_json
 from msldata.contract.manifest import IMAGES, Manifest, shard_name
-from msldata.contract.records import ObjectRecord, Occlusion, Record
+from msldata.contract.records import LabelSpace, ObjectRecord, Occlusion, Record
 from msldata.errors import BadInputError, UserError, counted, few_of
 from msldata.sources.kinds import PUBLISHED, Source
 from msldata.storage import Storage
@@ -126,6 +126,7 @@ def plan_build(
         UserError: no images, two images of one key, a key that cannot name a sample, or ``samples_per_shard`` below 1.
         BadInputError: an annotation that cannot be understood, unless it is skipped.
     """
+    _check_source(source)
     if samples_per_shard < 1:
         raise UserError(f"samples_per_shard is {samples_per_shard}; it must be 1 or more")
     options: dict[str, Any] = {"samples_per_shard": samples_per_shard, "transcode_quality": TRANSCODE_QUALITY}
@@ -176,6 +177,18 @@ def plan_build(
         skip_limit=skip_limit,
         newest_image=newest,
     )
+
+
+def _check_source(source: Source) -> None:
+    """Raise UserError for a source of one's own that lacks what a build asks of it."""
+    kind = type(source).__name__
+    names = ("dataset", "split", "labels", "images", "licence", "provenance", "counts", "records")
+    if missing := [name for name in names if not hasattr(source, name)]:
+        raise UserError(f"the source, a {kind}, has no {', '.join(missing)}; a source has {', '.join(names)}")
+    if not isinstance(source.labels, LabelSpace):
+        raise UserError(f"the labels of {kind} are a {type(source.labels).__name__}; give LabelSpace(classes)")
+    if not hasattr(source.images, "where"):
+        raise UserError(f"the images of {kind} are a {type(source.images).__name__}; give open_storage(folder)")
 
 
 class Ledger:
@@ -312,6 +325,8 @@ def _checked(source: Source, ledger: Ledger) -> Iterator[Record]:
     source.reject = ledger.add
     num_classes = len(source.labels)
     for record in source.records():
+        if not isinstance(record, Record):
+            raise UserError(f"{source.dataset}: records() gives a {type(record).__name__}; give msldata.Record")
         if problem := _problem(record, num_classes):
             ledger.add(BadInputError(source.images.where(record.image), problem, "mend the annotations"))
             continue

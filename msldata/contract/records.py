@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
 from msldata.errors import UserError, neighbour
 from msldata.storage import Storage
@@ -55,7 +57,10 @@ class Record:
     ``key`` names the sample in the shard: unique within its dataset and split, without dots or slashes. ``image`` is
     the path of the image file, relative to the source's root. ``positives`` and ``ignored`` are ascending, disjoint
     class indices; an ignored class (VOC "difficult", WIDER "unspecified") is 0 in the target vector and is left out of
-    evaluation by the index.
+    evaluation by the index. Lists and arrays of such numbers are taken, as ``numpy.flatnonzero`` gives them.
+
+    Raises:
+        UserError: a key that is not text, an index that is no whole number, or an object that is no `ObjectRecord`.
 
     Example:
         street = msldata.Record(key="street", image="photos/street.jpg", positives=(0, 2), ignored=(1,))
@@ -76,6 +81,50 @@ class Record:
     boxes are shares of its sides."""
     occlusion: tuple[Occlusion, ...] | None = None
     """Occlusion of each object, in order; None where the segments were not asked for."""
+
+    def __post_init__(self) -> None:
+        # Plans are JSON, which knows Python's own numbers alone. Cheap where they are: there are millions of records.
+        if type(self.key) is not str:
+            raise UserError(f"the key {self.key!r} of a record is not text")
+        if type(self.image) is not str:
+            object.__setattr__(self, "image", PurePath(self.image).as_posix())
+        for name in ("positives", "ignored"):
+            given = getattr(self, name)
+            if type(given) is not tuple or any(type(index) is not int for index in given):
+                object.__setattr__(self, name, _class_indices(self.key, name, given))
+        if type(self.objects) is not tuple or not all(map(_is_plain, self.objects)):
+            object.__setattr__(self, "objects", tuple([_plain_object(self.key, item) for item in self.objects]))
+
+
+def _class_indices(key: str, name: str, given: Any) -> tuple[int, ...]:
+    try:
+        if any(isinstance(index, bool) for index in given):
+            raise TypeError
+        return tuple(map(operator.index, given))
+    except TypeError:
+        raise UserError(
+            f"record '{key}': {name} is {given!r}; give the indices of its classes, such as (0, 2), or () for none"
+        ) from None
+
+
+def _is_plain(item: ObjectRecord) -> bool:
+    return type(item) is ObjectRecord and type(item.box) is tuple and _PLAIN.issuperset(map(type, (*item, *item.box)))
+
+
+def _plain_object(key: str, item: Any) -> ObjectRecord:
+    """An object with Python's own numbers in the place of numpy's."""
+    try:
+        index, box, *others = item
+        plain = [value.item() if hasattr(value, "item") else value for value in others]
+        x, y, width, height = (float(value) if not isinstance(value, int) else value for value in box)
+        return ObjectRecord(operator.index(index), (x, y, width, height), *plain)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"record '{key}': the object {item!r} is no msldata.ObjectRecord(class_index, (x, y, width, height), area)"
+        ) from None
+
+
+_PLAIN = frozenset((int, float, bool, type(None), tuple))
 
 
 SHARES = (1, 1)

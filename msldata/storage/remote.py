@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -14,8 +16,9 @@ from urllib.parse import quote
 
 from msldata.errors import StorageError
 from msldata.storage.base import FileInfo, Storage
-from msldata.storage.remoteerrors import PassingError, clear_remote_errors, is_lost_upload
+from msldata.storage.remoteerrors import PassingError, SilentError, clear_remote_errors, is_lost_upload
 
+_log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _PART_BYTES = 8 << 20
@@ -45,9 +48,12 @@ class RemoteStorage(Storage):
         "retry_timeout": timedelta(seconds=60),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 3},
     }
-    # A silent connection is dropped and asked again. With writers the time counts while a part goes up, too: a minute
+    # A silent connection is dropped and asked again; one that brings bytes, however slowly, is never. A store that has
+    # answered and then is silent for that long may be a slow one: it is asked once more with the patience that the
+    # slowest needs, and from then on with that. With writers the time counts while a part goes up, too: a minute
     # is enough for most lines, and what fails by it is tried once more with the patience that the slowest needs.
-    READ_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "read_timeout": "20s", "timeout": "600s"}
+    READ_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "read_timeout": "20s", "timeout": "86400s"}
+    SLOW_READ_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "read_timeout": "120s", "timeout": "86400s"}
     WRITE_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "timeout": "60s"}
     SLOW_CLIENT: ClassVar[dict[str, Any]] = {"connect_timeout": "4s", "timeout": "300s"}
 
@@ -59,6 +65,8 @@ class RemoteStorage(Storage):
         self._writer = store
         self._is_given = store is not None
         self._has_answered = store is not None
+        self._slow_store: Any = None
+        self._changing = threading.Lock()
 
     def _connect(self, retry: dict[str, Any], client: dict[str, Any]) -> Any:
         from obstore.store import from_url
@@ -76,6 +84,34 @@ class RemoteStorage(Storage):
         if not self._has_answered:
             self._has_answered = True
             self.store = self._connect(self.PATIENT_RETRY, self.READ_CLIENT)
+
+    def _slow(self, store: Any, name: str, error: SilentError) -> Any:
+        """The store to ask again after ``store`` was silent. Raises the error where that is no use: it has never
+        answered, or has all patience already."""
+        if self._is_given or not self._has_answered:
+            raise error
+        with self._changing:
+            if store is self._slow_store:
+                silent = self.SLOW_READ_CLIENT["read_timeout"].removesuffix("s")
+                raise SilentError(
+                    f"{self.where(name)}: the store has answered before, and now sent nothing for {silent} seconds; it "
+                    "is overloaded, or the network is: fewer readers at once (stream.num_threads), or --cache DIR, ask "
+                    "less of it"
+                ) from None
+            if self._slow_store is None:
+                _log.warning("%s: slow: it was silent for %s", self.url, self.READ_CLIENT["read_timeout"])
+                self.store = self._slow_store = self._connect(self.PATIENT_RETRY, self.SLOW_READ_CLIENT)
+            return self._slow_store
+
+    def _read(self, name: str, request: Callable[[Any], Result]) -> Result:
+        """What ``request`` reads with a store, asked again where that is slow."""
+        store = self.store
+        while True:
+            try:
+                with clear_remote_errors(self.where(name)):
+                    return request(store)
+            except SilentError as error:
+                store = self._slow(store, name, error)
 
     def _writing_store(self) -> Any:
         if not self.can_list:
@@ -129,10 +165,12 @@ class RemoteStorage(Storage):
     def read(self, name: str) -> bytes:
         import obstore
 
-        with clear_remote_errors(self.where(name)):
-            answer = obstore.get(self.store, name)
-            expected = answer.meta["size"]
-            data = answer.bytes().to_bytes()
+        def read(store: Any) -> tuple[int, bytes]:
+            answer = obstore.get(store, name)
+            self._answered()  # it is there, however long the rest takes
+            return answer.meta["size"], answer.bytes().to_bytes()
+
+        expected, data = self._read(name, read)
         if len(data) != expected:
             raise StorageError(f"{self.where(name)}: the object has {expected} bytes, {len(data)} were received")
         self._answered()
@@ -141,13 +179,11 @@ class RemoteStorage(Storage):
     def read_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
         import obstore
 
-        with clear_remote_errors(self.where(name)):
-            parts = [
-                part.to_bytes()
-                for part in obstore.get_ranges(
-                    self.store, name, starts=list(starts), lengths=list(lengths), coalesce=_COALESCE_BYTES
-                )
-            ]
+        def read(store: Any) -> list[bytes]:
+            ranges = {"starts": list(starts), "lengths": list(lengths)}
+            return [part.to_bytes() for part in obstore.get_ranges(store, name, **ranges, coalesce=_COALESCE_BYTES)]
+
+        parts = self._read(name, read)
         for part, start, length in zip(parts, starts, lengths, strict=True):
             if len(part) != length:
                 raise StorageError(
@@ -160,13 +196,23 @@ class RemoteStorage(Storage):
     def stream(self, name: str) -> Iterator[bytes]:
         import obstore
 
-        num_bytes = 0
-        with clear_remote_errors(self.where(name)):
-            answer = obstore.get(self.store, name)
-            pieces = iter(answer.stream(min_chunk_size=_PART_BYTES))
+        def begin(store: Any) -> tuple[Any, Iterator[Any]]:
+            options: Any = {"range": {"offset": num_bytes}} | ({"if_match": tag} if tag else {}) if num_bytes else {}
+            answer = obstore.get(store, name, options=options)
+            return answer, iter(answer.stream(min_chunk_size=_PART_BYTES))
+
+        num_bytes, tag, store = 0, None, self.store
+        answer, pieces = self._read(name, begin)
+        tag = answer.meta["e_tag"]
+        self._answered()  # it is there, however long the rest takes
         while True:
-            with clear_remote_errors(self.where(name)):  # not around the yield: the caller's errors are not ours
-                piece = next(pieces, None)
+            try:
+                with clear_remote_errors(self.where(name)):  # not around the yield: the caller's errors are not ours
+                    piece = next(pieces, None)
+            except SilentError as error:  # go on where it fell silent
+                store = self._slow(store, name, error)
+                _, pieces = self._read(name, begin)
+                continue
             if piece is None:
                 break
             num_bytes += len(piece)

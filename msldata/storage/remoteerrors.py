@@ -24,6 +24,7 @@ _REGION = re.compile(
     r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|bare redirect|"
     r"\b301 Moved|\b307 Temporary"
 )
+_SILENT = "no answer came in time"
 _UNREACHABLE = (
     ("dns error", "its host name is not known"),
     ("ConnectionRefused", "the connection was refused"),
@@ -33,8 +34,8 @@ _UNREACHABLE = (
     ("ConnectionReset", "the connection was dropped again and again"),
     ("IncompleteMessage", "the connection was dropped again and again"),
     ("kind: Interrupted", "the answer was cut off again and again"),
-    ("kind: Timeout", "no answer came in time"),
-    ("TimedOut", "no answer came in time"),
+    ("kind: Timeout", _SILENT),
+    ("TimedOut", _SILENT),
     ("kind: Connect", "no connection could be made"),
 )
 _STATUS = re.compile(r"\b([45]\d\d [A-Z][A-Za-z]+(?: [A-Z][A-Za-z]+)*)")
@@ -55,6 +56,10 @@ _ADDRESS = {
 
 class PassingError(StorageError):
     """A store that could not be reached, or failed internally: a retry may succeed."""
+
+
+class SilentError(PassingError):
+    """A store from which nothing came for as long as a connection may be silent: dead, or slow."""
 
 
 @contextmanager
@@ -161,10 +166,11 @@ def _translated(where: str, error: Exception, writing: bool) -> Exception:
         return StorageError(f"{where}: this kind of location cannot do that; a web address can only be read")
     for sign, reason in _UNREACHABLE:
         if sign in text:
-            return PassingError(f"{where}: the store cannot be reached: {reason}{_address(scheme)}")
+            kind = SilentError if reason == _SILENT else PassingError
+            return kind(f"{where}: the store cannot be reached: {reason}{_address(scheme)}")
     if status := _STATUS.search(text):
-        kind = PassingError if status[1][0] == "5" else StorageError
-        return kind(f"{where}: the store keeps answering {status[1]}; try again later")
+        passing = PassingError if status[1][0] == "5" else StorageError
+        return passing(f"{where}: the store keeps answering {status[1]}; try again later")
     return StorageError(f"{where}: {_first_sentence(text)}")
 
 

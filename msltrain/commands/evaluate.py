@@ -40,6 +40,7 @@ from msltrain.commands.working import counting, working
 from msltrain.pages.text import percent
 
 if TYPE_CHECKING:
+    from msltrain.measures.predictions import Predictions
     from msltrain.measures.summary import Measured
     from msltrain.robustness.curves import Curves
 
@@ -148,17 +149,17 @@ def evaluate(
         if not is_first_process():
             return
     from msltrain.measures.summary import measure, series_json
+    from msltrain.measures.thresholds import held_out_beside
+
+    def measured_of(file: Path, answers: Predictions) -> Measured:
+        tuned_on, name = validation, str(thresholds_from or "")
+        if tuned_on is None:  # those that `msl predict` uses: the classifier that is shipped
+            folders = [default_file(answers.origin.checkpoint, "").parent] if answers.origin.checkpoint else []
+            tuned_on = held_out_beside(answers, [*folders, Path(file).parent])
+        return measure(answers, validation=tuned_on, validation_file=name, with_intervals=intervals)
 
     with working("measuring"):
-        measured = [
-            measure(
-                answers,
-                validation=validation,
-                validation_file=str(thresholds_from),
-                with_intervals=intervals,
-            )
-            for _, answers in found
-        ]
+        measured = [measured_of(file, answers) for file, answers in found]
     if json:
         standard_output.write(measured[0].to_json() if len(measured) == 1 else series_json(measured))
         return
@@ -202,8 +203,16 @@ def _show_series(measured: Sequence[Measured]) -> None:
         table.add_row(run_folder(one.origin.checkpoint).name, *map(_percent, summary.values()))
     spread = [mean_and_deviation([summary[name] for summary in summaries]) for name in summaries[0]]
     table.add_row("mean ± sd", *(f"{100 * mean:.2f} ± {100 * deviation:.2f}" for mean, deviation in spread))
+    tuned = [one.metrics.tuned for one in measured if one.metrics.tuned is not None]
+    if len(tuned) == len(measured):
+        spread = [mean_and_deviation([getattr(one, name) for one in tuned]) for name in summaries[0] if name != "mAP"]
+        table.add_row("at tuned thresholds", "", *(f"{100 * mean:.2f} ± {100 * sd:.2f}" for mean, sd in spread))
     out.print(table)
     _explain()
+    for one in measured:
+        if tied := one.metrics.decided_by_order():
+            name = run_folder(one.origin.checkpoint).name
+            out.print(f"{name}: {tied}", style="yellow", soft_wrap=not out.is_terminal)
 
 
 def _explain() -> None:
@@ -244,11 +253,14 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
         said = few if measured.intervals else f"{few}; --intervals says how far"
         out.print(said, style="yellow", soft_wrap=not out.is_terminal)
     if measured.threshold_origin:
-        out.print(f"tuned thresholds: {measured.threshold_origin}", soft_wrap=True)
+        out.print(f"tuned thresholds: {measured.threshold_origin}; papers compare at 0.5", soft_wrap=True)
     others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")
     out.print(f"mAP by other definitions: {others}")
-    if metrics.num_tied:
-        out.print(f"{metrics.num_tied:,} positives share their logit with a negative: their rank is the stored order")
+    if tied := metrics.decided_by_order():
+        out.print(tied, style="yellow", soft_wrap=not out.is_terminal)
+    elif metrics.num_tied:
+        count = counted(metrics.num_tied, "positive shares its", "positives share their")
+        out.print(f"{count} logit with a negative: how these are ordered moves mAP by less than 0.05 points")
     if absent := metrics.absent_classes:
         more = f" and {len(absent) - _NUM_NAMED:,} more" if len(absent) > _NUM_NAMED else ""
         out.print(f"left out of mAP, without positives: {', '.join(absent[:_NUM_NAMED])}{more}", soft_wrap=True)

@@ -86,12 +86,16 @@ def train(
     ] = None,
     processes: Processes = "auto",
     cache: Cache = None,
-    cache_limit: Annotated[str | None, typer.Option(help="What the cache may take.", show_default="50GB")] = None,
+    cache_limit: Annotated[
+        str | None, typer.Option(help="What the cache may take; else 50GB.", show_default=False)
+    ] = None,
     ram_cache: Annotated[
-        str | None, typer.Option(help="Keep decoded images in so much memory, such as 8GB.", show_default="none")
+        str | None,
+        typer.Option(help="Keep decoded images in so much memory, such as 8GB; else none.", show_default=False),
     ] = None,
     on_sample_error: Annotated[
-        OnError | None, typer.Option(help="At a damaged sample: stop, or go on and list it.", show_default="fail")
+        OnError | None,
+        typer.Option(help="At a damaged sample: stop, or go on and list it; else fail.", show_default=False),
     ] = None,
 ) -> None:
     """Train on your photographs (msl train NAME) or by a recipe, on one or many GPUs, and resume bit for bit.

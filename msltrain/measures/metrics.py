@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from msldata.errors import UserError, counted, few_of
-from msltrain.measures.average_precision import AP_KINDS, RankedPositives, ranked_by_class
+from msltrain.measures.average_precision import AP_KINDS, ApKind, RankedPositives, ranked_by_class
 
 if TYPE_CHECKING:
     from msltrain.measures.predictions import Predictions
@@ -31,6 +31,9 @@ EXPLAINED = (
 TOP = 3
 """The top-3 rates of the literature predict at most so many classes per image."""
 _NUM_NAMED = 5
+_ROUNDING, _CLASS_ROUNDING = 0.0005, 0.005
+"""A mean that moves by less than 0.05 points, and a class's AP by less than half a point, is the same number to a
+reader."""
 
 
 class NotANumberError(UserError):
@@ -74,10 +77,12 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """The published measures of one set of predictions.
+    """The published measures of one set of predictions, as fractions in [0, 1]; the commands print them in percent.
 
     mAP, CP and CR are means over the classes that have a positive; the others are named in ``absent_classes``. OP, OR
-    and OF1 count every class.
+    and OF1 count every class. Two habits of the published code can surprise: equal logits are ranked in the order of
+    the samples (``decided_by_order``), and a class that is never predicted counts as one wrong prediction
+    (``never_predicted``).
 
     Example:
         metrics: msltrain.Metrics = msltrain.compute_metrics([[2.0, -1.0], [-0.5, 3.0]], [[1, 0], [0, 1]])
@@ -86,6 +91,7 @@ class Metrics:
 
     num_samples: int
     mAP: float
+    """As published: equal logits keep the order of the samples. ``mAP_by_kind["sklearn"]`` does not hang on it."""
     CP: float
     CR: float
     CF1: float
@@ -126,21 +132,59 @@ class Metrics:
             "these figures by tens of points"
         )
 
+    def decided_by_order(self) -> str:
+        """In words, that equal logits leave mAP, or the AP of a class, to the stored order of the samples, and what it
+        is where they count as equal; empty where that moves neither by more than a rounding."""
+        if not self.num_tied:
+            return ""
+        equal = self.mAP_by_kind["sklearn"]
+        moved = [(one.name, *pair) for one in self.classes if (pair := _moved(one))]
+        if abs(equal - self.mAP) <= _ROUNDING and not moved:
+            return ""
+        moved.sort(key=lambda row: -abs(row[2] - row[1]))
+        names = [f"{name} {100 * after:.1f} and not {100 * before:.1f}" for name, before, after in moved]
+        return (
+            f"{counted(self.num_tied, 'positive shares its', 'positives share their')} logit with a negative, and the "
+            "published code ranks such samples in the order in which they are stored, which says nothing of the model: "
+            "where equal logits count as equal, as in scikit-learn, mAP is "
+            f"{100 * equal:.2f} % and not {100 * self.mAP:.2f} %" + (f" (AP: {few_of(names, 3)})" if names else "")
+        )
+
     def never_predicted(self) -> str:
-        """In words, what classes without a prediction do to OP and CP, and how many predictions are right; empty where
-        every class is predicted at least once."""
+        """In words, what classes without a prediction do to OP and CP, and what these are without such classes; empty
+        where every class is predicted at least once."""
         never = [one.name for one in self.classes if not one.num_predicted]
         if not never:
             return ""
-        made, right = (sum(getattr(one, name) for one in self.classes) for name in ("num_predicted", "num_correct"))
-        count = f"{right:,} of the {counted(made, 'prediction')} made {'is' if right == 1 else 'are'} right"
-        return (
+        said = (
             "as published, a class that is never predicted counts in OP as one wrong prediction, in CP as none right: "
-            f"here {few_of(never, _NUM_NAMED)}; {count if made else 'nothing at all is predicted'}"
+            f"here {few_of(never, _NUM_NAMED)}; "
         )
+        made, right = (sum(getattr(one, name) for one in self.classes) for name in ("num_predicted", "num_correct"))
+        if not made:
+            return said + "nothing at all is predicted"
+        said += f"{right:,} of the {counted(made, 'prediction')} made {'is' if right == 1 else 'are'} right"
+        tried = [one.precision for one in self.classes if one.num_predicted and one.num_positive]
+        without = {"OP": right / made, "CP": float(np.mean(tried)) if tried else 0.0}
+        changed = [
+            f"{name} is {100 * value:.2f} % and not {100 * getattr(self, name):.2f} %"
+            for name, value in without.items()
+            if abs(value - getattr(self, name)) > _ROUNDING
+        ]
+        return said + (f": without such classes {', '.join(changed)}" if changed else "")
 
 
-def mean_average_precision(logit_NK: np.ndarray, target_NK: np.ndarray, ignore_NK: np.ndarray | None = None) -> float:
+def _moved(one: ClassMetrics) -> tuple[float, float] | None:
+    """The AP of a class as published and with equal logits as equals, where these differ; None where they do not."""
+    before, after = one.average_precision, one.average_precisions["sklearn"]
+    if before is None or after is None or abs(after - before) <= _CLASS_ROUNDING:
+        return None
+    return before, after
+
+
+def mean_average_precision(
+    logit_NK: np.ndarray, target_NK: np.ndarray, ignore_NK: np.ndarray | None = None, *, kind: ApKind = "msl"
+) -> float:
     """Mean of the average precision over the classes that have a positive, in [0, 1].
 
     Args:
@@ -148,12 +192,14 @@ def mean_average_precision(logit_NK: np.ndarray, target_NK: np.ndarray, ignore_N
         0.08 points.
         target_NK: 1 positive, 0 negative.
         ignore_NK: True where the pair is left out of the ranking.
+        kind: how average precision is defined, see ``average_precision.AP_KINDS``; all but ``sklearn`` leave equal
+            logits in the order of the samples.
 
     Raises:
         UserError: a logit is NaN, or no class has a positive.
     """
     checked = checked_arrays(logit_NK, target_NK, ignore_NK)
-    return _mean([ranked.average_precisions(("msl",))["msl"] for ranked in ranked_by_class(*checked)])
+    return _mean([ranked.average_precisions((kind,))[kind] for ranked in ranked_by_class(*checked)])
 
 
 def compute_metrics(predictions: Predictions, thresholds_K: np.ndarray | None = None) -> Metrics:

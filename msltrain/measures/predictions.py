@@ -138,7 +138,7 @@ class Predictions:
     """Logits beside the true labels.
 
     Raises:
-        ValueError: arrays, keys and classes do not fit together.
+        UserError: arrays, keys and classes do not fit together.
 
     Example:
         predictions, _ = msltrain.evaluate("runs/msl", "shards/voc2007/test")
@@ -164,12 +164,16 @@ class Predictions:
         shape = (len(self.keys), len(self.classes))
         for name, dtype in (("logit_NK", np.float32), ("target_NK", np.uint8), ("ignore_NK", np.bool_)):
             array = getattr(self, name)
+            if not isinstance(array, np.ndarray):
+                raise UserError(f"{name}: a {type(array).__name__}, expected an array, {np.dtype(dtype)} {shape}")
             if array.shape != shape or array.dtype != dtype:
-                raise ValueError(f"{name}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
-        if len(set(self.classes)) != len(self.classes) or not all(isinstance(name, str) for name in self.classes):
-            raise ValueError("the classes are not distinct names")
+                raise UserError(f"{name}: {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
+        if not all(isinstance(key, str) for key in self.keys):
+            raise UserError("the keys are not texts")
+        if not all(isinstance(name, str) for name in self.classes) or len(set(self.classes)) != len(self.classes):
+            raise UserError("the classes are not distinct names")
         if self.target_NK.max(initial=0) > 1:
-            raise ValueError(f"target_NK: {self.target_NK.max()}, expected 0 or 1")
+            raise UserError(f"target_NK: {self.target_NK.max()}, expected 0 or 1")
 
     @property
     def score_NK(self) -> np.ndarray:

@@ -56,7 +56,7 @@ def measure(
     *,
     validation: Predictions | None = None,
     with_intervals: bool = False,
-    validation_file: str = "the validation samples",
+    validation_file: str = "",
 ) -> Measured:
     """Measure one set of predictions.
 
@@ -64,7 +64,7 @@ def measure(
         predictions: predictions for the samples to measure.
         validation: the same model's predictions for other samples, on which to tune a threshold per class.
         with_intervals: also resample the images.
-        validation_file: what ``validation`` is called in words.
+        validation_file: the name of its file, where a user named it.
 
     Raises:
         UserError: as in ``compute_metrics`` and ``require_other_samples``.

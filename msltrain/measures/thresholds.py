@@ -5,13 +5,18 @@ Shapes: N samples, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 
 from msldata.errors import UserError, counted, few_of
-from msltrain.measures.predictions import Predictions
+from msltrain.measures.predictions import Predictions, read_predictions
 
 MIN_POSITIVES = 10
 """In a class with fewer, some threshold between two of them looks best by chance; the class keeps 0.5."""
+HELD_OUT_FILES = "*-held-out.parquet"
+"""In a run's folder of predictions: what ``msl evaluate --held-out`` writes, and thresholds are tuned on."""
 
 
 def tune_thresholds(validation: Predictions, min_positives: int = MIN_POSITIVES) -> np.ndarray:
@@ -46,6 +51,29 @@ def require_other_samples(validation: Predictions, test: Predictions) -> None:
             f"{shared:,} samples are in both predictions files; thresholds tuned on the samples they are measured on "
             "flatter the model; tune on a validation split"
         )
+
+
+def held_out_beside(test: Predictions, folders: Iterable[Path]) -> Predictions | None:
+    """What the same weights predict for the samples that training held out: the thresholds of ``msl predict`` are tuned
+    on them. None where there is no such file, or where it says nothing about ``test``: it is
+    of the same samples, or logits are means over views.
+
+    Args:
+        folders: where runs keep their predictions.
+    """
+    origin = test.origin
+    if not origin.checkpoint_sha256 or origin.part or origin.test_time or origin.recalibrated:
+        return None
+    for file in [file for folder in dict.fromkeys(folders) for file in sorted(folder.glob(HELD_OUT_FILES))]:
+        try:
+            found = read_predictions(file)
+            require_other_samples(found, test)
+        except (UserError, OSError):
+            continue
+        of_whole_images = not found.origin.keep_masks and not found.origin.test_time
+        if of_whole_images and found.origin.image_size in (0, origin.image_size):
+            return found
+    return None
 
 
 def threshold_origin(validation: Predictions, file: str = "") -> str:

@@ -53,6 +53,16 @@ class WeightsReport:
     head: str = ""
     """What was taken from the head of one of our models, in words."""
 
+    def warning(self) -> str:
+        """In words, that nothing but the order of the tensors says which is which; empty where their names do."""
+        if self.matched_by != "order":
+            return ""
+        return (
+            f"the tensors in {self.source} have other names than the network's; they were taken in the order in which "
+            "they are stored, because all shapes agree. If the file is of another network, what was learnt is in the "
+            "wrong places: compare the first validation with that of weights by name"
+        )
+
     def summary(self) -> str:
         """One sentence for a log."""
         head = (

@@ -67,6 +67,12 @@ def _warnings(numbers: Numbers) -> tuple[str, ...]:
     stopped = [run for run in numbers.runs if run.unfinished]
     texts = [f"{quoted(run.name)} is not trained to its end: {run.unfinished}" for run in stopped]
     texts += [f"{quoted(run.name)}: {text}" for run in numbers.runs for text in run.met]
+    texts += [
+        f"{quoted(run.name)} {_where(numbers, condition)}: {text}"
+        for run, measured in zip(numbers.runs, numbers.measured, strict=True)
+        for condition, one in measured.items()
+        if (text := one.metrics.decided_by_order())
+    ]
     return tuple(f"{capital(text)}." for text in [*texts, *filter(None, [few])])
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from msltrain.measures.bootstrap import (
 )
 from msltrain.measures.predictions import Predictions
 from msltrain.measures.summary import Measured, measure
+from msltrain.measures.thresholds import held_out_beside
 from msltrain.report.cooccurrence import Companions, FalseAlarms, count_companions, count_false_alarms
 from msltrain.report.open_runs import RunReport
 from msltrain.robustness.curves import Curves
@@ -129,7 +131,8 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
         mine: dict[str, Measured] = {}
         against: dict[str, Interval] = {}
         for condition, predictions in run.conditions.items():
-            found = measure(predictions)
+            folders = [Path(file).parent for file in run.files.values()]
+            found = measure(predictions, validation=held_out_beside(predictions, folders))
             value, value_R = found.metrics.mAP, resampled_mean_ap(predictions)
             mine[condition] = Measured(
                 origin=found.origin,
@@ -137,6 +140,7 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
                 strata=found.strata,
                 strata_note=found.strata_note,
                 intervals={"mAP": interval_around(value, value_R)},
+                threshold_origin=found.threshold_origin,
             )
             if number == 0:
                 reference_R[condition] = value_R

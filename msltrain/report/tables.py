@@ -51,7 +51,12 @@ def measures_table(numbers: Numbers) -> Table:
     for condition in numbers.conditions:
         values = [list(entry[condition].metrics.summary().values()) for entry in numbers.measured]
         columns = [_best(column) for column in zip(*values)]
-        rows = [Row(name=run.name, cells=cells) for run, cells in zip(runs, zip(*columns), strict=True)]
+        rows = []
+        for run, entry, shown in zip(runs, numbers.measured, zip(*columns), strict=True):
+            rows.append(Row(name=run.name, cells=shown))
+            if (tuned := entry[condition].metrics.tuned) is not None:  # mAP knows no thresholds
+                at_those = [percent(getattr(tuned, name)) if name != "mAP" else "" for name in SUMMARY]
+                rows.append(Row(name=f"{run.name}, tuned thresholds", cells=at_those))
         for run, mine in zip(runs[1:], values[1:], strict=True):
             label = "difference" if len(runs) == 2 else f"{run.name} − {runs[0].name}"
             cells = [points(value - first) for value, first in zip(mine, values[0], strict=True)]

@@ -268,10 +268,17 @@ def _method(numbers: Numbers) -> list[str]:
         "AP is the mean over a class’s positives of the precision at their rank, by float32 logits; mAP is its mean "
         "over classes. P, R and F1 are taken at score ≥ 0.5; a class that is never predicted counts as one prediction; "
         "CF1 and OF1 are harmonic means of (CP, CR) and (OP, OR).",
+        *(
+            f"Tuned thresholds of {quoted(run.name)}, which msl predict uses: {text}. Differences and comparisons with "
+            "papers are at 0.5."
+            for run, measured in zip(numbers.runs, numbers.measured, strict=True)
+            if (text := measured[WHOLE].threshold_origin)
+        ),
         f"{num_ignored:,} (image, class) pairs marked as ignored {ignored}." if num_ignored else "",
         "No positive ties with a negative, so no number depends on the order of the samples."
         if num_tied == 0
-        else f"Up to {num_tied:,} positives of a class tie with a negative; ties keep the order of the samples.",
+        else f"Up to {num_tied:,} positives of a class tie with a negative. As published, ties keep the order of the "
+        "samples; where that moves a number by more than a rounding, a warning above says so.",
         f"Logits are means over several views of each image ({views})." if views else "",
     ]
     return [sentence for sentence in sentences if sentence]

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from msltrain.measures.metrics import compute_metrics
+from msldata.errors import counted
+from msltrain.measures.metrics import Metrics, compute_metrics
 from msltrain.measures.predictions import Predictions
+from msltrain.pages.text import quoted
 from msltrain.runs.run_places import WHOLE
 from msltrain.typed_values import decode
 
@@ -103,11 +105,14 @@ def compute_curves(found: Mapping[str, Mapping[str, Predictions]], notes: Sequen
 
     Args:
         found: predictions by model and condition, as ``run_study`` gives them, all for the same samples.
-        notes: what to know of the models; that the photographs are few is added.
+        notes: what to know of the models; that the photographs are few, or equal logits many, is added.
     """
-    cells = tuple(_cell(model, name, one) for model, row in found.items() for name, one in row.items())
+    measured = {model: {name: compute_metrics(one) for name, one in row.items()} for model, row in found.items()}
+    cells = tuple(
+        _cell(model, name, one, measured[model][name]) for model, row in found.items() for name, one in row.items()
+    )
     first = next(one for row in found.values() for one in row.values())
-    few = compute_metrics(first).too_few()
+    few = next(one for row in measured.values() for one in row.values()).too_few()
     curves = Curves(
         cells=cells,
         areas=(),
@@ -115,7 +120,7 @@ def compute_curves(found: Mapping[str, Mapping[str, Predictions]], notes: Sequen
         skipped=first.origin.skipped,
         dataset=first.origin.dataset,
         split=first.origin.split,
-        notes=(*notes, *([few] if few else [])),
+        notes=(*notes, *([few] if few else []), *_decided_by_order(measured)),
     )
     return replace(curves, areas=_areas(curves))
 
@@ -152,8 +157,18 @@ def read_curves(data: bytes) -> Curves:
     return replace(curves, areas=_areas(curves))
 
 
-def _cell(model: str, condition: str, predictions: Predictions) -> Cell:
-    metrics = compute_metrics(predictions)
+def _decided_by_order(measured: Mapping[str, Mapping[str, Metrics]]) -> list[str]:
+    """A sentence for each model with figures that hang on the order in which samples are stored."""
+    notes = []
+    for model, row in measured.items():
+        texts = [f"{name}: {text}" for name, metrics in row.items() if (text := metrics.decided_by_order())]
+        if texts:
+            more = f"; the same in {counted(len(texts) - 1, 'more condition')}" if len(texts) > 1 else ""
+            notes.append(f"{quoted(model)}, {texts[0]}{more}")
+    return notes
+
+
+def _cell(model: str, condition: str, predictions: Predictions, metrics: Metrics) -> Cell:
     predicted_NK = (predictions.logit_NK >= 0) & ~predictions.ignore_NK
     target_NK = (predictions.target_NK > 0) & ~predictions.ignore_NK
     negative_NK = (predictions.target_NK == 0) & ~predictions.ignore_NK

@@ -2,7 +2,7 @@
 
 ``config.json``       the whole config
 ``datasets.json``     which shards, by fingerprint
-``environment.json``  versions, machine and command of every start
+``environment.json``  versions, digest of the code, machine and command of every start
 ``metrics.jsonl``     a line per log interval and per validation
 ``skipped.jsonl``     a line per damaged sample that was skipped (``stream.on_sample_error=skip``); absent if none was
 ``tensorboard/``      with ``run.tensorboard``
@@ -34,6 +34,7 @@ from msldata.errors import StorageError, UserError, counted
 from msldata.storage import LocalStorage, clear_local_errors, open_storage
 from msldata.storage.lock import Claim, own_folder
 from msltrain.config import TrainConfig, differences, from_json, to_json
+from msltrain.runs.code import code_identity
 from msltrain.runs.find_checkpoint import BEST, CHECKPOINTS, FAILED, LAST, check_unused, holds_run
 from msltrain.runs.mirror import RunMirror
 from msltrain.runs.run_places import run_folder
@@ -300,6 +301,7 @@ class RunFolder:
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "packages": {name: package_version(name) for name in _PACKAGES},
+                "code": code_identity(),
                 "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
                 "cuda": torch.version.cuda,
                 "world_size": ranks.world_size,
@@ -308,6 +310,16 @@ class RunFolder:
             }
         )
         self._files.put(ENVIRONMENT_NAME, _json_bytes(starts))
+
+    def other_code(self) -> str:
+        """In words, that the run was last begun or continued by other code than this; empty where it was not, or where
+        nothing tells. Before `note_start`."""
+        starts = self._starts()
+        before = starts[-1].get("code") if starts and isinstance(starts[-1], dict) else None
+        if not isinstance(before, dict) or before.get("sha256") == code_identity()["sha256"]:
+            return ""
+        short = [str(one.get("commit") or one.get("sha256"))[:12] for one in (before, code_identity())]
+        return f"goes on with other code than it was last trained with ({short[0]} before, {short[1]} now)"
 
     def _starts(self) -> list[Any]:
         if not self._files.exists(ENVIRONMENT_NAME):

@@ -17,8 +17,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 
 from msldata.errors import UserError, counted
@@ -65,10 +66,13 @@ class Loader:
         rank, world_size: this process's part of every batch; default: its place in torch's process group, where one
             has been joined, else all of it.
         seed: decides order and augmentation; the same on all ranks.
+        allow_uneven: in training, let ranks have unequal parts of a batch. What each of them computes must then be
+            weighed by its samples: the mean over ranks is not the mean over samples.
         to_square: in evaluation, makes uint8 (1, 3, S, S) of a whole image, uint8 (H, W, 3); None: it is squashed.
 
     Raises:
-        UserError: no complete batch in training; more ranks than samples in a batch.
+        UserError: no complete batch in training; more ranks than samples in a batch; in training, one that they cannot
+            share equally.
         FormatError, StorageError: no image dataset there, or it cannot be read.
 
     Example:
@@ -90,6 +94,7 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
         seed: int = 0,
+        allow_uneven: bool = False,
         to_square: ToSquare | None = None,
     ):
         shards = data if isinstance(data, ShardSet) else open_shard_set(data)
@@ -102,6 +107,8 @@ class Loader:
         self.step = 0
         """How many batches of this epoch the consumer has received."""
         self.stats = StreamStats()
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank is {rank} of {world_size} ranks; they are counted from 0 to {world_size - 1}")
         if config.batch_size < world_size:
             raise UserError(
                 f"stream.batch_size is {config.batch_size} for {world_size} ranks; give every rank a sample at least"
@@ -112,6 +119,8 @@ class Loader:
                 f"{shards.name}: {counted(shards.num_samples, 'sample')} {makes} no complete batch of "
                 f"{config.batch_size}; set a smaller stream.batch_size, or stream.drop_last=false"
             )
+        if training and not allow_uneven:
+            self._check_even()
         if config.decode == "device":
             check_device_decoding(self.device)
         self._to_device = ToDevice(self.device, config.image_size, config.mean, config.std)
@@ -190,6 +199,8 @@ class Loader:
         """Go to the beginning of an epoch; a position inside that same epoch is kept, and so is its end, which is the
         beginning of the next: after `load_state_dict`, loop from ``next_epoch`` on.
         """
+        if not is_count(epoch):
+            raise UserError(f"epoch is {epoch!r}; epochs are counted from 0")
         if epoch != self.epoch:
             self.epoch, self.step, self._start, self._is_started = epoch, 0, 0, False
 
@@ -216,7 +227,8 @@ class Loader:
         """Continue where ``state`` was saved, on any number of ranks.
 
         Raises:
-            UserError: the position means something else here: other data, seed, batch size or window.
+            UserError: the position means something else here: other data, seed, batch size or window; or it lies beyond
+                an epoch's end.
         """
         for name, here in self._identity().items():
             if state.get(name) != here:
@@ -224,8 +236,14 @@ class Loader:
                     f"cannot continue: the saved run had {name} = {state.get(name)!r}, this one has {here!r}; "
                     "continue with the saved value, or start a new run"
                 )
-        self.epoch = state["epoch"]
-        self.step = self._start = state["step"]
+        epoch, step = state.get("epoch"), state.get("step")
+        if not is_count(epoch) or not is_count(step) or step > len(self):
+            raise UserError(
+                f"cannot continue at step {step!r} of epoch {epoch!r}: epochs are counted from 0, and one has "
+                f"{counted(len(self), 'step')} here; give what state_dict() returned"
+            )
+        self.epoch = epoch
+        self.step = self._start = step
         self._is_started = False
 
     def close(self) -> None:
@@ -235,6 +253,23 @@ class Loader:
         self._passes.close()
         if self._is_started:
             self._start, self._is_started = self.step, False
+
+    def _check_even(self) -> None:
+        """Raise UserError where the mean over ranks would not be the mean over samples, which nothing else says."""
+        size, ranks = self.config.batch_size, self.world_size
+        last = 0 if self.config.drop_last else self.shards.num_samples % size
+        if size % ranks:
+            least = size // ranks
+            raise UserError(
+                f"stream.batch_size is {size}, which {ranks} ranks cannot share equally: some would get {least}, some "
+                f"{least + 1}, and the mean over ranks would not be that over samples; set {least * ranks} or "
+                f"{(least + 1) * ranks}, or allow_uneven=True and weigh by len(batch)"
+            )
+        if last % ranks:
+            raise UserError(
+                f"stream.drop_last=false leaves {counted(last, 'sample')} in an epoch's last batch, which {ranks} "
+                "ranks cannot share equally; set it to true, or allow_uneven=True and weigh by len(batch)"
+            )
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -319,6 +354,11 @@ class Loader:
                     uploads.stage(self._counted(following))
                 self.step += 1
                 yield batch
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number from 0 on."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 0
 
 
 def _place_in_group() -> tuple[int, int]:

@@ -130,6 +130,8 @@ class TrainingDisplay:
                 show_below(self._out, note)
         for change in event.changes:
             show_below(self._out, change, "yellow")
+        for warning in event.warnings:
+            show_below(self._out, f"careful: {warning}", "yellow")
         if event.step >= event.num_steps:
             self._print(f"all {event.num_steps:,} steps were taken before: there is nothing to train")
         elif event.step:

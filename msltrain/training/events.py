@@ -40,6 +40,8 @@ class StartEvent:
     """What the run goes on with that is not as it was, and what follows from that, in sentences."""
     notes: tuple[str, ...] = ()
     """Sentences worth showing: which weights were loaded, which setting has no effect here."""
+    warnings: tuple[str, ...] = ()
+    """Those that nobody may miss: what the run rests on may be wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -116,6 +116,8 @@ class Learner:
         self.notes = tuple(self.step_module.notes)
         if self.weights_report is not None:
             self.notes = (self.weights_report.summary(), *self.notes)
+        said = "" if self.weights_report is None else self.weights_report.warning()
+        self.warnings: tuple[str, ...] = (said,) if said else ()
         if config.run.amp and not self.amp:
             self.notes += ("run.amp has no effect: this machine has no bf16 instructions, and float32 is faster",)
         if config.run.compile:

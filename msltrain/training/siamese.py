@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from msldata.errors import UserError
+from msldata.storage import Location
 from msltrain.config import LossConfig
 from msltrain.models.branchnorm import Passage, compute_blocks_twice, tell_branches_apart
 from msltrain.models.tokens import visible_patches
 from msltrain.stream.keepmasks.fill import fill_holes
+from msltrain.stream.loader import Loader
+from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 from msltrain.training.losses import asymmetric_loss, consistency_loss, hill_loss, recognition_loss, splc_loss
 
 Branches = Literal["sequential", "fused", "concatenated", "single"]
@@ -38,8 +41,8 @@ class SiameseStep(nn.Module):
         recogniser: any module, images (B, 3, H, W) → logits (B, K), on the device where it will run.
         loss: the terms, their weights (α1, α2, α3) and the way the branches are run.
         activation_checkpointing: compute the backbone's blocks a second time in the backward pass.
-        positive_weight_K: float32, the weight of a positive of each class in the recognition terms (``loss.balance``);
-            None: that of a negative.
+        positive_weight_K: float32, the weight of a positive of each class in the recognition terms; None: that of a
+            negative. ``loss.balance`` needs it, from `positive_weights`.
 
     Attributes:
         branches: the way they are run, with ``auto`` resolved.
@@ -47,7 +50,7 @@ class SiameseStep(nn.Module):
         notes: settings that have no effect with this network.
 
     Raises:
-        UserError: the network cannot do what ``loss`` asks for.
+        UserError: the network cannot do what ``loss`` asks for, or ``loss.balance`` is set without weights.
 
     Example:
         network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 20))
@@ -68,6 +71,11 @@ class SiameseStep(nn.Module):
         positive_weight_K: Tensor | None = None,
     ):
         super().__init__()
+        if loss.balance and positive_weight_K is None:
+            raise UserError(
+                f"loss.balance={loss.balance:g} needs positive_weight_K: without it positives weigh as much as "
+                f"negatives; give positive_weight_K=msltrain.positive_weights(SHARDS, {loss.balance:g})"
+            )
         weights = torch.tensor(loss.class_weights) if loss.class_weights else None
         self.register_buffer("_positive_weight_K", _beside(recogniser, positive_weight_K), persistent=False)
         self.register_buffer("_class_weight_K", _beside(recogniser, weights), persistent=False)
@@ -87,6 +95,11 @@ class SiameseStep(nn.Module):
             if not any(isinstance(module, _BatchNorm) for module in recogniser.modules()):
                 self.notes.append(f"loss.bn_mode={bn_mode} has no effect: the network has no BatchNorm")
         if self._drops_tokens:
+            if not hasattr(recogniser, "enable_patch_selection"):
+                raise UserError(
+                    f"loss.drop_hidden_tokens leaves out patches, which a {type(recogniser).__name__} cannot do; set "
+                    "it to 0, or take a ViT or EVA of msltrain's own (ModelConfig)"
+                )
             recogniser.enable_patch_selection()  # type: ignore[operator]
         if self._fused or bn_mode != "shared" or activation_checkpointing:
             self.masked_norms = tell_branches_apart(recogniser, self._passage, bn_mode)
@@ -114,7 +127,7 @@ class SiameseStep(nn.Module):
             keep_mask_B1HW: float32, 1 = visible, 0 = hole; it multiplies the normalised image. None in the baseline.
             target_BK: 0 or 1, or between them for mixed images.
             ignore_BK: bool; used when ``loss.train_ignored`` is "drop", else such pairs count as negative.
-            filling_BCHW: what shows in the holes, normalised; None: 0, as published.
+            filling_BCHW: what shows in the holes, normalised; (B, C, 1, 1): one colour an image; None: 0, as published.
             masked_ignore_BK: bool; pairs that count in no masked term, nor in a single branch where it is masked.
             masked_B: bool; which images have a masked view. The others add 0 to the masked terms, whose divisor stays
                 B. If none has one, the network still sees a masked image, so that all processes do the same.
@@ -129,17 +142,28 @@ class SiameseStep(nn.Module):
             and ``consistency`` too.
 
         Raises:
-            UserError: there are no keep masks for masked terms, nothing says whether SPLC corrects labels, or the
-                network does not give one logit for each target.
+            UserError: there are no keep masks for masked terms, or no teacher's logits; nothing says whether SPLC
+                corrects labels; shapes do not fit together; or the network does not give one logit for each target.
         """
         loss = self.loss
+        self._check_shapes(
+            image_BCHW,
+            target_BK,
+            keep_mask_B1HW=keep_mask_B1HW,
+            ignore_BK=ignore_BK,
+            filling_BCHW=filling_BCHW,
+            masked_ignore_BK=masked_ignore_BK,
+            masked_B=masked_B,
+            teacher_logit_BK=teacher_logit_BK,
+        )
         if loss.recognition == "splc" and corrects_labels is None:
             raise UserError("loss.recognition=splc needs corrects_labels; give `epoch >= loss.splc_epoch`")
         target_BK = target_BK.float()
         if loss.train_ignored == "negative":
             ignore_BK = None
         if loss.branches == "single" and whole_weight is None:
-            assert keep_mask_B1HW is not None, "a single branch with masks needs keep masks"
+            if keep_mask_B1HW is None:
+                raise UserError("loss.branches=single masks the images and keep_mask_B1HW is None; give keep masks")
             masked_BCHW = fill_holes(image_BCHW, keep_mask_B1HW, filling_BCHW)
             if masked_B is not None:
                 masked_BCHW = torch.where(masked_B[:, None, None, None], masked_BCHW, image_BCHW)
@@ -155,6 +179,11 @@ class SiameseStep(nn.Module):
             raise UserError(
                 "the loss has masked terms and keep_mask_B1HW is None; give the batch's keep masks, or "
                 "LossConfig(masked_weight=0, consistency_weight=0) for the plain baseline"
+            )
+        if loss.masked_target == "teacher" and teacher_logit_BK is None:
+            raise UserError(
+                "loss.masked_target=teacher needs teacher_logit_BK, the logits of the whole images by an average of "
+                "the weights; give them, or set loss.masked_target=labels"
             )
         view = _View(
             image_BCHW, keep_mask_B1HW, filling_BCHW, target_BK, _either(ignore_BK, masked_ignore_BK), teacher_logit_BK
@@ -183,6 +212,44 @@ class SiameseStep(nn.Module):
             total = loss.scale * total
         return {"total": total, "clean": clean, "masked": masked, "consistency": consistency}
 
+    def _check_shapes(self, image_BCHW: Tensor, target_BK: Tensor, **others: Tensor | None) -> None:
+        """Raise UserError where tensors would be stretched over each other: one mask over a batch, one class's weight
+        over all of them. Shapes alone, so that nothing waits for the device."""
+        given: dict[str, object] = {"image_BCHW": image_BCHW, "target_BK": target_BK, **others}
+        for name, tensor in given.items():
+            if tensor is not None and not isinstance(tensor, Tensor):
+                raise UserError(f"{name} is a {type(tensor).__name__}; give a tensor")
+        images, targets = tuple(image_BCHW.shape), tuple(target_BK.shape)
+        if len(images) != 4 or len(targets) != 2 or images[0] != targets[0]:
+            raise UserError(
+                f"image_BCHW is {images} and target_BK {targets}; they must be (B, C, H, W) and (B, K), a row of "
+                "targets for each image"
+            )
+        asked = {
+            "keep_mask_B1HW": (images[0], 1, *images[2:]),
+            "ignore_BK": targets,
+            "masked_ignore_BK": targets,
+            "masked_B": images[:1],
+            "teacher_logit_BK": targets,
+        }
+        filling_BCHW = others.pop("filling_BCHW")
+        if filling_BCHW is not None and tuple(filling_BCHW.shape) not in (images, (*images[:2], 1, 1)):
+            raise UserError(
+                f"filling_BCHW is {tuple(filling_BCHW.shape)}; it must be {images}, or one colour an image, "
+                f"{(*images[:2], 1, 1)}"
+            )
+        for name, tensor in others.items():
+            if tensor is not None and tuple(tensor.shape) != asked[name]:
+                raise UserError(f"{name} is {tuple(tensor.shape)}; it must be {asked[name]} beside images of {images}")
+        for name, weight_K in (
+            ("positive_weight_K", self._positive_weight_K),
+            ("loss.class_weights", self._class_weight_K),
+        ):
+            if weight_K is not None and tuple(weight_K.shape) != targets[1:]:
+                raise UserError(
+                    f"{name} is {tuple(weight_K.shape)}; it must have a weight for each of {targets[1]} classes"
+                )
+
     def _masked_target(self, view: _View, beside_logit_BK: Tensor) -> Tensor:
         """What the masked branch must predict, given what the network predicts for the same whole images."""
         match self.loss.masked_target:
@@ -191,7 +258,7 @@ class SiameseStep(nn.Module):
             case "whole_image":
                 return torch.sigmoid(beside_logit_BK.detach())
             case "teacher":
-                assert view.teacher_logit_BK is not None, "loss.masked_target=teacher needs the teacher's logits"
+                assert view.teacher_logit_BK is not None
                 return torch.sigmoid(view.teacher_logit_BK)
 
     @property
@@ -257,6 +324,29 @@ class SiameseStep(nn.Module):
                     margin=loss.asl_margin,
                     detach=loss.asl_detach,
                 )
+
+
+def positive_weights(data: Location | ShardSet | Loader, balance: float = 1.0) -> Tensor:
+    """What `SiameseStep` needs for ``loss.balance``: the weight of a positive of each class, float32 (K,), which is
+    (negatives / positives among the samples) to the power of ``balance``. Reads every sample index once.
+
+    Args:
+        data: what is trained on: a loader, a dataset folder, or a part of one (`hold_out`).
+        balance: as ``loss.balance``, 0 to 1. A class without a positive counts as having one.
+
+    Raises:
+        UserError: another ``balance``. FormatError, StorageError, FileNotFoundError: the shards cannot be read.
+
+    Example:
+        weight_K = msltrain.positive_weights("shards/voc2007/trainval", 0.5)
+        network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 20))
+        step = msltrain.SiameseStep(network, msltrain.LossConfig(balance=0.5), positive_weight_K=weight_K)
+    """
+    if not 0 <= balance <= 1:
+        raise UserError(f"balance is {balance}; it must be 0 to 1, as loss.balance")
+    shards = data.shards if isinstance(data, Loader) else data if isinstance(data, ShardSet) else open_shard_set(data)
+    count_K = shards.labels().count_K.clip(min=1)
+    return torch.from_numpy(((shards.num_samples - count_K) / count_K) ** balance).float()
 
 
 def _beside(module: nn.Module, weight_K: Tensor | None) -> Tensor | None:

@@ -30,12 +30,12 @@ from msltrain.training.events import EpochEvent, Event, OnEvent, PhaseEvent, Sta
 from msltrain.training.learner import Learner, UnfitCheckpoint
 from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
 from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
+from msltrain.training.siamese import positive_weights
 from msltrain.training.step_log import StepLog
 from msltrain.training.validation import (
     can_choose,
     doubt_of_choice,
     has_finite_weights,
-    positive_weights,
     small_data_notes,
     validation_mean_ap,
 )
@@ -198,7 +198,7 @@ class Trainer:
         self._start_loader()  # it has the first batches ready when the network is built
         self._tell(PhaseEvent(what="building the network"))
         try:
-            weight_K = positive_weights(config, data.training.shards)
+            weight_K = positive_weights(data.training, config.loss.balance) if config.loss.balance else None
             self.learner = Learner(config, len(data.classes), ranks, checkpoint, data.classes, weight_K)
         except UnfitCheckpoint as error:
             if not self._changes:
@@ -283,6 +283,7 @@ class Trainer:
         """Note in the run folder that the run starts, or goes on, here."""
         if self.step == 0 or self._changes:
             self.folder.start(self.config, self.data.identities)
+        self._notes += filter(None, [self.folder.other_code()] if self.step else [])
         self.folder.keep_metrics_until(self.step)
         self.folder.note_start(self.ranks, self.step, self._changes)
         self.folder.track(self.config, self.step)
@@ -493,6 +494,7 @@ class Trainer:
             step=self.step,
             changes=tuple(self._changed),
             notes=tuple(notes),
+            warnings=self.learner.warnings,
         )
 
     def _tell(self, event: Event) -> None:

@@ -21,7 +21,9 @@ from msltrain.stream.samples.shardset import ShardSet
 def validation_mean_ap(recogniser: nn.Module, loader: Loader, ranks: Ranks, *, amp: bool) -> float:
     """mAP, 0 to 1, over the samples of ``loader``, each counted once; the same number in every process.
 
-    Ignored pairs are left out, as in the published evaluation.
+    Ignored pairs are left out, as in the published evaluation. Equal logits count as equal: ranked in the order of the
+    samples, as published, a network that says the same of every image would be the best one where positives are
+    stored first. Without ties it is the published number.
 
     Args:
         recogniser: put into evaluation mode meanwhile.
@@ -43,7 +45,7 @@ def validation_mean_ap(recogniser: nn.Module, loader: Loader, ranks: Ranks, *, a
 
     for batch in loader:
         tensors = (logits(batch.image_BCHW), batch.target_BK, batch.ignore_BK)
-        part.append((batch.index_B, *(tensor.cpu().numpy() for tensor in tensors)))
+        part.append(tuple(tensor.cpu().numpy() for tensor in tensors))
     for _ in range(len(part), len(loader)):
         # No sample of the last batch is left for this process, but all must call a network with sharded weights.
         side = loader.config.image_size
@@ -53,9 +55,8 @@ def validation_mean_ap(recogniser: nn.Module, loader: Loader, ranks: Ranks, *, a
 
     def measure() -> float:
         rows = [row for part in parts for row in part]
-        index_N, logit_NK, target_NK, ignore_NK = (np.concatenate(column) for column in zip(*rows))
-        order_N = np.argsort(index_N, kind="stable")
-        return mean_average_precision(logit_NK[order_N], target_NK[order_N], ignore_NK[order_N])
+        logit_NK, target_NK, ignore_NK = (np.concatenate(column) for column in zip(*rows))
+        return mean_average_precision(logit_NK, target_NK, ignore_NK, kind="sklearn")
 
     return ranks.first_does(measure)
 
@@ -142,14 +143,6 @@ def few_positives(shards: ShardSet) -> dict[str, int]:
 def count_positives(shards: ShardSet) -> np.ndarray:
     """Positive samples of each class, int64 (K,). Reads every sample index."""
     return shards.labels().count_K
-
-
-def positive_weights(config: TrainConfig, shards: ShardSet) -> Tensor | None:
-    """The weight of a positive of each class, float32 (K,), by ``loss.balance``; None: that of a negative."""
-    if not config.loss.balance:
-        return None
-    count_K = count_positives(shards).clip(min=1)
-    return torch.from_numpy(((shards.num_samples - count_K) / count_K) ** config.loss.balance).float()
 
 
 def has_finite_weights(recogniser: nn.Module, ranks: Ranks) -> bool:

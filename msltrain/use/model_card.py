@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from msldata.errors import UserError, counted
 from msltrain.measures.bootstrap import interval_around, resampled_mean_ap
 from msltrain.measures.metrics import SUMMARY, compute_metrics
 from msltrain.measures.predictions import Predictions, read_predictions
+from msltrain.measures.thresholds import held_out_beside, tune_thresholds
 from msltrain.models.build import Recogniser
 from msltrain.pages.text import markdown
 from msltrain.runs.checkpoint import LoadedRecogniser
@@ -218,6 +219,8 @@ class _Result:
     """How it differs from all of the split, seen whole; empty if it does not."""
     num_images: int
     percent: dict[str, float]
+    tuned: dict[str, float] | None
+    """The rates at the thresholds that the export carries; None where none were tuned."""
     interval: str
     """Of mAP, in words; empty where there are so many images that it says little and takes long."""
     cautions: tuple[str, ...]
@@ -229,7 +232,9 @@ def _results(loaded: LoadedRecogniser) -> list[_Result]:
     for file in loaded.prediction_files():
         if (predictions := _of(file, loaded.sha256)) is None:
             continue
-        origin, metrics = predictions.origin, compute_metrics(predictions)
+        tuned_on = held_out_beside(predictions, [file.parent])
+        thresholds_K = None if tuned_on is None else tune_thresholds(tuned_on)
+        origin, metrics = predictions.origin, compute_metrics(predictions, thresholds_K)
         untested = metrics.absent_classes
         more = f" and {len(untested) - _NUM_NAMED:,} more" if len(untested) > _NUM_NAMED else ""
         hidden = f", {100 * origin.hole_fraction:.0f} % hidden" if origin.keep_masks else ""
@@ -240,11 +245,13 @@ def _results(loaded: LoadedRecogniser) -> list[_Result]:
                 condition=(f", {origin.part}" if origin.part else "") + hidden,
                 num_images=len(predictions.keys),
                 percent={name: 100 * value for name, value in metrics.summary().items()},
+                tuned=None if metrics.tuned is None else {k: 100 * v for k, v in asdict(metrics.tuned).items()},
                 interval=_interval(predictions, metrics.mAP),
                 cautions=(
                     metrics.too_few(),
                     f"shows none of {', '.join(untested[:_NUM_NAMED])}{more}, which is not tested" if untested else "",
                     metrics.never_predicted(),
+                    metrics.decided_by_order(),
                 ),
             )
         )
@@ -261,12 +268,14 @@ def _interval(predictions: Predictions, mean_ap: float) -> str:
 def _table(results: list[_Result]) -> list[str]:
     if not results:
         return []
-    rows = [
-        f"| {one.dataset}/{one.split}{one.condition} ({counted(one.num_images, 'image')}) | "
-        + " | ".join(f"{value:.1f}{one.interval if name == 'mAP' else ''}" for name, value in one.percent.items())
-        + " |"
-        for one in results
-    ]
+    rows = []
+    for one in results:
+        values = [f"{value:.1f}{one.interval if name == 'mAP' else ''}" for name, value in one.percent.items()]
+        place = f"{one.dataset}/{one.split}{one.condition}"
+        rows.append(f"| {place} ({counted(one.num_images, 'image')}) | {' | '.join(values)} |")
+        if one.tuned is not None:
+            values = ["" if name == "mAP" else f"{one.tuned[name]:.1f}" for name in one.percent]
+            rows.append(f"| {place}, at the tuned thresholds | {' | '.join(values)} |")
     return [
         "## Results",
         "",

@@ -24,7 +24,7 @@ from msldata.storage.hub import is_repository_name
 from msltrain.hosts.distributed import choose_device
 from msltrain.measures.asked_thresholds import Threshold, asked_thresholds
 from msltrain.measures.predictions import read_predictions
-from msltrain.measures.thresholds import threshold_origin, tune_thresholds
+from msltrain.measures.thresholds import HELD_OUT_FILES, threshold_origin, tune_thresholds
 from msltrain.pages.text import percent_beside
 from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.find_checkpoint import Foreign
@@ -50,8 +50,6 @@ __all__ = ["Asked", "ImagePrediction", "Predictor", "find_images", "predict_each
 
 _NUM_PRINTED = 5
 """Classes of an image that is printed."""
-HELD_OUT_FILES = "*-held-out.parquet"
-"""In a run folder: what ``msl evaluate --held-out`` writes, and thresholds are tuned on."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

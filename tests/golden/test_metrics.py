@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -56,10 +57,49 @@ def test_what_a_class_that_is_never_predicted_does_to_precision_is_said():
     assert pytest.approx(2 / 5) == found.OP
     said = "in OP as one wrong prediction, in CP as none right: here b, c; 2 of the 3 predictions made are right"
     assert said in found.never_predicted()
+    assert (
+        "without such classes OP is 66.67 % and not 40.00 %, CP is 66.67 % and not 22.22 %" in found.never_predicted()
+    )
     everything = compute_metrics(predictions(np.ones((3, 3)), np.eye(3)))
     assert everything.never_predicted() == ""
     nothing = compute_metrics(predictions(-np.ones((3, 3)), np.eye(3)))
     assert "here a, b, c; nothing at all is predicted" in nothing.never_predicted()
+
+
+def test_a_class_that_is_never_predicted_changes_op_where_it_has_no_positive_too():
+    found = compute_metrics(predictions([[1, -1]] * 3, [[1, 0]] * 3))
+    assert (found.OP, found.CP) == (0.75, 1.0)
+    assert found.never_predicted().endswith("are right: without such classes OP is 100.00 % and not 75.00 %")
+    many = compute_metrics(predictions([[1, -1]] * 3000, [[1, 0]] * 3000))
+    assert many.never_predicted().endswith("3,000 of the 3,000 predictions made are right")  # 99.97 %
+
+
+def test_an_map_that_the_order_of_the_samples_decides_says_so():
+    """A network that says the same of every image gets 100 % where the positives are stored first."""
+    target_NK = np.zeros((100, 1))
+    target_NK[:10] = 1
+    expected = average_precision_score(target_NK[:, 0], np.zeros(100))
+    for rows_NK, published in ((target_NK, 1.0), (target_NK[::-1], np.mean(np.arange(1, 11) / np.arange(91, 101)))):
+        found = compute_metrics(predictions(np.zeros((100, 1)), rows_NK))
+        assert (found.mAP, found.mAP_by_kind["sklearn"]) == pytest.approx((published, expected))
+        said = f"10 positives share their logit with a negative.* mAP is 10.00 % and not {100 * published:.2f} %"
+        assert re.search(said, found.decided_by_order())
+        zeros = np.zeros((100, 1), np.float32)
+        assert mean_average_precision(zeros, rows_NK, kind="sklearn") == pytest.approx(expected)
+
+
+def test_a_class_that_the_order_decides_is_named_where_it_does_not_move_the_mean():
+    logit_NK = [[1, 1], [1, 1], [0, 0]]
+    found = compute_metrics(predictions(logit_NK, [[1, 0], [0, 1], [0, 1]]))
+    # a: 1 as stored, 1/2 as equals; b: (1/2 + 2/3) / 2 either way.
+    assert "(AP: a 50.0 and not 100.0)" in found.decided_by_order()
+    many_NK = np.arange(4000, dtype=np.float32)[:, None]
+    target_NK = np.ones((4000, 1))
+    target_NK[:2] = [[1], [0]]
+    many_NK[:2] = 0  # the last rank of 4,000
+    found = compute_metrics(predictions(many_NK, target_NK))
+    assert found.num_tied == 1 and found.decided_by_order() == ""
+    assert compute_metrics(predictions([[2], [1]], [[0], [1]])).decided_by_order() == ""
 
 
 def test_average_precision_by_hand():

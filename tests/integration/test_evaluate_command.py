@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from msltrain.__main__ import app
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import LargestObjects, Origin, Predictions, read_predictions, write_predictions
+from msltrain.measures.thresholds import tune_thresholds
 from msltrain.report.gather import _Stored
 from msltrain.runs.run_places import default_file
 from tests.integration.test_evaluate import write_checkpoint
@@ -91,6 +92,44 @@ def test_every_number_from_a_predictions_file(file, tmp_path):
     assert {row["name"]: row["num_positive"] for row in content["strata"]}["small"] == int(
         make("abcdefghijklmnop", 0).target_NK.sum()
     )
+
+
+def test_what_the_order_of_the_samples_decides_is_said(file, tmp_path):
+    assert "logit with a negative" not in run("--predictions", str(file))[1]
+    same = make("abcdefghijklmnop", 0)
+    same.logit_NK[:] = 0
+    write_predictions(same, tmp_path / "same.parquet")
+    output = " ".join(run("--predictions", str(tmp_path / "same.parquet"))[1].split())
+    metrics = compute_metrics(same)
+    assert metrics.decided_by_order() and metrics.decided_by_order() in output
+
+
+def test_the_shipped_classifier_is_measured_too_where_thresholds_were_tuned(tmp_path):
+    """By those of `msl predict`: of the same weights, of whole images, of other samples than these."""
+    folder = tmp_path / "run" / "predictions"
+    origin = Origin(checkpoint=str(tmp_path / "run"), checkpoint_sha256="abc", image_size=64)
+    test = replace(make("abcdefghijklmnop", 0), origin=origin)
+    write_predictions(test, tmp_path / "test.parquet")  # elsewhere than the run's own
+    plain = run("--predictions", str(tmp_path / "test.parquet"))[1]
+    held_out = make([f"val{number}" for number in range(48)], 1)
+    folder.mkdir(parents=True)
+
+    def measured(**changes) -> str:
+        other = replace(held_out, origin=replace(origin, part="held out", **changes))
+        write_predictions(other, folder / "all-held-out.parquet")
+        return run("--predictions", str(tmp_path / "test.parquet"))[1]
+
+    for changes in ({"checkpoint_sha256": "other"}, {"keep_masks": ("m",)}, {"test_time": "flip"}, {"image_size": 32}):
+        assert measured(**changes) == plain
+    output = measured()
+    tuned = compute_metrics(test, tune_thresholds(held_out)).tuned
+    [row] = [line for line in output.splitlines() if line.strip().startswith("tuned thresholds ")]
+    assert [float(value) for value in row.split()[2:]] == [round(100 * value, 2) for value in asdict(tuned).values()]
+    assert "tuned on all-held-out.parquet (48 images)" in output and "papers compare at 0.5" in output
+    first = [next(line for line in text.splitlines() if "score ≥ 0.5" in line).split() for text in (plain, output)]
+    assert first[0] == first[1]
+    write_predictions(replace(test, origin=replace(origin, part="held out")), folder / "all-held-out.parquet")
+    assert run("--predictions", str(tmp_path / "test.parquet"))[1] == plain  # they would flatter
 
 
 def test_top_3_is_shown_where_it_differs(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ def config(**changes) -> StreamConfig:
 def make(
     shards: ShardSet, cfg: StreamConfig = CONFIG, *, training: bool = True, rank=0, world_size=1, seed=0
 ) -> Loader:
-    return Loader(shards, cfg, device="cpu", rank=rank, world_size=world_size, training=training, seed=seed)
+    place: Any = {"device": "cpu", "rank": rank, "world_size": world_size, "allow_uneven": True}
+    return Loader(shards, cfg, training=training, seed=seed, **place)
 
 
 def contents(batch):

@@ -150,6 +150,10 @@ def test_what_compute_metrics_refuses():
         msltrain.compute_metrics([[1.0], [2.0]], [[1], [-1]])
     with pytest.warns(UserWarning, match="before the sigmoid"):
         msltrain.compute_metrics([[0.9], [0.2]], [[1], [0]])
+    targets = np.arange(100)[:, None] < 10
+    for rows, published in ((targets, 1.0), (targets[::-1], 0.0566)):
+        with pytest.warns(UserWarning, match=r"10 positives share their logit.* mAP is 10.00 % and not"):
+            assert msltrain.compute_metrics(np.zeros((100, 1)), rows).mAP == pytest.approx(published, abs=1e-3)
     ignored = msltrain.compute_metrics([[3.0], [2.0], [1.0]], [[0], [1], [0]], ignore=[[1], [0], [0]], classes=["cat"])
     assert ignored.mAP == 1.0 and ignored.classes[0].name == "cat"
 

@@ -25,6 +25,7 @@ from msltrain.measures.predictions import (
     keep_mask_fingerprints,
     write_predictions,
 )
+from msltrain.measures.thresholds import tune_thresholds
 from msltrain.pages.svg import ticks
 from msltrain.pages.text import points
 from msltrain.report.examples import (
@@ -285,6 +286,29 @@ def test_unfinished_training_and_few_photographs_are_said_first(pair, tmp_path):
     assert json.loads((tmp_path / "few.json").read_text("utf-8"))["runs"][0]["unfinished"] == stopped.unfinished
     enough = write_report(tmp_path / "all.html", title="All", runs=pair)
     assert "cannot show a difference" not in enough.read_text("utf-8") and "to its end" not in enough.read_text("utf-8")
+
+
+def test_numbers_that_the_order_of_the_samples_decides_are_said_first(pair, tmp_path):
+    clean = pair[1].clean
+    same = replace(pair[1], masked={}, clean=replace(clean, logit_NK=np.zeros_like(clean.logit_NK)))
+    runs = [replace(pair[0], masked={}), same]
+    page = write_report(tmp_path / "same.html", title="Same", runs=runs).read_text("utf-8")
+    page, text = " ".join(page.split()), (tmp_path / "same.md").read_text("utf-8")
+    for shown in (page, text):
+        assert f"“{same.name}” on whole images: " in shown
+        assert shown.count("where equal logits count as equal, as in scikit-learn, mAP is ") == 1
+
+
+def test_tuned_thresholds_have_their_own_row(pair, tmp_path):
+    """Where msl predict has some; differences stay those at 0.5."""
+    run = replace(pair[0], masked={}, files={"whole": str(tmp_path / "predictions" / "test.parquet")})
+    held_out = replace(run.clean, keys=tuple(f"other-{key}" for key in run.clean.keys))
+    (tmp_path / "predictions").mkdir()
+    write_predictions(held_out, tmp_path / "predictions" / "all-held-out.parquet")
+    tuned = compute_metrics(run.clean, tune_thresholds(held_out)).tuned
+    text = write_report(tmp_path / "r.html", title="R", runs=[run]).with_suffix(".md").read_text("utf-8")
+    [row] = [line for line in text.splitlines() if f"| {run.name}, tuned thresholds |" in line]
+    assert f"{100 * tuned.CF1:.1f}" in row and f"{100 * tuned.OR:.1f}" in row
 
 
 def test_objects_are_compared_at_as_many_false_alarms(pair):

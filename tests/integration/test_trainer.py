@@ -164,7 +164,7 @@ def test_validation_measures_the_shipped_weights(
     """What is ranked are the moving average's logits on the held-out samples, each once, with their ignored pairs."""
     ranked = []
 
-    def mean_average_precision(logit_NK, target_NK, ignore_NK):
+    def mean_average_precision(logit_NK, target_NK, ignore_NK, *, kind):
         ranked.append((logit_NK, target_NK, ignore_NK))
         return 0.5
 

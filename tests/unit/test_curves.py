@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,6 +160,16 @@ def test_a_cell_by_hand():
     assert (high.num_negative, high.num_false, high.hole_fraction) == (3, 3, 0.6)
     assert pooled_visibility(curves.of("a", "box")) == [(1, 1), (1, 2), (2, 3), (2, 3), (0, 1)]
     assert pooled_false_rate(curves.of("a", "box")) == pytest.approx(4 / 6) and curves.num_samples == 5
+
+
+def test_a_curve_that_the_order_of_the_samples_decides_says_so():
+    """The collapsed model's figures are those of the stored order; the other one's are not."""
+    first = predictions("", 0.0, None)
+    same = replace(first, logit_NK=np.zeros_like(first.logit_NK))
+    behind = replace(same, origin=Origin(kind="box", hole_fraction=0.15))
+    curves = compute_curves({"a": {"whole": first}, "b": {"whole": same, "box-10-20": behind}})
+    [said] = [note for note in curves.notes if "logit with a negative" in note]
+    assert said.startswith("“b”, whole: 1 positive shares") and said.endswith("; the same in 1 more condition")
 
 
 def test_every_value_stands_under_its_own_condition():

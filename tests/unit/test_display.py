@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from dataclasses import replace
@@ -67,6 +68,15 @@ def test_the_bar_fits_and_lines_stay_whole(width: int):
     (epoch,) = [line for line in lines if "mAP 51.5 (11 photos, best so far)" in line]
     assert epoch.startswith("epoch 1/32  loss 1.1528") and "━" not in epoch
     assert ("masked 0.6528" in epoch) == (width == 140)
+
+
+def test_what_nobody_may_miss_is_on_the_terminal_although_notes_go_into_a_file(tmp_path):
+    out, err = (Console(file=io.StringIO(), width=80, highlight=False) for _ in range(2))
+    start = dataclasses.replace(START, run_dir=tmp_path, notes=("a note",), warnings=("taken in order",))
+    with TrainingDisplay(out, err, details=["recipe own"]) as display:
+        display.show(start)
+    assert out.file.getvalue().count("careful: taken in order") == 1 and "a note" not in out.file.getvalue()
+    assert "a note" in (tmp_path / START_NAME).read_text()
 
 
 def test_a_log_gets_a_line_at_once_and_no_bar():

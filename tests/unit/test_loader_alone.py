@@ -287,7 +287,7 @@ def test_a_rank_has_room_for_its_part_and_no_more(folder: Path):
     config = StreamConfig(image_size=16, batch_size=5, num_threads=1)
     sizes = []
     for rank in range(2):
-        with Loader(folder, config, training=True, rank=rank, world_size=2) as loader:
+        with Loader(folder, config, training=True, rank=rank, world_size=2, allow_uneven=True) as loader:
             for batch in loader.host_batches():
                 assert isinstance(batch.pixels, torch.Tensor)
                 sizes.append(batch.pixels.untyped_storage().nbytes())

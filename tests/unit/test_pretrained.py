@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,8 @@ def test_other_names_are_matched_by_order(tmp_path: Path):
     network = timm.create_model("mobilenetv2_100", num_classes=0).eval()
     report = load_weights_file(network, tmp_path / "weights.pth")
     assert report.matched_by == "order"
+    assert "have other names than the network's; they were taken in the order" in report.warning()
+    assert dataclasses.replace(report, matched_by="names").warning() == ""
     assert report.ignored == ("classifier.1.weight", "classifier.1.bias")
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(network.forward_features(images), theirs.features(images))

@@ -36,6 +36,7 @@ _COLUMNS = ("key", "offset", "length", "crc32")
 NUM_GENERATED = 200
 """Masks that are drawn where none are stored; it takes a few seconds."""
 _MASKS_PER_TASK, _TASKS_AHEAD = 64, 32
+_SIDE = ", the side of the square images in pixels"
 _MOVES = frozenset({"flip", "rotate", "shift"})
 
 
@@ -107,11 +108,17 @@ class KeepMasks:
             augment: see the class.
 
         Raises:
-            UserError: no location, or one without any masks, for training with fewer sets would go unnoticed.
+            UserError: no location, or one without any masks, for training with fewer sets would go unnoticed; a size or
+                limit that is no number from 1 on.
             FormatError: a location holds something else, or damaged masks.
             StorageError, FileNotFoundError: it cannot be read.
         """
         named = one_or_many(locations)
+        for name, number in (("image_size", image_size), ("limit", 1 if limit is None else limit)):
+            if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+                raise UserError(
+                    f"{name} is {number!r}; it must be a whole number from 1 on" + _SIDE * (name != "limit")
+                )
         if not named:
             raise UserError("no keep masks were named; give at least one folder of them, such as shards/masks/high")
         places = [_Place.open(location, limit) for location in named]
