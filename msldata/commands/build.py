@@ -151,6 +151,7 @@ def build_shards(
     """Turn labelled photographs into verified WebDataset shards."""
     import sys
 
+    from msldata.build.copies import copies_said, find_copies
     from msldata.build.divide import divide, division_said, hardly_shown, parts_to_build, refuse_needless_group
     from msldata.build.estimate import estimate_build
     from msldata.build.image import parse_resize
@@ -247,7 +248,7 @@ def build_shards(
                 confirm_replacement(target, plan.draft(), yes)
         if writes:
             check_images(plans, on_error=on_error.value, overwrite=overwrite, part=part)
-        num_built = 0
+        num_built, finished = 0, []
         for number, (plan, target) in enumerate(plans):
             label = f"{name or found.dataset} {plan.split}"
             changed = "" if overwrite else changed_since_built(plan, target)
@@ -260,6 +261,7 @@ def build_shards(
                 manifest = finish_build(plan, target, command_without("--finish", sys.argv))
                 show_manifest(out, manifest, target)
                 num_built += manifest.num_samples
+                finished.append((target, manifest))
                 continue
             with progress_bar(label) as progress:
                 if part is not None:
@@ -289,6 +291,7 @@ def build_shards(
                 out.print(f"{label}: task {task}, {shards} -> {target.url}", soft_wrap=True)
                 continue
             num_built += manifest.num_samples
+            finished.append((target, manifest))
             mark_unfinished(later for _, later in plans[number + 1 :])
             show_manifest(out, manifest, target)
             if was_built and not changed:  # of anything else the build would have refused it
@@ -301,6 +304,8 @@ def build_shards(
         if part is None and not dry_run:
             published = any(kind == found.dataset for kind, _ in PUBLISHED)
             built = name or found.dataset
+            for said in () if published else copies_said(find_copies(finished), plans):
+                show_below(out, said, "yellow")
             if not published and num_built < FEWEST:
                 show_below(out, too_few_to_train(num_built), "yellow")
             else:
