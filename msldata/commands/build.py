@@ -81,12 +81,14 @@ def build_shards(
         ),
     ] = None,
     keep_unlabelled: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--keep-unlabelled",
-            help="Keep images without annotations, as negatives of every class; those of tables are.",
+            "--keep-unlabelled/--drop-unlabelled",
+            help="Images without annotations: negatives of every class, or left out; default: those that a table or "
+            "COCO file of one's own names are kept, which the build says.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="Of a table: the column with paths; default: guessed.", show_default=False)
     ] = None,

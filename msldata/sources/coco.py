@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import mmap
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +29,7 @@ from msldata.sources.source import (
     local_file,
     refuse_missing_bucket,
     split_location,
+    unannotated_said,
     unknown_split,
 )
 from msldata.sources.spelling import as_stored
@@ -42,6 +44,8 @@ _FIFTYONE = "labels.json"
 _BESIDE = ("_annotations.coco.json", _FIFTYONE)
 """Annotations beside a split's images: Roboflow's, FiftyOne's."""
 _NUM_TRIED = 8
+_COCOS_OWN = re.compile(r"//(www\.)?(cocodataset|mscoco)\.org\b")
+"""The address that COCO's own files name."""
 _NO_CROWD = (None, 0, False, "", "0")
 """As programs write it that store numbers as text, too."""
 _HINT = "mend the annotations, or fetch them again, and check them"
@@ -51,7 +55,8 @@ class Coco:
     """One split of a dataset in COCO's layout, read as the paper reads COCO-2014.
 
     A class's index is the rank of its category id, or its position in ``classes``. An image without any annotation is
-    left out and counted; a crowd annotation counts as presence, and so does one without a box.
+    kept, as a negative of every class; in COCO's own files, which the paper reads without them, it is left out and
+    counted. A crowd annotation counts as presence, and so does one without a box.
 
     Args:
         root: the folder that holds the annotations and the images, as COCO, CVAT, FiftyOne, Roboflow or Ultralytics
@@ -86,7 +91,6 @@ class Coco:
         self.counts: dict[str, int] = {}
         self.notes: tuple[str, ...] = ()
         """What deserves a look, of all splits."""
-        self._keep_unlabelled = options.keep_unlabelled
         part = folder or split
         if _is_file(root):
             place, name = _place_of_file(root)
@@ -130,11 +134,22 @@ class Coco:
             except UserError as error:  # Roboflow, for one, adds a category for all
                 hint = "if they are one, list the names once in a file and add --classes FILE"
                 raise BadInputError(self._where, str(error), hint) from None
+        info = self._coco.dataset.get("info")
+        own = info.get("url") if isinstance(info, dict) else None
+        is_published = folder is not None or bool(_COCOS_OWN.search(str(own)))
+        self._keep_unlabelled = not is_published if options.keep_unlabelled is None else options.keep_unlabelled
+        if not is_published:
+            bare = [
+                str(image.get("file_name"))
+                for key, image in self._coco.imgs.items()
+                if not self._coco.imgToAnns.get(key)
+            ]
+            self.notes += unannotated_said(split, bare, kept=self._keep_unlabelled)
         self._class_index = {number: self.labels.index(name) for number, name in names.items()}
 
     def records(self) -> Iterator[Record]:
         """The split's annotated images in ascending order of their ids."""
-        dropped = 0
+        dropped = bare = 0
         with _clear_errors(self._where):
             image_ids = sorted(self._coco.imgs)
         for image_id in image_ids:
@@ -142,6 +157,7 @@ class Coco:
             if not annotations and not self._keep_unlabelled:
                 dropped += 1
                 continue
+            bare += not annotations
             try:
                 record = self._record(image_id, annotations)
             except KeyError as error:
@@ -151,6 +167,8 @@ class Coco:
             else:
                 yield record
         self.counts["dropped_without_annotations"] = dropped
+        if bare:
+            self.counts["without_any_class"] = bare
 
     def _record(self, image_id: int, annotations: Sequence[dict[str, Any]]) -> Record:
         entry = self._coco.imgs[image_id]

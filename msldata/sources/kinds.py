@@ -63,7 +63,6 @@ class SourceKind:
         return self.available_splits(place, options) if self.takes else self.available_splits(place)
 
 
-# Photographs without labels are kept in any case.
 _TABLE_OPTIONS = ("classes", "image_column", "labels_columns", "labels_are", "separator", "keep_unlabelled", "group")
 
 # A new kind of dataset is one line here, and a module of its own.
@@ -357,6 +356,7 @@ def _check_options(dataset: str, options: SourceOptions, source: Location | None
         if name not in KINDS[dataset].takes:
             takers = ", ".join(other for other, kind in KINDS.items() if name in kind.takes)
             option = f"--{name.replace('_', '-').removesuffix('s') if name == 'labels_columns' else name}"
+            option = "--drop-unlabelled" if options.keep_unlabelled is False and name == "keep_unlabelled" else option
             option = option.replace("_", "-")
             if name == "images" and dataset == "table":
                 beside = f"{str(options.images).rstrip('/')}/"

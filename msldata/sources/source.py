@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from msldata.contract.format import check_key, make_key
 from msldata.contract.records import LabelSpace, Record
-from msldata.errors import BadInputError, UserError, did_you_mean
+from msldata.errors import BadInputError, UserError, counted, did_you_mean, few_of
 from msldata.storage import LocalStorage, Location, Storage, open_storage
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
@@ -45,8 +45,9 @@ class SourceOptions:
     """Which of Datumaro's formats it is."""
     images: Location | None = None
     """The folder that the names of the images are relative to."""
-    keep_unlabelled: bool = False
-    """Whether images without annotations are kept, as negatives of every class."""
+    keep_unlabelled: bool | None = None
+    """Whether images without annotations are kept, as negatives of every class; None: as the kind does, which keeps
+    those that the annotations name, but for COCO's own files."""
     segments: bool = False
     """For COCO: also record what the segments say about occlusion."""
 
@@ -115,6 +116,19 @@ class Likeness:
 def unknown_split(dataset: str, split: str, known: tuple[str, ...]) -> UserError:
     """The error for a split that ``dataset`` does not have."""
     return UserError(f"{dataset} has no split '{split}'; known are: {', '.join(known)}{did_you_mean(split, known)}")
+
+
+def unannotated_said(split: str, images: Sequence[str], *, kept: bool) -> tuple[str, ...]:
+    """A note about images without annotations, and which option does otherwise; none where there are none."""
+    if not images:
+        return ()
+    of, them = ("" if split == WHOLE_SPLIT else f" of {split}"), "it" if len(images) == 1 else "them"
+    done = (
+        f"kept, as negatives of every class; --drop-unlabelled leaves {them} out"
+        if kept
+        else f"left out; --keep-unlabelled keeps {them}, as negatives of every class"
+    )
+    return (f"{counted(len(images), 'photograph')}{of} without annotations: {few_of(images)}; {done}",)
 
 
 def check_name(what: str, name: str) -> None:

@@ -138,6 +138,7 @@ def test_xml_without_lists(tmp_path, layout):
     first, last = {"p_0": ["fox"], "p_1": ["owl"]}, {"p_2": ["owl"]}
     assert found == ({"train": first, "valid": last} if layout == "splits" else {"all": first | last})
     assert "1 dropped without annotations" in text
+    assert "without annotations: " in text and "left out; --keep-unlabelled keeps it" in text
     build(root, tmp_path / "kept", "--name", "mine", "--keep-unlabelled")
     assert sum(len(labels(path.parent)) for path in (tmp_path / "kept/mine").glob("*/dataset.json")) == 4
 
@@ -172,11 +173,13 @@ def test_where_the_images_of_a_coco_file_lie(tmp_path, program):
     root = tmp_path / "raw"
     arrange(root, program)
     place = root / "result.json" if program == "label studio" else root
-    build(place, tmp_path / "out", "--dataset", "coco")
+    text = build(place, tmp_path / "out", "--dataset", "coco")
     (folder,) = [path.parent for path in (tmp_path / "out/coco").glob("*/dataset.json")]
-    assert list(labels(folder).values()) == [["cat"], ["cat", "dog"]]
-    build(place, tmp_path / "kept", "--dataset", "coco", "--keep-unlabelled")
-    assert list(labels(tmp_path / "kept/coco" / folder.name).values()) == [["cat"], ["cat", "dog"], []]
+    assert list(labels(folder).values()) == [["cat"], ["cat", "dog"], []]
+    assert "d.jpg; kept, as negatives of every class; --drop-unlabelled leaves it out" in text
+    text = build(place, tmp_path / "less", "--dataset", "coco", "--drop-unlabelled")
+    assert list(labels(tmp_path / "less/coco" / folder.name).values()) == [["cat"], ["cat", "dog"]]
+    assert "d.jpg; left out; --keep-unlabelled keeps it, as negatives of every class" in text
 
 
 def test_images_that_lie_elsewhere_are_said(tmp_path):
@@ -238,6 +241,7 @@ def test_yolo(tmp_path, layout):
     (root / ("data.yaml" if about else "classes.txt")).write_text(about or "cat\ndog\n")
     text = build(root, tmp_path / "out", "--name", "mine")
     assert "YOLO layout" in text and "1 dropped without annotations" in text
+    assert "3.jpg; left out; --keep-unlabelled keeps it" in text
     folder = tmp_path / "out/mine" / ("train" if about else "all")
     assert labels(folder) == {"0": ["dog"], "1": ["cat", "dog"], "2": []}
     assert metas(folder)["0"]["objects"][0]["box"] == pytest.approx([6, 6, 12, 4])  # of 24 × 16 pixels
