@@ -14,6 +14,7 @@ from typing import Any
 
 from msldata.contract.records import LabelSpace, ObjectRecord, Record, quoted, read_class_list
 from msldata.errors import BadInputError, UserError
+from msldata.sources.coco_images import CocoImages, find_coco_images
 from msldata.sources.segments import compact_segment, occlusion_of
 from msldata.sources.source import (
     NO_OPTIONS,
@@ -32,7 +33,6 @@ from msldata.sources.source import (
     unannotated_said,
     unknown_split,
 )
-from msldata.sources.spelling import as_stored
 from msldata.sources.tables.label_studio import plain_path
 from msldata.storage import FileInfo, Storage, open_storage, regular
 
@@ -43,7 +43,6 @@ _CATEGORY_BYTES = 4 << 20
 _FIFTYONE = "labels.json"
 _BESIDE = ("_annotations.coco.json", _FIFTYONE)
 """Annotations beside a split's images: Roboflow's, FiftyOne's."""
-_NUM_TRIED = 8
 _COCOS_OWN = re.compile(r"//(www\.)?(cocodataset|mscoco)\.org\b")
 """The address that COCO's own files name."""
 _NO_CROWD = (None, 0, False, "", "0")
@@ -115,7 +114,16 @@ class Coco:
         except BadInputError as error:  # it may have named the copy of a remote file
             raise BadInputError(self._where, error.reason, error.hint) from None
         self.images: Storage = place if options.images is None else open_storage(options.images)
-        self._folder = "" if options.images is not None else self._find_images(place, name, part)
+        with _clear_errors(self._where):
+            file_names = [str(entry.get("file_name")) for entry in self._coco.dataset["images"]]
+            info = self._coco.dataset.get("info")
+        own_address = info.get("url") if isinstance(info, dict) else None
+        is_published = folder is not None or bool(_COCOS_OWN.search(str(own_address)))
+        self._found = CocoImages()
+        if options.images is None:
+            needed_by = f"{self.title} {split}"
+            self._found = find_coco_images(place, name, part, file_names, needed_by, own=not is_published)
+        self.notes += (self._found.note,) if self._found.note else ()
         self.provenance: dict[str, Any] = {"source": self.title, "files": {name: digest}}
         if self._segments:
             self.provenance["occlusion"] = "segments"
@@ -134,9 +142,6 @@ class Coco:
             except UserError as error:  # Roboflow, for one, adds a category for all
                 hint = "if they are one, list the names once in a file and add --classes FILE"
                 raise BadInputError(self._where, str(error), hint) from None
-        info = self._coco.dataset.get("info")
-        own = info.get("url") if isinstance(info, dict) else None
-        is_published = folder is not None or bool(_COCOS_OWN.search(str(own)))
         self._keep_unlabelled = not is_published if options.keep_unlabelled is None else options.keep_unlabelled
         if not is_published:
             bare = [
@@ -178,14 +183,13 @@ class Coco:
         # It becomes part of a path: nothing in the JSON may point outside the dataset.
         if not is_inside(file_name):
             raise ValueError(f"{file_name!r} is not a path below the images' folder")
-        folder = f"{self._folder}/" if self._folder else ""
-        file_name = as_stored(self.images, f"{folder}{PurePosixPath(file_name).as_posix()}")[len(folder) :]
+        path, file_name = self._found.path(self.images, file_name)
         ordered = sorted(annotations, key=lambda item: item["id"])
         size = entry.get("width"), entry.get("height")
         boxed = [item for item in ordered if item.get("bbox") not in (None, [])]
         return Record(
             key=key_of(file_name),
-            image=f"{folder}{file_name}",
+            image=path,
             positives=tuple(sorted({self._class_of(item) for item in ordered})),
             objects=tuple(map(self._object, boxed)),
             image_id=str(image_id),
@@ -213,46 +217,6 @@ class Coco:
             # COCO's own files always have both; other tools' files often do not.
             area=width * height if area is None else float(area),
             crowd=annotation.get("iscrowd") not in _NO_CROWD,
-        )
-
-    def _find_images(self, place: Storage, name: str, part: str) -> str:
-        """The folder that the names of the images are relative to: the first that holds all tested ones, or most.
-
-        Raises:
-            FileNotFoundError: no folder holds any of them.
-        """
-        beside = PurePosixPath(name).parent.as_posix().removeprefix(".")
-        usual = [
-            part,
-            f"images/{part}",
-            beside,
-            f"{beside}/data" if beside else "data",
-            f"{part}/images",
-            "images",
-            "data",
-            "",
-        ]
-        names = [str(entry.get("file_name")) for entry in self._coco.dataset["images"]]
-        names = [name for name in (plain_path(name.replace("\\", "/")) for name in names) if is_inside(name)]
-        tried = names[:: max(1, len(names) // _NUM_TRIED)][:_NUM_TRIED] if place.path() is not None else names[:1]
-        best, most = "", 0
-        for folder in dict.fromkeys(usual):
-            found = sum(place.exists(as_stored(place, f"{folder}/{entry}" if folder else entry)) for entry in tried)
-            if found > most:
-                best, most = folder, found
-            if most == len(tried):
-                return best
-        if most:
-            return best
-        for folder in (part, f"images/{part}"):
-            if place.path() is not None and place.path(folder).is_dir():  # type: ignore[union-attr]
-                return folder  # the images are missing, not their folder: each is named when it is read
-        if place.path() is None:
-            return beside if beside != "annotations" else part
-        looked = ", ".join(place.where(folder) if folder else place.url for folder in dict.fromkeys(usual))
-        raise FileNotFoundError(
-            f"{place.where(part)}: missing; {self.title} {self.split} needs it, is the download complete? Of the "
-            f"images that {self._where} names none is in {looked}; say where they are with --images FOLDER"
         )
 
 

@@ -183,11 +183,32 @@ def test_where_the_images_of_a_coco_file_lie(tmp_path, program):
 
 
 def test_images_that_lie_elsewhere_are_said(tmp_path):
-    coco(tmp_path / "a.json", {"x.jpg": [1]})
+    coco(tmp_path / "here/a.json", {"x.jpg": [1]})
     photo(tmp_path / "far/away/x.jpg")
-    assert "--images FOLDER" in build(tmp_path / "a.json", tmp_path / "out", "--dataset", "coco", code=2)
-    build(tmp_path / "a.json", tmp_path / "out", "--dataset", "coco", "--images", str(tmp_path / "far/away"))
+    said = build(tmp_path / "here/a.json", tmp_path / "out", "--dataset", "coco", code=2)
+    assert "a.json: of 1 image that it names, such as x.jpg, none is in " in said and "--images FOLDER" in said
+    assert "download" not in said
+    build(tmp_path / "here/a.json", tmp_path / "out", "--dataset", "coco", "--images", str(tmp_path / "far/away"))
     assert labels(tmp_path / "out/coco/all") == {"x": ["cat"]}
+
+
+@pytest.mark.parametrize("names", ["from the folder", "alone", "of another machine"])
+def test_images_in_folders_below_a_coco_file_are_found_by_their_names(tmp_path, names):
+    stored = ["Gleis 1/a.jpg", "Gleis 1/b.jpg", "Gleis 2/c d.jpg"]
+    named = {"from the folder": stored, "alone": [name.rpartition("/")[2] for name in stored]}
+    given = named.get(names, [f"data/x/{name}" for name in stored])
+    if names == "of another machine":
+        given = [name.partition("/x/")[2].rpartition("/")[2].replace(".jpg", ".JPG") for name in given]
+    coco(tmp_path / "Fotos.coco.json", dict(zip(given, ([1], [2], []))))
+    for seed, name in enumerate(stored):
+        photo(tmp_path / "Fotos" / name, seed)
+    said = build(tmp_path / "Fotos.coco.json", tmp_path / "out", "--name", "mine")
+    assert "3 images not where Fotos.coco.json says, but found by name below its folder, such as Fotos/Gleis 1/" in said
+    assert [meta["file"] for meta in metas(tmp_path / "out/mine/all").values()] == [f"Fotos/{name}" for name in stored]
+    if names == "alone":
+        photo(tmp_path / "Fotos/Gleis 3/a.jpg", 9)
+        said = build(tmp_path / "Fotos.coco.json", tmp_path / "again", "--name", "mine", code=2)
+        assert "'a.jpg' may be " in said and "Gleis 3/a.jpg" in said and "--images FOLDER" in said
 
 
 @pytest.mark.parametrize("box", [None, []])
