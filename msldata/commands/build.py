@@ -89,6 +89,14 @@ def build_shards(
             show_default=False,
         ),
     ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A class that says that none of the others is there, such as a folder `nothing`: its photographs are "
+            "negatives of every class. Repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="Of a table: the column with paths; default: guessed.", show_default=False)
     ] = None,
@@ -176,6 +184,7 @@ def build_shards(
     from msldata.contract.resize_advice import advise_resize
     from msldata.errors import UserError, counted
     from msldata.sources.kinds import PUBLISHED, open_source, select_sources
+    from msldata.sources.labels.values import maybe_negative
     from msldata.sources.source import WHOLE_SPLIT, Source, SourceOptions
     from msldata.storage import Storage, open_storage
     from msldata.workers.engine import Engine
@@ -216,7 +225,9 @@ def build_shards(
         notes: dict[str, None] = {}
         if parts is not None:
             with err.status(f"{name or found.dataset}: reading all photographs once, to divide them"):
-                whole = open_source(found.dataset, found.root, WHOLE_SPLIT, name, options=options)
+                whole = open_source(
+                    found.dataset, found.root, WHOLE_SPLIT, name, options=options, negative=negative or ()
+                )
                 divided = divide(whole, parts, by_folder=group == "folder")
             show_below(out, division_said(divided))
             if few := hardly_shown(divided):
@@ -224,7 +235,9 @@ def build_shards(
         plans: list[tuple[BuildPlan, Storage]] = []
         for chosen in divided or found.splits:
             with err.status(f"{name or found.dataset} {chosen}: reading annotations"):
-                opened = divided.get(chosen) or open_source(found.dataset, found.root, chosen, name, options=options)
+                opened = divided.get(chosen) or open_source(
+                    found.dataset, found.root, chosen, name, options=options, negative=negative or ()
+                )
                 changes = {"place": found.root, "source": None, "dataset": found.dataset, "split": [chosen]}
                 opened.provenance["command"] = recorded_command(context, changes)
                 plan = plan_build(
@@ -235,7 +248,7 @@ def build_shards(
                     skip_limit=skip_limit,
                 )
             plans.append((plan, open_storage(out_).child(plan.dataset).child(plan.split)))
-            notes |= dict.fromkeys(getattr(opened, "notes", ()))
+            notes |= dict.fromkeys([*getattr(opened, "notes", ()), *maybe_negative(plan.classes)])
         for note in notes:
             show_below(out, note, "yellow")
         # What ends one split's build is looked for before another one is written.

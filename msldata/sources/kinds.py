@@ -18,6 +18,7 @@ from msldata.sources.source import (
     Location,
     Source,
     SourceOptions,
+    WithoutClasses,
     check_name,
     split_location,
 )
@@ -150,6 +151,7 @@ def open_source(
     name: str | None = None,
     classes: Location | None = None,
     options: SourceOptions = NO_OPTIONS,
+    negative: Sequence[str] = (),
 ) -> Source:
     """Open one split of a dataset.
 
@@ -160,6 +162,7 @@ def open_source(
         name: what the shards and the manifest call the dataset; default: its own name.
         classes: a file with one class name per line, for kinds that leave the classes open.
         options: whatever else the user says about the dataset.
+        negative: classes that only say that none of the others is there, and are none.
 
     Raises:
         UserError: unknown dataset or split, or an option that the kind does not take. FileNotFoundError: the
@@ -169,6 +172,8 @@ def open_source(
     options = replace(options, classes=classes or options.classes)
     _check_options(dataset, options, root)
     source = kind.open(root, split, options) if kind.takes else kind.open(root, split)
+    if negative:
+        source = WithoutClasses(source, negative)
     if name is not None:
         check_name("name", name)
         source.dataset = name
