@@ -49,7 +49,7 @@ class DividedSource:
         self.images: Storage = whole.images
         self.licence = whole.licence
         self.together = together
-        kept = f"; {together}" if together else ""
+        kept = f"; kept together: {together}" if together else ""
         self.provenance: dict[str, Any] = {
             **whole.provenance,
             "divided": f"by SHA-256 of the images, {SHARE} each for val and test{kept}",
@@ -176,12 +176,12 @@ def _sides(
                 f"some: the largest has {max(map(len, groups.values())):,} of {len(group_N):,}; group by something "
                 "finer, or name the split of each photograph in a column"
             )
-        one = f"one of {len(groups):,} groups" if len(groups) > 1 else "one group"
-        return side_N, f"those of {one} together"
+        one = f"each of {len(groups):,} groups" if len(groups) > 1 else "one group"
+        return side_N, f"those of {one}"
     if num_near := sum(count for count in Counter(near_N).values() if count > 1):
         side_N = assign(positives_N, _least(near_N, number_N))
         if min(side_N.count("val"), side_N.count("test")) >= SHARE / 2 * len(side_N):
-            return side_N, f"{num_near:,} that look nearly like another one with it"
+            return side_N, f"{num_near:,} that look nearly like another one"
     return assign(positives_N, number_N), ""
 
 
@@ -207,8 +207,8 @@ def division_said(parts: Mapping[str, Source]) -> str:
     sizes = ", ".join(f"{part.num_records:,} for {name}" for name, part in divided.items())
     kept = next(iter(divided.values())).together
     return (
-        f"no splits, so the hash of each photograph divides them{kept and f', {kept}'}: {sizes}; --split {WHOLE_SPLIT} "
-        "builds one"
+        f"no splits, so photographs are divided, by their content: {sizes}{kept and f'; kept in one part: {kept}'}; "
+        f"--split {WHOLE_SPLIT} leaves them in one piece"
     )
 
 

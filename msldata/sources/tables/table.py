@@ -273,7 +273,7 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     said = columns.said(how)
     said += f"; {listed:,} rows of {counted(len(rows), 'image')}, a row per label" if listed > len(rows) else ""
     if found.num_searched:
-        said += f"; {counted(found.num_searched, 'image')} found elsewhere below the table's folder"
+        said += f"; {counted(found.num_searched, 'image')} not where the table says, but found below its folder"
     said += "".join(f"; delimiter: {table.delimiter}" for _, table in tables[:1] if table.delimiter)
     counts: dict[str, dict[str, int]] = {}
     for split, table in tables:
