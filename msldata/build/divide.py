@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from msldata.build.alike import alike, joined, look_of
+from msldata.build.balance import PARTS, SHARE, assign
 from msldata.contract.judging import FEWEST, too_few_to_judge
 from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError, UserError, counted
@@ -19,11 +20,6 @@ from msldata.storage import Storage
 
 Name = TypeVar("Name", int, str)
 
-PARTS = ("train", "val", "test")
-SHARE = 0.15
-"""Of val and of test, each."""
-MOST_BEYOND = 0.5
-"""Val and test are at most so much larger than that, each, however many classes would be missing there."""
 _PARALLEL_READS = 16
 
 
@@ -53,7 +49,7 @@ class DividedSource:
         self.images: Storage = whole.images
         self.licence = whole.licence
         self.together = together
-        kept = f"; {together}" if together else ""
+        kept = f"; kept together: {together}" if together else ""
         self.provenance: dict[str, Any] = {
             **whole.provenance,
             "divided": f"by SHA-256 of the images, {SHARE} each for val and test{kept}",
@@ -114,11 +110,11 @@ def divide(whole: Source, parts: Sequence[str] = PARTS, *, by_folder: bool = Fal
     """The parts of a source, by name; of fewer than ``FEWEST`` records the source itself, as ``all``.
 
     A number in [0, 1) made of the SHA-256 of a photograph's bytes decides: below 0.15 it is for test, below 0.3 for
-    val. So copies of one photograph under several names are always in the same part, and adding photographs moves
-    none of the others, but for one thing: into a part that lacks a class goes the photograph of it with the smallest
-    number that another part can spare. With many rare classes that would take far more than was said: val and test get
-    at most half as much again, for the classes with most photographs; what is beyond that by chance, which happens
-    among few, is trained on. Every photograph is read once.
+    val. So copies of one photograph under several names are always in the same part, and photographs that are added
+    leave most of the others where they are. Among few, chance makes parts that judge badly: those photographs then
+    change sides that bring val and test to within 2.5 points of 15 %, and each class there to near its share, the
+    nearest of them by their numbers (`balance`). For many rare classes val and test get at most half as much again.
+    Every photograph is read once.
 
     Photographs that look nearly the same, as frames of one scene do, stay in one part too: trained on and judged by,
     they would flatter every model. Which others belong together only their owner knows: those of one group, where the
@@ -180,13 +176,13 @@ def _sides(
                 f"some: the largest has {max(map(len, groups.values())):,} of {len(group_N):,}; group by something "
                 "finer, or name the split of each photograph in a column"
             )
-        one = f"one of {len(groups):,} groups" if len(groups) > 1 else "one group"
+        one = f"each of {len(groups):,} groups" if len(groups) > 1 else "one group"
         alone = sum(not group for group in group_N)
-        return side_N, f"those of {one} together" + (f" ({alone:,} are of none)" if alone else "")
+        return side_N, f"those of {one}" + (f" ({alone:,} are of none)" if alone else "")
     if num_near := sum(count for count in Counter(near_N).values() if count > 1):
         side_N = assign(positives_N, _least(near_N, number_N))
         if min(side_N.count("val"), side_N.count("test")) >= SHARE / 2 * len(side_N):
-            return side_N, f"{num_near:,} that look nearly like another one with it"
+            return side_N, f"{num_near:,} that look nearly like another one"
     return assign(positives_N, number_N), ""
 
 
@@ -204,90 +200,6 @@ def _least(set_N: Sequence[int], number_N: Sequence[float]) -> list[float]:
     return [least[one] for one in set_N]
 
 
-def assign(positives_N: Sequence[Sequence[int]], number_N: Sequence[float], *, whole_sets: bool = False) -> list[str]:
-    """The part of each photograph; equal numbers, which photographs of one set have, get the same one.
-
-    Args:
-        positives_N: the classes that each photograph shows.
-        number_N: in [0, 1).
-        whole_sets: there are so few sets, or such large ones, that chance would leave a part with nothing: they fill
-            test and then val, in the order of their numbers, and the others are trained on.
-    """
-    most = (1 + MOST_BEYOND) * SHARE * len(number_N)
-    begin = _filled(number_N, most) if whole_sets else _drawn(number_N)
-    sides = _assign(positives_N, number_N, begin)
-    if max(sides.count("val"), sides.count("test")) > most:
-        return _assign(positives_N, number_N, begin, most)
-    return sides
-
-
-def _drawn(number_N: Sequence[float]) -> dict[float, str]:
-    """The part of each number by its size."""
-    return {number: "test" if number < SHARE else "val" if number < 2 * SHARE else "train" for number in number_N}
-
-
-def _filled(number_N: Sequence[float], most: float) -> dict[float, str]:
-    """The part of each number: the first ones for test, until it has its share, then for val, none beyond ``most``."""
-    copies, size, side = Counter(number_N), Counter[str](), {}
-    for number in sorted(copies):
-        wanting = (part for part in ("test", "val") if size[part] < SHARE * len(number_N))
-        side[number] = next((part for part in wanting if size[part] + copies[number] <= most), "train")
-        size[side[number]] += copies[number]
-    return side
-
-
-def _assign(
-    positives_N: Sequence[Sequence[int]],
-    number_N: Sequence[float],
-    begin: Mapping[float, str],
-    most: float | None = None,
-) -> list[str]:
-    """As above; with ``most``, the largest number of photographs of val and of test, common classes come first."""
-    classes: dict[float, set[int]] = {}
-    for positives, number in zip(positives_N, number_N, strict=True):
-        classes.setdefault(number, set()).update(positives)
-    side = dict(begin)
-    shown: dict[str, dict[int, int]] = {part: {} for part in PARTS}
-    having: dict[int, list[float]] = {}
-    for number in sorted(classes):
-        for k in classes[number]:
-            having.setdefault(k, []).append(number)
-            shown[side[number]][k] = shown[side[number]].get(k, 0) + 1
-
-    copies = Counter(number_N)
-    size = Counter(side[number] for number in number_N)
-
-    def move(number: float, part: str) -> None:
-        size[side[number]] -= copies[number]
-        size[part] += copies[number]
-        for k in classes[number]:
-            shown[side[number]][k] -= 1
-            shown[part][k] = shown[part].get(k, 0) + 1
-        side[number] = part
-
-    rarest_first = sorted(having, key=lambda k: (len(having[k]), k))
-    for k in rarest_first:  # what training never sees, it cannot learn
-        if not shown["train"].get(k):
-            move(having[k][-1], "train")
-    if most is not None:
-        for number in sorted(classes, reverse=True):  # chance weighs much among few
-            if side[number] != "train" and size[side[number]] > most:
-                move(number, "train")
-    for part in ("val", "test"):
-        for k in rarest_first if most is None else sorted(having, key=lambda k: (-len(having[k]), k)):
-            if shown[part].get(k):
-                continue
-            spare = [
-                n
-                for n in having[k]
-                if all(shown[side[n]][other] > 1 for other in classes[n])
-                and (most is None or size[part] + copies[n] <= most)
-            ]
-            if spare:
-                move(min(spare, key=lambda n: (side[n] != "train", n)), part)
-    return [side[number] for number in number_N]
-
-
 def division_said(parts: Mapping[str, Source]) -> str:
     """How a source was divided, for whoever builds it."""
     divided = {name: part for name, part in parts.items() if isinstance(part, DividedSource)}
@@ -296,8 +208,8 @@ def division_said(parts: Mapping[str, Source]) -> str:
     sizes = ", ".join(f"{part.num_records:,} for {name}" for name, part in divided.items())
     kept = next(iter(divided.values())).together
     return (
-        f"no splits, so the hash of each photograph divides them{kept and f', {kept}'}: {sizes}; --split {WHOLE_SPLIT} "
-        "builds one"
+        f"no splits, so photographs are divided, by their content: {sizes}{kept and f'; kept in one part: {kept}'}; "
+        f"--split {WHOLE_SPLIT} leaves them in one piece"
     )
 
 

@@ -206,7 +206,7 @@ class BuildFolder:
         reason = f"{self.out.url}: this folder holds {found}"
         if not self._can_start_over:
             return UserError(f"{reason}; choose another --out, or delete the folder first")
-        return OptionsNeeded(f"{reason}; choose another --out, or", ["--overwrite"], "to start over")
+        return OptionsNeeded(f"{reason}; build this one elsewhere, or", ["--overwrite"], "to start over")
 
     def _foreign(self, names: Sequence[str]) -> UserError:
         return UserError(

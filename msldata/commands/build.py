@@ -81,12 +81,22 @@ def build_shards(
         ),
     ] = None,
     keep_unlabelled: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--keep-unlabelled",
-            help="Keep images without annotations, as negatives of every class; those of tables are.",
+            "--keep-unlabelled/--drop-unlabelled",
+            help="Images without annotations: negatives of every class, or left out; default: those that a table or "
+            "COCO file of one's own names are kept, which the build says.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A class that says that none of the others is there, such as a folder `nothing`: its photographs are "
+            "negatives of every class. Repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="Of a table: the column with paths; default: guessed.", show_default=False)
     ] = None,
@@ -151,6 +161,7 @@ def build_shards(
     """Turn labelled photographs into verified WebDataset shards."""
     import sys
 
+    from msldata.build.copies import copies_said, find_copies
     from msldata.build.divide import divide, division_said, hardly_shown, parts_to_build, refuse_needless_group
     from msldata.build.estimate import estimate_build
     from msldata.build.image import parse_resize
@@ -173,6 +184,7 @@ def build_shards(
     from msldata.contract.resize_advice import advise_resize
     from msldata.errors import UserError, counted
     from msldata.sources.kinds import PUBLISHED, open_source, select_sources
+    from msldata.sources.labels.values import maybe_negative
     from msldata.sources.source import WHOLE_SPLIT, Source, SourceOptions
     from msldata.storage import Storage, open_storage
     from msldata.workers.engine import Engine
@@ -213,7 +225,9 @@ def build_shards(
         notes: dict[str, None] = {}
         if parts is not None:
             with err.status(f"{name or found.dataset}: reading all photographs once, to divide them"):
-                whole = open_source(found.dataset, found.root, WHOLE_SPLIT, name, options=options)
+                whole = open_source(
+                    found.dataset, found.root, WHOLE_SPLIT, name, options=options, negative=negative or ()
+                )
                 divided = divide(whole, parts, by_folder=group == "folder")
             show_below(out, division_said(divided))
             if few := hardly_shown(divided):
@@ -221,7 +235,9 @@ def build_shards(
         plans: list[tuple[BuildPlan, Storage]] = []
         for chosen in divided or found.splits:
             with err.status(f"{name or found.dataset} {chosen}: reading annotations"):
-                opened = divided.get(chosen) or open_source(found.dataset, found.root, chosen, name, options=options)
+                opened = divided.get(chosen) or open_source(
+                    found.dataset, found.root, chosen, name, options=options, negative=negative or ()
+                )
                 changes = {"place": found.root, "source": None, "dataset": found.dataset, "split": [chosen]}
                 opened.provenance["command"] = recorded_command(context, changes)
                 plan = plan_build(
@@ -232,7 +248,7 @@ def build_shards(
                     skip_limit=skip_limit,
                 )
             plans.append((plan, open_storage(out_).child(plan.dataset).child(plan.split)))
-            notes |= dict.fromkeys(getattr(opened, "notes", ()))
+            notes |= dict.fromkeys([*getattr(opened, "notes", ()), *maybe_negative(plan.classes)])
         for note in notes:
             show_below(out, note, "yellow")
         # What ends one split's build is looked for before another one is written.
@@ -247,7 +263,7 @@ def build_shards(
                 confirm_replacement(target, plan.draft(), yes)
         if writes:
             check_images(plans, on_error=on_error.value, overwrite=overwrite, part=part)
-        num_built = 0
+        num_built, finished = 0, []
         for number, (plan, target) in enumerate(plans):
             label = f"{name or found.dataset} {plan.split}"
             changed = "" if overwrite else changed_since_built(plan, target)
@@ -260,6 +276,7 @@ def build_shards(
                 manifest = finish_build(plan, target, command_without("--finish", sys.argv))
                 show_manifest(out, manifest, target)
                 num_built += manifest.num_samples
+                finished.append((target, manifest))
                 continue
             with progress_bar(label) as progress:
                 if part is not None:
@@ -289,6 +306,7 @@ def build_shards(
                 out.print(f"{label}: task {task}, {shards} -> {target.url}", soft_wrap=True)
                 continue
             num_built += manifest.num_samples
+            finished.append((target, manifest))
             mark_unfinished(later for _, later in plans[number + 1 :])
             show_manifest(out, manifest, target)
             if was_built and not changed:  # of anything else the build would have refused it
@@ -302,6 +320,8 @@ def build_shards(
             # A published set under its own name is what recipes train on; doctor knows which of them can begin.
             published = not name and any(kind == found.dataset for kind, _ in PUBLISHED)
             built = name or found.dataset
+            for said in () if published else copies_said(find_copies(finished), plans):
+                show_below(out, said, "yellow")
             if not published and num_built < FEWEST:
                 show_below(out, too_few_to_train(num_built), "yellow")
             else:

@@ -17,7 +17,7 @@ from msldata.contract.judging import photographs_of
 from msldata.contract.manifest import Manifest
 from msldata.contract.records import listed_name
 from msldata.errors import UserError, counted, few_of
-from msldata.inspect.classnames import alike, slips
+from msldata.inspect.classnames import alike, nearly_alike, slips
 from msldata.storage import Storage
 
 if TYPE_CHECKING:
@@ -97,10 +97,11 @@ def _classes_with_counts(manifest: Manifest) -> str:
     if unused:
         more = f" and {len(unused) - _RARE_SHOWN:,} more" if len(unused) > _RARE_SHOWN else ""
         text += f"{'; ' if used else ''}in no image: {', '.join(map(listed_name, unused[:_RARE_SHOWN]))}{more}"
-    if pairs := alike(manifest.classes):
+    listed = _LISTED.intersection(manifest.provenance)
+    if pairs := [*alike(manifest.classes), *([] if listed else nearly_alike(counts))]:
         text += "; alike, yet two classes: " + ", ".join(f"{one!r} and {other!r}" for one, other in pairs[:_RARE_SHOWN])
         text += " (write them alike if they are one)"
-    if not _LISTED.intersection(manifest.provenance) and (typed := slips(counts)):
+    if not listed and (typed := slips(counts)):
         said = [
             f"'{name}' ({counted(counts[name], 'photograph')}) may be meant as '{other}' ({counts[other]:,})"
             for name, other in typed[:_RARE_SHOWN]

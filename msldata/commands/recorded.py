@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -10,7 +11,7 @@ from typing import Any
 
 import typer
 
-from msldata.contract.manifest import MANIFEST_NAME, FormatError, Manifest, read_manifest
+from msldata.contract.manifest import IMAGES, MANIFEST_NAME, FormatError, Manifest, read_manifest
 from msldata.contract.records import quoted
 from msldata.errors import OptionsNeeded, UserError, counted
 from msldata.progress import no_bars
@@ -18,6 +19,8 @@ from msldata.storage import Storage
 
 _PLACES = frozenset({"place", "source", "classes", "tars", "images"})
 """Options that name a file or folder: the command must find it from anywhere."""
+_SAID_OTHERWISE = frozenset({"--dataset", "--source", "--split", "--name", "--generate"})
+"""Recorded whether they were typed or not, or compared by what they mean."""
 _NOT_RECORDED = frozenset(
     "out_ overwrite yes workers dry_run task finish engine ray_address plots help install_completion".split()
 )
@@ -74,10 +77,10 @@ def confirm_replacement(target: Storage, new: Manifest, yes: bool) -> None:
         return
     question = (
         f"{target.url} holds {counted(old.num_samples, 'sample')} of {old.dataset}, {old.split}, and --overwrite would "
-        f"put another dataset in {'its' if old.num_samples == 1 else 'their'} place: {difference}"
+        f"put another dataset in {'its' if old.num_samples == 1 else 'their'} place: {difference}{_lacking(old, new)}"
     )
     if not sys.stdin.isatty():
-        raise OptionsNeeded(question, ["--yes"], "choose another --out, or to replace it")
+        raise OptionsNeeded(question, ["--yes"], f"choose another {_elsewhere(new)}, or to replace it")
     with no_bars():
         agreed = typer.confirm(f"{question}. Replace it?")
     if not agreed:
@@ -106,10 +109,33 @@ def offer_replacement(target: Storage, new: Manifest) -> None:
     raise OptionsNeeded(
         f"{target.url}: a dataset is there already ({counted(old.num_samples, 'sample')} of {old.dataset}, "
         f"{old.split}), and since it was built the photographs, labels or options have changed"
-        f"{f': {difference}' if difference else ''}",
+        f"{f': {difference}' if difference else ''}{_lacking(old, new)}",
         ["--overwrite", *(["--yes"] if difference else [])],
         "to build it anew",
     )
+
+
+def _lacking(old: Manifest, new: Manifest) -> str:
+    """What was said when a dataset was built and is not said now: a table is not read alike without it."""
+    before, now = (manifest.provenance.get("command", ()) for manifest in (old, new))
+    gone = [word for option in _said(before) if option not in _said(now) for word in option]
+    return f"; it was built with {shlex.join(gone)}, which this command lacks" if gone and now else ""
+
+
+def _said(command: Sequence[str]) -> list[tuple[str, ...]]:
+    """The options of a recorded command, each with its value."""
+    found: list[tuple[str, ...]] = []
+    for word in command:
+        if word.startswith("--"):
+            found.append((word,))
+        elif found and len(found[-1]) == 1:
+            found[-1] = (*found[-1], word)
+    return [option for option in found if option[0] not in _SAID_OTHERWISE]
+
+
+def _elsewhere(new: Manifest) -> str:
+    """The options that put a dataset somewhere else; those of keep masks are not named."""
+    return "--name or --out" if new.kind == IMAGES else "--out"
 
 
 def _difference(old: Manifest, new: Manifest) -> str:

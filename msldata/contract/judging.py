@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from msldata.contract.manifest import Manifest
-from msldata.contract.records import listed_name
-from msldata.errors import counted
+from msldata.errors import counted, few_of
 
 FEWEST = 20
 """A dataset of fewer photographs is left in one piece, and hardly to be learnt from."""
@@ -22,11 +21,9 @@ def too_few_to_judge(shown: Mapping[str, Mapping[str, int]]) -> str:
     said = []
     for part, count_of in shown.items():
         if few := [name for name, count in count_of.items() if count < 2]:
-            named = ", ".join(map(listed_name, few[:_MOST_NAMED])) + (" …" if len(few) > _MOST_NAMED else "")
-            said.append(f"{len(few):,} of {counted(len(count_of), 'class')} in {part} ({named})")
-    if not said:
-        return ""
-    return f"one photograph or none shows {' and '.join(said)}: too few to judge how well these are recognised"
+            named = few_of([f"'{name}'" for name in few], _MOST_NAMED)
+            said.append(f"{part} has one or none of {named} ({len(few):,} of {counted(len(count_of), 'class')})")
+    return f"too few photographs to judge some classes by: {'; '.join(said)}" if said else ""
 
 
 def too_few_to_train(number: int) -> str:

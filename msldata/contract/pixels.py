@@ -59,6 +59,8 @@ _SEGMENT = struct.Struct(">BBH")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _TOO_LARGE = f"too large, more than {MAX_PIXELS // 1_000_000} million pixels"
 _ENDS_EARLY = "remature end"
+_PILLOW_ENDS_EARLY = re.compile(r"truncated file read|expected to read \d+ bytes but", re.IGNORECASE)
+"""What Pillow says of files that end in their headers; of those that end later it says that they are truncated."""
 _LOST = re.compile(f"{_ENDS_EARLY}|bad Huffman code|instead of RST|extraneous bytes before marker 0x(d[0-7]|c4|da)")
 """Of libjpeg's complaints, those that mean other pixels than were stored: they end early, or something else stands
 where they should go on."""
@@ -355,4 +357,9 @@ def _refuse_lost(data: bytes | memoryview, error: ValueError) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().rstrip(".") or type(error).__name__
+    text = str(error).strip().rstrip(".")
+    if _PILLOW_ENDS_EARLY.match(text):
+        return "image file is truncated"
+    if text == "could not create decoder object":  # of WebP
+        return "image file is truncated or damaged"
+    return text or type(error).__name__

@@ -7,12 +7,14 @@ import hashlib
 import io
 import json
 import mmap
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from msldata.contract.records import LabelSpace, ObjectRecord, Record, quoted, read_class_list
 from msldata.errors import BadInputError, UserError
+from msldata.sources.coco_images import CocoImages, find_coco_images
 from msldata.sources.segments import compact_segment, occlusion_of
 from msldata.sources.source import (
     NO_OPTIONS,
@@ -28,9 +30,9 @@ from msldata.sources.source import (
     local_file,
     refuse_missing_bucket,
     split_location,
+    unannotated_said,
     unknown_split,
 )
-from msldata.sources.spelling import as_stored
 from msldata.sources.tables.label_studio import plain_path
 from msldata.storage import FileInfo, Storage, open_storage, regular
 
@@ -41,7 +43,8 @@ _CATEGORY_BYTES = 4 << 20
 _FIFTYONE = "labels.json"
 _BESIDE = ("_annotations.coco.json", _FIFTYONE)
 """Annotations beside a split's images: Roboflow's, FiftyOne's."""
-_NUM_TRIED = 8
+_COCOS_OWN = re.compile(r"//(www\.)?(cocodataset|mscoco)\.org\b")
+"""The address that COCO's own files name."""
 _NO_CROWD = (None, 0, False, "", "0")
 """As programs write it that store numbers as text, too."""
 _HINT = "mend the annotations, or fetch them again, and check them"
@@ -51,7 +54,8 @@ class Coco:
     """One split of a dataset in COCO's layout, read as the paper reads COCO-2014.
 
     A class's index is the rank of its category id, or its position in ``classes``. An image without any annotation is
-    left out and counted; a crowd annotation counts as presence, and so does one without a box.
+    kept, as a negative of every class; in COCO's own files, which the paper reads without them, it is left out and
+    counted. A crowd annotation counts as presence, and so does one without a box.
 
     Args:
         root: the folder that holds the annotations and the images, as COCO, CVAT, FiftyOne, Roboflow or Ultralytics
@@ -86,7 +90,6 @@ class Coco:
         self.counts: dict[str, int] = {}
         self.notes: tuple[str, ...] = ()
         """What deserves a look, of all splits."""
-        self._keep_unlabelled = options.keep_unlabelled
         part = folder or split
         if _is_file(root):
             place, name = _place_of_file(root)
@@ -111,7 +114,16 @@ class Coco:
         except BadInputError as error:  # it may have named the copy of a remote file
             raise BadInputError(self._where, error.reason, error.hint) from None
         self.images: Storage = place if options.images is None else open_storage(options.images)
-        self._folder = "" if options.images is not None else self._find_images(place, name, part)
+        with _clear_errors(self._where):
+            file_names = [str(entry.get("file_name")) for entry in self._coco.dataset["images"]]
+            info = self._coco.dataset.get("info")
+        own_address = info.get("url") if isinstance(info, dict) else None
+        is_published = folder is not None or bool(_COCOS_OWN.search(str(own_address)))
+        self._found = CocoImages()
+        if options.images is None:
+            needed_by = f"{self.title} {split}"
+            self._found = find_coco_images(place, name, part, file_names, needed_by, own=not is_published)
+        self.notes += (self._found.note,) if self._found.note else ()
         self.provenance: dict[str, Any] = {"source": self.title, "files": {name: digest}}
         if self._segments:
             self.provenance["occlusion"] = "segments"
@@ -130,11 +142,19 @@ class Coco:
             except UserError as error:  # Roboflow, for one, adds a category for all
                 hint = "if they are one, list the names once in a file and add --classes FILE"
                 raise BadInputError(self._where, str(error), hint) from None
+        self._keep_unlabelled = not is_published if options.keep_unlabelled is None else options.keep_unlabelled
+        if not is_published:
+            bare = [
+                str(image.get("file_name"))
+                for key, image in self._coco.imgs.items()
+                if not self._coco.imgToAnns.get(key)
+            ]
+            self.notes += unannotated_said(split, bare, kept=self._keep_unlabelled)
         self._class_index = {number: self.labels.index(name) for number, name in names.items()}
 
     def records(self) -> Iterator[Record]:
         """The split's annotated images in ascending order of their ids."""
-        dropped = 0
+        dropped = bare = 0
         with _clear_errors(self._where):
             image_ids = sorted(self._coco.imgs)
         for image_id in image_ids:
@@ -142,6 +162,7 @@ class Coco:
             if not annotations and not self._keep_unlabelled:
                 dropped += 1
                 continue
+            bare += not annotations
             try:
                 record = self._record(image_id, annotations)
             except KeyError as error:
@@ -151,6 +172,8 @@ class Coco:
             else:
                 yield record
         self.counts["dropped_without_annotations"] = dropped
+        if bare:
+            self.counts["without_any_class"] = bare
 
     def _record(self, image_id: int, annotations: Sequence[dict[str, Any]]) -> Record:
         entry = self._coco.imgs[image_id]
@@ -160,14 +183,13 @@ class Coco:
         # It becomes part of a path: nothing in the JSON may point outside the dataset.
         if not is_inside(file_name):
             raise ValueError(f"{file_name!r} is not a path below the images' folder")
-        folder = f"{self._folder}/" if self._folder else ""
-        file_name = as_stored(self.images, f"{folder}{PurePosixPath(file_name).as_posix()}")[len(folder) :]
+        path, file_name = self._found.path(self.images, file_name)
         ordered = sorted(annotations, key=lambda item: item["id"])
         size = entry.get("width"), entry.get("height")
         boxed = [item for item in ordered if item.get("bbox") not in (None, [])]
         return Record(
             key=key_of(file_name),
-            image=f"{folder}{file_name}",
+            image=path,
             positives=tuple(sorted({self._class_of(item) for item in ordered})),
             objects=tuple(map(self._object, boxed)),
             image_id=str(image_id),
@@ -195,46 +217,6 @@ class Coco:
             # COCO's own files always have both; other tools' files often do not.
             area=width * height if area is None else float(area),
             crowd=annotation.get("iscrowd") not in _NO_CROWD,
-        )
-
-    def _find_images(self, place: Storage, name: str, part: str) -> str:
-        """The folder that the names of the images are relative to: the first that holds all tested ones, or most.
-
-        Raises:
-            FileNotFoundError: no folder holds any of them.
-        """
-        beside = PurePosixPath(name).parent.as_posix().removeprefix(".")
-        usual = [
-            part,
-            f"images/{part}",
-            beside,
-            f"{beside}/data" if beside else "data",
-            f"{part}/images",
-            "images",
-            "data",
-            "",
-        ]
-        names = [str(entry.get("file_name")) for entry in self._coco.dataset["images"]]
-        names = [name for name in (plain_path(name.replace("\\", "/")) for name in names) if is_inside(name)]
-        tried = names[:: max(1, len(names) // _NUM_TRIED)][:_NUM_TRIED] if place.path() is not None else names[:1]
-        best, most = "", 0
-        for folder in dict.fromkeys(usual):
-            found = sum(place.exists(as_stored(place, f"{folder}/{entry}" if folder else entry)) for entry in tried)
-            if found > most:
-                best, most = folder, found
-            if most == len(tried):
-                return best
-        if most:
-            return best
-        for folder in (part, f"images/{part}"):
-            if place.path() is not None and place.path(folder).is_dir():  # type: ignore[union-attr]
-                return folder  # the images are missing, not their folder: each is named when it is read
-        if place.path() is None:
-            return beside if beside != "annotations" else part
-        looked = ", ".join(place.where(folder) if folder else place.url for folder in dict.fromkeys(usual))
-        raise FileNotFoundError(
-            f"{place.where(part)}: missing; {self.title} {self.split} needs it, is the download complete? Of the "
-            f"images that {self._where} names none is in {looked}; say where they are with --images FOLDER"
         )
 
 

@@ -18,6 +18,7 @@ from msldata.sources.source import (
     Location,
     Source,
     SourceOptions,
+    WithoutClasses,
     check_name,
     split_location,
 )
@@ -63,7 +64,6 @@ class SourceKind:
         return self.available_splits(place, options) if self.takes else self.available_splits(place)
 
 
-# Photographs without labels are kept in any case.
 _TABLE_OPTIONS = ("classes", "image_column", "labels_columns", "labels_are", "separator", "keep_unlabelled", "group")
 
 # A new kind of dataset is one line here, and a module of its own.
@@ -154,6 +154,7 @@ def open_source(
     name: str | None = None,
     classes: Location | None = None,
     options: SourceOptions = NO_OPTIONS,
+    negative: Sequence[str] = (),
 ) -> Source:
     """Open one split of a dataset.
 
@@ -164,6 +165,7 @@ def open_source(
         name: what the shards and the manifest call the dataset; default: its own name.
         classes: a file with one class name per line, for kinds that leave the classes open.
         options: whatever else the user says about the dataset.
+        negative: classes that only say that none of the others is there, and are none.
 
     Raises:
         UserError: unknown dataset or split, or an option that the kind does not take. FileNotFoundError: the
@@ -173,6 +175,8 @@ def open_source(
     options = replace(options, classes=classes or options.classes)
     _check_options(dataset, options, root)
     source = kind.open(root, split, options) if kind.takes else kind.open(root, split)
+    if negative:
+        source = WithoutClasses(source, negative)
     if name is not None:
         check_name("name", name)
         source.dataset = name
@@ -352,6 +356,7 @@ def _check_options(dataset: str, options: SourceOptions, source: Location | None
         if name not in KINDS[dataset].takes:
             takers = ", ".join(other for other, kind in KINDS.items() if name in kind.takes)
             option = f"--{name.replace('_', '-').removesuffix('s') if name == 'labels_columns' else name}"
+            option = "--drop-unlabelled" if options.keep_unlabelled is False and name == "keep_unlabelled" else option
             option = option.replace("_", "-")
             if name == "images" and dataset == "table":
                 beside = f"{str(options.images).rstrip('/')}/"

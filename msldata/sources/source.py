@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from msldata.contract.format import check_key, make_key
 from msldata.contract.records import LabelSpace, Record
-from msldata.errors import BadInputError, UserError, did_you_mean
+from msldata.errors import BadInputError, UserError, counted, did_you_mean, few_of
 from msldata.storage import LocalStorage, Location, Storage, open_storage
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
@@ -45,8 +45,9 @@ class SourceOptions:
     """Which of Datumaro's formats it is."""
     images: Location | None = None
     """The folder that the names of the images are relative to."""
-    keep_unlabelled: bool = False
-    """Whether images without annotations are kept, as negatives of every class."""
+    keep_unlabelled: bool | None = None
+    """Whether images without annotations are kept, as negatives of every class; None: as the kind does, which keeps
+    those that the annotations name, but for COCO's own files."""
     segments: bool = False
     """For COCO: also record what the segments say about occlusion."""
 
@@ -112,9 +113,77 @@ class Likeness:
         return cls(certainty, ", ".join(about))
 
 
+class WithoutClasses:
+    """A source some of whose classes only say that none of the others is there; what `Source` says.
+
+    Args:
+        source: the source, whose counts and notes this one shares.
+        negative: names of classes that are left out of the labels; their photographs stay.
+
+    Raises:
+        UserError: it has no such class, or no other ones.
+    """
+
+    def __init__(self, source: Source, negative: Sequence[str]):
+        names = source.labels.classes
+        for name in negative:
+            if name not in names:
+                raise UserError(f"--negative {name}: no class is called that{did_you_mean(name, names)}")
+        kept = [name for name in names if name not in negative]
+        if not kept:
+            raise UserError(f"--negative {', '.join(negative)}: there is no other class to tell them from")
+        self._source = source
+        self._new = {k: kept.index(name) for k, name in enumerate(names) if name not in negative}
+        self.labels = LabelSpace(tuple(kept))
+        self.dataset, self.split, self.images, self.licence = (
+            source.dataset,
+            source.split,
+            source.images,
+            source.licence,
+        )
+        self.provenance = source.provenance | {"negative": list(negative)}
+        self.counts = source.counts
+        self.notes: tuple[str, ...] = getattr(source, "notes", ())
+        self.groups: dict[str, str] = getattr(source, "groups", {})
+        self.reject: Callable[[BadInputError], None] = fail
+
+    def records(self) -> Iterator[Record]:
+        """The source's records, with the numbers that the other classes have now."""
+        bare = 0
+        self._source.reject = self.reject
+        for record in self._source.records():
+            positives = tuple(self._new[k] for k in record.positives if k in self._new)
+            bare += not positives
+            kept = [n for n, item in enumerate(record.objects) if item.class_index in self._new]
+            yield replace(
+                record,
+                positives=positives,
+                ignored=tuple(self._new[k] for k in record.ignored if k in self._new),
+                objects=tuple(
+                    item._replace(class_index=self._new[item.class_index])
+                    for item in map(record.objects.__getitem__, kept)
+                ),
+                occlusion=record.occlusion and tuple(map(record.occlusion.__getitem__, kept)),
+            )
+        self.counts["without_any_class"] = bare
+
+
 def unknown_split(dataset: str, split: str, known: tuple[str, ...]) -> UserError:
     """The error for a split that ``dataset`` does not have."""
     return UserError(f"{dataset} has no split '{split}'; known are: {', '.join(known)}{did_you_mean(split, known)}")
+
+
+def unannotated_said(split: str, images: Sequence[str], *, kept: bool) -> tuple[str, ...]:
+    """A note about images without annotations, and which option does otherwise; none where there are none."""
+    if not images:
+        return ()
+    of, them = ("" if split == WHOLE_SPLIT else f" of {split}"), "it" if len(images) == 1 else "them"
+    done = (
+        f"kept, as negatives of every class; --drop-unlabelled leaves {them} out"
+        if kept
+        else f"left out; --keep-unlabelled keeps {them}, as negatives of every class"
+    )
+    return (f"{counted(len(images), 'photograph')}{of} without annotations: {few_of(images)}; {done}",)
 
 
 def check_name(what: str, name: str) -> None:

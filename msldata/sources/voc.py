@@ -27,6 +27,7 @@ from msldata.sources.source import (
     read_many,
     refuse_missing_bucket,
     split_location,
+    unannotated_said,
     unknown_split,
 )
 from msldata.sources.spelling import as_stored, composed, several_alike, stored_among
@@ -118,10 +119,11 @@ class Voc:
             if split not in found:
                 raise unknown_split(self.images.url, split, tuple(found))
             self._entries, files = found[split], {}
-            bare = sum(not entry.annotation for entry in self._entries)
+            bare = [entry.image for entry in self._entries if not entry.annotation]
+            self.notes += unannotated_said(split, bare, kept=bool(options.keep_unlabelled))
             if bare and not options.keep_unlabelled:
                 self._entries = [entry for entry in self._entries if entry.annotation]
-                self.counts["dropped_without_annotations"] = bare
+                self.counts["dropped_without_annotations"] = len(bare)
         self.labels, note = self._classes(options.classes, files, found if not listed else None)
         self.provenance: dict[str, Any] = {"source": f"{self.title}{note}", "files": files}
 

@@ -23,6 +23,7 @@ from msldata.sources.source import (
     key_of,
     read_many,
     split_location,
+    unannotated_said,
     unknown_split,
 )
 from msldata.sources.spelling import as_stored, composed, several_alike, stored_among
@@ -71,8 +72,9 @@ class Yolo:
         there = {info.name for info in self.images.list_sources()}
         alike = stored_among(there)
         pairs = [(image, _in_its_form(_label_file(image), there, alike)) for image in splits[split]]
-        bare = sum(label not in there for image, label in pairs if image in there)
-        self.counts = {} if options.keep_unlabelled or not bare else {"dropped_without_annotations": bare}
+        bare = [image for image, label in pairs if label not in there and image in there]
+        self.counts = {} if options.keep_unlabelled or not bare else {"dropped_without_annotations": len(bare)}
+        self.notes += unannotated_said(split, bare, kept=bool(options.keep_unlabelled))
         listed = {image for images in splits.values() for image in images}
         if strays := len(set(_image_names(there)) - listed):
             self.counts["in_no_split"] = strays

@@ -7,9 +7,10 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from msldata.contract.manifest import MANIFEST_NAME
+from msldata.contract.listing import IMAGE_SUFFIXES
+from msldata.contract.manifest import MANIFEST_NAME, datasets_below
 from msldata.errors import UserError, did_you_mean
 from msldata.storage import open_storage
 
@@ -149,15 +150,38 @@ def local_test_shards(train: str) -> str:
 
 def find_evaluation_shards(name: str, *, held_out: bool = False) -> str:
     """The shards that ``--data NAME`` means where models are measured: those at that place, or of a dataset, by its
-    folder, URL or name in ``shards/``, the test split; with ``held_out`` what training validated on or took it from.
-    The name itself where there is neither, which whoever opens it says."""
+    folder, URL or name in ``shards/``, the test split, or all of one that was kept together; with ``held_out`` what
+    training validated on or took it from. The name itself where there is neither, which whoever opens it says.
+
+    Raises:
+        UserError: a folder of photographs that are to be built first.
+    """
     splits = (*_VALIDATION, *_TRAIN) if held_out else TEST_SPLITS
     for place in (name.rstrip("/"), *([] if "://" in name else [f"{SHARDS}/{name}"])):
         if open_storage(place).exists(MANIFEST_NAME):
             return place
         if found := _first(place, splits):
             return found
+        # The photographs of another site: nothing of them is for training, so all of them are an exam.
+        if not _first(place, (*_TRAIN[:-1], *_VALIDATION)) and (found := _first(place, ("all",))):
+            return found
+    _refuse_photographs(name)
     return name
+
+
+def _refuse_photographs(name: str) -> None:
+    """Raise UserError for a folder, or a list of labels, from which no dataset has been built."""
+    place = Path(name).expanduser()
+    if "://" in name or not place.exists() or datasets_below(name) or unfinished_splits(name):
+        return
+    names = [place.name] if place.is_file() else [path.name for path in (*place.glob("*"), *place.glob("*/*"))]
+    if any(PurePosixPath(file).suffix.lower() in (*IMAGE_SUFFIXES, ".csv", ".json") for file in names):
+        called = re.sub(r"[^\w-]+", "_", place.resolve().stem if place.is_file() else place.resolve().name).strip("_")
+        raise UserError(
+            f"{name}: no finished dataset here; if it holds photographs and their labels, build them in one piece: "
+            f"msl build-shards {shlex.quote(name)} --split all --name {called or 'NAME'}, then give --data "
+            f"{called or 'NAME'}"
+        )
 
 
 def find_run(name: str | Path) -> str:

@@ -139,9 +139,8 @@ def find_images(inputs: Sequence[str | Path], note: Callable[[str], None] = lamb
         if passed_over:
             names = ", ".join(plain_name(name) for name in passed_over[:3])
             more = f" and {len(passed_over) - 3:,} more" if len(passed_over) > 3 else ""
-            they = "it is" if len(passed_over) == 1 else "they are"
-            images = counted(len(found) - num_before, "image")
-            note(f"{item}: {images}; passed over, for {they} none: {names}{more}")
+            images, left = counted(len(found) - num_before, "image"), counted(len(passed_over), "other file")
+            note(f"{item}: {images}; {left} left out: {names}{more}")
     if not found:
         raise UserError("no images were named; give image files, folders or patterns such as 'photos/*.jpg'")
     return list(found.values())

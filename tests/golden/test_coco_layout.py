@@ -16,8 +16,9 @@ from tests.tinydata import jpeg, make_voc, voc_object, voc_xml
 
 
 def make_layout(root, *splits, images=IMAGES, annotations=None):
-    """``root`` in COCO's layout, with the same images in every split."""
+    """``root`` with COCO's own files of some year, with the same images in every split."""
     content = {"images": images, "annotations": annotations or [annotation(1, 9, 7)], "categories": CATEGORIES}
+    content["info"] = {"description": "COCO 2017 Dataset", "url": "http://cocodataset.org"}
     (root / "annotations").mkdir(parents=True)
     for split in splits:
         (root / split).mkdir()

@@ -189,13 +189,24 @@ def test_coco(tmp_path):
         image_id="52",
         size=(57, 31),
     )
-    assert twice(source) == [a, c, b]
-    assert source.counts == {"dropped_without_annotations": 1}
+    bare = Record("bare", "images/train/bare.jpg", (), image_id="9", size=(8, 9))
+    assert twice(source) == [a, bare, c, b]
+    assert source.counts == {"dropped_without_annotations": 0, "without_any_class": 1}
+    assert source.notes == (
+        "1 photograph of train without annotations: bare.jpg; kept, as negatives of every class; --drop-unlabelled "
+        "leaves it out",
+    )
     name = "annotations/instances_train.json"
     assert source.provenance == {"source": "COCO layout", "files": {name: sha256(json.dumps(train))}}
-    source = open_source("coco", place, "train", options=SourceOptions(keep_unlabelled=True))
-    bare = Record("bare", "images/train/bare.jpg", (), image_id="9", size=(8, 9))
-    assert twice(source) == [a, bare, c, b] and source.counts == {"dropped_without_annotations": 0}
+    source = open_source("coco", place, "train", options=SourceOptions(keep_unlabelled=False))
+    assert twice(source) == [a, c, b] and source.counts == {"dropped_without_annotations": 1}
+    # COCO's own files say whose they are: the paper reads them without such images.
+    for url in ("http://cocodataset.org", "http://mscoco.org", "https://example.org/cocodataset.org"):
+        (place / name).write_text(json.dumps(train | {"info": {"url": url}}))
+        is_published = "example" not in url
+        assert twice(open_source("coco", place, "train")) == ([a, c, b] if is_published else [a, bare, c, b])
+        kept = open_source("coco", place, "train", options=SourceOptions(keep_unlabelled=True))
+        assert twice(kept) == [a, bare, c, b]
     # The other split lacks classes, and the list of one's own has another order and one more.
     (tmp_path / "names.txt").write_text("dog\nhen\nant\ncow\ncat\n")
     source = open_source("coco", place, "val", classes=tmp_path / "names.txt")

@@ -138,6 +138,7 @@ def test_xml_without_lists(tmp_path, layout):
     first, last = {"p_0": ["fox"], "p_1": ["owl"]}, {"p_2": ["owl"]}
     assert found == ({"train": first, "valid": last} if layout == "splits" else {"all": first | last})
     assert "1 dropped without annotations" in text
+    assert "without annotations: " in text and "left out; --keep-unlabelled keeps it" in text
     build(root, tmp_path / "kept", "--name", "mine", "--keep-unlabelled")
     assert sum(len(labels(path.parent)) for path in (tmp_path / "kept/mine").glob("*/dataset.json")) == 4
 
@@ -172,19 +173,42 @@ def test_where_the_images_of_a_coco_file_lie(tmp_path, program):
     root = tmp_path / "raw"
     arrange(root, program)
     place = root / "result.json" if program == "label studio" else root
-    build(place, tmp_path / "out", "--dataset", "coco")
+    text = build(place, tmp_path / "out", "--dataset", "coco")
     (folder,) = [path.parent for path in (tmp_path / "out/coco").glob("*/dataset.json")]
-    assert list(labels(folder).values()) == [["cat"], ["cat", "dog"]]
-    build(place, tmp_path / "kept", "--dataset", "coco", "--keep-unlabelled")
-    assert list(labels(tmp_path / "kept/coco" / folder.name).values()) == [["cat"], ["cat", "dog"], []]
+    assert list(labels(folder).values()) == [["cat"], ["cat", "dog"], []]
+    assert "d.jpg; kept, as negatives of every class; --drop-unlabelled leaves it out" in text
+    text = build(place, tmp_path / "less", "--dataset", "coco", "--drop-unlabelled")
+    assert list(labels(tmp_path / "less/coco" / folder.name).values()) == [["cat"], ["cat", "dog"]]
+    assert "d.jpg; left out; --keep-unlabelled keeps it, as negatives of every class" in text
 
 
 def test_images_that_lie_elsewhere_are_said(tmp_path):
-    coco(tmp_path / "a.json", {"x.jpg": [1]})
+    coco(tmp_path / "here/a.json", {"x.jpg": [1]})
     photo(tmp_path / "far/away/x.jpg")
-    assert "--images FOLDER" in build(tmp_path / "a.json", tmp_path / "out", "--dataset", "coco", code=2)
-    build(tmp_path / "a.json", tmp_path / "out", "--dataset", "coco", "--images", str(tmp_path / "far/away"))
+    said = build(tmp_path / "here/a.json", tmp_path / "out", "--dataset", "coco", code=2)
+    assert "a.json: of 1 image that it names, such as x.jpg, none is in " in said and "--images FOLDER" in said
+    assert "download" not in said
+    build(tmp_path / "here/a.json", tmp_path / "out", "--dataset", "coco", "--images", str(tmp_path / "far/away"))
     assert labels(tmp_path / "out/coco/all") == {"x": ["cat"]}
+
+
+@pytest.mark.parametrize("names", ["from the folder", "alone", "of another machine"])
+def test_images_in_folders_below_a_coco_file_are_found_by_their_names(tmp_path, names):
+    stored = ["Gleis 1/a.jpg", "Gleis 1/b.jpg", "Gleis 2/c d.jpg"]
+    named = {"from the folder": stored, "alone": [name.rpartition("/")[2] for name in stored]}
+    given = named.get(names, [f"data/x/{name}" for name in stored])
+    if names == "of another machine":
+        given = [name.partition("/x/")[2].rpartition("/")[2].replace(".jpg", ".JPG") for name in given]
+    coco(tmp_path / "Fotos.coco.json", dict(zip(given, ([1], [2], []))))
+    for seed, name in enumerate(stored):
+        photo(tmp_path / "Fotos" / name, seed)
+    said = build(tmp_path / "Fotos.coco.json", tmp_path / "out", "--name", "mine")
+    assert "3 images not where Fotos.coco.json says, but found by name below its folder, such as Fotos/Gleis 1/" in said
+    assert [meta["file"] for meta in metas(tmp_path / "out/mine/all").values()] == [f"Fotos/{name}" for name in stored]
+    if names == "alone":
+        photo(tmp_path / "Fotos/Gleis 3/a.jpg", 9)
+        said = build(tmp_path / "Fotos.coco.json", tmp_path / "again", "--name", "mine", code=2)
+        assert "'a.jpg' may be " in said and "Gleis 3/a.jpg" in said and "--images FOLDER" in said
 
 
 @pytest.mark.parametrize("box", [None, []])
@@ -238,6 +262,7 @@ def test_yolo(tmp_path, layout):
     (root / ("data.yaml" if about else "classes.txt")).write_text(about or "cat\ndog\n")
     text = build(root, tmp_path / "out", "--name", "mine")
     assert "YOLO layout" in text and "1 dropped without annotations" in text
+    assert "3.jpg; left out; --keep-unlabelled keeps it" in text
     folder = tmp_path / "out/mine" / ("train" if about else "all")
     assert labels(folder) == {"0": ["dog"], "1": ["cat", "dog"], "2": []}
     assert metas(folder)["0"]["objects"][0]["box"] == pytest.approx([6, 6, 12, 4])  # of 24 × 16 pixels

@@ -244,7 +244,7 @@ def test_files_are_known_by_how_they_begin_and_the_rest_is_counted(tmp_path):
     said: list[str] = []
     found = [Path(picture.name).name for picture in find_images([tmp_path], said.append)]
     assert found == ["a.jfif", "d.jp2", "no-suffix", "wrong.dat"]
-    assert len(said) == 1 and "4 images; passed over, for they are none: clip.mp4, notes.txt" in said[0]
+    assert len(said) == 1 and "4 images; 2 other files left out: clip.mp4, notes.txt" in said[0]
 
 
 def test_a_list_that_names_a_device_is_answered_all_the_same(place, tmp_path):

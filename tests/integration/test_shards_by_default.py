@@ -111,6 +111,27 @@ def test_what_a_name_means(place, name, tested, held_out):
     assert find_evaluation_shards(name, held_out=True) == held_out
 
 
+def test_all_of_another_site_are_an_exam(place):
+    """What was kept together and has no other split; of a dataset with training shards `all` is not meant."""
+    write_images(place / "shards/site two/all", [7])
+    assert "7 samples" in msl("evaluate", "mine", "--data", "site two")
+    assert "without photographs" not in msl("report", "mine", "--data", "site two")
+    msl("robustness", "mine", "--data", "site two", *PATCHES)
+    assert num_samples("runs/mine/robustness/predictions/mine/whole.parquet") == 7
+    assert find_evaluation_shards("shards/site two/") == "shards/site two/all"
+    write_images(place / "shards/site two/train", [2])
+    assert find_evaluation_shards("site two") == "site two"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "robustness", "report"])
+def test_photographs_that_are_not_built_are_answered_with_the_command(place, command):
+    (place / "Zweiter Standort/Gleis 1").mkdir(parents=True)
+    (place / "Zweiter Standort/Gleis 1/a.jpg").touch()
+    said = msl(command, "mine", "--data", "Zweiter Standort", code=2)
+    build = "msl build-shards 'Zweiter Standort' --split all --name Zweiter_Standort, then give --data Zweiter_Standort"
+    assert f"build them in one piece: {build}" in said
+
+
 def test_without_keep_masks_some_are_drawn_and_said(place, monkeypatch):
     """What evaluate advises works as it stands; the masks are others than those of training."""
     monkeypatch.setattr(bank, "NUM_GENERATED", 12)

@@ -107,11 +107,6 @@ def test_every_class_that_can_is_in_every_part_and_copies_stay_together(seed: in
     shown = {part: {k for one, s in zip(positives, side) for k in one if s == part} for part in PARTS}
     assert shown["train"] == {0, 1, 2, 3, 4}
     assert {2, 3, 4} <= shown["val"] & shown["test"]
-    free = [(s, n) for s, n, one in zip(side, numbers, positives) if one[0] > 2]
-    moved = sum(s != ("test" if n < 0.15 else "val" if n < 0.3 else "train") for s, n in free)
-    by_chance = [sum(n < 0.15 for n in numbers), sum(0.15 <= n < 0.3 for n in numbers)]
-    beyond = sum(max(0, number - int(0.225 * 67)) for number in by_chance)
-    assert moved <= 1 + beyond  # nothing is moved without need
 
 
 def test_many_rare_classes_take_half_as_much_again_and_are_counted():
@@ -156,12 +151,13 @@ def parts_of(out: Path) -> dict[str, list[str]]:
 def test_frames_of_one_scene_stay_together_unasked(tmp_path: Path):
     folder = scenes(tmp_path / "photos", [(scene, frame, "") for scene in range(20) for frame in range(3)])
     said = build(folder, "--name", "mine", "--workers", "1")
-    assert "the hash of each photograph divides them, 60 that look nearly like another one with it: " in said
+    assert "no splits, so photographs are divided, by their content: " in said
+    assert "for test; kept in one part: 60 that look nearly like another one; --split all leaves them in one" in said
     parts = parts_of(tmp_path / "out/mine")
     assert len(parts) == 60 and set(parts.values()) == set(PARTS)
     assert all(parts[f"{scene}_{frame}"] == parts[f"{scene}_0"] for scene in range(20) for frame in range(3))
     divided = read_manifest(tmp_path / "out/mine/train").provenance["divided"]
-    assert divided.endswith("val and test; 60 that look nearly like another one with it")
+    assert divided.endswith("val and test; kept together: 60 that look nearly like another one")
 
 
 def test_scenes_so_alike_that_nothing_would_be_left_to_judge_by_are_divided(tmp_path: Path):
@@ -169,7 +165,7 @@ def test_scenes_so_alike_that_nothing_would_be_left_to_judge_by_are_divided(tmp_
     for frame in range(30):
         (folder / f"0_{frame}.jpg").write_bytes(picture(0, quality=60 + frame))
     said = build(folder, "--name", "mine", "--workers", "1")
-    assert "the hash of each photograph divides them: " in said
+    assert "divided, by their content: " in said and "kept in one part" not in said
     assert set(parts_of(tmp_path / "out/mine").values()) == set(PARTS)
 
 
@@ -183,7 +179,7 @@ def test_a_group_is_never_parted(tmp_path: Path, group: str):
             (folder / sites[scene % 7]).mkdir(exist_ok=True)
             (folder / f"{scene}_0.jpg").rename(folder / sites[scene % 7] / f"{scene}_0.jpg")
     said = build(folder / "labels.csv", "--name", "mine", "--workers", "1", "--group", group)
-    assert "those of one of 7 groups together: 40 for train, 8 for val, 8 for test" in said
+    assert "40 for train, 8 for val, 8 for test; kept in one part: those of each of 7 groups;" in said
     parts = parts_of(tmp_path / "photos/out/mine")
     assert len({(scene % 7, parts[f"{scene}_0"]) for scene in range(56)}) == 7
 
@@ -191,7 +187,7 @@ def test_a_group_is_never_parted(tmp_path: Path, group: str):
 def test_photographs_of_no_group_are_divided_each_by_itself(tmp_path: Path):
     rows = [(scene, 0, "Nord" if scene < 10 else "") for scene in range(60)]
     said = build(scenes(tmp_path / "photos", rows), "--name", "mine", "--workers", "1", "--group", "site")
-    assert "those of one group together (50 are of none)" in said
+    assert "kept in one part: those of one group (50 are of none);" in said
     parts = parts_of(tmp_path / "out/mine")
     assert len({parts[f"{scene}_0"] for scene in range(10)}) == 1
     assert {parts[f"{scene}_0"] for scene in range(10, 60)} == set(PARTS)
@@ -218,7 +214,8 @@ def test_whole_sets_fill_test_and_val_but_not_beyond():
     numbers = [n / 10 for n, size in enumerate(sizes) for _ in range(size)]
     side = assign([[0]] * 100, numbers, whole_sets=True)
     of_set = dict(zip(numbers, side))
-    assert [of_set[n / 10] for n in range(6)] == ["train", "test", "test", "val", "val", "train"]
+    # Val would have 22 with the fifth, and has 12 without it, which is nearer to 15.
+    assert [of_set[n / 10] for n in range(6)] == ["train", "test", "test", "val", "train", "train"]
 
 
 def test_classes_that_no_part_but_training_shows_are_said(tmp_path: Path):
@@ -226,14 +223,18 @@ def test_classes_that_no_part_but_training_shows_are_said(tmp_path: Path):
     rows = (folder / "labels.csv").read_text().splitlines()
     (folder / "labels.csv").write_text("\n".join([rows[0], "0.jpg,owl", *rows[2:]]))
     said = build(folder, "--name", "mine", "--workers", "1")
-    few = r"\d of 3 classes in val \([^)]*owl\) and \d of 3 classes in test \([^)]*owl\)"
-    assert re.search(rf"one photograph or none shows {few}: too few to judge", said), said
+    few = (
+        r"val has one or none of [^;]*'owl' \(\d of 3 classes\); test has one or none of [^;]*'owl' \(\d of 3 classes\)"
+    )
+    assert re.search(f"too few photographs to judge some classes by: {few}", said), said
 
 
 def test_a_class_that_a_single_photograph_shows_cannot_be_judged():
     """None where two do; names are bounded."""
     assert too_few_to_judge({"val": {"cat": 2, "owl": 1, "dog": 0}, "test": {"cat": 9}}) == (
-        "one photograph or none shows 2 of 3 classes in val (owl, dog): too few to judge how well these are recognised"
+        "too few photographs to judge some classes by: val has one or none of 'owl', 'dog' (2 of 3 classes)"
     )
     assert too_few_to_judge({"test": {"cat": 2}}) == ""
-    assert "9 of 9 classes in val (0, 1, 2, 3, 4, 5 …):" in too_few_to_judge({"val": dict.fromkeys("012345678", 0)})
+    many = too_few_to_judge({"val": dict.fromkeys("012345678", 0), "test": {"train": 1}})
+    assert "val has one or none of '0', '1', '2', '3', '4', '5' and 3 more (9 of 9 classes); test has " in many
+    assert many.endswith("test has one or none of 'train' (1 of 1 class)")  # which is a class, and no part

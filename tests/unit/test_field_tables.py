@@ -185,7 +185,7 @@ def test_files_whose_names_differ_in_case_alone_are_found_and_counted(tmp_path):
     assert [record.image for record in source.records()] == ["Fotos/A1.JPG", "Fotos/A2.JPG", "Fotos/a3.jpg"]
     expected = "2 photographs found whose names differ from the table's in upper and lower case alone, such as "
     assert source.notes == (f"{expected}Fotos/A1.JPG for A1.jpg",)
-    assert "1 image found elsewhere" in source.provenance["labels"]  # a3.jpg
+    assert "1 image not where the table says, but found below" in source.provenance["labels"]  # a3.jpg
     photographs(tmp_path, "Fotos/a1.JPG")  # now two differ so, and the photograph is missing
     path = table(tmp_path, "Foto;Art", "A1.jpg;Wolf", "a3.jpg;Luchs")
     assert next(iter(open_source("table", path, "all").records())).image == "Fotos/A1.jpg"

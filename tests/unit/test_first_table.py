@@ -97,6 +97,9 @@ def test_photographs_without_a_label_are_named(place):
     said = msl("build-shards", "labels.csv", "--name", "mine", "--workers", "1", "--keep-unlabelled")
     assert said.count("4 photographs without a label: photos/IMG_1.jpg (line 3), photos/IMG_4.jpg (line 6), ") == 1
     assert "photos/IMG_7.jpg (line 9) and 1 more; kept, as negatives of every class" in said
+    said = msl("build-shards", "labels.csv", "--name", "less", "--split", "all", "--workers", "1", "--drop-unlabelled")
+    assert "photos/IMG_7.jpg (line 9) and 1 more; left out; without --drop-unlabelled kept" in said
+    assert "all: 20 samples" in said and "4 dropped without annotations" in said
 
 
 def test_all_missing_photographs_are_named_before_anything_is_written(place):

@@ -252,8 +252,8 @@ def test_marks_are_no_classes(tmp_path, mark):
     source = open_source("table", path, "all")
     assert source.labels.classes == ("cat", "dog")
     assert notes(path) == (
-        f"1 photograph without a label: a.jpg (line 2, '{mark}'); kept, as negatives of every class: label it, or "
-        "delete its line, if that is not meant"
+        f"1 photograph without a label: a.jpg (line 2, '{mark}'); kept, as negatives of every class: if that is "
+        "not meant, label it, delete its line, or add --drop-unlabelled"
     )
     classes = tmp_path / "classes.txt"
     classes.write_text(f"{mark}\ncat\ndog\n")

@@ -191,3 +191,12 @@ def test_the_environment_bounds_the_pixels_of_a_photograph(bound, words):
         [sys.executable, "-c", BOUND], input=ODD["plain.png"][0], capture_output=True, env=environment
     )
     assert words in (process.stdout + process.stderr).decode()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "PPM"])
+def test_a_file_that_ends_in_its_header_is_said_to_be_truncated(kind: str):
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((400, 600, 3), np.uint8)).save(file, kind)
+    for num_bytes in (22, 100, 500):
+        with pytest.raises(ValueError, match=r"truncated|damaged"):
+            decode(file.getvalue()[:num_bytes])

@@ -139,10 +139,10 @@ def test_what_is_no_image_is_passed_over_and_said(tmp_path: Path):
     said: list[str] = []
     found = find_images([tmp_path], said.append)
     assert [picture.name.removeprefix(f"{tmp_path}/") for picture in found] == ["a.jpg", "b", "c.dat"]
-    assert said == [f"{tmp_path}: 3 images; passed over, for they are none: d.txt, e.doc, g and 1 more"]
+    assert said == [f"{tmp_path}: 3 images; 4 other files left out: d.txt, e.doc, g and 1 more"]
     (tmp_path / "g").unlink()
     find_images([tmp_path / "a.jpg", tmp_path], said.append)
-    assert said[1:] == [f"{tmp_path}: 2 images; passed over, for they are none: d.txt, e.doc, i.xyz"]
+    assert said[1:] == [f"{tmp_path}: 2 images; 3 other files left out: d.txt, e.doc, i.xyz"]
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_addresses_in_a_store(tmp_path: Path, asked: list[str]):
     there = ("a.jpg", "b", "g/h.PNG", "v1.2/k")
     assert [picture.name for picture in found] == [f"s3://bucket/c/{name}" for name in there]
     assert all(picture.read() == JPEG for picture in found[:3]) and asked == ["s3://bucket/c/dataset.json"]
-    assert said == ["s3://bucket/c: 4 images; passed over, for they are none: d, e, f.dat"]
+    assert said == ["s3://bucket/c: 4 images; 3 other files left out: d, e, f.dat"]
 
 
 def test_addresses_on_the_web(tmp_path: Path, asked: list[str]):

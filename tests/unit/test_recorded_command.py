@@ -179,10 +179,29 @@ def test_another_dataset_is_not_replaced_without_yes(table, tmp_path):
         assert (
             run.exit_code == 2
             and what in message
-            and "choose another --out, or to replace it, run: root build-shards" in message
+            and "choose another --name or --out, or to replace it, run: root build-shards" in message
         ), message
         assert message.endswith("--overwrite --yes")
         assert (folder / "dataset.json").read_bytes() == before
     msl(*classes, "--overwrite", "--yes")
     assert json.loads((folder / "dataset.json").read_bytes())["classes"] == ["zebra", "dog", "cat"]
     msl(*classes, "--overwrite", "--samples-per-shard", 1)  # the same classes and source
+
+
+def test_options_of_the_last_build_are_named_where_they_are_left_out(tmp_path):
+    table = tmp_path / "labels.csv"
+    rows = ["image,Zu sehen,label"]
+    for n in range(20):
+        (tmp_path / f"{n}.jpg").write_bytes(jpeg(n))
+        rows.append(f"{n}.jpg,{('Lok', 'Wagen')[n % 2]},{('rain', 'sun')[n % 2]}")
+    table.write_text("\n".join(rows))
+    build = ["build-shards", str(table), "--out", str(tmp_path / "o"), "--name", "mine", "--split", "all"]
+    msl(*build, "--labels-column", "Zu sehen", "--samples-per-shard", 7)
+    lacks = "; it was built with --labels-column 'Zu sehen' --samples-per-shard 7, which this command lacks; "
+    for more in ((), ("--overwrite",)):
+        run = CliRunner().invoke(app, [*build, *more], env={"COLUMNS": "2000"})
+        assert run.exit_code == 2 and lacks in " ".join(run.output.split()), run.output
+    (tmp_path / "20.jpg").write_bytes(jpeg(20))
+    table.write_text("\n".join([*rows, "20.jpg,Lok,sun"]))
+    again = CliRunner().invoke(app, [*build, "--labels-column", "Zu sehen", "--samples-per-shard", "7"])
+    assert again.exit_code == 2 and "which this command lacks" not in again.output

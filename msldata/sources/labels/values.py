@@ -6,7 +6,8 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,12 @@ WHOLE_CELL = "none"
 
 # What pandas, R and Python write for a missing value.
 MISSING = frozenset({"", "nan", "NaN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "null", "NULL", "None"})
+NOTHING = frozenset(
+    "none nothing empty background negative negatives blank nichts leer keine keins hintergrund negativ rien vide "
+    "aucun aucune fond nada vacío vacio ninguno ninguna fondo niente vuoto nessuno sfondo niets leeg geen "
+    "achtergrond".split()
+)
+"""What people call a folder or class of photographs that show none of the others; it may be a class all the same."""
 _MARK = re.compile(r"[?\-–—_.*/]+")
 """What people write where they have nothing to say: no class is called by such marks alone."""
 CHOICES = frozenset(
@@ -163,3 +170,13 @@ def shown(value: Any) -> str:
     """A value for a message, cut when it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def maybe_negative(classes: Sequence[str]) -> list[str]:
+    """A note for each class whose name says that nothing is there."""
+    return [
+        f"a class is called {name!r}: if that says that a photograph shows none of the others, add --negative "
+        f"{shlex.quote(name)}, and it is a negative of every class instead"
+        for name in classes
+        if name.strip(" _-").casefold() in NOTHING and len(classes) > 1
+    ]

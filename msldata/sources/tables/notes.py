@@ -53,19 +53,23 @@ def one_key(pairs: Sequence[tuple[str, str, str, str, str]]) -> str:
     )
 
 
-def without_labels(rows: Sequence[tuple[str, str, Any]]) -> str:
+def without_labels(rows: Sequence[tuple[str, str, Any]], *, kept: bool = True) -> str:
     """A note about photographs without a label; empty where there is none.
 
     Args:
         rows: place, path and label cell of each.
+        kept: or left out.
     """
     if not rows:
         return ""
     named = [f"{image} ({place}{_cell(cell)})" for place, image, cell in rows]
     them, lines = ("it", "its line") if len(rows) == 1 else ("them", "their lines")
+    said = f"{counted(len(rows), 'photograph')} without a label: {few_of(named, _SHOWN)}; "
+    if not kept:
+        return f"{said}left out; without --drop-unlabelled kept, as negatives of every class"
     return (
-        f"{counted(len(rows), 'photograph')} without a label: {few_of(named, _SHOWN)}; kept, as negatives of every "
-        f"class: label {them}, or delete {lines}, if that is not meant"
+        f"{said}kept, as negatives of every class: if that is not meant, label {them}, delete {lines}, or add "
+        "--drop-unlabelled"
     )
 
 

@@ -95,6 +95,7 @@ class Table:
         self.labels = contents.labels
         self._reading = contents.reading
         self._rows = [row for row in contents.rows if row.split == split]
+        self._drop = options.keep_unlabelled is False
         self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = dict(contents.counts.get(split, contents.counts.get("", {})))
         self.groups = {row.key: row.group for row in self._rows if row.group}
@@ -107,9 +108,12 @@ class Table:
 
     def records(self) -> Iterator[Record]:
         """The split's rows, in the order of the table."""
-        empty = 0
+        empty = dropped = 0
         for row in self._rows:
             labels = _labels(row, self._reading)
+            if self._drop and not (labels.positives or labels.ignored):
+                dropped += 1
+                continue
             positives = self._indices(labels.positives)
             empty += not positives
             yield Record(
@@ -120,6 +124,8 @@ class Table:
                 image_id=row.image,
             )
         self.counts["without_any_class"] = empty
+        if self._drop:
+            self.counts["dropped_without_annotations"] = dropped
 
     def _indices(self, labels: tuple[Label, ...]) -> tuple[int, ...]:
         return tuple(sorted({self.labels.index(label) if isinstance(label, str) else label for label in labels}))
@@ -267,7 +273,7 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     said = columns.said(how)
     said += f"; {listed:,} rows of {counted(len(rows), 'image')}, a row per label" if listed > len(rows) else ""
     if found.num_searched:
-        said += f"; {counted(found.num_searched, 'image')} found elsewhere below the table's folder"
+        said += f"; {counted(found.num_searched, 'image')} not where the table says, but found below its folder"
     said += "".join(f"; delimiter: {table.delimiter}" for _, table in tables[:1] if table.delimiter)
     counts: dict[str, dict[str, int]] = {}
     for split, table in tables:
@@ -277,18 +283,18 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
     notes = (
         *found.notes,
         left_together(survey, None if options.classes is None else labels.classes),
-        _unlabelled_said(rows, columns, reading),
+        _unlabelled_said(rows, columns, reading, kept=options.keep_unlabelled is not False),
         not_listed(found.images.path(), found.paths),
     )
     return _Contents(where, found.images, rows, labels, reading, said, digests, counts, tuple(filter(None, notes)))
 
 
-def _unlabelled_said(rows: Sequence[ListedPhotograph], columns: Columns, reading: LabelReading) -> str:
+def _unlabelled_said(rows: Sequence[ListedPhotograph], columns: Columns, reading: LabelReading, *, kept: bool) -> str:
     """Which rows hold no label at all; a column per class, or a vector, says itself that there is none."""
     if columns.one_hot or reading.kind in ("multi-hot", "signed"):
         return ""
     bare = [(row.place, row.image, row.labels) for row in rows if _labels(row, reading) == Labels(())]
-    return without_labels(bare)
+    return without_labels(bare, kept=kept)
 
 
 def _columns(tables: Sequence[tuple[str, TableFile]], names: tuple[str, ...], options: SourceOptions) -> Columns:
