@@ -301,7 +301,7 @@ def test_numbers_that_the_order_of_the_samples_decides_are_said_first(pair, tmp_
 
 def test_tuned_thresholds_have_their_own_row(pair, tmp_path):
     """Where msl predict has some; differences stay those at 0.5."""
-    run = replace(pair[0], masked={}, files={"whole": str(tmp_path / "predictions" / "test.parquet")})
+    run = replace(pair[1], masked={}, files={"whole": str(tmp_path / "predictions" / "test.parquet")})
     held_out = replace(run.clean, keys=tuple(f"other-{key}" for key in run.clean.keys))
     (tmp_path / "predictions").mkdir()
     write_predictions(held_out, tmp_path / "predictions" / "all-held-out.parquet")
