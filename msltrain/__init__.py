@@ -10,12 +10,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from msldata.errors import UserError
     from msltrain.api import compute_metrics, evaluate, load, recipe, train
-    from msltrain.config import LossConfig, TrainConfig
+    from msltrain.config import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
     from msltrain.measures.metrics import Metrics
     from msltrain.measures.predictions import Predictions
     from msltrain.stream.augment.augment import Augment
-    from msltrain.stream.config import AugmentConfig, StreamConfig
+    from msltrain.stream.config import AugmentConfig, KeepMaskConfig, StreamConfig
     from msltrain.stream.keepmasks.bank import KeepMasks
     from msltrain.stream.keepmasks.transform import IrregularHoles
     from msltrain.stream.loader import Loader
@@ -29,17 +30,23 @@ __all__ = [
     "Augment",
     "AugmentConfig",
     "Batch",
+    "DataConfig",
     "IrregularHoles",
+    "KeepMaskConfig",
     "KeepMasks",
     "Loader",
     "LossConfig",
     "Metrics",
+    "ModelConfig",
+    "OptimConfig",
     "Predictions",
     "Predictor",
+    "RunConfig",
     "SiameseStep",
     "StreamConfig",
     "TrainConfig",
     "TrainResult",
+    "UserError",
     "compute_metrics",
     "evaluate",
     "hold_out",
@@ -52,17 +59,23 @@ _HOMES = {
     "Augment": "msltrain.stream.augment.augment",
     "AugmentConfig": "msltrain.stream.config",
     "Batch": "msltrain.stream.pixels.batch",
+    "DataConfig": "msltrain.config",
     "IrregularHoles": "msltrain.stream.keepmasks.transform",
+    "KeepMaskConfig": "msltrain.stream.config",
     "KeepMasks": "msltrain.stream.keepmasks.bank",
     "Loader": "msltrain.stream.loader",
     "LossConfig": "msltrain.config",
     "Metrics": "msltrain.measures.metrics",
+    "ModelConfig": "msltrain.config",
+    "OptimConfig": "msltrain.config",
     "Predictions": "msltrain.measures.predictions",
     "Predictor": "msltrain.use.predict",
+    "RunConfig": "msltrain.config",
     "SiameseStep": "msltrain.training.siamese",
     "StreamConfig": "msltrain.stream.config",
     "TrainConfig": "msltrain.config",
     "TrainResult": "msltrain.training.trainer",
+    "UserError": "msldata.errors",
     "hold_out": "msltrain.stream.samples.holdout",
 }
 """The module of each public name that is not a function of ``msltrain.api``."""

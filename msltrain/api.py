@@ -20,44 +20,49 @@ if TYPE_CHECKING:
     from msltrain.config import TrainConfig
     from msltrain.measures.metrics import Metrics
     from msltrain.measures.predictions import Predictions
+    from msltrain.settings import Settings
     from msltrain.training.trainer import TrainResult
     from msltrain.use.predict import Predictor
 
 
 @says_it_in_python(has_settings=True)
 def recipe(
-    name: str,
+    name: Location,
     *,
     data: Location | None = None,
     keep_masks: Location | Sequence[Location] | None = None,
-    settings: Sequence[str] = (),
+    settings: Settings = (),
 ) -> TrainConfig:
-    """The whole config of a run, as a recipe has it, with your own data and settings.
+    """The whole config of a run, as a recipe or another run has it, with your own data and settings.
 
     Args:
-        name: name of the recipe; ``msl recipes`` lists them.
+        name: of a recipe; ``msl recipes`` lists them. Or of a run in ``runs/``, its folder, or a file like its
+            ``config.json``: what that was trained with.
         data: training shards, instead of the recipe's. ``own`` takes a dataset, by name or place, and fits weights,
             size, length and validation to it, as ``msl train NAME`` does; a warning says where it found no weights.
         keep_masks: keep-mask shards, one folder or several, instead of the recipe's.
-        settings: ``section.field=value``, as ``msl train --set`` takes them: ``model.weights=FILE``, for one.
+        settings: fields and values, ``{"optim.lr": 0.1}``; or ``section.field=value``, as ``msl train --set`` takes
+            them.
 
     Raises:
-        UserError: an unknown recipe or field, a value that the field cannot take, or no such dataset.
+        UserError: no such recipe, run, field or dataset, or a value that the field cannot take.
 
     Example:
-        config = msltrain.recipe("msl-c-voc2007", data="shards/voc2007/trainval", settings=["optim.lr=0.005"])
+        config = msltrain.recipe("msl-c-voc2007", data="shards/voc2007/trainval", settings={"optim.lr": 0.005})
         print(config.optim.lr, config.model.backbone, config.loss)
     """
     from msltrain.recipes import configure
+    from msltrain.runs.recorded import find_recipe
 
     if name == "own" and data is not None:
         return _fit_own(str(data), keep_masks, settings)
-    return configure(name, train=data, keep_masks=keep_masks, settings=settings)
+    return configure(find_recipe(name, data=data), train=data, keep_masks=keep_masks, settings=settings)
 
 
-def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settings: Sequence[str]) -> TrainConfig:
+def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settings: Settings) -> TrainConfig:
     from msltrain.recipes.own_fit import fit_own
     from msltrain.runs.run_places import find_dataset
+    from msltrain.settings import given
 
     found = find_dataset(data)
     config, reasons = fit_own(
@@ -66,7 +71,7 @@ def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settin
         keep_masks=[str(place) for place in one_or_many(keep_masks)] if keep_masks else (),
         settings=settings,
     )
-    if not config.model.weights and "model.weights=" not in settings:
+    if not config.model.weights and "model.weights" not in given(settings):
         reason = next(reason for reason in reasons if reason.startswith("network: "))
         warnings.warn(in_python(reason, recipe, has_settings=True), stacklevel=4)
     return config

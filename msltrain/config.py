@@ -9,19 +9,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import typing
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from msldata.errors import UserError, did_you_mean
+from msldata.errors import UserError
+from msltrain.settings import override as override  # part of what a config can do
 from msltrain.stream.config import NO_CROP, AugmentConfig, KeepMaskConfig, StreamConfig
-from msltrain.typed_values import decode, from_text, settle
+from msltrain.typed_values import decode, settle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Which shards are read."""
+    """Which shards are read.
+
+    Example:
+        data = msltrain.DataConfig(train="shards/voc2007/trainval", validation_fraction=0.1)
+        config = msltrain.TrainConfig(data=data, stream=msltrain.StreamConfig(image_size=64))
+        print(config.data.validates)
+    """
 
     train: str = ""
     """Folder or URL of the training shards, such as ``shards/voc2007/trainval``."""
@@ -46,7 +51,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The network."""
+    """The network.
+
+    Example:
+        model = msltrain.ModelConfig(backbone="resnet18", head="mean")
+        print(model.head, model.weights or "starts from nothing")
+    """
 
     backbone: str = "resnet101"
     """Name of a timm model."""
@@ -238,7 +248,12 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """How the weights are updated, and for how long."""
+    """How the weights are updated, and for how long.
+
+    Example:
+        config = dataclasses.replace(msltrain.recipe("demo"), optim=msltrain.OptimConfig(optimizer="adamw", lr=1e-4))
+        print(config.optim.num_epochs)
+    """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum as published, or AdamW."""
@@ -307,7 +322,12 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """Where and how the run is carried out."""
+    """Where and how the run is carried out.
+
+    Example:
+        config = dataclasses.replace(msltrain.recipe("demo"), run=msltrain.RunConfig(seed=1, amp=True))
+        print(config.run)
+    """
 
     seed: int = 0
     """Seed of the head's first weights, the sample order, the augmentation, the masks and dropout."""
@@ -437,48 +457,6 @@ def from_json(text: str, where: str = "config.json") -> TrainConfig:
         return decode(content, TrainConfig, "")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
-    """Change fields by ``section.field=value``.
-
-    Values are written plainly: ``0.02``, ``true``, ``none``, and ``a,b`` for a field that takes several.
-
-    Raises:
-        UserError: another form, no such section or field (the message lists the existing ones), or a value that the
-            field does not accept.
-    """
-    changes: dict[str, dict[str, Any]] = {}
-    for assignment in (assignments,) if isinstance(assignments, str) else assignments:
-        path, equals, text = assignment.partition("=")
-        section, dot, name = path.strip().partition(".")
-        if not equals or not dot:
-            raise UserError(f"'{assignment}': expected section.field=value, for instance optim.lr=0.02")
-        known = [entry.name for entry in dataclasses.fields(config)]
-        if section not in known:
-            raise UserError(
-                f"'{assignment}': no section '{section}'; there are {', '.join(known)}{did_you_mean(section, known)}"
-            )
-        hints = typing.get_type_hints(type(getattr(config, section)))
-        if name not in hints:
-            raise UserError(
-                f"'{assignment}': no field '{name}' in {section}; there are {', '.join(hints)}"
-                f"{_near(config, section, name)}"
-            )
-        value = decode(from_text(text.strip(), hints[name]), hints[name], f"{section}.{name}")
-        changes.setdefault(section, {})[name] = value
-    sections = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in changes.items()}
-    return dataclasses.replace(config, **sections)
-
-
-def _near(config: TrainConfig, section: str, name: str) -> str:
-    """The field that was meant, in this section or in another."""
-    if here := did_you_mean(name, typing.get_type_hints(type(getattr(config, section)))):
-        return here
-    others = (entry.name for entry in dataclasses.fields(config))
-    fields = [f"{one}.{entry.name}" for one in others for entry in dataclasses.fields(getattr(config, one))]
-    near = [field for field in fields if field.partition(".")[2] == name]
-    return f"; did you mean {near[0]}?" if near else did_you_mean(f"{section}.{name}", fields)
 
 
 def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -50,7 +50,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="What to train; `msl recipes` lists them. Default for DATASET: own.",
+            help="What to train; `msl recipes` lists them. Or a run, to train as that was: its name, folder or "
+            "config.json. Default for DATASET: own.",
             show_default=False,
             autocompletion=complete_recipe,
         ),
@@ -115,6 +116,7 @@ def train(
     from msltrain.hosts import launch
     from msltrain.models.weights_place import check_weights
     from msltrain.recipes import configure
+    from msltrain.runs.recorded import find_recipe, recipe_name
     from msltrain.runs.run_places import check_keep_masks, unfinished_said
     from msltrain.stream.samples.shardset import open_shard_set
     from msltrain.training import seeds as series
@@ -146,7 +148,7 @@ def train(
     if found is not None and found.unfinished:
         unfinished = unfinished_said(found.train.rpartition("/")[0] or ".", found.unfinished)
         show_below(out, f"{unfinished}; now it is trained without", "yellow")
-    place = run or str(Path("runs", found.name if found is not None else recipe or ""))
+    place = run or str(Path("runs", found.name if found is not None else recipe_name(recipe or "")))
     numbers = () if seeds is None else series.parse_seeds(seeds)
     folders = [f"{place}/seed{number}" for number in numbers] or [place]
     is_alone = "LOCAL_RANK" not in os.environ  # to a late process the first one's run would look old; hosts lack it
@@ -181,7 +183,8 @@ def train(
         if found is not None and found.validation:
             settings = [f"data.validation={found.validation}", *settings]
         shards = found.train if found is not None else data
-        config = configure(recipe or "", train=shards, keep_masks=keep_masks, weights=weights, settings=settings)
+        base = find_recipe(recipe or "", data=shards)
+        config = configure(base, train=shards, keep_masks=keep_masks, weights=weights, settings=settings)
         for named in filter(None, (config.data.train, config.data.validation)):
             open_shard_set(named)  # before torch is imported, which takes seconds
         if config.loss.needs_keep_masks and config.keep_mask.kind == "stored":
@@ -314,18 +317,11 @@ def _check_unused(place: str, context: typer.Context, run: str | None) -> None:
 
 def _begun(place: str) -> TrainConfig | None:
     """What the run in a folder was begun with; None where there is none yet."""
-    from msldata.errors import UserError
     from msldata.storage import open_storage
-    from msltrain.config import from_json
-    from msltrain.runs.folder import CONFIG_NAME
+    from msltrain.runs.recorded import CONFIG_NAME, read_config
 
     storage = open_storage(place)
-    if not storage.exists(CONFIG_NAME):
-        return None
-    try:
-        return from_json(storage.read(CONFIG_NAME).decode(errors="replace"), storage.where(CONFIG_NAME))
-    except (TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{storage.where(CONFIG_NAME)}: not the settings of a run ({error})") from None
+    return read_config(storage) if storage.exists(CONFIG_NAME) else None
 
 
 def _check_same(place: str, begun: TrainConfig, config: TrainConfig, typed: Mapping[str, str]) -> None:
@@ -448,8 +444,9 @@ def import_checkpoint(
     """Turn a released checkpoint into one that evaluate and predict take."""
     from msltrain.recipes import configure
     from msltrain.runs.import_released import import_released
+    from msltrain.runs.recorded import find_recipe
 
-    report = import_released(file, configure(recipe, settings=set_ or []), data=data, folder=out_)
+    report = import_released(file, configure(find_recipe(recipe), settings=set_ or []), data=data, folder=out_)
     out.print(report.summary(), soft_wrap=True)
     show(out, (out_, "green"), f": evaluate it with --checkpoint {out_}")
 

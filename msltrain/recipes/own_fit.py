@@ -17,6 +17,7 @@ from msldata.storage import read_local
 from msltrain.config import TrainConfig, from_json, override
 from msltrain.recipes.own import own
 from msltrain.recipes.variants import PRECISE_BN_FROM, distilled, distilled_with_twin
+from msltrain.settings import Settings, given
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
@@ -45,7 +46,7 @@ def fit_own(
     validation: str = "",
     keep_masks: Sequence[str] = (),
     weights: str | None = None,
-    settings: Sequence[str] = (),
+    settings: Settings = (),
     on_gpu: bool | None = None,
 ) -> tuple[TrainConfig, list[str]]:
     """The recipe ``own`` for a dataset and a machine, and why it is so, in sentences.
@@ -54,15 +55,14 @@ def fit_own(
         train, validation: shards; without the latter a part of the former is set aside.
         keep_masks: keep-mask shards; none: masks are drawn.
         weights: first weights, see ``model.weights``; None: the best that can be had.
-        settings: ``section.field=value``: what is said here is not chosen.
+        settings: see `msltrain.settings`: what is said here is not chosen.
         on_gpu: None: where there is a GPU, unless the settings say otherwise.
 
     Raises:
         UserError: weights that fit no network known here, or a setting that is none. FileNotFoundError, FormatError:
             the shards cannot be read.
     """
-    settings = (settings,) if isinstance(settings, str) else settings  # as `override` takes a single one
-    asked = {name.strip(): value.strip() for name, _, value in (one.partition("=") for one in settings)}
+    asked = given(settings)
     base = override(own(), settings)
     num_train, num_validation, classes, side, num_all = _look_at(train, validation, base.data.validation_fraction)
     _refuse_too_few(train, num_train, num_validation, base if "stream.batch_size" in asked else None)
@@ -72,8 +72,9 @@ def fit_own(
 
     if on_gpu is None:
         on_gpu = torch.cuda.is_available() and base.run.device != "cpu"
-    weights = asked.get("model.weights", weights)
-    config, network_said = _with_network(base, weights, asked.get("model.backbone"), on_gpu)
+    weights = base.model.weights if "model.weights" in asked else weights
+    backbone = base.model.backbone if "model.backbone" in asked else None
+    config, network_said = _with_network(base, weights, backbone, on_gpu)
     starts_at_random = not config.model.weights
     size, size_said = _image_size(
         config, "stream.image_size" in asked, bool(weights and find_own_file(weights)), side, on_gpu

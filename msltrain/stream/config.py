@@ -205,6 +205,10 @@ class KeepMaskConfig:
 
     As published: every image, behind a stored irregular mask that is not augmented, with nothing in the holes. All of
     it is decided by (seed, epoch, key), so it is the same in any batch, on any number of processes, and after resuming.
+
+    Example:
+        keep_mask = msltrain.KeepMaskConfig(kind="generated", augment=("flip", "rotate"), share=0.5)
+        config = dataclasses.replace(msltrain.recipe("demo"), keep_mask=keep_mask)
     """
 
     kind: Literal["stored", "generated", "patch", "box", "object", "none"] = "stored"

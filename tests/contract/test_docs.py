@@ -94,7 +94,7 @@ def test_commands_in_sentences_exist(name):
 def test_recipes_and_settings_exist(name):
     text = (REPOSITORY / name).read_text(encoding="utf-8")
     text = "\n".join(line for line in text.splitlines() if not line.startswith(("+", "-", "Try it: ")))
-    for recipe in re.findall(r"--recipe ([a-z][\w-]+)", text):
+    for recipe in re.findall(r"--recipe ([a-z][\w-]+)(?![\w/-])", text):
         assert recipe in RECIPES, f"{name}: no recipe '{recipe}'"
     for setting in re.findall(r"--set ([a-z_]+\.[a-z_]+=[\w.]+)", text):
         if setting == "section.field=value":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -47,7 +48,14 @@ def at_work(workspace, monkeypatch) -> Path:
 
 
 def names_at_hand() -> dict:
-    return {"msldata": msldata, "msltrain": msltrain, "torch": torch, "Image": Image, "Path": Path}
+    return {
+        "dataclasses": dataclasses,
+        "msldata": msldata,
+        "msltrain": msltrain,
+        "torch": torch,
+        "Image": Image,
+        "Path": Path,
+    }
 
 
 @pytest.mark.parametrize(("package", "name"), NAMES, ids=[name for _, name in NAMES])
