@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from msldata.errors import UserError
     from msltrain.api import compute_metrics, evaluate, load, recipe, train
     from msltrain.config import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+    from msltrain.measures.bootstrap import compare
     from msltrain.measures.metrics import Metrics
     from msltrain.measures.predictions import Predictions
+    from msltrain.registered import register_augmentation, register_head, register_loss
     from msltrain.stream.augment.augment import Augment
     from msltrain.stream.config import AugmentConfig, KeepMaskConfig, StreamConfig
     from msltrain.stream.keepmasks.bank import KeepMasks
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from msltrain.stream.loader import Loader
     from msltrain.stream.pixels.batch import Batch
     from msltrain.stream.samples.holdout import hold_out
+    from msltrain.training.events import TrainResult
     from msltrain.training.siamese import SiameseStep
-    from msltrain.training.trainer import TrainResult
     from msltrain.use.predict import Predictor
 
 __all__ = [
@@ -47,11 +49,15 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "UserError",
+    "compare",
     "compute_metrics",
     "evaluate",
     "hold_out",
     "load",
     "recipe",
+    "register_augmentation",
+    "register_head",
+    "register_loss",
     "train",
 ]
 
@@ -74,8 +80,10 @@ _HOMES = {
     "SiameseStep": "msltrain.training.siamese",
     "StreamConfig": "msltrain.stream.config",
     "TrainConfig": "msltrain.config",
-    "TrainResult": "msltrain.training.trainer",
+    "TrainResult": "msltrain.training.events",
     "UserError": "msldata.errors",
+    **dict.fromkeys(("register_augmentation", "register_head", "register_loss"), "msltrain.registered"),
+    "compare": "msltrain.measures.bootstrap",
     "hold_out": "msltrain.stream.samples.holdout",
 }
 """The module of each public name that is not a function of ``msltrain.api``."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from msldata.errors import UserError
+from msltrain.registered import HEADS, LOSSES, HeadName, LossName, check_registered
 from msltrain.settings import override as override  # part of what a config can do
 from msltrain.stream.config import NO_CROP, AugmentConfig, KeepMaskConfig, StreamConfig
 from msltrain.typed_values import decode, settle
@@ -65,8 +66,9 @@ class ModelConfig:
     (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, a run, checkpoint or export of this program, or nothing
     for random ones. A released checkpoint (MSL, CSRA, ML-Decoder, Query2Label, ASL) fills the head as well where that
     and the number of classes are the ones asked for, by position; a model of ours for the classes that both know."""
-    head: Literal["csra", "mean", "max", "mldecoder", "q2l"] = "csra"
-    """Class-specific residual attention; one linear layer after mean or max pooling; ML-Decoder; Query2Label."""
+    head: HeadName | str = "csra"
+    """Class-specific residual attention; one linear layer after mean or max pooling; ML-Decoder; Query2Label; or one
+    of your own (`msltrain.register_head`)."""
     num_heads: int = 1
     """H of CSRA: 1, 2, 4, 6 or 8."""
     attention_weight: float = 0.1
@@ -88,6 +90,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         settle(self, "model")
+        check_registered("model.head", self.head, HEADS)
         _check(self.num_heads in (1, 2, 4, 6, 8), "model.num_heads", self.num_heads, "1, 2, 4, 6 or 8")
         for name in ("num_queries", "decoder_hidden"):
             _check(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "0 or more")
@@ -127,10 +130,10 @@ class LossConfig:
     train_ignored: Literal["negative", "drop"] = "negative"
     """What an ignored (image, class) pair (VOC "difficult") means in training: negative as published, or left out of
     every term."""
-    recognition: Literal["bce", "asl", "hill", "splc"] = "bce"
+    recognition: LossName | str = "bce"
     """Both recognition terms: binary cross-entropy as published, the asymmetric loss (Ridnik et al., ICCV 2021), or one
     of two for labels of which some are missing (Zhang et al., 2021): hill pulls less at negatives that the network
-    finds likely, splc takes them for positives."""
+    finds likely, splc takes them for positives. Or one of your own (`msltrain.register_loss`)."""
     balance: float = 0.0
     """The weight of a class's positives in the recognition terms is (negatives / positives in training) to this power.
     0: each weighs as much as a negative, as published; 1: all together weigh as much as all negatives. A target between
@@ -205,6 +208,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         settle(self, "loss")
+        check_registered("loss.recognition", self.recognition, LOSSES)
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
             _check(0 <= getattr(self, name) < math.inf, f"loss.{name}", getattr(self, name), "0 or more")
         learns = self.clean_weight + self.masked_weight + self.consistency_weight > 0
@@ -234,7 +238,8 @@ class LossConfig:
                 "0, as a single branch needs",
             )
         if self.masked_target != "labels":
-            _check(self.recognition == "bce", "loss.recognition", self.recognition, "bce, as soft targets need")
+            soft = self.recognition == "bce" or self.recognition in LOSSES
+            _check(soft, "loss.recognition", self.recognition, "bce or your own, as soft targets need")
         if self.branches == "concatenated":
             _check(self.bn_mode == "shared", "loss.bn_mode", self.bn_mode, "shared, as concatenated branches need")
         if self.branches in ("fused", "concatenated"):

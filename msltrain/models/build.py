@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from msldata.errors import UserError
 from msltrain.config import ModelConfig
 from msltrain.models.backbone import Backbone
-from msltrain.models.heads import CSRAHead, MaxPoolHead, MeanPoolHead
+from msltrain.models.heads import CSRAHead, MaxPoolHead, MeanPoolHead, build_own_head
 from msltrain.models.own_weights import fill_from_own, read_own
 from msltrain.models.pretrained import (
     WeightsReport,
@@ -27,6 +27,7 @@ from msltrain.models.pretrained import (
 from msltrain.models.query_heads import MLDecoderHead, Query2LabelHead
 from msltrain.models.released import Released, take_apart
 from msltrain.models.weights_place import is_timm_tag
+from msltrain.registered import OF_YOURS, load_own
 
 
 class Recogniser(nn.Module):
@@ -140,12 +141,11 @@ def _build_network(config: ModelConfig) -> tuple[nn.Module, Released | None, Wei
     """The timm network, the released checkpoint that its weights came from (if it was one), and what was taken."""
     import timm
 
+    load_own()
     if not timm.is_model(config.backbone):
         close = difflib.get_close_matches(config.backbone, timm.list_models(), n=6)
-        raise UserError(
-            f"timm has no model '{config.backbone}'"
-            + (f"; similar names: {', '.join(close)}" if close else "; `timm.list_models()` lists them")
-        )
+        near = f"similar names: {', '.join(close)}" if close else "`timm.list_models()` lists them"
+        raise UserError(f"timm has no model '{config.backbone}'; {near}; {OF_YOURS}")
     if config.weights and is_timm_tag(config.weights):
         network, report = create_pretrained(config.backbone, config.weights)
         return network, None, report
@@ -190,3 +190,5 @@ def _build_head(config: ModelConfig, num_features: int, num_classes: int) -> nn.
                 hidden=config.decoder_hidden,
                 dropout=config.head_dropout,
             )
+        case own:
+            return build_own_head(own, num_features, num_classes)

@@ -9,6 +9,7 @@ from msldata.errors import UserError, did_you_mean
 from msldata.storage import Location, one_or_many
 from msltrain.config import TrainConfig, override
 from msltrain.recipes.catalogue import RECIPES, Recipe
+from msltrain.registered import load_own
 from msltrain.settings import Settings, given
 
 __all__ = ["RECIPES", "Recipe", "configure", "recipe"]
@@ -62,6 +63,7 @@ def _own_tag(backbone: str) -> str:
     """
     import timm
 
+    load_own()
     architecture, _, tag = backbone.partition(".")
     if tag or not timm.is_model(architecture):
         return tag  # an unknown backbone is refused with those that are near

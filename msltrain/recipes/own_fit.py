@@ -17,6 +17,7 @@ from msldata.storage import read_local
 from msltrain.config import TrainConfig, from_json, override
 from msltrain.recipes.own import own
 from msltrain.recipes.variants import PRECISE_BN_FROM, distilled, distilled_with_twin
+from msltrain.registered import load_own
 from msltrain.settings import Settings, given
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.holdout import hold_out
@@ -70,6 +71,7 @@ def fit_own(
 
     from msltrain.models.own_weights import find_own_file
 
+    load_own()  # the network may be one of them
     if on_gpu is None:
         on_gpu = torch.cuda.is_available() and base.run.device != "cpu"
     weights = base.model.weights if "model.weights" in asked else weights

@@ -19,7 +19,14 @@ from msltrain.config import LossConfig
 from msltrain.models.branchnorm import Passage, compute_blocks_twice, tell_branches_apart
 from msltrain.models.tokens import visible_patches
 from msltrain.stream.keepmasks.fill import fill_holes
-from msltrain.training.losses import asymmetric_loss, consistency_loss, hill_loss, recognition_loss, splc_loss
+from msltrain.training.losses import (
+    asymmetric_loss,
+    consistency_loss,
+    hill_loss,
+    own_loss,
+    recognition_loss,
+    splc_loss,
+)
 
 Branches = Literal["sequential", "fused", "concatenated", "single"]
 
@@ -257,6 +264,8 @@ class SiameseStep(nn.Module):
                     margin=loss.asl_margin,
                     detach=loss.asl_detach,
                 )
+            case own:
+                return own_loss(own, *pairs)
 
 
 def _beside(module: nn.Module, weight_K: Tensor | None) -> Tensor | None:
