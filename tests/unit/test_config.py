@@ -198,7 +198,7 @@ def test_a_list_is_the_tuple_of_its_values():
         (OptimConfig, {"schedule": "linear"}, r"optim\.schedule: 'linear' is not one of step, cosine, one_cycle$"),
         (KeepMaskConfig, {"augment": ("mirror",)}, r"keep_mask\.augment: 'mirror' is not one of flip, rotate, shift$"),
         (KeepMaskConfig, {"augment": "mirror"}, r"keep_mask\.augment: 'mirror' is not one of flip, rotate, shift$"),
-        (ModelConfig, {"head": "avg"}, r"model\.head: 'avg' is not one of csra, mean, max, mldecoder, q2l$"),
+        (ModelConfig, {"head": "avg"}, r"model\.head: 'avg' is not one of csra, mean, max, mldecoder, q2l; one "),
         (RunConfig, {"device": "gpu"}, r"run\.device: 'gpu' is not one of auto, cpu, cuda$"),
         (StreamConfig, {"on_sample_error": "ignore"}, r"stream\.on_sample_error: 'ignore' is not one of fail, skip$"),
     ],
