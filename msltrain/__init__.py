@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from msltrain.stream.loader import Loader
     from msltrain.stream.pixels.batch import Batch
     from msltrain.stream.samples.holdout import hold_out
+    from msltrain.stream.shard_dataset import ShardDataset
     from msltrain.training.events import TrainResult
     from msltrain.training.siamese import SiameseStep
     from msltrain.use.predict import Predictor
@@ -44,6 +45,7 @@ __all__ = [
     "Predictions",
     "Predictor",
     "RunConfig",
+    "ShardDataset",
     "SiameseStep",
     "StreamConfig",
     "TrainConfig",
@@ -77,6 +79,7 @@ _HOMES = {
     "Predictions": "msltrain.measures.predictions",
     "Predictor": "msltrain.use.predict",
     "RunConfig": "msltrain.config",
+    "ShardDataset": "msltrain.stream.shard_dataset",
     "SiameseStep": "msltrain.training.siamese",
     "StreamConfig": "msltrain.stream.config",
     "TrainConfig": "msltrain.config",
