@@ -40,8 +40,9 @@ def recipe(
     Args:
         name: of a recipe; ``msl recipes`` lists them. Or of a run in ``runs/``, its folder, or a file like its
             ``config.json``: what that was trained with.
-        data: training shards, instead of the recipe's. ``own`` takes a dataset, by name or place, and fits weights,
-            size, length and validation to it, as ``msl train NAME`` does; a warning says where it found no weights.
+        data: training shards, instead of the recipe's. ``own`` and ``own-baseline`` take a dataset, by name or place,
+            and fit weights, size, length and validation to it, as ``msl train NAME`` does; a warning says where they
+            found no weights.
         keep_masks: keep-mask shards, one folder or several, instead of the recipe's.
         settings: fields and values, ``{"optim.lr": 0.1}``; or ``section.field=value``, as ``msl train --set`` takes
             them.
@@ -54,14 +55,15 @@ def recipe(
         print(config.optim.lr, config.model.backbone, config.loss)
     """
     from msltrain.recipes import configure
+    from msltrain.recipes.own import OWN, OWN_BASELINE
     from msltrain.runs.recorded import find_recipe
 
-    if name == "own" and data is not None:
-        return _fit_own(str(data), keep_masks, settings)
+    if name in (OWN, OWN_BASELINE) and data is not None:
+        return _fit_own(str(name), str(data), keep_masks, settings)
     return configure(find_recipe(name, data=data), train=data, keep_masks=keep_masks, settings=settings)
 
 
-def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settings: Settings) -> TrainConfig:
+def _fit_own(name: str, data: str, keep_masks: Location | Sequence[Location] | None, settings: Settings) -> TrainConfig:
     from msltrain.recipes.own_fit import fit_own
     from msltrain.runs.run_places import find_dataset
     from msltrain.settings import given
@@ -72,6 +74,7 @@ def _fit_own(data: str, keep_masks: Location | Sequence[Location] | None, settin
         validation=found.validation,
         keep_masks=[str(place) for place in one_or_many(keep_masks)] if keep_masks else (),
         settings=settings,
+        name=name,
     )
     if not config.model.weights and "model.weights" not in given(settings):
         reason = next(reason for reason in reasons if reason.startswith("network: "))

@@ -46,7 +46,9 @@ class FakeJob:
         if self.act == "wait":
             while not (self.folder / "go").exists():
                 time.sleep(0.02)
-        if self.act == "slow":
-            time.sleep(0.3)
+        if self.act == "meet":  # on two GPUs at the same time, however long the other process takes to start
+            (self.folder / f"on-{os.environ['CUDA_VISIBLE_DEVICES']}").touch()
+            while len(list(self.folder.glob("on-*"))) < 2:
+                time.sleep(0.02)
         cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         self.result.write_text(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {cpus}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,17 +30,24 @@ def photo(seed: int, width: int = 60, height: int = 40, mode: str = "RGB") -> by
     return data.getvalue()
 
 
+def thing(class_index: int, *box: float, **flags: bool) -> dict[str, Any]:
+    """An object of a row; its flags are false or unknown where they are not given."""
+    known = {"difficult": False, "truncated": None, "occluded": None, "crowd": False}
+    return {"class_index": class_index, "area": box[2] * box[3], "box": list(box), **known, **flags}
+
+
 def write_images(
     folder: Path,
     counts: Sequence[int],
     photos: dict[str, bytes] | None = None,
     size: tuple[int, int] | None = None,
     with_objects: bool = False,
+    objects: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Manifest:
     """A dataset with ``counts`` samples per shard and keys ``s000000`` …; ``photos`` replaces those of some keys.
 
     ``size`` (width, height) is the one of all photographs; None: it differs. ``with_objects``: sample n has one object,
-    of its positive class, in the upper left quarter, and n + 1 pixels large.
+    of its positive class, in the upper left quarter, and n + 1 pixels large; ``objects`` are those of some keys.
     """
     storage = LocalStorage(folder)
     shards = []
@@ -58,7 +66,7 @@ def write_images(
                     "crowd": False,
                 }
                 row = {"width": width, "height": height, "positives": positives, "ignored": ignored}
-                row["objects"] = [thing] if with_objects else []
+                row["objects"] = list((objects or {}).get(key, [thing] if with_objects else []))
                 writer.add(key, [(".jpg", data), (".json", b"{}"), (".target.npy", encode_target(positives, 3))], row)
                 number += 1
             shards.append(writer.publish())

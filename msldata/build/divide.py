@@ -181,7 +181,8 @@ def _sides(
                 "finer, or name the split of each photograph in a column"
             )
         one = f"one of {len(groups):,} groups" if len(groups) > 1 else "one group"
-        return side_N, f"those of {one} together"
+        alone = sum(not group for group in group_N)
+        return side_N, f"those of {one} together" + (f" ({alone:,} are of none)" if alone else "")
     if num_near := sum(count for count in Counter(near_N).values() if count > 1):
         side_N = assign(positives_N, _least(near_N, number_N))
         if min(side_N.count("val"), side_N.count("test")) >= SHARE / 2 * len(side_N):

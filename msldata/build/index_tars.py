@@ -51,7 +51,7 @@ from msldata.errors import BadInputError, UserError, counted
 from msldata.sources.labels.reading import LabelReading, LabelSurvey, decide_reading
 from msldata.sources.labels.separators import left_together
 from msldata.sources.source import check_name
-from msldata.storage import FileInfo, Location, Storage, open_storage
+from msldata.storage import FileInfo, Location, Storage, open_storage, same_place
 from msldata.workers.engine import run_tasks
 
 FOREIGN = "tars of another program"
@@ -132,7 +132,7 @@ def index_shards(
     """
     tars = open_storage(tars)
     out = tars if out is None else open_storage(out)
-    if out.url.rstrip("/") == tars.url.rstrip("/"):
+    if same_place(out, tars):
         out = tars
     files = _find_tars(tars)
     default_name, default_split = _default_names(tars, files)

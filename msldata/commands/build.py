@@ -57,8 +57,8 @@ def build_shards(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="voc2007, voc2012, voc, coco2014, coco, yolo, wider, table, folders or datumaro; default: what SOURCE "
-            "is taken for, or all found in datasets/ or $MSL_DATA."
+            help="voc2007, voc2012, voc, coco2014, coco, yolo, cvat, wider, table, folders or datumaro; default: what "
+            "SOURCE is taken for, or all found in datasets/ or $MSL_DATA."
         ),
     ] = None,
     source: Annotated[
@@ -299,7 +299,8 @@ def build_shards(
                 note = f"  {changed} is newer than the dataset; if images were replaced, add --overwrite"
                 out.print(note, markup=False, soft_wrap=True)
         if part is None and not dry_run:
-            published = any(kind == found.dataset for kind, _ in PUBLISHED)
+            # A published set under its own name is what recipes train on; doctor knows which of them can begin.
+            published = not name and any(kind == found.dataset for kind, _ in PUBLISHED)
             built = name or found.dataset
             if not published and num_built < FEWEST:
                 show_below(out, too_few_to_train(num_built), "yellow")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,7 +18,7 @@ DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 SAYS_DELIMITER = re.compile(r"sep=([,;|\t])?")
 """The first line that Excel takes for a statement about the others."""
 
-# Compared in lower case without spaces, dashes and underscores; earlier ones win.
+# Compared by ``bare``; earlier ones win.
 _IMAGES = (
     "image filename fname filepath file imagepath imagefile imagefilename imagename path img imgpath imgname imgfile "
     "photo photos photograph photographs photoname photofile photopath picture pictures picturename picturefile "
@@ -45,14 +46,16 @@ def refuse_no_header(columns: Sequence[str], delimiter: str) -> None:
         )
 
 
-def plain(name: str) -> str:
-    """A column's name in the form used for comparison."""
-    return re.sub(r"[\s_-]+", "", name).lower()
+def bare(name: str) -> str:
+    """A header in the form used for comparison: in lower case, without accents, spaces and signs; one that is nothing
+    but signs is all that it is."""
+    letters = unicodedata.normalize("NFKD", name).lower()
+    return "".join(character for character in letters if character.isalnum()) or name.strip()
 
 
 def image_column_of(columns: Sequence[str]) -> str | None:
     """The column whose name says that it holds the images' paths; None if there is none."""
-    by_name = {plain(name): name for name in reversed(columns)}
+    by_name = {bare(name): name for name in reversed(columns)}
     return next((by_name[name] for name in _IMAGES if name in by_name), None)
 
 
@@ -60,7 +63,7 @@ def guess_image_column(columns: Sequence[str], rows: Sequence[Row]) -> str | Non
     """The column that holds the images' paths: by its name, else the only one whose cells look like that; None if that
     leaves none, or several."""
     by_name = image_column_of(columns)
-    if by_name is not None and plain(by_name) not in _OFTEN_NUMBERS:
+    if by_name is not None and bare(by_name) not in _OFTEN_NUMBERS:
         return by_name
     alike = columns_of_images(columns, rows)
     return alike[0] if len(alike) == 1 else by_name

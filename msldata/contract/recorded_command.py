@@ -6,7 +6,7 @@ import shlex
 from dataclasses import replace
 
 from msldata.contract.manifest import IMAGES, Manifest
-from msldata.storage import LocalStorage, Storage
+from msldata.storage import LocalStorage, Storage, open_storage, same_place
 
 
 def build_command(folder: Storage, manifest: Manifest) -> str | None:
@@ -15,8 +15,8 @@ def build_command(folder: Storage, manifest: Manifest) -> str | None:
     if not words:
         return None
     if words[0] == "index":
-        elsewhere = folder.url.rstrip("/") != words[1].rstrip("/")
-        return shlex.join(["msl", *words]) + (f" --out {shlex.quote(folder.url)}" if elsewhere else "")
+        beside = same_place(folder, open_storage(words[1]))
+        return shlex.join(["msl", *words]) + ("" if beside else f" --out {shlex.quote(folder.url)}")
     below = f"/{manifest.dataset}/{manifest.split}" if manifest.kind == IMAGES else f"/{manifest.split}"
     return shlex.join(["msl", *words]) + out_option(folder, below)
 

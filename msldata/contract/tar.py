@@ -57,7 +57,7 @@ def walk_tar(data: bytes) -> Iterator[TarMember]:
     position = 0
     while any(header := data[position : position + BLOCK_BYTES]):
         what = f"tar header at byte {position}"
-        if (plain := _plain_member(header)) is None:
+        if (plain := plain_member(header)) is None:
             try:
                 info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
             except (tarfile.TarError, UnicodeDecodeError) as error:
@@ -80,7 +80,7 @@ def walk_any_tar(data: mmap.mmap) -> Iterator[TarMember]:
     """
     position, general = 0, None
     while any(header := data[position : position + BLOCK_BYTES]):
-        plain = None if general is not None and general.pax_headers else _plain_member(header)
+        plain = None if general is not None and general.pax_headers else plain_member(header)
         if plain is not None:
             member = _whole_member(plain[0], position + BLOCK_BYTES, plain[1], len(data))
             yield member
@@ -108,7 +108,7 @@ def walk_any_tar(data: mmap.mmap) -> Iterator[TarMember]:
     _check_end(data, position, BLOCK_BYTES)
 
 
-def _plain_member(header: bytes) -> tuple[str, int] | None:
+def plain_member(header: bytes) -> tuple[str, int] | None:
     """Name and size of a regular file from a header as nearly all are; None: a general reader must look at it."""
     if len(header) < BLOCK_BYTES or header[156:157] not in (b"0", b"\0") or header[345]:
         return None

@@ -24,7 +24,7 @@ from msldata.inspect.verify_shard import (
     examine_shard,
     hash_shard,
 )
-from msldata.storage import PART_SUFFIX, Location, Storage, open_storage
+from msldata.storage import PART_SUFFIX, Location, Storage, open_storage, same_place
 from msldata.workers.engine import run_tasks
 
 __all__ = ["Finding", "Verification", "verify"]
@@ -94,7 +94,7 @@ def _open_other(folder: Storage, manifest: Manifest, against: Storage | None) ->
     if against is None:
         return None
     other = read_manifest(against)
-    if against.url.rstrip("/") == folder.url.rstrip("/"):
+    if same_place(against, folder):
         raise UserError(f"{against.url}: --against names the dataset itself; name another split, as test for train")
     if other.kind != manifest.kind:
         raise UserError(f"{against.url}: holds {other.kind}, while {folder.url} holds {manifest.kind}")

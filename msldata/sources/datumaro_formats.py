@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -23,12 +22,11 @@ from msldata.sources.source import (
     unknown_split,
 )
 from msldata.sources.spelling import as_stored_below
-from msldata.storage import LocalStorage, Storage, regular
+from msldata.storage import LocalStorage, Storage
 
 LAYOUT = "any format that Datumaro reads, with pip install 'msltrain[formats]'"
 _DEFAULT_SUBSET = "default"
 _SHAPES = ("bbox", "polygon", "mask", "rotated_bbox", "polyline", "ellipse")
-_START_OF_XML = 1 << 10
 _HINT = "check it, or write it in another format"
 
 
@@ -107,16 +105,6 @@ def recognise(root: Location) -> Likeness | None:
 def is_installed() -> bool:
     """Whether the extra that reads these formats is there."""
     return importlib.util.find_spec("datumaro") is not None
-
-
-def is_of_cvat(folder: Storage, name: str) -> bool:
-    """Whether an XML file begins like CVAT's annotations of images or videos."""
-    path = folder.path(name)
-    if path is None or not path.is_file():
-        return False
-    with open(path, "rb", opener=regular) as file:
-        start = file.read(_START_OF_XML)
-    return re.search(rb"<annotations>\s*<version>1\.\d", start) is not None
 
 
 def _object(entry: Any) -> ObjectRecord:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.errors import UserError, counted, did_you_mean, nothing_at
-from msldata.sources import class_folders, coco, datumaro_formats, voc, wider, yolo
+from msldata.sources import class_folders, coco, cvat, datumaro_formats, voc, wider, yolo
 from msldata.sources.source import (
     NO_OPTIONS,
     FoundSource,
@@ -107,6 +107,9 @@ KINDS: Mapping[str, SourceKind] = {
         takes=("classes", "images", "keep_unlabelled", "segments"),
     ),
     "yolo": SourceKind(yolo.Yolo, yolo.available_splits, yolo.recognise, yolo.LAYOUT, takes=("keep_unlabelled",)),
+    "cvat": SourceKind(
+        cvat.Cvat, cvat.available_splits, cvat.recognise, cvat.LAYOUT, takes=("classes", "keep_unlabelled")
+    ),
     "wider": SourceKind(
         wider.Wider,
         wider.available_splits,
@@ -259,14 +262,14 @@ def recognise(source: Location) -> tuple[str, str]:
     if path is not None and not path.exists():
         raise nothing_at(source)
     if path is not None and path.is_file():  # any file that is named is taken for a table
-        _refuse_what_has_another_way(source)
+        _refuse_spreadsheets(source)
     seen: list[tuple[str, Likeness]] = []
     for name, kind in KINDS.items():
         # Datumaro, the last, is slow to load, and what our own readers know is theirs.
         if (name != "datumaro" or not seen) and (likeness := kind.recognise(source)) is not None:
             seen.append((name, likeness))
     if not seen:
-        _refuse_what_has_another_way(source)
+        _refuse_spreadsheets(source)
         if unlabelled := _only_photographs(source):
             raise UserError(unlabelled)
         if len(tables := _tables(_names(source))) == 1:
@@ -291,22 +294,14 @@ def recognise(source: Location) -> tuple[str, str]:
     return name, f"{source}: {best.sees}{doubt}"
 
 
-def _refuse_what_has_another_way(source: Location) -> None:
-    """Raise UserError for a spreadsheet and for what CVAT exports, named or in a folder: with the way to read them."""
+def _refuse_spreadsheets(source: Location) -> None:
+    """Raise UserError for a spreadsheet, named or in a folder: with the way to read it."""
     folder, name = split_location(source)
     names = [] if (path := folder.path(name)) is not None and path.is_file() else _names(source)
     folder, names = (open_storage(source), names) if names else (folder, [name])
     spreadsheets = [name for name in names if PurePosixPath(name).suffix.lower() in SPREADSHEETS]
     if spreadsheets and not _tables(names):
         raise a_spreadsheet(folder.where(spreadsheets[0]))
-    for name in names:
-        if name.lower().endswith(".xml") and datumaro_formats.is_of_cvat(folder, name):
-            raise UserError(
-                f"{folder.where(name)}: annotations as CVAT writes them ('CVAT for images 1.1'), which Datumaro reads: "
-                "install it with pip install 'msltrain[formats]', put the photographs beside the file or into a folder "
-                f"images there, and run: msl build-shards {shlex.quote(str(folder.url))} --dataset datumaro "
-                "--name NAME; or export 'COCO 1.0' or 'Pascal VOC 1.1' from CVAT, which need nothing else"
-            )
 
 
 def _hint(source: Location) -> str:

@@ -28,7 +28,7 @@ def parse_annotation(
         BadInputError: not XML, a document type declaration (never needed here, and a way to exhaust memory), an object
             without name or box, or an unknown class.
     """
-    root = _parse(data, where)
+    root = parse_xml(data, where)
     try:
         objects = [_parse_object(element, labels.positions) for element in root.findall("object")]
         return tuple(objects), _parse_size(root)
@@ -43,20 +43,21 @@ def parse_objects(data: bytes, where: str, labels: LabelSpace = VOC) -> tuple[Ob
 
 def parse_class_names(data: bytes, where: str) -> list[str]:
     """What the classes of the objects are called, known or not. Raises BadInputError: not XML."""
-    names = [(element.findtext("name") or "").strip() for element in _parse(data, where).findall("object")]
+    names = [(element.findtext("name") or "").strip() for element in parse_xml(data, where).findall("object")]
     return [name for name in names if name]
 
 
-def _parse(data: bytes, where: str) -> ElementTree.Element:
+def parse_xml(data: bytes, where: str, hint: str = HINT) -> ElementTree.Element:
+    """The root of a document from anywhere. Raises BadInputError: it is not XML, or declares a type or entities."""
     # One letter is found in a third of the time that a word takes, and half of the files have none.
     if (b"!" in data and (b"<!DOCTYPE" in data or b"<!ENTITY" in data)) or b"\0" in data:
-        raise BadInputError(where, "document type declarations, entities and NUL bytes are refused", HINT)
+        raise BadInputError(where, "document type declarations, entities and NUL bytes are refused", hint)
     try:
         parser = ElementTree.XMLParser()  # as ``fromstring`` does, without a tree builder in between
         parser.feed(data)
         return parser.close()
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # also raised for an unknown encoding
-        raise BadInputError(where, f"not valid XML ({error})", HINT) from None
+        raise BadInputError(where, f"not valid XML ({error})", hint) from None
 
 
 def _parse_size(root: ElementTree.Element) -> tuple[int, int] | None:

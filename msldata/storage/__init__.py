@@ -45,6 +45,7 @@ __all__ = [
     "open_storage",
     "read_local",
     "regular",
+    "same_place",
 ]
 
 REMOTE_SCHEMES = ("s3", "gs", "az", HUB_SCHEME, "http", "https")
@@ -82,6 +83,14 @@ def open_storage(location: Location | Storage) -> Storage:
         f"{text}: unknown kind of location '{scheme[1]}:'; use a local path or "
         + ", ".join(f"{known}://" for known in REMOTE_SCHEMES)
     )
+
+
+def same_place(one: Storage, other: Storage) -> bool:
+    """Whether two names are of one folder: with a slash at the end or without and, on this machine, by any path."""
+    here, there = one.path(), other.path()
+    if here is None or there is None:
+        return one.url.rstrip("/") == other.url.rstrip("/")
+    return here.resolve() == there.resolve()
 
 
 def one_or_many(locations: Location | Sequence[Location]) -> tuple[Location, ...]:

@@ -88,9 +88,9 @@ def evaluate(
     from msltrain.runs.find_checkpoint import no_test_split, training_shards
     from msltrain.runs.run_places import default_file, find_series
 
-    if run or checkpoint:
+    asked, named = data, run or checkpoint
+    if named:
         [checkpoint] = named_models(run and [run], checkpoint and [checkpoint], "evaluate")
-    asked = data
     validation = None if thresholds_from is None else read_predictions(thresholds_from)
     found = [] if predictions is None else [(predictions, read_predictions(predictions))]
     if predictions is None:
@@ -167,17 +167,20 @@ def evaluate(
     for (file, _), one in zip(found, measured):
         _list_skipped(one.origin.skipped)
         show(out, (file, "green"), f": {counted(one.metrics.num_samples, 'sample')}")
-    if run is not None:
-        _lead_on(run, asked, held_out=held_out)
+    if named and not (recipe or model):  # such a file is no run, of which a report could tell more
+        _lead_on(named, asked, held_out=held_out)
 
 
 def _lead_on(run: str, data: str | None, *, held_out: bool) -> None:
-    """What comes after an exam: its page; where only what training set aside could be judged, there is none."""
-    from msltrain.runs.find_checkpoint import test_shards
-    from msltrain.runs.run_places import find_series
+    """What comes after an exam: its page. There is none where only what training set aside could be judged, or for a
+    model that is no run on this machine: an export, a weights file, a run in object storage."""
+    from msltrain.runs.find_checkpoint import holds_run, test_shards
+    from msltrain.runs.run_places import find_series, run_folder
 
     model = run_place(run)
-    if held_out and test_shards(next(iter(find_series(model)), model)) is None:
+    first = next(iter(find_series(model)), Path(model))
+    has_page = "://" not in model and holds_run(run_folder(first))
+    if not has_page or (held_out and test_shards(first) is None):
         next_step(f"msl predict {shlex.quote(run)} PHOTOS")
         return
     here = f" --data {shlex.quote(data)}" if data and not held_out else ""

@@ -18,22 +18,6 @@ Classes = Annotated[
 ]
 
 
-def decimal_number(text: str) -> float:
-    """The number that an option gives.
-
-    Raises:
-        UserError: it is none, with how one is written for whoever writes ``0,3``.
-    """
-    from msldata.errors import UserError
-
-    try:
-        return float(text)
-    except ValueError:
-        meant = text.replace(",", ".", 1)
-        advice = f"; write {meant}" if "," in text and meant.replace(".", "", 1).isdecimal() else ""
-        raise UserError(f"'{text}' is no number{advice}") from None
-
-
 def run_place(text: str) -> str:
     """The place that an option or argument for a checkpoint names; ``mine`` is ``runs/mine`` too.
 
@@ -149,6 +133,15 @@ class OnDevice(StrEnum):
 Device = Annotated[OnDevice, typer.Option(help="auto = a GPU, where there is one.")]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.", min=1)]
 Seed = Annotated[int, typer.Option(help="Chooses among the keep masks.")]
+Thresholds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--threshold",
+        help="Predicted from this score on, 0.4 for every class or Wolf=0.3 for one; repeat it.",
+        show_default="tuned ones (evaluate --held-out), else 0.5",
+        metavar="[CLASS=]SCORE",
+    ),
+]
 Cache = Annotated[Path | None, typer.Option(help="Keep remote shards in this local folder.")]
 CacheLimit = Annotated[str, typer.Option(help="What the cache may take.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]

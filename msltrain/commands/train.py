@@ -116,6 +116,7 @@ def train(
     from msltrain.hosts import launch
     from msltrain.models.weights_place import check_weights
     from msltrain.recipes import configure
+    from msltrain.recipes.own import OWN, OWN_BASELINE
     from msltrain.runs.recorded import find_recipe, recipe_name
     from msltrain.runs.run_places import check_keep_masks, unfinished_said
     from msltrain.stream.samples.shardset import open_shard_set
@@ -143,12 +144,15 @@ def train(
     typed = {field: option for field, option in _OPTIONS.items() if plain.get(field) is not None}
     typed |= dict.fromkeys(_OF_PAPER_PROTOCOL, "--paper-protocol") if paper_protocol else {}
     typed |= {"keep_mask.kind": "--keep-masks"} if keep_masks else {}
-    typed = {field: option for field, option in typed.items() if not any(one.startswith(field) for one in set_ or ())}
-    found = _dataset(dataset or data or "") if dataset is not None or recipe == "own" else None
+    said = {one.partition("=")[0].strip() for one in set_ or ()}
+    typed = {field: option for field, option in typed.items() if field not in said}
+    fits = recipe in (None, OWN, OWN_BASELINE)
+    found = _dataset(dataset or data or "") if dataset is not None or (recipe and fits) else None
     if found is not None and found.unfinished:
         unfinished = unfinished_said(found.train.rpartition("/")[0] or ".", found.unfinished)
         show_below(out, f"{unfinished}; now it is trained without", "yellow")
-    place = run or str(Path("runs", found.name if found is not None else recipe_name(recipe or "")))
+    end = "-baseline" if recipe == OWN_BASELINE else ""  # beside the run that it is compared with
+    place = run or str(Path("runs", found.name + end if found is not None else recipe_name(recipe or "")))
     numbers = () if seeds is None else series.parse_seeds(seeds)
     folders = [f"{place}/seed{number}" for number in numbers] or [place]
     is_alone = "LOCAL_RANK" not in os.environ  # to a late process the first one's run would look old; hosts lack it
@@ -166,10 +170,11 @@ def train(
             )
     if weights is not None and not begun:
         check_weights(weights)
-    arguments, fits = sys.argv[1:], recipe in (None, "own")
+    arguments = sys.argv[1:]
     details: list[str] | None = None
     if fits and found is not None:
-        config, details = _own(found, keep_masks or (), weights, settings, next(iter(begun.values()), None))
+        begun_with = next(iter(begun.values()), None)
+        config, details = _own(found, keep_masks or (), weights, settings, begun_with, recipe or OWN)
         if found.test and (few := too_few_to_judge({"test": photographs_of(read_manifest(found.test))})):
             details.append(few)
         # All processes must mean the same network, whatever each of them could fetch.
@@ -201,7 +206,7 @@ def train(
             if fits and configs[folder].data.validates:
                 _tune_thresholds(folder, again=False)
             show(out, (folder, "green"), ": was finished before, so there is nothing to train")
-        _lead_on(place, is_known=found is not None)
+        _lead_on(place, found if fits else None, is_known=found is not None)
         return
     if details is not None:
         _say_in_short(config, details, place, is_new=not begun)
@@ -239,7 +244,7 @@ def train(
         since = f" since it went on after step {result.first_step:,}" if result.first_step else ""
         took = f"{result.seconds:,.0f} s{since}"
         show(out, (result.run_dir, "green"), f": {counted(result.num_steps, 'step')}, {took}")
-    _lead_on(place, is_known=found is not None)
+    _lead_on(place, found if fits else None, is_known=found is not None)
 
 
 def _dataset(name: str) -> Dataset:
@@ -264,9 +269,26 @@ def _dataset(name: str) -> Dataset:
         raise UserError(f"{error}; {is_so}; `{again}` goes on with it") from None
 
 
-def _lead_on(place: str, *, is_known: bool) -> None:
+def _lead_on(place: str, own: Dataset | None, *, is_known: bool) -> None:
+    """What comes after a training: its exam; of one's own photographs also the baseline, and then both on a page.
+
+    Args:
+        place: the run.
+        own: the dataset that a recipe was fitted to, if one was.
+        is_known: whether the program finds the test shards.
+    """
+    from msltrain.runs.find_checkpoint import holds_run
+
     named = shlex.quote(Path(place).name if Path(place).parent == Path("runs") else place)
     next_step(f"msl evaluate {named}" if is_known else f"msl evaluate {named} --data SHARDS")
+    if own is None or Path(place).parent != Path("runs"):
+        return
+    ours, plain = Path("runs", own.name), Path("runs", f"{own.name}-baseline")
+    if own.test and holds_run(ours) and holds_run(plain):
+        next_step(f"msl report {shlex.quote(plain.name)} {shlex.quote(ours.name)}", "both on one page")
+    elif Path(place) == ours:
+        why = "plain training on the same photographs, to compare with"
+        next_step(f"msl train {shlex.quote(own.name)} --recipe own-baseline", why)
 
 
 def _say_in_short(config: TrainConfig, details: Sequence[str], place: str, *, is_new: bool) -> None:
@@ -366,9 +388,14 @@ def _was_over(place: str, begun: TrainConfig | None, config: TrainConfig) -> boo
 
 
 def _own(
-    found: Dataset, keep_masks: Sequence[str], weights: str | None, settings: Sequence[str], begun: TrainConfig | None
+    found: Dataset,
+    keep_masks: Sequence[str],
+    weights: str | None,
+    settings: Sequence[str],
+    begun: TrainConfig | None,
+    name: str,
 ) -> tuple[TrainConfig, list[str]]:
-    """The recipe ``own`` for a dataset and this machine, and why it is so; of a run that goes on, what it was."""
+    """The recipe of that name for a dataset and this machine, and why it is so; of a run that goes on, what it was."""
     from dataclasses import replace
 
     from msltrain.config import override
@@ -376,7 +403,12 @@ def _own(
 
     if begun is None:
         return fit_own(
-            found.train, validation=found.validation, keep_masks=keep_masks, weights=weights, settings=settings
+            found.train,
+            validation=found.validation,
+            keep_masks=keep_masks,
+            weights=weights,
+            settings=settings,
+            name=name,
         )
     data, kind = begun.data, begun.keep_mask.kind
     if data.train != found.train:  # the same photographs elsewhere, or others, which training will say

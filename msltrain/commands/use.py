@@ -24,8 +24,8 @@ from msltrain.commands.options import (
     RunArguments,
     SomeCheckpoint,
     SomeCheckpoints,
+    Thresholds,
     check_models,
-    decimal_number,
     named_models,
     run_place,
 )
@@ -35,6 +35,7 @@ class OutputFormat(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+    wide = "wide"
     parquet = "parquet"
     fiftyone = "fiftyone"
 
@@ -53,23 +54,30 @@ def predict(
     recipe: Recipe = "",
     model: Model = "",
     classes: Classes = "",
-    top_k: Annotated[str, typer.Option(help="Classes shown per image: a number, or all.")] = "5",
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Predicted from this score on; default: tuned ones (evaluate --held-out), else 0.5.",
-            parser=decimal_number,
-            metavar="FLOAT",
-        ),
+    top_k: Annotated[
+        str | None,
+        typer.Option(help="Classes shown per image: a number, or all.", show_default="5; all for --format wide"),
     ] = None,
+    threshold: Thresholds = None,
     keep_mask: Annotated[Path | None, typer.Option(help="Mask file: predict also with this part hidden.")] = None,
     polarity: Annotated[str, typer.Option(help="Of the mask file: hole-white or hole-black.")] = "",
     cam: Annotated[
         Path | None, typer.Option(help="Folder for pictures of where the classes are seen.", parser=local_path)
     ] = None,
     format_: Annotated[
-        OutputFormat | None, typer.Option("--format", help="Default: by the suffix of --out, else a table.")
+        OutputFormat | None,
+        typer.Option(
+            "--format",
+            help="Default: by the suffix of --out, else a table. csv has a row per photograph and class, wide is CSV "
+            "with a row per photograph.",
+        ),
     ] = None,
+    decimal_comma: Annotated[
+        bool,
+        typer.Option(
+            "--decimal-comma", help="CSV for spreadsheets in German, French …: 0,93, and ; between the cells."
+        ),
+    ] = False,
     out_: Annotated[
         Path | None, typer.Option("--out", help="File to write; a stopped run goes on with it.", parser=local_path)
     ] = None,
@@ -86,8 +94,9 @@ def predict(
     from msldata.errors import UserError, neighbour
     from msltrain.hosts import launch
     from msltrain.hosts.rank_output import is_first_process
+    from msltrain.measures.asked_thresholds import read_thresholds
     from msltrain.runs.find_checkpoint import Foreign
-    from msltrain.use.output_formats import Printer, describe, format_of
+    from msltrain.use.output_formats import Printer, Table, describe, format_of
     from msltrain.use.read_images import find_images
 
     if checkpoint is None:
@@ -100,12 +109,14 @@ def predict(
         checkpoint = run
     checkpoint = run_place(checkpoint)
     check_models([checkpoint])
-    num_shown = _top_k(top_k)
-    _check_threshold(threshold)
+    thresholds = read_thresholds(threshold or ())
     if keep_mask is not None and not keep_mask.expanduser().is_file():
         raise FileNotFoundError(f"{keep_mask}: no such mask file{neighbour(keep_mask)}")
     kind = format_of(format_.value if format_ else None, out_)
-    printer = Printer(kind, out)
+    num_shown = _top_k(top_k, kind)
+    table = Table(decimal_comma)
+    table.check(kind)
+    printer = Printer(kind, out, table)
     say = (lambda text: show(err, f"note: {text}", wrap=True)) if is_first_process() else lambda text: None
     if (number := launch.num_processes(processes, device)) > 1:
         raise typer.Exit(launch.launch(sys.argv[1:], number))
@@ -124,11 +135,12 @@ def predict(
                 asked,
                 foreign=Foreign(recipe=recipe, model=model),
                 classes=_named(classes),
-                threshold=threshold,
+                threshold=thresholds,
                 overlays=cam,
                 device=device,
                 out=out_,
                 kind=kind,
+                decimal_comma=decimal_comma,
                 show=printer.show,
                 progress=progress,
                 note=say,
@@ -178,19 +190,16 @@ def _check_order(context: typer.Context, first: str, second: str) -> None:
     raise UserError(f"{first} is no run, and {second} is one: the run comes first: {shlex.join(words)}")
 
 
-def _check_threshold(threshold: float | None) -> None:
-    """Raise what `Predictor` would, before torch is imported."""
-    from msltrain.use.output_formats import check_threshold
-
-    check_threshold(threshold)
-
-
-def _top_k(text: str) -> int | None:
-    """What ``--top-k`` asks for; None: all classes."""
+def _top_k(text: str | None, kind: str) -> int | None:
+    """What ``--top-k`` asks for; None: all classes, for which a table has a column each."""
     from msldata.errors import UserError
 
+    if text is None:
+        return None if kind == "wide" else 5
     if text == "all":
         return None
+    if kind == "wide":
+        raise UserError("--format wide has a column for each class; leave --top-k out")
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--top-k is '{text}'; give a number from 1 on, or all")
     return int(text)
@@ -211,13 +220,12 @@ def serve(
             help="Photographs to offer: folder, pattern, URL, shards.", show_default="test shards, if they are here"
         ),
     ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="As in predict.", parser=decimal_number, metavar="FLOAT")
-    ] = None,
+    threshold: Thresholds = None,
     device: Device = OnDevice.auto,
 ) -> None:
     """Open a local page: drop a photograph, paint over a part, and watch what one model or several make of it."""
     from msldata.errors import UserError
+    from msltrain.measures.asked_thresholds import read_thresholds
     from msltrain.runs.find_checkpoint import Foreign
     from msltrain.runs.run_places import local_test_shards
     from msltrain.use.read_images import find_images
@@ -227,7 +235,7 @@ def serve(
         both = f"{counted(len(models), 'model')} and {counted(len(name), 'name')}"
         raise UserError(f"{both}; give --name once per --checkpoint")
     check_models(models)
-    _check_threshold(threshold)
+    thresholds = read_thresholds(threshold or ())
     pictures = find_images(examples) if examples else []
     from msltrain.hosts.distributed import process_group
     from msltrain.use.photo_session import Studio
@@ -239,12 +247,15 @@ def serve(
             Predictor(
                 one,
                 ranks.device,
-                threshold=threshold,
                 foreign=Foreign(recipe=recipe, model=model),
                 classes=_named(classes),
             )
             for one in models
         ]
+        # Models may have other classes than each other: one that any of them knows is no slip.
+        thresholds.require(list(dict.fromkeys(name for predictor in predictors for name in predictor.classes)))
+        for predictor in predictors:
+            predictor.use(thresholds.among(predictor.classes))
         if not examples and (test := local_test_shards(predictors[0].trained_on)):
             pictures = find_images([test])
             show(err, f"examples: {test}")

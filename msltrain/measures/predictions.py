@@ -294,11 +294,17 @@ def read_predictions(file: str | Path) -> Predictions:
     """
     data = read_local(file)
     hint = "write one with `msl evaluate --checkpoint RUN --data SHARDS --out FILE.parquet`"
+    if not data.startswith(b"PAR1"):
+        what = "a table of text, which is for reading" if _is_text(data) else "not a parquet file"
+        raise UserError(f"{file}: not a predictions file, but {what}; {hint}")
     try:
         table = read_parquet(data)
         content: dict[str, Any] = json.loads(table.schema.metadata[_METADATA])
         version = content["version"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError):
+        why = "it holds no truth to measure against, nor does anything that `msl predict` writes"
+        raise UserError(f"{file}: not a predictions file: {why}; {hint}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not a predictions file ({error}); {hint}") from None
     if version not in (1, PREDICTIONS_VERSION):
         raise UserError(
@@ -308,6 +314,10 @@ def read_predictions(file: str | Path) -> Predictions:
         return _predictions(table, content)
     except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         raise UserError(f"{file}: a damaged predictions file ({error}); {hint}") from None
+
+
+def _is_text(data: bytes) -> bool:
+    return b"\0" not in data[:4096]
 
 
 def _predictions(table: pa.Table, content: dict[str, Any]) -> Predictions:

@@ -11,7 +11,7 @@ from msltrain.config import TrainConfig
 from msltrain.recipes import paper as published
 from msltrain.recipes import rivals, small
 from msltrain.recipes.cost import gpu_hours
-from msltrain.recipes.own import own
+from msltrain.recipes.own import OWN, OWN_BASELINE, own, own_baseline
 from msltrain.recipes.variants import baseline, distilled, matched_baseline, tuned
 
 NO_NUMBER = "no published number"
@@ -136,7 +136,8 @@ _RIVALS = (
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        _single("own", own),  # what most people want comes first
+        _single(OWN, own),  # what most people want comes first
+        _single(OWN_BASELINE, own_baseline),
         *(entry for function in _PUBLISHED for entry in _family(function)),
         *map(_rival, _RIVALS),
         _single("smoke", small.smoke),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from msltrain.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from msltrain.recipes.variants import distilled_from_nothing
+from msltrain.recipes.variants import baseline, distilled_from_nothing
 from msltrain.stream.config import KeepMaskConfig, StreamConfig
 
+OWN, OWN_BASELINE = "own", "own-baseline"
+"""Names of the recipes that are fitted to photographs and machine."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -23,3 +25,11 @@ def own() -> TrainConfig:
         run=RunConfig(channels_last=True, log_every=5),
     )
     return distilled_from_nothing(config)  # `own_fit` finds pretrained weights, and takes `distilled_with_twin`
+
+
+def own_baseline() -> TrainConfig:
+    """Photographs of your own by plain training, with nothing hidden: to compare `own` with.
+
+    ``msl train NAME --recipe own-baseline`` · no published number
+    """
+    return baseline(own())

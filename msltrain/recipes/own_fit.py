@@ -15,8 +15,8 @@ from msldata.contract.judging import FEWEST, too_few_to_train
 from msldata.errors import UserError, counted
 from msldata.storage import read_local
 from msltrain.config import TrainConfig, from_json, override
-from msltrain.recipes.own import own
-from msltrain.recipes.variants import PRECISE_BN_FROM, distilled, distilled_with_twin
+from msltrain.recipes.own import OWN, OWN_BASELINE, own, own_baseline
+from msltrain.recipes.variants import PRECISE_BN_FROM, PRECISE_BN_IMAGES, distilled, distilled_with_twin
 from msltrain.registered import load_own
 from msltrain.settings import Settings, given
 from msltrain.stream.config import StreamConfig
@@ -49,8 +49,11 @@ def fit_own(
     weights: str | None = None,
     settings: Settings = (),
     on_gpu: bool | None = None,
+    name: str = OWN,
 ) -> tuple[TrainConfig, list[str]]:
-    """The recipe ``own`` for a dataset and a machine, and why it is so, in sentences.
+    """The recipe ``own`` or ``own-baseline`` for a dataset and a machine, and why it is so, in sentences.
+
+    Both get the same network, size and length.
 
     Args:
         train, validation: shards; without the latter a part of the former is set aside.
@@ -58,13 +61,15 @@ def fit_own(
         weights: first weights, see ``model.weights``; None: the best that can be had.
         settings: see `msltrain.settings`: what is said here is not chosen.
         on_gpu: None: where there is a GPU, unless the settings say otherwise.
+        name: of the recipe.
 
     Raises:
         UserError: weights that fit no network known here, or a setting that is none. FileNotFoundError, FormatError:
             the shards cannot be read.
     """
     asked = given(settings)
-    base = override(own(), settings)
+    is_plain = name == OWN_BASELINE
+    base = override(own_baseline() if is_plain else own(), settings)
     num_train, num_validation, classes, side, num_all = _look_at(train, validation, base.data.validation_fraction)
     _refuse_too_few(train, num_train, num_validation, base if "stream.batch_size" in asked else None)
     import torch  # late: what is wrong with settings and data shows without it
@@ -91,7 +96,9 @@ def fit_own(
         why_steps += f"; {FROM_NOTHING} times that from nothing"
     if "optim.num_epochs" in asked:
         num_epochs, why_steps = base.optim.num_epochs, "as asked"
-    if not starts_at_random:
+    if is_plain and not starts_at_random:
+        config = replace(config, optim=replace(config.optim, precise_bn_images=PRECISE_BN_IMAGES))
+    elif not starts_at_random:
         is_alone = "optim.twin_share" in asked and not base.optim.twin_share
         config = distilled(config) if is_alone else distilled_with_twin(config)
     config = replace(
@@ -109,6 +116,7 @@ def fit_own(
     )
     about, held_out = ("", f"{num_validation:,}") if num_validation else ("about ", "the others")
     masks = "those of --keep-masks" if keep_masks else "drawn here, as no --keep-masks are named"
+    method = "every photograph is shown whole, and nothing is hidden" if is_plain else _method_said(config)
     return override(config, settings), [
         f"photographs: {about}{num_train:,} to train on, {held_out} to validate on, {counted(classes, 'class')}",
         *([too_few_to_train(num_all)] if num_all < FEWEST else []),
@@ -116,7 +124,7 @@ def fit_own(
         size_said,
         f"length: {about}{num_epochs * per_epoch:,} steps of {batch_size}, {num_epochs} times all photographs "
         f"({why_steps})",
-        f"method: {_method_said(config)}; masks: {masks}",
+        f"method: {method}" if is_plain else f"method: {method}; masks: {masks}",
     ]
 
 

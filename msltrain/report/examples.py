@@ -22,6 +22,7 @@ from msltrain.pages.text import quoted
 from msltrain.report.open_runs import RunReport
 from msltrain.runs.run_places import WHOLE
 from msltrain.stream.keepmasks.bank import KeepMasks
+from msltrain.stream.samples.file_names import file_name
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
 from msltrain.use.read_images import Photo
 
@@ -47,6 +48,8 @@ class Example:
     image: Image.Image
     keep_mask_HW: np.ndarray | None
     """1 visible, 0 hole, at the model's image size; None when nothing was hidden."""
+    file: str = ""
+    """The name of the file that it was made of; empty: its key is all that is known."""
     boxes: tuple[tuple[int, tuple[float, float, float, float]], ...] = ()
     """Its objects: class index in the predictions; left, top, width and height in pixels."""
 
@@ -212,8 +215,9 @@ def read_examples(
     number = {name: index for index, name in enumerate(predictions.classes)}
     examples = []
     for position, row in enumerate(rows):
-        name = shard_set.manifest.shards[shard_N[position]].name
-        [data] = shard_set.storage.read_ranges(name, [int(sample.offset_N[position])], [int(sample.length_N[position])])
+        shard = shard_set.manifest.shards[shard_N[position]]
+        offset, length = int(sample.offset_N[position]), int(sample.length_N[position])
+        [data] = shard_set.storage.read_ranges(shard.name, [offset], [length])
         keep_mask_HW = None
         if bank is not None:
             keep_mask_B1HW = bank.of_hashes(sample.key_hash_N[[position]], seed=origin.seed, epoch=0)
@@ -226,6 +230,7 @@ def read_examples(
                 photo=Photo(data, sample.key_N[position]),
                 image=Image.fromarray(decode(data)),
                 keep_mask_HW=keep_mask_HW,
+                file=file_name(shard_set.storage, shard, sample.key_N[position], offset, length),
                 boxes=tuple((index, tuple(one["box"])) for index, one in named if index is not None),
             )
         )

@@ -94,6 +94,8 @@ class Shown:
     """One example, ready for the template."""
 
     key: str
+    file: str
+    """The name of the file that it was made of, as people know it."""
     shows: str
     remarks: str
     hidden: float
@@ -226,6 +228,7 @@ def to_json(gallery: Gallery, runs: Sequence[RunReport]) -> list[dict[str, Any]]
     return [
         {
             "key": shown.key,
+            "file": shown.file,
             "group": group.kind,
             "condition": group.condition,
             "title": group.title,
@@ -259,14 +262,16 @@ def _show(example: Example, runs: Sequence[RunReport], condition: str, predictor
         hidden = 100 * (1 - float(example.keep_mask_HW.mean()))
         masked = hide(example.image, example.keep_mask_HW, runs[0].config.stream.mean)
         remarks.append(f"{hidden:.0f} % hidden")
-    views = [_view(example.image, f"Photograph {clean.keys[row]}: {shows}", runs, WHOLE, row, "Whole")]
+    file = example.file or clean.keys[row]
+    views = [_view(example.image, f"Photograph {file}: {shows}", runs, WHOLE, row, "Whole")]
     if condition != WHOLE:
-        alt = f"Photograph {clean.keys[row]} with {hidden:.0f} % hidden"
+        alt = f"Photograph {file} with {hidden:.0f} % hidden"
         is_hidden = example.keep_mask_HW is not None
         title = f"{hidden:.0f} % hidden" if is_hidden else "Partly hidden"
         views.append(_view(masked if is_hidden else None, alt, runs, condition, row, title))
     return Shown(
         key=clean.keys[row],
+        file=file,
         shows=shows,
         remarks="; ".join(remarks),
         hidden=round(hidden, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -182,17 +183,33 @@ def default_file(
     """Where an evaluation puts its predictions: in the run folder, named after what was evaluated.
 
     ``shards/voc2007/test`` through ``shards/masks/high`` gives ``predictions/voc2007-test-masks-high.parquet``;
-    averaged views, and a seed that chooses other masks, have names of their own, so that none replaces another. For a
-    run in object storage that folder is made here, with the run's name before the file's.
+    averaged views, and a seed that chooses other masks, have names of their own, so that none replaces another; so have
+    data elsewhere than in ``shards`` here. For a run in object storage that folder is made here, with the run's name
+    before the file's.
     """
-    places = [str(place).rstrip("/").split("/")[-2:] for place in (shards, *keep_masks)]
-    name = "-".join(part for place in places for part in place if part)
+    name = "-".join(filter(None, (_file_part(str(place)) for place in (shards, *keep_masks))))
     name += "".join(f"-scale-{scale:g}" for scale in scales) + ("-flip" if flip else "")
     name += f"-seed-{seed}" if seed and keep_masks else ""  # nothing else of an evaluation depends on it
     name += "-held-out" if held_out else ""
     if open_storage(checkpoint).path() is None:
         return Path("predictions", f"{run_folder(checkpoint).name}-{name}.parquet")
     return run_folder(checkpoint) / "predictions" / f"{name}.parquet"
+
+
+def _file_part(place: str) -> str:
+    """A dataset's part of a file name: its last two folders, and, where these are not in ``shards`` here, some letters
+    made of what they are in: two datasets may have the same name in different places."""
+    if not place:
+        return ""
+    if "://" in place:
+        above, *names = place.rstrip("/").rsplit("/", 2)
+    else:
+        path = Path(place).expanduser().absolute()
+        names, folder = [path.parent.name, path.name], path.parent.parent.resolve()
+        if folder == Path(SHARDS).resolve():
+            return "-".join(names)
+        above = str(folder)
+    return "-".join([*filter(None, names), hashlib.sha256(above.encode("utf-8", "surrogateescape")).hexdigest()[:6]])
 
 
 def study_folder(checkpoints: Sequence[str | Path]) -> Path:

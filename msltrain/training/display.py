@@ -48,6 +48,7 @@ class TrainingDisplay:
         self._bar = Bars(*columns, results=out, messages=err)
         self._task = self._bar.add_task("starting", total=None, left="")
         self._last = ""
+        self._best: EpochEvent | None = None
         self._is_first_step = True
         self._began: tuple[float, int] | None = None
         self._said = 0.0
@@ -75,17 +76,26 @@ class TrainingDisplay:
             case StepEvent():
                 self._show_step(event)
             case EpochEvent():
+                self._best = event if event.is_best else self._best
                 is_last = event.epoch + 1 == event.num_epochs or event.ends_early
                 if (event.epoch + 1) % self._every and not is_last:
                     return
                 validation = ""
                 if event.validation_mAP is not None:
-                    validation = f"  validation mAP {100 * event.validation_mAP:.1f}{' (best)' * event.is_best}"
+                    validation = f"  validation mAP {100 * event.validation_mAP:.1f}{self._best_said(event)}"
                 epoch = f"epoch {event.epoch + 1}/{event.num_epochs}"
                 samples = "bad sample" if event.num_skipped == 1 else "bad samples"
                 skipped = f"  {event.num_skipped} {samples} skipped" if event.num_skipped else ""
                 ended = "  no better epoch for optim.patience: the run ends" if event.ends_early else ""
                 self._print(f"{epoch}  {self._last}{validation}  {event.seconds:.0f} s{skipped}{ended}")
+
+    def _best_said(self, event: EpochEvent) -> str:
+        """Whether this epoch is the best so far; else which is, where that was not said yet: not each has a line."""
+        best, self._best = self._best, None
+        if best is None or best.validation_mAP is None:
+            return ""
+        earlier = "" if best is event else f" {100 * best.validation_mAP:.1f}, epoch {best.epoch + 1}"
+        return f" (best so far{':' * bool(earlier)}{earlier})"
 
     def _show_start(self, event: StartEvent) -> None:
         head = (
@@ -98,13 +108,16 @@ class TrainingDisplay:
         if self._details is not None and isinstance(event.run_dir, Path):
             folder = LocalStorage(event.run_dir)
             before = folder.read(START_NAME).decode(errors="replace") + "\n" if folder.exists(START_NAME) else ""
-            folder.put(START_NAME, (before + "\n".join([*self._details, head, *event.notes]) + "\n").encode())
+            lines = [*self._details, head, *event.changes, *event.notes]
+            folder.put(START_NAME, (before + "\n".join(lines) + "\n").encode())
         else:
             for line in self._details or ():
                 show_below(self._out, line)
             self._print(head)
             for note in event.notes:
                 show_below(self._out, note)
+        for change in event.changes:
+            show_below(self._out, change, "yellow")
         if event.step >= event.num_steps:
             self._print(f"all {event.num_steps:,} steps were taken before: there is nothing to train")
         elif event.step:

@@ -40,6 +40,8 @@ class StartEvent:
     """Steps of the whole run."""
     step: int
     """Steps already taken by the run that is continued; 0 for a new one."""
+    changes: tuple[str, ...] = ()
+    """What the run goes on with that is not as it was, and what follows from that, in sentences."""
     notes: tuple[str, ...] = ()
     """Sentences worth showing: which weights were loaded, which setting has no effect here."""
 

@@ -144,8 +144,7 @@ class Trainer:
         step: steps taken, over the whole run.
         best: ``epoch`` and ``mAP`` of the best checkpoint so far.
         chooses: whether validation decides which one that is; where it shows too little, it is the last.
-        on_step, on_epoch: the caller's own.
-        ended: whether one of these has ended the run.
+        on_step, on_epoch: the caller's own; ``ended`` says whether one of them has ended the run.
     """
 
     on_step: OnStep | None = None
@@ -195,11 +194,11 @@ class Trainer:
         )
         self._optim, note = for_batch_size(config.optim, config.stream.batch_size)
         self._notes = [note] if note else []
+        self._changed = start.notes(self.best)
         if checkpoint is not None:
-            self._notes += start.notes(self.best)
             then, _ = for_batch_size(checkpoint.config.optim, checkpoint.config.stream.batch_size)
             epochs = self._scheduled / len(data.training)
-            self._notes += filter(None, [rate_note(then, self._optim, epochs, len(data.training))])
+            self._changed += filter(None, [rate_note(then, self._optim, epochs, len(data.training))])
         self._num_skipped = 0
         self._steps_here = 0
         self._last_keys: Sequence[str] = ()
@@ -492,6 +491,7 @@ class Trainer:
             steps_per_epoch=len(self.data.training),
             num_steps=self.num_steps,
             step=self.step,
+            changes=tuple(self._changed),
             notes=tuple(notes),
         )
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from msldata.errors import UserError
 from msldata.storage import clear_local_errors
-from msltrain.use.output_formats import write_answers
+from msltrain.use.output_formats import Table, write_answers
 from msltrain.use.predict import ImagePrediction
 
 
@@ -32,6 +32,7 @@ class AnswerFile:
         kind: its format, one of ``output_formats.FORMATS``.
         asked: what decides the answers: the model, its thresholds, the options.
         rank: of this process.
+        decimal_comma: how numbers are written in CSV.
 
     Attributes:
         answered: names of the images that are answered, by any process of any run.
@@ -41,8 +42,9 @@ class AnswerFile:
         StorageError: the place cannot be written.
     """
 
-    def __init__(self, out: Path, kind: str, asked: Mapping[str, Any], rank: int):
+    def __init__(self, out: Path, kind: str, asked: Mapping[str, Any], rank: int, *, decimal_comma: bool = False):
         self._out, self._kind = out, kind
+        self._table = Table(decimal_comma, asked.get("classes", ()), asked.get("keep_mask") is not None)
         self._header = (json.dumps({"asked": asked}, sort_keys=True) + "\n").encode()
         with clear_local_errors(str(out)):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,7 @@ class AnswerFile:
         written = self._out.with_name(f"{self._out.name}.unfinished")
         with clear_local_errors(str(self._out)):
             with open(written, "wb") as file:
-                write_answers(answers, self._kind, file)
+                write_answers(answers, self._kind, file, self._table)
                 os.fsync(file.fileno())
             os.replace(written, self._out)
             for part in self._parts():

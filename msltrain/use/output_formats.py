@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from msldata.console import is_watched, on_one_line
 from msldata.errors import UserError, counted
-from msltrain.measures.spreadsheet import cell, csv_text
+from msltrain.measures.spreadsheet import BOM, cell, csv_text, digits
 from msltrain.pages.text import percent_beside
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from msltrain.use.predict import ImagePrediction
 
-FORMATS = ("table", "json", "csv", "parquet", "fiftyone")
-_IN_FILES = ("parquet", "fiftyone")
+FORMATS = ("table", "json", "csv", "wide", "parquet", "fiftyone")
+_IN_FILES = {"wide": ".csv", "parquet": ".parquet", "fiftyone": ".json"}
+"""Formats that are only written to files, with the usual ends of their names."""
 COLUMNS = (
     "file",
     "class",
@@ -49,29 +50,70 @@ def format_of(asked: str | None, out: Path | None) -> str:
             raise UserError(f"{out}: its suffix does not say which format to write; give --format {'|'.join(FORMATS)}")
         asked = _SUFFIXES[out.suffix.lower()]
     if asked in _IN_FILES and out is None:
-        suffix = ".parquet" if asked == "parquet" else ".json"
-        raise UserError(f"{asked} cannot be printed; give the file to write with --out FILE{suffix}")
+        raise UserError(f"{asked} cannot be printed; give the file to write with --out FILE{_IN_FILES[asked]}")
     return asked or "table"
 
 
-def check_threshold(threshold: float | None) -> None:
-    """Raise UserError for a threshold that no score can be held against."""
-    if threshold is not None and not 0 <= threshold <= 1:
-        meant = f"; did you mean {threshold / 100:g}?" if 1 < threshold <= 100 else ""
-        raise UserError(f"the threshold is {threshold:g}; scores lie between 0 and 1{meant}")
+@dataclass(frozen=True, slots=True)
+class Table:
+    """How answers become a table for a spreadsheet."""
+
+    decimal_comma: bool = False
+    """``0,93``, and ``;`` between the cells, as spreadsheets in German, French and other languages read CSV."""
+    classes: Sequence[str] = ()
+    """Of the model, in the order of the columns of ``wide``."""
+    masked: bool = False
+    """Whether ``wide`` has columns for what is seen behind a keep mask."""
+
+    def check(self, kind: str) -> None:
+        """Raise UserError for a decimal comma in a format that is no CSV."""
+        if self.decimal_comma and kind not in ("csv", "wide"):
+            raise UserError("--decimal-comma is for CSV: add --format wide, a row per photograph, or --format csv")
+
+    def header(self, kind: str) -> str:
+        """The first line of ``csv`` and ``wide``, which is what shows a spreadsheet how to read the others."""
+        if kind == "csv":
+            return BOM * self.decimal_comma + csv_text([COLUMNS], decimal_comma=self.decimal_comma)
+        names = ["file", "labels", *(cell(f"score {name}") for name in self.classes)]
+        if self.masked:
+            names += ["masked_labels", *(cell(f"masked_score {name}") for name in self.classes)]
+        return BOM + csv_text([[*names, "error"]], decimal_comma=self.decimal_comma)
+
+    def text(self, image: ImagePrediction, kind: str) -> str:
+        """The lines of an image."""
+        rows = map(self._cells, _rows(image)) if kind == "csv" else [self._wide(image)]
+        return csv_text(rows, decimal_comma=self.decimal_comma)
+
+    def _cells(self, row: tuple) -> tuple[str, ...]:
+        file, name, score, predicted, masked_score, masked_predicted, error, threshold, origin, deviation = row
+        said = (cell(file), cell(name), self._digits(score), _flag(predicted))
+        behind = (self._digits(masked_score), _flag(masked_predicted))
+        return (*said, *behind, cell(error), self._digits(threshold), cell(origin), self._digits(deviation))
+
+    def _wide(self, image: ImagePrediction) -> list[str]:
+        masked = self._of_classes(image.masked_predicted, image.masked_scores) if self.masked else []
+        return [cell(image.file), *self._of_classes(image.predicted, image.scores), *masked, cell(image.error)]
+
+    def _of_classes(self, predicted: Sequence[str], scores: Sequence[tuple[str, float]]) -> list[str]:
+        score_of = dict(scores)
+        return [cell(";".join(predicted)), *(self._digits(score_of.get(name)) for name in self.classes)]
+
+    def _digits(self, value: float | None) -> str:
+        return digits(value, decimal_comma=self.decimal_comma)
 
 
-def write_answers(found: Iterable[ImagePrediction], kind: str, file: IO[bytes]) -> None:
-    """Write answers as they come in one of ``FORMATS``, in UTF-8; CSV and parquet have a row per image and class."""
+def write_answers(found: Iterable[ImagePrediction], kind: str, file: IO[bytes], table: Table = Table()) -> None:
+    """Write answers as they come in one of ``FORMATS``, in UTF-8; CSV and parquet have a row per image and class, and
+    ``wide`` one per image, for which each answer has the scores of all classes."""
     if kind == "parquet":
         _write_parquet(found, file)
     elif kind == "fiftyone":
         _write_fiftyone(found, file)
     else:
-        if kind == "csv":
-            file.write(csv_text([COLUMNS]).encode())
+        if kind in ("csv", "wide"):
+            file.write(table.header(kind).encode())
         for image in found:
-            file.write(_text(image, kind).encode())
+            file.write(_text(image, kind, table).encode())
 
 
 class Printer:
@@ -80,18 +122,19 @@ class Printer:
     Args:
         kind: one of ``FORMATS``, but not one that is only written to files.
         console: where to. On a terminal lines to read are broken between words, and stay above a progress bar.
+        table: how CSV is written.
     """
 
-    def __init__(self, kind: str, console: Console):
-        self._kind, self._console = kind, console
+    def __init__(self, kind: str, console: Console, table: Table = Table()):
+        self._kind, self._console, self._table = kind, console, table
         self._begun = False
 
     def show(self, image: ImagePrediction) -> None:
         """Print one."""
         if self._kind == "csv" and not self._begun:
-            self._write(csv_text([COLUMNS]))
+            self._write(self._table.header("csv"))
         self._begun = True
-        self._write(_text(image, self._kind))
+        self._write(_text(image, self._kind, self._table))
 
     def _write(self, text: str) -> None:
         if is_watched(self._console):
@@ -100,12 +143,12 @@ class Printer:
             self._console.file.write(text)
 
 
-def _text(image: ImagePrediction, kind: str) -> str:
+def _text(image: ImagePrediction, kind: str, table: Table) -> str:
     match kind:
         case "json":
             return json.dumps(_as_json(image), ensure_ascii=False) + "\n"
-        case "csv":
-            return csv_text(map(_cells, _rows(image)))
+        case "csv" | "wide":
+            return table.text(image, kind)
     return f"{on_one_line(image.file)}  {on_one_line(line_of(image))}\n"
 
 
@@ -205,18 +248,8 @@ def _rows(image: ImagePrediction) -> Iterator[tuple]:
         yield (*said, threshold, image.threshold_origin, deviation)
 
 
-def _cells(row: tuple) -> tuple[str, ...]:
-    file, name, score, predicted, masked_score, masked_predicted, error, threshold, origin, deviation = row
-    said = (cell(file), cell(name), _digits(score), _flag(predicted), _digits(masked_score), _flag(masked_predicted))
-    return (*said, cell(error), _digits(threshold), cell(origin), _digits(deviation))
-
-
 def _flag(value: bool | None) -> str:
     return "" if value is None else str(int(value))
-
-
-def _digits(value: float | None) -> str:
-    return "" if value is None else f"{value:.6f}"
 
 
 def _write_parquet(found: Iterable[ImagePrediction], file: IO[bytes]) -> None:

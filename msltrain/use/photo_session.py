@@ -96,7 +96,7 @@ class Studio:
         return {
             "models": models,
             "classes": list(dict.fromkeys(name for predictor in self.predictors for name in predictor.classes)),
-            "examples": [re.split(r"[/\\#]", picture.name)[-1] for picture in self.examples],
+            "examples": [picture.called() for picture in self.examples],
             "ramp": RAMP,
             "strongest": STRONGEST,
         }

@@ -20,6 +20,7 @@ from msldata.errors import BadInputError, UserError, counted, few_of
 from msldata.storage import read_local
 from msldata.storage.hub import is_repository_name
 from msltrain.hosts.distributed import choose_device
+from msltrain.measures.asked_thresholds import Threshold, asked_thresholds
 from msltrain.measures.predictions import read_predictions
 from msltrain.measures.thresholds import threshold_origin, tune_thresholds
 from msltrain.pages.text import percent_beside
@@ -29,7 +30,7 @@ from msltrain.runs.other_checkpoints import load_any
 from msltrain.stream.pixels.batch import HostBatch
 from msltrain.stream.pixels.device import ToDevice
 from msltrain.use.class_activation import logits_and_place_logits
-from msltrain.use.output_formats import check_threshold, line_of
+from msltrain.use.output_formats import line_of
 from msltrain.use.overlay import PANEL_SIDE, OverlayFolder, Panel, Row, draw_sheet, thumbnail
 from msltrain.use.read_images import (
     Given,
@@ -100,8 +101,9 @@ class Predictor:
     Args:
         checkpoint, foreign, classes: as for ``load_any``; classes are needed with a weights file alone.
         device: where it computes; ``auto``: a GPU when there is one.
-        threshold: from which score on a class counts as predicted; None: the thresholds tuned on what training held
-            out, where ``msl evaluate --held-out`` left predictions of these weights in the run folder, else 0.5.
+        threshold: from which score on a class counts as predicted: one number for every class, or a mapping with
+            those of some classes. Others, and None: the thresholds tuned on what training held out, where
+            ``msl evaluate --held-out`` left predictions of these weights in the run folder, else 0.5.
 
     Attributes:
         classes: class names in the order of scores, as `plain_name` gives them.
@@ -117,10 +119,10 @@ class Predictor:
 
     Raises:
         FileNotFoundError: no checkpoint there.
-        UserError: it is damaged, it is not clear how to read it, or the threshold makes no sense.
+        UserError: it is damaged, it is not clear how to read it, or a threshold makes no sense.
 
     Example:
-        predictor = msltrain.Predictor("runs/msl", "cpu", threshold=0.4)
+        predictor = msltrain.Predictor("runs/msl", "cpu", threshold={"person": 0.4})
         [prediction] = predictor.predict(Image.open("photos/street.jpg"), top_k=3)
         print(prediction.predicted, prediction.scores)
     """
@@ -130,11 +132,11 @@ class Predictor:
         checkpoint: str | Path,
         device: torch.device | str = "auto",
         *,
-        threshold: float | None = None,
+        threshold: Threshold = None,
         foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
         classes: tuple[str, ...] = (),
     ):
-        check_threshold(threshold)
+        asked = asked_thresholds(threshold)
         device = choose_device(device) if isinstance(device, str) else device
         loaded = load_any(checkpoint, foreign, classes, device)
         self._recogniser = loaded.recogniser
@@ -151,10 +153,13 @@ class Predictor:
         self._to_device = ToDevice(device, stream.image_size, stream.mean, stream.std)
         red, green, blue = (round(255 * value) for value in stream.mean)
         self.hole_colour = (red, green, blue)
-        if threshold is None:
-            self.threshold_K, self.threshold_origin = thresholds_of(loaded)
-        else:
-            self.threshold_K, self.threshold_origin = np.full(len(self.classes), threshold), f"{threshold:g}, as asked"
+        self.threshold_K, self.threshold_origin = thresholds_of(loaded)
+        self.use(asked)
+
+    def use(self, threshold: Threshold) -> None:
+        """Take thresholds, as the argument of that name, in place of those of the classes that they are for."""
+        asked = asked_thresholds(threshold)
+        self.threshold_K, self.threshold_origin = asked.over(self.threshold_K, self.threshold_origin, self.classes)
 
     def seen(self, photo: Photo) -> Photo:
         """What the network sees of a photograph, before it is squashed to the square: what is to be shown, and hidden.
@@ -173,7 +178,7 @@ class Predictor:
         *,
         revision: str = "main",
         device: torch.device | str = "auto",
-        threshold: float | None = None,
+        threshold: Threshold = None,
     ) -> Predictor:
         """A model that ``msl push`` published on the Hugging Face hub, or a folder on this machine.
 

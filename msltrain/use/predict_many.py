@@ -12,6 +12,7 @@ from typing import Any
 from msldata.errors import UserError, counted
 from msldata.storage import read_local
 from msltrain.hosts.distributed import Ranks, process_group
+from msltrain.measures.asked_thresholds import Threshold
 from msltrain.runs.find_checkpoint import Foreign
 from msltrain.runs.run_places import find_series
 from msltrain.use.answers import AnswerFile
@@ -34,11 +35,12 @@ def predict_many(
     *,
     foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
     classes: tuple[str, ...] = (),
-    threshold: float | None = None,
+    threshold: Threshold = None,
     overlays: str | Path | None = None,
     device: str = "auto",
     out: Path | None = None,
     kind: str = "json",
+    decimal_comma: bool = False,
     show: Callable[[ImagePrediction], None] = lambda answer: None,
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda text: None,
@@ -52,7 +54,8 @@ def predict_many(
         foreign, classes, threshold, device: as for `Predictor`.
         overlays: folder for a picture of each image: where the model sees its classes, see `place_logits`.
         out: file for the answers, see `AnswerFile`: what a run before answered is not asked again.
-        kind: its format, one of ``output_formats.FORMATS``.
+        kind: its format, one of ``output_formats.FORMATS``; for ``wide`` every class needs a score.
+        decimal_comma: write CSV with ``0,93`` and semicolons.
         show: without ``out``, told each answer as it comes.
         progress: called with (images done, images in all).
         note: told which training was stopped, and what is taken over from a run before.
@@ -89,7 +92,7 @@ def predict_many(
                     show(answer)
                 progress(summary.num_images, len(pictures))
             return summary
-        file = AnswerFile(out, kind, _identity(predictors, asked, overlays), ranks.rank)
+        file = AnswerFile(out, kind, _identity(predictors, asked, overlays), ranks.rank, decimal_comma=decimal_comma)
         try:
             _fill(file, predictors, pictures, asked, folder, ranks, progress, note)
             names = [picture.name for picture in pictures]

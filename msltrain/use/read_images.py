@@ -36,6 +36,7 @@ from msldata.contract.pixels import decode, pixels_of, reduction_to, upright_siz
 from msldata.errors import BadInputError, StorageError, UserError, counted, few_of, nothing_at
 from msldata.storage import NO_FILE, FileInfo, Storage, open_storage, read_local, regular
 from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.samples.file_names import file_name
 from msltrain.stream.samples.shardset import open_shard_set
 
 if TYPE_CHECKING:
@@ -63,6 +64,13 @@ class Picture:
     """As a person would type it: a path, a URL, or ``SHARDS#KEY``."""
     read: Callable[[], bytes | np.ndarray]
     """Its encoded bytes, or its pixels, uint8 (H, W, 3). Raises OSError or ValueError."""
+    file: Callable[[], str] | None = None
+    """Of a sample: the name of the file that it was made of."""
+
+    def called(self) -> str:
+        """What people call it: the last part of its name, or of the file that a sample was made of."""
+        name = self.name if self.file is None else plain_name(self.file())
+        return re.split(r"[/\\#]", name)[-1]
 
 
 Given = str | Path | Image.Image | np.ndarray
@@ -301,9 +309,10 @@ def _samples(location: str | Path) -> Iterator[Picture]:
     _, rows = shard_set.rows(shard_N, row_N)
     places = zip(rows.key_N, shard_N.tolist(), rows.offset_N.tolist(), rows.length_N.tolist(), rows.crc32_N.tolist())
     for key, shard, offset, length, crc32 in places:
-        name = shard_set.manifest.shards[shard].name
-        read = functools.partial(_read_sample, shard_set.storage, name, offset, length, crc32)
-        yield Picture(plain_name(f"{shard_set.storage.url}#{key}"), read)
+        info = shard_set.manifest.shards[shard]
+        read = functools.partial(_read_sample, shard_set.storage, info.name, offset, length, crc32)
+        file = functools.partial(file_name, shard_set.storage, info, key, offset, length)
+        yield Picture(plain_name(f"{shard_set.storage.url}#{key}"), read, file)
 
 
 def _read_sample(storage: Storage, shard: str, offset: int, length: int, crc32: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from msltrain.stream.loader import Loader
 from msltrain.stream.order.crop_and_flip import random_crops
 from msltrain.stream.order.random import key_hash
 from msltrain.stream.pixels.decode import Decoder, resize_crop
+from msltrain.stream.pixels.nvjpeg import DeviceDecoder, EncodedImages
 from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import photo, write_images
 
@@ -102,6 +104,51 @@ def test_the_last_row_and_column_of_a_reduced_photograph_count():
     resize_crop(image_HWC, (0, 0, 101, 101), pixel_BHWC.permute(0, 3, 1, 2), 101)
     assert (pixel_BHWC[0, 20, -1] - 255 * 0.501 / 1.208).abs().max() <= 1
     assert (pixel_BHWC[0, -1, 20] - 255 * 0.501 / 1.208).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(75, 131), (99, 40)])
+@pytest.mark.parametrize("reduction", [1, 2, 4])
+def test_a_crop_with_sides_that_differ_is_stretched_by_each_of_them(reduction: int, height: int, width: int):
+    """Red tells the column and green the row; a mean over an area is the value of its middle, reduced or not."""
+    row_Y, column_X = (np.arange(side // reduction) * reduction + reduction / 2 for side in (120, 200))
+    image_HWC = np.zeros((120 // reduction, 200 // reduction, 3), np.uint8)
+    image_HWC[..., 0], image_HWC[..., 1] = column_X, row_Y[:, None]
+    pixel_BHWC = torch.empty((1, 16, 16, 3), dtype=torch.uint8)
+    top, left = 12, 20
+    resize_crop(image_HWC, (top, left, height, width), pixel_BHWC.permute(0, 3, 1, 2), 200)
+    middle_S = torch.arange(16) + 0.5
+    inside = slice(1, -1)  # at an edge the pixels beyond it are missing
+    for channel, expected_SS in (
+        (0, (left + middle_S * width / 16)[None].expand(16, 16)),
+        (1, (top + middle_S * height / 16)[:, None].expand(16, 16)),
+    ):
+        assert (pixel_BHWC[0, ..., channel] - expected_SS)[inside, inside].abs().max() <= 1.1
+
+
+def test_images_that_a_device_refuses_have_memory_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The host decodes one after the other into the same memory, and each is what it is alone."""
+
+    def refuse(data: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+        raise RuntimeError("nvjpegDecode failed")
+
+    monkeypatch.setattr("msltrain.stream.pixels.nvjpeg.decode_jpegs", refuse)
+    write_images(tmp_path, [5], size=(60, 40))
+    shards = open_shard_set(tmp_path)
+    rows = shards.rows(np.zeros(5, np.int64), np.arange(5))[1]
+    tar = (tmp_path / shards.manifest.shards[0].name).read_bytes()
+    places = zip(rows.offset_N.tolist(), rows.length_N.tolist(), strict=True)
+    data_B = [torch.frombuffer(bytearray(tar[start : start + length]), dtype=torch.uint8) for start, length in places]
+    decode = DeviceDecoder(torch.device("cpu"), 16)
+
+    def found(numbers: list[int]) -> torch.Tensor:
+        crops = [[2, 3, 30, 50]] * len(numbers)
+        return decode(EncodedImages([data_B[n] for n in numbers], rows.take(np.array(numbers)), crops, ValueError))
+
+    together = found([0, 1, 2, 3, 4])
+    for number in range(5):
+        alone = np.abs(together[number].numpy() - ours(data_B[number].numpy().tobytes(), [2, 3, 30, 50], 16))
+        assert alone.max() <= 1
+        assert torch.equal(together[number], found([number])[0])
 
 
 def test_what_libjpeg_only_warns_of_is_forgiven_when_the_bytes_are_as_stored():

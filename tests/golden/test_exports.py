@@ -19,6 +19,7 @@ from msltrain.__main__ import app
 from tests.golden import test_datumaro, test_formats
 from tests.golden.test_formats import AB, images, read, write
 from tests.tinydata import jpeg
+from tests.unit import test_cvat
 
 NAMES = {"a": ["cat", "dog"], "b": ["cat"], "c": []}
 CLASSES = ["cat", "cow", "dog"]
@@ -335,7 +336,7 @@ def test_every_row_of_the_page_of_formats_is_a_test():
     rows = [line for line in page.partition("## Formats")[2].partition("\n## ")[0].splitlines() if line.startswith("|")]
     named = [re.findall(r"`(test_\w+)`", row) for row in rows[2:]]
     assert len(named) > 25
-    known = {**vars(test_datumaro), **vars(test_formats), **globals()}
+    known = {**vars(test_datumaro), **vars(test_formats), **vars(test_cvat), **globals()}
     for tests, row in zip(named, rows[2:], strict=True):
         assert tests, f"no test is named: {row}"
         assert all(callable(known.get(name)) for name in tests), row

@@ -185,7 +185,7 @@ def test_open_images_long_form(tmp_path):
     assert "4 rows of 2 images, a row per label" in said(path)
     write(path, "ImageID,Source,LabelName,Confidence\n0001,machine,/m/cat,0.7\n")
     run = CliRunner().invoke(app, ["build-shards", str(path)])
-    assert run.exit_code == 2 and "line 2: confidence is '0.7'; only labels that people checked" in run.output
+    assert run.exit_code == 2 and "line 2: Confidence is '0.7'; only labels that people checked" in run.output
 
 
 def test_rows_of_a_label_each_are_of_one_split(tmp_path):
@@ -340,6 +340,23 @@ def test_fiftyone_classifications(tmp_path):
     images(tmp_path / "data", *AB)
     path = write(tmp_path / "labels.json", {"classes": ["cat", "dog"], "labels": {"a": [0, 1], "b": 0}})
     assert read(path) == {"all": {f"data/{name}": labels for name, labels in AB.items()}}
+
+
+def test_fiftyone_positions_are_in_the_list(tmp_path):
+    """One before the first would name the last."""
+    images(tmp_path / "data", *AB)
+    for target in (-1, 2):
+        path = write(tmp_path / "labels.json", {"classes": ["cat", "dog"], "labels": {"a": [0, target], "b": 0}})
+        with pytest.raises(BadInputError, match=f"class index {target} of 2"):
+            read(path)
+
+
+@pytest.mark.parametrize("named", ["test", "Train"])
+def test_a_class_may_be_called_as_a_split_is(tmp_path, named):
+    """A train is a thing to photograph: only where all folders are called so are they splits."""
+    images(tmp_path, f"{named}/1.jpg", "bus/2.jpg", "car/3.jpg")
+    expected = {f"{named}/1.jpg": [named], "bus/2.jpg": ["bus"], "car/3.jpg": ["car"]}
+    assert read(tmp_path, dataset="folders") == {"all": expected}
 
 
 def test_folders_of_classes(tmp_path):

@@ -17,6 +17,7 @@ from msldata.errors import UserError
 from msltrain.measures.average_precision import AP_KINDS, average_precision, rank_positives
 from msltrain.measures.metrics import checked_arrays, compute_metrics, mean_average_precision
 from msltrain.measures.predictions import Origin, Predictions
+from msltrain.measures.summary import mean_and_deviation
 from msltrain.measures.thresholds import require_other_samples, threshold_origin, tune_thresholds
 
 ARRAYS = ("logit_NK", "target_NK", "ignore_NK")
@@ -151,6 +152,24 @@ def test_published_measures_by_hand():
     assert [row.recall for row in metrics.classes] == [1 / 2, 0, 1]
     assert [row.average_precision for row in metrics.classes] == pytest.approx([5 / 6, 5 / 6, 1 / 3])
     assert mean_average_precision(np.float32(LOGIT), np.array(TARGET), np.array(IGNORE)) == metrics.mAP
+
+
+@pytest.mark.parametrize("block", [1, 7, 10, 1000])
+def test_measures_do_not_depend_on_how_many_logits_are_looked_at_together(monkeypatch: pytest.MonkeyPatch, block: int):
+    """23 images of 3 classes; some pairs are ignored, and some logits are equal."""
+    rng = np.random.default_rng(0)
+    logit_NK = rng.integers(-4, 5, (23, 3)) / 2
+    one = predictions(logit_NK, rng.random((23, 3)) < 0.4, rng.random((23, 3)) < 0.2)
+    expected = compute_metrics(one, np.array([0.5, -0.5, 1.0]))
+    for module in ("metrics", "average_precision"):
+        monkeypatch.setattr(f"msltrain.measures.{module}._BLOCK", block)
+    assert compute_metrics(one, np.array([0.5, -0.5, 1.0])) == expected
+    assert expected.num_tied and sum(row.num_ignored for row in expected.classes) > 4
+
+
+def test_the_spread_of_a_series_is_that_of_a_sample():
+    assert mean_and_deviation([0.2, 0.4, 0.9]) == (pytest.approx(0.5), pytest.approx((0.26 / 2) ** 0.5))
+    assert mean_and_deviation([0.3]) == (0.3, 0.0)
 
 
 def test_ignored_pairs_count_nowhere():

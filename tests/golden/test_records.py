@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.store import MemoryStore
 
 from msldata.contract.records import SHARES, ObjectRecord, Occlusion, Record
 from msldata.errors import BadInputError, UserError
 from msldata.sources.kinds import KINDS, open_source
 from msldata.sources.source import Source, SourceOptions
+from msldata.storage import RemoteStorage
 
 
 def write(root: Path, **files: str | bytes) -> Path:
@@ -321,6 +323,63 @@ def test_yolo(tmp_path):
         Record("z", "images/valid/z.jpg", (2,), (), (wide,), "images/valid/z.jpg", size=SHARES),
     ]
     assert source.counts == {"dropped_without_annotations": 1, "in_no_split": 1}
+
+
+def test_yolo_folders_whose_names_begin_alike(tmp_path):
+    """``train`` is neither ``train2`` nor ``train.jpg``, and an image may be named by itself."""
+    box = "0 0.5 0.5 0.5 0.5"
+    content = {"data.yaml": "names: [cat]\ntrain: images/train\nval: images/train2\ntest: images/one.jpg\n"}
+    for image in ("train/a", "train2/b", "train/deep/c", "one", "one.jpg2/d"):
+        content |= {f"images/{image}.jpg": "", f"labels/{image}.txt": box}
+    content |= {"images/train.jpg": "", "labels/train.txt": box}
+    place = files(tmp_path, content)
+    found = {
+        split: [record.image for record in open_source("yolo", place, split).records()]
+        for split in ("train", "val", "test")
+    }
+    assert found == {
+        "train": ["images/train/a.jpg", "images/train/deep/c.jpg"],
+        "val": ["images/train2/b.jpg"],
+        "test": ["images/one.jpg"],
+    }
+    assert open_source("yolo", place, "train").counts == {"in_no_split": 2}
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_yolo_folders_whose_names_begin_alike_with_accents_in_another_form(tmp_path, is_remote):
+    """As macOS stores them; the list has them in one piece."""
+    content = {"data.yaml": "names: [cat]\ntrain: images/\u00e9t\u00e9\nval: images/\u00e9t\u00e92\n"}
+    for image in ("e\u0301te\u0301/a", "e\u0301te\u03012/b"):
+        content |= {f"images/{image}.jpg": "", f"labels/{image}.txt": "0 0.5 0.5 0.5 0.5"}
+    place: Any = files(tmp_path, content)
+    if is_remote:
+        place = RemoteStorage("memory://bucket", MemoryStore())
+        for name, text in content.items():
+            place.put(name, text.encode())
+    sources = {split: open_source("yolo", place, split) for split in ("train", "val")}
+    found = {split: [record.image for record in source.records()] for split, source in sources.items()}
+    assert found == {"train": ["images/e\u0301te\u0301/a.jpg"], "val": ["images/e\u0301te\u03012/b.jpg"]}
+
+
+@pytest.mark.parametrize(
+    ("lists", "splits"),
+    [
+        (("train",), ("train",)),
+        (("val",), ("val",)),
+        (("train", "test"), ("train", "test")),
+        (("train", "val"), ("trainval", "train", "val")),
+        (("trainval", "train"), ("trainval", "train")),
+        (("trainval", "test"), ("trainval", "test")),
+    ],
+)
+def test_voc_splits_are_those_whose_lists_are_all_there(tmp_path, lists, splits):
+    """``trainval`` is both of its halves, or a list of its own; of one half it would be less than it says."""
+    content = {f"ImageSets/Main/{name}.txt": f"{name}\n" for name in lists}
+    content |= {f"Annotations/{name}.xml": xml(thing("cat", (9, 2, 3, 8))) for name in lists}
+    place = files(tmp_path, content | {f"JPEGImages/{name}.jpg": "" for name in lists})
+    assert KINDS["voc"].splits(place) == splits == KINDS["voc2007"].splits(place)
+    found = [record.key for record in open_source("voc", place, splits[0]).records()]
+    assert found == (["trainval"] if "trainval" in lists else ["train", "val"] if len(splits) == 3 else [lists[0]])
 
 
 # ---- Folders of classes

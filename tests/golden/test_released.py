@@ -15,6 +15,7 @@ from msldata.errors import UserError
 from msltrain.config import ModelConfig
 from msltrain.models.build import build_model
 from msltrain.models.heads import TEMPERATURES
+from msltrain.models.released import take_apart
 from msltrain.recipes import configure
 from msltrain.runs.checkpoint import load_recogniser
 from msltrain.runs.import_released import import_released
@@ -186,6 +187,17 @@ def test_vit_b_and_l_have_the_released_names_and_shapes(backbone: str, width: in
         network = timm.create_model(backbone, num_classes=0)
     found = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     assert found == released_vit_layout(width, num_blocks)
+
+
+def test_heads_have_the_temperatures_of_their_numbers_in_whatever_order_a_file_has_them():
+    """Head n of a file is the n-th; of a file that a program has written anew, in any order."""
+    weights = {number: torch.full((3, 8, 1, 1), float(number)) for number in range(8)}
+    names = {number: f"classifier.multi_head.{number}.head.weight" for number in weights}
+    for order in (range(8), range(7, -1, -1), (3, 0, 7, 1, 2, 6, 5, 4)):
+        released = take_apart({"conv1.weight": torch.zeros(1), **{names[one]: weights[one] for one in order}}, "file")
+        assert released is not None and released.settings == {"head": "csra", "num_heads": 8}
+        assert torch.equal(released.head["score.weight"], torch.cat([weights[number] for number in range(8)]))
+        assert released.num_classes == 3 and list(released.backbone) == ["conv1.weight"]
 
 
 def test_a_released_head_fills_only_its_like(tmp_path: Path):

@@ -25,7 +25,7 @@ def alive(pid: int) -> bool:
 
 
 def test_every_gpu_has_one_process_with_one_job_at_a_time(tmp_path):
-    jobs = [FakeJob(name=f"job{number}", folder=tmp_path, act="slow") for number in range(5)]
+    jobs = [FakeJob(name=f"job{number}", folder=tmp_path, act="meet") for number in range(5)]
     events: list = []
     assert run_jobs(jobs, ["2", "5"], events.append) == {}
     found = [job.result.read_text().split() for job in jobs]

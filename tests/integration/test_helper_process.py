@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from msldata.errors import UserError
+from msltrain.hosts.interrupt import STOP_SIGNALS
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError, TooManySkipped
 from msltrain.stream.helper import _Messages, _Sender
@@ -247,8 +248,8 @@ def test_a_helper_that_is_killed_is_one_message(folder: Path):
         batches = iter(helper)
         next(batches)
         for pid in helpers():
-            os.kill(pid, signal.SIGINT)
-            os.kill(pid, signal.SIGTERM)
+            for stop in STOP_SIGNALS:
+                os.kill(pid, stop)
         next(batches)  # what stops a training is the trainer's alone
         (pid,) = helpers()
         os.kill(pid, signal.SIGKILL)

@@ -70,6 +70,18 @@ def test_the_healthy_dataset_builds(voc, tmp_path):
     assert manifests == ["shards/voc2007/test/dataset.json", "shards/voc2007/trainval/dataset.json"]
 
 
+def test_a_published_dataset_with_a_name_of_ones_own_leads_to_training(voc, tmp_path):
+    words = ("build-shards", "datasets/VOCdevkit/VOC2007", "--name", "mine")
+    result = msl(*words, folder=tmp_path)
+    assert result.returncode == 0 and "next:" not in result.stderr and "4 photographs: too few" in result.stdout
+    for number in range(4, 24):
+        shutil.copy(voc / "JPEGImages/000000.jpg", voc / f"JPEGImages/{number:06d}.jpg")
+        (voc / "Annotations" / f"{number:06d}.xml").write_text(XML.format(name="cat"))
+    names = "".join(f"{number:06d}\n" for number in (0, 1, *range(4, 24)))
+    (voc / "ImageSets/Main/train.txt").write_text(names)
+    assert msl(*words, "--overwrite", "--yes", folder=tmp_path).stderr.endswith("next: msl train mine\n")
+
+
 def test_nothing_found_says_where_it_looked_and_three_ways_on(tmp_path):
     result = msl("build-shards", folder=tmp_path)
     assert_refused(

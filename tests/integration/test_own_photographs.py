@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from msldata.errors import UserError
 from msltrain.__main__ import app
 from msltrain.config import from_json
 from msltrain.recipes import own_fit
+from msltrain.recipes.paper import BASELINE_LOSS
 from msltrain.recipes.variants import DISTIL_LOSS_FROM_NOTHING
 from msltrain.runs.run_places import find_dataset, find_run
 from msltrain.stream.keepmasks import bank
@@ -67,7 +69,8 @@ def msl(*arguments: str, code: int = 0) -> str:
 def commands() -> list[list[str]]:
     """But for the variations of the training, all in one block."""
     blocks = re.findall(r"```bash\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line for block in blocks if "--run" not in block for line in block.splitlines()]
+    apart = ("--run", "own-baseline")
+    lines = [line for block in blocks if not any(word in block for word in apart) for line in block.splitlines()]
     return [shlex.split(line.removeprefix("msl ")) for line in lines]
 
 
@@ -95,6 +98,39 @@ def test_the_tutorial_as_it_stands(place: Path, monkeypatch: pytest.MonkeyPatch)
     thresholds = json.loads((place / "runs/mine/export/config.json").read_text())["thresholds"]
     assert set(thresholds) == set(COLOURS) and "next: msl serve" in exported
     assert exported.count(" on 3 drawn patterns, alone and as a batch") == 3
+
+
+def test_a_plain_model_beside_is_one_line_and_both_are_on_one_page(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(own_fit, "ON_CPU", ("test_resnet.r160_in1k",))
+    msl("build-shards", "photos", "--name", "mine")
+    assert "next: msl train mine --recipe own-baseline # plain training" in msl("train", "mine")
+    [block] = [
+        one for one in re.findall(r"```bash\n(.*?)```", TUTORIAL.read_text("utf-8"), re.DOTALL) if "own-b" in one
+    ]
+    train, report = (shlex.split(line)[1:] for line in block.splitlines())
+    said = msl(*train)
+    assert said.endswith(f"next: msl {shlex.join(report)} # both on one page") and "runs/mine-baseline" in said
+    ours, plain = (from_json((place / "runs" / name / "config.json").read_text()) for name in ("mine", "mine-baseline"))
+    assert plain.loss == BASELINE_LOSS != ours.loss and not plain.loss.needs_keep_masks
+    assert (plain.stream.image_size, plain.model, plain.optim.num_epochs) == (
+        ours.stream.image_size,
+        ours.model,
+        ours.optim.num_epochs,
+    )
+    assert "shown whole, and nothing is hidden" in (place / "runs/mine-baseline/start.txt").read_text()
+    msl(*report)
+    found = json.loads((place / "report.json").read_text())
+    assert [one["name"] for one in found["runs"]] == ["mine-baseline", "mine"]
+    assert msltrain.recipe("own-baseline", data="mine", settings=["model.weights="]).loss == BASELINE_LOSS
+
+
+def test_a_plain_model_with_weights_learns_as_long_and_alike(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(own_fit, "is_reachable", lambda name: True)
+    monkeypatch.setattr(own_fit, "PRECISE_BN_FROM", 1)
+    msl("build-shards", "photos", "--name", "mine")
+    ours, plain = (own_fit.fit_own("shards/mine/train", on_gpu=False, name=name)[0] for name in ("own", "own-baseline"))
+    assert ours.optim.twin_share > 0 == plain.optim.twin_share and plain.optim.precise_bn_images > 0
+    assert replace(ours.optim, twin_share=0.0) == plain.optim and ours.model == plain.model
 
 
 def test_what_is_said_is_not_chosen(place: Path):

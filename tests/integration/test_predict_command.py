@@ -144,6 +144,16 @@ def test_a_number_with_a_comma_is_answered_with_the_point(place, asked, typed, s
     assert code == 2 and said in " ".join(errors.split()) and ("write" in said) == ("write" in errors)
 
 
+def test_a_threshold_may_be_of_one_class(place, asked):
+    name = CLASSES[0]
+    code, output, errors = run(place, *asked, "--threshold", 1, "--threshold", f"{name}=0", "--format", "json")
+    assert code == 1 and f"thresholds: 1, as asked; {name} 0, as asked" in errors
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert all(line["predicted"] == [name] for line in lines if "error" not in line)
+    code, _, errors = run(place, *asked, "--threshold", f"{name}x=0.5")
+    assert code == 2 and f"the model knows no such class; did you mean {name}?" in " ".join(errors.split())
+
+
 def test_a_file_with_some_of_the_classes_says_so(place, asked, tmp_path):
     _, output, _ = run(place, *asked, "--out", tmp_path / "some.csv")
     assert f"the 2 highest of {len(CLASSES)} classes each; --top-k all writes all" in output
@@ -184,6 +194,29 @@ def test_csv_and_parquet_hold_the_same(place, asked, expected, tmp_path):
             assert float(row["score"]) == pytest.approx(stored["score"], abs=1e-6)
             assert stored["masked_score"] == pytest.approx(scores[row["file"], row["class"]], abs=1e-6)
             assert bool(int(row["predicted"])) == stored["predicted"]
+
+
+def test_a_table_for_a_spreadsheet_has_every_class(place, asked, tmp_path):
+    photos, out = place / "photos", tmp_path / "for Excel.csv"
+    code, output, errors = run(place, photos, "--out", out, "--format", "wide", "--decimal-comma", *MASKED)
+    assert code == 1 and "highest of" not in output, errors
+    header, *rows = csv.reader(io.StringIO(out.read_text("utf-8-sig")), delimiter=";")
+    scores = [f"score {name}" for name in CLASSES]
+    masked = [f"masked_score {name}" for name in CLASSES]
+    assert header == ["file", "labels", *scores, "masked_labels", *masked, "error"] and len(rows) == NUM_PHOTOS
+    for row in rows:
+        cells = dict(zip(header, row, strict=True))
+        assert all((cells[name] == "") == bool(cells["error"]) for name in (*scores, *masked))
+        over = {name for name in CLASSES if cells[f"score {name}"] >= "0,5"}
+        assert over == set(filter(None, cells["labels"].split(";")))
+    for words, said in (
+        (("--format", "wide"), "wide cannot be printed; give the file to write with --out FILE.csv"),
+        (("--format", "wide", "--top-k", 2, "--out", out), "leave --top-k out"),
+        (("--decimal-comma",), "--decimal-comma is for CSV"),
+        (("--decimal-comma", "--out", tmp_path / "x.parquet"), "--decimal-comma is for CSV"),
+    ):
+        code, _, errors = run(place, photos, *words)
+        assert code == 2 and said in " ".join(errors.split())
 
 
 def test_pictures_of_where_classes_are_seen(place, asked, tmp_path):

@@ -19,6 +19,7 @@ from msldata.contract.publish import write_manifest
 from msldata.storage import LocalStorage
 from msltrain.__main__ import app
 from msltrain.measures.predictions import read_predictions
+from msltrain.runs.run_places import default_file
 from tests.smallshards import photo, write_images, write_keep_masks
 
 
@@ -100,9 +101,10 @@ def test_the_training_data_is_called_so(place):
 
 def test_held_out_needs_no_data(place):
     said = msl("evaluate", "--checkpoint", place / "runs" / "seed0", "--held-out", "--device", "cpu")
-    assert "train-held-out.parquet" in said
+    assert default_file("seed0", place / "train", held_out=True).name in said
     # Without either it is the test split that lies beside the training split.
-    assert "-test.parquet: 12 samples" in msl("evaluate", "--checkpoint", place / "runs" / "seed0", "--device", "cpu")
+    said = msl("evaluate", "--checkpoint", place / "runs" / "seed0", "--device", "cpu")
+    assert f"{default_file('seed0', place / 'test').name}: 12 samples" in said
 
 
 def test_held_out_is_of_the_shards_that_the_run_was_trained_on(place, tmp_path):

@@ -13,7 +13,7 @@ from msltrain.__main__ import app
 from msltrain.config import DataConfig, ModelConfig, TrainConfig
 from msltrain.measures.predictions import read_predictions
 from msltrain.robustness.kinds import HELD_OUT
-from msltrain.runs.run_places import find_evaluation_shards
+from msltrain.runs.run_places import default_file, find_evaluation_shards
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks import bank
 from tests.integration.test_evaluate import write_checkpoint
@@ -54,6 +54,30 @@ def num_samples(file: str) -> int:
 def test_a_study_is_made_on_the_run_s_own_test_shards(place):
     assert "test shards: shards/mine/test" in msl("robustness", "mine", *PATCHES)
     assert num_samples("runs/mine/robustness/predictions/mine/whole.parquet") == 5
+
+
+def test_an_option_leads_on_as_an_argument_does(place):
+    following = "next: msl report mine next: msl robustness mine"
+    assert following in msl("evaluate", "mine") and following in msl("evaluate", "--checkpoint", "mine")
+    said = msl("evaluate", "--checkpoint", "runs/mine/checkpoints/best")
+    assert "next: msl report runs/mine/checkpoints/best" in said
+    words = ["export", "mine", "--out", "exported", "--format", "safetensors"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert msl("evaluate", "--checkpoint", "exported", "--data", "mine").endswith("next: msl predict exported PHOTOS")
+
+
+def test_datasets_of_one_name_elsewhere_have_predictions_of_their_own(place):
+    names = {
+        str(default_file("runs/mine", shards).name)
+        for shards in ("shards/mine/test", "a/mine/test", "b/mine/test", "s3://a/mine/test", "s3://b/mine/test")
+    }
+    assert len(names) == 5 and "mine-test.parquet" in names
+    assert all(name.startswith("mine-test") for name in names)
+    for same in (place / "shards/mine/test", "./shards/mine/test/"):
+        assert default_file("runs/mine", same).name == "mine-test.parquet"
+    assert default_file("runs/mine", place / "a/mine/test") == default_file("runs/mine", "a/mine/test")
+    masks = {default_file("runs/mine", "shards/mine/test", [f"{one}/masks/high"]).name for one in ("shards", "a", "b")}
+    assert len(masks) == 3 and "mine-test-masks-high.parquet" in masks
 
 
 def test_a_study_of_a_run_without_test_shards_says_what_to_name(place):

@@ -68,6 +68,8 @@ def test_predict_says_where_they_come_from(place):
     said = msl(*picture, place / "few").stderr
     assert "thresholds: 0.5 for every class, too few photographs to tune them on" in said
     assert "thresholds: 0.3, as asked" in msl(*picture, place / "few", "--threshold", 0.3).stderr
+    served = CliRunner().invoke(app, ["serve", str(place / "few"), "--device", "cpu", "--threshold", "nothing=0.5"])
+    assert served.exit_code == 2 and "the model knows no such class" in " ".join(served.output.split())
 
 
 def test_tuned_ones_go_with_everything_that_is_written(place, tmp_path, monkeypatch):

@@ -105,6 +105,23 @@ def test_pixels_that_stay_keep_their_bits(tmp_path: Path):
     assert augment(batch, seed=0, epoch=0).image_BCHW.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("erase", ["", "cutout", "random"])
+@pytest.mark.parametrize("mix", ["", *MIXES])
+def test_each_step_goes_on_from_what_the_one_before_it_made(erase: str, mix: str):
+    """In the order of the fields: what is asked for together is what is asked for one after the other."""
+    batch, steps = batch_of(8), {"randaugment": 2, "erase": erase, "mix": mix}
+    together = augmented(batch, seed=2, epoch=3, **steps)
+    one_by_one = batch
+    for name, value in steps.items():
+        one_by_one = augmented(one_by_one, seed=2, epoch=3, **{name: value})
+    for name in ("image_BCHW", "target_BK", "ignore_BK"):
+        assert torch.equal(getattr(together, name), getattr(one_by_one, name)), name
+    assert together.keys == one_by_one.keys
+    for name in (name for name, value in steps.items() if value):
+        fewer = augmented(batch, seed=2, epoch=3, **{**steps, name: type(steps[name])()})
+        assert fewer.image_BCHW.shape != together.image_BCHW.shape or (fewer.image_BCHW != together.image_BCHW).any()
+
+
 def test_randaugment_is_torchvisions():
     batch = batch_of(6)
     found = augmented(batch, seed=3, epoch=2, randaugment=2, randaugment_magnitude=15)

@@ -142,7 +142,10 @@ def test_networks_of_other_beginnings_are_refused(tmp_path: Path):
     one = saved(tmp_path / "a", 1)
     for name, settings, changes, message in (
         ("weights", ("model.weights=other.pth",), {}, r"model\.weights is other\.pth there and gone\.pth here"),
-        ("input", ("stream.mean=0.5,0.5,0.5",), {}, r"stream\.mean"),
+        ("mean", ("stream.mean=0.5,0.5,0.5",), {}, r"stream\.mean"),
+        ("std", ("stream.std=0.5,0.5,0.5",), {}, r"stream\.std"),
+        ("size", ("stream.image_size=48",), {}, r"stream\.image_size is 48 there and"),
+        ("network", ("model.attention_weight=0.7",), {}, r"model\.attention_weight is 0\.7 there"),
         ("classes", (), {"classes": ("dog", "cat", "größe")}, "does not know the classes"),
     ):
         with pytest.raises(UserError, match=message):

@@ -62,7 +62,7 @@ def test_the_bar_fits_and_lines_stay_whole(width: int):
     assert bars and max(map(len, bars)) <= width
     assert any("left" in line and "epoch 1/32" in line and "0.42 images/s" in line for line in bars)
     assert any("waiting for the first batch" in line for line in bars)
-    (epoch,) = [line for line in lines if "validation mAP 51.5 (best)" in line]
+    (epoch,) = [line for line in lines if "validation mAP 51.5 (best so far)" in line]
     assert epoch.startswith("epoch 1/32  loss 1.1528") and "━" not in epoch
     assert ("masked 0.6528" in epoch) == (width == 140)
 
@@ -118,3 +118,35 @@ def test_details_go_into_the_run_folder(tmp_path):
     with TrainingDisplay(out, out, ["why so"]) as display:
         display.show(replace(START, run_dir="s3://bucket/run", step=160))  # nowhere to leave them
     assert "why so" in out.file.getvalue() and "all 160 steps were taken before" in out.file.getvalue()
+
+
+def test_the_best_epoch_is_named_though_its_own_line_was_left_out():
+    """Of 300 epochs of one step every tenth has a line; epoch 14 is better than those around it."""
+    console = Console(file=io.StringIO(), width=140, highlight=False)
+    values = {3: 0.2, 9: 0.31, 13: 0.5, 29: 0.52}
+    with TrainingDisplay(console, console) as display:
+        display.show(replace(START, steps_per_epoch=1, num_steps=300))
+        for epoch in range(50):
+            value, is_best = values.get(epoch, 0.1), epoch in values
+            event = EpochEvent(
+                epoch=epoch, num_epochs=300, step=epoch + 1, validation_mAP=value, is_best=is_best, seconds=1
+            )
+            display.show(event)
+    said = re.findall(r"epoch (\d+)/300 .*validation mAP ([\d.]+)( \(best[^)]*\))?", console.file.getvalue())
+    assert said == [
+        ("10", "31.0", " (best so far)"),
+        ("20", "10.0", " (best so far: 50.0, epoch 14)"),
+        ("30", "52.0", " (best so far)"),
+        ("40", "10.0", ""),
+        ("50", "10.0", ""),
+    ]
+
+
+@pytest.mark.parametrize("details", [None, ["what was chosen"]])
+def test_what_a_run_goes_on_with_that_was_otherwise_is_on_the_terminal(tmp_path, details):
+    console = Console(file=io.StringIO(), width=140, highlight=False)
+    with TrainingDisplay(console, console, details) as display:
+        display.show(replace(START, run_dir=tmp_path, changes=("continued with a change: a was 1, is 2",)))
+    assert console.file.getvalue().count("continued with a change: a was 1, is 2") == 1
+    if details:
+        assert "a was 1, is 2" in (tmp_path / START_NAME).read_text()

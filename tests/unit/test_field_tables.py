@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from msldata.errors import BadInputError, UserError
-from msldata.sources import datumaro_formats
 from msldata.sources.kinds import open_source, recognise
 from msldata.sources.source import NO_OPTIONS, SourceOptions
+from msldata.sources.tables.doubts import with_words
 from msltrain.__main__ import app
 from tests.unit.test_mark_columns import needed, shown
 
@@ -227,18 +227,75 @@ def test_a_spreadsheet_is_answered_with_how_to_save_it(tmp_path, suffix):
     assert recognise(tmp_path)[0] == "table"
 
 
-def test_what_cvat_exports_is_answered_with_the_command_and_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(datumaro_formats, "is_installed", lambda: False)
-    photographs(tmp_path, "images/a.jpg")
-    start = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n'
-    path = table(tmp_path, f'{start}  <image id="0" name="a.jpg"/>', "</annotations>", name="annotations.xml")
-    for source in (tmp_path, path):
-        with pytest.raises(UserError) as caught:
-            recognise(source)
-        assert "pip install 'msltrain[formats]'" in str(caught.value)
-        assert f"run: msl build-shards {tmp_path} --dataset datumaro --name NAME; or export 'COCO 1.0'" in str(
-            caught.value
-        )
-    path.write_text("<annotation></annotation>")  # one of Pascal VOC's
-    with pytest.raises(UserError, match="nothing that says what"):
-        recognise(tmp_path)
+@pytest.mark.parametrize(
+    "header",
+    "Art-Code,Art Code,Art_Code,Art-Kürzel,artcode,Artname,species_code,species code,SpeciesName,code de l'espèce,"
+    "CodeEspèce,Código de especie,codice specie,soortcode,Label-Code,Wissenschaftlicher Name".split(","),
+)
+def test_a_header_with_a_word_for_species_and_code_or_name_names_the_labels(tmp_path, header):
+    rows = ["a.jpg;LYN;Anna", "b.jpg;CAN;Bert", "c.jpg;CAN;Anna"]
+    path = table(tmp_path, f"Foto;{header};Person", *rows)
+    assert shown(path)[1] == ["LYN", "CAN", "CAN"] and "columns left alone: Person" in shown(path)[2]
+    twice = table(tmp_path, f"Foto;{header};Person", *rows, "a.jpg;CAN;Anna")  # as in a column "species"
+    assert shown(twice)[1] == ["CAN LYN", "CAN", "CAN"]
+
+
+@pytest.mark.parametrize("better", ["Art", "species", "Artname", "nom scientifique"])
+def test_a_name_comes_before_a_code_whatever_their_order(tmp_path, better):
+    for header in (f"Foto;Art-Code;{better}", f"Foto;Species-Code;{better}"):
+        path = table(tmp_path, header, "a.jpg;LYN;Luchs", "b.jpg;CAN;Wolf")
+        assert shown(path)[1] == ["Luchs", "Wolf"] and "columns left alone: " in shown(path)[2]
+
+
+@pytest.mark.parametrize("who", ["Beobachter:in", "recordedBy", "identifiedBy", "Erfasser", "Fotografin", "waarnemer"])
+def test_whoever_was_there_is_not_what_is_shown(tmp_path, who):
+    rows = [f"{n}.jpg;{'AB'[n % 2]}nna;{('Wolf', 'Luchs')[n % 3 == 0]}" for n in range(6)]
+    error = needed(table(tmp_path, f"Foto;{who};gesehen", *rows))
+    assert list(error.options) == columns("gesehen")
+
+
+def test_numbers_in_a_column_of_codes_are_left_alone_beside_words(tmp_path):
+    path = table(tmp_path, "Foto;Art-Code;Motiv", "a.jpg;17;Luchs", "b.jpg;4;Wolf", "c.jpg;4;Wolf")
+    assert shown(path)[1] == ["Luchs", "Wolf", "Wolf"]
+    for header in ("Postcode", "Kart-Code", "Vorname"):  # no word for species is in these
+        rows = ["a.jpg;A1;rot", "b.jpg;B2;blau", "c.jpg;B2;blau"]
+        assert "no column 'labels'" in str(needed(table(tmp_path, f"Foto;{header};Farbe", *rows)))
+
+
+def test_numbers_with_a_decimal_comma_are_no_words(tmp_path):
+    path = table(tmp_path, "Foto;Motiv;Temperatur", "a.jpg;Luchs;12,5", "b.jpg;Wolf;-3,25")
+    assert shown(path)[1] == ["Luchs", "Wolf"] and "columns left alone: Temperatur" in shown(path)[2]
+
+
+def test_a_header_of_signs_alone_may_be_a_class(tmp_path):
+    path = table(tmp_path, "Foto;🦊;🐺", "a.jpg;1;0", "b.jpg;0;1")
+    assert shown(path)[0] == ("🦊", "🐺")
+
+
+def test_all_doubts_are_asked_about_in_one_command(tmp_path):
+    rows = [f"a{n}.jpg;b{n}.jpg;{('W,L', 'W', 'L')[n % 3]};{n % 2}" for n in range(6)]
+    path = table(tmp_path, "vorne;hinten;Motiv;Nacht", *rows)
+    error = needed(path)
+    assert error.reason.startswith(f"{tmp_path}/labels.csv: 3 doubts: (1) the names of image files stand in several")
+    assert "; (2) column 'Motiv' (" in error.reason and "; (3) the labels are names that may be sep" in error.reason
+    assert error.reason.count(str(tmp_path)) == 1
+    assert list(error.options) == ["--image-column", "vorne", *columns("Nacht")]
+    assert error.provided == "if 'vorne' names the photographs, and if 'Nacht' is a class"
+    assert error.other is not None
+    assert list(error.other[1]) == ["--image-column", "vorne", *columns("Motiv"), "--separator", ","]
+    for words in (error.options, error.other[1]):
+        shown(path, with_words(NO_OPTIONS, words))  # nothing more is asked
+
+
+def test_a_slip_in_the_command_and_a_doubt_about_the_table_are_one_refusal(tmp_path):
+    path = table(tmp_path, "Foto;Motiv", "a.jpg;Wolf, Luchs", "b.jpg;Wolf")
+    error = needed(path, SourceOptions(labels_columns=("Motif",)))
+    assert "2 doubts: (1) no column 'Motif'" in error.reason and "(2) the labels are names" in error.reason
+    assert list(error.options) == [*columns("Motiv"), "--separator", ","]
+    assert list(error.instead_of) == columns("Motif")
+    assert shown(path, with_words(NO_OPTIONS, error.options))[1] == ["Luchs Wolf", "Wolf"]
+
+
+def test_what_follows_from_an_answer_alone_is_no_doubt(tmp_path):
+    path = table(tmp_path, "Foto;Motiv;Nacht", "a.jpg;Wolf;0", "b.jpg;Luchs;1")
+    assert "doubts" not in needed(path).reason

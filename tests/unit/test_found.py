@@ -7,10 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from msltrain.config import TrainConfig
+from msltrain.measures.bootstrap import mean_ap_difference
 from msltrain.measures.predictions import Predictions
 from msltrain.report import numbers as numbers_module
 from msltrain.report.classcurves import curve
-from msltrain.report.numbers import Numbers, _found, _together
+from msltrain.report.numbers import Numbers, _found, _together, compute_numbers
+from msltrain.report.open_runs import RunReport
+from msltrain.stream.config import StreamConfig
 
 TARGET = [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]]
 IGNORE = [[0, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1]]
@@ -51,6 +55,40 @@ def test_precision_over_recall_leaves_ignored_pairs_out():
     assert recall.tolist() == precision.tolist() == [1.0]
 
 
+def test_a_difference_is_taken_image_by_image():
+    """Each resample shows both models the same images: of answers in the same order nothing can differ, however much
+    the choice of images says for each by itself."""
+    rng = np.random.default_rng(0)
+    target_NK = (rng.random((40, 2)) < 0.4).astype(np.uint8)
+
+    def run(name: str, logit_NK: np.ndarray, hidden_NK: np.ndarray) -> RunReport:
+        clean, high = (
+            Predictions(
+                keys=tuple(map(str, range(40))),
+                logit_NK=np.float32(one),
+                target_NK=target_NK,
+                ignore_NK=np.zeros((40, 2), bool),
+                classes=("cat", "dog"),
+            )
+            for one in (logit_NK, hidden_NK)
+        )
+        config = TrainConfig(stream=StreamConfig(image_size=32))
+        return RunReport(name=name, clean=clean, masked={"high": high}, config=config, history=())
+
+    skilled_NK, noise_NK = rng.normal(size=(40, 2)) + 1.5 * target_NK, rng.normal(size=(40, 2))
+    runs = [run("a", skilled_NK, noise_NK), run("b", 3 * skilled_NK - 1, skilled_NK)]
+    numbers = compute_numbers(runs)
+    assert numbers.conditions == ["whole", "high"] and numbers.differences[0] == {}
+    spread = numbers.measured[0]["whole"].intervals["mAP"]
+    assert spread.high - spread.low > 0.05
+    same = numbers.differences[1]["whole"]
+    assert (same.low, same.value, same.high) == (0, 0, 0)
+    gained = numbers.differences[1]["high"]
+    before, after = (measured["high"].metrics.mAP for measured in numbers.measured)
+    assert gained.value == after - before > 0.1 and gained.low > 0
+    assert numbers.differences[1]["high"] == mean_ap_difference(runs[0].masked["high"], runs[1].masked["high"])
+
+
 def test_of_very_many_classes_those_in_most_images_are_looked_at_together(monkeypatch: pytest.MonkeyPatch):
     assert _together(REFERENCE) == [0, 1, 2]
     monkeypatch.setattr(numbers_module, "MOST_CLASSES", 2)
@@ -83,3 +121,22 @@ def test_classes_are_ordered_by_what_is_gained_in_the_hardest_condition(num_runs
         object.__setattr__(numbers, name, value)
     assert numbers.conditions == ["whole", "high"] == numbers.ends
     assert numbers.class_order() == order
+
+
+def test_of_very_many_classes_those_that_gain_and_those_that_lose_most_are_on_the_page(monkeypatch: pytest.MonkeyPatch):
+    """Of six one has no value; of the other five the two best and the two worst."""
+    gains = [0.1, -0.3, None, 0.4, 0.2, -0.1]
+
+    def measured(values: list[float | None]) -> dict[str, SimpleNamespace]:
+        classes = [SimpleNamespace(average_precision=value) for value in values]
+        return {"whole": SimpleNamespace(metrics=SimpleNamespace(classes=classes))}
+
+    first = measured([None if gain is None else 0.5 for gain in gains])
+    last = measured([None if gain is None else 0.5 + gain for gain in gains])
+    numbers = Numbers.__new__(Numbers)
+    runs = (SimpleNamespace(clean=SimpleNamespace(classes=tuple("abcdef"))),) * 2
+    for name, value in (("runs", runs), ("measured", (first, last))):
+        object.__setattr__(numbers, name, value)
+    for most, shown in ((6, [3, 4, 0, 5, 1, 2]), (5, [3, 4, 0, 5, 1]), (4, [3, 4, 5, 1]), (2, [3, 1])):
+        monkeypatch.setattr(numbers_module, "MOST_CLASSES", most)
+        assert numbers.has_more_classes is (most < 6) and numbers.shown_classes() == shown

@@ -162,6 +162,75 @@ def test_curves_of_other_weights_are_drawn_again(tmp_path, monkeypatch):
     assert left == ["Baseline", "Baseline recalibrated"] and not study.is_finished
 
 
+def test_the_recalibrated_baseline_is_of_the_weights_that_were_recalibrated(tmp_path, monkeypatch):
+    """Trained anew, its predictions are made again, and those of the twin with statistics measured anew as well."""
+    _, files = measured_run(tmp_path)
+    study = StudyJob(
+        grid="main",
+        seed=0,
+        models=(("Baseline", files[0].parent.parent), ("MSL", files[1].parent.parent)),
+        shards="s",
+        keep_masks=(),
+        recalibration=("t", ()),
+        folder=tmp_path / "curves",
+        needs=(),
+    )
+    for name, file in (("Baseline", files[0]), ("MSL", files[1]), ("Baseline recalibrated", files[0])):
+        (study.folder / "predictions" / name).mkdir(parents=True)
+        shutil.copy(file, study.folder / "predictions" / name / "whole.parquet")
+    trained = {"seed0": "0" * 64, "seed1": "1" * 64}
+    monkeypatch.setattr("msltrain.grids.jobs._weights", lambda run: trained[run.name])
+    assert study._of_other_weights() == []
+    trained["seed0"] = "2" * 64
+    assert sorted(folder.name for folder in study._of_other_weights()) == ["Baseline", "Baseline recalibrated"]
+    # A study that was killed while it measured the baseline again: what is left of the twin is still the old one's.
+    write_predictions(
+        replace(found := read_predictions(files[0]), origin=replace(found.origin, checkpoint_sha256="2" * 64)),
+        study.folder / "predictions" / "Baseline" / "whole.parquet",
+    )
+    assert [folder.name for folder in study._of_other_weights()] == ["Baseline recalibrated"]
+
+
+def test_conditions_that_another_call_did_not_ask_for_are_kept(tmp_path, monkeypatch):
+    """A grid is measured behind masks one day, and whole the next: the masks of the first day must not change still."""
+    conditions: dict[str, str] = {}
+    monkeypatch.setattr(
+        "msltrain.grids.folder._describe", lambda *about: {**describe(*about), "conditions": dict(conditions)}
+    )
+
+    def claim(**asked: str) -> None:
+        conditions.clear()
+        conditions.update(asked)
+        claim_folder(tmp_path, plan(), (), "msl ablate loss-terms")
+
+    def recorded() -> list[dict[str, str]]:
+        runs = json.loads((tmp_path / NAME).read_text())["runs"].values()
+        return [run["conditions"] for run in runs]
+
+    claim(low="1", high="2")
+    for asked in ({}, {"low": "1"}, {"other": "3"}):
+        claim(**asked)
+    assert recorded() == [{"low": "1", "high": "2", "other": "3"}] * len(plan().runs)
+    with pytest.raises(UserError, match=r"holds runs of another grid .*other held-out keep masks, high"):
+        claim(high="9")
+    claim(high="2")
+
+
+def test_other_data_is_another_grid_and_so_is_another_order_of_keep_masks(tmp_path, monkeypatch):
+    """A mask is chosen by its number among those of all folders."""
+    data = {"training images": ["1"], "training keep masks": ["2", "3"]}
+    monkeypatch.setattr("msltrain.grids.folder._describe", lambda *about: {**describe(*about), "data": dict(data)})
+    claim_folder(tmp_path, plan(), (), "msl ablate loss-terms")
+    before = (tmp_path / NAME).read_text()
+    for role, now in (("training keep masks", ["3", "2"]), ("training keep masks", ["2"]), ("training images", ["4"])):
+        was, data[role] = data[role], now
+        with pytest.raises(UserError, match=f"holds runs of another grid .*other {role}"):
+            claim_folder(tmp_path, plan(), (), "msl ablate loss-terms")
+        data[role] = was
+    claim_folder(tmp_path, plan(), (), "msl ablate loss-terms")
+    assert (tmp_path / NAME).read_text() == before
+
+
 @pytest.mark.parametrize(
     "change",
     [

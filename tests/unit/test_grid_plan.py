@@ -7,6 +7,7 @@ import pytest
 from msldata.errors import UserError
 from msltrain.config import differences
 from msltrain.grids.plan import DataPlaces, make_plan
+from msltrain.grids.run import open_grid
 from msltrain.grids.workers import gpu_slots
 from msltrain.measures.metrics import SUMMARY
 from msltrain.recipes import RECIPES
@@ -68,6 +69,23 @@ def test_places():
         "mine/train", "mine/test", ("masks/high",)
     )  # fmt: skip
     assert row.gpu_hours() is None and row.gpu_hours(5011) == pytest.approx(RECIPES["msl-c-voc2007"].gpu_hours)
+
+
+def test_the_first_seed_of_all_comes_before_the_second_of_any(tmp_path):
+    """Whoever looks at a grid that has run for a night sees all of its rows; each share of an array job has some."""
+    plan = make_plan(["robustness-voc2007"], seeds=(3, 1), places=NOWHERE)
+    grid = open_grid(plan, tmp_path, curves=["robustness-voc2007"])
+    names = [run.name for run in plan.runs]
+    assert [(job.run.name, job.seed) for job in grid.training] == [(name, seed) for seed in (3, 1) for name in names]
+    assert [job.folder for job in grid.training[:2]] == [tmp_path / "runs" / name / "seed3" for name in names[:2]]
+    by_name = {job.name: job.folder for job in grid.training}
+    rows = plan.grids["robustness-voc2007"]
+    for study, seed in zip(grid.studies, (3, 1), strict=True):
+        assert study.seed == seed and study.folder == tmp_path / "curves" / "robustness-voc2007" / f"seed{seed}"
+        needed = [f"{rows[row].name} seed {seed}" for row in ("baseline", "matched-baseline", "msl")]
+        assert list(study.needs) == needed
+        assert study.models == tuple(zip(("Baseline", "Matched baseline", "MSL"), map(by_name.get, needed)))
+    assert grid.jobs == (*grid.training, *grid.studies)
 
 
 def test_the_smoke_scale_keeps_what_a_grid_varies():

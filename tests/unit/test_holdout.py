@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from msldata.contract.publish import write_manifest
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
 from msltrain.stream.order.plan import EpochPlan
+from msltrain.stream.order.random import key_hash
 from msltrain.stream.samples.holdout import choose_held_out, hold_out
 from msltrain.stream.samples.shardset import Labels, ShardSet, open_shard_set
 
@@ -88,6 +90,24 @@ def labels_of(positives: list[list[int]], num_classes: int) -> Labels:
     row_M = np.repeat(np.arange(len(positives)), [len(one) for one in positives])
     class_M = np.array([k for one in positives for k in one], np.int64)
     return Labels(np.zeros(len(positives), np.uint64), row_M, class_M, num_classes)
+
+
+@pytest.mark.parametrize("together", [1 << 16, 50, 7, 1])
+def test_labels_are_those_of_their_samples_however_many_are_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+):
+    """Of a whole dataset and of a part of it, in shards that no such number divides."""
+    monkeypatch.setattr("msltrain.stream.samples.shardset._TOGETHER", together)
+    names = list(SAMPLES)
+    whole = write(tmp_path, names, 20)
+    for shards, keys in ((whole, names), *((part, None) for part in hold_out(whole, 0.4))):
+        keys = keys or [key for key in names if key in keys_of(shards)]
+        labels = shards.labels()
+        pairs = [(row, k) for row, key in enumerate(keys) for k in SAMPLES[key]]
+        assert list(zip(labels.row_M.tolist(), labels.class_M.tolist(), strict=True)) == pairs
+        np.testing.assert_array_equal(labels.key_hash_N, key_hash(keys))
+        assert labels.count_K.tolist() == num_positive(set(keys)).tolist()
+        np.testing.assert_array_equal(shards.contents(), np.full(len(keys), 1 << 32 | zlib.crc32(b"-"), np.uint64))
 
 
 def test_a_class_that_was_held_out_whole_comes_back():

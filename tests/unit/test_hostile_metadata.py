@@ -206,6 +206,21 @@ def test_a_parquet_bomb_is_refused_before_it_unpacks():
     assert read_parquet(sink.getvalue(), ()).num_rows == 10_000
 
 
+def test_a_table_is_weighed_as_a_whole_and_not_by_its_last_part(monkeypatch):
+    """What 512 rows take is read together, and stays below the limit here; all together they take eight times that."""
+    text = pa.array(["x" * 100] * 4096)
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"key": text}), sink)  # stored once
+    monkeypatch.setattr("msldata.contract.parquet._ALLOWED_RATIO", 0)
+    for limit, is_allowed in ((512 * 104 + 100, False), (4 * 512 * 104, False), (9 * 512 * 104, True)):
+        monkeypatch.setattr("msldata.contract.parquet._ALLOWED_BYTES", limit)
+        if is_allowed:
+            assert read_parquet(sink.getvalue()).num_rows == 4096
+        else:
+            with pytest.raises(UnreadableParquet, match="unpacks to more than"):
+                read_parquet(sink.getvalue())
+
+
 def test_a_long_list_in_one_row_is_refused_before_it_unpacks(monkeypatch):
     monkeypatch.setattr("msldata.contract.parquet._ALLOWED_BYTES", 1 << 20)
     lists = pa.ListArray.from_arrays(pa.array([0, 4_000_000], pa.int32()), pa.array(np.zeros(4_000_000, np.int8)))

@@ -41,6 +41,7 @@ GOOD = pa.array([[0], [1, 2]])
         (pa.array([{"x": 1}, {"x": 0}]), ["a", "b"], "is not the index of a class"),
         (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), ["a", "b"], "is not the index of a class"),
         (GOOD, ["a", "b"], "class index 2 of 2"),
+        (pa.array([[0], [-2]]), ["a", "b"], "class index -2 of 2"),
         (GOOD, ["a", "b", "a"], "two classes are called 'a'"),
         (GOOD, "abc", "no list of names"),
         (GOOD, [None, "b", "c"], "no list of names"),

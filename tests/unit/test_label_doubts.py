@@ -52,6 +52,18 @@ def tar(folder: Path, suffix: str, *contents: bytes | np.ndarray, image: bytes |
     return folder
 
 
+def test_a_tar_that_was_written_again_meanwhile_is_read_again(tmp_path):
+    """What it held is kept, until a question about its labels is answered; by then it may hold something else, in as
+    many bytes, and with as many members."""
+    folder = tar(tmp_path / "tars", "cls", b"cat,cow", b"cat", b"cow")
+    with pytest.raises(OptionsNeeded, match="names that may be separated by ','"):
+        index_shards(folder, num_workers=1)
+    size = (folder / "x-train-000000.tar").stat().st_size
+    tar(folder, "cls", b"dog,emu", b"emu", b"dog")
+    assert (folder / "x-train-000000.tar").stat().st_size == size
+    assert indexed(folder, separator=",")[1] == [["dog", "emu"], ["emu"], ["dog"]]
+
+
 def indexed(folder: Path, *classes: str, **options) -> tuple[Manifest, list[list[str]]]:
     manifest = index_shards(folder, classes=classes or None, num_workers=1, **options)
     rows = decode_index(IMAGES, (folder / index_name("x-train-000000.tar")).read_bytes(), "index").to_pylist()

@@ -313,16 +313,18 @@ def test_a_single_one_is_a_cell_and_truth_values_are_a_vector():
     assert survey_of([1, 0], [0, 1], [1, -1]).vectors == {2: (("line 1", (1, 0)), ("line 2", (0, 1)))}
 
 
-def test_surveys_of_parts_are_one():
-    values = ["cat", ["dog", "cow"], [1, 0], "", [1, 1], "cat", "1,0", ["dog", "cow"], [0, 1, 1]]
-    whole, parts = survey_of(*values), LabelSurvey()
+@pytest.mark.parametrize("separator", [None, ";", WHOLE_CELL])
+def test_surveys_of_parts_are_one(separator: str | None):
+    values = ["cat", ["dog", "cow"], [1, 0], "", [1, 1], "cat;dog", "1,0", ["dog", "cow"], [0, 1, 1]]
+    whole, parts = survey_of(*values, separator=separator), LabelSurvey(separator)
     for start in (0, 3, 6):
-        part = LabelSurvey()
+        part = LabelSurvey(separator)
         for number in range(start, start + 3):
             part.add(f"line {number + 1}", values[number])
         parts.merge(part)
     assert parts == whole
-    assert whole.num_lists == 6 and whole.num_decimal_commas == 1
+    counts = whole.num_lists, whole.num_decimal_commas, whole.num_separated
+    assert counts == {None: (6, 1, 0), ";": (6, 0, 1), WHOLE_CELL: (5, 0, 0)}[separator]
 
 
 def test_a_long_value_is_cut_in_a_question():

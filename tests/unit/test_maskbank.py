@@ -47,6 +47,25 @@ def test_locations_follow_each_other_and_can_be_limited(tmp_path):
     np.testing.assert_allclose(limited.hole_fraction_N, fractions[:4] + fractions[5:9])
 
 
+@pytest.mark.parametrize("limit", [None, 9, 3])
+@pytest.mark.parametrize("grey", [False, True])
+def test_many_masks_are_read_a_few_at_a_time(tmp_path, monkeypatch, grey, limit):
+    """Each is at its number, though shards end within what is read together, and other masks are still under way."""
+    monkeypatch.setattr("msltrain.stream.keepmasks.bank._MASKS_PER_TASK", 2)
+    monkeypatch.setattr("msltrain.stream.keepmasks.bank._TASKS_AHEAD", 1)
+    if grey:
+        monkeypatch.setattr("msltrain.stream.keepmasks.bank._Place.grey", True)
+    high, low = masks(12), masks(7, seed=1)
+    write_keep_masks(tmp_path / "high", high, per_shard=5)
+    write_keep_masks(tmp_path / "low", low, per_shard=7)
+    bank = KeepMasks.open([tmp_path / "high", tmp_path / "low"], 32, "cpu", limit=limit)
+    expected = [*high[:limit], *low[:limit]]
+    assert len(bank) == len(expected)
+    monkeypatch.setattr(bank, "chosen", lambda hashes, **_: np.arange(len(expected)))
+    found_N1SS = bank.of_hashes(np.zeros(len(expected), np.uint64), seed=0, epoch=0)
+    np.testing.assert_array_equal(found_N1SS[:, 0].numpy(), np.stack(expected))
+
+
 def test_choice_depends_on_seed_epoch_and_key_alone():
     bank = KeepMasks(np.zeros((1000, 8, 1), dtype=np.uint8), 8, "cpu")
     hashes = key_hash(str(number) for number in range(5000))

@@ -252,6 +252,17 @@ def hub(folder: Path, name: str, columns: dict, classes: dict[str, list[str]]) -
     return folder
 
 
+def test_a_file_without_the_column_of_groups_is_refused(tmp_path):
+    for number, more in enumerate(({"site": ["Nord"]}, {})):
+        columns = {"image": [f"{number}.jpg"], "label": [0], **more}
+        root = hub(tmp_path, f"all-{number:05d}-of-00002.parquet", columns, {"label": ["cod"]})
+    assert len(shown("table", root)) == 2
+    with pytest.raises(
+        UserError, match=r"all-00001-of-00002\.parquet has no column 'site', which the other tables have"
+    ):
+        open_source("table", root, "all", options=SourceOptions(group="site"))
+
+
 def test_of_two_columns_of_classes_the_chosen_one_has_its_names(tmp_path):
     columns = {"image": ["a.jpg", "b.jpg", "c.jpg"], "fine": [0, 2, 1], "coarse": [0, 1, 0]}
     classes = {"fine": ["cod", "fox", "eel"], "coarse": ["fish", "mammal"]}

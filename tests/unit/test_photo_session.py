@@ -47,6 +47,23 @@ def test_a_photograph_that_is_shown_again_is_the_newest(monkeypatch: pytest.Monk
         studio.close()
 
 
+def test_photographs_that_look_the_same_are_kept_apart_where_a_model_sees_them_differ(monkeypatch: pytest.MonkeyPatch):
+    """What is shown of them may be equal to the byte, and the squares that are predicted are not."""
+    monkeypatch.setattr("msltrain.use.photo_session._jpeg", lambda image_HWC, side: b"both")
+    pixel_HWC = np.full((30, 40, 3), 120, np.uint8)
+    other_HWC = pixel_HWC.copy()
+    other_HWC[8:24, 8:24] += 1
+    studio = Studio([StandIn()])  # type: ignore[list-item]
+    try:
+        one, other, again = (
+            studio.add(Picture("a", lambda pixels=pixels: pixels))["id"] for pixels in (pixel_HWC, other_HWC, pixel_HWC)
+        )
+        first, second = studio.photo(one), studio.photo(other)
+    finally:
+        studio.close()
+    assert one == again != other and not torch.equal(first.square_of[8], second.square_of[8])
+
+
 class NearIts(StandIn):
     """A model that answers just below its threshold."""
 

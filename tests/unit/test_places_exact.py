@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from msldata.build.divide import PARTS, assign, divide
 from msldata.build.estimate import estimate_build
+from msldata.build.image import Resize
 from msldata.build.plan import plan_build
 from msldata.build.shards import build_shards
 from msldata.contract.records import LabelSpace, Record
@@ -255,3 +257,19 @@ def test_how_long_a_build_would_take(tmp_path):
     again = estimate_build(plan, out, num_workers=1)
     # The first left an image out and so is written again as well.
     assert (again.num_finished, again.num_bytes) == (1, (sizes[0] - END_BYTES) * 6 // 2)
+
+
+@pytest.mark.parametrize(
+    ("decode", "resize", "shared_by"),
+    [(False, None, 3), (True, None, 8), (False, Resize("fit", 20), 8), (True, Resize("fit", 20), 8)],
+)
+def test_what_only_copies_is_shared_out_by_shards_and_what_decodes_by_images(
+    tmp_path, monkeypatch, decode: bool, resize: Resize | None, shared_by: int
+):
+    """Two samples of a second each stand for seven in three shards; eight workers."""
+    plan = plan_build(Whole(tmp_path, 7), samples_per_shard=3, on_error="skip")
+    plan = replace(plan, decode=decode, resize=resize)
+    monkeypatch.setattr("msldata.build.estimate._time", lambda plan, records: (2.0, [1000, 1200]))
+    about = estimate_build(plan, tmp_path / "out", num_workers=8)
+    assert about.seconds == pytest.approx(7 / shared_by) and about.num_bytes == 7 * 1100
+    assert estimate_build(plan, tmp_path / "out", num_workers=2).seconds == pytest.approx(7 / 2)

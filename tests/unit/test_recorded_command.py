@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from pathlib import Path
@@ -11,10 +12,11 @@ from typer.testing import CliRunner
 
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest, read_manifest
 from msldata.contract.recorded_command import build_command
+from msldata.errors import UserError
 from msldata.inspect.verify import verify
 from msldata.storage import LocalStorage, open_storage
 from msltrain.__main__ import app
-from tests.tinydata import jpeg, make_voc
+from tests.tinydata import jpeg, make_coco, make_voc
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,8 @@ from tests.tinydata import jpeg, make_voc
         ("elsewhere/low", KEEP_MASKS, ["build-masks", "--seed", "3"], "msl build-masks --seed 3 --out elsewhere"),
         ("tars", IMAGES, ["index", "tars", "--split", "test"], "msl index tars --split test"),
         ("links", IMAGES, ["index", "tars"], "msl index tars --out links"),
+        ("s3://bucket/tars", IMAGES, ["index", "s3://bucket/tars/"], "msl index s3://bucket/tars/"),
+        ("tars/", IMAGES, ["index", "tars"], "msl index tars"),
         ("shards/voc2007/test", IMAGES, [], None),
     ],
 )
@@ -85,6 +89,22 @@ def test_the_advice_of_verify_rebuilds_a_table(table, tmp_path, monkeypatch):
     assert read_manifest(LocalStorage(tmp_path / "o/mine/train")).classes == ("zebra", "dog", "cat")
 
 
+def test_the_advice_of_verify_finds_the_images_of_a_coco_file(tmp_path, monkeypatch):
+    """Whatever names a place is recorded as it is found from anywhere."""
+    image = {"id": 1, "file_name": "a.jpg", "width": 24, "height": 16}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    make_coco(tmp_path / "coco", [image], [box], [{"id": 1, "name": "cat"}], split="mine")
+    (tmp_path / "coco" / "mine").rename(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "coco")
+    source = "annotations/instances_mine.json"
+    msl("build-shards", source, "--name", "mine", "--split", "all", "--images", "../photos", "--out", tmp_path / "o")
+    monkeypatch.chdir("/")
+    command = shlex.split(repaired(tmp_path / "o" / "mine" / "all"))
+    assert str(tmp_path / "coco" / source) in command
+    place = Path(command[command.index("--images") + 1])
+    assert place.is_absolute() and place.resolve() == tmp_path / "photos"
+
+
 def test_the_advice_of_verify_rebuilds_what_was_found_in_datasets(tmp_path, monkeypatch):
     make_voc(tmp_path / "datasets", 3)
     monkeypatch.setenv("MSL_DATA", str(tmp_path / "datasets"))
@@ -111,6 +131,35 @@ def test_the_advice_of_verify_keeps_the_classes_of_an_index(table, tmp_path):
     msl("index", tmp_path / "s", "--classes", tmp_path / "classes.txt", "--split", "val")
     command = repaired(tmp_path / "s")
     assert f"--classes {tmp_path}/classes.txt" in command and "--split val" in command
+
+
+def tars(folder: Path) -> Path:
+    """A tar with three samples that another program wrote."""
+    import tarfile
+
+    folder.mkdir()
+    with tarfile.open(folder / "s.tar", "w") as tar:
+        for number, (name, label) in enumerate(zip("abc", ("dog", "cat", "dog"))):
+            for suffix, data in (("jpg", jpeg(number)), ("cls", label.encode())):
+                member = tarfile.TarInfo(f"{name}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["s", "./s/", "link", "../{}/s"])
+def test_a_folder_is_the_same_by_whatever_path_it_is_named(tmp_path, monkeypatch, name):
+    """The command is recorded with the whole path, and what looks at the dataset later is given another one."""
+    tars(tmp_path / "s")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "s")
+    name = name.format(tmp_path.name)
+    msl("index", "s")
+    assert repaired(Path(name)).split() == ["index", str(tmp_path / "s"), "--overwrite"]
+    msl("index", "s", "--out", name, "--overwrite")  # beside the tars, not as links to them
+    assert not (tmp_path / "s" / "s.tar").is_symlink()
+    with pytest.raises(UserError, match="--against names the dataset itself"):
+        verify(name, against=tmp_path / "s", num_workers=1)
 
 
 def test_another_dataset_is_not_replaced_without_yes(table, tmp_path):

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from msldata.errors import UserError
-from msltrain.config import TrainConfig, override
+from msltrain.config import DataConfig, TrainConfig, override
 from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import Checkpoint, save_checkpoint
+from msltrain.runs.folder import OTHER_DATA
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
 from msltrain.training.optim import learning_rate
-from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
+from msltrain.training.resume import Resume, Start, _has_other_validation, open_run, rate_note, take_position
 from msltrain.training.trainer import Trainer
 from tests.smallshards import write_images
 
@@ -249,6 +250,51 @@ def test_a_checkpoint_of_another_run_is_noticed(tmp_path: Path):
     with pytest.raises(UserError, match=r"judging by optim\.lr; copy it again"):
         opened(tmp_path / "2", config=override(CONFIG, ["optim.lr=0.5", "run.keep=7"]))
     assert opened(tmp_path / "3", config=override(CONFIG, ["run.keep=7"]))[0].checkpoint is not None
+
+
+NAMED, PART, LESS = (
+    DataConfig(train="a", validation=place, validation_fraction=fraction)
+    for place, fraction in (("v", 0.2), ("", 0.2), ("", 0.1))
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "changed", "is_other"),
+    [
+        (PART, PART, "", False),
+        (PART, PART, "keep_masks", False),
+        (PART, PART, "train", True),  # other samples are set aside of other shards
+        (PART, LESS, "", True),
+        (NAMED, NAMED, "train", False),
+        (NAMED, NAMED, "validation", True),
+        (NAMED, replace(NAMED, validation_fraction=0.1), "", False),  # nothing is set aside
+        (NAMED, PART, "validation", True),
+        (PART, NAMED, "", True),
+    ],
+)
+def test_what_a_changed_run_validates_on(before: DataConfig, now: DataConfig, changed: str, is_other: bool):
+    changes = [f"{OTHER_DATA} for {changed}: then a (3 samples), now b (4 samples)"] if changed else []
+    assert _has_other_validation(before, now, ["optim.lr was 1, is 2", *changes]) == is_other
+
+
+def test_every_process_validates_with_the_statistics_of_the_first(monkeypatch: pytest.MonkeyPatch):
+    """Where validation chooses the best checkpoint, all processes must have measured the network that is shipped."""
+    asked: list[Any] = []
+    network = object()
+    for name in ("has_finite_weights", "validation_mean_ap"):
+        answer = lambda shipped, *_, name=name, **__: asked.append((name, shipped)) or 0.75  # noqa: E731
+        monkeypatch.setattr(f"msltrain.training.trainer.{name}", answer)
+    trainer: Any = Trainer.__new__(Trainer)
+    trainer.config = override(recipe("smoke"), ["optim.warmup_epochs=0"])
+    trainer._optim, trainer.chooses, trainer.best = trainer.config.optim, True, {"epoch": 1, "mAP": 0.8}
+    trainer.learner = SimpleNamespace(shipped=network, amp=False)
+    trainer.data = SimpleNamespace(validation=range(2), training=range(5))
+    trainer.ranks = SimpleNamespace(share_buffers=lambda shipped: asked.append(("share_buffers", shipped)))
+    monkeypatch.setattr(Trainer, "_scheduled", 10)
+    assert trainer._validate(2) == (0.75, False)
+    assert asked == [(name, network) for name in ("has_finite_weights", "share_buffers", "validation_mean_ap")]
+    trainer.best = {"epoch": 1, "mAP": 0.75}
+    assert trainer._validate(2) == (0.75, True) and trainer.best == {"epoch": 2, "mAP": 0.75}
 
 
 def test_a_position_among_other_samples_means_nothing(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import signal
 import subprocess
@@ -80,9 +81,41 @@ def test_a_shard_is_fetched_once_however_many_ask(source, tmp_path):
     assert sorted(os.listdir(tmp_path / "cache")) == [".lock", f"{info(source, 0).sha256}.tar"]
 
 
+class _Unnoted:
+    """The module ``mmap``, on a disk where mapping a file does not count as an access to it."""
+
+    ACCESS_READ = mmap.ACCESS_READ
+
+    @staticmethod
+    def mmap(file: int, length: int, *, access: int) -> mmap.mmap:
+        before = os.fstat(file)
+        mapped = mmap.mmap(file, length, access=access)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return mapped
+
+
+@pytest.mark.parametrize("spoilt", [0, 2])
+@pytest.mark.parametrize("reserves", [True, False])
+def test_a_shard_of_several_pieces_is_put_together(source, tmp_path, monkeypatch, spoilt, reserves):
+    """Begun anew where a piece was wrong, and whole either way; also where a system reserves no room on a disk."""
+    if not reserves:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.setattr("msltrain.stream.reading.cache._PIECE", 30_000)
+    cache, source.spoil = ShardCache(tmp_path / "cache", 10**6), spoilt
+    mapped = cache.fetch(info(source, 2), source, RUNNING)
+    assert bytes(mapped) == (source.root / "2.tar").read_bytes()
+    pieces = [("2.tar", start, min(30_000, SIZE - start)) for start in range(0, SIZE, 30_000)]
+    assert source.reads == pieces * (2 if spoilt else 1) and len(pieces) == 4
+
+
 # By name one comes before the other, and so by modification time, which is made of the name; use alone must decide.
 @pytest.mark.parametrize(("again", "gone"), [(1, 2), (2, 1)])
-def test_what_was_used_longest_ago_makes_room_and_what_is_in_use_never_does(source, tmp_path, again, gone):
+@pytest.mark.parametrize("mount", ["relatime", "noatime"])
+def test_what_was_used_longest_ago_makes_room_and_what_is_in_use_never_does(
+    source, tmp_path, monkeypatch, again, gone, mount
+):
+    if mount == "noatime":  # the disk notes no use by itself, as disks for training data are often mounted
+        monkeypatch.setattr("msltrain.stream.reading.cache.mmap", _Unnoted)
     cache = ShardCache(tmp_path / "cache", 3 * SIZE)
     kept = cache.fetch(info(source, 0), source, RUNNING)
     for number in (1, 2):

@@ -11,6 +11,7 @@ import pytest
 
 from msldata.errors import BadInputError, StorageError
 from msldata.storage import PART_SUFFIX, LocalStorage, RemoteStorage, Storage, one_or_many, open_storage
+from msldata.storage.remoteerrors import PassingError
 
 
 class MemoryBackedStorage(RemoteStorage):
@@ -40,6 +41,26 @@ def test_put_read_list_delete(storage):
     storage.delete("one.bin")
     storage.delete("one.bin")
     assert not storage.exists("one.bin")
+
+
+def test_a_deletion_whose_answer_was_lost_has_been_done(monkeypatch):
+    """Asked again, some stores say that there is no such object; others say nothing."""
+    import obstore
+    from obstore.exceptions import NotFoundError
+
+    remote, delete, answers = MemoryBackedStorage(), obstore.delete, []
+    remote.put("a", b"1")
+
+    def lost(store, name):
+        delete(store, name)
+        answers.append(name)
+        raise PassingError("the store cannot be reached") if len(answers) == 1 else NotFoundError("404 Not Found")
+
+    monkeypatch.setattr(obstore, "delete", lost)
+    monkeypatch.setattr("msldata.storage.remote._PAUSES", (0,))
+    remote.delete("a")
+    assert answers == ["a", "a"] and not remote.exists("a")
+    remote.delete("b")  # which was never there
 
 
 def test_put_takes_a_file_over(storage, tmp_path):
@@ -153,3 +174,27 @@ def test_a_file_that_no_memory_holds_is_not_read(tmp_path):
     os.truncate(tmp_path / "classes.txt", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with pytest.raises(StorageError, match=r"classes\.txt: \d+ billion bytes, more than half of this machine's memory"):
         LocalStorage(tmp_path).read("classes.txt")
+
+
+@pytest.mark.parametrize(("place", "kind"), [("datasets/me/birds@v2/test", "dataset"), ("me/birds@v2/test", "model")])
+def test_of_a_repository_files_are_files_and_folders_are_none(monkeypatch, place, kind):
+    """What is asked for is below the place's own folder, of its revision."""
+    from huggingface_hub.hf_api import RepoFile, RepoFolder
+
+    files = {f"test/{name}": size for name, size in (("b.tar", 7), ("a.tar", 5), ("test/c.tar", 9))}
+    entries = [RepoFolder(path="test/test", oid="1")]
+    entries += [RepoFile(path=path, size=size, oid="2") for path, size in files.items()]
+
+    class Api:
+        def get_paths_info(self, repo, paths, *, revision, repo_type):
+            assert (repo, revision, repo_type) == ("me/birds", "v2", kind)
+            return [entry for entry in entries if entry.path in paths]
+
+        def list_repo_tree(self, repo, folder, *, recursive, revision, repo_type):
+            assert (repo, folder, recursive, revision, repo_type) == ("me/birds", "test", True, "v2", kind)
+            return entries
+
+    monkeypatch.setattr("msldata.storage.hub.hub_api", Api)
+    hub = open_storage(f"hf://{place}")
+    assert [hub.exists(name) for name in ("a.tar", "test", "test/c.tar", "c.tar")] == [True, False, True, False]
+    assert [(info.name, info.size) for info in hub.list_files()] == [("a.tar", 5), ("b.tar", 7), ("test/c.tar", 9)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -29,6 +29,8 @@ from tests.smallshards import write_images
     st.floats(0, 0.999),
     st.booleans(),
 )
+@example([4, 0, 4, 4], 4, 1 / 3, False)  # from the first item of a window on
+@example([4, 4, 4, 4], 8, 0.5, True)
 def test_windows_name_the_shards_of_every_item_in_time(counts, window, place, shuffle):
     plan = EpochPlan(counts, seed=3, epoch=1, window=window, shuffle=shuffle)
     start = int(place * plan.num_samples)

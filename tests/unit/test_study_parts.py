@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +15,12 @@ from torch import nn
 
 from msldata.errors import UserError
 from msltrain.evaluation.sweep import RankPart
-from msltrain.measures.predictions import Origin, Predictions
+from msltrain.measures.predictions import Origin, Predictions, write_predictions
 from msltrain.robustness.conditions import StudyModel
 from msltrain.robustness.hole_kinds import HoleRange, Holes
 from msltrain.robustness.partial_results import Stretch, Unfinished
 from msltrain.robustness.recalibrate import recalibrate_batchnorm
+from msltrain.stream.config import StreamConfig
 from msltrain.stream.errors import SampleError
 
 
@@ -67,13 +71,15 @@ def test_what_was_saved_is_read_back_whoever_saved_it(tmp_path: Path):
 
 
 def test_grey_keep_masks_hide_what_their_hole_fraction_says(tmp_path: Path):
-    """Visible pixels of 225 of 255, as without binarisation: the right half is seen, and half of the object."""
+    """Visible pixels of 225 of 255, as without binarisation: the right half is seen, and half of the object. Where less
+    than half of the light gets through there is a hole, as where the masks were built."""
     seen = []
     boxes = SimpleNamespace(
         visible_shares=lambda visible, place_B: seen.append(visible) or np.zeros((2, 1), np.float32)
     )
     level_B1SS = torch.zeros(2, 1, 8, 8)
     level_B1SS[0, 0, :, 4:], level_B1SS[1, 0, :, 2:] = 225 / 255, 128 / 255
+    level_B1SS[0, 0, :, :3], level_B1SS[1, 0, :, 1] = 1 / 255, 127 / 255
     filling = SimpleNamespace(hide=lambda batch, mask: (mask, None))
     holes = Holes("irregular", HoleRange("x", 0, 1), lambda batch: level_B1SS, filling, boxes, np.arange(2))
 
@@ -86,7 +92,7 @@ def test_grey_keep_masks_hide_what_their_hole_fraction_says(tmp_path: Path):
     assert holes(Two()) is level_B1SS, "what the network sees stays grey"
     hole_fraction_B, _, _ = holes.take_record()
     assert hole_fraction_B.tolist() == [0.5, 0.25]
-    np.testing.assert_array_equal(seen[0].numpy(), level_B1SS.numpy() > 0)
+    np.testing.assert_array_equal(seen[0].numpy(), level_B1SS.numpy() > 0.5)
 
 
 def test_statistics_are_plain_means_over_the_batches():
@@ -142,3 +148,80 @@ def test_what_several_processes_recorded_goes_with_its_samples():
     origin = found.origin
     assert (origin.kind, origin.hole_range, origin.seed) == ("box", (0.1, 0.2), 3)
     assert origin.hole_fraction == pytest.approx(0.044) and origin.keep_masks == ()
+
+
+@pytest.mark.parametrize(
+    ("met", "skipped", "asked", "step", "taken"),
+    [
+        ((), (), "fail", 0, 0),
+        ((0, 1, 2, 3, 4), (), "fail", 1, 4),  # half a step more is computed again
+        ((0, 1, 2, 3, 5, 6, 7), (4,), "fail", 1, 4),  # a damaged sample stops the study anew
+        ((0, 1, 2, 3, 5, 6, 7), (4,), "skip", 2, 7),  # or is left out of the second step
+        ((0, 1, 3, 4, 5, 6, 7, 8), (), "fail", 0, 0),  # what another process has lost comes before the rest
+        ((0, 1, 2, 3, 4, 5, 6, 7, 8, 9), (), "fail", 3, 10),
+        ((0, 1, 2, 3, 4, 5, 6, 7, 8), (9,), "skip", 3, 9),
+    ],
+)
+def test_a_killed_study_goes_on_at_a_whole_step(met, skipped, asked: str, step: int, taken: int):
+    """Ten samples, in steps of two on each of two processes."""
+    model = StudyModel.__new__(StudyModel)
+    vars(model).update(
+        samples=SimpleNamespace(index_N=np.arange(10)),
+        stream=StreamConfig(on_sample_error=asked),
+        batch_size=2,
+        ranks=SimpleNamespace(world_size=2),
+    )
+    before, found = model._before(SimpleNamespace(read=lambda: stretch(*met[::-1], skipped=skipped)))
+    assert found == step and list(before.columns["index"]) == list(met[:taken])
+
+
+OURS = Origin(
+    checkpoint_sha256="a" * 64,
+    dataset_fingerprint="b" * 64,
+    image_size=32,
+    seed=3,
+    recalibrated="c" * 64,
+    kind="irregular",
+    keep_mask_fingerprints=("d" * 64, "e" * 64),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, ""),
+        ({"checkpoint": "runs/elsewhere", "keep_masks": ("moved/high",)}, ""),  # where it lies says nothing
+        ({"checkpoint_sha256": "f" * 64}, "its checkpoint_sha256 is ffff"),
+        ({"dataset_fingerprint": "f" * 64}, "its dataset_fingerprint is ffff"),
+        ({"image_size": 48}, "its image_size is 48, that of this study 32; choose another --out, or delete the file"),
+        ({"seed": 4}, "its seed is 4, that of this study 3"),
+        ({"recalibrated": ""}, "its recalibrated is , that of this study cccc"),
+        ({"keep_mask_fingerprints": ("e" * 64, "d" * 64)}, "its fingerprint of keep masks is"),
+        ({"kind": "box", "keep_mask_fingerprints": ()}, ""),  # drawn, whatever is stored
+        ({"skipped": ("k1: damaged",)}, "leaves out 1 damaged samples, such as k1: damaged; go on with"),
+    ],
+)
+def test_what_is_finished_is_taken_where_it_answers_the_same_question(tmp_path: Path, change: dict, says: str):
+    made = Predictions(
+        keys=("k0", "k2"),
+        logit_NK=np.float32([[1, -1], [0.5, 2]]),
+        target_NK=np.uint8([[1, 0], [0, 1]]),
+        ignore_NK=np.zeros((2, 2), bool),
+        classes=("cat", "dog"),
+        origin=replace(OURS, **change),
+    )
+    write_predictions(made, tmp_path / "irregular-10-20.parquet")
+    model = StudyModel.__new__(StudyModel)
+    vars(model).update(
+        folder=tmp_path,
+        origin=replace(OURS, kind="", keep_mask_fingerprints=()),
+        fingerprints=OURS.keep_mask_fingerprints,
+        stream=StreamConfig(on_sample_error="fail"),
+    )
+    names = ["whole", "irregular-10-20"]
+    with pytest.raises(UserError, match=re.escape(says)) if says else nullcontext():
+        found = model._finished(names)
+        assert list(found) == ["irregular-10-20"] and found["irregular-10-20"].keys == made.keys
+    if "skipped" in change:
+        vars(model).update(stream=StreamConfig(on_sample_error="skip"))
+        assert model._finished(names)["irregular-10-20"].origin.skipped == change["skipped"]

@@ -213,7 +213,9 @@ def written(kind: str) -> bytes:
     return file.getvalue()
 
 
-def test_every_format_says_the_same():
+@pytest.mark.parametrize("together", [100_000, 6, 4, 1])
+def test_every_format_says_the_same(monkeypatch: pytest.MonkeyPatch, together: int):
+    monkeypatch.setattr("msltrain.use.output_formats._ROWS_PER_GROUP", together)
     header, *lines = csv.reader(io.StringIO(written("csv").decode()))
     assert tuple(header) == COLUMNS
     spelled = {None: "", True: "1", False: "0", "=cat": "'=cat"}

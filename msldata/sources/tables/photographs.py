@@ -74,8 +74,8 @@ def _row(place: str, cells: Any, columns: Columns, folder: str, embedded: bool) 
         labels = cells[columns.labels]
         if columns.more_labels:
             labels = _Several((labels, *(cells.get(name) for name in columns.more_labels)))
-    if columns.confidence:
-        labels = _seen(labels, cells.get(columns.confidence))
+    if columns.confirmed and labels not in (None, ""):
+        labels = _seen(labels, cells.get(columns.confirmed), columns.confirmed)
     return ListedPhotograph(
         place, image, "", labels, cells.get(columns.ignored) if columns.ignored else None, split or ""
     )
@@ -85,14 +85,15 @@ def _text(cell: Any) -> str:
     return "" if cell is None else str(cell).strip()
 
 
-def _seen(label: Any, confidence: Any) -> Any:
-    """The label of a row of Open Images, or None where people ruled the class out."""
+def _seen(label: Any, confirmed: Any, column: str) -> Any:
+    """The label of a row, or None where the row says that it does not count."""
     try:
-        value = float(confidence)
+        value = float(confirmed)
     except (TypeError, ValueError):
         value = -1
     if value not in (0, 1):
-        raise ValueError(f"confidence is {confidence!r}; only labels that people checked are read, with 1 or 0")
+        checked = "; only labels that people checked are read, with 1 or 0" if column.lower() == "confidence" else ""
+        raise ValueError(f"{column} is {confirmed!r}{checked or ', not 1 or 0'}")
     return label if value else None
 
 

@@ -247,7 +247,7 @@ def _labels_by_image(labels: Mapping[str, Any], classes: Any) -> list[dict[str, 
 
     def name_of(target: Any) -> Any:
         if isinstance(target, list):
-            return [name_of(item) for item in target]
+            return [name_of(item) for item in target if not _is_below_threshold(item)]
         if isinstance(target, dict) and "label" in target:
             return name_of(target["label"])
         if isinstance(target, int) and not isinstance(target, bool) and isinstance(classes, list):
@@ -257,6 +257,12 @@ def _labels_by_image(labels: Mapping[str, Any], classes: Any) -> list[dict[str, 
         return target
 
     return [{"image": image, "labels": name_of(target)} for image, target in labels.items()]
+
+
+def _is_below_threshold(item: Any) -> bool:
+    """Whether ``msl predict`` wrote a label of FiftyOne with its score, and did not predict it."""
+    attributes = item.get("attributes") if isinstance(item, dict) else None
+    return isinstance(attributes, dict) and attributes.get("predicted") is False
 
 
 _READERS: Mapping[str, Callable[[bytes], Iterator[Row]]] = {

@@ -28,7 +28,7 @@ from msldata.sources.source import (
 )
 from msldata.sources.tables.arrow import EmbeddedImages, refuse_missing_parts, saved_splits
 from msldata.sources.tables.columns import Columns, choose_columns, with_known_columns
-from msldata.sources.tables.doubts import refuse_marked_rows, refuse_several_tables
+from msldata.sources.tables.doubts import all_at_once, refuse_marked_rows, refuse_several_tables
 from msldata.sources.tables.image_paths import ImagePaths, find_images
 from msldata.sources.tables.mark_columns import refuse_only_mark
 from msldata.sources.tables.notes import not_listed, without_labels
@@ -210,12 +210,12 @@ def _load(path: Location, options: SourceOptions) -> _Contents:
     for name in (name for names in files.values() for name in names):
         local = folder.path(name)
         if local is None or not local.exists():
-            return _read(folder, files, options)
+            return all_at_once(lambda options: _read(folder, files, options), options)
         stamps.append((local.stat().st_mtime_ns, local.stat().st_size))
     listed = Path(str(options.classes)).expanduser() if options.classes is not None else None
     if listed is not None and listed.is_file():
         stamps.append((listed.stat().st_mtime_ns, listed.stat().st_size))
-    return _remembered(str(path), options, tuple(stamps))
+    return all_at_once(lambda options: _remembered(str(path), options, tuple(stamps)), options)
 
 
 @lru_cache(maxsize=1)
@@ -297,7 +297,7 @@ def _columns(tables: Sequence[tuple[str, TableFile]], names: tuple[str, ...], op
     read_marks = options.labels_are in (None, "multi-hot")
     columns = choose_columns(names, rows, image_column, options.labels_columns, read_marks=read_marks)
     for _, table in tables:
-        needed = (columns.image, *(columns.of_names or columns.one_hot))
+        needed = (columns.image, *(columns.of_names or columns.one_hot), *filter(None, [options.group]))
         if missing := [name for name in needed if name not in table.columns]:
             raise ValueError(f"{table.name} has no column '{missing[0]}', which the other tables have")
     return columns
