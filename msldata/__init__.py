@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from msldata.api import build_masks, build_shards, describe, index_tars, open_source, verify
+    from msldata.api import build_masks, build_shards, describe, index_tars, open_source, verify, write_shards
     from msldata.contract.records import ObjectRecord, Record
     from msldata.errors import UserError
 
@@ -25,6 +25,7 @@ __all__ = [
     "index_tars",
     "open_source",
     "verify",
+    "write_shards",
 ]
 
 _HOMES = {

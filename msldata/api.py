@@ -6,8 +6,8 @@ function needs them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from msldata.python_words import says_it_in_python
 from msldata.storage import Location
@@ -94,6 +94,73 @@ def build_shards(
 
     plan = plan_build(source, samples_per_shard=samples_per_shard, resize=parse_resize(resize, None))
     return build_shards(plan, out, num_workers=workers, on_error=on_error, overwrite=overwrite)
+
+
+@says_it_in_python()
+def write_shards(
+    samples: Iterable[tuple[str, Any, Any]],
+    out: Location,
+    *,
+    classes: Sequence[str],
+    name: str | None = None,
+    split: str | None = None,
+    samples_per_shard: int = 1000,
+    resize: str | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> Manifest:
+    """Write samples that a program makes as shards: what `build_shards` makes of files.
+
+    They are taken one after the other and kept on disk, beside ``out`` where that is on this machine, until all are
+    there: shards are written then, which takes as much room once more. Called again with the same samples, it goes on
+    where it stopped, or does nothing.
+
+    Args:
+        samples: key, image, labels of each. A key is text without dots, slashes and spaces, and comes once. An image is
+            the bytes of a file, which JPEGs keep, a PIL image, or uint8 (H, W, 3) or (H, W). Labels are names, or a
+            number for each class: 1, 0, or -1 where the class is ignored.
+        out: the folder of this dataset and split, such as ``shards/mine/train``.
+        classes: names, in target order.
+        name, split: what to call the dataset and this part of it; default: the folders of ``out``.
+        samples_per_shard, resize, on_error, overwrite, workers: as for `build_shards`.
+
+    Returns:
+        What ``dataset.json`` says.
+
+    Raises:
+        UserError: a sample that is none, a label that is no class, a key that comes twice, or a folder that holds
+            something else. BadInputError: an unusable image. StorageError: a place that cannot be written.
+
+    Example:
+        def drawn():
+            for number in range(30):
+                pixels = np.full((48, 64, 3), 8 * number, np.uint8)
+                yield f"grey{number}", pixels, ["dark"] if number < 15 else ["bright"]
+
+        manifest = msldata.write_shards(drawn(), "shards/greys/train", classes=("bright", "dark"))
+        print(manifest.num_samples, manifest.label_histogram)
+    """
+    from msldata.build.spool import spooled
+    from msldata.sources.source import check_name
+    from msldata.storage import open_storage
+
+    folder = open_storage(out)
+    parts = [part for part in folder.url.rstrip("/").split("/") if part]
+    name, split = name or parts[-2 if len(parts) > 1 else -1], split or parts[-1]
+    check_name("dataset", name)
+    check_name("split", split)
+    local = folder.path()
+    with spooled(samples, classes, name, split, None if local is None else local.expanduser().parent) as source:
+        return build_shards(
+            source,
+            out,
+            samples_per_shard=samples_per_shard,
+            resize=resize,
+            on_error=on_error,
+            overwrite=overwrite,
+            workers=workers,
+        )
 
 
 @says_it_in_python()

@@ -10,42 +10,57 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from msldata.errors import UserError
     from msltrain.api import compute_metrics, evaluate, load, recipe, train
-    from msltrain.config import LossConfig, TrainConfig
+    from msltrain.config import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+    from msltrain.measures.bootstrap import compare
     from msltrain.measures.metrics import Metrics
     from msltrain.measures.predictions import Predictions
+    from msltrain.registered import register_augmentation, register_head, register_loss
     from msltrain.stream.augment.augment import Augment
-    from msltrain.stream.config import AugmentConfig, StreamConfig
+    from msltrain.stream.config import AugmentConfig, KeepMaskConfig, StreamConfig
     from msltrain.stream.keepmasks.bank import KeepMasks
     from msltrain.stream.keepmasks.transform import IrregularHoles
     from msltrain.stream.loader import Loader
     from msltrain.stream.pixels.batch import Batch
     from msltrain.stream.samples.holdout import hold_out
+    from msltrain.stream.shard_dataset import ShardDataset
+    from msltrain.training.events import TrainResult
     from msltrain.training.siamese import SiameseStep, positive_weights
-    from msltrain.training.trainer import TrainResult
     from msltrain.use.predict import Predictor
 
 __all__ = [
     "Augment",
     "AugmentConfig",
     "Batch",
+    "DataConfig",
     "IrregularHoles",
+    "KeepMaskConfig",
     "KeepMasks",
     "Loader",
     "LossConfig",
     "Metrics",
+    "ModelConfig",
+    "OptimConfig",
     "Predictions",
     "Predictor",
+    "RunConfig",
+    "ShardDataset",
     "SiameseStep",
     "StreamConfig",
     "TrainConfig",
     "TrainResult",
+    "UserError",
+    "compare",
     "compute_metrics",
     "evaluate",
     "hold_out",
     "load",
     "positive_weights",
     "recipe",
+    "register_augmentation",
+    "register_head",
+    "register_loss",
     "train",
 ]
 
@@ -53,17 +68,26 @@ _HOMES = {
     "Augment": "msltrain.stream.augment.augment",
     "AugmentConfig": "msltrain.stream.config",
     "Batch": "msltrain.stream.pixels.batch",
+    "DataConfig": "msltrain.config",
     "IrregularHoles": "msltrain.stream.keepmasks.transform",
+    "KeepMaskConfig": "msltrain.stream.config",
     "KeepMasks": "msltrain.stream.keepmasks.bank",
     "Loader": "msltrain.stream.loader",
     "LossConfig": "msltrain.config",
     "Metrics": "msltrain.measures.metrics",
+    "ModelConfig": "msltrain.config",
+    "OptimConfig": "msltrain.config",
     "Predictions": "msltrain.measures.predictions",
     "Predictor": "msltrain.use.predict",
+    "RunConfig": "msltrain.config",
+    "ShardDataset": "msltrain.stream.shard_dataset",
     "SiameseStep": "msltrain.training.siamese",
     "StreamConfig": "msltrain.stream.config",
     "TrainConfig": "msltrain.config",
-    "TrainResult": "msltrain.training.trainer",
+    "TrainResult": "msltrain.training.events",
+    "UserError": "msldata.errors",
+    **dict.fromkeys(("register_augmentation", "register_head", "register_loss"), "msltrain.registered"),
+    "compare": "msltrain.measures.bootstrap",
     "hold_out": "msltrain.stream.samples.holdout",
     "positive_weights": "msltrain.training.siamese",
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msldata.python_words import in_python, says_it_in_python
 from msldata.storage import Location, one_or_many
@@ -16,52 +16,57 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import ArrayLike
+    from torch import Tensor
 
     from msltrain.config import TrainConfig
     from msltrain.measures.metrics import Metrics
     from msltrain.measures.predictions import Predictions
-    from msltrain.training.trainer import TrainResult
+    from msltrain.settings import Settings
+    from msltrain.stream.config import StreamConfig
+    from msltrain.training.events import OnEpoch, OnStep, TrainResult
     from msltrain.use.predict import Predictor
 
 
 @says_it_in_python(has_settings=True)
 def recipe(
-    name: str,
+    name: Location,
     *,
     data: Location | None = None,
     keep_masks: Location | Sequence[Location] | None = None,
-    settings: Sequence[str] = (),
+    settings: Settings = (),
 ) -> TrainConfig:
-    """The whole config of a run, as a recipe has it, with your own data and settings.
+    """The whole config of a run, as a recipe or another run has it, with your own data and settings.
 
     Args:
-        name: name of the recipe; ``msl recipes`` lists them.
+        name: of a recipe; ``msl recipes`` lists them. Or of a run in ``runs/``, its folder, or a file like its
+            ``config.json``: what that was trained with.
         data: training shards, instead of the recipe's. ``own`` and ``own-baseline`` take a dataset, by name or place,
             and fit weights, size, length and validation to it, as ``msl train NAME`` does; a warning says where they
             found no weights.
         keep_masks: keep-mask shards, one folder or several, instead of the recipe's.
-        settings: ``section.field=value``, as ``msl train --set`` takes them: ``model.weights=FILE``, for one.
+        settings: fields and values, ``{"optim.lr": 0.1}``; or ``section.field=value``, as ``msl train --set`` takes
+            them.
 
     Raises:
-        UserError: an unknown recipe or field, a value that the field cannot take, or no such dataset.
+        UserError: no such recipe, run, field or dataset, or a value that the field cannot take.
 
     Example:
-        config = msltrain.recipe("msl-c-voc2007", data="shards/voc2007/trainval", settings=["optim.lr=0.005"])
+        config = msltrain.recipe("msl-c-voc2007", data="shards/voc2007/trainval", settings={"optim.lr": 0.005})
         print(config.optim.lr, config.model.backbone, config.loss)
     """
     from msltrain.recipes import configure
     from msltrain.recipes.own import OWN, OWN_BASELINE
+    from msltrain.runs.recorded import find_recipe
 
     if name in (OWN, OWN_BASELINE) and data is not None:
-        return _fit_own(name, str(data), keep_masks, settings)
-    return configure(name, train=data, keep_masks=keep_masks, settings=settings)
+        return _fit_own(str(name), str(data), keep_masks, settings)
+    return configure(find_recipe(name, data=data), train=data, keep_masks=keep_masks, settings=settings)
 
 
-def _fit_own(
-    name: str, data: str, keep_masks: Location | Sequence[Location] | None, settings: Sequence[str]
-) -> TrainConfig:
+def _fit_own(name: str, data: str, keep_masks: Location | Sequence[Location] | None, settings: Settings) -> TrainConfig:
     from msltrain.recipes.own_fit import fit_own
     from msltrain.runs.run_places import find_dataset
+    from msltrain.settings import given
 
     found = find_dataset(data)
     config, reasons = fit_own(
@@ -71,7 +76,7 @@ def _fit_own(
         settings=settings,
         name=name,
     )
-    if not config.model.weights and "model.weights=" not in settings:
+    if not config.model.weights and "model.weights" not in given(settings):
         reason = next(reason for reason in reasons if reason.startswith("network: "))
         warnings.warn(in_python(reason, recipe, has_settings=True), stacklevel=4)
     return config
@@ -84,6 +89,8 @@ def train(
     *,
     resume: bool | Literal["auto"] = False,
     allow_changes: bool = False,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> TrainResult:
     """Train a recogniser in this process, or as one of those that torchrun started; standard error says how far it is.
 
@@ -92,6 +99,14 @@ def train(
         run: the folder or address where everything is written.
         resume: True: continue the run that is there from its last checkpoint; auto: if there is one, else begin it.
         allow_changes: continue it though the config or the data are others than before.
+        on_step: your function, called after every ``run.log_every`` steps with what the log gets: ``step``, ``epoch``,
+            ``losses`` (means since the last call, over all processes), ``learning_rate``, ``images_per_second`` …
+        on_epoch: called after every epoch, once it is validated and saved, with its numbers (``epoch``, ``step``,
+            ``validation_mAP``, ``is_best`` …) and the network that is shipped, in evaluation mode.
+
+            Both are called in the first process alone, and the others wait. What one returns, if it is true, ends the
+            run: it is validated, saved, and finished. What one raises is raised once everything is saved. Random
+            numbers that they draw change nothing.
 
     Raises:
         UserError: the folder is in use, or holds another run; data or model cannot be used; a loss is not finite.
@@ -107,17 +122,20 @@ def train(
     from msltrain.training.display import TrainingDisplay
     from msltrain.training.trainer import train
 
+    given: dict[str, Any] = {"resume": resume, "allow_changes": allow_changes, "on_step": on_step, "on_epoch": on_epoch}
     if not is_first_process():
-        return train(config, run_dir=run, resume=resume, allow_changes=allow_changes)
+        return train(config, run_dir=run, **given)
     with TrainingDisplay(err, err) as display:
-        return train(config, run_dir=run, resume=resume, allow_changes=allow_changes, on_event=display.show)
+        return train(config, run_dir=run, on_event=display.show, **given)
 
 
 @says_it_in_python()
 def evaluate(
-    checkpoint: Location,
+    checkpoint: Location | Callable[[Tensor], Tensor],
     data: Location,
     *,
+    stream: StreamConfig | None = None,
+    classes: Sequence[str] = (),
     held_out: bool = False,
     keep_masks: Location | Sequence[Location] = (),
     out: Location | None = None,
@@ -130,8 +148,11 @@ def evaluate(
 
     Args:
         checkpoint: a run, in ``runs/`` by its name, whose best checkpoint is taken, or a checkpoint. A warning says
-            where its training was stopped.
+            where its training was stopped. Or a module or function of your own: normalised images (B, 3, S, S) to
+            logits (B, K).
         data: the shards to evaluate on; of a dataset in ``shards/`` its name, for the test split.
+        stream: for your own: ``image_size``, ``mean`` and ``std`` of its input.
+        classes: for your own: the names of its outputs, in order; default: those of the shards.
         held_out: only what training on these shards set aside for validation.
         keep_masks: hide parts of the images with these, one folder or several; none: whole images.
         out: predictions file to write (parquet).
@@ -145,14 +166,25 @@ def evaluate(
         predictions, metrics = msltrain.evaluate("runs/msl", "shards/voc2007/test", keep_masks="shards/masks/low")
         print(f"mAP {100 * metrics.mAP:.1f} behind holes of {100 * predictions.origin.hole_fraction:.0f} %")
     """
+    from msldata.errors import UserError
     from msltrain.evaluation import evaluate as evaluation
     from msltrain.measures.metrics import compute_metrics
     from msltrain.measures.thresholds import held_out_beside, tune_thresholds
     from msltrain.runs.run_places import default_file, find_evaluation_shards, find_run
 
     notes: list[str] = []
+    if callable(checkpoint):
+        if stream is None:
+            raise UserError("evaluate: a model of your own needs stream=StreamConfig(image_size=…, mean=…, std=…)")
+        model: str | evaluation.OwnModel = evaluation.OwnModel(
+            network=checkpoint, stream=stream, classes=tuple(classes)
+        )
+    elif stream is not None or classes:
+        raise UserError("evaluate: stream and classes are for a model of your own; a run knows its own")
+    else:
+        model = find_run(checkpoint)
     predictions = evaluation.evaluate(
-        find_run(checkpoint),
+        model,
         find_evaluation_shards(str(data), held_out=held_out),
         held_out=held_out,
         keep_masks=keep_masks,

@@ -10,18 +10,25 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from msldata.errors import UserError, did_you_mean
+from msldata.errors import UserError
+from msltrain.registered import HEADS, LOSSES, HeadName, LossName, check_registered
+from msltrain.settings import override as override  # part of what a config can do
 from msltrain.stream.config import NO_CROP, AugmentConfig, KeepMaskConfig, StreamConfig
-from msltrain.typed_values import decode, from_text, settle
+from msltrain.typed_values import decode, settle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Which shards are read."""
+    """Which shards are read.
+
+    Example:
+        data = msltrain.DataConfig(train="shards/voc2007/trainval", validation_fraction=0.1)
+        config = msltrain.TrainConfig(data=data, stream=msltrain.StreamConfig(image_size=64))
+        print(config.data.validates)
+    """
 
     train: str = ""
     """Folder or URL of the training shards, such as ``shards/voc2007/trainval``."""
@@ -46,7 +53,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The network."""
+    """The network.
+
+    Example:
+        model = msltrain.ModelConfig(backbone="resnet18", head="mean")
+        print(model.head, model.weights or "starts from nothing")
+    """
 
     backbone: str = "resnet101"
     """Name of a timm model."""
@@ -55,8 +67,9 @@ class ModelConfig:
     (``hf-hub:OWNER/NAME``), a local .pth or .safetensors file, a run, checkpoint or export of this program, or nothing
     for random ones. A released checkpoint (MSL, CSRA, ML-Decoder, Query2Label, ASL) fills the head as well where that
     and the number of classes are the ones asked for, by position; a model of ours for the classes that both know."""
-    head: Literal["csra", "mean", "max", "mldecoder", "q2l"] = "csra"
-    """Class-specific residual attention; one linear layer after mean or max pooling; ML-Decoder; Query2Label."""
+    head: HeadName | str = "csra"
+    """Class-specific residual attention; one linear layer after mean or max pooling; ML-Decoder; Query2Label; or one
+    of your own (`msltrain.register_head`)."""
     num_heads: int = 1
     """H of CSRA: 1, 2, 4, 6 or 8."""
     attention_weight: float = 0.1
@@ -78,6 +91,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         settle(self, "model")
+        check_registered("model.head", self.head, HEADS)
         _check(self.num_heads in (1, 2, 4, 6, 8), "model.num_heads", self.num_heads, "1, 2, 4, 6 or 8")
         for name in ("num_queries", "decoder_hidden"):
             _check(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "0 or more")
@@ -117,10 +131,10 @@ class LossConfig:
     train_ignored: Literal["negative", "drop"] = "negative"
     """What an ignored (image, class) pair (VOC "difficult") means in training: negative as published, or left out of
     every term."""
-    recognition: Literal["bce", "asl", "hill", "splc"] = "bce"
+    recognition: LossName | str = "bce"
     """Both recognition terms: binary cross-entropy as published, the asymmetric loss (Ridnik et al., ICCV 2021), or one
     of two for labels of which some are missing (Zhang et al., 2021): hill pulls less at negatives that the network
-    finds likely, splc takes them for positives."""
+    finds likely, splc takes them for positives. Or one of your own (`msltrain.register_loss`)."""
     balance: float = 0.0
     """The weight of a class's positives in the recognition terms is (negatives / positives in training) to this power.
     0: each weighs as much as a negative, as published; 1: all together weigh as much as all negatives. A target between
@@ -195,6 +209,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         settle(self, "loss")
+        check_registered("loss.recognition", self.recognition, LOSSES)
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
             _check(0 <= getattr(self, name) < math.inf, f"loss.{name}", getattr(self, name), "0 or more")
         learns = self.clean_weight + self.masked_weight + self.consistency_weight > 0
@@ -224,7 +239,8 @@ class LossConfig:
                 "0, as a single branch needs",
             )
         if self.masked_target != "labels":
-            _check(self.recognition == "bce", "loss.recognition", self.recognition, "bce, as soft targets need")
+            soft = self.recognition == "bce" or self.recognition in LOSSES
+            _check(soft, "loss.recognition", self.recognition, "bce or your own, as soft targets need")
         if self.branches == "concatenated":
             _check(self.bn_mode == "shared", "loss.bn_mode", self.bn_mode, "shared, as concatenated branches need")
         if self.branches in ("fused", "concatenated"):
@@ -238,7 +254,12 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """How the weights are updated, and for how long."""
+    """How the weights are updated, and for how long.
+
+    Example:
+        config = dataclasses.replace(msltrain.recipe("demo"), optim=msltrain.OptimConfig(optimizer="adamw", lr=1e-4))
+        print(config.optim.num_epochs)
+    """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum as published, or AdamW."""
@@ -307,7 +328,12 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """Where and how the run is carried out."""
+    """Where and how the run is carried out.
+
+    Example:
+        config = dataclasses.replace(msltrain.recipe("demo"), run=msltrain.RunConfig(seed=1, amp=True))
+        print(config.run)
+    """
 
     seed: int = 0
     """Seed of the head's first weights, the sample order, the augmentation, the masks and dropout."""
@@ -439,48 +465,6 @@ def from_json(text: str, where: str = "config.json") -> TrainConfig:
         return decode(content, TrainConfig, "")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
-    """Change fields by ``section.field=value``.
-
-    Values are written plainly: ``0.02``, ``true``, ``none``, and ``a,b`` for a field that takes several.
-
-    Raises:
-        UserError: another form, no such section or field (the message lists the existing ones), or a value that the
-            field does not accept.
-    """
-    changes: dict[str, dict[str, Any]] = {}
-    for assignment in (assignments,) if isinstance(assignments, str) else assignments:
-        path, equals, text = assignment.partition("=")
-        section, dot, name = path.strip().partition(".")
-        if not equals or not dot:
-            raise UserError(f"'{assignment}': expected section.field=value, for instance optim.lr=0.02")
-        known = [entry.name for entry in dataclasses.fields(config)]
-        if section not in known:
-            raise UserError(
-                f"'{assignment}': no section '{section}'; there are {', '.join(known)}{did_you_mean(section, known)}"
-            )
-        hints = typing.get_type_hints(type(getattr(config, section)))
-        if name not in hints:
-            raise UserError(
-                f"'{assignment}': no field '{name}' in {section}; there are {', '.join(hints)}"
-                f"{_near(config, section, name)}"
-            )
-        value = decode(from_text(text.strip(), hints[name]), hints[name], f"{section}.{name}")
-        changes.setdefault(section, {})[name] = value
-    sections = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in changes.items()}
-    return dataclasses.replace(config, **sections)
-
-
-def _near(config: TrainConfig, section: str, name: str) -> str:
-    """The field that was meant, in this section or in another."""
-    if here := did_you_mean(name, typing.get_type_hints(type(getattr(config, section)))):
-        return here
-    others = (entry.name for entry in dataclasses.fields(config))
-    fields = [f"{one}.{entry.name}" for one in others for entry in dataclasses.fields(getattr(config, one))]
-    near = [field for field in fields if field.partition(".")[2] == name]
-    return f"; did you mean {near[0]}?" if near else did_you_mean(f"{section}.{name}", fields)
 
 
 def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -51,8 +51,8 @@ def decode(value: Any, hint: Any, where: str) -> Any:
     if _is_union(hint):
         if value is None and type(None) in typing.get_args(hint):
             return None
-        (option,) = (option for option in typing.get_args(hint) if option is not type(None))
-        return decode(value, option, where)
+        # Of several the last is the widest: a word that is known, or any text.
+        return decode(value, [option for option in typing.get_args(hint) if option is not type(None)][-1], where)
     if typing.get_origin(hint) is Literal:
         if value in typing.get_args(hint):
             return value

@@ -120,18 +120,11 @@ def _has(begun: TrainConfig, option: str, value: str) -> bool:
 
 def begun_with(place: str) -> TrainConfig | None:
     """What the run in a folder was begun with; None where there is none yet."""
-    from msldata.errors import UserError
     from msldata.storage import open_storage
-    from msltrain.config import from_json
-    from msltrain.runs.folder import CONFIG_NAME
+    from msltrain.runs.recorded import CONFIG_NAME, read_config
 
     storage = open_storage(place)
-    if not storage.exists(CONFIG_NAME):
-        return None
-    try:
-        return from_json(storage.read(CONFIG_NAME).decode(errors="replace"), storage.where(CONFIG_NAME))
-    except (TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{storage.where(CONFIG_NAME)}: not the settings of a run ({error})") from None
+    return read_config(storage) if storage.exists(CONFIG_NAME) else None
 
 
 def check_same(place: str, begun: TrainConfig, config: TrainConfig, typed: Mapping[str, str]) -> None:

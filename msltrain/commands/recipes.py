@@ -39,7 +39,9 @@ def _first_sentence(text: str) -> str:
 def recipes(
     name: Annotated[
         str | None,
-        typer.Argument(help="Show every field of this one.", show_default=False, autocompletion=complete_recipe),
+        typer.Argument(
+            help="Show every field of this one, or of a run.", show_default=False, autocompletion=complete_recipe
+        ),
     ] = None,
 ) -> None:
     """List the recipes with published numbers and estimated hours; or, with NAME, every field of one."""
@@ -71,16 +73,19 @@ def recipes(
 
 
 def _show_fields(name: str) -> None:
-    """Every field of a recipe: value, what it means, and the default where that is another."""
-    from msltrain.recipes import RECIPES, recipe
+    """Every field of a recipe or run: value, what it means, and the default where that is another."""
+    from msltrain.recipes import RECIPES
     from msltrain.recipes.fields import fields_of, plainly
     from msltrain.recipes.own import CHOSEN, CHOSEN_OF_BASELINE, OWN, OWN_BASELINE
+    from msltrain.runs.recorded import find_recipe
 
-    config = recipe(name)
-    entry = RECIPES[name]
+    config = find_recipe(name)
+    if entry := RECIPES.get(name):
+        show(out, (name, "bold"), f": {entry.what}")
+        show(out, (f"{entry.source} · {entry.number}", "dim"))
+    else:
+        show(out, (name, "bold"), ": what this run was trained with")
     chosen = {OWN: CHOSEN, OWN_BASELINE: CHOSEN_OF_BASELINE}.get(name, {})
-    show(out, (name, "bold"), f": {entry.what}")
-    show(out, (f"{entry.source} · {entry.number}", "dim"))
     if chosen:
         out.print(
             "What is chosen at the start from your photographs and the machine has its rule here instead of a value; "

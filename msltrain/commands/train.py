@@ -43,7 +43,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="What to train; `msl recipes` lists them. Default for DATASET: own.",
+            help="What to train; `msl recipes` lists them. Or a run, to train as that was: its name, folder or "
+            "config.json. Default for DATASET: own.",
             show_default=False,
             autocompletion=complete_recipe,
         ),
@@ -113,6 +114,7 @@ def train(
     from msltrain.models.weights_place import check_weights
     from msltrain.recipes import configure
     from msltrain.recipes.own import OWN, OWN_BASELINE
+    from msltrain.runs.recorded import find_recipe, recipe_name
     from msltrain.runs.run_places import check_keep_masks, unfinished_said
     from msltrain.stream.samples.shardset import open_shard_set
     from msltrain.training import seeds as series
@@ -147,7 +149,7 @@ def train(
     fits = recipe in (None, OWN, OWN_BASELINE)
     found = _dataset(dataset or data or "") if dataset is not None or (recipe and fits) else None
     end = "-baseline" if recipe == OWN_BASELINE else ""  # beside the run that it is compared with
-    place = run or str(Path("runs", found.name + end if found is not None else recipe or ""))
+    place = run or str(Path("runs", found.name + end if found is not None else recipe_name(recipe or "")))
     numbers = () if seeds is None else series.parse_seeds(seeds)
     folders = [f"{place}/seed{number}" for number in numbers] or [place]
     if resume is None and is_alone:
@@ -183,7 +185,8 @@ def train(
         if found is not None and found.validation:
             settings = [f"data.validation={found.validation}", *settings]
         shards = found.train if found is not None else data
-        config = configure(recipe or "", train=shards, keep_masks=keep_masks, weights=weights, settings=settings)
+        base = find_recipe(recipe or "", data=shards)
+        config = configure(base, train=shards, keep_masks=keep_masks, weights=weights, settings=settings)
         for named in filter(None, (config.data.train, config.data.validation)):
             open_shard_set(named)  # before torch is imported, which takes seconds
         if config.loss.needs_keep_masks and config.keep_mask.kind == "stored":
@@ -397,9 +400,10 @@ def import_checkpoint(
     """Turn a released checkpoint into one that evaluate and predict take."""
     from msltrain.recipes import configure
     from msltrain.runs.import_released import import_released
+    from msltrain.runs.recorded import find_recipe
 
     with working("importing"):
-        report = import_released(file, configure(recipe, settings=set_ or []), data=data, folder=out_)
+        report = import_released(file, configure(find_recipe(recipe), settings=set_ or []), data=data, folder=out_)
     out.print(report.summary(), soft_wrap=True)
     show(out, (out_, "green"), f": evaluate it with --checkpoint {out_}")
 

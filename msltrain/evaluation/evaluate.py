@@ -6,13 +6,18 @@ K classes, N samples of the dataset.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
 
 from msldata.errors import UserError, counted
 from msldata.storage import Location, one_or_many
+from msltrain.config import TrainConfig
 from msltrain.evaluation.averaged_views import AveragedViews, check_scales
 from msltrain.evaluation.sweep import AllSamples, Progress, RankPart, View
 from msltrain.evaluation.trained_on import trained_on_notes
@@ -31,6 +36,7 @@ from msltrain.runs.checkpoint import LoadedRecogniser
 from msltrain.runs.find_checkpoint import Foreign
 from msltrain.runs.folder import training_data
 from msltrain.runs.other_checkpoints import load_any
+from msltrain.stream.config import StreamConfig
 from msltrain.stream.keepmasks.bank import KeepMasks
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.holdout import hold_out
@@ -42,8 +48,53 @@ _NEGATIVE_WHERE_IGNORED = ("WIDER-Attribute",)
 """Sources whose ignored pairs count as negatives in precision, recall and F1, as the published evaluation has it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnModel:
+    """A network of the caller's instead of a checkpoint."""
+
+    network: Callable[[Tensor], Tensor]
+    """Normalised images (B, 3, S, S), float32, → logits (B, K). A module is run in evaluation mode, and then left as
+    it was; where it is, it is moved to the device."""
+    stream: StreamConfig
+    """S, ``mean`` and ``std``."""
+    classes: tuple[str, ...] = ()
+    """The names of its outputs, in order; empty: those of the shards."""
+
+    @contextmanager
+    def loaded(self, classes: tuple[str, ...], device: torch.device) -> Iterator[LoadedRecogniser]:
+        """The network among the models that this program trains, ready to run on data of these classes."""
+        network: Any = self.network
+        is_module = isinstance(network, nn.Module)
+        was_training = {module: module.training for module in network.modules()} if is_module else {}
+        if is_module:
+            network.to(device).eval()
+        names = self.classes or classes
+
+        def checked(image_BCHW: Tensor) -> Tensor:
+            logit_BK = network(image_BCHW)
+            if not isinstance(logit_BK, Tensor) or logit_BK.shape != (len(image_BCHW), len(names)):
+                found = tuple(logit_BK.shape) if isinstance(logit_BK, Tensor) else type(logit_BK).__name__
+                raise UserError(
+                    f"the model gives {found} for {counted(len(image_BCHW), 'image')} and "
+                    f"{counted(len(names), 'class')}; it must give one logit for each, (B, K)"
+                )
+            return logit_BK.float()
+
+        try:
+            yield LoadedRecogniser(
+                recogniser=checked,  # type: ignore[arg-type]  # only called
+                classes=names,
+                config=TrainConfig(stream=self.stream),
+                path="",
+                sha256="",
+            )
+        finally:
+            for module, training in was_training.items():
+                module.training = training
+
+
 def evaluate(
-    checkpoint: str | Path,
+    checkpoint: str | Path | OwnModel,
     shards: Location,
     *,
     foreign: Foreign = Foreign(),  # noqa: B008 (frozen)
@@ -68,7 +119,7 @@ def evaluate(
     not depend on the number of ranks. The logits are held once, and the labels beside them as bytes.
 
     Args:
-        checkpoint: checkpoint folder, the folder of a run, whose best one is taken, or a weights file.
+        checkpoint: checkpoint folder, the folder of a run, whose best one is taken, or a weights file; or the caller's.
         shards: dataset folder or URL, such as ``shards/voc2007/test``.
         foreign: how to read a weights file.
         held_out: only the validation samples that training on these shards set aside, for tuning thresholds.
@@ -95,12 +146,17 @@ def evaluate(
     check_scales(scales)
     if out is not None:
         is_table(out)
+    if isinstance(checkpoint, OwnModel) and held_out:
+        raise UserError("--held-out is for a run, which knows what it set aside; give the shards to evaluate on")
     keep_masks = one_or_many(keep_masks)
-    with process_group(device) as ranks:
+    with process_group(device) as ranks, ExitStack() as held:
         if out is not None:
             ranks.first_does(lambda: check_place(out))
         shard_set = open_images(shards)
-        loaded = load_any(checkpoint, foreign, shard_set.classes, ranks.device)
+        if isinstance(checkpoint, OwnModel):
+            loaded = held.enter_context(checkpoint.loaded(shard_set.classes, ranks.device))
+        else:
+            loaded = load_any(checkpoint, foreign, shard_set.classes, ranks.device)
         column_K = loaded.columns_of(shard_set.classes, str(shards))
         for text in ranks.first_does(lambda: _notes(loaded, shard_set, str(shards), held_out)):
             note(text)
@@ -155,7 +211,8 @@ def evaluate(
 
 def _notes(loaded: LoadedRecogniser, shard_set: ShardSet, where: str, held_out: bool) -> list[str]:
     notes = [text] if (text := loaded.unfinished()) else []
-    notes += trained_on_notes(loaded.path, loaded.config.data, shard_set, where, held_out=held_out)
+    if loaded.sha256:  # of the caller's own network nothing is known
+        notes += trained_on_notes(loaded.path, loaded.config.data, shard_set, where, held_out=held_out)
     known = set(loaded.classes)
     unknown = [name for name in shard_set.classes if name not in known]
     if unknown:

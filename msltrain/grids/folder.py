@@ -14,7 +14,8 @@ from msldata.storage import LocalStorage, read_local
 from msltrain.config import RunConfig, differences, from_json, to_json
 from msltrain.grids.needed_data import TEST_MASKS, TRAIN, Need, places_of
 from msltrain.grids.plan import Plan, Run
-from msltrain.runs.folder import CONFIG_NAME, MAY_DIFFER, training_data
+from msltrain.runs.folder import MAY_DIFFER, training_data
+from msltrain.runs.recorded import CONFIG_NAME
 
 _log = logging.getLogger(__name__)
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from msldata.errors import UserError
+from msldata.storage import Location
 from msltrain.measures.average_precision import RankedPositives, ranked_by_class
 from msltrain.measures.metrics import RATES, checked_arrays, compute_metrics, mean_average_precision
-from msltrain.measures.predictions import Predictions
+from msltrain.measures.predictions import Predictions, read_predictions
 
 NUM_RESAMPLES = 500
 CONFIDENCE = 0.95
@@ -56,6 +58,57 @@ def mean_ap_difference(first: Predictions, second: Predictions) -> Interval:
         raise ValueError("a paired difference needs predictions for the same samples and classes")
     value = _value(second) - _value(first)
     return interval_around(value, resampled_mean_ap(second) - resampled_mean_ap(first))
+
+
+def compare(first: Predictions | Location, second: Predictions | Location) -> dict[str, Interval]:
+    """By how much a second model is better than a first one on the same images: the differences of the published
+    measures (``mAP``, ``CP``, ``CR``, ``CF1``, ``OP``, ``OR``, ``OF1``), with paired 95 % bootstrap intervals.
+
+    Each has ``value``, ``low``, ``high`` and ``excludes_zero``. They say how far a difference depends on the test
+    images, and nothing about another training seed.
+
+    Args:
+        first, second: what `evaluate` gave, or predictions files. Images and classes may be in another order.
+
+    Raises:
+        UserError: other images, classes or labels. FileNotFoundError: no such file.
+
+    Example:
+        whole, _ = msltrain.evaluate("runs/msl", "shards/voc2007/test")
+        hidden, _ = msltrain.evaluate("runs/msl", "shards/voc2007/test", keep_masks="shards/masks/high")
+        difference = msltrain.compare(whole, hidden)["mAP"]
+        print(f"{100 * difference.value:+.1f} ({100 * difference.low:.1f} to {100 * difference.high:.1f})")
+    """
+    one, other = (given if isinstance(given, Predictions) else read_predictions(given) for given in (first, second))
+    other = _in_order_of(one, other)
+    before, now = compute_metrics(one).summary(), compute_metrics(other).summary()
+    mean_ap, rates = mean_ap_difference(one, other), (resampled_rates(one), resampled_rates(other))
+    differences = {name: interval_around(now[name] - before[name], rates[1][name] - rates[0][name]) for name in RATES}
+    return {"mAP": mean_ap, **differences}
+
+
+def _in_order_of(like: Predictions, other: Predictions) -> Predictions:
+    """Predictions of the same images, with rows and columns in the order of ``like``."""
+    for what, here, there in (("images", like.keys, other.keys), ("classes", like.classes, other.classes)):
+        if len(here) != len(there) or set(here) != set(there):
+            only = next(iter(sorted(set(here) ^ set(there))), "")
+            raise UserError(
+                f"compare: the two are of different {what} ({len(here)} and {len(there)}; only in one: {only})"
+            )
+    rows = {key: number for number, key in enumerate(other.keys)}
+    columns = {name: number for number, name in enumerate(other.classes)}
+    place = np.ix_([rows[key] for key in like.keys], [columns[name] for name in like.classes])
+    logit_NK, target_NK, ignore_NK = other.logit_NK[place], other.target_NK[place], other.ignore_NK[place]
+    if not np.array_equal(target_NK, like.target_NK) or not np.array_equal(ignore_NK, like.ignore_NK):
+        raise UserError("compare: the two say other labels of the same images; evaluate both on the same shards")
+    return Predictions(
+        keys=like.keys,
+        classes=like.classes,
+        logit_NK=logit_NK,
+        target_NK=target_NK,
+        ignore_NK=ignore_NK,
+        origin=other.origin,
+    )
 
 
 def resampled_mean_ap(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray:

@@ -93,12 +93,13 @@ class Backbone(nn.Module):
         return {name: found.get(name, last) for name, _ in self.network.named_parameters()}
 
     def _set_image_size(self, image_size: int) -> None:
-        default = tuple(self.network.default_cfg["input_size"])[-1]
+        stated = getattr(self.network, "default_cfg", None) or {}  # a network of somebody's own need not have one
+        default = tuple(stated.get("input_size", (0,)))[-1]
         if image_size == default:
             return
         if hasattr(self.network, "set_input_size"):
             self.network.set_input_size(img_size=(image_size, image_size))
-        elif self.network.default_cfg.get("fixed_input_size", False):
+        elif stated.get("fixed_input_size", False):
             raise UserError(
                 f"backbone '{self.name}' only takes images of {default} pixels, not {image_size}; "
                 f"set stream.image_size={default} or choose another backbone"

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from msldata.errors import UserError
 from msltrain.config import ModelConfig
 from msltrain.models.backbone import Backbone
-from msltrain.models.heads import CSRAHead, MaxPoolHead, MeanPoolHead
+from msltrain.models.heads import CSRAHead, MaxPoolHead, MeanPoolHead, build_own_head
 from msltrain.models.own_weights import fill_from_own, read_own
 from msltrain.models.pretrained import (
     WeightsReport,
@@ -27,6 +27,7 @@ from msltrain.models.pretrained import (
 from msltrain.models.query_heads import MLDecoderHead, Query2LabelHead
 from msltrain.models.released import Released, take_apart
 from msltrain.models.weights_place import is_timm_tag
+from msltrain.registered import OF_YOURS, load_own
 
 
 class Recogniser(nn.Module):
@@ -137,15 +138,14 @@ def build_model(config: ModelConfig, num_classes: int, *, image_size: int, class
 
 
 def check_backbone(name: str) -> None:
-    """Raise UserError, with the names that are near, where timm has no such network."""
+    """Raise UserError, with the names that are near, where neither timm nor the user has registered such a network."""
     import timm
 
+    load_own()
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=6)
-        raise UserError(
-            f"timm has no model '{name}'"
-            + (f"; similar names: {', '.join(close)}" if close else "; `timm.list_models()` lists them")
-        )
+        near = f"similar names: {', '.join(close)}" if close else "`timm.list_models()` lists them"
+        raise UserError(f"timm has no model '{name}'; {near}; {OF_YOURS}")
 
 
 def _build_network(config: ModelConfig) -> tuple[nn.Module, Released | None, WeightsReport | None]:
@@ -197,3 +197,5 @@ def _build_head(config: ModelConfig, num_features: int, num_classes: int) -> nn.
                 hidden=config.decoder_hidden,
                 dropout=config.head_dropout,
             )
+        case own:
+            return build_own_head(own, num_features, num_classes)

@@ -1,4 +1,4 @@
-"""Plain classification heads over a feature map: pool, then one linear layer.
+"""Plain classification heads over a feature map: pool, then one linear layer; and those that others register.
 
 B batch, D feature channels, H, W positions, K classes.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from msldata.errors import UserError
+from msltrain.registered import HEADS, OF_YOURS, load_own
 
 
 class MeanPoolHead(nn.Module):
@@ -31,6 +34,19 @@ class MaxPoolHead(nn.Module):
     def forward(self, feature_BDHW: Tensor) -> Tensor:
         """Logits (B, K)."""
         return self.linear(feature_BDHW.amax(dim=(2, 3)))
+
+
+def build_own_head(name: str, num_features: int, num_classes: int) -> nn.Module:
+    """A head that somebody registered. Raises UserError where what was registered makes no module, or fails."""
+    load_own()
+    if name not in HEADS:
+        raise UserError(f"model.head: nobody has registered '{name}'; {OF_YOURS}")
+    head = HEADS[name](num_features, num_classes)
+    if not isinstance(head, nn.Module):
+        raise UserError(f"model.head={name}: makes a {type(head).__name__}; it must make a torch.nn.Module")
+    if not hasattr(head, "per_class"):  # which of its tensors have a row for each class, nothing says
+        head.per_class = ()  # type: ignore[assignment]
+    return head
 
 
 TEMPERATURES: dict[int, tuple[int, ...]] = {

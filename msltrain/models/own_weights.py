@@ -123,7 +123,7 @@ def _fill_head(head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> st
         return "head taken by position: nothing names its classes"
     if not by_class:
         if now != before:
-            return "head not taken: its queries are shared by classes, and the data has others"
+            return "head not taken: its weights are shared by classes, and the data has others"
         head.load_state_dict(theirs)
         return "the head with all its classes"
     blocks = [(len(ours[name]) // len(now), len(theirs[name]) // len(before)) for name in by_class]

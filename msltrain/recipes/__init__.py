@@ -9,6 +9,8 @@ from msldata.errors import UserError, did_you_mean
 from msldata.storage import Location, one_or_many
 from msltrain.config import TrainConfig, override
 from msltrain.recipes.catalogue import RECIPES, Recipe
+from msltrain.registered import load_own
+from msltrain.settings import Settings, given
 
 __all__ = ["RECIPES", "Recipe", "configure", "recipe"]
 
@@ -21,27 +23,27 @@ def recipe(name: str) -> TrainConfig:
 
 
 def configure(
-    name: str,
+    base: str | TrainConfig,
     *,
     train: Location | None = None,
     keep_masks: Location | Sequence[Location] | None = None,
     weights: str | None = None,
-    settings: Sequence[str] = (),
+    settings: Settings = (),
 ) -> TrainConfig:
     """A recipe with the user's own data and settings.
 
     Args:
-        name: name of the recipe.
+        base: name of the recipe, or the config that takes its place.
         train: training shards, instead of the recipe's.
         keep_masks: keep-mask shards, instead of the recipe's.
         weights: first weights of the network, instead of the recipe's; see ``model.weights``.
-        settings: ``section.field=value``, applied last. With another ``model.backbone`` the weights are that backbone's
+        settings: see `msltrain.settings`; applied last. With another ``model.backbone`` the weights are that backbone's
             own unless others are named, since the recipe's tag belongs to the recipe's backbone.
 
     Raises:
         UserError: unknown recipe, field or backbone, or a value that the field cannot take.
     """
-    config = recipe(name)
+    config = recipe(base) if isinstance(base, str) else base
     data = replace(config.data, train=str(train or config.data.train))
     if keep_masks:
         data = replace(data, keep_masks=tuple(map(str, one_or_many(keep_masks))))
@@ -51,7 +53,7 @@ def configure(
         from msltrain.models.build import check_backbone  # late: torch and timm take seconds
 
         check_backbone(changed.model.backbone)
-    asked = weights is not None or any(one.partition("=")[0].strip() == "model.weights" for one in settings)
+    asked = weights is not None or "model.weights" in given(settings)
     if asked or not config.model.weights or changed.model.backbone == config.model.backbone:
         return changed
     return replace(changed, model=replace(changed.model, weights=_own_tag(changed.model.backbone)))
@@ -65,6 +67,7 @@ def _own_tag(backbone: str) -> str:
     """
     import timm
 
+    load_own()
     architecture, _, tag = backbone.partition(".")
     if tag:
         return tag

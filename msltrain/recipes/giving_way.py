@@ -6,9 +6,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msltrain.config import TrainConfig, override
-from msltrain.recipes.fields import plainly
-from msltrain.typed_values import decode, from_text
+from msltrain.config import TrainConfig
+from msltrain.settings import Settings, override, values_of
 
 _Values = dict[str, Any]
 
@@ -56,12 +55,12 @@ _RULES: Sequence[tuple[str, Any, Callable[[_Values], bool]]] = (
 """A field that `own_fit` chooses, the value that every config bears, and when that takes its place, in turn."""
 
 
-def with_settings(chosen: TrainConfig, settings: Sequence[str]) -> TrainConfig:
+def with_settings(chosen: TrainConfig, settings: Settings) -> TrainConfig:
     """A chosen config with what the user set, before which every choice gives way that cannot hold beside it.
 
     Args:
         chosen: of the recipe.
-        settings: ``section.field=value``.
+        settings: as `override` takes them.
 
     Raises:
         UserError: a setting that is none, or settings that contradict one another.
@@ -71,17 +70,10 @@ def with_settings(chosen: TrainConfig, settings: Sequence[str]) -> TrainConfig:
         for section in typing.get_type_hints(TrainConfig)
         for name in typing.get_type_hints(type(getattr(chosen, section)))
     }
-    asked = set()
-    for setting in settings:
-        path, _, text = (part.strip() for part in setting.partition("="))
-        section, _, name = path.partition(".")
-        if path in value:  # another one is refused below
-            hint = typing.get_type_hints(type(getattr(chosen, section)))[name]
-            value[path] = decode(from_text(text, hint), hint, path)
-            asked.add(path)
-    gone = []
+    asked = values_of(chosen, settings)
+    value |= asked
+    gone = {}
     for field, plain, is_due in _RULES:
         if field not in asked and value[field] != plain and is_due(value):
-            value[field] = plain
-            gone.append(f"{field}={plainly(plain)}")
-    return override(chosen, [*gone, *settings])
+            value[field] = gone[field] = plain
+    return override(chosen, gone | asked)

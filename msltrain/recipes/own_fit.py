@@ -18,6 +18,8 @@ from msltrain.config import TrainConfig, from_json
 from msltrain.recipes.giving_way import with_settings
 from msltrain.recipes.own import OWN, OWN_BASELINE, own, own_baseline
 from msltrain.recipes.variants import PRECISE_BN_FROM, PRECISE_BN_IMAGES, distilled, distilled_with_twin
+from msltrain.registered import load_own
+from msltrain.settings import Settings, given
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
@@ -46,7 +48,7 @@ def fit_own(
     validation: str = "",
     keep_masks: Sequence[str] = (),
     weights: str | None = None,
-    settings: Sequence[str] = (),
+    settings: Settings = (),
     on_gpu: bool | None = None,
     name: str = OWN,
 ) -> tuple[TrainConfig, list[str]]:
@@ -58,7 +60,7 @@ def fit_own(
         train, validation: shards; without the latter a part of the former is set aside.
         keep_masks: keep-mask shards; none: masks are drawn.
         weights: first weights, see ``model.weights``; None: the best that can be had.
-        settings: ``section.field=value``: what is said here is not chosen.
+        settings: see `msltrain.settings`: what is said here is not chosen.
         on_gpu: None: where there is a GPU, unless the settings say otherwise.
         name: of the recipe.
 
@@ -66,8 +68,7 @@ def fit_own(
         UserError: weights that fit no network known here, or a setting that is none. FileNotFoundError, FormatError:
             the shards cannot be read.
     """
-    settings = (settings,) if isinstance(settings, str) else settings  # as `override` takes a single one
-    asked = {name.strip(): value.strip() for name, _, value in (one.partition("=") for one in settings)}
+    asked = given(settings)
     is_plain = name == OWN_BASELINE
     chosen = own_baseline() if is_plain else own()
     kind: Literal["stored", "generated"] = "stored" if keep_masks else "generated"
@@ -83,12 +84,14 @@ def fit_own(
     from msltrain.models.build import check_backbone
     from msltrain.models.own_weights import find_own_file
 
+    load_own()  # the network may be one of them
     if on_gpu is None:
         on_gpu = torch.cuda.is_available() and base.run.device != "cpu"
-    weights = asked.get("model.weights", weights)
-    if "model.backbone" in asked:
-        check_backbone(asked["model.backbone"])
-    config, network_said = _with_network(base, weights, asked.get("model.backbone"), on_gpu)
+    weights = base.model.weights if "model.weights" in asked else weights
+    backbone = base.model.backbone if "model.backbone" in asked else None
+    if backbone is not None:
+        check_backbone(backbone)
+    config, network_said = _with_network(base, weights, backbone, on_gpu)
     starts_at_random = not config.model.weights
     size, size_said = _image_size(
         config, "stream.image_size" in asked, bool(weights and find_own_file(weights)), side, on_gpu

@@ -10,14 +10,15 @@ from typing import Any
 
 from msldata.errors import StorageError, UserError
 from msldata.storage import LocalStorage
-from msltrain.config import TrainConfig, from_json
+from msltrain.config import TrainConfig
 from msltrain.measures.metrics import compute_metrics
 from msltrain.measures.predictions import Predictions, read_predictions
 from msltrain.robustness.curves import Curves, read_curves
 from msltrain.robustness.figure import DATA_NAME
 from msltrain.robustness.study import PREDICTIONS
 from msltrain.runs.find_checkpoint import open_checkpoint, read_meta, unfinished
-from msltrain.runs.folder import CONFIG_NAME, METRICS_NAME
+from msltrain.runs.folder import METRICS_NAME
+from msltrain.runs.recorded import recorded_config
 from msltrain.runs.run_places import WHOLE, predictions_file, run_folder
 
 
@@ -93,10 +94,7 @@ def read_config(run_dir: str | Path) -> TrainConfig:
     Raises:
         FileNotFoundError: it is neither. UserError: the settings are damaged.
     """
-    files = LocalStorage(Path(run_dir))
-    if files.exists(CONFIG_NAME):
-        return from_json(files.read(CONFIG_NAME).decode(), files.where(CONFIG_NAME))
-    return read_meta(open_checkpoint(run_dir))[1]
+    return recorded_config(run_dir) or read_meta(open_checkpoint(run_dir))[1]
 
 
 def read_history(run_dir: str | Path) -> list[Mapping[str, Any]]:

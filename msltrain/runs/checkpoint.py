@@ -58,6 +58,8 @@ class Checkpoint:
     """Whole epochs finished."""
     validation_mAP: float | None
     """mAP of these weights on the validation split, 0 to 1; None when it was not measured."""
+    ended: bool = False
+    """Whether whoever started the run has ended it here, before its last epoch."""
     weights: dict[str, Tensor]
     """The tensors of the recogniser to evaluate and ship, by name, on the CPU."""
     train_state: dict[str, Any]
@@ -175,6 +177,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
             "torch": torch.__version__,
             "config": json.loads(to_json(checkpoint.config)),
         }
+        if checkpoint.ended:
+            meta["ended"] = True
         meta["meta_sha256"] = digest_of(meta)
         (part / META_NAME).write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -215,6 +219,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         step=meta["step"],
         epoch=meta["epoch"],
         validation_mAP=meta["validation_mAP"],
+        ended=meta.get("ended", False),
         weights=weights,
         train_state=train_state,
     )

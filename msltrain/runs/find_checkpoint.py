@@ -143,7 +143,7 @@ class Progress:
     num_epochs: int
     step: int
     is_over: bool
-    """Whether it has come to its end, or ``optim.patience`` ended it."""
+    """Whether it has come to its end, or ``optim.patience`` or a caller's function ended it."""
 
 
 def progress_of(run: Path, config: TrainConfig | None = None) -> Progress | None:
@@ -160,6 +160,7 @@ def progress_of(run: Path, config: TrainConfig | None = None) -> Progress | None
         return None
     optim = (config or stored).optim
     is_over = last["epoch"] >= optim.num_epochs or 0 < optim.patience <= last["epoch"] - best["epoch"]
+    is_over |= last.get("ended", False) and optim.num_epochs == stored.optim.num_epochs
     return Progress(epoch=last["epoch"], num_epochs=optim.num_epochs, step=last["step"], is_over=is_over)
 
 
@@ -315,6 +316,7 @@ def _check_meta(meta: dict[str, Any], file: str) -> None:
         ),
         (mean_ap is None or (is_number and 0 <= mean_ap <= 1), "validation_mAP is not a number from 0 to 1"),
         (is_digest(meta["weights_sha256"]), "weights_sha256 is not 64 hex digits"),
+        (isinstance(meta.get("ended", False), bool), "ended is neither true nor false"),
         (
             meta["schema_version"] == 1 or is_digest(meta.get("train_state_sha256")),
             "train_state_sha256 is no digest",

@@ -33,10 +33,11 @@ from msldata.contract.manifest import Manifest
 from msldata.errors import StorageError, UserError, counted
 from msldata.storage import LocalStorage, clear_local_errors, open_storage
 from msldata.storage.lock import Claim, own_folder
-from msltrain.config import TrainConfig, differences, from_json, to_json
+from msltrain.config import TrainConfig, differences, to_json
 from msltrain.runs.code import code_identity
 from msltrain.runs.find_checkpoint import BEST, CHECKPOINTS, FAILED, LAST, check_unused, holds_run
 from msltrain.runs.mirror import RunMirror
+from msltrain.runs.recorded import CONFIG_NAME, read_config
 from msltrain.runs.run_places import run_folder
 from msltrain.runs.trackers import Tracker, open_trackers
 from msltrain.stream.errors import SampleError
@@ -46,7 +47,6 @@ from msltrain.typed_values import decode
 if TYPE_CHECKING:
     from msltrain.hosts.distributed import Ranks
 
-CONFIG_NAME = "config.json"
 DATASETS_NAME = "datasets.json"
 ENVIRONMENT_NAME = "environment.json"
 METRICS_NAME = "metrics.jsonl"
@@ -256,7 +256,7 @@ class RunFolder:
     def changes(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> list[str]:
         """The differences that matter from the run in this folder, in words. Raises UserError if there is no run."""
         try:
-            stored = from_json(self._files.read(CONFIG_NAME).decode(), str(self.place(CONFIG_NAME)))
+            stored = read_config(self._files, where=str(self.place(CONFIG_NAME)))
             known = _identities(self._files.read(DATASETS_NAME))
         except FileNotFoundError:
             raise UserError(

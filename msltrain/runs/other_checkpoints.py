@@ -28,6 +28,7 @@ from msltrain.models.released import KINDS, take_apart
 from msltrain.models.timm_view import TimmView
 from msltrain.models.weights_place import FILE_SUFFIXES
 from msltrain.recipes import recipe
+from msltrain.registered import OF_YOURS, load_own
 from msltrain.runs.checkpoint import LoadedRecogniser, load_recogniser, rebuild_recogniser
 from msltrain.runs.find_checkpoint import (
     EXPORT_CONFIG,
@@ -177,8 +178,9 @@ def _timm_classifier(
 ) -> tuple[nn.Module, TrainConfig, TimmView]:
     import timm
 
+    load_own()
     if not timm.is_model(name):
-        raise UserError(f"timm has no model '{name}'; `timm.list_models()` lists them")
+        raise UserError(f"timm has no model '{name}'; `timm.list_models()` lists them; {OF_YOURS}")
     module = timm.create_model(name, pretrained=False, num_classes=num_classes)
     wanted = module.state_dict()
     # The last tensor of the classifier shows how many outputs the file has; a wrong number is the likeliest mistake.

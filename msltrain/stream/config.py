@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from msldata.errors import UserError
+from msltrain.registered import AUGMENTATIONS, check_registered
 from msltrain.typed_values import settle
 
 NO_CROP = (1.0, 1.0)
@@ -173,19 +174,22 @@ class AugmentConfig:
     the images is ignored in the mixture, unless another one of a grid shows the class."""
     mix_alpha: float | None = None
     """α of λ ~ Beta(α, α), drawn for each image. None: 0.2 for mixup and 1 for cutmix, as published for ImageNet."""
+    batch: str = ""
+    """What is done to the whole batch by a function of your own (`msltrain.register_augmentation`); none: nothing."""
 
     @property
     def is_active(self) -> bool:
         """Whether any of it is asked for."""
-        return bool(self.randaugment or self.erase or self.mix)
+        return bool(self.randaugment or self.erase or self.mix or self.batch)
 
     @property
     def moves_objects(self) -> bool:
         """Whether objects end up elsewhere than crop and flip put them, or in other images."""
-        return bool(self.randaugment or self.mix)
+        return bool(self.randaugment or self.mix or self.batch)
 
     def __post_init__(self) -> None:
         settle(self, "augment")
+        check_registered("augment.batch", self.batch, AUGMENTATIONS)
         if self.randaugment < 0:
             raise UserError(f"augment.randaugment is {self.randaugment}; it must be 0 or more")
         if not 0 <= self.randaugment_magnitude <= 30:
@@ -205,6 +209,10 @@ class KeepMaskConfig:
 
     As published: every image, behind a stored irregular mask that is not augmented, with nothing in the holes. All of
     it is decided by (seed, epoch, key), so it is the same in any batch, on any number of processes, and after resuming.
+
+    Example:
+        keep_mask = msltrain.KeepMaskConfig(kind="generated", augment=("flip", "rotate"), share=0.5)
+        config = dataclasses.replace(msltrain.recipe("demo"), keep_mask=keep_mask)
     """
 
     kind: Literal["stored", "generated", "patch", "box", "object", "none"] = "stored"

@@ -134,7 +134,7 @@ def _has_same_head(first: Checkpoint, other: Checkpoint) -> bool:
     match first.config.model.head:
         case "mldecoder":
             return torch.equal(first.weights[query], other.weights[query])
-        case "q2l":
-            drawn = is_timm_tag(first.config.model.weights)
-            return not drawn or first.config.run.seed == other.config.run.seed
-    return True
+        case "csra" | "mean" | "max":
+            return True
+    drawn = is_timm_tag(first.config.model.weights)  # Query2Label's, or somebody's own, of which nothing is known
+    return not drawn or first.config.run.seed == other.config.run.seed

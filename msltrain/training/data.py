@@ -160,3 +160,26 @@ def _check_named(config: TrainConfig) -> None:
             "the loss has a masked branch and data.keep_masks is not set: give a folder of keep masks, such as "
             "shards/masks/high; `msl build-masks` makes one. Or set keep_mask.kind to one that needs none"
         )
+
+
+def notes_of_settings(config: TrainConfig, num_steps: int, ranks: Ranks) -> list[str]:
+    """Sentences on settings that do nothing in a run of so many steps, or other than one may think."""
+    notes = []
+    decay = config.optim.ema_decay
+    if decay is not None and 1 / (1 - decay) > num_steps:
+        notes.append(
+            f"optim.ema_decay={decay:g} looks back over {1 / (1 - decay):,.0f} steps and the run has "
+            f"{num_steps:,}: the average holds what its warm-up leaves of the first weights; "
+            f"{max(0.5, 1 - 10 / num_steps):.2g} would fit"
+        )
+    kind = config.keep_mask.kind
+    masked = config.loss.needs_keep_masks
+    if not masked and config.data.keep_masks:
+        notes.append("data.keep_masks is not used: the loss gives the masked branch no weight")
+    elif masked and kind != "stored":
+        unused = "; data.keep_masks is not used" if config.data.keep_masks else ""
+        notes.append(f"keep masks are drawn, not read: keep_mask.kind={kind}{unused}")
+    for name in ("sync_batchnorm", "shard_weights"):
+        if getattr(config.run, name) and ranks.world_size == 1:
+            notes.append(f"run.{name} has no effect: there is one process")
+    return notes

@@ -1,10 +1,18 @@
-"""What a training run reports to its caller as it goes; only the first process reports."""
+"""What a training run reports to its caller as it goes, and at its end; only the first process reports."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msldata.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from msltrain.hosts.distributed import Ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,3 +103,63 @@ class EpochEvent:
 
 Event = PhaseEvent | StartEvent | StepEvent | TickEvent | EpochEvent
 OnEvent = Callable[[Event], None]
+OnStep = Callable[[StepEvent], object]
+"""A caller's own, in the first process: what is true ends the run. So for `OnEpoch`."""
+OnEpoch = Callable[[EpochEvent, "nn.Module"], object]
+
+
+def ask(ranks: Ranks, name: str, call: Callable[[], object]) -> bool | Exception:
+    """What a function of the caller's says, called in the first process, or what it raised.
+
+    Args:
+        name: of the function, for the other processes: they get a UserError, as no error can be sent for certain.
+    """
+    import torch
+
+    raised: list[Exception] = []
+
+    def answer() -> tuple[bool, str]:
+        devices = [ranks.device] if ranks.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):  # what it draws changes nothing of the run
+                return bool(call()), ""
+        except Exception as error:  # anything: the code is somebody else's
+            raised.append(error)
+            return False, f"{type(error).__name__}: {first_line(error)}"
+
+    said, failed = ranks.first_does(answer)
+    if not failed:
+        return said
+    return raised[0] if raised else UserError(f"{name} failed in the first process: {failed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A finished run.
+
+    Example:
+        config = msltrain.recipe("demo", settings=["optim.num_epochs=1", "stream.batch_size=8"])
+        result: msltrain.TrainResult = msltrain.train(config, "runs/another")
+        predictor = msltrain.load(result.best)
+    """
+
+    run_dir: str | Path
+    """A URL for a run in object storage; then the checkpoints are URLs too."""
+    num_steps: int
+    first_step: int = 0
+    """How many of them were taken before this start of the run."""
+    last: str | Path
+    """Checkpoint after the last step."""
+    best: str | Path | None
+    """Checkpoint with the highest validation mAP; the last one where validation shows most classes too rarely to choose
+    by; None without a validation split."""
+    best_epoch: int | None
+    """Counted from 1, as it is shown: in a run of four epochs the last is 4."""
+    validation_mAP: float | None
+    """Validation mAP of ``best``, 0 to 1."""
+    is_chosen: bool = False
+    """Whether validation chose ``best``."""
+    doubt: str = ""
+    """In words, that validation shows too few photographs of some classes to be relied on; empty where it does not."""
+    seconds: float
+    """Wall time of this start of the run."""

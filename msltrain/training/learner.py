@@ -366,6 +366,15 @@ def _from_checkpoint() -> Iterator[None]:
         raise UnfitCheckpoint(str(error)) from None
 
 
+def check_compiler(config: TrainConfig) -> None:
+    """Raise UserError where the step is to be compiled by a torch that fails in it."""
+    if config.run.compile and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
+        raise UserError(
+            f"run.compile=true needs torch 2.8 or newer, and this is torch {torch.__version__}; set it to false, or "
+            "install a newer torch"
+        )
+
+
 def _twin(
     config: TrainConfig,
     num_classes: int,

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from msldata.errors import UserError
+from msltrain.registered import LOSSES
+
 
 def recognition_loss(
     logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None = None, weight_BK: Tensor | None = None
@@ -116,6 +119,28 @@ def splc_loss(
     if corrects_labels:
         negative_BK = torch.where(torch.sigmoid(logit_BK) > threshold, _focal(logit_BK), negative_BK)
     return _mean(target_BK * _focal(logit_BK - _MARGIN) + (1 - target_BK) * negative_BK, ignore_BK, weight_BK)
+
+
+def own_loss(
+    name: str, logit_BK: Tensor, target_BK: Tensor, ignore_BK: Tensor | None = None, weight_BK: Tensor | None = None
+) -> Tensor:
+    """A loss that somebody registered, the mean over all B x K pairs.
+
+    Args:
+        name: under which it is registered.
+        logit_BK, target_BK, ignore_BK, weight_BK: as in `recognition_loss`.
+
+    Raises:
+        UserError: it gives something else than the loss of each pair.
+    """
+    loss_BK = LOSSES[name](logit_BK, target_BK)
+    if not isinstance(loss_BK, Tensor) or loss_BK.shape != logit_BK.shape:
+        found = tuple(loss_BK.shape) if isinstance(loss_BK, Tensor) else type(loss_BK).__name__
+        raise UserError(
+            f"loss.recognition={name}: gives {found} for logits {tuple(logit_BK.shape)}; it must give the loss of each "
+            "pair, (B, K); what belongs to a whole image, as loss_B[:, None].expand_as(logit_BK)"
+        )
+    return _mean(loss_BK, ignore_BK, weight_BK)
 
 
 _HILL_LAMBDA = 1.5

@@ -138,7 +138,7 @@ def _check_state(checkpoint: Checkpoint, file: str) -> None:
     known_best = best is None or (
         isinstance(best, dict)
         and _is_count(best.get("epoch"))
-        and best["epoch"] < checkpoint.epoch
+        and best["epoch"] <= epoch  # the one that it is in, where a run was ended in its middle
         and isinstance(best.get("mAP"), float | int)
         and 0 <= best["mAP"] <= 1
     )

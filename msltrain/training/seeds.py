@@ -11,9 +11,8 @@ from msldata.errors import UserError
 from msltrain.config import TrainConfig
 
 if TYPE_CHECKING:
-    from msltrain.training.events import OnEvent
+    from msltrain.training.events import OnEvent, TrainResult
     from msltrain.training.resume import Resume
-    from msltrain.training.trainer import TrainResult
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

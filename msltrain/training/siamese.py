@@ -22,7 +22,14 @@ from msltrain.models.tokens import visible_patches
 from msltrain.stream.keepmasks.fill import fill_holes
 from msltrain.stream.loader import Loader
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
-from msltrain.training.losses import asymmetric_loss, consistency_loss, hill_loss, recognition_loss, splc_loss
+from msltrain.training.losses import (
+    asymmetric_loss,
+    consistency_loss,
+    hill_loss,
+    own_loss,
+    recognition_loss,
+    splc_loss,
+)
 
 Branches = Literal["sequential", "fused", "concatenated", "single"]
 
@@ -324,6 +331,8 @@ class SiameseStep(nn.Module):
                     margin=loss.asl_margin,
                     detach=loss.asl_detach,
                 )
+            case own:
+                return own_loss(own, *pairs)
 
 
 def positive_weights(data: Location | ShardSet | Loader, balance: float = 1.0) -> Tensor:

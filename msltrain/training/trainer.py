@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
-
-import torch
 
 from msldata.contract.resize_advice import advise_resize
 from msldata.errors import UserError
@@ -25,9 +23,21 @@ from msltrain.runs.folder import RunFolder
 from msltrain.runs.trackers import check_trackers
 from msltrain.stream.errors import TooManySkipped
 from msltrain.training.batchnorm_check import check_smallest_part
-from msltrain.training.data import TrainData
-from msltrain.training.events import EpochEvent, Event, OnEvent, PhaseEvent, StartEvent, StepEvent, TickEvent
-from msltrain.training.learner import Learner, UnfitCheckpoint
+from msltrain.training.data import TrainData, notes_of_settings
+from msltrain.training.events import (
+    EpochEvent,
+    Event,
+    OnEpoch,
+    OnEvent,
+    OnStep,
+    PhaseEvent,
+    StartEvent,
+    StepEvent,
+    TickEvent,
+    TrainResult,
+    ask,
+)
+from msltrain.training.learner import Learner, UnfitCheckpoint, check_compiler
 from msltrain.training.optim import for_batch_size, learning_rate, num_warmup_steps
 from msltrain.training.resume import Resume, Start, open_run, rate_note, take_position
 from msltrain.training.siamese import positive_weights
@@ -41,38 +51,6 @@ from msltrain.training.validation import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """A finished run.
-
-    Example:
-        config = msltrain.recipe("demo", settings=["optim.num_epochs=1", "stream.batch_size=8"])
-        result: msltrain.TrainResult = msltrain.train(config, "runs/another")
-        predictor = msltrain.load(result.best)
-    """
-
-    run_dir: str | Path
-    """A URL for a run in object storage; then the checkpoints are URLs too."""
-    num_steps: int
-    first_step: int = 0
-    """How many of them were taken before this start of the run."""
-    last: str | Path
-    """Checkpoint after the last step."""
-    best: str | Path | None
-    """Checkpoint with the highest validation mAP; the last one where validation shows most classes too rarely to choose
-    by; None without a validation split."""
-    best_epoch: int | None
-    """Counted from 1, as it is shown: in a run of four epochs the last is 4."""
-    validation_mAP: float | None
-    """Validation mAP of ``best``, 0 to 1."""
-    is_chosen: bool = False
-    """Whether validation chose ``best``."""
-    doubt: str = ""
-    """In words, that validation shows too few photographs of some classes to be relied on; empty where it does not."""
-    seconds: float
-    """Wall time of this start of the run."""
-
-
 def train(
     config: TrainConfig,
     *,
@@ -80,6 +58,8 @@ def train(
     resume: Resume = False,
     allow_changes: bool = False,
     on_event: OnEvent | None = None,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> TrainResult:
     """Train a recogniser, alone or as one of the processes that torchrun started.
 
@@ -95,6 +75,8 @@ def train(
         allow_changes: continue a run that had another config or other data; an epoch with other samples starts from its
             beginning.
         on_event: called in the first process with `msltrain.training.events`.
+        on_step, on_epoch: so too, but all processes wait for it, and it may end the run; all must be given them. What
+            one raises is raised, once everything is saved; in other processes as a UserError.
 
     Raises:
         UserError: ``run_dir`` is in use (without ``resume``) or holds another run (with it); the data, the model or
@@ -103,7 +85,7 @@ def train(
         StorageError, FileNotFoundError: shards or checkpoint cannot be read or written.
     """
     began = time.perf_counter()
-    _check_compiler(config)
+    check_compiler(config)
     check_trackers(config)
     if on_event is not None and is_first_process():
         on_event(PhaseEvent(what="reading the shards and the keep masks"))
@@ -114,7 +96,7 @@ def train(
         TrainData(config, ranks) as data,
     ):
         start = ranks.first_does(lambda: open_run(folder, config, data, resume, allow_changes))
-        num_steps, best, is_chosen = _run(config, data, folder, ranks, stop, on_event, start)
+        num_steps, best, is_chosen = _run(config, data, folder, ranks, stop, on_event, start, on_step, on_epoch)
         doubt = "" if data.validation is None else doubt_of_choice(data.validation.shards)
     return TrainResult(
         run_dir=folder.location,
@@ -130,15 +112,6 @@ def train(
     )
 
 
-def _check_compiler(config: TrainConfig) -> None:
-    """Raise UserError where the step is to be compiled by a torch that fails in it."""
-    if config.run.compile and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
-        raise UserError(
-            f"run.compile=true needs torch 2.8 or newer, and this is torch {torch.__version__}; set it to false, or "
-            "install a newer torch"
-        )
-
-
 def _run(
     config: TrainConfig,
     data: TrainData,
@@ -147,10 +120,13 @@ def _run(
     stop: StopSignals,
     on_event: OnEvent | None,
     start: Start,
+    on_step: OnStep | None,
+    on_epoch: OnEpoch | None,
 ) -> tuple[int, dict[str, Any] | None, bool]:
     """Steps taken, best epoch and whether it was chosen, of a Trainer that lives no longer than this
     call, as ``process_group`` requires."""
     trainer = Trainer(config, data, folder, ranks, stop, on_event, start)
+    trainer.on_step, trainer.on_epoch = on_step, on_epoch
     trainer.run()
     return trainer.step, trainer.best, trainer.chooses
 
@@ -168,7 +144,12 @@ class Trainer:
         step: steps taken, over the whole run.
         best: ``epoch`` and ``mAP`` of the best checkpoint so far.
         chooses: whether validation decides which one that is; where it shows too little, it is the last.
+        on_step, on_epoch: the caller's own; ``ended`` says whether one of them has ended the run.
     """
+
+    on_step: OnStep | None = None
+    on_epoch: OnEpoch | None = None
+    ended = False
 
     def __init__(
         self,
@@ -188,6 +169,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         if checkpoint is not None:
             self.step = checkpoint.step
+            self.ended = checkpoint.ended and not self._changes
             self.best = checkpoint.train_state["best"]
             take_position(data.training, checkpoint.train_state["loader"], bool(self._changes))
             if start.validates_anew and data.training.next_epoch < config.optim.num_epochs:
@@ -239,7 +221,7 @@ class Trainer:
         self._tell(self._start_event())
         num_epochs = self.config.optim.num_epochs
         for epoch in range(self._first_epoch, num_epochs):
-            if self._is_over(epoch):
+            if self.ended or self._is_over(epoch):
                 break
             began = time.perf_counter()
             self.learner.train()
@@ -252,8 +234,7 @@ class Trainer:
                 if self.folder.path.is_dir():  # not so on other hosts
                     self.folder.add_skipped(self.data.skipped())
                 raise
-            self._save(mean_ap)
-            self.ranks.first_does(functools.partial(self._keep, epoch, is_best))
+            self._save_epoch(epoch, mean_ap, is_best)
             event = EpochEvent(
                 epoch=epoch,
                 num_epochs=num_epochs,
@@ -262,13 +243,28 @@ class Trainer:
                 is_best=is_best and self.chooses,
                 seconds=time.perf_counter() - began,
                 num_skipped=self._num_skipped,
-                ends_early=self._is_over(epoch + 1) and epoch + 1 < num_epochs,
             )
             if self.ranks.is_first and mean_ap is not None:
                 row = {"step": self.step, "epoch": epoch, "validation_mAP": mean_ap, "seconds": event.seconds}
                 self.folder.add_metrics(row)
-            self._tell(event)
+            if self.on_epoch is not None and not self.ended:
+                model = self.learner.shipped.eval()
+                if self._is_end_asked("on_epoch", functools.partial(self.on_epoch, event, model), mean_ap):
+                    self.ended = True
+                    self._save_epoch(epoch, mean_ap, is_best)
+            ends_early = (self.ended or self._is_over(epoch + 1)) and epoch + 1 < num_epochs
+            self._tell(replace(event, ends_early=ends_early))
         self.ranks.first_does(self.folder.publish_all)
+
+    def _is_end_asked(self, name: str, call: Callable[[], object], mean_ap: float | None = None) -> bool:
+        """Whether a callback of the caller's, called in the first process, ends the run. Raises what it raises."""
+        answer = ask(self.ranks, name, call)
+        if not isinstance(answer, Exception):
+            return answer
+        self._save(mean_ap)
+        place, _ = self._published(LAST)
+        answer.add_note(f'{name} ended the run after step {self.step}, saved in {place}; resume="auto" goes on')
+        raise answer
 
     def _is_over(self, epoch: int) -> bool:
         """Whether ``optim.patience`` ended the run before ``epoch``."""
@@ -276,7 +272,7 @@ class Trainer:
         return patience > 0 and self.chooses and self.best is not None and epoch - 1 - self.best["epoch"] >= patience
 
     def _start_loader(self) -> None:
-        if self.data.training.next_epoch < self.config.optim.num_epochs:
+        if not self.ended and self.data.training.next_epoch < self.config.optim.num_epochs:
             self.data.training.start()
 
     def _write_down(self) -> None:
@@ -337,6 +333,8 @@ class Trainer:
                 )
             if due:
                 self.ranks.first_does(self.folder.publish)
+            if self.ended:
+                break
         self._report(epoch)
 
     def _report(self, epoch: int) -> bool:
@@ -379,6 +377,8 @@ class Trainer:
             )
         self._tell(event)
         self._step_log = StepLog()
+        if self.on_step is not None and not self.ended:
+            self.ended = self._is_end_asked("on_step", functools.partial(self.on_step, event))
         return asked
 
     def _fail_on(self, step: int, what: str, keys: Sequence[str]) -> NoReturn:
@@ -410,6 +410,10 @@ class Trainer:
             self.best = {"epoch": epoch, "mAP": mean_ap}
         return mean_ap, is_best
 
+    def _save_epoch(self, epoch: int, mean_ap: float | None, is_best: bool) -> None:
+        self._save(mean_ap)
+        self.ranks.first_does(functools.partial(self._keep, epoch, is_best))
+
     def _keep(self, epoch: int, is_best: bool) -> None:
         """After the save at the end of an epoch, make the other checkpoints from it."""
         if is_best:
@@ -432,6 +436,7 @@ class Trainer:
                 step=self.step,
                 epoch=self._scheduled // len(self.data.training),
                 validation_mAP=mean_ap,
+                ended=self.ended,
                 weights=weights,
                 train_state={
                     **learner_state,
@@ -462,23 +467,7 @@ class Trainer:
             advice := advise_resize(shards.storage, shards.manifest, self.config.stream.image_size)
         ):
             notes.append(advice.said())
-        decay = self.config.optim.ema_decay
-        if decay is not None and 1 / (1 - decay) > self.num_steps:
-            notes.append(
-                f"optim.ema_decay={decay:g} looks back over {1 / (1 - decay):,.0f} steps and the run has "
-                f"{self.num_steps:,}: the average holds what its warm-up leaves of the first weights; "
-                f"{max(0.5, 1 - 10 / self.num_steps):.2g} would fit"
-            )
-        kind = self.config.keep_mask.kind
-        masked = self.config.loss.needs_keep_masks
-        if not masked and self.config.data.keep_masks:
-            notes.append("data.keep_masks is not used: the loss gives the masked branch no weight")
-        elif masked and kind != "stored":
-            unused = "; data.keep_masks is not used" if self.config.data.keep_masks else ""
-            notes.append(f"keep masks are drawn, not read: keep_mask.kind={kind}{unused}")
-        for name in ("sync_batchnorm", "shard_weights"):
-            if getattr(self.config.run, name) and self.ranks.world_size == 1:
-                notes.append(f"run.{name} has no effect: there is one process")
+        notes += notes_of_settings(self.config, self.num_steps, self.ranks)
         num_train = self.data.training.shards.num_samples
         num_validation = 0 if self.data.validation is None else self.data.validation.shards.num_samples
         return StartEvent(

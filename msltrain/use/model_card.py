@@ -205,7 +205,8 @@ def _made_how(loaded: LoadedRecogniser) -> str:
         "csra": f"CSRA, {model.num_heads} head{'s' * (model.num_heads > 1)}, λ = {model.attention_weight:g}",
         "mldecoder": "ML-Decoder",
         "q2l": "Query2Label",
-    }.get(model.head, f"linear after {model.head} pooling")
+        **{pool: f"linear after {pool} pooling" for pool in ("mean", "max")},
+    }.get(model.head, f"`{model.head}`, which is none of msltrain's own")
     return f"Trained with {method}; backbone `{model.backbone}`, head {head}."
 
 

@@ -11,6 +11,7 @@ B batch, C channels, H, W positions, K classes, S side of the square image.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
+        import_own()
         network: Any = timm.create_model(config["timm_model"], num_classes=0)
         self.network, self.config = network, config
         if config["set_image_size"]:
@@ -94,6 +96,14 @@ def query_head(kind: str, num_features: int, num_classes: int, sizes: dict[str, 
     return make(num_features, num_classes, **sizes)
 
 
+def import_own() -> None:
+    """Networks that are not timm's own: what registers them, where msltrain is there to find it (``MSL_IMPORT``)."""
+    with contextlib.suppress(ModuleNotFoundError):
+        from msltrain.registered import load_own
+
+        load_own()
+
+
 class Model(nn.Module):
     """Normalised images (B, 3, S, S) → logits (B, K)."""
 
@@ -107,6 +117,10 @@ class Model(nn.Module):
             )
         elif config["head"] in ("mean", "max"):
             self.classifier = PooledHead(num_features, num_classes, config["head"])
+        elif config["head"] not in ("mldecoder", "q2l"):  # somebody's own, registered with msltrain
+            from msltrain.models.heads import build_own_head
+
+            self.classifier = build_own_head(config["head"], num_features, num_classes)
         else:
             self.classifier = query_head(config["head"], num_features, num_classes, config["decoder"])
 

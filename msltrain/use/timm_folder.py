@@ -124,4 +124,5 @@ def _takes_size(loaded: LoadedRecogniser) -> bool:
     """Whether the network was told its image size, as transformers are whose own is another one."""
     assert isinstance(loaded.recogniser, Recogniser)
     network = loaded.recogniser.backbone.network
-    return _side(loaded) != network.default_cfg["input_size"][-1] and hasattr(network, "set_input_size")
+    stated = getattr(network, "default_cfg", None) or {}
+    return _side(loaded) != stated.get("input_size", (0,))[-1] and hasattr(network, "set_input_size")

@@ -94,7 +94,7 @@ def test_commands_in_sentences_exist(name):
 def test_recipes_and_settings_exist(name):
     text = (REPOSITORY / name).read_text(encoding="utf-8")
     text = "\n".join(line for line in text.splitlines() if not line.startswith(("+", "-", "Try it: ")))
-    for recipe in re.findall(r"--recipe ([a-z][\w-]+)", text):
+    for recipe in re.findall(r"--recipe ([a-z][\w-]+)(?![\w/-])", text):
         assert recipe in RECIPES, f"{name}: no recipe '{recipe}'"
     for setting in re.findall(r"--set ([a-z_]+\.[a-z_]+=[\w.]+)", text):
         if setting == "section.field=value":
@@ -166,12 +166,9 @@ USE = """
 import torch
 from msltrain.models.build import build_model
 from msltrain.recipes import configure
-config = configure("pocket", settings=["model.head=logmeanexp", "model.weights="])
+config = configure("pocket", settings=["model.head=mean", "model.weights="])
 model = build_model(config.model, 3, image_size=64).eval()
 assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
-head, feature_BDHW = model.classifier, torch.randn(2, model.backbone.num_features, 2, 2)
-logit_PBK = torch.stack([head(feature_BDHW[:, :, i : i + 1, j : j + 1]) for i in (0, 1) for j in (0, 1)])
-torch.testing.assert_close(head(feature_BDHW), logit_PBK.exp().mean(0).log())
 """
 
 
@@ -181,7 +178,7 @@ def test_the_diffs_for_contributors_apply_and_work(tmp_path):
         shutil.copytree(REPOSITORY / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "cli.py", tree)
     diffs = blocks(REPOSITORY / "CONTRIBUTING.md", "diff")
-    assert len(diffs) == 3
+    assert len(diffs) == 2
     for diff in diffs:
         done = subprocess.run(["git", "apply", "-"], cwd=tree, input=diff, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -47,7 +48,8 @@ def at_work(workspace, monkeypatch) -> Path:
 
 
 def names_at_hand() -> dict:
-    return {"msldata": msldata, "msltrain": msltrain, "torch": torch, "Image": Image, "Path": Path}
+    modules = {"dataclasses": dataclasses, "msldata": msldata, "msltrain": msltrain, "np": np, "torch": torch}
+    return {**modules, "Image": Image, "Path": Path}
 
 
 @pytest.mark.parametrize(("package", "name"), NAMES, ids=[name for _, name in NAMES])
@@ -69,7 +71,7 @@ def test_the_page_on_python_runs_from_top_to_bottom(at_work, capsys):
     text = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = BLOCK.findall(text)
     assert len(blocks) >= 8
-    shown, line = {}, text.count("\n", 0, text.index("```python")) + 1
+    shown, line = {"__name__": "__main__"}, text.count("\n", 0, text.index("```python")) + 1
     for block in blocks:
         line = text.count("\n", 0, text.index(block)) + 1
         exec(compile("\n" * (line - 1) + block, "docs/python.md", "exec"), shown)

@@ -109,6 +109,21 @@ def assert_same_weights(one, other) -> None:
         assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
+def test_a_run_is_reproduced_from_its_folder(config, data, tmp_path, monkeypatch):
+    """By the command line, as by Python: the same weights, bit for bit, and another folder where none is named."""
+    monkeypatch.chdir(tmp_path)
+    config = override(config, ["optim.num_epochs=1"])
+    train(config, run_dir=Path("runs/a"))
+    done = CliRunner().invoke(app, ["train", "--recipe", "a", "--run", "b"])
+    assert done.exit_code == 0, done.output
+    assert_same_weights("runs/a", "b")
+    assert from_json(Path("b/config.json").read_text()) == config
+    refused = CliRunner().invoke(app, ["train", "--recipe", "runs/a"])
+    assert refused.exit_code == 2 and "runs/a: holds a run already" in refused.output
+    shown = CliRunner().invoke(app, ["recipes", "runs/a"])
+    assert shown.exit_code == 0 and "model.backbone = test_efficientnet" in shown.output
+
+
 def test_auto_starts_and_goes_on(config: TrainConfig, tmp_path: Path):
     straight = train(config, run_dir=tmp_path / "straight")
     stopped(config, tmp_path / "run", 5, resume="auto")

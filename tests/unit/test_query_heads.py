@@ -35,7 +35,7 @@ def test_classes_are_taken_over_by_name_and_the_decoder_whole(kind):
 
 def test_shared_queries_serve_one_list_of_classes():
     before, head = (MLDecoderHead(8, 4, num_queries=2, width=16, hidden=8).eval() for _ in range(2))
-    assert taken(before, head, BEFORE[::-1]).startswith("head not taken: its queries are shared by classes")
+    assert taken(before, head, BEFORE[::-1]).startswith("head not taken: its weights are shared by classes")
     assert taken(before, head, BEFORE) == "the head with all its classes"
     feature = torch.randn(1, 8, 1, 1)
     with torch.no_grad():

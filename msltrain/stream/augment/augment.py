@@ -10,6 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from msldata.errors import UserError
+from msltrain.registered import AUGMENTATIONS
 from msltrain.stream.augment.erase import cutout, random_erasing
 from msltrain.stream.augment.mix import cutmix, mixup, splicemix
 from msltrain.stream.augment.operations import random_operations
@@ -66,9 +68,14 @@ class Augment:
             case "mixup" | "cutmix":
                 mix = mixup if config.mix == "mixup" else cutmix
                 alpha = ALPHA[config.mix] if config.mix_alpha is None else config.mix_alpha
-                return mix(batch, seed=seed, epoch=epoch, alpha=alpha)
+                batch = mix(batch, seed=seed, epoch=epoch, alpha=alpha)
             case "splicemix":
-                return splicemix(batch, seed=seed, epoch=epoch)
+                batch = splicemix(batch, seed=seed, epoch=epoch)
+        if config.batch:
+            own = AUGMENTATIONS[config.batch](batch, seed=seed, epoch=epoch)
+            if not isinstance(own, Batch):
+                raise UserError(f"augment.batch={config.batch}: gives a {type(own).__name__}; it must give a Batch")
+            return own
         return batch
 
     def _normalised(self, pixel_BCHW: Tensor) -> Tensor:
