@@ -238,6 +238,7 @@ def origin_of(loaded: LoadedRecogniser, shard_set: ShardSet) -> Origin:
         image_size=loaded.config.stream.image_size,
         ignored_in_rates="negative" if negative else "left out",
         resize=str(manifest.options.get("resize", "")),
+        reading=loaded.reading if loaded.sha256 else "",
     )
 
 

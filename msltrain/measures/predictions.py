@@ -66,6 +66,17 @@ class Origin:
     """Fingerprint of the images on which BatchNorm's statistics were measured anew; empty: the checkpoint's own."""
     skipped: tuple[str, ...] = ()
     """Samples that were left out because they are damaged: key, place, reason."""
+    reading: str = ""
+    """Digest of what else decides the answers of the weights: head, mean and standard deviation, the way to the square.
+    Empty in older files, as ``image_size`` is 0 in older ones still."""
+
+    def is_of_same_model(self, other: Origin) -> bool:
+        """Whether both are of the same weights, read in the same way as far as both say how."""
+        return (
+            self.checkpoint_sha256 == other.checkpoint_sha256
+            and (self.image_size == other.image_size or 0 in (self.image_size, other.image_size))
+            and (self.reading == other.reading or "" in (self.reading, other.reading))
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

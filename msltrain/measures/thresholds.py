@@ -42,9 +42,11 @@ def require_other_samples(validation: Predictions, test: Predictions) -> None:
             f"the thresholds' predictions have {counted(len(validation.classes), 'class')}, these "
             f"{len(test.classes)}, or others by name; tune on predictions of the same model"
         )
-    before, now = validation.origin.checkpoint_sha256, test.origin.checkpoint_sha256
-    if before != now:
-        raise UserError("the thresholds' predictions are of other weights than these; evaluate one checkpoint on both")
+    if not validation.origin.is_of_same_model(test.origin):
+        raise UserError(
+            "the thresholds' predictions are of other weights than these, or of another head, image size, mean or "
+            "standard deviation; evaluate one checkpoint on both, by one recipe"
+        )
     shared = len(set(validation.keys) & set(test.keys))
     if shared:
         raise UserError(
@@ -54,9 +56,9 @@ def require_other_samples(validation: Predictions, test: Predictions) -> None:
 
 
 def held_out_beside(test: Predictions, folders: Iterable[Path]) -> Predictions | None:
-    """What the same weights predict for the samples that training held out: the thresholds of ``msl predict`` are tuned
-    on them. None where there is no such file, or where it says nothing about ``test``: it is
-    of the same samples, or logits are means over views.
+    """What the same model predicts for the samples that training held out: the thresholds of ``msl predict`` are tuned
+    on them. None where there is no such file, or where it says nothing about ``test``: it is of the same samples, or
+    logits are means over views.
 
     Args:
         folders: where runs keep their predictions.
@@ -70,8 +72,7 @@ def held_out_beside(test: Predictions, folders: Iterable[Path]) -> Predictions |
             require_other_samples(found, test)
         except (UserError, OSError):
             continue
-        of_whole_images = not found.origin.keep_masks and not found.origin.test_time
-        if of_whole_images and found.origin.image_size in (0, origin.image_size):
+        if not found.origin.keep_masks and not found.origin.test_time:
             return found
     return None
 

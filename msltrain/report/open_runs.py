@@ -141,10 +141,10 @@ def check_comparable(runs: Sequence[RunReport]) -> None:
                 f"{', '.join(first.conditions)}; evaluate both with the same keep masks"
             )
         for condition, predictions in run.conditions.items():
-            if predictions.origin.checkpoint_sha256 != run.clean.origin.checkpoint_sha256:
+            if not predictions.origin.is_of_same_model(run.clean.origin):
                 raise UserError(
-                    f"{run.name}: its predictions under '{condition}' are of other weights than those on whole images; "
-                    "evaluate one checkpoint under all conditions"
+                    f"{run.name}: its predictions under '{condition}' are of other weights than those on whole images, "
+                    "or of another head, size or normalisation; evaluate one checkpoint under all conditions"
                 )
             if predictions.classes != first.clean.classes or predictions.keys != first.clean.keys:
                 raise UserError(
@@ -202,7 +202,7 @@ def read_study(folder: str | Path, runs: Sequence[RunReport]) -> Curves:
             raise UserError(
                 f"{folder}: a study on other shards than {runs[0].name} was evaluated on; run one on the same"
             )
-        if model in by_name and predictions.origin.checkpoint_sha256 != by_name[model].clean.origin.checkpoint_sha256:
+        if model in by_name and not predictions.origin.is_of_same_model(by_name[model].clean.origin):
             raise UserError(f"{folder}: its model '{model}' has other weights than the run of that name; run it again")
         cell = next(cell for cell in curves.cells if (cell.model, cell.condition) == (model, WHOLE))
         if abs(compute_metrics(predictions).mAP - cell.mAP) > 1e-9:

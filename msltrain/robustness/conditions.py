@@ -47,7 +47,7 @@ UNFINISHED = ".unfinished"
 """Folder of partial results beside the predictions of a model."""
 SAVE_SECONDS = 30.0
 """How often partial results are saved: the most that a killed study loses."""
-_IDENTITY = ("checkpoint_sha256", "dataset_fingerprint", "image_size", "seed", "recalibrated")
+_IDENTITY = ("checkpoint_sha256", "dataset_fingerprint", "image_size", "reading", "seed", "recalibrated")
 """What the origins of all predictions of one model have in common."""
 
 
@@ -139,7 +139,8 @@ class StudyModel:
         for name, predictions in found.items():
             file, there = predictions_file(self.folder, name), predictions.origin
             for what in _IDENTITY:
-                if getattr(there, what) != getattr(self.origin, what):
+                is_older = what == "reading" and not there.reading
+                if getattr(there, what) != getattr(self.origin, what) and not is_older:
                     raise _other_study(file, what, getattr(there, what), getattr(self.origin, what))
             if there.kind in STORED and there.keep_mask_fingerprints != self.fingerprints:
                 raise _other_study(file, "fingerprint of keep masks", there.keep_mask_fingerprints, self.fingerprints)
@@ -292,6 +293,7 @@ def _stretch(parts: Sequence[RankPart], holes: Sequence[Holes], *, whole: bool) 
 
 
 def _other_study(file: Path, what: str, there: object, here: object) -> UserError:
-    return UserError(
-        f"{file}: its {what} is {there}, that of this study {here}; choose another --out, or delete the file"
-    )
+    differs = f"its {what} is {there}, that of this study {here}"
+    if what == "reading":
+        differs = "the same weights with another head, mean or standard deviation"
+    return UserError(f"{file}: {differs}; choose another --out, or delete the file")

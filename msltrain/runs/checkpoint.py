@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,16 @@ class LoadedRecogniser:
     """Where the thresholds come from, in words."""
     view: TimmView | None = None
     """What it sees of a photograph; None: all of it, squashed, as everything that is trained here."""
+
+    @property
+    def reading(self) -> str:
+        """See `Origin.reading`: one file of weights may be read by several recipes."""
+        model, stream = self.config.model, self.config.stream
+        head = [model.head, model.num_heads, model.attention_weight]
+        head += [model.num_queries, model.decoder_width, model.decoder_hidden]
+        view = None if self.view is None else asdict(self.view)
+        content = json.dumps([head, stream.mean, stream.std, view], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def prediction_files(self, pattern: str = "*.parquet") -> list[Path]:
         """Predictions files of its run by name; they are not looked for in object storage."""

@@ -23,7 +23,7 @@ from msldata.storage import read_local
 from msldata.storage.hub import is_repository_name
 from msltrain.hosts.distributed import choose_device
 from msltrain.measures.asked_thresholds import Threshold, asked_thresholds
-from msltrain.measures.predictions import read_predictions
+from msltrain.measures.predictions import Origin, read_predictions
 from msltrain.measures.thresholds import HELD_OUT_FILES, threshold_origin, tune_thresholds
 from msltrain.pages.text import percent_beside
 from msltrain.runs.checkpoint import LoadedRecogniser
@@ -299,10 +299,12 @@ def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
     for file in loaded.prediction_files(HELD_OUT_FILES):
         held_out = read_predictions(file)
         origin = held_out.origin
-        # A weights file may be read by recipes of several sizes; older predictions do not say theirs.
-        as_here = origin.image_size in (0, loaded.config.stream.image_size)
-        of_whole_images = not origin.keep_masks and not origin.test_time and as_here
-        if origin.checkpoint_sha256 == loaded.sha256 and held_out.classes == loaded.classes and of_whole_images:
+        of_whole_images = not origin.keep_masks and not origin.test_time
+        # A weights file may be read by several recipes.
+        here = Origin(
+            checkpoint_sha256=loaded.sha256, image_size=loaded.config.stream.image_size, reading=loaded.reading
+        )
+        if origin.is_of_same_model(here) and held_out.classes == loaded.classes and of_whole_images:
             logit_K = tune_thresholds(held_out)
             return 1 / (1 + np.exp(-logit_K)), threshold_origin(held_out)
     return np.full(len(loaded.classes), 0.5), "0.5 for every class"

@@ -641,7 +641,7 @@ def test_thresholds_are_those_tuned_for_these_weights_on_whole_images(tmp_path: 
     loaded, found = replace(loaded_from(tmp_path / "checkpoints/best"), sha256="ab" * 32), []
     others: tuple[dict[str, Any], ...] = (
         {"checkpoint_sha256": "cd" * 32}, {"keep_masks": ("high",)}, {"test_time": "flip"}, {"image_size": 64},
-        {"image_size": 32},
+        {"reading": "ef" * 8}, {"image_size": 32},
     )  # fmt: skip
     for number, changes in enumerate(others):
         origin = Origin(**{"checkpoint": "best", "checkpoint_sha256": loaded.sha256, **changes})
@@ -650,4 +650,22 @@ def test_thresholds_are_those_tuned_for_these_weights_on_whole_images(tmp_path: 
         )
         write_predictions(told, tmp_path / f"predictions/{number}-held-out.parquet")
         found.append(thresholds_of(loaded)[0].round(3).tolist())
-    assert found == [*[[0.5] * 3] * 4, [0.953] * 3]  # midway between logits 1 and 5
+    assert found == [*[[0.5] * 3] * 5, [0.953] * 3]  # midway between logits 1 and 5
+
+
+def test_weights_that_recipes_read_in_other_ways_are_other_models(tmp_path: Path):
+    plain = loaded_from(tmp_path / "best")
+
+    def reading(**parts: Any) -> str:
+        return replace(plain, config=replace(CONFIG, **parts)).reading
+
+    model, stream = CONFIG.model, CONFIG.stream
+    assert reading(model=replace(model, weights="elsewhere.pth")) == plain.reading
+    others = [
+        reading(model=replace(model, attention_weight=0.2)),
+        reading(model=replace(model, num_heads=2)),
+        reading(model=replace(model, head="mean")),
+        reading(stream=replace(stream, mean=(0.5, 0.5, 0.5))),
+        reading(stream=replace(stream, std=(0.5, 0.5, 0.5))),
+    ]
+    assert len({plain.reading, *others}) == 6

@@ -179,6 +179,7 @@ OURS = Origin(
     checkpoint_sha256="a" * 64,
     dataset_fingerprint="b" * 64,
     image_size=32,
+    reading="9" * 16,
     seed=3,
     recalibrated="c" * 64,
     kind="irregular",
@@ -194,6 +195,8 @@ OURS = Origin(
         ({"checkpoint_sha256": "f" * 64}, "its checkpoint_sha256 is ffff"),
         ({"dataset_fingerprint": "f" * 64}, "its dataset_fingerprint is ffff"),
         ({"image_size": 48}, "its image_size is 48, that of this study 32; choose another --out, or delete the file"),
+        ({"reading": "8" * 16}, "the same weights with another head, mean or standard deviation; choose another --out"),
+        ({"reading": ""}, ""),  # of a version that did not note it
         ({"seed": 4}, "its seed is 4, that of this study 3"),
         ({"recalibrated": ""}, "its recalibrated is , that of this study cccc"),
         ({"keep_mask_fingerprints": ("e" * 64, "d" * 64)}, "its fingerprint of keep masks is"),
