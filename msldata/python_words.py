@@ -10,6 +10,9 @@ from typing import ParamSpec, TypeVar
 
 from msldata.errors import UserError
 
+AS_OPTIONS = "as_options"
+"""Attribute of an error that was said in Python's words: its text before, for a command that called the function."""
+
 _Given = ParamSpec("_Given")
 _Got = TypeVar("_Got")
 
@@ -91,6 +94,7 @@ def says_it_in_python(*, has_settings: bool = False) -> Callable[[Callable[_Give
                 return function(*given, **named)
             except (UserError, FileNotFoundError) as error:
                 if len(error.args) == 1 and isinstance(error.args[0], str):
+                    vars(error).setdefault(AS_OPTIONS, error.args[0])
                     error.args = (in_python(error.args[0], function, has_settings=has_settings),)
                 raise
 

@@ -16,6 +16,7 @@ import typer
 
 from msldata.console import err, out, show, standard_output, visible
 from msldata.errors import SKIP_BAD, OptionsNeeded, UserError, replaced
+from msldata.python_words import AS_OPTIONS
 from msldata.workers.no_pandas import hide_pandas
 
 DISTRIBUTION = "msltrain"
@@ -60,6 +61,7 @@ class Commands(typer.core.TyperGroup):
                 raise typer.Exit(getattr(error, "exit_code", 2 if isinstance(error, _MISTAKES) else 1)) from None
             if not isinstance(error, _MISTAKES) or ctx.params.get("debug"):
                 raise
+            error.args = (getattr(error, AS_OPTIONS), *error.args[1:]) if hasattr(error, AS_OPTIONS) else error.args
             code = getattr(error, "exit_code", UserError.exit_code)
             if isinstance(error, OptionsNeeded):
                 typed, instead_of = typed_words(ctx), error.instead_of

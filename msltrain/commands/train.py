@@ -166,6 +166,9 @@ def train(
             )
     if weights is not None and not begun:
         check_weights(weights)
+    if found is not None and found.unfinished and not begun:
+        unfinished = unfinished_said(found.train.rpartition("/")[0] or ".", found.unfinished)
+        show_below(out, f"{unfinished}; now it is trained without", "yellow")
     arguments = sys.argv[1:]
     details: list[str] | None = None
     if fits and found is not None:
@@ -205,9 +208,6 @@ def train(
             show(out, (folder, "green"), ": was finished before, so there is nothing to train")
         _lead_on(place, found if fits else None, is_known=found is not None)
         return
-    if found is not None and found.unfinished:
-        unfinished = unfinished_said(found.train.rpartition("/")[0] or ".", found.unfinished)
-        show_below(out, f"{unfinished}; now it is trained without", "yellow")
     if details is not None:
         _say_in_short(config, details, place, is_new=not begun)
     if (number := launch.num_processes(processes, config.run.device)) > 1:

@@ -176,11 +176,13 @@ def _refuse_photographs(name: str) -> None:
         return
     names = [place.name] if place.is_file() else [path.name for path in (*place.glob("*"), *place.glob("*/*"))]
     if any(PurePosixPath(file).suffix.lower() in (*IMAGE_SUFFIXES, ".csv", ".json") for file in names):
-        called = re.sub(r"[^\w-]+", "_", place.resolve().stem if place.is_file() else place.resolve().name).strip("_")
+        called = (
+            re.sub(r"[^\w-]+", "_", place.resolve().stem if place.is_file() else place.resolve().name).strip("_")
+            or "NAME"
+        )
         raise UserError(
             f"{name}: no finished dataset here; if it holds photographs and their labels, build them in one piece: "
-            f"msl build-shards {shlex.quote(name)} --split all --name {called or 'NAME'}, then give --data "
-            f"{called or 'NAME'}"
+            f"msl build-shards {shlex.quote(name)} --split all --name {called}, then give --data {called}"
         )
 
 

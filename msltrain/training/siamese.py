@@ -227,10 +227,9 @@ class SiameseStep(nn.Module):
             if tensor is not None and not isinstance(tensor, Tensor):
                 raise UserError(f"{name} is a {type(tensor).__name__}; give a tensor")
         images, targets = tuple(image_BCHW.shape), tuple(target_BK.shape)
-        if len(images) != 4 or len(targets) != 2 or images[0] != targets[0]:
+        if len(targets) != 2 or images[:1] != targets[:1]:
             raise UserError(
-                f"image_BCHW is {images} and target_BK {targets}; they must be (B, C, H, W) and (B, K), a row of "
-                "targets for each image"
+                f"image_BCHW is {images} and target_BK {targets}; the latter must be (B, K), a row for each image"
             )
         asked = {
             "keep_mask_B1HW": (images[0], 1, *images[2:]),

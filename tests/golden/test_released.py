@@ -152,7 +152,7 @@ def test_released_resnet_gives_the_described_logits(
     )
     ours = build_model(config, num_classes, image_size=64).eval()
     assert ours.weights is not None and ours.weights.fills_head and ours.weights.ignored == ()
-    assert "and the head, its classes by position as the file does not name them, loaded" in ours.weights.summary()
+    assert "for the head as well, its classes by position as the file does not name them" in ours.weights.summary()
     with torch.inference_mode():
         expected = theirs(images)
         torch.testing.assert_close(ours(images), expected, atol=1e-5, rtol=1e-5)

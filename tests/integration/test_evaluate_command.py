@@ -125,7 +125,7 @@ def test_the_shipped_classifier_is_measured_too_where_thresholds_were_tuned(tmp_
     tuned = compute_metrics(test, tune_thresholds(held_out)).tuned
     [row] = [line for line in output.splitlines() if line.strip().startswith("tuned thresholds ")]
     assert [float(value) for value in row.split()[2:]] == [round(100 * value, 2) for value in asdict(tuned).values()]
-    assert "tuned on all-held-out.parquet (48 images)" in output and "papers compare at 0.5" in output
+    assert "tuned on 48 photographs that training set aside" in output and "papers compare at 0.5" in output
     first = [next(line for line in text.splitlines() if "score ≥ 0.5" in line).split() for text in (plain, output)]
     assert first[0] == first[1]
     write_predictions(replace(test, origin=replace(origin, part="held out")), folder / "all-held-out.parquet")

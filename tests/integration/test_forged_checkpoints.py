@@ -90,7 +90,7 @@ def moments(state: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def unfinished(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take these runs for ones that were stopped: of a finished one, nothing more is read."""
-    monkeypatch.setattr("msltrain.commands.train._was_over", lambda *_: False)
+    monkeypatch.setattr("msltrain.commands.train.was_over", lambda *_: False)
 
 
 @pytest.mark.usefixtures("unfinished")

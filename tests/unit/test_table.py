@@ -81,7 +81,7 @@ def test_a_list_of_classes_gives_the_order(tmp_path):
         open_source("table", path, "train", classes=classes)
     with pytest.raises(FileNotFoundError, match=r"none\.txt: no such list of classes"):
         open_source("table", path, "train", classes=tmp_path / "none.txt")
-    with pytest.raises(UserError, match="voc2007 has its own classes; only these take a list: voc, coco, table"):
+    with pytest.raises(UserError, match="voc2007 has its own classes; only these take a list: voc, coco, cvat, table"):
         open_source("voc2007", tmp_path, "train", classes=classes)
 
 
