@@ -307,4 +307,4 @@ def test_extreme_logits_and_mixed_targets(recognition: str):
 def test_splc_is_told_when_to_correct_labels():
     step = SiameseStep(torch.nn.Identity(), LossConfig(recognition="splc"))
     with pytest.raises(UserError, match="corrects_labels"):
-        step(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 1))
+        step(torch.zeros(1, 2), torch.ones(1, 1), torch.zeros(1, 2))
