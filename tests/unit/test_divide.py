@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from msldata.build.divide import FEWEST, PARTS, assign
+from msldata.build.divide import FEWEST, PARTS, _sides, assign
 from msldata.contract.format import read_index
 from msldata.contract.judging import too_few_to_judge
 from msldata.contract.manifest import read_manifest
@@ -131,6 +131,21 @@ def test_copies_count_each_for_the_bound(seed: int):
     numbers = [number for number in (chance.random() for _ in range(120)) for _ in range(3)]
     side = assign([[n // 6] for n in range(360)], numbers)
     assert max(side.count("val"), side.count("test")) <= 0.225 * 360
+
+
+def test_series_stay_whole_only_where_val_and_test_get_half_their_share():
+    """A long series may fill one of the two and leave nothing to the other."""
+    whole = 0
+    for seed in range(40):
+        chance = random.Random(seed)
+        looks = [look for look in [chance.getrandbits(64) for _ in range(12)] for _ in range(chance.choice([1, 2, 30]))]
+        side, kept = _sides([[0]] * len(looks), [chance.random() for _ in looks], looks, [""] * len(looks))
+        fewest = min(side.count("val"), side.count("test"))
+        assert fewest >= 0.075 * len(looks), seed
+        if kept:
+            whole += 1
+            assert all(len({one for one, look in zip(side, looks) if look == scene}) == 1 for scene in set(looks))
+    assert 0 < whole < 40
 
 
 def scenes(folder: Path, rows: Sequence[tuple[int, int, str]], head: str = "image,labels,site") -> Path:

@@ -56,6 +56,14 @@ def test_columns_of_marks_are_columns_of_classes(tmp_path, yes, no):
     assert one[:2] == (("Hund",), ["", "Hund", ""]) and "columns left alone: Person, Auto" in one[2]
 
 
+@pytest.mark.parametrize(("yes", "no"), [("1,0", "-"), ("1,00", "nein"), ("1.0", "-")])
+def test_a_one_with_a_decimal_comma_or_point_is_a_one(tmp_path, yes, no):
+    rows = [row.replace(",", ";").replace("x", yes).replace(";;", f";{no};") for row in ("a.jpg,x,,x", "b.jpg,,x,x")]
+    classes, labels, said = shown(table(tmp_path, rows, HEADER.replace(",", ";")))
+    assert classes == ("Person", "Hund", "Auto") and labels == ["Person Auto", "Hund Auto"]
+    assert f"labels in 3 columns of marks ({yes} = 1, {no} = 0)" in said
+
+
 def test_upper_and_lower_case_are_one_mark_and_remarks_are_left_alone(tmp_path):
     path = table(tmp_path, ["a.jpg,X,,x,am See", "b.jpg,, x ,,", "c.jpg,,,,im Wald"], f"{HEADER},Bemerkung")
     classes, labels, said = shown(path)
