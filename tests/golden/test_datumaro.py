@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from msldata.contract.records import Record
-from msldata.sources.kinds import open_source
+from msldata.sources.kinds import open_source, select_sources
 from msldata.sources.source import SourceOptions
 from msltrain.__main__ import app
 from tests.conftest import REPOSITORY
@@ -41,10 +41,12 @@ CVAT = """<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</versi
 def test_cvat_xml_through_datumaro(tmp_path, datumaro):
     images(tmp_path / "images", *AB)
     write(tmp_path / "annotations.xml", CVAT)
-    found = read(tmp_path, dataset="datumaro")
-    assert {Path(name).name: labels for split in found.values() for name, labels in split.items()} == AB
-    (split,) = found
-    first = next(open_source("datumaro", tmp_path, split).records())
+    (found,) = select_sources(tmp_path, dataset="datumaro", source=tmp_path)  # we have a reader of our own
+    (split,) = found.splits
+    source = open_source("datumaro", tmp_path, split)
+    records = list(source.records())
+    assert {Path(one.image).name: source.labels.names(one.positives) for one in records} == AB
+    first = records[0]
     assert [(item.box, item.occluded) for item in first.objects] == [((1.0, 2.0, 8.0, 6.0), True)]
 
 
