@@ -115,7 +115,7 @@ def train(
     from msltrain.recipes import configure
     from msltrain.recipes.own import OWN, OWN_BASELINE
     from msltrain.runs.recorded import find_recipe, recipe_name
-    from msltrain.runs.run_places import check_keep_masks, unfinished_said
+    from msltrain.runs.run_places import check_keep_masks, local_test_shards, unfinished_said
     from msltrain.stream.samples.shardset import open_shard_set
     from msltrain.training import seeds as series
 
@@ -206,7 +206,9 @@ def train(
             if fits and configs[folder].data.validates:
                 _tune_thresholds(folder, again=False)
             show(out, (folder, "green"), ": was finished before, so there is nothing to train")
-        _lead_on(place, found if fits else None, is_known=found is not None)
+        _lead_on(
+            place, found if fits else None, is_known=found is not None or bool(local_test_shards(config.data.train))
+        )
         return
     if details is not None:
         _say_in_short(config, details, place, is_new=not begun)
@@ -245,7 +247,7 @@ def train(
         since = f" since it went on after step {result.first_step:,}" if result.first_step else ""
         took = f"{result.seconds:,.0f} s{since}"
         show(out, (result.run_dir, "green"), f": {counted(result.num_steps, 'step')}, {took}")
-    _lead_on(place, found if fits else None, is_known=found is not None)
+    _lead_on(place, found if fits else None, is_known=found is not None or bool(local_test_shards(config.data.train)))
 
 
 def _dataset(name: str) -> Dataset:

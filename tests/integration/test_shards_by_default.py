@@ -66,6 +66,20 @@ def test_an_option_leads_on_as_an_argument_does(place):
     assert msl("evaluate", "--checkpoint", "exported", "--data", "mine").endswith("next: msl predict exported PHOTOS")
 
 
+@pytest.mark.parametrize(
+    ("data", "advised"), [("shards/mine/train", "msl evaluate one"), ("alone", "msl evaluate one --data SHARDS")]
+)
+def test_a_training_leads_on_to_test_shards_that_are_found(place, data, advised):
+    write_images(place / "alone", [6])
+    write_keep_masks(place / "masks", [np.eye(32, dtype=np.uint8)] * 2)
+    settings = ["model.backbone=resnet10t", "stream.image_size=32", "optim.num_epochs=1", "data.validation_fraction=0"]
+    words = ["train", "--recipe", "smoke", "--data", data, "--keep-masks", "masks", "--run", "runs/one"]
+    for one in (*settings, "run.device=cpu", "stream.batch_size=4"):
+        words += ["--set", one]
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert result.exit_code == 0 and " ".join(result.output.split()).endswith(f"next: {advised}"), result.output
+
+
 def test_datasets_of_one_name_elsewhere_have_predictions_of_their_own(place):
     names = {
         str(default_file("runs/mine", shards).name)
