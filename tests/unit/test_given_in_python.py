@@ -100,7 +100,7 @@ def batch() -> dict[str, Any]:
         ("keep_mask_B1HW", (4, 8, 8), r"it must be \(4, 1, 8, 8\)"),
         ("keep_mask_B1HW", (4, 3, 8, 8), r"it must be \(4, 1, 8, 8\)"),
         ("target_BK", (1, 5), r"image_BCHW is \(4, 3, 8, 8\) and target_BK \(1, 5\)"),
-        ("target_BK", (4,), r"target_BK \(4,\); they must be \(B, C, H, W\) and \(B, K\)"),
+        ("target_BK", (4,), r"target_BK \(4,\); the latter must be \(B, K\)"),
         ("image_BCHW", (3, 8, 8), r"image_BCHW is \(3, 8, 8\)"),
         ("ignore_BK", (4, 1), r"ignore_BK is \(4, 1\); it must be \(4, 5\)"),
         ("masked_ignore_BK", (1, 5), r"masked_ignore_BK is \(1, 5\); it must be \(4, 5\)"),
