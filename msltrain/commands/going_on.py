@@ -31,17 +31,17 @@ def refuse_twice(typed: Mapping[str, Any], settings: Sequence[str]) -> None:
     """Raise UserError where an option and ``--set`` say different things of one field.
 
     Args:
-        typed: the values of options; None where one was not typed.
+        typed: the values of options, by the field that they set; None where one was not typed.
         settings: what ``--set`` was given.
     """
     from msldata.errors import UserError
 
-    fields = {option: field for field, option in OPTIONS.items()}
     for setting in settings:
         field, _, value = (part.strip() for part in setting.partition("="))
-        for option, said in typed.items():
-            if fields[option] == field and said is not None and str(said) != value:
-                raise UserError(f"{field} is set twice: {option} {said} and --set {setting}; leave one of them out")
+        said = typed.get(field) if field in OPTIONS else None
+        if said is not None and str(said) != value:
+            option = OPTIONS[field]
+            raise UserError(f"{field} is set twice: {option} {said} and --set {setting}; leave one of them out")
 
 
 def check_unused(place: str, context: typer.Context, run: str | None, dataset: Dataset | None) -> None:

@@ -140,7 +140,7 @@ def train(
     settings += set_ or []
     is_alone = "LOCAL_RANK" not in os.environ  # to a late process the first one's run would look old; hosts lack it
     if is_alone:
-        refuse_twice({option: plain.get(field) for field, option in OPTIONS.items()}, set_ or ())
+        refuse_twice(plain, set_ or ())
     typed = {field: option for field, option in OPTIONS.items() if plain.get(field) is not None}
     typed |= dict.fromkeys(_OF_PAPER_PROTOCOL, "--paper-protocol") if paper_protocol else {}
     typed |= {"keep_mask.kind": "--keep-masks"} if keep_masks else {}
@@ -201,14 +201,13 @@ def train(
     if not allow_changes and is_alone:
         for folder, stored in begun.items():
             check_same(folder, stored, configs[folder], typed)
+    is_known = found is not None or bool(local_test_shards(config.data.train))
     if is_alone and all(was_over(folder, begun.get(folder), one) for folder, one in configs.items()):
         for folder in folders:
             if fits and configs[folder].data.validates:
                 _tune_thresholds(folder, again=False)
             show(out, (folder, "green"), ": was finished before, so there is nothing to train")
-        _lead_on(
-            place, found if fits else None, is_known=found is not None or bool(local_test_shards(config.data.train))
-        )
+        _lead_on(place, found if fits else None, is_known=is_known)
         return
     if details is not None:
         _say_in_short(config, details, place, is_new=not begun)
@@ -247,7 +246,7 @@ def train(
         since = f" since it went on after step {result.first_step:,}" if result.first_step else ""
         took = f"{result.seconds:,.0f} s{since}"
         show(out, (result.run_dir, "green"), f": {counted(result.num_steps, 'step')}, {took}")
-    _lead_on(place, found if fits else None, is_known=found is not None or bool(local_test_shards(config.data.train)))
+    _lead_on(place, found if fits else None, is_known=is_known)
 
 
 def _dataset(name: str) -> Dataset:

@@ -70,6 +70,11 @@ class Origin:
     """Digest of what else decides the answers of the weights: head, mean and standard deviation, the way to the square.
     Empty in older files, as ``image_size`` is 0 in older ones still."""
 
+    @property
+    def is_of_plain_views(self) -> bool:
+        """Whether each image was seen once, and whole."""
+        return not self.keep_masks and not self.test_time
+
     def is_of_same_model(self, other: Origin) -> bool:
         """Whether both are of the same weights, read in the same way as far as both say how."""
         return (

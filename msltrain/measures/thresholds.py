@@ -72,7 +72,7 @@ def held_out_beside(test: Predictions, folders: Iterable[Path]) -> Predictions |
             require_other_samples(found, test)
         except (UserError, OSError):
             continue
-        if not found.origin.keep_masks and not found.origin.test_time:
+        if found.origin.is_of_plain_views:
             return found
     return None
 

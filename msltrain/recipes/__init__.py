@@ -9,7 +9,6 @@ from msldata.errors import UserError, did_you_mean
 from msldata.storage import Location, one_or_many
 from msltrain.config import TrainConfig, override
 from msltrain.recipes.catalogue import RECIPES, Recipe
-from msltrain.registered import load_own
 from msltrain.settings import Settings, given
 
 __all__ = ["RECIPES", "Recipe", "configure", "recipe"]
@@ -67,7 +66,6 @@ def _own_tag(backbone: str) -> str:
     """
     import timm
 
-    load_own()
     architecture, _, tag = backbone.partition(".")
     if tag:
         return tag

@@ -296,15 +296,12 @@ def thresholds_of(loaded: LoadedRecogniser) -> tuple[np.ndarray, str]:
     """
     if loaded.thresholds:
         return np.array(loaded.thresholds), loaded.threshold_origin or "of the export"
+    # A weights file may be read by several recipes.
+    here = Origin(checkpoint_sha256=loaded.sha256, image_size=loaded.config.stream.image_size, reading=loaded.reading)
     for file in loaded.prediction_files(HELD_OUT_FILES):
         held_out = read_predictions(file)
         origin = held_out.origin
-        of_whole_images = not origin.keep_masks and not origin.test_time
-        # A weights file may be read by several recipes.
-        here = Origin(
-            checkpoint_sha256=loaded.sha256, image_size=loaded.config.stream.image_size, reading=loaded.reading
-        )
-        if origin.is_of_same_model(here) and held_out.classes == loaded.classes and of_whole_images:
+        if origin.is_of_same_model(here) and held_out.classes == loaded.classes and origin.is_of_plain_views:
             logit_K = tune_thresholds(held_out)
             return 1 / (1 + np.exp(-logit_K)), threshold_origin(held_out)
     return np.full(len(loaded.classes), 0.5), "0.5 for every class"
