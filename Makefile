@@ -17,9 +17,10 @@ help:  ## show this list
 demo: $(READY)  ## raw data -> shards -> training -> report, about 6 minutes on 2 cores
 	$(BIN)/python cli.py demo
 
-# Three on two cores: a fifth of the time tests wait, for servers, children and each other.
+# Three on two cores: a fifth of the time tests wait, for servers, children and each other. A file stays in one
+# process, so that what its tests share is made once; in the order of the folders, for unit tests fill the end best.
 test: lint  ## format, lint, types and the tests
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: $(TESTABLE)  ## format, lint and types only
 	$(BIN)/ruff check .
