@@ -209,11 +209,11 @@ def train(
             show(out, (folder, "green"), ": was finished before, so there is nothing to train")
         _lead_on(place, found if fits else None, is_known=is_known)
         return
-    if details is not None:
-        _say_in_short(config, details, place, is_new=not begun)
     if (number := launch.num_processes(processes, config.run.device)) > 1:
         restarts = launch.MAX_RESTARTS if resume is ResumeChoice.auto else 0
         raise typer.Exit(launch.launch(arguments, number, max_restarts=restarts))
+    if details is not None:  # by the process that trains: of several, the first one's words are shown
+        _say_in_short(config, details, place, is_new=not begun)
     with working("starting"):  # it takes seconds to import torch
         from msltrain.training.display import TrainingDisplay
         from msltrain.training.trainer import train

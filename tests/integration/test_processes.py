@@ -88,6 +88,14 @@ def test_training_in_two_processes_speaks_once(place: Path, two: str):
     assert two.count("last validation mAP") == two.count("runs/two: ") == two.count("parameters on 2 × cpu") == 1, two
 
 
+@pytest.mark.slow
+def test_what_is_chosen_for_ones_own_photographs_is_said_once(place: Path):
+    write_images(place / "shards/mine/train", [40])
+    output = run(["msl", "train", "mine", *SMALL, "--processes", "2", "--epochs", "1"], place)
+    assert output.count("network: test_efficientnet") == output.count("all of it goes to runs/mine") == 1, output
+    assert world_sizes(place / "runs/mine") == [2]
+
+
 def test_a_mistake_of_all_is_one_message(place: Path, two: str):
     words = [word for word in documented("msl train --recipe smoke") if word not in ("--resume", "auto")]
     output = run([*words, *SMALL], place, expected=2)
