@@ -146,7 +146,10 @@ def check_same(place: str, begun: TrainConfig, config: TrainConfig, typed: Mappi
         training_data,
     )
 
-    words = {field: option if option in OPTIONS.values() else f"{option}: {field}" for field, option in typed.items()}
+    words = {
+        field: option if option in (*OPTIONS.values(), f"--set {field}") else f"{option}: {field}"
+        for field, option in typed.items()
+    }
     changes = changed_settings(begun, config, words)
     others = set(differences(begun, config)) - set(MAY_DIFFER)
     meant = [] if others - set(typed) else list(dict.fromkeys(typed[field] for field in sorted(others)))

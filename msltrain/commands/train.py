@@ -145,7 +145,7 @@ def train(
     typed |= dict.fromkeys(_OF_PAPER_PROTOCOL, "--paper-protocol") if paper_protocol else {}
     typed |= {"keep_mask.kind": "--keep-masks"} if keep_masks else {}
     said = {one.partition("=")[0].strip() for one in set_ or ()}
-    typed = {field: option for field, option in typed.items() if field not in said}
+    typed |= {field: f"--set {field}" for field in said}
     fits = recipe in (None, OWN, OWN_BASELINE)
     found = _dataset(dataset or data or "") if dataset is not None or (recipe and fits) else None
     end = "-baseline" if recipe == OWN_BASELINE else ""  # beside the run that it is compared with

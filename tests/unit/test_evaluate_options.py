@@ -116,8 +116,8 @@ def test_the_spread_of_a_series_is_that_of_its_own_runs(tmp_path: Path, monkeypa
     [
         ("--lr 0.5", "leave --lr out to go on with it"),
         ("--lr 0.5 --set optim.lr_batch_size=16", "leave --lr out to go on with it"),
-        ("--set optim.lr=0.5", "give the same config and data"),
-        ("--set", "give the same config and data"),
+        ("--set optim.lr=0.5", "leave --set optim.lr out to go on with it"),
+        ("--set", "leave --set optim.lr out to go on with it"),
         ("--epochs 9 --lr 0.5 --set run.log_every=1", "leave --lr and --epochs out to go on with it"),
     ],
 )
