@@ -55,7 +55,7 @@ MISTAKES = {
     "train mine --resume auto --set model.weights=w.pth": "first weights belong to a new run. --allow-changes",
     "train mine --resume auto --epochs 99": "(--epochs was 2, is 99); leave --epochs out to go on with it",
     "train mine --resume auto --batch-size 3 --lr 0.5": "leave --lr and --batch-size out to go on with it",
-    "train mine --resume auto --set optim.num_epochs=99": "(optim.num_epochs was 2, is 99); give the same config",
+    "train mine --resume auto --set optim.num_epochs=99": "(--set optim.num_epochs was 2, is 99); leave --set",
     "train mine --resume auto --keep-masks masks": "(--keep-masks: keep_mask.kind was 'generated', is 'stored'",
     "train mine --resume auto --paper-protocol": "--paper-protocol: data.validation_fraction was",
     "train other --resume auto": "runs/other is a run; `msl train mine --run runs/other --resume auto` goes on with it",
