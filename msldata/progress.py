@@ -1,7 +1,9 @@
-"""Progress bars, and lines that stay above them, on one terminal."""
+"""Progress bars, and lines that stay above them, on one terminal; where nobody watches, a line about what lasts."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,12 +14,19 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
-from msldata.console import SafeConsole, err, is_watched, out
+from msldata.console import SafeConsole, err, is_watched, out, show
+
+FAST_SECONDS = 5.0
+"""In a log, nothing is said of what is over by then."""
+QUIET_SECONDS = 30.0
+"""A line comes so often there."""
 
 _alive: list[Bars] = []
 
@@ -73,15 +82,41 @@ def no_bars() -> Iterator[None]:
 
 
 @contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say what the block does: on a terminal beside the seconds, which vanish with it; in a log a line if it lasts.
+
+    Args:
+        what: such as "loading the model".
+    """
+    bars = Bars(SpinnerColumn("line"), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with bars:
+        bars.add_task(what, total=None)
+        with _lines(lambda: what, is_needed=bars.disable):
+            yield
+
+
+@contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar that vanishes when it is done; the block gets a function to feed it with (done, total).
 
-    Results and messages that the block prints stay above it. Where nobody watches, as in a log, there is none.
+    Results and messages that the block prints stay above it. Where nobody watches, as in a log, a line comes within
+    seconds and then twice a minute, if it lasts.
     """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns) as bar:
+    so_far = [0, 0]
+
+    def said() -> str:
+        done, total = so_far
+        return f"{what}: {done:,} of {total:,}" if total else what
+
+    with Bars(*columns) as bar, _lines(said, is_needed=bar.disable):
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def update(done: int, total: int) -> None:
+            so_far[:] = done, total
+            bar.update(task, completed=done, total=total)
+
+        yield update
 
 
 @contextmanager
@@ -99,3 +134,26 @@ def byte_progress_bar() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, completed=done, total=total)
 
         yield update
+
+
+@contextmanager
+def _lines(said: Callable[[], str], *, is_needed: bool) -> Iterator[None]:
+    """Lines on standard error while the block lasts."""
+    is_over = threading.Event()
+
+    def speak() -> None:
+        patience = FAST_SECONDS
+        began = time.monotonic()
+        while not is_over.wait(patience):
+            show(err, f"{said()}, {time.monotonic() - began:.0f} s so far")
+            patience = QUIET_SECONDS
+
+    thread = threading.Thread(target=speak, daemon=True)
+    if is_needed:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        if is_needed:
+            thread.join()

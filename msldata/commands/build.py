@@ -12,7 +12,7 @@ import typer
 from msldata.commands import Overwrite, Workers, Yes, command_without, data_root, local_path
 from msldata.commands.recorded import confirm_replacement, offer_replacement, recorded_command
 from msldata.console import OnError, err, next_step, out, show, show_below
-from msldata.progress import progress_bar
+from msldata.progress import progress_bar, working
 
 LabelsAre = Annotated[
     str | None,
@@ -224,7 +224,7 @@ def build_shards(
         divided: dict[str, Source] = {}
         notes: dict[str, None] = {}
         if parts is not None:
-            with err.status(f"{name or found.dataset}: reading all photographs once, to divide them"):
+            with working(f"{name or found.dataset}: reading all photographs once, to divide them"):
                 whole = open_source(
                     found.dataset, found.root, WHOLE_SPLIT, name, options=options, negative=negative or ()
                 )
@@ -234,7 +234,7 @@ def build_shards(
                 show_below(out, few, "yellow")
         plans: list[tuple[BuildPlan, Storage]] = []
         for chosen in divided or found.splits:
-            with err.status(f"{name or found.dataset} {chosen}: reading annotations"):
+            with working(f"{name or found.dataset} {chosen}: reading annotations"):
                 opened = divided.get(chosen) or open_source(
                     found.dataset, found.root, chosen, name, options=options, negative=negative or ()
                 )
@@ -268,7 +268,7 @@ def build_shards(
             label = f"{name or found.dataset} {plan.split}"
             changed = "" if overwrite else changed_since_built(plan, target)
             if dry_run:
-                with err.status(f"{label}: timing a few images"):
+                with working(f"{label}: timing a few images"):
                     estimate = estimate_build(plan, target, num_workers=workers, overwrite=overwrite)
                 show_estimate(out, label, plan, estimate, target.url)
                 continue

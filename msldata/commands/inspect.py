@@ -9,7 +9,7 @@ import typer
 
 from msldata.commands import Workers, data_root, local_path
 from msldata.console import err, out, show, standard_output
-from msldata.progress import progress_bar
+from msldata.progress import progress_bar, working
 
 Shards = Annotated[
     str,
@@ -129,7 +129,7 @@ def doctor(
     from msldata.commands.display import show_checks
     from msldata.inspect.doctor import USUAL_SHARDS, examine_raw, examine_shards
 
-    with err.status("counting what is there"):
+    with working("counting what is there"):
         raw = examine_raw(data_root(), shards)
         built = examine_shards(shards, raw)
     own = [check for check in built if check.name not in USUAL_SHARDS]

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from msldata.console import gigabytes, out, standard_output
 from msldata.errors import counted
+from msldata.progress import progress_bar
 from msltrain.commands.options import BatchSize, Cache, CacheLimit, Json
-from msltrain.commands.working import counting
 
 
 class Place(StrEnum):
@@ -56,7 +56,7 @@ def bench_stream(
         read_ahead_mb=read_ahead_mb,
         resize=resize.value,
     )
-    with counting("streaming") as progress:
+    with progress_bar("streaming") as progress:
         found = measure_stream(shards, config, seconds=seconds, max_images=images, on_progress=progress)
     lost = None
     if gpu_rate is not None and found.gpus_fed(gpu_rate) >= 1:

@@ -14,6 +14,7 @@ from rich.table import Table
 from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, next_step, out, show, standard_output
 from msldata.errors import counted
+from msldata.progress import progress_bar, working
 from msltrain.commands.options import (
     BatchSize,
     Cache,
@@ -36,7 +37,6 @@ from msltrain.commands.options import (
     run_place,
     shards_to_measure,
 )
-from msltrain.commands.working import counting, working
 from msltrain.pages.text import percent
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def evaluate(
             file = out_ or default_file(
                 each, place, keep_masks or [], held_out=held_out, flip=flip, scales=scales or (), seed=seed
             )
-            with counting("evaluating" if len(runs) == 1 else f"evaluating {Path(each).name}") as progress:
+            with progress_bar("evaluating" if len(runs) == 1 else f"evaluating {Path(each).name}") as progress:
                 answers = evaluate(
                     each,
                     place,
@@ -398,7 +398,7 @@ def robustness(
         cache="" if cache is None else str(cache),
         cache_limit_gb=gigabytes(cache_limit),
         on_sample_error=on_sample_error.value,
-        progress=lambda what: counting(f"measuring {what}"),
+        progress=lambda what: progress_bar(f"measuring {what}"),
         note=lambda text: err.print(text, markup=False, soft_wrap=True),
     )
     if not is_first_process():

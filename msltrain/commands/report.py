@@ -11,8 +11,8 @@ import typer
 from msldata.commands import local_path
 from msldata.console import err, next_step, out, show
 from msldata.errors import counted
+from msldata.progress import progress_bar, working
 from msltrain.commands.options import Device, OnDevice, RunArguments, SomeCheckpoints, named_models
-from msltrain.commands.working import counting, working
 
 
 def report(
@@ -68,7 +68,7 @@ def report(
         shards=data and find_evaluation_shards(data),
         keep_masks=keep_masks or (),
         device=device,
-        progress=lambda what: counting(f"evaluating {what}"),
+        progress=lambda what: progress_bar(f"evaluating {what}"),
     )
     runs, shards = gathered.runs, gathered.shards
     for text in (text for one in runs for text in (one.unfinished, *one.met) if text):

@@ -14,10 +14,10 @@ import typer
 from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, next_step, out, show, show_below
 from msldata.errors import counted
+from msldata.progress import progress_bar, working
 from msltrain.commands.going_on import OPTIONS, begun_with, check_same, check_unused, refuse_twice, was_over
 from msltrain.commands.options import AnyCheckpoints, Cache, Processes, run_place
 from msltrain.commands.recipes import complete_recipe, complete_setting
-from msltrain.commands.working import counting, working
 
 if TYPE_CHECKING:
     from msltrain.config import TrainConfig
@@ -359,7 +359,7 @@ def _tune_thresholds(run: str | Path, *, again: bool = True) -> None:
     from msltrain.evaluation.evaluate import evaluate
     from msltrain.measures.thresholds import threshold_origin
 
-    with counting("tuning thresholds") as progress:
+    with progress_bar("tuning thresholds") as progress:
         predictions = evaluate(run, shards, held_out=True, out=file, progress=progress)
     out.print(f"thresholds: {threshold_origin(predictions)}", soft_wrap=not out.is_terminal)
 

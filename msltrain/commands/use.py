@@ -12,6 +12,7 @@ import typer
 from msldata.commands import local_path
 from msldata.console import OnError, err, next_step, out, show
 from msldata.errors import counted, few_of
+from msldata.progress import progress_bar, working
 from msltrain.commands.options import (
     BatchSize,
     Classes,
@@ -28,7 +29,6 @@ from msltrain.commands.options import (
     named_models,
     run_place,
 )
-from msltrain.commands.working import counting, working
 
 
 class OutputFormat(StrEnum):
@@ -129,7 +129,7 @@ def predict(
         top_k=num_shown, keep_mask=keep_mask, polarity=polarity, on_error=on_error.value, batch_size=batch_size
     )
     try:
-        with counting("predicting") as progress:
+        with progress_bar("predicting") as progress:
             found = predict_many(
                 checkpoint,
                 pictures,

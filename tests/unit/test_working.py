@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from msldata import progress as module
+from msldata.progress import progress_bar, working
 from msltrain.__main__ import app
-from msltrain.commands import working as module
-from msltrain.commands.working import counting, working
 
 
 @pytest.fixture
@@ -33,14 +33,14 @@ def wait_for(said: io.StringIO, words: str) -> None:
 def test_a_log_hears_what_lasts(log):
     with working("loading the model"):
         wait_for(log, "loading the model, 0 s so far")
-    with counting("evaluating") as progress:
+    with progress_bar("evaluating") as progress:
         progress(3, 2000)
         wait_for(log, "evaluating: 3 of 2,000, ")
 
 
 def test_what_is_fast_says_nothing(log, monkeypatch):
     monkeypatch.setattr(module, "FAST_SECONDS", 600.0)
-    with working("loading the model"), counting("evaluating") as progress:
+    with working("loading the model"), progress_bar("evaluating") as progress:
         progress(3, 2000)
     assert log.getvalue() == ""
 
