@@ -25,6 +25,7 @@ from msldata.sources.source import (
     unknown_split,
 )
 from msldata.sources.spelling import as_stored
+from msldata.sources.tables.notes import not_listed
 from msldata.sources.voc_xml import parse_xml
 from msldata.storage import Storage, open_storage, regular
 
@@ -71,12 +72,14 @@ class Cvat:
         else:
             self.labels = _labels(document, self._where)
         self._keep_unlabelled = options.keep_unlabelled
+        listed = [self._stored(entry) for entry in document.iterfind("image") if is_inside(entry.get("name", ""))]
+        note = not_listed(self.images.path(), listed, f"not in {name}")
+        self.notes: tuple[str, ...] = (note,) if note else ()
         self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = {}
 
     def records(self) -> Iterator[Record]:
         """The subset's images, in the order of the file."""
-        folders = ("images/", f"images/{self._entries[0].get('subset', '')}/", "")
         dropped = 0
         for entry in self._entries:
             try:
@@ -88,10 +91,15 @@ class Cvat:
             if not (record.positives or self._keep_unlabelled):
                 dropped += 1
                 continue
-            paths = [as_stored(self.images, folder + record.image) for folder in folders]
-            yield replace(record, image=next((path for path in paths if self.images.exists(path)), paths[0]))
+            yield replace(record, image=self._stored(entry))
         if dropped:
             self.counts["dropped_without_annotations"] = dropped
+
+    def _stored(self, entry: ElementTree.Element) -> str:
+        """Where the image of an entry lies: in CVAT's folder, in that of its subset there, or beside the XML."""
+        folders = ("images/", f"images/{entry.get('subset', '')}/", "")
+        paths = [as_stored(self.images, folder + entry.get("name", "")) for folder in folders]
+        return next((path for path in paths if self.images.exists(path)), paths[0])
 
 
 def available_splits(root: Location, options: SourceOptions = NO_OPTIONS) -> tuple[str, ...]:

@@ -156,3 +156,11 @@ def test_it_is_built(tmp_path):
     result = CliRunner().invoke(app, [*words, "--split", "all"])
     assert result.exit_code == 0, result.output
     assert "3 classes: fox 2, Wölfe 1, badger 1" in " ".join(result.output.split())
+
+
+def test_photographs_that_it_does_not_list_are_named(tmp_path):
+    root = export(tmp_path, subsets=("Train", "Val"))
+    assert open_source("cvat", root, "train").notes == ()  # what another subset has is listed
+    (root / "images" / "Süd" / "new.jpg").write_bytes(jpeg(9))
+    (note,) = open_source("cvat", root, "val").notes
+    assert note == "1 photograph is not in annotations.xml: images/Süd/new.jpg; it is left out"

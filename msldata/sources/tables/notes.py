@@ -73,12 +73,13 @@ def without_labels(rows: Sequence[tuple[str, str, Any]], *, kept: bool = True) -
     )
 
 
-def not_listed(root: Path | None, images: Sequence[str]) -> str:
-    """A note about photographs beside the listed ones that are on no line; empty where there is none.
+def not_listed(root: Path | None, images: Sequence[str], where: str = "on no line") -> str:
+    """A note about photographs beside the listed ones that no label is for; empty where there is none.
 
     Args:
         root: the local folder of the images; of a remote one nothing is said.
         images: their paths there.
+        where: they are not, in words.
     """
     if root is None:
         return ""
@@ -92,7 +93,7 @@ def not_listed(root: Path | None, images: Sequence[str]) -> str:
             if is_photograph and path not in listed:
                 left.append(path)
     are, left_out = ("is", "it is left out") if len(left) == 1 else ("are", "they are left out")
-    return f"{counted(len(left), 'photograph')} {are} on no line: {few_of(left, _SHOWN)}; {left_out}" if left else ""
+    return f"{counted(len(left), 'photograph')} {are} {where}: {few_of(left, _SHOWN)}; {left_out}" if left else ""
 
 
 def _cell(cell: Any) -> str:
