@@ -84,6 +84,13 @@ def tell_branches_apart(
     return own_norms
 
 
+def masked_norms(network: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Each BatchNorm of ``network`` with what normalises masked images in its place, where something else does."""
+    for module in network.modules():
+        if isinstance(module, _BranchNorm) and (masked := module.norms[1]) is not None:
+            yield module, masked
+
+
 def _silent(norm: nn.Module) -> nn.Module:
     """The same norm with the same parameters, in training mode, with scratch running statistics that nobody reads.
     Without any, the kernel would keep other tensors for the backward pass, and a second computation must keep the same

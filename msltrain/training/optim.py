@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from msltrain.config import OptimConfig
 from msltrain.models.backbone import Backbone
+from msltrain.models.branchnorm import masked_norms
 
 CLASSIFIER = "classifier"
 """Parameters with this word in their name learn at ``lr * classifier_lr_factor``, as published."""
@@ -74,14 +75,19 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def _layer_factors(config: OptimConfig, model: nn.Module) -> dict[nn.Parameter, float]:
-    """The factor of each backbone parameter: ``layer_decay`` to the number of layers behind its own."""
+    """The factor of each backbone parameter: ``layer_decay`` to the number of layers behind its own. Norms of masked
+    images have that of the norms they stand for."""
     backbone = next((module for module in model.modules() if isinstance(module, Backbone)), None)
     if config.layer_decay == 1 or backbone is None:
         return {}
     layers = backbone.layers()
     learning = {name: one for name, one in backbone.network.named_parameters() if one.requires_grad}
     last = max((layers[name] for name in learning), default=0)
-    return {one: config.layer_decay ** (last - layers[name]) for name, one in learning.items()}
+    factors = {one: config.layer_decay ** (last - layers[name]) for name, one in learning.items()}
+    for norm, masked in masked_norms(backbone.network):
+        pairs = zip(norm.parameters(), masked.parameters(), strict=True)
+        factors |= {of_masked: factors[one] for one, of_masked in pairs if one in factors}
+    return factors
 
 
 def is_optimizer_state(state: Any) -> bool:

@@ -108,6 +108,26 @@ def test_layers_learn_the_slower_the_nearer_they_are_to_the_image():
         learner("model.backbone=caformer_s18", "optim.layer_decay=0.9")
 
 
+@pytest.mark.parametrize("mode", ["shared", "running", "split"])
+def test_norms_of_masked_images_learn_as_fast_as_those_they_stand_for(mode):
+    one = learner("loss.masked_weight=0.5", "optim.layer_decay=0.5", f"loss.bn_mode={mode}")
+    factors = sorted(group["lr_factor"] for group in one.optimizer.param_groups for _ in group["params"])
+    plain = learner("optim.layer_decay=0.5")
+    expected = [group["lr_factor"] for group in plain.optimizer.param_groups for _ in group["params"]]
+    if mode == "split":
+        norms = {
+            id(own)
+            for norm in plain.recogniser.modules()
+            if isinstance(norm, torch.nn.BatchNorm2d)
+            for own in norm.parameters()
+        }
+        expected += [
+            group["lr_factor"] for group in plain.optimizer.param_groups for own in group["params"] if id(own) in norms
+        ]
+        assert len(norms) > 10 and len(set(expected)) > 3
+    assert factors == sorted(expected)
+
+
 def test_a_frozen_backbone_stays_as_it_is():
     one = learner("model.freeze_backbone=true", "optim.ema_decay=0.9", "optim.weight_decay=0.1")
     one.step_module.train()
