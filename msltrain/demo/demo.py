@@ -96,8 +96,10 @@ def _plan(out: Path, size: _Size) -> list[Step]:
     steps: list[Step] = []
 
     def add(name: str, title: str, product: Path, *arguments: object) -> None:
-        begun = out / "runs" / name.removeprefix("train-") / "config.json" if name.startswith("train-") else None
-        steps.append(Step(name=name, title=title, arguments=tuple(map(str, arguments)), product=product, begun=begun))
+        trains = name.startswith("train-")
+        begun = out / "runs" / name.removeprefix("train-") / "config.json" if trains else None
+        words = tuple(map(str, arguments))
+        steps.append(Step(name=name, title=title, arguments=words, product=product, begun=begun, beside=trains))
 
     voc, shards, masks, heldout = out / "raw/VOCdevkit/VOC2007", out / "shards", out / "masks", out / "heldout-masks"
     train, test = shards / DATASET / "trainval", shards / DATASET / "test"

@@ -6,19 +6,25 @@ import json
 import shlex
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 
 from rich.console import Console
 
 from msldata.console import show
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
+from msldata.workers.processes import available_cpus
 from msltrain.hosts.program import program_command, program_environment
 
 _LIST_NAME = "steps.json"
 _GRACE_SECONDS = 3
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +41,11 @@ class StepStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepOutput:
-    """The running command printed a line."""
+    """A running command printed a line."""
 
     line: str
+    number: int = 0
+    """Of its step, where several run beside each other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +55,8 @@ class StepFinished:
     seconds: float
     """Wall time; that of the earlier run when ``skipped``."""
     skipped: bool
+    number: int = 0
+    """As in `StepOutput`."""
 
 
 CommandEvent = StepStarted | StepOutput | StepFinished
@@ -66,11 +76,15 @@ class Step:
     """A path that exists once the command has succeeded."""
     begun: Path | None = None
     """For a training run: a path that exists once ``--resume auto`` has something to continue from."""
+    beside: bool = False
+    """Its neighbours that may, too, run at the same time, as many as there are cores. Small networks learn faster so
+    than one after the other with all cores each, and one thread adds up in the same order on any machine."""
 
     @property
     def command(self) -> str:
         """As a user would type it."""
-        return shlex.join(("msl", *self.arguments))
+        one_thread = "".join(f"{name}={value} " for name, value in _ONE_THREAD.items()) if self.beside else ""
+        return one_thread + shlex.join(("msl", *self.arguments))
 
 
 def run_steps(steps: Sequence[Step], out: Path, *, what: str, on_event: OnStep = lambda event: None) -> None:
@@ -86,67 +100,124 @@ def run_steps(steps: Sequence[Step], out: Path, *, what: str, on_event: OnStep =
         UserError: a command failed, or its product is missing; the message names it, its last words and its log.
     """
     finished = _read_finished(out)
-    for number, step in enumerate(steps, start=1):
-        on_event(StepStarted(number=number, num_steps=len(steps), title=step.title, command=step.command))
-        skipped = step.command in finished and step.product.exists()
-        if not skipped:
-            finished[step.command] = _run(step, out, what, on_event)
+    waiting = list(enumerate(steps, start=1))
+    while waiting:
+        together = list(takewhile(lambda one: one[1].beside, waiting)) or waiting[:1]
+        del waiting[: len(together)]
+        _run_together(together, len(steps), out, what, finished, on_event)
+
+
+def _run_together(
+    steps: Sequence[tuple[int, Step]],
+    num_steps: int,
+    out: Path,
+    what: str,
+    finished: dict[str, float],
+    on_event: OnStep,
+) -> None:
+    """Run numbered steps beside each other, add them to the finished ones, and leave none running whatever happens."""
+    waiting, running = deque(steps), list[_Running]()
+    heard = SimpleQueue[tuple[_Running, str | None]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < available_cpus():
+                number, step = waiting.popleft()
+                on_event(StepStarted(number=number, num_steps=num_steps, title=step.title, command=step.command))
+                marked = number if len(steps) > 1 else 0
+                if step.command in finished and step.product.exists():
+                    on_event(StepFinished(seconds=finished[step.command], skipped=True, number=marked))
+                else:
+                    running.append(_Running(step, marked, out, heard))
+            if not running:
+                continue
+            one, line = heard.get()
+            if line is not None:
+                on_event(StepOutput(line=line, number=one.number))
+                continue
+            finished[one.step.command] = seconds = one.result(what)
+            running.remove(one)
             LocalStorage(out).put(_LIST_NAME, (json.dumps(finished, indent=2) + "\n").encode())
-        on_event(StepFinished(seconds=finished[step.command], skipped=skipped))
+            on_event(StepFinished(seconds=seconds, skipped=False, number=one.number))
+    finally:
+        _let_end([one.process for one in running])
 
 
-def _run(step: Step, out: Path, what: str, on_event: OnStep) -> float:
-    """Run one command, pass on its output and keep it in a log; return the seconds it took."""
-    log = out / "logs" / f"{step.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    arguments = step.arguments
-    if step.begun is not None and step.begun.exists():
-        arguments += ("--resume", "auto")
-    began = time.perf_counter()
-    lines: list[str] = []
-    with (
-        open(log, "w", encoding="utf-8") as file,
-        subprocess.Popen(
-            program_command(*arguments),
-            env=patient_environment(),
+class _Running:
+    """A command in its process: a thread keeps what it prints in a log, and puts it into a queue; at its end, None.
+
+    Args:
+        number: passed on with each line.
+        out: folder of the logs.
+        heard: where the lines go.
+    """
+
+    def __init__(self, step: Step, number: int, out: Path, heard: SimpleQueue[tuple[_Running, str | None]]):
+        self.step, self.number, self._out, self._heard = step, number, out, heard
+        self._log = out / "logs" / f"{step.name}.log"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._lines: list[str] = []
+        self._failure: OSError | None = None
+        goes_on = step.begun is not None and step.begun.exists()
+        self._began = time.perf_counter()
+        self.process = subprocess.Popen(
+            program_command(*step.arguments, *(("--resume", "auto") if goes_on else ())),
+            env=patient_environment() | (_ONE_THREAD if step.beside else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             encoding="utf-8",
             errors="replace",
-        ) as process,
-    ):
-        assert process.stdout is not None
+        )
+        Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
         try:
-            print(f"$ {step.command}", file=file, flush=True)
-            for line in process.stdout:
-                file.write(line)
-                file.flush()
-                if line.strip():
-                    lines.append(line.rstrip())
-                    on_event(StepOutput(line=line.rstrip()))
-        except BaseException:
-            _let_end(process)
-            raise
-    if process.returncode != 0:
-        last_words = "\n  ".join(lines[-8:]) or "(it printed nothing)"
-        raise UserError(
-            f"this step of the {what} failed with exit code {process.returncode}:\n  {step.command}\n  {last_words}\n"
-            f"its log is {log}; run the same {what} again to go on from here, or delete {out} to start over"
-        )
-    if not step.product.exists():
-        raise UserError(
-            f"this step of the {what} ended without its product, {step.product}:\n  {step.command}\nits log is {log}"
-        )
-    return time.perf_counter() - began
+            with self.process.stdout as lines, open(self._log, "w", encoding="utf-8") as file:
+                print(f"$ {self.step.command}", file=file, flush=True)
+                for line in lines:
+                    file.write(line)
+                    file.flush()
+                    if line.strip():
+                        self._lines.append(line.rstrip())
+                        self._heard.put((self, line.rstrip()))
+        except OSError as error:  # such as a full disk
+            self._failure = error
+        self._heard.put((self, None))
+
+    def result(self, what: str) -> float:
+        """The seconds it took, once it has closed its output.
+
+        Raises:
+            UserError: it failed. OSError: its log could not be written.
+        """
+        if self._failure is not None:
+            raise self._failure
+        code, step = self.process.wait(), self.step
+        if code != 0:
+            last_words = "\n  ".join(self._lines[-8:]) or "(it printed nothing)"
+            raise UserError(
+                f"this step of the {what} failed with exit code {code}:\n  {step.command}\n  {last_words}\n"
+                f"its log is {self._log}; run the same {what} again to go on from here, or delete {self._out} to start "
+                "over"
+            )
+        if not step.product.exists():
+            raise UserError(
+                f"this step of the {what} ended without its product, {step.product}:\n  {step.command}\n"
+                f"its log is {self._log}"
+            )
+        return time.perf_counter() - self._began
 
 
-def _let_end(process: subprocess.Popen[str]) -> None:
-    """Leave no command running: Ctrl-C in a terminal has reached it too, so it first gets time to save its state."""
-    try:
-        process.wait(timeout=_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.terminate()
+def _let_end(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Leave no command running: Ctrl-C in a terminal has reached them, too, so they first get time to save."""
+    until = time.monotonic() + _GRACE_SECONDS
+    for process in processes:
+        try:
+            process.wait(timeout=max(0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.terminate()
+    for process in processes:
         process.wait()
 
 
@@ -177,6 +248,12 @@ def show_step(out: Console, event: CommandEvent) -> None:
             show(out, (f"\n{event.number}/{event.num_steps} {event.title}", "bold"))
             out.print(f"$ {event.command}", style="cyan", markup=False, soft_wrap=True)
         case StepOutput():
-            out.print(f"  {event.line}", style="dim", markup=False, soft_wrap=True)
+            out.print(f"  {_mark(event)}{event.line}", style="dim", markup=False, soft_wrap=True)
         case StepFinished():
-            out.print("  done before" if event.skipped else f"  {event.seconds:.0f} s")
+            took = "done before" if event.skipped else f"{event.seconds:.0f} s"
+            out.print(f"  {_mark(event)}{took}", markup=False)
+
+
+def _mark(event: StepOutput | StepFinished) -> str:
+    """Which of the steps that run beside each other this is of."""
+    return f"[{event.number}] " if event.number else ""

@@ -67,7 +67,7 @@ def test_page_holds_the_numbers_of_all_runs(finished):
 def test_every_step_is_a_command_that_is_shown_before_it_runs(finished):
     out, page, events = finished
     started = [event for event in events if isinstance(event, StepStarted)]
-    assert [event.command.split()[1] for event in started] == [
+    assert [event.command.partition("msl ")[2].split()[0] for event in started] == [
         *("synthesize", "build-shards", "build-masks", "build-masks"),
         *["train"] * 4,
         *("robustness", "report"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from msldata.errors import UserError
 from msltrain.demo import subprocesses
 from msltrain.demo.demo import _FULL, _QUICK, _RUNS, _plan
-from msltrain.demo.subprocesses import Step, run_steps
+from msltrain.demo.subprocesses import CommandEvent, Step, StepFinished, StepOutput, StepStarted, run_steps
 from msltrain.reproduce import smoke
 
 
@@ -65,11 +66,11 @@ def run_as_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocesses, "program_command", lambda *code: [sys.executable, "-c", *code])
 
 
-def step(folder: Path, name: str, code: str, begun: Path | None = None) -> Step:
+def step(folder: Path, name: str, code: str, begun: Path | None = None, *, beside: bool = False) -> Step:
     """It notes in ``log`` that it ran, and with which further arguments."""
     noted = f"import pathlib, sys; here = pathlib.Path({str(folder)!r})\n"
     noted += f"open(here / 'log', 'a').write(' '.join([{name!r}, *sys.argv[1:]]) + '\\n')\n"
-    return Step(name=name, title=name, arguments=(noted + code,), product=folder / name, begun=begun)
+    return Step(name=name, title=name, arguments=(noted + code,), product=folder / name, begun=begun, beside=beside)
 
 
 @pytest.mark.usefixtures("run_as_python")
@@ -112,3 +113,60 @@ def test_a_training_that_was_stopped_goes_on_and_another_one_begins(tmp_path: Pa
     assert (tmp_path / "log").read_text() == "run\nrun --resume auto\n"
     begun = {one.name: one.begun for one in _plan(tmp_path, _QUICK)}
     assert begun["train-msl"] == tmp_path / "runs" / "msl" / "config.json" and begun["report"] is None
+
+
+MEETING = """
+import os, time
+print('threads', os.environ['OMP_NUM_THREADS'], flush=True)
+(here / 'here-NAME').touch()
+while not (here / 'here-OTHER').exists():
+    time.sleep(0.01)
+(here / 'NAME').touch()
+"""
+
+
+def meeting(folder: Path, name: str, other: str) -> Step:
+    """It ends once the other one runs as well."""
+    code = MEETING.replace("NAME", name).replace("OTHER", other)
+    return step(folder, name, code, beside=True)
+
+
+@pytest.mark.usefixtures("run_as_python")
+def test_trainings_run_beside_each_other_and_what_comes_next_waits_for_all(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(subprocesses, "available_cpus", lambda: 2)
+    before, after = (step(tmp_path, name, f"(here / {name!r}).touch()") for name in ("before", "after"))
+    pair = [meeting(tmp_path, "one", "two"), meeting(tmp_path, "two", "one")]
+    events: list[CommandEvent] = []
+    run_steps([before, *pair, after], tmp_path, what="demo", on_event=events.append)
+    started = [event.number for event in events if isinstance(event, StepStarted)]
+    assert started == [1, 2, 3, 4]
+    assert {(event.number, event.line) for event in events if isinstance(event, StepOutput)} == {
+        (2, "threads 1"),
+        (3, "threads 1"),
+    }
+    over = [event.number for event in events if isinstance(event, StepFinished)]
+    assert (over[0], sorted(over[1:3]), over[3]) == (0, [2, 3], 0)
+    ran = (tmp_path / "log").read_text().split()
+    assert (ran[0], sorted(ran[1:3]), ran[3]) == ("before", ["one", "two"], "after")
+    assert [one.command.startswith("OMP_NUM_THREADS=1 msl ") for one in (before, *pair)] == [False, True, True]
+
+
+@pytest.mark.usefixtures("run_as_python")
+def test_no_more_run_at_once_than_there_are_cores_and_none_is_left_where_one_fails(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(subprocesses, "available_cpus", lambda: 2)
+    monkeypatch.setattr(subprocesses, "_GRACE_SECONDS", 0)
+    waits = step(tmp_path, "waits", "import time; (here / 'up').touch(); time.sleep(600)", beside=True)
+    code = "import time\nwhile not (here / 'up').exists(): time.sleep(0.01)\nsys.exit('no more')"
+    fails, third = step(tmp_path, "fails", code, beside=True), step(tmp_path, "third", "", beside=True)
+    before = time.monotonic()
+    with pytest.raises(UserError, match=r"failed with exit code 1:(.|\n)*no more"):
+        run_steps([waits, fails, third], tmp_path, what="demo")
+    assert time.monotonic() - before < 300
+    assert sorted((tmp_path / "log").read_text().split()) == ["fails", "waits"]
+
+
+@pytest.mark.usefixtures("run_as_python")
+def test_a_log_that_cannot_be_written_is_no_end_without_a_word(tmp_path: Path):
+    (tmp_path / "logs" / "one.log").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"one\.log"):
+        run_steps([step(tmp_path, "one", "print('hello')")], tmp_path, what="demo")
