@@ -160,10 +160,14 @@ def test_a_killed_writer_blocks_nobody(source, tmp_path):
     closing = threading.Event()
     with ThreadPoolExecutor(1) as worker:
         waiting = worker.submit(cache.fetch, info(source, 0), source, closing)
-        time.sleep(0.3)
-        assert not waiting.done(), "the other process is at it"
-        kill(process)
-        assert bytes(waiting.result(timeout=5)) == (source.root / "0.tar").read_bytes()
+        try:
+            time.sleep(0.3)
+            assert not waiting.done(), "the other process is at it"
+            kill(process)
+            assert bytes(waiting.result(timeout=60)) == (source.root / "0.tar").read_bytes()
+        finally:  # or a failure would wait for both
+            closing.set()
+            process.kill()
     assert not list(cache.folder.glob("*.part"))
 
 
