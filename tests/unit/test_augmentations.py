@@ -218,6 +218,16 @@ def test_cutmix_shows_a_box_of_the_other_and_mixes_by_area():
     assert whole < 8 and 0.5 < shares.mean() < 0.75  # 1 − E[λ] = 0.5, less what the edges cut off
 
 
+def test_every_epoch_splices_other_images_into_another_grid():
+    batch = batch_of(4)
+    grids: dict[int, set[tuple[int, int]]] = {}
+    for epoch in range(32):
+        members, shape, _ = splice_by_hand(batch, augmented(batch, epoch=epoch, mix="splicemix"), 4)
+        grids.setdefault(members[0], set()).add(shape)
+    assert sorted(grids) == [0, 1, 2, 3], "each is once the first"
+    assert all(len(shapes) > 1 for shapes in grids.values())
+
+
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
 def test_every_epoch_mixes_in_another_share_and_with_another_image(mix: str):
     batch = batch_of(8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -192,6 +193,13 @@ def test_a_model_whose_weights_are_gone_leaves_the_others_their_style(pictures):
     assert seen.title.startswith("Where “New” sees new dog") and model.asked[0][1] is None
 
 
+def test_a_large_photograph_keeps_its_size_where_a_small_one_is_painted_on(pictures):
+    large = replace(example(1, mask=False), image=Image.new("RGB", (3 * gallery.LONG_SIDE, 60)))
+    assert len(gallery._show(large, [NEW], "whole", [asked("new", 4)]).maps) == 1
+    assert large.image.size == (3 * gallery.LONG_SIDE, 60)
+    assert [len(pixels[0]) for pixels in pictures] == [3 * gallery.LONG_SIDE, gallery.LONG_SIDE]
+
+
 @pytest.mark.parametrize(
     ("runs", "row", "name"),
     [
@@ -296,16 +304,7 @@ def test_a_model_whose_weights_have_changed_is_not_asked(tmp_path: Path, monkeyp
 
     def of(place: str, sha256: str) -> object:
         one = run("r", [[0] * 3] * 3, [[0] * 3] * 3, place=place)
-        return gallery._open_predictor(
-            RunReport(
-                name="r",
-                clean=predictions([[0] * 3] * 3, sha256=sha256),
-                masked={},
-                config=one.config,
-                history=(),
-                place=place,
-            )
-        )
+        return gallery._open_predictor(replace(one, clean=predictions([[0] * 3] * 3, sha256=sha256)))
 
     assert of("here", "of there") is None and of("", "of ") is None and not opened
     assert of("here", "of here") == "model"

@@ -25,7 +25,11 @@ LEVEL, UP, DOWN = (-0.02, 0.02), (0.01, 0.05), (-0.3, -0.1)
 
 def predictions(num_images: int, hole_fraction: float, seed: int) -> Predictions:
     """Half of the images show each of two classes; no two logits are equal."""
-    logit_NK = np.random.default_rng(seed).permutation(2 * num_images).reshape(num_images, 2) - num_images + 0.5
+    logit_NK = (
+        np.random.default_rng([seed, round(100 * hole_fraction)]).permutation(2 * num_images).reshape(num_images, 2)
+        - num_images
+        + 0.5
+    )
     return Predictions(
         keys=tuple(map(str, range(num_images))),
         logit_NK=logit_NK.astype(np.float32),

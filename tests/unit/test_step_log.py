@@ -34,6 +34,16 @@ def test_a_slow_first_step_is_left_out_of_the_speed(monkeypatch: pytest.MonkeyPa
     assert log.speed() == (2.0, 0.5)
 
 
+def test_slow_steps_are_told_one_by_one_and_others_once_a_second(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr(step_log.time, "perf_counter", lambda: now)
+    log, told = StepLog(), []
+    for seconds in (0.5, 0.4, 0.2, 0.5, 0.6, 3.0, 0.5):
+        now += seconds
+        told.append(log.is_slow())
+    assert told == [False, False, True, False, True, True, False]
+
+
 class Two(Ranks):
     """A second process that reports twice the losses, and was asked to stop if so told."""
 
