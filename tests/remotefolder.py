@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from msldata.storage import LocalStorage
@@ -44,6 +46,15 @@ class RemoteFolder(LocalStorage):
         with self.lock:
             self.reads += [(name, start, length) for start, length in zip(starts, lengths)]
         return [self._handed_out(part) for part in super().read_ranges(name, starts, lengths)]
+
+    @contextmanager
+    def stalling(self) -> Iterator[None]:
+        """Reads wait until the block ends or ``stall`` is over: a test that fails in it must not wait for them."""
+        self.stall = True
+        try:
+            yield
+        finally:
+            self.stall = False
 
     def _handed_out(self, part: bytes) -> bytes:
         with self.lock:

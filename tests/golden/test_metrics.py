@@ -243,6 +243,16 @@ def test_an_ignored_pair_is_no_positive_whatever_its_target_says(rule):
     assert mean_average_precision(np.float32(logit), said.target_NK, said.ignore_NK) == metrics.mAP
 
 
+def test_measuring_changes_nothing_that_it_is_given():
+    """The targets are looked at as they lie: a positive that is ignored is left out of a copy."""
+    found = predictions([[1, 2], [3, -4], [5, 6]], [[1, 1], [0, 1], [1, 0]], [[0, 1], [0, 0], [1, 0]])
+    before = {name: getattr(found, name).copy() for name in ARRAYS}
+    compute_metrics(found)
+    mean_average_precision(found.logit_NK, found.target_NK, found.ignore_NK)
+    for name in ARRAYS:
+        assert np.array_equal(getattr(found, name), before[name]), name
+
+
 def test_unspecified_attributes_are_negatives_in_the_rates_and_left_out_of_the_ranking():
     wider = predictions([[3], [2], [1]], [[0], [1], [0]], [[1], [0], [0]])
     wider = replace(wider, origin=Origin(ignored_in_rates="negative"))

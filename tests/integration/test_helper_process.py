@@ -203,7 +203,7 @@ def test_messages_arrive_whole_however_the_pipe_cuts_them():
     messages = _Messages(ours.fileno())
     assert not messages.has_more()
     sent = [b"", b"one", bytes(range(256)) * 1000, b"two"]
-    sender = threading.Thread(target=lambda: [theirs.send_bytes(one) for one in sent])
+    sender = threading.Thread(target=lambda: [theirs.send_bytes(one) for one in sent], daemon=True)
     sender.start()
     assert [messages.next() for _ in sent] == sent
     sender.join()

@@ -60,7 +60,7 @@ def test_a_killed_node_costs_only_what_it_was_doing(cluster, tmp_path: Path):
             time.sleep(0.02)
         cluster.remove_node(cluster.nodes[0], allow_graceful=False)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     tasks = [(str(tmp_path), number, cluster.nodes[0].node_id) for number in range(12)]
     assert run_tasks(slowly, tasks, engine=Engine("ray")) == list(range(12))

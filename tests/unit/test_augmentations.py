@@ -218,6 +218,43 @@ def test_cutmix_shows_a_box_of_the_other_and_mixes_by_area():
     assert whole < 8 and 0.5 < shares.mean() < 0.75  # 1 − E[λ] = 0.5, less what the edges cut off
 
 
+def test_every_epoch_splices_other_images_into_another_grid():
+    batch = batch_of(4)
+    grids: dict[int, set[tuple[int, int]]] = {}
+    for epoch in range(32):
+        members, shape, _ = splice_by_hand(batch, augmented(batch, epoch=epoch, mix="splicemix"), 4)
+        grids.setdefault(members[0], set()).add(shape)
+    assert sorted(grids) == [0, 1, 2, 3], "each is once the first"
+    assert all(len(shapes) > 1 for shapes in grids.values())
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_every_epoch_mixes_in_another_share_and_with_another_image(mix: str):
+    batch = batch_of(8)
+    epochs = [augmented(batch, epoch=epoch, mix=mix) for epoch in range(8)]
+    for row in range(8):
+        assert len({round(found.target_BK[row, row].item(), 4) for found in epochs}) >= 7
+        others = {tuple(found.target_BK[row].nonzero().flatten().tolist()) for found in epochs}
+        assert len(others) >= 3
+
+
+def test_every_epoch_has_its_box_elsewhere():
+    """Else the middle of an image's box would show another image in every epoch, and its own never."""
+    batch = batch_of(8)
+    mixed = [(augmented(batch, epoch=epoch, mix="cutmix").image_BCHW != batch.image_BCHW).any(1) for epoch in range(24)]
+    assert not torch.stack(mixed).all(0).any()
+    boxes: list[set[tuple[int, ...]]] = [set() for _ in range(8)]
+    erased = np.zeros(8, int)
+    for epoch in range(16):
+        changed_BHW = (augmented(batch, epoch=epoch, erase="random").image_BCHW != batch.image_BCHW).any(dim=1)
+        for row in changed_BHW.flatten(1).any(dim=1).nonzero().flatten().tolist():
+            place = changed_BHW[row].nonzero()
+            boxes[row].add((*place.amin(0).tolist(), *place.amax(0).tolist()))
+            erased[row] += 1
+    assert erased.min() > 0 and erased.max() < 16, "one epoch erases an image, another leaves it whole"
+    assert all(len(found) > number / 2 for found, number in zip(boxes, erased, strict=True))
+
+
 def splice_by_hand(batch: Batch, found: Batch, place: int) -> tuple[list[int], tuple[int, int], list[bool]]:
     """The images of a grid, its shape, and which of its cells are shown, from its key and its pixels."""
     members = [batch.keys.index(key) for key in found.keys[place].split("+")]

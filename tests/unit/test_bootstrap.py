@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from msltrain.measures import bootstrap
 from msltrain.measures.bootstrap import (
     interval_around,
     mean_ap_difference,
@@ -172,6 +173,14 @@ def test_a_difference_takes_the_same_images_for_both(predictions):
     for other in (replace(better, keys=tuple(map(str, range(40)))), replace(better, classes=tuple("abce"))):
         with pytest.raises(ValueError, match="same samples and classes"):
             mean_ap_difference(predictions, other)
+
+
+def test_no_resample_comes_twice(predictions, monkeypatch: pytest.MonkeyPatch):
+    """They are drawn some at a time; each time the draw goes on where it was."""
+    several = resampled_mean_ap(predictions, num_resamples=250, seed=1)
+    assert len(np.unique(several)) > 240
+    monkeypatch.setattr(bootstrap, "_CHUNK", 250)
+    assert np.array_equal(several, resampled_mean_ap(predictions, num_resamples=250, seed=1))
 
 
 def test_a_share_is_resampled_with_the_images_of_the_other_measures():

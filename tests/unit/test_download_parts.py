@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from msldata.progress import Bars, byte_progress_bar
 from msldata.sources import download
 from msldata.sources.download import _ATTEMPTS_WITHOUT_PROGRESS, _fetch_part, _MirrorError
 
@@ -50,3 +51,15 @@ def test_a_mirror_that_sends_nothing_is_given_up(tmp_path: Path, monkeypatch, be
     with pytest.raises(_MirrorError, match="IncompleteRead"):
         fetched(tmp_path / "part", monkeypatch, [*before, *[0] * _ATTEMPTS_WITHOUT_PROGRESS, 99])
     assert (tmp_path / "part").stat().st_size == sum(before)
+
+
+def test_the_speed_of_a_download_is_that_of_what_comes_now(monkeypatch: pytest.MonkeyPatch):
+    """The bar begins anew with each file, and with nothing between."""
+    begun: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        Bars, "reset", lambda self, task, *, description, total: begun.append((description, total)), raising=True
+    )
+    with byte_progress_bar() as update:
+        for what, done in (("a.tar", 1), ("a.tar", 2), ("b.tar", 1), ("b.tar", 2), ("a.tar", 3)):
+            update(what, done, 9)
+    assert begun == [("a.tar", 9), ("b.tar", 9), ("a.tar", 9)]

@@ -182,6 +182,18 @@ def with_weights(place: Path, *assignments: str, checkpoint: Checkpoint | None =
     return Learner(override(CONFIG, settings), 3, ALONE, checkpoint)
 
 
+def test_the_moving_average_looks_back_further_the_longer_the_run_until_its_decay():
+    """After n steps (1 + n) / (10 + n) of it stays, so the first weights are soon forgotten; never more than asked."""
+    one = learner("optim.ema_decay=0.4", "run.channels_last=false")
+    name = "classifier.score.weight"
+    expected = one.recogniser.state_dict()[name].clone()
+    for decay in (1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 0.4, 0.4):
+        one.take_step(batch(), None, 0.01)
+        expected = decay * expected + (1 - decay) * one.recogniser.state_dict()[name]
+        torch.testing.assert_close(one.shipped.state_dict()[name], expected)
+    assert one.state_dict()["num_averaged"] == 7
+
+
 def test_a_twin_learns_as_the_baseline_does_and_what_is_shipped_lies_between(tmp_path: Path):
     both = with_weights(tmp_path, "optim.twin_share=0.25")
     masked, plain = with_weights(tmp_path), with_weights(tmp_path, "loss.masked_weight=0")

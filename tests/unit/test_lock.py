@@ -113,22 +113,21 @@ def test_signs_of_life_survive_a_failed_read(remote: RemoteStorage, quick, monke
         claim.check()
 
 
-def test_who_was_silent_for_long_does_not_come_back(remote: RemoteStorage, quick):
+def test_who_was_silent_for_long_does_not_come_back(remote: RemoteStorage, quick, monkeypatch: pytest.MonkeyPatch):
     """Another may have had the folder and left it, meanwhile."""
     silent = BeatingLock(remote, "training")
     silent.acquire()
     with own_folder(remote, "training"):
         pass
-    thread = threading.Thread(target=silent.keep)
-    lock.LEASE_SECONDS = -1.0  # it was silent for longer
-    thread.start()
-    thread.join(60)
-    assert not thread.is_alive() and not remote.exists(LOCK_NAME)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", -1.0)  # it was silent for longer
+    silent._released = Beats(lambda: None, lambda: pytest.fail("it goes on"))
+    silent.keep()
+    assert not remote.exists(LOCK_NAME)
     with pytest.raises(UserError, match="another training has taken over"):
         silent.check()
 
 
-def test_a_lock_that_cannot_be_read_is_not_waited_for_without_end(remote: RemoteStorage, quick, monkeypatch):
+def test_a_lock_that_cannot_be_read_is_not_waited_for_without_end(remote: RemoteStorage, clock: Clock, monkeypatch):
     remote.put(LOCK_NAME, b"<html>")
     with own_folder(remote, "training"):  # what stood there shows no life
         pass
@@ -149,6 +148,10 @@ def test_a_listing_that_cannot_be_true_is_not_believed(remote: RemoteStorage, qu
 # --- the beating lock on a clock of the test's own -------------------------------------------------------------------
 
 
+_LONGEST = 1000.0
+"""Of the test's own time: far more than any wait here."""
+
+
 class Clock:
     """Takes the place of ``time``: sleeping lets the test's time pass, and what is due by then happens."""
 
@@ -161,6 +164,8 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        if self.now > _LONGEST:
+            pytest.fail("it waits without end")
         for deed in [deed for at, deed in self.due if at <= self.now]:
             deed()
         self.due = [(at, deed) for at, deed in self.due if at > self.now]
@@ -370,6 +375,19 @@ def test_a_lock_that_cannot_be_read_is_written_again_within_the_lease_alone(remo
     owner._released = Beats(lambda: lost(15.1), lambda: pytest.fail("another may have had it meanwhile"))
     owner.keep()
     assert not remote.exists(LOCK_NAME) if unread is None else remote.read(LOCK_NAME) == unread
+
+
+def test_a_long_life_is_no_silence(remote: RemoteStorage, clock: Clock):
+    """The lease counts from the last sign of life, not from the first."""
+    owner = BeatingLock(remote, "build")
+    owner.acquire()
+
+    def later() -> None:
+        clock.now += 10
+
+    owner._released = Beats(later, later, lambda: remote.put(LOCK_NAME, b"<html>"))
+    owner.keep()
+    assert content(remote)["token"] == owner._token
 
 
 def test_a_store_that_lies_is_given_up_after_two_takeovers(remote: RemoteStorage, clock: Clock, monkeypatch):

@@ -14,6 +14,7 @@ from msltrain.hosts.distributed import Ranks
 from msltrain.recipes.paper import BASELINE_LOSS
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.loader import Loader
+from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
 from msltrain.training import precise_bn
 from msltrain.training.data import TrainData
@@ -49,6 +50,14 @@ def images(folder: Path, groups: int) -> list[torch.Tensor]:
     stream = StreamConfig(image_size=16, batch_size=size, num_threads=1, on_sample_error="skip")
     with Loader(folder, stream, training=False) as loader:
         return [batch.image_BCHW.clone() for batch in loader]
+
+
+def test_some_images_of_a_training_part_are_as_many_as_asked_for(folder: Path):
+    """By a seed of their own: those with the smallest numbers of the other are in the part set aside."""
+    training, _ = hold_out(open_shard_set(folder), 0.4)
+    found = PreciseBN(training, STREAM, 8)._shards
+    assert 5 <= found.num_samples <= 12
+    assert set(found.labels().key_hash_N) < set(training.labels().key_hash_N)
 
 
 @pytest.mark.parametrize("groups", [1, 3])

@@ -160,10 +160,14 @@ def test_a_killed_writer_blocks_nobody(source, tmp_path):
     closing = threading.Event()
     with ThreadPoolExecutor(1) as worker:
         waiting = worker.submit(cache.fetch, info(source, 0), source, closing)
-        time.sleep(0.3)
-        assert not waiting.done(), "the other process is at it"
-        kill(process)
-        assert bytes(waiting.result(timeout=5)) == (source.root / "0.tar").read_bytes()
+        try:
+            time.sleep(0.3)
+            assert not waiting.done(), "the other process is at it"
+            kill(process)
+            assert bytes(waiting.result(timeout=60)) == (source.root / "0.tar").read_bytes()
+        finally:  # or a failure would wait for both
+            closing.set()
+            process.kill()
     assert not list(cache.folder.glob("*.part"))
 
 
@@ -178,21 +182,19 @@ def test_the_rest_of_a_killed_writer_counts_and_goes_first(source, tmp_path):
 def test_a_writer_that_makes_no_progress_is_not_waited_for_for_ever(source, tmp_path, monkeypatch):
     monkeypatch.setattr("msltrain.stream.reading.cache._PATIENCE", 0.3)
     cache, closing = ShardCache(tmp_path / "cache", 10**6), threading.Event()
-    source.stall = True
-    with ThreadPoolExecutor(1) as worker:
+    with ThreadPoolExecutor(1) as worker, source.stalling():
         stalled = worker.submit(cache.fetch, info(source, 0), source, closing)
         assert source.stalled.wait(60), "its part exists before it is locked; a read comes after both"
         with pytest.raises(NotCached, match=r"another process is fetching 0\.tar and makes no progress"):
             ShardCache(cache.folder, 10**6).fetch(info(source, 0), RemoteFolder(source.root), RUNNING)
         source.stall = False
-        assert len(stalled.result(timeout=5)) == SIZE
+        assert len(stalled.result(timeout=60)) == SIZE
 
 
 def test_a_shard_that_is_whole_but_not_yet_renamed_is_waited_for(source, tmp_path):
     cache = ShardCache(tmp_path / "cache", 10**6)
     part = cache.folder / f"{info(source, 0).sha256}.tar.part"
-    source.stall = True
-    with ThreadPoolExecutor(2) as workers:
+    with ThreadPoolExecutor(2) as workers, source.stalling():
         first = workers.submit(cache.fetch, info(source, 0), source, RUNNING)
         assert source.stalled.wait(60)
         with open(cache.folder / ".lock", "wb") as lock:  # as while another process makes room
@@ -211,13 +213,12 @@ def test_a_shard_that_is_whole_but_not_yet_renamed_is_waited_for(source, tmp_pat
 
 def test_closing_gives_up_waiting_and_fetching(source, tmp_path):
     cache, closing = ShardCache(tmp_path / "cache", 10**6), threading.Event()
-    source.stall = True
-    with ThreadPoolExecutor(2) as workers:
+    with ThreadPoolExecutor(2) as workers, source.stalling():
         both = [workers.submit(cache.fetch, info(source, 0), source, closing) for _ in range(2)]
         time.sleep(0.2)
         closing.set()
         source.stall = False
-        (first, second) = (future.exception(timeout=5) for future in both)
+        (first, second) = (future.exception(timeout=60) for future in both)
     assert CancelledError in {type(first), type(second)}
     assert not list(cache.folder.glob("*.part"))
 

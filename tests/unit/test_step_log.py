@@ -34,6 +34,16 @@ def test_a_slow_first_step_is_left_out_of_the_speed(monkeypatch: pytest.MonkeyPa
     assert log.speed() == (2.0, 0.5)
 
 
+def test_slow_steps_are_told_one_by_one_and_others_once_a_second(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr(step_log.time, "perf_counter", lambda: now)
+    log, told = StepLog(), []
+    for seconds in (0.5, 0.4, 0.2, 0.5, 0.6, 3.0, 0.5):
+        now += seconds
+        told.append(log.is_slow())
+    assert told == [False, False, True, False, True, True, False]
+
+
 class Two(Ranks):
     """A second process that reports twice the losses, and was asked to stop if so told."""
 
@@ -91,6 +101,32 @@ def test_a_report_is_the_mean_of_its_steps(monkeypatch: pytest.MonkeyPatch):
     assert (event.step, event.num_steps, event.epoch, event.learning_rate) == (17, 24, 2, 0.3)
     assert event.losses == {"total": 3.0, "clean": 15.0}
     assert (event.images_per_second, event.data_wait) == (6 / 4 * 2, 0.25)
+
+
+def test_each_wait_for_a_batch_counts_once(monkeypatch: pytest.MonkeyPatch):
+    """The loader's own count goes on from epoch to epoch; the log adds what each step has added to it."""
+
+    class Waiting:
+        next_epoch, stats = 2, SimpleNamespace(seconds_waited=100.0)
+
+        def __iter__(self):
+            for seconds in (1.0, 2.0, 3.0):
+                self.stats.seconds_waited += seconds
+                yield SimpleNamespace(keys=["a"])
+
+        def __len__(self) -> int:
+            return 3
+
+    one = reporting(StepLog(), lambda event: None)
+    one._optim, one.step, one._steps_here = one.config.optim, 6, 6
+    one.data = SimpleNamespace(  # type: ignore[assignment]
+        training=Waiting(), augmented=lambda batch, epoch: batch, masked_view=lambda batch, epoch: None
+    )
+    one.learner = SimpleNamespace(take_step=lambda *_: {"total": torch.tensor(1.0)})  # type: ignore[assignment]
+    waited: list[tuple[int, float]] = []
+    monkeypatch.setattr(one, "_report", lambda epoch: waited.append((epoch, one._step_log.waited)))
+    one._train_epoch(2)
+    assert waited[-1] == (2, 6.0) and one.step == 9
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])

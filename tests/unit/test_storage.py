@@ -6,8 +6,11 @@ import errno
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
+import obstore
 import pytest
+from obstore.exceptions import GenericError
 
 from msldata.errors import BadInputError, StorageError
 from msldata.storage import PART_SUFFIX, LocalStorage, RemoteStorage, Storage, one_or_many, open_storage
@@ -45,7 +48,6 @@ def test_put_read_list_delete(storage):
 
 def test_a_deletion_whose_answer_was_lost_has_been_done(monkeypatch):
     """Asked again, some stores say that there is no such object; others say nothing."""
-    import obstore
     from obstore.exceptions import NotFoundError
 
     remote, delete, answers = MemoryBackedStorage(), obstore.delete, []
@@ -109,6 +111,103 @@ def test_failed_put_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
         storage.put("dataset.json", b"new")
     assert storage.read("dataset.json") == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
+
+class Patient(MemoryBackedStorage):
+    """As if made from its address: stores of other patience can be connected, and are noted."""
+
+    def __init__(self):
+        super().__init__()
+        self._is_given = False
+        self.connected: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def _connect(self, retry, client):
+        self.connected.append((retry, client))
+        return self.store
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *failures: str) -> list[bytes | Path]:
+    """Let the first uploads fail with these words of the store; what was sent each time."""
+    real, left, sent = obstore.put, list(failures), []
+
+    def put(store, name, data, **options):
+        sent.append(data)
+        if left:
+            raise GenericError(left.pop(0))
+        return real(store, name, data, **options)
+
+    monkeypatch.setattr(obstore, "put", put)
+    return sent
+
+
+def test_an_upload_that_stalled_is_sent_again_with_more_patience(monkeypatch, tmp_path):
+    remote, file = Patient(), tmp_path / "staged.tar"
+    file.write_bytes(b"x" * 100)
+    sent = failing(monkeypatch, "kind: Timeout")
+    remote.put("shard.tar", file)
+    assert remote.read("shard.tar") == b"x" * 100 and not file.exists()
+    assert sent == [file, file]
+    assert remote.connected == [(remote.PATIENT_RETRY, remote.SLOW_CLIENT)]
+    remote.put("other", b"1")
+    assert remote.read("other") == b"1" and len(sent) == 3 and len(remote.connected) == 1
+
+
+def test_an_upload_whose_last_answer_was_lost_is_sent_again(monkeypatch):
+    """The store has put it together and knows it no longer: nothing is wrong with the connection."""
+    remote = Patient()
+    sent = failing(monkeypatch, "<Code>NoSuchUpload</Code>")
+    remote.put("a", b"1")
+    assert remote.read("a") == b"1" and len(sent) == 2 and not remote.connected
+
+
+@pytest.mark.parametrize(
+    ("failures", "said", "times"),
+    [
+        (("kind: Timeout", "kind: Timeout"), "no answer came in time", 2),
+        (("NoSuchUpload", "NoSuchUpload"), "the store no longer knows the upload", 2),
+        (("kind: Timeout", "AccessDenied"), "access denied", 2),
+        (("AccessDenied",), "access denied", 1),
+    ],
+)
+def test_an_upload_that_cannot_succeed_keeps_its_file(monkeypatch, tmp_path, failures, said, times):
+    remote, file = Patient(), tmp_path / "staged.tar"
+    file.write_bytes(b"x")
+    sent = failing(monkeypatch, *failures)
+    with pytest.raises(StorageError, match=rf"^memory://bucket/shard\.tar: .*{said}"):
+        remote.put("shard.tar", file)
+    assert len(sent) == times and file.exists() and not remote.exists("shard.tar")
+
+
+@pytest.mark.parametrize("tag", ["v1", None])
+def test_a_download_that_fell_silent_goes_on_in_the_same_object(monkeypatch, tag):
+    """Where it was; and only if nobody has written another one there meanwhile."""
+    data, asked = bytes(range(10)), []
+
+    class Silent:
+        def __init__(self, start: int, pieces: list[int], meta: dict[str, Any]):
+            self.start, self.pieces, self.meta = start, pieces, meta
+
+        def stream(self, *, min_chunk_size: int):
+            for stop in self.pieces:
+                yield data[self.start : stop]
+                self.start = stop
+            if self.start < len(data):
+                raise GenericError("kind: Timeout")
+
+    def get(store, name, *, options):
+        asked.append((store, options))
+        return Silent(options.get("range", {}).get("offset", 0), [3, 4] if len(asked) == 1 else [10], meta)
+
+    remote, meta = Patient(), {"size": len(data), "e_tag": tag}
+    first = remote.store
+    monkeypatch.setattr(obstore, "get", get)
+    monkeypatch.setattr(remote, "_connect", lambda *how: how)
+    assert b"".join(remote.stream("a")) == data
+    slow = (remote.PATIENT_RETRY, remote.SLOW_READ_CLIENT)
+    assert asked == [(first, {}), (slow, {"range": {"offset": 4}} | ({"if_match": "v1"} if tag else {}))]
+    meta["size"] = 11
+    with pytest.raises(StorageError, match="has 11 bytes, 10 were received"):
+        list(remote.stream("a"))
 
 
 def test_unfinished_writes_are_not_listed(tmp_path):
