@@ -169,7 +169,7 @@ def evaluate(
     from msldata.errors import UserError
     from msltrain.evaluation import evaluate as evaluation
     from msltrain.measures.metrics import compute_metrics
-    from msltrain.measures.thresholds import held_out_beside, tune_thresholds
+    from msltrain.measures.thresholds import held_out_beside, other_thresholds
     from msltrain.runs.run_places import default_file, find_evaluation_shards, find_run
 
     notes: list[str] = []
@@ -193,7 +193,7 @@ def evaluate(
         note=notes.append,
     )
     tuned_on = held_out_beside(predictions, [default_file(predictions.origin.checkpoint, "").parent])
-    metrics = compute_metrics(predictions, None if tuned_on is None else tune_thresholds(tuned_on))
+    metrics = compute_metrics(predictions, other_thresholds(tuned_on))
     for text in filter(None, [*notes, metrics.decided_by_order()]):
         _warn(text, evaluate)
     return predictions, metrics

@@ -259,8 +259,8 @@ def build_shards(
         refuse_unlike_classes(plans)
         for plan, target in plans:
             refuse_other_classes(plan, target, tuple(divided or found.splits) if overwrite else ())
-            if writes and alone and overwrite:
-                confirm_replacement(target, plan.draft(), yes)
+        if writes and alone and overwrite:
+            confirm_replacement(((target, plan.draft()) for plan, target in plans), yes)
         if writes:
             check_images(plans, on_error=on_error.value, overwrite=overwrite, part=part)
         num_built, finished = 0, []
@@ -404,8 +404,7 @@ def build_masks(
             progress=progress,
         )
         if overwrite and not dry_run:
-            for subset in plan.subsets:
-                confirm_replacement(subset.folder.out, subset.draft, yes)
+            confirm_replacement(((subset.folder.out, subset.draft) for subset in plan.subsets), yes)
         build = None if dry_run else write_masks(plan, num_workers=workers, overwrite=overwrite, progress=progress)
     out.print(f"polarity: {plan.polarity.explanation}", soft_wrap=True)
     show_histogram(out, "hole fraction of all masks read", plan.histogram)
@@ -474,7 +473,7 @@ def index(
             on_error=on_error.value,
             overwrite=overwrite,
             command=recorded_command(context, {"name": name, "split": split}),
-            confirm=lambda draft: confirm_replacement(target, draft, yes),
+            confirm=lambda draft: confirm_replacement([(target, draft)], yes),
             note=notes.append,
             progress=progress,
         )

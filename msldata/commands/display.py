@@ -47,11 +47,11 @@ def show_manifest(console: Console, manifest: Manifest, where: str | Storage) ->
     samples, shards = counted(manifest.num_samples, "sample"), counted(len(manifest.shards), "shard")
     show(console, (where if isinstance(where, str) else where.url, "green"), f": {samples}, {shards}, {size}{notes}")
     if manifest.counts.get("quarantined") and not isinstance(where, str) and where.exists(QUARANTINE_NAME):
-        show(console, "  ", (_left_out(where), "yellow"))
+        show_below(console, _left_out(where), "yellow")
     if reading := manifest.provenance.get("labels"):
-        show(console, f"  {reading}")
+        show_below(console, reading)
     if manifest.classes:
-        show(console, f"  {_classes_with_counts(manifest)}")
+        show_below(console, _classes_with_counts(manifest))
 
 
 @contextmanager

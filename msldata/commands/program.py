@@ -36,6 +36,12 @@ class Commands(typer.core.TyperGroup):
         ("build-shards", "build-masks", "download"), "the same command goes on where it was"
     )
     """What is true after Ctrl-C, by command."""
+    takes_one: ClassVar[Mapping[str, str]] = {
+        "build-shards": "one SOURCE is built: put the lines of several tables into one, which may name photographs in "
+        "several folders",
+        "train": "one dataset is trained on: to train on several together, build them from one table",
+    }
+    """What to do instead where a second argument was given, by command."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         ctx.meta[_TYPED] = list(args)
@@ -53,6 +59,8 @@ class Commands(typer.core.TyperGroup):
         except Exception as error:
             if hasattr(error, "format_message") and hasattr(error, "message"):  # of click, which typer has inside
                 error.message = visible(error.message)  # what was typed may hold a password
+                if "unexpected extra argument" in error.message and ctx.invoked_subcommand in self.takes_one:
+                    error.message += f"; {self.takes_one[ctx.invoked_subcommand]}"
                 raise
             if isinstance(error, BrokenPipeError):  # printed by something else than our console
                 standard_output.failure = error

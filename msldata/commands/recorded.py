@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from msldata.console import err, show
 from msldata.contract.manifest import IMAGES, MANIFEST_NAME, FormatError, Manifest, read_manifest
 from msldata.contract.records import quoted
 from msldata.errors import OptionsNeeded, UserError, counted
@@ -54,37 +55,45 @@ def recorded_command(context: typer.Context, changes: Mapping[str, Any]) -> list
     return [context.info_name or "", *arguments, *options]
 
 
-def confirm_replacement(target: Storage, new: Manifest, yes: bool) -> None:
-    """Ask before a finished dataset of other classes or from another source is replaced.
+def confirm_replacement(replaced: Iterable[tuple[Storage, Manifest]], yes: bool) -> None:
+    """Ask, once for all, before finished datasets of other classes or from another source are replaced.
 
     Args:
-        target: the dataset's folder.
-        new: what will replace it, as far as that is known: its classes and its provenance.
+        replaced: their folders, each with what will be there, as far as that is known: its classes and its provenance.
         yes: the user has already agreed.
 
     Raises:
         OptionsNeeded: there is nobody to ask.
         UserError: the answer was no.
     """
-    if yes or not target.exists(MANIFEST_NAME):
+    asked = [] if yes else [(said, new) for target, new in replaced if (said := _replacement_said(target, new))]
+    if not asked:
         return
+    if not sys.stdin.isatty():
+        said, new = asked[0]
+        raise OptionsNeeded(said, ["--yes"], f"choose another {_elsewhere(new)}, or to replace it")
+    with no_bars():
+        for said, _ in asked:
+            show(err, f"{said}.", wrap=True)
+        agreed = typer.confirm("Replace it?" if len(asked) == 1 else "Replace all of them?")
+    if not agreed:
+        raise UserError("nothing was changed")
+
+
+def _replacement_said(target: Storage, new: Manifest) -> str:
+    """What is in a folder, and how it differs from what will be; empty where it does not, or nothing is there."""
+    if not target.exists(MANIFEST_NAME):
+        return ""
     try:
         old = read_manifest(target)
     except FormatError:
-        return  # nothing usable for training is lost
+        return ""  # nothing usable for training is lost
     difference = _difference(old, new)
-    if not difference:
-        return
-    question = (
+    their = "its" if old.num_samples == 1 else "their"
+    return difference and (
         f"{target.url} holds {counted(old.num_samples, 'sample')} of {old.dataset}, {old.split}, and --overwrite would "
-        f"put another dataset in {'its' if old.num_samples == 1 else 'their'} place: {difference}{_lacking(old, new)}"
+        f"put another dataset in {their} place: {difference}{_lacking(old, new)}"
     )
-    if not sys.stdin.isatty():
-        raise OptionsNeeded(question, ["--yes"], f"choose another {_elsewhere(new)}, or to replace it")
-    with no_bars():
-        agreed = typer.confirm(f"{question}. Replace it?")
-    if not agreed:
-        raise UserError("nothing was changed")
 
 
 def offer_replacement(target: Storage, new: Manifest) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -14,17 +13,19 @@ _LONG = 8
 """From so many letters on, two names that differ in one are hardly meant both (`thresher`, `thrasher` are)."""
 _SHORTEST = 3
 """Shorter names are all within one letter of each other."""
+_WRITTEN_OUT = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "æ": "ae", "ø": "oe", "œ": "oe"})
 
 
 def alike(classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ only in case, spaces, or characters that nobody sees."""
+    """Pairs of names that differ only in case, spaces, accents (`Vögel`, `Voegel`), or characters that nobody sees."""
     seen: dict[str, str] = {}
     pairs = []
     for name in classes:
-        plain = _plain(name)
-        if plain in seen:
-            pairs.append((seen[plain], name))
-        seen.setdefault(plain, name)
+        spellings = _spellings(name)
+        if known := [seen[spelling] for spelling in spellings if spelling in seen]:
+            pairs.append((known[0], name))
+        for spelling in spellings:
+            seen.setdefault(spelling, name)
     return pairs
 
 
@@ -40,9 +41,9 @@ def slips(counts: Mapping[str, int]) -> list[tuple[str, str]]:
             for part in _without_one_letter(_plain(name)):
                 frequent.setdefault(part, []).append(name)
     found = []
-    spelt = Counter(map(_plain, counts))
+    known = {name for pair in alike(tuple(counts)) for name in pair}
     for name, count in counts.items():
-        if spelt[_plain(name)] > 1:  # `alike` has it
+        if name in known:
             continue
         if not 0 < count <= _RARE or len(name) < _SHORTEST:
             continue
@@ -103,6 +104,13 @@ def _singulars(name: str) -> set[str]:
 def _plain(name: str) -> str:
     visible = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", visible).casefold()).strip()
+
+
+def _spellings(name: str) -> list[str]:
+    """How a name may be written where a keyboard or a program lacks its accents."""
+    plain = _plain(name)
+    bare = "".join(letter for letter in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(letter))
+    return list(dict.fromkeys((plain, plain.translate(_WRITTEN_OUT), bare)))
 
 
 def _without_one_letter(name: str) -> set[str]:

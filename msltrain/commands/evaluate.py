@@ -253,7 +253,8 @@ def _show(measured: Measured, *, with_classes: bool) -> None:
         said = few if measured.intervals else f"{few}; --intervals says how far"
         out.print(said, style="yellow", soft_wrap=not out.is_terminal)
     if measured.threshold_origin:
-        out.print(f"tuned thresholds: {measured.threshold_origin}; papers compare at 0.5", soft_wrap=True)
+        also = "; papers compare at 0.5" * (metrics.tuned is not None)
+        out.print(f"thresholds: {measured.threshold_origin}{also}", soft_wrap=not out.is_terminal)
     others = ", ".join(f"{kind} {_percent(value)}" for kind, value in metrics.mAP_by_kind.items() if kind != "msl")
     out.print(f"mAP by other definitions: {others}")
     if tied := metrics.decided_by_order():

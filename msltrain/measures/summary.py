@@ -11,7 +11,7 @@ from msltrain.measures.bootstrap import Interval, summary_intervals
 from msltrain.measures.metrics import Metrics, compute_metrics
 from msltrain.measures.predictions import Origin, Predictions
 from msltrain.measures.strata import StratumMetrics, compute_strata, strata_note
-from msltrain.measures.thresholds import require_other_samples, threshold_origin, tune_thresholds
+from msltrain.measures.thresholds import other_thresholds, require_other_samples, threshold_origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Measured:
     """95 % bootstrap intervals of the published measures, if they were requested."""
 
     threshold_origin: str = ""
-    """Where the tuned thresholds of ``metrics`` come from; empty if there are none."""
+    """Where the model's thresholds come from, or why each is 0.5; empty where none were to be tuned."""
 
     def to_json(self) -> str:
         """Indented JSON text; null where a rate has no value."""
@@ -69,13 +69,11 @@ def measure(
     Raises:
         UserError: as in ``compute_metrics`` and ``require_other_samples``.
     """
-    thresholds_K = None
     if validation is not None:
         require_other_samples(validation, predictions)
-        thresholds_K = tune_thresholds(validation)
     return Measured(
         origin=predictions.origin,
-        metrics=compute_metrics(predictions, thresholds_K),
+        metrics=compute_metrics(predictions, other_thresholds(validation)),
         strata=compute_strata(predictions),
         strata_note=strata_note(predictions),
         intervals=summary_intervals(predictions) if with_intervals else {},

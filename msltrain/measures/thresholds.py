@@ -35,6 +35,13 @@ def tune_thresholds(validation: Predictions, min_positives: int = MIN_POSITIVES)
     return threshold_K
 
 
+def other_thresholds(validation: Predictions | None) -> np.ndarray | None:
+    """What `tune_thresholds` finds, float64 (K,); None without ``validation``, and where every class keeps 0.5, at
+    which all is measured anyway."""
+    threshold_K = None if validation is None else tune_thresholds(validation)
+    return threshold_K if threshold_K is not None and threshold_K.any() else None
+
+
 def require_other_samples(validation: Predictions, test: Predictions) -> None:
     """Raise UserError where thresholds of ``validation`` say nothing, or nothing honest, about ``test``."""
     if validation.classes != test.classes:

@@ -105,7 +105,13 @@ def fill_from_own(network: nn.Module, head: nn.Module, own: OwnWeights, classes:
         num_loaded=len(found),
         ignored=tuple(name for name in found if name not in wanted),
         head=_fill_head(head, own, classes),
+        lost=_lost(own.classes, classes),
     )
+
+
+def _lost(before: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...]:
+    """Classes that are known no more; none where none is shared, and others are all that was ever meant to be known."""
+    return tuple(name for name in before if name not in now) if set(before) & set(now) else ()
 
 
 def _fill_head(head: nn.Module, own: OwnWeights, classes: tuple[str, ...]) -> str:

@@ -52,9 +52,18 @@ class WeightsReport:
     """Whether the head was filled too, from a released checkpoint."""
     head: str = ""
     """What was taken from the head of one of our models, in words."""
+    lost: tuple[str, ...] = ()
+    """Classes that one of our models knows beside those of the data, and that the new one will not know."""
 
     def warning(self) -> str:
-        """In words, that nothing but the order of the tensors says which is which; empty where their names do."""
+        """What nobody may miss, in words: classes that get lost, or that nothing but the order of the tensors says
+        which is which; empty where neither is so."""
+        if self.lost:
+            return (
+                f"{self.source} knows {shortened(self.lost)} too, and the data has no such class: the new model will "
+                "not know what it does not have. To keep them, build the photographs of before and the new ones "
+                "together, from one table, and train on all of them"
+            )
         if self.matched_by != "order":
             return ""
         return (

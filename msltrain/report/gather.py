@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from msldata.contract.manifest import Manifest
-from msldata.errors import UserError
+from msldata.errors import UserError, counted
 from msldata.storage import open_storage
 from msltrain.evaluation.trained_on import trained_on_notes
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints, read_predictions
@@ -59,7 +59,8 @@ def gather_runs(
         progress: shows one evaluation.
 
     Raises:
-        UserError: predictions are missing and there are no shards, or the files are of several datasets.
+        UserError: predictions are missing and there are no shards, or the files are of several datasets, or of one that
+            was built anew.
         FileNotFoundError: a folder is no run.
     """
     stored = [_Stored.of(run_dir) for run_dir in run_dirs]
@@ -180,16 +181,24 @@ def _is_whole(shards: str, manifest: Manifest) -> bool:
 def _only_dataset(stored: Sequence[_Stored]) -> str:
     """Fingerprint of the one dataset that all predictions were made on."""
     found: dict[str, str] = {}
+    known: set[frozenset[str]] = set()
     for run in stored:
         for predictions in run.predictions.values():
             origin = predictions.origin
-            found[origin.dataset_fingerprint] = f"{origin.dataset}/{origin.split}"
+            size = f"{counted(len(predictions.keys), 'photograph')}, {counted(len(predictions.classes), 'class')}"
+            found[origin.dataset_fingerprint] = f"{origin.dataset}/{origin.split} ({size})"
+            known.add(frozenset(predictions.classes))
     if not found:
         raise stored[0].missing(WHOLE)
     if len(found) > 1:
         raise UserError(
-            f"{', '.join(str(run.place) for run in stored)}: their predictions are of several datasets "
-            f"({', '.join(found.values())}); say which with --data SHARDS"
+            f"{', '.join(str(run.place) for run in stored)}: their predictions are of several datasets, or of one that "
+            f"was built anew in between: {', '.join(found.values())}; "
+            + (
+                "say which with --data SHARDS"
+                if len(known) == 1
+                else "models of other classes have no measure in common; `msl serve` shows them side by side"
+            )
         )
     return next(iter(found))
 

@@ -269,8 +269,8 @@ def _method(numbers: Numbers) -> list[str]:
         "over classes. P, R and F1 are taken at score ≥ 0.5; a class that is never predicted counts as one prediction; "
         "CF1 and OF1 are harmonic means of (CP, CR) and (OP, OR).",
         *(
-            f"Tuned thresholds of {quoted(run.name)}, used in predictions: {text}. Differences and comparisons with "
-            "papers are at 0.5."
+            f"Thresholds of {quoted(run.name)}, used in predictions: {text}."
+            + " Differences and comparisons with papers are at 0.5." * (measured[WHOLE].metrics.tuned is not None)
             for run, measured in zip(numbers.runs, numbers.measured, strict=True)
             if (text := measured[WHOLE].threshold_origin)
         ),

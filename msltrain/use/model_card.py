@@ -14,7 +14,7 @@ from msldata.errors import UserError, counted
 from msltrain.measures.bootstrap import interval_around, resampled_mean_ap
 from msltrain.measures.metrics import SUMMARY, compute_metrics
 from msltrain.measures.predictions import Predictions, read_predictions
-from msltrain.measures.thresholds import held_out_beside, tune_thresholds
+from msltrain.measures.thresholds import held_out_beside, other_thresholds
 from msltrain.models.build import Recogniser
 from msltrain.pages.text import markdown
 from msltrain.runs.checkpoint import LoadedRecogniser
@@ -234,8 +234,7 @@ def _results(loaded: LoadedRecogniser) -> list[_Result]:
         if (predictions := _of(file, loaded.sha256)) is None:
             continue
         tuned_on = held_out_beside(predictions, [file.parent])
-        thresholds_K = None if tuned_on is None else tune_thresholds(tuned_on)
-        origin, metrics = predictions.origin, compute_metrics(predictions, thresholds_K)
+        origin, metrics = predictions.origin, compute_metrics(predictions, other_thresholds(tuned_on))
         untested = metrics.absent_classes
         more = f" and {len(untested) - _NUM_NAMED:,} more" if len(untested) > _NUM_NAMED else ""
         hidden = f", {100 * origin.hole_fraction:.0f} % hidden" if origin.keep_masks else ""

@@ -35,6 +35,7 @@ from msldata.contract.parquet import UnreadableParquet, read_parquet
 from msldata.contract.pixels import decode, pixels_of, reduction_to, upright_size
 from msldata.errors import BadInputError, StorageError, UserError, counted, few_of, nothing_at
 from msldata.storage import NO_FILE, FileInfo, Storage, open_storage, read_local, regular
+from msltrain.runs.run_places import SHARDS
 from msltrain.stream.order.plan import EpochPlan
 from msltrain.stream.samples.file_names import file_name
 from msltrain.stream.samples.shardset import open_shard_set
@@ -118,9 +119,10 @@ def find_images(inputs: Sequence[str | Path], note: Callable[[str], None] = lamb
 
     Args:
         inputs: image files, folders (searched through and through, files by name), patterns such as ``photos/*.jpg``,
-            URLs of images, folders in object storage, dataset folders made by ``msl build-shards``, local or not, and
-            lists: a text file with a path or URL a line, or a table with a column of them, guessed as builds do. In
-            folders, a name without a suffix, or one that is not known, is taken if the file begins as an image does.
+            URLs of images, folders in object storage, dataset folders made by ``msl build-shards``, local or not, a
+            dataset with all its splits by its folder or by its name in ``shards/``, and lists: a text file with a path
+            or URL a line, or a table with a column of them, guessed as builds do. In folders, a name without a suffix,
+            or one that is not known, is taken if the file begins as an image does.
         note: told how many files were passed over.
 
     Raises:
@@ -173,13 +175,23 @@ def _expand(item: str | Path, passed_over: list[str]) -> Iterator[Picture]:
     elif (path / MANIFEST_NAME).is_file():
         yield from _samples(path)
     elif path.is_dir():
-        yield from _images_among(path.rglob("*"), passed_over)
+        yield from list(_images_among(path.rglob("*"), passed_over)) or _of_splits(path, passed_over)
     elif path.exists():
         raise UserError(f"{item}: {NO_FILE}; give a file, a folder or a pattern")
     elif glob.has_magic(str(item)):
         yield from _images_among(map(Path, glob.glob(str(path), recursive=True)), passed_over)
+    elif pictures := _of_splits(Path(SHARDS) / path, passed_over):
+        yield from pictures
     else:
         raise nothing_at(item)
+
+
+def _of_splits(folder: Path, passed_over: list[str]) -> list[Picture]:
+    """The samples of every split in a dataset's folder; none where it is no such folder."""
+    pictures = [one for file in sorted(folder.glob(f"*/{MANIFEST_NAME}")) for one in _samples(file.parent)]
+    if pictures:
+        passed_over.clear()  # of a dataset nothing is left out
+    return pictures
 
 
 def _expand_url(url: str, passed_over: list[str]) -> Iterator[Picture]:

@@ -309,6 +309,11 @@ def test_tuned_thresholds_have_their_own_row(pair, tmp_path):
     text = write_report(tmp_path / "r.html", title="R", runs=[run]).with_suffix(".md").read_text("utf-8")
     [row] = [line for line in text.splitlines() if f"| {run.name}, tuned thresholds |" in line]
     assert f"{100 * tuned.CF1:.1f}" in row and f"{100 * tuned.OR:.1f}" in row
+    few = replace(held_out, target_NK=np.zeros_like(held_out.target_NK))
+    write_predictions(few, tmp_path / "predictions" / "all-held-out.parquet")
+    text = write_report(tmp_path / "r.html", title="R", runs=[run]).with_suffix(".md").read_text("utf-8")
+    assert "tuned thresholds" not in text, "each is 0.5, and the row would be that above it"
+    assert "too few photographs to tune them on" in (tmp_path / "r.html").read_text("utf-8")
 
 
 def test_objects_are_compared_at_as_many_false_alarms(pair):

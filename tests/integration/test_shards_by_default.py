@@ -199,7 +199,8 @@ def test_a_report_on_other_data_is_made_without_them(place):
     said = msl("report", "mine")
     assert "without photographs; --data SHARDS adds them" in said and not photographs()
     msl("evaluate", "mine")
-    assert "of several datasets" in msl("report", "mine", code=2)
+    said = msl("report", "mine", code=2)
+    assert "of several datasets" in said and "5 photographs" in said and "say which with --data SHARDS" in said
 
 
 def test_a_report_after_the_test_shards_were_built_anew_is_made_without_them(place):

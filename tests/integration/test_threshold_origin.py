@@ -151,4 +151,4 @@ def test_evaluate_says_where_they_come_from(place, tmp_path):
     other = replace(held_out, keys=tuple(f"other-{key}" for key in held_out.keys))
     write_predictions(other, tmp_path / "other.parquet")
     result = msl("evaluate", "--predictions", tmp_path / "other.parquet", "--thresholds-from", file)
-    assert f"tuned thresholds: one per class, tuned on {file}" in " ".join(result.output.split())
+    assert f"thresholds: one per class, tuned on {file}" in " ".join(result.output.split())

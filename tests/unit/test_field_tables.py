@@ -27,7 +27,8 @@ def columns(*names: str) -> list[str]:
 @pytest.mark.parametrize(
     "word",
     "Art Arten Tierart Spezies species scientificName scientific_name common_name commonName Espèce espèces ESPECIE "
-    "especies specie soort taxon Label Labels Klasse Klassen classe clase Etikett Tag Tags".split(),
+    "especies specie soort taxon Label Labels Klasse Klassen classe clase Etikett Tag Tags "
+    "Keywords Schlagwörter Mots-clés".split(),
 )
 def test_a_header_that_is_a_word_for_species_names_the_labels(tmp_path, word):
     for other, cells in (("Nacht", "01"), ("Anzahl", "10"), ("Bemerkung", "xy")):
@@ -54,6 +55,13 @@ def test_names_beside_a_column_of_0_and_1_are_asked_about_with_both_commands(tmp
     rows = [row.replace("Wolf", "2024-05-01").replace("Luchs", "02.05.2024") for row in rows]
     for header in ("Foto;Standort;Wolf;Luchs", "Foto;am;Wolf;Luchs", "Foto;Beobachterin;Wolf;Luchs"):
         assert shown(table(tmp_path, header, *rows))[0] == ("Wolf", "Luchs")
+
+
+def test_a_number_of_each_photograph_is_not_proposed_as_labels(tmp_path):
+    rows = [f"1987/{row:04};{row}.jpg;Ansicht {row};{word}" for row, word in enumerate(["Boot", "Pferd, Boot"] * 6)]
+    error = needed(table(tmp_path, "Inv.-Nr.;Datei;Titel;Motiv", *rows))
+    assert list(error.options) == [*columns("Motiv"), "--separator", ","]
+    assert "'Motiv' says what they show" in str(error)
 
 
 COUNTS = ("a.jpg;Süd;0;2;0;1", "b.jpg;Nord;3;0;0;1", "c.jpg;Nord;1;0;-1;")

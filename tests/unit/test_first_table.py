@@ -74,6 +74,12 @@ def test_what_cannot_be_guessed_is_asked_for_at_once(place):
     assert caught.value.options == ("--image-column", "one")
 
 
+@pytest.mark.parametrize("words", ["build-shards one.csv two.csv", "train one two"])
+def test_a_second_table_is_answered_with_what_to_do(words):
+    said = CliRunner().invoke(app, words.split(), env={"COLUMNS": "300"}).output
+    assert "unexpected extra argument" in said and "one table" in said.replace("tables into one", "one table")
+
+
 def test_a_separator_is_asked_about_with_the_whole_command(place):
     table(place, ['IMG_0.jpg,"cat, chair"', "IMG_1.jpg,cat"])
     said = msl("build-shards", "labels.csv", "--name", "mine", code=2)

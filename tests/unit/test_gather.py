@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from msldata.errors import UserError
 from msltrain.config import DataConfig, TrainConfig, to_json
 from msltrain.measures.predictions import Origin, Predictions, write_predictions
 from msltrain.report import gather
-from msltrain.report.gather import _own_test_shards, _Stored
+from msltrain.report.gather import _only_dataset, _own_test_shards, _Stored
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.shardset import open_shard_set
 from tests.smallshards import write_images
@@ -102,3 +104,16 @@ def test_test_shards_are_taken_unasked_where_no_predictions_are_of_others(run: P
     write_predictions(predictions(), run / "predictions" / "b.parquet")
     assert _own_test_shards([_Stored.of(run)]) is None
     assert _own_test_shards([stored, _Stored.of(run)]) is None, "of another run's"
+
+
+def test_predictions_of_a_dataset_that_was_built_anew_are_told_apart(tmp_path: Path):
+    stored = []
+    for name, classes in (("before", ("x", "y")), ("after", ("x", "z"))):
+        folder = tmp_path / name / "predictions"
+        folder.mkdir(parents=True)
+        (folder.parent / "config.json").write_text(to_json(TrainConfig(stream=StreamConfig(image_size=32))))
+        one = predictions(data=name, dataset="mine", split="test")
+        write_predictions(replace(one, classes=classes), folder / "a.parquet")
+        stored.append(_Stored.of(folder.parent))
+    with pytest.raises(UserError, match=r"mine/test .2 photographs, 2 classes., mine/test .*other classes have no"):
+        _only_dataset(stored)

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from msldata.contract.records import VOC
-from msldata.inspect.classnames import nearly_alike
+from msldata.inspect.classnames import alike, nearly_alike, slips
 from msltrain.__main__ import app
 from tests.tinydata import jpeg
 
@@ -37,6 +37,14 @@ COCO = (
 def test_what_is_hardly_meant_is_found_at_any_count(one: str, other: str):
     for counts in ({one: 12, other: 10}, {other: 500, one: 499}):
         assert [set(pair) for pair in nearly_alike(counts)] == [{one, other}]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("Vögel", "Voegel"), ("Vögel", "vogel"), ("Bâteau", "Bateau"), ("Smørrebrød", "smoerrebroed")]
+)
+def test_accents_tell_no_classes_apart(one: str, other: str):
+    assert alike((one, "Pferd", other)) == [(one, other)]
+    assert not slips({one: 50, other: 1}) and not nearly_alike({one: 50, other: 50}), "it is said once"
 
 
 @pytest.mark.parametrize(

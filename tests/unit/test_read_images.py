@@ -312,6 +312,19 @@ def test_addresses_on_the_web(tmp_path: Path, asked: list[str]):
     assert asked == ["https://host/photo/3/dataset.json"]
 
 
+def test_a_dataset_is_meant_by_its_folder_and_by_its_name_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for split, number in (("train", 2), ("test", 1)):
+        write_images(tmp_path / "shards" / "mine" / split, [number])
+    said: list[str] = []
+    by_name, by_folder = find_images(["mine"], said.append), find_images(["shards/mine"], said.append)
+    assert [one.name for one in by_name] == [one.name for one in by_folder] and len(by_name) == 3 and not said
+    assert all(one.read() for one in by_name)
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "a.jpg")
+    assert [one.name for one in find_images(["mine"])] == ["mine/a.jpg"], "what is here comes first, as in training"
+
+
 def test_samples_of_shards_come_in_stored_order_and_are_checked(tmp_path: Path):
     manifest = write_images(tmp_path, [2, 3])
     found = find_images([tmp_path])

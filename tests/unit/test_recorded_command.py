@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from msldata.commands import recorded
+from msldata.commands.recorded import confirm_replacement
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest, read_manifest
 from msldata.contract.recorded_command import build_command
 from msldata.errors import UserError
 from msldata.inspect.verify import verify
 from msldata.storage import LocalStorage, open_storage
 from msltrain.__main__ import app
+from tests.smallshards import write_images
 from tests.tinydata import jpeg, make_coco, make_voc
 
 
@@ -205,3 +209,23 @@ def test_options_of_the_last_build_are_named_where_they_are_left_out(tmp_path):
     table.write_text("\n".join([*rows, "20.jpg,Lok,sun"]))
     again = CliRunner().invoke(app, [*build, "--labels-column", "Zu sehen", "--samples-per-shard", "7"])
     assert again.exit_code == 2 and "which this command lacks" not in again.output
+
+
+def test_all_that_is_replaced_is_asked_about_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    for split in ("train", "val"):
+        write_images(tmp_path / split, [1])
+    folders = [LocalStorage(tmp_path / split) for split in ("train", "val")]
+    same = [(folder, read_manifest(folder)) for folder in folders]
+    others = [(folder, replace(manifest, classes=("bird", "boat", "dog"))) for folder, manifest in same]
+    monkeypatch.setattr(recorded.sys.stdin, "isatty", lambda: True, raising=False)
+    asked: list[str] = []
+    monkeypatch.setattr(recorded.typer, "confirm", lambda text: asked.append(text) or len(asked) == 1)
+    confirm_replacement(same, yes=False)
+    confirm_replacement(others, yes=True)
+    assert not asked
+    confirm_replacement(others, yes=False)
+    said = capsys.readouterr().err
+    assert asked == ["Replace all of them?"] and all(f"{folder.url} holds" in said for folder in folders)
+    with pytest.raises(UserError, match="nothing was changed"):
+        confirm_replacement(others[:1], yes=False)
+    assert asked[1:] == ["Replace it?"]

@@ -107,6 +107,12 @@ def may_name_classes(column: str, rows: Sequence[Row], *, any_words: bool = Fals
     return recur and all(any(map(str.isalpha, cell)) for cell in cells)
 
 
+def tells_apart(column: str, rows: Sequence[Row]) -> bool:
+    """Whether nearly every cell of a column is another one, as inventory numbers and titles are, or all are one."""
+    cells = [str(cell) for _, row in rows if (cell := row.get(column)) not in (None, "")]
+    return len(set(cells)) < 2 or len(set(cells)) > _NEARLY_ALL * len(cells)
+
+
 def text_of(cells: Mapping[str, Any], column: str) -> str:
     """A cell as text; empty where there is nothing in it."""
     return str("" if (cell := cells.get(column)) is None else cell).strip()

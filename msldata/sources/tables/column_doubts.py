@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from msldata.contract.listing import Row, columns_of_images
 from msldata.errors import OptionsNeeded, counted
 from msldata.sources.labels.separators import PROVEN, SUSPECT_EVERYWHERE
-from msldata.sources.tables.column_contents import BINARY, NUMERIC, Contents, may_name_classes, text_of
-from msldata.sources.tables.column_words import is_remark, is_site, numbered_alike
+from msldata.sources.tables.column_contents import BINARY, NUMERIC, Contents, may_name_classes, tells_apart, text_of
+from msldata.sources.tables.column_words import is_measure, is_remark, is_site, numbered_alike
 from msldata.sources.tables.mark_columns import naming, refuse_almost_marks, refuse_doubtful_marks
 
 _SHOWN = 12
@@ -104,7 +104,8 @@ def unclear(
     marked = contents.marked
     if not label and len(marked) < 2 and not contents.binary:
         found = [name for name in contents.with_words() if name not in (image, *columns_of_images(columns, rows))]
-        found.sort(key=lambda name: (is_remark(name), is_site(name)))  # which seldom say what is shown
+        # Which seldom say what is shown; a number or title of each photograph never does.
+        found.sort(key=lambda name: (is_remark(name), is_site(name), is_measure(name) or tells_apart(name, rows)))
         words = [name for name in found if not (name in marked or is_site(name) or is_remark(name))] or found
         is_open = len(found) != 1 or found[0] in marked or is_site(found[0])
         if is_open:

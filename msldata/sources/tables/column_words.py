@@ -20,10 +20,16 @@ _SPECIES = (
     "wissenschaftlichername deutschername nomscientifique nomvernaculaire nomfrancais nombrecientifico nombrecomun "
     "nomescientifico nomecomune nomecientifico nomecomum wetenschappelijkenaam nederlandsenaam"
 ).split()
-LABELS = (*WORDS_FOR_INDICES, *_SPECIES)
+_KEYWORDS = (
+    "keywords keyword schlagworte schlagwort schlagworter schlagwoerter stichworte stichwort stichworter stichwoerter "
+    "motscles motcle palabrasclave parolechiave trefwoorden trefwoord"
+).split()
+"""What photographers and archives call labels."""
+LABELS = (*WORDS_FOR_INDICES, *_SPECIES, *_KEYWORDS)
 _PLURALS = frozenset(
     "labels tags classes categories findinglabels choices target targets annotations objects arten tierarten especes "
-    "taxa klassen clases etiketten etiquettes etiquetas kategorien soorten".split()
+    "taxa klassen clases etiketten etiquettes etiquetas kategorien soorten keywords schlagworte schlagworter "
+    "schlagwoerter stichworte stichworter stichwoerter motscles palabrasclave parolechiave trefwoorden".split()
 )
 _NAMES = frozenset("name namen names nom noms nombre nombres nome nomi nomes naam namen".split())
 _CODES = frozenset(
