@@ -28,6 +28,8 @@ class RunReport:
 
     name: str
     """The name on the page: "Baseline", "MSL"."""
+    series: str = ""
+    """Name of the series that it is a run of, with another seed; empty where it stands for itself."""
     clean: Predictions
     """Predictions on whole test images."""
     masked: Mapping[str, Predictions]

@@ -90,6 +90,10 @@ def test_report_takes_a_series(place, tmp_path):
     )
     assert "mean ± standard deviation of 2 runs: mAP" in said
     assert "runs seed0" in (tmp_path / "p.html").read_text()
+    # One seed is no rival of the other.
+    page = (tmp_path / "p.md").read_text()
+    assert page.startswith("# Run “runs” (2 seeds)") and "“runs” (mean of 2 runs) reaches a mean average" in page
+    assert "runs seed1 − runs seed0" not in page and "one training run per model" not in page
 
 
 def test_the_training_data_is_called_so(place):
