@@ -46,7 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = ("stream.image_size=32", "model.backbone=test_efficientnet", "run.device=cpu", "optim.num_epochs=1")
     places = ("--data", root / "train", "--keep-masks", root / "high", "--run", root / "runs")
     changed = (part for one in settings for part in ("--set", one))
-    msl("train", "--recipe", "smoke", *places, "--seeds", "0,1", *changed)
+    said = msl("train", "--recipe", "smoke", *places, "--seeds", "0,1", *changed)
+    assert f"msl report {root / 'runs'}" in said  # all seeds on one page
     return root
 
 
@@ -69,6 +70,21 @@ def test_evaluate_measures_a_series(place, tmp_path):
     assert "leave --out away" in msl(
         "evaluate", "--checkpoint", place / "runs", *where, "--out", tmp_path / "x.csv", code=2
     )
+
+
+def test_evaluate_of_a_series_heeds_what_is_asked_of_it(place):
+    where = ("evaluate", "--checkpoint", place / "runs", "--data", place / "test", "--device", "cpu")
+    said = msl(*where, "--intervals", "--per-class")
+    told = numbers(*where, "--intervals")
+    interval = told["intervals"]["mAP"]
+    assert interval["value"] == pytest.approx(told["summary"]["mAP"]["mean"])
+    assert f"{100 * interval['low']:.2f}" in said and f"{100 * interval['high']:.2f}" in said
+    both = [[one["average_precision"] for one in run["metrics"]["classes"]] for run in told["runs"]]
+    for values in zip(*both):
+        mean, deviation = 100 * statistics.fmean(values), 100 * statistics.stdev(values)
+        assert f" {mean:.2f} ± {deviation:.2f} " in said
+    assert " large " in said  # the strata, as of one run
+    assert numbers(*where)["intervals"] == {}
 
 
 def test_predict_takes_a_series(place, tmp_path):
