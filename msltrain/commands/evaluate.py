@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,6 +40,7 @@ from msltrain.commands.options import (
 from msltrain.pages.text import percent
 
 if TYPE_CHECKING:
+    from msltrain.measures.bootstrap import Interval
     from msltrain.measures.predictions import Predictions
     from msltrain.measures.summary import Measured
     from msltrain.robustness.curves import Curves
@@ -148,6 +149,7 @@ def evaluate(
             found.append((file, answers))
         if not is_first_process():
             return
+    from msltrain.measures.bootstrap import mean_intervals
     from msltrain.measures.summary import measure, series_json
     from msltrain.measures.thresholds import held_out_beside
 
@@ -160,13 +162,14 @@ def evaluate(
 
     with working("measuring"):
         measured = [measured_of(file, answers) for file, answers in found]
+        of_means = mean_intervals([answers for _, answers in found]) if intervals and len(found) > 1 else {}
     if json:
-        standard_output.write(measured[0].to_json() if len(measured) == 1 else series_json(measured))
+        standard_output.write(measured[0].to_json() if len(measured) == 1 else series_json(measured, of_means))
         return
     if len(measured) == 1:
         _show(measured[0], with_classes=per_class)
     else:
-        _show_series(measured)
+        _show_series(measured, of_means, with_classes=per_class)
     for (file, _), one in zip(found, measured):
         _list_skipped(one.origin.skipped)
         show(out, (file, "green"), f": {counted(one.metrics.num_samples, 'sample')}")
@@ -192,27 +195,56 @@ def _lead_on(run: str, data: str | None, *, held_out: bool) -> None:
         next_step(f"msl robustness {shlex.quote(run)}" + here, "what is still recognised when parts are hidden")
 
 
-def _show_series(measured: Sequence[Measured]) -> None:
-    """The measures of every run of a series, in percent, and their mean ± standard deviation."""
-    from msltrain.measures.summary import mean_and_deviation
+def _show_series(measured: Sequence[Measured], intervals: Mapping[str, Interval], *, with_classes: bool) -> None:
+    """The measures of every run of a series, in percent, their mean ± standard deviation, and the ``intervals`` of the
+    means."""
     from msltrain.runs.run_places import run_folder
 
     summaries = [one.metrics.summary() for one in measured]
     table = _table("", *summaries[0])
     for one, summary in zip(measured, summaries):
         table.add_row(run_folder(one.origin.checkpoint).name, *map(_percent, summary.values()))
-    spread = [mean_and_deviation([summary[name] for summary in summaries]) for name in summaries[0]]
-    table.add_row("mean ± sd", *(f"{100 * mean:.2f} ± {100 * deviation:.2f}" for mean, deviation in spread))
+    table.add_row("mean ± sd", *(_over_seeds([summary[name] for summary in summaries]) for name in summaries[0]))
+    if intervals:
+        table.add_row("95 % from", *(_percent(intervals[name].low) for name in summaries[0]))
+        table.add_row("95 % to", *(_percent(intervals[name].high) for name in summaries[0]))
     tuned = [one.metrics.tuned for one in measured if one.metrics.tuned is not None]
     if len(tuned) == len(measured):
-        spread = [mean_and_deviation([getattr(one, name) for one in tuned]) for name in summaries[0] if name != "mAP"]
-        table.add_row("at tuned thresholds", "", *(f"{100 * mean:.2f} ± {100 * sd:.2f}" for mean, sd in spread))
+        rates = [_over_seeds([getattr(one, name) for one in tuned]) for name in summaries[0] if name != "mAP"]
+        table.add_row("at tuned thresholds", "", *rates)
     out.print(table)
     _explain()
     for one in measured:
         if tied := one.metrics.decided_by_order():
             name = run_folder(one.origin.checkpoint).name
             out.print(f"{name}: {tied}", style="yellow", soft_wrap=not out.is_terminal)
+    first = measured[0]
+    if first.strata:
+        table = _table("largest object", "pairs", "classes", "mAP", "CR")
+        for same in zip(*(one.strata for one in measured)):
+            both = (_over_seeds([one.mAP for one in same]), _over_seeds([one.CR for one in same]))
+            table.add_row(same[0].name, f"{same[0].num_positive:,}", str(same[0].num_classes), *both)
+        out.print(table)
+    if first.strata_note:
+        out.print(first.strata_note, soft_wrap=True)
+    if with_classes:
+        table = _table("class", "positive", "ignored", "AP", "precision", "recall")
+        for each in zip(*(one.metrics.classes for one in measured)):
+            columns = zip(*((one.average_precision, one.precision, one.recall) for one in each))
+            table.add_row(
+                each[0].name, f"{each[0].num_positive:,}", f"{each[0].num_ignored:,}", *map(_over_seeds, columns)
+            )
+        out.print(table)
+
+
+def _over_seeds(values: Sequence[float | None]) -> str:
+    """Mean ± standard deviation in percent of a measure of every run, which all of them have or none."""
+    from msltrain.measures.summary import mean_and_deviation
+
+    if any(value is None for value in values):
+        return _percent(None)
+    mean, deviation = mean_and_deviation([value for value in values if value is not None])
+    return f"{100 * mean:.2f} ± {100 * deviation:.2f}"
 
 
 def _explain() -> None:

@@ -182,13 +182,15 @@ def _run(
     import sys
 
     from msltrain.grids.folder import claim_folder
-    from msltrain.grids.needed_data import find_needs, require_all
+    from msltrain.grids.needed_data import find_needs, masks_met, require_all
     from msltrain.grids.run import open_grid, parse_task, run_grid
     from msltrain.grids.workers import gpu_slots
 
     share = None if task is None else parse_task(task)
     grid = open_grid(plan, folder, curves=[grid for table in tables if table.curves for grid in table.grids])
     needs = find_needs(plan)
+    for text in masks_met(plan):
+        show(err, f"note: {text}; what is measured behind them flatters those runs", wrap=True)
     if dry_run:
         # The smoke scale makes its own data.
         show_plan(grid, needs, places, makes_data=scale is Scale.smoke)

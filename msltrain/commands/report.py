@@ -30,7 +30,7 @@ def report(
         typer.Option(help="Test keep masks, a condition each; repeat it.", show_default="those evaluated so far"),
     ] = None,
     robustness: Annotated[Path | None, typer.Option(help="Show this study of `msl robustness` as well.")] = None,
-    name: Annotated[list[str] | None, typer.Option(help="Names of the runs, in the same order.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Names of the runs or series, in the same order.")] = None,
     examples: Annotated[int, typer.Option(help="Photographs to show, half of them failures.", min=0)] = 12,
     out_: Annotated[
         Path | None,
@@ -45,6 +45,7 @@ def report(
 ) -> None:
     """Show what one run learnt, or compare runs: an HTML page that stands alone, Markdown and JSON beside it."""
     import shlex
+    from dataclasses import replace
 
     from msldata.errors import UserError
     from msltrain.measures.metrics import compute_metrics
@@ -55,13 +56,14 @@ def report(
     models = named_models(runs_, checkpoint, "report")
     series = [(path, find_series(path)) for path in map(Path, models)]
     run = [one for path, members in series for one in members or [path]]
-    default = [
-        f"{path.name} {one.name}" if members else name_of(one) for path, members in series for one in members or [path]
-    ]
-    names = name or default
-    if len(names) != len(run):
-        both = f"{counted(len(run), 'run')} and {counted(len(names), 'name')}"
-        raise UserError(f"{both}; give --name once per --checkpoint")
+    given = name or [path.name if members else name_of(path) for path, members in series]
+    if len(given) != len(models):
+        both = f"{counted(len(models), 'run')} and {counted(len(given), 'name')}"
+        raise UserError(f"{both}; give --name once per run, or series of runs")
+    if len(set(given)) != len(given):
+        raise UserError(f"two runs have the same name ({', '.join(given)}); give each its own with --name")
+    named = [(title, path, members) for title, (path, members) in zip(given, series)]
+    names = [f"{title} {one.name}" if members else title for title, path, members in named for one in members or [path]]
     gathered = gather_runs(
         run,
         names,
@@ -70,7 +72,9 @@ def report(
         device=device,
         progress=lambda what: progress_bar(f"evaluating {what}"),
     )
-    runs, shards = gathered.runs, gathered.shards
+    series_of = [title if members else "" for title, path, members in named for _ in members or [path]]
+    runs = [replace(one, series=title) for one, title in zip(gathered.runs, series_of)]
+    shards = gathered.shards
     for text in (text for one in runs for text in (one.unfinished, *one.met) if text):
         show(err, f"note: {text}", wrap=True)
     if data is None and shards is not None:
@@ -83,7 +87,7 @@ def report(
     with working("measuring, and drawing the page"):
         write_report(
             page,
-            title=_title(names, origin.dataset, origin.split),
+            title=_title([(title, len(members)) for title, _, members in named], origin.dataset, origin.split),
             runs=runs,
             shards=shards,
             robustness=robustness,
@@ -93,13 +97,13 @@ def report(
     for file in (page, page.with_suffix(".md"), page.with_suffix(".json")):
         show(out, (file, "green"))
     start = 0
-    for path, members in series:
+    for title, _, members in named:
         found = [compute_metrics(one.clean).summary() for one in runs[start : start + len(members)]]
         start += len(members) or 1
         if found:
             spread = {measure: mean_and_deviation([one[measure] for one in found]) for measure in found[0]}
             words = ", ".join(f"{key} {100 * mean:.2f} ± {100 * sd:.2f}" for key, (mean, sd) in spread.items())
-            show(out, f"{path.name}, mean ± standard deviation of {counted(len(found), 'run')}: {words}")
+            show(out, f"{title}, mean ± standard deviation of {counted(len(found), 'run')}: {words}")
     if shards is None:
         out.print("without photographs; --data SHARDS adds them")
     if len(run) == 1 and robustness is None and not runs[0].masked and not study_folder(run).exists():
@@ -108,9 +112,10 @@ def report(
     next_step(f"msl serve {shlex.join(map(str, run))}" + (f" --examples {shlex.quote(shards)}" if shards else ""))
 
 
-def _title(names: Sequence[str], dataset: str, split: str) -> str:
-    """Which runs, and what they were tested on."""
+def _title(models: Sequence[tuple[str, int]], dataset: str, split: str) -> str:
+    """Which runs, or series of how many seeds, and what they were tested on."""
     from msltrain.pages.text import join, quoted
 
-    what = f"{'Run' if len(names) == 1 else 'Runs'} {join([quoted(name) for name in names])}"
+    names = [quoted(name) + (f" ({counted(seeds, 'seed')})" if seeds else "") for name, seeds in models]
+    what = f"{'Run' if len(names) == 1 else 'Runs'} {join(names)}"
     return f"{what}, tested on the {split} split of dataset {quoted(dataset)}" if dataset else what

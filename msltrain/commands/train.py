@@ -272,7 +272,8 @@ def _dataset(name: str) -> Dataset:
 
 
 def _lead_on(place: str, own: Dataset | None, *, is_known: bool) -> None:
-    """What comes after a training: its exam; of one's own photographs also the baseline, and then both on a page.
+    """What comes after a training: its exam; of a series its page; of one's own photographs also the baseline, and then
+    both on a page.
 
     Args:
         place: the run.
@@ -280,9 +281,13 @@ def _lead_on(place: str, own: Dataset | None, *, is_known: bool) -> None:
         is_known: whether the program finds the test shards.
     """
     from msltrain.runs.find_checkpoint import holds_run
+    from msltrain.runs.run_places import find_series
 
     named = shlex.quote(Path(place).name if Path(place).parent == Path("runs") else place)
-    next_step(f"msl evaluate {named}" if is_known else f"msl evaluate {named} --data SHARDS")
+    shards = "" if is_known else " --data SHARDS"
+    next_step(f"msl evaluate {named}{shards}")
+    if len(find_series(place)) > 1:
+        next_step(f"msl report {named}{shards}", "all seeds on one page; another series beside it is compared by means")
     if own is None or Path(place).parent != Path("runs"):
         return
     ours, plain = Path("runs", own.name), Path("runs", f"{own.name}-baseline")

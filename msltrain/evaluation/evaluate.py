@@ -20,7 +20,7 @@ from msldata.storage import Location, one_or_many
 from msltrain.config import TrainConfig
 from msltrain.evaluation.averaged_views import AveragedViews, check_scales
 from msltrain.evaluation.sweep import AllSamples, Progress, RankPart, View
-from msltrain.evaluation.trained_on import trained_on_notes
+from msltrain.evaluation.trained_on import trained_behind_notes, trained_on_notes
 from msltrain.hosts.distributed import process_group
 from msltrain.measures.predictions import (
     Origin,
@@ -158,7 +158,7 @@ def evaluate(
         else:
             loaded = load_any(checkpoint, foreign, shard_set.classes, ranks.device)
         column_K = loaded.columns_of(shard_set.classes, str(shards))
-        for text in ranks.first_does(lambda: _notes(loaded, shard_set, str(shards), held_out)):
+        for text in ranks.first_does(lambda: _notes(loaded, shard_set, str(shards), keep_masks, held_out)):
             note(text)
         if held_out:
             shard_set = _held_out(shard_set, loaded)
@@ -209,10 +209,14 @@ def evaluate(
     return predictions
 
 
-def _notes(loaded: LoadedRecogniser, shard_set: ShardSet, where: str, held_out: bool) -> list[str]:
+def _notes(
+    loaded: LoadedRecogniser, shard_set: ShardSet, where: str, keep_masks: Sequence[Location], held_out: bool
+) -> list[str]:
     notes = [text] if (text := loaded.unfinished()) else []
     if loaded.sha256:  # of the caller's own network nothing is known
         notes += trained_on_notes(loaded.path, loaded.config.data, shard_set, where, held_out=held_out)
+        behind = dict(zip(map(str, keep_masks), keep_mask_fingerprints(keep_masks), strict=True))
+        notes += trained_behind_notes(loaded.path, behind)
     known = set(loaded.classes)
     unknown = [name for name in shard_set.classes if name not in known]
     if unknown:

@@ -1,17 +1,21 @@
-"""What to know of a model before its numbers are believed: that it met the photographs in training, or was stopped.
+"""What to know of a model before its numbers are believed: that it met the photographs or the keep masks in training,
+or was stopped.
 
 N samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from msldata.contract.format import read_index
+from msldata.contract.manifest import read_manifest
 from msldata.errors import UserError, counted
+from msldata.storage import open_storage
 from msltrain.config import DataConfig
 from msltrain.runs.find_checkpoint import open_checkpoint, read_meta, unfinished
 from msltrain.runs.folder import DatasetIdentity, training_data
@@ -43,6 +47,58 @@ def trained_on_notes(
         )
         return [] if held_out else [flatters]
     return [text for one in identities for text in _notes_of(one, data, shard_set, where)]
+
+
+def trained_behind_notes(checkpoint: str | Path, keep_masks: Mapping[str, str]) -> list[str]:
+    """That a model was trained behind the masks that it is measured behind, in sentences; empty if it was not.
+
+    Masks are compared by what their indexes say of their files, where both are on this machine: NVIDIA's are cut into
+    subsets in several ways that share files. Of others their fingerprints are.
+
+    Args:
+        checkpoint: of the model.
+        keep_masks: the fingerprint of each folder that it is measured behind.
+    """
+    identities = training_data(checkpoint, "keep_masks")
+    return [
+        f"{text}, so what is measured behind them flatters this model; masks that no training meets are made by `msl "
+        "build-masks --generate 3000 --seed 1 --out shards/heldout`"
+        for place, fingerprint in keep_masks.items()
+        for one in identities
+        if (text := _masks_met(place, fingerprint, one.location, one.fingerprint))
+    ]
+
+
+def shared_masks_notes(tested: Mapping[str, str], trained: Mapping[str, str]) -> list[str]:
+    """In sentences, which masks of a test (fingerprints by folder) are also some of a training."""
+    return [
+        text
+        for place, fingerprint in tested.items()
+        for other, its_fingerprint in trained.items()
+        if (text := _masks_met(place, fingerprint, other, its_fingerprint))
+    ]
+
+
+def _masks_met(place: str, fingerprint: str, trained: str, its_fingerprint: str) -> str:
+    if fingerprint == its_fingerprint:
+        return f"the masks in {place} were trained behind"
+    if "://" in place or "://" in trained:
+        return ""
+    with suppress(UserError, OSError):
+        if read_manifest(trained).fingerprint == its_fingerprint:
+            tested, met = _mask_files(place), set(_mask_files(trained))
+            if num_met := sum(file in met for file in tested):
+                of = counted(len(tested), "mask")
+                return f"{num_met:,} of the {of} in {place} were trained behind (they are in {trained} too)"
+    return ""
+
+
+def _mask_files(place: str) -> list[tuple[int, int]]:
+    """Length and CRC32 of every mask's file, which are the same for equal files, and hardly ever for others."""
+    storage = open_storage(place)
+    manifest = read_manifest(storage)
+    rows = [read_index(storage, manifest, shard, ["length", "crc32"]) for shard in manifest.shards]
+    return [pair for table in rows for pair in zip(table["length"].to_pylist(), table["crc32"].to_pylist())]
 
 
 def model_notes(place: str | Path, shard_set: ShardSet, where: str) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from msldata.contract.manifest import Manifest, read_manifest
 from msldata.errors import UserError
+from msltrain.evaluation.trained_on import shared_masks_notes
 from msltrain.grids.plan import DataPlaces, Plan, Run
 
 TRAIN, KEEP_MASKS, TEST, TEST_MASKS = "training images", "training keep masks", "test images", "held-out keep masks"
@@ -50,6 +51,17 @@ def places_of(run: Run) -> Iterator[tuple[str, str]]:
     yield TEST, run.test.shards
     for _, place in run.test.keep_masks:
         yield TEST_MASKS, place
+
+
+def masks_met(plan: Plan) -> list[str]:
+    """In sentences, which held-out keep masks a training of the plan meets as well; missing ones are passed over."""
+    places = dict.fromkeys(pair for run in plan.runs for pair in places_of(run))
+
+    def fingerprints(wanted: str) -> dict[str, str]:
+        needs = [_look(place, role) for role, place in places if role == wanted]
+        return {need.place: need.manifest.fingerprint for need in needs if need.manifest is not None}
+
+    return shared_masks_notes(fingerprints(TEST_MASKS), fingerprints(KEEP_MASKS))
 
 
 def next_commands(missing: Sequence[Need], places: DataPlaces) -> list[str]:

@@ -127,6 +127,12 @@ class DataPlaces:
         """Where a recipe's subset of keep masks is: below the user's folder, under its last name."""
         if self.keep_masks is None:
             return self._below_root(place)
+        if open_storage(self.keep_masks).exists(MANIFEST_NAME):  # as `msl train` takes them
+            above = self.keep_masks.rstrip("/").rpartition("/")[0] or "."
+            raise UserError(
+                f"--keep-masks {self.keep_masks}: one set of masks; a grid has rows with several and takes the folder "
+                f"that holds {' and '.join(_SUBSETS)}, such as {above}"
+            )
         return f"{self.keep_masks.rstrip('/')}/{place.rpartition('/')[2]}"
 
     def _below_root(self, place: str) -> str:

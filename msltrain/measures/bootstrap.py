@@ -142,11 +142,32 @@ _SPARSE = 1 / 16
 
 def summary_intervals(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES) -> dict[str, Interval]:
     """The seven published measures, each with its interval; every resample uses the same images for all of them."""
-    value_by_name = compute_metrics(predictions).summary()
-    rates_R = resampled_rates(predictions, num_resamples=num_resamples)
-    mean_ap_R = resampled_mean_ap(predictions, num_resamples=num_resamples)
-    sampled = {"mAP": mean_ap_R, **rates_R}
-    return {name: _within_one(interval_around(value, sampled[name])) for name, value in value_by_name.items()}
+    return mean_intervals([predictions], num_resamples=num_resamples)
+
+
+def mean_intervals(series: Sequence[Predictions], *, num_resamples: int = NUM_RESAMPLES) -> dict[str, Interval]:
+    """The means of the published measures over the runs of a series, each with its interval: every resample takes the
+    same images for all runs.
+
+    Args:
+        series: predictions of each run for the same samples, in the same order.
+    """
+    summaries = [compute_metrics(one).summary() for one in series]
+    sampled = [
+        {
+            "mAP": resampled_mean_ap(one, num_resamples=num_resamples),
+            **resampled_rates(one, num_resamples=num_resamples),
+        }
+        for one in series
+    ]
+    return {
+        name: _within_one(
+            interval_around(
+                float(np.mean([one[name] for one in summaries])), np.mean([one[name] for one in sampled], axis=0)
+            )
+        )
+        for name in summaries[0]
+    }
 
 
 def resampled_share(

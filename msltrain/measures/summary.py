@@ -40,12 +40,14 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def series_json(measured: Sequence[Measured]) -> str:
-    """Indented JSON text of a series: every run, and mean and standard deviation of the published measures."""
+def series_json(measured: Sequence[Measured], intervals: Mapping[str, Interval]) -> str:
+    """Indented JSON text of a series: every run, and mean and standard deviation of the published measures, with the
+    ``intervals`` of the means, if they were requested."""
     summaries = [one.metrics.summary() for one in measured]
     spread = {name: mean_and_deviation([summary[name] for summary in summaries]) for name in summaries[0]}
     content = {
         "summary": {name: {"mean": mean, "standard_deviation": sd} for name, (mean, sd) in spread.items()},
+        "intervals": {name: asdict(interval) for name, interval in intervals.items()},
         "runs": [asdict(one) for one in measured],
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

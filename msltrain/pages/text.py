@@ -43,6 +43,11 @@ def points(fraction: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
+def plus_minus(mean: float, deviation: float) -> str:
+    """A mean and its standard deviation in percent: ``61.2 ± 0.4``."""
+    return f"{percent(mean)}\u00a0±\u00a0{percent(deviation)}"
+
+
 def join(parts: Sequence[str], last: str = "and") -> str:
     """``a, b and c``."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from msldata.contract.manifest import Manifest
 from msldata.errors import UserError, counted
 from msldata.storage import open_storage
-from msltrain.evaluation.trained_on import trained_on_notes
+from msltrain.evaluation.trained_on import trained_behind_notes, trained_on_notes
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints, read_predictions
 from msltrain.report.open_runs import RunReport, open_run, read_config
 from msltrain.runs.find_checkpoint import CHECKPOINTS, open_checkpoint, read_meta
@@ -97,7 +97,12 @@ def gather_runs(
         opened = open_run(run.place, name=name, clean=files.pop(WHOLE), masked=files, keep_masks=given)
         if measured is not None:
             opened = replace(opened, met=tuple(trained_on_notes(run.place, opened.config.data, measured, str(shards))))
-        runs.append(opened)
+        behind = {
+            str(place): fingerprint
+            for one in opened.masked.values()
+            for place, fingerprint in zip(one.origin.keep_masks, one.origin.keep_mask_fingerprints)
+        }
+        runs.append(replace(opened, met=(*opened.met, *trained_behind_notes(run.place, behind))))
     return Gathered(runs, shards)
 
 

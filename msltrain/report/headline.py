@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from msldata.errors import counted
 from msltrain.measures.bootstrap import Interval
-from msltrain.pages.text import capital, join, percent, points, quoted
+from msltrain.pages.text import capital, join, percent, plus_minus, points, quoted
 from msltrain.report.numbers import Found, Numbers
 from msltrain.report.open_runs import RunReport, describe_condition
+from msltrain.report.series import Series
 from msltrain.runs.run_places import WHOLE
 
 _TERMS = "A label is a class in an image; a false alarm, a class that is named and not there."
@@ -20,7 +21,8 @@ class Headline:
     """The first lines of the page."""
 
     headline: str
-    """In plain words: how many labels the last run finds beside the reference, at as many false alarms."""
+    """In plain words: how many labels the last run finds beside the reference, at as many false alarms; of series, how
+    far the last is ahead of the first in mAP."""
     warnings: tuple[str, ...]
     """What must be known before any of it is believed: training that was stopped, photographs of training, too few."""
     price: str
@@ -32,7 +34,12 @@ class Headline:
 
 
 def find(numbers: Numbers) -> Headline:
-    """State the result: differences from the first run, hardest condition first, with intervals and the sample size."""
+    """State the result: differences from the first run, hardest condition first, with intervals and the sample size.
+
+    Of series their means are compared, and not the runs that happen to come first and last.
+    """
+    if numbers.series:
+        return _find_series(numbers)
     reference, others = numbers.runs[0], numbers.runs[1:]
     num_images = len(reference.clean.keys)
     scope = f"Measured on {num_images:,} test {'image' if num_images == 1 else 'images'}, one training run per model."
@@ -48,7 +55,12 @@ def find(numbers: Numbers) -> Headline:
             ),
         )
     hardest_first = list(reversed(numbers.conditions))
-    ranking = _headline(others[-1].name, reference, {name: numbers.differences[-1][name] for name in hardest_first})
+    ranking = _headline(
+        quoted(others[-1].name),
+        quoted(reference.name),
+        reference,
+        {name: numbers.differences[-1][name] for name in hardest_first},
+    )
     sentences = [_sentence(numbers, number, name) for number in range(1, len(numbers.runs)) for name in hardest_first]
     sentences.append(
         f"{scope} The intervals cover the choice of test images; they do not cover training again with another seed."
@@ -60,6 +72,68 @@ def find(numbers: Numbers) -> Headline:
         ranking=ranking,
         sentences=tuple(sentences),
     )
+
+
+def _find_series(numbers: Numbers) -> Headline:
+    """The same of series: every number is a mean over seeds."""
+    first, last, reference = numbers.series[0], numbers.series[-1], numbers.runs[0]
+    hardest_first = list(reversed(numbers.conditions))
+    mean = {name: plus_minus(*last.summary[name]["mAP"]) for name in numbers.conditions}
+    if first is last:
+        reached = [f"{mean[name]} {_in_condition(reference, name)}" for name in numbers.conditions]
+        headline = f"{_of_series(last)} reaches a mean average precision of {join(reached)}."
+        sentences = [
+            f"{capital(describe_condition(name, reference.conditions[name]))}: {mean[name]} mAP "
+            f"(95\u00a0% interval {percent(last.mAP[name].low)} to {percent(last.mAP[name].high)})."
+            for name in numbers.conditions
+        ]
+    else:
+        by_condition = {name: last.mAP_minus_first[name] for name in hardest_first}
+        headline = _headline(_of_series(last), _of_series(first), reference, by_condition)
+        sentences = [
+            _difference_sentence(
+                reference,
+                name,
+                (one.name, plus_minus(*one.summary[name]["mAP"])),
+                (first.name, plus_minus(*first.summary[name]["mAP"])),
+                one.mAP_minus_first[name],
+            )
+            for one in numbers.series[1:]
+            for name in hardest_first
+        ]
+    sentences.append(
+        f"Measured on {counted(len(reference.clean.keys), 'test image')}. ± is the sample standard deviation over "
+        "seeds; the intervals cover the choice of test images, and do not cover training with further seeds."
+    )
+    return Headline(
+        headline=headline,
+        warnings=_warnings(numbers),
+        price=f"{_series_at_half(numbers)} {_TERMS}",
+        ranking="",
+        sentences=tuple(sentences),
+    )
+
+
+def _of_series(one: Series) -> str:
+    """Its name, and how many runs it is the mean of."""
+    return quoted(one.name) + (f" (mean of {len(one.members)} runs)" if len(one.members) > 1 else "")
+
+
+def _series_at_half(numbers: Numbers) -> str:
+    """What the runs of every series find at a score of 0.5 on average, and their false alarms, in a sentence."""
+    parts = []
+    for end in reversed(numbers.ends):
+        shares = []
+        for one in numbers.series:
+            found = [numbers.found[number][end] for number in one.members]
+            share = 100 * sum(each.num_found / max(each.num_objects, 1) for each in found) / len(found)
+            alarms = 100 * sum(each.num_false / each.num_images for each in found) / len(found)
+            shares.append(
+                f"{quoted(one.name)} finds {share:.{0 if share >= 9.5 else 1}f} of every 100 labels with "
+                f"{alarms:.0f} false alarms per 100 images"
+            )
+        parts.append(f"{_where(numbers, end)} {join(shares)}")
+    return f"At a score of 0.5, on average over the seeds, {'; '.join(parts)}."
 
 
 def _warnings(numbers: Numbers) -> tuple[str, ...]:
@@ -230,44 +304,52 @@ def _interval_sentence(numbers: Numbers, condition: str) -> str:
     )
 
 
-def _headline(name: str, reference: RunReport, by_condition: Mapping[str, Interval]) -> str:
-    """One sentence: where ``name`` is ahead, where it is behind, and where no difference can be shown."""
+def _in_condition(reference: RunReport, condition: str) -> str:
+    where = describe_condition(condition, reference.conditions[condition])
+    return f"{'on' if condition == WHOLE else 'with'} {where}"
+
+
+def _headline(name: str, first: str, reference: RunReport, by_condition: Mapping[str, Interval]) -> str:
+    """One sentence: where ``name`` is ahead of ``first``, where it is behind, and where no difference can be shown."""
     ahead: list[str] = []
     behind: list[str] = []
     level: list[str] = []
     for condition, difference in by_condition.items():
-        where = (
-            f"{'on' if condition == WHOLE else 'with'} {describe_condition(condition, reference.conditions[condition])}"
-        )
+        where = _in_condition(reference, condition)
         if not difference.excludes_zero:
             level.append(where)
         else:
             side = ahead if difference.value > 0 else behind
             side.append(f"by {abs(100 * difference.value):.1f} points of mAP {where}")
     if not ahead and not behind:
-        both = f"{quoted(name)} and {quoted(reference.name)}"
-        return f"No difference in mAP between {both} can be shown {join(level, 'or')}."
+        return f"No difference in mAP between {name} and {first} can be shown {join(level, 'or')}."
     clauses = [
         f"{side} {other} {join(places)}"
         for side, other, places in (
-            ("ahead of", quoted(reference.name), ahead),
-            ("behind", "it" if ahead else quoted(reference.name), behind),
+            ("ahead of", first, ahead),
+            ("behind", "it" if ahead else first, behind),
         )
         if places
     ]
     unclear = f"; {join(level)} no difference can be shown" if level else ""
-    return f"{quoted(name)} is {' and '.join(clauses)}{unclear}."
+    return f"{name} is {' and '.join(clauses)}{unclear}."
 
 
 def _sentence(numbers: Numbers, number: int, condition: str) -> str:
     run, reference = numbers.runs[number], numbers.runs[0]
-    where = describe_condition(condition, reference.conditions[condition])
-    value, before = (numbers.measured[n][condition].metrics.mAP for n in (number, 0))
+    value, before = (percent(numbers.measured[n][condition].metrics.mAP) for n in (number, 0))
     difference = numbers.differences[number][condition]
+    return _difference_sentence(reference, condition, (run.name, value), (reference.name, before), difference)
+
+
+def _difference_sentence(
+    reference: RunReport, condition: str, one: tuple[str, str], other: tuple[str, str], difference: Interval
+) -> str:
+    """Two named values of mAP in a condition, as text, and how far they lie apart."""
     verdict = "" if difference.excludes_zero else ", which includes zero"
     interval = f"{points(difference.low)} to {points(difference.high)}"
     return (
-        f"{capital(where)}: {quoted(run.name)} {percent(value)} mAP "
-        f"against {quoted(reference.name)} {percent(before)}, "
+        f"{capital(describe_condition(condition, reference.conditions[condition]))}: {quoted(one[0])} {one[1]} mAP "
+        f"against {quoted(other[0])} {other[1]}, "
         f"{points(difference.value)} points (95\u00a0% interval {interval}{verdict})."
     )

@@ -22,6 +22,7 @@ from msltrain.measures.summary import Measured, measure
 from msltrain.measures.thresholds import held_out_beside
 from msltrain.report.cooccurrence import Companions, FalseAlarms, count_companions, count_false_alarms
 from msltrain.report.open_runs import RunReport
+from msltrain.report.series import Series, join_series
 from msltrain.robustness.curves import Curves
 from msltrain.runs.run_places import WHOLE
 
@@ -70,6 +71,8 @@ class Numbers:
     """The classes of ``companions`` and ``false_alarms``: all, or of very many those in most images."""
     curves: Curves | None
     """Curves of the robustness study, if there is one."""
+    series: tuple[Series, ...] = ()
+    """The runs by series, the reference first; empty where every run stands for itself."""
 
     @property
     def conditions(self) -> list[str]:
@@ -125,11 +128,12 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
     """
     measured: list[Mapping[str, Measured]] = []
     differences: list[Mapping[str, Interval]] = []
-    reference_R: dict[str, np.ndarray] = {}
+    resampled: list[Mapping[str, np.ndarray]] = []
     ends = dict.fromkeys((WHOLE, list(runs[0].conditions)[-1]))
     for number, run in enumerate(runs):
         mine: dict[str, Measured] = {}
         against: dict[str, Interval] = {}
+        mine_R: dict[str, np.ndarray] = {}
         for condition, predictions in run.conditions.items():
             folders = [Path(file).parent for file in run.files.values()]
             found = measure(predictions, validation=held_out_beside(predictions, folders))
@@ -142,13 +146,13 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
                 intervals={"mAP": interval_around(value, value_R)},
                 threshold_origin=found.threshold_origin,
             )
-            if number == 0:
-                reference_R[condition] = value_R
-            else:
+            mine_R[condition] = value_R
+            if number:
                 # Every resample used the same images for both.
                 gain = value - measured[0][condition].metrics.mAP
-                against[condition] = interval_around(gain, value_R - reference_R[condition])
+                against[condition] = interval_around(gain, value_R - resampled[0][condition])
         measured.append(mine)
+        resampled.append(mine_R)
         differences.append(against)
     together = _together(runs[0].clean)
     return Numbers(
@@ -160,6 +164,7 @@ def compute_numbers(runs: Sequence[RunReport], curves: Curves | None = None) -> 
         false_alarms=tuple({end: count_false_alarms(run.conditions[end], together) for end in ends} for run in runs),
         together=tuple(together),
         curves=curves,
+        series=join_series([run.series or run.name for run in runs], measured, resampled),
     )
 
 
@@ -236,6 +241,7 @@ def to_json(numbers: Numbers, title: str, examples: Sequence[Mapping[str, Any]] 
                 *(numbers.runs, numbers.measured, numbers.differences, numbers.found, numbers.false_alarms), strict=True
             )
         ],
+        "series": [asdict(one) for one in numbers.series],
         **({"classes_together": [numbers.classes[k] for k in numbers.together]} if numbers.has_more_classes else {}),
         "labels_together": _counts(numbers.companions),
         "robustness": None if numbers.curves is None else asdict(numbers.curves),

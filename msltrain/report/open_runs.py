@@ -28,6 +28,8 @@ class RunReport:
 
     name: str
     """The name on the page: "Baseline", "MSL"."""
+    series: str = ""
+    """Name of the series that it is a run of, with another seed; empty where it stands for itself."""
     clean: Predictions
     """Predictions on whole test images."""
     masked: Mapping[str, Predictions]
@@ -42,7 +44,8 @@ class RunReport:
     unfinished: str = ""
     """In words, that its training has not come to its end; empty if it has, or nothing tells."""
     met: tuple[str, ...] = ()
-    """In sentences, that the model may have met in training what it is measured on; see `trained_on_notes`."""
+    """In sentences, that the model may have met in training what it is measured on or behind; see `trained_on_notes`
+    and `trained_behind_notes`."""
     keep_masks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Folders of keep masks, by condition, if they are known to be somewhere other than its predictions say."""
 

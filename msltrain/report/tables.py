@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from msldata.errors import counted
 from msltrain.measures.metrics import SUMMARY
 from msltrain.measures.spreadsheet import cell, csv_text
 from msltrain.pages.svg import style_name
 from msltrain.pages.tables import Cell, Group, Row, Table
-from msltrain.pages.text import capital, percent, points
+from msltrain.pages.text import capital, percent, plus_minus, points
 from msltrain.report.cooccurrence import leaning_pairs
 from msltrain.report.numbers import Numbers
 from msltrain.report.open_runs import RunReport, describe_condition
+from msltrain.report.series import Series
 from msltrain.runs.run_places import WHOLE
 
 NUM_PAIRS = 12
@@ -46,23 +48,49 @@ def where(numbers: Numbers, condition: str) -> str:
 
 
 def measures_table(numbers: Numbers) -> Table:
-    """mAP, CP, CR, CF1, OP, OR, OF1 in percent, by condition and run, with the differences from the first run."""
+    """mAP, CP, CR, CF1, OP, OR, OF1 in percent, by condition and run, with the differences from the first run; of
+    series also means ± standard deviations, and the differences of the means instead."""
     runs, groups = numbers.runs, []
     for condition in numbers.conditions:
         values = [list(entry[condition].metrics.summary().values()) for entry in numbers.measured]
         columns = [_best(column) for column in zip(*values)]
         rows = []
         for run, entry, shown in zip(runs, numbers.measured, zip(*columns), strict=True):
-            rows.append(Row(name=run.name, cells=shown))
+            rows.append(Row(name=run.name, cells=[each.text for each in shown] if numbers.series else shown))
             if (tuned := entry[condition].metrics.tuned) is not None:  # mAP knows no thresholds
                 at_those = [percent(getattr(tuned, name)) if name != "mAP" else "" for name in SUMMARY]
                 rows.append(Row(name=f"{run.name}, tuned thresholds", cells=at_those))
+        if numbers.series:
+            rows += _series_rows(numbers.series, condition)
+            groups.append(Group(title=capital(where(numbers, condition)), rows=rows))
+            continue
         for run, mine in zip(runs[1:], values[1:], strict=True):
             label = "difference" if len(runs) == 2 else f"{run.name} − {runs[0].name}"
             cells = [points(value - first) for value, first in zip(mine, values[0], strict=True)]
             rows.append(Row(name=label, cells=cells, style="difference"))
         groups.append(Group(title=capital(where(numbers, condition)), rows=rows))
     return Table(name="Model", columns=SUMMARY, groups=groups, style="measures")
+
+
+def _series_rows(series: Sequence[Series], condition: str) -> list[Row]:
+    """Mean ± standard deviation of every series, the best mean marked, and how far they lie from that of the first."""
+    best = {name: max(one.summary[condition][name][0] for one in series) for name in SUMMARY}
+    rows = []
+    for one in series:
+        values = one.summary[condition]
+        cells = [
+            Cell(
+                text=plus_minus(*values[name]) if len(one.members) > 1 else percent(values[name][0]),
+                style="best" if len(series) > 1 and values[name][0] == best[name] else "",
+            )
+            for name in SUMMARY
+        ]
+        rows.append(Row(name=f"{one.name}, {counted(len(one.members), 'run')}", cells=cells))
+    first = series[0].summary[condition]
+    for one in series[1:]:
+        points_ = [points(one.summary[condition][name][0] - first[name][0]) for name in SUMMARY]
+        rows.append(Row(name=f"{one.name} − {series[0].name}", cells=points_, style="difference"))
+    return rows
 
 
 def strata_table(numbers: Numbers) -> Table | None:

@@ -18,7 +18,7 @@ import torch
 
 from msldata.errors import UserError, counted
 from msltrain.evaluation.sweep import AllSamples, Progress
-from msltrain.evaluation.trained_on import model_notes
+from msltrain.evaluation.trained_on import model_notes, trained_behind_notes
 from msltrain.hosts.distributed import process_group
 from msltrain.measures.predictions import Predictions, keep_mask_fingerprints
 from msltrain.pages.text import quoted
@@ -99,10 +99,14 @@ def run_study(
 
 
 def study_notes(study: Study) -> tuple[str, ...]:
-    """What to know of the models before their curves are believed, in sentences: see `model_notes`."""
+    """What to know of the models before their curves are believed, in sentences: see `model_notes` and
+    `trained_behind_notes`."""
     shard_set = open_images(study.shards)
+    behind = dict(zip(study.keep_masks, keep_mask_fingerprints(study.keep_masks), strict=True))
     return tuple(
-        f"{quoted(name)}: {text}" for name, path in study.models for text in model_notes(path, shard_set, study.shards)
+        f"{quoted(name)}: {text}"
+        for name, path in study.models
+        for text in (*model_notes(path, shard_set, study.shards), *trained_behind_notes(path, behind))
     )
 
 

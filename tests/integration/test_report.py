@@ -366,6 +366,39 @@ def test_finding_of_one_run(pair, tmp_path):
         assert word not in spoken, word
 
 
+def test_series_are_compared_by_their_means(pair, tmp_path):
+    """And not the run that happens to be the last with the one that happens to be the first."""
+    skills = {"plain": (2.0, 1.0), "ours": (1.0, 3.5)}  # last less first: +1.5; mean less mean: +0.75
+    runs = [
+        replace(run(f"{name} seed{seed}", skill, skill - 0.5, seed=10 * seed + len(name)), series=name)
+        for name, both in skills.items()
+        for seed, skill in enumerate(both)
+    ]
+    numbers = compute_numbers(runs)
+    plain, ours = numbers.series
+    for one, members in ((plain, runs[:2]), (ours, runs[2:])):
+        for condition in ("whole", "high"):
+            values = [compute_metrics(each.conditions[condition]).CF1 for each in members]
+            assert one.summary[condition]["CF1"] == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    # The interval is over the same images for all four runs.
+    drawn = [resampled_mean_ap(each.clean) for each in runs]
+    value = sum((-1) ** (number < 2) * compute_metrics(each.clean).mAP / 2 for number, each in enumerate(runs))
+    expected = interval_around(value, (drawn[2] + drawn[3] - drawn[0] - drawn[1]) / 2)
+    got = ours.mAP_minus_first["whole"]
+    assert (got.value, got.low, got.high) == pytest.approx((expected.value, expected.low, expected.high))
+    finding = find(numbers)
+    assert "“ours” (mean of 2 runs)" in finding.headline and "one training run" not in " ".join(finding.sentences)
+    mean, deviation = plain.summary["whole"]["mAP"]
+    assert f"against “plain” {100 * mean:.1f}\u00a0±\u00a0{100 * deviation:.1f}, " in finding.sentences[2]
+    write_report(tmp_path / "page.html", title="T", runs=runs)
+    page = (tmp_path / "page.md").read_text()
+    assert f"| ours, 2 runs | {100 * ours.mAP['whole'].value:.1f} ±" in page
+    assert f"| ours − plain | {points(got.value)} |" in page and "ours seed1 − plain seed0" not in page
+    [_, told] = json.loads((tmp_path / "page.json").read_text())["series"]
+    assert told["members"] == [2, 3] and told["mAP_minus_first"]["whole"]["value"] == pytest.approx(got.value)
+    assert compute_numbers([replace(one, series="") for one in runs]).series == ()
+
+
 def test_run_without_masks_history_or_objects(pair, tmp_path):
     bare = replace(pair[0], masked={}, history=[], clean=replace(pair[0].clean, objects=None))
     text = write_report(tmp_path / "bare.html", title="Bare", runs=[bare]).read_text("utf-8")

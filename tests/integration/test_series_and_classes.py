@@ -46,7 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = ("stream.image_size=32", "model.backbone=test_efficientnet", "run.device=cpu", "optim.num_epochs=1")
     places = ("--data", root / "train", "--keep-masks", root / "high", "--run", root / "runs")
     changed = (part for one in settings for part in ("--set", one))
-    msl("train", "--recipe", "smoke", *places, "--seeds", "0,1", *changed)
+    said = msl("train", "--recipe", "smoke", *places, "--seeds", "0,1", *changed)
+    assert f"msl report {root / 'runs'}" in said  # all seeds on one page
     return root
 
 
@@ -71,6 +72,21 @@ def test_evaluate_measures_a_series(place, tmp_path):
     )
 
 
+def test_evaluate_of_a_series_heeds_what_is_asked_of_it(place):
+    where = ("evaluate", "--checkpoint", place / "runs", "--data", place / "test", "--device", "cpu")
+    said = msl(*where, "--intervals", "--per-class")
+    told = numbers(*where, "--intervals")
+    interval = told["intervals"]["mAP"]
+    assert interval["value"] == pytest.approx(told["summary"]["mAP"]["mean"])
+    assert f"{100 * interval['low']:.2f}" in said and f"{100 * interval['high']:.2f}" in said
+    both = [[one["average_precision"] for one in run["metrics"]["classes"]] for run in told["runs"]]
+    for values in zip(*both):
+        mean, deviation = 100 * statistics.fmean(values), 100 * statistics.stdev(values)
+        assert f" {mean:.2f} ± {deviation:.2f} " in said
+    assert " large " in said  # the strata, as of one run
+    assert numbers(*where)["intervals"] == {}
+
+
 def test_predict_takes_a_series(place, tmp_path):
     for name, run in (("all", "runs"), ("one", "runs/seed0"), ("two", "runs/seed1")):
         arguments = ("--checkpoint", place / run, "--out", tmp_path / f"{name}.json", "--top-k", 3)
@@ -90,6 +106,10 @@ def test_report_takes_a_series(place, tmp_path):
     )
     assert "mean ± standard deviation of 2 runs: mAP" in said
     assert "runs seed0" in (tmp_path / "p.html").read_text()
+    # One seed is no rival of the other.
+    page = (tmp_path / "p.md").read_text()
+    assert page.startswith("# Run “runs” (2 seeds)") and "“runs” (mean of 2 runs) reaches a mean average" in page
+    assert "runs seed1 − runs seed0" not in page and "one training run per model" not in page
 
 
 def test_the_training_data_is_called_so(place):

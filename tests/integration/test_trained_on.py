@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -20,7 +22,7 @@ from msltrain.runs.folder import DatasetIdentity, RunFolder
 from msltrain.stream.config import StreamConfig
 from msltrain.stream.samples.holdout import hold_out
 from tests.integration.test_evaluate import write_checkpoint
-from tests.smallshards import CLASSES, photo, write_images
+from tests.smallshards import CLASSES, photo, write_images, write_keep_masks
 
 
 def write(folder: Path, split: str, photos: list[int], dataset: str = "small") -> None:
@@ -49,6 +51,27 @@ def notes_on(place: Path, shards: str = "test", **options: object) -> str:
     notes: list[str] = []
     evaluate(place / "run", place / shards, device="cpu", note=notes.append, **options)
     return "\n".join(notes)
+
+
+def test_masks_of_training_are_said_wherever_they_are_measured_behind(place):
+    """By `evaluate`, `robustness` and `report`; masks that training did not meet need no note."""
+    rng = np.random.default_rng(0)
+    for name in ("met", "new"):
+        write_keep_masks(place / name, [(rng.random((32, 32)) > 0.6).astype(np.uint8) for _ in range(3)])
+    noted = json.loads((place / "run" / "datasets.json").read_text())
+    identity = DatasetIdentity.of(str(place / "met"), read_manifest(place / "met"))
+    (place / "run" / "datasets.json").write_text(json.dumps({**noted, "keep_masks": [asdict(identity)]}))
+    words = "were trained behind"
+    assert words in notes_on(place, keep_masks=place / "met") and notes_on(place, keep_masks=place / "new") == ""
+    for name in ("met", "new"):
+        given = ("--data", place / "test", "--keep-masks", place / name, "--device", "cpu")
+        for command, out, page in (("robustness", "study", "study/robustness.md"), ("report", "p.html", "p.md")):
+            asked = [command, place / "run", *given, "--out", place / out]
+            result = CliRunner().invoke(app, [str(word) for word in asked])
+            assert result.exit_code == 0, result.output
+            text = (place / page).read_text()
+            assert (words in " ".join(result.output.split())) == (words in text) == (name == "met"), (command, text)
+        shutil.rmtree(place / "study")
 
 
 def test_other_photographs_need_no_note(place):

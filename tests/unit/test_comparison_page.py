@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest, ShardInfo
+from msldata.errors import UserError
 from msltrain.grids.needed_data import KEEP_MASKS as MASKS
 from msltrain.grids.needed_data import TEST, TEST_MASKS, TRAIN, Need
 from msltrain.grids.plan import BEST, LAST, DataPlaces, make_plan
@@ -21,6 +23,7 @@ from msltrain.reproduce.paper_tables import grid_as_table
 from msltrain.reproduce.published_numbers import AUTHORS, CSRA, PAPER, Published
 from msltrain.reproduce.write_comparison import _caveats
 from msltrain.runs.run_places import WHOLE
+from tests.smallshards import write_keep_masks
 
 
 def measures(mean_ap: float, others: float = 0.5) -> Measures:
@@ -205,6 +208,24 @@ def test_what_cannot_be_compared_is_said_of_each_dataset(tmp_path: Path, role, n
     usual = _caveats(open_grid(plan, tmp_path), [], "full", True)
     found = _caveats(open_grid(plan, tmp_path), [need(role, name, num_samples)], "full", True)
     assert [one for one in found if one not in usual] == ([said] if said else [])
+
+
+def test_held_out_masks_that_are_trained_behind_are_said(tmp_path: Path):
+    """And one set of masks, as `msl train` takes them, is not taken for the folder of both."""
+    for name, seed in (("high", 0), ("low", 1), ("new", 2)):
+        hidden = np.random.default_rng(seed).random((3, 16, 16)) > 0.5
+        write_keep_masks(tmp_path / name, [*hidden.astype(np.uint8)])
+
+    def said(test_masks: str) -> list[str]:
+        places = DataPlaces(keep_masks=str(tmp_path), test_masks=(str(tmp_path / test_masks),))
+        plan = make_plan(["loss-terms"], seeds=(0,), places=places)
+        return [one for one in _caveats(open_grid(plan, tmp_path / "grid"), [], "full", True) if "held out" in one]
+
+    assert said("new") == []
+    [same] = said("high")
+    assert same.startswith(f"Not held out: the masks in {tmp_path / 'high'} were trained behind; ")
+    with pytest.raises(UserError, match=f"takes the folder that holds low and high, such as {tmp_path}$"):
+        make_plan(["loss-terms"], seeds=(0,), places=DataPlaces(keep_masks=str(tmp_path / "high"), test_masks=()))
 
 
 def test_what_every_report_says_of_its_runs(tmp_path: Path):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from msldata.contract.manifest import read_manifest
 from msltrain.config import DataConfig
-from msltrain.evaluation.trained_on import trained_on_notes
+from msltrain.evaluation.trained_on import trained_behind_notes, trained_on_notes
 from msltrain.runs.folder import DatasetIdentity
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import open_shard_set
-from tests.smallshards import photo, write_images
+from tests.smallshards import photo, write_images, write_keep_masks
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,28 @@ def test_photographs_that_were_set_aside_are_not_trained_on(
     [itself] = trained_on_notes("run", data, open_shard_set(place), "train")
     assert itself.startswith("train is what this model was trained on")
     assert trained_on_notes("run", data, open_shard_set(place), "train", held_out=True) == []
+
+
+def test_masks_that_were_trained_behind_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Subsets that were cut in two ways share masks, under other keys."""
+    rng = np.random.default_rng(0)
+    masks = [(rng.random((16, 16)) > 0.6).astype(np.uint8) for _ in range(9)]
+    for name, some in {"trained": masks[:6], "part": masks[4:], "others": masks[6:]}.items():
+        write_keep_masks(tmp_path / name, some)
+    place = {name: str(tmp_path / name) for name in ("trained", "part", "others")}
+    fingerprint = {name: read_manifest(one).fingerprint for name, one in place.items()}
+    identity = DatasetIdentity.of(place["trained"], read_manifest(place["trained"]))
+    monkeypatch.setattr(
+        "msltrain.evaluation.trained_on.training_data", lambda checkpoint, role: [identity][: role == "keep_masks"]
+    )
+
+    def said(name: str) -> list[str]:
+        return trained_behind_notes("run", {place[name]: fingerprint[name]})
+
+    [same], [part] = said("trained"), said("part")
+    assert same.startswith(f"the masks in {place['trained']} were trained behind, so what is measured behind them")
+    assert part.startswith(f"2 of the 5 masks in {place['part']} were trained behind (they are in {place['trained']}")
+    assert said("others") == []
+    # Elsewhere, or gone: the fingerprint tells all the same.
+    assert trained_behind_notes("run", {"s3://bucket/masks": fingerprint["trained"]})
+    assert trained_behind_notes("run", {str(tmp_path / "gone"): "other"}) == []
