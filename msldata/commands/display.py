@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -166,7 +165,7 @@ def show_verification(console: Console, result: Verification, where: str, agains
     for finding in shown:
         console.print(str(finding), markup=False, soft_wrap=True)
     if hidden := len(result.findings) - len(shown):
-        show(console, f"… and {hidden:,} more; in a file are all: msl verify {shlex.quote(where)} > FILE")
+        show(console, f"… and {hidden:,} more: where the output goes to a file or pipe, all are there")
     count = counted(len(result.findings), "finding")
     show(console, (where, "red"), f": {count} in {shards}; {result.next_step}")
 
