@@ -29,6 +29,11 @@ class Photograph:
     labels: tuple[str, ...]
     ignored: tuple[str, ...] = ()
 
+    def labels_said(self) -> str:
+        """Its labels in words."""
+        ignored = f"; ignored: {', '.join(map(listed_name, self.ignored))}" if self.ignored else ""
+        return (", ".join(map(listed_name, self.labels)) or "no class") + ignored
+
 
 def find_copies(splits: Sequence[tuple[Storage, Manifest]]) -> list[list[Photograph]]:
     """The photographs that are in one of several splits of a dataset more than once, or in two of them.
@@ -123,8 +128,7 @@ def _named(one: Sequence[Photograph], file_of: Mapping[tuple[str, str], str], wi
         name = file_of.get((photo.split, photo.key), photo.key)
         about = [f"in {photo.split}"] if several else []
         if with_labels:
-            about.append(", ".join(map(listed_name, photo.labels)) or "no class")
-            about += [f"ignored: {', '.join(map(listed_name, photo.ignored))}"] if photo.ignored else []
+            about.append(photo.labels_said())
         names.append(f"{name} ({'; '.join(about)})" if about else name)
     return " and ".join(names) if len(names) == 2 else few_of(names, _OF_ONE_SHOWN)
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from msldata.inspect.verify import Verification
     from msldata.masks.plan import MaskPlan
 
-MAX_FINDINGS_SHOWN = 50
+_FINDINGS_SHOWN = 50
+"""On a terminal; a file or pipe gets all."""
 _PLURAL = ("objects", "ignored_labels")
 _LISTED = frozenset({"classes"})
 """In a manifest's provenance: somebody wrote down the classes, so that no name is a slip in a label."""
@@ -160,10 +161,11 @@ def show_verification(console: Console, result: Verification, where: str, agains
         verb, beside = "is" if samples == 1 else "are", f", and none is in {against}" if against else ""
         show(console, (where, "green"), f": {counted(samples, 'sample')} in {shards} {verb} right{beside}")
         return
-    for finding in result.findings[:MAX_FINDINGS_SHOWN]:
+    shown = result.findings[:_FINDINGS_SHOWN] if console.is_terminal else result.findings
+    for finding in shown:
         console.print(str(finding), markup=False, soft_wrap=True)
-    if (hidden := len(result.findings) - MAX_FINDINGS_SHOWN) > 0:
-        console.print(f"… and {hidden:,} more")
+    if hidden := len(result.findings) - len(shown):
+        show(console, f"… and {hidden:,} more: where the output goes to a file or pipe, all are there")
     count = counted(len(result.findings), "finding")
     show(console, (where, "red"), f": {count} in {shards}; {result.next_step}")
 

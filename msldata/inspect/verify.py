@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msldata.build.copies import find_copies
 from msldata.build.folder import QUARANTINE_NAME
 from msldata.build.index_tars import FOREIGN, IndexTask, tasks_of
 from msldata.build.other_tars import local_tar, make_rows, read_tar
@@ -82,7 +83,7 @@ def verify(
     findings += _check_totals(manifest, reports)
     findings += _check_files(folder, manifest)
     repairable = len(findings)
-    findings += _check_duplicates(reports, images_too=manifest.kind == IMAGES)
+    findings += _check_duplicates(folder, manifest, reports)
     if other is not None and against is not None:
         hashes = run_tasks(hash_shard, _tasks(against, other), num_workers, lambda pairs: count(len(pairs)))
         findings += _check_shared(reports, against, (pair for pairs in hashes for pair in pairs))
@@ -192,23 +193,36 @@ def _check_files(folder: Storage, manifest: Manifest) -> list[Finding]:
     return findings
 
 
-def _check_duplicates(reports: Sequence[ShardReport], images_too: bool) -> list[Finding]:
-    """Keys that appear twice, and (among photographs) images of equal bytes."""
+def _check_duplicates(folder: Storage, manifest: Manifest, reports: Sequence[ShardReport]) -> list[Finding]:
+    """Keys that appear twice, and (among photographs) images of equal bytes, with their labels where these differ."""
     findings = []
     shard_of_key: dict[str, str] = {}
     key_of_image: dict[bytes, str] = {}
+    labels: Mapping[tuple[str, str], str] | None = None
     for report in reports:
         for key, digest in zip(report.keys, report.image_digests, strict=True):
             name = report.info.name
             if key in shard_of_key:
                 findings.append(Finding(name, key, "key", "one sample of this name", f"also in {shard_of_key[key]}"))
-            elif images_too and digest in key_of_image:
+            elif manifest.kind == IMAGES and digest in key_of_image:
                 twin = key_of_image[digest]
-                where = f"the same bytes as {twin} in {shard_of_key[twin]}"
+                labels = _labels_of_copies(folder, manifest) if labels is None else labels
+                there, here = labels.get((shard_of_key[twin], twin), ""), labels.get((name, key), "")
+                unlike = f"; {twin} is labelled {there}, {key} {here}" if there != here else ""
+                where = f"the same bytes as {twin} in {shard_of_key[twin]}{unlike}"
                 findings.append(Finding(name, key, "image", "different from all others", where))
             shard_of_key.setdefault(key, name)
             key_of_image.setdefault(digest, key)
     return findings
+
+
+def _labels_of_copies(folder: Storage, manifest: Manifest) -> dict[tuple[str, str], str]:
+    """What every copy is labelled, by shard and key; nothing where an index cannot be read, which is a finding."""
+    try:
+        copies = find_copies([(folder, manifest)])
+    except FormatError:
+        return {}
+    return {(one.shard, one.key): one.labels_said() for photographs in copies for one in photographs}
 
 
 def _check_shared(

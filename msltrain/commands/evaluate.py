@@ -19,6 +19,7 @@ from msltrain.commands.options import (
     BatchSize,
     Cache,
     CacheLimit,
+    DecimalComma,
     Device,
     Json,
     MeasuredShards,
@@ -70,6 +71,7 @@ def evaluate(
     out_: Annotated[
         Path | None, typer.Option("--out", help="Predictions file to write: .parquet or .csv.", parser=local_path)
     ] = None,
+    decimal_comma: DecimalComma = False,
     json: Json = False,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
@@ -90,6 +92,8 @@ def evaluate(
     from msltrain.runs.find_checkpoint import no_test_split, training_shards
     from msltrain.runs.run_places import default_file, find_series
 
+    if (out_ is None or not is_table(out_)) and decimal_comma:
+        raise UserError("--decimal-comma is for a table: add --out FILE.csv")
     asked, named = data, run or checkpoint
     if named:
         [checkpoint] = named_models(run and [run], checkpoint and [checkpoint], "evaluate")
@@ -110,8 +114,6 @@ def evaluate(
                 "others with --data SHARDS",
             )
         check_datasets(data, keep_masks)
-        if out_ is not None:
-            is_table(out_)
         if (number := launch.num_processes(processes, device)) > 1:
             raise typer.Exit(launch.launch(sys.argv[1:], number))
         with working("starting"):  # it takes seconds to import torch
@@ -137,6 +139,7 @@ def evaluate(
                     flip=flip,
                     scales=scales or (),
                     out=file,
+                    decimal_comma=decimal_comma,
                     batch_size=batch_size,
                     device=device,
                     seed=seed,

@@ -16,6 +16,10 @@ Model = Annotated[str, typer.Option(help="For a plain classifier's file: its tim
 Classes = Annotated[
     str, typer.Option(help="For such a file: its classes in order; shards, or a text file with one per line.")
 ]
+DecimalComma = Annotated[
+    bool,
+    typer.Option("--decimal-comma", help="CSV for spreadsheets in German, French …: 0,93, and ; between the cells."),
+]
 
 
 def run_place(text: str) -> str:

@@ -16,6 +16,7 @@ from msldata.progress import progress_bar, working
 from msltrain.commands.options import (
     BatchSize,
     Classes,
+    DecimalComma,
     Device,
     Model,
     OnDevice,
@@ -72,12 +73,7 @@ def predict(
             "with a row per photograph.",
         ),
     ] = None,
-    decimal_comma: Annotated[
-        bool,
-        typer.Option(
-            "--decimal-comma", help="CSV for spreadsheets in German, French …: 0,93, and ; between the cells."
-        ),
-    ] = False,
+    decimal_comma: DecimalComma = False,
     out_: Annotated[
         Path | None, typer.Option("--out", help="File to write; a stopped run goes on with it.", parser=local_path)
     ] = None,

@@ -103,6 +103,7 @@ def evaluate(
     flip: bool = False,
     scales: Sequence[float] = (),
     out: str | Path | None = None,
+    decimal_comma: bool = False,
     batch_size: int = 32,
     num_threads: int | None = None,
     device: str = "auto",
@@ -127,6 +128,7 @@ def evaluate(
             a function of its key and ``seed``, so every model meets the same hole on the same image.
         flip, scales: further views of each image, see ``AveragedViews``.
         out: predictions file to write, ``.parquet`` or ``.csv``.
+        decimal_comma: the latter as German, French and other spreadsheets read it.
         batch_size: samples per rank and step.
         num_threads: decoding threads per rank; None: one per available CPU.
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
@@ -204,8 +206,13 @@ def evaluate(
             origin = replace(origin, hole_fraction=float(bank.hole_fraction_N[chosen_N].mean()))
         predictions = samples.assemble(RankPart.concatenate(parts), origin, skipped)
         if out is not None:
-            write = write_predictions_table if is_table(out) else write_predictions
-            ranks.first_does(lambda: write(predictions, out))
+            ranks.first_does(
+                lambda: (
+                    write_predictions_table(predictions, out, decimal_comma=decimal_comma)
+                    if is_table(out)
+                    else write_predictions(predictions, out)
+                )
+            )
     return predictions
 
 

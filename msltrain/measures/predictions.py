@@ -22,7 +22,7 @@ from msldata.contract.parquet import read_parquet
 from msldata.errors import StorageError, UserError
 from msldata.storage import PART_SUFFIX, LocalStorage, Location, clear_local_errors, flush_to_disk, read_local
 from msltrain.measures.covered import covered_shares
-from msltrain.measures.spreadsheet import cell, csv_text
+from msltrain.measures.spreadsheet import BOM, cell, csv_text
 from msltrain.typed_values import decode
 
 PREDICTIONS_VERSION = 2
@@ -286,22 +286,28 @@ def check_place(file: str | Path) -> None:
         raise StorageError(f"{error}; predictions cannot be written there: give another place with --out") from None
 
 
-def write_predictions_table(predictions: Predictions, file: str | Path) -> None:
+def write_predictions_table(predictions: Predictions, file: str | Path, *, decimal_comma: bool = False) -> None:
     """Write the same as CSV for a spreadsheet: ``key``, then ``logit CLASS``, ``target CLASS`` and ``ignore CLASS``.
 
-    No origin and no objects: what measures predictions again reads the parquet file.
+    No origin and no objects: what measures predictions again reads the parquet file. ``decimal_comma``: as German,
+    French and other spreadsheets read it.
 
     Raises:
         StorageError: the place cannot be written.
     """
     arrays = (predictions.logit_NK, predictions.target_NK, predictions.ignore_NK.astype(np.uint8))
     names = [f"{kind} {name}" for kind in ("logit", "target", "ignore") for name in predictions.classes]
+
+    def written(value: float) -> object:
+        return str(value).replace(".", ",") if decimal_comma else value
+
     rows = (
-        [cell(key), *itertools.chain.from_iterable(values)]
+        [cell(key), *(written(value) for of_kind in values for value in of_kind)]
         for key, *values in zip(predictions.keys, *(array_NK.tolist() for array_NK in arrays))
     )
     file = Path(file)
-    text = csv_text(itertools.chain([["key", *map(cell, names)]], rows))
+    text = csv_text(itertools.chain([["key", *map(cell, names)]], rows), decimal_comma=decimal_comma)
+    text = BOM * decimal_comma + text
     LocalStorage(file.parent).put(file.name, text.encode())
 
 

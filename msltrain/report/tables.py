@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from msldata.errors import counted
-from msltrain.measures.metrics import SUMMARY
+from msltrain.measures.metrics import SUMMARY, ClassMetrics
 from msltrain.measures.spreadsheet import cell, csv_text
 from msltrain.pages.svg import style_name
 from msltrain.pages.tables import Cell, Group, Row, Table
@@ -30,6 +30,8 @@ class Bar:
     share: str
     """Its length in percent."""
     text: str
+    found: str
+    """At a score of 0.5: how many of the class's images are named so, and how many others; empty without an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,21 +121,28 @@ def class_rows(numbers: Numbers) -> list[ClassRow]:
     for k in numbers.shown_classes():
         ends = []
         for condition in numbers.ends:
-            values = [measured[condition].metrics.classes[k].average_precision for measured in numbers.measured]
+            classes = [measured[condition].metrics.classes[k] for measured in numbers.measured]
             ends.append(
                 [
                     Bar(
                         model=run.name,
                         style=style_name(number),
-                        share=f"{100 * (value or 0):.1f}%",
-                        text=percent(value),
+                        share=f"{100 * (one.average_precision or 0):.1f}%",
+                        text=percent(one.average_precision),
+                        found=_found(one),
                     )
-                    for number, (run, value) in enumerate(zip(numbers.runs, values, strict=True))
+                    for number, (run, one) in enumerate(zip(numbers.runs, classes, strict=True))
                 ]
             )
         one = numbers.measured[0][WHOLE].metrics.classes[k]
         rows.append(ClassRow(index=k, name=one.name, num_images=one.num_positive, ends=ends))
     return rows
+
+
+def _found(one: ClassMetrics) -> str:
+    others = one.num_predicted - one.num_correct
+    found = f"{one.num_correct:,} of {one.num_positive:,}{f' +{others:,}' if others else ''}"
+    return found if one.num_positive else ""
 
 
 def class_table(numbers: Numbers) -> Table:

@@ -94,6 +94,12 @@ def test_every_number_from_a_predictions_file(file, tmp_path):
     )
 
 
+def test_a_decimal_comma_is_for_a_table(file):
+    for more in ((), ("--out", "x.parquet")):
+        code, output = run("--predictions", str(file), "--decimal-comma", *more)
+        assert code == 2 and "--decimal-comma is for a table: add --out FILE.csv" in output
+
+
 def test_what_the_order_of_the_samples_decides_is_said(file, tmp_path):
     assert "logit with a negative" not in run("--predictions", str(file))[1]
     same = make("abcdefghijklmnop", 0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from msldata.commands import display
+from msldata.inspect.verify import verify
 from msltrain.__main__ import app
 from tests.tinydata import jpeg
 
@@ -43,13 +47,19 @@ def test_copies_with_other_labels_are_named(tmp_path: Path, arguments: tuple[str
     assert "7.jpg (cat) and Kopie 7.jpg (bird, dog)" in build(tmp_path / "photos", *arguments)
 
 
-def test_many_copies_are_counted_and_a_command_names_the_rest(tmp_path: Path):
+def test_many_copies_are_counted_and_a_command_names_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     copies = {f"copy {n}.jpg": (n, "dog") for n in range(8)} | {"third.jpg": (0, "dog")}
     said = build(photographs(tmp_path / "photos", copies), "--split", "all")
     assert "8 photographs are there several times, with labels that differ: 0.jpg (cat), copy 0.jpg (dog), " in said
     assert f"; and 3 more, which `msl verify {tmp_path}/out/mine` names." in said
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "out/mine")])
-    assert result.exit_code == 2 and result.output.count("the same bytes as") == 9
+    assert result.exit_code == 2 and result.output.count("the same bytes as") == 9, "a file gets all"
+    assert "the same bytes as 7 in" in result.output and "; 7 is labelled cat, copy_7 dog" in result.output
+    monkeypatch.setattr(display, "_FINDINGS_SHOWN", 2)
+    console = Console(file=io.StringIO(), force_terminal=True, width=300, color_system=None)
+    place = str(tmp_path / "out/mine/all")
+    display.show_verification(console, verify(place), place)
+    assert "… and 7 more: where the output goes to a file or pipe, all are there" in console.file.getvalue()
 
 
 def test_copies_in_two_splits_of_ones_own_are_said(tmp_path: Path):

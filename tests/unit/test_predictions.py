@@ -236,3 +236,6 @@ def test_a_table_for_a_spreadsheet(tmp_path):
         "a,0.5,-2.0,1,0,0,1",
         "'=b,1.25,3.0,0,1,0,0",
     ]
+    write_predictions_table(two, tmp_path / "two.csv", decimal_comma=True)
+    text = (tmp_path / "two.csv").read_text(encoding="utf-8")
+    assert text.startswith("\ufeffkey;logit cat;") and "'=b;1,25;3,0;0;1;0;0" in text.splitlines()

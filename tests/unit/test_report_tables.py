@@ -123,6 +123,8 @@ def test_classes_come_by_what_is_gained_behind_the_masks():
     assert [[bar.text for bar in bars] for bars in rows[1].ends] == [["83.3", "100.0"], ["100.0", "83.3"]]
     assert [[bar.text for bar in bars] for bars in rows[2].ends] == [["–", "–"], ["–", "–"]]
     assert [bar.share for bar in rows[1].ends[0]] == ["83.3%", "100.0%"]
+    assert [[bar.found for bar in bars] for bars in rows[0].ends] == [["2 of 2", "1 of 2 +1"], ["1 of 2 +1", "2 of 2"]]
+    assert [[bar.found for bar in bars] for bars in rows[2].ends] == [["", ""], ["", ""]]
     assert shown(class_table(numbers()))[""]["dog"] == ["2", "83.3", "100.0", "100.0", "83.3"]
 
 
