@@ -436,9 +436,11 @@ def test_class_without_positives_is_named(pair, tmp_path):
         (lambda other: replace(other, clean=replace(other.clean, keys=other.clean.keys[::-1])), "other samples"),
         (
             lambda other: replace(
-                other, clean=replace(other.clean, origin=replace(other.clean.origin, test_time="flip"))
+                other,
+                clean=replace(other.clean, origin=replace(other.clean.origin, test_time="flip")),
+                files={"whole": "runs/x/flipped.parquet"},
             ),
-            r"views averaged \(flip\), Base & line with one view",
+            r"views averaged \(flip\) \(in runs/x/flipped.parquet\), Base & line with one view",
         ),
     ],
 )
