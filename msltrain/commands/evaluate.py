@@ -439,8 +439,8 @@ def robustness(
     )
     if not is_first_process():
         return
-    with working("drawing the curves"):
-        curves = compute_curves(found, notes)
+    with working("measuring, and drawing the curves"):
+        curves = compute_curves(found, notes, with_intervals=True)
         written = write_robustness(curves, folder)
     _show_areas(curves)
     for text in curves.notes[len(notes) :]:

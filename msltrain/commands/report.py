@@ -100,7 +100,7 @@ def report(
     for title, _, members in named:
         found = [compute_metrics(one.clean).summary() for one in runs[start : start + len(members)]]
         start += len(members) or 1
-        if found:
+        if len(found) > 1:
             spread = {measure: mean_and_deviation([one[measure] for one in found]) for measure in found[0]}
             words = ", ".join(f"{key} {100 * mean:.2f} ± {100 * sd:.2f}" for key, (mean, sd) in spread.items())
             show(out, f"{title}, mean ± standard deviation of {counted(len(found), 'run')}: {words}")

@@ -55,6 +55,8 @@ class Measures:
     hole_fraction: float
     """Mean share that the keep masks hide."""
     num_samples: int
+    moved_by_ties: float = 0.0
+    """By how much mAP lies apart from that with equal logits as equals, at most, over the seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,7 @@ def measures_of(run: Run, out: Path, seeds: Sequence[int]) -> dict[str, dict[str
                     },
                     hole_fraction=one["origin"]["hole_fraction"],
                     num_samples=one["metrics"]["num_samples"],
+                    moved_by_ties=max(map(_moved_by_ties, by_seed.values())),
                 )
     return found
 
@@ -145,10 +148,17 @@ def _measured(predictions: Path) -> dict[str, Any] | None:
             if (
                 origin == origin_of_file(predictions)
                 and is_count
-                and all(_is_share(measures[name]) for name in SUMMARY)
+                and all(_is_share(value) for value in (*map(measures.get, SUMMARY), measures["mAP_by_kind"]["sklearn"]))
+                and type(measures["num_tied"]) is int
             ):
                 return content
     return json.loads(measure(read_predictions(predictions)).to_json())
+
+
+def _moved_by_ties(content: Mapping[str, Any]) -> float:
+    """0 where equal logits move nothing; else the distance of mAP from that of scikit-learn, which counts them so."""
+    metrics = content["metrics"]
+    return abs(metrics["mAP_by_kind"]["sklearn"] - metrics["mAP"]) if metrics["num_tied"] else 0.0
 
 
 def _is_share(value: object) -> bool:

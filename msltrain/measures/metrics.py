@@ -31,7 +31,7 @@ EXPLAINED = (
 TOP = 3
 """The top-3 rates of the literature predict at most so many classes per image."""
 _NUM_NAMED = 5
-_ROUNDING, _CLASS_ROUNDING = 0.0005, 0.005
+ROUNDING, _CLASS_ROUNDING = 0.0005, 0.005
 """A mean that moves by less than 0.05 points, and a class's AP by less than half a point, is the same number to a
 reader."""
 
@@ -139,7 +139,7 @@ class Metrics:
             return ""
         equal = self.mAP_by_kind["sklearn"]
         moved = [(one.name, *pair) for one in self.classes if (pair := _moved(one))]
-        if abs(equal - self.mAP) <= _ROUNDING and not moved:
+        if abs(equal - self.mAP) <= ROUNDING and not moved:
             return ""
         moved.sort(key=lambda row: -abs(row[2] - row[1]))
         names = [f"{name} {100 * after:.1f} and not {100 * before:.1f}" for name, before, after in moved]
@@ -169,7 +169,7 @@ class Metrics:
         changed = [
             f"{name} is {100 * value:.2f} % and not {100 * getattr(self, name):.2f} %"
             for name, value in without.items()
-            if abs(value - getattr(self, name)) > _ROUNDING
+            if abs(value - getattr(self, name)) > ROUNDING
         ]
         return said + (f": without such classes {', '.join(changed)}" if changed else "")
 

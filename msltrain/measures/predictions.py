@@ -318,6 +318,8 @@ def read_predictions(file: str | Path) -> Predictions:
         FileNotFoundError: there is no such file.
         UserError: it is not a predictions file, or one of another version.
     """
+    if Path(file).is_dir():
+        raise UserError(f"{file}: a folder, not a predictions file; those of a run are RUN/predictions/*.parquet")
     data = read_local(file)
     hint = "write one with `msl evaluate --checkpoint RUN --data SHARDS --out FILE.parquet`"
     if not data.startswith(b"PAR1"):

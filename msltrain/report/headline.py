@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from msldata.errors import counted
 from msltrain.measures.bootstrap import Interval
-from msltrain.pages.text import capital, join, percent, plus_minus, points, quoted
+from msltrain.pages.text import capital, join, percent, points, quoted
 from msltrain.report.numbers import Found, Numbers
 from msltrain.report.open_runs import RunReport, describe_condition
 from msltrain.report.series import Series
@@ -78,7 +78,7 @@ def _find_series(numbers: Numbers) -> Headline:
     """The same of series: every number is a mean over seeds."""
     first, last, reference = numbers.series[0], numbers.series[-1], numbers.runs[0]
     hardest_first = list(reversed(numbers.conditions))
-    mean = {name: plus_minus(*last.summary[name]["mAP"]) for name in numbers.conditions}
+    mean = {name: last.text(name) for name in numbers.conditions}
     if first is last:
         reached = [f"{mean[name]} {_in_condition(reference, name)}" for name in numbers.conditions]
         headline = f"{_of_series(last)} reaches a mean average precision of {join(reached)}."
@@ -94,8 +94,8 @@ def _find_series(numbers: Numbers) -> Headline:
             _difference_sentence(
                 reference,
                 name,
-                (one.name, plus_minus(*one.summary[name]["mAP"])),
-                (first.name, plus_minus(*first.summary[name]["mAP"])),
+                (one.name, one.text(name)),
+                (first.name, first.text(name)),
                 one.mAP_minus_first[name],
             )
             for one in numbers.series[1:]

@@ -156,9 +156,10 @@ def check_comparable(runs: Sequence[RunReport]) -> None:
                 )
             here, there = predictions.origin, first.conditions[condition].origin
             if here.test_time != first.clean.origin.test_time:
+                file = f" (in {run.files[condition]})" if condition in run.files else ""
                 raise UserError(
-                    f"{run.name} ({condition}) was measured with {_views(here.test_time)}, {first.name} with "
-                    f"{_views(first.clean.origin.test_time)}; evaluate both alike"
+                    f"{run.name} ({condition}) was measured with {_views(here.test_time)}{file}, {first.name} with "
+                    f"{_views(first.clean.origin.test_time)}; evaluate both alike, or move that file elsewhere"
                 )
             if (here.keep_mask_fingerprints, here.seed) != (there.keep_mask_fingerprints, there.seed):
                 raise UserError(

@@ -13,6 +13,7 @@ import numpy as np
 
 from msltrain.measures.bootstrap import Interval, interval_around
 from msltrain.measures.summary import Measured, mean_and_deviation
+from msltrain.pages.text import percent, plus_minus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,11 @@ class Series:
     """Mean of its runs' mAP by condition, with an interval over the test images."""
     mAP_minus_first: Mapping[str, Interval]
     """That less the mean of the first series, every resample with the same images; empty for the first."""
+
+    def text(self, condition: str, measure: str = "mAP") -> str:
+        """Mean ± standard deviation in percent; of one run its value, for one seed has no deviation."""
+        mean, deviation = self.summary[condition][measure]
+        return plus_minus(mean, deviation) if len(self.members) > 1 else percent(mean)
 
 
 def join_series(

@@ -11,7 +11,7 @@ from msltrain.measures.metrics import SUMMARY, ClassMetrics
 from msltrain.measures.spreadsheet import cell, csv_text
 from msltrain.pages.svg import style_name
 from msltrain.pages.tables import Cell, Group, Row, Table
-from msltrain.pages.text import capital, percent, plus_minus, points
+from msltrain.pages.text import capital, percent, points
 from msltrain.report.cooccurrence import leaning_pairs
 from msltrain.report.numbers import Numbers
 from msltrain.report.open_runs import RunReport, describe_condition
@@ -82,7 +82,7 @@ def _series_rows(series: Sequence[Series], condition: str) -> list[Row]:
         values = one.summary[condition]
         cells = [
             Cell(
-                text=plus_minus(*values[name]) if len(one.members) > 1 else percent(values[name][0]),
+                text=one.text(condition, name),
                 style="best" if len(series) > 1 and values[name][0] == best[name] else "",
             )
             for name in SUMMARY

@@ -12,10 +12,11 @@ from msltrain.grids.needed_data import KEEP_MASKS, TEST, TRAIN, Need, masks_met
 from msltrain.grids.plan import Plan
 from msltrain.grids.results import devices_of
 from msltrain.grids.run import GridRun
+from msltrain.measures.metrics import ROUNDING
 from msltrain.recipes.backbones import resnet_cut, vit_l16
 from msltrain.recipes.cost import NUM_SAMPLES
 from msltrain.reproduce.comparison_page import to_html, to_markdown
-from msltrain.reproduce.content import Content, gather_states, gather_tables, to_json
+from msltrain.reproduce.content import Content, TableContent, gather_states, gather_tables, to_json
 from msltrain.reproduce.paper_tables import PaperTable
 from msltrain.reproduce.pictures import write_pictures
 from msltrain.reproduce.smoke import IMAGE_SIZE
@@ -54,13 +55,14 @@ def write_report(
     states = gather_states(grid, problems)
     num_seeds, num_runs = len(grid.plan.seeds), len(grid.plan.runs)
     unfinished = [state for state in states if state.state != "finished"]
+    shown = gather_tables(grid, tables, {name: file.name for name, file in pictures.items()})
     content = Content(
         title=title,
         subject=f"{counted(num_runs, 'different run')} × {counted(num_seeds, 'seed')}, "
         f"scale {scale}; {len(states) - len(unfinished)} of {len(states)} jobs are finished",
         headline=_headline(scale, bool(unfinished)),
-        caveats=tuple(_caveats(grid, needs, scale, as_published)),
-        tables=gather_tables(grid, tables, {name: file.name for name, file in pictures.items()}),
+        caveats=(*_ties(shown), *_caveats(grid, needs, scale, as_published)),
+        tables=shown,
         states=states,
         command=command,
     )
@@ -72,6 +74,28 @@ def write_report(
     for file, text in files.items():
         LocalStorage(grid.out).put(file, text.encode())
     return [*(grid.out / file for file in files), *pictures.values()]
+
+
+def _ties(tables: Sequence[TableContent]) -> list[str]:
+    """That equal logits, whose order in the shards says nothing of a model, moved an mAP; nothing where none did."""
+    moved = {
+        (row.run, checkpoint, condition): measures.moved_by_ties
+        for table in tables
+        for grid in table.grids
+        for row in grid.rows
+        for checkpoint, by_condition in row.measures.items()
+        for condition, measures in by_condition.items()
+        if measures.moved_by_ties > ROUNDING
+    }
+    if not moved:
+        return []
+    run, checkpoint, condition = most = max(moved, key=lambda place: moved[place])
+    more = f", and in {counted(len(moved) - 1, 'more place')} by less" if len(moved) > 1 else ""
+    return [
+        "Equal logits are ranked in the order in which the samples are stored, as published, which says nothing of a "
+        f"model: that moves the mAP of {run} ({checkpoint}, {condition}) by {100 * moved[most]:.1f} points{more}. `msl "
+        "evaluate` says what it is without."
+    ]
 
 
 def _headline(scale: str, is_unfinished: bool) -> str:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from msldata.errors import counted
+from msltrain.measures.bootstrap import interval_around, resampled_mean_ap, resampled_rates
 from msltrain.measures.metrics import Metrics, compute_metrics
 from msltrain.measures.predictions import Predictions
 from msltrain.pages.text import quoted
@@ -21,6 +22,8 @@ from msltrain.typed_values import decode
 
 MEASURES = ("mAP", "CR", "CF1")
 """The measures of the paper's Fig. 3."""
+_NUM_RESAMPLES = 200
+"""A study has dozens of cells, and its whiskers are looked at, not read off."""
 VISIBLE_BINS = ((-1.0, 0.0), (0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 """Visible share of the object, (low, high]: the first is "wholly hidden": no pixel of any box of the class is
 visible."""
@@ -49,6 +52,11 @@ class Cell:
     """Pairs whose class has no object in the image."""
     num_false: int
     """Pairs among them with a score ≥ 0.5."""
+    intervals: tuple[tuple[float, float], ...] = ()
+    """95 % bootstrap interval over the images of each of ``MEASURES``; empty where they were not asked for."""
+    gains: tuple[tuple[float, float], ...] = ()
+    """The same of what the model is ahead of the first one, each resample with the same images for both; empty for the
+    first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +98,11 @@ class Curves:
         """Kinds of keep masks."""
         return list(dict.fromkeys(cell.kind for cell in self.cells if cell.kind))
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether the images were resampled."""
+        return any(cell.intervals for cell in self.cells)
+
     def of(self, model: str, kind: str) -> list[Cell]:
         """A model's cells of one kind: nothing hidden first, then by hole fraction."""
         cells = [cell for cell in self.cells if cell.model == model and cell.kind in ("", kind)]
@@ -100,17 +113,22 @@ class Curves:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
-def compute_curves(found: Mapping[str, Mapping[str, Predictions]], notes: Sequence[str] = ()) -> Curves:
+def compute_curves(
+    found: Mapping[str, Mapping[str, Predictions]], notes: Sequence[str] = (), *, with_intervals: bool = False
+) -> Curves:
     """Measure every cell of a study.
 
     Args:
         found: predictions by model and condition, as ``run_study`` gives them, all for the same samples.
         notes: what to know of the models; that the photographs are few, or equal logits many, is added.
+        with_intervals: also resample the images, the same for every cell: some seconds each.
     """
     measured = {model: {name: compute_metrics(one) for name, one in row.items()} for model, row in found.items()}
     cells = tuple(
         _cell(model, name, one, measured[model][name]) for model, row in found.items() for name, one in row.items()
     )
+    if with_intervals:
+        cells = _with_intervals(cells, found)
     first = next(one for row in found.values() for one in row.values())
     few = next(one for row in measured.values() for one in row.values()).too_few()
     curves = Curves(
@@ -123,6 +141,36 @@ def compute_curves(found: Mapping[str, Mapping[str, Predictions]], notes: Sequen
         notes=(*notes, *([few] if few else []), *_decided_by_order(measured)),
     )
     return replace(curves, areas=_areas(curves))
+
+
+def _with_intervals(cells: Sequence[Cell], found: Mapping[str, Mapping[str, Predictions]]) -> tuple[Cell, ...]:
+    first_R: dict[str, dict[str, np.ndarray]] = {}
+    first = {cell.condition: cell for cell in cells if cell.model == cells[0].model}
+    resampled = []
+    for cell in cells:
+        predictions = found[cell.model][cell.condition]
+        own_R = {
+            "mAP": resampled_mean_ap(predictions, num_resamples=_NUM_RESAMPLES),
+            **resampled_rates(predictions, num_resamples=_NUM_RESAMPLES),
+        }
+        intervals = tuple(_ends(getattr(cell, name), own_R[name], 0.0) for name in MEASURES)
+        gains: tuple[tuple[float, float], ...] = ()
+        if cell.model == cells[0].model:
+            first_R[cell.condition] = own_R
+        elif before_R := first_R.get(cell.condition):
+            before = first[cell.condition]
+            gains = tuple(
+                _ends(getattr(cell, name) - getattr(before, name), own_R[name] - before_R[name], -1.0)
+                for name in MEASURES
+            )
+        resampled.append(replace(cell, intervals=intervals, gains=gains))
+    return tuple(resampled)
+
+
+def _ends(value: float, value_R: np.ndarray, lowest: float) -> tuple[float, float]:
+    """The interval, inside what the measure can be: no value has one that nobody can draw."""
+    interval = interval_around(0.0 if np.isnan(value) else value, value_R)
+    return max(interval.low, lowest), min(interval.high, 1.0)
 
 
 def read_curves(data: bytes) -> Curves:
@@ -149,6 +197,8 @@ def read_curves(data: bytes) -> Curves:
             or not fits
             or (cell.condition == WHOLE) != (not cell.kind)
             or bins not in ({0}, {len(VISIBLE_BINS)})
+            or any(len(ends) not in (0, len(MEASURES)) for ends in (cell.intervals, cell.gains))
+            or not all(-1 <= low <= high <= 1 for low, high in (*cell.intervals, *cell.gains))
         ):
             raise ValueError(f"{cell.model}, {cell.condition}: numbers that cannot be")
     for model in curves.models:

@@ -16,7 +16,7 @@ from typing import Any
 from msldata.contract.listing import IMAGE_SUFFIXES
 from msldata.contract.manifest import MANIFEST_NAME, is_digest, read_manifest
 from msldata.contract.recorded_command import build_other_split
-from msldata.errors import UserError, did_you_mean
+from msldata.errors import UserError, counted, did_you_mean
 from msldata.storage import LocalStorage, Storage, open_storage
 from msldata.storage.hub import is_hub_place
 from msltrain.config import TrainConfig, from_json
@@ -190,6 +190,10 @@ def find_checkpoint(path: str | Path) -> Path:
     if len(path.parts) == 1 and not path.exists():
         raise FileNotFoundError(
             f"{path}: no run of this name, here or in {RUNS}/{_nearest_run(path.name) or not_there(RUNS)}"
+        )
+    if series := find_series(path):
+        raise FileNotFoundError(
+            f"{path}: a series of {counted(len(series), 'run')}, and this takes single ones, such as {series[0]}"
         )
     raise FileNotFoundError(
         f"{path}: no checkpoint here (no {META_NAME}); give a run folder or a folder such as "

@@ -397,6 +397,10 @@ def test_series_are_compared_by_their_means(pair, tmp_path):
     [_, told] = json.loads((tmp_path / "page.json").read_text())["series"]
     assert told["members"] == [2, 3] and told["mAP_minus_first"]["whole"]["value"] == pytest.approx(got.value)
     assert compute_numbers([replace(one, series="") for one in runs]).series == ()
+    # A single run beside them has no deviation, not one of nothing.
+    beside = compute_numbers([*runs[:2], replace(runs[2], series="")])
+    alone = compute_metrics(runs[2].clean).mAP
+    assert f"“ours seed0” {100 * alone:.1f} mAP against “plain” {100 * mean:.1f}\u00a0±" in find(beside).sentences[2]
 
 
 def test_run_without_masks_history_or_objects(pair, tmp_path):
@@ -441,9 +445,11 @@ def test_class_without_positives_is_named(pair, tmp_path):
         (lambda other: replace(other, clean=replace(other.clean, keys=other.clean.keys[::-1])), "other samples"),
         (
             lambda other: replace(
-                other, clean=replace(other.clean, origin=replace(other.clean.origin, test_time="flip"))
+                other,
+                clean=replace(other.clean, origin=replace(other.clean.origin, test_time="flip")),
+                files={"whole": "runs/x/flipped.parquet"},
             ),
-            r"views averaged \(flip\), Base & line with one view",
+            r"views averaged \(flip\) \(in runs/x/flipped.parquet\), Base & line with one view",
         ),
     ],
 )

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from msldata.contract.manifest import read_manifest
 from msldata.contract.publish import write_manifest
+from msldata.errors import UserError
 from msldata.storage import LocalStorage
 from msltrain.__main__ import app
 from msltrain.measures.predictions import read_predictions
@@ -85,6 +86,14 @@ def test_evaluate_of_a_series_heeds_what_is_asked_of_it(place):
         assert f" {mean:.2f} ± {deviation:.2f} " in said
     assert " large " in said  # the strata, as of one run
     assert numbers(*where)["intervals"] == {}
+
+
+def test_what_takes_single_runs_says_so_of_a_series(place, tmp_path):
+    for command in (("robustness", "--data", place / "test"), ("export", "--out", tmp_path / "e")):
+        said = msl(command[0], place / "runs", *command[1:], code=2)
+        assert f"a series of 2 runs, and this takes single ones, such as {place / 'runs' / 'seed0'}" in said, said
+    with pytest.raises(UserError, match=r"a folder, not a predictions file; those of a run are RUN/predictions/"):
+        read_predictions(place / "runs")
 
 
 def test_predict_takes_a_series(place, tmp_path):

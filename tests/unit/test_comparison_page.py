@@ -10,18 +10,20 @@ import pytest
 
 from msldata.contract.manifest import IMAGES, KEEP_MASKS, Manifest, ShardInfo
 from msldata.errors import UserError
+from msltrain.grids.jobs import predictions_file
 from msltrain.grids.needed_data import KEEP_MASKS as MASKS
 from msltrain.grids.needed_data import TEST, TEST_MASKS, TRAIN, Need
 from msltrain.grids.plan import BEST, LAST, DataPlaces, make_plan
-from msltrain.grids.results import CurvePoint, Measures, OverSeeds
+from msltrain.grids.results import CurvePoint, Measures, OverSeeds, measures_of
 from msltrain.grids.run import open_grid
 from msltrain.measures.metrics import SUMMARY
+from msltrain.measures.predictions import Origin, Predictions, write_predictions
 from msltrain.pages.tables import Cell, Row, Table
 from msltrain.reproduce.comparison_page import _curve, _mean_ap, _plot, _rates, _whiskers
-from msltrain.reproduce.content import GridContent, RowContent, gather_states, gather_tables
+from msltrain.reproduce.content import GridContent, RowContent, TableContent, gather_states, gather_tables
 from msltrain.reproduce.paper_tables import grid_as_table
 from msltrain.reproduce.published_numbers import AUTHORS, CSRA, PAPER, Published
-from msltrain.reproduce.write_comparison import _caveats
+from msltrain.reproduce.write_comparison import _caveats, _ties
 from msltrain.runs.run_places import WHOLE
 from tests.smallshards import write_keep_masks
 
@@ -208,6 +210,36 @@ def test_what_cannot_be_compared_is_said_of_each_dataset(tmp_path: Path, role, n
     usual = _caveats(open_grid(plan, tmp_path), [], "full", True)
     found = _caveats(open_grid(plan, tmp_path), [need(role, name, num_samples)], "full", True)
     assert [one for one in found if one not in usual] == ([said] if said else [])
+
+
+def test_order_that_decides_a_number_is_said(tmp_path: Path, grid: GridContent):
+    """By how much equal logits move an mAP; by less than a rounding is nothing."""
+    logit_NK = np.zeros((6, 1), np.float32)  # positives first: 100 as published, their share as equals
+    target_NK = np.array([[1], [1], [0], [0], [0], [0]], np.uint8)
+    tied = Predictions(
+        keys=tuple("abcdef"),
+        classes=("bird",),
+        logit_NK=logit_NK,
+        target_NK=target_NK,
+        ignore_NK=np.zeros((6, 1), bool),
+        origin=Origin(),
+    )
+    plan = make_plan(["loss-terms"], seeds=(0, 1), places=DataPlaces(test_masks=()))
+    run = plan.runs[0]
+    by_seed = {0: tied, 1: replace(tied, logit_NK=np.arange(6, 0, -1, dtype=np.float32)[:, None])}
+    for seed, one in by_seed.items():
+        write_predictions(one, predictions_file(run.folder(tmp_path, seed), LAST, WHOLE))
+    measured = measures_of(run, tmp_path, plan.seeds)
+    assert measured[LAST][WHOLE].moved_by_ties == pytest.approx(1 - 2 / 6)
+
+    def said(moved: float) -> list[str]:
+        one = replace(measures(0.9), moved_by_ties=moved)
+        row = replace(grid.rows[0], run="g/r", measures={BEST: {"high": one}, LAST: {WHOLE: measures(0.8)}})
+        return _ties([TableContent(table=grid_as_table("loss-terms"), grids=(replace(grid, rows=(row,)),))])
+
+    assert said(0.0004) == said(0.0) == []
+    [text] = said(0.021)
+    assert "moves the mAP of g/r (best, high) by 2.1 points. `msl" in text
 
 
 def test_held_out_masks_that_are_trained_behind_are_said(tmp_path: Path):

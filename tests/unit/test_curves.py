@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from msltrain.measures.bootstrap import interval_around, resampled_mean_ap
 from msltrain.measures.predictions import Origin, Predictions
+from msltrain.pages.text import points
 from msltrain.robustness.curves import (
     VISIBLE_BINS,
     Cell,
@@ -48,6 +50,8 @@ def cell(model: str, kind: str, condition: str, hole_fraction: float, mAP: float
         **{"model": model, "kind": kind, "condition": condition, "hole_fraction": hole_fraction, "mAP": mAP},
         **{"CR": 0.5, "CF1": 0.4, "visible_share": known, "num_pairs": (3,) * len(known), "num_negative": 9},
         **{"num_predicted": (1,) * len(known), "num_false": 2},
+        intervals=((mAP - 0.1, mAP + 0.1), (0.4, 0.6), (0.3, 0.5)),
+        gains=((-0.1, 0.2), (0.0, 0.1), (-0.2, -0.1)) if model == "b" else (),
     )
 
 
@@ -62,6 +66,43 @@ def content() -> dict:
 
 def read(content: object) -> Curves:
     return read_curves(json.dumps(content).encode())
+
+
+def test_whiskers_and_differences_are_over_the_same_images():
+    """Resampled once for all cells: a model less itself has no interval at all."""
+    rng = np.random.default_rng(3)
+    target_NK = (rng.random((80, 3)) < 0.4).astype(np.uint8)
+
+    def of(skill: float, hole: float = 0.0) -> Predictions:
+        noise_NK = np.random.default_rng(5).standard_normal((80, 3))
+        return Predictions(
+            keys=tuple(map(str, range(80))),
+            classes=("x", "y", "z"),
+            logit_NK=(noise_NK + skill * (target_NK - 0.5)).astype(np.float32),
+            target_NK=target_NK,
+            ignore_NK=np.zeros((80, 3), bool),
+            origin=Origin(kind="box" if hole else "", hole_fraction=hole),
+        )
+
+    study = {name: {"whole": of(skill), "box-10-20": of(skill / 2, 0.15)} for name, skill in (("a", 1), ("b", 3))}
+    study["same"] = study["a"]
+    curves = compute_curves(study, with_intervals=True)
+    by = {(cell.model, cell.condition): cell for cell in curves.cells}
+    a, b, same = (by[name, "whole"] for name in ("a", "b", "same"))
+    drawn = [resampled_mean_ap(study[name]["whole"], num_resamples=200) for name in ("a", "b")]
+    expected = interval_around(b.mAP - a.mAP, drawn[1] - drawn[0])
+    assert b.gains[0] == pytest.approx((expected.low, expected.high)) and a.gains == ()
+    assert same.gains == ((0.0, 0.0),) * 3 and same.intervals == a.intervals
+    assert a.intervals[0][0] < a.mAP < a.intervals[0][1]
+    assert compute_curves(study).has_intervals is False and read_curves(curves.to_json().encode()) == curves
+    text = robustness_markdown(curves)
+    assert f"| b − a | {points(b.mAP - a.mAP)}" in text and f"{points(expected.low)} to {points(expected.high)}" in text
+    plots = study_plots(curves, {"a": 0, "b": 1, "same": 2})
+    assert all(line.whiskers for plot in plots for line in plot.lines)
+    changed = json.loads(curves.to_json())
+    changed["cells"][0]["intervals"] = [[0.9, 0.1]] * 3
+    with pytest.raises(ValueError, match="cannot be"):
+        read(changed)
 
 
 def test_areas_are_those_of_the_cells(content):
