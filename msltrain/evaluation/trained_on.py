@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from msldata.errors import UserError, counted
 from msldata.storage import open_storage
 from msltrain.config import DataConfig
 from msltrain.runs.find_checkpoint import open_checkpoint, read_meta, unfinished
-from msltrain.runs.folder import DatasetIdentity, training_data
+from msltrain.runs.folder import EARLIER, DatasetIdentity, training_data
 from msltrain.runs.run_places import run_folder
 from msltrain.stream.samples.holdout import hold_out
 from msltrain.stream.samples.shardset import ShardSet, open_shard_set
@@ -46,7 +47,12 @@ def trained_on_notes(
             "was set aside, other shards all of it"
         )
         return [] if held_out else [flatters]
-    return [text for one in identities for text in _notes_of(one, data, shard_set, where)]
+    earlier = [one for one in training_data(checkpoint, EARLIER) if one not in identities]
+    all_of_them = replace(data, validation="", validation_fraction=0)  # what earlier runs set aside, nothing tells
+    return [
+        *(text for one in identities for text in _notes_of(one, data, shard_set, where)),
+        *(text for one in earlier for text in _notes_of(one, all_of_them, shard_set, where)),
+    ]
 
 
 def trained_behind_notes(checkpoint: str | Path, keep_masks: Mapping[str, str]) -> list[str]:

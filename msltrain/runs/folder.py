@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from msltrain.hosts.distributed import Ranks
 
 DATASETS_NAME = "datasets.json"
+EARLIER = "earlier"
+"""The role of shards that the first weights were trained on, by the runs that they came from."""
 ENVIRONMENT_NAME = "environment.json"
 METRICS_NAME = "metrics.jsonl"
 SKIPPED_NAME = "skipped.jsonl"
@@ -250,7 +252,8 @@ class RunFolder:
 
     def start(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> None:
         """Record what the run was given. Raises StorageError if that is impossible."""
-        self._files.put(DATASETS_NAME, _described(datasets))
+        earlier = _learnt_from(config.model.weights) if config.model.weights else []
+        self._files.put(DATASETS_NAME, _described({**datasets, EARLIER: earlier} if earlier else datasets))
         self._files.put(CONFIG_NAME, to_json(config).encode())
 
     def changes(self, config: TrainConfig, datasets: Mapping[str, list[DatasetIdentity]]) -> list[str]:
@@ -268,7 +271,7 @@ class RunFolder:
                 raise
             raise UserError(f"{self.place(DATASETS_NAME)}: does not say which data the run had ({error})") from None
         found = changed_settings(stored, config)
-        for role in dict.fromkeys((*known, *datasets)):
+        for role in dict.fromkeys(role for role in (*known, *datasets) if role != EARLIER):
             found += changed_data(role, known.get(role, []), datasets.get(role, []))
         return found
 
@@ -398,6 +401,11 @@ def another_run(location: str | Path, changes: Sequence[str], typed: Sequence[st
 def training_data(checkpoint: str | Path, role: str = "train") -> list[DatasetIdentity]:
     """The shards that the run of a checkpoint noted, for training or in another role; empty where nothing tells."""
     return _noted(checkpoint).get(role, [])
+
+
+def _learnt_from(checkpoint: str | Path) -> list[DatasetIdentity]:
+    """All shards that a checkpoint has seen: those of its run, and of the runs that its first weights came from."""
+    return list(dict.fromkeys(training_data(checkpoint) + training_data(checkpoint, EARLIER)))
 
 
 def note_data_of_all(checkpoints: Sequence[str | Path], folder: Path) -> None:

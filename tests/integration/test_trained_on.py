@@ -148,3 +148,28 @@ def test_robustness_says_it_too_and_keeps_its_page_with_the_run(place, tmp_path,
         assert "how well each class" in text
     assert "others, test split: 13 images, 1 model, holes: box" in page
     assert "while more and more of each photograph is hidden" in page
+
+
+def test_what_the_first_weights_have_seen_is_said_of_every_run_after_them(place):
+    """Fine-tuned twice on other photographs, of which none is in the exam; those of the first run are."""
+    write(place / "train", "train", [*range(9), 100, 101])  # the first run's, two of the exam among them
+    first = DatasetIdentity.of(str(place / "train"), read_manifest(place / "train"))
+    config = TrainConfig(
+        data=DataConfig(train=str(place / "train")),
+        stream=StreamConfig(image_size=32, batch_size=4),
+        model=ModelConfig(backbone="resnet10t"),
+    )
+    RunFolder(place / "first").start(config, {"train": [first]})
+    write(place / "other", "train", [*range(200, 208)])
+    other = DatasetIdentity.of(str(place / "other"), read_manifest(place / "other"))
+    before = "first"
+    for name in ("second", "third"):
+        weights = str(place / before / "checkpoints" / "best")
+        tuned = replace(
+            config, data=DataConfig(train=str(place / "other")), model=replace(config.model, weights=weights)
+        )
+        RunFolder(place / name).start(tuned, {"train": [other]})
+        before = name
+    assert RunFolder(place / "third").changes(tuned, {"train": [other]}) == []  # it may go on where the first is gone
+    shutil.copytree(place / "third", place / "run", dirs_exist_ok=True)
+    assert "2 of the 7 photographs were trained on" in notes_on(place)

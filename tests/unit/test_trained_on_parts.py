@@ -34,7 +34,10 @@ def test_photographs_that_were_set_aside_are_not_trained_on(
     write_images(tmp_path / "others", [3], {f"s{number:06d}": photo(90 + number, 60, 40) for number in range(3)})
     place = str(tmp_path / "train")
     identity = DatasetIdentity.of(place, read_manifest(place))
-    monkeypatch.setattr("msltrain.evaluation.trained_on.training_data", lambda checkpoint: [identity])
+    monkeypatch.setattr(
+        "msltrain.evaluation.trained_on.training_data",
+        lambda checkpoint, role="train": [identity] if role == "train" else [],
+    )
     kept, aside = hold_out(place, 0.3)
     assert aside.num_samples > 2
     data = DataConfig(train=place, **settings)
