@@ -35,6 +35,7 @@ COLUMNS = (
     "score_sd",
 )
 _SUFFIXES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "table"}
+_SPREADSHEETS = (".xlsx", ".xls", ".ods")
 _MAX_NAMED = 20
 _ROWS_PER_GROUP = 100_000
 
@@ -46,6 +47,8 @@ def format_of(asked: str | None, out: Path | None) -> str:
         UserError: the file's suffix does not say, or what is only written to files is to be printed.
     """
     if asked is None and out is not None:
+        if out.suffix.lower() in _SPREADSHEETS:
+            raise UserError(f"{out}: spreadsheet programs read CSV; give --out {out.with_suffix('.csv')} --format wide")
         if out.suffix.lower() not in _SUFFIXES:
             raise UserError(f"{out}: its suffix does not say which format to write; give --format {'|'.join(FORMATS)}")
         asked = _SUFFIXES[out.suffix.lower()]

@@ -212,6 +212,7 @@ def test_a_table_for_a_spreadsheet_has_every_class(place, asked, tmp_path):
     for words, said in (
         (("--format", "wide"), "wide cannot be printed; give the file to write with --out FILE.csv"),
         (("--format", "wide", "--top-k", 2, "--out", out), "leave --top-k out"),
+        (("--out", "a.xlsx"), "a.xlsx: spreadsheet programs read CSV; give --out a.csv --format wide"),
         (("--decimal-comma",), "--decimal-comma is for CSV"),
         (("--decimal-comma", "--out", tmp_path / "x.parquet"), "--decimal-comma is for CSV"),
     ):
