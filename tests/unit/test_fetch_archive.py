@@ -83,9 +83,12 @@ def fetched(folder: Path, **options: Any) -> list[int]:
     return steps
 
 
-def test_a_download_goes_on_where_it_broke_and_with_the_same_file(web, tmp_path):
+def test_a_download_goes_on_where_it_broke_and_with_the_same_file(web, tmp_path, monkeypatch):
     web.breaks = [300, 200]
-    assert fetched(tmp_path) == [300, 500, 1000]
+    pauses: list[float] = []
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 1.5)
+    monkeypatch.setattr("time.sleep", pauses.append)
+    assert fetched(tmp_path) == [300, 500, 1000] and pauses == [1.5, 1.5]
     assert web.asked == [(HERE, None, None), (HERE, "bytes=300-", '"1"'), (HERE, "bytes=500-", '"1"')]
     assert os.listdir(tmp_path) == ["a.tar"], "neither a part nor what was noted of it is left"
     assert fetched(tmp_path) == [] and len(web.asked) == 3
@@ -136,7 +139,8 @@ def test_a_part_of_another_file_is_fetched_anew_from_the_same_mirror(web, tmp_pa
 def test_a_part_that_is_complete_or_too_long(web, tmp_path, held):
     (tmp_path / "a.tar.part").write_bytes(held)
     fetched(tmp_path)
-    assert [entry[1] for entry in web.asked] == ["bytes=1000-"] if held == DATA else ["bytes=1001-", None]
+    assert [entry[1] for entry in web.asked] == (["bytes=1000-"] if held == DATA else ["bytes=1001-", None])
+    assert os.listdir(tmp_path) == ["a.tar"], "nothing was taken for complete, and set aside then"
 
 
 def test_an_answer_from_elsewhere_in_the_file_is_not_taken(web, tmp_path, monkeypatch):

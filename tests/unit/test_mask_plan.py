@@ -1,0 +1,104 @@
+"""What the plan of a mask build holds, which masks a seed draws, and how a hole grows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import msldata.masks.plan as planning
+from msldata.contract.keepmask import HOLE_WHITE
+from msldata.contract.manifest import KEEP_MASKS, Manifest
+from msldata.masks.hole_fraction import MeasuredMask, reach_fraction
+from msldata.masks.plan import _plan_subset, plan_masks
+from msldata.masks.sources import GeneratedMasks, open_mask_source, select_mask_source
+from msldata.masks.subsets import MaskSample, choose_seeded
+from msldata.storage import LocalStorage
+
+DRAFT = Manifest(
+    kind=KEEP_MASKS, dataset="masks", split="high", counts={"available": 2}, options={"polarity": HOLE_WHITE}
+)
+
+
+def sample(name: str, white: slice = slice(0, 3)) -> MaskSample:
+    gray_HW = np.zeros((10, 10), np.uint8)
+    gray_HW[white] = 255
+    return MaskSample(name, f"{name}.png", MeasuredMask.of_gray(name, gray_HW))
+
+
+def digest(draft: Manifest = DRAFT, *samples: MaskSample) -> str:
+    return _plan_subset(LocalStorage(Path("out")), draft, samples or (sample("a"), sample("b"))).draft.plan
+
+
+def test_the_plan_of_a_subset_keeps_its_digest_from_version_to_version():
+    assert digest() == "61b7db319a346e650125c0ac1f0dc58581da1a1928835a1353abde419ebce6d5"
+
+
+def test_whatever_shapes_a_subset_is_in_its_digest(monkeypatch):
+    found = [digest(), digest(replace(DRAFT, split="low")), digest(replace(DRAFT, counts={"available": 3}))]
+    found += [digest(replace(DRAFT, options={"polarity": HOLE_WHITE, **more})) for more in ({"seed": 1}, {"size": 64})]
+    one, other = sample("a"), sample("b")
+    others = [sample("b", slice(1, 4)), replace(other, key="c"), replace(other, source="c.png")]
+    found += [digest(DRAFT, one, second) for second in others] + [digest(DRAFT, one), digest(DRAFT, other, one)]
+    for name in ("INDEX_VERSION", "MASKS_PER_SHARD"):
+        monkeypatch.setattr(planning, name, getattr(planning, name) + 1)
+        found.append(digest())
+    assert len(set(found)) == len(found)
+    monkeypatch.undo()
+    assert digest(replace(DRAFT, provenance={"source": "x"}, licence="y")) == found[0]
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    """Eight masks whose upper three rows of ten are white, and eight with seven."""
+    (tmp_path / "masks").mkdir()
+    for n in range(16):
+        gray_HW = np.zeros((10, 10), np.uint8)
+        gray_HW[: 3 if n < 8 else 7] = 255
+        Image.fromarray(gray_HW).save(tmp_path / "masks" / f"{n:02d}.png")
+    return tmp_path / "masks"
+
+
+def test_masks_are_drawn_by_the_seed(files, tmp_path):
+    def drawn(**options: Any) -> list[list[str]]:
+        plan = plan_masks(
+            open_mask_source(files), tmp_path, polarity=HOLE_WHITE, per_subset=3, num_workers=1, **options
+        )
+        assert [subset.draft.options["seed"] for subset in plan.subsets] == 2 * [options.get("seed", 0)]
+        return [[one.key for task in subset.tasks for one in task.samples] for subset in plan.subsets]
+
+    assert drawn() == drawn(seed=0) != drawn(seed=1)
+    assert all(one != other for one, other in zip(drawn(seed=1), drawn(seed=2)))
+
+
+def test_a_bucket_prefers_what_neither_side_has_drawn():
+    """High has drawn one of the two masks of 50 to 60 %, and low one of the two of 10 to 20 %."""
+    samples = [sample(name, slice(0, 6)) for name in "ab"] + [sample(name, slice(0, 2)) for name in "cd"]
+    for seed in range(4):
+        choice = choose_seeded(samples, HOLE_WHITE, threshold=0.5, per_subset=1, seed=seed, buckets=True)
+        found = {subset.name: [one.key for one in subset.samples] for subset in choice.subsets}
+        assert sorted(found["high"] + found["holes-50-60"]) == ["a", "b"]
+        assert sorted(found["low"] + found["holes-10-20"]) == ["c", "d"]
+
+
+def test_generated_masks_are_those_of_the_seed():
+    one, other = (select_mask_source(".", generate=2, size=64, seed=seed) for seed in (3, 4))
+    assert one == GeneratedMasks(2, seed=3, size=64)
+    assert one.provenance == {"source": "generated", "generator_seed": 3, "generator_size": 64}
+    first, second = (source.read_gray("generated-000001") for source in (one, other))
+    assert first.shape == (64, 64) and (first != second).any() and (first == one.read_gray("generated-000001")).all()
+
+
+def test_a_point_grows_into_an_octagon_and_stays_what_it_was():
+    """To its four neighbours, then to eight; the mask that is given is not changed."""
+    point_HW = np.zeros((9, 9), bool)
+    point_HW[4, 4] = True
+    for area, rows in ((5, [1, 3, 1]), (21, [3, 5, 5, 5, 3]), (3, None)):
+        grown_HW = reach_fraction(point_HW, area / 81)
+        assert np.count_nonzero(grown_HW) == area and np.count_nonzero(point_HW) == 1
+        if rows:
+            assert [row for row in grown_HW.sum(axis=1).tolist() if row] == rows
