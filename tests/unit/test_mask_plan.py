@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import os
+import tarfile
+import zipfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +19,8 @@ from PIL import Image
 import msldata.masks.plan as planning
 from msldata.contract.keepmask import HOLE_WHITE
 from msldata.contract.manifest import KEEP_MASKS, Manifest
+from msldata.errors import UserError
+from msldata.masks import sources
 from msldata.masks.hole_fraction import MeasuredMask, reach_fraction
 from msldata.masks.plan import _plan_subset, plan_masks
 from msldata.masks.sources import GeneratedMasks, open_mask_source, select_mask_source
@@ -102,3 +110,52 @@ def test_a_point_grows_into_an_octagon_and_stays_what_it_was():
         assert np.count_nonzero(grown_HW) == area and np.count_nonzero(point_HW) == 1
         if rows:
             assert [row for row in grown_HW.sum(axis=1).tolist() if row] == rows
+
+
+def archive(path: Path, *names: str) -> Path:
+    """A zip, or a tar that may be gzipped, of masks each with a white row more than the one before."""
+    masks = {}
+    for number, name in enumerate(names):
+        buffer = io.BytesIO()
+        gray_HW = np.zeros((10, 10), np.uint8)
+        gray_HW[: number + 1] = 255
+        Image.fromarray(gray_HW).save(buffer, "PNG")
+        masks[name] = buffer.getvalue()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as package:
+            for name, data in masks.items():
+                package.writestr(name, data)
+        return path
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, data in masks.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
+def test_an_archive_that_was_replaced_is_read_anew(tmp_path, suffix, monkeypatch):
+    """It stays open while nobody touches it, in each process for itself: a fork shares the place in the file."""
+    path = archive(tmp_path / f"masks{suffix}", "a.png", "b.png")
+    opened = sources._zip_of_process if suffix == ".zip" else sources._tar_of_process
+    source = open_mask_source(path)
+    assert source.names() == ["a.png", "b.png"] and opened(path) is opened(path)
+    # Out of order, and one twice.
+    assert [int(source.read_gray(name)[:, 0].sum()) // 255 for name in ("b.png", "a.png", "b.png")] == [2, 1, 2]
+    here = opened(path)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert opened(path) is not here
+    monkeypatch.undo()
+    os.utime(archive(path, "c.png"), ns=(5, 5))
+    assert source.names() == ["c.png"]
+
+
+def test_a_tar_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    """However little of it comes at a time."""
+    monkeypatch.setattr(sources, "MAX_UNPACKED_BYTES", 3 << 20)
+    for size, fits in ((2 << 20, True), (4 << 20, False)):
+        with gzip.open(path := tmp_path / f"{size}.tar.gz", "wb") as file:
+            file.write(bytes(size))
+        with nullcontext() if fits else pytest.raises(UserError, match="unpacks to more than 3,145,728 bytes"):
+            sources._unpack_gzip(path)
