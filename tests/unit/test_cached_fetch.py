@@ -157,6 +157,7 @@ def test_a_fetcher_that_is_closed_holds_nothing(held, tmp_path, monkeypatch):
     request, _ = fetching.request(0)
     fetching.readers.run()
     fetching.fetcher.close()
+    monkeypatch.setattr("msltrain.stream.reading.ranges.wait", lambda *_, **__: pytest.fail("it waits"))
     with pytest.raises(CancelledError):
         request.read(0)
     del request  # which keeps the maps that it is read from
@@ -212,6 +213,7 @@ def test_what_was_handed_out_is_held_no_longer(tmp_path, monkeypatch):
 
 def test_nobody_waits_for_a_fetcher_that_is_closed(tmp_path, monkeypatch):
     fetcher, request, _ = ranged(tmp_path, monkeypatch, 1 << 20)
+    monkeypatch.setattr("msltrain.stream.reading.ranges.wait", lambda *_, **__: pytest.fail("it waits"))
     fetcher.close()
     with pytest.raises(CancelledError):
         request.read(0)
