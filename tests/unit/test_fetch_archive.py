@@ -10,6 +10,7 @@ import re
 import shutil
 import tarfile
 import urllib.error
+import zipfile
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from msldata.errors import StorageError, UserError
 from msldata.sources import download as module
 from msldata.sources.download import Archive, download, fetch
+from msldata.sources.unpack import unpack
 
 DATA = bytes(range(200)) * 5
 HERE, THERE = "https://here/a.tar", "https://there/a.tar"
@@ -208,3 +210,30 @@ def test_what_is_unpacked_is_fetched_again_only_where_a_file_is_gone_or_it_is_an
         (tmp_path / "data" / name).unlink()
         assert [asked(*names), asked(*names)] == [1, 0], "the first and the last of it are looked for"
     assert asked(*names, "x/4.jpg", keep=True) == 1 and (tmp_path / "data" / "x" / "4.jpg").exists()
+
+
+def test_unpacking_goes_on_and_needs_room_for_what_is_not_there(tmp_path, monkeypatch):
+    """A file of another size is written again; one that was interrupted leaves nothing."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as package:
+        for name in "abc":
+            package.writestr(name, bytes(1000))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"x" * 1000)
+    (folder / "b").write_bytes(b"x" * 999)
+    usage, copy = shutil.disk_usage(tmp_path), shutil.copyfileobj
+    free = [999, 1000, 1000]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free.pop(0)))
+    with pytest.raises(StorageError, match=r"0\.00 GB are to be unpacked"):
+        unpack(tmp_path / "a.zip", folder, lambda *_: None)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfileobj", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(tmp_path / "a.zip", folder, lambda *_: None)
+    assert sorted(os.listdir(folder)) == ["a", "b"]
+    monkeypatch.setattr(shutil, "copyfileobj", copy)
+    assert unpack(tmp_path / "a.zip", folder, lambda *_: None) == ["a", "b", "c"]
+    assert [(folder / name).read_bytes() for name in "abc"] == [b"x" * 1000, bytes(1000), bytes(1000)]

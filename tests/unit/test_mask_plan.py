@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 import tarfile
 import zipfile
 from contextlib import nullcontext
@@ -20,7 +21,9 @@ import msldata.masks.plan as planning
 from msldata.contract.keepmask import HOLE_WHITE
 from msldata.contract.manifest import KEEP_MASKS, Manifest
 from msldata.errors import UserError
+from msldata.masks import build as building
 from msldata.masks import sources
+from msldata.masks.build import MaskBuild, write_masks
 from msldata.masks.hole_fraction import MeasuredMask, reach_fraction
 from msldata.masks.plan import _plan_subset, plan_masks
 from msldata.masks.sources import GeneratedMasks, open_mask_source, select_mask_source
@@ -103,10 +106,10 @@ def test_generated_masks_are_those_of_the_seed():
 
 def test_a_point_grows_into_an_octagon_and_stays_what_it_was():
     """To its four neighbours, then to eight; the mask that is given is not changed."""
-    point_HW = np.zeros((9, 9), bool)
-    point_HW[4, 4] = True
-    for area, rows in ((5, [1, 3, 1]), (21, [3, 5, 5, 5, 3]), (3, None)):
-        grown_HW = reach_fraction(point_HW, area / 81)
+    point_HW = np.zeros((13, 13), bool)
+    point_HW[6, 6] = True
+    for area, rows in ((5, [1, 3, 1]), (21, [3, 5, 5, 5, 3]), (69, [5, 7, 9, 9, 9, 9, 9, 7, 5]), (3, None)):
+        grown_HW = reach_fraction(point_HW, area / 169)
         assert np.count_nonzero(grown_HW) == area and np.count_nonzero(point_HW) == 1
         if rows:
             assert [row for row in grown_HW.sum(axis=1).tolist() if row] == rows
@@ -159,3 +162,37 @@ def test_a_tar_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
             file.write(bytes(size))
         with nullcontext() if fits else pytest.raises(UserError, match="unpacks to more than 3,145,728 bytes"):
             sources._unpack_gzip(path)
+
+
+def test_one_file_is_listed_once_however_it_is_called(tmp_path):
+    (tmp_path / "list.txt").write_text("# masks\na.png\n\nb.png\n./a.png\n")
+    with pytest.raises(UserError, match=r"line 5: './a\.png' is in line 2 already"):
+        open_mask_source(tmp_path / "list.txt").names()
+
+
+def test_masks_of_another_plan_are_replaced_where_that_is_asked_for(files, tmp_path, monkeypatch):
+    """Those of subsets that are no longer made as well; no folder is a dataset while its shards are written."""
+
+    def made(*rows: int, **options: Any) -> MaskBuild:
+        shutil.rmtree(files)
+        files.mkdir()
+        for n in rows:
+            gray_HW = np.zeros((10, 10), np.uint8)
+            gray_HW[:n] = 255
+            Image.fromarray(gray_HW).save(files / f"{n}.png")
+        plan = plan_masks(open_mask_source(files), tmp_path / "out", polarity=HOLE_WHITE, buckets=True, num_workers=1)
+        return write_masks(plan, num_workers=1, **options)
+
+    made(1, 2, 6)
+    low, seen = tmp_path / "out" / "low" / "dataset.json", []
+    with pytest.raises(UserError, match="this folder holds a dataset that was built from other files"):
+        made(2, 6)
+    write = building._write_shard
+    monkeypatch.setattr(building, "_write_shard", lambda task: seen.append(low.exists()) or write(task))
+    again = made(2, 6, overwrite=True)
+    assert list(again.manifests) == ["high", "low", "holes-10-20", "holes-50-60"] and not any(seen)
+    assert not (tmp_path / "out" / "holes-00-10" / "dataset.json").exists()
+    (low.parent / "masks-low-000000.tar").unlink()
+    seen.clear()
+    made(2, 6)
+    assert seen == [False] and low.exists()
