@@ -21,6 +21,7 @@ import pytest
 
 from msldata.contract.manifest import ShardInfo
 from msldata.errors import StorageError
+from msldata.storage import NoRangesError
 from msltrain.stream.reading.cache import NotCached, ShardCache
 from tests.remotefolder import RemoteFolder
 
@@ -291,3 +292,127 @@ def test_an_untouched_shard_is_hashed_once_at_most(source, tmp_path, monkeypatch
         assert ShardCache(tmp_path / "cache", 10**6).open(shard) is not None
     monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("hashed"))
     assert ShardCache(tmp_path / "cache", 10**6).open(shard) is not None
+
+
+def path_of(cache: ShardCache, shard: ShardInfo, suffix: str = "") -> Path:
+    return cache.folder / f"{shard.sha256}.tar{suffix}"
+
+
+def test_a_shard_that_is_evicted_while_it_is_opened_is_not_used(source, tmp_path, monkeypatch):
+    """Its map would be of a file that counts no longer, and that nobody else sees."""
+    cache, shard, flock = ShardCache(tmp_path / "cache", 10**6), info(source, 0), fcntl.flock
+    cache.fetch(shard, source, RUNNING)
+
+    def evicted(file: int, how: int) -> None:
+        path_of(cache, shard).unlink(missing_ok=True)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", evicted)
+    assert cache.open(shard) is None
+
+
+def test_a_shard_that_is_written_to_twice_is_hashed_twice(source, tmp_path):
+    """By a process that has hashed it before; what is not right is gone at once."""
+    cache, shard = ShardCache(tmp_path / "cache", 10**6), info(source, 0)
+    cache.fetch(shard, source, RUNNING)
+    os.utime(path_of(cache, shard), ns=(1, 1))
+    assert cache.open(shard) is not None
+    with open(path_of(cache, shard), "r+b") as file:
+        file.write(b"damage")
+    os.utime(path_of(cache, shard), ns=(2, 2))
+    assert cache.open(shard) is None and not path_of(cache, shard).exists()
+    path_of(cache, shard).write_bytes(b"short")
+    assert cache.open(shard) is None and not path_of(cache, shard).exists()
+
+
+def test_a_shard_that_another_process_has_just_finished_is_not_fetched_again(source, tmp_path, monkeypatch):
+    cache, shard = ShardCache(tmp_path / "cache", 10**6), info(source, 0)
+    cache.fetch(shard, source, RUNNING)
+    source.reads.clear()
+    looks, look = [], cache.open
+    monkeypatch.setattr(cache, "open", lambda shard: looks.append(shard) or (look(shard) if len(looks) > 1 else None))
+    assert len(cache.fetch(shard, source, RUNNING)) == SIZE
+    assert not source.reads and len(looks) == 2 and not list(cache.folder.glob("*.part"))
+
+
+def test_a_part_that_is_no_longer_the_part_is_nobodys(source, tmp_path, monkeypatch):
+    """Between its opening and its lock the one before has finished, and a third one begun: it keeps its own."""
+    cache, shard, flock = ShardCache(tmp_path / "cache", 10**6), info(source, 0), fcntl.flock
+    part = path_of(cache, shard, ".part")
+
+    def replaced(file: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        part.unlink()
+        part.write_bytes(b"of a third one")
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    with cache._claimed(shard) as file:
+        assert file is None
+    assert part.read_bytes() == b"of a third one"
+    with cache._claimed(shard) as file:
+        assert file is not None
+        part.unlink()
+        part.write_bytes(b"of another one")
+    assert part.read_bytes() == b"of another one"
+    with cache._claimed(shard) as file:
+        assert file is not None
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_used_up_quota_is_a_full_disk(source, tmp_path, monkeypatch, number):
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(NotCached, match="cache: the disk is full"):
+        ShardCache(tmp_path / "cache", 10**6).fetch(info(source, 0), source, RUNNING)
+
+
+def test_a_shard_is_on_disk_and_marked_before_it_gets_its_name(source, tmp_path, monkeypatch):
+    deeds: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: deeds.append("fsync") or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *paths: deeds.append("replace") or replace(*paths))
+    cache, shard = ShardCache(tmp_path / "cache", 10**6), info(source, 0)
+    cache.fetch(shard, source, RUNNING)
+    assert deeds == ["fsync", "replace"]
+    seconds, rest = divmod(path_of(cache, shard).stat().st_mtime_ns, 10**9)
+    assert rest == 0 and seconds == int(shard.sha256[:7], 16), "whole seconds, made of the digest"
+
+
+def test_a_disk_that_takes_little_at_once_gets_all(source, tmp_path, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, start: pwrite(file, data[:30_001], start))
+    mapped = ShardCache(tmp_path / "cache", 10**6).fetch(info(source, 0), source, RUNNING)
+    assert bytes(mapped) == (source.root / "0.tar").read_bytes()
+
+
+def test_the_rest_of_a_killed_writer_of_the_same_shard_takes_no_room(source, tmp_path):
+    cache, shard = ShardCache(tmp_path / "cache", 2 * SIZE), info(source, 0)
+    kept = cache.fetch(info(source, 1), source, RUNNING)
+    path_of(cache, shard, ".part").write_bytes(bytes(SIZE))
+    assert bytes(cache.fetch(shard, source, RUNNING)) == (source.root / "0.tar").read_bytes() and len(kept) == SIZE
+
+
+def test_a_source_that_never_ends_is_left(source, tmp_path, monkeypatch):
+    """A server of whole files alone: what is longer than the shard is another file."""
+
+    def endless(name: str):
+        for number in range(9):
+            assert number < 3, "it is read on and on"
+            yield bytes(SIZE // 2)
+
+    def no_ranges(*_: object) -> None:
+        raise NoRangesError("whole files alone")
+
+    monkeypatch.setattr(source, "read_ranges", no_ranges)
+    monkeypatch.setattr(source, "stream", endless)
+    with pytest.raises(NotCached, match="does not match the digest in the manifest"):
+        ShardCache(tmp_path / "cache", 10**6).fetch(info(source, 0), source, RUNNING)
+
+
+def test_a_cache_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ShardCache("~/cache", 1).folder == tmp_path / "cache"
