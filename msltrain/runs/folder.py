@@ -390,7 +390,7 @@ def changed_data(role: str, before: Sequence[DatasetIdentity], now: Sequence[Dat
 
 def another_run(location: str | Path, changes: Sequence[str], typed: Sequence[str] = ()) -> UserError:
     """What to say of a run that is not the one to continue; ``typed`` are the options that make it another one."""
-    first = "; first weights belong to a new run" if any(one.startswith("model.weights ") for one in changes) else ""
+    first = "; first weights belong to a new run" if any("model.weights was" in one for one in changes) else ""
     same = f"leave {' and '.join(typed)} out to go on with it" if typed else "give the same config and data"
     return UserError(
         f"{location}: the run to continue is another one ({'; '.join(changes)}); {same}, or "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,6 +76,18 @@ def test_options_reach_the_evaluation(file_of):
     assert file_of("--held-out")[1]["held_out"] is True
 
 
+@dataclass(frozen=True)
+class Run:
+    """What `msl report` says of a run besides its page."""
+
+    name: str
+    clean: SimpleNamespace
+    masked: dict = field(default_factory=dict)
+    unfinished: str = ""
+    met: tuple = ()
+    series: str = ""
+
+
 def test_the_spread_of_a_series_is_that_of_its_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A single run before a series is one of the runs, and none of the series."""
     values = {"one": 0.125, "seed0": 0.5, "seed1": 0.75, "two": 0.875, "other seed0": 0.25, "other seed1": 0.375}
@@ -89,9 +101,7 @@ def test_the_spread_of_a_series_is_that_of_its_own_runs(tmp_path: Path, monkeypa
     def gather(runs, names, **_):
         origin = SimpleNamespace(dataset="", split="")
         found = [
-            SimpleNamespace(
-                name=name, clean=SimpleNamespace(origin=origin, value=value), masked={}, unfinished="", met=()
-            )
+            Run(name, SimpleNamespace(origin=origin, value=value))
             for name, value in zip(names, values.values(), strict=True)
         ]
         return SimpleNamespace(runs=found, shards=None)
