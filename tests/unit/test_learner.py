@@ -81,6 +81,28 @@ def test_clipping_bounds_the_step():
     assert movement(learner("optim.clip_norm=1000"), 1.0) == pytest.approx(free, rel=1e-4)
 
 
+def test_clipping_holds_for_norms_of_masked_images_too():
+    one = learner(*MASKED, "loss.bn_mode=split", "optim.clip_norm=0.001")
+    before = [parameter.detach().clone() for parameter in one.step_module.parameters()]
+    one.take_step(batch(), MaskedView(HALF), 1.0)
+    moved = [(now.detach() - then).flatten() for now, then in zip(one.step_module.parameters(), before)]
+    assert torch.cat(moved).norm().item() == pytest.approx(1e-3, rel=1e-3)
+    assert any(norm.bias.abs().sum() > 0 for norm in one.step_module.masked_norms)
+
+
+@pytest.mark.parametrize(("loss", "corrects"), [("splc", [False, False, True, True]), ("bce", 4 * [None])])
+def test_labels_are_corrected_from_the_epoch_that_the_config_says(monkeypatch, loss: str, corrects: list[bool | None]):
+    one = learner(f"loss.recognition={loss}", "loss.splc_epoch=2")
+    told: list[bool | None] = []
+    step = one.step_module.forward
+    monkeypatch.setattr(
+        one.step_module, "forward", lambda *of, **how: told.append(how["corrects_labels"]) or step(*of, **how)
+    )
+    for epoch in range(4):
+        one.take_step(batch(), None, 0.0, epoch)
+    assert told == corrects
+
+
 def test_the_rate_scales_the_step():
     assert movement(learner(), 0.0) == 0
     assert movement(learner(), 0.5) == pytest.approx(0.5 * movement(learner(), 1.0), rel=1e-3)
@@ -241,11 +263,13 @@ def test_weights_start_equal_in_all_processes_and_random_numbers_do_not():
     first, second = learner(), learner(rank=1)
     for one, other in zip(first.recogniser.parameters(), second.recogniser.parameters()):
         assert torch.equal(one, other)
-    assert not torch.equal(first.random_state()["torch"], learner("run.seed=1").random_state()["torch"])
-    learner()
-    drawn_first = torch.rand(3)
-    learner(rank=1)
-    assert not torch.equal(drawn_first, torch.rand(3))
+    drawn = {
+        (seed, rank): learner(f"run.seed={seed}", rank=rank) and torch.rand(3) for seed in (0, 1) for rank in (0, 1)
+    }
+    assert len({tuple(numbers.tolist()) for numbers in drawn.values()}) == 4
+    name = "classifier.score.weight"
+    other = learner("run.seed=1").recogniser.state_dict()[name]
+    assert not torch.equal(first.recogniser.state_dict()[name], other)
 
 
 def test_each_process_goes_on_with_random_numbers_of_its_own():
