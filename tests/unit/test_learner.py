@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -186,6 +187,16 @@ def test_a_frozen_backbone_looks_once_at_images_that_stay_the_same():
     assert len(seen) == 6 + 8, "what does not fit is computed again"
 
 
+def test_the_average_follows_a_head_whose_backbone_is_not_asked_again():
+    settings = ("model.freeze_backbone=true", "stream.crop_scale=1,1", "optim.ema_decay=0.9")
+    plain, once = learner(*settings), learner(*settings, "stream.ram_cache_gb=1")
+    for _ in range(3):
+        for one in (plain, once):
+            one.take_step(batch(), None, 0.1)
+    for name, tensor in once.shipped.state_dict().items():
+        torch.testing.assert_close(tensor, plain.shipped.state_dict()[name])
+
+
 @pytest.mark.parametrize("changed", ["stream.crop_scale=0.5,1", "augment.erase=random", "loss.masked_weight=1"])
 def test_features_are_not_kept_where_images_change(changed: str):
     settings = ("model.freeze_backbone=true", "stream.crop_scale=1,1", "stream.ram_cache_gb=1")
@@ -216,6 +227,38 @@ def test_the_moving_average_looks_back_further_the_longer_the_run_until_its_deca
     assert one.state_dict()["num_averaged"] == 7
 
 
+class Sharing(Ranks):
+    """A process among two that writes down whose buffers are shared."""
+
+    shared: ClassVar[list[object]] = []
+
+    def share_buffers(self, module: torch.nn.Module) -> None:
+        self.shared.append(module)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_the_teacher_is_the_same_in_all_processes(monkeypatch, taught: bool):
+    teacher = ("loss.masked_target=teacher", "loss.masked_weight=1") if taught else ()
+    one = learner("optim.ema_decay=0.5", *teacher)
+    monkeypatch.setattr(Sharing, "shared", [])
+    one.ranks = Sharing(rank=1, world_size=1, device=ALONE.device)
+    one.take_step(batch(), MaskedView(HALF) if taught else None, 0.1)
+    assert Sharing.shared == [one.shipped] * taught
+
+
+def test_norms_are_measured_by_the_first_process_and_shared(monkeypatch):
+    one = learner("optim.ema_decay=0.5")
+    one.train()
+    monkeypatch.setattr(Sharing, "shared", [])
+    measured: list[object] = []
+    precise_bn = SimpleNamespace(measure=lambda network, *_, **__: measured.append(network))
+    for rank in (1, 0):
+        one.ranks = Sharing(rank=rank, world_size=2, device=ALONE.device)
+        one.measure_norms(precise_bn)  # type: ignore[arg-type]
+        assert measured == [one.shipped] * (1 - rank)
+    assert Sharing.shared == 2 * [one.shipped]
+
+
 def test_a_twin_learns_as_the_baseline_does_and_what_is_shipped_lies_between(tmp_path: Path):
     both = with_weights(tmp_path, "optim.twin_share=0.25")
     masked, plain = with_weights(tmp_path), with_weights(tmp_path, "loss.masked_weight=0")
@@ -242,6 +285,17 @@ def test_a_run_with_a_second_network_goes_on_bit_for_bit(tmp_path: Path, beside:
         one.take_step(batch(), MaskedView(HALF), 0.1)
     found = continued.shipped_weights()
     assert all(torch.equal(tensor, found[name]) for name, tensor in whole.shipped_weights().items())
+
+
+def test_an_average_from_before_the_warm_up_existed_is_over_it():
+    """Its checkpoint does not say how many steps it has followed: as many as the run took."""
+    saved = after_one_step(learner("optim.ema_decay=0.9"))
+    assert Learner(saved.config, 3, ALONE, replace(saved, step=40)).state_dict()["num_averaged"] == 1
+    del saved.train_state["num_averaged"]
+    again = Learner(saved.config, 3, ALONE, replace(saved, step=40))
+    assert again.state_dict()["num_averaged"] == 40
+    del saved.train_state["weights"]  # the run had no average, which begins now
+    assert Learner(saved.config, 3, ALONE, replace(saved, step=40)).state_dict()["num_averaged"] == 0
 
 
 def test_a_run_cannot_go_on_with_a_twin_that_it_began_without(tmp_path: Path):

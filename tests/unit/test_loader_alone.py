@@ -57,6 +57,17 @@ def test_a_started_loader_goes_on_where_the_loaded_position_says(folder: Path):
         assert [batch.keys for batch in loader] == whole[4:]
 
 
+def test_a_helper_is_told_all_that_decides_a_batch(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    told: list[tuple[tuple[object, ...], dict[str, object]]] = []
+    passes = SimpleNamespace(open=None, close=lambda: None)
+    monkeypatch.setattr("msltrain.stream.loader.HelperPasses", lambda *of, **how: told.append((of, how)) or passes)
+    config = StreamConfig(batch_size=4, process="helper", resize="device")
+    Loader(folder, config, training=True, seed=7, rank=1, world_size=2)
+    [((shards, its_config), how)] = told
+    assert (shards.num_samples, its_config) == (26, config)
+    assert how == {"seed": 7, "rank": 1, "world_size": 2, "resize": "device", "device": torch.device("cpu")}
+
+
 def test_a_started_loader_goes_to_the_epoch_that_is_set(folder: Path):
     with open_loader(folder) as fresh, open_loader(folder) as loader:
         fresh.set_epoch(3)
