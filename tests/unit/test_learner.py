@@ -276,6 +276,19 @@ def test_a_twin_learns_as_the_baseline_does_and_what_is_shipped_lies_between(tmp
     assert both.shipped is both.shipped and both.shipped is not both.recogniser
 
 
+def test_a_twin_corrects_labels_from_the_same_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    both = with_weights(tmp_path, "optim.twin_share=0.25", "loss.recognition=splc", "loss.splc_epoch=1")
+    told: list[bool] = []
+    assert both._twin is not None
+    step = both._twin.step_module.forward
+    monkeypatch.setattr(
+        both._twin.step_module, "forward", lambda *of, **how: told.append(how["corrects_labels"]) or step(*of, **how)
+    )
+    for epoch in range(3):
+        both.take_step(batch(), MaskedView(HALF), 0.1, epoch)
+    assert told == [False, True, True]
+
+
 @pytest.mark.parametrize("beside", ["optim.twin_share=0.25", "optim.ema_decay=0.9"])
 def test_a_run_with_a_second_network_goes_on_bit_for_bit(tmp_path: Path, beside: str):
     whole = with_weights(tmp_path, beside)
