@@ -302,7 +302,9 @@ def test_a_run_with_a_second_network_goes_on_bit_for_bit(tmp_path: Path, beside:
 
 def test_an_average_from_before_the_warm_up_existed_is_over_it():
     """Its checkpoint does not say how many steps it has followed: as many as the run took."""
-    saved = after_one_step(learner("optim.ema_decay=0.9"))
+    first = learner("optim.ema_decay=0.9")
+    first.take_step(batch(), None, 0.1)
+    saved = after_one_step(first)
     assert Learner(saved.config, 3, ALONE, replace(saved, step=40)).state_dict()["num_averaged"] == 1
     del saved.train_state["num_averaged"]
     again = Learner(saved.config, 3, ALONE, replace(saved, step=40))

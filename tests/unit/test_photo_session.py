@@ -62,6 +62,8 @@ def test_a_photograph_may_be_hidden_again_and_again_and_outlives_an_answer_that_
             mask = encode_png(np.full((4, 4), 1 - int(hidden), np.uint8))
             with pytest.raises(RuntimeError, match="out of memory") if hidden else nullcontext():
                 assert studio.hide(shown, mask)["hidden"] == hidden
+            studio._answers._thread.join(0.1)
+            assert studio._answers._thread.is_alive(), "else the next question waits for ever"
     finally:
         studio.close()
 
