@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,17 @@ def test_half_a_line_of_a_killed_run_is_no_answer_and_spoils_none(tmp_path: Path
     assert list(file.in_order(["ddd", "a", "c", "b"])) == [answer(name) for name in ("ddd", "a", "c", "b")]
     file.close()
     assert opened(out).answered == {"a", "b", "c", "ddd"}
+
+
+def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept(tmp_path / "all.json", 0, "a")
+    file, done, give_name = opened(tmp_path / "all.json"), [], os.replace
+    file.begin()
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("flushed"))
+    monkeypatch.setattr(os, "replace", lambda *of: done.append("named") or give_name(*of))
+    file.finish(file.in_order(["a"]))
+    file.close()
+    assert done == ["flushed", "named"] and (tmp_path / "all.json").is_file()
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"asked": {"mod'])
@@ -147,6 +159,12 @@ def test_answers_are_gone_on_with_where_nothing_that_decides_them_is_another(
     before = module._identity([MODEL], asked, None)  # type: ignore[list-item]
     now = module._identity(models, replace(asked, **mine), change.get("overlays"))  # type: ignore[arg-type]
     assert (json.dumps(now) != json.dumps(before)) == is_another
+
+
+def test_every_model_of_a_series_decides_its_answers():
+    other: Any = SimpleNamespace(**{**vars(MODEL), "sha256": "b"})
+    series, changed = (module._identity([MODEL, last], Asked(), None) for last in (MODEL, other))  # type: ignore[list-item]
+    assert series != changed
 
 
 def test_many_batches_take_several_rounds_and_none_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

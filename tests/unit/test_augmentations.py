@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ from torchvision.transforms import v2
 from msldata.errors import UserError
 from msltrain.config import override
 from msltrain.recipes import recipe
+from msltrain.stream.augment import erase, mix, operations
 from msltrain.stream.augment.augment import Augment
 from msltrain.stream.augment.mix import _betas
 from msltrain.stream.config import AugmentConfig, StreamConfig
 from msltrain.stream.loader import Loader
+from msltrain.stream.order import random
 from msltrain.stream.order.random import RANDAUGMENT, hash64, key_hash
 from msltrain.stream.pixels.batch import Batch
 from tests.smallshards import write_images
@@ -61,6 +65,34 @@ def augmented(batch: Batch, seed: int = 0, epoch: int = 0, **settings) -> Batch:
 def pixels(image_BCHW: torch.Tensor) -> torch.Tensor:
     scale = torch.tensor([STREAM.mean, STREAM.std])[:, :, None, None] * 255
     return image_BCHW * scale[1] + scale[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "purposes"),
+    [
+        ({"randaugment": 2}, {random.RANDAUGMENT}),
+        ({"erase": "cutout"}, {random.ERASE}),
+        ({"erase": "random"}, {random.ERASE, random.ERASED_BOX}),
+        ({"mix": "mixup"}, {random.MIX_SHARE, random.MIX_ORDER}),
+        ({"mix": "cutmix"}, {random.MIX_SHARE, random.MIX_ORDER, random.MIX_BOX}),
+        ({"mix": "splicemix"}, {random.MIX_ORDER, random.GRID}),
+    ],
+)
+def test_whatever_is_drawn_is_drawn_by_seed_and_epoch_and_for_its_own_purpose(monkeypatch, settings, purposes):
+    """One draw that forgets the seed, or shares another's numbers, is not seen in an image that has several."""
+    drawn: list[tuple[int, int, int]] = []
+
+    def watch(module: ModuleType, name: str, given: Callable[..., tuple[int, int, int]]) -> None:
+        draw = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *of, **how: drawn.append(given(*of, **how)) or draw(*of, **how))
+
+    for module in (erase, mix):
+        watch(module, "uniform", lambda key_hash_B, seed, epoch, purpose, count: (seed, epoch, purpose))
+    for module in (mix, operations):
+        watch(module, "hash64", lambda seed, epoch, purpose, *more: (seed, epoch, purpose))
+    watch(erase, "random_crops", lambda *_, seed, epoch, stream=0, **more: (seed, epoch, stream))
+    augmented(batch_of(6), seed=3, epoch=5, **settings)
+    assert set(drawn) == {(3, 5, purpose) for purpose in purposes}
 
 
 def test_by_default_nothing_is_done():

@@ -20,7 +20,7 @@ from msltrain.models.build import build_model
 from msltrain.runs.checkpoint import Checkpoint, load_checkpoint, load_recogniser, save_checkpoint
 from msltrain.runs.folder import DatasetIdentity, training_data
 from msltrain.stream.samples.holdout import hold_out
-from msltrain.training.average import average_checkpoints
+from msltrain.training.average import average_checkpoints, average_weights
 from msltrain.training.precise_bn import PreciseBN, norm_names
 from tests.smallshards import write_images
 from tests.unit.test_checkpoint import checkpoint
@@ -43,6 +43,11 @@ def test_every_weight_is_the_average_and_counters_stay_whole(tmp_path: Path):
         assert tensor.dtype == last.weights[name].dtype
     assert found.config == last.config and found.validation_mAP is None
     assert load_recogniser(tmp_path / "c").classes == first.classes
+
+
+def test_a_counter_is_rounded_to_the_nearest_whole_number():
+    [averaged] = average_weights([{"n": torch.tensor(1)}, {"n": torch.tensor(2)}], (0.25, 0.75)).values()
+    assert averaged.tolist() == 2 and averaged.dtype == torch.int64
 
 
 def test_statistics_are_measured_on_the_averaged_network_where_the_last_run_did(tmp_path: Path):

@@ -34,6 +34,24 @@ def predictions() -> Predictions:
     )
 
 
+def test_ranks_may_be_beyond_what_16_bits_hold():
+    """As in a test set like COCO's, for positives that come last."""
+    num, last = 40_000, slice(-40, None)
+    target_N1 = np.zeros((num, 1), np.uint8)
+    target_N1[last] = 1
+    one = Predictions(
+        keys=tuple(map(str, range(num))),
+        logit_NK=-np.arange(num, dtype=np.float32)[:, None],
+        target_NK=target_N1,
+        ignore_NK=np.zeros((num, 1), bool),
+        classes=("a",),
+    )
+    [weight_N] = np.random.default_rng(5).multinomial(num, np.full(num, 1 / num), size=1)
+    precision_P = weight_N[last].cumsum() / weight_N.cumsum()[last]
+    expected = np.average(precision_P, weights=weight_N[last])
+    assert resampled_mean_ap(one, num_resamples=1, seed=5) == pytest.approx([expected])
+
+
 @pytest.mark.parametrize("rule", ["left out", "negative"])
 def test_resampled_measures_are_those_of_the_drawn_images(predictions, rule):
     predictions = replace(predictions, origin=Origin(ignored_in_rates=rule))

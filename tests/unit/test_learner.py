@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -79,6 +80,28 @@ def test_clipping_bounds_the_step():
     assert free > 1e-2
     assert movement(learner("optim.clip_norm=0.001"), 1.0) == pytest.approx(1e-3, rel=1e-3)
     assert movement(learner("optim.clip_norm=1000"), 1.0) == pytest.approx(free, rel=1e-4)
+
+
+def test_clipping_holds_for_norms_of_masked_images_too():
+    one = learner(*MASKED, "loss.bn_mode=split", "optim.clip_norm=0.001")
+    before = [parameter.detach().clone() for parameter in one.step_module.parameters()]
+    one.take_step(batch(), MaskedView(HALF), 1.0)
+    moved = [(now.detach() - then).flatten() for now, then in zip(one.step_module.parameters(), before)]
+    assert torch.cat(moved).norm().item() == pytest.approx(1e-3, rel=1e-3)
+    assert any(norm.bias.abs().sum() > 0 for norm in one.step_module.masked_norms)
+
+
+@pytest.mark.parametrize(("loss", "corrects"), [("splc", [False, False, True, True]), ("bce", 4 * [None])])
+def test_labels_are_corrected_from_the_epoch_that_the_config_says(monkeypatch, loss: str, corrects: list[bool | None]):
+    one = learner(f"loss.recognition={loss}", "loss.splc_epoch=2")
+    told: list[bool | None] = []
+    step = one.step_module.forward
+    monkeypatch.setattr(
+        one.step_module, "forward", lambda *of, **how: told.append(how["corrects_labels"]) or step(*of, **how)
+    )
+    for epoch in range(4):
+        one.take_step(batch(), None, 0.0, epoch)
+    assert told == corrects
 
 
 def test_the_rate_scales_the_step():
@@ -164,6 +187,16 @@ def test_a_frozen_backbone_looks_once_at_images_that_stay_the_same():
     assert len(seen) == 6 + 8, "what does not fit is computed again"
 
 
+def test_the_average_follows_a_head_whose_backbone_is_not_asked_again():
+    settings = ("model.freeze_backbone=true", "stream.crop_scale=1,1", "optim.ema_decay=0.9")
+    plain, once = learner(*settings), learner(*settings, "stream.ram_cache_gb=1")
+    for _ in range(3):
+        for one in (plain, once):
+            one.take_step(batch(), None, 0.1)
+    for name, tensor in once.shipped.state_dict().items():
+        torch.testing.assert_close(tensor, plain.shipped.state_dict()[name])
+
+
 @pytest.mark.parametrize("changed", ["stream.crop_scale=0.5,1", "augment.erase=random", "loss.masked_weight=1"])
 def test_features_are_not_kept_where_images_change(changed: str):
     settings = ("model.freeze_backbone=true", "stream.crop_scale=1,1", "stream.ram_cache_gb=1")
@@ -194,6 +227,38 @@ def test_the_moving_average_looks_back_further_the_longer_the_run_until_its_deca
     assert one.state_dict()["num_averaged"] == 7
 
 
+class Sharing(Ranks):
+    """A process among two that writes down whose buffers are shared."""
+
+    shared: ClassVar[list[object]] = []
+
+    def share_buffers(self, module: torch.nn.Module) -> None:
+        self.shared.append(module)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_the_teacher_is_the_same_in_all_processes(monkeypatch, taught: bool):
+    teacher = ("loss.masked_target=teacher", "loss.masked_weight=1") if taught else ()
+    one = learner("optim.ema_decay=0.5", *teacher)
+    monkeypatch.setattr(Sharing, "shared", [])
+    one.ranks = Sharing(rank=1, world_size=1, device=ALONE.device)
+    one.take_step(batch(), MaskedView(HALF) if taught else None, 0.1)
+    assert Sharing.shared == [one.shipped] * taught
+
+
+def test_norms_are_measured_by_the_first_process_and_shared(monkeypatch):
+    one = learner("optim.ema_decay=0.5")
+    one.train()
+    monkeypatch.setattr(Sharing, "shared", [])
+    measured: list[object] = []
+    precise_bn = SimpleNamespace(measure=lambda network, *_, **__: measured.append(network))
+    for rank in (1, 0):
+        one.ranks = Sharing(rank=rank, world_size=2, device=ALONE.device)
+        one.measure_norms(precise_bn)  # type: ignore[arg-type]
+        assert measured == [one.shipped] * (1 - rank)
+    assert Sharing.shared == 2 * [one.shipped]
+
+
 def test_a_twin_learns_as_the_baseline_does_and_what_is_shipped_lies_between(tmp_path: Path):
     both = with_weights(tmp_path, "optim.twin_share=0.25")
     masked, plain = with_weights(tmp_path), with_weights(tmp_path, "loss.masked_weight=0")
@@ -211,6 +276,19 @@ def test_a_twin_learns_as_the_baseline_does_and_what_is_shipped_lies_between(tmp
     assert both.shipped is both.shipped and both.shipped is not both.recogniser
 
 
+def test_a_twin_corrects_labels_from_the_same_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    both = with_weights(tmp_path, "optim.twin_share=0.25", "loss.recognition=splc", "loss.splc_epoch=1")
+    told: list[bool] = []
+    assert both._twin is not None
+    step = both._twin.step_module.forward
+    monkeypatch.setattr(
+        both._twin.step_module, "forward", lambda *of, **how: told.append(how["corrects_labels"]) or step(*of, **how)
+    )
+    for epoch in range(3):
+        both.take_step(batch(), MaskedView(HALF), 0.1, epoch)
+    assert told == [False, True, True]
+
+
 @pytest.mark.parametrize("beside", ["optim.twin_share=0.25", "optim.ema_decay=0.9"])
 def test_a_run_with_a_second_network_goes_on_bit_for_bit(tmp_path: Path, beside: str):
     whole = with_weights(tmp_path, beside)
@@ -220,6 +298,19 @@ def test_a_run_with_a_second_network_goes_on_bit_for_bit(tmp_path: Path, beside:
         one.take_step(batch(), MaskedView(HALF), 0.1)
     found = continued.shipped_weights()
     assert all(torch.equal(tensor, found[name]) for name, tensor in whole.shipped_weights().items())
+
+
+def test_an_average_from_before_the_warm_up_existed_is_over_it():
+    """Its checkpoint does not say how many steps it has followed: as many as the run took."""
+    first = learner("optim.ema_decay=0.9")
+    first.take_step(batch(), None, 0.1)
+    saved = after_one_step(first)
+    assert Learner(saved.config, 3, ALONE, replace(saved, step=40)).state_dict()["num_averaged"] == 1
+    del saved.train_state["num_averaged"]
+    again = Learner(saved.config, 3, ALONE, replace(saved, step=40))
+    assert again.state_dict()["num_averaged"] == 40
+    del saved.train_state["weights"]  # the run had no average, which begins now
+    assert Learner(saved.config, 3, ALONE, replace(saved, step=40)).state_dict()["num_averaged"] == 0
 
 
 def test_a_run_cannot_go_on_with_a_twin_that_it_began_without(tmp_path: Path):
@@ -241,11 +332,13 @@ def test_weights_start_equal_in_all_processes_and_random_numbers_do_not():
     first, second = learner(), learner(rank=1)
     for one, other in zip(first.recogniser.parameters(), second.recogniser.parameters()):
         assert torch.equal(one, other)
-    assert not torch.equal(first.random_state()["torch"], learner("run.seed=1").random_state()["torch"])
-    learner()
-    drawn_first = torch.rand(3)
-    learner(rank=1)
-    assert not torch.equal(drawn_first, torch.rand(3))
+    drawn = {
+        (seed, rank): learner(f"run.seed={seed}", rank=rank) and torch.rand(3) for seed in (0, 1) for rank in (0, 1)
+    }
+    assert len({tuple(numbers.tolist()) for numbers in drawn.values()}) == 4
+    name = "classifier.score.weight"
+    other = learner("run.seed=1").recogniser.state_dict()[name]
+    assert not torch.equal(first.recogniser.state_dict()[name], other)
 
 
 def test_each_process_goes_on_with_random_numbers_of_its_own():

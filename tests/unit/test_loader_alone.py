@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,6 +57,17 @@ def test_a_started_loader_goes_on_where_the_loaded_position_says(folder: Path):
         assert [batch.keys for batch in loader] == whole[4:]
 
 
+def test_a_helper_is_told_all_that_decides_a_batch(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    told: list[tuple[tuple[object, ...], dict[str, object]]] = []
+    passes = SimpleNamespace(open=None, close=lambda: None)
+    monkeypatch.setattr("msltrain.stream.loader.HelperPasses", lambda *of, **how: told.append((of, how)) or passes)
+    config = StreamConfig(batch_size=4, process="helper", resize="device")
+    Loader(folder, config, training=True, seed=7, rank=1, world_size=2)
+    [((shards, its_config), how)] = told
+    assert (shards.num_samples, its_config) == (26, config)
+    assert how == {"seed": 7, "rank": 1, "world_size": 2, "resize": "device", "device": torch.device("cpu")}
+
+
 def test_a_started_loader_goes_to_the_epoch_that_is_set(folder: Path):
     with open_loader(folder) as fresh, open_loader(folder) as loader:
         fresh.set_epoch(3)
@@ -74,6 +87,36 @@ def test_a_position_inside_the_epoch_that_is_set_is_kept(folder: Path):
         loader.load_state_dict({**begun, "step": 4})
         loader.set_epoch(1)
         assert len([batch.keys for batch in loader]) == 6
+
+
+def test_every_epoch_after_a_resumed_one_is_whole(folder: Path):
+    with open_loader(folder) as loader:
+        begun = loader.state_dict()
+        first, second = ([batch.keys for batch in loader] for _ in range(2))
+        loader.load_state_dict({**begun, "step": 4})
+        assert loader.state_dict() == {**begun, "step": 4}, "also before anything is read"
+        assert [batch.keys for batch in loader] == first[4:]
+        assert [batch.keys for batch in loader] == second
+
+
+def test_a_pass_that_is_left_ends_its_threads(folder: Path):
+    with open_loader(folder) as loader:
+        batches = iter(loader)
+        next(batches)
+        batches.close()
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("msl-decode")]
+
+
+def test_a_buffer_is_free_once_its_batch_is_made_and_every_wait_counts(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    done: list[str] = []
+    make, release = ToDevice.__call__, Pipeline.release
+    monkeypatch.setattr(ToDevice, "__call__", lambda *of: done.append("made") or make(*of))
+    monkeypatch.setattr(Pipeline, "release", lambda *of: done.append("free") or release(*of))
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr("msltrain.stream.loader.time", clock)
+    with open_loader(folder) as loader:
+        assert len(list(loader)) == 6 and done == 6 * ["made", "free"]
+        assert loader.stats.seconds_waited == 6
 
 
 def test_raw_batches_count_as_well(folder: Path):
@@ -185,25 +228,26 @@ def test_room_is_counted_in_billions_of_bytes(folder: Path, room: float, is_enou
     assert (loader.stats.num_bytes == before) == is_enough
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (0, 1), (7, 1)])
 def test_training_crops_and_mirrors_and_evaluation_shows_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, epoch: int
 ):
     monkeypatch.setattr(pixels, "LARGE", 0)  # photographs of any size are reduced in decoding
     write_images(tmp_path, [12], {f"s{number:06d}": photo(number, 400, 300) for number in range(12)}, (400, 300))
     size = np.full(12, 400), np.full(12, 300)
     config = StreamConfig()
-    with open_loader(tmp_path, batch_size=12) as loader:
+    with open_loader(tmp_path, batch_size=12, seed=seed) as loader:
         loader.set_epoch(epoch)
         [batch] = loader
+    assert batch.index_B.tolist() == EpochPlan([12], seed=seed, epoch=epoch).items(0, 12)[1].tolist()
     crop_N4 = random_crops(
-        batch.key_hash_B, *size, seed=0, epoch=epoch, scale=config.crop_scale, ratio=config.crop_ratio
+        batch.key_hash_B, *size, seed=seed, epoch=epoch, scale=config.crop_scale, ratio=config.crop_ratio
     )
     reduction_N = pixels.reductions(*size, crop_N4, 16)
     assert reduction_N.min() > 1 and (crop_N4[:, :2] % reduction_N[:, None]).any(axis=0).all()
     crop_N4[:, :2] = crop_N4[:, :2] // reduction_N[:, None] * reduction_N[:, None]  # at a pixel of what is decoded
     assert batch.crop_B4.tolist() == crop_N4.tolist()
-    flip_N = random_flips(batch.key_hash_B, seed=0, epoch=epoch, probability=config.flip_probability)
+    flip_N = random_flips(batch.key_hash_B, seed=seed, epoch=epoch, probability=config.flip_probability)
     assert batch.flip_B.tolist() == flip_N.tolist() and {*flip_N.tolist()} == {False, True}
     with open_loader(tmp_path, batch_size=12, training=False) as loader:
         [batch] = loader
@@ -261,6 +305,16 @@ def test_what_is_left_of_a_batch_keeps_its_own_places_and_sizes(tmp_path: Path):
         assert batch.keys == ["s000000", "s000002", "s000003", "s000005", "s000006", "s000007"]
         found.append(batch.image_BCHW)
     torch.testing.assert_close(*found, atol=1.01 / 255 / min(StreamConfig().std), rtol=0)
+
+
+def test_bad_samples_in_a_row_are_replaced_by_the_good_one_before_them(tmp_path: Path):
+    """Those that only stood before one are listed as well: here the run goes on behind the first of them."""
+    order = EpochPlan([12], seed=0, epoch=0).items(0, 12)[1].tolist()
+    write_images(tmp_path, [12], {f"s{number:06d}": b"no photograph" for number in order[3:6]})
+    with open_loader(tmp_path, on_sample_error="skip") as loader:
+        loader.load_state_dict({**loader.state_dict(), "step": 1})
+        assert next(iter(loader)).index_B.tolist() == [order[2], order[2], order[6], order[7]]
+        assert sorted(loader.skipped.errors) == sorted(order[3:6])
 
 
 def test_a_bad_sample_is_an_error_unless_it_may_be_skipped(tmp_path: Path):

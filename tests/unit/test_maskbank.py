@@ -8,11 +8,13 @@ import torch
 
 from msldata.contract.keepmask import pack_bits, resize_nearest
 from msldata.contract.manifest import FormatError, read_manifest
+from msldata.contract.maskgenerator import generate_hole_mask
 from msldata.errors import UserError
 from msldata.storage import LocalStorage
 from msltrain.stream.keepmasks.bank import KeepMasks
+from msltrain.stream.keepmasks.choice import choose
 from msltrain.stream.keepmasks.transform import IrregularHoles
-from msltrain.stream.order.random import key_hash
+from msltrain.stream.order.random import KEEP_MASK, key_hash, uniform
 from tests.smallshards import write_images, write_keep_masks
 
 
@@ -75,6 +77,25 @@ def test_choice_depends_on_seed_epoch_and_key_alone():
     assert (chosen != bank.chosen(hashes, seed=1, epoch=0)).mean() > 0.99
     assert chosen.min() == 0 and chosen.max() == 999
     assert len(np.unique(chosen)) > 980, "every mask is used"
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (0, 3), (2, 0)])
+def test_seed_and_epoch_reach_whatever_is_drawn(monkeypatch: pytest.MonkeyPatch, seed: int, epoch: int):
+    """The choice by keys of one's own, that among the lightest masks, the moves of a mask, and masks that are drawn."""
+    keys = [str(number) for number in range(100)]
+    hashes, drawn = key_hash(keys), {"seed": seed, "epoch": epoch}
+    bank = KeepMasks(pack_bits(np.stack(masks(20))), 32, "cpu")
+    assert torch.equal(bank.of_keys(keys, **drawn), bank.of_hashes(hashes, **drawn))
+    lightest = np.argsort(bank.hole_fraction_N)[:5]
+    np.testing.assert_array_equal(bank.chosen(hashes, lightest=0.25, **drawn), lightest[choose(hashes, 5, **drawn)])
+    moving = KeepMasks(pack_bits(np.stack(masks(1))), 32, "cpu", augment=("shift",))
+    lot_B4 = uniform(hashes, seed, epoch, KEEP_MASK, 5)[:, 1:]
+    moved = [np.roll(masks(1)[0], (int(32 * down), int(32 * across)), (0, 1)) for _, _, down, across in lot_B4]
+    np.testing.assert_array_equal(moving.of_hashes(hashes, **drawn)[:, 0], np.stack(moved))
+    monkeypatch.setattr("msltrain.stream.keepmasks.bank.NUM_GENERATED", 2)
+    made = KeepMasks.generate(64, seed=seed)
+    holes = [generate_hole_mask(seed, number, 64).mean() for number in range(2)]
+    np.testing.assert_allclose(made.hole_fraction_N, holes)
 
 
 def test_wrong_places_are_named(tmp_path):

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,26 @@ def test_a_photograph_that_is_shown_again_is_the_newest(monkeypatch: pytest.Monk
         assert studio.photo(first) and studio.photo(third)
         with pytest.raises(NotKnown):
             studio.photo(second)
+    finally:
+        studio.close()
+
+
+def test_a_photograph_may_be_hidden_again_and_again_and_outlives_an_answer_that_failed():
+    class Failing(StandIn):
+        def answer(self, squares: Sequence[Tensor], masks: Sequence[np.ndarray | None], **_: Any) -> list[Answer]:
+            if any(mask is not None and not mask.any() for mask in masks):
+                raise RuntimeError("out of memory")
+            return super().answer(squares)
+
+    studio = Studio([Failing()])  # type: ignore[list-item]
+    try:
+        shown = studio.add(Picture("0.jpg", lambda: photo(0, 40, 30)))["id"]
+        for hidden in (0.0, 1.0, 0.0):
+            mask = encode_png(np.full((4, 4), 1 - int(hidden), np.uint8))
+            with pytest.raises(RuntimeError, match="out of memory") if hidden else nullcontext():
+                assert studio.hide(shown, mask)["hidden"] == hidden
+            studio._answers._thread.join(0.1)
+            assert studio._answers._thread.is_alive(), "else the next question waits for ever"
     finally:
         studio.close()
 

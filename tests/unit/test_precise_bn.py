@@ -98,6 +98,7 @@ def test_what_was_there_before_does_not_count(folder: Path):
     net, other = network().train(), network().train()
     nn.init.constant_(other[3].running_mean, 50.0)
     nn.init.constant_(other[3].running_var, 50.0)
+    nn.init.constant_(other[3].num_batches_tracked, 7)
     measure = PreciseBN(open_shard_set(folder), STREAM, 1000)
     for one in (net, other):
         measure.measure(one, norm_names(one), CPU, amp=False)

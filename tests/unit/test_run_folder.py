@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from msldata.errors import StorageError
 from msldata.storage import LocalStorage
+from msltrain.hosts.distributed import Ranks
+from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import load_checkpoint, save_checkpoint
-from msltrain.runs.folder import METRICS_NAME, SKIPPED_NAME, DatasetIdentity, RunFolder, changed_data
+from msltrain.runs.folder import ENVIRONMENT_NAME, METRICS_NAME, SKIPPED_NAME, DatasetIdentity, RunFolder, changed_data
 from msltrain.runs.mirror import RunMirror
 from msltrain.stream.errors import SampleError
 from tests.unit.test_find_checkpoint import save
+
+ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def test_the_log_is_kept_up_to_the_step_where_a_run_goes_on(tmp_path: Path):
@@ -21,6 +31,89 @@ def test_the_log_is_kept_up_to_the_step_where_a_run_goes_on(tmp_path: Path):
         folder.add_metrics({"step": step, "total": 0.5})
     folder.keep_metrics_until(2)
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS_NAME).read_text().splitlines()] == [1, 2]
+
+
+def test_every_start_is_noted_with_what_was_changed_and_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A change counts for ever, the code only where it was last trained."""
+    folder, code = RunFolder(tmp_path), {"sha256": 12 * "a"}
+    monkeypatch.setattr("msltrain.runs.folder.code_identity", lambda: dict(code))
+    assert folder.was_changed and not folder.other_code(), "nothing tells"
+    seen = []
+    for letter, step, changes in (("a", 0, []), ("b", 8, ["optim.lr was 1, is 2"]), ("b", 12, [])):
+        code["sha256"] = 12 * letter
+        folder.note_start(ALONE, step, changes)
+        seen.append((folder.was_changed, folder.other_code()))
+    assert seen == [(False, ""), (True, ""), (True, "")]
+    code["sha256"] = 12 * "a"
+    assert folder.other_code().endswith(f"than it was last trained with ({12 * 'b'} before, {12 * 'a'} now)")
+    starts = json.loads((tmp_path / ENVIRONMENT_NAME).read_text())
+    assert [(start["from_step"], start["changes"], start["code"]["sha256"][0]) for start in starts] == [
+        (0, [], "a"),
+        (8, ["optim.lr was 1, is 2"], "b"),
+        (12, [], "b"),
+    ]
+
+
+def test_rows_go_to_the_trackers_too_which_are_closed_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    told: list[object] = []
+    tracker = SimpleNamespace(add=told.append, close=lambda: told.append("closed"))
+    monkeypatch.setattr(
+        "msltrain.runs.folder.open_trackers", lambda *_, place, step: told.append((place, step)) or [tracker]
+    )
+    with pytest.raises(ValueError, match="mine"), RunFolder(tmp_path) as folder:
+        folder.track(recipe("smoke"), 7)
+        folder.add_metrics({"step": 8, "total": 0.5})
+        raise ValueError("mine")
+    assert told == [(str(tmp_path), 7), {"step": 8, "total": 0.5}, "closed"]
+
+
+class Elsewhere:
+    """In the place of the mirror and the claim of a run in object storage, which fails so many times."""
+
+    def __init__(self, folder: RunFolder, fails: int):
+        self.done: list[str] = []
+        self.is_stored, self._fails = False, fails
+        folder._mirror = folder._claim = self  # type: ignore[assignment]
+
+    def check(self) -> None:
+        self.done.append("check")
+
+    def push(self) -> None:
+        self.done.append("push")
+        self._fails -= 1
+        if self._fails >= 0:
+            raise StorageError("the store is away")
+        self.is_stored = True
+
+
+@pytest.mark.parametrize(("fails", "tries", "is_kept"), [(0, 1, False), (1, 2, False), (2, 2, True)])
+def test_a_run_is_stored_by_whoever_holds_it_and_tried_once_more_at_the_end(tmp_path: Path, fails, tries, is_kept):
+    with RunFolder(tmp_path / "copy") as folder:
+        folder.path.mkdir()
+        store = Elsewhere(folder, fails)
+        folder.publish()
+    assert store.done == tries * ["check", "push"] and folder.path.exists() == is_kept
+
+
+def test_the_copy_that_a_stopped_run_has_named_stays(tmp_path: Path):
+    with RunFolder(tmp_path / "copy") as folder:
+        folder.path.mkdir()
+        store = Elsewhere(folder, 1)
+        assert folder.publish_stopped() == folder.path
+    assert store.done == ["check", "push"] and folder.path.exists()
+    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "copy") as folder:
+        store = Elsewhere(folder, 0)
+        raise KeyboardInterrupt
+    assert not store.done and folder.path.exists(), "who asks twice waits for nothing"
+
+
+def test_data_of_a_role_that_the_run_began_without_is_a_change(tmp_path: Path):
+    data = DatasetIdentity(location="shards", dataset="d", split="train", num_samples=9, fingerprint=64 * "1")
+    folder = RunFolder(tmp_path)
+    folder.start(recipe("smoke"), {"train": [data]})
+    assert folder.changes(recipe("smoke"), {"train": [data]}) == []
+    [change] = folder.changes(recipe("smoke"), {"train": [data], "validation": [data]})
+    assert change.startswith("other data for validation: then none, now shards")
 
 
 class Recorded(LocalStorage):
@@ -115,3 +208,25 @@ def test_a_stored_run_has_one_checkpoint_of_each_name_and_it_is_the_newest_that_
     assert other.is_stored
     assert not any("/best." in info.name for info in stored.list_files())
     assert any("/last.000000100/" in info.name for info in stored.list_files())
+
+
+def test_a_file_that_was_changed_in_its_place_is_stored_anew(tmp_path: Path):
+    run, stored = tmp_path / "run", LocalStorage(tmp_path / "stored")
+    run.mkdir()
+    mirror, file = RunMirror(stored, run), run / "config.json"
+    for number, text in enumerate(("old", "new")):
+        file.write_text(text)
+        os.utime(file, (number, number))
+        assert not mirror.is_stored
+        mirror.push()
+        assert mirror.is_stored and stored.read("config.json") == text.encode()
+
+
+def test_a_stored_checkpoint_is_no_checkpoint_from_its_first_deleted_file_on(tmp_path: Path, monkeypatch):
+    stored, deleted = LocalStorage(tmp_path / "stored"), []
+    mirror = RunMirror(stored, tmp_path / "run")
+    for step in (1, 2):
+        at_step(step, tmp_path / "run/checkpoints/last")
+        monkeypatch.setattr(stored, "delete", deleted.append)
+        mirror.push()
+    assert deleted[0] == "checkpoints/last.000000001/meta.json" and len(deleted) == 3

@@ -144,3 +144,37 @@ def test_mlflow_that_refuses_is_said_at_once(mlflow, monkeypatch, place, error, 
         return
     with pytest.raises(UserError, match=f"run.mlflow=birds: .*{words}"):
         trackers.check_trackers(config(mlflow="birds"))
+
+
+@pytest.mark.parametrize(("step", "purged"), [(0, None), (8, 9)])
+def test_tensorboard_forgets_what_is_repeated_and_nothing_else(monkeypatch, tmp_path, step, purged):
+    asked: list[object] = []
+    board = SimpleNamespace(SummaryWriter=lambda folder, purge_step: asked.append(purge_step))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    trackers.open_trackers(config(tensorboard=True), tmp_path, place="runs/a", step=step)
+    assert asked == [purged]
+
+
+def test_mlflow_goes_on_with_the_curve_of_the_run(monkeypatch, tmp_path):
+    """What it has of later steps already is not sent again; until the end it says that the run goes on."""
+    said: list[object] = []
+    history = {"total": [3, 9, 8], "validation_mAP": [4]}
+    client = SimpleNamespace(
+        get_experiment_by_name=lambda name: SimpleNamespace(experiment_id="7"),
+        search_runs=lambda *_, **__: [
+            SimpleNamespace(info=SimpleNamespace(run_id="r"), data=SimpleNamespace(metrics=history))
+        ],
+        get_metric_history=lambda run, metric: [SimpleNamespace(step=step) for step in history[metric]],
+        update_run=lambda run, status: said.append(status),
+        log_batch=lambda run, metrics: said.append([(one.key, one.step) for one in metrics]),
+        set_terminated=lambda run: said.append("over"),
+    )
+    metric = lambda key, value, timestamp, step: SimpleNamespace(key=key, step=step)  # noqa: E731
+    monkeypatch.setitem(sys.modules, "mlflow.entities", SimpleNamespace(Metric=metric))
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace())
+    monkeypatch.setattr(trackers, "_mlflow_client", lambda: client)
+    [tracker] = trackers.open_trackers(config(mlflow="msl"), tmp_path, place="runs/a", step=6)
+    for step in (8, 9, 10):
+        tracker.add({"step": step, "total": 1.0, **({"validation_mAP": 0.5} if step == 8 else {})})
+    tracker.close()
+    assert said == ["RUNNING", [("validation_mAP", 8)], [("total", 10)], "over"]
