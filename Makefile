@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-demo: $(READY)  ## raw data -> shards -> training -> report, about 6 minutes on 2 cores
+demo: $(READY)  ## raw data -> shards -> training -> report, about 5 minutes on 2 cores
 	$(BIN)/python cli.py demo
 
 # Three on two cores: a fifth of the time tests wait, for servers, children and each other. A file stays in one
