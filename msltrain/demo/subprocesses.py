@@ -248,12 +248,12 @@ def show_step(out: Console, event: CommandEvent) -> None:
             show(out, (f"\n{event.number}/{event.num_steps} {event.title}", "bold"))
             out.print(f"$ {event.command}", style="cyan", markup=False, soft_wrap=True)
         case StepOutput():
-            out.print(f"  {_mark(event)}{event.line}", style="dim", markup=False, soft_wrap=True)
+            out.print(_mark(event) + event.line, style="dim", markup=False, soft_wrap=True)
         case StepFinished():
             took = "done before" if event.skipped else f"{event.seconds:.0f} s"
-            out.print(f"  {_mark(event)}{took}", markup=False)
+            out.print(_mark(event) + took, markup=False)
 
 
 def _mark(event: StepOutput | StepFinished) -> str:
-    """Which of the steps that run beside each other this is of."""
-    return f"[{event.number}] " if event.number else ""
+    """What a line begins with: which of the steps that run beside each other it is of, as short as 80 columns ask."""
+    return f"{event.number}: " if event.number else "  "
