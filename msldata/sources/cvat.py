@@ -72,8 +72,10 @@ class Cvat:
         else:
             self.labels = _labels(document, self._where)
         self._keep_unlabelled = options.keep_unlabelled
-        listed = [self._stored(entry) for entry in document.iterfind("image") if is_inside(entry.get("name", ""))]
-        note = not_listed(self.images.path(), listed, f"not in {name}")
+        folder = self.images.path()  # in a bucket, each would be asked for, and nothing be said
+        entries = document.iterfind("image") if folder is not None else ()
+        listed = [self._stored(entry) for entry in entries if is_inside(entry.get("name", ""))]
+        note = not_listed(folder, listed, f"not in {name}")
         self.notes: tuple[str, ...] = (note,) if note else ()
         self.reject: Callable[[BadInputError], None] = fail
         self.counts: dict[str, int] = {}
