@@ -44,6 +44,16 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def nothing_registered_stays():
+    """Heads, losses and augmentations that a test registers are gone after it, or messages would name them elsewhere."""
+    yield
+    if (registered := sys.modules.get("msltrain.registered")) is not None:
+        for known in (registered.HEADS, registered.LOSSES, registered.AUGMENTATIONS):
+            known.clear()
+        registered._is_loaded = False
+
+
 @pytest.fixture(scope="session")
 def sample() -> Path:
     """Root of the real sample data; the test is skipped where it is absent."""

@@ -23,17 +23,6 @@ from msltrain.training.losses import own_loss, recognition_loss
 from tests.unit.test_learner import batch
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays():
-    """Whatever a test registers is gone after it."""
-    kinds = (registered.HEADS, registered.LOSSES, registered.AUGMENTATIONS)
-    before = [dict(known) for known in kinds]
-    yield
-    for known, names in zip(kinds, before):
-        known.clear()
-        known.update(names)
-
-
 def cross_entropy(logit_BK, target_BK):
     return nn.functional.binary_cross_entropy_with_logits(logit_BK, target_BK, reduction="none")
 
