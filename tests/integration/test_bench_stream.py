@@ -80,7 +80,7 @@ def test_a_slow_plan_is_seen_as_waiting(folder, monkeypatch):
 def test_it_stops_in_time(folder):
     began = time.perf_counter()
     found = measure_stream(folder, CONFIG, seconds=0.3)
-    assert 0.3 <= found.seconds < time.perf_counter() - began < 10
+    assert 0.3 <= found.seconds < time.perf_counter() - began < 60
 
 
 def test_the_command(folder):

@@ -293,6 +293,6 @@ def test_ctrl_c_keeps_what_came(tmp_path):
         while len(server.requests) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on where it was" in errors
     assert (tmp_path / f"{name}.part").stat().st_size == 3 << 20

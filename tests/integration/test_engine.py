@@ -74,7 +74,7 @@ def test_the_first_error_stops_the_rest_and_is_raised_as_itself(num_workers):
     with pytest.raises(BadInputError, match=r"image\.jpg: truncated JPEG") as caught:
         run_tasks(fail_at_three, range(9), num_workers)
     assert (caught.value.file, caught.value.reason) == ("image.jpg", "truncated JPEG")
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize("num_killed", [1, 3])
@@ -163,7 +163,7 @@ def test_no_worker_outlives_its_parent(tmp_path, number):
             os.killpg(parent.pid, number)  # as a terminal does: the workers get it too
         else:
             parent.send_signal(number)
-        _, errors = parent.communicate(timeout=10)
+        _, errors = parent.communicate(timeout=60)
         assert parent.returncode != 0
         assert errors.count("Traceback") == (1 if number == signal.SIGINT else 0), errors
         wait_until(lambda: not any(alive(int(path.name)) for path in tmp_path.iterdir()))

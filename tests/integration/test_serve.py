@@ -353,9 +353,9 @@ def test_the_command_starts_and_stops_when_asked(place):
             line = process.stdout.readline()
             assert "stop with Ctrl-C" in line, process.stderr.read()
             port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])
-            with socket.create_connection(("127.0.0.1", port), timeout=10):  # a client that says nothing delays nothing
+            with socket.create_connection(("127.0.0.1", port), timeout=60):  # a client that says nothing delays nothing
                 process.send_signal(number)
-                output, errors = process.communicate(timeout=15)
+                output, errors = process.communicate(timeout=60)
             assert process.returncode == 0 and output.splitlines()[-1] == "stopped" and "Traceback" not in errors
     finally:
         for process in processes:
