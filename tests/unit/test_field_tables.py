@@ -104,6 +104,34 @@ def test_one_number_above_1_is_a_slip(tmp_path):
     assert shown(path, SourceOptions(labels_columns=("Büffel", "Wolf")))[1] == ["Wolf", "Büffel", "Wolf"]
 
 
+def test_a_few_words_do_not_make_a_column_of_classes_another_one(tmp_path):
+    rows = ["a.jpg;0;1;0;", "b.jpg;1;vielleicht;1;", "c.jpg;0;1;0;", "d.jpg;1;?;1;1", "e.jpg;0;0;kaum;Nest"]
+    path = table(tmp_path, "Foto;Büffel;Wolf;Luchs;Notiz", *rows)
+    with pytest.raises(
+        BadInputError,
+        match=r"line 3: column 'Wolf' holds 'vielleicht'; line 5: column 'Wolf' holds '\?'; "
+        "line 6: column 'Luchs' holds 'kaum' among 0 and 1; mend them, or name the columns of classes",
+    ):
+        shown(path)
+    assert shown(path, SourceOptions(labels_columns=("Büffel",)))[0] == ("Büffel",)
+    many = [f"{letter}.jpg;0;1;0;" for letter in "fghij"] + [f"{letter}.jpg;1;so;1;" for letter in "kl"]
+    with pytest.raises(BadInputError, match=r"'so' \(1 more like these\) among 0 and 1"):
+        shown(table(tmp_path, "Foto;Büffel;Wolf;Luchs;Notiz", *rows, *many))
+    half = ["a.jpg;0;1", "b.jpg;1;so", "c.jpg;0;0", "d.jpg;1;anders"]
+    assert shown(table(tmp_path, "Foto;Büffel;Bemerkung", *half))[0] == ("Büffel",)
+    alone = ["a.jpg;0", "b.jpg;1", "c.jpg;kaum", "d.jpg;1"]  # nothing but such a column
+    with pytest.raises(BadInputError, match="line 4: column 'Wolf' holds 'kaum' among 0 and 1; mend it"):
+        shown(table(tmp_path, "Foto;Wolf", *alone))
+
+
+def test_a_few_words_do_not_make_a_column_of_counts_another_one(tmp_path):
+    rows = ["a.jpg;0;2;5;7", "b.jpg;3;viele;0;2,5", "c.jpg;0;1;0;nan", "d.jpg;2;4;1;3000"]
+    with pytest.raises(BadInputError, match="line 3: column 'Luchs' holds 'viele' among counts; mend it"):
+        shown(table(tmp_path, "Foto;Wolf;Luchs;Reh;Wert", *rows))
+    rows = [row.replace("viele", "0") for row in rows]
+    assert shown(table(tmp_path, "Foto;Wolf;Luchs;Reh;Wert", *rows))[0] == ("Wolf", "Luchs", "Reh")
+
+
 def test_a_site_and_a_date_are_not_taken_for_labels(tmp_path):
     error = needed(table(tmp_path, "Foto;Standort;Büffel", "a.jpg;Süd;0", "b.jpg;Nord;3"))
     assert list(error.options) == columns("Standort")

@@ -9,9 +9,11 @@ from msldata.errors import OptionsNeeded, counted
 from msldata.sources.labels.separators import PROVEN, SUSPECT_EVERYWHERE
 from msldata.sources.tables.column_contents import BINARY, NUMERIC, Contents, may_name_classes, tells_apart, text_of
 from msldata.sources.tables.column_words import is_measure, is_remark, is_site, numbered_alike
+from msldata.sources.tables.count_columns import count_in, is_empty
 from msldata.sources.tables.mark_columns import naming, refuse_almost_marks, refuse_doubtful_marks
 
 _SHOWN = 12
+_CELLS_SHOWN = 4
 
 
 def some(names: Sequence[str]) -> str:
@@ -64,15 +66,31 @@ def refuse_unclear_marks(contents: Contents, names: Sequence[str], beside: Seque
             refuse_almost_marks(name, contents.rows, others)
 
 
-def refuse_almost_binary(column: str, rows: Sequence[Row]) -> None:
-    """Raise ValueError for a column of 0 and 1 with a few other numbers: ignoring it would lose a class."""
-    cells = [(place, text_of(cells, column)) for place, cells in rows]
-    odd = [(place, cell) for place, cell in cells if not BINARY.fullmatch(cell.lower())]
-    numeric = all(NUMERIC.fullmatch(cell) for _, cell in odd)
-    if odd and numeric and len(odd) * 2 < sum(cell != "" for _, cell in cells):
+def refuse_almost_of_classes(names: Sequence[str], rows: Sequence[Row], *, counts: bool) -> None:
+    """Raise ValueError for columns of 0 and 1 with a few other cells: passing such a column over would lose a class.
+
+    Args:
+        names: the columns that are not taken for columns of classes.
+        rows: all rows of the table.
+        counts: whether the others hold counts; then this is about columns of counts with a few words, too.
+    """
+    found = []
+    among = "0 and 1"
+    for column in names:
+        if is_measure(column) or is_remark(column) or is_site(column):
+            continue
+        filled = [(place, cell) for place, cells in rows if not is_empty(cell := text_of(cells, column))]
+        odd = [(place, cell) for place, cell in filled if not BINARY.fullmatch(cell.lower())]
+        if counts and not all(NUMERIC.fullmatch(cell) for _, cell in odd):
+            odd = [(place, cell) for place, cell in odd if count_in(cell) is None]
+            among = "counts"
+        if len(odd) * 2 < len(filled):
+            found += [f"{place}: column '{column}' holds {cell!r}" for place, cell in odd]
+    if found:
+        more = f" ({len(found) - _CELLS_SHOWN:,} more like these)" if len(found) > _CELLS_SHOWN else ""
         raise ValueError(
-            f"{odd[0][0]}: column '{column}' holds {odd[0][1]!r} among 0 and 1; mend it, or name the columns of "
-            "classes, each with --labels-column"
+            f"{'; '.join(found[:_CELLS_SHOWN])}{more} among {among}; mend {'it' if len(found) == 1 else 'them'}, or "
+            "name the columns of classes, each with --labels-column"
         )
 
 

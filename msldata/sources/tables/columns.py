@@ -15,13 +15,13 @@ from msldata.sources.tables.column_contents import BINARY, Contents, contents_of
 from msldata.sources.tables.column_doubts import (
     ask_for_all,
     in_quotes,
-    refuse_almost_binary,
+    refuse_almost_of_classes,
     refuse_names_beside,
     refuse_unclear_marks,
     some,
     unclear,
 )
-from msldata.sources.tables.column_words import is_measure, is_site, may_have_several_rows, numbered_alike
+from msldata.sources.tables.column_words import is_site, may_have_several_rows, numbered_alike
 from msldata.sources.tables.count_columns import count_in, holds_counts, refuse_doubtful_counts
 from msldata.sources.tables.mark_columns import (
     ColumnOfMarks,
@@ -263,9 +263,8 @@ def _columns_of_classes(contents: Contents) -> tuple[str, ...]:
             f"'{parted[0]}' holds 0 and 1: a class, or the parts that the rows are divided into? Name the columns "
             "of classes, each with --labels-column"
         )
-    for name in contents.free if one_hot else ():
-        if name not in one_hot and not is_measure(name):
-            refuse_almost_binary(name, rows)
+    counts = any(holds_counts(name, rows) for name in one_hot)
+    refuse_almost_of_classes([name for name in contents.free if name not in one_hot], rows, counts=counts)
     return one_hot
 
 

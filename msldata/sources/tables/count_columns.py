@@ -24,7 +24,7 @@ def count_in(cell: Any) -> int | None:
 
 def holds_counts(column: str, rows: Sequence[Row]) -> bool:
     """Whether every cell of a column is a whole number or empty, and some are above 1."""
-    filled = [row.get(column) for _, row in rows if not _is_empty(row.get(column))]
+    filled = [row.get(column) for _, row in rows if not is_empty(row.get(column))]
     counts = [count for cell in filled if (count := count_in(cell)) is not None]
     return len(counts) == len(filled) and max(counts, default=0) > 1
 
@@ -71,5 +71,6 @@ def refuse_doubtful_counts(counts: Sequence[str], beside: Sequence[str], rows: S
         )
 
 
-def _is_empty(cell: Any) -> bool:
+def is_empty(cell: Any) -> bool:
+    """Whether nothing is in a cell, or a word for nothing."""
     return str("" if cell is None else cell).strip().lower() in ("", "nan", "none")
