@@ -46,7 +46,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def nothing_registered_stays():
-    """Heads, losses and augmentations that a test registers are gone after it, or messages would name them elsewhere."""
+    """Heads, losses and augmentations that a test registers are gone after it; messages would name them elsewhere."""
     yield
     if (registered := sys.modules.get("msltrain.registered")) is not None:
         for known in (registered.HEADS, registered.LOSSES, registered.AUGMENTATIONS):
