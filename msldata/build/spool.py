@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 from PIL import Image
 
 from msldata.contract.records import LabelSpace, Record
-from msldata.errors import BadInputError, UserError, counted, did_you_mean
+from msldata.errors import BadInputError, StorageError, UserError, counted, did_you_mean
 from msldata.sources.source import fail
 from msldata.storage import LocalStorage, Storage, clear_local_errors
+from msldata.storage.lock import own_folder
 
 _RECORDS = "records.jsonl"
+_PREFIX = ".msl-samples-"
 
 
 class _Folder(LocalStorage):
@@ -69,7 +72,11 @@ def spooled(
     if beside is not None:
         with clear_local_errors(str(beside)):
             beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".msl-samples-", dir=beside) as name:
+        _remove_left(beside)
+    with (
+        tempfile.TemporaryDirectory(prefix=_PREFIX, dir=beside) as name,
+        own_folder(LocalStorage(Path(name)), "program"),
+    ):
         folder = Path(name)
         number = -1
         with open(folder / _RECORDS, "w", encoding="utf-8") as lines:
@@ -84,6 +91,13 @@ def spooled(
         if number < 0:
             raise UserError(f"{dataset} {split}: no samples were given; a generator gives its samples once")
         yield Spooled(folder, dataset, split, labels)
+
+
+def _remove_left(beside: Path) -> None:
+    """Remove what programs that were killed have left: folders that nobody owns any more."""
+    for left in beside.glob(f"{_PREFIX}*"):
+        with suppress(UserError, StorageError, OSError), own_folder(LocalStorage(left), "program"):
+            shutil.rmtree(left)
 
 
 def _three(sample: Any, number: int) -> tuple[str, Any, Any]:

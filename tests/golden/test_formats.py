@@ -134,7 +134,8 @@ def test_kaggle_one_hot_without_extensions(tmp_path):
     )
     expected = {"images/Train_0.jpg": ["multiple_diseases", "rust"], "images/Train_1.jpg": ["healthy"]}
     assert read(path) == {"all": expected}
-    assert "2 images not where the table says, but found below its folder" in said(path)
+    found = "2 images not where the table says, but found below its folder, such as images/Train_0.jpg for Train_0"
+    assert found in said(path)
 
 
 def test_kaggle_tags_separated_by_spaces(tmp_path):

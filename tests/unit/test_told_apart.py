@@ -19,6 +19,7 @@ from msldata.contract.records import LabelSpace, Record
 from msldata.errors import BadInputError
 from msldata.sources.source import fail
 from msldata.storage import LocalStorage
+from msldata.storage.lock import own_folder
 from tests.tinydata import jpeg
 
 ROW = {"width": 4, "height": 4, "positives": [0], "ignored": [], "objects": []}
@@ -108,3 +109,17 @@ def test_samples_of_a_program_are_named_by_what_is_in_them():
             return [record.image for record in source.records()]
 
     assert names(1, 2) == names(1, 2) and names(1, 2)[0] == names(1, 3)[0] and names(1, 2)[1] != names(1, 3)[1]
+
+
+def test_samples_that_a_killed_program_left_are_gone(tmp_path):
+    """And those of one that is running are not."""
+    for name in ("dead", "running"):
+        (tmp_path / f".msl-samples-{name}").mkdir()
+        (tmp_path / f".msl-samples-{name}" / "a.0").write_bytes(b"1")
+    samples = [("k", np.zeros((4, 4, 3), np.uint8), [1])]
+    with own_folder(LocalStorage(tmp_path / ".msl-samples-running"), "program"):
+        with spooled(samples, ["cat"], "d", "s", tmp_path):
+            names = {path.name for path in tmp_path.iterdir()}
+            assert len(names) == 2 and ".msl-samples-dead" not in names
+        assert [path.name for path in tmp_path.iterdir()] == [".msl-samples-running"]
+        assert (tmp_path / ".msl-samples-running" / "a.0").exists()

@@ -34,8 +34,8 @@ class ImagePaths:
     """In the requested order, relative to ``images``, or addresses."""
     names: list[str]
     """What the images are called: as the table says or, for absolute paths, from their common folder on."""
-    num_searched: int
-    """How many were not where the table says."""
+    searched: Mapping[str, str]
+    """Those that were not where the table says: where they were found instead."""
     notes: tuple[str, ...] = ()
     """What was found by another name than the table has."""
 
@@ -83,12 +83,12 @@ def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
         if absolute:
             image = next(image for image in local if image.startswith("/"))
             raise ValueError(f"image is {image!r}; a remote table names its images from its own folder, or by address")
-        return ImagePaths(folder, list(images), list(images), 0)
+        return ImagePaths(folder, list(images), list(images), {})
     images = [image if is_address(image) else as_stored_below(root, image) for image in images]
     local = [image for image in images if not is_address(image)]
     storage: Storage = FolderOrAddresses(folder) if len(local) < len(images) else folder
     if not absolute and all((root / image).is_file() for image in local[:_LOOKED_AT]):
-        return ImagePaths(storage, list(images), list(images), 0)
+        return ImagePaths(storage, list(images), list(images), {})
     finder = _Finder(root)
     found = [image if is_address(image) else finder.find(image) for image in images]
     found = [finder.usual_place + path if path in finder.missing else path for path in found]
@@ -109,7 +109,7 @@ def find_images(folder: Storage, images: Sequence[str]) -> ImagePaths:
         moved = iter([os.path.relpath(path, common) for path in places])
         found = [path if is_address(path) else next(moved) for path in found]
         names = list(found)
-    return ImagePaths(storage, found, names, finder.num_searched, finder.notes())
+    return ImagePaths(storage, found, names, finder.searched, finder.notes())
 
 
 def _is_spelt(path: str, folder: str, name: str) -> bool:
@@ -152,7 +152,7 @@ class _Finder:
 
     def __init__(self, root: Path):
         self.root = root
-        self.num_searched = 0
+        self.searched: dict[str, str] = {}
         self.missing: set[str] = set()
         """What was found nowhere."""
         self._folders: Counter[str] = Counter()
@@ -214,7 +214,7 @@ class _Finder:
         if composed(own) == composed(self.root.absolute().name) and rest:
             rest = as_stored_below(self.root, rest)
             if (self.root / rest).is_file():
-                self.num_searched += 1
+                self.searched[image] = rest
                 return rest  # counted from the folder above the table's
         below = self._below(image)
         if below.endswith(image):
@@ -267,7 +267,7 @@ class _Finder:
             raise ValueError(
                 f"image '{tail}' may be {self.root / fitting[0]} or {self.root / fitting[1]}; name it with its folder"
             )
-        self.num_searched += 1
+        self.searched[tail] = fitting[0]
         return fitting[0]
 
     def _of_nearly_that_name(self, tail: str) -> list[str]:

@@ -272,8 +272,10 @@ def _read(folder: Storage, files: dict[str, tuple[str, ...]], options: SourceOpt
         how = f"{positive}blank negative{minus_one}"
     said = columns.said(how)
     said += f"; {listed:,} rows of {counted(len(rows), 'image')}, a row per label" if listed > len(rows) else ""
-    if found.num_searched:
-        said += f"; {counted(found.num_searched, 'image')} not where the table says, but found below its folder"
+    if searched := found.searched:
+        listed_as, place = next(iter(searched.items()))
+        said += f"; {counted(len(searched), 'image')} not where the table says, but found below its folder"
+        said += f", such as {place} for {listed_as}"
     said += "".join(f"; delimiter: {table.delimiter}" for _, table in tables[:1] if table.delimiter)
     counts: dict[str, dict[str, int]] = {}
     for split, table in tables:
@@ -317,7 +319,7 @@ def _find(folder: Storage, tables: Sequence[tuple[str, TableFile]], rows: Sequen
         raise ValueError(f"only some of the files hold their images in a column '{column}'")
     paths = [row.image for row in rows]
     names = [f"{row.split}/{number:08d}" for number, row in enumerate(rows)]
-    return ImagePaths(EmbeddedImages(folder, column), paths, names, 0)
+    return ImagePaths(EmbeddedImages(folder, column), paths, names, {})
 
 
 def _labels(row: ListedPhotograph, reading: LabelReading) -> Labels:
