@@ -160,6 +160,17 @@ def check_same(place: str, begun: TrainConfig, config: TrainConfig, typed: Mappi
         raise another_run(place, changes, meant)
 
 
+def refuse_other_weights(place: str, begun: TrainConfig, weights: str) -> None:
+    """Raise UserError where a run to continue began with other weights than ``--weights`` says."""
+    from msldata.errors import UserError
+
+    if weights != begun.model.weights:
+        raise UserError(
+            f"{place}: first weights belong to a new run, and this one began with {begun.model.weights or 'none'}; "
+            "leave --weights out to go on with it, or name the folder of a new run with --run"
+        )
+
+
 def was_over(place: str, begun: TrainConfig | None, config: TrainConfig) -> bool:
     """Whether a run on this machine, of the same data, had come to its end before."""
     from msldata.storage import open_storage

@@ -15,13 +15,22 @@ from msldata.commands import local_path
 from msldata.console import OnError, err, gigabytes, next_step, out, show, show_below
 from msldata.errors import counted
 from msldata.progress import progress_bar, working
-from msltrain.commands.going_on import OPTIONS, begun_with, check_same, check_unused, refuse_twice, was_over
+from msltrain.commands.going_on import (
+    OPTIONS,
+    begun_with,
+    check_same,
+    check_unused,
+    refuse_other_weights,
+    refuse_twice,
+    was_over,
+)
 from msltrain.commands.options import AnyCheckpoints, Cache, Processes, run_place
 from msltrain.commands.recipes import complete_recipe, complete_setting
 
 if TYPE_CHECKING:
     from msltrain.config import TrainConfig
     from msltrain.runs.run_places import Dataset
+    from msltrain.training.events import TrainResult
 
 
 _OF_PAPER_PROTOCOL: Mapping[str, str] = {"data.validation": "", "data.validation_fraction": "0"}
@@ -134,18 +143,16 @@ def train(
         "stream.ram_cache_gb": None if ram_cache is None else gigabytes(ram_cache),
         "stream.on_sample_error": None if on_sample_error is None else on_sample_error.value,
     }
-    settings = [f"{field}={value}" for field, value in plain.items() if value is not None]
-    if paper_protocol:
-        settings += [f"{field}={value}" for field, value in _OF_PAPER_PROTOCOL.items()]
-    settings += set_ or []
+    published = _OF_PAPER_PROTOCOL if paper_protocol else {}
+    chosen = {field: value for field, value in {**plain, **published}.items() if value is not None}
+    settings = [*(f"{field}={value}" for field, value in chosen.items()), *(set_ or ())]
     is_alone = "LOCAL_RANK" not in os.environ  # to a late process the first one's run would look old; hosts lack it
     if is_alone:
         refuse_twice(plain, set_ or ())
     typed = {field: option for field, option in OPTIONS.items() if plain.get(field) is not None}
-    typed |= dict.fromkeys(_OF_PAPER_PROTOCOL, "--paper-protocol") if paper_protocol else {}
+    typed |= dict.fromkeys(published, "--paper-protocol")
     typed |= {"keep_mask.kind": "--keep-masks"} if keep_masks else {}
-    said = {one.partition("=")[0].strip() for one in set_ or ()}
-    typed |= {field: f"--set {field}" for field in said}
+    typed |= {field: f"--set {field}" for field in (one.partition("=")[0].strip() for one in set_ or ())}
     fits = recipe in (None, OWN, OWN_BASELINE)
     found = _dataset(dataset or data or "") if dataset is not None or (recipe and fits) else None
     end = "-baseline" if recipe == OWN_BASELINE else ""  # beside the run that it is compared with
@@ -157,13 +164,9 @@ def train(
             check_unused(folder, context, None if seeds is not None else place, found)
     begun = {folder: stored for folder in folders if resume is not None and (stored := begun_with(folder)) is not None}
     weights = weights and run_place(weights)
-    for folder, stored in begun.items() if is_alone else ():
-        if weights is not None and weights != stored.model.weights:
-            raise UserError(
-                f"{folder}: first weights belong to a new run, and this one began with "
-                f"{stored.model.weights or 'none'}; leave --weights out to go on with it, or name the folder of a new "
-                "run with --run"
-            )
+    if weights is not None and is_alone:
+        for folder, stored in begun.items():
+            refuse_other_weights(folder, stored, weights)
     if weights is not None and not begun:
         check_weights(weights)
     if found is not None and found.unfinished and not begun:
@@ -235,12 +238,7 @@ def train(
             )
     for result in results:
         if result.best_epoch is not None:
-            which = "best" if result.is_chosen else "last"
-            doubt = f"; {result.doubt}" if result.doubt else ""
-            why = doubt if result.is_chosen else "; validation shows too little to choose another"
-            value = 100 * (result.validation_mAP or 0)
-            kept = f"{which} validation mAP {value:.1f}, epoch {result.best_epoch}, is what is kept{why}"
-            out.print(kept, soft_wrap=not out.is_terminal)
+            out.print(_what_is_kept(result), soft_wrap=not out.is_terminal)
         if fits and result.best is not None:
             _tune_thresholds(result.run_dir)
         since = f" since it went on after step {result.first_step:,}" if result.first_step else ""
@@ -313,6 +311,15 @@ def _say_in_short(config: TrainConfig, details: Sequence[str], place: str, *, is
         show_below(out, details[0])
     where = "" if "://" in place else f"; {START_NAME} there says more, and why"
     show_below(out, f"all of it goes to {place}{where}")
+
+
+def _what_is_kept(result: TrainResult) -> str:
+    """Which weights a training that validated leaves behind, and why these."""
+    which = "best" if result.is_chosen else "last"
+    doubt = f"; {result.doubt}" if result.doubt else ""
+    why = doubt if result.is_chosen else "; validation shows too little to choose another"
+    value = 100 * (result.validation_mAP or 0)
+    return f"{which} validation mAP {value:.1f}, epoch {result.best_epoch}, is what is kept{why}"
 
 
 def _own(
