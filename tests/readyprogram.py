@@ -19,6 +19,8 @@ import io
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,11 +35,13 @@ from typing import TextIO
 PYTHON = sys.executable
 SLOW_TO_IMPORT = (
     *"torch torch._dynamo torch.onnx torchvision.transforms.v2 timm matplotlib.pyplot obstore sympy".split(),
-    *"typer.rich_utils rich.markdown rich.progress rich.table rich.traceback jinja2 simplejpeg zlib_ng".split(),
+    *"torch.distributed.run safetensors.torch pyarrow.compute pyarrow.parquet onnxscript simplejpeg jinja2".split(),
+    *"typer._adapters typer.rich_utils rich.markdown rich.progress rich.table rich.traceback zlib_ng.zlib_ng".split(),
 )
-"""Only what starts no thread, for threads do not survive a fork."""
+"""Only what starts no thread of Python's, for threads do not survive a fork; the one of pyarrow's allocator may."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
+TRUE = shutil.which("true") or "true"
 ABOVE = 500
 """More than any number of an open file that a program is given."""
 
@@ -102,13 +106,14 @@ def pid_of(caller: int) -> int:
 
 
 def _end_with_parent() -> None:
-    """Tests that are killed leave no server behind. On Linux; what the server forks does not inherit it."""
+    """Tests that are killed leave no server behind, nor a server its programs. On Linux; it is not inherited."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _serve(address: str, executable: str) -> None:
     _end_with_parent()
+    os.setsid()  # no terminal reaches a program past its caller
     for name in SLOW_TO_IMPORT:
         importlib.import_module(name)
     from multiprocessing import spawn
@@ -119,46 +124,57 @@ def _serve(address: str, executable: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
+    child_ended, wakes = socket.socketpair()
+    wakes.setblocking(False)
+    signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    programs: dict[socket.socket, tuple[int, int]] = {}
     print("ready", flush=True)
     while True:
-        client, _ = listener.accept()
-        size, files, *_ = socket.recv_fds(client, 4, 256)
-        if os.fork() == 0:
-            listener.close()
-            request = json.loads(client.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
-            _supervise(client, files, *request)
-        client.close()
-        for file in files:
-            os.close(file)
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        ready, *_ = select.select([listener, child_ended, *programs], [], [])
+        if listener in ready:
+            client, started = _start(listener)
+            programs[client] = started
+        if child_ended in ready:
+            child_ended.recv(4096)
+            for client in [client for client, started in programs.items() if _has_ended(client, *started)]:
+                del programs[client]
+        for client in programs.keys() & set(ready):  # whose caller says nothing more: it is gone
+            os.kill(programs[client][0], signal.SIGKILL)
 
 
-def _supervise(client: socket.socket, files: Sequence[int], *asked: object) -> None:
-    """Start the program, tell its caller how it ends, and end it if the caller goes away."""
-    os.setsid()  # what the program sends to its process group is for nobody else, but a program leads none
+def _start(listener: socket.socket) -> tuple[socket.socket, tuple[int, int]]:
+    """Start what the next caller asks for; the caller, the program and who leads its group of processes.
+
+    What a program sends to its group is for nobody else, but no program leads one; so who does has ended already.
+    """
+    client, _ = listener.accept()
+    size, files, *_ = socket.recv_fds(client, 4, 256)
+    request = client.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
+    leader = os.posix_spawn(TRUE, ["true"], {}, setpgroup=0)
     pid = os.fork()
     if pid == 0:
-        _become(files, *asked)  # type: ignore[arg-type]
-    for number in FORWARDED:
-        signal.signal(number, signal.SIG_IGN)
-    for file in {*files, 0, 1, 2}:  # whoever reads from the program must see that it has closed them
+        _end_with_parent()
+        os.setpgid(0, leader)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _become(files, *json.loads(request))
+    for file in files:  # whoever reads from the program must see that it has closed them
         os.close(file)
-
-    def end_with_caller() -> None:
-        with suppress(ConnectionResetError):
-            client.recv(1)  # which says nothing more: it is gone
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-    with suppress(BrokenPipeError):
+    with suppress(ConnectionError):
         client.sendall(pid.to_bytes(4, "big"))
-    threading.Thread(target=end_with_caller, daemon=True).start()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with suppress(BrokenPipeError):
-        client.sendall(code.to_bytes(4, "big", signed=True))
-    os._exit(0)
+    return client, (pid, leader)
+
+
+def _has_ended(client: socket.socket, pid: int, leader: int) -> bool:
+    """Tell the caller how its program has ended, if it has."""
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    if not ended:
+        return False
+    os.waitpid(leader, 0)
+    with suppress(ConnectionError), client:
+        client.sendall(os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
+    return True
 
 
 def _become(

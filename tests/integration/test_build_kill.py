@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,14 @@ from msldata.build.shards import build_shards, plan_build
 from msldata.contract.manifest import MANIFEST_NAME, FormatError, read_manifest
 from msldata.sources.kinds import open_source
 from msldata.storage import open_storage
+from tests import readyprogram
 from tests.tinydata import contents, make_voc
+
+pytestmark = pytest.mark.usefixtures("ready_python")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_IMAGES, SAMPLES_PER_SHARD = 60, 4
 NUM_SHARDS = 15
-COMMAND = (sys.executable, "cli.py", "build-shards", "--dataset", "voc2007", "--split", "test")
 
 # A module of its own, because worker processes import it: so they too are slow enough to be killed in between.
 SLOW_BUILD = """
@@ -82,6 +86,12 @@ def num_indices(out: Path) -> int:
     return len(list(out.glob("*.parquet")))
 
 
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL, at once, for the program itself; its caller then ends as it does."""
+    with suppress(FileNotFoundError, ProcessLookupError):  # not begun yet, or ended by itself
+        os.kill(readyprogram.pid_of(process.pid), signal.SIGKILL)
+
+
 def kill_when(process, condition) -> None:
     """SIGKILL the build, and nothing else of its process group, as soon as ``condition`` holds."""
     try:
@@ -89,7 +99,7 @@ def kill_when(process, condition) -> None:
             assert process.poll() is None, "the build ended before it could be killed"
             time.sleep(0.001)
     finally:
-        process.kill()
+        kill(process)
         process.wait()
 
 
@@ -163,7 +173,7 @@ def test_the_command_killed_at_twenty_random_moments(voc, undisturbed, tmp_path)
                 assert time.monotonic() < deadline
                 time.sleep(0.0005)
             time.sleep(draw.uniform(0, 0.08))
-            process.kill()
+            kill(process)
             if process.wait() == 0:
                 break
             num_killed += 1

@@ -91,6 +91,14 @@ def test_who_is_killed_is_gone(python: str):
     assert process.stdout.read().strip() == b""  # as soon as nobody can write any more
 
 
+def test_it_may_begin_a_session_and_is_alone_in_its_group(python: str, ready_programs: Path):
+    assert run(python, "-c", "import os; os.setsid()") == (0, "")
+    other = subprocess.Popen([ready_programs / "ready-python", "-c", "input()"], stdin=subprocess.PIPE)
+    assert run(str(ready_programs / "ready-python"), "-c", "import os; os.killpg(0, 9)") == (-9, "")
+    other.communicate(b"\n")
+    assert other.returncode == 0
+
+
 def test_its_workers_are_such_processes(python: str, tmp_path: Path):
     script = tmp_path / "parent.py"
     script.write_text(
