@@ -253,6 +253,7 @@ def test_surveys_of_parts_are_those_of_the_whole():
         counts = ("num_missing", "num_values", "num_lists", "num_separated", "num_decimal_commas")
         assert [getattr(one, name) for name in counts] == [getattr(whole, name) for name in counts]
         assert one.vectors[3][0] == whole.vectors[3][0] == ("row 3", (1, 1, 0))
+        assert [getattr(whole, name) for name in counts] == [1, 12, 7, 2, 0]
 
 
 def test_a_file_that_label_studio_serves_from_a_folder():
