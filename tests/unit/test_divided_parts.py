@@ -21,19 +21,27 @@ class Whole:
 
     dataset, split, licence, labels = "d", "all", "", LabelSpace(("cat", "dog"))
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, number: int = 40):
+        self.number = number
         self.images, self.reject = LocalStorage(folder), fail
         self.provenance: dict[str, Any] = {"source": "mine"}
         self.counts: dict[str, int] = {}
-        for number in range(40):
-            (folder / f"{number}.jpg").write_bytes(b"%d" % number)
+        for one in range(number):
+            (folder / f"{one}.jpg").write_bytes(b"%d" % one)
 
     def records(self) -> Iterator[Record]:
-        for number in range(40):
+        for number in range(self.number):
             yield Record(f"k{number}", f"{number}.jpg", (number % 2,) if number % 4 else ())
             if number in (3, 30):
                 self.reject(BadInputError(f"{number}.xml", "damaged"))
         self.counts |= {"without_any_class": 10, "dropped_without_annotations": 7}
+
+
+@pytest.mark.parametrize(("number", "parts"), [(19, ("all",)), (20, PARTS)])
+def test_twenty_photographs_are_enough_to_be_divided(tmp_path, number, parts):
+    whole = Whole(tmp_path, number)
+    whole.reject = lambda error: None
+    assert tuple(divide(whole)) == parts
 
 
 @pytest.mark.parametrize("parts", [PARTS, ("val",), ("test", "train")])

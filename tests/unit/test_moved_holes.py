@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from msldata.contract.keepmask import HOLE_WHITE, decode_gray, hole_fraction_histogram
 from msldata.errors import UserError
-from msldata.masks.hole_fraction import reach_fraction
+from msldata.masks.hole_fraction import MeasuredMask, reach_fraction
+from msldata.masks.lists import ListedMasks
 from msldata.masks.sources import TarMasks
 
 FOUR = ((0, 1), (0, -1), (1, 0), (-1, 0))
@@ -68,7 +71,42 @@ def test_a_tar_that_leads_elsewhere_is_refused(tmp_path, name):
 
 
 def test_names_in_a_tar_of_a_folder_are_those_in_the_folder(tmp_path):
-    assert packed(tmp_path / "x.tar", "./b/1.png", "./a.png", "./.hidden", "..5.png/2.png").names() == [
+    assert packed(
+        tmp_path / "x.tar", "./b/1.png", "./a.png", "./.hidden", ".git/x.png", "__MACOSX/y.png", "Thumbs.db"
+    ).names() == [
         "a.png",
         "b/1.png",
     ]
+
+
+def test_masks_of_a_list_come_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "x.txt").write_text("b.png\n# a note\n\na.png\nsub/c.png\n")
+    assert ListedMasks(tmp_path / "x.txt").names() == ["a.png", "b.png", "sub/c.png"]
+
+
+def test_a_grey_mask_is_measured_as_it_is_stored():
+    """Of three rows two are white: means of four by four areas are 255, 170 and 0, the nearest 255 and 0."""
+    grey_HW = np.zeros((6, 6), np.uint8)
+    grey_HW[:4] = 255
+    soft = MeasuredMask.of_gray("x", grey_HW, size=4, soft=True)
+    hard = MeasuredMask.of_gray("x", grey_HW, size=4)
+    assert (soft.hole_fraction(HOLE_WHITE), soft.source_hole_fraction(HOLE_WHITE)) == (0.75, 24 / 36)
+    assert hard.hole_fraction(HOLE_WHITE) == 0.75
+    grey_HW[:] = [0, 200, 0, 200, 0, 200]
+    assert MeasuredMask.of_gray("x", grey_HW, size=3, soft=True).hole_fraction(HOLE_WHITE) == 0.0
+    assert MeasuredMask.of_gray("x", grey_HW, size=3).hole_fraction(HOLE_WHITE) == 1.0
+
+
+def test_what_is_more_transparent_than_not_is_not_drawn():
+    pixels = np.zeros((1, 4, 4), np.uint8)
+    pixels[0, :, 3] = 0, 100, 127, 128
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    assert decode_gray(data.getvalue(), "x").tolist() == [[255, 255, 255, 0]]
+
+
+def test_a_share_of_ten_percent_is_in_the_bin_that_ends_there():
+    counts = hole_fraction_histogram([0.0, 0.1, 0.3, 0.30001, 0.7, 1.0])
+    assert {name: count for name, count in counts.items() if count} == {
+        "0.0-0.1": 2, "0.2-0.3": 1, "0.3-0.4": 1, "0.6-0.7": 1, "0.9-1.0": 1
+    }  # fmt: skip

@@ -18,6 +18,7 @@ from msldata.build.image import Resize, prepare_image
 from msldata.build.other_tars import LabelRule, Rows, make_rows, read_tar
 from msldata.build.plan import plan_build
 from msldata.build.sample import SampleMaker
+from msldata.build.shards import build_shards
 from msldata.build.spool import spooled
 from msldata.contract.pixels import decode
 from msldata.contract.records import LabelSpace, ObjectRecord, Record
@@ -127,6 +128,16 @@ def test_the_newest_image_is_that_of_any_shard(tmp_path):
         os.utime(tmp_path / name, ns=(1, when))
     records = [Record(name, name, (0,)) for name in "abc"]
     assert plan_build(Given(tmp_path, *records), samples_per_shard=1).newest_image == (9, "b")
+
+
+def test_all_photographs_of_another_size_than_stated_are_counted(tmp_path):
+    boxes = (ObjectRecord(0, (1, 2, 3, 4), 12),)
+    for name in "abcd":
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(ord(name), 30, 20))
+    sizes = [(60, 40), None, (90, 60), (30, 20)]
+    given = Given(tmp_path, *[Record(k, f"{k}.jpg", (0,), (), boxes, size=size) for k, size in zip("abcd", sizes)])
+    manifest = build_shards(plan_build(given), tmp_path / "out", num_workers=1)
+    assert (manifest.counts["stated_size_differs"], manifest.counts["objects"]) == (2, 4)
 
 
 @pytest.mark.parametrize("given", [["dog", "cat", "dog"], [1, 1]])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from msldata.errors import UserError
-from msldata.sources.kinds import open_source
+from msldata.sources.kinds import KINDS, open_source
 from msldata.sources.labels.marks import kind_of_yes, says_no
 from msldata.sources.labels.reading import LabelReading, Labels, decide_reading
 from msldata.sources.labels.survey import LabelSurvey
@@ -135,6 +135,15 @@ def test_photographs_of_two_folders_by_whole_paths_keep_their_labels(tmp_path):
         file.touch()
     path = table(tmp_path / "tables", f"image,labels\n{one},fox\n{two},ape\n", images=())
     assert shown(path) == {"z/b.jpg": ["fox"], "a/c.jpg": ["ape"]}
+
+
+def test_tables_of_splits_lie_in_folders_of_this_one_alone(tmp_path):
+    """And name photographs from there, but for those at addresses."""
+    text = "image,labels\na.jpg,fox\nhttps://example.org/b.jpg,ape\n"
+    table(tmp_path / "train", text, images="a")
+    table(tmp_path / "train" / "old", text, images="a")
+    assert KINDS["table"].splits(tmp_path) == ("train",)
+    assert list(shown(tmp_path, "train")) == ["train/a.jpg", "https://example.org/b.jpg"]
 
 
 # ---- Values
