@@ -18,6 +18,7 @@ from msldata.sources.labels.survey import LabelSurvey
 from msldata.sources.labels.values import maybe_negative, parse_value, split_at
 from msldata.sources.source import SourceOptions
 from msldata.sources.tables.columns import one_hot_value
+from msldata.sources.tables.image_paths import checked_path
 from msldata.sources.tables.label_studio import plain_path
 
 
@@ -144,6 +145,19 @@ def test_tables_of_splits_lie_in_folders_of_this_one_alone(tmp_path):
     table(tmp_path / "train" / "old", text, images="a")
     assert KINDS["table"].splits(tmp_path) == ("train",)
     assert list(shown(tmp_path, "train")) == ["train/a.jpg", "https://example.org/b.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_a_byte_order_mark_is_no_part_of_the_first_class(tmp_path, encoding):
+    path = table(tmp_path, "", images="ab")
+    path.write_bytes("Füchse,ape,image\n1,0,a.jpg\n0,1,b.jpg\n".encode(encoding))
+    assert opened(path).labels.classes == ("Füchse", "ape")
+    assert shown(path) == {"a.jpg": ["Füchse"], "b.jpg": ["ape"]}
+
+
+@pytest.mark.parametrize("path", [r"D:\photos\a.jpg", "c:/photos/a.jpg", "/photos/./a.jpg", r"\photos\a.jpg"])
+def test_paths_of_windows(path):
+    assert checked_path(path) == "/photos/a.jpg"
 
 
 # ---- Values
