@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from msldata.build.balance import PARTS, assign
+from msldata.build.balance import PARTS, _bounds, assign
 
 JUDGED = ("val", "test")
 
@@ -37,6 +37,31 @@ def test_val_and_test_have_their_share(num: int, kind: str):
     for seed in range(8):
         sides = assign(*drawn(num, seed, kind))
         assert all(0.12 * num <= sides.count(part) <= 0.18 * num for part in JUDGED), (seed, Counter(sides))
+
+
+@pytest.mark.parametrize(("num", "least", "most"), [(33, 5, 5), (60, 8, 10), (61, 8, 10), (63, 8, 11), (100, 13, 17)])
+def test_the_share_is_kept_to_the_photograph(num: int, least: int, most: int):
+    """12.5 and 17.5 % of all, rounded inwards; of 33 that is 5 alone."""
+    sizes = [Counter(assign([[]] * num, drawn(num, seed)[1])) for seed in range(12)]
+    found = [size[part] for size in sizes for part in JUDGED]
+    assert (min(found), max(found)) == (least, most)
+
+
+@pytest.mark.parametrize(
+    ("count", "num_sets", "bounds"),
+    [
+        (6, 2, (0, 6)),
+        (2, 2, (0, 2)),
+        (3, 3, (1, 2)),
+        (11, 11, (1, 2)),
+        (12, 3, (2, 2)),
+        (20, 20, (2, 4)),
+        (100, 90, (10, 21)),
+    ],
+)
+def test_how_often_a_class_is_to_be_judged(count: int, num_sets: int, bounds: tuple[int, int]):
+    """Of a class in two sets each part cannot have one, however many photographs there are."""
+    assert _bounds(count, num_sets) == bounds
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -141,3 +141,18 @@ def test_links_lead_to_these_tars(folder, tmp_path):
     (out / NAME).symlink_to(tmp_path / "another.tar")
     with pytest.raises(UserError, match="this file is in the way of a link"):
         indexed(folder, out=out, overwrite=True)
+
+
+def test_other_classes_and_other_tars_are_another_dataset(folder):
+    """Classes in another order, or a tar that has become longer, and not one in a folder below."""
+    indexed(folder, classes=("cat", "cow"))
+    below = folder / "below"
+    below.mkdir()
+    (below / "y-train-000000.tar").write_bytes((folder / NAME).read_bytes())
+    assert [shard.name for shard in indexed(folder, classes=("cat", "cow"))[0].shards] == [NAME]
+    with pytest.raises(UserError, match="holds a finished dataset already"):
+        indexed(folder, classes=("cow", "cat"))
+    with open(folder / NAME, "ab") as file:
+        file.write(bytes(10240))
+    with pytest.raises(UserError, match="holds a finished dataset already"):
+        indexed(folder, classes=("cat", "cow"))
