@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from msldata.errors import UserError
 from msltrain.registered import HEADS, LOSSES, HeadName, LossName, check_registered
 from msltrain.settings import override as override  # part of what a config can do
 from msltrain.stream.config import NO_CROP, AugmentConfig, KeepMaskConfig, StreamConfig
-from msltrain.typed_values import decode, settle
+from msltrain.typed_values import decode, hints_of, settle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -419,7 +418,7 @@ class TrainConfig:
         return self.model.freeze_backbone and looks_same and not self.loss.needs_keep_masks
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(TrainConfig).items():
+        for name, kind in hints_of(TrainConfig).items():
             _check(isinstance(getattr(self, name), kind), name, repr(getattr(self, name)), f"a {kind.__name__}")
         if self.loss.has_masked_branch and self.loss.masked_target == "teacher":
             _check(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from msldata.errors import UserError, did_you_mean
-from msltrain.typed_values import decode, from_text
+from msltrain.typed_values import decode, from_text, hints_of
 
 _Config = TypeVar("_Config")
 
@@ -54,7 +53,7 @@ def values_of(config: Any, settings: Settings) -> dict[str, Any]:
             raise UserError(
                 f"{said}: no section '{section}'; there are {', '.join(known)}{did_you_mean(section, known)}"
             )
-        hints = typing.get_type_hints(type(getattr(config, section)))
+        hints = hints_of(type(getattr(config, section)))
         if name not in hints:
             raise UserError(
                 f"{said}: no field '{name}' in {section}; there are {', '.join(hints)}{_near(config, section, name)}"
@@ -92,7 +91,7 @@ def _as_json(value: Any) -> Any:
 
 def _near(config: Any, section: str, name: str) -> str:
     """The field that was meant, in this section or in another."""
-    if here := did_you_mean(name, typing.get_type_hints(type(getattr(config, section)))):
+    if here := did_you_mean(name, hints_of(type(getattr(config, section)))):
         return here
     others = (entry.name for entry in dataclasses.fields(config))
     fields = [f"{one}.{entry.name}" for one in others for entry in dataclasses.fields(getattr(config, one))]

@@ -7,9 +7,13 @@ import functools
 import os
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal, Union
 
 from msldata.errors import UserError
+
+hints_of: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
+"""The types of a dataclass's fields, by name; looked up once, for their texts are compiled."""
 
 
 def from_text(text: str, hint: Any) -> Any:
@@ -37,7 +41,7 @@ def from_text(text: str, hint: Any) -> Any:
 def decode(value: Any, hint: Any, where: str) -> Any:
     """A JSON value as the type ``hint`` asks for. Raises UserError."""
     if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
+        hints = hints_of(hint)
         if not isinstance(value, dict):
             raise UserError(f"{where or 'config'}: expected named fields, found {value!r}")
         unknown = sorted(set(value) - set(hints))
@@ -88,7 +92,7 @@ def settle(config: Any, section: str) -> None:
     Raises:
         UserError: a value of another type, or a word that the field does not know, with those that there are.
     """
-    for name, hint in _hints_of(type(config)).items():  # type: ignore[arg-type]
+    for name, hint in hints_of(type(config)).items():
         value = getattr(config, name)
         settled = decode(_as_json(value, hint), hint, f"{section}.{name}")
         if not _is_plain(value) or settled != value:  # 1 stays 1 where a number is asked for, in files too
@@ -122,9 +126,5 @@ _PLAIN = (int, float, bool, str, type(None))
 
 
 @functools.cache
-def _hints_of(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
 def _is_union(hint: Any) -> bool:
     return typing.get_origin(hint) in (Union, types.UnionType)

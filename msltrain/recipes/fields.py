@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from msltrain.config import TrainConfig
+from msltrain.typed_values import hints_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ def fields_of(config: TrainConfig) -> list[Field]:
     found = []
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
-        docs, hints = _docs(type(part)), typing.get_type_hints(type(part))
+        docs, hints = _docs(type(part)), hints_of(type(part))
         for entry in dataclasses.fields(part):
             default = entry.default_factory() if callable(entry.default_factory) else entry.default
             found.append(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from msltrain.config import TrainConfig
 from msltrain.settings import Settings, override, values_of
+from msltrain.typed_values import hints_of
 
 _Values = dict[str, Any]
 
@@ -67,8 +67,8 @@ def with_settings(chosen: TrainConfig, settings: Settings) -> TrainConfig:
     """
     value: _Values = {
         f"{section}.{name}": getattr(getattr(chosen, section), name)
-        for section in typing.get_type_hints(TrainConfig)
-        for name in typing.get_type_hints(type(getattr(chosen, section)))
+        for section in hints_of(TrainConfig)
+        for name in hints_of(type(getattr(chosen, section)))
     }
     asked = values_of(chosen, settings)
     value |= asked
