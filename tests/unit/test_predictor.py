@@ -146,7 +146,11 @@ def test_a_timm_classifier_sees_what_its_own_transform_leaves(predictor):
         )
     middle_HWC = middle.square(pixels_HWC)[0].permute(1, 2, 0).numpy()
     assert tuple(middle_HWC[16, 16]) == (200, 100, 50) and tuple(middle_HWC[2, 16]) == (255, 255, 255)
-    assert tuple(predictor().seen(predict.read_photo(predict.given_pictures(pixels_HWC)[0])).pixels()[30, 2]) == (0, 0, 0)
+    assert tuple(predictor().seen(predict.read_photo(predict.given_pictures(pixels_HWC)[0])).pixels()[30, 2]) == (
+        0,
+        0,
+        0,
+    )
 
 
 def test_white_is_said_to_cover_what_it_covers(tmp_path: Path):

@@ -22,7 +22,9 @@ from msltrain.measures.thresholds import (
 OF_MODEL = Origin(checkpoint_sha256="a" * 64, image_size=64, reading="one")
 
 
-def predictions(seed: int, num: int = 40, classes: tuple[str, ...] = ("cat", "dog", "owl"), **origin: Any) -> Predictions:
+def predictions(
+    seed: int, num: int = 40, classes: tuple[str, ...] = ("cat", "dog", "owl"), **origin: Any
+) -> Predictions:
     """Logits in steps, so that many are equal; some pairs are ignored, of positives too; the last class is rare."""
     rng = np.random.default_rng(seed)
     shape = (num, len(classes))
@@ -81,9 +83,9 @@ def test_measures_at_tuned_thresholds_are_those_tuned_on_the_others():
     kept_NK = ~test.ignore_NK
     predicted_NK, target_NK = (test.logit_NK >= limit_K) & kept_NK, (test.target_NK > 0) & kept_NK
     right = (predicted_NK & target_NK).sum()
-    assert found.tuned.OP == pytest.approx(right / predicted_NK.sum())
-    assert found.tuned.OR == pytest.approx(right / target_NK.sum())
-    assert found.tuned.CR == pytest.approx(np.mean((predicted_NK & target_NK).sum(0) / target_NK.sum(0)))
+    assert pytest.approx(right / predicted_NK.sum()) == found.tuned.OP
+    assert pytest.approx(right / target_NK.sum()) == found.tuned.OR
+    assert pytest.approx(np.mean((predicted_NK & target_NK).sum(0) / target_NK.sum(0))) == found.tuned.CR
 
 
 def test_intervals_are_of_what_is_measured():
