@@ -164,12 +164,12 @@ def test_the_copied_code_sees_what_the_program_sees(one: LoadedRecogniser, size:
 
 def test_the_copied_code_names_the_highest_score_first():
     class Fixed(nn.Module):
-        content = {"classes": ["a", "b", "c"], "network": network_of(MEAN)}
-
         def forward(self, image_BCSS: Tensor) -> Tensor:
             return torch.tensor([[0.0, 2.0, -1.0]])
 
-    found = standalone.scores(Fixed(), noisy(20, 10))
+    network = Fixed()
+    network.content = {"classes": ["a", "b", "c"], "network": network_of(MEAN)}  # type: ignore[assignment]
+    found = standalone.scores(network, noisy(20, 10))
     assert [name for name, _ in found] == ["b", "a", "c"] and found[1][1] == 0.5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_a_threshold_is_the_best_of_all_that_part_two_logits(seed: int, least: i
             assert found_K[k] == 0
             continue
         levels = sorted(set(logit_N))
-        between = [levels[0], *((low + high) / 2 for low, high in zip(levels, levels[1:]))]
+        between = [levels[0], *((low + high) / 2 for low, high in pairwise(levels))]
         values = [round(f1(logit_N >= level, target_N), 12) for level in between]
         best = max(level for level, value in zip(between, values) if value == max(values))
         assert found_K[k] == pytest.approx(best)

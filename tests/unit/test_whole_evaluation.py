@@ -1,4 +1,4 @@
-"""An evaluation from end to end with a network of a few numbers: what each sample is asked, and what its origin says."""
+"""An evaluation from end to end with a network of a few numbers: what each sample is asked, and what is noted of it."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_what_training_set_aside_is_measured_alone(data: Path, model):
         found = evaluate("runs/one", data / "test", held_out=True, device="cpu")
         assert list(found.keys) == [f"s{n:06d}" for n in keys] and found.origin.part == "held out"
     model(loaded(config=config), {"train": [identity(data / "bad")]})
-    with pytest.raises(UserError, match="not what .* set samples of aside, shards/mine"):
+    with pytest.raises(UserError, match=r"not what .* set samples of aside, shards/mine"):
         evaluate("runs/one", data / "test", held_out=True, device="cpu")
     whole = TrainConfig(stream=STREAM, data=DataConfig(validation="shards/val", validation_fraction=0.4))
     model(loaded(config=whole), {"train": [identity(data / "bad")], "validation": [identity(data / "test")]})
