@@ -151,6 +151,49 @@ def test_a_timm_classifier_sees_what_its_own_transform_leaves(predictor):
     )
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_is_drawn_of_a_class_is_its_own(tmp_path: Path, predictor, monkeypatch: pytest.MonkeyPatch, masked: bool):
+    """Its place scores, its score, and whether that reaches its own threshold; whole, and behind the mask."""
+    one = predictor({"cat": 0.9, "dog": 0.2, "owl": 0.45})
+
+    def logits(network: nn.Module, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        place_BKHW = image_BCHW[:, :, ::16, ::16]
+        return image_BCHW.mean((2, 3)), place_BKHW
+
+    drawn: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(predict, "logits_and_place_logits", logits)
+    monkeypatch.setattr(predict, "draw_sheet", lambda *given: drawn.append(given) or given[0])
+    mask = Image.new("L", (8, 8), 255)
+    mask.paste(0, (0, 0, 4, 8))
+    mask.save(tmp_path / "mask.png")
+
+    class Folder:
+        def write(self, name: str, sheet: object) -> str:
+            return f"{sheet} drawn"
+
+    images = [Image.new("RGB", (20, 10), colour) for colour in ((130, 250, 80), (40, 90, 250))]
+    asked = predict.Asked(top_k=2, **({"keep_mask": tmp_path / "mask.png", "polarity": "hole-black"} if masked else {}))
+    pictures = predict.given_pictures(images)
+    [found] = predict.predict_each(one, pictures, asked, Folder())  # type: ignore[arg-type]
+    assert [answer.overlay for answer in found] == ["image 0 drawn", "image 1 drawn"]
+    keep_SS = np.repeat([[0] * 16 + [1] * 16], SIDE, axis=0)
+    for answer, image, (name, thumbnail_HWC, rows, hole_colour) in zip(found, images, drawn, strict=True):
+        assert (name, hole_colour) == (answer.file, one.hole_colour) and thumbnail_HWC.shape[2] == 3
+        assert np.abs(thumbnail_HWC - np.array(image)[0, 0].astype(int)).max() <= 1
+        assert len(rows) == 1 + masked and rows[0].keep_mask_SS is None
+        assert not masked or rows[1].keep_mask_SS.tolist() == keep_SS.tolist()
+        logit_K = (np.array(image)[0, 0] / 255 - STREAM.mean) / STREAM.std
+        for row, share, scores in zip(rows, (1, 0.5), (answer.scores, answer.masked_scores)):
+            for panel, (label, score) in zip(row.panels, scores, strict=True):
+                k = CLASSES.index(label)
+                assert score == pytest.approx(sigmoid(share * logit_K[k]), abs=1e-5)
+                assert panel.title.startswith(f"{label} ") and panel.is_predicted == (score >= one.threshold_K[k])
+                places = sigmoid(logit_K[k] * (np.array([[0, 1]] * 2) if share < 1 else np.ones((2, 2))))
+                assert panel.place_score_HW == pytest.approx(places, abs=1e-5)
+        whole = [label for label, _ in answer.scores]
+        assert answer.thresholds == tuple(one.threshold_K[CLASSES.index(label)] for label in whole)
+
+
 def test_white_is_said_to_cover_what_it_covers(tmp_path: Path):
     mask = Image.new("L", (100, 10), 0)
     mask.paste(255, (0, 0, 20, 10))

@@ -185,6 +185,37 @@ def test_no_gradient_goes_where_none_is_to_go_and_all_where_all_is():
     torch.testing.assert_close(detached[0], torch.autograd.grad(-held.mean(), one)[0])
 
 
+SLOPES: list[dict[str, Any]] = [
+    {"recognition": "asl", "asl_gamma_positive": 1, "asl_gamma_negative": 2, "consistency": "bce"},
+    {"recognition": "hill", "consistency": "sum", "normalise_weights": True},
+    {"recognition": "splc", "branches": "concatenated", "label_smoothing": 0.2},
+    {"recognition": "bce", "train_ignored": "drop", "class_weights": OF_CLASS},
+]
+
+
+@pytest.mark.parametrize("settings", SLOPES, ids=lambda one: one["recognition"])
+def test_the_whole_step_is_moved_by_what_it_costs(settings: dict[str, Any]):
+    """Its gradient is the slope of its total: nothing is held that is not said to be."""
+    have = {name: one.double() if one.is_floating_point() else one for name, one in given(soft=True).items()}
+    network = Colours().double()
+    step = SiameseStep(network, LossConfig(**settings))
+
+    def total(weight: float) -> Tensor:
+        network.weight.data.fill_(weight)
+        return step(**have, corrects_labels=True)["total"]
+
+    total(1.5).backward()
+    assert network.weight.grad is not None
+    change = (total(1.5 + 1e-6) - total(1.5 - 1e-6)).item() / 2e-6
+    assert network.weight.grad.item() == pytest.approx(change, rel=1e-4)
+    if settings["recognition"] == "asl":
+        network.weight.grad = None
+        held = SiameseStep(network, LossConfig(**settings, asl_detach=True))
+        network.weight.data.fill_(1.5)
+        held(**have)["total"].backward()
+        assert network.weight.grad is not None and abs(network.weight.grad.item() - change) > 0.01
+
+
 def test_a_registered_loss_is_weighed_and_ignored_like_the_others():
     LOSSES["squares"] = lambda logit_BK, target_BK: (logit_BK - target_BK).square()
     have = given(soft=True)
