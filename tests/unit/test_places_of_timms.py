@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from msltrain.use.class_activation import logits_and_place_logits
 from msltrain.use import overlay
+from msltrain.use.class_activation import logits_and_place_logits
 from msltrain.use.overlay import (
     PANEL_SIDE,
     RAMP,
