@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from msltrain.use import predict_many
 from msltrain.use.output_formats import Summary, describe, line_of, write_answers
 from msltrain.use.predict import Asked, ImagePrediction
 from msltrain.use.predict_many import _identity
@@ -123,3 +124,20 @@ def test_every_model_of_a_series_and_every_option_makes_another_question(tmp_pat
         [model(), model("b")], Asked(top_k=3, keep_mask=str(tmp_path / "one.png"), polarity="hole-black"), None
     )
     assert json.dumps(again, sort_keys=True) == texts[0]
+
+
+def test_of_a_series_all_classes_are_asked_for_and_as_many_said_as_of_one(monkeypatch: pytest.MonkeyPatch):
+    """The two highest of the mean need not be among the two highest of any run."""
+    scores = {"first": (0.9, 0.8, 0.7, 0.1), "second": (0.0, 0.1, 0.75, 0.95)}
+    asked_for: list[Asked] = []
+
+    def each(predictor: Any, pictures: Any, asked: Asked, folder: Any = None) -> Any:
+        asked_for.append(asked)
+        named = sorted(zip("abcd", scores[predictor], strict=True), key=lambda pair: -pair[1])[: asked.top_k]
+        yield [ImagePrediction(file="x", scores=tuple(named), thresholds=(0.5,) * len(named))]
+
+    monkeypatch.setattr(predict_many, "predict_each", each)
+    [[found]] = predict_many._batches(["first", "second"], [], Asked(top_k=2), None)  # type: ignore[list-item]
+    assert [name for name, _ in found.scores] == ["c", "d"] and [one.top_k for one in asked_for] == [None, None]
+    [[alone]] = predict_many._batches(["second"], [], Asked(top_k=2), None)  # type: ignore[list-item]
+    assert [name for name, _ in alone.scores] == ["d", "c"]

@@ -7,8 +7,9 @@ import pytest
 
 from msltrain.measures.asked_thresholds import AskedThresholds, read_thresholds
 from msltrain.measures.metrics import Metrics, compute_metrics
-from msltrain.measures.predictions import Origin, Predictions
+from msltrain.measures.predictions import LargestObjects, Origin, Predictions
 from msltrain.measures.spreadsheet import digits
+from msltrain.measures.strata import strata_note
 
 
 def measured(logit_NK: object, target_NK: object) -> Metrics:
@@ -142,3 +143,27 @@ def test_percent_is_guessed_up_to_a_hundred():
 def test_a_score_of_zero_has_its_digits():
     assert [digits(value) for value in (0.0, None, 0.25, 1.0)] == ["0.000000", "", "0.250000", "1.000000"]
     assert digits(0.5, decimal_comma=True) == "0,500000"
+
+
+@pytest.mark.parametrize(("separated", "said"), [(None, "boxes"), ([0, 0], "segments"), ([1, 0], "segments")])
+def test_what_counts_as_covered_is_what_the_segments_say_where_there_are_any(separated: list[int] | None, said: str):
+    """Also where none of them is in several parts."""
+    flag_NK = np.full((2, 1), -1, np.int8)
+    objects = LargestObjects.of_arrays(
+        area_NK=np.ones((2, 1), np.float32),
+        truncated_NK=flag_NK,
+        occluded_NK=flag_NK,
+        crowd_NK=flag_NK,
+        covered_NK=np.float32([[0.5], [0.0]]),
+        separated_NK=None if separated is None else np.array(separated, np.int8)[:, None],
+    )
+    one = Predictions(
+        keys=("x", "y"),
+        logit_NK=np.zeros((2, 1), np.float32),
+        target_NK=np.ones((2, 1), np.uint8),
+        ignore_NK=np.zeros((2, 1), bool),
+        classes=("a",),
+        objects=objects,
+    )
+    note = strata_note(one)
+    assert ("under smaller boxes" in note) == (said == "boxes") and ("convex hull" in note) == (said == "segments")
