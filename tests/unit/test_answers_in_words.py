@@ -15,6 +15,7 @@ from msltrain.use import predict_many
 from msltrain.use.output_formats import Summary, describe, line_of, write_answers
 from msltrain.use.predict import Asked, ImagePrediction
 from msltrain.use.predict_many import _identity
+from msltrain.use.series import combine
 
 
 def answer(file: str = "a.jpg", **more: Any) -> ImagePrediction:
@@ -141,3 +142,13 @@ def test_of_a_series_all_classes_are_asked_for_and_as_many_said_as_of_one(monkey
     assert [name for name, _ in found.scores] == ["c", "d"] and [one.top_k for one in asked_for] == [None, None]
     [[alone]] = predict_many._batches(["second"], [], Asked(top_k=2), None)  # type: ignore[list-item]
     assert [name for name, _ in alone.scores] == ["d", "c"]
+
+
+def test_the_mean_of_a_series_is_held_against_the_mean_of_its_thresholds():
+    """0.4 reaches that of the first run, 0.2, and not the mean of both, 0.5."""
+    runs = [
+        [ImagePrediction(file="x", scores=(("cat", score),), predicted=("cat",), thresholds=(limit,))]
+        for score, limit in ((0.5, 0.2), (0.3, 0.8))
+    ]
+    [found] = combine(runs, None)
+    assert found.thresholds == (0.5,) and found.scores == (("cat", 0.4),) and found.predicted == ()

@@ -144,6 +144,11 @@ def test_a_classifier_of_timms_keeps_its_view():
     assert preprocessing(one, from_pixels=False)["crop_mode"] == "border"
 
 
+def test_the_side_of_a_view_is_that_of_the_input():
+    config = {"input_size": (3, 96, 96), "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}
+    assert TimmView.of(config) == TimmView(side=96, interpolation="bicubic", crop_pct=0.9, crop_mode="center")
+
+
 def noisy(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8))
 

@@ -54,7 +54,7 @@ PLENTY = (shards(100, 50, 50), 10)
 @pytest.mark.parametrize(("num_batches", "is_said"), [(49, True), (50, False)])
 def test_a_run_of_fewer_than_150_steps_in_all_is_short(num_batches: int, is_said: bool):
     said = notes(Batches(shards(10 * num_batches), num_batches), None)
-    assert ("the run has 147 steps" in said) == is_said
+    assert ("the run has 147 steps: few to learn from" in said) == is_said == ("few to learn from" in said)
 
 
 @pytest.mark.parametrize(("num_samples", "is_said"), [(1049, False), (1052, False), (1053, True), (1059, True)])
