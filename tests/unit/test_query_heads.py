@@ -65,3 +65,29 @@ def test_query2label_needs_every_patch_and_ml_decoder_does_not():
 def test_settings_that_cannot_work_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
         ModelConfig(**settings)
+
+
+def test_queries_are_added_to_themselves_under_dropout_and_attention_drops_in_training_alone():
+    """A dropout that leaves nothing leaves the queries themselves; in evaluation the same answer comes twice."""
+    torch.manual_seed(0)
+    head = MLDecoderHead(8, 4, width=16, hidden=8, dropout=0.5)
+    seen: list[torch.Tensor] = []
+    head.norm_query.register_forward_hook(lambda norm, given, answer: seen.append(given[0]))
+    feature = torch.randn(2, 8, 2, 2)
+    head.eval()(feature)
+    assert torch.equal(seen[0], 2 * head.query.expand(2, -1, -1))
+    assert torch.equal(head(feature), head(feature))
+    for part in head.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    assert not torch.equal(head.train()(feature), head(feature)), "attention's weights are dropped by a rate of its own"
+    with torch.random.fork_rng():
+        head.dropout.p = 1.0
+        head(feature)
+    assert torch.equal(seen[-1], head.query.expand(2, -1, -1))
+
+
+def test_perceptrons_are_four_times_as_wide_as_the_decoder():
+    assert Query2LabelHead(8, 3, width=16).encoder.linear_in.weight.shape == (64, 16)
+    assert Query2LabelHead(8, 3).encoder.linear_in.weight.shape == (32, 8)
+    assert MLDecoderHead(8, 3).decoder.linear_in.weight.shape == (2048, 768)

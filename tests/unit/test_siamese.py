@@ -259,3 +259,16 @@ def test_the_rate_matched_baseline_weighs_recognition_as_the_method_does():
     SiameseStep(other, baseline)(images, None, targets)["total"].backward()
     for ours, theirs in zip(one.parameters(), other.parameters()):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_mixture_is_one_batch_to_batchnorm_also_where_blocks_are_computed_twice():
+    plain = recogniser()
+    twice = copy.deepcopy(plain)
+    images, keep_masks, targets = batch()
+    loss = LossConfig(branches="concatenated")
+    expected = SiameseStep(plain, loss)(images, keep_masks, targets)
+    found = SiameseStep(twice, loss, activation_checkpointing=True)(images, keep_masks, targets)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5)
+    for (name, one), other in zip(twice.named_buffers(), plain.buffers()):
+        torch.testing.assert_close(one, other, msg=name)
