@@ -172,7 +172,7 @@ assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
 """
 
 
-def test_the_diffs_for_contributors_apply_and_work(ready_python, tmp_path):
+def test_the_diffs_for_contributors_apply_and_work(ready_programs, tmp_path):
     tree = tmp_path / "tree"
     for package in ("msldata", "msltrain"):  # with what is compiled already, which goes by the time of the source
         shutil.copytree(REPOSITORY / package, tree / package)
@@ -190,7 +190,12 @@ def test_the_diffs_for_contributors_apply_and_work(ready_python, tmp_path):
     environment = {"PYTHONPATH": str(tree), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     for words in (["cli.py", "build-shards", photos, "--name", "mine", "--out", tmp_path / "out"], ["-c", USE]):
         done = subprocess.run(
-            [sys.executable, *words], cwd=tree, env=environment, text=True, capture_output=True, timeout=120
+            [ready_programs / "ready-python", *words],
+            cwd=tree,
+            env=environment,
+            text=True,
+            capture_output=True,
+            timeout=120,
         )
         assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out/mine/all/dataset.json").is_file()
