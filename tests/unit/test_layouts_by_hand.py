@@ -62,6 +62,17 @@ def test_classes_found_are_sorted_as_their_letters_are_and_also_of_images_that_n
     assert [one.positives for one in source.records()] == [(2,)]
 
 
+def test_all_splits_have_the_classes_of_all(tmp_path):
+    """Or the same number would be another class in each of them."""
+    below = {"train/a": "fox", "test/b": "ape", "test/c": "fox"}
+    content = {f"{name}.xml": voc_xml(voc_object(one)) for name, one in below.items()}
+    root = files(tmp_path, **content, **{f"{name}.jpg": "" for name in below})
+    for split, positives in (("train", [(1,)]), ("test", [(0,), (1,)])):
+        source = open_source("voc", root, split)
+        assert source.labels.classes == ("ape", "fox")
+        assert [one.positives for one in source.records()] == positives
+
+
 def test_the_digest_is_of_whole_annotations(tmp_path):
     text = voc_xml(*[voc_object("fox", (1, 1, 5, number)) for number in range(1, 40)])
     source = open_source("voc", files(tmp_path, **{"a.xml": text, "a.jpg": ""}), "all")
@@ -102,6 +113,13 @@ def test_objects_of_coco_are_in_the_order_of_their_numbers(tmp_path):
     said = [{"id": k, "image_id": 0, "category_id": 1, "bbox": [0, 0, k, 1]} for k in numbers]
     (record,) = records("coco", files(tmp_path, **{"all.json": coco(["a.jpg"], said), "a.jpg": ""}) / "all.json")
     assert [item.box[2] for item in record.objects] == [2, 9, 10, 100]
+
+
+@pytest.mark.parametrize("box", [{}, {"bbox": None}, {"bbox": []}])
+def test_an_annotation_without_a_box_is_a_label_all_the_same(tmp_path, box):
+    said = [{"id": 1, "image_id": 0, "category_id": 1, **box}]
+    (record,) = records("coco", files(tmp_path, **{"all.json": coco(["a.jpg"], said), "a.jpg": ""}) / "all.json")
+    assert (record.positives, record.objects) == ((0,), ())
 
 
 def test_all_splits_of_coco_are_found_however_many(tmp_path):

@@ -157,6 +157,15 @@ def test_a_mask_with_moved_holes_still_says_what_its_file_was(target):
     assert moved.source_hole_fraction(HOLE_WHITE) == 100 / 600 and moved.clue == mask.clue
 
 
+def test_a_mask_is_high_or_low_by_what_is_stored_of_it():
+    gray_HW = np.zeros((20, 20), np.uint8)
+    gray_HW[:, 8:12] = 255
+    mask = MeasuredMask.of_gray("a", gray_HW)
+    moved = MaskSample("a", "a.png", mask.reach(HOLE_WHITE, 0.7))
+    assert keys(chosen([moved], buckets=False)) == {"high": ["a"], "low": []}
+    assert keys(chosen([MaskSample("a", "a.png", mask)], buckets=False)) == {"high": [], "low": ["a"]}
+
+
 def test_a_hole_that_grows_fills_its_notches_first():
     square_HW = np.zeros((9, 9), bool)
     square_HW[3:6, 3:6] = True
