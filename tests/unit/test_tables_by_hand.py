@@ -39,6 +39,16 @@ def shown(path: Path, split: str = "all", **options: Any) -> dict[str, list[str]
     return {one.image: source.labels.names(one.positives) for one in source.records()}
 
 
+@pytest.mark.parametrize("listed", ["dog\ncat\n", "cat\n", "cat\ndog\nfox\n", "cat\nfox\n"])
+def test_columns_of_classes_are_those_of_the_list_in_its_order(tmp_path, listed):
+    path = table(tmp_path, "image,cat,dog\na.jpg,1,0\nb.jpg,0,1\n")
+    (tmp_path / "classes.txt").write_text(listed)
+    with pytest.raises(UserError, match="columns of 0 and 1 are cat, dog, which is another list or order than in"):
+        shown(path, classes=tmp_path / "classes.txt")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert shown(path, classes=tmp_path / "classes.txt") == {"a.jpg": ["cat"], "b.jpg": ["dog"]}
+
+
 # ---- Rows
 
 
