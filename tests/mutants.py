@@ -68,7 +68,9 @@ CORE = {
         "msldata/contract/records.py msldata/sources/labels/values.py msldata/sources/labels/reading.py "
         "msldata/sources/labels/separators.py msldata/sources/labels/survey.py",
         "unit/test_labels unit/test_label_doubts unit/test_table unit/test_source_rules unit/test_class_list "
-        "golden/test_formats golden/test_voc2007 golden/test_coco_layout",
+        "unit/test_separators unit/test_given_in_python unit/test_nothing_lost unit/test_told_apart "
+        "unit/test_field_tables unit/test_tables_by_hand unit/test_layouts_by_hand golden/test_formats "
+        "golden/test_voc2007 golden/test_coco_layout",
     ),
     "masks": _part(
         "msldata/masks/polarity.py msldata/masks/subsets.py msldata/contract/keepmask.py",
@@ -76,12 +78,14 @@ CORE = {
     ),
     "losses": _part(
         "msltrain/training/losses.py msltrain/training/siamese.py",
-        "golden/test_losses unit/test_siamese unit/test_masked_branch unit/test_branchnorm unit/test_tokens",
+        "golden/test_losses unit/test_siamese unit/test_masked_branch unit/test_branchnorm unit/test_tokens "
+        "unit/test_step_against_loops unit/test_registered",
     ),
     "measures": _part(
         "msltrain/measures/metrics.py msltrain/measures/average_precision.py msltrain/measures/strata.py "
         "msltrain/measures/bootstrap.py msltrain/measures/thresholds.py",
-        "golden/test_metrics golden/test_strata golden/test_covered unit/test_bootstrap",
+        "golden/test_metrics golden/test_strata golden/test_covered unit/test_bootstrap unit/test_thresholds_found "
+        "unit/test_metrics_in_words unit/test_compared",
     ),
     "order": _part(
         "msltrain/stream/order/random.py msltrain/stream/order/plan.py msltrain/stream/order/crop_and_flip.py "
@@ -98,8 +102,8 @@ CORE = {
     "lock": _part("msldata/storage/lock.py", "unit/test_lock"),
     "contract": _part(
         "msldata/contract/tar.py msldata/contract/format.py msldata/contract/manifest.py msldata/contract/publish.py",
-        "unit/test_format unit/test_publish unit/test_hostile_metadata unit/test_walk_tar golden/test_shardwriter "
-        "golden/test_croissant",
+        "unit/test_format unit/test_publish unit/test_hostile_metadata unit/test_walk_tar unit/test_tar "
+        "golden/test_shardwriter golden/test_croissant",
     ),
     "resume": _part("msltrain/training/resume.py", "unit/test_resume"),
     "pictures": _part("msltrain/use/read_images.py", "unit/test_read_images"),

@@ -28,6 +28,16 @@ def test_what_would_be_stored_wrong_is_refused(tmp_path, content, message):
         read_class_list(LocalStorage(tmp_path), "classes.txt")
 
 
+def test_a_blank_line_above_a_name_is_refused_where_lines_are_counted(tmp_path):
+    place = LocalStorage(tmp_path)
+    for content, line in (("cat\n\ndog\n\n", 2), ("\ncat\n", 1)):
+        (tmp_path / "classes.txt").write_text(content)
+        with pytest.raises(UserError, match=f"line {line} is blank, and the labels count lines"):
+            read_class_list(place, "classes.txt", counted=True)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n\n\n")
+    assert read_class_list(place, "classes.txt", counted=True).classes == ("cat", "dog")
+
+
 def test_a_missing_list_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such list of classes"):
         read_class_list(LocalStorage(tmp_path), "classes.txt")
