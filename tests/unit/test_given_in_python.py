@@ -225,9 +225,13 @@ def test_a_record_takes_what_numpy_gives():
     assert type(record.objects[0]) is msldata.ObjectRecord
     plain = (msldata.ObjectRecord(0, (1, 2, 3, 4), 12),)
     assert msldata.Record("a", "a.jpg", (), objects=plain).objects is plain
+    both = msldata.Record("a", "a.jpg", (), objects=(*plain, boat)).objects
+    assert json.loads(json.dumps(both))[1] == [1, [1.0, 2.0, 3.0, 4.0], 12.0, False, None, True, False]
 
 
-@pytest.mark.parametrize("positives", [("a",), "ab", (1.0,), (True, False), np.array([True]), None, 3, ((0, 1),)])
+@pytest.mark.parametrize(
+    "positives", [("a",), "ab", (1.0,), (True, False), (0, True), np.array([True]), None, 3, ((0, 1),)]
+)
 def test_a_record_whose_classes_are_no_indices_is_refused(positives: Any):
     with pytest.raises(UserError, match=r"^record 'a': positives is .* give the indices of its classes"):
         msldata.Record("a", "a.jpg", positives)
