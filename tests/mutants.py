@@ -79,7 +79,7 @@ CORE = {
     "losses": _part(
         "msltrain/training/losses.py msltrain/training/siamese.py",
         "golden/test_losses unit/test_siamese unit/test_masked_branch unit/test_branchnorm unit/test_tokens "
-        "unit/test_step_against_loops unit/test_registered",
+        "unit/test_step_against_loops unit/test_registered unit/test_given_in_python unit/test_validation",
     ),
     "measures": _part(
         "msltrain/measures/metrics.py msltrain/measures/average_precision.py msltrain/measures/strata.py "
