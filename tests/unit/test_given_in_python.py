@@ -138,6 +138,8 @@ def test_a_step_refuses_what_it_would_leave_out_in_silence():
     single = LossConfig(clean_weight=1, masked_weight=0, consistency_weight=0, branches="single")
     with pytest.raises(UserError, match=r"^loss\.branches=single masks the images and keep_mask_B1HW is None"):
         SiameseStep(network(), single)(**{**batch(), "keep_mask_B1HW": None})
+    with pytest.raises(UserError, match=r"^the loss has masked terms and keep_mask_B1HW is None; give the batch's"):
+        SiameseStep(network(), LossConfig())(**{**batch(), "keep_mask_B1HW": None})
 
 
 @pytest.fixture
