@@ -165,7 +165,6 @@ def draw(found: Found, file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
     for name, (hidden, whole) in point.items():
         axes.plot(hidden, whole, "o", color="tab:grey" if name.startswith("baseline") else "tab:blue", markersize=4)
-        axes.annotate(name, (hidden, whole), xytext=(3, 3), textcoords="offset points", fontsize=7)
     front = sorted(
         place
         for place in point.values()
@@ -175,5 +174,25 @@ def draw(found: Found, file: Path) -> None:
     axes.set_xlabel("mAP behind heavy holes (%)")
     axes.set_ylabel("mAP on whole images (%)")
     axes.grid(alpha=0.3)
+    figure.draw_without_rendering()
+    taken: list[Any] = []
+    for name, place in sorted(point.items(), key=lambda item: -item[1][1]):
+        taken.append(_label(axes, name, place, taken))
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _label(axes: Any, name: str, place: tuple[float, float], taken: Sequence[Any]) -> Any:
+    """Write a point's name beside it, where it crosses none that is there already, and give the box that it takes."""
+    sides = [(x, y) for x in ("left", "right") for y in ("bottom", "top")]
+    for number, (across, up) in enumerate(sides):
+        offset = (3 if across == "left" else -3, 3 if up == "bottom" else -3)
+        label = axes.annotate(
+            name, place, xytext=offset, textcoords="offset points", fontsize=7, ha=across, va=up, in_layout=False
+        )
+        box = label.get_window_extent()
+        inside = box.x1 < axes.bbox.x1 and box.x0 > axes.bbox.x0 and box.y0 > axes.bbox.y0 and box.y1 < axes.bbox.y1
+        if (inside and not any(box.overlaps(other) for other in taken)) or number + 1 == len(sides):
+            return box
+        label.remove()
+    raise AssertionError("the last side is taken")
