@@ -104,6 +104,14 @@ def test_round_trip(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last"]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_checkpoint_says_whether_its_run_was_ended_on_purpose(tmp_path: Path, ended: bool):
+    save_checkpoint(small(ended=ended), tmp_path / "last")
+    meta = json.loads((tmp_path / "last" / "meta.json").read_text())
+    assert meta.get("ended") is (True if ended else None)
+    assert load_checkpoint(tmp_path / "last").ended is ended
+
+
 def test_recogniser_comes_back_without_its_pretrained_file(tmp_path: Path):
     saved = checkpoint()
     save_checkpoint(saved, tmp_path / "run" / "checkpoints" / "last")
