@@ -44,6 +44,8 @@ def test_a_positive_weighs_as_much_as_there_are_negatives_for_it(tmp_path: Path,
     shards = open_shard_set(tmp_path)
     for data in (shards, tmp_path, Loader(tmp_path, StreamConfig(batch_size=4), training=True)):
         assert positive_weights(data, power).tolist() == pytest.approx(weights)
+    write_images(tmp_path / "few", [2])  # one, one and none
+    assert positive_weights(tmp_path / "few", power).tolist() == [1, 1, 1]
     with pytest.raises(UserError, match=r"^balance is 2; it must be 0 to 1"):
         positive_weights(shards, 2)
 
