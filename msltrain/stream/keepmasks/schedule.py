@@ -28,7 +28,7 @@ class MaskSchedule:
         first_epoch: the epoch, counted from 0, from which images are masked.
     """
 
-    def __init__(self, banks: Sequence[KeepMasks], weights: Sequence[float], ramp_epochs: int, first_epoch: int = 0):
+    def __init__(self, banks: Sequence[KeepMasks], weights: Sequence[float], ramp_epochs: int, first_epoch: int):
         self._banks, self._ramp_epochs, self._first_epoch = list(banks), ramp_epochs, first_epoch
         self._weights = tuple(weights)
 
