@@ -19,7 +19,7 @@ import msltrain.runs.checkpoint
 import msltrain.runs.find_checkpoint
 from msldata.errors import StorageError, UserError
 from msldata.storage import LocalStorage
-from msltrain.config import ModelConfig, TrainConfig
+from msltrain.config import ModelConfig, TrainConfig, override
 from msltrain.measures.predictions import Origin, Predictions, write_predictions
 from msltrain.models.build import build_model
 from msltrain.runs.checkpoint import (
@@ -30,7 +30,7 @@ from msltrain.runs.checkpoint import (
     load_recogniser,
     save_checkpoint,
 )
-from msltrain.runs.find_checkpoint import find_checkpoint, open_checkpoint
+from msltrain.runs.find_checkpoint import find_checkpoint, open_checkpoint, progress_of
 from msltrain.runs.other_checkpoints import Foreign, load_any
 from msltrain.stream.config import StreamConfig
 from msltrain.use.predict import thresholds_of
@@ -110,6 +110,29 @@ def test_a_checkpoint_says_whether_its_run_was_ended_on_purpose(tmp_path: Path, 
     meta = json.loads((tmp_path / "last" / "meta.json").read_text())
     assert meta.get("ended") is (True if ended else None)
     assert load_checkpoint(tmp_path / "last").ended is ended
+    edit_meta(tmp_path / "last", lambda content: (as_before(content), content.update(ended="no")))
+    with pytest.raises(UserError, match="ended is neither true nor false"):
+        load_checkpoint(tmp_path / "last")
+
+
+@pytest.mark.parametrize(
+    ("epoch", "best", "patience", "ended", "is_over"),
+    [
+        (2, 2, 0, False, False),
+        (3, 3, 0, False, True),
+        (2, 1, 1, False, True),
+        (2, 2, 1, False, False),
+        (2, 1, 2, False, False),
+        (1, 1, 0, True, True),
+    ],
+)
+def test_a_run_is_over_with_its_epochs_its_patience_or_on_purpose(tmp_path, epoch, best, patience, ended, is_over):
+    config = override(CONFIG, ["optim.num_epochs=3", f"optim.patience={patience}"])
+    save_checkpoint(small(9, config=config, epoch=epoch, ended=ended), tmp_path / "checkpoints" / "last")
+    assert progress_of(tmp_path).is_over is (epoch == 3 or ended)
+    save_checkpoint(small(5, config=config, epoch=best), tmp_path / "checkpoints" / "best")
+    found = progress_of(tmp_path)
+    assert (found.epoch, found.num_epochs, found.step, found.is_over) == (epoch, 3, 9, is_over)
 
 
 def test_recogniser_comes_back_without_its_pretrained_file(tmp_path: Path):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from msldata.errors import UserError
 from msltrain.measures.bootstrap import compare, interval_around, resampled_mean_ap, resampled_rates, resampled_share
 from msltrain.measures.metrics import RATES, SUMMARY, compute_metrics
 from msltrain.measures.predictions import Origin, Predictions
@@ -86,3 +87,21 @@ def test_the_json_of_a_series_has_the_spread_of_all_its_runs():
         spread = {"mean": statistics.fmean(values), "standard_deviation": statistics.stdev(values)}
         assert content["summary"][name] == pytest.approx(spread)
     assert [run["metrics"]["mAP"] for run in content["runs"]] == [one.metrics.mAP for one in measured]
+
+
+@pytest.mark.parametrize("field", ["target_NK", "ignore_NK"])
+def test_other_labels_of_the_same_images_are_refused(field: str):
+    one, other = predictions(1), predictions(2)
+    changed = getattr(other, field).copy()
+    changed[4, 2] = not changed[4, 2]
+    with pytest.raises(UserError, match="the two say other labels of the same images"):
+        compare(one, mixed_up(replace(other, **{field: changed})))
+
+
+def test_other_images_and_classes_are_named():
+    one, other = predictions(1), predictions(2)
+    keys = (*other.keys[:10], "b", "a", *other.keys[12:])
+    with pytest.raises(UserError, match=r"different images \(30 and 30; only in one: 10\)$"):
+        compare(one, replace(other, keys=keys))
+    with pytest.raises(UserError, match=r"different classes \(4 and 4; only in one: ant\)$"):
+        compare(one, replace(other, classes=("cat", "dog", "owl", "ant")))

@@ -101,6 +101,7 @@ def test_a_folder_with_a_checkpoint_is_used(tmp_path: Path):
     (tmp_path / "checkpoints/last").mkdir(parents=True)
     assert not holds_run(tmp_path)
     check_unused(tmp_path, "mine")
+    check_unused(tmp_path / "absent", "mine")
     save(tmp_path / "checkpoints/epoch-0001")
     assert holds_run(tmp_path)
     with pytest.raises(UserError) as refused:

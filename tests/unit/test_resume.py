@@ -40,6 +40,24 @@ def test_with_another_batch_size_a_run_goes_on_after_as_many_samples(tmp_path: P
         assert (loader.epoch, loader.step) == (1, step)
 
 
+def test_it_is_said_that_the_best_epoch_is_chosen_anew():
+    """Where there was one, and the samples that it was the best on are not those of now."""
+    before: Any = SimpleNamespace(train_state={"best": {"epoch": 1, "mAP": 0.5}})
+    none: Any = SimpleNamespace(train_state={"best": None})
+    anew = "validation is on other samples now: the best epoch is chosen anew from here on"
+    assert Start(checkpoint=before, changes=("a",), validates_anew=True).notes(None) == [
+        "continued with a change: a",
+        anew,
+    ]
+    for start, best in (
+        (Start(checkpoint=before, validates_anew=True), {"epoch": 1}),
+        (Start(checkpoint=before), None),
+        (Start(checkpoint=none, validates_anew=True), None),
+        (Start(validates_anew=True), None),
+    ):
+        assert start.notes(best) == []
+
+
 def test_patience_is_the_number_of_epochs_after_the_best():
     trainer = Trainer.__new__(Trainer)  # without the network, which has no part in it
     trainer.config, trainer.chooses = override(recipe("smoke"), ["optim.patience=2"]), True
