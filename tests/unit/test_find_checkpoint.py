@@ -15,6 +15,8 @@ from msldata.storage import LocalStorage
 from msltrain.recipes import recipe
 from msltrain.runs.checkpoint import Checkpoint, save_checkpoint
 from msltrain.runs.find_checkpoint import (
+    EXPORT_CONFIG,
+    EXPORT_WEIGHTS,
     Foreign,
     check_model,
     check_unused,
@@ -22,6 +24,7 @@ from msltrain.runs.find_checkpoint import (
     folder_of_weights,
     holds_run,
     is_export,
+    refuse_part,
     training_shards,
 )
 from msltrain.runs.find_checkpoint import test_shards as shards_to_test
@@ -180,3 +183,23 @@ def test_the_test_shards_beside_those_of_training(tmp_path: Path, monkeypatch: p
     assert shards_to_test(tmp_path / "nothing") is None
     (run / "meta.json").write_text("{}")
     assert shards_to_test(run) is None
+
+
+def test_one_file_of_a_model_is_refused_where_its_model_is(tmp_path: Path):
+    for name in ("meta.json", "README.md"):
+        (tmp_path / name).touch()
+    for name in ("meta.json", "README.md"):
+        with pytest.raises(UserError, match=rf"{name}: one file of a model; give its folder, {tmp_path}$"):
+            refuse_part(tmp_path / name)
+    (tmp_path / "meta.json").unlink()
+    refuse_part(tmp_path / "README.md")  # anybody's
+    refuse_part(tmp_path)
+    refuse_part(tmp_path / "absent.onnx")
+    (tmp_path / "graph.onnx").touch()
+    with pytest.raises(UserError, match="a graph for other programs"):
+        refuse_part(tmp_path / "graph.onnx")
+    for name in (EXPORT_CONFIG, EXPORT_WEIGHTS):
+        (tmp_path / name).touch()
+    for name in ("graph.onnx", "README.md"):
+        with pytest.raises(UserError, match="one file of a model; give its folder"):
+            refuse_part(tmp_path / name)

@@ -395,3 +395,13 @@ def test_what_is_common_inside_names_stays(values: tuple):
 
 def test_names_of_separators():
     assert [name_of(character) for character in " \t\n;"] == ["a space", "a tab", "a line break", "';'"]
+
+
+@pytest.mark.parametrize(
+    ("written", "numbers"),
+    [("1 0 -1 1", (1, 0, -1, 1)), ("1.0 0.0 -1.0 0.0", (1, 0, -1, 0)), ("-1 -1 1 -1", (-1, -1, 1, -1))],
+)
+def test_a_vector_that_is_written_as_text_is_one_of_numbers(written: str, numbers: tuple[int, ...]):
+    found = survey_of(written, separator=" ")
+    assert [parts for _, parts in found.vectors[4]] == [numbers] and not found.lists
+    assert found.values == {number: numbers.count(number) for number in set(numbers)}
