@@ -97,7 +97,7 @@ CORE = {
     "schedule": _part("msltrain/training/optim.py", "golden/test_optim unit/test_families unit/test_learner"),
     "checkpoint": _part(
         "msltrain/runs/checkpoint.py msltrain/runs/find_checkpoint.py",
-        "unit/test_checkpoint unit/test_find_checkpoint unit/test_learner",
+        "unit/test_checkpoint unit/test_find_checkpoint unit/test_learner unit/test_average",
     ),
     "lock": _part("msldata/storage/lock.py", "unit/test_lock"),
     "contract": _part(
@@ -106,7 +106,9 @@ CORE = {
         "golden/test_shardwriter golden/test_croissant",
     ),
     "resume": _part("msltrain/training/resume.py", "unit/test_resume"),
-    "pictures": _part("msltrain/use/read_images.py", "unit/test_read_images"),
+    "pictures": _part(
+        "msltrain/use/read_images.py", "unit/test_read_images unit/test_file_names unit/test_first_table"
+    ),
     "loader": _part(
         "msltrain/stream/loader.py msltrain/stream/passes.py",
         "unit/test_loader_alone unit/test_stream_windows unit/test_views unit/test_keepmasks unit/test_augmentations",

@@ -436,3 +436,13 @@ def test_a_square_is_made_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Photo(JPEG).square(8).shape == (1, 3, 8, 8)
+
+
+def test_a_table_of_photographs_needs_a_header_and_not_its_spaces(tmp_path: Path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    table = tmp_path / "photographs.csv"
+    table.write_text('labels, image\n"cat", "a.jpg"\n')
+    assert [Path(picture.name).name for picture in find_images([table])] == ["a.jpg"]
+    table.write_text("a.jpg,cat\na.jpg,dog\n")
+    with pytest.raises(UserError, match="it seems to have no header line, for it begins with 'a.jpg, cat'"):
+        find_images([table])
