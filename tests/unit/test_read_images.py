@@ -444,5 +444,5 @@ def test_a_table_of_photographs_needs_a_header_and_not_its_spaces(tmp_path: Path
     table.write_text('labels, image\n"cat", "a.jpg"\n')
     assert [Path(picture.name).name for picture in find_images([table])] == ["a.jpg"]
     table.write_text("a.jpg,cat\na.jpg,dog\n")
-    with pytest.raises(UserError, match="it seems to have no header line, for it begins with 'a.jpg, cat'"):
+    with pytest.raises(UserError, match=r"it seems to have no header line, for it begins with 'a\.jpg, cat'"):
         find_images([table])
