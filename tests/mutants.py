@@ -111,7 +111,8 @@ CORE = {
     ),
     "loader": _part(
         "msltrain/stream/loader.py msltrain/stream/passes.py",
-        "unit/test_loader_alone unit/test_stream_windows unit/test_views unit/test_keepmasks unit/test_augmentations",
+        "unit/test_loader_alone unit/test_stream_windows unit/test_views unit/test_keepmasks unit/test_augmentations "
+        "unit/test_given_in_python",
     ),
 }
 SAMPLE = 40
