@@ -130,6 +130,14 @@ def test_a_few_words_do_not_make_a_column_of_counts_another_one(tmp_path):
         shown(table(tmp_path, "Foto;Wolf;Luchs;Reh;Wert", *rows))
     rows = [row.replace("viele", "0") for row in rows]
     assert shown(table(tmp_path, "Foto;Wolf;Luchs;Reh;Wert", *rows))[0] == ("Wolf", "Luchs", "Reh")
+    rows = [
+        "a.jpg;0;2;gut;1",
+        "b.jpg;3;0;gut;0",
+        "c.jpg;0;1;1;2,5",
+        "d.jpg;2;4;so;1",
+    ]  # words that are another column's
+    with pytest.raises(BadInputError, match="line 4: column 'Bock' holds '2,5' among 0 and 1; mend it"):
+        shown(table(tmp_path, "Foto;Wolf;Reh;Zustand;Bock", *rows))
 
 
 def test_a_site_and_a_date_are_not_taken_for_labels(tmp_path):

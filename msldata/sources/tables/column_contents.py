@@ -16,7 +16,7 @@ from msldata.sources.tables.column_words import (
     names_of_labels,
     says_labels,
 )
-from msldata.sources.tables.count_columns import columns_of_counts
+from msldata.sources.tables.count_columns import columns_of_counts, is_empty
 from msldata.sources.tables.mark_columns import ColumnOfMarks, marks_in
 
 BINARY = re.compile(r"(0|-?1)([.,]0*)?|true|false|nan|none|")
@@ -83,7 +83,7 @@ def _numbers_rows(name: str) -> bool:
 def is_binary(column: str, rows: Sequence[Row]) -> bool:
     """Whether a column holds 0, 1 and -1 alone."""
     values = {text_of(cells, column).lower() for _, cells in rows}
-    return all(map(BINARY.fullmatch, values)) and not values <= {"", "nan", "none"}
+    return all(map(BINARY.fullmatch, values)) and not all(map(is_empty, values))
 
 
 def holds_words(column: str, rows: Sequence[Row]) -> bool:

@@ -75,18 +75,20 @@ def refuse_almost_of_classes(names: Sequence[str], rows: Sequence[Row], *, count
         counts: whether the others hold counts; then this is about columns of counts with a few words, too.
     """
     found = []
-    among = "0 and 1"
+    of_counts = False
     for column in names:
         if is_measure(column) or is_remark(column) or is_site(column):
             continue
         filled = [(place, cell) for place, cells in rows if not is_empty(cell := text_of(cells, column))]
         odd = [(place, cell) for place, cell in filled if not BINARY.fullmatch(cell.lower())]
-        if counts and not all(NUMERIC.fullmatch(cell) for _, cell in odd):
+        holds_words = not all(NUMERIC.fullmatch(cell) for _, cell in odd)
+        if counts and holds_words:
             odd = [(place, cell) for place, cell in odd if count_in(cell) is None]
-            among = "counts"
-        if len(odd) * 2 < len(filled):
+        if odd and len(odd) * 2 < len(filled):
             found += [f"{place}: column '{column}' holds {cell!r}" for place, cell in odd]
+            of_counts |= counts and holds_words
     if found:
+        among = "counts" if of_counts else "0 and 1"
         more = f" ({len(found) - _CELLS_SHOWN:,} more like these)" if len(found) > _CELLS_SHOWN else ""
         raise ValueError(
             f"{'; '.join(found[:_CELLS_SHOWN])}{more} among {among}; mend {'it' if len(found) == 1 else 'them'}, or "
