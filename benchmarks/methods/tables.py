@@ -183,16 +183,23 @@ def draw(found: Found, file: Path) -> None:
 
 
 def _label(axes: Any, name: str, place: tuple[float, float], taken: Sequence[Any]) -> Any:
-    """Write a point's name beside it, where it crosses none that is there already, and give the box that it takes."""
-    sides = [(x, y) for x in ("left", "right") for y in ("bottom", "top")]
-    for number, (across, up) in enumerate(sides):
-        offset = (3 if across == "left" else -3, 3 if up == "bottom" else -3)
-        label = axes.annotate(
-            name, place, xytext=offset, textcoords="offset points", fontsize=7, ha=across, va=up, in_layout=False
+    """Write a point's name on the side of it where it crosses fewest that are there already; the box that it takes."""
+    labels = [
+        axes.annotate(name, place, xytext=offset, textcoords="offset points", fontsize=7, ha=ha, va=va, in_layout=False)
+        for offset, ha, va in (
+            ((3, 3), "left", "bottom"),
+            ((3, -3), "left", "top"),
+            ((-3, 3), "right", "bottom"),
+            ((-3, -3), "right", "top"),
         )
-        box = label.get_window_extent()
-        inside = box.x1 < axes.bbox.x1 and box.x0 > axes.bbox.x0 and box.y0 > axes.bbox.y0 and box.y1 < axes.bbox.y1
-        if (inside and not any(box.overlaps(other) for other in taken)) or number + 1 == len(sides):
-            return box
+    ]
+    boxes = [label.get_window_extent() for label in labels]
+    faults = [sum(map(box.overlaps, taken)) + _leaves(box, axes.bbox) for box in boxes]
+    best = faults.index(min(faults))
+    for label in labels[:best] + labels[best + 1 :]:
         label.remove()
-    raise AssertionError("the last side is taken")
+    return boxes[best]
+
+
+def _leaves(box: Any, frame: Any) -> bool:
+    return not (frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1)
