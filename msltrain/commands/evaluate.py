@@ -242,12 +242,10 @@ def _show_series(measured: Sequence[Measured], intervals: Mapping[str, Interval]
 
 def _over_seeds(values: Sequence[float | None]) -> str:
     """Mean ± standard deviation in percent of a measure of every run, which all of them have or none."""
-    from msltrain.measures.summary import mean_and_deviation
+    from msltrain.measures.summary import spread_said
 
-    if any(value is None for value in values):
-        return _percent(None)
-    mean, deviation = mean_and_deviation([value for value in values if value is not None])
-    return f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+    known = [value for value in values if value is not None]
+    return spread_said(known) if len(known) == len(values) else _percent(None)
 
 
 def _explain() -> None:

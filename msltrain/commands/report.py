@@ -49,7 +49,7 @@ def report(
 
     from msldata.errors import UserError
     from msltrain.measures.metrics import compute_metrics
-    from msltrain.measures.summary import mean_and_deviation
+    from msltrain.measures.summary import spread_said
     from msltrain.report.gather import gather_runs, name_of
     from msltrain.runs.run_places import find_evaluation_shards, find_series, run_folder, study_folder
 
@@ -101,8 +101,7 @@ def report(
         found = [compute_metrics(one.clean).summary() for one in runs[start : start + len(members)]]
         start += len(members) or 1
         if len(found) > 1:
-            spread = {measure: mean_and_deviation([one[measure] for one in found]) for measure in found[0]}
-            words = ", ".join(f"{key} {100 * mean:.2f} ± {100 * sd:.2f}" for key, (mean, sd) in spread.items())
+            words = ", ".join(f"{measure} {spread_said([one[measure] for one in found])}" for measure in found[0])
             show(out, f"{title}, mean ± standard deviation of {counted(len(found), 'run')}: {words}")
     if shards is None:
         out.print("without photographs; --data SHARDS adds them")

@@ -40,6 +40,12 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def spread_said(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation in percent: ``71.42 ± 0.31``."""
+    mean, deviation = mean_and_deviation(values)
+    return f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+
+
 def series_json(measured: Sequence[Measured], intervals: Mapping[str, Interval]) -> str:
     """Indented JSON text of a series: every run, and mean and standard deviation of the published measures, with the
     ``intervals`` of the means, if they were requested."""
